@@ -1,0 +1,108 @@
+"""Values: one class per situation in which this gateway itself ends a call.
+
+Each class carries its gRPC code. Texts are written for the caller: they name what is wrong and what would be right, and
+never an address, a path or a stack. What an upstream said is passed on as `UpstreamFailed`, same code and text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from gateway.status import Code
+
+
+class GatewayError(Exception):
+    """Ends a call with `code` and the exception's text."""
+
+    code: ClassVar[Code]
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+
+# The caller's fault
+
+
+class BadRequest(GatewayError):
+    """The request cannot be understood or is refused as it is."""
+
+    code = Code.INVALID_ARGUMENT
+
+
+class BadInput(BadRequest):
+    """An input of a pipeline or typed call is not what its step needs; the text names the input and the reason."""
+
+
+class UnknownModel(GatewayError):
+    """The caller named a model that is neither public nor callable directly. Same text as Triton's."""
+
+    code = Code.NOT_FOUND
+
+    def __init__(self, model: str, version: str = "") -> None:
+        shown = model if len(model) <= 200 else model[:200] + "…"  # noqa: PLR2004
+        at = f" version {version}" if version else ""
+        super().__init__(f"Request for unknown model: '{shown}'{at} is not found")
+
+
+class ControlRefused(GatewayError):
+    """An RPC that changes a server came from a place that may not call it."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class Unsupported(GatewayError):
+    """The method exists, but not for this kind of model."""
+
+    code = Code.UNIMPLEMENTED
+
+
+class DeadlineExceeded(GatewayError):
+    """The caller's time was used up here."""
+
+    code = Code.DEADLINE_EXCEEDED
+
+
+# Upstream's fault
+
+
+class NoTarget(GatewayError):
+    """Nothing that could answer is available now."""
+
+    code = Code.UNAVAILABLE
+
+
+class SequenceLost(GatewayError):
+    """The endpoint that holds a sequence's state is gone; the sequence must start again."""
+
+    code = Code.UNAVAILABLE
+
+
+class UpstreamFailed(GatewayError):
+    """What an upstream answered, passed on untouched."""
+
+    code = Code.UNKNOWN
+
+    def __init__(self, code: Code, text: str, trailers: Sequence[tuple[str, str | bytes]] = ()) -> None:
+        super().__init__(text)
+        self.code = code  # type: ignore[misc]  # the one class whose code is the upstream's
+        self.trailers = tuple(trailers)
+
+
+# Capacity
+
+
+class Overloaded(GatewayError):
+    """A bounded queue, here or upstream, is full."""
+
+    code = Code.RESOURCE_EXHAUSTED
+
+
+# Our bug
+
+
+class Bug(GatewayError):
+    """Something unforeseen; the log has the details, the caller a fixed text."""
+
+    code = Code.INTERNAL

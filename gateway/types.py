@@ -1,0 +1,51 @@
+"""Values: the frozen nouns that rooms exchange. No behaviour beyond what their fields imply, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+MetadataValue = str | bytes
+Metadata = Sequence[tuple[str, MetadataValue]]
+"""gRPC metadata in order; keys are lower case, `-bin` keys have bytes."""
+
+Parameter = bool | int | float | str
+"""A value of the V2 protocol's `InferParameter`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One loaded Triton model on one upstream that can answer for a public model."""
+
+    name: str
+    upstream: str
+    model: str
+    version: str = ""  # "" leaves the choice to the server's version policy
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What routing may know of a request."""
+
+    metadata: Mapping[str, str] = field(default_factory=dict)  # lower-case keys, first value wins, no `-bin` keys
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)  # of the V2 request
+    version: str = ""  # explicit model version, "" if none
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which variants to try, in order, and why the first one is first."""
+
+    targets: tuple[Variant, ...]
+    reason: str  # "rule:<name>", "sticky", "split", "only", "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Who answered, for trailing metadata, the typed API and telemetry."""
+
+    model: str  # public name
+    variant: str
+    model_version: str  # as the server answered
+    endpoint: str
+    attempts: int
