@@ -41,7 +41,7 @@ class UnknownModel(GatewayError):
     code = Code.NOT_FOUND
 
     def __init__(self, model: str, version: str = "") -> None:
-        shown = model if len(model) <= 200 else model[:200] + "…"  # noqa: PLR2004
+        shown = model if len(model) <= 200 else model[:200] + "…"
         at = f" version {version}" if version else ""
         super().__init__(f"Request for unknown model: '{shown}'{at} is not found")
 
