@@ -35,6 +35,12 @@ class BadInput(BadRequest):
     """An input of a pipeline or typed call is not what its step needs; the text names the input and the reason."""
 
 
+class MalformedMessage(GatewayError):
+    """Bytes that are no message of their method. Any gRPC server, Triton too, ends such a call with INTERNAL."""
+
+    code = Code.INTERNAL
+
+
 class UnknownModel(GatewayError):
     """The caller named a model that is neither public nor callable directly. Same text as Triton's."""
 

@@ -1,0 +1,1 @@
+"""wire (sans-IO): bytes of the V2 protocol, read and rewritten without a message class."""

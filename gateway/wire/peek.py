@@ -1,0 +1,416 @@
+"""wire (sans-IO): the top-level fields of V2 inference messages, read and replaced without parsing tensors.
+
+May use values only: no protobuf, no I/O. It must not know what a name or a parameter means to routing.
+
+Tensors are skipped by their length, so the cost of a peek grows with the number of top-level fields and not with the
+size of the message. Fields may come in any order; of a repeated scalar the last one counts, as in protobuf; unknown
+fields are kept. The outermost level and what is read of it are checked, the inside of tensors is Triton's to check.
+Field numbers: grpc_service.proto (triton-inference-server/common). Encoding: protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gateway.errors import BadRequest, GatewayError, MalformedMessage
+from gateway.types import Parameter
+
+Buffer = bytes | memoryview
+"""A whole message. A memoryview must be one of unsigned bytes (format "B")."""
+
+MAX_FIELDS = 65_536
+"""Top-level fields of one message. Models have at most hundreds of tensors; a scan of this many takes about 10 ms."""
+
+# Tags as they are on the wire: field number << 3 | wire type. Requests and responses share numbers 1 to 5.
+_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
+_NAME, _VERSION, _ID, _PARAMETER, _TENSOR = (
+    0x0A,
+    0x12,
+    0x1A,
+    0x22,
+    0x2A,
+)  # _TENSOR: `inputs`, or `outputs` of a response
+_REQUESTED_OUTPUT = 0x32
+_STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
+
+_FINAL = "triton_final_response"
+_SHARED_MEMORY = "shared_memory_region"
+
+
+@dataclass(slots=True)  # not frozen: that would cost as much as the whole scan
+class Head:
+    """What is outside the tensors in one ModelInferRequest or ModelInferResponse. Not to be changed."""
+
+    model_name: str
+    model_version: str
+    id: str
+    has_tensors: bool  # any `inputs` of a request, any `outputs` of a response
+    entries: list[bytes]  # of the `parameters` map, undecoded, in order
+    # For `rename_request`: the message is body[start:end]; name, version and id are body[start:front] and `strays`.
+    start: int
+    front: int
+    end: int
+    strays: list[tuple[int, int]]
+    _parameters: dict[str, Parameter] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The `parameters` map, decoded at the first use. A key whose value is not set is left out.
+
+        :raises MalformedMessage: if an entry is no valid map entry.
+        """
+        if self._parameters is None:
+            self._parameters = _decode_parameters(self.entries)
+        return self._parameters
+
+    @property
+    def is_final(self) -> bool:
+        """Is this the last response to its request? Only known if `triton_final_response` came with it.
+
+        :raises MalformedMessage: if an entry of `parameters` is no valid map entry.
+        """
+        return bool(self.entries) and self.parameters.get(_FINAL) is True
+
+    @property
+    def is_empty_final(self) -> bool:
+        """Does this response say nothing but "that was all"? Callers that did not ask for it must not see it.
+
+        :raises MalformedMessage: if an entry of `parameters` is no valid map entry.
+        """
+        return not self.has_tensors and self.is_final
+
+
+RequestHead = ResponseHead = Head
+
+
+@dataclass(slots=True)
+class StreamHead:
+    """What is outside the tensors in one ModelStreamInferResponse. Not to be changed."""
+
+    error: str  # `error_message`, "" if none
+    response: Head | None  # of `infer_response`, which an in-band error has too, for its id
+    rest: bytes  # unknown fields
+
+
+def peek_request(body: Buffer) -> Head:
+    """Read a ModelInferRequest's head.
+
+    :raises MalformedMessage: if the top level is no protobuf message, has groups, or a name is not UTF-8.
+    :raises BadRequest: if it has more than MAX_FIELDS top-level fields.
+    """
+    return _peek(body, 0, len(body), BadRequest)
+
+
+def peek_response(body: Buffer) -> Head:
+    """Read a ModelInferResponse's head.
+
+    :raises MalformedMessage: as `peek_request`, also if there are too many fields.
+    """
+    return _peek(body, 0, len(body), MalformedMessage)
+
+
+def rename_request(
+    body: Buffer,
+    head: Head,
+    *,
+    model_name: str | None = None,
+    model_version: str | None = None,
+    id: str | None = None,
+    extra: bytes = b"",
+) -> bytes:
+    """The same message with some scalars replaced; None keeps one, "" clears it.
+
+    Name, version and id come first in the result; all other bytes follow as they were, and then `extra`.
+
+    body, head:  a message and its own peek.
+    extra:       encoded fields to append, such as `ENABLE_EMPTY_FINAL`.
+    """
+    front = _scalars(
+        head.model_name if model_name is None else model_name,
+        head.model_version if model_version is None else model_version,
+        head.id if id is None else id,
+    )
+    if not head.strays:
+        return b"".join((front, body[head.front : head.end], extra))
+    return b"".join((front, *_without_strays(body, head), extra))
+
+
+rename_response = rename_request  # fields 1 to 3 are the same in both
+
+
+def peek_stream_response(body: Buffer) -> StreamHead:
+    """Read a ModelStreamInferResponse's head.
+
+    :raises MalformedMessage: as `peek_response`; also if `infer_response` occurs twice, which no serializer does.
+    """
+    error, response, rest = "", None, b""
+    for tag, begin, at, stop in _fields(body, 0, len(body)):
+        if tag == _STREAM_ERROR:
+            error = _text(body[at:stop])
+        elif tag != _STREAM_RESPONSE:
+            rest += body[begin:stop]
+        elif response is not None:
+            raise MalformedMessage("A ModelStreamInferResponse has more than one infer_response.")
+        else:
+            response = _peek(body, at, stop, MalformedMessage)
+    return StreamHead(error, response, rest)
+
+
+def rename_stream_response(
+    body: Buffer,
+    head: StreamHead,
+    *,
+    model_name: str | None = None,
+    model_version: str | None = None,
+    id: str | None = None,
+) -> bytes:
+    """The same message with some scalars of its `infer_response` replaced, as `rename_request` does."""
+    error = _string(_STREAM_ERROR, head.error)
+    if head.response is None:
+        return error + head.rest
+    inner = rename_response(body, head.response, model_name=model_name, model_version=model_version, id=id)
+    return b"".join((error, b"\x12", _encode_varint(len(inner)), inner, head.rest))
+
+
+def stream_error(text: str, id: str, model_name: str = "") -> bytes:
+    """A ModelStreamInferResponse that tells an error in-band, as Triton does: the stream goes on after it."""
+    inner = _scalars(model_name, "", id)
+    return b"".join((_string(_STREAM_ERROR, text), b"\x12", _encode_varint(len(inner)), inner))
+
+
+def bool_parameter(key: str, value: bool) -> bytes:
+    """One encoded entry of `parameters`. Appended to a message it wins over an earlier one with the same key."""
+    entry = _string(0x0A, key) + bytes((0x12, 2, 0x08, value))
+    return bytes((_PARAMETER,)) + _encode_varint(len(entry)) + entry
+
+
+ENABLE_EMPTY_FINAL = b"\x22\x28\x0a\x22triton_enable_empty_final_response\x12\x02\x08\x01"
+"""`bool_parameter("triton_enable_empty_final_response", True)`: asks for a last, empty response.
+
+Without it the end of a decoupled model's answers can't be seen."""
+
+
+def mentions_shared_memory(body: Buffer) -> bool:
+    """Does any input or requested output of a ModelInferRequest live in a shared memory region?
+
+    Looks into every tensor's own fields, so it costs several times a peek.
+
+    :raises MalformedMessage: if an input or requested output can't be read.
+    """
+    for tag, _, at, stop in _fields(body, 0, len(body)):
+        if tag in (_TENSOR, _REQUESTED_OUTPUT):
+            parameter = _PARAMETER if tag == _TENSOR else 0x12  # number 4 of an input, 2 of a requested output
+            entries = [bytes(body[a:z]) for inner, _, a, z in _fields(body, at, stop) if inner == parameter]
+            if _SHARED_MEMORY in _decode_parameters(entries):
+                return True
+    return False
+
+
+def string_field(body: Buffer, number: int) -> str:
+    """One top-level string of any message by its field number, "" if it is not there.
+
+    :raises MalformedMessage: if the message can't be read or the field is not UTF-8.
+    """
+    wanted, found = number << 3 | _LEN, ""
+    for tag, _, at, stop in _fields(body, 0, len(body)):
+        if tag == wanted:
+            found = _text(body[at:stop])
+    return found
+
+
+def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> Head:  # noqa: PLR0912
+    """The hot loop: one turn per top-level field, one-byte tags and lengths first, nothing called for them."""
+    name = version = id = ""
+    has_tensors = False
+    entries: list[bytes] = []
+    strays: list[tuple[int, int]] = []
+    at = front = start
+    try:
+        for _ in range(MAX_FIELDS + 1):
+            if at == end:
+                return Head(name, version, id, has_tensors, entries, start, front, end, strays)
+            begin = at
+            tag = body[at]
+            at += 1
+            if tag > 0x7F:
+                tag, at = _tag(body, begin)
+            if tag & 7 != _LEN:
+                at = _skip(body, tag, at, end)
+                continue
+            size = body[at]
+            at += 1
+            if size > 0x7F:
+                size, at = _varint(body, at - 1)
+            stop = at + size
+            if stop > end:
+                raise _truncated()
+            if tag > _PARAMETER:
+                if tag == _TENSOR:
+                    has_tensors = True
+            elif tag == _PARAMETER:
+                entries.append(bytes(body[at:stop]))
+            else:
+                text = str(body[at:stop], "utf-8")
+                if tag == _NAME:
+                    name = text
+                elif tag == _VERSION:
+                    version = text
+                elif tag == _ID:
+                    id = text
+                else:
+                    raise MalformedMessage("A field has number 0.")
+                if front == begin:
+                    front = stop
+                else:
+                    strays.append((begin, stop))
+            at = stop
+    except IndexError:
+        raise _truncated() from None
+    except UnicodeDecodeError:
+        raise _not_utf8() from None
+    raise too_many(f"A message has more than {MAX_FIELDS} top-level fields.")
+
+
+def _fields(body: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Each field as (tag, where it begins, where its value begins, where it ends); the plain form of `_peek`'s loop."""
+    try:
+        for _ in range(MAX_FIELDS + 1):
+            if at == end:
+                return
+            begin = at
+            tag, value = _tag(body, begin)
+            if tag & 7 == _LEN:
+                size, value = _varint(body, value)
+                at = value + size
+                if at > end or tag < 8:
+                    raise _truncated() if tag >= 8 else MalformedMessage("A field has number 0.")
+            else:
+                at = _skip(body, tag, value, end)
+            yield tag, begin, value, at
+    except IndexError:
+        raise _truncated() from None
+    raise MalformedMessage(f"A message has more than {MAX_FIELDS} fields.")
+
+
+def _skip(body: Buffer, tag: int, at: int, end: int) -> int:
+    """Where a field that is not length-delimited ends; `at` is behind its tag."""
+    if tag < 8:
+        raise MalformedMessage("A field has number 0.")
+    kind = tag & 7
+    if kind == _VARINT:
+        _, stop = _varint(body, at)
+    elif kind == _I64:
+        stop = at + 8
+    elif kind == _I32:
+        stop = at + 4
+    else:
+        raise MalformedMessage("A field is a group or of an unknown wire type; the V2 protocol has none.")
+    if stop > end:
+        raise _truncated()
+    return stop
+
+
+def _tag(body: Buffer, at: int) -> tuple[int, int]:
+    tag, at = _varint(body, at)
+    if tag > 0xFFFF_FFFF:
+        raise MalformedMessage("A field's number is too large.")
+    return tag, at
+
+
+def _varint(body: Buffer, at: int) -> tuple[int, int]:
+    """The number at `at`, cut to 64 bits, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = body[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
+    raise MalformedMessage("A number has more than 10 bytes.")
+
+
+def _decode_parameters(entries: list[bytes]) -> dict[str, Parameter]:
+    parameters: dict[str, Parameter] = {}
+    for entry in entries:
+        key = ""
+        value: Parameter | None = None
+        for tag, _, at, stop in _fields(entry, 0, len(entry)):
+            if tag == 0x0A:
+                key = _text(entry[at:stop])
+            elif tag == 0x12:
+                value = _decode_value(entry, at, stop, value)
+        if value is None:
+            parameters.pop(key, None)
+        else:
+            parameters[key] = value
+    return parameters
+
+
+def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> Parameter | None:
+    """An InferParameter: the last alternative wins, and `value` stays if there is none (protobuf merges repeats)."""
+    for tag, _, begin, end in _fields(entry, at, stop):
+        if tag == 1 << 3 | _VARINT:
+            value = _varint(entry, begin)[0] != 0
+        elif tag == 2 << 3 | _VARINT:
+            number = _varint(entry, begin)[0]
+            value = number - (1 << 64) if number >> 63 else number
+        elif tag == 3 << 3 | _LEN:
+            value = _text(entry[begin:end])
+        elif tag == 4 << 3 | _I64:
+            value = struct.unpack("<d", entry[begin:end])[0]
+        elif tag == 5 << 3 | _VARINT:
+            value = _varint(entry, begin)[0]
+    return value
+
+
+def _without_strays(body: Buffer, head: Head) -> list[Buffer]:
+    pieces, at = [], head.front
+    for begin, stop in head.strays:
+        pieces.append(body[at:begin])
+        at = stop
+    pieces.append(body[at : head.end])
+    return pieces
+
+
+def _scalars(name: str, version: str, id: str) -> bytes:
+    front = _string(_NAME, name)
+    if version:
+        front += _string(_VERSION, version)
+    if id:
+        front += _string(_ID, id)
+    return front
+
+
+def _string(tag: int, text: str) -> bytes:
+    """A string field; none at all for "", as every proto3 serializer does."""
+    raw = text.encode()
+    size = len(raw)
+    if 0 < size < 0x80:
+        return bytes((tag, size)) + raw
+    return bytes((tag,)) + _encode_varint(size) + raw if size else b""
+
+
+def _encode_varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _text(raw: Buffer) -> str:
+    try:
+        return str(raw, "utf-8")
+    except UnicodeDecodeError:
+        raise _not_utf8() from None
+
+
+def _truncated() -> MalformedMessage:
+    return MalformedMessage("A field is longer than its message.")
+
+
+def _not_utf8() -> MalformedMessage:
+    return MalformedMessage("A name is not valid UTF-8.")
