@@ -10,6 +10,7 @@ Field numbers: grpc_service.proto (triton-inference-server/common). Encoding: pr
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -334,18 +335,27 @@ def _varint(body: Buffer, at: int) -> tuple[int, int]:
 def _decode_parameters(entries: list[bytes]) -> dict[str, Parameter]:
     parameters: dict[str, Parameter] = {}
     for entry in entries:
-        key = ""
-        value: Parameter | None = None
-        for tag, _, at, stop in _fields(entry, 0, len(entry)):
-            if tag == 0x0A:
-                key = _text(entry[at:stop])
-            elif tag == 0x12:
-                value = _decode_value(entry, at, stop, value)
+        key, value = _decode_short_entry(entry) if len(entry) <= 128 else _decode_entry(entry)
         if value is None:
             parameters.pop(key, None)
         else:
             parameters[key] = value
     return parameters
+
+
+def _decode_entry(entry: bytes) -> tuple[str, Parameter | None]:
+    key = ""
+    value: Parameter | None = None
+    for tag, _, at, stop in _fields(entry, 0, len(entry)):
+        if tag == 0x0A:
+            key = _text(entry[at:stop])
+        elif tag == 0x12:
+            value = _decode_value(entry, at, stop, value)
+    return key, value
+
+
+# Most clients send the same few entries with every request. Bounded in number and size: callers choose the bytes.
+_decode_short_entry = functools.lru_cache(1024)(_decode_entry)
 
 
 def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> Parameter | None:
