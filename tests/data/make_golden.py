@@ -11,6 +11,8 @@ they are those of `LanguageIdentifier(norm_probs=True, min_confidence=0.05)`, wh
 has the three best with their probabilities.
 """
 
+# ruff: noqa: E501, PLC0415  # whole files written as literals; the original packages are imported where they are asked
+
 from __future__ import annotations
 
 import base64
@@ -112,7 +114,7 @@ TEXT_FILES: dict[str, bytes] = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="10" height="10"><circle cx="5" cy="5" r="4" fill="red"/></svg>\n',
     "proto": b'syntax = "proto3";\n\npackage a.v1;\n\nmessage Point {\n  int32 x = 1;\n  repeated string names = 2;\n}\n\n'
     b"service S {\n  rpc Get(Point) returns (Point);\n}\n",
-    "prose": "The quick brown fox jumps over the lazy dog, again and again, until the evening comes.\n".encode() * 6,
+    "prose": b"The quick brown fox jumps over the lazy dog, again and again, until the evening comes.\n" * 6,
     "prose in German": "Über allen Gipfeln ist Ruh, in allen Wipfeln spürest du kaum einen Hauch.\n".encode() * 4,
     "random letters": bytes(97 + (i * i * 7919 + i * 31) % 26 for i in range(900)),
 }
@@ -172,7 +174,7 @@ PDF = (
     b"endobj\n3 0 obj\n<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 200] >>\nendobj\nxref\n0 4\n0000000000 65535 f \n"
     b"trailer\n<< /Size 4 /Root 1 0 R >>\nstartxref\n190\n%%EOF\n"
 )
-GIF = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"  # noqa: E501
+GIF = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\xff\xff\xff\x00\x00\x00!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
 BINARY_FILES: dict[str, bytes] = {
     "png": _png(),
     "gif": GIF,
@@ -190,7 +192,7 @@ BINARY_FILES: dict[str, bytes] = {
     + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 64, 64, 0, 0, 64, 56, 1, 64, 0, 0)
     + bytes((i * 37) % 256 for i in range(700)),
     "all bytes": bytes(range(256)) * 3,
-    "wasm": b"\0asm\x01\0\0\0\x01\x07\x01\x60\x02\x7f\x7f\x01\x7f\x03\x02\x01\0\x07\x07\x01\x03add\0\0\x0a\x09\x01\x07\0\x20\0\x20\x01\x6a\x0b",  # noqa: E501
+    "wasm": b"\0asm\x01\0\0\0\x01\x07\x01\x60\x02\x7f\x7f\x01\x7f\x03\x02\x01\0\x07\x07\x01\x03add\0\0\x0a\x09\x01\x07\0\x20\0\x20\x01\x6a\x0b",
 }
 FEW_BYTES: dict[str, bytes] = {
     "empty": b"",
