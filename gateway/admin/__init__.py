@@ -1,0 +1,6 @@
+"""Admin: the HTTP side, for people, Prometheus and Kubernetes."""
+
+from gateway.admin.config_history import ConfigHistory
+from gateway.admin.server import Admin, CannotListen, StateSource
+
+__all__ = ["Admin", "CannotListen", "ConfigHistory", "StateSource"]

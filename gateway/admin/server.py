@@ -1,0 +1,158 @@
+"""Admin: the HTTP server. May depend on values and aiohttp; what it shows comes through `StateSource`.
+
+GET /healthz   200 while the process does its work, 503 when it should be restarted
+GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "reasons": [what is not ready]}
+GET /metrics   OpenMetrics or Prometheus text, by the Accept header
+GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
+GET /state     JSON: public models → variants → endpoints, as they are now
+
+All of it is read-only and carries no secrets, but it names what is inside: listen where only operators can reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Protocol
+
+from aiohttp import web
+
+_SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
+_GRACE_SECONDS = 1.0  # for answers under way at the end; all of them are short
+_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+class StateSource(Protocol):
+    """What the admin plane shows. Every method returns at once, from memory."""
+
+    def is_live(self) -> bool:
+        """False asks for a restart: for what only a restart mends, never for an upstream that is down."""
+        ...
+
+    def readiness(self) -> tuple[bool, Sequence[str]]:
+        """Whether traffic may come, and what is not ready, in words."""
+        ...
+
+    def state(self) -> Mapping[str, object]:
+        """JSON values: public models → variants → endpoints with their live state."""
+        ...
+
+    def config(self) -> Mapping[str, object]:
+        """JSON values without secrets; see `ConfigHistory.config`."""
+        ...
+
+
+class CannotListen(Exception):
+    """The admin address is taken or not ours to use; the text says which and what to do."""
+
+
+class Admin:
+    """Serves the admin plane between enter and exit."""
+
+    def __init__(self, source: StateSource, listen: str, metrics: Callable[[str], tuple[bytes, str]]) -> None:
+        """
+        listen:  "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
+        metrics: an Accept header's value → body and content type (`Scrape.render`); it is called in a thread.
+        raises:  ValueError if `listen` is neither.
+        """
+        self._source = source
+        self._listen = listen
+        self._metrics = metrics
+        self._place = _parse(listen)
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens, in the form of `listen`, with the port it really has."""
+        if self._runner is None or isinstance(self._place, str) or not self._runner.addresses:
+            return self._listen
+        host, port = self._runner.addresses[0][:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def __aenter__(self) -> Admin:
+        """:raises CannotListen: if the address is taken, forbidden or not of this machine."""
+        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_GRACE_SECONDS, handle_signals=False)
+        await runner.setup()
+        try:
+            await self._site(runner).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise CannotListen(_explain(error, self._listen)) from error
+        if isinstance(self._place, str):
+            os.chmod(self._place, _SOCKET_MODE)
+        self._runner = runner
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        runner, self._runner = self._runner, None
+        if runner:
+            await runner.cleanup()
+
+    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        if isinstance(self._place, str):
+            return web.UnixSite(runner, self._place)
+        host, port = self._place
+        return web.TCPSite(runner, host, port)
+
+    def _app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._scrape),
+                web.get("/config", self._config),
+                web.get("/state", self._state),
+            ]
+        )
+        return app
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        live = self._source.is_live()
+        return _json({"live": live}, 200 if live else 503)
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        ready, reasons = self._source.readiness()
+        return _json({"ready": ready, "reasons": list(reasons)}, 200 if ready else 503)
+
+    async def _scrape(self, request: web.Request) -> web.Response:
+        # A large scrape takes tens of milliseconds, which calls on this loop must not wait for.
+        body, content_type = await asyncio.to_thread(self._metrics, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
+
+    async def _config(self, request: web.Request) -> web.Response:
+        return _json(self._source.config())
+
+    async def _state(self, request: web.Request) -> web.Response:
+        return _json(self._source.state())
+
+
+def _json(value: Mapping[str, object], status: int = 200) -> web.Response:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"  # people read it with curl
+    return web.Response(text=text, status=status, headers=_HEADERS, content_type="application/json")
+
+
+def _parse(listen: str) -> str | tuple[str, int]:
+    """A socket's path, or host and port."""
+    if listen.startswith("unix:"):
+        path = listen.removeprefix("unix:")
+        if path:
+            return path
+    host, colon, port = listen.rpartition(":")
+    if colon and host and port.isascii() and port.isdigit() and int(port) <= 65535:
+        return host.removeprefix("[").removesuffix("]"), int(port)
+    raise ValueError(f"'{listen}' is not an address to listen on: write HOST:PORT, [IPV6]:PORT or unix:PATH")
+
+
+def _explain(error: OSError, listen: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"the admin address {listen} is taken by another process: stop it, or choose another address"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"this user may not listen on the admin address {listen}: choose a port above 1023 or another path"
+    return f"the admin plane cannot listen on {listen}: {error.strerror or error}"

@@ -1,0 +1,190 @@
+"""Telemetry: one JSON line per call that is worth one. docs/metrics.md lists the fields.
+
+May depend on values. It never sees payloads, and of the caller's metadata it reads the `traceparent` alone. Lines are
+written by a thread of their own, because a terminal or a pipe that is not read must not stop the event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import TextIO
+
+from gateway.hooks import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallStarted,
+    ConfigChanged,
+    EndpointChanged,
+    StepEnded,
+)
+from gateway.status import Code
+from gateway.telemetry.w3c import trace_id_of
+from gateway.types import Metadata
+
+_log = logging.getLogger(__name__)
+
+_TEXT_LIMIT = 1000  # characters of any one text; model names, ids and error texts may be as long as a caller likes
+_QUEUED_LINES = 10_000  # about 4 MB; more than that waiting means that nobody reads, and lines are dropped
+_LINES_A_WRITE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLogSettings:
+    """Every error, every fallback and every slow call is logged, and of the rest a share."""
+
+    share: float = 1.0  # of the calls that are none of these, in [0, 1]
+    slow_seconds: float = 1.0  # a call that took longer is slow
+
+
+class AccessLog:
+    """The listener."""
+
+    def __init__(
+        self,
+        settings: AccessLogSettings,
+        write_nowait: Callable[[str], None],
+        draw: Callable[[], float] = random.random,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        """
+        write_nowait: takes one line with its newline and returns at once (`LineWriter.write_nowait`).
+        draw:         a number in [0, 1) for each call that only the share can choose.
+        """
+        self._settings = settings
+        self._write = write_nowait
+        self._draw = draw
+        self._now = now
+
+    def call_started(self, event: CallStarted) -> _Call:
+        return _Call(self, event)
+
+    def endpoint_changed(self, event: EndpointChanged) -> None: ...
+
+    def config_changed(self, event: ConfigChanged) -> None: ...
+
+    def call_ended(self, call: _Call, end: CallEnded) -> None:
+        because = self._reason(call, end)
+        if because:
+            self._write(json.dumps(_fields(call, end, because, self._now())) + "\n")
+
+    def _reason(self, call: _Call, end: CallEnded) -> str:
+        """Why the call is logged, or "" if it is not."""
+        if end.code is not Code.OK:
+            return "error"
+        if call.fell_back:
+            return "fallback"
+        if end.at - call.start.at > self._settings.slow_seconds:
+            return "slow"
+        share = self._settings.share
+        return "share" if share >= 1.0 or (share > 0.0 and self._draw() < share) else ""
+
+
+class _Call:
+    """Hears one call."""
+
+    __slots__ = ("_owner", "attempt", "attempts", "fell_back", "start")
+
+    def __init__(self, owner: AccessLog, start: CallStarted) -> None:
+        self._owner = owner
+        self.start = start
+        self.attempt: AttemptStarted | None = None  # the last
+        self.attempts = 0
+        self.fell_back = False
+
+    def attempt_started(self, event: AttemptStarted) -> Metadata:
+        self.attempt = event
+        self.attempts += 1
+        if event.why == "fallback":
+            self.fell_back = True
+        return ()
+
+    def attempt_ended(self, event: AttemptEnded) -> None: ...
+
+    def step_ended(self, event: StepEnded) -> None: ...
+
+    def ended(self, event: CallEnded) -> None:
+        self._owner.call_ended(self, event)
+
+
+def _fields(call: _Call, end: CallEnded, because: str, now: datetime) -> dict[str, str | int | float]:
+    """The line's fields in order; JSON escapes line breaks and control characters in them, so a line stays one line."""
+    start, served, attempt = call.start, end.served, call.attempt
+    return {
+        "time": now.isoformat(timespec="milliseconds"),
+        "logged": because,
+        "method": start.method,
+        "model": start.model[:_TEXT_LIMIT],
+        "variant": served.variant if served else attempt.variant if attempt else "",
+        "endpoint": served.endpoint if served else attempt.endpoint if attempt else "",
+        "attempts": call.attempts,
+        "code": end.code.name,
+        "error": end.text[:_TEXT_LIMIT],
+        "ms": round((end.at - start.at) * 1000, 3),
+        "bytes_in": end.request_bytes,
+        "bytes_out": end.response_bytes,
+        "request_id": start.request_id[:_TEXT_LIMIT],
+        "trace_id": trace_id_of(start.facts.metadata.get("traceparent", "")),
+        "peer": start.peer,
+    }
+
+
+class LineWriter:
+    """Writes lines to a stream in a thread. When the stream can't keep up, lines are dropped, never calls delayed."""
+
+    def __init__(self, stream: TextIO, limit: int = _QUEUED_LINES) -> None:
+        self._stream = stream
+        self._limit = limit
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._dropped = 0  # since the last time it was told
+        self._is_broken = False
+
+    def __enter__(self) -> LineWriter:
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        """Write what waits; a stream that is stuck is given up after two seconds."""
+        self._lines.put(None)
+        if self._thread:
+            self._thread.join(timeout=2.0)
+
+    def write_nowait(self, line: str) -> None:
+        if self._lines.qsize() >= self._limit:
+            self._dropped += 1
+        else:
+            self._lines.put(line)
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            batch = [self._lines.get()]
+            while len(batch) < _LINES_A_WRITE and not self._lines.empty():
+                batch.append(self._lines.get())
+            is_open = None not in batch
+            self._write([line for line in batch if line is not None])
+
+    def _write(self, lines: list[str]) -> None:
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            lines.append(json.dumps({"logged": "gap", "dropped": dropped}) + "\n")
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+            self._is_broken = False
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            if not self._is_broken:
+                _log.error("access log: lines are lost until the stream can be written again: %s", error)
+            self._is_broken = True

@@ -1,0 +1,339 @@
+"""Telemetry: Prometheus metrics of what the core reports. docs/metrics.md describes every name, and they stay stable.
+
+May depend on values and prometheus_client. Label values are bounded whatever callers send. Worker processes of one pod
+write into files of one directory and so add up to one scrape (prometheus_client's multiprocess mode).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, exposition, multiprocess, values
+from prometheus_client.process_collector import ProcessCollector
+
+from gateway.hooks import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallStarted,
+    ConfigChanged,
+    EndpointChanged,
+    StepEnded,
+)
+from gateway.status import Code
+from gateway.types import Metadata
+
+OTHER = "other"
+"""The label of a model that nobody configured, and of whatever comes after a limit is reached."""
+
+# 1-2-5 steps: a quantile read from them is off by a factor of 2.5 at most. A tiny model answers in half a millisecond;
+# nobody waits interactively beyond 30 s.
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# The gateway's own share is tens of microseconds when all is well.
+_OVERHEAD_SECONDS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedDirectory:
+    """Where the workers of one pod keep their numbers, best in memory (tmpfs).
+
+    worker: distinct among the processes alive now, without "_" or "/". A worker that replaces a dead one takes over its
+            name and goes on counting in its files, so neither the files nor the sums grow with restarts.
+    """
+
+    path: Path
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """How the metrics of one process are kept."""
+
+    version: str = ""  # of the gateway, for gateway_build_info
+    shared: SharedDirectory | None = None  # None: this process is alone
+    max_models: int = 2_000  # distinct model labels; a large Triton repository has hundreds
+    max_endpoints: int = 1_000  # distinct endpoint labels; pods get new addresses at every rollout
+
+
+def prepare_directory(path: Path) -> None:
+    """Make the shared directory, empty of what an earlier run left. For the supervisor, before it starts workers."""
+    path.mkdir(parents=True, exist_ok=True)
+    for file in path.glob("*.db"):
+        file.unlink()
+
+
+def worker_ended(shared: SharedDirectory) -> None:
+    """Forget the gauges of a worker that is gone; what it counted stays. For the supervisor, before a replacement."""
+    multiprocess.mark_process_dead(shared.worker, str(shared.path))  # type: ignore[no-untyped-call]
+
+
+class Scrape:
+    """What Prometheus is answered, from one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    @classmethod
+    def of_directory(cls, path: Path) -> Scrape:
+        """The sum over all workers that share `path`; any process may ask."""
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, str(path))  # type: ignore[no-untyped-call]
+        return cls(registry)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Answer body and content type for an Accept header. Takes milliseconds: call it in a thread."""
+        encode, content_type = exposition.choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+class Metrics:
+    """The listener. One per process: prometheus_client keeps its storage per process."""
+
+    def __init__(self, settings: MetricsSettings) -> None:
+        """:raises RuntimeError: if this process already shares another directory or worker name."""
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series for nothing here
+        if settings.shared:
+            _keep_values_in(settings.shared)
+        registry = CollectorRegistry()
+        self._families = _Families(registry)
+        self._families.build.labels(settings.version, platform.python_version()).set(1)
+        self._models = _Bounded(settings.max_models)
+        self._endpoints = _Bounded(settings.max_endpoints)
+        self._series: dict[tuple[str, str], _Series] = {}
+        self._digest: Gauge | None = None
+        if settings.shared:
+            self.scrape = Scrape.of_directory(settings.shared.path)
+        else:
+            ProcessCollector(registry=registry)
+            self.scrape = Scrape(registry)
+
+    def call_started(self, event: CallStarted) -> _Call:
+        model = self._models(event.model) if event.known else OTHER
+        key = (model, event.method)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series(self._families, self._endpoints, model, event.method)
+        series.in_flight.inc()
+        return _Call(series, event.at)
+
+    def endpoint_changed(self, event: EndpointChanged) -> None:
+        self._families.endpoint_up.labels(event.upstream, self._endpoints(event.endpoint)).set(int(event.ready))
+
+    def config_changed(self, event: ConfigChanged) -> None:
+        self._families.reloads.labels("accepted" if event.accepted else "refused").inc()
+        if not event.accepted:
+            return
+        self._families.reloaded_at.set(time.time())
+        if self._digest:
+            self._digest.set(0)  # shared files can't remove a series
+        self._digest = self._families.config.labels(event.digest)
+        self._digest.set(1)
+
+
+class _Families:
+    """Every metric by name, labels and meaning. docs/metrics.md says the same in more words."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(name, help_text, labels, registry=registry)
+
+        def seconds(name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(name, help_text, labels, registry=registry, buckets=buckets)
+
+        self.requests = counter(
+            "gateway_requests", "Calls and stream messages ended.", "model", "variant", "method", "code"
+        )
+        self.duration = seconds(
+            "gateway_request_duration_seconds", "From arrival to end.", "model", "variant", "outcome"
+        )
+        self.overhead = seconds(
+            "gateway_overhead_duration_seconds",
+            "The part of a call that neither an upstream nor a pipeline step took.",
+            "model",
+            buckets=_OVERHEAD_SECONDS,
+        )
+        self.upstream = seconds(
+            "gateway_upstream_duration_seconds", "One attempt, from sending to its end.", "model", "variant", "upstream"
+        )
+        self.step = seconds("gateway_step_duration_seconds", "One pipeline step.", "model", "step")
+        self.step_failures = counter("gateway_step_failures", "Pipeline steps that failed.", "model", "step")
+        self.attempts = counter(
+            "gateway_attempts",
+            "Attempts ended, by what the answer meant.",
+            *("model", "variant", "upstream", "endpoint", "meaning"),
+        )
+        self.fallbacks = counter(
+            "gateway_fallbacks", "Times a call moved on to another variant.", "model", "from_variant", "variant"
+        )
+        self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
+        self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")
+        self.in_flight = Gauge(
+            "gateway_requests_in_flight",
+            "Calls and stream messages not yet ended.",
+            ["model"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.endpoint_up = Gauge(
+            "gateway_endpoint_up",
+            "1 if the endpoint is usable; 0 if any worker finds it is not.",
+            ["upstream", "endpoint"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.reloads = counter("gateway_config_reloads", "Config files taken over or refused.", "result")
+        self.reloaded_at = Gauge(
+            "gateway_config_last_success_timestamp_seconds",
+            "When the config in force was taken over (Unix time; of the worker that is furthest behind).",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.config = Gauge(
+            "gateway_config_info",
+            "How many workers run the config with this digest.",
+            ["digest"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.build = Gauge(
+            "gateway_build_info",
+            "Always 1; the labels say what runs.",
+            ["version", "python"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+
+
+class _Bounded:
+    """Passes on the first `limit` distinct values; any later one becomes `other`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._seen: set[str] = set()
+
+    def __call__(self, value: str) -> str:
+        if value in self._seen:
+            return value
+        if len(self._seen) >= self._limit:
+            return OTHER
+        self._seen.add(value)
+        return value
+
+
+class _Series:
+    """The label children of one model and method. `labels()` costs more than counting, so each is looked up once."""
+
+    def __init__(self, families: _Families, endpoints: _Bounded, model: str, method: str) -> None:
+        self._families = families
+        self._endpoints = endpoints
+        self._model = model
+        self._method = method
+        self.in_flight = families.in_flight.labels(model)
+        self.overhead = families.overhead.labels(model)
+        self.request_bytes = families.request_bytes.labels(model)
+        self.response_bytes = families.response_bytes.labels(model)
+        self._ends: dict[tuple[str, Code], tuple[Counter, Histogram]] = {}
+        self._upstreams: dict[tuple[str, str], Histogram] = {}
+        self._attempts: dict[tuple[str, str, str, str], Counter] = {}
+
+    def end(self, variant: str, code: Code) -> tuple[Counter, Histogram]:
+        key = (variant, code)
+        found = self._ends.get(key)
+        if found is None:
+            outcome = "ok" if code is Code.OK else "error"
+            found = self._ends[key] = (
+                self._families.requests.labels(self._model, variant, self._method, code.name),
+                self._families.duration.labels(self._model, variant, outcome),
+            )
+        return found
+
+    def upstream(self, variant: str, upstream: str) -> Histogram:
+        key = (variant, upstream)
+        found = self._upstreams.get(key)
+        if found is None:
+            found = self._upstreams[key] = self._families.upstream.labels(self._model, variant, upstream)
+        return found
+
+    def attempts(self, attempt: AttemptStarted, meaning: str) -> Counter:
+        endpoint = self._endpoints(attempt.endpoint)
+        key = (attempt.variant, attempt.upstream, endpoint, meaning)
+        found = self._attempts.get(key)
+        if found is None:
+            found = self._attempts[key] = self._families.attempts.labels(self._model, *key)
+        return found
+
+    def fell_back(self, from_variant: str, variant: str) -> None:
+        self._families.fallbacks.labels(self._model, from_variant, variant).inc()
+
+    def step(self, event: StepEnded) -> None:
+        self._families.step.labels(self._model, event.step).observe(event.at - event.started)
+        if event.error:
+            self._families.step_failures.labels(self._model, event.step).inc()
+
+
+class _Call:
+    """Hears one call."""
+
+    __slots__ = ("_attempt", "_elsewhere", "_series", "_started")
+
+    def __init__(self, series: _Series, started: float) -> None:
+        self._series = series
+        self._started = started
+        self._elsewhere = 0.0  # seconds spent in upstreams and steps
+        self._attempt: AttemptStarted | None = None  # the last one; it names the variant if nobody answers
+
+    def attempt_started(self, event: AttemptStarted) -> Metadata:
+        last = self._attempt
+        if last and event.why == "fallback":
+            self._series.fell_back(last.variant, event.variant)
+        self._attempt = event
+        return ()
+
+    def attempt_ended(self, event: AttemptEnded) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        took = event.at - attempt.at
+        self._elsewhere += took
+        self._series.upstream(attempt.variant, attempt.upstream).observe(took)
+        self._series.attempts(attempt, event.meaning.value if event.meaning else "ok").inc()
+
+    def step_ended(self, event: StepEnded) -> None:
+        self._elsewhere += event.at - event.started
+        self._series.step(event)
+
+    def ended(self, event: CallEnded) -> None:
+        series = self._series
+        series.in_flight.dec()
+        served = event.served
+        variant = served.variant if served else self._attempt.variant if self._attempt else ""
+        requests, duration = series.end(variant, event.code)
+        took = event.at - self._started
+        requests.inc()
+        duration.observe(took)
+        series.overhead.observe(max(0.0, took - self._elsewhere))
+        series.request_bytes.inc(event.request_bytes)
+        series.response_bytes.inc(event.response_bytes)
+
+
+_shared: SharedDirectory | None = None  # what this process's storage is bound to; prometheus_client has one per process
+
+
+def _keep_values_in(shared: SharedDirectory) -> None:
+    """Switch prometheus_client to shared files, wherever it was imported first.
+
+    It decides by the environment at its import, which no caller can be asked to precede; the variable is still set,
+    because its files are opened by it. The worker's name stands for the process id in their names.
+    """
+    global _shared  # noqa: PLW0603  # one per process, as the library's own storage is
+    if _shared is not None and _shared != shared:
+        raise RuntimeError(f"metrics of this process are already kept in {_shared.path} as worker {_shared.worker}")
+    if _shared is None:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.path)
+        values.ValueClass = values.MultiProcessValue(lambda: shared.worker)  # type: ignore[no-untyped-call]
+        _shared = shared

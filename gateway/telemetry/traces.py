@@ -1,0 +1,248 @@
+"""Telemetry: OpenTelemetry traces of calls, pipeline steps and attempts.
+
+May depend on values and opentelemetry-sdk. Configured by the standard OTEL_* variables and by nothing else; what an
+unsampled call costs here is a few microseconds, and nothing of it is sent upstream. docs/metrics.md has the attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from types import TracebackType
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor, SpanExporter
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from gateway.hooks import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallObserver,
+    CallStarted,
+    ConfigChanged,
+    EndpointChanged,
+    StepEnded,
+)
+from gateway.status import Code
+from gateway.telemetry.compose import NOBODY, TracedCall
+from gateway.telemetry.w3c import is_unsampled
+from gateway.types import Metadata
+
+_SERVICE = "inference-gateway"
+_V2 = "inference.GRPCInferenceService"
+_SERVICES = {
+    "ModelInfer": _V2,
+    "ModelStreamInfer": _V2,
+    "Classify": "gateway.v1.ClassificationService",
+    "StreamClassify": "gateway.v1.ClassificationService",
+    "Predict": "gateway.v1.PredictionService",
+    "StreamPredict": "gateway.v1.PredictionService",
+}
+_W3C = TraceContextTextMapPropagator()
+_NO_PARENT = Context()  # not None, which would mean the context of the running task
+_TEXT_LIMIT = 500  # characters of an error text kept in a span's status
+# The codes that are the server's fault; source: OpenTelemetry semantic conventions, gRPC, server span status.
+_SERVER_FAULTS = frozenset(
+    {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS}
+)
+
+
+class BadTraceSettings(Exception):
+    """An OTEL_* variable asks for what is not there; the text names it and what would be right."""
+
+
+def is_configured(environ: Mapping[str, str]) -> bool:
+    """Whether the environment asks for traces: an exporter is named, or an OTLP endpoint is given."""
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    if exporter:
+        return exporter != "none"
+    return bool(environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+
+
+class Traces:
+    """The listener. Entering starts the exporter's thread, leaving sends what is left.
+
+    Do not make one unless `is_configured`; one that has not been entered hears nothing.
+    """
+
+    def __init__(self, environ: Mapping[str, str], version: str = "") -> None:
+        """
+        environ: the process's own environment; opentelemetry-sdk reads more of it by itself.
+        version: the gateway's, for the resource.
+        """
+        self._environ = environ
+        self._version = version
+        self._provider: TracerProvider | None = None
+        self._tracer: Tracer | None = None
+        # By the specification these samplers never record what a remote caller does not.
+        sampler = environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
+        self._follows_caller = sampler.strip().lower().startswith("parentbased_")
+
+    async def __aenter__(self) -> Traces:
+        """:raises BadTraceSettings: if an exporter that the environment names is not installed."""
+        exporters = [_exporter(name, self._environ) for name in _exporter_names(self._environ)]
+        self._provider = TracerProvider(resource=_resource(self._version), shutdown_on_exit=False)
+        for exporter in exporters:
+            # Text on a terminal is read by a person who waits for it.
+            is_console = isinstance(exporter, ConsoleSpanExporter)
+            self._provider.add_span_processor((SimpleSpanProcessor if is_console else BatchSpanProcessor)(exporter))
+        self._tracer = self._provider.get_tracer("gateway", self._version)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        provider, self._provider, self._tracer = self._provider, None, None
+        if provider:
+            await asyncio.to_thread(provider.shutdown)  # it waits for the last export
+
+    def call_started(self, event: CallStarted) -> CallObserver:
+        if self._tracer is None:
+            return NOBODY
+        traceparent = event.facts.metadata.get("traceparent")
+        if traceparent and self._follows_caller and is_unsampled(traceparent):
+            return NOBODY
+        context = _W3C.extract(event.facts.metadata, _NO_PARENT) if traceparent else _NO_PARENT
+        clock_offset = time.time_ns() - time.monotonic_ns()
+        service = _SERVICES.get(event.method)
+        span = self._tracer.start_span(
+            f"{service}/{event.method}" if service else event.method,
+            context,
+            SpanKind.SERVER,
+            start_time=clock_offset + int(event.at * 1e9),
+        )
+        if not span.is_recording():
+            return NOBODY
+        return _Call(self._tracer, span, service, event, clock_offset)
+
+    def endpoint_changed(self, event: EndpointChanged) -> None: ...
+
+    def config_changed(self, event: ConfigChanged) -> None: ...
+
+
+class _Call(TracedCall):
+    """Hears one call that is recorded."""
+
+    def __init__(self, tracer: Tracer, span: Span, service: str | None, event: CallStarted, clock_offset: int) -> None:
+        self._tracer = tracer
+        self._span = span
+        self._within = set_span_in_context(span, _NO_PARENT)
+        self._clock_offset = clock_offset  # from monotonic to Unix time, in ns; one per call keeps its spans consistent
+        self._attempt: Span | None = None
+        self._rpc: dict[str, str] = {"rpc.system": "grpc"}
+        if service:
+            self._rpc |= {"rpc.service": service, "rpc.method": event.method}
+        span.set_attributes({**self._rpc, "gateway.model": event.model[:_TEXT_LIMIT], "client.address": event.peer})
+        if event.request_id:
+            span.set_attribute("gateway.request_id", event.request_id[:_TEXT_LIMIT])
+        self.traceparent = _context_of(span).get("traceparent", "")
+
+    def attempt_started(self, event: AttemptStarted) -> Metadata:
+        self._attempt = self._tracer.start_span(
+            f"{_V2}/ModelInfer",
+            self._within,
+            SpanKind.CLIENT,
+            {
+                "rpc.system": "grpc",
+                "rpc.service": _V2,
+                "rpc.method": "ModelInfer",
+                "server.address": event.endpoint,
+                "gateway.model": event.model,
+                "gateway.variant": event.variant,
+                "gateway.upstream": event.upstream,
+                "gateway.endpoint": event.endpoint,
+                "gateway.attempt": event.number,
+                "gateway.why": event.why,
+            },
+            start_time=self._unix_ns(event.at),
+        )
+        # Triton traces every request that brings a parent, whatever the flag says: only a sampled one may.
+        if not self._attempt.get_span_context().trace_flags.sampled:
+            return ()
+        return tuple(_context_of(self._attempt).items())
+
+    def attempt_ended(self, event: AttemptEnded) -> None:
+        span, self._attempt = self._attempt, None
+        if span is None:
+            return
+        span.set_attribute("rpc.grpc.status_code", int(event.code))
+        if event.meaning:
+            span.set_attribute("gateway.meaning", event.meaning.value)
+        if event.code is not Code.OK:
+            span.set_status(Status(StatusCode.ERROR, event.text[:_TEXT_LIMIT]))
+        span.end(self._unix_ns(event.at))
+
+    def step_ended(self, event: StepEnded) -> None:
+        span = self._tracer.start_span(
+            f"step {event.step}",
+            self._within,
+            SpanKind.INTERNAL,
+            {"gateway.step": event.step, "gateway.rows": event.rows},
+            start_time=self._unix_ns(event.started),
+        )
+        if event.error:
+            span.set_status(Status(StatusCode.ERROR, event.error[:_TEXT_LIMIT]))
+        span.end(self._unix_ns(event.at))
+
+    def ended(self, event: CallEnded) -> None:
+        if self._attempt:  # the call ended before its attempt did
+            self._attempt.end(self._unix_ns(event.at))
+        span = self._span
+        span.set_attribute("rpc.grpc.status_code", int(event.code))
+        if event.served:
+            span.set_attributes(
+                {
+                    "gateway.variant": event.served.variant,
+                    "gateway.model_version": event.served.model_version,
+                    "gateway.endpoint": event.served.endpoint,
+                    "gateway.attempts": event.served.attempts,
+                }
+            )
+        if event.code in _SERVER_FAULTS:
+            span.set_status(Status(StatusCode.ERROR, event.text[:_TEXT_LIMIT]))
+        span.end(self._unix_ns(event.at))
+
+    def _unix_ns(self, at: float) -> int:
+        return self._clock_offset + int(at * 1e9)
+
+
+def _context_of(span: Span) -> dict[str, str]:
+    """`traceparent`, and `tracestate` if there is one."""
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier, set_span_in_context(span, _NO_PARENT))
+    return carrier
+
+
+def _resource(version: str) -> Resource:
+    """Our name, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES give another."""
+    ours = {"service.name": _SERVICE, "service.version": version}
+    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+
+
+def _exporter_names(environ: Mapping[str, str]) -> list[str]:
+    names = environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    return [name.strip().lower() for name in names.split(",") if name.strip()]
+
+
+def _exporter(name: str, environ: Mapping[str, str]) -> SpanExporter:
+    """Make any installed exporter by its registered name; "otlp" follows OTEL_EXPORTER_OTLP_PROTOCOL."""
+    if name == "otlp":
+        protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        name = "otlp_proto_grpc" if (protocol or "").strip() == "grpc" else "otlp_proto_http"
+    for found in entry_points(group="opentelemetry_traces_exporter", name=name):
+        exporter = found.load()()
+        assert isinstance(exporter, SpanExporter)  # noqa: S101  # what the group is registered for
+        return exporter
+    installed = sorted(entry.name for entry in entry_points(group="opentelemetry_traces_exporter"))
+    raise BadTraceSettings(
+        f"OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_PROTOCOL asks for the trace exporter '{name}', which is not "
+        f"installed; installed are {', '.join(installed)} (OTLP: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
+    )
