@@ -107,3 +107,17 @@ def _unavailable(text: str, from_server: bool) -> Meaning:
         return Meaning.DRAINING
     # Anything else a Triton calls unavailable (a model still loading, a restricted protocol) concerns this model here.
     return Meaning.MODEL_GONE
+
+
+def judge_in_band(text: str) -> Verdict:
+    """Say what an error inside a ModelStreamInfer means. It comes without a code, so its text decides.
+
+    Only what Triton says of itself is taken for more than the caller's or the model's own error.
+    """
+    if any(known in text for known in _OVERLOAD_TEXTS):
+        return _VERDICTS[Meaning.OVERLOADED]
+    if _DRAIN_TEXT in text:
+        return _VERDICTS[Meaning.DRAINING]
+    if text.startswith("Request for unknown model") or "has no available versions" in text:
+        return _VERDICTS[Meaning.MODEL_GONE]
+    return _VERDICTS[Meaning.CALLER]

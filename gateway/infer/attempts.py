@@ -1,0 +1,86 @@
+"""Pure: which endpoint gets the next attempt of one call. It decides; whoever has the sockets acts.
+
+Both the awaiting and the callback way of forwarding drive this one object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.status import Meaning, Verdict
+from gateway.types import Plan, Variant
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.pool import Pool
+
+_ENDPOINT_IS_BAD = (Meaning.UNREACHABLE, Meaning.DRAINING)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of one call."""
+
+    variant: Variant
+    endpoint: Endpoint
+    number: int
+    why: str  # the plan's reason, then "retry" (same variant) or "fallback" (another one)
+
+
+class Attempts:
+    """Goes through the plan's variants in order, and through each one's endpoints, up to `most` attempts.
+
+    The last attempt is kept for a variant not tried yet if the plan has one: a pool whose endpoints all fail must not
+    use up what a fallback needs.
+    """
+
+    __slots__ = ("_avoid", "_index", "_most", "_plan", "_pools", "_tried_here", "made")
+
+    def __init__(self, plan: Plan, pools: Mapping[str, Pool], most: int) -> None:
+        self._plan = plan
+        self._pools = pools
+        self._most = most
+        self._index = 0
+        self._tried_here: set[Endpoint] = set()  # for the current variant
+        self._avoid: set[Endpoint] = set()  # for every variant
+        self.made = 0
+
+    def maybe_next(self) -> Attempt | None:
+        """The next attempt, or None if there is nothing left to try."""
+        targets = self._plan.targets
+        if self.made >= self._most:
+            return None
+        if self._tried_here and self.made == self._most - 1 and self._has_other_variant():
+            self._next_variant()
+        while self._index < len(targets):
+            variant = targets[self._index]
+            endpoint = self._pick(variant)
+            if endpoint is not None:
+                why = self._why()
+                self.made += 1
+                self._tried_here.add(endpoint)
+                return Attempt(variant, endpoint, self.made, why)
+            self._next_variant()
+        return None
+
+    def failed(self, attempt: Attempt, verdict: Verdict) -> None:
+        """Learn from an attempt that may be repeated elsewhere."""
+        if verdict.meaning in _ENDPOINT_IS_BAD:
+            self._avoid.add(attempt.endpoint)
+
+    def _pick(self, variant: Variant) -> Endpoint | None:
+        pool = self._pools.get(variant.upstream)
+        if pool is None:
+            return None
+        return pool.maybe_pick(variant.model, variant.version, self._tried_here | self._avoid)
+
+    def _has_other_variant(self) -> bool:
+        return any(self._pick(variant) is not None for variant in self._plan.targets[self._index + 1 :])
+
+    def _next_variant(self) -> None:
+        self._index += 1
+        self._tried_here = set()
+
+    def _why(self) -> str:
+        if self.made == 0:
+            return self._plan.reason if self._index == 0 else "fallback"
+        return "retry" if self._tried_here else "fallback"

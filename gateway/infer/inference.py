@@ -1,0 +1,302 @@
+"""The use-case: one inference request in, one answer out. Plan, attempt, fall back, report.
+
+Knows routing, pools and hooks; knows no transport. Bodies are serialized V2 messages whose tensors are never parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from gateway.deadline import Deadline
+from gateway.errors import (
+    Bug,
+    DeadlineExceeded,
+    GatewayError,
+    NoTarget,
+    Overloaded,
+    SequenceLost,
+    UnknownModel,
+    UpstreamFailed,
+)
+from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
+from gateway.infer.attempts import Attempt, Attempts
+from gateway.infer.metadata import first_values, passed_on, served_trailers
+from gateway.infer.sequences import Pin, SequenceKey, Sequences
+from gateway.routing import Route, Routes, plan, sequence_draw, sequence_order
+from gateway.status import Code, Meaning, Verdict, judge
+from gateway.types import Facts, Metadata, Plan, Served, Variant
+from gateway.upstream.connection import Answer, CallFailed
+from gateway.upstream.pool import Pool
+from gateway.wire.peek import RequestHead, peek_request, peek_response, rename_request, rename_response
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "/inference.GRPCInferenceService/"
+_INFER = SERVICE + "ModelInfer"
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """What is in force: replaced as a whole on reload; a call keeps the one that it began with."""
+
+    routes: Routes
+    pools: Mapping[str, Pool]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One ModelInferRequest as it arrived."""
+
+    body: bytes
+    metadata: Metadata = ()
+    deadline: Deadline | None = None
+    peer: str = ""
+    method: str = "ModelInfer"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One ModelInferResponse, carrying the public name."""
+
+    body: bytes
+    initial: Metadata
+    trailing: Metadata
+    served: Served
+
+
+@dataclass(slots=True)
+class Work:
+    """One request on its way: what was decided for it, and what came of the attempts so far."""
+
+    route: Route
+    head: RequestHead
+    facts: Facts
+    attempts: Attempts
+    observer: CallObserver
+    sequence: SequenceKey | None = None
+    pin: Pin | None = None  # where its sequence lives, if that is known
+    failures: list[tuple[Attempt, CallFailed, Verdict]] = field(default_factory=list)
+
+
+class Inference:
+    """Answers inference requests for public models and for variants' own names."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        hooks: Hooks,
+        sequences: Sequences,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.topology = topology
+        self.hooks = hooks
+        self.sequences = sequences
+        self.clock = clock
+        self._draw = draw
+        self.decoupled: set[str] = set()  # models seen to answer several times; grows by what Tritons serve only
+
+    async def infer(self, request: Request) -> Reply:
+        """Answer one request.
+
+        :raises GatewayError: with the status that the caller gets.
+        """
+        head = peek_request(request.body)
+        facts = Facts(first_values(request.metadata), head.parameters if head.entries else {}, head.model_version)
+        route = self.topology.routes.lookup(head.model_name)
+        observer = self.observe(request, head, facts, known=route is not None)
+        code, text, reply = Code.INTERNAL, "", None
+        try:
+            if route is None:
+                raise UnknownModel(head.model_name, head.model_version)
+            reply = await self._forward(self.begin(route, head, facts, observer), request)
+        except asyncio.CancelledError:
+            code, text = Code.CANCELLED, "the caller went away"
+            raise
+        except GatewayError as error:
+            code, text = error.code, error.text
+            raise
+        except Exception as error:
+            _log.exception("model %s: unforeseen failure", head.model_name)
+            raise Bug("The gateway failed unexpectedly; its log has the details.") from error
+        else:
+            code = Code.OK
+            return reply
+        finally:
+            size = len(reply.body) if reply else 0
+            served = reply.served if reply else None
+            observer.ended(CallEnded(code, text, served, len(request.body), size, self.clock()))
+
+    def observe(self, request: Request, head: RequestHead, facts: Facts, *, known: bool) -> CallObserver:
+        return self.hooks.call_started(
+            CallStarted(request.method, head.model_name, known, head.id, request.peer, self.clock(), facts)
+        )
+
+    def begin(self, route: Route, head: RequestHead, facts: Facts, observer: CallObserver) -> Work:
+        """Decide where a request may go.
+
+        :raises SequenceLost: if its sequence's endpoint can't be reached.
+        """
+        pools = self.topology.pools
+        sequence = facts.parameters.get("sequence_id")
+        if sequence:
+            return self._begin_sequence(route, head, facts, observer, (route.name, sequence))
+        chosen = plan(route, facts, draw=self._draw(), available=self._is_available)
+        return Work(route, head, facts, Attempts(chosen, pools, route.attempts), observer)
+
+    def _begin_sequence(
+        self, route: Route, head: RequestHead, facts: Facts, observer: CallObserver, key: SequenceKey
+    ) -> Work:
+        """A sequence stays where it began. Only its first request may be sent elsewhere when an endpoint fails."""
+        starts = facts.parameters.get("sequence_start") is True
+        pin = None if starts else self.sequences.maybe_find(key, self.clock())
+        if pin is None:
+            chosen = plan(route, facts, draw=sequence_draw(key), available=self._is_available)
+            for variant in chosen.targets:
+                pin = self._place(variant, key)
+                if pin is not None:
+                    break
+        if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
+            if starts:
+                raise _nothing_available(route, ())
+            raise _sequence_lost(key)
+        only = Pool(pin.variant.upstream, [pin.endpoint])
+        attempts = Attempts(Plan((pin.variant,), "sequence"), {pin.variant.upstream: only}, 1)
+        self.sequences.pin(key, pin, self.clock())
+        return Work(route, head, facts, attempts, observer, key, pin)
+
+    def _place(self, variant: Variant, key: SequenceKey) -> Pin | None:
+        """Where a sequence of this id begins: the same endpoint for every worker that sees the same health."""
+        pool = self.topology.pools.get(variant.upstream)
+        able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
+        if not able:
+            return None
+        first = sequence_order(key, [endpoint.address for endpoint in able])[0]
+        return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
+
+    def _is_available(self, variant: Variant) -> bool:
+        pool = self.topology.pools.get(variant.upstream)
+        return pool is not None and pool.is_available(variant.model, variant.version)
+
+    async def _forward(self, work: Work, request: Request) -> Reply:
+        metadata = passed_on(request.metadata)
+        while (attempt := work.attempts.maybe_next()) is not None:
+            timeout = self.remaining(request.deadline)
+            extra = self.attempt_started(work, attempt)
+            body = request_for(attempt.variant, request.body, work.head)
+            try:
+                with attempt.endpoint.busy():
+                    answer = await attempt.endpoint.connection.unary(_INFER, body, [*metadata, *extra], timeout)
+            except CallFailed as failure:
+                self.attempt_failed(work, attempt, failure)
+                continue
+            except asyncio.CancelledError:
+                work.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self.clock()))
+                raise
+            self.attempt_answered(work)
+            return self._reply(work, attempt, answer)
+        raise self.given_up(work)
+
+    def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
+        """Report it; answers the metadata to add upstream."""
+        variant, endpoint = attempt.variant, attempt.endpoint
+        return work.observer.attempt_started(
+            AttemptStarted(
+                work.route.name, variant.name, variant.upstream, endpoint.address, attempt.number, attempt.why, self.clock()
+            )
+        )
+
+    def attempt_answered(self, work: Work) -> None:
+        work.observer.attempt_ended(AttemptEnded(Code.OK, "", None, self.clock()))
+        if work.sequence is not None and work.facts.parameters.get("sequence_end") is True:
+            self.sequences.end(work.sequence)
+
+    def attempt_failed(
+        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
+    ) -> None:
+        """Report a failed attempt, and learn from it.
+
+        :raises GatewayError: if the request must not be tried elsewhere.
+        """
+        verdict = verdict or judge(failure.code, failure.text, from_server=failure.from_server)
+        code = Code(failure.code) if failure.code in Code._value2member_map_ else Code.UNKNOWN
+        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
+        variant = attempt.variant
+        attempt.endpoint.failed((variant.model, variant.version), verdict, failure.text)
+        if not verdict.elsewhere:
+            raise UpstreamFailed(code, failure.text, failure.trailing)
+        work.attempts.failed(attempt, verdict)
+        work.failures.append((attempt, failure, verdict))
+
+    def given_up(self, work: Work) -> GatewayError:
+        """What the caller of a request is told that no attempt answered."""
+        if work.sequence is not None and work.failures:
+            verdict = work.failures[-1][2]
+            if verdict.meaning is not Meaning.OVERLOADED:
+                return _sequence_lost(work.sequence)
+        if not work.failures:
+            return _nothing_available(work.route, ())
+        _, failure, verdict = work.failures[-1]
+        if not work.route.is_public and failure.from_server:
+            return UpstreamFailed(Code(failure.code), failure.text, failure.trailing)
+        meanings = {verdict.meaning for _, _, verdict in work.failures}
+        if Meaning.OVERLOADED in meanings:
+            return Overloaded(f"model '{work.route.name}': {_overload_text(work)}")
+        if meanings == {Meaning.MODEL_GONE} and work.facts.version:
+            return UnknownModel(work.route.name, work.facts.version)
+        return _nothing_available(
+            work.route, [f"{attempt.variant.name}: {v.meaning.value}" for attempt, _, v in work.failures]
+        )
+
+    def _reply(self, work: Work, attempt: Attempt, answer: Answer) -> Reply:
+        head = peek_response(answer.body)
+        body = answer.body
+        if head.model_name != work.route.name:
+            body = rename_response(body, head, model_name=work.route.name)
+        served = served_by(work, attempt, head.model_version)
+        trailing = (*passed_on(answer.trailing), *served_trailers(served))
+        return Reply(body, passed_on(answer.initial), trailing, served)
+
+    def remaining(self, deadline: Deadline | None) -> float | None:
+        """Seconds left of a call's time; None if it has no end. raises: DeadlineExceeded."""
+        if deadline is None:
+            return None
+        remaining = deadline.remaining(self.clock())
+        if remaining <= 0:
+            raise DeadlineExceeded("The deadline passed before an answer came.")
+        return remaining
+
+
+def request_for(variant: Variant, body: bytes, head: RequestHead, *, id: str | None = None, extra: bytes = b"") -> bytes:
+    """The request as this variant's Triton must see it."""
+    if variant.model == head.model_name and variant.version in ("", head.model_version) and id is None and not extra:
+        return body
+    return rename_request(
+        body, head, model_name=variant.model, model_version=variant.version or None, id=id, extra=extra
+    )
+
+
+def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:
+    return Served(work.route.name, attempt.variant.name, model_version, attempt.endpoint.address, attempt.number)
+
+
+def _overload_text(work: Work) -> str:
+    return next(f.text for _, f, v in reversed(work.failures) if v.meaning is Meaning.OVERLOADED)
+
+
+def _nothing_available(route: Route, tried: Mapping[str, str] | list[str] | tuple[()]) -> NoTarget:
+    how = f"tried {', '.join(tried)}" if tried else "none of its endpoints is up with the model loaded"
+    return NoTarget(f"model '{route.name}': no variant can answer now ({how})")
+
+
+def _sequence_lost(key: SequenceKey) -> SequenceLost:
+    return SequenceLost(
+        f"sequence {key[1]!r} of model '{key[0]}' is lost: the endpoint that holds its state is unavailable; "
+        "start the sequence again"
+    )

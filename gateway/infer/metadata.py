@@ -1,0 +1,53 @@
+"""Pure: which metadata passes through the gateway, in either direction.
+
+Sources: RFC 9113 section 8.2.2 (hop-by-hop fields), gRPC PROTOCOL-HTTP2.md (reserved names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.types import Metadata, MetadataValue, Served
+
+_DROPPED = frozenset(
+    {
+        "connection", "content-length", "content-type", "host", "keep-alive", "proxy-connection", "te", "trailer",
+        "transfer-encoding", "upgrade", "user-agent",
+        # Trace context goes on only for sampled calls, from the gateway's own span: Triton traces whatever has a parent.
+        "traceparent", "tracestate",
+    }
+)  # fmt: skip
+_RESERVED = ("grpc-", "gateway-", ":")
+UPSTREAM_KEY = "gateway-upstream"
+"""Metadata key by which a caller of a control RPC names one upstream."""
+
+
+def passed_on(metadata: Iterable[tuple[str, MetadataValue]]) -> list[tuple[str, MetadataValue]]:
+    """What of a caller's or an upstream's metadata the other side gets, in the same order.
+
+    `grpc-status-details-bin` is the one reserved key that carries application data, in trailers.
+    """
+    return [
+        (key, value)
+        for key, value in metadata
+        if key == "grpc-status-details-bin" or not (key in _DROPPED or key.startswith(_RESERVED))
+    ]
+
+
+def first_values(metadata: Iterable[tuple[str, MetadataValue]]) -> dict[str, str]:
+    """Text values by key; of a repeated key the first one. Values are trimmed: perf_analyzer sends leading spaces."""
+    facts: dict[str, str] = {}
+    for key, value in metadata:
+        if isinstance(value, str) and key not in facts:
+            facts[key] = value.strip()
+    return facts
+
+
+def served_trailers(served: Served) -> Metadata:
+    """The trailing metadata that names who answered."""
+    return (
+        ("gateway-variant", served.variant),
+        ("gateway-model-version", served.model_version),
+        ("gateway-endpoint", served.endpoint),
+        ("gateway-attempts", str(served.attempts)),
+    )

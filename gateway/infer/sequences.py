@@ -1,0 +1,60 @@
+"""Pure: which endpoint holds the state of which sequence. Instants are arguments.
+
+The memory of one process only makes this certain; what makes processes and replicas agree is that a new sequence is
+placed by a hash of its id (`routing`). A sequence that is unknown to the endpoint it arrives at is refused by Triton
+itself ("must specify the START flag"), so a disagreement is an error and never a silent restart.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from gateway.types import Parameter, Variant
+from gateway.upstream.endpoint import Endpoint
+
+SequenceKey = tuple[str, Parameter]
+"""Public model and sequence id; 5 and "5" are different sequences, as they are to Triton."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Where a sequence lives."""
+
+    variant: Variant
+    endpoint: Endpoint
+
+
+class Sequences:
+    """A bounded table of running sequences, forgetting those that have been idle too long."""
+
+    def __init__(self, *, idle: float, most: int) -> None:
+        """idle: seconds without a request after which a sequence is forgotten. most: sequences kept."""
+        self._idle = idle
+        self._most = most
+        self._pins: OrderedDict[SequenceKey, tuple[float, Pin]] = OrderedDict()  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._pins)
+
+    def maybe_find(self, key: SequenceKey, now: float) -> Pin | None:
+        self._forget_idle(now)
+        found = self._pins.get(key)
+        return found[1] if found else None
+
+    def pin(self, key: SequenceKey, pin: Pin, now: float) -> None:
+        """Note, or renew, where a sequence lives."""
+        self._pins[key] = (now, pin)
+        self._pins.move_to_end(key)
+        if len(self._pins) > self._most:
+            self._pins.popitem(last=False)
+
+    def end(self, key: SequenceKey) -> None:
+        self._pins.pop(key, None)
+
+    def _forget_idle(self, now: float) -> None:
+        while self._pins:
+            key, (used, _) = next(iter(self._pins.items()))
+            if now - used < self._idle:
+                return
+            del self._pins[key]

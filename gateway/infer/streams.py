@@ -1,0 +1,392 @@
+"""The use-case for one ModelStreamInfer: each message is routed on its own, over shared upstream streams.
+
+One *leg* is an upstream stream to one endpoint; all messages that go there travel on it, so Triton sees a sequence's
+requests in order. Upstream ids are the gateway's own, so that answers find their request; the caller's id is put back.
+
+Order, as Triton keeps it: answers of models that answer once come in the order of their requests; those of decoupled
+models come as they are made, in order per request. Which kind a model is shows in its first answer: a decoupled one
+says with it that it is not the last, or ends with an empty one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
+from gateway.hooks import CallEnded, CallObserver
+from gateway.infer.attempts import Attempt
+from gateway.infer.inference import SERVICE, Inference, Reply, Request, Work, request_for, served_by
+from gateway.infer.metadata import first_values, passed_on
+from gateway.status import Code, Verdict, judge_in_band
+from gateway.types import Facts, Served
+from gateway.upstream.connection import CallFailed, StreamCall
+from gateway.upstream.endpoint import Endpoint
+from gateway.wire.peek import (
+    ENABLE_EMPTY_FINAL,
+    RequestHead,
+    StreamHead,
+    peek_request,
+    peek_stream_response,
+    rename_stream_response,
+    stream_error,
+    stream_response,
+)
+
+_log = logging.getLogger(__name__)
+
+_STREAM = SERVICE + "ModelStreamInfer"
+_WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
+_ERRORS_END_STREAM = "triton_grpc_error"
+
+Write = Callable[[bytes], Awaitable[None]]
+InferAlone = Callable[[Request, RequestHead], Awaitable[Reply]]
+"""Answers a model that is not forwarded (a pipeline), as a unary call would."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """How much of one stream may be under way before no more of it is read."""
+
+    requests: int = 1024
+    bytes: int = 64 << 20  # of request bodies kept for a retry and of answers held for their turn
+
+
+@dataclass(eq=False, slots=True)
+class Message:
+    """One request of the stream, until its last answer has been written."""
+
+    request: Request | None  # None once an answer has come: it can't be sent again
+    size: int  # of the request's body
+    head: RequestHead
+    observer: CallObserver
+    key: str  # its id upstream
+    work: Work | None = None  # None for a model that is answered alone
+    attempt: Attempt | None = None
+    answers: int = 0
+    answer_bytes: int = 0
+    served: Served | None = None
+    held: deque[bytes] = field(default_factory=deque)  # answers that wait for their turn
+    done: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Leg:
+    """One upstream stream and the messages that are on it."""
+
+    endpoint: Endpoint
+    call: StreamCall
+    messages: dict[str, Message] = field(default_factory=dict)
+    ended: bool = False
+
+
+class StreamSession:
+    """One caller's ModelStreamInfer, from its first message to its end."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        opening: Request,
+        write: Write,
+        *,
+        is_alone: Callable[[str], bool],
+        infer_alone: InferAlone,
+        limits: StreamLimits = StreamLimits(),  # noqa: B008  (frozen)
+    ) -> None:
+        """opening: the call's metadata, deadline and peer; its body is not used."""
+        self._inference = inference
+        self._opening = opening
+        self._facts = first_values(opening.metadata)
+        self._passed_on = passed_on(opening.metadata)
+        self._write = write
+        self._is_alone = is_alone
+        self._infer_alone = infer_alone
+        self._limits = limits
+        self._legs: dict[Endpoint, Leg] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._accepted = 0
+        self._open: set[Message] = set()
+        self._kept_bytes = 0
+        self._has_room = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._order: deque[Message] = deque()  # those whose answers must keep the order of the requests
+        self._answering = asyncio.Lock()
+        self._account(0)
+
+    async def run(self, requests: AsyncIterator[bytes]) -> None:
+        """Serve the stream to its end.
+
+        :raises GatewayError: if the stream as a whole ends with a status.
+        """
+        self._spawn(self._serve(requests))
+        try:
+            await self._end
+        finally:
+            await self._abandon()
+
+    async def _serve(self, requests: AsyncIterator[bytes]) -> None:
+        async for body in requests:
+            await self._has_room.wait()
+            await self._accept(body)
+        await self._is_idle.wait()
+        for leg in self._legs.values():
+            await leg.call.done_writing()
+        self._end_with(None)
+
+    # Requests
+
+    async def _accept(self, body: bytes) -> None:
+        inference, opening = self._inference, self._opening
+        head = peek_request(body)
+        facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
+        request = Request(body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
+        alone = self._is_alone(head.model_name)
+        route = inference.topology.routes.lookup(head.model_name)
+        observer = inference.observe(request, head, facts, known=alone or route is not None)
+        self._accepted += 1
+        message = Message(request, len(body), head, observer, f"{self._accepted}:{head.id}")
+        self._open.add(message)
+        self._account(len(body))
+        if head.model_name not in inference.decoupled:
+            self._order.append(message)
+        if alone:
+            self._spawn(self._infer_message_alone(message, request))
+            return
+        try:
+            if route is None:
+                raise UnknownModel(head.model_name, head.model_version)
+            message.work = inference.begin(route, head, facts, observer)
+            await self._send(message)
+        except GatewayError as error:
+            await self._fail(message, error)
+
+    async def _send(self, message: Message) -> None:
+        """Put a message on the leg of the next endpoint to try.
+
+        :raises GatewayError: if there is none.
+        """
+        work, request, inference = message.work, message.request, self._inference
+        assert work is not None and request is not None  # noqa: S101, PT018  (forwarded, and not answered yet)
+        attempt = work.attempts.maybe_next()
+        if attempt is None:
+            raise inference.given_up(work)
+        message.attempt = attempt
+        leg = self._leg_to(attempt.endpoint, [*self._passed_on, *inference.attempt_started(work, attempt)])
+        leg.messages[message.key] = message
+        attempt.endpoint.in_flight += 1
+        body = request_for(attempt.variant, request.body, message.head, id=message.key, extra=ENABLE_EMPTY_FINAL)
+        try:
+            await leg.call.write(body)
+        except CallFailed:
+            return  # the leg has ended: its reader sees why, and takes care of every message on it
+
+    def _leg_to(self, endpoint: Endpoint, metadata: list[tuple[str, str | bytes]]) -> Leg:
+        leg = self._legs.get(endpoint)
+        if leg is None or leg.ended:
+            call = endpoint.connection.stream(_STREAM, metadata, self._inference.remaining(self._opening.deadline))
+            leg = self._legs[endpoint] = Leg(endpoint, call)
+            self._spawn(self._read_leg(leg))
+        return leg
+
+    async def _infer_message_alone(self, message: Message, request: Request) -> None:
+        try:
+            reply = await self._infer_alone(request, message.head)
+        except GatewayError as error:
+            await self._fail(message, error)
+        else:
+            message.served = reply.served
+            await self._answer(message, stream_response(reply.body), last=True)
+
+    # Answers
+
+    async def _read_leg(self, leg: Leg) -> None:
+        try:
+            while (body := await leg.call.read()) is not None:
+                head = peek_stream_response(body)
+                message = self._addressee(leg, head)
+                if message is None:
+                    _log.warning("endpoint %s answered a request that it was not sent", leg.endpoint.address)
+                elif head.error:
+                    await self._take_error(leg, message, head, body)
+                else:
+                    await self._take_answer(leg, message, head, body)
+        except CallFailed as failure:
+            await self._leg_ended(leg, failure)
+        else:
+            await self._leg_ended(leg, CallFailed(Code.UNAVAILABLE, "the stream ended", from_server=False))
+
+    @staticmethod
+    def _addressee(leg: Leg, head: StreamHead) -> Message | None:
+        key = head.response.id if head.response else ""
+        if not key and len(leg.messages) == 1:  # an error that Triton could not attribute
+            return next(iter(leg.messages.values()))
+        return leg.messages.get(key)
+
+    async def _take_answer(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
+        response, work = head.response, message.work
+        if response is None or work is None or message.attempt is None:
+            return
+        last = response.is_final
+        if response.is_empty_final or not last:
+            self._inference.decoupled.add(message.head.model_name)
+        message.served = served_by(work, message.attempt, response.model_version)
+        if last:
+            self._leave(leg, message)
+            self._inference.attempt_answered(work)
+        if response.is_empty_final and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
+            await self._answer(message, None, last=True)
+            return
+        renamed = rename_stream_response(body, head, model_name=work.route.name, id=message.head.id)
+        await self._answer(message, renamed, last=last, in_turn=last and not response.is_empty_final)
+
+    async def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
+        """Try the message elsewhere if that may help; else hand Triton's own error on."""
+        self._leave(leg, message)
+        verdict = judge_in_band(head.error)
+        failure = CallFailed(Code.UNKNOWN, head.error)
+        if await self._retried(message, failure, verdict):
+            return
+        name = message.head.model_name if head.response and head.response.model_name else None
+        renamed = rename_stream_response(body, head, model_name=name, id=message.head.id)
+        await self._answer(message, renamed, last=True, code=Code.UNKNOWN, text=head.error)
+
+    async def _leg_ended(self, leg: Leg, failure: CallFailed) -> None:
+        leg.ended = True
+        if failure.from_server and _ERRORS_END_STREAM in self._facts:
+            self._end_with(UpstreamFailed(Code(failure.code), failure.text, failure.trailing))
+            return
+        for message in list(leg.messages.values()):
+            self._leave(leg, message)
+            if not await self._retried(message, failure, None):
+                text = "The stream to the endpoint broke before the last answer."
+                await self._fail(message, UpstreamFailed(Code.UNAVAILABLE, text))
+
+    async def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
+        """Send a message again if no answer to it has gone out and its failure allows. False: the caller must be told."""
+        work, attempt = message.work, message.attempt
+        if work is None or attempt is None:
+            return False
+        try:
+            self._inference.attempt_failed(work, attempt, failure, verdict)
+        except UpstreamFailed:
+            return False
+        if message.answers:
+            return False
+        try:
+            await self._send(message)
+        except GatewayError as error:
+            await self._fail(message, error)
+        return True
+
+    async def _fail(self, message: Message, error: GatewayError) -> None:
+        body = stream_error(error.text, message.head.id, message.head.model_name)
+        await self._answer(message, body, last=True, code=error.code, text=error.text)
+
+    async def _answer(
+        self,
+        message: Message,
+        body: bytes | None,
+        *,
+        last: bool,
+        in_turn: bool = True,
+        code: Code = Code.OK,
+        text: str = "",
+    ) -> None:
+        """Write an answer, or hold it until those before it are written. Waits while the caller reads slowly."""
+        async with self._answering:
+            if message.done:
+                return
+            if message.request is not None:
+                message.request = None
+                self._account(-message.size)
+            if body is not None:
+                message.answers += 1
+                message.answer_bytes += len(body)
+                message.held.append(body)
+                self._account(len(body))
+            message.done = last
+            if not in_turn and message in self._order:
+                self._order.remove(message)
+            if message not in self._order:
+                await self._write_held(message)
+            await self._write_in_order()
+            if last:
+                self._ended(message, code, text)
+
+    async def _write_in_order(self) -> None:
+        while self._order:
+            first = self._order[0]
+            await self._write_held(first)
+            if not first.done:
+                return
+            self._order.popleft()
+
+    async def _write_held(self, message: Message) -> None:
+        while message.held:
+            body = message.held.popleft()
+            self._account(-len(body))
+            await self._write(body)
+
+    # Bookkeeping
+
+    def _leave(self, leg: Leg, message: Message) -> None:
+        if leg.messages.pop(message.key, None) is not None:
+            leg.endpoint.in_flight -= 1
+
+    def _account(self, size: int) -> None:
+        self._kept_bytes += size
+        full = len(self._open) >= self._limits.requests or self._kept_bytes >= self._limits.bytes
+        _set(self._has_room, not full)
+        _set(self._is_idle, not self._open)
+
+    def _ended(self, message: Message, code: Code, text: str) -> None:
+        self._open.discard(message)
+        self._account(0)
+        message.observer.ended(
+            CallEnded(code, text, message.served, message.size, message.answer_bytes, self._inference.clock())
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end_with(error)
+
+    def _end_with(self, error: BaseException | None) -> None:
+        if self._end.done():
+            return
+        if error is None:
+            self._end.set_result(None)
+        else:
+            self._end.set_exception(error)
+
+    async def _abandon(self) -> None:
+        """Leave nothing behind, whether the stream ended well or the caller went away."""
+        for leg in self._legs.values():
+            if not leg.ended:
+                leg.call.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for leg in self._legs.values():
+            for message in list(leg.messages.values()):
+                self._leave(leg, message)
+        for message in list(self._open):
+            self._ended(message, Code.CANCELLED, "the stream ended before the last answer")
+
+
+def _set(event: asyncio.Event, value: bool) -> None:
+    if value:
+        event.set()
+    else:
+        event.clear()

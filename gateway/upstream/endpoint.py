@@ -1,0 +1,67 @@
+"""One Triton server as a pool sees it: its connection, what it can serve, what it is doing now.
+
+No I/O of its own: `health` feeds it, `pool` asks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+from gateway.status import Meaning, Verdict
+from gateway.upstream.connection import Connection
+
+ModelKey = tuple[str, str]
+"""A Triton model's name and version; version "" stands for the server's policy."""
+
+
+class State(Enum):
+    """What is known of an endpoint as a whole."""
+
+    UNPROBED = "unprobed"  # just added; worth a try
+    READY = "ready"  # the last probe went well
+    SUSPECT = "suspect"  # a call failed since; used only when nothing better is there, until the next probe
+    DOWN = "down"  # a probe failed; left alone until one succeeds
+
+
+class Endpoint:
+    """One endpoint of one upstream. Lives on one event loop."""
+
+    def __init__(self, upstream: str, address: str, connection: Connection) -> None:
+        self.upstream = upstream
+        self.address = address
+        self.connection = connection
+        self.state = State.UNPROBED
+        self.reason = "not probed yet"
+        self.in_flight = 0
+        self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
+        self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.upstream}/{self.address} {self.state.value} in_flight={self.in_flight}>"
+
+    def can_serve(self, model: str, version: str) -> bool:
+        """Is there no reason to think that it can't? Models that nobody watches get the benefit of the doubt."""
+        return self.state is not State.DOWN and self.models.get((model, version), True)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Count one call for as long as the block runs."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def failed(self, model: ModelKey, verdict: Verdict, text: str) -> None:
+        """Take note of a call that this endpoint did not answer."""
+        if verdict.ejects:
+            if self.state is not State.DOWN:
+                self.state = State.DOWN if verdict.meaning is Meaning.DRAINING else State.SUSPECT
+                self.reason = text
+        elif verdict.meaning is Meaning.MODEL_GONE and model in self.models:
+            self.models[model] = False
+        else:
+            return
+        self.on_suspicion()

@@ -1,0 +1,126 @@
+"""I/O: asks endpoints whether they live and which of the watched models are ready.
+
+`ServerLive` tells about the endpoint, as Triton answers false there only while it shuts down; `ServerReady` is not used,
+since one model that is loading makes it false for all. A model that variants use is asked for by `ModelReady`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.status import Code
+from gateway.upstream.connection import CallFailed
+from gateway.upstream.endpoint import Endpoint, ModelKey, State
+
+SERVICE = "/inference.GRPCInferenceService/"
+_MODELS_AT_ONCE = 8  # concurrent ModelReady calls to one endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """How often and how patiently to ask. Seconds."""
+
+    interval: float = 1.0
+    timeout: float = 2.0
+    slow_probes_to_fail: int = 2  # consecutive time-outs; a busy server must not be taken for a dead one at once
+
+
+class Prober:
+    """Probes one endpoint until closed. `changed` is called after each probe that changed what the endpoint can do."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        models: Sequence[ModelKey],
+        settings: ProbeSettings,
+        changed: Callable[[Endpoint], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.models = tuple(models)
+        self._settings = settings
+        self._changed = changed
+        self._wake = asyncio.Event()
+        self._slow = 0
+        self._first = asyncio.Event()
+        endpoint.on_suspicion = self._wake.set
+
+    async def wait_first(self) -> None:
+        """Return when one probe has ended, well or not."""
+        await self._first.wait()
+
+    def watch(self, models: Sequence[ModelKey]) -> None:
+        """Change the models to ask for, from the next probe on, which comes at once."""
+        self.models = tuple(models)
+        for gone in set(self.endpoint.models) - set(models):
+            del self.endpoint.models[gone]
+        self._wake.set()
+
+    async def run(self) -> None:
+        while True:
+            before = (self.endpoint.state, dict(self.endpoint.models))
+            await self._probe()
+            self._first.set()
+            if before != (self.endpoint.state, self.endpoint.models):
+                self._changed(self.endpoint)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait for the interval, or less if a call made the endpoint suspect; never so little that it is a storm."""
+        least = min(0.1, self._settings.interval)
+        await asyncio.sleep(least)
+        rest = (self._settings.interval - least) * random.uniform(0.8, 1.2)  # noqa: S311  (spread, not secrecy)
+        try:
+            await asyncio.wait_for(self._wake.wait(), rest)
+        except (TimeoutError, asyncio.TimeoutError):
+            return
+        finally:
+            self._wake.clear()
+
+    async def _probe(self) -> None:
+        endpoint = self.endpoint
+        try:
+            live = await self._ask("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse)
+            ready = await self._ready_models() if live.live else {}
+        except CallFailed as failure:
+            self._note_failure(failure)
+            return
+        self._slow = 0
+        endpoint.models = ready
+        if live.live:
+            endpoint.state, endpoint.reason = State.READY, ""
+        else:
+            endpoint.state, endpoint.reason = State.DOWN, "the server says that it is not live"
+
+    def _note_failure(self, failure: CallFailed) -> None:
+        if failure.code == Code.DEADLINE_EXCEEDED:
+            self._slow += 1
+            if self._slow < self._settings.slow_probes_to_fail:
+                return
+            self.endpoint.reason = f"no answer to a probe in {self._settings.timeout:g} s"
+        else:
+            self.endpoint.reason = failure.text
+        self.endpoint.state = State.DOWN
+
+    async def _ready_models(self) -> dict[ModelKey, bool]:
+        limit = asyncio.Semaphore(_MODELS_AT_ONCE)
+
+        async def ask(model: ModelKey) -> bool:
+            async with limit:
+                request = pb.ModelReadyRequest(name=model[0], version=model[1])
+                return bool((await self._ask("ModelReady", request, pb.ModelReadyResponse)).ready)
+
+        models = self.models
+        return dict(zip(models, await asyncio.gather(*map(ask, models)), strict=True))
+
+    async def _ask(self, method: str, request: Any, response: Any) -> Any:
+        """Any: protobuf message classes, which carry no types of their own."""
+        answer = await self.endpoint.connection.unary(
+            SERVICE + method, request.SerializeToString(), (), self._settings.timeout
+        )
+        return response.FromString(answer.body)

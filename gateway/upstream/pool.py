@@ -1,0 +1,46 @@
+"""The interchangeable endpoints of one upstream: which one a call goes to. Decides only; `infer` acts."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from gateway.upstream.endpoint import Endpoint, State
+
+_PREFERENCE = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
+
+
+class Pool:
+    """Least-loaded choice among the endpoints that can serve a model."""
+
+    def __init__(self, name: str, endpoints: Sequence[Endpoint]) -> None:
+        self.name = name
+        self.endpoints = tuple(endpoints)
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name} {self.endpoints!r}>"
+
+    def is_available(self, model: str, version: str) -> bool:
+        return any(endpoint.can_serve(model, version) for endpoint in self.endpoints)
+
+    def maybe_pick(self, model: str, version: str, tried: Container[Endpoint] = ()) -> Endpoint | None:
+        """The endpoint with the fewest calls in flight of those in the best state, or None.
+
+        Ties go round, so that an idle pool is used evenly.
+        """
+        endpoints = self.endpoints
+        if len(endpoints) == 1:
+            only = endpoints[0]
+            return only if only not in tried and only.can_serve(model, version) else None
+        self._turn = turn = (self._turn + 1) % len(endpoints)
+        best, best_rank = None, (9, 0)
+        for endpoint in (*endpoints[turn:], *endpoints[:turn]):
+            if endpoint in tried or not endpoint.can_serve(model, version):
+                continue
+            rank = (_PREFERENCE[endpoint.state], endpoint.in_flight)
+            if rank < best_rank:
+                best, best_rank = endpoint, rank
+        return best
+
+    def maybe_find(self, address: str) -> Endpoint | None:
+        return next((e for e in self.endpoints if e.address == address), None)
