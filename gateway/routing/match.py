@@ -1,0 +1,167 @@
+"""routing (pure): what a rule asks of a request. May use values only.
+
+Parameters have types and metadata has none, so both are compared as text: true and false in lower case, integers in
+decimal, floats as Python's repr (1.0, 0.25, 1e-07), strings as they are. Comparison is exact: case counts.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gateway.types import Facts, Parameter
+
+MAX_REGEX_TEXT = 1024
+"""Characters. Callers choose the text that a regex runs on, so a longer one does not match: it would cost too much."""
+
+
+def as_text(value: Parameter) -> str:
+    """A parameter as it is compared, hashed and shown."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Where a rule or a sticky assignment finds its value in a request."""
+
+    source: Literal["metadata", "parameter"]
+    name: str
+
+    def __post_init__(self) -> None:
+        """:raises ValueError: if the name is one that `Facts` can't have."""
+        if not self.name:
+            raise ValueError("a key needs a name")
+        if self.source == "metadata" and (self.name != self.name.lower() or self.name.endswith("-bin")):
+            raise ValueError(f"metadata key '{self.name}' must be lower case and not end in -bin")
+
+    def maybe_read(self, facts: Facts) -> str | None:
+        """The value as text; None if the request has none."""
+        if self.source == "metadata":
+            return facts.metadata.get(self.name)
+        value = facts.parameters.get(self.name)
+        return None if value is None else as_text(value)
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The value is this text."""
+
+    text: str
+
+    def holds(self, value: str | None) -> bool:
+        return value == self.text
+
+    def __str__(self) -> str:
+        return f"'{self.text}'"
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """The value is one of these texts."""
+
+    texts: frozenset[str]
+
+    def holds(self, value: str | None) -> bool:
+        return value in self.texts
+
+    def __str__(self) -> str:
+        return "any of " + ", ".join(f"'{text}'" for text in sorted(self.texts))
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The value begins with this text."""
+
+    text: str
+
+    def holds(self, value: str | None) -> bool:
+        return value is not None and value.startswith(self.text)
+
+    def __str__(self) -> str:
+        return f"beginning with '{self.text}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """The whole value matches this pattern (Python's `re`) and has at most MAX_REGEX_TEXT characters.
+
+    :raises ValueError: if the pattern is none.
+    """
+
+    pattern: str
+    _compiled: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "_compiled", re.compile(self.pattern))
+        except re.error as error:
+            raise ValueError(f"'{self.pattern}' is no regular expression: {error}") from error
+
+    def holds(self, value: str | None) -> bool:
+        return value is not None and len(value) <= MAX_REGEX_TEXT and self._compiled.fullmatch(value) is not None
+
+    def __str__(self) -> str:
+        return f"matching /{self.pattern}/"
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The request has the value, whatever it is; with `wanted=False`: it has none."""
+
+    wanted: bool = True
+
+    def holds(self, value: str | None) -> bool:
+        return (value is not None) is self.wanted
+
+    def __str__(self) -> str:
+        return "present" if self.wanted else "absent"
+
+
+Test = Exact | AnyOf | Prefix | Regex | Present
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that a rule asks for."""
+
+    key: Key
+    test: Test
+
+    def holds(self, facts: Facts) -> bool:
+        return self.test.holds(self.key.maybe_read(facts))
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.test}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Requests that fulfil every condition go to one variant. Of a route's rules the first that matches wins."""
+
+    name: str
+    conditions: tuple[Condition, ...]
+    variant: str
+
+    def __post_init__(self) -> None:
+        """:raises ValueError: if there are no conditions, which would hide every later rule and the split."""
+        if not self.conditions:
+            raise ValueError(f"rule '{self.name}' needs a condition")
+
+    def matches(self, facts: Facts) -> bool:
+        for condition in self.conditions:  # a loop and not all(): no generator on the hot path  # noqa: SIM110
+            if not condition.holds(facts):
+                return False
+        return True
+
+    @property
+    def reason(self) -> str:
+        """What the plan and telemetry call it."""
+        return f"rule:{self.name}"

@@ -1,0 +1,136 @@
+"""routing (pure): from a route and a request's facts to the variants to try, in order, and the reason.
+
+The variant that is chosen is the first of these that applies:
+
+1. the first rule that matches;
+2. the only variant with a share ("only"; "version" if the version that the caller asked for left no other; "direct");
+3. with a sticky key, its place in the weighted rendezvous ("sticky");
+4. the draw ("split").
+
+Then comes the route's fallback order, without the chosen one. Variants that are not available now move to the end and
+keep their order there: they are tried last, since they may be back by then, and an error can name them all. If the
+chosen one had to move, the reason is "fallback". A sticky caller whose variant is unavailable follows the fallback
+order as well and is not assigned anew: the fallback order says who has been prepared to take the load, an experiment's
+other arms are not filled with callers who did not draw them, and everyone returns when the variant does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.routing.match import Rule
+from gateway.routing.table import Route
+from gateway.types import Facts, Plan, Variant
+
+Available = Callable[[Variant], bool]
+
+_NO_SUCH_VERSION = Plan((), "version")
+
+
+def plan(route: Route, facts: Facts, *, draw: float, available: Available) -> Plan:
+    """Which variants to try. A target that pins no version is to be asked for `facts.version`.
+
+    draw:     uniform in [0, 1).
+    returns:  at least one target, also if none is available; none only if no variant can be the version asked for,
+              which is NOT_FOUND.
+    """
+    if facts.version:
+        narrowed = route.maybe_for_version(facts.version)
+        if narrowed is None:
+            return _NO_SUCH_VERSION
+        route = narrowed
+    reason, name = _choose(route, facts, draw)
+    ready = route.plans[reason][name]
+    for target in ready.targets:
+        if not available(target):
+            return _available_first(ready, available)
+    return ready
+
+
+def _choose(route: Route, facts: Facts, draw: float) -> tuple[str, str]:
+    """The reason and the chosen variant's name."""
+    for rule in route.rules:
+        if rule.matches(facts):
+            return rule.reason, rule.variant
+    if route.alone is not None:
+        return route.sole, route.alone
+    if route.sticky and route.rendezvous:
+        key = route.sticky.maybe_read(facts)
+        if key is not None:
+            return "sticky", route.rendezvous.choose(key)
+    return "split", route.split.draw(draw)
+
+
+def _available_first(ready: Plan, available: Available) -> Plan:
+    usable: list[Variant] = []
+    others: list[Variant] = []
+    for target in ready.targets:
+        (usable if available(target) else others).append(target)
+    reason = "fallback" if usable and usable[0] != ready.targets[0] else ready.reason
+    return Plan((*usable, *others), reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A plan and how it came about."""
+
+    plan: Plan
+    lines: tuple[str, ...]  # for people, in the order of the decisions
+
+
+def explain(route: Route, facts: Facts, *, draw: float, available: Available = lambda _: True) -> Explanation:
+    """What `plan` would answer, with every rule that was tried, the hashes or the draw, and the final order."""
+    made = plan(route, facts, draw=draw, available=available)
+    narrowed = route.maybe_for_version(facts.version)
+    lines = []
+    if narrowed is not route:
+        out = [v for v in route.variants if narrowed is None or v not in narrowed.variants]
+        lines += [f"variant {v.name}: out, it is version {v.version} and {facts.version} was asked for" for v in out]
+    if narrowed is None:
+        return Explanation(made, (*lines, f"no variant can be version {facts.version}"))
+    matched, told = _tell_rules(narrowed, facts)
+    lines += told
+    if matched is None:
+        lines += _tell_choice(narrowed, facts, draw)
+    lines += _tell_order(made, available)
+    return Explanation(made, tuple(lines))
+
+
+def _tell_rules(route: Route, facts: Facts) -> tuple[Rule | None, list[str]]:
+    lines = []
+    for rule in route.rules:
+        missed = next((c for c in rule.conditions if not c.holds(facts)), None)
+        if missed is None:
+            lines.append(f"rule {rule.name}: matches, variant {rule.variant}")
+            return rule, lines
+        value = missed.key.maybe_read(facts)
+        has = "the request has none" if value is None else f"the request has '{value}'"
+        lines.append(f"rule {rule.name}: no match, wants {missed}, {has}")
+    return None, lines
+
+
+def _tell_choice(route: Route, facts: Facts, draw: float) -> list[str]:
+    reason, name = _choose(route, facts, draw)
+    shares = route.split.shares
+    if reason not in ("split", "sticky"):
+        return [f"{reason}: variant {name} is the only one with a share"]
+    weights = ", ".join(f"{variant} {share:.4g}" for variant, share in shares.items())
+    key = route.sticky.maybe_read(facts) if route.sticky else None
+    lines = []
+    if route.sticky and key is None:
+        lines.append("sticky: the request has none of " + ", ".join(map(str, route.sticky.keys)))
+    if key is None or route.rendezvous is None:
+        return [*lines, f"split: {draw:.6g} drawn in shares {weights}: variant {name}"]
+    lines.append(f"sticky: key '{key}' in shares {weights}: variant {name}")
+    return lines + [f"  {variant}: hash {found:#018x}" for variant, found in route.rendezvous.hashes(key).items()]
+
+
+def _tell_order(made: Plan, available: Available) -> list[str]:
+    return [
+        f"{number}. {target.name}: model {target.model}"
+        + (f" version {target.version}" if target.version else "")
+        + f" on {target.upstream}"
+        + ("" if available(target) else ", not available")
+        for number, target in enumerate(made.targets, 1)
+    ]

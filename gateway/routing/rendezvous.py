@@ -1,0 +1,70 @@
+"""routing (pure): stable assignment by rendezvous hashing, the same on every replica, with nothing to remember.
+
+Every candidate gets its own hash of the key and the best one wins (Thaler and Ravishankar 1998). A candidate's hash
+depends on nothing else, so a key moves only if the winner left, or if another one overtook it. Weights enter as a race
+of exponential clocks: the least of -ln(h)/weight, with h uniform in (0, 1), is each candidate with a probability in
+proportion to its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from math import log
+
+_UNIT = 2.0**-52
+
+
+def keyed(salt: str, candidate: str) -> blake2b:
+    """The hash of one candidate, before it has seen a key. `salt` makes assignments of two splits independent."""
+    state = blake2b(key=blake2b(salt.encode(), digest_size=32).digest(), digest_size=8)
+    name = candidate.encode()
+    state.update(len(name).to_bytes(4, "big") + name)
+    return state
+
+
+class Rendezvous:
+    """Assigns keys to weighted candidates.
+
+    Between two sets of weights a key moves from a to b only if b's weight grew more than a's, in proportion. So if one
+    weight changes, keys move only to it or from it, and exactly as many as its share changed.
+    """
+
+    __slots__ = ("_arms", "_weights")
+
+    def __init__(self, weights: Mapping[str, float], salt: str) -> None:
+        """weights: greater than 0; only their proportions count."""
+        self._weights = dict(weights)
+        self._arms = [(name, keyed(salt, name), -1.0 / weight) for name, weight in weights.items()]
+
+    def choose(self, key: str) -> str:
+        raw = key.encode("utf-8", "surrogatepass")
+        winner, best = "", float("inf")
+        for name, keyed_state, pace in self._arms:
+            state = keyed_state.copy()
+            state.update(raw)
+            # 52 bits and a half, so that the fraction is never 0 and never rounds to 1.
+            time = log(((int.from_bytes(state.digest(), "big") >> 12) + 0.5) * _UNIT) * pace
+            if time < best:
+                winner, best = name, time
+        return winner
+
+    def hashes(self, key: str) -> dict[str, int]:
+        """Each candidate's 64-bit hash of the key, for explanations."""
+        raw = key.encode("utf-8", "surrogatepass")
+        found = {}
+        for name, keyed_state, _ in self._arms:
+            state = keyed_state.copy()
+            state.update(raw)
+            found[name] = int.from_bytes(state.digest(), "big")
+        return found
+
+
+def endpoint_order(key: str, endpoints: Sequence[str]) -> list[str]:
+    """Where a sequence belongs: `endpoints` from the best to the last resort, whatever order they came in.
+
+    When an endpoint leaves, only its own keys move, each to the next in its order; a new one takes an equal share from
+    all the others.
+    """
+    raw = key.encode("utf-8", "surrogatepass")
+    return sorted(endpoints, key=lambda endpoint: blake2b(endpoint.encode() + b"\0" + raw, digest_size=8).digest())

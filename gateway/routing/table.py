@@ -1,0 +1,197 @@
+"""routing (pure): the routes in force, as one immutable snapshot. What can be prepared is prepared when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from gateway.routing.match import Rule
+from gateway.routing.rendezvous import Rendezvous
+from gateway.routing.split import Split, Sticky
+from gateway.types import Plan, Variant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORBID: tuple[str, ...] = ()
+"""As `Route.fallback`: the chosen variant answers or nobody does."""
+
+ATTEMPTS = 3
+"""Tries of a call in total, unless the config says otherwise: two endpoints of one pool, then a fallback."""
+
+MAX_NAME = 255
+"""Characters. A Triton model's name is a directory's; a longer one can't exist and need not be looked up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How one public model is answered.
+
+    :raises ValueError: if there is no variant, two have one name, or the split, a rule or the fallback names none.
+    """
+
+    model: str
+    variants: tuple[Variant, ...]  # of different names, in order
+    split: Split
+    sticky: Sticky | None = None
+    rules: tuple[Rule, ...] = ()
+    fallback: tuple[str, ...] | None = None  # after the chosen one, in order; None means all, as listed; or FORBID
+    attempts: int = ATTEMPTS  # tries in total, over all variants and endpoints; at least 1
+    sole: str = "only"  # the plan's reason if no rule matches and there is nothing to choose: only, version, direct
+
+    # What a request's facts must have; whatever is not needed need not be collected.
+    needs_metadata: frozenset[str] = field(init=False, repr=False, compare=False)
+    needs_parameters: bool = field(init=False, repr=False, compare=False)
+    # For `plan`: the only variant with a share, the stable split, and each plan as it is if all variants are available.
+    alone: str | None = field(init=False, repr=False, compare=False)
+    rendezvous: Rendezvous | None = field(init=False, repr=False, compare=False)
+    plans: Mapping[str, Mapping[str, Plan]] = field(init=False, repr=False, compare=False)  # reason -> variant -> plan
+    _by_version: Mapping[str, Route | None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._validate()
+        keys = [condition.key for rule in self.rules for condition in rule.conditions]
+        keys += self.sticky.keys if self.sticky else ()
+        shares = self.split.shares
+        alone = next(iter(shares)) if len(shares) == 1 else None
+        wheel = Rendezvous(shares, self.sticky.salt) if self.sticky and not alone else None
+        prepared = {
+            "needs_metadata": frozenset(key.name for key in keys if key.source == "metadata"),
+            "needs_parameters": any(key.source == "parameter" for key in keys),
+            "alone": alone,
+            "rendezvous": wheel,
+            "plans": self._prepare_plans(),
+            "_by_version": self._prepare_versions(),
+        }
+        for name, value in prepared.items():
+            object.__setattr__(self, name, value)
+
+    def maybe_for_version(self, version: str) -> Route | None:
+        """This route for a request that asks for a version: variants that pin another one are out.
+
+        The others keep their proportions, and sticky callers whose variant is left stay on it. If none of them has a share, the
+        first in fallback order (or as listed) gets everything. None if no variant is left.
+        """
+        if not version:
+            return self
+        return self._by_version.get(version, self._by_version[""])
+
+    def _validate(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names:
+            raise ValueError(f"model '{self.model}' needs a variant")
+        if len(set(names)) != len(names):
+            raise ValueError(f"model '{self.model}' has two variants of one name")
+        if self.attempts < 1:
+            raise ValueError(f"model '{self.model}' needs at least 1 attempt")
+        rules = [rule.name for rule in self.rules]
+        if len(set(rules)) != len(rules):
+            raise ValueError(f"model '{self.model}' has two rules of one name")
+        mentioned = [name for name, _ in self.split.weights]
+        mentioned += [*(rule.variant for rule in self.rules), *(self.fallback or ())]
+        for name in mentioned:
+            if name not in names:
+                raise ValueError(f"model '{self.model}' has no variant '{name}'")
+
+    def _prepare_plans(self) -> Mapping[str, Mapping[str, Plan]]:
+        by_name = {variant.name: variant for variant in self.variants}
+        fallback = tuple(by_name) if self.fallback is None else self.fallback
+
+        def prepared(reason: str, chosen: Iterable[str]) -> Mapping[str, Plan]:
+            orders = {name: dict.fromkeys((name, *fallback)) for name in chosen}
+            return {name: Plan(tuple(by_name[n] for n in order), reason) for name, order in orders.items()}
+
+        plans = {reason: prepared(reason, self.split.shares) for reason in ("split", "sticky", self.sole)}
+        plans.update({rule.reason: prepared(rule.reason, [rule.variant]) for rule in self.rules})
+        return plans
+
+    def _prepare_versions(self) -> Mapping[str, Route | None]:
+        pins = {variant.version for variant in self.variants}
+        return {version: self._maybe_narrowed(version) for version in pins | {""}}
+
+    def _maybe_narrowed(self, version: str) -> Route | None:
+        """`version` is one that a variant pins, or "" for any that none does."""
+        left = tuple(variant for variant in self.variants if variant.version in ("", version))
+        if left == self.variants:
+            return self
+        if not left:
+            return None
+        names = [variant.name for variant in left]
+        fallback = None if self.fallback is None else tuple(name for name in self.fallback if name in names)
+        return replace(
+            self,
+            variants=left,
+            split=self.split.maybe_among(names) or Split.all_to((*(fallback or ()), *names)[0]),
+            rules=tuple(rule for rule in self.rules if rule.variant in names),
+            fallback=fallback,
+            sole="version",
+        )
+
+
+class Direct(Enum):
+    """Which Triton models may be called by their own names, beside the public ones."""
+
+    ALL = "all"  # every model: unknown names go to the default upstream
+    VARIANTS = "variants"  # those that stand behind a public model
+    NONE = "none"
+
+
+class Routes:
+    """All routes at one moment; a reload makes a new one. A public name hides a Triton model of the same name.
+
+    public:  routes by public name, in the order of the config.
+    """
+
+    __slots__ = ("_elsewhere", "_known", "default_upstream", "direct", "public")
+
+    def __init__(
+        self, public: Iterable[Route] = (), *, direct: Direct = Direct.VARIANTS, default_upstream: str = ""
+    ) -> None:
+        """:raises ValueError: if two routes have one name, or `Direct.ALL` has no upstream to send to."""
+        routes = tuple(public)
+        self.public: Mapping[str, Route] = MappingProxyType({route.model: route for route in routes})
+        self.direct = direct
+        self.default_upstream = default_upstream
+        if len(self.public) != len(routes):
+            raise ValueError("two public models have one name")
+        if direct is Direct.ALL and not default_upstream:
+            raise ValueError("direct: all needs a default upstream")
+        own_names = {} if direct is Direct.NONE else _direct_routes(routes)
+        self._known: dict[str, Route] = {**own_names, **self.public}
+        # Callers invent these names, so only so many are kept.
+        self._elsewhere = lru_cache(1024)(self._to_default_upstream)
+
+    def lookup(self, model: str) -> Route | None:
+        """The route for a name that a caller used; None if no such model may be called."""
+        route = self._known.get(model)
+        if route is None and self.direct is Direct.ALL and 0 < len(model) <= MAX_NAME:
+            return self._elsewhere(model)
+        return route
+
+    def is_known(self, model: str) -> bool:
+        """Is it a public name or a callable variant's own? The number of these is bounded: they may label metrics."""
+        return model in self._known
+
+    def _to_default_upstream(self, model: str) -> Route:
+        return _direct_route(model, (self.default_upstream,), ATTEMPTS)
+
+
+def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:
+    """Each variant's Triton model under its own name: any version, its upstreams in order, later ones as fallback."""
+    found: dict[str, dict[str, int]] = {}  # model -> upstream -> attempts
+    for route in public:
+        for variant in route.variants:
+            found.setdefault(variant.model, {}).setdefault(variant.upstream, route.attempts)
+    return {
+        model: _direct_route(model, tuple(upstreams), max(upstreams.values())) for model, upstreams in found.items()
+    }
+
+
+def _direct_route(model: str, upstreams: tuple[str, ...], attempts: int) -> Route:
+    names = [model if len(upstreams) == 1 else f"{model}@{upstream}" for upstream in upstreams]
+    variants = tuple(Variant(name, upstream, model) for name, upstream in zip(names, upstreams, strict=True))
+    return Route(model, variants, Split.all_to(names[0]), attempts=attempts, sole="direct")
