@@ -1,0 +1,18 @@
+"""The local Triton: its pinned files, its process, and what it can serve. See `server.LocalTriton`."""
+
+from gateway.triton.host import TRITON, LocalTritonError, UnsuitableHost, has_gpu, install
+from gateway.triton.repository import FoundModel, survey
+from gateway.triton.server import LocalTriton, PortTaken, StartFailed
+
+__all__ = [
+    "TRITON",
+    "FoundModel",
+    "LocalTriton",
+    "LocalTritonError",
+    "PortTaken",
+    "StartFailed",
+    "UnsuitableHost",
+    "has_gpu",
+    "install",
+    "survey",
+]

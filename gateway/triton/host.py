@@ -1,0 +1,178 @@
+"""The local Triton's files, ready to run on this host.
+
+Knows the pinned wheel and what it needs of the host; nothing of processes or ports. Everything it makes lies in the
+artifacts' cache and is made once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.artifacts import Artifact, Progress, cache_folder, fetch
+
+TRITON = Artifact(
+    project="nvidia-pytriton",
+    version="0.7.0",
+    filename="nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_x86_64.whl",
+    sha256="21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df",
+    size=55_369_373,
+    members=("pytriton/tritonserver/*", "nvidia_pytriton.libs/*"),
+)
+"""tritonserver 2.51 with its Python backend, without the Python package around it."""
+
+_OLDEST_GLIBC = (2, 35)  # of the wheel's platform tag
+_BACKENDS = Path(__file__).with_name("backends")
+
+
+class LocalTritonError(Exception):
+    """The local Triton cannot run or has not started; the text says why and what to do."""
+
+
+class UnsuitableHost(LocalTritonError):
+    """NVIDIA's build does not run on this system or with this Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Where the pieces are that a server is started from."""
+
+    tritonserver: Path
+    backends: Path
+    caches: Path
+    libraries: tuple[Path, ...]  # for LD_LIBRARY_PATH
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a server needs in its environment.
+
+        Triton's Python stub becomes whichever `python3` is first on PATH, so this interpreter's folder goes there.
+        """
+        libraries = [*map(str, self.libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        return {"PATH": os.pathsep.join(path), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
+
+
+def install(*, cache: Path | None = None, progress: Progress | None = None) -> Installation:
+    """Fetch and prepare what is not there yet. Blocks.
+
+    :raises UnsuitableHost: if this system or this Python cannot run it.
+    :raises FetchFailed: if the wheel cannot be fetched or stored.
+    """
+    _require_system(platform.system(), platform.machine(), platform.libc_ver())
+    home = cache_folder() if cache is None else cache
+    root = fetch(TRITON, cache=home, progress=progress)
+    server = root / "pytriton" / "tritonserver"
+    stub = server / "python_backend_stubs" / f"3.{sys.version_info.minor}" / "triton_python_backend_stub"
+    if sys.implementation.name != "cpython" or not stub.is_file():
+        known = sorted((int(path.name.split(".")[1]) for path in (server / "python_backend_stubs").iterdir()), key=int)
+        raise UnsuitableHost(
+            f"The local Triton runs models with CPython 3.{known[0]} to 3.{known[-1]}, this is "
+            f"{platform.python_implementation()} {platform.python_version()}. Make the virtual environment with one "
+            "of those, or point the gateway at another Triton."
+        )
+    libraries = (root / "nvidia_pytriton.libs", *_python_library(stub, root / "nvidia_pytriton.libs", home))
+    backends = _backends(server / "backends" / "python", stub, home)
+    return Installation(server / "bin" / "tritonserver", backends, server / "caches", libraries)
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver offers a device here."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _require_system(system: str, machine: str, libc: tuple[str, str]) -> None:
+    name, version = libc
+    advice = "Run it on Linux x86-64 with glibc 2.35 or newer (Debian 12, Ubuntu 22.04), or use another Triton."
+    if (system, machine) != ("Linux", "x86_64"):
+        raise UnsuitableHost(f"NVIDIA's Triton wheel is for Linux on x86-64, this is {system} on {machine}. {advice}")
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_GLIBC:
+        raise UnsuitableHost(f"NVIDIA's Triton wheel needs glibc 2.35, this system has {name} {version}. {advice}")
+
+
+def _backends(python: Path, stub: Path, home: Path) -> Path:
+    """The backend directory: NVIDIA's Python backend with the stub for this Python, and our own backends on top.
+
+    Copies, because Triton refuses a backend whose library is a link that leads out of its directory. Its name tells
+    its contents, so another version of this package or of Python gets another folder.
+    """
+    key = hashlib.sha256(TRITON.sha256.encode() + stub.parent.name.encode())
+    for source in sorted(_BACKENDS.glob("*/model.py")):
+        key.update(source.parent.name.encode() + source.read_bytes())
+    target = home / f"backends-{key.hexdigest()[:8]}"
+    if target.is_dir():
+        return target
+    work = Path(tempfile.mkdtemp(prefix=".backends-", dir=home))
+    try:
+        made = work / "backends"
+        shutil.copytree(python, made / "python")
+        shutil.copy2(stub, made / "python")
+        for source in _BACKENDS.glob("*/model.py"):
+            (made / source.parent.name).mkdir()
+            shutil.copy2(source, made / source.parent.name)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same contents
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+# Python's shared library, which the stub is linked against
+
+
+def _python_library(stub: Path, libraries: Path, home: Path) -> tuple[Path, ...]:
+    """The folder to add for the stub to find `libpython3.x.so.1.0`, or () if the system knows it.
+
+    Debian's and Ubuntu's python3 does not contain it; their package of that name does.
+    """
+    soname = f"libpython3.{sys.version_info.minor}.so.1.0"
+    own = [Path(sysconfig.get_config_var("LIBDIR") or ""), Path(sys.base_prefix) / "lib"]
+    fetched = home / f"libpython-3.{sys.version_info.minor}"
+    candidates = [folder for folder in (*own, fetched) if (folder / soname).is_file()][:1]
+    if _loads(stub, [libraries, *candidates]):
+        return tuple(candidates)
+    if sys.base_prefix == "/usr" and _download_library(soname, fetched) and _loads(stub, [libraries, fetched]):
+        return (fetched,)
+    package = f"libpython3.{sys.version_info.minor}"
+    raise UnsuitableHost(
+        f"Triton's Python backend needs {soname}, which this Python does not bring. Install it with "
+        f"`sudo apt-get install {package}` or your system's like, or use a Python built with --enable-shared."
+    )
+
+
+def _loads(stub: Path, folders: list[Path]) -> bool:
+    """Whether the dynamic linker finds everything that the stub names. source: ld.so(8), LD_TRACE_LOADED_OBJECTS."""
+    env = {"LD_TRACE_LOADED_OBJECTS": "1", "LD_LIBRARY_PATH": os.pathsep.join(map(str, folders))}
+    told = subprocess.run([stub], env=env, capture_output=True, text=True, check=False)  # noqa: S603  # pinned by hash
+    return told.returncode == 0 and "not found" not in told.stdout
+
+
+def _download_library(soname: str, target: Path) -> bool:
+    """Take the library from the distribution's own package, which needs no root; apt checks its signature."""
+    apt, dpkg = shutil.which("apt-get"), shutil.which("dpkg-deb")
+    if not apt or not dpkg:
+        return False
+    name = soname.partition(".so")[0]
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        for package in (name, f"{name}t64"):  # the second one since Ubuntu 24.04
+            command = [apt, "download", "-qq", package]
+            got = subprocess.run(command, cwd=work, capture_output=True, check=False)  # noqa: S603
+            for file in Path(work).glob("*.deb") if got.returncode == 0 else ():
+                subprocess.run([dpkg, "-x", file, f"{work}/root"], capture_output=True, check=False)  # noqa: S603
+                for library in Path(work, "root").rglob(soname):
+                    target.mkdir(exist_ok=True)
+                    shutil.copy2(library, target / f".{soname}")
+                    (target / f".{soname}").rename(target / soname)
+                    return True
+    return False

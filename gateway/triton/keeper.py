@@ -1,0 +1,128 @@
+"""Runs a server for exactly as long as somebody wants it, and leaves nothing behind.
+
+    python keeper.py SHM_PREFIX COMMAND…
+
+A process of its own between the gateway and its local Triton, because whoever is killed cannot clean up any more. It
+is run by its path and knows only the standard library, so it starts in milliseconds.
+
+stdin:   the lifeline. Its end means that the parent is gone or wants the server dead at once.
+stdout:  one line, the server's process id.
+stderr:  goes to the server as its stdout and stderr.
+SIGTERM, SIGINT: passed on to the server as SIGTERM.
+exit:    the server's status, 128 + n if signal n ended it; by then its whole process group is gone, and so is every
+         shared memory region whose name begins with SHM_PREFIX.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_LOOK = 1.0  # seconds between looks at who our parent is, should some process have inherited the lifeline
+_REAP = 5.0  # seconds that killed processes get to vanish
+
+
+def main(arguments: list[str]) -> int:
+    prefix, *command = arguments
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the server come to us instead of to init
+    with _Signals() as signals:
+        server = _start(command, prctl)
+        os.write(sys.stdout.fileno(), f"{server.pid}\n".encode())
+        try:
+            _watch(server, signals)
+        finally:
+            status = _end(server)
+            remove_shared_memory(prefix)
+    return status if status >= 0 else 128 - status
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """Unlink the regions whose names begin with `prefix`."""
+    for region in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108  # where Linux keeps them; shm_overview(7)
+        region.unlink(missing_ok=True)
+
+
+class _Signals:
+    """Turns signals into bytes on a pipe, to be waited for together with the lifeline."""
+
+    def __enter__(self) -> _Signals:
+        self.reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+
+    def arrived(self) -> bytes:
+        return os.read(self.reader, 1024)
+
+
+def _start(command: list[str], prctl: Callable[[int, int], int]) -> subprocess.Popen[bytes]:
+    keeper = os.getpid()
+
+    def die_with_the_keeper() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != keeper:  # it died before the line above
+            os._exit(1)
+
+    return subprocess.Popen(  # noqa: S603  # the command is the gateway's
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno(),
+        stderr=sys.stderr.fileno(),
+        start_new_session=True,
+        preexec_fn=die_with_the_keeper,  # noqa: PLW1509  # this process has one thread
+    )
+
+
+def _watch(server: subprocess.Popen[bytes], signals: _Signals) -> None:
+    """Return when the server has ended or is to be ended."""
+    parent = os.getppid()
+    lifeline = sys.stdin.fileno()
+    with selectors.DefaultSelector() as selector:
+        selector.register(lifeline, selectors.EVENT_READ)
+        selector.register(signals.reader, selectors.EVENT_READ)
+        while server.poll() is None:
+            ready = [key.fd for key, _ in selector.select(_LOOK)]
+            if (lifeline in ready and not os.read(lifeline, 1024)) or os.getppid() != parent:
+                return
+            if signals.reader in ready and set(signals.arrived()) & {signal.SIGTERM, signal.SIGINT}:
+                server.terminate()
+
+
+def _end(server: subprocess.Popen[bytes]) -> int:
+    """Kill what is left of the server's group and of its orphans, and wait until nothing is left."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    status = server.wait()
+    give_up = time.monotonic() + _REAP
+    while time.monotonic() < give_up:
+        for orphan in _children():
+            os.kill(orphan, signal.SIGKILL)
+        try:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+        except ChildProcessError:
+            break
+    return status
+
+
+def _children() -> Iterator[int]:
+    with suppress(OSError):  # a kernel without CONFIG_PROC_CHILDREN
+        yield from map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
