@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _Ints = tuple[int, ...]
-_DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[np.generic]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 class BadCheckpoint(Exception):

@@ -1,7 +1,7 @@
-"""Real pictures out of pinned wheels: the demo's photo, what int8 is calibrated on, and the picture → tensor reference.
+"""Real pictures out of pinned wheels: the demo's photo, and what the int8 model is calibrated on.
 
-`to_input` is the preprocessing that `model_repository/README.md` describes, in its plainest form; building and measuring
-use it, and the tests hold the serving path against it.
+`to_input` is the preprocessing that `model_repository/README.md` describes, in its plainest form; building and
+measuring use it. The request path has its own, faster and for pictures of any kind.
 """
 
 from __future__ import annotations

