@@ -1,0 +1,200 @@
+"""Config: findings that need more than one field. Pure: a config in, problems out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.config.findings import Path, Severity, known
+from gateway.config.models import Model
+from gateway.config.schema import Config
+from gateway.config.units import duration_text, split_address
+
+_ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
+_THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to put right, and where; the loader knows the line."""
+
+    path: Path
+    wrong: str
+    right: str = ""
+    severity: Severity = Severity.ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Everything that the file defines, also what could not be read: a misspelt variant is not an unknown one too."""
+
+    upstreams: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]]  # by public model
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Names:
+        models = _mapping(data.get("models"))
+        return cls(
+            tuple(_mapping(data.get("upstreams"))),
+            {name: tuple(_mapping(_mapping(model).get("variants"))) for name, model in models.items()},
+        )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def check(config: Config, names: Names) -> Iterator[Problem]:
+    """All problems between the fields of `config`."""
+    yield from _listening(config)
+    yield from _deadlines(config)
+    yield from _upstreams(config)
+    yield from _direct(config, names)
+    for name, model in config.models.items():
+        yield from _variants(("models", name), model, names)
+        yield from _references(("models", name), model, names.variants.get(name, ()))
+        yield from _calls(("models", name), model, names)
+    yield from _cycles(config)
+    yield from _hidden_names(config)
+
+
+def _listening(config: Config) -> Iterator[Problem]:
+    host, port = split_address(config.listen)
+    admin_host, admin_port = split_address(config.admin.listen)
+    same_host = host == admin_host or host in _ANY_HOST or admin_host in _ANY_HOST
+    if port and port == admin_port and same_host:
+        yield Problem(
+            ("admin", "listen"), f"'{config.admin.listen}' collides with listen '{config.listen}'", "another port"
+        )
+    if port == 0 and config.workers > 1:
+        yield Problem(
+            ("workers",), f"{config.workers} workers cannot share port 0", "a fixed port in 'listen', or 1 worker"
+        )
+    for name, upstream in config.upstreams.items():
+        for index, endpoint in enumerate(upstream.endpoints):
+            to_host, to_port = split_address(endpoint)
+            itself = (
+                to_host == host or (host in _ANY_HOST and to_host in _THIS_HOST) or {host, to_host} <= set(_THIS_HOST)
+            )
+            if to_port == port and itself:
+                path = ("upstreams", name, "endpoints", index)
+                yield Problem(path, f"'{endpoint}' is where this gateway listens", "the address of a Triton server")
+
+
+def _deadlines(config: Config) -> Iterator[Problem]:
+    default, most = config.server.default_deadline, config.server.max_deadline
+    if default is not None and most is not None and default > most:
+        wrong = f"is {duration_text(default)}, above max_deadline"
+        yield Problem(("server", "default_deadline"), wrong, f"at most {duration_text(most)}")
+
+
+def _upstreams(config: Config) -> Iterator[Problem]:
+    used = {variant.upstream for model in config.models.values() for variant in (model.variants or {}).values()}
+    for name, upstream in config.upstreams.items():
+        first: dict[str, int] = {}
+        for index, endpoint in enumerate(upstream.endpoints):
+            if first.setdefault(endpoint.lower(), index) != index:
+                path = ("upstreams", name, "endpoints", index)
+                yield Problem(path, f"'{endpoint}' is listed twice", "each endpoint once")
+        if name not in used and config.direct.models != "all":
+            yield Problem(("upstreams", name), "no variant uses it", "", Severity.WARNING)
+
+
+def _direct(config: Config, names: Names) -> Iterator[Problem]:
+    direct = config.direct
+    if direct.upstream is not None and direct.upstream not in names.upstreams:
+        path = ("direct", "upstream")
+        yield Problem(path, f"no upstream '{direct.upstream}'", known(names.upstreams, direct.upstream))
+    elif direct.models == "all" and direct.upstream is None and len(names.upstreams) > 1:
+        right = f"direct.upstream, one of: {', '.join(names.upstreams)}"
+        yield Problem(("direct",), "does not say which upstream gets the names that no variant uses", right)
+    elif direct.models != "all" and direct.upstream is not None:
+        path = ("direct", "upstream")
+        yield Problem(
+            path, f"has no effect with direct.models '{direct.models}'", "direct.models: all", Severity.WARNING
+        )
+    if not names.variants and direct.models != "all":
+        yield Problem(("models",), "there is nothing to serve", "a public model, or direct.models: all")
+
+
+def _variants(at: Path, model: Model, names: Names) -> Iterator[Problem]:
+    first: dict[tuple[str, str, str], str] = {}
+    for name, variant in (model.variants or {}).items():
+        path = (*at, "variants", name)
+        if variant.upstream not in names.upstreams:
+            right = known(names.upstreams, variant.upstream)
+            yield Problem((*path, "upstream"), f"no upstream '{variant.upstream}'", right)
+        twin = first.setdefault((variant.upstream, variant.model, variant.version), name)
+        if twin != name:
+            yield Problem(
+                path, f"is the same as variant '{twin}'", "another model, version or upstream", Severity.WARNING
+            )
+
+
+def _references(at: Path, model: Model, variants: Sequence[str]) -> Iterator[Problem]:
+    """Split, rules and fallback name variants of this model."""
+    named: list[tuple[Path, str]] = [((*at, "split", name), name) for name in model.split or ()]
+    named += [((*at, "fallback", index), name) for index, name in enumerate(model.fallback or ())]
+    named += [((*at, "rules", index, "variant"), rule.variant) for index, rule in enumerate(model.rules)]
+    for path, name in named:
+        if name not in variants:
+            yield Problem(path, f"no variant '{name}'", known(variants, name))
+    yield from _twice((*at, "fallback"), (), model.fallback or ())
+    yield from _twice((*at, "rules"), ("name",), [rule.name for rule in model.rules])
+
+
+def _twice(at: Path, below: Path, names: Sequence[str]) -> Iterator[Problem]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Problem((*at, index, *below), f"'{name}' is there twice", "each name once")
+
+
+def _called(model: Model) -> list[tuple[Path, str]]:
+    """The public models that a pipeline calls, and where it says so."""
+    if model.pipeline is None:
+        return []
+    steps = enumerate(model.pipeline.steps)
+    return [(("pipeline", "steps", index, "call"), step.call) for index, step in steps if step.call is not None]
+
+
+def _calls(at: Path, model: Model, names: Names) -> Iterator[Problem]:
+    for path, name in _called(model):
+        if name not in names.variants:
+            yield Problem((*at, *path), f"no public model '{name}'", known(tuple(names.variants), name))
+
+
+def _cycles(config: Config) -> Iterator[Problem]:
+    """Each call that leads back to the pipeline it is in."""
+    calls = {name: [called for _, called in _called(model)] for name, model in config.models.items()}
+    for name, model in config.models.items():
+        for path, called in _called(model):
+            way = _way(calls, called, name)
+            if way:
+                wrong = f"calls itself: {' → '.join((name, *way))}"
+                yield Problem(("models", name, *path), wrong, "a model that does not lead back here")
+
+
+def _way(calls: Mapping[str, Sequence[str]], start: str, goal: str) -> tuple[str, ...]:
+    """The models on the way from `start` to `goal`, both included; () if there is none."""
+    ways: list[tuple[str, ...]] = [(start,)]
+    seen = {start}
+    for way in ways:
+        if way[-1] == goal:
+            return way
+        fresh = [name for name in calls.get(way[-1], ()) if name not in seen]
+        seen.update(fresh)
+        ways += [(*way, name) for name in fresh]
+    return ()
+
+
+def _hidden_names(config: Config) -> Iterator[Problem]:
+    """A public name wins over the same name at Triton; worth a word if they are not the same thing anyway."""
+    if config.direct.models == "none":
+        return
+    for name, model in config.models.items():
+        for variant_name, variant in (model.variants or {}).items():
+            if variant.model != name and variant.model in config.models:
+                path = ("models", name, "variants", variant_name, "model")
+                wrong = f"'{variant.model}' is also a public model, which is what callers of that name get"
+                yield Problem(path, wrong, "another public name, if they should reach this one", Severity.WARNING)

@@ -1,0 +1,89 @@
+"""Config: what is wrong with a file, where, and what would be right. Values only; no reading, no schema."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+Path = tuple[str | int, ...]
+"""Where a value stands: ("models", "imagenet", "rules", 0, "variant")."""
+
+_SHOWN = 60  # characters of a wrong value that a finding repeats: enough to recognise it, short enough to read
+
+
+class Severity(Enum):
+    """What a finding does to the config that it is about."""
+
+    ERROR = "error"  # the config is refused
+    WARNING = "warning"  # it is taken, and probably not what was meant
+    NOTICE = "notice"  # it is taken, and part of it has no effect yet
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to put right."""
+
+    source: str  # the file as it was named, or the variable or flag that the value came from
+    line: int  # counted from 1; 0 if the source has no lines
+    key: str  # dotted path, "" for the whole file
+    wrong: str
+    right: str  # what would be right, "" if `wrong` says it
+    severity: Severity = Severity.ERROR
+
+    def __str__(self) -> str:
+        where = f"{self.source}:{self.line}" if self.line else self.source
+        grade = "" if self.severity is Severity.ERROR else f"{self.severity.value}: "
+        key = f"{self.key}: " if self.key else ""
+        right = f"; {self.right}" if self.right else ""
+        return f"{where}: {grade}{key}{self.wrong}{right}"
+
+
+class ConfigError(Exception):
+    """A config that cannot be used; `findings` says why, all at once, in the order of lines."""
+
+    def __init__(self, findings: Iterable[Finding]) -> None:
+        self.findings = in_order(findings)
+        super().__init__("\n".join(map(str, self.findings)))
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Each finding once, by source and line."""
+    return tuple(sorted(dict.fromkeys(findings), key=lambda f: (f.source, f.line, f.key)))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """("rules", 0, "variant") → "rules[0].variant"; a key that is not plain text is quoted."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            shown = part if part.isprintable() and part and len(part) <= _SHOWN else show(part)
+            text += f".{shown}" if text else shown
+    return text
+
+
+def show(value: object) -> str:
+    """A value as it may stand in a message: on one line, short, and never a section's whole content."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def known(names: Sequence[str], given: str) -> str:
+    """ "known: gpu, cpu (did you mean 'gpu'?)" """
+    if not names:
+        return "none is defined"
+    close = difflib.get_close_matches(given[:200], names, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return f"known: {listed}{hint}"

@@ -1,0 +1,253 @@
+"""Config of public models: variants, split, stickiness, rules, fallback, pipelines; and of direct calls."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from gateway.config.section import Section
+from gateway.config.units import MetadataKey, ModelName, Name, Number, Version, Whole, refused
+from gateway.stages import PipelineSpec
+
+Scalar = bool | int | float | str
+ParameterKey = Annotated[str, Field(min_length=1, max_length=200)]
+Weight = Annotated[Number, Field(ge=0, le=1_000_000)]
+
+
+class Variant(Section):
+    """One Triton model on one upstream."""
+
+    upstream: Name = Field(description="The upstream that serves it.", examples=["gpu"])
+    model: ModelName = Field(description="The model's name at Triton.", examples=["efficientnet_lite0_tensorrt"])
+    version: Version = Field(
+        default="", description="Pin a model version. Without it the server's version policy decides.", examples=["1"]
+    )
+
+
+class Sticky(Section):
+    """What a caller is recognised by, so that it stays on its variant: `metadata`, `parameter`, or the first
+    of the two that it sends.
+
+    The variant is a keyed hash of the value, so every worker and every replica gives the same one, and when weights
+    change only the necessary share of callers moves. A caller without a value is drawn at random.
+    """
+
+    metadata: MetadataKey | None = Field(
+        default=None, description="Take the value of this metadata key.", examples=["x-user-id"]
+    )
+    parameter: ParameterKey | None = Field(
+        default=None, description="Take the value of this parameter of the V2 request.", examples=["user"]
+    )
+    salt: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Keys the hash. Models with the same salt split callers alike; a new salt deals them anew. Without "
+        "it the public model's name is the salt.",
+        examples=["spring-experiment"],
+    )
+
+    @model_validator(mode="after")
+    def _some_source(self) -> Sticky:
+        if self.metadata is None and self.parameter is None:
+            raise refused("needs something to recognise a caller by", "'metadata', 'parameter' or both")
+        return self
+
+
+def _scalar(value: object) -> Scalar:
+    if isinstance(value, Scalar):
+        return value
+    raise refused("")
+
+
+def _compiles(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 1000:
+        raise refused("")
+    try:
+        re.compile(value)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise refused(f"is not a regular expression: {error}") from None
+    return value
+
+
+class Condition(Section):
+    """What one metadata or parameter value must be. Exactly one of the keys."""
+
+    any_of: (
+        tuple[
+            Annotated[
+                Scalar,
+                PlainValidator(_scalar),
+                WithJsonSchema({"type": ["string", "number", "boolean"], "x-kind": "string, number, true or false"}),
+            ],
+            ...,
+        ]
+        | None
+    ) = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="The value is one of these. A scalar or a list in place of the mapping says the same. Metadata is "
+        'text, so there `1` and "1" are alike.',
+        examples=[["a", "b"]],
+    )
+    prefix: str | None = Field(
+        default=None, min_length=1, max_length=1000, description="The value starts so.", examples=["team-"]
+    )
+    regex: (
+        Annotated[str, PlainValidator(_compiles), WithJsonSchema({"type": "string", "x-kind": "regular expression"})]
+        | None
+    ) = Field(
+        default=None,
+        description="The whole value matches this Python regular expression of at most 1000 characters. A value of "
+        "more than 1024 never does. A pattern with nested repetition can be slow on some values.",
+        examples=["eu-.*"],
+    )
+    present: bool | None = Field(
+        default=None, strict=True, description="There is such a key (true), or there is none (false)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: object) -> object:
+        if isinstance(value, dict | Condition):
+            return value
+        return {"any_of": value if isinstance(value, list | tuple) else [value]}
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Condition:
+        if sum(test is not None for test in (self.any_of, self.prefix, self.regex, self.present)) != 1:
+            raise refused("needs one test", "a value, a list of values, or one of 'prefix', 'regex', 'present'")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        full = handler.resolve_ref_schema(handler(schema))
+        scalar = {"type": ["string", "number", "boolean"]}
+        full["x-shorthand"] = [scalar, {"type": "array", "items": scalar, "minItems": 1}]
+        return full
+
+
+class Match(Section):
+    """The conditions of a rule. All of them must hold."""
+
+    metadata: Mapping[MetadataKey, Condition] = Field(
+        default_factory=dict,
+        description="Conditions on metadata keys. Of a key that a caller sent twice the first value counts.",
+        examples=[{"x-tester": "1"}],
+    )
+    parameters: Mapping[ParameterKey, Condition] = Field(
+        default_factory=dict,
+        description="Conditions on parameters of the V2 request.",
+        examples=[{"cohort": ["a", "b"]}],
+    )
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Match:
+        if not self.metadata and not self.parameters:
+            raise refused("has no condition, so it would match every call", "a key below 'metadata' or 'parameters'")
+        return self
+
+
+class Rule(Section):
+    """Sends the calls that match to one variant, before stickiness and split are asked."""
+
+    name: Name = Field(description="Names the rule in logs, metrics and `explain`.", examples=["testers"])
+    match: Match = Field(description="The conditions; all of them must hold.")
+    variant: Name = Field(description="The variant for the calls that match.", examples=["int8"])
+
+
+def _forbid(value: object) -> object:
+    return [] if value == "forbid" else value
+
+
+def _positive(split: Mapping[str, float]) -> Mapping[str, float]:
+    if not any(split.values()):
+        raise refused("no weight is above 0", "at least one variant with a weight above 0")
+    return split
+
+
+class Model(Section):
+    """A name that clients call: either variants of one contract, or a pipeline."""
+
+    variants: Mapping[Name, Variant] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="The Triton models that can answer, by names of your choice. The order counts: the first is the "
+        "default, and the fallback goes through them in this order.",
+    )
+    split: Annotated[Mapping[Name, Weight], Field(min_length=1), AfterValidator(_positive)] | None = Field(
+        default=None,
+        description="Weights, 0 to 1000000; only their proportions count. A variant that is not named gets no share. "
+        "Without a split the first variant gets everything.",
+        examples=[{"gpu": 90, "int8": 10}],
+    )
+    sticky: Sticky | None = Field(
+        default=None, description="Keep each caller on its variant. Without it each call is drawn anew."
+    )
+    rules: tuple[Rule, ...] = Field(
+        default=(), max_length=1000, description="Asked in this order before the split; the first that matches decides."
+    )
+    fallback: Annotated[
+        tuple[Name, ...] | None,
+        BeforeValidator(_forbid),
+        WithJsonSchema(
+            {
+                "anyOf": [{"const": "forbid"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+                "x-kind": "list of variants, or 'forbid'",
+            }
+        ),
+    ] = Field(
+        default=None,
+        max_length=100,
+        description="The variants to try, in this order, when the chosen one is unavailable or fails in a way that "
+        "another may not. `forbid`: the chosen one or an error. Without it: every other variant, in the order written.",
+        examples=[["cpu", "int8"]],
+    )
+    attempts: Whole = Field(
+        default=3,
+        ge=1,
+        le=5,
+        description="The most times that one call is sent upstream, over all variants and endpoints. gRPC's own retry "
+        "specification ends at 5 as well.",
+    )
+    pipeline: PipelineSpec | None = Field(
+        default=None, description="Pre-processing, calls of other public models and post-processing behind this name."
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Model:
+        if (self.variants is None) == (self.pipeline is None):
+            raise refused("needs one thing to answer with", "either 'variants' or 'pipeline'")
+        others = sorted(self.model_fields_set - {"pipeline"})
+        if self.pipeline is not None and others:
+            raise refused(f"a pipeline has no '{others[0]}'", "route the models that it calls instead")
+        return self
+
+
+class Direct(Section):
+    """Calling Triton's own model names through the gateway."""
+
+    models: Literal["variants", "all", "none"] = Field(
+        default="variants",
+        description="Which of Triton's own names can be called besides the public ones: those of the variants below "
+        "`models`, every model of the upstreams, or none. A public name always wins over the same name at Triton.",
+    )
+    upstream: Name | None = Field(
+        default=None,
+        description="With `all`: where names go that no variant uses. Needed only if there are several upstreams.",
+        examples=["cpu"],
+    )

@@ -1,0 +1,141 @@
+"""Config: notices that the file has changed and hands on what it says now, or why it stays as it was.
+
+`Tracker` decides and knows no clock and no file; `Watcher` is the thin asyncio edge around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path as FilePath
+
+from gateway.config.findings import ConfigError, Finding, Severity
+from gateway.config.load import Loaded, fingerprint
+from gateway.config.schema import Config
+
+log = logging.getLogger(__name__)
+
+Mark = tuple[object, ...]
+"""A fingerprint of files: equal as long as none of them changed."""
+
+_FIXED = (("listen",), ("admin", "listen"), ("workers",), ("transport",), ("server", "max_message_bytes"))
+"""Settings that belong to open sockets and running processes."""
+
+
+def restart_notices(running: Config, new: Config, source: str) -> tuple[Finding, ...]:
+    """The settings in `new` that a running gateway cannot take over. The rest of `new` can be used at once.
+
+    running:  the config that the process was started with, which is what its sockets still follow.
+    """
+    notices = []
+    for path in _FIXED:
+        old_value: object = running
+        new_value: object = new
+        for part in path:
+            old_value, new_value = getattr(old_value, part), getattr(new_value, part)
+        if old_value != new_value:
+            wrong = f"changes from {old_value} to {new_value} only with a restart"
+            notices.append(Finding(source, 0, ".".join(path), wrong, "", Severity.NOTICE))
+    return tuple(notices)
+
+
+class Tracker:
+    """Decides when to read the files, and whether what was read is news."""
+
+    def __init__(self, mark: Mark, digest: str) -> None:
+        self._read = mark  # what the files were when they were read last
+        self._seen = mark  # what they were when looked at last
+        self._digest = digest
+        self._refused = False
+
+    def is_due(self, mark: Mark, poked: bool) -> bool:
+        """Should the files be read now?
+
+        A change counts when two looks in a row find it the same: a file that is still being written in place could
+        be valid, and lack its second half. Whoever pokes says that it is complete.
+        """
+        settled, self._seen = mark == self._seen, mark
+        if not poked and (mark == self._read or not settled):
+            return False
+        self._read = mark
+        return True
+
+    def is_news(self, digest: str, poked: bool) -> bool:
+        """Should a good config be handed on? Yes after a refusal too, so that everybody hears that all is well."""
+        news = poked or self._refused or digest != self._digest
+        self._digest, self._refused = digest, False
+        return news
+
+    def refused(self) -> None:
+        self._refused = True
+
+
+class Watcher:
+    """Follows a config file until its `run` is cancelled.
+
+    load:        reads everything again; raises ConfigError.
+    first:       what the gateway runs with now.
+    on_change:   takes over a new config. It gets the notices about what needs a restart. If it raises ConfigError, the
+                 config counts as refused.
+    on_refused:  hears why the old config stays.
+    period:      seconds between two looks. One look is one `stat` per file.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        first: Loaded,
+        on_change: Callable[[Loaded, tuple[Finding, ...]], Awaitable[None]],
+        on_refused: Callable[[tuple[Finding, ...]], None],
+        period: float = 1.0,
+    ) -> None:
+        self._load = load
+        self._running = first.config
+        self._source = first.source
+        self._files: tuple[FilePath, ...] = first.files
+        self._on_change = on_change
+        self._on_refused = on_refused
+        self._period = period
+        self._poked = asyncio.Event()
+        self._tracker = Tracker(fingerprint(first.files), first.digest)
+
+    def poke(self) -> None:
+        """Read the files at the next turn of the loop, changed or not. For SIGHUP."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Look, again and again. Ends only by being cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # two classes until Python 3.11
+                await asyncio.wait_for(self._poked.wait(), self._period)
+            poked = self._poked.is_set()
+            self._poked.clear()
+            await self.look(poked)
+
+    async def look(self, poked: bool = False) -> None:
+        """Look once, and act on it. Never raises."""
+        try:
+            # In a thread: a network file system may hang, and a large file takes long to check.
+            mark = await asyncio.to_thread(fingerprint, self._files)
+            if self._tracker.is_due(mark, poked):
+                await self._take(await asyncio.to_thread(self._load), poked)
+        except ConfigError as error:
+            self._refuse(error.findings)
+        except Exception as error:  # the edge: whatever a new config breaks, the old one goes on serving
+            log.exception("a new config could not be taken over")
+            wrong = f"could not be taken over: {type(error).__name__}"
+            self._refuse((Finding(self._source, 0, "", wrong, "see the log of this process"),))
+
+    async def _take(self, loaded: Loaded, poked: bool) -> None:
+        self._files = loaded.files
+        if self._tracker.is_news(loaded.digest, poked):
+            await self._on_change(loaded, restart_notices(self._running, loaded.config, loaded.source))
+
+    def _refuse(self, findings: tuple[Finding, ...]) -> None:
+        self._tracker.refused()
+        try:
+            self._on_refused(findings)
+        except Exception:  # the edge, as above
+            log.exception("nobody could be told that a new config was refused")

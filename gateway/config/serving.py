@@ -1,0 +1,130 @@
+"""Config of the listening side: the gRPC server, the admin plane, sequences, pipelines' threads, telemetry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gateway.config.section import Section
+from gateway.config.units import (
+    GIB,
+    HOURS,
+    KIB,
+    MIB,
+    MILLISECONDS,
+    MINUTES,
+    SECONDS,
+    Address,
+    Duration,
+    Number,
+    Size,
+    Switch,
+    Whole,
+)
+
+
+class Server(Section):
+    """Limits and behaviour of the gRPC server."""
+
+    max_message_bytes: Annotated[int, Size(64 * KIB, 2 * GIB - 1)] = Field(
+        default=256 * MIB,
+        description="The largest message accepted from a caller or an upstream; a larger one gets RESOURCE_EXHAUSTED. "
+        "Protobuf itself ends at 2 GiB. Memory is used only for messages that are really this large.",
+    )
+    default_deadline: Annotated[float, Duration(1 * MILLISECONDS, 24 * HOURS)] | None = Field(
+        default=None,
+        description="The time that a unary call gets whose caller set none. Without it such a call waits as long as "
+        "its upstream does, as it would at Triton itself.",
+    )
+    max_deadline: Annotated[float, Duration(1 * MILLISECONDS, 24 * HOURS)] | None = Field(
+        default=None,
+        description="The most time that any unary call gets, whatever its caller asked for. It bounds how long a "
+        "forgotten call can hold a slot upstream.",
+    )
+    control: Literal["loopback", "all", "none"] = Field(
+        default="loopback",
+        description="Who may call the RPCs that change a server (load, unload, shared memory, trace, log): callers on "
+        "this host, everybody, or nobody. Some of them let a caller read or write a server's files and memory.",
+    )
+    reflection: Switch = Field(
+        default=True, description="Serve gRPC reflection, which tools such as grpcurl need to list and call methods."
+    )
+    drain: Annotated[float, Duration(0, 1 * HOURS)] = Field(
+        default=30 * SECONDS,
+        description="How long calls in flight may take to end after SIGTERM; then they are cancelled. With drain_delay "
+        "it must stay below Kubernetes' terminationGracePeriodSeconds.",
+    )
+    drain_delay: Annotated[float, Duration(0, 10 * MINUTES)] = Field(
+        default=0.0,
+        description="How long to go on accepting calls after SIGTERM while already not ready. Kubernetes removes an "
+        "endpoint and sends SIGTERM at the same time: some 5s there let every client hear of it first.",
+    )
+
+
+class Admin(Section):
+    """The HTTP side: health, readiness, metrics, state."""
+
+    listen: Annotated[str, Address(any_port=True)] = Field(
+        default="127.0.0.1:9002",
+        description="Where the admin plane listens. It tells about models and endpoints, so it is not public unless "
+        "this says so; 0.0.0.0 lets Kubernetes' probes and Prometheus in.",
+    )
+
+
+class Sequences(Section):
+    """What is remembered so that a stateful sequence stays on one variant and endpoint."""
+
+    idle: Annotated[float, Duration(1 * SECONDS, 24 * HOURS)] = Field(
+        default=10 * MINUTES,
+        description="A sequence that was not heard of for this long is forgotten; its next request counts as lost. Set "
+        "it above the models' max_sequence_idle_microseconds.",
+    )
+    most: Whole = Field(
+        default=100_000,
+        ge=1,
+        le=10_000_000,
+        description="Sequences remembered at once per worker, some 500 bytes each. One more makes it forget the one "
+        "that was not heard of for the longest time.",
+    )
+
+
+class Pipelines(Section):
+    """Threads for the pipelines' own steps, such as decoding pictures."""
+
+    threads: Whole = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Threads per worker that run steps. More than the cores of the host gain nothing.",
+    )
+    queue: Whole = Field(
+        default=64,
+        ge=0,
+        le=100_000,
+        description="Requests that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, which is better "
+        "for everybody than an answer after the caller's deadline.",
+    )
+
+
+class AccessLog(Section):
+    """One line of JSON per call, without payloads."""
+
+    destination: Literal["stdout", "stderr", "none"] = Field(
+        default="stdout", description="Where the lines go. Container platforms collect both streams."
+    )
+    sample: Number = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="The share of ordinary calls that get a line. Calls that failed, fell back or were slow always do.",
+    )
+    slow: Annotated[float, Duration(1 * MILLISECONDS, 1 * HOURS)] = Field(
+        default=1 * SECONDS, description="A call that took at least this long is logged whatever the sample says."
+    )
+
+
+class Telemetry(Section):
+    """What the gateway tells about itself. Traces are set up by the standard OTEL_* variables, not here."""
+
+    access_log: AccessLog = Field(default=AccessLog(), description="One line of JSON per call.")

@@ -1,0 +1,74 @@
+"""Config of upstreams: pools of interchangeable Triton endpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from gateway.config.section import Section
+from gateway.config.units import MILLISECONDS, MINUTES, SECONDS, Address, Duration, File, Whole, refused
+
+Endpoint = Annotated[str, Address(any_port=False)]
+
+
+class Tls(Section):
+    """TLS towards the endpoints of one upstream. `tls: {}` checks them against the public authorities."""
+
+    ca: File | None = Field(
+        default=None,
+        description="PEM file with the authorities that the endpoints' certificates must come from.",
+        examples=["ca.pem"],
+    )
+    cert: File | None = Field(
+        default=None,
+        description="PEM file with the gateway's own certificate chain, for mutual TLS.",
+        examples=["tls.crt"],
+    )
+    key: File | None = Field(
+        default=None, description="PEM file with the private key that belongs to `cert`.", examples=["tls.key"]
+    )
+    server_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=253,
+        description="The name to expect in the endpoints' certificates, if it is not the host in the endpoint.",
+        examples=["triton.internal"],
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Tls:
+        if (self.cert is None) != (self.key is None):
+            given, missing = ("cert", "key") if self.key is None else ("key", "cert")
+            raise refused(f"{given} is given without {missing}", "both for mutual TLS, or neither")
+        return self
+
+
+class Upstream(Section):
+    """A pool of Triton servers that serve the same models; each call goes to the one with the fewest in flight."""
+
+    endpoints: tuple[Endpoint, ...] = Field(
+        min_length=1,
+        max_length=1000,
+        description="gRPC addresses of the servers. `${NAME}` and `${NAME:-default}` inside one are replaced from the "
+        "environment.",
+        examples=[["triton-0:8001", "triton-1:8001"]],
+    )
+    probe_interval: Annotated[float, Duration(100 * MILLISECONDS, 10 * MINUTES)] = Field(
+        default=1 * SECONDS,
+        description="Time between two health probes of an endpoint. A dead server is noticed by the calls themselves; "
+        "this says how soon it is used again, and how soon a loaded model is found.",
+    )
+    probe_timeout: Annotated[float, Duration(10 * MILLISECONDS, 1 * MINUTES)] = Field(
+        default=2 * SECONDS, description="How long a probe waits for its answer."
+    )
+    slow_probes_to_fail: Whole = Field(
+        default=2,
+        ge=1,
+        le=100,
+        description="Consecutive probes without an answer in time until an endpoint counts as down. More than one, so "
+        "that a busy server is not taken for a dead one. A refused connection counts at once.",
+    )
+    tls: Tls | None = Field(
+        default=None, description="Use TLS. Without it connections are plain text, as Triton's default is."
+    )
