@@ -1,0 +1,111 @@
+"""Several listeners behave as one, and none can disturb a call."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from gateway.hooks import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallObserver,
+    CallStarted,
+    ConfigChanged,
+    EndpointChanged,
+    NoHooks,
+    NoObserver,
+    StepEnded,
+)
+from gateway.telemetry.compose import NOBODY, TracedCall, compose
+from gateway.types import Metadata
+
+
+class Listener:
+    """Notes what it hears and asks for metadata upstream; each of its parts can be made to raise."""
+
+    def __init__(self, name="a", raises_in=""):
+        self.name, self.raises_in, self.heard, self.traceparents = name, raises_in, [], []
+
+    def note(self, what):
+        if what == self.raises_in:
+            raise RuntimeError("a defect in " + what)
+        self.heard.append(what)
+
+    def call_started(self, event: CallStarted) -> CallObserver:
+        self.note("call_started")
+        self.traceparents.append(event.facts.metadata.get("traceparent"))
+        return Observer(self)
+
+    def endpoint_changed(self, event: EndpointChanged) -> None:
+        self.note("endpoint_changed")
+
+    def config_changed(self, event: ConfigChanged) -> None:
+        self.note("config_changed")
+
+
+class Observer:
+    def __init__(self, listener):
+        self.listener = listener
+
+    def attempt_started(self, event: AttemptStarted) -> Metadata:
+        self.listener.note("attempt_started")
+        return (("x-from", self.listener.name),)
+
+    def attempt_ended(self, event: AttemptEnded) -> None:
+        self.listener.note("attempt_ended")
+
+    def step_ended(self, event: StepEnded) -> None:
+        self.listener.note("step_ended")
+
+    def ended(self, event: CallEnded) -> None:
+        self.listener.note("ended")
+
+
+CALL = ["call_started", "step_ended", "attempt_started", "attempt_ended", "ended"]
+ENDPOINT = EndpointChanged("cpu", "cpu-0:8001", True, ("m",), "probe", 1.0)
+CONFIG = ConfigChanged("gateway.yaml", "abc", True, (), 1.0)
+
+
+def test_every_listener_hears_everything_in_order(call):
+    first, second = Listener("a"), Listener("b")
+    hooks = compose([first, second])
+    sent = call(steps=[("decode", 0.002, "")]).report_to(hooks)
+    hooks.endpoint_changed(ENDPOINT)
+    hooks.config_changed(CONFIG)
+    assert first.heard == second.heard == [*CALL, "endpoint_changed", "config_changed"]
+    assert sent == [(("x-from", "a"), ("x-from", "b"))]
+
+
+@pytest.mark.parametrize("part", [*CALL, "endpoint_changed", "config_changed"])
+def test_a_listener_that_raises_disturbs_nobody_and_is_logged_once(part, call, caplog):
+    broken, sound = Listener("broken", raises_in=part), Listener("sound")
+    hooks = compose([broken, sound])
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            call(steps=[("decode", 0.002, "")]).report_to(hooks)
+            hooks.endpoint_changed(ENDPOINT)
+            hooks.config_changed(CONFIG)
+    assert sound.heard == 3 * [*CALL, "endpoint_changed", "config_changed"]
+    assert len(caplog.records) == 1
+    assert "a defect in " + part in caplog.text
+
+
+def test_a_call_that_nobody_wants_to_hear_costs_one_shared_observer(call):
+    hooks = compose([NoHooks(), NoHooks()])
+    observer = hooks.call_started(CallStarted("ModelInfer", "m", True, "", "", 0.0))
+    assert observer is NOBODY
+    assert isinstance(compose([]).call_started(CallStarted("ModelInfer", "m", True, "", "", 0.0)), NoObserver)
+
+
+def test_listeners_after_the_one_that_traces_see_its_traceparent(call):
+    class Tracing(NoHooks):
+        def call_started(self, event: CallStarted) -> CallObserver:
+            observer = TracedCall()
+            observer.traceparent = "given-here"
+            return observer
+
+    before, after = Listener(), Listener()
+    call(metadata={"traceparent": "from-caller"}).report_to(compose([before, Tracing(), after]))
+    assert (before.traceparents, after.traceparents) == (["from-caller"], ["given-here"])

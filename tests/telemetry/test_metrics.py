@@ -1,0 +1,256 @@
+"""What Prometheus is answered after calls, alone and with several workers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
+
+from gateway.hooks import CallStarted, ConfigChanged, EndpointChanged
+from gateway.status import Code, Meaning
+from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape, SharedDirectory, prepare_directory, worker_ended
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+ROOT = Path(__file__).parents[2]
+
+
+class Scraped:
+    """The samples of one scrape, asked for by name and labels."""
+
+    def __init__(self, scrape: Scrape) -> None:
+        body, self.content_type = scrape.render("")
+        self.families = list(parse_prometheus(body.decode()))
+        self.samples = [sample for family in self.families for sample in family.samples]
+
+    def __call__(self, name, **labels):
+        """The sum over samples that have these labels; None if there is none."""
+        found = [s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items()]
+        return sum(found) if found else None
+
+    def labels(self, name, label):
+        return {s.labels[label] for s in self.samples if s.name == name}
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(MetricsSettings(version="1.2.3"))
+
+
+def test_calls_are_counted_by_model_variant_method_and_code(metrics, call, attempt):
+    down = attempt(code=Code.UNAVAILABLE, meaning=Meaning.UNREACHABLE)
+    for _ in range(3):
+        call().report_to(metrics)
+    call(method="Classify").report_to(metrics)
+    call(attempts=[down], code=Code.UNAVAILABLE).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    name = "gateway_requests_total"
+    assert scraped(name, model="photos", variant="onnx", method="ModelInfer", code="OK") == 3
+    assert scraped(name, method="Classify", code="OK") == 1
+    assert scraped(name, variant="onnx", code="UNAVAILABLE") == 1
+    assert scraped("gateway_request_duration_seconds_count", outcome="ok") == 4
+    assert scraped("gateway_request_duration_seconds_count", outcome="error") == 1
+    assert scraped("gateway_request_bytes_total", model="photos") == 5_000
+    assert scraped("gateway_response_bytes_total", model="photos") == 200
+
+
+def test_the_time_of_a_call_is_told_apart_into_upstream_steps_and_gateway(metrics, call, attempt):
+    steps = [("decode", 0.020, ""), ("resize", 0.010, "")]
+    call(steps=steps, attempts=[attempt(seconds=0.300), attempt(seconds=0.100)], overhead=0.007).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    assert scraped("gateway_request_duration_seconds_sum") == pytest.approx(0.437)
+    assert scraped("gateway_upstream_duration_seconds_sum", variant="onnx", upstream="cpu") == pytest.approx(0.4)
+    assert scraped("gateway_step_duration_seconds_sum", step="decode") == pytest.approx(0.02)
+    assert scraped("gateway_overhead_duration_seconds_sum", model="photos") == pytest.approx(0.007)
+
+
+def test_a_failed_step_is_counted(metrics, call):
+    call(steps=[("decode", 0.001, "not an image")], attempts=[], code=Code.INVALID_ARGUMENT).report_to(metrics)
+    assert Scraped(metrics.scrape)("gateway_step_failures_total", model="photos", step="decode") == 1
+
+
+def test_a_fallback_is_counted_with_both_attempts(metrics, call, fallen_back):
+    call(attempts=fallen_back).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    assert scraped("gateway_fallbacks_total", model="photos", from_variant="tensorrt", variant="onnx") == 1
+    assert scraped("gateway_attempts_total", endpoint="gpu-0:8001", meaning="unreachable") == 1
+    assert scraped("gateway_attempts_total", endpoint="cpu-0:8001", meaning="ok") == 1
+    assert scraped("gateway_requests_total", variant="onnx", code="OK") == 1
+
+
+def test_a_retry_on_the_same_variant_is_no_fallback(metrics, call, attempt):
+    call(attempts=[attempt(code=Code.UNAVAILABLE, meaning=Meaning.DRAINING), attempt(why="retry")]).report_to(metrics)
+    assert Scraped(metrics.scrape)("gateway_fallbacks_total") is None
+
+
+def test_calls_under_way_are_in_flight_until_they_end(metrics, call):
+    metrics.call_started(CallStarted("ModelInfer", "photos", True, "", "", 0.0))
+    call().report_to(metrics)
+    assert Scraped(metrics.scrape)("gateway_requests_in_flight", model="photos") == 1
+
+
+def test_names_that_callers_invent_share_one_label(metrics, call):
+    for number in range(500):
+        call(model=f"invented-{number}", known=False, attempts=[], code=Code.NOT_FOUND).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    assert scraped.labels("gateway_requests_total", "model") == {"other"}
+    assert scraped("gateway_requests_total", model="other", variant="", code="NOT_FOUND") == 500
+
+
+def test_labels_stay_bounded_when_a_cluster_is_larger_than_the_limit(call, attempt):
+    metrics = Metrics(MetricsSettings(max_models=2, max_endpoints=3))
+    for number in range(5):
+        call(model=f"m{number}", attempts=[attempt(endpoint=f"e{number}")]).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    assert scraped.labels("gateway_requests_total", "model") == {"m0", "m1", "other"}
+    assert scraped.labels("gateway_attempts_total", "endpoint") == {"e0", "e1", "e2", "other"}
+
+
+def test_an_endpoint_is_up_until_it_is_not(metrics):
+    for ready in (True, False):
+        metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", ready, (), "probe", 1.0))
+        up = Scraped(metrics.scrape)("gateway_endpoint_up", upstream="cpu", endpoint="cpu-0:8001")
+        assert up == int(ready)
+
+
+def test_a_refused_config_is_counted_and_changes_nothing_else(metrics):
+    metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0))
+    taken_over_at = Scraped(metrics.scrape)("gateway_config_last_success_timestamp_seconds")
+    metrics.config_changed(ConfigChanged("gateway.yaml", "d2", False, ("line 3: …",), 2.0))
+    scraped = Scraped(metrics.scrape)
+    assert scraped("gateway_config_reloads_total", result="accepted") == 1
+    assert scraped("gateway_config_reloads_total", result="refused") == 1
+    assert scraped("gateway_config_last_success_timestamp_seconds") == taken_over_at > 1.7e9
+    assert scraped("gateway_config_info", digest="d1") == 1
+    assert scraped("gateway_config_info", digest="d2") is None
+
+
+def test_the_config_in_force_is_the_only_one_with_workers(metrics):
+    for digest in ("d1", "d2", "d1"):
+        metrics.config_changed(ConfigChanged("gateway.yaml", digest, True, (), 1.0))
+    scraped = Scraped(metrics.scrape)
+    assert (scraped("gateway_config_info", digest="d1"), scraped("gateway_config_info", digest="d2")) == (1, 0)
+
+
+def test_openmetrics_is_answered_to_those_who_accept_it(metrics, call):
+    call().report_to(metrics)
+    body, content_type = metrics.scrape.render(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    assert "gateway_requests" in {family.name for family in parse_openmetrics(body.decode())}
+    assert Scraped(metrics.scrape).content_type.startswith("text/plain")
+
+
+def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, call, fallen_back):
+    """The names are a promise, so the page that makes it is compared with the scrape."""
+    call(steps=[("decode", 0.001, "bad")], attempts=fallen_back).report_to(metrics)
+    metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0))
+    metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0))
+    real = set()
+    for family in Scraped(metrics.scrape).families:
+        if family.name.startswith("gateway_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            real.add((name, family.type, frozenset(family.samples[0].labels) - {"le"}))
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(gateway_\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
+    assert {(name, kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows} == real
+
+
+WORKER = """
+import os, sys
+from pathlib import Path
+import prometheus_client  # on purpose before the directory is known
+from gateway.hooks import CallEnded, CallStarted, ConfigChanged, EndpointChanged
+from gateway.status import Code
+from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
+
+directory, name, calls, is_up = sys.argv[1:]
+metrics = Metrics(MetricsSettings("1.2.3", SharedDirectory(Path(directory), name)))
+metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0))
+metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", is_up == "up", (), "probe", 1.0))
+for _ in range(int(calls)):
+    observer = metrics.call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))
+    observer.ended(CallEnded(Code.OK, "", None, 10, 1, 1.004))
+metrics.call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))  # one stays in flight
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+class Workers:
+    """Real worker processes that share a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.running: dict[str, subprocess.Popen[str]] = {}
+
+    def start(self, name: str, calls: int, endpoint: str = "up") -> None:
+        command = [sys.executable, "-W", "error", "-c", WORKER, str(self.directory), name, str(calls), endpoint]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.running[name] = process
+        assert process.stdout.readline() == "ready\n"
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def workers(tmp_path):
+    directory = tmp_path / "metrics"
+    prepare_directory(directory)
+    workers = Workers(directory)
+    yield workers
+    for name in list(workers.running):
+        workers.kill(name)
+
+
+def test_workers_add_up_to_one_scrape(workers):
+    workers.start("0", calls=30)
+    workers.start("1", calls=12, endpoint="down")
+    scraped = Scraped(Scrape.of_directory(workers.directory))
+    assert scraped("gateway_requests_total", model="photos", code="OK") == 42
+    assert scraped("gateway_request_duration_seconds_count", model="photos") == 42
+    assert scraped("gateway_request_duration_seconds_bucket", le="0.005") == 42
+    assert scraped("gateway_request_duration_seconds_bucket", le="0.002") == 0
+    assert scraped("gateway_request_duration_seconds_sum") == pytest.approx(42 * 0.004)
+    assert scraped("gateway_requests_in_flight") == 2
+    assert scraped("gateway_endpoint_up", endpoint="cpu-0:8001") == 0  # one of them finds it down
+    assert scraped("gateway_config_info", digest="d1") == 2
+    assert scraped("gateway_build_info", version="1.2.3") == 1
+    assert list(parse_openmetrics(Scrape.of_directory(workers.directory).render(OPENMETRICS)[0].decode()))
+
+
+def test_a_dead_worker_leaves_its_counts_and_takes_its_gauges(workers):
+    workers.start("0", calls=30)
+    workers.start("1", calls=12, endpoint="down")
+    workers.kill("1")
+    worker_ended(SharedDirectory(workers.directory, "1"))
+    scraped = Scraped(Scrape.of_directory(workers.directory))
+    assert scraped("gateway_requests_total") == 42
+    assert scraped("gateway_requests_in_flight") == 1
+    assert scraped("gateway_endpoint_up") == 1
+    assert scraped("gateway_config_info", digest="d1") == 1
+
+
+def test_a_replacement_goes_on_counting_in_the_files_of_the_dead(workers):
+    counts, files = [], []
+    for _ in range(3):
+        workers.start("0", calls=10)
+        counts.append(Scraped(Scrape.of_directory(workers.directory))("gateway_requests_total"))
+        files.append(sorted(file.name for file in workers.directory.iterdir()))
+        workers.kill("0")
+        worker_ended(SharedDirectory(workers.directory, "0"))
+    assert counts == [10, 20, 30]
+    assert files[0] == files[1] == files[2]
+
+
+def test_a_new_run_starts_from_nothing(workers):
+    workers.start("0", calls=10)
+    workers.kill("0")
+    prepare_directory(workers.directory)
+    assert Scraped(Scrape.of_directory(workers.directory)).samples == []

@@ -1,0 +1,324 @@
+"""What an OTLP receiver gets and what Triton is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from gateway.hooks import CallStarted
+from gateway.status import Code, Meaning
+from gateway.telemetry.access_log import AccessLog, AccessLogSettings
+from gateway.telemetry.compose import NOBODY, compose
+from gateway.telemetry.traces import BadTraceSettings, Traces, is_configured
+
+ROOT = Path(__file__).parents[2]
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
+UNSAMPLED = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
+V2 = "inference.GRPCInferenceService"
+
+
+class Receiver:
+    """A real OTLP/HTTP receiver."""
+
+    def __init__(self) -> None:
+        self.requests: list[ExportTraceServiceRequest] = []
+        self.url = ""
+
+    async def post(self, request: web.Request) -> web.Response:
+        assert request.content_type == "application/x-protobuf"
+        self.requests.append(ExportTraceServiceRequest.FromString(await request.read()))
+        return web.Response(content_type="application/x-protobuf")
+
+    @property
+    def resources(self):
+        return [attributes(group.resource) for request in self.requests for group in request.resource_spans]
+
+    @property
+    def spans(self) -> list[Span]:
+        groups = [group for request in self.requests for group in request.resource_spans]
+        return sorted(
+            (span for group in groups for scope in group.scope_spans for span in scope.spans),
+            key=lambda span: (span.start_time_unix_nano, -span.end_time_unix_nano),
+        )
+
+
+@pytest.fixture
+async def receiver():
+    receiver = Receiver()
+    app = web.Application()
+    app.router.add_post("/v1/traces", receiver.post)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield receiver
+    await runner.cleanup()
+
+
+@pytest.fixture
+def environment(monkeypatch, receiver):
+    """Sets OTEL_* variables, the receiver's endpoint among them, and nothing else of that name."""
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+
+    def set_variables(**variables):
+        for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, **variables}.items():
+            monkeypatch.setenv(name, value)
+
+    set_variables()
+    return set_variables
+
+
+@asynccontextmanager
+async def traces():
+    async with Traces(os.environ, "1.2.3") as listener:
+        yield listener
+
+
+def attributes(message):
+    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in message.attributes}
+
+
+async def test_a_call_its_steps_and_attempts_form_one_tree_under_the_caller(receiver, environment, call, fallen_back):
+    async with traces() as listener:
+        call(metadata=SAMPLED, steps=[("decode", 0.002, "")], attempts=fallen_back).report_to(listener)
+    server, step, first, second = receiver.spans
+    assert {span.trace_id.hex() for span in receiver.spans} == {TRACE}
+    assert server.parent_span_id.hex() == SPAN
+    assert {span.parent_span_id for span in (step, first, second)} == {server.span_id}
+    assert [span.kind for span in receiver.spans] == [
+        Span.SPAN_KIND_SERVER,
+        Span.SPAN_KIND_INTERNAL,
+        Span.SPAN_KIND_CLIENT,
+        Span.SPAN_KIND_CLIENT,
+    ]
+    assert [span.name for span in receiver.spans] == [f"{V2}/ModelInfer", "step decode", *[f"{V2}/ModelInfer"] * 2]
+    assert attributes(server) == {
+        "rpc.system": "grpc",
+        "rpc.service": V2,
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 0,
+        "client.address": "10.0.0.9:5",
+        "gateway.model": "photos",
+        "gateway.request_id": "r-1",
+        "gateway.variant": "onnx",
+        "gateway.model_version": "1",
+        "gateway.endpoint": "cpu-0:8001",
+        "gateway.attempts": 2,
+    }
+    assert attributes(first) == {
+        "rpc.system": "grpc",
+        "rpc.service": V2,
+        "rpc.method": "ModelInfer",
+        "rpc.grpc.status_code": 14,
+        "server.address": "gpu-0:8001",
+        "gateway.model": "photos",
+        "gateway.variant": "tensorrt",
+        "gateway.upstream": "cpu",
+        "gateway.endpoint": "gpu-0:8001",
+        "gateway.attempt": 1,
+        "gateway.why": "split",
+        "gateway.meaning": "unreachable",
+    }
+    assert (attributes(second)["gateway.attempt"], attributes(second)["gateway.why"]) == (2, "fallback")
+    assert first.status.code == Status.STATUS_CODE_ERROR
+    assert first.status.message == "connection refused"
+    assert server.status.code == second.status.code == Status.STATUS_CODE_UNSET
+
+
+async def test_spans_last_as_long_as_what_they_stand_for(receiver, environment, call):
+    async with traces() as listener:
+        call(metadata=SAMPLED, steps=[("decode", 0.002, "")]).report_to(listener)
+    lasted = [(span.end_time_unix_nano - span.start_time_unix_nano) / 1e6 for span in receiver.spans]
+    assert lasted == pytest.approx([7.0, 2.0, 4.0], abs=0.01)
+
+
+async def test_each_attempt_of_a_sampled_call_sends_its_own_parent(receiver, environment, call, fallen_back):
+    async with traces() as listener:
+        sent = call(metadata=SAMPLED | {"tracestate": "vendor=7"}, attempts=fallen_back).report_to(listener)
+    _, first, second = receiver.spans
+    assert [dict(metadata) for metadata in sent] == [
+        {"traceparent": f"00-{TRACE}-{span.span_id.hex()}-01", "tracestate": "vendor=7"} for span in (first, second)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "argument", "metadata"),
+    [
+        ("", "", UNSAMPLED),
+        ("parentbased_traceidratio", "1.0", UNSAMPLED),
+        ("parentbased_traceidratio", "0.0", {}),
+        ("parentbased_always_off", "", {}),
+        ("always_off", "", SAMPLED),
+        ("traceidratio", "0.0", SAMPLED),
+    ],
+)
+async def test_an_unsampled_call_is_neither_exported_nor_sent_on(
+    sampler, argument, metadata, receiver, environment, call, fallen_back
+):
+    if sampler:
+        environment(OTEL_TRACES_SAMPLER=sampler, OTEL_TRACES_SAMPLER_ARG=argument)
+    async with traces() as listener:
+        started = CallStarted("ModelInfer", "photos", True, "", "", 0.0, call(metadata=metadata).facts())
+        assert listener.call_started(started) is NOBODY
+        assert call(metadata=metadata, attempts=fallen_back).report_to(listener) == [(), ()]
+    assert receiver.spans == []
+
+
+async def test_a_sampler_that_ignores_the_caller_records_what_the_caller_does_not(receiver, environment, call):
+    environment(OTEL_TRACES_SAMPLER="always_on")
+    async with traces() as listener:
+        (sent,) = call(metadata=UNSAMPLED).report_to(listener)
+    assert {span.trace_id.hex() for span in receiver.spans} == {TRACE}
+    assert dict(sent)["traceparent"].endswith("-01")
+
+
+async def test_a_call_without_a_caller_s_trace_begins_one(receiver, environment, call):
+    async with traces() as listener:
+        (sent,) = call().report_to(listener)
+        call(metadata={"traceparent": "garbage-00"}).report_to(listener)
+    roots = [span for span in receiver.spans if not span.parent_span_id]
+    assert len(roots) == 2
+    assert len({span.trace_id for span in roots}) == 2
+    assert dict(sent)["traceparent"].split("-")[1] in {span.trace_id.hex() for span in roots}
+
+
+async def test_the_task_s_own_context_is_no_parent(receiver, environment, call):
+    """The gateway's calls are callbacks of one loop: what happens to run is nobody's parent."""
+    async with traces() as listener:
+        with listener._tracer.start_as_current_span("something else"):
+            call().report_to(listener)
+    assert sorted(bool(span.parent_span_id) for span in receiver.spans) == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (Code.INVALID_ARGUMENT, Status.STATUS_CODE_UNSET),
+        (Code.UNAVAILABLE, Status.STATUS_CODE_ERROR),
+        (Code.INTERNAL, Status.STATUS_CODE_ERROR),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+async def test_only_failures_that_are_not_the_caller_s_mark_the_call(
+    code, status, receiver, environment, call, attempt
+):
+    async with traces() as listener:
+        failed = attempt(code=code, text="because", meaning=Meaning.CALLER)
+        call(attempts=[failed], code=code, text="because").report_to(listener)
+    server, client = receiver.spans
+    assert (server.status.code, client.status.code) == (status, Status.STATUS_CODE_ERROR)
+    assert attributes(server)["rpc.grpc.status_code"] == code
+
+
+async def test_a_failed_step_says_why(receiver, environment, call):
+    async with traces() as listener:
+        call(steps=[("decode", 0.001, "not an image")], attempts=[], code=Code.INVALID_ARGUMENT).report_to(listener)
+    (step,) = [span for span in receiver.spans if span.kind == Span.SPAN_KIND_INTERNAL]
+    assert (step.status.code, step.status.message) == (Status.STATUS_CODE_ERROR, "not an image")
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "inference-gateway"),
+        ({"OTEL_SERVICE_NAME": "edge"}, "edge"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=edge,team=vision"}, "edge"),
+    ],
+    ids=["default", "service-name", "resource-attributes"],
+)
+async def test_the_service_has_our_name_unless_the_environment_gives_one(variables, name, receiver, environment, call):
+    environment(**variables)
+    async with traces() as listener:
+        call().report_to(listener)
+    (resource,) = receiver.resources
+    assert (resource["service.name"], resource["service.version"]) == (name, "1.2.3")
+    assert resource.get("team") == ("vision" if "OTEL_RESOURCE_ATTRIBUTES" in variables else None)
+
+
+async def test_the_access_log_names_the_trace_that_the_gateway_began(receiver, environment, call):
+    lines = []
+    async with traces() as listener:
+        hooks = compose([listener, AccessLog(AccessLogSettings(), lines.append)])
+        call().report_to(hooks)
+    assert {f'"trace_id": "{span.trace_id.hex()}"' for span in receiver.spans} == {
+        next(part for part in lines[0].split(", ") if "trace_id" in part)
+    }
+
+
+async def test_a_collector_that_is_gone_disturbs_nobody(environment, call, unused_port, caplog):
+    environment(OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{unused_port}", OTEL_EXPORTER_OTLP_TIMEOUT="0.2")
+
+    async def run():
+        async with traces() as listener:
+            call().report_to(listener)
+
+    await asyncio.wait_for(run(), timeout=10)
+
+
+@pytest.fixture
+def unused_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("environ", "configured"),
+    [
+        ({}, False),
+        ({"OTEL_TRACES_SAMPLER": "always_on"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/v1/traces"}, True),
+        ({"OTEL_TRACES_EXPORTER": "console"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, False),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
+)
+def test_traces_are_off_until_an_exporter_or_endpoint_is_configured(environ, configured):
+    assert is_configured(environ) is configured
+
+
+CONSOLE = """
+import asyncio, os
+from gateway.hooks import CallStarted, CallEnded
+from gateway.status import Code
+from gateway.telemetry.traces import Traces
+
+async def main():
+    async with Traces(os.environ) as traces:
+        observer = traces.call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))
+        observer.ended(CallEnded(Code.OK, "", None, 1, 1, 1.1))
+
+asyncio.run(main())
+"""
+
+
+def test_traces_to_the_console_come_as_text():
+    environ = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
+    command = [sys.executable, "-W", "error", "-c", CONSOLE]
+    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert '"gateway.model": "photos"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"OTEL_TRACES_EXPORTER": "zipkin"}, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}],
+    ids=["exporter", "protocol"],
+)
+async def test_an_exporter_that_is_not_installed_is_a_clear_error(variables, environment):
+    environment(**variables)
+    with pytest.raises(BadTraceSettings, match=r"not installed; installed are .*otlp_proto_http"):
+        async with traces():
+            pass
