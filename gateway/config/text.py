@@ -73,10 +73,10 @@ class _Builder:
         self._out = Document()
         self._anchors: dict[str, Any] = {}
         self._values = 0
+        self._events = self._checked_events()
 
     def document(self) -> Document:
         try:
-            self._events = self._checked_events()
             self._document()
         except _Stop as stop:
             self._out.data = None
