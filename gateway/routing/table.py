@@ -73,8 +73,8 @@ class Route:
     def maybe_for_version(self, version: str) -> Route | None:
         """This route for a request that asks for a version: variants that pin another one are out.
 
-        The others keep their proportions, and sticky callers whose variant is left stay on it. If none of them has a share, the
-        first in fallback order (or as listed) gets everything. None if no variant is left.
+        The others keep their proportions, and sticky callers whose variant is left stay on it. If none of them has a
+        share, the first in fallback order (or as listed) gets everything. None if no variant is left.
         """
         if not version:
             return self
@@ -171,6 +171,11 @@ class Routes:
         if route is None and self.direct is Direct.ALL and 0 < len(model) <= MAX_NAME:
             return self._elsewhere(model)
         return route
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that is known without asking an upstream: public ones, then callable variants' own."""
+        return list(dict.fromkeys([*self.public, *self._known]))
 
     def is_known(self, model: str) -> bool:
         """Is it a public name or a callable variant's own? The number of these is bounded: they may label metrics."""

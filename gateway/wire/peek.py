@@ -83,9 +83,6 @@ class Head:
         return not self.has_tensors and self.is_final
 
 
-RequestHead = ResponseHead = Head
-
-
 @dataclass(slots=True)
 class StreamHead:
     """What is outside the tensors in one ModelStreamInferResponse. Not to be changed."""
@@ -172,13 +169,17 @@ def rename_stream_response(
     if head.response is None:
         return error + head.rest
     inner = rename_response(body, head.response, model_name=model_name, model_version=model_version, id=id)
-    return b"".join((error, b"\x12", _encode_varint(len(inner)), inner, head.rest))
+    return error + stream_response(inner) + head.rest
 
 
 def stream_error(text: str, id: str, model_name: str = "") -> bytes:
     """A ModelStreamInferResponse that tells an error in-band, as Triton does: the stream goes on after it."""
-    inner = _scalars(model_name, "", id)
-    return b"".join((_string(_STREAM_ERROR, text), b"\x12", _encode_varint(len(inner)), inner))
+    return _string(_STREAM_ERROR, text) + stream_response(_scalars(model_name, "", id))
+
+
+def stream_response(body: Buffer) -> bytes:
+    """A ModelStreamInferResponse around a ModelInferResponse."""
+    return b"".join((b"\x12", _encode_varint(len(body)), body))
 
 
 def bool_parameter(key: str, value: bool) -> bytes:

@@ -252,6 +252,15 @@ def test_a_response_with_too_many_fields_is_not_the_callers_fault() -> None:
         peek.peek_response(b"\x2a\x00" * (peek.MAX_FIELDS + 1))
 
 
+@pytest.mark.parametrize(
+    "read", [peek.peek_stream_response, peek.mentions_shared_memory, lambda body: peek.string_field(body, 1)]
+)
+def test_other_messages_may_not_have_more_fields_either(read: Callable[[bytes], object]) -> None:
+    read(b"\x40\x00" * peek.MAX_FIELDS)
+    with pytest.raises(MalformedMessage, match=str(peek.MAX_FIELDS)):
+        read(b"\x40\x00" * (peek.MAX_FIELDS + 1))
+
+
 def test_a_peek_does_not_cost_more_for_a_large_tensor() -> None:
     request = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"\1" * (16 << 20)])
     body = request.SerializeToString()
@@ -320,6 +329,13 @@ def test_an_in_band_error_has_its_text_id_and_model(text: str, id: str, name: st
     )
 
     assert peek.stream_error(text, id, name) == expected.SerializeToString()
+
+
+@given(body=messages)
+def test_a_response_is_wrapped_into_a_stream_response_as_protobuf_does(body: bytes) -> None:
+    expected = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(body))
+
+    assert pb.ModelStreamInferResponse.FromString(peek.stream_response(body)) == expected
 
 
 def response(final: bool | None, outputs: int) -> bytes:

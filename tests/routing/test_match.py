@@ -1,0 +1,85 @@
+"""What a rule's conditions accept."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.routing import AnyOf, Condition, Exact, Key, Prefix, Present, Regex, Rule, as_text
+from gateway.routing.match import MAX_REGEX_TEXT, Test
+from gateway.types import Facts, Parameter
+
+USER = Key("metadata", "x-user")
+TIER = Key("parameter", "tier")
+
+
+@pytest.mark.parametrize(
+    ("test", "value", "holds"),
+    [
+        pytest.param(Exact("a"), "a", True, id="exact"),
+        pytest.param(Exact("a"), "A", False, id="exact_other_case"),
+        pytest.param(Exact("a"), "ab", False, id="exact_longer"),
+        pytest.param(Exact(""), "", True, id="exact_empty"),
+        pytest.param(Exact(""), None, False, id="exact_empty_is_not_absent"),
+        pytest.param(AnyOf(frozenset(("a", "b"))), "b", True, id="any_of"),
+        pytest.param(AnyOf(frozenset(("a", "b"))), "c", False, id="any_of_none"),
+        pytest.param(AnyOf(frozenset(("a", "b"))), None, False, id="any_of_absent"),
+        pytest.param(Prefix("qa-"), "qa-7", True, id="prefix"),
+        pytest.param(Prefix("qa-"), "xqa-7", False, id="prefix_inside"),
+        pytest.param(Prefix("qa-"), None, False, id="prefix_absent"),
+        pytest.param(Regex("[ab]+"), "abba", True, id="regex"),
+        pytest.param(Regex("[ab]+"), "abbac", False, id="regex_must_match_the_whole_value"),
+        pytest.param(Regex("[ab]+"), "ab\n", False, id="regex_no_trailing_newline"),
+        pytest.param(Regex(".*"), None, False, id="regex_absent"),
+        pytest.param(Regex("a*"), "a" * (MAX_REGEX_TEXT - 1), True, id="regex_below_its_limit"),
+        pytest.param(Regex("a*"), "a" * MAX_REGEX_TEXT, True, id="regex_at_its_limit"),
+        pytest.param(Regex("a*"), "a" * (MAX_REGEX_TEXT + 1), False, id="regex_above_its_limit"),
+        pytest.param(Present(), "", True, id="present_and_empty"),
+        pytest.param(Present(), None, False, id="not_present"),
+        pytest.param(Present(wanted=False), None, True, id="absent"),
+        pytest.param(Present(wanted=False), "", False, id="not_absent"),
+    ],
+)
+def test_a_condition_holds_for_what_its_test_says(test: Test, value: str | None, holds: bool) -> None:
+    facts = Facts(metadata={} if value is None else {"x-user": value})
+
+    assert Condition(USER, test).holds(facts) is holds
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(True, "true"), (False, "false"), (7, "7"), (-7, "-7"), (1.0, "1.0"), (0.25, "0.25"), (1e-7, "1e-07"), ("x", "x")],
+    ids=repr,
+)
+def test_a_parameter_is_compared_as_text(value: Parameter, text: str) -> None:
+    assert as_text(value) == text
+    assert Condition(TIER, Exact(text)).holds(Facts(parameters={"tier": value}))
+
+
+def test_metadata_and_parameters_of_one_name_are_different_keys() -> None:
+    facts = Facts(metadata={"tier": "gold"}, parameters={"other": "gold"})
+
+    assert not Condition(TIER, Present()).holds(facts)
+
+
+def test_a_rule_matches_if_all_its_conditions_hold() -> None:
+    rule = Rule("tester", (Condition(USER, Prefix("qa-")), Condition(TIER, Exact("gold"))), "b")
+
+    assert rule.matches(Facts({"x-user": "qa-1"}, {"tier": "gold"}))
+    assert not rule.matches(Facts({"x-user": "qa-1"}, {"tier": "free"}))
+    assert not rule.matches(Facts({}, {"tier": "gold"}))
+
+
+def test_a_rule_without_conditions_is_refused() -> None:
+    with pytest.raises(ValueError, match="condition"):
+        Rule("all", (), "b")
+
+
+@pytest.mark.parametrize("name", ["X-User", "token-bin", ""])
+def test_a_metadata_key_that_facts_cannot_have_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        Key("metadata", name)
+
+
+def test_a_pattern_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="no regular expression"):
+        Regex("(")
