@@ -16,6 +16,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -93,6 +94,9 @@ class Admin:
         runner, self._runner = self._runner, None
         if runner:
             await runner.cleanup()
+            if isinstance(self._place, str):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._place)  # event loops before Python 3.13 leave it
 
     def _site(self, runner: web.AppRunner) -> web.BaseSite:
         if isinstance(self._place, str):

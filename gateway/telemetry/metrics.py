@@ -68,7 +68,7 @@ def prepare_directory(path: Path) -> None:
 
 
 def worker_ended(shared: SharedDirectory) -> None:
-    """Forget the gauges of a worker that is gone; what it counted stays. For the supervisor, before a replacement."""
+    """Forget the gauges of a worker that is gone; what it counted stays. For the supervisor, when it sees the end."""
     multiprocess.mark_process_dead(shared.worker, str(shared.path))  # type: ignore[no-untyped-call]
 
 
@@ -334,6 +334,7 @@ def _keep_values_in(shared: SharedDirectory) -> None:
     if _shared is not None and _shared != shared:
         raise RuntimeError(f"metrics of this process are already kept in {_shared.path} as worker {_shared.worker}")
     if _shared is None:
+        worker_ended(shared)  # a killed predecessor of this name may still show calls in flight
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.path)
         values.ValueClass = values.MultiProcessValue(lambda: shared.worker)  # type: ignore[no-untyped-call]
         _shared = shared

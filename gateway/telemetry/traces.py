@@ -193,9 +193,9 @@ class _Call(TracedCall):
         span.end(self._unix_ns(event.at))
 
     def ended(self, event: CallEnded) -> None:
-        if self._attempt:  # the call ended before its attempt did
-            self._attempt.end(self._unix_ns(event.at))
-        span = self._span
+        span, attempt, self._attempt = self._span, self._attempt, None
+        if attempt:  # the call ended before its attempt did
+            attempt.end(self._unix_ns(event.at))
         span.set_attribute("rpc.grpc.status_code", int(event.code))
         if event.served:
             span.set_attributes(

@@ -153,6 +153,7 @@ async def test_a_worker_is_asked_over_a_unix_socket(source, scrape, tmp_path):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         async with aiohttp.ClientSession(connector=connector) as session, session.get("http://admin/readyz") as answer:
             assert await answer.json() == {"ready": True, "reasons": []}
+    assert not path.exists()
 
 
 async def test_a_socket_left_by_a_killed_process_is_replaced(source, scrape, tmp_path):

@@ -249,6 +249,24 @@ def test_a_replacement_goes_on_counting_in_the_files_of_the_dead(workers):
     assert files[0] == files[1] == files[2]
 
 
+def test_a_replacement_does_not_inherit_calls_in_flight(workers):
+    """Even when nobody said that its predecessor had ended."""
+    for _ in range(3):
+        workers.start("0", calls=1)
+        assert Scraped(Scrape.of_directory(workers.directory))("gateway_requests_in_flight") == 1
+        workers.kill("0")
+
+
+def test_a_process_has_one_name(workers):
+    """Its storage is bound to the first directory, so a second would silently count in the wrong place."""
+    script = WORKER.replace(
+        'print("ready", flush=True)', "Metrics(MetricsSettings(shared=SharedDirectory(Path(directory), 'x')))"
+    )
+    command = [sys.executable, "-c", script, str(workers.directory), "0", "1", "up"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert "already kept" in done.stderr
+
+
 def test_a_new_run_starts_from_nothing(workers):
     workers.start("0", calls=10)
     workers.kill("0")

@@ -15,7 +15,7 @@ from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from gateway.hooks import CallStarted
+from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted
 from gateway.status import Code, Meaning
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings
 from gateway.telemetry.compose import NOBODY, compose
@@ -229,6 +229,18 @@ async def test_a_failed_step_says_why(receiver, environment, call):
     assert (step.status.code, step.status.message) == (Status.STATUS_CODE_ERROR, "not an image")
 
 
+async def test_an_attempt_that_is_still_running_ends_with_its_call(receiver, environment, caplog):
+    """The caller went away; the upstream's end comes later or never."""
+    async with traces() as listener:
+        observer = listener.call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))
+        observer.attempt_started(AttemptStarted("photos", "onnx", "cpu", "cpu-0:8001", 1, "split", 1.0))
+        observer.ended(CallEnded(Code.CANCELLED, "", None, 1, 0, 1.5))
+        observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, 2.0))
+    assert len(receiver.spans) == 2
+    assert len({span.end_time_unix_nano for span in receiver.spans}) == 1
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("variables", "name"),
     [
@@ -292,7 +304,7 @@ def test_traces_are_off_until_an_exporter_or_endpoint_is_configured(environ, con
 
 CONSOLE = """
 import asyncio, os
-from gateway.hooks import CallStarted, CallEnded
+from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted, CallEnded
 from gateway.status import Code
 from gateway.telemetry.traces import Traces
 
