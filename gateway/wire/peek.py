@@ -21,23 +21,24 @@ from gateway.types import Parameter
 Buffer = bytes | memoryview
 """A whole message. A memoryview must be one of unsigned bytes (format "B")."""
 
-MAX_FIELDS = 65_536
-"""Top-level fields of one message. Models have at most hundreds of tensors; a scan of this many takes about 10 ms."""
+MAX_FIELDS = 16_384
+"""Top-level fields of one message. Models have at most hundreds of tensors; this many take 2 to 20 ms to scan."""
+
+MAX_PARAMETERS = 1024
+"""Entries of `parameters`. Models take a handful; decoding this many takes a few milliseconds at worst."""
+
+_MAX_ENTRY_FIELDS = 4
+"""Fields of one map entry, and of its value. Serializers write two and one; protobuf allows repeats."""
 
 # Tags as they are on the wire: field number << 3 | wire type. Requests and responses share numbers 1 to 5.
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
-_NAME, _VERSION, _ID, _PARAMETER, _TENSOR = (
-    0x0A,
-    0x12,
-    0x1A,
-    0x22,
-    0x2A,
-)  # _TENSOR: `inputs`, or `outputs` of a response
+_NAME, _VERSION, _ID, _PARAMETER = 0x0A, 0x12, 0x1A, 0x22
+_TENSOR = 0x2A  # one of `inputs` of a request, of `outputs` of a response
 _REQUESTED_OUTPUT = 0x32
 _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
 
 _FINAL = "triton_final_response"
-_SHARED_MEMORY = "shared_memory_region"
+_SHARED_MEMORY = b"shared_memory_region"
 
 
 @dataclass(slots=True)  # not frozen: that would cost as much as the whole scan
@@ -96,7 +97,7 @@ def peek_request(body: Buffer) -> Head:
     """Read a ModelInferRequest's head.
 
     :raises MalformedMessage: if the top level is no protobuf message, has groups, or a name is not UTF-8.
-    :raises BadRequest: if it has more than MAX_FIELDS top-level fields.
+    :raises BadRequest: if it has more than MAX_FIELDS top-level fields or MAX_PARAMETERS parameters.
     """
     return _peek(body, 0, len(body), BadRequest)
 
@@ -104,7 +105,7 @@ def peek_request(body: Buffer) -> Head:
 def peek_response(body: Buffer) -> Head:
     """Read a ModelInferResponse's head.
 
-    :raises MalformedMessage: as `peek_request`, also if there are too many fields.
+    :raises MalformedMessage: as `peek_request`, also if there is too much of something.
     """
     return _peek(body, 0, len(body), MalformedMessage)
 
@@ -199,13 +200,16 @@ def mentions_shared_memory(body: Buffer) -> bool:
 
     Looks into every tensor's own fields, so it costs several times a peek.
 
-    :raises MalformedMessage: if an input or requested output can't be read.
+    :raises MalformedMessage: if an input or requested output can't be read, or all have more than MAX_FIELDS fields.
     """
+    looked_at = 0
     for tag, _, at, stop in _fields(body, 0, len(body)):
-        if tag in (_TENSOR, _REQUESTED_OUTPUT):
-            parameter = _PARAMETER if tag == _TENSOR else 0x12  # number 4 of an input, 2 of a requested output
-            entries = [bytes(body[a:z]) for inner, _, a, z in _fields(body, at, stop) if inner == parameter]
-            if _SHARED_MEMORY in _decode_parameters(entries):
+        if tag not in (_TENSOR, _REQUESTED_OUTPUT):
+            continue
+        parameter = _PARAMETER if tag == _TENSOR else 0x12  # number 4 of an input, 2 of a requested output
+        for inner, _, begin, end in _fields(body, at, stop, MAX_FIELDS - looked_at):
+            looked_at += 1
+            if inner == parameter and _has_key(bytes(body[begin:end]), _SHARED_MEMORY):
                 return True
     return False
 
@@ -222,7 +226,7 @@ def string_field(body: Buffer, number: int) -> str:
     return found
 
 
-def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> Head:  # noqa: PLR0912
+def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> Head:  # noqa: PLR0912, PLR0915
     """The hot loop: one turn per top-level field, one-byte tags and lengths first, nothing called for them."""
     name = version = id = ""
     has_tensors = False
@@ -232,6 +236,8 @@ def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> H
     try:
         for _ in range(MAX_FIELDS + 1):
             if at == end:
+                if len(entries) > MAX_PARAMETERS:
+                    raise too_many(f"A message has more than {MAX_PARAMETERS} parameters.")
                 return Head(name, version, id, has_tensors, entries, start, front, end, strays)
             begin = at
             tag = body[at]
@@ -275,10 +281,10 @@ def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> H
     raise too_many(f"A message has more than {MAX_FIELDS} top-level fields.")
 
 
-def _fields(body: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(body: Buffer, at: int, end: int, most: int = MAX_FIELDS) -> Iterator[tuple[int, int, int, int]]:
     """Each field as (tag, where it begins, where its value begins, where it ends); the plain form of `_peek`'s loop."""
     try:
-        for _ in range(MAX_FIELDS + 1):
+        for _ in range(most + 1):
             if at == end:
                 return
             begin = at
@@ -293,7 +299,7 @@ def _fields(body: Buffer, at: int, end: int) -> Iterator[tuple[int, int, int, in
             yield tag, begin, value, at
     except IndexError:
         raise _truncated() from None
-    raise MalformedMessage(f"A message has more than {MAX_FIELDS} fields.")
+    raise MalformedMessage(f"A message or a part of it has more than {most} fields.")
 
 
 def _skip(body: Buffer, tag: int, at: int, end: int) -> int:
@@ -347,7 +353,7 @@ def _decode_parameters(entries: list[bytes]) -> dict[str, Parameter]:
 def _decode_entry(entry: bytes) -> tuple[str, Parameter | None]:
     key = ""
     value: Parameter | None = None
-    for tag, _, at, stop in _fields(entry, 0, len(entry)):
+    for tag, _, at, stop in _fields(entry, 0, len(entry), _MAX_ENTRY_FIELDS):
         if tag == 0x0A:
             key = _text(entry[at:stop])
         elif tag == 0x12:
@@ -359,9 +365,14 @@ def _decode_entry(entry: bytes) -> tuple[str, Parameter | None]:
 _decode_short_entry = functools.lru_cache(1024)(_decode_entry)
 
 
+def _has_key(entry: bytes, key: bytes) -> bool:
+    # The search spares nearly all entries from being decoded.
+    return key in entry and _decode_entry(entry)[0] == key.decode()
+
+
 def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> Parameter | None:
     """An InferParameter: the last alternative wins, and `value` stays if there is none (protobuf merges repeats)."""
-    for tag, _, begin, end in _fields(entry, at, stop):
+    for tag, _, begin, end in _fields(entry, at, stop, _MAX_ENTRY_FIELDS):
         if tag == 1 << 3 | _VARINT:
             value = _varint(entry, begin)[0] != 0
         elif tag == 2 << 3 | _VARINT:

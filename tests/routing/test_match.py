@@ -55,6 +55,22 @@ def test_a_parameter_is_compared_as_text(value: Parameter, text: str) -> None:
     assert Condition(TIER, Exact(text)).holds(Facts(parameters={"tier": value}))
 
 
+@pytest.mark.parametrize(
+    ("test", "text"),
+    [
+        (Exact("a"), "metadata x-user 'a'"),
+        (AnyOf(frozenset(("b", "a"))), "metadata x-user any of 'a', 'b'"),
+        (Prefix("qa-"), "metadata x-user beginning with 'qa-'"),
+        (Regex("[ab]+"), "metadata x-user matching /[ab]+/"),
+        (Present(), "metadata x-user present"),
+        (Present(wanted=False), "metadata x-user absent"),
+    ],
+    ids=["exact", "any_of", "prefix", "regex", "present", "absent"],
+)
+def test_a_condition_reads_as_what_it_wants(test: Test, text: str) -> None:
+    assert str(Condition(USER, test)) == text
+
+
 def test_metadata_and_parameters_of_one_name_are_different_keys() -> None:
     facts = Facts(metadata={"tier": "gold"}, parameters={"other": "gold"})
 
