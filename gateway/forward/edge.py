@@ -1,0 +1,141 @@
+"""One socket and the wire connection on it: bytes in, a few writes per turn of the loop, pressure carried over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from gateway.wire.connection import Connection
+from gateway.wire.deadlines import Deadlines
+from gateway.wire.engine import WRITE_SIZE
+
+SOCKET_BUFFER = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
+
+log = logging.getLogger("gateway.forward")
+
+
+class Edge(asyncio.Protocol):
+    """Owned by the transport; `make` gives the wire connection once there is one."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        make: Callable[[Edge], Connection[Any]],
+        gone: Callable[[Edge], None],
+        *,
+        stops_reading: bool,
+    ) -> None:
+        """stops_reading: while the peer takes nothing, is nothing read from it either?"""
+        self.loop = loop
+        self.transport: asyncio.Transport
+        self.wire: Connection[Any]
+        self._make = make
+        self._gone = gone
+        self._stops_reading = stops_reading
+        self._scheduled = False
+        self._full_since: float | None = None
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=SOCKET_BUFFER)
+        tls = transport.get_extra_info("ssl_object")
+        self.wire = self._make(self)
+        self.wire.on_bug = _log_bug
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self.wire.close("TLS peer did not choose h2")
+            self.transport.abort()
+        self.wake()
+
+    def data_received(self, data: bytes) -> None:
+        self.wire.receive(data, self.loop.time())
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._flush)
+
+    def pause_writing(self) -> None:
+        self._full_since = self.loop.time()
+        if self._stops_reading:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._full_since = None
+        if self._stops_reading and not self.transport.is_closing():
+            self.transport.resume_reading()
+        self.wake()
+
+    def eof_received(self) -> bool:
+        return False  # half-open connections mean nothing in HTTP/2: close
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.wire.close(self.wire.reason or "the peer closed the connection")
+        self._gone(self)
+
+    # The wire's side
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        while self._full_since is None:
+            data = self.wire.output()
+            if data:
+                self.transport.write(data)
+            if len(data) < WRITE_SIZE:
+                break
+        if self.wire.closed:
+            self.transport.close()
+
+    # The owner's side
+
+    def tick(self, now: float) -> None:
+        """Once a second."""
+        self.wire.tick(now)
+        stalled = self._full_since is not None and now - self._full_since > self.wire.limits.write_stall_seconds
+        if stalled or (self.wire.closed and self.transport.is_closing()):
+            self.wire.close("the peer takes nothing")
+            self.transport.abort()
+
+    def cut(self, reason: str) -> None:
+        """Close now."""
+        self.wire.break_off(0, reason)
+        self._flush()
+
+
+class Alarm:
+    """The loop's timer for `Deadlines`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.deadlines = Deadlines()
+        self.deadlines.on_earlier = self._set
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def _set(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.deadlines.expire(self._loop.time())
+        if self._timer is None:
+            following = self.deadlines.next_at()
+            if following is not None:
+                self._set(following)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _log_bug(error: Exception) -> None:
+    log.error("a call's handler failed", exc_info=error)

@@ -1,0 +1,258 @@
+"""The listener: `WireServer` takes the servicers of grpcio's generated code, and handlers of forwarded bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from gateway.forward.edge import Alarm, Edge
+from gateway.forward.servicer import MethodHandler, Servicing
+from gateway.status import Code
+from gateway.wire.limits import Limits
+from gateway.wire.server import Ends, ServerCall, ServerConnection
+
+BACKLOG = 1024
+AGE_JITTER = 0.1  # of the maximum age, so that clients which came together do not leave together
+TICK_SECONDS = 1.0
+
+log = logging.getLogger("gateway.forward")
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardMethod:
+    """A method whose bytes are handled as they are, by callbacks on the event loop.
+
+    A unary one is called with its message complete; with `cut_through` a large message comes front first (see
+    `ServerCall.on_request`). A streaming one is called as soon as the request's head is there, and sets `on_message`.
+    """
+
+    handle: Callable[[ServerCall], None]
+    streaming: bool = False
+    cut_through: bool = False
+
+
+class WireServer:
+    """A gRPC server. Add handlers, then `listen`, then `start`; all on one event loop."""
+
+    def __init__(
+        self,
+        forward: Mapping[str, ForwardMethod] | None = None,
+        limits: Limits | None = None,
+        *,
+        max_connections: int = 10_000,
+        age_grace: float | None = None,
+    ) -> None:
+        """forward: by full method path, "/package.Service/Method"; these win over servicers.
+
+        max_connections: more are closed as they come. age_grace: seconds that calls keep after their connection was
+        asked to leave for its age; None is as long as they take.
+        """
+        self.limits = limits or Limits()
+        self.draining = False
+        self._forward = {path.encode(): method for path, method in (forward or {}).items()}
+        self._registered: dict[bytes, MethodHandler] = {}
+        self._generic: list[grpc.GenericRpcHandler] = []
+        self._max_connections = max_connections
+        self._age_grace = age_grace
+        self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
+        self._servers: list[asyncio.AbstractServer] = []
+        self._edges: set[Edge] = set()
+        self._empty = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._alarm: Alarm
+        self._ticker: asyncio.TimerHandle | None = None
+        self._servicing = Servicing(self.limits)
+
+    # What is served
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._generic.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        for method, handler in method_handlers.items():
+            self._registered[f"/{service_name}/{method}".encode()] = handler
+
+    # Where
+
+    def listen(self, address: str, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False) -> int:
+        """Bind "host:port", "[ipv6]:port" or "unix:path"; answers the port (0 for a unix socket).
+
+        tls: as `server_tls` makes it. raises: OSError if the address can't be had.
+        """
+        if address.startswith("unix:"):
+            bound = socket.socket(socket.AF_UNIX)
+            bound.bind(address.removeprefix("unix:"))
+            port = 0
+        else:
+            host, _, number = address.rpartition(":")
+            host = host.strip("[]")
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            where = (host or "0.0.0.0", int(number))  # noqa: S104  # ":port" says every interface
+            bound = socket.create_server(where, family=family, backlog=BACKLOG, reuse_port=reuse_port)
+            port = bound.getsockname()[1]
+        self.adopt(bound, tls)
+        return port
+
+    def adopt(self, bound: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Serve on a socket that was bound elsewhere."""
+        bound.setblocking(False)
+        self._sockets.append((bound, tls))
+
+    # Life
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._alarm = Alarm(loop)
+        for bound, tls in self._sockets:
+            if bound.family == socket.AF_UNIX:
+                server: asyncio.AbstractServer = await loop.create_unix_server(self._edge, sock=bound, ssl=tls)
+            else:
+                server = await loop.create_server(self._edge, sock=bound, ssl=tls, backlog=BACKLOG)
+            self._servers.append(server)
+        self._tick()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Accept nothing new, ask clients to leave, wait `grace` seconds for their calls, cut what is left."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        self._empty.clear()
+        if grace and self._edges:
+            for edge in list(self._edges):
+                edge.wire.drain()
+            try:
+                await asyncio.wait_for(self._empty.wait(), grace)
+            except asyncio.TimeoutError:
+                log.warning("cut %d connections that were still busy after %g s", len(self._edges), grace)
+        for edge in list(self._edges):
+            edge.cut("the server is shutting down")
+        if self._edges:
+            await asyncio.wait([asyncio.ensure_future(self._empty.wait())], timeout=1.0)
+        await self._servicing.stop()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._alarm.stop()
+        self._stopped.set()
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Answers whether `timeout` came first, as grpc.aio's does."""
+        try:
+            await asyncio.wait_for(self._stopped.wait(), timeout)
+        except asyncio.TimeoutError:
+            return True
+        return False
+
+    # Connections
+
+    @property
+    def connections(self) -> int:
+        return len(self._edges)
+
+    @property
+    def calls(self) -> int:
+        return sum(len(edge.wire.streams) for edge in self._edges)
+
+    def _edge(self) -> Edge:
+        return Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True)
+
+    def _connection(self, edge: Edge) -> ServerConnection:
+        now = edge.loop.time()
+        connection = ServerConnection(
+            self.limits,
+            now,
+            edge.wake,
+            accept=self._accept,
+            deadlines=self._alarm.deadlines,
+            peer=_peer_name(edge.transport),
+            ends=self._ends(now),
+        )
+        if len(self._edges) >= self._max_connections or self.draining:
+            connection.break_off(0, "no more connections")
+        self._edges.add(edge)
+        return connection
+
+    def _ends(self, now: float) -> Ends:
+        age = self.limits.age_seconds
+        if not age:
+            return Ends()
+        spread = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311  # spreads load, guards nothing
+        return Ends(now + age * spread, self._age_grace)
+
+    def _gone(self, edge: Edge) -> None:
+        self._edges.discard(edge)
+        if not self._edges:
+            self._empty.set()
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for edge in list(self._edges):
+            edge.tick(now)
+        self._ticker = loop.call_later(TICK_SECONDS, self._tick)
+
+    # Calls
+
+    def _accept(self, call: ServerCall) -> None:
+        method = self._forward.get(call.path)
+        if method is None:
+            handler = self._registered.get(call.path) or self._find(call)
+            if handler is None:
+                call.finish(Code.UNIMPLEMENTED, "Method not found!")
+            else:
+                self._servicing.accept(call, handler)
+        elif method.streaming:
+            call.streaming = True
+            method.handle(call)
+        else:
+            call.cut_through = method.cut_through
+            call.on_request = method.handle
+
+    def _find(self, call: ServerCall) -> MethodHandler | None:
+        if not self._generic:
+            return None
+        details = _Details(call.path.decode("latin-1"), ())
+        for generic in self._generic:
+            handler: MethodHandler | None = generic.service(details)
+            if handler is not None:
+                return handler
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """grpc.HandlerCallDetails."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def _peer_name(transport: asyncio.Transport) -> str:
+    """In the form that grpc uses."""
+    name = transport.get_extra_info("peername")
+    if not isinstance(name, tuple):
+        return "unix:"
+    return f"ipv6:[{name[0]}]:{name[1]}" if len(name) > 2 else f"ipv4:{name[0]}:{name[1]}"
+
+
+def server_tls(certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:
+    """A TLS context for `listen`: TLS 1.2 or later, h2 only; with `client_ca` clients must show a certificate of it.
+
+    Arguments are file names. raises: OSError, ssl.SSLError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(certificate, key)
+    if client_ca is not None:
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -1,0 +1,267 @@
+"""What both ends of a connection do: turn engine events into calls, count what a peer costs, keep the time.
+
+Bytes go in by `receive`, come out by `output`; `wake` is called whenever there may be output that the owner of the
+socket does not know of. `tick` wants to be called about once a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from gateway.status import Code
+from gateway.wire.codes import CallFailed
+from gateway.wire.engine import (
+    WRITE_SIZE,
+    ConnectionClosed,
+    DataReceived,
+    Engine,
+    EngineError,
+    ErrorCode,
+    Event,
+    GoAwayReceived,
+    PingAcknowledged,
+    RequestReceived,
+    ResponseReceived,
+    SettingsReceived,
+    StreamClosed,
+    StreamReset,
+    TrailersReceived,
+    goaway_frame,
+)
+from gateway.wire.limits import Bucket, Limits
+from gateway.wire.stream import Stream
+
+AnyStream = TypeVar("AnyStream", bound=Stream)
+
+BYTES_PER_UPDATE = 4096  # sent bytes that explain one WINDOW_UPDATE
+UPDATES_PER_CALL = 6  # control frames that an honest call explains (C-core: up to three updates, and BDP pings)
+DRAIN_STEP = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
+BUG_TEXT = "Internal error"
+
+
+def _ignore(error: Exception) -> None: ...
+
+
+class Connection(Generic[AnyStream]):
+    """Base of `ServerConnection` and `ClientConnection`."""
+
+    def __init__(self, engine: Engine, limits: Limits, now: float, wake: Callable[[], None]) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.wake = wake
+        self.now = now
+        self.streams: dict[int, AnyStream] = {}
+        self.on_bug: Callable[[Exception], None] = _ignore  # told of exceptions out of callbacks
+        self.closed = False  # the socket can go once what `output` gave is written
+        self.draining = False  # no new calls
+        self.reason = ""  # why it was closed, for the log
+        self.greeted = False  # the peer's first SETTINGS came
+        self.born = now
+        self._last_id = 0  # the highest stream that the peer opened
+        self._last_words = b""
+        self._control = Bucket(limits.control, now)
+        self._partial_since: float | None = None
+        self._active_at = now
+        self._pinged_at: float | None = None
+        self._watched: set[Stream] = set()
+
+    # Bytes
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Bytes from the peer."""
+        if self.closed:
+            return
+        self.now = self._active_at = now
+        self._pinged_at = None  # any byte is as good as the answer
+        failure: Exception | None = None
+        try:
+            self.engine.receive_data(data)
+        except EngineError as error:
+            failure = error
+        events = self.engine.events()
+        if events:
+            self._partial_since = None
+            self._handle(events)
+        elif self._partial_since is None:
+            self._partial_since = now
+        if failure is not None:
+            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, str(failure))
+
+    def output(self) -> bytes:
+        """Bytes for the peer; b"" when there are none now. Fewer than WRITE_SIZE means that there are no more now."""
+        if self.closed:
+            words, self._last_words = self._last_words, b""
+            return words
+        try:
+            data = self.engine.data_to_send(WRITE_SIZE)
+        except EngineError as error:
+            self.break_off(ErrorCode.INTERNAL_ERROR, str(error))
+            return self.output()
+        events = self.engine.events()
+        if events:
+            self._handle(events)
+        if len(data) > BYTES_PER_UPDATE:
+            self._control.take(-len(data) / BYTES_PER_UPDATE, self.now)
+        if self._watched:
+            self._notify_writable()
+        return data
+
+    # Events
+
+    def _handle(self, events: Sequence[Event]) -> None:
+        streams = self.streams
+        control = 0.0
+        for event in events:
+            kind = type(event)
+            if kind is DataReceived:
+                stream = streams.get(event.stream_id)  # type: ignore[attr-defined]
+                self._data(stream, event)  # type: ignore[arg-type]
+            elif kind is StreamClosed:
+                self._stream_closed(event)  # type: ignore[arg-type]
+            elif kind is RequestReceived or kind is ResponseReceived or kind is TrailersReceived:
+                control -= UPDATES_PER_CALL / 2
+                self._headers(event)  # type: ignore[arg-type]
+            elif kind is not StreamReset:  # whose StreamClosed follows
+                control += 1.0
+                self._control_event(event)
+        if control and not self._control.take(control, self.now):
+            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
+
+    def _data(self, stream: AnyStream | None, event: DataReceived) -> None:
+        data = event.data
+        if stream is None or stream.done:  # the call has ended: the bytes are dropped, their window still goes back
+            self.give_back(len(data), event.stream_id)
+        else:
+            try:
+                stream._data(data)
+                self._data_taken(stream, event.end_stream)
+            except CallFailed as failure:
+                self._call_failed(stream, failure)
+            except Exception as error:  # a callback's own fault must not end its neighbours' calls
+                self.on_bug(error)
+                self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
+
+    def give_back(self, size: int, stream_id: int) -> None:
+        """Window to the peer, for bytes that are no longer ours to keep."""
+        if size:
+            try:
+                self.engine.acknowledge_received_data(size, stream_id)
+            except EngineError:
+                return  # the connection is gone
+            self.wake()
+
+    def _stream_closed(self, event: StreamClosed) -> None:
+        if event.error_code:
+            self._count_reset()  # the peer's, ours, or the engine's for the peer's fault
+        stream = self.streams.pop(event.stream_id, None)
+        if stream is not None:
+            self._watched.discard(stream)
+            stream._close()
+            self._call_closed(stream, event.error_code)
+        if self.draining and not self.streams:
+            self.wake()
+
+    def _control_event(self, event: Event) -> None:
+        if isinstance(event, SettingsReceived):
+            self.greeted = True
+            self._settings(event)
+        elif isinstance(event, GoAwayReceived):
+            self.draining = True
+            self.reason = self.reason or f"GOAWAY {event.error_code} from the peer"
+            self._peer_leaves(event)
+        elif isinstance(event, ConnectionClosed):
+            self.close(self.reason or f"HTTP/2 error {event.error_code}")
+        elif isinstance(event, PingAcknowledged):
+            self._ping_answered()
+
+    # For the roles
+
+    def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
+        raise NotImplementedError
+
+    def _data_taken(self, stream: AnyStream, ended: bool) -> None:
+        raise NotImplementedError
+
+    def _call_failed(self, stream: AnyStream, failure: CallFailed) -> None:
+        raise NotImplementedError
+
+    def _call_closed(self, stream: AnyStream, error_code: int) -> None:
+        raise NotImplementedError
+
+    def _count_reset(self) -> None: ...
+
+    def _ping_answered(self) -> None: ...
+
+    def _settings(self, event: SettingsReceived) -> None: ...
+
+    def _peer_leaves(self, event: GoAwayReceived) -> None: ...
+
+    # Waiting
+
+    def watch(self, stream: Stream) -> None:
+        self._watched.add(stream)
+        self.wake()
+
+    def _notify_writable(self) -> None:
+        for stream in [s for s in self._watched if s.unsent <= self.limits.unsent_bytes]:
+            self._watched.discard(stream)
+            callback, stream.on_writable = stream.on_writable, None
+            if callback is not None:
+                callback()
+
+    # Endings
+
+    def drain(self) -> None:
+        """Tell the peer to open no more calls here (the first GOAWAY); what runs may end."""
+        raise NotImplementedError
+
+    def break_off(self, code: int, reason: str) -> None:
+        """End at once, saying why to the peer."""
+        if not self.closed:
+            self._last_words = goaway_frame(self._last_id, code, reason.encode("ascii", "replace")[:100])
+            self.close(reason)
+
+    def close(self, reason: str) -> None:
+        """End at once: every call that runs is told. Also to be called when the socket is lost."""
+        if self.closed:
+            return
+        self.closed = True
+        self.draining = True
+        self.reason = reason
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream._close()
+            self._call_closed(stream, -1)
+        self.wake()
+
+    # Time
+
+    def tick(self, now: float) -> None:
+        """About once a second."""
+        self.now = now
+        limits = self.limits
+        if not self.greeted and now - self.born > limits.handshake_seconds:
+            self.break_off(ErrorCode.PROTOCOL_ERROR, "no SETTINGS came")
+        elif self._partial_since is not None and now - self._partial_since > limits.frame_seconds:
+            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "a frame did not become complete")
+        elif not self.closed:
+            self._keep_alive(now)
+            for stream in list(self.streams.values()):
+                self._tick_stream(stream)
+
+    def _tick_stream(self, stream: AnyStream) -> None:
+        if stream._tick(int(self.limits.write_stall_seconds)):
+            stream.reset(ErrorCode.ENHANCE_YOUR_CALM)
+
+    def _keep_alive(self, now: float) -> None:
+        limits = self.limits
+        if not limits.keepalive_seconds or not self.streams:
+            self._pinged_at = None
+        elif self._pinged_at is not None:
+            if now - self._pinged_at > limits.keepalive_timeout:
+                self.close("no answer to a keepalive PING")
+        elif now - self._active_at > limits.keepalive_seconds:
+            self._pinged_at = now
+            self.engine.ping()
+            self.wake()

@@ -1,0 +1,73 @@
+"""What a peer may cost us: every limit by name, with its default and the reason for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KiB = 1024
+MiB = 1024 * KiB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one connection. Rates are (burst, per second): a bucket of `burst` tokens that refills."""
+
+    # Work
+    max_streams: int = 100  # calls at once on a connection; RFC 9113's own lower bound and every proxy's default
+    message_bytes: int = 256 * MiB  # one message, as declared by its prefix; refused before any of it is kept
+    whole_bytes: int = 64 * KiB  # up to here a forwarded message is collected; a larger one is passed on as it arrives
+    inflate_floor: int = 4 * MiB  # a compressed message may always grow to this ...
+    inflate_ratio: int = 100  # ... and beyond it to this multiple of its size; real tensors reach single digits
+    call_seconds: float = 3600.0  # a unary call without a deadline of its own ends here
+
+    # Flow control: what a peer may send ahead of whoever takes the bytes
+    stream_window: int = 1 * MiB  # one 602 KB tensor needs no round trip; 64 slow calls hold 64 MiB at most
+    connection_window: int = 16 * MiB
+    unsent_bytes: int = 64 * KiB  # a stream with more than this to send makes its producer wait
+
+    # Headers
+    header_list_bytes: int = 16 * KiB  # gRPC suggests 8; a request beyond it is refused, the connection lives on
+    header_list_bytes_hard: int = 64 * KiB  # beyond this decoding stops and the connection ends (HPACK bombs)
+    header_count: int = 100
+    max_continuations: int = 8  # nghttp2's answer to the CONTINUATION flood of 2024
+
+    # Floods
+    resets: tuple[int, int] = (1000, 33)  # streams ended by RST, whoever sent it; nghttp2's answer to rapid reset
+    glitches: tuple[int, int] = (1000, 33)  # PRIORITY, unknown and empty frames, malformed requests
+    control: tuple[int, int] = (1000, 100)  # PING, SETTINGS, WINDOW_UPDATE beyond those that honest work explains
+    max_queued_replies: int = 1000  # SETTINGS and PING acknowledgements that a peer doesn't read
+
+    # Time, in seconds
+    handshake_seconds: float = 10.0  # from accept to the client's first SETTINGS
+    frame_seconds: float = 10.0  # for one frame or header block to become complete
+    first_message_seconds: float = 5.0  # a unary call may be this long below `min_rate` before its message is complete
+    min_rate: int = 1 * KiB  # bytes per second of a request that is being sent
+    write_stall_seconds: float = 30.0  # a peer that takes nothing for so long is cut
+    idle_seconds: float = 3600.0  # a connection with no call
+    age_seconds: float = 0.0  # a connection is asked to leave after this, ± 10 %; 0 is never
+    keepalive_seconds: float = 30.0  # a PING after so long without a byte from a peer with calls; 0 is never
+    keepalive_timeout: float = 10.0  # for its answer
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_streams", 1), ("message_bytes", 1), ("stream_window", 65_535), ("min_rate", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}")
+        if self.connection_window < self.stream_window:
+            raise ValueError("connection_window must not be smaller than stream_window")
+
+
+class Bucket:
+    """Tokens that refill with time. `take` says whether there were enough."""
+
+    __slots__ = ("_at", "_burst", "_left", "_rate")
+
+    def __init__(self, burst_and_rate: tuple[int, int], now: float) -> None:
+        self._burst, self._rate = burst_and_rate
+        self._left = float(self._burst)
+        self._at = now
+
+    def take(self, tokens: float, now: float) -> bool:
+        """Negative tokens give back."""
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate - tokens)
+        self._at = now
+        return self._left >= 0

@@ -1,0 +1,396 @@
+"""The server's end: requests become `ServerCall`s, checked so that nothing malformed gets further.
+
+Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.status import Code
+from gateway.wire.codes import CallFailed
+from gateway.wire.connection import BUG_TEXT, DRAIN_STEP, Connection
+from gateway.wire.deadlines import Deadlines
+from gateway.wire.engine import (
+    WRITE_SIZE,
+    EngineError,
+    ErrorCode,
+    Field,
+    RequestReceived,
+    ResponseReceived,
+    TrailersReceived,
+    server_engine,
+)
+from gateway.wire.fields import Fields, encode_message, is_legal, parse_timeout
+from gateway.wire.limits import Bucket, Limits
+from gateway.wire.messages import ACCEPT_ENCODING, prefix
+from gateway.wire.stream import SMALL, Stream
+
+RESPONSE: tuple[Field, ...] = (
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", ACCEPT_ENCODING),
+)
+OK_STATUS: tuple[Field, ...] = ((b"grpc-status", b"0"),)
+_STATUS_FIELDS: dict[Code, Field] = {code: (b"grpc-status", b"%d" % code) for code in Code}
+
+_PROTOCOL_FIELDS = frozenset(
+    b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
+    b"content-length grpc-previous-rpc-attempts".split()
+)
+
+
+class ServerCall(Stream):
+    """One call from a client.
+
+    Answer a unary one with `reply` or `finish`; a streaming one with `send_headers`, `send_message` and `finish`.
+    """
+
+    __slots__ = (
+        "_deadline_key",
+        "_head_sent",
+        "accepts",
+        "at",
+        "authority",
+        "cut_through",
+        "deadline",
+        "fields",
+        "on_cancel",
+        "on_request",
+        "path",
+        "remote_done",
+        "streaming",
+    )
+
+    def __init__(self, connection: ServerConnection, stream_id: int) -> None:
+        super().__init__(stream_id)
+        self.connection: ServerConnection = connection
+        self.path = b""
+        self.authority = b""
+        self.fields: list[Field] = []  # the client's metadata, checked, as `NeverIndexed` or plain pairs
+        self.accepts = b""  # grpc-accept-encoding
+        self.at = connection.now  # when it arrived
+        self.deadline: float | None = None  # on the clock of `now`
+        self.remote_done = False  # the client has half-closed
+        self.streaming = False  # many requests may come: no timer for the first
+        self.cut_through = False  # may `on_request` come before the message is complete?
+        self.on_request: Callable[[ServerCall], None] | None = None
+        """A unary call's message is in `body`; a streaming client has half-closed. With `cut_through`, of a large
+        message the front is in `body`, `missing` bytes are to come; called again as more arrives, unless `on_chunk`
+        was set."""
+        self.on_cancel: Callable[[Code], None] | None = None
+        """The call ended without our doing: CANCELLED or DEADLINE_EXCEEDED. Not called after it was answered."""
+        self._head_sent = False
+        self._deadline_key = 0
+
+    @property
+    def peer(self) -> str:
+        return self.connection.peer
+
+    def reply(self, body: bytes, initial: Fields = (), trailing: Fields = (), encoding: bytes = b"") -> None:
+        """Answer a unary call whole. `encoding`: how `body` is compressed, if it is."""
+        if self.done:
+            return
+        engine = self.connection.engine
+        head = [*RESPONSE, *initial] if initial else RESPONSE
+        try:
+            engine.send_response(self.id, [*head, (b"grpc-encoding", encoding)] if encoding else head)
+            if len(body) <= SMALL:
+                engine.send_data(self.id, prefix(len(body), bool(encoding)) + body)
+            else:
+                engine.send_data(self.id, prefix(len(body), bool(encoding)))
+                engine.send_data(self.id, body)
+            engine.send_trailers(self.id, [*OK_STATUS, *trailing] if trailing else OK_STATUS)
+        except EngineError:
+            pass  # the client has gone; its call is closed by the event that says so
+        self.connection.answered(self)
+
+    def send_headers(self, initial: Fields = (), encoding: bytes = b"") -> None:
+        """Begin the answer; at most once."""
+        if self.done or self._head_sent:
+            return
+        self._head_sent = True
+        extra = [(b"grpc-encoding", encoding)] if encoding else []
+        try:
+            self.connection.engine.send_response(self.id, [*RESPONSE, *extra, *initial])
+        except EngineError:
+            return
+        self.connection.wake()
+
+    def finish(self, code: Code, text: str = "", trailing: Fields = ()) -> None:
+        """End the answer with a status; trailers-only if nothing was sent before."""
+        if self.done:
+            return
+        status = [_STATUS_FIELDS[code], *trailing]
+        if text:
+            status.insert(1, (b"grpc-message", encode_message(text)))
+        try:
+            if self._head_sent:
+                self.connection.engine.send_trailers(self.id, status)
+            else:
+                self.connection.engine.send_response(self.id, [*RESPONSE, *status], end_stream=True)
+        except EngineError:
+            pass  # as in `reply`
+        self.connection.answered(self)
+
+    def fail(self, code: Code, text: str, trailing: Fields = ()) -> None:
+        """End with an error; what is still unsent of the answer is dropped."""
+        if self.unsent:
+            self.reset(ErrorCode.CANCEL)
+        self.finish(code, text, trailing)
+
+    def refuse_http(self, status: bytes) -> None:
+        """Not gRPC: answer in HTTP's own terms."""
+        try:
+            self.connection.engine.send_response(self.id, [(b":status", status)], end_stream=True)
+        except EngineError:
+            return
+        self.connection.answered(self)
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if not self.done:
+            self._end(Code.DEADLINE_EXCEEDED)
+            self.fail(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    def _end(self, code: Code) -> None:
+        callback, self.on_cancel = self.on_cancel, None
+        if callback is not None:
+            callback(code)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """When a connection is asked to leave, on the clock of `now`; None is never."""
+
+    at: float | None = None
+    grace: float | None = None  # seconds for its calls; None is as long as they take
+
+
+class ServerConnection(Connection[ServerCall]):
+    """One client's connection."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        now: float,
+        wake: Callable[[], None],
+        *,
+        accept: Callable[[ServerCall], None],
+        deadlines: Deadlines,
+        peer: str = "",
+        ends: Ends = Ends(),
+    ) -> None:
+        """accept: told of each good request; sets the call's callbacks or ends it."""
+        super().__init__(server_engine(limits), limits, now, wake)
+        self.peer = peer
+        self._accept = accept
+        self._deadlines = deadlines
+        self._ends = ends
+        self._resets = Bucket(limits.resets, now)
+        self._early: set[ServerCall] = set()  # answered before the client was done
+        self._working = 0  # calls that are over on the wire while their work still runs
+        self._second_goaway_at: float | None = None
+        self._cut_at: float | None = None
+
+    # Requests
+
+    def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
+        if type(event) is not RequestReceived:
+            self._request_trailers(event.stream_id)
+            return
+        call = ServerCall(self, event.stream_id)
+        self._last_id = event.stream_id
+        self.streams[event.stream_id] = call
+        call.remote_done = event.end_stream
+        if len(self.streams) + self._working > self.limits.max_streams:
+            call.done = True
+            call.reset(ErrorCode.REFUSED_STREAM)
+            return
+        try:
+            self._read_head(call, event.headers)
+            if call.done:
+                return
+            self._accept(call)
+            if event.end_stream:
+                self._half_closed(call)
+        except CallFailed as failure:
+            self._call_failed(call, failure)
+        except Exception as error:
+            self.on_bug(error)
+            self._call_failed(call, CallFailed(Code.INTERNAL, BUG_TEXT))
+
+    def _read_head(self, call: ServerCall, headers: tuple[Field, ...]) -> None:
+        """raises: CallFailed if the request is not one that can be served."""
+        known: dict[bytes, bytes] = {}
+        fields = call.fields
+        size = 0
+        illegal = False
+        for field in headers:
+            name, value = field
+            size += len(name) + len(value) + 32
+            if name in _PROTOCOL_FIELDS:
+                known[name] = value
+            else:
+                fields.append(field)
+                illegal = illegal or not is_legal(name, value)
+        if size > self.limits.header_list_bytes or len(headers) > self.limits.header_count:
+            raise CallFailed(
+                Code.RESOURCE_EXHAUSTED,
+                f"Request headers of {size} bytes in {len(headers)} fields are over the limit of "
+                f"{self.limits.header_list_bytes} bytes, {self.limits.header_count} fields",
+            )
+        call.path = known.get(b":path", b"")
+        call.authority = known.get(b":authority", b"")
+        if known.get(b":method") != b"POST":
+            call.refuse_http(b"405")
+        elif not _is_grpc(known.get(b"content-type", b"")):
+            call.refuse_http(b"415")
+        elif known.get(b"host", call.authority) != call.authority:
+            call.refuse_http(b"400")
+        elif illegal:
+            raise CallFailed(
+                Code.INTERNAL, "Request metadata has a key or value with characters that gRPC does not allow"
+            )
+        else:
+            call.encoding = known.get(b"grpc-encoding", b"")
+            call.accepts = known.get(b"grpc-accept-encoding", b"")
+            if b"grpc-timeout" in known:
+                self._set_deadline(call, known[b"grpc-timeout"])
+
+    def _set_deadline(self, call: ServerCall, timeout: bytes) -> None:
+        try:
+            seconds = parse_timeout(timeout)
+        except ValueError:
+            raise CallFailed(Code.INTERNAL, "Bad grpc-timeout") from None
+        if seconds <= 0:
+            raise CallFailed(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        call.deadline = self.now + seconds
+        call._deadline_key = self._deadlines.add(call.deadline, call, self.now)
+
+    def _request_trailers(self, stream_id: int) -> None:
+        call = self.streams.get(stream_id)
+        if call is not None and not call.done:
+            try:
+                self._half_closed(call)
+            except CallFailed as failure:
+                self._call_failed(call, failure)
+
+    def _data_taken(self, stream: ServerCall, ended: bool) -> None:
+        if ended:
+            self._half_closed(stream)
+        elif stream.cut_through and stream.on_chunk is None and stream.missing > self.limits.whole_bytes:
+            stream.body = stream.front()
+            if stream.on_request is not None:
+                stream.on_request(stream)
+
+    def _half_closed(self, call: ServerCall) -> None:
+        call.remote_done = True
+        if call.missing != 0 and not call.streaming:
+            raise CallFailed(Code.INTERNAL, "A unary call ended before its message was complete")
+        if call.streaming and call.has_partial_message:
+            raise CallFailed(Code.INTERNAL, "The call ended within a message")
+        if call.on_request is not None and not call.done:
+            call.on_request(call)
+
+    # Endings of calls
+
+    def _call_failed(self, stream: ServerCall, failure: CallFailed) -> None:
+        stream._end(Code.CANCELLED)
+        stream.fail(failure.code, failure.text)
+
+    def answered(self, call: ServerCall) -> None:
+        """All of the answer is with the engine."""
+        call.done = True
+        if call.deadline is not None:
+            self._deadlines.discard(call._deadline_key, call)
+        if not call.remote_done:
+            self._early.add(call)
+        self.wake()
+
+    def _call_closed(self, stream: ServerCall, error_code: int) -> None:
+        self._early.discard(stream)
+        if not stream.done:
+            stream.done = True
+            if stream.deadline is not None:
+                self._deadlines.discard(stream._deadline_key, stream)
+            stream._end(Code.CANCELLED)
+
+    def hold(self) -> None:
+        """A call's work outlives it on the wire: it still counts against `max_streams`. Undone by `release`."""
+        self._working += 1
+
+    def release(self) -> None:
+        self._working -= 1
+
+    def output(self) -> bytes:
+        data = super().output()
+        if self._early and len(data) < WRITE_SIZE and not self.closed:
+            self._reset_early()
+        return data
+
+    def _reset_early(self) -> None:
+        """Once an early answer is written, tell the client to stop sending (RFC 9113 section 8.1)."""
+        for call in [c for c in self._early if not c.unsent]:
+            self._early.discard(call)
+            self._count_reset()
+            call.reset(ErrorCode.NO_ERROR)
+
+    # Endings of the connection
+
+    def drain(self, grace: float | None = None) -> None:
+        """Two-step GOAWAY; calls that still run `grace` seconds later are cut."""
+        if not self.draining:
+            self.draining = True
+            self._second_goaway_at = self.now + DRAIN_STEP
+            self.engine.send_shutdown_notice()
+            self.engine.ping()  # its answer says that what was on its way has come
+            self.wake()
+        if grace is not None:
+            self._cut_at = self.now + grace
+
+    def tick(self, now: float) -> None:
+        super().tick(now)
+        if self.closed:
+            return
+        if self.draining:
+            self._tick_drain(now)
+        elif self._ends.at is not None and now >= self._ends.at:
+            self.reason = "maximum age"
+            self.drain(self._ends.grace)
+        elif not self.streams and now - self._active_at > self.limits.idle_seconds:
+            self.reason = "idle"
+            self.drain(0.0)
+
+    def _tick_drain(self, now: float) -> None:
+        if self._cut_at is not None and now >= self._cut_at and self._second_goaway_at is None:
+            self.break_off(ErrorCode.NO_ERROR, self.reason or "draining took too long")
+        elif self._second_goaway_at is not None and now >= self._second_goaway_at:
+            self._ping_answered()
+
+    def _ping_answered(self) -> None:
+        if self._second_goaway_at is not None:
+            self._second_goaway_at = None
+            self.engine.send_goaway(ErrorCode.NO_ERROR)
+            self.wake()
+
+    def _count_reset(self) -> None:
+        if not self._resets.take(1, self.now):
+            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
+
+    def _tick_stream(self, stream: ServerCall) -> None:
+        super()._tick_stream(stream)
+        if stream.done or stream.remote_done or (stream.streaming and not stream.has_partial_message):
+            return
+        waiting_for_us = stream._held > 0
+        slow = stream._received < self.limits.min_rate and not waiting_for_us
+        stream._received = 0
+        stream._idle_ticks = stream._idle_ticks + 1 if slow else 0
+        if stream._idle_ticks > self.limits.first_message_seconds:
+            stream._end(Code.DEADLINE_EXCEEDED)
+            stream.fail(Code.DEADLINE_EXCEEDED, "The request message did not arrive in time")
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))

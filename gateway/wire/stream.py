@@ -1,0 +1,235 @@
+"""One call's half of the wire, whichever end we are: messages out of DATA, and who waits for whom.
+
+A stream takes in what arrives in one of three ways:
+- *collected*: the one message of a unary call, in `body`; the window is given back at once, up to the message limit;
+- *passed on*: once `on_chunk` is set, the rest of that message goes there as it arrives, and whoever took the bytes
+  gives the window back with `consume`;
+- *message by message*: with `on_message` set (streaming calls). The window is given back while the reader is hungry,
+  so a sender may be one window ahead of a reader that has stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gateway.status import Code
+from gateway.wire.codes import CallFailed
+from gateway.wire.engine import EngineError, ErrorCode
+from gateway.wire.messages import PREFIX, prefix, read_prefix
+
+if TYPE_CHECKING:
+    from gateway.wire.connection import Connection
+
+SMALL = 4096  # bytes; a body up to this is joined with its prefix, a larger one is not copied for it
+
+
+class Stream:
+    """What calls of both roles have in common."""
+
+    __slots__ = (
+        "_buffer",
+        "_held",
+        "_idle_ticks",
+        "_last_unsent",
+        "_received",
+        "_stalled_ticks",
+        "body",
+        "closed",
+        "compressed",
+        "connection",
+        "done",
+        "encoding",
+        "hungry",
+        "id",
+        "missing",
+        "on_chunk",
+        "on_message",
+        "on_writable",
+    )
+
+    def __init__(self, stream_id: int = 0) -> None:
+        self.connection: Connection[Any]  # any of its streams: both roles share what is used here
+        self.id = stream_id
+        self.encoding = b""  # the peer's grpc-encoding
+        self.body = b""  # of a unary call: the message, or as much of it as has arrived
+        self.compressed = False  # is it?
+        self.missing = -1  # bytes of it yet to come; -1 until its prefix is known
+        self.hungry = True  # message by message: the reader has nothing left to read
+        self.done = False  # nothing more is sent or reported
+        self.closed = False  # the engine has forgotten the stream
+        self.on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
+        self.on_chunk: Callable[[bytes], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+        self._buffer: bytearray | None = None
+        self._held = 0  # bytes received whose window was not given back
+        self._received = 0  # bytes, for the rate
+        self._idle_ticks = 0
+        self._last_unsent = 0
+        self._stalled_ticks = 0
+
+    # In
+
+    def _data(self, data: bytes) -> None:
+        """raises: CallFailed if the bytes are not the messages that the call allows."""
+        size = len(data)
+        self._received += size
+        self._held += size
+        if self.on_message is not None:
+            self._split(data)
+            if self.hungry:
+                self.consume(self._held)
+        elif self.on_chunk is not None:
+            self._count(size)
+            self.on_chunk(data)
+        else:
+            self.consume(size)
+            self._collect(data)
+
+    def _collect(self, data: bytes) -> None:
+        if self.missing < 0:
+            if self._buffer is None and len(data) >= PREFIX:  # nearly always
+                length, self.compressed = read_prefix(data, 0, self.connection.limits.message_bytes)
+                self.missing = length
+                self._count(len(data) - PREFIX)
+                self.body = data[PREFIX:]
+                return
+            self._buffer = self._buffer or bytearray()
+            self._buffer += data
+            if len(self._buffer) < PREFIX:
+                return
+            length, self.compressed = read_prefix(self._buffer, 0, self.connection.limits.message_bytes)
+            self.missing = length
+            self._count(len(self._buffer) - PREFIX)
+            del self._buffer[:PREFIX]
+        else:
+            self._count(len(data))
+            if self._buffer is None:
+                self._buffer = bytearray(self.body)
+                self.body = b""
+            self._buffer += data
+        if self.missing == 0:
+            self.body = bytes(self._buffer)
+            self._buffer = None
+
+    def _count(self, size: int) -> None:
+        self.missing -= size
+        if self.missing < 0:
+            raise CallFailed(Code.UNIMPLEMENTED, "A unary call has exactly one message")
+
+    def front(self) -> bytes:
+        """As much of a collected message as is here."""
+        return self.body if self._buffer is None else bytes(self._buffer)
+
+    def _split(self, data: bytes) -> None:
+        buffer: bytes | bytearray = data
+        if self._buffer:
+            self._buffer += data
+            buffer = self._buffer
+        at, limit = 0, self.connection.limits.message_bytes
+        while len(buffer) - at >= PREFIX:
+            length, compressed = read_prefix(buffer, at, limit)
+            end = at + PREFIX + length
+            if len(buffer) < end:
+                break
+            message = bytes(buffer[at + PREFIX : end])
+            at = end
+            self.hungry = False
+            if self.on_message is not None and not self.done:
+                self.on_message(message, compressed)
+        if buffer is self._buffer:
+            del self._buffer[:at]
+        elif at < len(buffer):
+            self._buffer = bytearray(buffer[at:])
+
+    @property
+    def has_partial_message(self) -> bool:
+        return bool(self._buffer) if self.on_message is not None else self.missing != 0
+
+    def consume(self, size: int) -> None:
+        """Give the peer `size` bytes of window back: they are no longer ours to keep."""
+        self._held -= size
+        self.connection.give_back(size, self.id)
+
+    def feed(self) -> None:
+        """Message by message: the reader wants the next one."""
+        self.hungry = True
+        self.consume(self._held)
+
+    # Out
+
+    def send_message(self, body: bytes, compressed: bool = False) -> None:
+        if len(body) <= SMALL:
+            self.send_chunk(prefix(len(body), compressed) + body)
+        else:
+            self.send_chunk(prefix(len(body), compressed))
+            self.send_chunk(body)
+
+    def send_chunk(self, data: bytes) -> None:
+        """A piece of a message, prefix included. Lost without a word if the call has ended."""
+        if self.done or self.closed:
+            return
+        try:
+            self.connection.engine.send_data(self.id, data)
+        except EngineError:
+            return  # its end has happened and will be reported
+        self.connection.wake()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the peer's window or the socket."""
+        return 0 if self.closed else self.connection.engine.queued_body_size(self.id)
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        """Call once `unsent` is within the limit, or the call over."""
+        self.on_writable = callback
+        self.connection.watch(self)
+
+    def reset(self, code: int = ErrorCode.CANCEL) -> None:
+        """Stop the stream both ways; its end is reported as such."""
+        if not self.closed:
+            try:
+                self.connection.engine.reset_stream(self.id, code)
+            except EngineError:
+                return
+            self.connection.wake()
+
+    def _close(self) -> None:
+        """The engine has forgotten the stream."""
+        self.closed = True
+        self.consume(self._held)
+        self._buffer = None
+        if self.on_writable is not None:
+            callback, self.on_writable = self.on_writable, None
+            callback()
+
+    # Time
+
+    def _tick(self, write_ticks: int) -> bool:
+        """Once a second. Has the peer taken nothing of what we send for `write_ticks`?"""
+        unsent = self.unsent
+        self._stalled_ticks = self._stalled_ticks + 1 if unsent and unsent >= self._last_unsent else 0
+        self._last_unsent = unsent
+        return self._stalled_ticks >= write_ticks
+
+
+def pipe(source: Stream, sink: Stream) -> None:
+    """Pass the rest of `source`'s message on to `sink` as it arrives; while `sink` can't send, `source` waits."""
+    owed = 0
+    limit = source.connection.limits.unsent_bytes
+
+    def taken() -> None:
+        nonlocal owed
+        size, owed = owed, 0
+        source.consume(size)
+
+    def chunk(data: bytes) -> None:
+        nonlocal owed
+        sink.send_chunk(data)
+        owed += len(data)
+        if sink.unsent <= limit:
+            taken()
+        elif sink.on_writable is None:
+            sink.when_writable(taken)
+
+    source.on_chunk = chunk
