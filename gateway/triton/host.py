@@ -10,10 +10,13 @@ import hashlib
 import os
 import platform
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +31,24 @@ TRITON = Artifact(
     members=("pytriton/tritonserver/*", "nvidia_pytriton.libs/*"),
 )
 """tritonserver 2.51 with its Python backend, without the Python package around it."""
+
+_NUMPY_WHEELS = {  # by CPython's minor version: sha256, size
+    10: ("ffa75af20b44f8dba823498024771d5ac50620e6915abac414251bd971b4529f", 18_240_889),
+    11: ("666dbfb6ec68962c033a450943ded891bed2d54e6755e35e5835d63f4f6931d5", 18_252_005),
+    12: ("675d61ffbfa78604709862923189bad94014bef562cc35cf61d3a07bba02a7ed", 17_950_613),
+}
+
+
+def _numpy(minor: int) -> Artifact:
+    """The NumPy for models in the local Triton.
+
+    NVIDIA's stubs are compiled for NumPy 1 and take NumPy 2's dtypes apart wrongly: tensors arrive with strides of zero
+    and leave empty, without an error. So the stubs get a NumPy of their own; the gateway's stays as it is.
+    """
+    sha256, size = _NUMPY_WHEELS[minor]
+    tag = f"cp3{minor}-cp3{minor}-manylinux_2_17_x86_64.manylinux2014_x86_64"
+    return Artifact("numpy", "1.26.4", f"numpy-1.26.4-{tag}.whl", sha256, size, ("numpy/*", "numpy.libs/*"))
+
 
 _OLDEST_GLIBC = (2, 35)  # of the wheel's platform tag
 _BACKENDS = Path(__file__).with_name("backends")
@@ -49,15 +70,13 @@ class Installation:
     backends: Path
     caches: Path
     libraries: tuple[Path, ...]  # for LD_LIBRARY_PATH
+    python: Path  # the folder of the `python3` that its stubs become
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a server needs in its environment.
-
-        Triton's Python stub becomes whichever `python3` is first on PATH, so this interpreter's folder goes there.
-        """
+        """What a server needs in its environment."""
         libraries = [*map(str, self.libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-        path = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        path = [str(self.python), os.environ.get("PATH", os.defpath)]
         return {"PATH": os.pathsep.join(path), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
 
 
@@ -68,20 +87,20 @@ def install(*, cache: Path | None = None, progress: Progress | None = None) -> I
     :raises FetchFailed: if the wheel cannot be fetched or stored.
     """
     _require_system(platform.system(), platform.machine(), platform.libc_ver())
+    _require_python(sys.implementation.name, sys.version_info.minor)
     home = cache_folder() if cache is None else cache
     root = fetch(TRITON, cache=home, progress=progress)
+    numpy = fetch(_numpy(sys.version_info.minor), cache=home, progress=progress)
     server = root / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / f"3.{sys.version_info.minor}" / "triton_python_backend_stub"
-    if sys.implementation.name != "cpython" or not stub.is_file():
-        known = sorted((int(path.name.split(".")[1]) for path in (server / "python_backend_stubs").iterdir()), key=int)
-        raise UnsuitableHost(
-            f"The local Triton runs models with CPython 3.{known[0]} to 3.{known[-1]}, this is "
-            f"{platform.python_implementation()} {platform.python_version()}. Make the virtual environment with one "
-            "of those, or point the gateway at another Triton."
-        )
     libraries = (root / "nvidia_pytriton.libs", *_python_library(stub, root / "nvidia_pytriton.libs", home))
-    backends = _backends(server / "backends" / "python", stub, home)
-    return Installation(server / "bin" / "tritonserver", backends, server / "caches", libraries)
+    return Installation(
+        tritonserver=server / "bin" / "tritonserver",
+        backends=_backends(server / "backends" / "python", stub, home),
+        caches=server / "caches",
+        libraries=libraries,
+        python=_python(numpy, home),
+    )
 
 
 def has_gpu() -> bool:
@@ -98,34 +117,70 @@ def _require_system(system: str, machine: str, libc: tuple[str, str]) -> None:
         raise UnsuitableHost(f"NVIDIA's Triton wheel needs glibc 2.35, this system has {name} {version}. {advice}")
 
 
+def _require_python(implementation: str, minor: int) -> None:
+    if implementation != "cpython" or minor not in _NUMPY_WHEELS:
+        raise UnsuitableHost(
+            f"The local Triton runs models with CPython 3.{min(_NUMPY_WHEELS)} to 3.{max(_NUMPY_WHEELS)}, this is "
+            f"{platform.python_implementation()} {platform.python_version()}. Make the virtual environment with one "
+            "of those, or use another Triton."
+        )
+
+
 def _backends(python: Path, stub: Path, home: Path) -> Path:
     """The backend directory: NVIDIA's Python backend with the stub for this Python, and our own backends on top.
 
     Copies, because Triton refuses a backend whose library is a link that leads out of its directory. Its name tells
     its contents, so another version of this package or of Python gets another folder.
     """
+    models = sorted(_BACKENDS.glob("*/model.py"))
     key = hashlib.sha256(TRITON.sha256.encode() + stub.parent.name.encode())
-    for source in sorted(_BACKENDS.glob("*/model.py")):
-        key.update(source.parent.name.encode() + source.read_bytes())
+    for model in models:
+        key.update(model.parent.name.encode() + model.read_bytes())
     target = home / f"backends-{key.hexdigest()[:8]}"
-    if target.is_dir():
-        return target
-    work = Path(tempfile.mkdtemp(prefix=".backends-", dir=home))
-    try:
-        made = work / "backends"
-        shutil.copytree(python, made / "python")
-        shutil.copy2(stub, made / "python")
-        for source in _BACKENDS.glob("*/model.py"):
-            (made / source.parent.name).mkdir()
-            shutil.copy2(source, made / source.parent.name)
+    if not target.is_dir():
+        with _appearing(target) as made:
+            shutil.copytree(python, made / "python")
+            shutil.copy2(stub, made / "python")
+            for model in models:
+                (made / model.parent.name).mkdir()
+                shutil.copy2(model, made / model.parent.name)
+    return target
+
+
+def _python(numpy: Path, home: Path) -> Path:
+    """The folder of the `python3` that stubs become: this environment, with their own NumPy in front.
+
+    A virtual environment made by hand, because a stub heeds no PYTHONPATH, but does look for `pyvenv.cfg` beside the
+    first `python3` on PATH. source: PEP 405; the `site` module on path configuration files.
+    """
+    interpreter = Path(sys.executable).resolve()
+    paths = [str(numpy), *(f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages())]
+    config = f"home = {interpreter.parent}\ninclude-system-site-packages = false\n"
+    key = hashlib.sha256("\n".join([str(interpreter), config, *paths]).encode()).hexdigest()
+    target = home / f"python-{key[:8]}"
+    if not target.is_dir():
+        with _appearing(target) as made:
+            (made / "bin").mkdir(parents=True)
+            (made / "bin" / "python3").symlink_to(interpreter)
+            (made / "pyvenv.cfg").write_text(config)
+            packages = made / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+            packages.mkdir(parents=True)
+            (packages / "local-triton.pth").write_text("\n".join(paths))
+    return target / "bin"
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` in one step; another process may do the same at the same time."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
+        made = Path(work, "made")
+        made.mkdir()
+        yield made
         try:
             made.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, with the same contents
+            if not target.is_dir():  # else the other one was faster, with the same contents
                 raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return target
 
 
 # Python's shared library, which the stub is linked against

@@ -1,0 +1,36 @@
+"""Answers each request with as many responses as it asks for, from a thread of its own, so that requests overlap."""
+
+import threading
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.threads = []
+
+    def execute(self, requests):
+        self.threads = [thread for thread in self.threads if thread.is_alive()]
+        for request in requests:
+            times = int(pb_utils.get_input_tensor_by_name(request, "IN").as_numpy()[0])
+            delay = pb_utils.get_input_tensor_by_name(request, "DELAY")
+            pause = int(delay.as_numpy()[0]) / 1000 if delay else 0.0
+            # The response sender keeps the request alive, as is_cancelled() needs.
+            thread = threading.Thread(target=_answer, args=(request.get_response_sender(), times, pause), daemon=True)
+            thread.start()
+            self.threads.append(thread)
+
+    def finalize(self):
+        for thread in self.threads:
+            thread.join()
+
+
+def _answer(sender, times, pause):
+    for number in range(times):
+        time.sleep(pause)
+        if sender.is_cancelled():
+            break
+        sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([number], np.int32))]))
+    sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
