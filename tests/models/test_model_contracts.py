@@ -48,8 +48,7 @@ def test_each_kind_of_variant_names_the_backend_that_runs_it(repository: Path) -
 def test_each_output_has_as_many_labels_as_scores(repository: Path, model: str) -> None:
     (output,) = _config(repository, model).output
     labels = (repository / model / output.label_filename).read_text(encoding="utf-8").splitlines()
-    assert len(labels) == len(set(labels)) or model in VARIANTS  # ImageNet has two classes "missile" in some lists
-    assert len(labels) == output.dims[0]
+    assert len(labels) == len(set(labels)) == output.dims[0]
     assert all(label and label == label.strip() for label in labels)
 
 

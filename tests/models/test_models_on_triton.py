@@ -1,0 +1,87 @@
+"""The repository as it is, served by a real Triton."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc.aio as triton_client
+from tritonclient.utils import np_to_triton_dtype
+
+from gateway.artifacts import fetch
+from gateway.models.measure import scores
+from gateway.models.pictures import picture, to_input
+from gateway.models.sources import PICTURES
+from gateway.triton import LocalTriton
+from gateway.triton.host import has_gpu
+
+pytestmark = pytest.mark.integration
+IMAGE_MODELS = ("efficientnet_lite0_onnx", "efficientnet_lite0_onnx_int8")
+ON_CPU = (*IMAGE_MODELS, "magika", "langid")
+
+
+@pytest.fixture(scope="module")
+async def client(repository: Path) -> AsyncIterator[triton_client.InferenceServerClient]:
+    server = LocalTriton(repository)
+    await server.start()
+    async with triton_client.InferenceServerClient(server.grpc_address) as client:
+        yield client
+    await server.kill()
+    await server.aclose()
+
+
+async def _infer(client: Any, model: str, inputs: dict[str, np.ndarray[Any, Any]], output: str, **asked: int) -> Any:
+    tensors = []
+    for name, array in inputs.items():
+        tensor = triton_client.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    answer = await client.infer(model, tensors, outputs=[triton_client.InferRequestedOutput(output, **asked)])
+    return answer.as_numpy(output)
+
+
+async def test_every_model_for_this_host_is_ready_and_the_others_are_listed(client: Any) -> None:
+    index = await client.get_model_repository_index(as_json=True)
+    states = {model["name"]: model.get("state", "") for model in index["models"]}
+    assert {name for name, state in states.items() if state == "READY"} >= set(ON_CPU)
+    assert "efficientnet_lite0_tensorrt" in states
+    assert states["efficientnet_lite0_tensorrt"] != "READY" or has_gpu()
+
+
+@pytest.mark.parametrize("model", IMAGE_MODELS)
+async def test_a_batch_of_pictures_gets_the_scores_of_the_graph(client: Any, repository: Path, model: str) -> None:
+    images = np.stack([to_input(picture(fetch(PICTURES), name)) for name in ("coffee.png", "chelsea.png")])
+    answer = await _infer(client, model, {"image": images}, "scores")
+    np.testing.assert_allclose(answer, scores(repository / model / "1/model.onnx", images), atol=0.05)
+
+
+@pytest.mark.parametrize("model", IMAGE_MODELS)
+async def test_the_classification_extension_names_the_classes(client: Any, model: str) -> None:
+    image = to_input(picture(fetch(PICTURES), "coffee.png"))[None]
+    ((best, *_),) = await _infer(client, model, {"image": image}, "scores", class_count=3)
+    assert best.decode().split(":")[1:] == ["967", "espresso"]
+
+
+async def test_a_file_gets_its_type(client: Any, golden: dict[str, list[dict[str, Any]]]) -> None:
+    (case,) = [case for case in golden["magika"] if case["name"] == "python"]
+    data = base64.b64decode(case["data"])
+    padding = [256] * (1024 - len(data.strip()))
+    tokens = np.array([[*data.strip(), *padding, *padding, *data.strip()]], np.int32)
+    ((best,),) = await _infer(client, "magika", {"bytes": tokens}, "target_label", class_count=1)
+    score, _, label = best.decode().split(":")
+    assert label == "python"
+    assert float(score) == pytest.approx(case["score"], abs=1e-3)
+
+
+async def test_a_text_without_features_has_equal_probabilities(client: Any) -> None:
+    inputs: dict[str, np.ndarray[Any, Any]] = {
+        "features": np.zeros((1, 64), np.int32),
+        "counts": np.zeros((1, 64), np.float32),
+        "length": np.zeros((1, 1), np.int32),
+    }
+    (probabilities,) = await _infer(client, "langid", inputs, "probabilities")
+    assert probabilities.max() < 0.05
