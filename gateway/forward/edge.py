@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
@@ -13,24 +13,26 @@ from gateway.wire.engine import WRITE_SIZE
 
 SOCKET_BUFFER = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
 
+Wire = TypeVar("Wire", bound=Connection[Any])  # of any of its roles
+
 log = logging.getLogger("gateway.forward")
 
 
-class Edge(asyncio.Protocol):
+class Edge(asyncio.Protocol, Generic[Wire]):
     """Owned by the transport; `make` gives the wire connection once there is one."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        make: Callable[[Edge], Connection[Any]],
-        gone: Callable[[Edge], None],
+        make: Callable[[Edge[Wire]], Wire],
+        gone: Callable[[Edge[Wire]], None],
         *,
         stops_reading: bool,
     ) -> None:
         """stops_reading: while the peer takes nothing, is nothing read from it either?"""
         self.loop = loop
         self.transport: asyncio.Transport
-        self.wire: Connection[Any]
+        self.wire: Wire
         self._make = make
         self._gone = gone
         self._stops_reading = stops_reading

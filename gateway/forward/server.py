@@ -23,6 +23,8 @@ BACKLOG = 1024
 AGE_JITTER = 0.1  # of the maximum age, so that clients which came together do not leave together
 TICK_SECONDS = 1.0
 
+ServerEdge = Edge[ServerConnection]
+
 log = logging.getLogger("gateway.forward")
 
 
@@ -64,7 +66,7 @@ class WireServer:
         self._age_grace = age_grace
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._servers: list[asyncio.AbstractServer] = []
-        self._edges: set[Edge] = set()
+        self._edges: set[ServerEdge] = set()
         self._empty = asyncio.Event()
         self._stopped = asyncio.Event()
         self._alarm: Alarm
@@ -160,10 +162,10 @@ class WireServer:
     def calls(self) -> int:
         return sum(len(edge.wire.streams) for edge in self._edges)
 
-    def _edge(self) -> Edge:
+    def _edge(self) -> ServerEdge:
         return Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True)
 
-    def _connection(self, edge: Edge) -> ServerConnection:
+    def _connection(self, edge: ServerEdge) -> ServerConnection:
         now = edge.loop.time()
         connection = ServerConnection(
             self.limits,
@@ -186,7 +188,7 @@ class WireServer:
         spread = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311  # spreads load, guards nothing
         return Ends(now + age * spread, self._age_grace)
 
-    def _gone(self, edge: Edge) -> None:
+    def _gone(self, edge: ServerEdge) -> None:
         self._edges.discard(edge)
         if not self._edges:
             self._empty.set()

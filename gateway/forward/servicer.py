@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -26,6 +26,13 @@ UNEXPECTED_TEXT = "Unexpected error in the service"  # what is known about it is
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ENCODINGS = {grpc.Compression.Gzip: b"gzip", grpc.Compression.Deflate: b"deflate"}
+
+
+class Metadatum(NamedTuple):
+    """A pair of metadata; handlers may use its names, as with grpc.aio's."""
+
+    key: str
+    value: MetadataValue
 
 
 class MethodHandler(Protocol):
@@ -262,7 +269,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         self._trailing = list(trailing_metadata)
 
     def invocation_metadata(self) -> Any:  # a sequence of pairs; grpc's own type is wider
-        return tuple(metadata_from(self._call.fields))
+        return tuple(Metadatum(key, value) for key, value in metadata_from(self._call.fields))
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self._code = Code(code.value[0])

@@ -56,8 +56,10 @@ class ClientCall(Stream):
         "on_done",
         "on_front",
         "on_head",
+        "on_started",
         "on_unprocessed",
         "path",
+        "patient",
         "request",
         "request_encoding",
         "request_fields",
@@ -86,8 +88,10 @@ class ClientCall(Stream):
         self.on_front: Callable[[ClientCall], None] | None = None
         """A large answer's front is in `body`, `missing` bytes are to come. Called again as more arrives, unless
         `on_chunk` was set. Without it answers are collected whole."""
+        self.on_started: Callable[[ClientCall], None] | None = None  # it has a stream: requests may be sent
         self.on_done: Callable[[ClientCall], None] | None = None
         self.on_unprocessed: Callable[[ClientCall], bool] | None = None  # takes the call over, and says so
+        self.patient = False  # waits for a connection, however long that takes
         self._half_closed = False
         self._http_status = b""
         self._deadlines = deadlines
@@ -153,6 +157,8 @@ class ClientConnection(Connection[ClientCall]):
         self.max_streams = ASSUMED_STREAMS
         self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more at once
         self.on_leave: Callable[[], None] = _nothing  # the server takes no more calls on this connection
+        self.on_greeted: Callable[[], None] = _nothing  # the server's first SETTINGS came: it speaks HTTP/2
+        self.on_closed: Callable[[], None] = _nothing  # it ended, for `reason`
         self._pseudo: tuple[Field, ...] = (
             (b":method", b"POST"),
             (b":scheme", scheme.encode()),
@@ -197,6 +203,8 @@ class ClientConnection(Connection[ClientCall]):
             else:
                 engine.send_data(stream_id, length)
                 engine.send_data(stream_id, body, end_stream=not more)
+        elif call.on_started is not None:
+            call.on_started(call)
         self.wake()
 
     # Events
@@ -272,9 +280,14 @@ class ClientConnection(Connection[ClientCall]):
         if limit is not None:
             self.max_streams = limit
             self.on_room()
+        self.on_greeted()
 
     def _peer_leaves(self, event: GoAwayReceived) -> None:
         self.on_leave()
+
+    def close(self, reason: str) -> None:
+        super().close(reason)
+        self.on_closed()
 
     def drain(self) -> None:
         """Take no more calls; close once the running ones have ended."""

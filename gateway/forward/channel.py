@@ -1,0 +1,440 @@
+"""The dialer: `WireChannel` keeps a few connections to one target and puts calls on them.
+
+A call waits only while a connection is first being tried; once the target is known to be unreachable, calls
+fail at once until it answers again (`wait_for_ready` waits instead). A call that the server says it has not looked at
+goes out once more by itself (gRFC A6, transparent retry).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from gateway.forward.calls import (
+    Deserializer,
+    ManyRequests,
+    OneRequest,
+    Serializer,
+    StreamStreamCall,
+    StreamUnaryCall,
+    UnaryStreamCall,
+    UnaryUnaryCall,
+)
+from gateway.forward.edge import Alarm, Edge
+from gateway.status import Code
+from gateway.wire.client import ClientCall, ClientConnection
+from gateway.wire.engine import EngineError
+from gateway.wire.fields import Fields
+from gateway.wire.limits import Limits, MiB
+
+ClientEdge = Edge[ClientConnection]
+
+UPSTREAM = Limits(
+    stream_window=4 * MiB,  # answers are taken at once or held by a slow caller; its own window is what bounds those
+    connection_window=64 * MiB,
+)
+LONG_LIVED = 5.0  # seconds; a connection that ended sooner counts as a failed attempt
+
+log = logging.getLogger("gateway.forward")
+
+TICK_SECONDS = 1.0
+
+
+class State(Enum):
+    """As gRPC's connectivity API names them."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    READY = "ready"
+    TRANSIENT_FAILURE = "transient failure"
+    SHUTDOWN = "shutdown"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOptions:
+    """How a channel keeps its connections."""
+
+    connections: int = 2  # one can be replaced while the other serves; more only cost Triton threads
+    limits: Limits = UPSTREAM
+    tls: ssl.SSLContext | None = None  # as `client_tls` makes it
+    server_name: str | None = None  # to check the certificate against, if not the target's host
+    user_agent: str = "inference-gateway"
+    connect_seconds: float = 5.0  # for TCP, TLS and the server's SETTINGS
+    backoff_first: float = 0.1  # seconds; a restarted server is found again quickly ...
+    backoff_factor: float = 1.6
+    backoff_most: float = 1.5  # ... and a dead one asked less than once a second
+    backoff_jitter: float = 0.2
+    max_pending: int = 1000  # calls that wait for a connection or for room on one
+
+
+class WireChannel:
+    """Connections to one target: "host:port", "dns:///host:port", "ipv4:…", "ipv6:[…]:port" or "unix:path".
+
+    Names are resolved anew for every connection. Belongs to the event loop it is first used on; nothing is connected
+    before the first call or `connect`.
+    """
+
+    def __init__(self, target: str, options: ChannelOptions | None = None) -> None:
+        self.target = target
+        self.options = options or ChannelOptions()
+        self.state = State.IDLE
+        self.on_state: Callable[[State], None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._alarm: Alarm | None = None
+        self._edges: list[ClientEdge] = []
+        self._dialing: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._pending: deque[ClientCall] = deque()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._last_error = ""
+        self._address, self._authority = _parse(target)
+
+    def __repr__(self) -> str:
+        return f"<WireChannel {self.target} {self.state.value}, {len(self._edges)} connections, {self.calls} calls>"
+
+    # Multicallables
+
+    def unary_unary(
+        self, method: str, request_serializer: Serializer = None, response_deserializer: Deserializer = None, **_: Any
+    ) -> OneRequest[UnaryUnaryCall]:
+        return OneRequest(UnaryUnaryCall, self, method, request_serializer, response_deserializer)
+
+    def unary_stream(
+        self, method: str, request_serializer: Serializer = None, response_deserializer: Deserializer = None, **_: Any
+    ) -> OneRequest[UnaryStreamCall]:
+        return OneRequest(UnaryStreamCall, self, method, request_serializer, response_deserializer)
+
+    def stream_unary(
+        self, method: str, request_serializer: Serializer = None, response_deserializer: Deserializer = None, **_: Any
+    ) -> ManyRequests[StreamUnaryCall]:
+        return ManyRequests(StreamUnaryCall, self, method, request_serializer, response_deserializer)
+
+    def stream_stream(
+        self, method: str, request_serializer: Serializer = None, response_deserializer: Deserializer = None, **_: Any
+    ) -> ManyRequests[StreamStreamCall]:
+        return ManyRequests(StreamStreamCall, self, method, request_serializer, response_deserializer)
+
+    # The callback lane
+
+    def call(self, path: bytes, fields: Fields = (), deadline: float | None = None) -> ClientCall:
+        """A call to fill in and `submit`. deadline: on the loop's clock (that of `time.monotonic()`)."""
+        alarm = self._alarm or self._open()
+        return ClientCall(path, fields, alarm.deadlines, deadline, self._loop.time())
+
+    def start_unary(
+        self,
+        path: bytes,
+        fields: Fields,
+        body: bytes,
+        deadline: float | None,
+        on_done: Callable[[ClientCall], None],
+        *,
+        encoding: bytes = b"",
+    ) -> ClientCall:
+        """Send one message and hear once, by `on_done`, how it ended. `encoding`: how `body` is compressed, if it is.
+
+        Never raises for what happens to the call. The handle's `cancel` ends it.
+        """
+        call = self.call(path, fields, deadline)
+        call.request = body
+        call.request_encoding = encoding
+        call.on_done = on_done
+        self.submit(call)
+        return call
+
+    def submit(self, call: ClientCall, *, wait_for_ready: bool = False) -> None:
+        """Put a call on a connection, now or as soon as there is one."""
+        if call.on_unprocessed is None and not call.request_more:
+            call.on_unprocessed = self._try_once_more
+        if self._pending or not self._start(call):
+            self._wait(call, wait_for_ready)
+
+    def _start(self, call: ClientCall) -> bool:
+        best: ClientConnection | None = None
+        for edge in self._edges:
+            connection = edge.wire
+            if connection.has_room and (best is None or len(connection.streams) < len(best.streams)):
+                best = connection
+        if best is None:
+            return False
+        try:
+            best.start(call)
+        except EngineError as error:
+            log.info("%s: %s", self.target, error)  # its ids are used up, or it has just died
+            best.drain()
+            return self._start(call)
+        return True
+
+    def _wait(self, call: ClientCall, wait_for_ready: bool) -> None:
+        if self.state is State.SHUTDOWN:
+            call.end(Code.CANCELLED, "Channel is closed")
+        elif self.state is State.TRANSIENT_FAILURE and not wait_for_ready:
+            self._dial()
+            call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+        elif len(self._pending) >= self.options.max_pending:
+            call.end(Code.RESOURCE_EXHAUSTED, "Too many calls wait for a connection")
+        else:
+            call.patient = wait_for_ready
+            self._pending.append(call)
+            self._dial()
+
+    def _room(self) -> None:
+        """A connection may take more calls."""
+        while self._pending:
+            call = self._pending[0]
+            if not call.done and not self._start(call):
+                return
+            self._pending.popleft()
+
+    def _try_once_more(self, call: ClientCall) -> bool:
+        call.on_unprocessed = None
+        if self.state is State.SHUTDOWN:
+            return False
+        call.rewind()
+        self.submit(call)
+        return True
+
+    @property
+    def calls(self) -> int:
+        return sum(len(edge.wire.streams) for edge in self._edges) + len(self._pending)
+
+    # Connectivity
+
+    def get_state(self, try_to_connect: bool = False) -> State:
+        if try_to_connect:
+            self.connect()
+        return self.state
+
+    def connect(self) -> None:
+        """Begin to connect, if that is not under way."""
+        self._open()
+        self._dial()
+
+    async def channel_ready(self) -> None:
+        """Wait until a connection is up."""
+        self.connect()
+        if self.state is not State.READY:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+
+    def _set_state(self, state: State) -> None:
+        if state is self.state:
+            return
+        self.state = state
+        if state is State.READY:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        if self.on_state is not None:
+            self.on_state(state)
+
+    # Connections
+
+    def _open(self) -> Alarm:
+        if self._alarm is None:
+            self._loop = asyncio.get_running_loop()
+            self._alarm = Alarm(self._loop)
+            self._tick()
+        return self._alarm
+
+    def _dial(self) -> None:
+        if (
+            self._dialing is None
+            and self.state is not State.SHUTDOWN
+            and len(self._usable()) < self.options.connections
+        ):
+            self._dialing = self._loop.create_task(self._keep_dialing())
+
+    def _usable(self) -> list[ClientEdge]:
+        return [edge for edge in self._edges if not edge.wire.draining]
+
+    async def _keep_dialing(self) -> None:
+        """Until there are enough connections. While none works, this one task is the only one that tries."""
+        try:
+            while len(self._usable()) < self.options.connections:
+                if self._failures:
+                    await asyncio.sleep(self._backoff())
+                try:
+                    await self._connect_one()
+                except OSError as error:  # ssl.SSLError and TimeoutError are such too
+                    self._dial_failed(error)
+        finally:
+            if self._dialing is asyncio.current_task():
+                self._dialing = None
+
+    def _backoff(self) -> float:
+        options = self.options
+        seconds = min(options.backoff_first * options.backoff_factor ** (self._failures - 1), options.backoff_most)
+        spread = random.uniform(1 - options.backoff_jitter, 1 + options.backoff_jitter)  # noqa: S311  # no secret
+        return seconds * spread
+
+    async def _connect_one(self) -> None:
+        """raises: OSError if there is no connection within the time allowed."""
+        loop = self._loop
+        greeted: asyncio.Future[None] = loop.create_future()
+        options = self.options
+
+        def edge() -> ClientEdge:
+            return Edge(loop, partial(self._connection, greeted), self._gone, stops_reading=False)
+
+        tls: dict[str, Any] = {"ssl": options.tls}  # the keyword arguments of two methods of the loop
+        if options.tls is not None and (options.server_name or isinstance(self._address, str)):
+            tls["server_hostname"] = options.server_name or "localhost"
+        if isinstance(self._address, str):
+            dialing = loop.create_unix_connection(edge, self._address, **tls)
+        else:
+            dialing = loop.create_connection(edge, *self._address, **tls)
+        until = loop.time() + options.connect_seconds
+        try:
+            _, made = await asyncio.wait_for(dialing, options.connect_seconds)
+            try:
+                await asyncio.wait_for(greeted, until - loop.time())
+            except BaseException:
+                made.transport.abort()
+                raise
+        except asyncio.TimeoutError:
+            raise OSError("no answer in time") from None
+        self._greeted(made)
+
+    def _connection(self, greeted: asyncio.Future[None], edge: ClientEdge) -> ClientConnection:
+        connection = ClientConnection(
+            self.options.limits,
+            edge.loop.time(),
+            edge.wake,
+            authority=self.options.server_name or self._authority,
+            scheme="https" if self.options.tls else "http",
+            user_agent=self.options.user_agent,
+        )
+        connection.on_greeted = lambda: _settle(greeted, None)
+        connection.on_closed = lambda: _settle(greeted, OSError(connection.reason))
+        return connection
+
+    def _greeted(self, edge: ClientEdge) -> None:
+        connection = edge.wire
+        connection.on_room = self._room
+        connection.on_leave = self._dial
+        self._edges.append(edge)
+        self._set_state(State.READY)
+        self._room()
+
+    def _dial_failed(self, error: OSError) -> None:
+        self._failures += 1
+        self._last_error = error.strerror or str(error) or type(error).__name__
+        if self._failures == 1:
+            log.warning("%s can't be reached: %s", self.target, self._last_error)
+        if not self._edges:
+            self._unreachable()
+
+    def _unreachable(self) -> None:
+        self._set_state(State.TRANSIENT_FAILURE)
+        waiting = list(self._pending)
+        self._pending = deque(call for call in waiting if call.patient)
+        for call in waiting:
+            if not call.patient and not call.done:
+                call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+
+    def _gone(self, edge: ClientEdge) -> None:
+        if edge not in self._edges:
+            return  # it never came up; whoever dialled knows
+        self._edges.remove(edge)
+        log.info("%s: a connection ended: %s", self.target, edge.wire.reason)
+        if self.state is State.SHUTDOWN:
+            return
+        if self._loop.time() - edge.wire.born > LONG_LIVED:
+            self._failures = 0
+        else:
+            self._failures += 1
+        if not self._edges:
+            if self._dialing is not None:  # it may be sleeping over a second connection; this is the first now
+                self._dialing.cancel()
+                self._dialing = None
+            self._last_error = edge.wire.reason
+            if self._failures > 1:
+                self._unreachable()
+            else:
+                self._set_state(State.CONNECTING)
+        self._dial()
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        for edge in list(self._edges):
+            edge.tick(now)
+        self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
+
+    # End
+
+    async def close(self, grace: float | None = None) -> None:
+        """Let calls end for `grace` seconds, then cancel them and close the connections."""
+        self._set_state(State.SHUTDOWN)
+        if self._alarm is None:
+            return
+        if self._dialing is not None:
+            self._dialing.cancel()
+            await asyncio.gather(self._dialing, return_exceptions=True)
+        until = self._loop.time() + (grace or 0.0)
+        while self.calls and self._loop.time() < until:  # noqa: ASYNC110  # an event would cost every call
+            await asyncio.sleep(min(0.01, until - self._loop.time()))
+        for call in [*self._pending, *(call for edge in self._edges for call in edge.wire.streams.values())]:
+            call.cancel(Code.CANCELLED, "Channel is closed")
+        self._pending.clear()
+        for edge in list(self._edges):
+            edge.cut("the channel is closed")
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._alarm.stop()
+
+    async def __aenter__(self) -> WireChannel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _parse(target: str) -> tuple[tuple[str, int] | str, str]:
+    """Where to connect (host and port, or a unix socket's path), and the authority."""
+    if target.startswith("unix:"):
+        return target.removeprefix("unix:").removeprefix("//"), "localhost"
+    bare = target
+    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
+        bare = bare.removeprefix(scheme)
+    host, _, port = bare.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"target {target!r} is not host:port or unix:path")
+    return (host.strip("[]"), int(port)), bare
+
+
+def _settle(future: asyncio.Future[None], error: OSError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+        future.exception()  # seen: whoever waits for it may have given up before
+
+
+def client_tls(ca: str | None = None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """A TLS context for `ChannelOptions`: TLS 1.2 or later, h2 only. `ca`: file of trusted authorities, if not the
+    system's. `certificate`, `key`: our own, for mTLS.
+
+    raises: OSError, ssl.SSLError.
+    """
+    context = ssl.create_default_context(cafile=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    return context
