@@ -110,11 +110,12 @@ def has_gpu() -> bool:
 
 def _require_system(system: str, machine: str, libc: tuple[str, str]) -> None:
     name, version = libc
+    found = f"glibc {version}" if name == "glibc" else "another C library"
     advice = "Run it on Linux x86-64 with glibc 2.35 or newer (Debian 12, Ubuntu 22.04), or use another Triton."
     if (system, machine) != ("Linux", "x86_64"):
         raise UnsuitableHost(f"NVIDIA's Triton wheel is for Linux on x86-64, this is {system} on {machine}. {advice}")
     if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_GLIBC:
-        raise UnsuitableHost(f"NVIDIA's Triton wheel needs glibc 2.35, this system has {name} {version}. {advice}")
+        raise UnsuitableHost(f"NVIDIA's Triton wheel needs glibc 2.35, this system has {found}. {advice}")
 
 
 def _require_python(implementation: str, minor: int) -> None:

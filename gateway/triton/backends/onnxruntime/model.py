@@ -82,18 +82,19 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(f"{args['model_name']}: the graph has no output {sorted(missing)[0]!r}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        if len(requests) == 1 or not self.batches:
-            return [self._run_alone(request) for request in requests]
+        if len(requests) > 1 and self.batches:
+            try:
+                return self._run_together(requests)
+            except Exception:  # noqa: S110  # one of them is at fault; alone, each gets its own answer
+                pass
+        return [self._run_alone(request) for request in requests]
+
+    def _run_together(self, requests: Sequence[Any]) -> list[Any]:
         inputs = [_read(request) for request in requests]
-        if not _can_merge(inputs):
-            return [self._run_alone(request) for request in requests]
-        try:
-            merged = {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
-            wanted = self._wanted(requests)
-            arrays = self.session.run(wanted, merged)
-        except Exception:
-            # One of them is at fault; alone, each gets its own answer.
-            return [self._run_alone(request) for request in requests]
+        # Triton batches only requests of one shape, unless the config allows ragged ones; those fail here.
+        merged = {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
+        wanted = self._wanted(requests)
+        arrays = self.session.run(wanted, merged)
         return _split(requests, inputs, dict(zip(wanted, arrays, strict=True)))
 
     def _run_alone(self, request: Any) -> Any:
@@ -139,17 +140,16 @@ def _describe(node: Any, batched: bool) -> dict[str, Any]:
 
 
 def _read(request: Any) -> Arrays:
-    """The request's inputs by name; views into shared memory where the dtype allows it."""
-    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    """The request's inputs by name; numbers are views into shared memory, texts must be UTF-8."""
+    arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:  # onnxruntime would take a bytes object for its repr
+            arrays[name] = np.array([text.decode() for text in array.flat], np.object_).reshape(array.shape)
+    return arrays
 
 
 def _write(name: str, array: np.ndarray) -> Any:
     return pb_utils.Tensor(name, np.ascontiguousarray(array))
-
-
-def _can_merge(inputs: Sequence[Arrays]) -> bool:
-    first = {name: array.shape[1:] for name, array in inputs[0].items()}
-    return all({name: array.shape[1:] for name, array in one.items()} == first for one in inputs[1:])
 
 
 def _split(requests: Sequence[Any], inputs: Sequence[Arrays], outputs: Arrays) -> list[Any]:
