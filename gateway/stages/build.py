@@ -71,6 +71,7 @@ class _Check:
     used: set[str] = field(default_factory=set)
     latest: list[str] | None = field(default_factory=list)  # what the part before made; None: a model's unnamed outputs
     open: bool = False  # may there be more tensors than those in `known`?
+    broken: bool = False  # is there a step that is not known, so that nobody knows what it would have read and made?
 
     def begin(self, inputs: tuple[TensorDeclaration, ...]) -> None:
         for number, tensor in enumerate(inputs):
@@ -87,7 +88,7 @@ class _Check:
             seen.add(tensor.name)
             self._use(("outputs", number), "the pipeline promises", tensor.spec, tensor.name)
         for number, tensor in enumerate(inputs):
-            if tensor.name not in self.used:
+            if tensor.name not in self.used and not self.broken:
                 self._find(("inputs", number, "name"), f"nothing reads the input '{tensor.name}'", "drop it, or use it")
 
     def part(self, number: int, declared: PartDeclaration) -> Part | None:
@@ -96,7 +97,7 @@ class _Check:
             return self._call(where, declared.call, declared)
         step = self._construct(where, declared)
         if step is None:
-            self.open, self.latest = True, None  # whatever it would have made is not worth a second finding
+            self.open, self.latest, self.broken = True, None, True
             return None
         return self._local(where, step, declared)
 
@@ -116,6 +117,8 @@ class _Check:
         except StepError as exc:
             at = (*where, "with", *([exc.parameter] if exc.parameter else []))
             self._find(at, f"step '{declared.step}': {exc.wrong}", exc.right)
+        except Exception as exc:  # whatever a user's step raises while it is built
+            self._find((*where, "step"), f"step '{declared.step}' cannot be built: {type(exc).__name__}: {exc}")
         return None
 
     def _refuse_parameter(self, where: Where, kind: str, text: str, fields: list[str]) -> None:
@@ -147,7 +150,7 @@ class _Check:
     def _call(self, where: Where, model: str, declared: PartDeclaration) -> ModelCall:
         inputs = declared.inputs
         if inputs is None:
-            if self.latest is None:
+            if self.latest is None and not self.broken:
                 self._find(where, f"call of '{model}': not known what to send it", "name them: inputs: [...]")
             inputs = {name: name for name in self.latest or ()}
         for name in inputs.values():

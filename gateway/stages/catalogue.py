@@ -67,7 +67,7 @@ def _entry_points() -> dict[str, str]:
 
 def _load(name: str, where: str) -> AnyStep:
     module, _, attribute = where.partition(":")
-    right = "a subclass of gateway.stages.Step, as module:attribute"
+    right = "a subclass of gateway.stages.Step, as module:attribute, with params_type set"
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):
@@ -77,5 +77,5 @@ def _load(name: str, where: str) -> AnyStep:
     if not (
         isinstance(found, type) and issubclass(found, Step) and isinstance(getattr(found, "params_type", None), type)
     ):
-        raise UnknownStep(f"step '{name}' is not a step", f"{right}, with params_type set")
+        raise UnknownStep(f"step '{name}' is not a step", right)
     return found

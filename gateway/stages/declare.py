@@ -64,9 +64,9 @@ class PartDeclaration(Declared):
     call: str | None = Field(default=None, description="Public name of the model to call.")
     inputs: Names | None = Field(
         default=None,
-        description="The step's or model's name of a tensor → the pipeline's; a list if they are the same. A "
-        "step reads what it reads anyway and only renames are needed; a call sends exactly these, or, if left out, what the step "
-        "right before it wrote (the pipeline's inputs, if it comes first).",
+        description="The step's or model's name of a tensor → the pipeline's; a list if they are the same. A step "
+        "reads what it reads anyway, so it needs renames only; a call sends exactly these, or, if left out, what the "
+        "part right before it made (the pipeline's inputs, if it comes first).",
     )
     outputs: Names | None = Field(
         default=None,

@@ -95,8 +95,12 @@ class _Type(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    mime_type: str
+    mime_type: str | None
     is_text: bool
+
+    @property
+    def mime(self) -> str:
+        return self.mime_type or ("text/plain" if self.is_text else "application/octet-stream")
 
 
 class _Types(BaseModel):
@@ -157,7 +161,7 @@ class FileType(Step[FileTypeParams]):
         except KeyError as exc:
             raise StepError("types", f"'{params.types}' does not know the label {exc}") from exc
         self._thresholds = np.array([types.threshold(label, params.confidence) for label in labels])
-        self._mime_types = {label.encode(): about.mime_type.encode() for label, about in types.types.items()}
+        self._mime_types = {label.encode(): about.mime.encode() for label, about in types.types.items()}
 
     def __call__(self, tensors: Tensors) -> dict[str, Array]:
         probabilities, decided = tensors["target_label"], tensors["decided"]

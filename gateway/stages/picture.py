@@ -37,20 +37,20 @@ _MOST_SEGMENTS = (
     10_000  # before the frame: an ICC profile and EXIF with previews take tens; bounds what hostile data costs
 )
 
-# EXIF orientation → (does the stored x run backwards?, does the stored y?, what turns it upright).
+# EXIF orientation → what turns the stored picture upright.
 _T = Image.Transpose
-_Turn = tuple[bool, bool, Image.Transpose | None]
-_TURNS: dict[int, _Turn] = {
-    1: (False, False, None),
-    2: (True, False, _T.FLIP_LEFT_RIGHT),
-    3: (True, True, _T.ROTATE_180),
-    4: (False, True, _T.FLIP_TOP_BOTTOM),
-    5: (False, False, _T.TRANSPOSE),
-    6: (False, True, _T.ROTATE_270),
-    7: (True, True, _T.TRANSVERSE),
-    8: (True, False, _T.ROTATE_90),
+_TURNS = {
+    2: _T.FLIP_LEFT_RIGHT,
+    3: _T.ROTATE_180,
+    4: _T.FLIP_TOP_BOTTOM,
+    5: _T.TRANSPOSE,
+    6: _T.ROTATE_270,
+    7: _T.TRANSVERSE,
+    8: _T.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+
+_MOST_ELONGATED = 4
 
 
 class BadPicture(Exception):
@@ -152,7 +152,7 @@ def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...],
     try:
         # Pillow documents no closed set of what damaged data makes it raise; nothing but Pillow runs in here.
         with _open(data, header) as picture:
-            turn = _orientation(picture)
+            turn = _turn(picture)
             if fit.draft and header.format == "JPEG":
                 picture.draft(None, (2 * fit.resize, 2 * fit.resize))
             picture.load()
@@ -177,8 +177,8 @@ def _open(data: bytes, header: Header) -> ImageFile.ImageFile:
     return picture
 
 
-def _orientation(picture: Image.Image) -> _Turn:
-    return _TURNS.get(picture.getexif().get(_ORIENTATION, 1), _TURNS[1])
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
 
 
 def _opaque(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -206,28 +206,23 @@ def _from_16_bit(picture: Image.Image, background: tuple[int, int, int]) -> Imag
     return rgb
 
 
-def _fit(picture: Image.Image, turn: _Turn, fit: Fit) -> Image.Image:
-    """Resize and crop in one go, and turn only the small result.
-
-    The box that a resize may be given changes which output pixels are made and not how, so this equals resizing all of
-    the picture and cropping then, at a cost that does not grow with how long and thin the picture is.
-    """
-    flip_x, flip_y, upright = turn
+def _fit(picture: Image.Image, turn: Image.Transpose | None, fit: Fit) -> Image.Image:
+    """Resize, turn the small result instead of the large picture, cut out the middle."""
+    picture = _middle(picture)
     width, height = picture.size
-    x_from, x_to = _source(width, min(width, height), fit, flip_x)
-    y_from, y_to = _source(height, min(width, height), fit, flip_y)
-    small = picture.resize((fit.crop, fit.crop), Image.Resampling.BICUBIC, (x_from, y_from, x_to, y_to))
-    return small if upright is None else small.transpose(upright)
+    short = min(width, height)
+    small = picture.resize((width * fit.resize // short, height * fit.resize // short), Image.Resampling.BICUBIC)
+    if turn is not None:
+        small = small.transpose(turn)
+    left, top = (small.width - fit.crop) // 2, (small.height - fit.crop) // 2
+    return small.crop((left, top, left + fit.crop, top + fit.crop))
 
 
-def _source(length: int, short: int, fit: Fit, flipped: bool) -> tuple[float, float]:
-    """The part of a side, in stored pixels, that the middle of the resized picture shows.
-
-    The length and the margin are rounded down. The margin is that of the upright picture, so that its rounding does not
-    depend on how the picture was stored.
-    """
-    resized = length * fit.resize // short
-    margin = (resized - fit.crop) // 2
-    start = resized - fit.crop - margin if flipped else margin
-    ratio = length / resized
-    return start * ratio, min(float(length), (start + fit.crop) * ratio)
+def _middle(picture: Image.Image) -> Image.Image:
+    """Cut off what can never show of a long thin picture: resized, one of 1 x 50,000 pixels would take gigabytes."""
+    width, height = picture.size
+    most = _MOST_ELONGATED * min(width, height)
+    if max(width, height) <= most:
+        return picture
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return picture.crop((left, top, width - left, height - top))

@@ -97,6 +97,11 @@ class LocalStep:
             raise BadTensor(self.inputs.get(exc.tensor, exc.tensor), exc.reason, exc.row) from exc.__cause__
 
     def _rename(self, made: Tensors) -> dict[str, Array]:
+        """What was made, by the pipeline's names; TypeError, a bug of the step, if that is not what it declares."""
+        for spec in self.step.writes:
+            if spec.name not in made or not spec.admits(made[spec.name]):
+                got = describe(made[spec.name]) if spec.name in made else "nothing"
+                raise TypeError(f"step '{self.name}' declares '{spec.name}' as {spec} a row and made {got}")
         return {self.outputs[spec.name]: made[spec.name] for spec in self.step.writes}
 
 

@@ -1,4 +1,4 @@
-"""stages (pure): tensors as the V2 protocol's raw buffers, and back. May use numpy only; knows no protobuf.
+"""stages (pure): tensors as the V2 protocol's raw buffers, and back. May use numpy, ml_dtypes; knows no protobuf.
 
 Source: grpc_service.proto, `raw_input_contents` and `raw_output_contents`: row-major, little-endian, no padding; a
 BYTES element is its length in four little-endian bytes, then the element.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+from ml_dtypes import bfloat16
 
 from gateway.errors import BadInput
 from gateway.stages.spec import DATATYPES, Array, dtype_of
@@ -43,7 +44,7 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> Arr
         flat = _split_elements(name, count, raw)
     elif datatype == "BF16":
         _check_size(name, datatype, shape, 2 * count, len(raw))
-        flat = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        flat = np.frombuffer(raw, bfloat16).astype(np.float32)
     elif datatype == "BOOL":
         _check_size(name, datatype, shape, count, len(raw))
         flat = np.frombuffer(raw, np.uint8) != 0  # a byte that is neither 0 nor 1 must not become a numpy bool
@@ -69,7 +70,7 @@ def to_raw(datatype: str, array: Array) -> bytes:
     if datatype == "BYTES":
         return _join_elements(array)
     if datatype == "BF16":
-        return _round_to_bf16(array).tobytes()
+        return array.astype(bfloat16).tobytes()
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
@@ -105,11 +106,3 @@ def _join_elements(array: Array) -> bytes:
         parts.append(_LENGTH.pack(len(element)))
         parts.append(element)
     return b"".join(parts)
-
-
-def _round_to_bf16(array: Array) -> Array:
-    bits = np.ascontiguousarray(array, "<f4").view("<u4")
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    # Rounding up could carry a NaN's payload into an infinity or a zero; a quiet NaN stays one.
-    quiet = (bits >> 16) | 0x40
-    return np.where(np.isnan(array), quiet, rounded).astype("<u2")

@@ -16,7 +16,8 @@ def softmax(scores: Array) -> Array:
     """Probabilities of each row's classes: (rows, classes) → same shape, each row adding up to 1; no row overflows."""
     if scores.shape[1] == 0:
         return scores
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    with np.errstate(over="ignore", invalid="ignore"):  # a difference of -inf is a probability of 0; NaN stays NaN
+        shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
@@ -55,7 +56,7 @@ class TopKParams(Params):
     )
     undetermined_below: float | None = Field(
         default=None,
-        description="If even the best score is below this, the first label is `undetermined` with that score, index -1.",
+        description="If even the best score is below this, the first label becomes `undetermined`, its index -1.",
     )
     undetermined: str = Field(default="undetermined", description="What to call an answer that is none.")
 
