@@ -1,4 +1,4 @@
-"""The use-case: one inference request in, one answer out. Plan, attempt, fall back, report.
+"""The use-case of a forwarded model: one inference request in, one answer out. Plan, attempt, fall back, report.
 
 Knows routing, pools and hooks; knows no transport. Bodies are serialized V2 messages whose tensors are never parsed.
 """
@@ -6,15 +6,13 @@ Knows routing, pools and hooks; knows no transport. Bodies are serialized V2 mes
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from gateway.deadline import Deadline
 from gateway.errors import (
-    Bug,
     DeadlineExceeded,
     GatewayError,
     NoTarget,
@@ -23,50 +21,21 @@ from gateway.errors import (
     UnknownModel,
     UpstreamFailed,
 )
-from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
+from gateway.hooks import AttemptEnded, AttemptStarted, CallObserver, CallStarted, Hooks
 from gateway.infer.attempts import Attempt, Attempts
-from gateway.infer.metadata import first_values, passed_on, served_trailers
-from gateway.infer.sequences import Pin, SequenceKey, Sequences
-from gateway.routing import Route, Routes, plan, sequence_draw, sequence_order
+from gateway.infer.exchange import Reply, Request
+from gateway.infer.metadata import passed_on, served_trailers
+from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
+from gateway.infer.topology import Topology
+from gateway.routing import Route, endpoint_order, plan
 from gateway.status import Code, Meaning, Verdict, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import Answer, CallFailed
 from gateway.upstream.pool import Pool
-from gateway.wire.peek import RequestHead, peek_request, peek_response, rename_request, rename_response
-
-_log = logging.getLogger(__name__)
+from gateway.wire.peek import Head, peek_response, rename_request, rename_response
 
 SERVICE = "/inference.GRPCInferenceService/"
 _INFER = SERVICE + "ModelInfer"
-
-
-@dataclass(frozen=True, slots=True)
-class Topology:
-    """What is in force: replaced as a whole on reload; a call keeps the one that it began with."""
-
-    routes: Routes
-    pools: Mapping[str, Pool]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One ModelInferRequest as it arrived."""
-
-    body: bytes
-    metadata: Metadata = ()
-    deadline: Deadline | None = None
-    peer: str = ""
-    method: str = "ModelInfer"
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One ModelInferResponse, carrying the public name."""
-
-    body: bytes
-    initial: Metadata
-    trailing: Metadata
-    served: Served
 
 
 @dataclass(slots=True)
@@ -74,7 +43,7 @@ class Work:
     """One request on its way: what was decided for it, and what came of the attempts so far."""
 
     route: Route
-    head: RequestHead
+    head: Head
     facts: Facts
     attempts: Attempts
     observer: CallObserver
@@ -102,43 +71,24 @@ class Inference:
         self._draw = draw
         self.decoupled: set[str] = set()  # models seen to answer several times; grows by what Tritons serve only
 
-    async def infer(self, request: Request) -> Reply:
-        """Answer one request.
+    async def answer(self, request: Request, head: Head, facts: Facts, observer: CallObserver) -> Reply:
+        """Answer one request by forwarding it.
 
         :raises GatewayError: with the status that the caller gets.
         """
-        head = peek_request(request.body)
-        facts = Facts(first_values(request.metadata), head.parameters if head.entries else {}, head.model_version)
         route = self.topology.routes.lookup(head.model_name)
-        observer = self.observe(request, head, facts, known=route is not None)
-        code, text, reply = Code.INTERNAL, "", None
-        try:
-            if route is None:
-                raise UnknownModel(head.model_name, head.model_version)
-            reply = await self._forward(self.begin(route, head, facts, observer), request)
-        except asyncio.CancelledError:
-            code, text = Code.CANCELLED, "the caller went away"
-            raise
-        except GatewayError as error:
-            code, text = error.code, error.text
-            raise
-        except Exception as error:
-            _log.exception("model %s: unforeseen failure", head.model_name)
-            raise Bug("The gateway failed unexpectedly; its log has the details.") from error
-        else:
-            code = Code.OK
-            return reply
-        finally:
-            size = len(reply.body) if reply else 0
-            served = reply.served if reply else None
-            observer.ended(CallEnded(code, text, served, len(request.body), size, self.clock()))
+        if route is None:
+            raise UnknownModel(head.model_name, head.model_version)
+        return await self._forward(self.begin(route, head, facts, observer), request)
 
-    def observe(self, request: Request, head: RequestHead, facts: Facts, *, known: bool) -> CallObserver:
+    def observe(self, request: Request, head: Head, facts: Facts) -> CallObserver:
+        """Report that a request has arrived."""
+        known = self.topology.is_known(head.model_name)
         return self.hooks.call_started(
             CallStarted(request.method, head.model_name, known, head.id, request.peer, self.clock(), facts)
         )
 
-    def begin(self, route: Route, head: RequestHead, facts: Facts, observer: CallObserver) -> Work:
+    def begin(self, route: Route, head: Head, facts: Facts, observer: CallObserver) -> Work:
         """Decide where a request may go.
 
         :raises SequenceLost: if its sequence's endpoint can't be reached.
@@ -146,18 +96,16 @@ class Inference:
         pools = self.topology.pools
         sequence = facts.parameters.get("sequence_id")
         if sequence:
-            return self._begin_sequence(route, head, facts, observer, (route.name, sequence))
-        chosen = plan(route, facts, draw=self._draw(), available=self._is_available)
+            return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
+        chosen = self._plan(route, facts, self._draw())
         return Work(route, head, facts, Attempts(chosen, pools, route.attempts), observer)
 
-    def _begin_sequence(
-        self, route: Route, head: RequestHead, facts: Facts, observer: CallObserver, key: SequenceKey
-    ) -> Work:
+    def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began. Only its first request may be sent elsewhere when an endpoint fails."""
         starts = facts.parameters.get("sequence_start") is True
         pin = None if starts else self.sequences.maybe_find(key, self.clock())
         if pin is None:
-            chosen = plan(route, facts, draw=sequence_draw(key), available=self._is_available)
+            chosen = self._plan(route, facts, draw_for(key))
             for variant in chosen.targets:
                 pin = self._place(variant, key)
                 if pin is not None:
@@ -177,10 +125,16 @@ class Inference:
         able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
         if not able:
             return None
-        first = sequence_order(key, [endpoint.address for endpoint in able])[0]
+        first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
         return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
 
-    def _is_available(self, variant: Variant) -> bool:
+    def _plan(self, route: Route, facts: Facts, draw: float) -> Plan:
+        chosen = plan(route, facts, draw=draw, available=self.is_available)
+        if not chosen.targets:
+            raise UnknownModel(route.model, facts.version)
+        return chosen
+
+    def is_available(self, variant: Variant) -> bool:
         pool = self.topology.pools.get(variant.upstream)
         return pool is not None and pool.is_available(variant.model, variant.version)
 
@@ -208,7 +162,13 @@ class Inference:
         variant, endpoint = attempt.variant, attempt.endpoint
         return work.observer.attempt_started(
             AttemptStarted(
-                work.route.name, variant.name, variant.upstream, endpoint.address, attempt.number, attempt.why, self.clock()
+                work.route.model,
+                variant.name,
+                variant.upstream,
+                endpoint.address,
+                attempt.number,
+                attempt.why,
+                self.clock(),
             )
         )
 
@@ -217,9 +177,7 @@ class Inference:
         if work.sequence is not None and work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
 
-    def attempt_failed(
-        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
-    ) -> None:
+    def attempt_failed(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None) -> None:
         """Report a failed attempt, and learn from it.
 
         :raises GatewayError: if the request must not be tried elsewhere.
@@ -243,13 +201,13 @@ class Inference:
         if not work.failures:
             return _nothing_available(work.route, ())
         _, failure, verdict = work.failures[-1]
-        if not work.route.is_public and failure.from_server:
+        if work.route.model not in self.topology.routes.public and failure.from_server:
             return UpstreamFailed(Code(failure.code), failure.text, failure.trailing)
         meanings = {verdict.meaning for _, _, verdict in work.failures}
         if Meaning.OVERLOADED in meanings:
-            return Overloaded(f"model '{work.route.name}': {_overload_text(work)}")
+            return Overloaded(f"model '{work.route.model}': {_overload_text(work)}")
         if meanings == {Meaning.MODEL_GONE} and work.facts.version:
-            return UnknownModel(work.route.name, work.facts.version)
+            return UnknownModel(work.route.model, work.facts.version)
         return _nothing_available(
             work.route, [f"{attempt.variant.name}: {v.meaning.value}" for attempt, _, v in work.failures]
         )
@@ -257,8 +215,8 @@ class Inference:
     def _reply(self, work: Work, attempt: Attempt, answer: Answer) -> Reply:
         head = peek_response(answer.body)
         body = answer.body
-        if head.model_name != work.route.name:
-            body = rename_response(body, head, model_name=work.route.name)
+        if head.model_name != work.route.model:
+            body = rename_response(body, head, model_name=work.route.model)
         served = served_by(work, attempt, head.model_version)
         trailing = (*passed_on(answer.trailing), *served_trailers(served))
         return Reply(body, passed_on(answer.initial), trailing, served)
@@ -273,7 +231,7 @@ class Inference:
         return remaining
 
 
-def request_for(variant: Variant, body: bytes, head: RequestHead, *, id: str | None = None, extra: bytes = b"") -> bytes:
+def request_for(variant: Variant, body: bytes, head: Head, *, id: str | None = None, extra: bytes = b"") -> bytes:
     """The request as this variant's Triton must see it."""
     if variant.model == head.model_name and variant.version in ("", head.model_version) and id is None and not extra:
         return body
@@ -283,16 +241,16 @@ def request_for(variant: Variant, body: bytes, head: RequestHead, *, id: str | N
 
 
 def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:
-    return Served(work.route.name, attempt.variant.name, model_version, attempt.endpoint.address, attempt.number)
+    return Served(work.route.model, attempt.variant.name, model_version, attempt.endpoint.address, attempt.number)
 
 
 def _overload_text(work: Work) -> str:
     return next(f.text for _, f, v in reversed(work.failures) if v.meaning is Meaning.OVERLOADED)
 
 
-def _nothing_available(route: Route, tried: Mapping[str, str] | list[str] | tuple[()]) -> NoTarget:
+def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:
     how = f"tried {', '.join(tried)}" if tried else "none of its endpoints is up with the model loaded"
-    return NoTarget(f"model '{route.name}': no variant can answer now ({how})")
+    return NoTarget(f"model '{route.model}': no variant can answer now ({how})")
 
 
 def _sequence_lost(key: SequenceKey) -> SequenceLost:

@@ -13,7 +13,7 @@ _DROPPED = frozenset(
     {
         "connection", "content-length", "content-type", "host", "keep-alive", "proxy-connection", "te", "trailer",
         "transfer-encoding", "upgrade", "user-agent",
-        # Trace context goes on only for sampled calls, from the gateway's own span: Triton traces whatever has a parent.
+        # Trace context goes on from the gateway's own span, if sampled: Triton traces whatever has a parent.
         "traceparent", "tracestate",
     }
 )  # fmt: skip

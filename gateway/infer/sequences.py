@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from gateway.types import Parameter, Variant
 from gateway.upstream.endpoint import Endpoint
@@ -58,3 +59,14 @@ class Sequences:
             if now - used < self._idle:
                 return
             del self._pins[key]
+
+
+def text_of(key: SequenceKey) -> str:
+    """A text for each sequence, different for 5 and "5"."""
+    return f"{key[0]}\0{key[1]!r}"
+
+
+def draw_for(key: SequenceKey) -> float:
+    """A number in [0, 1) that every worker and replica gives the same sequence."""
+    digest = blake2b(text_of(key).encode("utf-8", "surrogatepass"), digest_size=7).digest()
+    return (int.from_bytes(digest, "big") >> 3) * 2.0**-53

@@ -20,15 +20,17 @@ from typing import Any
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
 from gateway.hooks import CallEnded, CallObserver
 from gateway.infer.attempts import Attempt
-from gateway.infer.inference import SERVICE, Inference, Reply, Request, Work, request_for, served_by
-from gateway.infer.metadata import first_values, passed_on
+from gateway.infer.exchange import Request
+from gateway.infer.inference import SERVICE, Inference, Work, request_for, served_by
+from gateway.infer.metadata import first_values, passed_on, served_trailers
+from gateway.infer.pipelines import PipelineModel
 from gateway.status import Code, Verdict, judge_in_band
-from gateway.types import Facts, Served
+from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
 from gateway.upstream.endpoint import Endpoint
 from gateway.wire.peek import (
     ENABLE_EMPTY_FINAL,
-    RequestHead,
+    Head,
     StreamHead,
     peek_request,
     peek_stream_response,
@@ -44,8 +46,6 @@ _WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM = "triton_grpc_error"
 
 Write = Callable[[bytes], Awaitable[None]]
-InferAlone = Callable[[Request, RequestHead], Awaitable[Reply]]
-"""Answers a model that is not forwarded (a pipeline), as a unary call would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class Message:
 
     request: Request | None  # None once an answer has come: it can't be sent again
     size: int  # of the request's body
-    head: RequestHead
+    head: Head
     observer: CallObserver
     key: str  # its id upstream
-    work: Work | None = None  # None for a model that is answered alone
+    work: Work | None = None  # None for a pipeline
     attempt: Attempt | None = None
     answers: int = 0
     answer_bytes: int = 0
@@ -92,10 +92,7 @@ class StreamSession:
         inference: Inference,
         opening: Request,
         write: Write,
-        *,
-        is_alone: Callable[[str], bool],
-        infer_alone: InferAlone,
-        limits: StreamLimits = StreamLimits(),  # noqa: B008  (frozen)
+        limits: StreamLimits,
     ) -> None:
         """opening: the call's metadata, deadline and peer; its body is not used."""
         self._inference = inference
@@ -103,14 +100,14 @@ class StreamSession:
         self._facts = first_values(opening.metadata)
         self._passed_on = passed_on(opening.metadata)
         self._write = write
-        self._is_alone = is_alone
-        self._infer_alone = infer_alone
         self._limits = limits
         self._legs: dict[Endpoint, Leg] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._accepted = 0
         self._open: set[Message] = set()
+        self._who: tuple[dict[str, None], dict[str, None], dict[str, None]] = ({}, {}, {})
+        self._attempts = 0
         self._kept_bytes = 0
         self._has_room = asyncio.Event()
         self._is_idle = asyncio.Event()
@@ -129,6 +126,12 @@ class StreamSession:
         finally:
             await self._abandon()
 
+    def trailing_metadata(self) -> Metadata:
+        """Who answered on this stream: each name once, in order of their first answer; the attempts in total."""
+        variants, versions, endpoints = (",".join(names) for names in self._who)
+        served = Served("", variants, versions, endpoints, self._attempts)
+        return served_trailers(served)
+
     async def _serve(self, requests: AsyncIterator[bytes]) -> None:
         async for body in requests:
             await self._has_room.wait()
@@ -145,19 +148,19 @@ class StreamSession:
         head = peek_request(body)
         facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
         request = Request(body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
-        alone = self._is_alone(head.model_name)
-        route = inference.topology.routes.lookup(head.model_name)
-        observer = inference.observe(request, head, facts, known=alone or route is not None)
+        observer = inference.observe(request, head, facts)
         self._accepted += 1
         message = Message(request, len(body), head, observer, f"{self._accepted}:{head.id}")
         self._open.add(message)
         self._account(len(body))
         if head.model_name not in inference.decoupled:
             self._order.append(message)
-        if alone:
-            self._spawn(self._infer_message_alone(message, request))
+        pipeline = inference.topology.pipelines.get(head.model_name)
+        if pipeline is not None:
+            self._spawn(self._run_pipeline(message, pipeline, request))
             return
         try:
+            route = inference.topology.routes.lookup(head.model_name)
             if route is None:
                 raise UnknownModel(head.model_name, head.model_version)
             message.work = inference.begin(route, head, facts, observer)
@@ -178,7 +181,7 @@ class StreamSession:
         message.attempt = attempt
         leg = self._leg_to(attempt.endpoint, [*self._passed_on, *inference.attempt_started(work, attempt)])
         leg.messages[message.key] = message
-        attempt.endpoint.in_flight += 1
+        attempt.endpoint.begin()
         body = request_for(attempt.variant, request.body, message.head, id=message.key, extra=ENABLE_EMPTY_FINAL)
         try:
             await leg.call.write(body)
@@ -193,9 +196,9 @@ class StreamSession:
             self._spawn(self._read_leg(leg))
         return leg
 
-    async def _infer_message_alone(self, message: Message, request: Request) -> None:
+    async def _run_pipeline(self, message: Message, pipeline: PipelineModel, request: Request) -> None:
         try:
-            reply = await self._infer_alone(request, message.head)
+            reply = await pipeline.infer(request, message.observer)
         except GatewayError as error:
             await self._fail(message, error)
         else:
@@ -241,7 +244,7 @@ class StreamSession:
         if response.is_empty_final and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
             await self._answer(message, None, last=True)
             return
-        renamed = rename_stream_response(body, head, model_name=work.route.name, id=message.head.id)
+        renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.head.id)
         await self._answer(message, renamed, last=last, in_turn=last and not response.is_empty_final)
 
     async def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
@@ -267,7 +270,7 @@ class StreamSession:
                 await self._fail(message, UpstreamFailed(Code.UNAVAILABLE, text))
 
     async def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
-        """Send a message again if no answer to it has gone out and its failure allows. False: the caller must be told."""
+        """Send a message again if its failure allows and no answer has gone out. False: the caller must be told."""
         work, attempt = message.work, message.attempt
         if work is None or attempt is None:
             return False
@@ -336,7 +339,7 @@ class StreamSession:
 
     def _leave(self, leg: Leg, message: Message) -> None:
         if leg.messages.pop(message.key, None) is not None:
-            leg.endpoint.in_flight -= 1
+            leg.endpoint.end()
 
     def _account(self, size: int) -> None:
         self._kept_bytes += size
@@ -347,6 +350,10 @@ class StreamSession:
     def _ended(self, message: Message, code: Code, text: str) -> None:
         self._open.discard(message)
         self._account(0)
+        if (served := message.served) is not None:
+            self._attempts += served.attempts
+            for names, name in zip(self._who, (served.variant, served.model_version, served.endpoint), strict=True):
+                names[name] = None
         message.observer.ended(
             CallEnded(code, text, message.served, message.size, message.answer_bytes, self._inference.clock())
         )

@@ -1,10 +1,11 @@
 """One Triton server as a pool sees it: its connection, what it can serve, what it is doing now.
 
-No I/O of its own: `health` feeds it, `pool` asks it.
+No I/O of its own: `health` feeds it, `pool` asks it, `infer` counts its calls on it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -34,7 +35,8 @@ class Endpoint:
         self.connection = connection
         self.state = State.UNPROBED
         self.reason = "not probed yet"
-        self.in_flight = 0
+        self._in_flight = 0
+        self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
 
@@ -45,14 +47,37 @@ class Endpoint:
         """Is there no reason to think that it can't? Models that nobody watches get the benefit of the doubt."""
         return self.state is not State.DOWN and self.models.get((model, version), True)
 
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def begin(self) -> None:
+        """Count one call, which must `end`."""
+        self._in_flight += 1
+
+    def end(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            for waiter in self._idle:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle.clear()
+
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Count one call for as long as the block runs."""
-        self.in_flight += 1
+        self.begin()
         try:
             yield
         finally:
-            self.in_flight -= 1
+            self.end()
+
+    async def wait_idle(self) -> None:
+        """Return when no call is in flight."""
+        if self._in_flight:
+            waiter = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            await waiter
 
     def failed(self, model: ModelKey, verdict: Verdict, text: str) -> None:
         """Take note of a call that this endpoint did not answer."""

@@ -1,7 +1,7 @@
 """I/O: asks endpoints whether they live and which of the watched models are ready.
 
-`ServerLive` tells about the endpoint, as Triton answers false there only while it shuts down; `ServerReady` is not used,
-since one model that is loading makes it false for all. A model that variants use is asked for by `ModelReady`.
+`ServerLive` tells about the endpoint: Triton answers false there only while it shuts down. `ServerReady` is not used:
+one model that is loading makes it false for all. A model that variants use is asked for by `ModelReady`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,275 @@
+"""Composition root of one worker: a loaded config becomes objects, entered in order and left in reverse.
+
+The one module that knows all rooms. What is shared between workers is the config and the metrics directory only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from gateway.admin import Admin, ConfigHistory
+from gateway.assemble import routes_of, upstreams_of
+from gateway.changes import Changes
+from gateway.config import Config, Finding, Loaded, Watcher
+from gateway.hooks import ConfigChanged, EndpointChanged, Hooks
+from gateway.infer.inference import Inference
+from gateway.infer.models import Models
+from gateway.infer.pipelines import PipelineModel, Threads
+from gateway.infer.sequences import Sequences
+from gateway.infer.streams import StreamLimits
+from gateway.infer.topology import Topology
+from gateway.server import v2
+from gateway.server.calls import CallLimits
+from gateway.server.catalogue import Catalogue
+from gateway.server.control import Control, ControlPolicy
+from gateway.server.grpcio import GrpcioServer, Register, ServerSettings
+from gateway.server.health import HealthService
+from gateway.server.typed import ClassificationService, PredictionService
+from gateway.server.v2 import V2Service
+from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
+from gateway.telemetry.compose import compose
+from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
+from gateway.telemetry.traces import Traces, is_configured
+from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.fleet import Fleet
+from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+VERSION = version("inference-gateway")
+_FIRST_PROBES_SECONDS = 3.0  # how long to wait before the port opens, so that the first calls find known endpoints
+_TYPED_SERVICES = ("gateway.v1.ClassificationService", "gateway.v1.PredictionService")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this worker is among others."""
+
+    admin_listen: str  # of this process: the configured address, or a socket that the supervisor asks
+    shared: SharedDirectory | None = None  # for metrics; None if it is alone
+    shared_listen: str = ""  # the address that workers share; "" if it is alone and listens where the config says
+
+
+class Gateway:
+    """One worker, between enter and exit."""
+
+    def __init__(self, loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> None:
+        """load: reads the config again; raises ConfigError."""
+        self._first = loaded
+        self._load = load
+        self._environ = environ
+        self._place = place
+        self._exits = contextlib.AsyncExitStack()
+        self._changes = Changes()
+        self._history = ConfigHistory()
+        self._draining = False
+        self._started = False
+        self.settings: Config = loaded.config
+        self.listen = loaded.config.listen
+        self.admin_address = ""
+
+    async def __aenter__(self) -> Gateway:
+        async with contextlib.AsyncExitStack() as exits:
+            await self._enter(exits)
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exits.aclose()
+
+    async def _enter(self, exits: contextlib.AsyncExitStack) -> None:
+        config = self.settings
+        self._hooks = await self._enter_telemetry(exits)
+        self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed))
+        self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
+        sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
+        self._inference = Inference(Topology(routes_of(config), {}), self._hooks, sequences)
+        self._catalogue = Catalogue(self._inference)
+        self._models = Models(self._inference)
+        self._take_over(self._first, ())
+        self.admin_address = await self._enter_admin(exits)
+        await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
+        listen = self._place.shared_listen or config.listen
+        settings = ServerSettings(listen, config.server.max_message_bytes, bool(self._place.shared_listen))
+        self._server = GrpcioServer(settings, self._services(config))
+        await self._server.start()
+        exits.push_async_callback(self._server.stop, 0)
+        host = listen.rpartition(":")[0]
+        self.listen = f"{host}:{self._server.port}"
+        self._watcher = Watcher(self._load, self._first, self._reloaded, self._refused)
+        if self._first.files:
+            watching = asyncio.ensure_future(self._watcher.run())
+            exits.callback(watching.cancel)
+        self._started = True
+        self._changes.notify()
+        _log.info("serving gRPC on %s, admin on %s", self.listen, self.admin_address)
+
+    async def _enter_telemetry(self, exits: contextlib.AsyncExitStack) -> Hooks:
+        self._metrics = Metrics(MetricsSettings(VERSION, self._place.shared))
+        listeners: list[Hooks] = []
+        if is_configured(self._environ):
+            listeners.append(await exits.enter_async_context(Traces(self._environ, VERSION)))
+        listeners.append(self._metrics)
+        log = self.settings.telemetry.access_log
+        if log.destination != "none":
+            stream = sys.stdout if log.destination == "stdout" else sys.stderr
+            writer = exits.enter_context(LineWriter(stream))
+            listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer.write_nowait))
+        listeners.append(self._history)
+        return compose(listeners)
+
+    async def _enter_admin(self, exits: contextlib.AsyncExitStack) -> str:
+        admin = Admin(self, self._place.admin_listen, self._metrics.scrape.render)
+        await exits.enter_async_context(admin)
+        return admin.address
+
+    def _services(self, config: Config) -> Sequence[Register]:
+        limits = CallLimits(config.server.default_deadline, config.server.max_deadline)
+        control = Control(self._inference, ControlPolicy(config.server.control))
+        service = V2Service(self._models, self._catalogue, control, self.is_ready, limits, StreamLimits())
+        names = [v2.SERVICE_NAME, *_TYPED_SERVICES]
+        health = HealthService(self._catalogue, self._changes, self.is_ready, names)
+        typed = ClassificationService(self._models, limits), PredictionService(self._models, limits)
+
+        def register(server: Any) -> None:
+            server.add_generic_rpc_handlers((service.handlers(),))
+            health_pb2_grpc.add_HealthServicer_to_server(health, server)
+            classification_pb2_grpc.add_ClassificationServiceServicer_to_server(typed[0], server)
+            prediction_pb2_grpc.add_PredictionServiceServicer_to_server(typed[1], server)
+            if config.server.reflection:
+                reflection.enable_server_reflection((*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+
+        return [register]
+
+    # Config
+
+    def reload(self) -> None:
+        """Read the config at once. For SIGHUP."""
+        self._watcher.poke()
+
+    async def _reloaded(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
+        self._take_over(loaded, notices)
+
+    def _take_over(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
+        """Put a config in force, in one step: who began with the old topology ends with it."""
+        pools = self._fleet.apply(upstreams_of(loaded.config))
+        pipelines = {
+            name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready)
+            for name, pipeline in loaded.pipelines.items()
+        }
+        self.settings = loaded.config
+        self._inference.topology = Topology(routes_of(loaded.config), pools, pipelines)
+        texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
+        self._hooks.config_changed(ConfigChanged(loaded.source, loaded.digest, True, texts, time.monotonic()))
+        self._changes.notify()
+        _log.info("config %s from %s is in force", loaded.digest[:12], loaded.source)
+        for text in texts:
+            _log.warning("%s", text)
+
+    def _refused(self, findings: tuple[Finding, ...]) -> None:
+        texts = tuple(map(str, findings))
+        self._hooks.config_changed(ConfigChanged(self._first.source, "", False, texts, time.monotonic()))
+        _log.error("the new config is refused, the old one stays:\n  %s", "\n  ".join(texts))
+
+    def _is_model_ready(self, name: str) -> bool:
+        return bool(self._catalogue.is_ready(name))
+
+    def _endpoint_changed(self, endpoint: Endpoint) -> None:
+        ready = endpoint.state is State.READY
+        models = tuple(name for (name, _), is_ready in endpoint.models.items() if is_ready)
+        missing = ", ".join(name for (name, _), is_ready in endpoint.models.items() if not is_ready)
+        reason = endpoint.reason or (f"models not ready: {missing}" if missing else "")
+        self._hooks.endpoint_changed(
+            EndpointChanged(endpoint.upstream, endpoint.address, ready, models, reason, time.monotonic())
+        )
+        self._changes.notify()
+        told = f"ready ({reason})" if ready and reason else "ready" if ready else f"{endpoint.state.value}: {reason}"
+        _log.log(
+            logging.INFO if ready else logging.WARNING,
+            "endpoint %s/%s is %s",
+            endpoint.upstream,
+            endpoint.address,
+            told,
+        )
+
+    # What it says of itself
+
+    def is_ready(self) -> bool:
+        return self._started and not self._draining and not self._catalogue.problems()
+
+    def is_live(self) -> bool:
+        return True
+
+    def readiness(self) -> tuple[bool, Sequence[str]]:
+        if self._draining:
+            return False, ["draining"]
+        if not self._started:
+            return False, ["starting"]
+        problems = self._catalogue.problems()
+        return not problems, problems
+
+    def state(self) -> Mapping[str, object]:
+        topology = self._inference.topology
+        return {
+            "version": VERSION,
+            "listen": self.listen,
+            "ready": self.is_ready(),
+            "draining": self._draining,
+            "models": {
+                name: {
+                    "ready": self._is_model_ready(name),
+                    "shares": dict(route.split.shares),
+                    "fallback": None if route.fallback is None else list(route.fallback),
+                    "variants": {
+                        v.name: {
+                            "upstream": v.upstream,
+                            "model": v.model,
+                            "version": v.version,
+                            "ready": self._inference.is_available(v),
+                        }
+                        for v in route.variants
+                    },
+                }
+                for name, route in topology.routes.public.items()
+            },
+            "pipelines": {
+                name: {"ready": model.is_ready(), "calls": list(model.pipeline.models)}
+                for name, model in topology.pipelines.items()
+            },
+            "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
+        }
+
+    def config(self) -> Mapping[str, object]:
+        return self._history.config()
+
+    # The end
+
+    async def drain(self) -> None:
+        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls."""
+        server = self.settings.server
+        self._draining = True
+        self._changes.notify()
+        _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)
+        await asyncio.sleep(server.drain_delay)
+        await self._server.stop(server.drain)
+
+
+def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
+    return {
+        "address": endpoint.address,
+        "state": endpoint.state.value,
+        "reason": endpoint.reason,
+        "in_flight": endpoint.in_flight,
+        "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
+    }

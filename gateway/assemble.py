@@ -1,0 +1,123 @@
+"""From a checked config to the values that the rooms work with. Pure: no I/O, nothing started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from gateway.config import Config
+from gateway.config.models import Condition as ConfigCondition
+from gateway.config.models import Model, Scalar
+from gateway.config.models import Rule as ConfigRule
+from gateway.config.upstreams import Tls as ConfigTls
+from gateway.config.upstreams import Upstream
+from gateway.routing import (
+    AnyOf,
+    Condition,
+    Direct,
+    Key,
+    Prefix,
+    Present,
+    Regex,
+    Route,
+    Routes,
+    Rule,
+    Split,
+    Sticky,
+    as_text,
+)
+from gateway.routing.match import Test
+from gateway.types import Variant
+from gateway.upstream.connection import Connection
+from gateway.upstream.endpoint import ModelKey
+from gateway.upstream.fleet import UpstreamSettings
+from gateway.upstream.grpcio import GrpcioConnection, Tls
+from gateway.upstream.health import ProbeSettings
+
+
+def routes_of(config: Config) -> Routes:
+    """The routes that a config declares."""
+    direct = Direct(config.direct.models)
+    default = config.direct.upstream or (next(iter(config.upstreams)) if direct is Direct.ALL else "")
+    public = [_route(name, model) for name, model in config.models.items() if model.variants is not None]
+    return Routes(public, direct=direct, default_upstream=default)
+
+
+def upstreams_of(config: Config) -> dict[str, UpstreamSettings]:
+    """The upstreams that a config declares, each with the models to watch there."""
+    return {
+        name: UpstreamSettings(
+            endpoints=upstream.endpoints,
+            models=_watched(name, config),
+            probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
+            dial=_dial(upstream, config.server.max_message_bytes),
+            identity=upstream.tls,
+        )
+        for name, upstream in config.upstreams.items()
+    }
+
+
+def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
+    variants = [variant for model in config.models.values() for variant in (model.variants or {}).values()]
+    return tuple(dict.fromkeys((v.model, v.version) for v in variants if v.upstream == upstream))
+
+
+def _dial(upstream: Upstream, max_message_bytes: int) -> Callable[[str], Connection]:
+    tls = _tls(upstream.tls) if upstream.tls is not None else None
+
+    def dial(address: str) -> Connection:
+        return GrpcioConnection(address, max_message_bytes=max_message_bytes, tls=tls)
+
+    return dial
+
+
+def _tls(tls: ConfigTls) -> Tls:
+    def content(path: str | None) -> bytes | None:
+        return Path(path).read_bytes() if path is not None else None
+
+    return Tls(content(tls.ca), content(tls.cert), content(tls.key), tls.server_name)
+
+
+def _route(name: str, model: Model) -> Route:
+    assert model.variants is not None  # noqa: S101  (the caller's choice)
+    return Route(
+        name,
+        tuple(Variant(key, v.upstream, v.model, v.version) for key, v in model.variants.items()),
+        split=Split(tuple(model.split.items())) if model.split else Split.all_to(next(iter(model.variants))),
+        sticky=_sticky(name, model),
+        rules=tuple(map(_rule, model.rules)),
+        fallback=model.fallback,
+        attempts=model.attempts,
+    )
+
+
+def _sticky(name: str, model: Model) -> Sticky | None:
+    sticky = model.sticky
+    if sticky is None:
+        return None
+    keys = []
+    if sticky.metadata is not None:
+        keys.append(Key("metadata", sticky.metadata))
+    if sticky.parameter is not None:
+        keys.append(Key("parameter", sticky.parameter))
+    return Sticky(tuple(keys), sticky.salt or name)
+
+
+def _rule(rule: ConfigRule) -> Rule:
+    on_metadata = [Condition(Key("metadata", key), _test(c)) for key, c in rule.match.metadata.items()]
+    on_parameters = [Condition(Key("parameter", key), _test(c)) for key, c in rule.match.parameters.items()]
+    return Rule(rule.name, (*on_metadata, *on_parameters), rule.variant)
+
+
+def _test(condition: ConfigCondition) -> Test:
+    if condition.any_of is not None:
+        return AnyOf(frozenset(_texts(condition.any_of)))
+    if condition.prefix is not None:
+        return Prefix(condition.prefix)
+    if condition.regex is not None:
+        return Regex(condition.regex)
+    return Present(condition.present is not False)
+
+
+def _texts(values: Iterable[Scalar]) -> Iterable[str]:
+    return map(as_text, values)

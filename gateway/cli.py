@@ -1,0 +1,249 @@
+"""The command `inference-gateway`: parses, calls, turns errors into one clear message and an exit code.
+
+0: done. 1: it could not be done here and now. 2: the command line or the config is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+_ROOT = Path(__file__).resolve().parent.parent
+"""The checkout, where the demo's config and the model repository are."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.run is None:
+        parser.print_help()
+        return 2
+    try:
+        code: int = arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: not an error
+        return 0
+    except _errors() as error:
+        print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
+        return 2 if type(error).__name__ == "ConfigError" else 1
+    return code
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What a user can mend; anything else is a bug and shows its stack. Only what is loaded can have been raised."""
+    names = {
+        "gateway.config": ("ConfigError",),
+        "gateway.admin": ("CannotListen",),
+        "gateway.server.grpcio": ("CannotServe",),
+        "gateway.telemetry.traces": ("BadTraceSettings",),
+        "gateway.artifacts": ("FetchFailed",),
+        "gateway.models.catalogue": ("BuildFailed",),
+        "gateway.triton": ("LocalTritonError",),
+        "gateway.demo": ("TritonDied",),
+    }
+    loaded = [(sys.modules[module], each) for module, each in names.items() if module in sys.modules]
+    return (OSError, *(getattr(module, name) for module, found in loaded for name in found))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="inference-gateway",
+        description="A gRPC gateway in front of NVIDIA Triton. Clients of Triton only change the address.",
+        epilog="Exit codes: 0 done, 1 not possible here and now, 2 wrong command line or config.",
+    )
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_serve(commands)
+    _add_config_commands(commands)
+    _add_local_commands(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int] | None, text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_serve(commands: Commands) -> None:
+    serve = _add(commands, "serve", _serve, "serve, from a config file or transparently for one Triton")
+    what = serve.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE", help="config file (docs/configuration.md); it is followed live")
+    what.add_argument("--triton", metavar="HOST:PORT", help="no config: every model of this Triton, unchanged")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="gRPC address, instead of the config's")
+    serve.add_argument("--admin-listen", metavar="HOST:PORT", help="HTTP address for health and metrics")
+    serve.add_argument("--workers", metavar="N", help="processes that share the port")
+    serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+
+
+def _add_config_commands(commands: Commands) -> None:
+    check = _add(commands, "check", _check, "check a config file: exit 0, or 2 with every finding and its line")
+    check.add_argument("file", metavar="FILE")
+    explain = _add(commands, "explain", _explain, "say which variant a call would get, and why")
+    explain.add_argument("file", metavar="FILE")
+    explain.add_argument("--model", required=True, help="public model that the call names")
+    explain.add_argument("--version", default="", help="model version that the call asks for")
+    explain.add_argument("--metadata", nargs="+", default=[], metavar="K=V", action="extend", help="of the call")
+    explain.add_argument("--parameter", nargs="+", default=[], metavar="K=V", action="extend", help="of the V2 request")
+    explain.add_argument("--draw", type=float, metavar="X", help="the number in [0, 1) to draw by (default: random)")
+    _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
+
+
+def _add_local_commands(commands: Commands) -> None:
+    models = _add(commands, "models", None, "build or list the models of the repository")
+    actions = models.add_subparsers(metavar="ACTION", required=True)
+    build = _add(actions, "build", _models_build, "build weights from their pinned sources")
+    build.add_argument("names", nargs="*", metavar="MODEL", help="default: all that need no GPU")
+    build.add_argument("--force", action="store_true", help="build also what is current")
+    listed = _add(actions, "list", _models_list, "list the models and whether they are built")
+    triton = _add(commands, "triton", None, "the local Triton alone")
+    start = _add(triton.add_subparsers(metavar="ACTION", required=True), "start", _triton_start, "start it and stay up")
+    start.add_argument("--grpc-port", type=int, default=8001)
+    start.add_argument("--http-port", type=int, default=8000)
+    start.add_argument("--metrics-port", type=int, default=8002)
+    start.add_argument("--model", action="append", metavar="NAME", help="load only these (default: all that can run)")
+    demo = _add(commands, "demo", _demo, "build, start Triton and gateway, classify a photo, stay up")
+    demo.add_argument("--config", type=Path, default=_ROOT / "deploy" / "examples" / "demo.yaml", metavar="FILE")
+    demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
+    demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
+    demo.add_argument("--once", action="store_true", help="end after the table")
+    for each in (build, listed, start, demo):
+        each.add_argument("--repository", type=Path, default=_ROOT / "model_repository", metavar="FOLDER")
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+
+# The commands. Each imports what it needs, so that `--help` and `check` need not load a gRPC server.
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from gateway import supervisor, worker  # noqa: PLC0415
+    from gateway.app import Place  # noqa: PLC0415
+    from gateway.config import Loaded, load, transparent  # noqa: PLC0415
+
+    _log_to_stderr(arguments.log_level)
+    given = {"--listen": arguments.listen, "--admin-listen": arguments.admin_listen, "--workers": arguments.workers}
+    flags = {flag: value for flag, value in given.items() if value is not None}
+
+    def load_again() -> Loaded:
+        if arguments.triton is not None:
+            return transparent(arguments.triton, os.environ, flags)
+        return load(arguments.config, os.environ, flags)
+
+    loaded = load_again()
+    place = supervisor.place_from(os.environ)
+    if place is not None:
+        worker.end_with_parent()
+    elif loaded.config.workers > 1:
+        return worker.run(supervisor.Supervisor(loaded.config, supervisor.worker_command(), os.environ).run())
+    place = place or Place(loaded.config.admin.listen)
+    return worker.run(worker.serve(loaded, load_again, os.environ, place))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from gateway.config import load  # noqa: PLC0415
+
+    loaded = load(arguments.file, os.environ)
+    for finding in loaded.warnings:
+        _say(str(finding))
+    _say(
+        f"{arguments.file}: valid, {len(loaded.config.models)} public models, {len(loaded.config.upstreams)} upstreams"
+    )
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from gateway.assemble import routes_of  # noqa: PLC0415
+    from gateway.config import load  # noqa: PLC0415
+    from gateway.explain import explain_call  # noqa: PLC0415
+    from gateway.types import Facts  # noqa: PLC0415
+
+    loaded = load(arguments.file, os.environ)
+    facts = Facts(_pairs(arguments.metadata), _pairs(arguments.parameter), arguments.version)
+    draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
+    lines = explain_call(routes_of(loaded.config), loaded.pipelines, arguments.model, facts, draw=draw)
+    _say("\n".join(lines))
+    return 0
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    wrong = [each for each in given if "=" not in each]
+    if wrong:
+        raise OSError(f"'{wrong[0]}' is not of the form KEY=VALUE")
+    return dict(each.split("=", 1) for each in given)
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from gateway.config import json_schema_text  # noqa: PLC0415
+
+    _say(json_schema_text())
+    return 0
+
+
+def _models_build(arguments: argparse.Namespace) -> int:
+    from gateway.models.catalogue import build  # noqa: PLC0415
+
+    built = build(arguments.names, arguments.repository, force=arguments.force, report=_say)
+    _say(f"built: {', '.join(built)}" if built else "everything is built already")
+    return 0
+
+
+def _models_list(arguments: argparse.Namespace) -> int:
+    from gateway.models.catalogue import list_models  # noqa: PLC0415
+
+    for model in list_models(arguments.repository):
+        size = f"{model.built_bytes / 1e6:.1f} MB" if model.built_bytes else ""
+        gpu = "needs a GPU to build" if model.needs_gpu else ""
+        _say(f"{model.name:30} {model.state.value:8} {size:>9}  {model.task}  {gpu}".rstrip())
+    return 0
+
+
+def _triton_start(arguments: argparse.Namespace) -> int:
+    from gateway import worker  # noqa: PLC0415
+    from gateway.triton import LocalTriton  # noqa: PLC0415
+    from gateway.triton.command import stay_up  # noqa: PLC0415
+
+    triton = LocalTriton(
+        arguments.repository,
+        models=arguments.model,
+        grpc_port=arguments.grpc_port,
+        http_port=arguments.http_port,
+        metrics_port=arguments.metrics_port,
+    )
+    return worker.run(stay_up(triton, _say))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from gateway import demo, worker  # noqa: PLC0415
+
+    _log_to_stderr("warning")
+    settings = demo.DemoSettings(
+        arguments.config, arguments.repository, arguments.listen, arguments.admin_listen, arguments.once
+    )
+    return worker.run(demo.run(settings))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""I/O: `inference-gateway demo`: the gateway's main job on real input, from nothing to labels.
+
+Builds the models, starts a local Triton and a gateway in this process, sends a photo as a client would, shows what
+came back, and stays up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gateway.app import Gateway, Place
+from gateway.config import load
+from gateway.infer.messages import build_request, parse_response
+from gateway.models.catalogue import build
+from gateway.models.pictures import sample_photo
+from gateway.stages import Params, Read, find_step
+from gateway.triton import LocalTriton
+from gateway.v1 import classification_pb2, classification_pb2_grpc
+
+_PIPELINE, _MODEL = "photo-labels", "imagenet"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """What the command line gives."""
+
+    config: Path
+    repository: Path
+    listen: str
+    admin_listen: str
+    once: bool
+
+
+class TritonDied(Exception):
+    """The local Triton ended while the demo was up."""
+
+
+async def run(settings: DemoSettings) -> int:
+    """Run the demo; the exit code. Errors that a user can mend are raised with a text that says how."""
+    console = Console(stderr=False, highlight=False)
+    began = time.monotonic()
+    stop = _stop_signals()
+    built = await asyncio.to_thread(
+        build, [], settings.repository, report=lambda line: console.print(f"[dim]models:[/] {line}")
+    )
+    photo = await asyncio.to_thread(sample_photo)
+    if not built:
+        console.print("[dim]models:[/] all built")
+    console.print("[dim]triton:[/] starting on this host's CPU")
+    async with LocalTriton(settings.repository) as triton:
+        console.print(f"[dim]triton:[/] ready at {triton.grpc_address}")
+        environ = {
+            "TRITON_ENDPOINT": triton.grpc_address,
+            "GATEWAY_LISTEN": settings.listen,
+            "GATEWAY_ADMIN_LISTEN": settings.admin_listen,
+        }
+        loaded = load(settings.config, environ)
+        place = Place(loaded.config.admin.listen)
+        async with Gateway(loaded, lambda: load(settings.config, environ), environ, place) as gateway:
+            console.print(f"[dim]gateway:[/] ready at {gateway.listen} after {time.monotonic() - began:.1f} s\n")
+            await _show(console, gateway.listen, photo)
+            if not settings.once:
+                _say_what_to_try(console, gateway)
+                await _until_stopped(stop, triton)
+                console.print("\ndraining")
+            await gateway.drain()
+    return 0
+
+
+def _stop_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _until_stopped(stop: asyncio.Event, triton: LocalTriton) -> None:
+    """Wait for a signal. raises: TritonDied."""
+    stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(triton.wait_closed())
+    await asyncio.wait({stopped, died}, return_when=asyncio.FIRST_COMPLETED)
+    ended = died.done() and not stopped.done()
+    for task in (stopped, died):
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    if ended:
+        log = "\n  ".join(triton.log_tail())
+        raise TritonDied(f"the local Triton ended by itself; the end of its log:\n  {log}")
+
+
+async def _show(console: Console, address: str, photo: bytes) -> None:
+    """Send the photo both ways and print what came back."""
+    table = Table(title=f"A photo ({len(photo) / 1000:.0f} kB JPEG) sent to {address}", title_justify="left")
+    for heading in ("call", "labels", "variant", "model version", "time"):
+        table.add_column(heading)
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = classification_pb2_grpc.ClassificationServiceStub(channel)
+        request = classification_pb2.ClassifyRequest(model=_PIPELINE, image=photo, max_labels=3)
+        # The first call of all includes one-time work (the first run of a session); the second is what a user sees.
+        await stub.Classify(request)
+        answer, took = await _timed(stub.Classify(request))
+        served, timings = answer.served, answer.served.timings
+        parts = ", ".join(
+            f"{name} {getattr(timings, name).ToNanoseconds() / 1e6:.1f}"
+            for name in ("preprocess", "model", "postprocess")
+        )
+        table.add_row(
+            f"typed API: Classify({_PIPELINE}, JPEG)",
+            "\n".join(f"{label.name} {label.score:.2f}" for label in answer.labels),
+            served.variant,
+            served.model_version,
+            f"{took * 1e3:.1f} ms ({parts})",
+        )
+    scores, trailers, took = await asyncio.to_thread(_by_tritonclient, address, _pixels(photo))
+    table.add_row(
+        f"tritonclient: infer({_MODEL}, FP32 tensor)",
+        "\n".join(scores),
+        trailers.get("gateway-variant", ""),
+        trailers.get("gateway-model-version", ""),
+        f"{took * 1e3:.1f} ms",
+    )
+    console.print(table)
+    console.print(f"[dim]answered by {served.endpoint}, attempts: {served.attempts}[/]\n")
+
+
+async def _timed(call: Awaitable[Any]) -> tuple[Any, float]:
+    """Any: a protobuf message."""
+    began = time.perf_counter()
+    return await call, time.perf_counter() - began
+
+
+def _pixels(photo: bytes) -> np.ndarray[Any, Any]:
+    """The tensor that a client sends which does its own pre-processing."""
+
+    def no_files(name: str) -> bytes:
+        raise OSError(f"decode_image reads no file, not even {name}")
+
+    read: Read = no_files
+    step_type = find_step("decode_image")
+    params: Params = step_type.params_type.model_validate({"size": 224, "resize": 256})
+    item = np.empty((1, 1), np.object_)
+    item[0, 0] = photo
+    return step_type(params, read)({"image": item})["image"]
+
+
+def _by_tritonclient(address: str, pixels: np.ndarray[Any, Any]) -> tuple[list[str], dict[str, str], float]:
+    """What any existing client does: only the address is the gateway's."""
+    from tritonclient import grpc as triton  # noqa: PLC0415  (its import takes a while)
+
+    with triton.InferenceServerClient(address) as client:
+        image = triton.InferInput("image", list(pixels.shape), "FP32")
+        image.set_data_from_numpy(pixels)
+        top = triton.InferRequestedOutput("scores", class_count=3)  # Triton's own classification extension
+        began = time.perf_counter()
+        result = client.infer(_MODEL, [image], outputs=[top])
+        took = time.perf_counter() - began
+        rows = [text.decode().split(":") for text in result.as_numpy("scores").ravel()]
+    with grpc.insecure_channel(address) as channel:
+        method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        body, call = method.with_call(build_request(_MODEL, {"image": pixels}), timeout=10)
+        parse_response(body)
+        trailers = {key: value for key, value in call.trailing_metadata() if isinstance(value, str)}
+    return [f"{name} (logit {float(score):.2f})" for score, _, name in rows], trailers, took
+
+
+def _say_what_to_try(console: Console, gateway: Gateway) -> None:
+    code = (
+        f"import tritonclient.grpc as t; c = t.InferenceServerClient('{gateway.listen}'); "
+        f"print(c.get_model_metadata('{_MODEL}'))"
+    )
+    console.print("[bold]try[/]  ", end="")
+    console.print(f'.venv/bin/python -c "{code}"', soft_wrap=True, markup=False)
+    console.print("[bold]load[/] ", end="")
+    console.print(f"perf_analyzer -m {_MODEL} -u {gateway.listen} -i grpc --concurrency-range 4", soft_wrap=True)
+    console.print(f"[bold]stop[/] Ctrl-C   [dim](state: http://{gateway.admin_address}/state)[/]", soft_wrap=True)

@@ -1,0 +1,51 @@
+"""Typed V2 questions to endpoints, for the RPCs whose answers the gateway must read: metadata, statistics, control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from gateway.errors import UpstreamFailed
+from gateway.infer.inference import SERVICE
+from gateway.status import Code
+from gateway.types import Metadata
+from gateway.upstream.connection import CallFailed
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.pool import Pool
+
+Message = TypeVar("Message")
+
+TIMEOUT = 10.0
+"""Seconds for one question whose caller set no deadline; these RPCs take milliseconds."""
+
+
+async def ask(
+    endpoint: Endpoint,
+    method: str,
+    request: Any,
+    answer: type[Message],
+    *,
+    metadata: Metadata = (),
+    timeout: float | None = TIMEOUT,
+) -> Message:
+    """Call `method` of the V2 service on one endpoint.
+
+    request, answer:  protobuf messages (Any: their classes carry no types).
+    raises:           CallFailed.
+    """
+    body = request.SerializeToString()
+    reply = await endpoint.connection.unary(SERVICE + method, body, metadata, timeout)
+    return answer.FromString(reply.body)  # type: ignore[attr-defined,no-any-return]
+
+
+def usable(pool: Pool, model: str = "", version: str = "") -> Sequence[Endpoint]:
+    """The endpoints that are not known to be unable to answer, best first."""
+    able = [endpoint for endpoint in pool.endpoints if endpoint.can_serve(model, version)]
+    return sorted(able, key=lambda endpoint: endpoint.in_flight)
+
+
+def as_error(failure: CallFailed) -> UpstreamFailed:
+    """An endpoint's failure as the caller gets it; what the transport says of addresses stays here."""
+    code = Code(failure.code) if failure.code in Code._value2member_map_ else Code.UNKNOWN
+    text = failure.text if failure.from_server else "The endpoint cannot be reached."
+    return UpstreamFailed(code, text, failure.trailing)

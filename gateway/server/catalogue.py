@@ -1,0 +1,272 @@
+"""What models there are and how they are: readiness, metadata, config, statistics and index over all upstreams.
+
+A public model looks like any other model here. What its variants have in common comes from the first that answers;
+what adds up (statistics) is added up over variants and endpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.errors import GatewayError, NoTarget, UnknownModel
+from gateway.infer.inference import Inference
+from gateway.infer.pipelines import PipelineModel
+from gateway.infer.topology import Topology
+from gateway.routing import Route, plan
+from gateway.server.ask import as_error, ask, usable
+from gateway.status import judge
+from gateway.types import Facts, Variant
+from gateway.upstream.connection import CallFailed
+from gateway.upstream.endpoint import Endpoint, State
+
+
+class Catalogue:
+    """Answers about models, by public name or a variant's own."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    @property
+    def _topology(self) -> Topology:
+        return self._inference.topology
+
+    def is_configured(self, name: str) -> bool:
+        """Is it a public name, or a variant's own that may be called?"""
+        return self._topology.is_known(name)
+
+    def is_ready(self, name: str, version: str = "") -> bool | None:
+        """Can a call be answered, as far as is known now? None for a name that is unknown here.
+
+        For models that are watched (every variant's); others have to be asked for by `model_ready`.
+        """
+        pipeline = self._topology.pipelines.get(name)
+        if pipeline is not None:
+            return pipeline.is_ready()
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            return None
+        return any(self._inference.is_available(variant) for variant in self._order(route, version))
+
+    async def model_ready(self, name: str, version: str) -> bool:
+        """As Triton: false, and no error, for a name that is unknown."""
+        pipeline = self._topology.pipelines.get(name)
+        if pipeline is not None:
+            return pipeline.is_ready() and version in ("", "1")
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            return False
+        for variant in self._order(route, version):
+            request = pb.ModelReadyRequest(name=variant.model, version=variant.version or version)
+            for endpoint in self._endpoints(variant):
+                try:
+                    if (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse)).ready:
+                        return True
+                except CallFailed:
+                    continue
+        return False
+
+    async def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
+        pipeline = self._pipeline_of(name, version)
+        if pipeline is not None:
+            return pipeline.metadata()
+        answer = await self._first(name, version, "ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
+        answer.name = name
+        return answer
+
+    async def model_config(self, name: str, version: str) -> pb.ModelConfigResponse:
+        pipeline = self._pipeline_of(name, version)
+        if pipeline is not None:
+            return pipeline.config()
+        answer = await self._first(name, version, "ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
+        answer.config.name = name
+        return answer
+
+    async def model_statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
+        """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
+        names = [name] if name else self._names()
+        answers = await asyncio.gather(*(self._statistics_of(each, version) for each in names))
+        if name and not answers[0]:
+            raise self._unavailable_or_unknown(name, version)
+        stats = [entry for answer in answers for entry in answer]
+        if not name:
+            stats += await self._other_statistics({entry.name for entry in stats})
+        return pb.ModelStatisticsResponse(model_stats=stats)
+
+    async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+        """Public models, then every model that an upstream lists; READY if one endpoint says so."""
+        found: dict[tuple[str, str], pb.RepositoryIndexResponse.ModelIndex] = {}
+        for name in self._public_names():
+            ready = self.is_ready(name)
+            reason = "" if ready else "no variant can answer now"
+            entry = pb.RepositoryIndexResponse.ModelIndex(
+                name=name, version="1", state="READY" if ready else "UNAVAILABLE", reason=reason
+            )
+            if ready or not request.ready:
+                found[name, ""] = entry
+        answers = await self._everywhere("RepositoryIndex", request, pb.RepositoryIndexResponse)
+        routes = self._topology.routes
+        for entry in (entry for answer in answers for entry in answer.models):
+            key = (entry.name, entry.version)
+            if (entry.name, "") in found or routes.lookup(entry.name) is None:
+                continue
+            if key not in found or (entry.state == "READY" and found[key].state != "READY"):
+                found[key] = entry
+        return pb.RepositoryIndexResponse(models=found.values())
+
+    async def server_metadata(self) -> pb.ServerMetadataResponse:
+        """Triton's own, with the extensions that every endpoint has."""
+        answers = await self._everywhere("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse)
+        if not answers:
+            raise NoTarget("no Triton endpoint can be reached now")
+        first = answers[0]
+        common = [name for name in first.extensions if all(name in answer.extensions for answer in answers)]
+        return pb.ServerMetadataResponse(name=first.name, version=first.version, extensions=common)
+
+    def problems(self) -> list[str]:
+        """Why the gateway as a whole can't serve; empty if it can: some endpoint has answered a probe."""
+        endpoints = [endpoint for pool in self._topology.pools.values() for endpoint in pool.endpoints]
+        if any(endpoint.state in (State.READY, State.SUSPECT) for endpoint in endpoints):
+            return []
+        return [f"upstream {e.upstream}: endpoint {e.address} is {e.state.value}: {e.reason}" for e in endpoints]
+
+    # How answers are gathered
+
+    def _public_names(self) -> list[str]:
+        return [*self._topology.routes.public, *self._topology.pipelines]
+
+    def _names(self) -> list[str]:
+        """Every name that is known without asking: public models, pipelines, variants' own."""
+        return list(dict.fromkeys([*self._topology.pipelines, *self._topology.routes.names]))
+
+    def _pipeline_of(self, name: str, version: str) -> PipelineModel | None:
+        pipeline = self._topology.pipelines.get(name)
+        if pipeline is not None and version not in ("", "1"):
+            raise UnknownModel(name, version)
+        return pipeline
+
+    def _order(self, route: Route, version: str) -> Sequence[Variant]:
+        """The variants as a call without metadata would try them."""
+        facts = Facts(version=version)
+        return plan(route, facts, draw=0.0, available=self._inference.is_available).targets
+
+    def _endpoints(self, variant: Variant) -> Sequence[Endpoint]:
+        pool = self._topology.pools.get(variant.upstream)
+        return usable(pool, variant.model, variant.version) if pool else ()
+
+    async def _first(self, name: str, version: str, method: str, request: Any, answer: type[Any]) -> Any:
+        """The first answer among the variants in their order of preference. Any: protobuf classes."""
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            raise UnknownModel(name, version)
+        last: CallFailed | None = None
+        for variant in self._order(route, version):
+            question = request(name=variant.model, version=variant.version or version)
+            for endpoint in self._endpoints(variant):
+                try:
+                    return await ask(endpoint, method, question, answer)
+                except CallFailed as failure:
+                    last = failure
+                    if not judge(failure.code, failure.text, from_server=failure.from_server).elsewhere:
+                        raise as_error(failure) from failure
+        if last is not None and not (name in self._topology.routes.public and last.from_server):
+            raise as_error(last) from last
+        raise self._unavailable_or_unknown(name, version)
+
+    def _unavailable_or_unknown(self, name: str, version: str) -> GatewayError:
+        route = self._topology.routes.lookup(name)
+        if route is None or (version and any(map(self._endpoints, self._order(route, version)))):
+            return UnknownModel(name, version)
+        return NoTarget(f"model '{name}': no variant can answer now")
+
+    async def _statistics_of(self, name: str, version: str) -> list[pb.ModelStatistics]:
+        pipeline = self._pipeline_of(name, version)
+        if pipeline is not None:
+            return [pipeline.statistics()]
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            return []
+        asked: list[Awaitable[pb.ModelStatisticsResponse]] = []
+        for variant in _distinct(route.variants):
+            request = pb.ModelStatisticsRequest(name=variant.model, version=variant.version or version)
+            for endpoint in self._endpoints(variant):
+                asked.append(ask(endpoint, "ModelStatistics", request, pb.ModelStatisticsResponse))
+        return add_up(name, await _answers(asked))
+
+    async def _other_statistics(self, known: set[str]) -> list[pb.ModelStatistics]:
+        """Of models that no variant uses but that may be called directly."""
+        answers = await self._everywhere("ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse)
+        routes = self._topology.routes
+        others = {entry.name for answer in answers for entry in answer.model_stats} - known
+        return [
+            merged
+            for name in sorted(others)
+            if routes.lookup(name) is not None
+            for merged in add_up(name, [_only(answer, name) for answer in answers])
+        ]
+
+    async def _everywhere(self, method: str, request: Any, answer: type[Any]) -> list[Any]:
+        """The answers of all endpoints that give one, in the order of the config. Any: protobuf classes."""
+        pools = self._topology.pools.values()
+        return await _answers([ask(e, method, request, answer) for pool in pools for e in usable(pool)])
+
+
+def add_up(name: str, answers: Iterable[pb.ModelStatisticsResponse]) -> list[pb.ModelStatistics]:
+    """One entry per version under `name`: counts and times summed, the last inference the latest."""
+    by_version: dict[str, pb.ModelStatistics] = {}
+    for entry in (entry for answer in answers for entry in answer.model_stats):
+        total = by_version.get(entry.version)
+        if total is None:
+            total = by_version[entry.version] = pb.ModelStatistics()
+            total.CopyFrom(entry)
+            total.name = name
+        else:
+            _add(total, entry)
+    return [by_version[version] for version in sorted(by_version)]
+
+
+def _add(total: pb.ModelStatistics, entry: pb.ModelStatistics) -> None:
+    total.last_inference = max(total.last_inference, entry.last_inference)
+    total.inference_count += entry.inference_count
+    total.execution_count += entry.execution_count
+    _add_durations(total.inference_stats, entry.inference_stats)
+    batches = {batch.batch_size: batch for batch in total.batch_stats}
+    for batch in entry.batch_stats:
+        if batch.batch_size in batches:
+            _add_durations(batches[batch.batch_size], batch)
+        else:
+            total.batch_stats.append(batch)
+    for key, stats in entry.response_stats.items():
+        _add_durations(total.response_stats[key], stats)
+    total.memory_usage.extend(entry.memory_usage)
+
+
+def _add_durations(total: Any, entry: Any) -> None:
+    """Add every StatisticDuration field of a message to the same field of another. Any: several message types."""
+    for descriptor, value in entry.ListFields():
+        if descriptor.message_type is not None:
+            sum_ = getattr(total, descriptor.name)
+            sum_.count += value.count
+            sum_.ns += value.ns
+
+
+def _only(answer: pb.ModelStatisticsResponse, name: str) -> pb.ModelStatisticsResponse:
+    return pb.ModelStatisticsResponse(model_stats=[entry for entry in answer.model_stats if entry.name == name])
+
+
+def _distinct(variants: Iterable[Variant]) -> list[Variant]:
+    """One of each Triton model, so that two variants on the same one are not counted twice."""
+    by_model = {(variant.upstream, variant.model, variant.version): variant for variant in variants}
+    return list(by_model.values())
+
+
+async def _answers(asked: Iterable[Awaitable[Any]]) -> list[Any]:
+    """What came of several questions, without those that failed at their endpoint."""
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, CallFailed):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]

@@ -1,0 +1,239 @@
+"""RPCs that change a Triton server: each reaches every endpoint of its upstreams, or none.
+
+First every endpoint is asked whether it lives; then all get the request; if some refuse, what the others did is undone,
+as far as their state before is known. The caller gets the refusing endpoint's own status and text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.errors import BadRequest, ControlRefused, NoTarget, UpstreamFailed
+from gateway.infer.inference import Inference
+from gateway.infer.metadata import UPSTREAM_KEY, first_values
+from gateway.server.ask import as_error, ask
+from gateway.server.calls import is_loopback
+from gateway.types import Metadata
+from gateway.upstream.connection import CallFailed
+from gateway.upstream.endpoint import Endpoint
+
+
+class ControlPolicy(Enum):
+    """From where RPCs that change a server may be called."""
+
+    LOOPBACK = "loopback"
+    ALL = "all"
+    NONE = "none"
+
+
+Undo = tuple[str, Any]
+"""The RPC and request that put one endpoint back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRpc:
+    """One of them."""
+
+    request: type[Any]  # protobuf classes
+    answer: type[Any]
+    model_field: str = ""  # where the request names a model, if it does
+    undo: Callable[[Endpoint, Any], Any] | None = None  # awaitable giving a list of Undo, taken before the change
+    changes: bool = True
+
+
+async def _undo_load(endpoint: Endpoint, request: Any) -> list[Undo]:
+    ready = await ask(endpoint, "ModelReady", pb.ModelReadyRequest(name=request.model_name), pb.ModelReadyResponse)
+    if ready.ready:
+        return []  # a reload: what was loaded before can't be had back
+    return [("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=request.model_name))]
+
+
+async def _undo_unload(endpoint: Endpoint, request: Any) -> list[Undo]:
+    ready = await ask(endpoint, "ModelReady", pb.ModelReadyRequest(name=request.model_name), pb.ModelReadyResponse)
+    if not ready.ready:
+        return []
+    return [("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=request.model_name))]
+
+
+async def _undo_system_register(endpoint: Endpoint, request: Any) -> list[Undo]:
+    return [("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name=request.name))]
+
+
+async def _undo_cuda_register(endpoint: Endpoint, request: Any) -> list[Undo]:
+    return [("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest(name=request.name))]
+
+
+async def _undo_system_unregister(endpoint: Endpoint, request: Any) -> list[Undo]:
+    status = await ask(
+        endpoint,
+        "SystemSharedMemoryStatus",
+        pb.SystemSharedMemoryStatusRequest(),
+        pb.SystemSharedMemoryStatusResponse,
+    )
+    regions = [region for region in status.regions.values() if request.name in ("", region.name)]
+    return [
+        (
+            "SystemSharedMemoryRegister",
+            pb.SystemSharedMemoryRegisterRequest(name=r.name, key=r.key, offset=r.offset, byte_size=r.byte_size),
+        )
+        for r in regions
+    ]
+
+
+async def _undo_trace(endpoint: Endpoint, request: Any) -> list[Undo]:
+    question = pb.TraceSettingRequest(model_name=request.model_name)
+    before = await ask(endpoint, "TraceSetting", question, pb.TraceSettingResponse)
+    back = pb.TraceSettingRequest(model_name=request.model_name)
+    for key in request.settings:
+        back.settings[key].value.extend(before.settings[key].value)
+    return [("TraceSetting", back)]
+
+
+async def _undo_log(endpoint: Endpoint, request: Any) -> list[Undo]:
+    before = await ask(endpoint, "LogSettings", pb.LogSettingsRequest(), pb.LogSettingsResponse)
+    back = pb.LogSettingsRequest()
+    for key in request.settings:
+        back.settings[key].ParseFromString(before.settings[key].SerializeToString())
+    return [("LogSettings", back)]
+
+
+RPCS: Mapping[str, ControlRpc] = {
+    "RepositoryModelLoad": ControlRpc(
+        pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, "model_name", _undo_load
+    ),
+    "RepositoryModelUnload": ControlRpc(
+        pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, "model_name", _undo_unload
+    ),
+    "SystemSharedMemoryStatus": ControlRpc(
+        pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse, changes=False
+    ),
+    "SystemSharedMemoryRegister": ControlRpc(
+        pb.SystemSharedMemoryRegisterRequest, pb.SystemSharedMemoryRegisterResponse, "", _undo_system_register
+    ),
+    "SystemSharedMemoryUnregister": ControlRpc(
+        pb.SystemSharedMemoryUnregisterRequest, pb.SystemSharedMemoryUnregisterResponse, "", _undo_system_unregister
+    ),
+    "CudaSharedMemoryStatus": ControlRpc(
+        pb.CudaSharedMemoryStatusRequest, pb.CudaSharedMemoryStatusResponse, changes=False
+    ),
+    "CudaSharedMemoryRegister": ControlRpc(
+        pb.CudaSharedMemoryRegisterRequest, pb.CudaSharedMemoryRegisterResponse, "", _undo_cuda_register
+    ),
+    # The handle of a CUDA region can't be read back, so unregistering can't be undone.
+    "CudaSharedMemoryUnregister": ControlRpc(
+        pb.CudaSharedMemoryUnregisterRequest, pb.CudaSharedMemoryUnregisterResponse
+    ),
+    "TraceSetting": ControlRpc(pb.TraceSettingRequest, pb.TraceSettingResponse, "model_name", _undo_trace),
+    "LogSettings": ControlRpc(pb.LogSettingsRequest, pb.LogSettingsResponse, "", _undo_log),
+}
+
+
+class Control:
+    """Carries them out."""
+
+    def __init__(self, inference: Inference, policy: ControlPolicy) -> None:
+        self._inference = inference
+        self._policy = policy
+        self._one_at_a_time = asyncio.Lock()  # two changes at once could undo each other
+
+    async def call(self, method: str, request: Any, *, metadata: Metadata, peer: str) -> Any:
+        """Carry out one RPC and return the first endpoint's answer.
+
+        :raises ControlRefused: if the caller may not.
+        :raises BadRequest: if the model named is public, or the upstream can't be told.
+        :raises NoTarget: if an endpoint can't be reached; then nothing was changed.
+        :raises UpstreamFailed: as an endpoint refused.
+        """
+        self._check_allowed(method, peer)
+        rpc = RPCS[method]
+        model = getattr(request, rpc.model_field) if rpc.model_field else ""
+        endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
+        async with self._one_at_a_time:
+            await self._check_reachable(method, endpoints)
+            return await self._apply(method, rpc, request, endpoints)
+
+    def _check_allowed(self, method: str, peer: str) -> None:
+        if self._policy is ControlPolicy.ALL or (self._policy is ControlPolicy.LOOPBACK and is_loopback(peer)):
+            return
+        raise ControlRefused(
+            f"{method} may not be called from here: server.control is '{self._policy.value}' in the gateway's config; "
+            "'all' would allow it from everywhere, 'loopback' from the gateway's own host"
+        )
+
+    def _endpoints(self, method: str, model: str, upstream: str) -> Sequence[Endpoint]:
+        topology = self._inference.topology
+        if model in topology.routes.public:
+            names = ", ".join(variant.model for variant in topology.routes.public[model].variants)
+            raise BadRequest(f"'{model}' is a public model; {method} takes a Triton model's own name: {names}")
+        if upstream:
+            if upstream not in topology.pools:
+                raise BadRequest(f"{UPSTREAM_KEY}: no upstream '{upstream}'; known: {', '.join(topology.pools)}")
+            return topology.pools[upstream].endpoints
+        route = topology.routes.lookup(model) if model else None
+        if route is not None:
+            names_of = dict.fromkeys(variant.upstream for variant in route.variants)
+            return [endpoint for name in names_of for endpoint in topology.pools[name].endpoints]
+        if model and len(topology.pools) > 1:
+            raise BadRequest(
+                f"no variant uses model '{model}': name an upstream in the metadata key {UPSTREAM_KEY}; "
+                f"known: {', '.join(topology.pools)}"
+            )
+        return [endpoint for pool in topology.pools.values() for endpoint in pool.endpoints]
+
+    async def _check_reachable(self, method: str, endpoints: Sequence[Endpoint]) -> None:
+        asked = [ask(e, "ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse, timeout=2.0) for e in endpoints]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        dead = [e for e, result in zip(endpoints, results, strict=True) if isinstance(result, CallFailed)]
+        if dead:
+            names = ", ".join(f"{e.upstream}/{e.address}" for e in dead)
+            raise NoTarget(
+                f"{method} reaches every endpoint or none, and {names} can't be reached; nothing was changed. "
+                f"The metadata key {UPSTREAM_KEY} chooses one upstream."
+            )
+
+    async def _apply(self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint]) -> Any:
+        undos = await self._how_to_undo(rpc, request, endpoints)
+        asked = [ask(endpoint, method, request, rpc.answer, timeout=None) for endpoint in endpoints]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, CallFailed)]
+        if not failures:
+            return results[0]
+        done = [(e, u) for e, u, result in zip(endpoints, undos, results, strict=True) if not _failed(result)]
+        error = as_error(failures[0])
+        if done and rpc.changes:
+            left = await self._undo(done)
+            outcome = f"could not be undone on {', '.join(left)}" if left else "was undone on the others"
+            error = UpstreamFailed(error.code, f"{error.text} ({method} {outcome})", error.trailers)
+        raise error
+
+    async def _how_to_undo(self, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint]) -> list[list[Undo]]:
+        if rpc.undo is None or len(endpoints) == 1:
+            return [[] for _ in endpoints]
+        try:
+            return list(await asyncio.gather(*(rpc.undo(endpoint, request) for endpoint in endpoints)))
+        except CallFailed as failure:
+            raise as_error(failure) from failure
+
+    async def _undo(self, done: Sequence[tuple[Endpoint, Sequence[Undo]]]) -> list[str]:
+        """Put endpoints back; answers the names of those where that was not possible."""
+        left = []
+        for endpoint, steps in done:
+            undone = bool(steps)
+            for method, request in steps:
+                try:
+                    await ask(endpoint, method, request, RPCS[method].answer)
+                except CallFailed:
+                    undone = False
+            if not undone:
+                left.append(f"{endpoint.upstream}/{endpoint.address}")
+        return left
+
+
+def _failed(result: Any) -> bool:
+    return isinstance(result, BaseException)

@@ -1,0 +1,110 @@
+"""The V2 service, `inference.GRPCInferenceService`: convert, call the one object that knows, convert back.
+
+Inference methods are registered without serializers: their bodies stay bytes all the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.infer.models import Models
+from gateway.infer.streams import StreamLimits
+from gateway.server.calls import CallLimits, Context, request_from, with_errors
+from gateway.server.catalogue import Catalogue
+from gateway.server.control import RPCS, Control
+
+SERVICE_NAME = "inference.GRPCInferenceService"
+
+
+@dataclass(frozen=True, slots=True)
+class V2Service:
+    """All 20 RPCs."""
+
+    models: Models
+    catalogue: Catalogue
+    control: Control
+    is_ready: Callable[[], bool]
+    limits: CallLimits
+    stream_limits: StreamLimits
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """For `server.add_generic_rpc_handlers`."""
+        methods = {
+            "ServerLive": _typed(self._server_live, pb.ServerLiveRequest),
+            "ServerReady": _typed(self._server_ready, pb.ServerReadyRequest),
+            "ModelReady": _typed(self._model_ready, pb.ModelReadyRequest),
+            "ServerMetadata": _typed(self._server_metadata, pb.ServerMetadataRequest),
+            "ModelMetadata": _typed(self._model_metadata, pb.ModelMetadataRequest),
+            "ModelConfig": _typed(self._model_config, pb.ModelConfigRequest),
+            "ModelStatistics": _typed(self._model_statistics, pb.ModelStatisticsRequest),
+            "RepositoryIndex": _typed(self._repository_index, pb.RepositoryIndexRequest),
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(with_errors(self._model_infer)),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(with_errors(self._model_stream_infer)),
+        }
+        for name, rpc in RPCS.items():
+            methods[name] = _typed(self._controlled(name), rpc.request)
+        return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
+
+    # Inference
+
+    async def _model_infer(self, body: bytes, context: Context) -> bytes:
+        reply = await self.models.infer(request_from(context, body, "ModelInfer", self.limits))
+        if reply.initial:
+            await context.send_initial_metadata(tuple(reply.initial))
+        context.set_trailing_metadata(tuple(reply.trailing))
+        return reply.body
+
+    async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        opening = request_from(context, b"", "ModelStreamInfer", self.limits)
+        session = self.models.stream(opening, context.write, self.stream_limits)
+        await session.run(requests)
+        context.set_trailing_metadata(session.trailing_metadata())
+
+    # The server
+
+    async def _server_live(self, request: Any, context: Context) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, request: Any, context: Context) -> Any:
+        return pb.ServerReadyResponse(ready=self.is_ready())
+
+    async def _server_metadata(self, request: Any, context: Context) -> Any:
+        return await self.catalogue.server_metadata()
+
+    # Models
+
+    async def _model_ready(self, request: Any, context: Context) -> Any:
+        return pb.ModelReadyResponse(ready=await self.catalogue.model_ready(request.name, request.version))
+
+    async def _model_metadata(self, request: Any, context: Context) -> Any:
+        return await self.catalogue.model_metadata(request.name, request.version)
+
+    async def _model_config(self, request: Any, context: Context) -> Any:
+        return await self.catalogue.model_config(request.name, request.version)
+
+    async def _model_statistics(self, request: Any, context: Context) -> Any:
+        return await self.catalogue.model_statistics(request.name, request.version)
+
+    async def _repository_index(self, request: Any, context: Context) -> Any:
+        return await self.catalogue.repository_index(request)
+
+    def _controlled(self, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            metadata = tuple(context.invocation_metadata() or ())
+            return await self.control.call(method, request, metadata=metadata, peer=context.peer())
+
+        return call
+
+
+def _typed(handler: Callable[[Any, Context], Awaitable[Any]], request: type[Any]) -> grpc.RpcMethodHandler:
+    """A handler of protobuf messages (Any: their classes carry no types)."""
+    return grpc.unary_unary_rpc_method_handler(
+        with_errors(handler),
+        request_deserializer=request.FromString,
+        response_serializer=lambda answer: answer.SerializeToString(),
+    )

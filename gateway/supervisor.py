@@ -1,0 +1,236 @@
+"""I/O: several workers on one port. Starts them, replaces those that die, and answers the admin plane for all.
+
+Workers share the port by SO_REUSEPORT, the metrics directory, and the config file; nothing else. This process serves no
+gRPC. It asks each worker's own admin plane, over a socket in the runtime directory, how it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+
+from gateway.admin import Admin
+from gateway.app import Place
+from gateway.config import Config, split_address
+from gateway.server.grpcio import CannotServe
+from gateway.telemetry.metrics import Scrape, SharedDirectory, prepare_directory, worker_ended
+
+_log = logging.getLogger(__name__)
+
+WORKER_VARIABLE = "GATEWAY_WORKER"
+"""Environment variable by which a worker is told its slot, directory and address, as JSON. Internal."""
+
+_POLL_SECONDS = 0.5
+_YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
+_FAILED_STARTS = 5  # in a row, over all slots, before the supervisor gives up
+_MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
+
+
+class CrashLoop(Exception):
+    """Workers die as soon as they are started."""
+
+
+def place_from(environ: Mapping[str, str]) -> Place | None:
+    """The place of a worker that a supervisor started; None for a process that is alone."""
+    given = environ.get(WORKER_VARIABLE)
+    if given is None:
+        return None
+    told = json.loads(given)
+    runtime = Path(told["runtime"])
+    return Place(
+        admin_listen=f"unix:{_socket(runtime, told['slot'])}",
+        shared=SharedDirectory(runtime / "metrics", told["slot"]),
+        shared_listen=told["listen"],
+    )
+
+
+def _socket(runtime: Path, slot: str) -> Path:
+    return runtime / f"worker-{slot}.sock"
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One slot: the process in it, and what it last said."""
+
+    slot: str
+    process: asyncio.subprocess.Process | None = None
+    started: float = 0.0
+    ready: bool = False
+    reasons: Sequence[str] = ("starting",)
+    state: Mapping[str, object] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Runs the workers until told to stop."""
+
+    def __init__(self, config: Config, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        """command: starts one worker, given WORKER_VARIABLE in its environment."""
+        self._config = config
+        self._command = command
+        self._environ = environ
+        self._workers = [_Worker(str(number)) for number in range(config.workers)]
+        self._stopping = asyncio.Event()
+        self._failed_starts = 0
+        self._runtime = Path()
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT; then every worker drains. The exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._signal_all, signal.SIGHUP)
+        self._runtime = Path(tempfile.mkdtemp(prefix="inference-gateway-"))
+        try:
+            prepare_directory(self._runtime / "metrics")
+            with reserve(self._config.listen) as address:
+                scrape = Scrape.of_directory(self._runtime / "metrics")
+                async with Admin(self, self._config.admin.listen, scrape.render) as admin:
+                    _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
+                    return await self._run_workers(address)
+        finally:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+
+    async def _run_workers(self, address: str) -> int:
+        keeping = [asyncio.ensure_future(self._keep(worker, address)) for worker in self._workers]
+        polling = asyncio.ensure_future(self._poll())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        code = 0
+        try:
+            await asyncio.wait([stopping, *keeping], return_when=asyncio.FIRST_COMPLETED)
+            for task in keeping:
+                if task.done():
+                    await task
+        except CrashLoop as error:
+            _log.error("%s", error)
+            code = 1
+        finally:
+            polling.cancel()
+            stopping.cancel()
+            self._stopping.set()
+            await self._stop_workers()
+            await asyncio.gather(*keeping, polling, stopping, return_exceptions=True)
+        return code
+
+    async def _keep(self, worker: _Worker, address: str) -> None:
+        """Keep a process in a slot until the end.
+
+        :raises CrashLoop: if workers can't be started.
+        """
+        pause = 0.1
+        while not self._stopping.is_set():
+            await self._start(worker, address)
+            assert worker.process is not None  # noqa: S101  (just started)
+            code = await worker.process.wait()
+            worker.ready, worker.reasons = False, ("ended",)
+            worker_ended(SharedDirectory(self._runtime / "metrics", worker.slot))
+            if self._stopping.is_set():
+                return
+            young = time.monotonic() - worker.started < _YOUNG_SECONDS
+            self._failed_starts = self._failed_starts + 1 if young else 0
+            pause = min(pause * 2, 5.0) if young else 0.1
+            if self._failed_starts >= _FAILED_STARTS:
+                raise CrashLoop(f"{_FAILED_STARTS} workers in a row ended as soon as they were started; giving up")
+            _log.error("worker %s ended with code %s; starting another in %g s", worker.slot, code, pause)
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+
+    async def _start(self, worker: _Worker, address: str) -> None:
+        told = json.dumps({"slot": worker.slot, "runtime": str(self._runtime), "listen": address})
+        worker.process = await asyncio.create_subprocess_exec(
+            *self._command, env={**self._environ, WORKER_VARIABLE: told}, stdin=asyncio.subprocess.DEVNULL
+        )
+        worker.started = time.monotonic()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for worker in self._workers:
+            if worker.process is not None and worker.process.returncode is None:
+                worker.process.send_signal(number)
+
+    async def _stop_workers(self) -> None:
+        self._signal_all(signal.SIGTERM)
+        server = self._config.server
+        waits = [asyncio.ensure_future(w.process.wait()) for w in self._workers if w.process is not None]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=server.drain_delay + server.drain + _MARGIN_SECONDS)
+            if late:
+                _log.error("%d workers did not end in time and are killed", len(late))
+                self._signal_all(signal.SIGKILL)
+
+    # What the admin plane shows
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.gather(*map(self._ask, self._workers))
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _ask(self, worker: _Worker) -> None:
+        connector = aiohttp.UnixConnector(str(_socket(self._runtime, worker.slot)))
+        timeout = aiohttp.ClientTimeout(total=2.0)
+        try:
+            async with aiohttp.ClientSession("http://worker", connector=connector, timeout=timeout) as session:
+                async with session.get("/readyz") as answer:
+                    told = await answer.json()
+                    worker.ready, worker.reasons = told["ready"], told["reasons"]
+                async with session.get("/state") as answer:
+                    worker.state = await answer.json()
+                async with session.get("/config") as answer:
+                    worker.config = await answer.json()
+        except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as error:
+            worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)
+
+    def is_live(self) -> bool:
+        return True
+
+    def readiness(self) -> tuple[bool, Sequence[str]]:
+        if self._stopping.is_set():
+            return False, ["draining"]
+        reasons = [f"worker {w.slot}: {reason}" for w in self._workers if not w.ready for reason in w.reasons]
+        return not reasons, reasons
+
+    def state(self) -> Mapping[str, object]:
+        return {"ready": self.readiness()[0], "workers": {worker.slot: worker.state for worker in self._workers}}
+
+    def config(self) -> Mapping[str, object]:
+        return {"workers": {worker.slot: worker.config for worker in self._workers}}
+
+
+@contextlib.contextmanager
+def reserve(listen: str) -> Iterator[str]:
+    """Hold a port for workers to share, without listening on it.
+
+    :raises CannotServe: if somebody else has it. Sharing alone would not tell: it would split the calls with them.
+    """
+    host, port = split_address(listen)
+    family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe, socket.socket(family, socket.SOCK_STREAM) as held:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            taken = probe.getsockname()[1]
+            probe.close()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind((place[0], taken, *place[2:]))
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with --listen"
+            ) from error
+        yield f"{listen.rpartition(':')[0]}:{taken}"
+
+
+def worker_command() -> list[str]:
+    """The command line of this process, for its workers."""
+    return [sys.executable, "-m", "gateway", *sys.argv[1:]]

@@ -1,0 +1,54 @@
+"""I/O: one worker process from its start to its drained end: event loop, signals, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import uvloop
+
+from gateway.app import Gateway, Place
+from gateway.config import Loaded
+
+_log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def run(main: Coroutine[Any, Any, int]) -> int:
+    """Run an asynchronous command on uvloop and return its exit code."""
+    return uvloop.run(main)  # type: ignore[no-any-return]
+
+
+async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> int:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process without waiting."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stopped() -> None:
+        if stop.is_set():
+            _log.warning("told to stop twice: ending now")
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped)
+    async with Gateway(loaded, load, environ, place) as gateway:
+        loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+        await stop.wait()
+        await gateway.drain()
+    return 0
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent dies, so that no worker is left behind. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # it died before we asked
