@@ -49,7 +49,7 @@ class TritonDied(Exception):
 
 async def run(settings: DemoSettings) -> int:
     """Run the demo; the exit code. Errors that a user can mend are raised with a text that says how."""
-    console = Console(stderr=False, highlight=False)
+    console = Console(highlight=False)
     began = time.monotonic()
     stop = _stop_signals()
     built = await asyncio.to_thread(
@@ -104,7 +104,7 @@ async def _until_stopped(stop: asyncio.Event, triton: LocalTriton) -> None:
 async def _show(console: Console, address: str, photo: bytes) -> None:
     """Send the photo both ways and print what came back."""
     table = Table(title=f"A photo ({len(photo) / 1000:.0f} kB JPEG) sent to {address}", title_justify="left")
-    for heading in ("call", "labels", "variant", "model version", "time"):
+    for heading in ("call", "labels", "variant", "version", "ms"):
         table.add_column(heading)
     async with grpc.aio.insecure_channel(address) as channel:
         stub = classification_pb2_grpc.ClassificationServiceStub(channel)
@@ -113,24 +113,24 @@ async def _show(console: Console, address: str, photo: bytes) -> None:
         await stub.Classify(request)
         answer, took = await _timed(stub.Classify(request))
         served, timings = answer.served, answer.served.timings
-        parts = ", ".join(
-            f"{name} {getattr(timings, name).ToNanoseconds() / 1e6:.1f}"
-            for name in ("preprocess", "model", "postprocess")
+        parts = "\n".join(
+            f"{shown} {getattr(timings, name).ToNanoseconds() / 1e6:.1f}"
+            for name, shown in (("preprocess", "decode"), ("model", "model"), ("postprocess", "top-k"))
         )
         table.add_row(
-            f"typed API: Classify({_PIPELINE}, JPEG)",
+            f"typed API\nClassify\n{_PIPELINE}",
             "\n".join(f"{label.name} {label.score:.2f}" for label in answer.labels),
             served.variant,
             served.model_version,
-            f"{took * 1e3:.1f} ms ({parts})",
+            f"{took * 1e3:.1f}\n{parts}",
         )
     scores, trailers, took = await asyncio.to_thread(_by_tritonclient, address, _pixels(photo))
     table.add_row(
-        f"tritonclient: infer({_MODEL}, FP32 tensor)",
+        f"tritonclient\ninfer, FP32 tensor\n{_MODEL}",
         "\n".join(scores),
         trailers.get("gateway-variant", ""),
         trailers.get("gateway-model-version", ""),
-        f"{took * 1e3:.1f} ms",
+        f"{took * 1e3:.1f}",
     )
     console.print(table)
     console.print(f"[dim]answered by {served.endpoint}, attempts: {served.attempts}[/]\n")
@@ -173,7 +173,7 @@ def _by_tritonclient(address: str, pixels: np.ndarray[Any, Any]) -> tuple[list[s
         body, call = method.with_call(build_request(_MODEL, {"image": pixels}), timeout=10)
         parse_response(body)
         trailers = {key: value for key, value in call.trailing_metadata() if isinstance(value, str)}
-    return [f"{name} (logit {float(score):.2f})" for score, _, name in rows], trailers, took
+    return [f"{name} {float(score):.2f}" for score, _, name in rows], trailers, took
 
 
 def _say_what_to_try(console: Console, gateway: Gateway) -> None:
