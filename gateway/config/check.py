@@ -31,13 +31,17 @@ class Names:
 
     upstreams: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]  # by public model
+    used: frozenset[str]  # upstreams that some variant names
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Names:
         models = _mapping(data.get("models"))
+        variants = {name: _mapping(_mapping(model).get("variants")) for name, model in models.items()}
+        named = [_mapping(variant).get("upstream") for each in variants.values() for variant in each.values()]
         return cls(
-            tuple(_mapping(data.get("upstreams"))),
-            {name: tuple(_mapping(_mapping(model).get("variants"))) for name, model in models.items()},
+            upstreams=tuple(_mapping(data.get("upstreams"))),
+            variants={name: tuple(each) for name, each in variants.items()},
+            used=frozenset(name for name in named if isinstance(name, str)),
         )
 
 
@@ -49,7 +53,7 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
     """All problems between the fields of `config`."""
     yield from _listening(config)
     yield from _deadlines(config)
-    yield from _upstreams(config)
+    yield from _upstreams(config, names)
     yield from _direct(config, names)
     for name, model in config.models.items():
         yield from _variants(("models", name), model, names)
@@ -89,15 +93,14 @@ def _deadlines(config: Config) -> Iterator[Problem]:
         yield Problem(("server", "default_deadline"), wrong, f"at most {duration_text(most)}")
 
 
-def _upstreams(config: Config) -> Iterator[Problem]:
-    used = {variant.upstream for model in config.models.values() for variant in (model.variants or {}).values()}
+def _upstreams(config: Config, names: Names) -> Iterator[Problem]:
     for name, upstream in config.upstreams.items():
         first: dict[str, int] = {}
         for index, endpoint in enumerate(upstream.endpoints):
             if first.setdefault(endpoint.lower(), index) != index:
                 path = ("upstreams", name, "endpoints", index)
                 yield Problem(path, f"'{endpoint}' is listed twice", "each endpoint once")
-        if name not in used and config.direct.models != "all":
+        if name not in names.used and config.direct.models != "all":
             yield Problem(("upstreams", name), "no variant uses it", "", Severity.WARNING)
 
 

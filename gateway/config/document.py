@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.config import words
@@ -12,6 +13,8 @@ from gateway.config.load import OVERRIDES
 from gateway.config.schema import json_schema
 from gateway.config.text import MAX_BYTES, MAX_DEPTH, MAX_VALUES, plain
 from gateway.config.units import MIB, duration_text, size_text
+from gateway.stages import Step
+from gateway.stages.catalogue import SHIPPED
 
 _INTRO = f"""\
 # Configuration
@@ -51,13 +54,20 @@ Traces are set up by OpenTelemetry's standard `OTEL_*` variables.
 The file is looked at once a second, as are the files that it names, and read on SIGHUP at once. A change counts when
 it has stayed the same for two looks, so a file that is being written is not read half. A symbolic link that turns, as
 Kubernetes does it for a mounted ConfigMap, is a change. The new file is validated whole. If it is good, it is taken
-over at once for new calls, and calls in flight end as they began. If it is not, the old one stays, and the findings are in
-the log, in the metrics and at `/config`. These take effect with a restart only, and a notice says so: `listen`,
+over at once for new calls, and calls in flight end as they began. If it is not, the old one stays, and the findings are
+in the log, in the metrics and at `/config`. These take effect with a restart only, and a notice says so: `listen`,
 `admin.listen`, `workers`, `transport`, `server.max_message_bytes`.
 
 ## Keys
 
 A name in `<angle brackets>` is yours to choose.
+"""
+
+
+_STEPS = """\
+## Steps
+
+What a pipeline's `steps` may name, with the parameters below `with`.
 """
 
 
@@ -70,35 +80,58 @@ def reference() -> str:
     """docs/configuration.md."""
     root = json_schema()
     overrides = [f"| `{dotted(path)}` | `{names[0]}` | `{names[1]}` |" for path, names in OVERRIDES.items()]
-    sections = "\n".join(line for line in _section("", root, root))
-    return _INTRO + "\n".join(overrides) + "\n" + _VARIABLES + "\n" + sections.rstrip() + "\n"
+    keys = [line for section in _sections(root) for line in _page(section, root)]
+    steps = [line for name, step in SHIPPED.items() for line in _step(name, step)]
+    return "\n".join([_INTRO + "\n".join(overrides), _VARIABLES, *keys, _STEPS, *steps]).rstrip() + "\n"
 
 
-def _section(at: str, node: words.Node, root: words.Node) -> Iterator[str]:
-    """The table of one mapping, and then of those in it."""
-    yield f"### {at or 'The file'}"
-    yield ""
-    # The field's own description is in the table above it; what the section says of itself may be longer.
-    for choice in words.alternatives(node, root):
-        described = root["$defs"].get(choice.get("title", ""), choice).get("description", "")
-        if described:
-            yield f"{_prose(described)}"
-            yield ""
+@dataclass(frozen=True)
+class _Section:
+    """One kind of mapping, and everywhere that it stands."""
+
+    node: words.Node
+    paths: list[str] = field(default_factory=list)
+
+
+def _sections(root: words.Node) -> list[_Section]:
+    """All mappings with keys of their own, in the order of the file, outer ones first."""
+    found: dict[str, _Section] = {}
+
+    def visit(path: str, node: words.Node) -> None:
+        section = found.setdefault(node["title"], _Section(node))
+        section.paths.append(path)
+        for key, child in node["properties"].items():
+            for deeper_path, deeper in _deeper(f"{path}.{key}" if path else key, child, root):
+                visit(deeper_path, deeper)
+
+    visit("", root)
+    return list(found.values())
+
+
+def _page(section: _Section, root: words.Node) -> Iterator[str]:
+    """The heading, the words and the table of one section."""
+    node = section.node
+    own = root["$defs"].get(node["title"], node)  # beside a `$ref` stands what one field says of it
+    yield f"### {' and '.join(f'`{path}`' if path else 'The file' for path in section.paths)}"
+    yield f"\n{_prose(own['description'])}\n"
+    yield from _table(node, root)
+
+
+def _table(node: words.Node, root: words.Node) -> Iterator[str]:
     yield "| key | type | range | default | what for |"
     yield "| --- | --- | --- | --- | --- |"
-    deeper: list[tuple[str, words.Node]] = []
-    for key, required, child in _fields(node, root):
-        yield _row(key, child, required, root)
-        deeper += _deeper(f"{at}.{key}" if at else key, child, root)
+    for key, child in node["properties"].items():
+        yield _row(key, child, key in node.get("required", ()), root)
     yield ""
-    for path, child in deeper:
-        yield from _section(path, child, root)
 
 
-def _fields(node: words.Node, root: words.Node) -> Iterator[tuple[str, bool, words.Node]]:
-    for choice in words.alternatives(node, root):
-        for key, child in choice.get("properties", {}).items():
-            yield key, key in choice.get("required", ()), child
+def _step(name: str, step: type[Step[Any]]) -> Iterator[str]:
+    """What a shipped step does, and its parameters."""
+    yield f"### `{name}`"
+    yield f"\n{_prose((step.__doc__ or '').partition(chr(10) * 2)[0])}\n"
+    parameters = step.params_type.model_json_schema()
+    if parameters.get("properties"):
+        yield from _table(parameters, parameters)
 
 
 def _row(key: str, node: words.Node, required: bool, root: words.Node) -> str:
@@ -121,7 +154,7 @@ def _own(node: words.Node, root: words.Node) -> words.Node:
 
 
 def _default(node: words.Node, resolved: words.Node, root: words.Node) -> str:
-    if "default" not in node or node["default"] is None or node["default"] == "":
+    if node.get("default") in (None, "", []) or isinstance(node["default"], dict):  # a section has its own table
         return "–"
     value, kind = node["default"], words.kind(resolved, root)
     if kind == "duration":

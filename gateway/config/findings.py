@@ -37,7 +37,9 @@ class Finding:
         grade = "" if self.severity is Severity.ERROR else f"{self.severity.value}: "
         key = f"{self.key}: " if self.key else ""
         right = f"; {self.right}" if self.right else ""
-        return f"{where}: {grade}{key}{self.wrong}{right}"
+        text = f"{where}: {grade}{key}{self.wrong}{right}"
+        # Names and paths are whatever somebody wrote; what a terminal would obey is shown escaped.
+        return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class ConfigError(Exception):

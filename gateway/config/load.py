@@ -251,10 +251,12 @@ class _Loader:
         if kind == "missing":
             wrong = "is missing"
         elif kind == "extra_forbidden":
-            wrong, right = f"unknown key '{path[-1]}'", known(words.keys_at(path[:-1], schema), str(path[-1]))
+            wrong, right = f"unknown key {show(path[-1])}", known(words.keys_at(path[:-1], schema), str(path[-1]))
         elif error["loc"][-1] == "[key]":
             wrong, right = "cannot be a name here", words.expected_key(path[:-1], schema)
         elif kind in ("too_short", "too_long"):
+            if context["actual_length"] != len(error["input"]):
+                return  # only because entries were refused, each with a finding of its own
             wrong = f"has {context['actual_length']} entries"
         elif kind == "value_error":
             wrong, right = str(context["error"]), ""

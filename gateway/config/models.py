@@ -22,6 +22,7 @@ from gateway.config.units import MetadataKey, ModelName, Name, Number, Version, 
 from gateway.stages import PipelineSpec
 
 Scalar = bool | int | float | str
+_SCALAR_SCHEMA = {"type": ["string", "number", "boolean"], "x-kind": "value"}
 ParameterKey = Annotated[str, Field(min_length=1, max_length=200)]
 Weight = Annotated[Number, Field(ge=0, le=1_000_000)]
 
@@ -82,34 +83,25 @@ def _compiles(value: object) -> str:
     return value
 
 
-class Condition(Section):
-    """What one metadata or parameter value must be. Exactly one of the keys."""
+Value = Annotated[Scalar, PlainValidator(_scalar), WithJsonSchema(_SCALAR_SCHEMA)]
+Regex = Annotated[str, PlainValidator(_compiles), WithJsonSchema({"type": "string", "x-kind": "regular expression"})]
 
-    any_of: (
-        tuple[
-            Annotated[
-                Scalar,
-                PlainValidator(_scalar),
-                WithJsonSchema({"type": ["string", "number", "boolean"], "x-kind": "string, number, true or false"}),
-            ],
-            ...,
-        ]
-        | None
-    ) = Field(
+
+class Condition(Section):
+    """What one metadata or parameter value must be: a value, a list of values, or exactly one of these keys."""
+
+    any_of: tuple[Value, ...] | None = Field(
         default=None,
         min_length=1,
         max_length=1000,
-        description="The value is one of these. A scalar or a list in place of the mapping says the same. Metadata is "
-        'text, so there `1` and "1" are alike.',
+        description="The value is one of these. A value or a list in place of the mapping says the same. Values are "
+        'compared as text: `1` and `"1"` are alike, true is `true`.',
         examples=[["a", "b"]],
     )
     prefix: str | None = Field(
         default=None, min_length=1, max_length=1000, description="The value starts so.", examples=["team-"]
     )
-    regex: (
-        Annotated[str, PlainValidator(_compiles), WithJsonSchema({"type": "string", "x-kind": "regular expression"})]
-        | None
-    ) = Field(
+    regex: Regex | None = Field(
         default=None,
         description="The whole value matches this Python regular expression of at most 1000 characters. A value of "
         "more than 1024 never does. A pattern with nested repetition can be slow on some values.",
@@ -134,10 +126,13 @@ class Condition(Section):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        full = handler.resolve_ref_schema(handler(schema))
-        scalar = {"type": ["string", "number", "boolean"]}
-        full["x-shorthand"] = [scalar, {"type": "array", "items": scalar, "minItems": 1}]
-        return full
+        reference = handler(schema)
+        full = handler.resolve_ref_schema(reference)
+        # The mapping is one of three forms, so that editors take the other two as well.
+        section = {**full}
+        del full["type"], full["properties"], full["additionalProperties"]
+        full["anyOf"] = [_SCALAR_SCHEMA, {"type": "array", "items": _SCALAR_SCHEMA, "minItems": 1}, section]
+        return reference
 
 
 class Match(Section):

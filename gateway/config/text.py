@@ -103,10 +103,10 @@ class _Builder:
                 break
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
-                raise _Stop(event.start_mark.line + 1, "a second document starts here", "one document per file")
+                raise _Stop(_line(event), "a second document starts here", "one document per file")
 
     def _value(self, event: Any, path: Path) -> Any:
-        line = event.start_mark.line + 1
+        line = _line(event)
         self._out.lines.setdefault(path, line)
         self._count(line)
         if isinstance(event, yaml.AliasEvent):
@@ -145,7 +145,8 @@ class _Builder:
         if _SURROGATE.search(event.value):
             self._wrong(line, path, "has half of a surrogate pair", "the character itself")
             return ""
-        return event.value if event.style is not None else plain(event.value)
+        is_text = event.style is not None or event.tag == "!"
+        return event.value if is_text else plain(event.value)
 
     def _list(self, path: Path) -> list[Any]:
         items: list[Any] = []
@@ -156,7 +157,7 @@ class _Builder:
     def _mapping(self, path: Path) -> dict[str, Any]:
         pairs: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            line = event.start_mark.line + 1
+            line = _line(event)
             if not isinstance(event, yaml.ScalarEvent):
                 raise _Stop(line, "a key is not plain text")
             key, merge = event.value, event.value == "<<" and event.style is None
@@ -177,6 +178,10 @@ class _Builder:
 
     def _wrong(self, line: int, path: Path, wrong: str, right: str) -> None:
         self._out.findings.append(Finding(self._source, line, dotted(path), wrong, right))
+
+
+def _line(event: Any) -> int:
+    return 1 + int(event.start_mark.line)
 
 
 def plain(text: str) -> Any:

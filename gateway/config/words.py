@@ -94,19 +94,26 @@ def bounds(node: Node, root: Node) -> str:
 def _bounds(node: Node) -> str:
     if "x-range" in node:
         return str(node["x-range"])
-    for low, high, unit in (
-        ("minimum", "maximum", ""),
-        ("minItems", "maxItems", " entries"),
-        ("minProperties", "maxProperties", " entries"),
-        ("minLength", "maxLength", " characters"),
+    if "exclusiveMinimum" in node:
+        return f"above {node['exclusiveMinimum']:g}"
+    for limits, unit in (
+        ("minimum maximum", ""),
+        ("minItems maxItems", " entries"),
+        ("minProperties maxProperties", " entries"),
+        ("minLength maxLength", " characters"),
     ):
-        if low in node and high in node:
-            return f"{node[low]:,} to {node[high]:,}{unit}".replace(",", "")
-        if low in node:
-            return f"at least {node[low]}{unit}"
-        if high in node:
-            return f"at most {node[high]}{unit}"
+        low, high = map(node.get, limits.split())
+        if low is not None or high is not None:
+            return _span(low, high) + unit
     return ""
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"{low} or more"
+    if low is None:
+        return f"at most {high}"
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def expected(path: Iterable[str | int], root: Node) -> str:
