@@ -1,9 +1,9 @@
-# Two commands: `make run` (the demo, real input to real answer) and `make test`. Each does its own set-up.
+# Two commands: `make run` (real input to real answer) and `make test`. Each does its own set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test setup check clean
+.PHONY: run test check setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -11,10 +11,20 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest
 
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard protos/gateway/v1/*.proto)
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip==26.3
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[local,dev]'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[local,dev]'
 	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis gateway/v1
