@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def test_what_is_current_is_not_built_again(empty_repository: Path) -> None:
     assert build([MODEL], empty_repository) == [MODEL]
     assert build([MODEL], empty_repository) == []
     assert build([MODEL], empty_repository, force=True) == [MODEL]
+
+
+def test_of_several_builders_at_once_one_builds_and_the_others_wait(empty_repository: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        built = list(pool.map(lambda _: build([MODEL], empty_repository), range(4)))
+    assert sorted(built) == [[], [], [], [MODEL]]
+    assert state_of(find(MODEL), empty_repository) is State.BUILT
 
 
 def _lose_the_weights(repository: Path) -> None:
