@@ -6,11 +6,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path as FilePath
 
 Path = tuple[str | int, ...]
 """Where a value stands: ("models", "imagenet", "rules", 0, "variant")."""
 
 _SHOWN = 60  # characters of a wrong value that a finding repeats: enough to recognise it, short enough to read
+_MOST = 500  # findings that are told; nobody reads more, and they go into logs and answers
 
 
 class Severity(Enum):
@@ -45,8 +47,14 @@ class Finding:
 class ConfigError(Exception):
     """A config that cannot be used; `findings` says why, all at once, in the order of lines."""
 
-    def __init__(self, findings: Iterable[Finding]) -> None:
-        self.findings = in_order(findings)
+    def __init__(self, findings: Iterable[Finding], files: Iterable[FilePath] = ()) -> None:
+        """files: all that the config names, as far as it was understood; putting one of them right may be enough."""
+        ordered = in_order(findings)
+        self.findings = ordered[:_MOST]
+        if len(ordered) > _MOST:
+            last = ordered[-1]
+            self.findings += (Finding(last.source, last.line, "", f"and {len(ordered) - _MOST} more, up to here", ""),)
+        self.files = tuple(files)
         super().__init__("\n".join(map(str, self.findings)))
 
 

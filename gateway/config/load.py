@@ -109,12 +109,10 @@ class _Loader:
     def loaded(self) -> Loaded:
         self.findings += self.document.findings
         config = self._config()
+        files = (*(() if self.file is None else (self.file,)), *self.read)
         if config is None or any(finding.severity is Severity.ERROR for finding in self.findings):
-            raise ConfigError(self.findings)
-        own = () if self.file is None else (self.file,)
-        return Loaded(
-            config, self.source, self._digest(config), (*own, *self.read), in_order(self.findings), self.pipelines
-        )
+            raise ConfigError(self.findings, files)
+        return Loaded(config, self.source, self._digest(config), files, in_order(self.findings), self.pipelines)
 
     def _config(self) -> Config | None:
         data = self._mapping()
@@ -170,15 +168,12 @@ class _Loader:
         if not isinstance(value, str):
             return value
 
-        def variable(found: re.Match[str]) -> str:
-            name, default = found[1], found[2]
-            given = self.environ.get(name) or default
-            if given is None:
-                self._add(path, f"the environment has no {name}", f"set it, or write ${{{name}:-default}}")
-                return "unset:1"  # a valid endpoint, so that there is one finding and not two
-            return given
-
-        return _VARIABLE.sub(variable, value)
+        unset = [found[1] for found in _VARIABLE.finditer(value) if found[2] is None and not self.environ.get(found[1])]
+        for name in unset:
+            self._add(path, f"the environment has no {name}", f"set it, or write ${{{name}:-default}}")
+        if unset:
+            return f"unset-{path[-1]}:1"  # a valid endpoint like no other, so that nothing else is said about it
+        return _VARIABLE.sub(lambda found: self.environ.get(found[1]) or found[2], value)
 
     def _override(self, data: dict[str, Any]) -> None:
         for path, (variable, flag) in OVERRIDES.items():

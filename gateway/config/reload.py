@@ -45,7 +45,8 @@ class Tracker:
     """Decides when to read the files, and whether what was read is news."""
 
     def __init__(self, mark: Mark, digest: str) -> None:
-        self._read = mark  # what the files were when they were read last
+        """mark: what the files are now. They may have changed since `digest` was made, so they are read once more."""
+        self._read: Mark | None = None  # what the files were when they were read last
         self._seen = mark  # what they were when looked at last
         self._digest = digest
         self._refused = False
@@ -122,6 +123,7 @@ class Watcher:
             if self._tracker.is_due(mark, poked):
                 await self._take(await asyncio.to_thread(self._load), poked)
         except ConfigError as error:
+            self._files = error.files or self._files
             self._refuse(error.findings)
         except Exception as error:  # the edge: whatever a new config breaks, the old one goes on serving
             log.exception("a new config could not be taken over")

@@ -11,8 +11,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        validate_default=False,
         allow_inf_nan=False,
-        use_attribute_docstrings=False,
-        str_max_length=10_000,
+        str_max_length=10_000,  # a longer text is a mistake, and would be copied into every finding and state page
     )

@@ -29,7 +29,7 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 _TIMES = {"ms": MILLISECONDS, "s": SECONDS, "m": MINUTES, "h": HOURS}
 _SIZES = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "kB": 10**3, "MB": 10**6, "GB": 10**9}
-_QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z]*)")
+_QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([A-Za-z]*)", re.ASCII)
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]{1,100}")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
 

@@ -266,6 +266,18 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             "to this file's folder"
         ],
     ),
+    "half of mutual TLS": (
+        "upstreams: {cpu: {endpoints: [t:1], tls: {cert: gateway.yaml}}}\ndirect: {models: all}\n",
+        ["gateway.yaml:1: upstreams.cpu.tls: cert is given without key; both for mutual TLS, or neither"],
+    ),
+    "unset variables": (
+        "upstreams: {cpu: {endpoints: ['${A}:${B}', '${A}']}}\ndirect: {models: all}\n",
+        [
+            "gateway.yaml:1: upstreams.cpu.endpoints[0]: the environment has no A; set it, or write ${A:-default}",
+            "gateway.yaml:1: upstreams.cpu.endpoints[0]: the environment has no B; set it, or write ${B:-default}",
+            "gateway.yaml:1: upstreams.cpu.endpoints[1]: the environment has no A; set it, or write ${A:-default}",
+        ],
+    ),
     "unset variable": (
         "upstreams: {cpu: {endpoints: ['${TRITON}']}}\ndirect: {models: all}\n",
         [
@@ -503,6 +515,12 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path, monkeypatch: py
         assert [str(each) for each in caught.value.findings] == [
             f"{shown}: cannot be read: {reason}; a readable YAML file"
         ]
+
+
+def test_a_file_full_of_mistakes_does_not_flood_the_log(file: Path) -> None:
+    found = findings(file, MODEL + "x: 1\n" * 1002)
+    assert len(found) == 501
+    assert found[-1] == "gateway.yaml:1008: and 502 more, up to here"
 
 
 def test_a_huge_file_is_not_read_whole(file: Path) -> None:

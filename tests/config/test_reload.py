@@ -261,4 +261,28 @@ async def test_run_looks_when_poked_and_ends_when_cancelled(file: Path) -> None:
 def test_a_touch_that_comes_back_is_no_reason_to_read() -> None:
     """Between two looks the file was another one; what counts is what it is now."""
     tracker = Tracker(("a",), "digest")
-    assert [tracker.is_due((mark,), poked=False) for mark in "abaabb"] == [False, False, False, False, False, True]
+    looks = [tracker.is_due((mark,), poked=False) for mark in "aabaabb"]
+    assert looks == [True, False, False, False, False, False, True]
+
+
+async def test_a_change_before_the_first_look_is_not_missed(file: Path) -> None:
+    """Between reading the config and watching it a gateway starts, which takes a while."""
+    ear = Ear()
+    first = load(file, {})
+    write(file, GOOD + "sequences: {most: 5}\n")
+    watching = Watcher(lambda: load(file, {}), first, ear.changed, ear.refused)
+    await watching.look()
+    assert ear.take() == ["changed"]
+
+
+async def test_a_missing_file_that_appears_is_enough(file: Path, tmp_path: Path) -> None:
+    """The config was refused for want of it, and need not be touched again."""
+    ear = Ear()
+    watching = watcher(file, ear)
+    write(file, GOOD.replace("[triton:8001]", "[triton:8001], tls: {ca: ca.pem}"))
+    await watching.look(poked=True)
+    assert ear.take()[0] == "refused"
+    write(tmp_path / "ca.pem", "here")
+    for _ in range(3):
+        await watching.look()
+    assert ear.take() == ["changed"]
