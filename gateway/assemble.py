@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from gateway.config import Config
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
-from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.routing import (
     AnyOf,
@@ -28,10 +26,10 @@ from gateway.routing import (
 )
 from gateway.routing.match import Test
 from gateway.types import Variant
+from gateway.upstream.channel import ChannelConnection, Tls, grpcio_channel
 from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
-from gateway.upstream.grpcio import GrpcioConnection, Tls
 from gateway.upstream.health import ProbeSettings
 
 
@@ -63,19 +61,13 @@ def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
 
 
 def _dial(upstream: Upstream, max_message_bytes: int) -> Callable[[str], Connection]:
-    tls = _tls(upstream.tls) if upstream.tls is not None else None
+    tls = upstream.tls
+    files = Tls(tls.ca, tls.cert, tls.key, tls.server_name) if tls is not None else None
 
     def dial(address: str) -> Connection:
-        return GrpcioConnection(address, max_message_bytes=max_message_bytes, tls=tls)
+        return ChannelConnection(grpcio_channel(address, max_message_bytes, files))
 
     return dial
-
-
-def _tls(tls: ConfigTls) -> Tls:
-    def content(path: str | None) -> bytes | None:
-        return Path(path).read_bytes() if path is not None else None
-
-    return Tls(content(tls.ca), content(tls.cert), content(tls.key), tls.server_name)
 
 
 def _route(name: str, model: Model) -> Route:

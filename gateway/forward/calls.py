@@ -105,14 +105,19 @@ class Call:
         return self._wire.text
 
     def debug_error_string(self) -> str:
-        return ""
+        """As C core's, in the one thing that can be told from it: did the status come from the server?"""
+        return "Error received from peer" if self._wire.from_server else ""
 
     # For the kinds
 
     def _error(self) -> Exception:
         wire = self._wire
         return grpc.aio.AioRpcError(  # type: ignore[no-any-return]
-            _STATUS_CODES[int(wire.code)], _metadata(wire.initial), _metadata(wire.trailing), wire.text
+            _STATUS_CODES[int(wire.code)],
+            _metadata(wire.initial),
+            _metadata(wire.trailing),
+            wire.text,
+            self.debug_error_string(),
         )
 
     def _raise_if_failed(self) -> None:

@@ -1,31 +1,31 @@
-"""I/O: a `Connection` on grpcio's asyncio channel. The only module here that imports grpc."""
+"""I/O: a `Connection` on an asyncio gRPC channel: grpcio's, or `forward`'s, which behaves as grpcio's does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, client_tls
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed
-
-Dial = Callable[[str], "GrpcioConnection"]
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM bytes for a TLS channel. `certificate` and `key` are the gateway's own, for mutual TLS."""
+    """PEM files for a TLS channel. `certificate` and `key` are the gateway's own, for mutual TLS."""
 
-    ca: bytes | None = None
-    certificate: bytes | None = None
-    key: bytes | None = None
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
     server_name: str | None = None
 
 
-def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    return [
+def grpcio_channel(address: str, max_message_bytes: int, tls: Tls | None) -> grpc.aio.Channel:
+    """raises: OSError if a file of `tls` can't be read."""
+    options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
         # Retrying is decided in `infer`, which knows variants; grpcio's own would hide attempts from telemetry.
@@ -39,27 +39,36 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
         # Channels with equal arguments share one connection in one process; pools count on their own.
         ("grpc.use_local_subchannel_pool", 1),
     ]
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    ca, key, certificate = (Path(f).read_bytes() if f else None for f in (tls.ca, tls.key, tls.certificate))
+    credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-class GrpcioConnection:
+def wire_channel(address: str, max_message_bytes: int, tls: Tls | None) -> WireChannel:
+    """raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
+    # No keepalive pings, as above; the probes ask every second and notice a connection that hangs.
+    limits = replace(UPSTREAM, message_bytes=max_message_bytes, keepalive_seconds=0.0)
+    context = client_tls(tls.ca, tls.certificate, tls.key) if tls else None
+    server_name = tls.server_name if tls else None
+    return WireChannel(address, ChannelOptions(limits=limits, tls=context, server_name=server_name))
+
+
+class ChannelConnection:
     """One channel to one address (`host:port`)."""
 
-    def __init__(self, address: str, *, max_message_bytes: int, tls: Tls | None = None) -> None:
-        options: list[tuple[str, Any]] = [*channel_options(max_message_bytes)]
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(address, options=options)
-        else:
-            if tls.server_name:
-                options.append(("grpc.ssl_target_name_override", tls.server_name))
-            credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
-            self._channel = grpc.aio.secure_channel(address, credentials, options=options)
+    def __init__(self, channel: grpc.aio.Channel | WireChannel) -> None:
+        self.channel = channel
         self._unary: dict[str, Any] = {}
 
     async def unary(self, path: str, body: bytes, metadata: Metadata, timeout: float | None) -> Answer:
         method = self._unary.get(path)
         if method is None:
             # Paths are the fixed set of V2 methods, so this does not grow.
-            method = self._unary[path] = self._channel.unary_unary(path)
+            method = self._unary[path] = self.channel.unary_unary(path)
         call = method(body, metadata=tuple(metadata), timeout=timeout)
         try:
             answer = await call
@@ -69,18 +78,18 @@ class GrpcioConnection:
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
 
-    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> GrpcioStream:
-        return GrpcioStream(self._channel.stream_stream(path)(metadata=tuple(metadata), timeout=timeout))
+    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> ChannelStream:
+        return ChannelStream(self.channel.stream_stream(path)(metadata=tuple(metadata), timeout=timeout))
 
     async def aclose(self) -> None:
-        await self._channel.close()
+        await self.channel.close(None)
 
 
-class GrpcioStream:
-    """A bidirectional call of grpcio."""
+class ChannelStream:
+    """A bidirectional call."""
 
     def __init__(self, call: Any) -> None:
-        self._call = call  # grpc.aio.StreamStreamCall; its stubs leave the message types open
+        self._call = call  # grpc.aio.StreamStreamCall or its like, whose message types are open
 
     async def write(self, body: bytes) -> None:
         try:
