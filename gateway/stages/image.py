@@ -1,4 +1,4 @@
-"""stages (pure): `decode_image`, from encoded pictures to a model's pixels. May use picture, step, numpy."""
+"""stages (pure): `decode_image`, from encoded pictures to a model's pixels. May use header, picture, step, numpy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 from annotated_types import Gt
 from pydantic import Field, model_validator
 
-from gateway.stages.picture import MOST_PIXELS, BadPicture, Fit, Header, decode, read_header
+from gateway.stages.header import BadPicture, Header, read_header
+from gateway.stages.picture import MOST_PIXELS, Fit, decode
 from gateway.stages.spec import Array, Tensors, TensorSpec
 from gateway.stages.step import BadTensor, Params, Read, RowStep
 

@@ -1,18 +1,15 @@
-"""stages (pure): one encoded picture, as bytes → its size, and its pixels. May use Pillow and numpy; knows no tensors.
+"""stages (pure): one encoded picture → its pixels. May use Pillow, numpy, header; knows no tensors.
 
-What a picture claims to be is read from its header by the few lines below, before Pillow sees it: a picture that is too
-large is refused while it is still small, and Pillow's own limits and warnings, which are global to the process, never
-come into play.
+Pillow sees only what `header` has passed, and never reads EXIF: some of its versions spend gigabytes on a hostile one,
+of a JPEG as soon as it is opened.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 import threading
 import warnings
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -20,22 +17,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from gateway.stages.header import BadPicture, Format, Header, strip_jpeg
+
 MOST_PIXELS = 89_000_000
 """What a limit on pixels can be at most: just below the size at which Pillow begins to warn (2^30 / 12 pixels)."""
 
-Format = Literal["JPEG", "PNG", "WebP"]
 _OPENERS: dict[Format, type[ImageFile.ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile}
 
 # `warnings.catch_warnings` swaps a list that is global to the process, so only one thread at a time may be inside.
 _quiet = threading.Lock()
-
-# Start-of-frame markers of JPEG (ITU-T T.81, table B.1): all of C0 to CF but DHT (C4), JPG (C8) and DAC (CC).
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # TEM, RST0 to RST7, SOI: markers with no length after them
-
-_MOST_SEGMENTS = (
-    10_000  # before the frame: an ICC profile and EXIF with previews take tens; bounds what hostile data costs
-)
 
 # EXIF orientation → what turns the stored picture upright.
 _T = Image.Transpose
@@ -48,89 +38,8 @@ _TURNS = {
     7: _T.TRANSVERSE,
     8: _T.ROTATE_90,
 }
-_ORIENTATION = 0x0112
 
-_MOST_ELONGATED = 4
-
-
-class BadPicture(Exception):
-    """These bytes cannot be used as a picture; the text says why and is fit for the caller."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a picture says it is: width and height in pixels, as stored (before EXIF rotation)."""
-
-    format: Format
-    width: int
-    height: int
-
-
-def read_header(data: bytes) -> Header:
-    """Read format and size without decoding anything.
-
-    raises:  BadPicture if it is not a JPEG, PNG or WebP, or its header is damaged.
-    source:  ITU-T T.81 B.2.2; PNG 3rd edition 11.2.2; RFC 9649 (WebP) 2.5 to 2.7.
-    """
-    if not data:
-        raise BadPicture("empty")
-    form: Format
-    if data.startswith(b"\xff\xd8\xff"):
-        form, size = "JPEG", _jpeg_size(data)
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        form, size = "PNG", _png_size(data)
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        form, size = "WebP", _webp_size(data)
-    else:
-        raise BadPicture(f"not a JPEG, PNG or WebP picture; it starts with {data[:8]!r}")
-    if size is None:
-        raise BadPicture(f"the {form} header is damaged or incomplete")
-    if 0 in size:
-        raise BadPicture(f"the {form} header says {size[0]}x{size[1]} pixels")
-    return Header(form, *size)
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    at = 2
-    for _ in range(_MOST_SEGMENTS):
-        at = data.find(0xFF, at)  # padding between segments is against the rules, and met in practice
-        if at < 0 or at + 9 > len(data):
-            return None
-        marker = data[at + 1]
-        if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
-        if marker in (0xD9, 0xDA):  # the end, or the first scan, and no frame before it
-            return None
-        if marker in (0x00, 0xFF):
-            at += 1
-        elif marker in _STANDALONE:
-            at += 2
-        else:
-            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-    return None
-
-
-def _png_size(data: bytes) -> tuple[int, int] | None:
-    if len(data) < 33 or data[12:16] != b"IHDR":
-        return None
-    width, height = struct.unpack_from(">II", data, 16)
-    return width, height
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    if len(data) < 30:
-        return None
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L" and data[20] == 0x2F:
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return width & 0x3FFF, height & 0x3FFF
-    return None
+_MOST_ELONGATED = 4  # long side to short side, of what is resized
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +61,11 @@ def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...],
     try:
         # Pillow documents no closed set of what damaged data makes it raise; nothing but Pillow runs in here.
         with _open(data, header) as picture:
-            turn = _turn(picture)
             if fit.draft and header.format == "JPEG":
                 picture.draft(None, (2 * fit.resize, 2 * fit.resize))
             picture.load()
-            return np.asarray(_fit(_opaque(picture, fit.background), turn, fit)).reshape(fit.crop, fit.crop, -1)
+            small = _fit(_opaque(picture, fit.background), _TURNS.get(header.orientation), fit)
+            return np.asarray(small).reshape(fit.crop, fit.crop, -1)
     except (BadPicture, MemoryError):
         raise
     except Exception as exc:
@@ -168,17 +77,13 @@ def _open(data: bytes, header: Header) -> ImageFile.ImageFile:
 
     The plugin is called without `Image.open`, which would look at several-picture JPEGs (MPO) more closely than needed.
     """
+    bare = strip_jpeg(data) if header.format == "JPEG" else data
     with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged EXIF or APNG blocks: nobody to tell, and harmless
-        picture = _OPENERS[header.format](io.BytesIO(data))
-        picture.getexif()  # parsed here, kept by the picture
+        warnings.simplefilter("ignore")  # about damaged APNG blocks: nobody to tell, and harmless
+        picture = _OPENERS[header.format](io.BytesIO(bare))
     if picture.size != (header.width, header.height):
         raise BadPicture("its size changes")  # what was checked against the limit must be what is decoded
     return picture
-
-
-def _turn(picture: Image.Image) -> Image.Transpose | None:
-    return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
 
 
 def _opaque(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:

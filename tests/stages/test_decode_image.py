@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import warnings
 import zlib
@@ -200,6 +201,12 @@ REFUSED = {
     "a signature alone": (b"\x89PNG\r\n\x1a\n", "the PNG header is damaged or incomplete"),
     "a jpeg's first bytes": (PHOTO_JPEG[:100], "the JPEG header is damaged or incomplete"),
     "a jpeg of markers only": (b"\xff\xd8" + b"\xff" * 100_000, "the JPEG header is damaged or incomplete"),
+    "a jpeg of empty segments": (b"\xff\xd8" + b"\xff\xe0\0\2" * 10_001, "more than 10000 segments"),
+    "a jpeg of a frame and empty segments": (
+        PHOTO_JPEG[: PHOTO_JPEG.index(b"\xff\xda")] + b"\xff\xe0\0\2" * 10_001,
+        "more than 10000 segments",
+    ),
+    "a png of empty chunks": (png(1, 1, *[(b"tEXt", b"")] * 10_001), "more than 10000 chunks"),
     "a webp's first bytes": (PHOTO_WEBP[:20], "the WebP header is damaged or incomplete"),
     "half a png": (PHOTO_PNG[: len(PHOTO_PNG) // 2], "the PNG data is damaged or incomplete"),
     "half a jpeg": (PHOTO_JPEG[: len(PHOTO_JPEG) // 2], "the JPEG data is damaged or incomplete"),
@@ -221,6 +228,24 @@ def test_a_picture_that_cannot_be_used_is_refused_with_its_row_and_reason(name: 
     assert refusal(PHOTO_PNG, data) == f"input 'image', row 1: {reason}"
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = encode(photo(64, 64), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_of_up_to_100_scans_passes() -> None:
+    """Each scan goes over all pixels again, and takes next to no bytes."""
+    assert decode(scans(100)).shape == (1, 3, 224, 224)
+    assert refusal(scans(101)) == "input 'image', row 0: more than 100 scans"
+
+
+def test_what_is_appended_to_a_photo_is_not_looked_at() -> None:
+    """Phones put a short film there."""
+    assert np.array_equal(decode(PHOTO_JPEG + b"\xff\xda\0\2" * 1000), decode(PHOTO_JPEG))
+
+
 def test_pictures_of_up_to_max_pixels_pass() -> None:
     data = encode(photo(100, 80))
     assert decode(data, max_pixels=8000).shape[0] == 1
@@ -239,10 +264,39 @@ def test_every_row_is_checked_before_the_first_is_decoded() -> None:
     assert "row 1" in refusal(PHOTO_PNG[:500], png(50_000, 50_000))
 
 
-def test_damaged_exif_is_nobodys_trouble() -> None:
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
-    data = encode(photo(), "JPEG", quality=95, exif=exif)
-    assert np.array_equal(decode(data), decode(encode(photo(), "JPEG", quality=95)))
+PLAIN = encode(photo(), "JPEG", quality=95)
+EXIFS = {
+    "cut": b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01",
+    "empty": b"Exif\0\0",
+    "of no byte order": b"Exif\0\0XX*\0\x08\0\0\0\x01\0",
+    "beginning outside": b"Exif\0\0II*\0\xff\xff\xff\xff\x01\0",
+    "of another type": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0\x06\0\0\0",
+    "made to be copied again and again": b"Exif\0\0II*\0\x08\0\0\0\x00\x14"
+    + b"".join(struct.pack("<HHII", tag, 7, 60_000, 8) for tag in range(5120)),
+}
+
+
+@pytest.mark.parametrize("name", EXIFS)
+def test_exif_that_cannot_be_understood_is_left_alone(name: str) -> None:
+    data = encode(photo(), "JPEG", quality=95, exif=EXIFS[name])
+    assert np.array_equal(decode(data), decode(PLAIN))
+
+
+def test_exif_may_be_big_endian() -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0"
+    stored = photo(256, 256)
+    turned = decode(encode(stored, "JPEG", quality=95, exif=exif))
+    assert np.array_equal(turned, decode(encode(stored, "JPEG", quality=95))[:, :, ::-1, ::-1])
+
+
+def test_a_colour_profile_changes_nothing() -> None:
+    data = encode(photo(), "JPEG", quality=95, icc_profile=bytes(200_000))  # four segments of it
+    assert np.array_equal(decode(data), decode(PLAIN))
+
+
+def test_of_several_pictures_in_a_jpeg_the_first_counts() -> None:
+    data = encode(photo(), "MPO", save_all=True, append_images=[Image.new("RGB", (320, 240))], quality=95)
+    assert np.array_equal(decode(data), decode(PLAIN))
 
 
 def test_pillow_warns_nobody() -> None:
