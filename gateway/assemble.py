@@ -1,13 +1,15 @@
-"""From a checked config to the values that the rooms work with. Pure: no I/O, nothing started."""
+"""From a checked config to the values that the rooms work with. Starts nothing, and reads nothing but certificates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from gateway.config import Config
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
+from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.routing import (
     AnyOf,
@@ -42,17 +44,26 @@ def routes_of(config: Config) -> Routes:
 
 
 def upstreams_of(config: Config) -> dict[str, UpstreamSettings]:
-    """The upstreams that a config declares, each with the models to watch there."""
+    """The upstreams that a config declares, each with the models to watch there.
+
+    :raises OSError: if a file with a certificate or key can't be read.
+    """
     return {
         name: UpstreamSettings(
             endpoints=upstream.endpoints,
             models=_watched(name, config),
             probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
             dial=_dial(upstream, config.server.max_message_bytes),
-            identity=upstream.tls,
+            identity=_identity(upstream.tls),
         )
         for name, upstream in config.upstreams.items()
     }
+
+
+def _identity(tls: ConfigTls | None) -> object:
+    """What connections are made of: the files' contents too, so that a renewed certificate makes new ones."""
+    files = (tls.ca, tls.cert, tls.key) if tls is not None else ()
+    return tls, tuple(Path(file).read_bytes() if file else None for file in files)
 
 
 def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, client_tls
+from gateway.status import Code
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed
 
@@ -69,14 +70,16 @@ class ChannelConnection:
         if method is None:
             # Paths are the fixed set of V2 methods, so this does not grow.
             method = self._unary[path] = self.channel.unary_unary(path)
-        call = method(body, metadata=tuple(metadata), timeout=timeout)
         try:
+            call = method(body, metadata=tuple(metadata), timeout=timeout)
             answer = await call
             return Answer(
                 answer, tuple(await call.initial_metadata() or ()), tuple(await call.trailing_metadata() or ())
             )
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
+        except grpc.aio.UsageError as error:  # it was closed, because the config no longer has this endpoint
+            raise CallFailed(Code.UNAVAILABLE, "the connection is closed", from_server=False) from error
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None) -> ChannelStream:
         return ChannelStream(self.channel.stream_stream(path)(metadata=tuple(metadata), timeout=timeout))

@@ -12,12 +12,13 @@ from gateway.upstream.endpoint import Endpoint, ModelKey
 from gateway.upstream.health import Prober, ProbeSettings
 from gateway.upstream.pool import Pool
 
-_RETIRE_SECONDS = 300.0  # a removed endpoint's calls may go on for so long before its connection is closed under them
+_LINGER_SECONDS = 30.0  # a removed endpoint's connection stays for retries and sequences that began with it
+_RETIRE_SECONDS = 300.0  # and its calls may go on for so long before the connection is closed under them
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """One upstream as it should be. Endpoints that differ in nothing but their models are kept over a reload."""
+    """One upstream as it should be. Endpoints that differ in nothing but models and probes are kept over a reload."""
 
     endpoints: tuple[str, ...]
     models: tuple[ModelKey, ...]  # those that variants use, to be watched
@@ -31,7 +32,7 @@ class _Member:
     endpoint: Endpoint
     prober: Prober
     task: asyncio.Task[None]
-    made_of: tuple[object, ...]
+    identity: object
 
 
 class Fleet:
@@ -56,20 +57,25 @@ class Fleet:
             await self._close(member)
 
     def apply(self, upstreams: Mapping[str, UpstreamSettings]) -> dict[str, Pool]:
-        """Make the endpoints what the settings say and return the pools; retire the others once they are idle."""
-        wanted: dict[tuple[str, str], _Member] = {}
-        pools = {}
-        for name, settings in upstreams.items():
-            members = [self._member(name, address, settings) for address in settings.endpoints]
-            wanted.update(zip([(name, address) for address in settings.endpoints], members, strict=True))
-            pools[name] = Pool(name, [member.endpoint for member in members])
-        gone = [member for key, member in self._members.items() if wanted.get(key) is not member]
-        self._members = wanted
+        """Make the endpoints what the settings say and return the pools; retire the others once they are idle.
+
+        Raises what `dial` raises; then nothing has changed.
+        """
+        wanted = {(name, address): settings for name, settings in upstreams.items() for address in settings.endpoints}
+        kept = {key: m for key, m in self._members.items() if key in wanted and m.identity == wanted[key].identity}
+        new = {key: Endpoint(*key, wanted[key].dial(key[1])) for key in wanted if key not in kept}
+        for key, member in kept.items():
+            member.prober.follow(wanted[key].models, wanted[key].probe)
+        gone = [member for key, member in self._members.items() if key not in kept]
+        self._members = {key: kept.get(key) or self._begin(new[key], wanted[key]) for key in wanted}
         for member in gone:
             task = asyncio.ensure_future(self._retire(member))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
-        return pools
+        return {
+            name: Pool(name, [self._members[name, address].endpoint for address in settings.endpoints])
+            for name, settings in upstreams.items()
+        }
 
     async def wait_first_probes(self, timeout: float) -> None:
         """Return when every endpoint has been probed once, or after `timeout` seconds."""
@@ -79,22 +85,19 @@ class Fleet:
             for wait in late:
                 wait.cancel()
 
-    def _member(self, upstream: str, address: str, settings: UpstreamSettings) -> _Member:
-        made_of = (settings.identity, settings.probe)
-        known = self._members.get((upstream, address))
-        if known is not None and known.made_of == made_of:
-            known.prober.watch(settings.models)
-            return known
-        endpoint = Endpoint(upstream, address, settings.dial(address))
+    def _begin(self, endpoint: Endpoint, settings: UpstreamSettings) -> _Member:
         prober = Prober(endpoint, settings.models, settings.probe, self._changed)
-        return _Member(endpoint, prober, asyncio.ensure_future(prober.run()), made_of)
+        return _Member(endpoint, prober, asyncio.ensure_future(prober.run()), settings.identity)
 
     async def _retire(self, member: _Member) -> None:
-        await self._stop_probing(member)
-        idle = asyncio.ensure_future(member.endpoint.wait_idle())
-        await asyncio.wait({idle}, timeout=_RETIRE_SECONDS)
-        idle.cancel()
-        await member.endpoint.connection.aclose()
+        """Close a removed endpoint once nobody can need it any more; at once if this is cancelled."""
+        try:
+            await self._stop_probing(member)
+            await asyncio.sleep(_LINGER_SECONDS)
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(member.endpoint.wait_idle(), _RETIRE_SECONDS)
+        finally:
+            await member.endpoint.connection.aclose()
 
     async def _close(self, member: _Member) -> None:
         await self._stop_probing(member)
@@ -103,5 +106,4 @@ class Fleet:
     @staticmethod
     async def _stop_probing(member: _Member) -> None:
         member.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await member.task
+        await asyncio.gather(member.task, return_exceptions=True)

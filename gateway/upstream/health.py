@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.status import Code
@@ -32,7 +33,11 @@ class ProbeSettings:
 
 
 class Prober:
-    """Probes one endpoint until closed. `changed` is called after each probe that changed what the endpoint can do."""
+    """Probes one endpoint until closed.
+
+    `changed` is called after each probe that leaves the endpoint in another state than it was last called for, or with
+    other models, whether the probe or a failed call has changed it.
+    """
 
     def __init__(
         self,
@@ -42,9 +47,10 @@ class Prober:
         changed: Callable[[Endpoint], None],
     ) -> None:
         self.endpoint = endpoint
-        self.models = tuple(models)
+        self._models = tuple(models)
         self._settings = settings
         self._changed = changed
+        self._told: object = None  # what `changed` was called for last
         self._wake = asyncio.Event()
         self._slow = 0
         self._first = asyncio.Event()
@@ -54,19 +60,21 @@ class Prober:
         """Return when one probe has ended, well or not."""
         await self._first.wait()
 
-    def watch(self, models: Sequence[ModelKey]) -> None:
-        """Change the models to ask for, from the next probe on, which comes at once."""
-        self.models = tuple(models)
+    def follow(self, models: Sequence[ModelKey], settings: ProbeSettings) -> None:
+        """Change what is asked for and how, from the next probe on, which comes at once."""
+        self._models = tuple(models)
+        self._settings = settings
         for gone in set(self.endpoint.models) - set(models):
             del self.endpoint.models[gone]
         self._wake.set()
 
     async def run(self) -> None:
         while True:
-            before = (self.endpoint.state, dict(self.endpoint.models))
             await self._probe()
             self._first.set()
-            if before != (self.endpoint.state, self.endpoint.models):
+            now = (self.endpoint.state, dict(self.endpoint.models))
+            if now != self._told and self.endpoint.state is not State.UNPROBED:
+                self._told = now
                 self._changed(self.endpoint)
             await self._pause()
 
@@ -101,6 +109,7 @@ class Prober:
         if failure.code == Code.DEADLINE_EXCEEDED:
             self._slow += 1
             if self._slow < self._settings.slow_probes_to_fail:
+                self._wake.set()  # whether it hangs or was only busy should be known soon
                 return
             self.endpoint.reason = f"no answer to a probe in {self._settings.timeout:g} s"
         else:
@@ -115,12 +124,15 @@ class Prober:
                 request = pb.ModelReadyRequest(name=model[0], version=model[1])
                 return bool((await self._ask("ModelReady", request, pb.ModelReadyResponse)).ready)
 
-        models = self.models
+        models = self._models
         return dict(zip(models, await asyncio.gather(*map(ask, models)), strict=True))
 
     async def _ask(self, method: str, request: Any, response: Any) -> Any:
-        """Any: protobuf message classes, which carry no types of their own."""
+        """raises: CallFailed. Any: protobuf message classes, which carry no types of their own."""
         answer = await self.endpoint.connection.unary(
             SERVICE + method, request.SerializeToString(), (), self._settings.timeout
         )
-        return response.FromString(answer.body)
+        try:
+            return response.FromString(answer.body)
+        except DecodeError as error:
+            raise CallFailed(Code.INTERNAL, f"its answer to {method} is no message of Triton's protocol") from error
