@@ -35,7 +35,7 @@ from gateway.upstream.pool import Pool
 from gateway.wire.peek import Head, peek_response, rename_request, rename_response
 
 SERVICE = "/inference.GRPCInferenceService/"
-_INFER = SERVICE + "ModelInfer"
+INFER = SERVICE + "ModelInfer"
 
 
 @dataclass(slots=True)
@@ -81,12 +81,10 @@ class Inference:
             raise UnknownModel(head.model_name, head.model_version)
         return await self._forward(self.begin(route, head, facts, observer), request)
 
-    def observe(self, request: Request, head: Head, facts: Facts) -> CallObserver:
+    def observe(self, method: str, head: Head, facts: Facts, peer: str) -> CallObserver:
         """Report that a request has arrived."""
         known = self.topology.is_known(head.model_name)
-        return self.hooks.call_started(
-            CallStarted(request.method, head.model_name, known, head.id, request.peer, self.clock(), facts)
-        )
+        return self.hooks.call_started(CallStarted(method, head.model_name, known, head.id, peer, self.clock(), facts))
 
     def begin(self, route: Route, head: Head, facts: Facts, observer: CallObserver) -> Work:
         """Decide where a request may go.
@@ -146,7 +144,7 @@ class Inference:
             body = request_for(attempt.variant, request.body, work.head)
             try:
                 with attempt.endpoint.busy():
-                    answer = await attempt.endpoint.connection.unary(_INFER, body, [*metadata, *extra], timeout)
+                    answer = await attempt.endpoint.connection.unary(INFER, body, [*metadata, *extra], timeout)
             except CallFailed as failure:
                 self.attempt_failed(work, attempt, failure)
                 continue

@@ -22,16 +22,14 @@ UPSTREAM_KEY = "gateway-upstream"
 """Metadata key by which a caller of a control RPC names one upstream."""
 
 
-def passed_on(metadata: Iterable[tuple[str, MetadataValue]]) -> list[tuple[str, MetadataValue]]:
-    """What of a caller's or an upstream's metadata the other side gets, in the same order.
+def is_passed_on(key: str) -> bool:
+    """May metadata of this key pass? `grpc-status-details-bin` is the one reserved key with application data."""
+    return key == "grpc-status-details-bin" or not (key in _DROPPED or key.startswith(_RESERVED))
 
-    `grpc-status-details-bin` is the one reserved key that carries application data, in trailers.
-    """
-    return [
-        (key, value)
-        for key, value in metadata
-        if key == "grpc-status-details-bin" or not (key in _DROPPED or key.startswith(_RESERVED))
-    ]
+
+def passed_on(metadata: Iterable[tuple[str, MetadataValue]]) -> list[tuple[str, MetadataValue]]:
+    """What of a caller's or an upstream's metadata the other side gets, in the same order."""
+    return [(key, value) for key, value in metadata if is_passed_on(key)]
 
 
 def first_values(metadata: Iterable[tuple[str, MetadataValue]]) -> dict[str, str]:

@@ -31,7 +31,7 @@ class Models:
         """
         head = peek_request(request.body)
         facts = Facts(first_values(request.metadata), head.parameters if head.entries else {}, head.model_version)
-        observer = self.inference.observe(request, head, facts)
+        observer = self.inference.observe(request.method, head, facts, request.peer)
         code, text, reply = Code.INTERNAL, "", None
         try:
             reply = await self._answer(request, head, facts, observer)

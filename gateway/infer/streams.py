@@ -148,7 +148,7 @@ class StreamSession:
         head = peek_request(body)
         facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
         request = Request(body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
-        observer = inference.observe(request, head, facts)
+        observer = inference.observe(request.method, head, facts, request.peer)
         self._accepted += 1
         message = Message(request, len(body), head, observer, f"{self._accepted}:{head.id}")
         self._open.add(message)

@@ -102,6 +102,54 @@ def peek_request(body: Buffer) -> Head:
     return _peek(body, 0, len(body), BadRequest)
 
 
+def peek_front(front: Buffer) -> Head | None:
+    """Read a message's head from as much of it as has arrived; None if that is not enough.
+
+    It is enough once a tensor has begun and the name came before: every serializer seen writes fields by number. A
+    scalar that comes later all the same is not seen here, so whoever passes the rest on must end it with `tail`.
+
+    :raises MalformedMessage: as `peek_request`.
+    """
+    name = version = id = ""
+    entries: list[bytes] = []
+    strays: list[tuple[int, int]] = []
+    at, end = 0, len(front)
+    try:
+        for _ in range(MAX_FIELDS):
+            begin = at
+            tag, value = _tag(front, begin)
+            if tag & 7 != _LEN or tag < _NAME:
+                at = _skip(front, tag, value, end)
+                continue
+            size, value = _varint(front, value)
+            at = value + size
+            if tag > _PARAMETER and at >= end:
+                return Head(name, version, id, True, entries, 0, 0, end, strays) if name else None
+            if at > end:
+                return None
+            if tag == _PARAMETER:
+                entries.append(bytes(front[value:at]))
+            elif tag < _PARAMETER:
+                text = _text(front[value:at])
+                strays.append((begin, at))
+                name, version, id = _with(tag, text, name, version, id)
+    except IndexError:
+        return None
+    return None
+
+
+def _with(tag: int, text: str, name: str, version: str, id: str) -> tuple[str, str, str]:
+    if tag == _NAME:
+        return text, version, id
+    return (name, text, id) if tag == _VERSION else (name, version, text)
+
+
+def tail(model_name: str, model_version: str) -> bytes:
+    """Fields that, at the very end of a message, decide its model whatever came before: the last value of a scalar
+    wins. An empty version is written out, since leaving it out would not clear an earlier one."""
+    return _string(_NAME, model_name) + (_string(_VERSION, model_version) or b"\x12\x00")
+
+
 def peek_response(body: Buffer) -> Head:
     """Read a ModelInferResponse's head.
 

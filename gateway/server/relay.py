@@ -1,0 +1,345 @@
+"""ModelInfer on the `wire` transport: the forwarded path, by callbacks on the event loop.
+
+The same decisions as `Inference.answer`, with no task, no future and no context object per request. A message up to
+`whole_bytes` is kept until it is answered, so that it can be sent again; a larger one is passed on as it arrives, and so
+is a large answer. What is not forwarded (pipelines) or not plain (compressed) becomes an ordinary request of `Models`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import cast
+
+from gateway.deadline import Deadline
+from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
+from gateway.forward.channel import WireChannel
+from gateway.hooks import AttemptEnded, CallEnded
+from gateway.infer.attempts import Attempt
+from gateway.infer.exchange import Request
+from gateway.infer.inference import INFER, Inference, Work, request_for, served_by
+from gateway.infer.metadata import is_passed_on, served_trailers
+from gateway.infer.models import Models
+from gateway.server.calls import CallLimits
+from gateway.status import Code, Meaning
+from gateway.types import Facts, Metadata, Served
+from gateway.upstream.channel import ChannelConnection
+from gateway.upstream.connection import CallFailed
+from gateway.wire.client import ClientCall
+from gateway.wire.codes import CallFailed as WireFailed
+from gateway.wire.engine import Field, NeverIndexed
+from gateway.wire.fields import Fields, fields_from, metadata_from
+from gateway.wire.messages import decompress, prefix
+from gateway.wire.peek import Head, peek_front, peek_request, peek_response, rename_request, rename_response, tail
+from gateway.wire.server import ServerCall
+from gateway.wire.stream import pipe
+
+_log = logging.getLogger(__name__)
+
+_PATH = INFER.encode()
+_BUG = "The gateway failed unexpectedly; its log has the details."
+
+
+class Relay:
+    """Takes the calls of one server."""
+
+    def __init__(self, models: Models, limits: CallLimits) -> None:
+        self.inference = models.inference
+        self._models = models
+        self._limits = limits
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(self, call: ServerCall) -> None:
+        """A request is complete, or enough of a large one is here."""
+        try:
+            self._handle(call)
+        except GatewayError as error:
+            call.fail(error.code, error.text)
+        except WireFailed as failure:
+            call.fail(failure.code, failure.text)
+
+    def _handle(self, call: ServerCall) -> None:
+        if call.missing > 0:
+            head = None if call.compressed else peek_front(call.body)
+            if head is None or head.model_name in self.inference.topology.pipelines:
+                return  # called again when there is more
+        elif call.compressed:
+            body = decompress(call.body, call.encoding, call.connection.limits)
+            self._answer_alone(call, body)
+            return
+        else:
+            head = peek_request(call.body)
+            if head.model_name in self.inference.topology.pipelines:
+                self._answer_alone(call, call.body)
+                return
+        _Forwarding(self, call, head).begin()
+
+    def deadline_of(self, call: ServerCall) -> float | None:
+        """When a call must have ended, on the event loop's clock."""
+        limits, deadline, now = self._limits, call.deadline, call.connection.now
+        if deadline is None and limits.default_deadline is not None:
+            deadline = now + limits.default_deadline
+        if limits.longest_deadline is not None:
+            longest = now + limits.longest_deadline
+            deadline = longest if deadline is None else min(deadline, longest)
+        return deadline
+
+    def _answer_alone(self, call: ServerCall, body: bytes) -> None:
+        """Answer by `Models`, in a task."""
+        deadline = self.deadline_of(call)
+        request = Request(
+            body, metadata_from(call.fields), Deadline(deadline) if deadline is not None else None, call.peer
+        )
+        task = asyncio.ensure_future(self._infer(call, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        call.on_cancel = lambda _code: task.cancel()
+
+    async def _infer(self, call: ServerCall, request: Request) -> None:
+        call.connection.hold()
+        try:
+            reply = await self._models.infer(request)
+            call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
+        except GatewayError as error:
+            trailing = fields_from(error.trailers) if isinstance(error, UpstreamFailed) else ()
+            call.fail(error.code, error.text, trailing)
+        except Exception:
+            _log.exception("unforeseen failure in ModelInfer")
+            call.fail(Code.INTERNAL, _BUG)
+        finally:
+            call.connection.release()
+
+
+class _Forwarding:
+    """One forwarded request, from its arrival to its end."""
+
+    __slots__ = (
+        "_answered_bytes",
+        "_attempt",
+        "_call",
+        "_client",
+        "_deadline",
+        "_fields",
+        "_head",
+        "_inference",
+        "_is_over",
+        "_request_bytes",
+        "_served",
+        "_work",
+    )
+
+    def __init__(self, relay: Relay, call: ServerCall, head: Head) -> None:
+        self._inference: Inference = relay.inference
+        self._call = call
+        self._head = head
+        self._deadline = relay.deadline_of(call)
+        self._request_bytes = len(call.body) + max(call.missing, 0)
+        self._answered_bytes = 0
+        self._served: Served | None = None
+        self._client: ClientCall | None = None
+        self._is_over = False
+        self._work: Work
+        self._attempt: Attempt
+        self._fields: Fields
+
+    # Request
+
+    def begin(self) -> None:
+        call, head, inference = self._call, self._head, self._inference
+        facts = Facts(_facts_of(call.fields), head.parameters if head.entries else {}, head.model_version)
+        observer = inference.observe("ModelInfer", head, facts, call.peer)
+        try:
+            route = inference.topology.routes.lookup(head.model_name)
+            if route is None:
+                raise UnknownModel(head.model_name, head.model_version)
+            self._work = inference.begin(route, head, facts, observer)
+        except GatewayError as error:
+            call.fail(error.code, error.text)
+            observer.ended(CallEnded(error.code, error.text, None, self._request_bytes, 0, inference.clock()))
+            return
+        self._fields = _passed_on(call.fields)
+        call.on_cancel = self._cancelled
+        self._try_next()
+
+    def _try_next(self) -> None:
+        """Send the request to the next endpoint; the end of the call if there is none."""
+        work, inference = self._work, self._inference
+        attempt = work.attempts.maybe_next()
+        if attempt is None:
+            self._fail(inference.given_up(work))
+            return
+        self._attempt = attempt
+        extra = inference.attempt_started(work, attempt)
+        fields = (*self._fields, *fields_from(extra)) if extra else self._fields
+        channel = cast(ChannelConnection, attempt.endpoint.connection).channel
+        client = cast(WireChannel, channel).call(_PATH, fields, self._deadline)
+        client.on_done = self._upstream_done
+        client.on_front = self._answer_front
+        self._client = client
+        attempt.endpoint.begin()
+        if self._call.missing > 0:
+            self._send_front(client, attempt)
+        else:
+            client.request = request_for(attempt.variant, self._call.body, self._head)
+            cast(WireChannel, channel).submit(client)
+
+    def _send_front(self, client: ClientCall, attempt: Attempt) -> None:
+        """Send what is here of a large request, and let the rest follow as it comes.
+
+        Its last bytes name the model once more: see `peek_front`.
+        """
+        call, head, variant = self._call, self._head, attempt.variant
+        version = variant.version or head.model_version
+        ending = tail(variant.model, version)
+        client.request = rename_request(call.body, head, model_name=variant.model, model_version=version)
+        client.request_more = call.missing + len(ending)
+        client.on_started = lambda started: _pipe_request(call, started, ending)
+        cast(WireChannel, cast(ChannelConnection, attempt.endpoint.connection).channel).submit(client)
+
+    # Answer
+
+    def _answer_front(self, client: ClientCall) -> None:
+        """Enough of a large answer may be here to pass it on as it comes."""
+        if client.compressed:
+            return  # collected whole, since its name must be read
+        head = peek_front(client.body)
+        if head is None or self._is_over:
+            return
+        front = self._renamed(client.body, head)
+        self._served = served_by(self._work, self._attempt, head.model_version)
+        call = self._call
+        length = len(front) + client.missing
+        self._answered_bytes = length
+        call.send_headers(_answer_fields(client.initial))
+        call.send_chunk(prefix(length))
+        call.send_chunk(front)
+        pipe(client, call)
+
+    def _upstream_done(self, client: ClientCall) -> None:
+        self._attempt.endpoint.end()
+        if self._is_over:
+            return
+        if client.code is not Code.OK:
+            self._upstream_failed(client)
+            return
+        try:
+            if self._served is None:
+                self._reply(client)
+            else:
+                self._call.finish(Code.OK, "", (*_answer_fields(client.trailing), *_trailers(self._served)))
+        except (GatewayError, WireFailed) as error:
+            self._inference.attempt_answered(self._work)
+            self._end(error.code, str(error))
+            self._call.fail(error.code, str(error))
+            return
+        self._inference.attempt_answered(self._work)
+        self._end(Code.OK, "")
+
+    def _reply(self, client: ClientCall) -> None:
+        body = client.body
+        if client.compressed:
+            body = decompress(body, client.encoding, client.connection.limits)
+        head = peek_response(body)
+        body = self._renamed(body, head)
+        served = self._served = served_by(self._work, self._attempt, head.model_version)
+        self._answered_bytes = len(body)
+        trailing = _trailers(served)
+        from_upstream = _answer_fields(client.trailing)
+        self._call.reply(
+            body, _answer_fields(client.initial), (*from_upstream, *trailing) if from_upstream else trailing
+        )
+
+    def _renamed(self, body: bytes, head: Head) -> bytes:
+        name = self._work.route.model
+        return body if head.model_name == name else rename_response(body, head, model_name=name)
+
+    def _upstream_failed(self, client: ClientCall) -> None:
+        trailing = _legible(client.trailing)
+        failure = CallFailed(client.code, client.text, trailing, from_server=client.from_server)
+        call = self._call
+        try:
+            self._inference.attempt_failed(self._work, self._attempt, failure)
+        except UpstreamFailed as error:
+            self._fail(error)
+            return
+        if self._served is not None or call.missing > 0 or client.request_more:
+            # Part of the answer is out, or part of the request is gone: it can't be sent again.
+            self._fail(self._inference.given_up(self._work))
+            return
+        self._try_next()
+
+    # End
+
+    def _cancelled(self, code: Code) -> None:
+        """The caller has gone, or its deadline has passed."""
+        if self._is_over:
+            return
+        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        ended = AttemptEnded(code, text, Meaning.ENDED, self._inference.clock())
+        self._work.observer.attempt_ended(ended)
+        self._end(code, text)
+        if self._client is not None:
+            self._client.cancel()
+
+    def _fail(self, error: GatewayError) -> None:
+        self._end(error.code, error.text)
+        trailing: Sequence[Field] = ()
+        if isinstance(error, UpstreamFailed):
+            trailing = fields_from([(key, value) for key, value in error.trailers if is_passed_on(key)])
+        self._call.fail(error.code, error.text, trailing)
+
+    def _end(self, code: Code, text: str) -> None:
+        self._is_over = True
+        self._call.on_cancel = None
+        now = self._inference.clock()
+        self._work.observer.ended(CallEnded(code, text, self._served, self._request_bytes, self._answered_bytes, now))
+
+
+def _pipe_request(call: ServerCall, client: ClientCall, ending: bytes) -> None:
+    """Pass the rest of a request on, then its ending."""
+    pipe(call, client)
+    forward = call.on_chunk
+
+    def chunk(data: bytes) -> None:
+        assert forward is not None  # noqa: S101  (set by `pipe`)
+        forward(data)
+        if call.missing == 0:
+            client.send_chunk(ending)
+            client.half_close()
+
+    call.on_chunk = chunk
+
+
+def _facts_of(fields: Fields) -> dict[str, str]:
+    """As `first_values`."""
+    facts: dict[str, str] = {}
+    for name, value in fields:
+        key = name.decode()
+        if key not in facts and not key.endswith("-bin"):
+            facts[key] = value.decode("latin-1").strip()
+    return facts
+
+
+def _passed_on(fields: Fields) -> Fields:
+    """What of a caller's fields goes upstream, in no compression table."""
+    return [NeverIndexed(name, value) for name, value in fields if is_passed_on(name.decode())]
+
+
+def _answer_fields(fields: Fields) -> Fields:
+    """What of an upstream's headers or trailers the caller gets."""
+    return [field for field in fields if is_passed_on(field[0].decode("latin-1"))]
+
+
+@lru_cache(4096)
+def _trailers(served: Served) -> Fields:
+    return tuple(fields_from(served_trailers(served)))
+
+
+def _legible(fields: Fields) -> Metadata:
+    """An upstream's trailers, without those that are no metadata at all."""
+    try:
+        return metadata_from(fields)
+    except ValueError:
+        return ()
