@@ -16,6 +16,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/config/test_reference.py   # is docs/configuration.md what the schema says?
 
 setup: $(VENV)/.installed
 

@@ -1,0 +1,1 @@
+"""I/O: Triton endpoints: connections, pools, health."""
