@@ -16,14 +16,15 @@ from importlib.metadata import version
 from typing import Any
 
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.admin import Admin, ConfigHistory
 from gateway.assemble import routes_of, upstreams_of
 from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
+from gateway.forward.server import ForwardMethod
 from gateway.hooks import ConfigChanged, EndpointChanged, Hooks
-from gateway.infer.inference import Inference
+from gateway.infer.inference import INFER, Inference
 from gateway.infer.models import Models
 from gateway.infer.pipelines import PipelineModel, Threads
 from gateway.infer.sequences import Sequences
@@ -35,8 +36,10 @@ from gateway.server.catalogue import Catalogue
 from gateway.server.control import Control, ControlPolicy
 from gateway.server.grpcio import GrpcioServer, Register, ServerSettings
 from gateway.server.health import HealthService
+from gateway.server.relay import Relay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
+from gateway.server.wire import WireListener
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.compose import compose
 from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
@@ -102,7 +105,7 @@ class Gateway:
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
         listen = self._place.shared_listen or config.listen
         settings = ServerSettings(listen, config.server.max_message_bytes, bool(self._place.shared_listen))
-        self._server = GrpcioServer(settings, self._services(config))
+        self._server = self._make_server(settings)
         await self._server.start()
         exits.push_async_callback(self._server.stop, 0)
         host = listen.rpartition(":")[0]
@@ -134,8 +137,16 @@ class Gateway:
         await exits.enter_async_context(admin)
         return admin.address
 
-    def _services(self, config: Config) -> Sequence[Register]:
-        limits = CallLimits(config.server.default_deadline, config.server.max_deadline)
+    def _make_server(self, settings: ServerSettings) -> GrpcioServer | WireListener:
+        server = self.settings.server
+        limits = CallLimits(server.default_deadline, server.max_deadline)
+        services = self._services(self.settings, limits)
+        if self.settings.transport == "grpcio":
+            return GrpcioServer(settings, services)
+        relay = Relay(self._models, limits)
+        return WireListener(settings, services, {INFER: ForwardMethod(relay.handle, cut_through=True)})
+
+    def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
         control = Control(self._inference, ControlPolicy(config.server.control))
         service = V2Service(self._models, self._catalogue, control, self.is_ready, limits, StreamLimits())
         names = [v2.SERVICE_NAME, *_TYPED_SERVICES]
@@ -148,7 +159,9 @@ class Gateway:
             classification_pb2_grpc.add_ClassificationServiceServicer_to_server(typed[0], server)
             prediction_pb2_grpc.add_PredictionServiceServicer_to_server(typed[1], server)
             if config.server.reflection:
-                reflection.enable_server_reflection((*names, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+                shown = (*names, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+                reflector = reflection.aio.ReflectionServicer(shown)
+                reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, server)
 
         return [register]
 

@@ -28,7 +28,7 @@ from gateway.routing import (
 )
 from gateway.routing.match import Test
 from gateway.types import Variant
-from gateway.upstream.channel import ChannelConnection, Tls, grpcio_channel
+from gateway.upstream.channel import ChannelConnection, Tls, grpcio_channel, wire_channel
 from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
@@ -53,7 +53,7 @@ def upstreams_of(config: Config) -> dict[str, UpstreamSettings]:
             endpoints=upstream.endpoints,
             models=_watched(name, config),
             probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
-            dial=_dial(upstream, config.server.max_message_bytes),
+            dial=_dial(upstream, config),
             identity=_identity(upstream.tls),
         )
         for name, upstream in config.upstreams.items()
@@ -71,12 +71,14 @@ def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
     return tuple(dict.fromkeys((v.model, v.version) for v in variants if v.upstream == upstream))
 
 
-def _dial(upstream: Upstream, max_message_bytes: int) -> Callable[[str], Connection]:
+def _dial(upstream: Upstream, config: Config) -> Callable[[str], Connection]:
     tls = upstream.tls
     files = Tls(tls.ca, tls.cert, tls.key, tls.server_name) if tls is not None else None
 
+    channel = wire_channel if config.transport == "wire" else grpcio_channel
+
     def dial(address: str) -> Connection:
-        return ChannelConnection(grpcio_channel(address, max_message_bytes, files))
+        return ChannelConnection(channel(address, config.server.max_message_bytes, files))
 
     return dial
 

@@ -27,7 +27,11 @@ class Config(Section):
         description="Where gRPC is served. Only this host until told otherwise: there is no authentication. Not 8001, "
         "which a Triton on the same host already has.",
     )
-    transport: Literal["grpcio"] = Field(default="grpcio", description="The gRPC implementation on the listening side.")
+    transport: Literal["wire", "grpcio"] = Field(
+        default="grpcio",
+        description="The gRPC implementation on both sides. `wire` is the gateway's own, on nghttp2's engine, and costs "
+        "a small part of what `grpcio`, Google's library, costs. Both serve the same services.",
+    )
     workers: Whole = Field(
         default=1,
         ge=1,

@@ -1,7 +1,7 @@
 """ModelInfer on the `wire` transport: the forwarded path, by callbacks on the event loop.
 
 The same decisions as `Inference.answer`, with no task, no future and no context object per request. A message up to
-`whole_bytes` is kept until it is answered, so that it can be sent again; a larger one is passed on as it arrives, and so
+`whole_bytes` is kept until it is answered, so that it can be sent again; a larger one is passed on as it arrives, as
 is a large answer. What is not forwarded (pipelines) or not plain (compressed) becomes an ordinary request of `Models`.
 """
 
@@ -95,7 +95,11 @@ class Relay:
         task = asyncio.ensure_future(self._infer(call, request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        call.on_cancel = lambda _code: task.cancel()
+
+        def cancelled(code: Code) -> None:
+            task.cancel()
+
+        call.on_cancel = cancelled
 
     async def _infer(self, call: ServerCall, request: Request) -> None:
         call.connection.hold()
