@@ -23,6 +23,7 @@ from gateway.wire.engine import (
     RequestReceived,
     ResponseReceived,
     SettingsReceived,
+    StreamReset,
     TrailersReceived,
     client_engine,
 )
@@ -49,6 +50,7 @@ class ClientCall(Stream):
         "_deadlines",
         "_half_closed",
         "_http_status",
+        "_was_reset",
         "code",
         "deadline",
         "from_server",
@@ -94,6 +96,7 @@ class ClientCall(Stream):
         self.patient = False  # waits for a connection, however long that takes
         self._half_closed = False
         self._http_status = b""
+        self._was_reset = False  # even a reset with NO_ERROR cuts an answer off
         self._deadlines = deadlines
         self._deadline_key = deadlines.add(deadline, self, now) if deadline is not None else 0
 
@@ -135,7 +138,7 @@ class ClientCall(Stream):
     def rewind(self) -> None:
         """As if it had never been started."""
         self.id = 0
-        self.closed = self._half_closed = self.unprocessed = self.from_server = False
+        self.closed = self._half_closed = self.unprocessed = self.from_server = self._was_reset = False
         self.initial = self.trailing = ()
         self._http_status = b""
 
@@ -232,6 +235,11 @@ class ClientConnection(Connection[ClientCall]):
         if call._http_status == b"200" and not event.end_stream and call.on_head is not None:
             call.on_head(call)
 
+    def _reset_by_peer(self, event: StreamReset) -> None:
+        call = self.streams.get(event.stream_id)
+        if call is not None:
+            call._was_reset = True
+
     def _data(self, stream: ClientCall | None, event: DataReceived) -> None:
         if stream is not None and stream._http_status != b"200":
             stream = None  # an error page, not messages
@@ -267,7 +275,7 @@ class ClientConnection(Connection[ClientCall]):
             return code, text
         if error_code < 0:
             return Code.UNAVAILABLE, f"Connection lost: {self.reason}"
-        if error_code:
+        if error_code or call._was_reset:
             call.unprocessed = error_code == ErrorCode.REFUSED_STREAM
             return from_reset(error_code), f"Stream was reset by the server with HTTP/2 error {error_code}"
         if call._http_status and call._http_status != b"200":

@@ -35,7 +35,7 @@ from gateway.wire.stream import Stream
 AnyStream = TypeVar("AnyStream", bound=Stream)
 
 BYTES_PER_UPDATE = 4096  # sent bytes that explain one WINDOW_UPDATE
-UPDATES_PER_CALL = 6  # control frames that an honest call explains (C-core: up to three updates, and BDP pings)
+UPDATES_PER_CALL = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
 DRAIN_STEP = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
 BUG_TEXT = "Internal error"
 
@@ -120,9 +120,11 @@ class Connection(Generic[AnyStream]):
             elif kind is StreamClosed:
                 self._stream_closed(event)  # type: ignore[arg-type]
             elif kind is RequestReceived or kind is ResponseReceived or kind is TrailersReceived:
-                control -= UPDATES_PER_CALL / 2
+                control -= UPDATES_PER_CALL
                 self._headers(event)  # type: ignore[arg-type]
-            elif kind is not StreamReset:  # whose StreamClosed follows
+            elif kind is StreamReset:  # its StreamClosed follows
+                self._reset_by_peer(event)  # type: ignore[arg-type]
+            else:
                 control += 1.0
                 self._control_event(event)
         if control and not self._control.take(control, self.now):
@@ -153,7 +155,7 @@ class Connection(Generic[AnyStream]):
 
     def _stream_closed(self, event: StreamClosed) -> None:
         if event.error_code:
-            self._count_reset()  # the peer's, ours, or the engine's for the peer's fault
+            self._count_reset(event.stream_id)
         stream = self.streams.pop(event.stream_id, None)
         if stream is not None:
             self._watched.discard(stream)
@@ -189,7 +191,9 @@ class Connection(Generic[AnyStream]):
     def _call_closed(self, stream: AnyStream, error_code: int) -> None:
         raise NotImplementedError
 
-    def _count_reset(self) -> None: ...
+    def _reset_by_peer(self, event: StreamReset) -> None: ...
+
+    def _count_reset(self, stream_id: int) -> None: ...
 
     def _ping_answered(self) -> None: ...
 

@@ -138,7 +138,7 @@ def _engine(role: ngh2.Role, limits: Limits, settings: Mapping[Setting, int]) ->
             max_inbound_header_count=limits.header_list_bytes_hard // 32,
             max_continuations=limits.max_continuations,
             max_outbound_ack=limits.max_queued_replies,
-            stream_reset_rate_limit=limits.resets,
+            stream_reset_rate_limit=(2 * limits.resets[0], 2 * limits.resets[1]),  # within one read; we count exactly
             glitch_rate_limit=limits.glitches,
         ),
     )

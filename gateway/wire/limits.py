@@ -33,7 +33,7 @@ class Limits:
 
     # Floods
     resets: tuple[int, int] = (1000, 33)  # streams ended by RST, whoever sent it; nghttp2's answer to rapid reset
-    glitches: tuple[int, int] = (1000, 33)  # PRIORITY, unknown and empty frames, malformed requests
+    glitches: tuple[int, int] = (400, 33)  # PRIORITY, unknown and empty frames, malformed requests
     control: tuple[int, int] = (1000, 100)  # PING, SETTINGS, WINDOW_UPDATE beyond those that honest work explains
     max_queued_replies: int = 1000  # SETTINGS and PING acknowledgements that a peer doesn't read
 
@@ -68,6 +68,7 @@ class Bucket:
 
     def take(self, tokens: float, now: float) -> bool:
         """Negative tokens give back."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate - tokens)
+        left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._left = min(self._burst, left - tokens)
         self._at = now
         return self._left >= 0

@@ -19,6 +19,7 @@ from gateway.wire.engine import (
     Field,
     RequestReceived,
     ResponseReceived,
+    StreamReset,
     TrailersReceived,
     server_engine,
 )
@@ -39,6 +40,8 @@ _PROTOCOL_FIELDS = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
     b"content-length grpc-previous-rpc-attempts".split()
 )
+
+FORCED_RESET = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
 
 
 class ServerCall(Stream):
@@ -189,6 +192,7 @@ class ServerConnection(Connection[ServerCall]):
         self._deadlines = deadlines
         self._ends = ends
         self._resets = Bucket(limits.resets, now)
+        self._peer_reset = 0  # the stream that the peer reset last
         self._early: set[ServerCall] = set()  # answered before the client was done
         self._working = 0  # calls that are over on the wire while their work still runs
         self._second_goaway_at: float | None = None
@@ -334,7 +338,8 @@ class ServerConnection(Connection[ServerCall]):
         """Once an early answer is written, tell the client to stop sending (RFC 9113 section 8.1)."""
         for call in [c for c in self._early if not c.unsent]:
             self._early.discard(call)
-            self._count_reset()
+            self._peer_reset = call.id  # half its own doing
+            self._count_reset(call.id)
             call.reset(ErrorCode.NO_ERROR)
 
     # Endings of the connection
@@ -375,8 +380,12 @@ class ServerConnection(Connection[ServerCall]):
             self.engine.send_goaway(ErrorCode.NO_ERROR)
             self.wake()
 
-    def _count_reset(self) -> None:
-        if not self._resets.take(1, self.now):
+    def _reset_by_peer(self, event: StreamReset) -> None:
+        self._peer_reset = event.stream_id
+
+    def _count_reset(self, stream_id: int) -> None:
+        cost = 1 if stream_id == self._peer_reset else FORCED_RESET
+        if not self._resets.take(cost, self.now):
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
 
     def _tick_stream(self, stream: ServerCall) -> None:

@@ -1,0 +1,345 @@
+"""The client's end, with h2 as the server: how calls end, and gRPC's own cases of servers that misbehave."""
+
+from __future__ import annotations
+
+import h2.events
+import hpack
+import pytest
+from h2_peers import ClientUnderTest, message
+
+from gateway.status import Code
+from gateway.wire.client import ClientCall
+from gateway.wire.fields import fields_from
+from gateway.wire.limits import Limits
+
+OK = ("grpc-status", "0")
+
+
+def requests(client: ClientUnderTest) -> list[h2.events.RequestReceived]:
+    return [event for event in client.events if isinstance(event, h2.events.RequestReceived)]
+
+
+def test_a_unary_call_ends_once_with_its_answer() -> None:
+    client, ends = ClientUnderTest(), list[ClientCall]()
+    call = client.start(b"hello")
+    call.on_done = ends.append
+    client.respond(call, ("i", "1"))
+    client.h2.send_data(call.id, message(b"world"))
+    client.finish(call, OK, ("t", "2"))
+    assert ends == [call]
+    assert (call.code, call.body, call.from_server) == (Code.OK, b"world", True)
+    assert (b"i", b"1") in call.initial
+    assert (b"t", b"2") in call.trailing
+    assert client.connection.streams == {}
+
+
+def test_the_request_is_what_grpc_says() -> None:
+    client = ClientUnderTest()
+    client.start(b"hello", fields_from([("x-key", "v")]), deadline=client.now + 1.5)
+    (event,) = requests(client)
+    assert [(name.decode(), value.decode()) for name, value in event.headers] == [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "test:1"),
+        (":path", "/test.Service/Echo"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("user-agent", "inference-gateway"),
+        ("grpc-accept-encoding", "identity,deflate,gzip"),
+        ("grpc-timeout", "1500000u"),
+        ("x-key", "v"),
+    ]
+    data = b"".join(event.data for event in client.events if isinstance(event, h2.events.DataReceived))
+    assert data == message(b"hello")
+    assert any(isinstance(event, h2.events.StreamEnded) for event in client.events)
+
+
+def test_no_field_that_a_caller_chose_enters_the_shared_table() -> None:
+    client = ClientUnderTest()
+    client.start()
+    size = len(client.h2.decoder.header_table.dynamic_entries)
+    for number in range(50):
+        client.start(b"", fields_from([(f"x-{number}", "v" * number)]), deadline=client.now + number + 1)
+    assert len(client.h2.decoder.header_table.dynamic_entries) == size
+    last = requests(client)[-1].headers
+    chosen = [field for field in last if field[0] in (b"grpc-timeout", b"x-49")]
+    assert len(chosen) == 2
+    assert all(isinstance(field, hpack.NeverIndexedHeaderTuple) for field in chosen)
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "code", "text"),
+    [
+        ("200", [("grpc-status", "5"), ("grpc-message", "no%20such")], Code.NOT_FOUND, "no such"),
+        ("200", [("grpc-status", "99")], Code.UNKNOWN, ""),
+        ("200", [("grpc-status", "x")], Code.UNKNOWN, ""),
+        ("200", [("grpc-status", "0")], Code.INTERNAL, "The server ended the call without a whole message"),
+        ("200", [], Code.UNKNOWN, "The server ended the call without a status"),
+        ("503", [], Code.UNAVAILABLE, "The server answered with HTTP status 503"),
+        ("404", [], Code.UNIMPLEMENTED, "The server answered with HTTP status 404"),
+        ("404", [("grpc-status", "3")], Code.INVALID_ARGUMENT, ""),
+    ],
+)
+def test_trailers_only_answers(status: str, fields: list[tuple[str, str]], code: Code, text: str) -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.respond(call, *fields, status=status, end=True)
+    client.pump()
+    assert (call.done, call.code, call.text) == (True, code, text)
+
+
+def test_an_error_page_is_not_taken_for_messages() -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.respond(call, status="502")
+    client.h2.send_data(call.id, b"<html>Bad Gateway</html>" * 500, end_stream=True)
+    client.pump()
+    assert (call.code, call.text) == (Code.UNAVAILABLE, "The server answered with HTTP status 502")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(7, Code.UNAVAILABLE), (8, Code.CANCELLED), (2, Code.INTERNAL), (11, Code.RESOURCE_EXHAUSTED)]
+)
+def test_resets_become_statuses(error: int, code: Code) -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.h2.reset_stream(call.id, error)
+    client.pump()
+    assert (call.code, call.from_server, call.unprocessed) == (code, False, error == 7)
+
+
+def test_a_status_that_came_before_a_reset_counts() -> None:
+    client = ClientUnderTest()
+    call = client.start(None)
+    call.send_chunk(b"\0\0\0\1\0")
+    client.pump()
+    client.respond(call, ("grpc-status", "8"), ("grpc-message", "full"), end=True)
+    client.h2.reset_stream(call.id, 0)
+    client.pump()
+    assert (call.code, call.text) == (Code.RESOURCE_EXHAUSTED, "full")
+
+
+def test_a_connection_that_is_lost_ends_its_calls() -> None:
+    client = ClientUnderTest()
+    calls = [client.start() for _ in range(3)]
+    client.connection.close("cable cut")
+    assert {(call.code, call.text) for call in calls} == {(Code.UNAVAILABLE, "Connection lost: cable cut")}
+    assert not client.connection.has_room
+
+
+@pytest.mark.parametrize(
+    "body", [b"\2" + bytes(4), b"\0\xff\xff\xff\xff", message(b"a") + b"x"], ids=["flag", "huge", "two"]
+)
+def test_an_answer_that_is_no_message_fails_the_call_and_tells_the_server(body: bytes) -> None:
+    client = ClientUnderTest(Limits(message_bytes=1000))
+    call, other = client.start(), client.start()
+    client.respond(call)
+    client.h2.send_data(call.id, body)
+    client.pump()
+    assert call.code in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED, Code.UNIMPLEMENTED)
+    assert any(isinstance(event, h2.events.StreamReset) and event.stream_id == call.id for event in client.events)
+    client.respond(other)
+    client.h2.send_data(other.id, message(b"fine"))
+    client.finish(other, OK)
+    assert other.body == b"fine"
+
+
+@pytest.mark.parametrize("when", ["before", "after head", "after message"])
+def test_cancelling_resets_the_stream_and_ends_the_call_once(when: str) -> None:
+    client, ends = ClientUnderTest(), list[ClientCall]()
+    call = client.start()
+    call.on_done = ends.append
+    if when != "before":
+        client.respond(call)
+    if when == "after message":
+        client.h2.send_data(call.id, message(b"late"))
+    client.pump()
+    call.cancel()
+    call.cancel()
+    client.pump()
+    assert ends == [call]
+    assert call.code is Code.CANCELLED
+    assert any(isinstance(event, h2.events.StreamReset) and event.error_code == 8 for event in client.events)
+    assert client.connection.streams == {}
+
+
+def test_a_deadline_ends_the_call_here_even_if_the_server_is_silent() -> None:
+    client = ClientUnderTest()
+    call = client.start(deadline=client.now + 1)
+    client.deadlines.expire(client.now + 2)
+    client.pump()
+    assert (call.code, call.text) == (Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    assert len(client.deadlines) == 0
+
+
+def test_a_silent_server_with_calls_is_pinged_and_then_given_up() -> None:
+    client = ClientUnderTest(Limits(keepalive_seconds=5, keepalive_timeout=2))
+    call = client.start()
+    for second in range(1, 7):
+        client.connection.tick(client.now + second)
+    while client.connection.output():
+        pass  # the server never sees the PING
+    assert not call.done
+    for second in range(7, 10):
+        client.connection.tick(client.now + second)
+    assert (call.code, call.text) == (Code.UNAVAILABLE, "Connection lost: no answer to a keepalive PING")
+
+
+def test_a_large_answer_is_cut_through_front_first() -> None:
+    client, fronts, rest = ClientUnderTest(Limits(stream_window=65_535)), list[bytes](), list[bytes]()
+    call = client.start()
+
+    def front(call: ClientCall) -> None:
+        fronts.append(call.body)
+        call.on_chunk = rest.append
+
+    call.on_front = front
+    body = bytes(i % 251 for i in range(300_000))
+    left = message(body)
+    client.respond(call)
+    while left:
+        room = min(client.h2.local_flow_control_window(call.id), 16_384, len(left))
+        if room:
+            client.h2.send_data(call.id, left[:room])
+            left = left[room:]
+        else:
+            call.consume(call._held)
+        client.pump()
+    client.finish(call, OK)
+    assert fronts[0] + b"".join(rest) == body
+    assert call.code is Code.OK
+
+
+# gRPC's cases of servers that misbehave (doc/http2-interop-test-descriptions.md)
+
+
+def test_goaway_lets_running_calls_end_and_hands_back_those_not_looked_at() -> None:
+    client, left, retried = ClientUnderTest(), list[str](), list[ClientCall]()
+    client.connection.on_leave = lambda: left.append("leave")
+    first, second = client.start(), client.start()
+    second.on_unprocessed = lambda call: (retried.append(call), True)[1]
+    client.respond(first)
+    client.h2.send_data(first.id, message(b"one"))
+    client.h2.send_headers(first.id, [OK], end_stream=True)
+    sent = client.h2.data_to_send()
+    goaway = (8).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + first.id.to_bytes(4, "big") + bytes(4)
+    client.connection.receive(goaway, client.now)
+    client.connection.receive(sent, client.now)
+    client.connection.output()
+    assert left == ["leave"]
+    assert not client.connection.has_room
+    assert (first.code, first.body) == (Code.OK, b"one")
+    assert retried == [second]
+    assert not second.done
+
+
+def test_rst_after_header() -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.respond(call)
+    client.h2.reset_stream(call.id, 0)
+    client.pump()
+    assert call.code is Code.INTERNAL
+
+
+def test_rst_during_data() -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.respond(call)
+    client.h2.send_data(call.id, message(b"hello")[:-2])
+    client.h2.reset_stream(call.id, 0)
+    client.pump()
+    assert call.code is Code.INTERNAL
+
+
+def test_rst_after_data() -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.respond(call)
+    client.h2.send_data(call.id, message(b"hello"))
+    client.h2.reset_stream(call.id, 0)
+    client.pump()
+    assert call.code is Code.INTERNAL
+
+
+def test_pings_are_answered_between_frames() -> None:
+    client = ClientUnderTest()
+    for number in range(5):
+        call = client.start()
+        client.h2.ping(b"%08d" % number)
+        client.respond(call)
+        client.h2.ping(b"%08d" % number)
+        client.h2.send_data(call.id, message(b"x"))
+        client.finish(call, OK)
+        assert call.code is Code.OK
+    assert len([event for event in client.events if isinstance(event, h2.events.PingAckReceived)]) == 10
+
+
+def test_max_streams_is_learnt_from_settings() -> None:
+    client, room = ClientUnderTest(), list[str]()
+    client.h2.update_settings({3: 1})
+    client.pump()
+    client.connection.on_room = lambda: room.append("room")
+    call = client.start()
+    assert not client.connection.has_room
+    client.respond(call)
+    client.h2.send_data(call.id, message(b"x"))
+    client.finish(call, OK)
+    assert client.connection.has_room
+    assert room == ["room"]
+
+
+def test_data_frame_padding_does_not_use_up_the_window() -> None:
+    client = ClientUnderTest(Limits(stream_window=65_535, connection_window=65_535))
+    call = client.start()
+    got: list[bytes] = []
+
+    def take(body: bytes, compressed: bool) -> None:
+        got.append(body)
+        call.feed()
+
+    call.on_message = take
+    client.respond(call)
+    for _ in range(2000):
+        client.h2.send_data(call.id, message(b"hello"), pad_length=255)
+        client.pump()
+    client.finish(call, OK)
+    assert (len(got), call.code) == (2000, Code.OK)
+
+
+# Servers that are rude
+
+GARBAGE = [
+    ("http/1", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
+    ("zeros", bytes(1000)),
+    ("giant frame", b"\xff\xff\xff\x00\x00\x00\x00\x00\x01" + bytes(100_000)),
+    ("bad hpack", b"\x00\x00\x04\x01\x05\x00\x00\x00\x01\xff\xff\xff\xff"),
+    ("data on stream 0", b"\x00\x00\x01\x00\x00\x00\x00\x00\x00x"),
+    ("push promise", b"\x00\x00\x05\x05\x04\x00\x00\x00\x01\x00\x00\x00\x02\x88"),
+]
+
+
+@pytest.mark.parametrize("data", [data for _, data in GARBAGE], ids=[name for name, _ in GARBAGE])
+def test_garbage_ends_the_connection_and_its_calls_with_a_status(data: bytes) -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.connection.receive(data, client.now)
+    while client.connection.output():
+        pass
+    if not client.connection.closed:
+        client.connection.close("end of file")
+    assert call.done
+    assert call.code in (Code.UNAVAILABLE, Code.INTERNAL)
+
+
+def test_endless_empty_data_is_cut() -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.respond(call)
+    client.pump()
+    empty = bytes(3) + b"\x00\x00" + call.id.to_bytes(4, "big")
+    client.connection.receive(empty * 5000, client.now)
+    while client.connection.output():
+        pass
+    assert client.connection.closed
+    assert call.done

@@ -1,0 +1,52 @@
+"""Deadlines are noticed on time, and keeping them costs no memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.wire.deadlines import FAR, FAR_TICKS, TICK, Deadlines
+
+
+class Item:
+    def __init__(self) -> None:
+        self.expired = 0
+
+    def expire(self) -> None:
+        self.expired += 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.01, 1.0, 19.0, 21.0, 3600.0])
+def test_a_deadline_is_never_early_and_at_most_a_tick_late(seconds: float) -> None:
+    deadlines, item, now = Deadlines(), Item(), 1000.0
+    deadlines.add(now + seconds, item, now)
+    deadlines.expire(now + seconds - 1e-6)
+    assert item.expired == 0
+    late = TICK * (FAR_TICKS if seconds > FAR else 1)
+    deadlines.expire(now + seconds + late + 1e-6)
+    assert item.expired == 1
+    assert len(deadlines) == 0
+
+
+def test_what_was_dropped_does_not_expire() -> None:
+    deadlines, kept, dropped = Deadlines(), Item(), Item()
+    deadlines.add(1001.0, kept, 1000.0)
+    deadlines.discard(deadlines.add(1001.0, dropped, 1000.0), dropped)
+    deadlines.expire(1002.0)
+    assert (kept.expired, dropped.expired) == (1, 0)
+    assert deadlines.next_at() is None
+
+
+def test_only_an_earlier_deadline_moves_the_alarm() -> None:
+    deadlines, alarms = Deadlines(), list[float]()
+    deadlines.on_earlier = alarms.append
+    for at in (1005.0, 1006.0, 1004.0, 1004.0):
+        deadlines.add(at, Item(), 1000.0)
+    assert [round(at) for at in alarms] == [1005, 1004]
+
+
+def test_a_million_short_calls_with_long_deadlines_leave_few_sets() -> None:
+    deadlines, item = Deadlines(), Item()
+    for number in range(100_000):
+        now = 1000.0 + number / 1000
+        deadlines.discard(deadlines.add(now + 3600, item, now), item)
+    assert len(deadlines._due) < 200
