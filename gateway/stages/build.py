@@ -65,9 +65,7 @@ class _Check:
 
     read: Read
     findings: list[Finding] = field(default_factory=list)
-    known: dict[str, TensorSpec | None] = field(
-        default_factory=dict
-    )  # None: a model makes it, so its type is not known
+    known: dict[str, TensorSpec | None] = field(default_factory=dict)  # None: from a model, so its type is not known
     used: set[str] = field(default_factory=set)
     latest: list[str] | None = field(default_factory=list)  # what the part before made; None: a model's unnamed outputs
     open: bool = False  # may there be more tensors than those in `known`?
@@ -112,8 +110,7 @@ class _Check:
         try:
             return step_type(step_type.params_type.model_validate(declared.with_), self.read)
         except ValidationError as exc:
-            for error in exc.errors():
-                self._refuse_parameter((*where, "with", *error["loc"]), error["type"], error["msg"], fields)
+            self._refuse_parameters((*where, "with"), exc, fields)
         except StepError as exc:
             at = (*where, "with", *([exc.parameter] if exc.parameter else []))
             self._find(at, f"step '{declared.step}': {exc.wrong}", exc.right)
@@ -121,13 +118,19 @@ class _Check:
             self._find((*where, "step"), f"step '{declared.step}' cannot be built: {type(exc).__name__}: {exc}")
         return None
 
-    def _refuse_parameter(self, where: Where, kind: str, text: str, fields: list[str]) -> None:
-        if kind == "extra_forbidden":
-            name = str(where[-1])
-            known = f"known: {', '.join(fields)}" if fields else "it takes none"
-            self._find(where, f"unknown parameter '{name}'", known + did_you_mean(name, fields))
-        else:
-            self._find(where, text.removeprefix("Value error, "))
+    def _refuse_parameters(self, where: Where, refused: ValidationError, fields: list[str]) -> None:
+        """One finding for each parameter, though pydantic has one for each form that its value could have had."""
+        texts: dict[Where, list[str]] = {}
+        for error in refused.errors():
+            at = (*where, *error["loc"][:1])
+            if error["type"] == "extra_forbidden":
+                name = str(at[-1])
+                known = f"known: {', '.join(fields)}" if fields else "it takes none"
+                self._find(at, f"unknown parameter '{name}'", known + did_you_mean(name, fields))
+            else:
+                texts.setdefault(at, []).append(error["msg"].removeprefix("Value error, "))
+        for at, reasons in texts.items():
+            self._find(at, ", or: ".join(dict.fromkeys(reasons)))
 
     def _local(self, where: Where, step: Step[Any], declared: PartDeclaration) -> LocalStep:
         name = declared.step or ""
@@ -161,6 +164,7 @@ class _Check:
             self.latest = list(outputs.values())
         else:
             self.open, self.latest = True, None
+            self.known = dict.fromkeys(self.known)  # any of them may be replaced by what the model answers
         return ModelCall(model, inputs, outputs)
 
     def _use(self, where: Where, who: str, spec: TensorSpec | None, name: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 from ml_dtypes import bfloat16
 
 from gateway.errors import BadInput
@@ -44,7 +45,7 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> Arr
         flat = _split_elements(name, count, raw)
     elif datatype == "BF16":
         _check_size(name, datatype, shape, 2 * count, len(raw))
-        flat = np.frombuffer(raw, bfloat16).astype(np.float32)
+        flat = _cast(np.frombuffer(raw, bfloat16), np.float32)
     elif datatype == "BOOL":
         _check_size(name, datatype, shape, count, len(raw))
         flat = np.frombuffer(raw, np.uint8) != 0  # a byte that is neither 0 nor 1 must not become a numpy bool
@@ -70,8 +71,13 @@ def to_raw(datatype: str, array: Array) -> bytes:
     if datatype == "BYTES":
         return _join_elements(array)
     if datatype == "BF16":
-        return array.astype(bfloat16).tobytes()
+        return _cast(array, bfloat16).tobytes()
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _cast(array: Array, to: npt.DTypeLike) -> Array:
+    with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN, a value that becomes infinite: both are data
+        return array.astype(to)
 
 
 def _check_size(name: str, datatype: str, shape: Sequence[int], want: int, got: int) -> None:

@@ -150,6 +150,11 @@ def test_a_row_that_fails_on_a_thread_is_named_as_in_the_request() -> None:
         [task() for task in work.tasks]
 
 
+def test_a_model_may_replace_any_tensor() -> None:
+    steps = [{"call": "thumbnails"}, {"step": "softmax", "inputs": {"scores": "image"}}, STEPS[2]]
+    assert build(steps=steps).models == ("thumbnails",)
+
+
 REFUSED = {
     "missing": ({}, "input 'image' is missing; 'photo-labels' takes image"),
     "unknown": ({"image": column(b""), "mask": column(b"")}, "input 'mask' is unknown; 'photo-labels' takes image"),
@@ -225,6 +230,13 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         [
             "steps.0.with.size: Input should be greater than or equal to 8",
             "steps.0.with.layout: Input should be 'NCHW' or 'NHWC'",
+        ],
+    ),
+    "a value in none of its forms": (
+        {"steps": [{"step": "decode_image", "with": {"mean": "grey"}}, *STEPS[1:]]},
+        [
+            "steps.0.with.mean: Input should be a valid number, unable to parse string as a number, "
+            "or: Input should be a valid tuple",
         ],
     ),
     "parameters that contradict one another": (

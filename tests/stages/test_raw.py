@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import serialize_byte_tensor
@@ -46,6 +46,7 @@ def test_numbers_are_little_endian_on_the_wire() -> None:
 
 
 @given(bits=st.integers(0, 0xFFFF))
+@example(bits=0x7F81)  # a signalling NaN
 def test_bf16_survives_the_way_through_float32(bits: int) -> None:
     raw = struct.pack("<H", bits)
     value = to_array("x", "BF16", [1], raw)

@@ -17,7 +17,8 @@ from drawing import encode
 from gateway.artifacts import fetch
 from gateway.errors import BadInput
 from gateway.models import catalogue, pictures, sources
-from gateway.stages import LocalStep, Pipeline, PipelineSpec, build_pipeline
+from gateway.stages import LocalStep, Pipeline, PipelineSpec, StepError, WrongAnswer, build_pipeline
+from gateway.stages.filetype import FileType, FileTypeParams
 
 CHECKOUT = Path(__file__).parents[2]
 Drive = Callable[..., dict[str, Any]]
@@ -164,6 +165,48 @@ def test_a_text_of_no_bytes_has_no_language(drive: Drive) -> None:
 def test_a_text_that_is_too_long_is_refused(drive: Drive) -> None:
     with pytest.raises(BadInput, match=r"^input 'text', row 1: 1048577 bytes; at most 1048576 are allowed$"):
         drive("language", b"short", b"x" * (2**20 + 1))
+
+
+TYPES = {
+    "thresholds": {},
+    "medium_confidence_threshold": 0.5,
+    "overwrite_map": {},
+    "types": {"txt": {"mime_type": None, "is_text": True}, "odd": {"mime_type": None, "is_text": False}},
+}
+
+
+def file_type(labels: str, types: Any) -> FileType:
+    files = {"labels": labels.encode(), "types": json.dumps(types).encode()}
+    return FileType(FileTypeParams(labels="labels", types="types"), files.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("labels", "types", "wrong"),
+    [
+        ("txt\npng", TYPES, "'types' does not know the label 'png'"),
+        ("txt", TYPES | {"types": {}}, "'types' does not know the label 'txt'"),
+        ("txt", {}, "'types' is not a table of file types: thresholds: Field required"),
+    ],
+)
+def test_tables_of_file_types_that_cannot_be_used_are_refused(labels: str, types: Any, wrong: str) -> None:
+    with pytest.raises(StepError) as caught:
+        file_type(labels, types)
+    assert (caught.value.parameter, caught.value.wrong) == ("types", wrong)
+
+
+def test_a_type_without_a_mime_type_gets_the_general_one() -> None:
+    made = file_type("txt\nodd", TYPES)(
+        {"target_label": np.eye(2, dtype=np.float32), "decided": np.array([[b""], [b""]], np.object_)}
+    )
+    assert made["label"].tolist() == [[b"txt"], [b"odd"]]
+    assert made["mime_type"].tolist() == [[b"text/plain"], [b"application/octet-stream"]]
+
+
+def test_labels_of_another_model_are_noticed() -> None:
+    with pytest.raises(WrongAnswer, match="tensor 'target_label' has 3 classes, the file of labels has 1"):
+        file_type("txt", TYPES)(
+            {"target_label": np.zeros((1, 3), np.float32), "decided": np.array([[b""]], np.object_)}
+        )
 
 
 def test_a_file_that_is_too_large_is_refused(drive: Drive) -> None:
