@@ -70,12 +70,12 @@ class Gateway:
     def __init__(self, loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> None:
         """load: reads the config again; raises ConfigError."""
         self._first = loaded
-        self._load = load
         self._environ = environ
         self._place = place
         self._exits = contextlib.AsyncExitStack()
         self._changes = Changes()
         self._history = ConfigHistory()
+        self._watcher = Watcher(load, loaded, self._reloaded, self._refused)
         self._draining = False
         self._started = False
         self.settings: Config = loaded.config
@@ -110,10 +110,9 @@ class Gateway:
         exits.push_async_callback(self._server.stop, 0)
         host = listen.rpartition(":")[0]
         self.listen = f"{host}:{self._server.port}"
-        self._watcher = Watcher(self._load, self._first, self._reloaded, self._refused)
         if self._first.files:
             watching = asyncio.ensure_future(self._watcher.run())
-            exits.callback(watching.cancel)
+            exits.push_async_callback(_cancel, watching)
         self._started = True
         self._changes.notify()
         _log.info("serving gRPC on %s, admin on %s", self.listen, self.admin_address)
@@ -168,7 +167,7 @@ class Gateway:
     # Config
 
     def reload(self) -> None:
-        """Read the config at once. For SIGHUP."""
+        """Read the config at once, or as soon as this worker serves. For SIGHUP."""
         self._watcher.poke()
 
     async def _reloaded(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
@@ -276,6 +275,11 @@ class Gateway:
         _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)
         await asyncio.sleep(server.drain_delay)
         await self._server.stop(server.drain)
+
+
+async def _cancel(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:

@@ -149,12 +149,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         return load(arguments.config, os.environ, flags)
 
     loaded = load_again()
-    place = supervisor.place_from(os.environ)
-    if place is not None:
-        worker.end_with_parent()
+    told = supervisor.maybe_place(os.environ)
+    if told is not None:
+        place, parent = told
+        worker.end_with(parent)
     elif loaded.config.workers > 1:
         return worker.run(supervisor.Supervisor(loaded.config, supervisor.worker_command(), os.environ).run())
-    place = place or Place(loaded.config.admin.listen)
+    else:
+        place = Place(loaded.config.admin.listen)
     return worker.run(worker.serve(loaded, load_again, os.environ, place))
 
 

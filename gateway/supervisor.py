@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -31,30 +32,35 @@ from gateway.telemetry.metrics import Scrape, SharedDirectory, prepare_directory
 _log = logging.getLogger(__name__)
 
 WORKER_VARIABLE = "GATEWAY_WORKER"
-"""Environment variable by which a worker is told its slot, directory and address, as JSON. Internal."""
+"""Environment variable by which a worker is told its slot, directory, address and parent, as JSON. Internal."""
 
 _POLL_SECONDS = 0.5
 _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
-_FAILED_STARTS = 5  # in a row, over all slots, before the supervisor gives up
+_FAILED_STARTS = 5  # in a row, in one slot and with no other worker up, before the supervisor gives up
+_LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
+
+
+_STARTING = ("starting",)  # as a worker's own admin plane says it
 
 
 class CrashLoop(Exception):
     """Workers die as soon as they are started."""
 
 
-def place_from(environ: Mapping[str, str]) -> Place | None:
-    """The place of a worker that a supervisor started; None for a process that is alone."""
+def maybe_place(environ: Mapping[str, str]) -> tuple[Place, int] | None:
+    """The place of a worker that a supervisor started, and that one's process id; None for a process that is alone."""
     given = environ.get(WORKER_VARIABLE)
     if given is None:
         return None
     told = json.loads(given)
     runtime = Path(told["runtime"])
-    return Place(
+    place = Place(
         admin_listen=f"unix:{_socket(runtime, told['slot'])}",
         shared=SharedDirectory(runtime / "metrics", told["slot"]),
         shared_listen=told["listen"],
     )
+    return place, told["parent"]
 
 
 def _socket(runtime: Path, slot: str) -> Path:
@@ -63,15 +69,29 @@ def _socket(runtime: Path, slot: str) -> Path:
 
 @dataclass(slots=True)
 class _Worker:
-    """One slot: the process in it, and what it last said."""
+    """One slot: the process in it, and what that last said."""
 
     slot: str
     process: asyncio.subprocess.Process | None = None
     started: float = 0.0
+    failed_starts: int = 0  # in a row
     ready: bool = False
-    reasons: Sequence[str] = ("starting",)
+    reasons: Sequence[str] = _STARTING
     state: Mapping[str, object] = field(default_factory=dict)
     config: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    @property
+    def is_young(self) -> bool:
+        return time.monotonic() - self.started < _YOUNG_SECONDS
+
+    @property
+    def gets_calls(self) -> bool:
+        """Does it listen? The kernel gives calls to whoever does, so one that is starting or gone does no harm."""
+        return self.is_running and bool(self.state)
 
 
 class Supervisor:
@@ -84,15 +104,14 @@ class Supervisor:
         self._environ = environ
         self._workers = [_Worker(str(number)) for number in range(config.workers)]
         self._stopping = asyncio.Event()
-        self._failed_starts = 0
         self._runtime = Path()
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT; then every worker drains. The exit code."""
+        """Until SIGTERM or SIGINT; then every worker drains. A second signal kills them. The exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._signal_all, signal.SIGHUP)
+            loop.add_signal_handler(number, self._told_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_all)
         self._runtime = Path(tempfile.mkdtemp(prefix="inference-gateway-"))
         try:
             prepare_directory(self._runtime / "metrics")
@@ -103,6 +122,12 @@ class Supervisor:
                     return await self._run_workers(address)
         finally:
             shutil.rmtree(self._runtime, ignore_errors=True)
+
+    def _told_to_stop(self) -> None:
+        if self._stopping.is_set():
+            _log.warning("told to stop twice: ending now")
+            self._signal_all(signal.SIGKILL)
+        self._stopping.set()
 
     async def _run_workers(self, address: str) -> int:
         keeping = [asyncio.ensure_future(self._keep(worker, address)) for worker in self._workers]
@@ -130,34 +155,47 @@ class Supervisor:
 
         :raises CrashLoop: if workers can't be started.
         """
-        pause = 0.1
         while not self._stopping.is_set():
-            await self._start(worker, address)
-            assert worker.process is not None  # noqa: S101  (just started)
-            code = await worker.process.wait()
-            worker.ready, worker.reasons = False, ("ended",)
-            worker_ended(SharedDirectory(self._runtime / "metrics", worker.slot))
+            code = await self._run_once(worker, address)
             if self._stopping.is_set():
                 return
-            young = time.monotonic() - worker.started < _YOUNG_SECONDS
-            self._failed_starts = self._failed_starts + 1 if young else 0
-            pause = min(pause * 2, 5.0) if young else 0.1
-            if self._failed_starts >= _FAILED_STARTS:
+            worker.failed_starts = worker.failed_starts + 1 if worker.is_young else 0
+            others_up = any(other.is_running and not other.is_young for other in self._workers)
+            if worker.failed_starts >= _FAILED_STARTS and not others_up:
                 raise CrashLoop(f"{_FAILED_STARTS} workers in a row ended as soon as they were started; giving up")
+            pause = min(0.1 * 2**worker.failed_starts, _LONGEST_PAUSE_SECONDS)
             _log.error("worker %s ended with code %s; starting another in %g s", worker.slot, code, pause)
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
-    async def _start(self, worker: _Worker, address: str) -> None:
-        told = json.dumps({"slot": worker.slot, "runtime": str(self._runtime), "listen": address})
-        worker.process = await asyncio.create_subprocess_exec(
-            *self._command, env={**self._environ, WORKER_VARIABLE: told}, stdin=asyncio.subprocess.DEVNULL
+    async def _run_once(self, worker: _Worker, address: str) -> int:
+        """Start a process in a slot; its exit code, once it has ended."""
+        told = {"slot": worker.slot, "runtime": str(self._runtime), "listen": address, "parent": os.getpid()}
+        worker.reasons, worker.state, worker.started = _STARTING, {}, time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env={**self._environ, WORKER_VARIABLE: json.dumps(told)},
+            stdin=asyncio.subprocess.DEVNULL,
+            # In a session of its own, so that Ctrl-C reaches this process alone, which then has the workers drain.
+            start_new_session=True,
         )
-        worker.started = time.monotonic()
+        worker.process = process
+        if self._stopping.is_set():  # while it was started, so nobody has told it
+            process.terminate()
+        code = await process.wait()
+        worker.ready, worker.reasons = False, ("ended",)
+        worker_ended(SharedDirectory(self._runtime / "metrics", worker.slot))
+        return code
+
+    def _reload_all(self) -> None:
+        """Pass SIGHUP on to those that listen for it; who is still starting reads the config anyway."""
+        for worker in self._workers:
+            if worker.gets_calls and worker.process is not None:
+                worker.process.send_signal(signal.SIGHUP)
 
     def _signal_all(self, number: signal.Signals) -> None:
         for worker in self._workers:
-            if worker.process is not None and worker.process.returncode is None:
+            if worker.process is not None and worker.is_running:
                 worker.process.send_signal(number)
 
     async def _stop_workers(self) -> None:
@@ -184,22 +222,27 @@ class Supervisor:
             async with aiohttp.ClientSession("http://worker", connector=connector, timeout=timeout) as session:
                 async with session.get("/readyz") as answer:
                     told = await answer.json()
-                    worker.ready, worker.reasons = told["ready"], told["reasons"]
+                    worker.ready, worker.reasons = told["ready"], tuple(told["reasons"])
+                if worker.reasons == _STARTING:
+                    return
                 async with session.get("/state") as answer:
                     worker.state = await answer.json()
                 async with session.get("/config") as answer:
                     worker.config = await answer.json()
-        except (aiohttp.ClientError, OSError, TimeoutError, asyncio.TimeoutError) as error:
-            worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)
+        except (aiohttp.ClientError, OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
+            if worker.gets_calls:
+                worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)
 
     def is_live(self) -> bool:
         return True
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
+        """Ready when every worker that gets calls is, and there is one."""
         if self._stopping.is_set():
             return False, ["draining"]
         reasons = [f"worker {w.slot}: {reason}" for w in self._workers if not w.ready for reason in w.reasons]
-        return not reasons, reasons
+        serving = [worker for worker in self._workers if worker.gets_calls]
+        return bool(serving) and all(worker.ready for worker in serving), reasons
 
     def state(self) -> Mapping[str, object]:
         return {"ready": self.readiness()[0], "workers": {worker.slot: worker.state for worker in self._workers}}
@@ -215,9 +258,11 @@ def reserve(listen: str) -> Iterator[str]:
     :raises CannotServe: if somebody else has it. Sharing alone would not tell: it would split the calls with them.
     """
     host, port = split_address(listen)
-    family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as probe, socket.socket(family, socket.SOCK_STREAM) as held:
+    with contextlib.ExitStack() as exits:
         try:
+            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            probe = exits.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            held = exits.enter_context(socket.socket(family, socket.SOCK_STREAM))
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
             taken = probe.getsockname()[1]

@@ -37,18 +37,19 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
             os._exit(1)
         stop.set()
 
+    gateway = Gateway(loaded, load, environ, place)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped)
-    async with Gateway(loaded, load, environ, place) as gateway:
-        loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+    async with gateway:
         await stop.wait()
         await gateway.drain()
     return 0
 
 
-def end_with_parent() -> None:
+def end_with(parent: int) -> None:
     """Have the kernel send SIGTERM when the parent dies, so that no worker is left behind. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # it died before we asked
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)  # it died before we asked
