@@ -29,7 +29,7 @@ class Config(Section):
     )
     transport: Literal["wire", "grpcio"] = Field(
         default="grpcio",
-        description="The gRPC implementation on both sides. `wire` is the gateway's own, on nghttp2's engine, and costs "
+        description="The gRPC implementation on both sides. `wire` is the gateway's own, on nghttp2's engine; it costs "
         "a small part of what `grpcio`, Google's library, costs. Both serve the same services.",
     )
     workers: Whole = Field(
