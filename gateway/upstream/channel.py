@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def translate(error: grpc.aio.AioRpcError) -> CallFailed:
     )
 
 
+_FROM_PEER = "Error received from peer"
+_MADE_HERE = re.compile(
+    r"failed to connect to all addresses|errors resolving|DNS resolution failed|empty address list"
+    r"|Stream removed|Socket closed|Connection reset|Broken pipe|[Tt]ransport closed|GOAWAY|RST_STREAM"
+    r"|Endpoint closing|[Cc]hannel (is )?clos|ping timeout|keepalive watchdog|CLIENT: "
+)
+
+
 def is_from_server(debug: str | None) -> bool:
-    """C core says of a received status, and of none that it made itself, that it came from the peer."""
-    return "Error received from peer" in (debug or "")
+    """Did the peer send this status? debug: what the channel tells of a failed call besides code and text.
+
+    C core up to 1.81 says of a received status, and of none of its own, that it came from the peer. Later ones say
+    only the text, so what C core itself writes is known by its words. `forward` says it as the older ones do.
+    """
+    if not debug or _FROM_PEER in debug:
+        return bool(debug)
+    return not _MADE_HERE.search(debug)
