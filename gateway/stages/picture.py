@@ -91,7 +91,7 @@ def _opaque(picture: Image.Image, background: tuple[int, int, int]) -> Image.Ima
     if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip instead of scale
         return _from_16_bit(picture, background)
     if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
+        layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         under = Image.new("RGB", picture.size, background)
         under.paste(layer, mask=layer.getchannel("A"))
         return under
