@@ -22,6 +22,11 @@ class GatewayError(Exception):
         self.text = text
 
 
+def _shown(name: str) -> str:
+    """A caller's text as an error repeats it: a status travels in a header, whose size is limited."""
+    return name if len(name) <= 200 else name[:200] + "…"
+
+
 # The caller's fault
 
 
@@ -47,9 +52,8 @@ class UnknownModel(GatewayError):
     code = Code.NOT_FOUND
 
     def __init__(self, model: str, version: str = "") -> None:
-        shown = model if len(model) <= 200 else model[:200] + "…"
-        at = f" version {version}" if version else ""
-        super().__init__(f"Request for unknown model: '{shown}'{at} is not found")
+        at = f" version {_shown(version)}" if version else ""
+        super().__init__(f"Request for unknown model: '{_shown(model)}'{at} is not found")
 
 
 class ControlRefused(GatewayError):

@@ -65,7 +65,7 @@ _VERDICTS = {
 
 _OVERLOAD_TEXTS = ("Exceeds maximum queue size", "Request timeout expired")
 _DRAIN_TEXT = "Server is stopping"
-_MODEL_TEXTS = ("unknown model", "has no available versions", "is not found", "is not ready")
+_MODEL_TEXTS = ("Request for unknown model", "has no available versions")  # a model's own NOT_FOUND says other things
 
 _BY_CODE = {
     Code.CANCELLED: Meaning.ENDED,
@@ -118,6 +118,6 @@ def judge_in_band(text: str) -> Verdict:
         return _VERDICTS[Meaning.OVERLOADED]
     if _DRAIN_TEXT in text:
         return _VERDICTS[Meaning.DRAINING]
-    if text.startswith("Request for unknown model") or "has no available versions" in text:
+    if any(known in text for known in _MODEL_TEXTS):
         return _VERDICTS[Meaning.MODEL_GONE]
     return _VERDICTS[Meaning.CALLER]

@@ -1,1 +1,1 @@
-"""The use-case: one inference request in, one answer out. Knows routing, stages, wire's peek and upstream's Protocols."""
+"""The use-case: one inference request in, one answer out. Knows routing, stages, a peek at messages, pools."""

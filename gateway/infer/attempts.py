@@ -29,8 +29,8 @@ class Attempt:
 class Attempts:
     """Goes through the plan's variants in order, and through each one's endpoints, up to `most` attempts.
 
-    The last attempt is kept for a variant not tried yet if the plan has one: a pool whose endpoints all fail must not
-    use up what a fallback needs.
+    The last attempt is kept for a variant not tried yet if there is one that can be: a pool whose endpoints all fail
+    must not use up what a fallback needs.
     """
 
     __slots__ = ("_avoid", "_index", "_most", "_plan", "_pools", "_tried_here", "made")
@@ -49,7 +49,7 @@ class Attempts:
         targets = self._plan.targets
         if self.made >= self._most:
             return None
-        if self._tried_here and self.made == self._most - 1 and self._has_other_variant():
+        if self._tried_here and self.made == self._most - 1 and any(map(self._can_serve, targets[self._index + 1 :])):
             self._next_variant()
         while self._index < len(targets):
             variant = targets[self._index]
@@ -73,8 +73,11 @@ class Attempts:
             return None
         return pool.maybe_pick(variant.model, variant.version, self._tried_here | self._avoid)
 
-    def _has_other_variant(self) -> bool:
-        return any(self._pick(variant) is not None for variant in self._plan.targets[self._index + 1 :])
+    def _can_serve(self, variant: Variant) -> bool:
+        """Could a variant that is not tried yet be? Asks without taking the pool's turn, as picking would."""
+        pool = self._pools.get(variant.upstream)
+        endpoints = pool.endpoints if pool is not None else ()
+        return any(e not in self._avoid and e.can_serve(variant.model, variant.version) for e in endpoints)
 
     def _next_variant(self) -> None:
         self._index += 1

@@ -184,7 +184,9 @@ class Inference:
         code = Code(failure.code) if failure.code in Code._value2member_map_ else Code.UNKNOWN
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         variant = attempt.variant
-        attempt.endpoint.failed((variant.model, variant.version), verdict, failure.text)
+        # The version that was asked for: a caller who invents one must not make the model itself count as gone.
+        asked = (variant.model, variant.version or work.head.model_version)
+        attempt.endpoint.failed(asked, verdict, failure.text)
         if not verdict.elsewhere:
             raise UpstreamFailed(code, failure.text, failure.trailing)
         work.attempts.failed(attempt, verdict)
