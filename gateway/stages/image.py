@@ -71,9 +71,9 @@ class DecodeImageParams(Params):
         default=50 * MEBI,
         ge=1,
         le=MOST_PIXELS,
-        description="Largest picture, width times height. A few kilobytes can claim to be billions of pixels; while it "
-        "is decoded, each takes 4 bytes (JPEG, PNG) to 16 (WebP) on each thread. The default, 50 Mi, lets the photo of a "
-        "50-megapixel phone pass, and takes 0.2 to 0.8 GB per thread at worst.",
+        description="Largest picture, width times height. A few kilobytes can claim to be billions of pixels; "
+        "while it is decoded, each takes 4 bytes (JPEG, PNG) to 16 (WebP) on each thread. The default, 50 Mi, lets the "
+        "photo of a 50-megapixel phone pass, and takes 0.2 to 0.8 GB per thread at worst.",
     )
 
     @model_validator(mode="after")
