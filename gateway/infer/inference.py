@@ -48,7 +48,7 @@ class Work:
     attempts: Attempts
     observer: CallObserver
     sequence: SequenceKey | None = None
-    pin: Pin | None = None  # where its sequence lives, if that is known
+    pin: Pin | None = None  # where its sequence has been living, if that is known
     failures: list[tuple[Attempt, CallFailed, Verdict]] = field(default_factory=list)
 
 
@@ -99,32 +99,32 @@ class Inference:
         return Work(route, head, facts, Attempts(chosen, pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
-        """A sequence stays where it began. Only its first request may be sent elsewhere when an endpoint fails."""
+        """A sequence stays where it began: none of its requests is sent anywhere else, not even the first."""
         starts = facts.parameters.get("sequence_start") is True
-        pin = None if starts else self.sequences.maybe_find(key, self.clock())
-        if pin is None:
-            chosen = self._plan(route, facts, draw_for(key))
-            for variant in chosen.targets:
-                pin = self._place(variant, key)
-                if pin is not None:
-                    break
-        if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
-            if starts:
-                raise _nothing_available(route, ())
-            raise _sequence_lost(key)
+        known = None if starts else self.sequences.maybe_find(key, self.clock())
+        pin = known or self._place(route, facts, key)
+        if pin is None or not self._is_held(pin):
+            raise _nothing_available(route, ()) if starts else _sequence_lost(key)
         only = Pool(pin.variant.upstream, [pin.endpoint])
         attempts = Attempts(Plan((pin.variant,), "sequence"), {pin.variant.upstream: only}, 1)
         self.sequences.pin(key, pin, self.clock())
-        return Work(route, head, facts, attempts, observer, key, pin)
+        return Work(route, head, facts, attempts, observer, key, known)
 
-    def _place(self, variant: Variant, key: SequenceKey) -> Pin | None:
+    def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
         """Where a sequence of this id begins: the same endpoint for every worker that sees the same health."""
-        pool = self.topology.pools.get(variant.upstream)
-        able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
-        if not able:
-            return None
-        first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
-        return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
+        for variant in self._plan(route, facts, draw_for(key)).targets:
+            pool = self.topology.pools.get(variant.upstream)
+            able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
+            if able:
+                first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
+                return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
+        return None
+
+    def _is_held(self, pin: Pin) -> bool:
+        """Is a sequence's endpoint still there (no reload has removed it), with its model?"""
+        pool = self.topology.pools.get(pin.variant.upstream)
+        here = pool is not None and pin.endpoint in pool.endpoints
+        return here and pin.endpoint.can_serve(pin.variant.model, pin.variant.version)
 
     def _plan(self, route: Route, facts: Facts, draw: float) -> Plan:
         chosen = plan(route, facts, draw=draw, available=self.is_available)
@@ -194,10 +194,8 @@ class Inference:
 
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
-        if work.sequence is not None and work.failures:
-            verdict = work.failures[-1][2]
-            if verdict.meaning is not Meaning.OVERLOADED:
-                return _sequence_lost(work.sequence)
+        if work.sequence and work.pin and work.failures and work.failures[-1][2].meaning is not Meaning.OVERLOADED:
+            return _sequence_lost(work.sequence)
         if not work.failures:
             return _nothing_available(work.route, ())
         _, failure, verdict = work.failures[-1]
