@@ -95,6 +95,9 @@ class TritonPythonModel:
         merged = {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
         wanted = self._wanted(requests)
         arrays = self.session.run(wanted, merged)
+        rows = len(next(iter(merged.values())))
+        if any(len(array) != rows for array in arrays):
+            raise ValueError("an output's first dimension is not the batch, so its rows belong to nobody")
         return _split(requests, inputs, dict(zip(wanted, arrays, strict=True)))
 
     def _run_alone(self, request: Any) -> Any:
