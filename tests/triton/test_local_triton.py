@@ -46,8 +46,8 @@ def traces(owner: int) -> list[str]:
         except OSError:
             continue
         if mark in command:
-            found.append(command.replace("\0", " ")[:100])
-    return found
+            found.append(f"{process.name} {Path(command.partition(chr(0))[0]).name}")
+    return sorted(found)
 
 
 def wait_until_gone(owner: int, *, but: Sequence[str] = ()) -> None:
