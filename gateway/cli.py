@@ -100,7 +100,8 @@ def _add_config_commands(commands: Commands) -> None:
     explain.add_argument("--metadata", nargs="+", default=[], metavar="K=V", action="extend", help="of the call")
     explain.add_argument("--parameter", nargs="+", default=[], metavar="K=V", action="extend", help="of the V2 request")
     explain.add_argument("--draw", type=float, metavar="X", help="the number in [0, 1) to draw by (default: random)")
-    _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
+    schema = _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
+    schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
 
 
 def _add_local_commands(commands: Commands) -> None:
@@ -194,9 +195,9 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
 
 
 def _schema(arguments: argparse.Namespace) -> int:
-    from gateway.config import json_schema_text  # noqa: PLC0415
+    from gateway.config import json_schema_text, reference  # noqa: PLC0415
 
-    _say(json_schema_text())
+    _say((reference() if arguments.markdown else json_schema_text()).rstrip("\n"))
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Awaitable
@@ -62,6 +63,7 @@ async def run(settings: DemoSettings) -> int:
     async with LocalTriton(settings.repository) as triton:
         console.print(f"[dim]triton:[/] ready at {triton.grpc_address}")
         environ = {
+            **os.environ,
             "TRITON_ENDPOINT": triton.grpc_address,
             "GATEWAY_LISTEN": settings.listen,
             "GATEWAY_ADMIN_LISTEN": settings.admin_listen,

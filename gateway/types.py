@@ -37,7 +37,7 @@ class Plan:
     """Which variants to try, in order, and why the first one is first."""
 
     targets: tuple[Variant, ...]
-    reason: str  # "rule:<name>", "sticky", "split", "only", "direct"
+    reason: str  # "rule:<name>", "sticky", "split", "only", "version", "direct", "sequence", "fallback"
 
 
 @dataclass(frozen=True, slots=True)
