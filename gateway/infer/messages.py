@@ -5,14 +5,16 @@ Uses the protobuf classes; pure otherwise. Forwarded requests never come here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadInput, MalformedMessage
-from gateway.stages import Array, Tensors, datatype_of, dtype_of, to_array, to_raw
+from gateway.stages import Array, Tensors, WrongAnswer, datatype_of, dtype_of, to_array, to_raw
 
 _TYPED_FIELDS = {
     "BOOL": "bool_contents",
@@ -34,7 +36,7 @@ def parse_request(body: bytes) -> Any:
     """A pb.ModelInferRequest (Any: protobuf classes carry no types). raises: MalformedMessage."""
     try:
         return pb.ModelInferRequest.FromString(body)
-    except Exception as error:  # protobuf's DecodeError is not the same class in all its implementations
+    except DecodeError as error:
         raise MalformedMessage("The request is no valid ModelInferRequest.") from error
 
 
@@ -63,25 +65,51 @@ def tensors_of(named: Sequence[Any], raw: Sequence[bytes]) -> dict[str, Array]:
 
 
 def _typed(tensor: Any) -> Array:
-    """An array from `contents`, whose list must hold as many elements as the shape says."""
     field = _TYPED_FIELDS.get(tensor.datatype)
     if field is None:
-        raise BadInput(f"input '{tensor.name}': {tensor.datatype or 'no datatype'} has no typed contents; send raw")
-    values = getattr(tensor.contents, field)
-    count = 1
-    for size in tensor.shape:
-        count *= size
-    if count != len(values):
-        raise BadInput(
-            f"input '{tensor.name}': shape {list(tensor.shape)} takes {count} elements, {field} has {len(values)}"
-        )
-    dtype = dtype_of(tensor.datatype)
-    array = np.empty(len(values), dtype)
+        shown = tensor.datatype[:40] or "no datatype"
+        raise BadInput(f"input '{tensor.name}': {shown} has no typed contents; send raw contents")
+    return array_of(tensor.name, tensor.datatype, tensor.shape, getattr(tensor.contents, field))
+
+
+def array_of(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Array:
+    """An array from a list of its elements.
+
+    name:    the tensor's, for the error.
+    values:  row-major; bytes for BYTES, floats for floating-point datatypes, else integers or bools.
+    raises:  BadInput if they are not as many as the shape says, or one does not fit the datatype.
+    """
+    if any(size < 0 for size in shape) or math.prod(shape) != len(values):
+        shown = [*shape[:8], "…"] if len(shape) > 8 else [*shape]
+        raise BadInput(f"input '{name}': shape {shown} does not fit {len(values)} elements")
     try:
-        array[:] = values
+        return _narrowed(dtype_of(datatype), values).reshape(tuple(shape))
     except OverflowError:
-        raise BadInput(f"input '{tensor.name}': a value does not fit {tensor.datatype}") from None
-    return array.reshape(tuple(tensor.shape))
+        raise BadInput(f"input '{name}': a value does not fit {datatype}") from None
+    except ValueError:  # more axes than numpy can do, or a zero among sizes that it can't address
+        raise BadInput(f"input '{name}': a shape of {len(shape)} axes is not possible") from None
+
+
+def _narrowed(dtype: np.dtype[Any], values: Sequence[Any]) -> Array:
+    """As numpy holds them; OverflowError instead of an infinity or a wrapped number that nobody sent."""
+    if dtype.kind == "O":
+        array = np.empty(len(values), dtype)
+        array[:] = list(values)
+        return array
+    if dtype.kind == "f":
+        wide = np.array(values, np.float64)
+        with np.errstate(over="ignore"):
+            array = wide.astype(dtype)
+        lost = np.isinf(array) & np.isfinite(wide)
+    else:
+        if dtype.kind == "u" and min(values, default=0) < 0:
+            raise OverflowError
+        wide = np.array(values, np.uint64 if dtype == np.uint64 else np.int64)
+        array = wide.astype(dtype)
+        lost = array != wide
+    if lost.any():
+        raise OverflowError
+    return array
 
 
 def build_request(
@@ -106,15 +134,22 @@ def build_request(
     return bytes(request.SerializeToString())
 
 
-def parse_response(body: bytes) -> dict[str, Array]:
-    """The outputs of a serialized ModelInferResponse."""
-    response = pb.ModelInferResponse.FromString(body)
-    return tensors_of(response.outputs, response.raw_output_contents)
+def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
+    """Datatype and array of each output of a serialized ModelInferResponse, by name.
+
+    :raises WrongAnswer: if it is none: what an upstream got wrong is not the caller's fault.
+    """
+    try:
+        response = pb.ModelInferResponse.FromString(body)
+        arrays = tensors_of(response.outputs, response.raw_output_contents)
+    except (BadInput, DecodeError) as error:
+        raise WrongAnswer(f"a model's answer cannot be read ({error})") from error
+    return {output.name: (output.datatype, arrays[output.name]) for output in response.outputs}
 
 
-def build_response(model: str, id: str, tensors: Mapping[str, tuple[str, Array]]) -> bytes:
+def build_response(model: str, version: str, id: str, tensors: Mapping[str, tuple[str, Array]]) -> bytes:
     """A serialized ModelInferResponse with raw contents. tensors: datatype and array by name."""
-    response = pb.ModelInferResponse(model_name=model, model_version="1", id=id)
+    response = pb.ModelInferResponse(model_name=model, model_version=version, id=id)
     for name, (datatype, array) in tensors.items():
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         response.raw_output_contents.append(to_raw(datatype, array))

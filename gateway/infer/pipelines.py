@@ -12,7 +12,7 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BadInput, GatewayError, Overloaded
+from gateway.errors import BadInput, GatewayError, Overloaded, UnknownModel
 from gateway.hooks import CallObserver, StepEnded
 from gateway.infer.exchange import Reply, Request, Timings
 from gateway.infer.messages import build_request, build_response, parse_request, parse_response, tensors_of
@@ -20,8 +20,15 @@ from gateway.infer.metadata import served_trailers
 from gateway.stages import Array, LocalStep, ModelCall, Pipeline, Tensors, Work
 from gateway.types import Served
 
-_NOT_PASSED_ON = ("sequence_", "triton_", "priority", "timeout", "headers", "binary_data_output")
-"""Parameters of a pipeline's request that would mean something else to the models it calls."""
+PIPELINE_VERSION = "1"
+"""What a pipeline says its version is, and the only one it has: the protocol wants one."""
+
+_PLATFORM = "gateway_pipeline"
+
+_RESERVED = frozenset(
+    {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"}
+)
+"""Parameters of a pipeline's request that Triton interprets: meant for one model, not for each that is called."""
 
 Call = Callable[[Request, CallObserver], Awaitable[Reply]]
 """Answers a pipeline's call of a public model, reporting to the pipeline's own observer."""
@@ -31,11 +38,12 @@ class Threads:
     """Runs local steps off the event loop, on a few threads with a bounded queue before them."""
 
     def __init__(self, threads: int, queue: int) -> None:
-        """threads: how many tasks run at once. queue: how many may wait."""
+        """threads: how many tasks run at once. queue: how many steps may be under way beyond as many as threads."""
         self.threads = threads
         self._queue = queue
-        self._most = threads + queue
         self._under_way = 0
+        # Tasks wait here and not in the executor, which would keep a cancelled one, and its tensors, in its queue.
+        self._free = asyncio.Semaphore(threads)
         self._executor: ThreadPoolExecutor | None = None
 
     async def __aenter__(self) -> Threads:
@@ -44,35 +52,41 @@ class Threads:
 
     async def __aexit__(self, *_: object) -> None:
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            await asyncio.to_thread(self._executor.shutdown)
 
     async def run(self, work: Work) -> dict[str, Array]:
         """Run all tasks of a step; the first error ends it.
 
-        :raises Overloaded: if they do not fit the queue.
+        :raises Overloaded: if the queue is full.
         """
-        if self._under_way + len(work.tasks) > self._most:
+        if self._under_way >= self.threads + self._queue:
             raise Overloaded(
-                f"{self._under_way} tasks of pipelines are under way: pipelines.threads is {self.threads} "
+                f"{self._under_way} requests are being prepared or wait for that: pipelines.threads is {self.threads} "
                 f"and pipelines.queue {self._queue}"
             )
-        loop = asyncio.get_running_loop()
-        futures = [loop.run_in_executor(self._executor, task) for task in work.tasks]
-        self._under_way += len(futures)
-        for future in futures:
-            future.add_done_callback(self._one_less)
+        self._under_way += 1
+        tasks = [asyncio.ensure_future(self._run(task)) for task in work.tasks]
         try:
-            await asyncio.gather(*futures)
-        except BaseException:
-            for future in futures:
-                future.cancel()  # those that still wait in the queue
-            raise
+            await asyncio.gather(*tasks)
+        finally:
+            self._under_way -= 1
+            for task in tasks:
+                task.cancel()
         return work.result()
 
-    def _one_less(self, future: asyncio.Future[None]) -> None:
-        self._under_way -= 1
-        if not future.cancelled():
-            future.exception()  # another task's error has been raised already
+    async def _run(self, task: Callable[[], None]) -> None:
+        """A thread that has begun can't be stopped: it stays taken, also when nobody waits for it any more."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._executor, task)
+        running.add_done_callback(self._one_more_free)
+        await asyncio.wait([running])  # which, unlike awaiting it, leaves it alone when this is cancelled
+        running.result()
+
+    def _one_more_free(self, running: asyncio.Future[None]) -> None:
+        self._free.release()
+        if not running.cancelled():
+            running.exception()  # nobody may be there any more to take it
 
 
 @dataclass(slots=True)
@@ -99,6 +113,16 @@ class _Totals:
     rows: int = 0
     last: int = 0  # milliseconds since the epoch
 
+    def add(self, rows: int, ns: int) -> None:
+        self.ok += 1
+        self.ok_ns += ns
+        self.rows += rows
+        self.last = time.time_ns() // 1_000_000
+
+    def add_failure(self, ns: int) -> None:
+        self.failed += 1
+        self.failed_ns += ns
+
 
 class PipelineModel:
     """One pipeline as a public model: it answers requests, and questions about itself."""
@@ -118,15 +142,17 @@ class PipelineModel:
         :raises GatewayError: with the status that the caller gets.
         """
         message = parse_request(request.body)
-        if message.model_version not in ("", "1"):
-            raise BadInput(f"pipeline '{self.name}' has version 1 only")
+        if message.model_version not in ("", PIPELINE_VERSION):
+            raise UnknownModel(self.name, message.model_version)
         tensors = tensors_of(message.inputs, message.raw_input_contents)
         wanted = self._wanted(message.outputs)
-        parameters = {k: v for k, v in message.parameters.items() if not k.startswith(_NOT_PASSED_ON)}
+        parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
         run = Run(request, observer, message.id, parameters)
         made = await self.run(tensors, run)
         types = {spec.name: spec.datatype for spec in self.pipeline.outputs}
-        body = build_response(self.name, message.id, {name: (types[name], made[name]) for name in wanted})
+        body = build_response(
+            self.name, PIPELINE_VERSION, message.id, {name: (types[name], made[name]) for name in wanted}
+        )
         served = self.served(run)
         return Reply(body, (), served_trailers(served), served, run.timings)
 
@@ -139,14 +165,10 @@ class PipelineModel:
         try:
             rows = self.pipeline.accept(tensors)
             made = self.pipeline.answer(await self._run_parts(dict(tensors), rows, run))
-        except GatewayError:
-            self._totals.failed += 1
-            self._totals.failed_ns += time.perf_counter_ns() - began
+        except BaseException:  # cancellations and bugs count as well
+            self._totals.add_failure(time.perf_counter_ns() - began)
             raise
-        self._totals.ok += 1
-        self._totals.ok_ns += time.perf_counter_ns() - began
-        self._totals.rows += rows
-        self._totals.last = time.time_ns() // 1_000_000
+        self._totals.add(rows, time.perf_counter_ns() - began)
         return made
 
     async def _run_parts(self, working: dict[str, Array], rows: int, run: Run) -> dict[str, Array]:
@@ -186,13 +208,13 @@ class PipelineModel:
         )
         run.served = reply.served
         run.attempts += reply.served.attempts
-        return parse_response(reply.body)
+        return {name: array for name, (_, array) in parse_response(reply.body).items()}
 
     def served(self, run: Run) -> Served:
         """Who answered one run: the last call's variant, under the pipeline's name."""
         last = run.served
         if last is None:
-            return Served(self.name, "", "1", "", 0)
+            return Served(self.name, "", PIPELINE_VERSION, "", 0)
         return Served(self.name, last.variant, last.model_version, last.endpoint, run.attempts)
 
     def _wanted(self, requested: Sequence[Any]) -> list[str]:
@@ -212,7 +234,7 @@ class PipelineModel:
         return all(map(self._is_model_ready, self.pipeline.models))
 
     def metadata(self) -> pb.ModelMetadataResponse:
-        answer = pb.ModelMetadataResponse(name=self.name, versions=["1"], platform="gateway_pipeline")
+        answer = pb.ModelMetadataResponse(name=self.name, versions=[PIPELINE_VERSION], platform=_PLATFORM)
         for spec in self.pipeline.inputs:
             answer.inputs.add(name=spec.name, datatype=spec.datatype, shape=(-1, *spec.shape))
         for spec in self.pipeline.outputs:
@@ -220,9 +242,7 @@ class PipelineModel:
         return answer
 
     def config(self) -> pb.ModelConfigResponse:
-        config = config_pb.ModelConfig(
-            name=self.name, platform="gateway_pipeline", max_batch_size=self.pipeline.max_batch_size
-        )
+        config = config_pb.ModelConfig(name=self.name, platform=_PLATFORM, max_batch_size=self.pipeline.max_batch_size)
         for spec in self.pipeline.inputs:
             config.input.add(name=spec.name, data_type=_config_type(spec.datatype), dims=spec.shape)
         for spec in self.pipeline.outputs:
@@ -234,7 +254,7 @@ class PipelineModel:
         totals = self._totals
         return pb.ModelStatistics(
             name=self.name,
-            version="1",
+            version=PIPELINE_VERSION,
             last_inference=totals.last,
             inference_count=totals.rows,
             execution_count=totals.ok,
@@ -243,6 +263,10 @@ class PipelineModel:
                 fail=pb.StatisticDuration(count=totals.failed, ns=totals.failed_ns),
             ),
         )
+
+
+def _is_passed_on(parameter: str) -> bool:
+    return parameter not in _RESERVED and not parameter.startswith("triton_")
 
 
 def _config_type(datatype: str) -> int:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -17,6 +18,7 @@ import grpc
 from gateway.deadline import Deadline
 from gateway.errors import Bug, GatewayError, UpstreamFailed
 from gateway.infer.exchange import Request
+from gateway.infer.metadata import passed_on
 
 _log = logging.getLogger(__name__)
 
@@ -32,32 +34,44 @@ _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """Time that calls get. Seconds."""
+    """Time that unary calls get. Seconds."""
 
     default_deadline: float | None = None  # for callers that give none
     longest_deadline: float | None = None  # for those that give too much
 
+    def apply(self, seconds: float | None) -> float | None:
+        """What a call gets whose caller gave it `seconds`; None is no end."""
+        if seconds is None:
+            seconds = self.default_deadline
+        if self.longest_deadline is None:
+            return seconds
+        return self.longest_deadline if seconds is None else min(seconds, self.longest_deadline)
+
 
 def request_from(context: Context, body: bytes, method: str, limits: CallLimits) -> Request:
     """What the core needs to know of a call."""
-    seconds = context.time_remaining()
-    if seconds is None:
-        seconds = limits.default_deadline
-    if limits.longest_deadline is not None:
-        seconds = limits.longest_deadline if seconds is None else min(seconds, limits.longest_deadline)
+    seconds = limits.apply(context.time_remaining())
     deadline = None if seconds is None else Deadline.after(seconds, time.monotonic())
     return Request(body, tuple(context.invocation_metadata() or ()), deadline, context.peer(), method)
 
 
 def is_loopback(peer: str) -> bool:
     """peer: as gRPC writes it, such as `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
-    address = unquote(peer)
-    return address.startswith(("ipv4:127.", "ipv6:[::1]", "unix:"))
+    kind, _, rest = unquote(peer).partition(":")
+    if kind == "unix":
+        return True
+    try:
+        address = ip_address(rest.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    # A socket that listens on IPv6 and IPv4 at once shows IPv4 callers as ::ffff:127.0.0.1.
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 async def abort(context: Context, error: GatewayError) -> None:
     """End the call with the error's status. Does not return."""
-    trailing = error.trailers if isinstance(error, UpstreamFailed) else ()
+    trailing = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()
     await context.abort(_STATUS[error.code], error.text, trailing_metadata=tuple(trailing))
 
 

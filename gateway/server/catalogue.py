@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError, NoTarget, UnknownModel
 from gateway.infer.inference import Inference
-from gateway.infer.pipelines import PipelineModel
+from gateway.infer.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.infer.topology import Topology
 from gateway.routing import Route, plan
 from gateway.server.ask import as_error, ask, usable
@@ -55,7 +55,7 @@ class Catalogue:
         """As Triton: false, and no error, for a name that is unknown."""
         pipeline = self._topology.pipelines.get(name)
         if pipeline is not None:
-            return pipeline.is_ready() and version in ("", "1")
+            return pipeline.is_ready() and version in ("", PIPELINE_VERSION)
         route = self._topology.routes.lookup(name)
         if route is None:
             return False
@@ -87,35 +87,51 @@ class Catalogue:
 
     async def model_statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
-        names = [name] if name else self._names()
-        answers = await asyncio.gather(*(self._statistics_of(each, version) for each in names))
-        if name and not answers[0]:
-            raise self._unavailable_or_unknown(name, version)
+        if name:
+            stats = await self._statistics_of(name, version)
+            if not stats:
+                raise self._unavailable_or_unknown(name, version)
+            return pb.ModelStatisticsResponse(model_stats=stats)
+        # As Triton: a version without a name means nothing.
+        answers = await asyncio.gather(*(self._statistics_of(each, "") for each in self._names()))
         stats = [entry for answer in answers for entry in answer]
-        if not name:
-            stats += await self._other_statistics({entry.name for entry in stats})
+        stats += await self._other_statistics({entry.name for entry in stats})
         return pb.ModelStatisticsResponse(model_stats=stats)
 
     async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        """Public models, then every model that an upstream lists; READY if one endpoint says so."""
-        found: dict[tuple[str, str], pb.RepositoryIndexResponse.ModelIndex] = {}
-        for name in self._public_names():
-            ready = self.is_ready(name)
-            reason = "" if ready else "no variant can answer now"
-            entry = pb.RepositoryIndexResponse.ModelIndex(
-                name=name, version="1", state="READY" if ready else "UNAVAILABLE", reason=reason
-            )
-            if ready or not request.ready:
-                found[name, ""] = entry
+        """Public models, then the others that an upstream lists and that may be called; READY if one endpoint says so.
+
+        A public model has, as at Triton, an entry for each version that is ready: those of its variants' models.
+        """
         answers = await self._everywhere("RepositoryIndex", request, pb.RepositoryIndexResponse)
-        routes = self._topology.routes
+        listed: dict[tuple[str, str], pb.RepositoryIndexResponse.ModelIndex] = {}
         for entry in (entry for answer in answers for entry in answer.models):
-            key = (entry.name, entry.version)
-            if (entry.name, "") in found or routes.lookup(entry.name) is None:
-                continue
-            if key not in found or (entry.state == "READY" and found[key].state != "READY"):
-                found[key] = entry
-        return pb.RepositoryIndexResponse(models=found.values())
+            known = listed.get((entry.name, entry.version))
+            if known is None or (entry.state == "READY" and known.state != "READY"):
+                listed[entry.name, entry.version] = entry
+        public = dict.fromkeys(self._public_names())
+        models = [entry for name in public for entry in self._index_entries(name, listed.values())]
+        lookup = self._topology.routes.lookup
+        models += [e for e in listed.values() if e.name not in public and lookup(e.name) is not None]
+        return pb.RepositoryIndexResponse(models=[e for e in models if e.state == "READY" or not request.ready])
+
+    def _index_entries(
+        self, name: str, listed: Iterable[pb.RepositoryIndexResponse.ModelIndex]
+    ) -> list[pb.RepositoryIndexResponse.ModelIndex]:
+        """Of one public model. listed: what upstreams have."""
+        index = pb.RepositoryIndexResponse.ModelIndex
+        if not self.is_ready(name):
+            return [index(name=name, state="UNAVAILABLE", reason="no variant can answer now")]
+        if name in self._topology.pipelines:
+            return [index(name=name, version=PIPELINE_VERSION, state="READY")]
+        variants = self._topology.routes.public[name].variants
+        ready = {
+            entry.version
+            for variant in variants
+            for entry in listed
+            if (entry.name, entry.state) == (variant.model, "READY") and variant.version in ("", entry.version)
+        }
+        return [index(name=name, version=version, state="READY") for version in sorted(ready, key=_as_number)]
 
     async def server_metadata(self) -> pb.ServerMetadataResponse:
         """Triton's own, with the extensions that every endpoint has."""
@@ -144,7 +160,7 @@ class Catalogue:
 
     def _pipeline_of(self, name: str, version: str) -> PipelineModel | None:
         pipeline = self._topology.pipelines.get(name)
-        if pipeline is not None and version not in ("", "1"):
+        if pipeline is not None and version not in ("", PIPELINE_VERSION):
             raise UnknownModel(name, version)
         return pipeline
 
@@ -225,7 +241,12 @@ def add_up(name: str, answers: Iterable[pb.ModelStatisticsResponse]) -> list[pb.
             total.name = name
         else:
             _add(total, entry)
-    return [by_version[version] for version in sorted(by_version)]
+    return [by_version[version] for version in sorted(by_version, key=_as_number)]
+
+
+def _as_number(version: str) -> tuple[int, str]:
+    """To sort by: versions are positive integers without leading zeros, and 10 comes after 9."""
+    return len(version), version
 
 
 def _add(total: pb.ModelStatistics, entry: pb.ModelStatistics) -> None:

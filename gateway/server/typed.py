@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,14 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from tritonclient.grpc import service_pb2 as v2
 
+from gateway.deadline import Deadline
 from gateway.errors import BadInput, BadRequest, GatewayError, UnknownModel
-from gateway.infer.exchange import Reply, Request
+from gateway.infer.exchange import Reply, Request, Timings
 from gateway.infer.inference import Inference
-from gateway.infer.messages import build_request, parse_response
+from gateway.infer.messages import array_of, build_request, parse_response
 from gateway.infer.models import Models
 from gateway.server.calls import CallLimits, Context, request_from, with_errors
-from gateway.stages import DATATYPES, Array, dtype_of, to_array, to_raw
+from gateway.stages import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
 from gateway.v1 import (
     classification_pb2,
     classification_pb2_grpc,
@@ -32,6 +33,8 @@ from gateway.v1 import (
 
 _AT_ONCE = 16
 """Items of one stream that are worked on at a time: enough to fill a batch, few enough to be fair."""
+
+_DEFAULT_DATATYPES = {"floats": "FP32", "integers": "INT64", "strings": "BYTES"}
 
 
 class ClassificationService(classification_pb2_grpc.ClassificationServiceServicer):  # type: ignore[misc]
@@ -54,25 +57,34 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
 
     async def _answer(self, request: Any, opening: Request) -> tuple[Reply, Any]:
         began = time.monotonic()
-        pipeline = self._models.inference.topology.pipelines.get(request.model)
-        if pipeline is None:
-            raise _no_classifier(request.model, self._models.inference)
-        inputs, outputs = pipeline.pipeline.inputs, {spec.name for spec in pipeline.pipeline.outputs}
-        if len(inputs) != 1 or inputs[0].datatype != "BYTES" or not {"label", "score"} <= outputs:
-            raise BadRequest(
-                f"pipeline '{request.model}' is no classification: that has one BYTES input and the outputs "
-                "'label' and 'score'; call it by PredictionService.Predict"
-            )
-        item = np.empty((1, *(1 for _ in inputs[0].shape)), np.object_)
+        spec = self._input_of(request.model)
+        item = np.empty((1, *(1 for _ in spec.shape)), np.object_)
         item[...] = _item(request)
-        body = build_request(request.model, {inputs[0].name: item}, outputs=("label", "score"))
-        reply = await self._models.infer(replace(opening, body=body))
+        body = build_request(request.model, {spec.name: item}, outputs=("label", "score"))
+        reply, took = await _infer(self._models, replace(opening, body=body))
         arrays = parse_response(reply.body)
-        answer = classification_pb2.ClassifyResponse(served=_served(reply, began))
-        most = request.max_labels or None
-        for name, score in list(zip(arrays["label"].ravel(), arrays["score"].ravel(), strict=True))[:most]:
+        labels, scores = (arrays[name][1].ravel() for name in ("label", "score"))
+        if len(labels) != len(scores):
+            raise WrongAnswer(f"'{request.model}' made {len(labels)} labels and {len(scores)} scores")
+        answer = classification_pb2.ClassifyResponse(served=_served(reply, began, took))
+        for name, score in list(zip(labels, scores, strict=True))[: request.max_labels or None]:
             answer.labels.add(name=name.decode("utf-8", "replace"), score=score)
         return reply, answer
+
+    def _input_of(self, model: str) -> TensorSpec:
+        """:raises GatewayError: if `model` is no classification pipeline."""
+        found = self._models.inference.topology.pipelines.get(model)
+        if found is None:
+            raise _no_pipeline(model, self._models.inference)
+        pipeline = found.pipeline
+        outputs = {spec.name: spec.datatype for spec in pipeline.outputs}
+        makes_labels = outputs.get("label") == "BYTES" and outputs.get("score") in ("FP32", "FP64")
+        if len(pipeline.inputs) != 1 or pipeline.inputs[0].datatype != "BYTES" or not makes_labels:
+            raise BadRequest(
+                f"pipeline '{model}' is no classification: that has one BYTES input and the outputs "
+                "'label' (BYTES) and 'score' (FP32 or FP64); call it by PredictionService.Predict"
+            )
+        return pipeline.inputs[0]
 
 
 class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type: ignore[misc]
@@ -106,18 +118,15 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
             message.raw_input_contents.append(raw)
         for name in request.outputs:
             message.outputs.add(name=name)
-        reply = await self._models.infer(replace(opening, body=message.SerializeToString()))
-        response = v2.ModelInferResponse.FromString(reply.body)
-        answer = prediction_pb2.PredictResponse(served=_served(reply, began))
-        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-            tensor = answer.outputs[output.name]
-            tensor.datatype = output.datatype
-            tensor.shape.extend(output.shape)
-            _fill(tensor, output, raw)
+        reply, took = await _infer(self._models, replace(opening, body=message.SerializeToString()))
+        arrays = parse_response(reply.body)
+        answer = prediction_pb2.PredictResponse(served=_served(reply, began, took))
+        for name, (datatype, array) in arrays.items():
+            _fill(answer.outputs[name], datatype, array)
         return reply, answer
 
 
-def _no_classifier(model: str, inference: Inference) -> GatewayError:
+def _no_pipeline(model: str, inference: Inference) -> GatewayError:
     known = ", ".join(inference.topology.pipelines) or "none is configured"
     if not model:
         return BadRequest(f"model is empty; pipelines: {known}")
@@ -143,49 +152,47 @@ def _raw_of(name: str, tensor: Any) -> tuple[str, list[int], bytes]:
     kind = tensor.WhichOneof("content")
     if kind is None:
         raise BadInput(f"input '{name}' has no content; set raw, floats, integers or strings")
-    default = {"floats": "FP32", "integers": "INT64", "strings": "BYTES"}.get(kind, "")
-    datatype = tensor.datatype or default
+    datatype = tensor.datatype or _DEFAULT_DATATYPES.get(kind, "")
     if datatype not in DATATYPES:
         raise BadInput(f"input '{name}': datatype is '{datatype[:40]}'; known: {', '.join(DATATYPES)}")
     if kind == "raw":
         to_array(name, datatype, tensor.shape, tensor.raw)  # checks the size
         return datatype, list(tensor.shape), tensor.raw
-    array = _from_list(name, kind, datatype, list(getattr(tensor, kind).values))
-    shape = list(tensor.shape) or [len(array)]
-    if any(size < 0 for size in shape) or int(np.prod(shape, dtype=object)) != len(array):
-        raise BadInput(f"input '{name}': shape {shape} does not fit {len(array)} elements")
-    return datatype, shape, to_raw(datatype, array)
+    if kind != _list_for(datatype):
+        raise BadInput(f"input '{name}': {datatype} contents come as {_list_for(datatype)} or raw")
+    values = getattr(tensor, kind).values
+    shape = list(tensor.shape) or [len(values)]
+    return datatype, shape, to_raw(datatype, array_of(name, datatype, shape, values))
 
 
-def _from_list(name: str, kind: str, datatype: str, values: list[Any]) -> Array:
-    """Any: floats, integers or bytes, by `kind`."""
-    wants = {"FP16": "floats", "FP32": "floats", "FP64": "floats", "BF16": "floats", "BYTES": "strings"}
-    if kind != wants.get(datatype, "integers"):
-        raise BadInput(f"input '{name}': {datatype} contents come as {wants.get(datatype, 'integers')} or raw")
-    array = np.empty(len(values), dtype_of(datatype))
-    try:
-        array[:] = values
-    except OverflowError:
-        raise BadInput(f"input '{name}': a value does not fit {datatype}") from None
-    return array
+def _list_for(datatype: str) -> str:
+    if datatype == "BYTES":
+        return "strings"
+    return "floats" if datatype in ("FP16", "FP32", "FP64", "BF16") else "integers"
 
 
-def _fill(tensor: Any, output: Any, raw: bytes) -> None:
+def _fill(tensor: Any, datatype: str, array: Array) -> None:
     """Give an answer's tensor the list that reads best, or raw bytes where no list can hold it."""
-    if output.datatype == "UINT64":
-        tensor.raw = raw
+    tensor.datatype = datatype
+    tensor.shape.extend(array.shape)
+    if datatype == "UINT64":
+        tensor.raw = to_raw(datatype, array)
         return
-    flat = to_array(output.name, output.datatype, output.shape, raw).ravel()
-    if output.datatype == "BYTES":
-        tensor.strings.values.extend(flat)
-    elif flat.dtype.kind == "f":
-        tensor.floats.values.extend(flat.astype(np.float64))
-    else:
-        tensor.integers.values.extend(flat.astype(np.int64))
+    content = getattr(tensor, _list_for(datatype))
+    content.SetInParent()  # a list without elements is still the content that is set
+    content.values.extend(array.ravel().tolist())
 
 
-def _served(reply: Reply, began: float) -> Any:
-    served = reply.served
+async def _infer(models: Models, request: Request) -> tuple[Reply, float]:
+    """The answer, and the seconds it took."""
+    began = time.monotonic()
+    reply = await models.infer(request)
+    return reply, time.monotonic() - began
+
+
+def _served(reply: Reply, began: float, took: float) -> Any:
+    """began: when the request arrived. took: seconds of its inference, which is the model's time if no pipeline ran."""
+    served, timings = reply.served, reply.timings or Timings(model=took)
     message = common_pb2.Served(
         model=served.model,
         variant=served.variant,
@@ -193,13 +200,10 @@ def _served(reply: Reply, began: float) -> Any:
         endpoint=served.endpoint,
         attempts=served.attempts,
     )
-    total = time.monotonic() - began
-    timings = reply.timings
-    message.timings.total.CopyFrom(_duration(total))
-    message.timings.model.CopyFrom(_duration(timings.model if timings else total))
-    if timings:
-        message.timings.preprocess.CopyFrom(_duration(timings.preprocess))
-        message.timings.postprocess.CopyFrom(_duration(timings.postprocess))
+    message.timings.total.CopyFrom(_duration(time.monotonic() - began))
+    message.timings.preprocess.CopyFrom(_duration(timings.preprocess))
+    message.timings.model.CopyFrom(_duration(timings.model))
+    message.timings.postprocess.CopyFrom(_duration(timings.postprocess))
     return message
 
 
@@ -216,41 +220,47 @@ def _stream(
 
     async def answer(item: Any, opening: Request) -> Any:
         try:
-            return response(id=item.id, response=await answer_item(item.request, opening))
+            return response(id=item.id, response=await answer_item(item.request, _within(opening, limits)))
         except GatewayError as error:
             return response(id=item.id, error=common_pb2.StreamError(code=error.code, message=error.text))
 
     async def handle(items: AsyncIterator[Any], context: Context) -> None:
-        opening = request_from(context, b"", "", limits)
-        ahead: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(_AT_ONCE)
-        reading = asyncio.ensure_future(_read(items, opening, ahead, answer))
+        opening = request_from(context, b"", "", CallLimits())  # a stream may last
+        room = asyncio.Semaphore(_AT_ONCE)
+        in_order: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+        under_way: set[asyncio.Task[Any]] = set()
+
+        def begin(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+            task = asyncio.ensure_future(work)
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            return task
+
+        async def read() -> None:
+            try:
+                async for item in items:
+                    await room.acquire()
+                    in_order.put_nowait(begin(answer(item, opening)))
+            finally:
+                in_order.put_nowait(None)
+
+        reading = begin(read())
         try:
-            while (task := await ahead.get()) is not None:
+            while (task := await in_order.get()) is not None:
                 await context.write(await task)
+                room.release()
             await reading
         finally:
-            reading.cancel()
-            while not ahead.empty():
-                left = ahead.get_nowait()
-                if left is not None:
-                    left.cancel()
+            left = list(under_way)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     return with_errors(handle)
 
 
-async def _read(
-    items: AsyncIterator[Any],
-    opening: Request,
-    ahead: asyncio.Queue[asyncio.Task[Any] | None],
-    answer: Callable[[Any, Request], Awaitable[Any]],
-) -> None:
-    try:
-        async for item in items:
-            task = asyncio.ensure_future(answer(item, opening))
-            try:
-                await ahead.put(task)
-            except BaseException:
-                task.cancel()
-                raise
-    finally:
-        await ahead.put(None)
+def _within(opening: Request, limits: CallLimits) -> Request:
+    """One item gets the time of a unary call, from now on, but no more than its stream has."""
+    now = time.monotonic()
+    seconds = limits.apply(opening.deadline.remaining(now) if opening.deadline else None)
+    return replace(opening, deadline=None if seconds is None else Deadline.after(seconds, now))
