@@ -198,7 +198,7 @@ class Inference:
             return _sequence_lost(work.sequence)
         if not work.failures:
             return _nothing_available(work.route, ())
-        _, failure, verdict = work.failures[-1]
+        _, failure, _ = work.failures[-1]
         if work.route.model not in self.topology.routes.public and failure.from_server:
             return UpstreamFailed(Code(failure.code), failure.text, failure.trailing)
         meanings = {verdict.meaning for _, _, verdict in work.failures}
