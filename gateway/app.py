@@ -149,7 +149,7 @@ class Gateway:
         control = Control(self._inference, ControlPolicy(config.server.control))
         service = V2Service(self._models, self._catalogue, control, self.is_ready, limits, StreamLimits())
         names = [v2.SERVICE_NAME, *_TYPED_SERVICES]
-        health = HealthService(self._catalogue, self._changes, self.is_ready, names)
+        self._health = health = HealthService(self._catalogue, self._changes, self.is_ready, names)
         typed = ClassificationService(self._models, limits), PredictionService(self._models, limits)
 
         def register(server: Any) -> None:
@@ -274,6 +274,7 @@ class Gateway:
         self._changes.notify()
         _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)
         await asyncio.sleep(server.drain_delay)
+        self._health.close()
         await self._server.stop(server.drain)
 
 
