@@ -90,6 +90,8 @@ def judge(code: int, text: str, *, from_server: bool) -> Verdict:
     """
     if code == Code.UNAVAILABLE:
         return _VERDICTS[_unavailable(text, from_server)]
+    if code == Code.RESOURCE_EXHAUSTED and not from_server:
+        return _VERDICTS[Meaning.SERVER]  # its answer was larger than we take: it would be so anywhere
     if code == Code.NOT_FOUND and any(known in text for known in _MODEL_TEXTS):
         return _VERDICTS[Meaning.MODEL_GONE]
     try:

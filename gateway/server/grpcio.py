@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
 
-Register = Callable[[Any], None]
-"""Adds a service's handlers to a server, as generated `add_…_to_server` functions do."""
-
-_MAX_STREAMS = 1000
-"""Concurrent calls of one connection. C core's default has no bound, so one peer could hold any amount of memory."""
-
-
-class CannotServe(Exception):
-    """The gRPC address can't be listened on; the text says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """Where and how to listen."""
-
-    listen: str  # HOST:PORT, port 0 for a free one
-    max_message_bytes: int
-    share_port: bool = False  # with other workers, by SO_REUSEPORT
+from gateway.server.listener import CannotServe, Register, ServerSettings, ServerTls
 
 
 class GrpcioServer:
@@ -43,9 +25,10 @@ class GrpcioServer:
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
-                ("grpc.max_send_message_length", settings.max_message_bytes),
+                ("grpc.max_send_message_length", -1),  # answers are limited where they come in, from upstream
                 ("grpc.so_reuseport", int(settings.share_port)),
-                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_concurrent_streams", settings.max_streams),
+                *_age(settings.max_connection_age),
                 # Clients that ping keep their connection through a load balancer; more than one in 10 s is abuse.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
@@ -54,7 +37,10 @@ class GrpcioServer:
         for register in self._services:
             register(server)
         try:
-            self.port = server.add_insecure_port(settings.listen)
+            if settings.tls is None:
+                self.port = server.add_insecure_port(settings.listen)
+            else:
+                self.port = server.add_secure_port(settings.listen, _credentials(settings.tls))
         except RuntimeError as error:
             raise CannotServe(
                 f"cannot listen on {settings.listen}: the port is taken, or the address is not this host's; "
@@ -68,3 +54,14 @@ class GrpcioServer:
         if self._server is not None:
             await self._server.stop(grace)
             self._server = None
+
+
+def _age(seconds: float | None) -> list[tuple[str, int]]:
+    return [] if seconds is None else [("grpc.max_connection_age_ms", int(seconds * 1000))]
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    """raises: OSError if a file can't be read."""
+    pair = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
+    authority = Path(tls.client_ca).read_bytes() if tls.client_ca else None
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)

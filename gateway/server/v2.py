@@ -60,7 +60,7 @@ class V2Service:
         return reply.body
 
     async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        opening = request_from(context, b"", "ModelStreamInfer", self.limits)
+        opening = request_from(context, b"", "ModelStreamInfer", CallLimits())  # a stream may last
         session = self.models.stream(opening, context.write, self.stream_limits)
         await session.run(requests)
         context.set_trailing_metadata(session.trailing_metadata())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,8 @@ class Tls:
 def grpcio_channel(address: str, max_message_bytes: int, tls: Tls | None) -> grpc.aio.Channel:
     """raises: OSError if a file of `tls` can't be read."""
     options: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", max_message_bytes),
+        # Only what comes in is limited: a request at the limit may grow by the model's own name.
+        ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", max_message_bytes),
         # Retrying is decided in `infer`, which knows variants; grpcio's own would hide attempts from telemetry.
         ("grpc.enable_retries", 0),
@@ -100,13 +102,13 @@ class ChannelStream:
             await self._call.write(body)
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
-        except grpc.aio.UsageError as error:  # the call ended between two writes
-            raise await self._ended() from error
+        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
+            raise CallFailed(Code.UNAVAILABLE, "the stream has ended", from_server=False) from error
 
     async def done_writing(self) -> None:
         try:
             await self._call.done_writing()
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
             return  # it is over: `read` says how
 
     async def read(self) -> bytes | None:
@@ -114,24 +116,10 @@ class ChannelStream:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
-        if message is not grpc.aio.EOF:
-            return bytes(message)
-        failure = await self._ended()
-        if failure.code:
-            raise failure
-        return None
+        return None if message is grpc.aio.EOF else bytes(message)
 
     def cancel(self) -> None:
         self._call.cancel()
-
-    async def _ended(self) -> CallFailed:
-        code = await self._call.code()
-        return CallFailed(
-            code.value[0],
-            await self._call.details() or "",
-            tuple(await self._call.trailing_metadata() or ()),
-            from_server=is_from_server(self._call.debug_error_string()),
-        )
 
 
 def translate(error: grpc.aio.AioRpcError) -> CallFailed:

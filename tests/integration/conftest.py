@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from triton_fixture import DTYPES, FAST_START
 from v2_calls import public_name
+from v2_gateways import gateway_of, transparent_to
 
-from gateway.app import Gateway, Place
-from gateway.config import Loaded, load, transparent
+from gateway.app import Gateway
+from gateway.config import load
 from gateway.triton import LocalTriton
 
 OTHER_MODELS = ("add_one_a", "add_two", "accumulate", "repeat", "slow", "identity_bytes")
@@ -77,10 +78,6 @@ def write_config(folder: Path, main: str, other: str) -> Path:
     return file
 
 
-def gateway_of(loaded: Loaded) -> Gateway:
-    return Gateway(loaded, lambda: loaded, {}, Place(loaded.config.admin.listen))
-
-
 @pytest.fixture(scope="session")
 async def other_triton(triton_repository: Path) -> AsyncIterator[LocalTriton]:
     """A second upstream."""
@@ -104,6 +101,5 @@ async def gateway(
 @pytest.fixture(scope="session")
 async def bare(triton: LocalTriton) -> AsyncIterator[Gateway]:
     """`serve --triton`: every model of one Triton, no config file."""
-    flags = {"--listen": "127.0.0.1:0", "--admin-listen": "127.0.0.1:0"}
-    async with gateway_of(transparent(triton.grpc_address, {}, flags)) as running:
+    async with transparent_to(triton.grpc_address) as running:
         yield running
