@@ -34,8 +34,9 @@ from gateway.server import v2
 from gateway.server.calls import CallLimits
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import Control, ControlPolicy
-from gateway.server.grpcio import GrpcioServer, Register, ServerSettings
+from gateway.server.grpcio import GrpcioServer
 from gateway.server.health import HealthService
+from gateway.server.listener import Listener, Register, ServerSettings, ServerTls
 from gateway.server.relay import Relay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
@@ -104,7 +105,7 @@ class Gateway:
         self.admin_address = await self._enter_admin(exits)
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
         listen = self._place.shared_listen or config.listen
-        settings = ServerSettings(listen, config.server.max_message_bytes, bool(self._place.shared_listen))
+        settings = self._server_settings(config, listen)
         self._server = self._make_server(settings)
         await self._server.start()
         exits.push_async_callback(self._server.stop, 0)
@@ -136,7 +137,19 @@ class Gateway:
         await exits.enter_async_context(admin)
         return admin.address
 
-    def _make_server(self, settings: ServerSettings) -> GrpcioServer | WireListener:
+    def _server_settings(self, config: Config, listen: str) -> ServerSettings:
+        server, tls = config.server, config.server.tls
+        return ServerSettings(
+            listen,
+            server.max_message_bytes,
+            share_port=bool(self._place.shared_listen),
+            tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
+            max_streams=server.max_streams,
+            max_connections=server.max_connections,
+            max_connection_age=server.max_connection_age,
+        )
+
+    def _make_server(self, settings: ServerSettings) -> Listener:
         server = self.settings.server
         limits = CallLimits(server.default_deadline, server.max_deadline)
         services = self._services(self.settings, limits)

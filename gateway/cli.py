@@ -43,7 +43,7 @@ def _errors() -> tuple[type[Exception], ...]:
     names = {
         "gateway.config": ("ConfigError",),
         "gateway.admin": ("CannotListen",),
-        "gateway.server.grpcio": ("CannotServe",),
+        "gateway.server.listener": ("CannotServe",),
         "gateway.telemetry.traces": ("BadTraceSettings",),
         "gateway.artifacts": ("FetchFailed",),
         "gateway.models.catalogue": ("BuildFailed",),

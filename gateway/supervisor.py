@@ -26,7 +26,7 @@ import aiohttp
 from gateway.admin import Admin
 from gateway.app import Place
 from gateway.config import Config, split_address
-from gateway.server.grpcio import CannotServe
+from gateway.server.listener import CannotServe
 from gateway.telemetry.metrics import Scrape, SharedDirectory, prepare_directory, worker_ended
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,16 @@ log = logging.getLogger(__name__)
 Mark = tuple[object, ...]
 """A fingerprint of files: equal as long as none of them changed."""
 
-_FIXED = (("listen",), ("admin", "listen"), ("workers",), ("transport",), ("server", "max_message_bytes"))
+_FIXED = (
+    ("listen",),
+    ("admin", "listen"),
+    ("workers",),
+    ("transport",),
+    *(
+        ("server", name)
+        for name in ("max_message_bytes", "tls", "max_connections", "max_streams", "max_connection_age")
+    ),
+)
 """Settings that belong to open sockets and running processes."""
 
 

@@ -17,11 +17,24 @@ from gateway.config.units import (
     SECONDS,
     Address,
     Duration,
+    File,
     Number,
     Size,
     Switch,
     Whole,
 )
+
+
+class ServerTls(Section):
+    """TLS on the listening side: version 1.2 or later."""
+
+    cert: File = Field(description="PEM file with the gateway's certificate chain.", examples=["tls.crt"])
+    key: File = Field(description="PEM file with the private key that belongs to `cert`.", examples=["tls.key"])
+    client_ca: File | None = Field(
+        default=None,
+        description="PEM file with an authority. Then clients must show a certificate of it (mutual TLS).",
+        examples=["clients.pem"],
+    )
 
 
 class Server(Section):
@@ -31,6 +44,27 @@ class Server(Section):
         default=256 * MIB,
         description="The largest message accepted from a caller or an upstream; a larger one gets RESOURCE_EXHAUSTED. "
         "Protobuf itself ends at 2 GiB. Memory is used only for messages that are really this large.",
+    )
+    tls: ServerTls | None = Field(
+        default=None, description="Serve TLS instead of plain text. Renewed files are read at the next start."
+    )
+    max_connections: Whole = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Connections per worker; more are closed as they come. An idle one takes some 20 KiB. (`wire`)",
+    )
+    max_streams: Whole = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Calls at once on one connection; a client waits with the next one. It bounds the work that one "
+        "peer can start; 100 is what HTTP/2 recommends at least.",
+    )
+    max_connection_age: Annotated[float, Duration(1 * SECONDS, 24 * HOURS)] | None = Field(
+        default=None,
+        description="Ask clients to reconnect after this time, ± 10 %, so that they find new replicas. Calls in flight "
+        "finish first.",
     )
     default_deadline: Annotated[float, Duration(1 * MILLISECONDS, 24 * HOURS)] | None = Field(
         default=None,

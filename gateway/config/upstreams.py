@@ -60,7 +60,9 @@ class Upstream(Section):
         "this says how soon it is used again, and how soon a loaded model is found.",
     )
     probe_timeout: Annotated[float, Duration(10 * MILLISECONDS, 1 * MINUTES)] = Field(
-        default=2 * SECONDS, description="How long a probe waits for its answer."
+        default=1.5 * SECONDS,
+        description="How long a probe waits for its answer. A server that hangs is left alone after "
+        "`slow_probes_to_fail` such times.",
     )
     slow_probes_to_fail: Whole = Field(
         default=2,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.forward.server import ForwardMethod, WireServer
-from gateway.server.grpcio import CannotServe, Register, ServerSettings
+from gateway.forward.server import ForwardMethod, WireServer, server_tls
+from gateway.server.listener import CannotServe, Register, ServerSettings
 from gateway.wire.limits import Limits
 
 
@@ -17,16 +17,22 @@ class WireListener:
     ) -> None:
         """forward: by full method path; these win over services."""
         self._settings = settings
-        self._server = WireServer(forward, Limits(message_bytes=settings.max_message_bytes))
+        limits = Limits(
+            message_bytes=settings.max_message_bytes,
+            max_streams=settings.max_streams,
+            age_seconds=settings.max_connection_age or 0.0,
+        )
+        self._server = WireServer(forward, limits, max_connections=settings.max_connections)
         for register in services:
             register(self._server)
         self.port = 0
 
     async def start(self) -> None:
         """:raises CannotServe: if the address is taken or not ours."""
-        listen = self._settings.listen
+        listen, tls = self._settings.listen, self._settings.tls
         try:
-            self.port = self._server.listen(listen, reuse_port=self._settings.share_port)
+            context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
+            self.port = self._server.listen(listen, context, reuse_port=self._settings.share_port)
         except OSError as error:
             raise CannotServe(
                 f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with --listen"
