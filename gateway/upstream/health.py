@@ -28,7 +28,7 @@ class ProbeSettings:
     """How often and how patiently to ask. Seconds."""
 
     interval: float = 1.0
-    timeout: float = 2.0
+    timeout: float = 1.5
     slow_probes_to_fail: int = 2  # consecutive time-outs; a busy server must not be taken for a dead one at once
 
 
