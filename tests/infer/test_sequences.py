@@ -1,0 +1,64 @@
+"""A sequence is found where it was pinned, until it ends, is idle too long or the table is full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.infer.sequences import Pin, Sequences, draw_for, text_of
+from gateway.types import Variant
+from gateway.upstream.endpoint import Endpoint
+
+UNUSED: Any = None
+PIN = Pin(Variant("v", "u", "m"), Endpoint("u", "a:1", UNUSED))
+OTHER = Pin(Variant("w", "u", "m"), Endpoint("u", "b:1", UNUSED))
+
+
+def test_a_sequence_is_found_until_it_ends() -> None:
+    sequences = Sequences(idle=10, most=10)
+    assert sequences.maybe_find(("m", 5), 0) is None
+    sequences.pin(("m", 5), PIN, 0)
+    assert sequences.maybe_find(("m", 5), 1) is PIN
+    sequences.end(("m", 5))
+    sequences.end(("m", 5))  # twice does no harm
+    assert sequences.maybe_find(("m", 5), 2) is None
+
+
+def test_models_and_kinds_of_id_are_told_apart() -> None:
+    sequences = Sequences(idle=10, most=10)
+    sequences.pin(("m", 5), PIN, 0)
+    sequences.pin(("m", "5"), OTHER, 0)
+    assert sequences.maybe_find(("m", 5), 0) is PIN
+    assert sequences.maybe_find(("m", "5"), 0) is OTHER
+    assert sequences.maybe_find(("n", 5), 0) is None
+
+
+@pytest.mark.parametrize(("after", "found"), [(9.99, PIN), (10, None), (11, None)])
+def test_an_idle_sequence_is_forgotten(after: float, found: Pin | None) -> None:
+    sequences = Sequences(idle=10, most=10)
+    sequences.pin(("m", 5), PIN, 100)
+    assert sequences.maybe_find(("m", 5), 100 + after) is found
+
+
+def test_a_sequence_that_is_used_is_not_idle_and_not_the_oldest() -> None:
+    sequences = Sequences(idle=10, most=2)
+    sequences.pin(("m", 1), PIN, 0)
+    sequences.pin(("m", 2), PIN, 1)
+    sequences.pin(("m", 1), PIN, 9)
+    sequences.pin(("m", 3), PIN, 9.5)
+    assert len(sequences) == 2
+    assert [sequences.maybe_find(("m", number), 15) is not None for number in (1, 2, 3)] == [True, False, True]
+
+
+def test_every_replica_draws_the_same_for_a_sequence() -> None:
+    """The numbers are part of the contract between versions that run at the same time."""
+    assert draw_for(("m", 5)) == draw_for(("m", 5)) == 0.9027946578968173
+    assert text_of(("m", 5)) != text_of(("m", "5"))
+
+
+def test_draws_are_spread_evenly_over_zero_to_one() -> None:
+    draws = sorted(draw_for(("m", number)) for number in range(4000))
+    assert draws[0] >= 0
+    assert draws[-1] < 1
+    assert max(abs(draw - rank / 4000) for rank, draw in enumerate(draws)) < 0.03
