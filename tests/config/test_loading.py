@@ -67,13 +67,13 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "wrong types": (
-        MODEL + "    attempts: two\nworkers: 1.5\nserver: {reflection: yes, drain: {}}\ntransport: wire\nadmin:\n",
+        MODEL + "    attempts: two\nworkers: 1.5\nserver: {reflection: yes, drain: {}}\ntransport: quic\nadmin:\n",
         [
             "gateway.yaml:7: models.m.attempts: is 'two'; needs: whole number (1 to 5)",
             "gateway.yaml:8: workers: is 1.5; needs: whole number (1 to 64)",
             "gateway.yaml:9: server.drain: is a mapping; needs: duration (0s to 1h)",
             "gateway.yaml:9: server.reflection: is 'yes'; needs: true or false",
-            "gateway.yaml:10: transport: is 'wire'; needs: grpcio",
+            "gateway.yaml:10: transport: is 'quic'; needs: wire | grpcio",
             "gateway.yaml:11: admin: is empty; needs: section",
         ],
     ),
@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "long values are cut": (
         MODEL + f"transport: {'x' * 5000}\n",
-        [f"gateway.yaml:7: transport: is '{'x' * 58}…; needs: grpcio"],
+        [f"gateway.yaml:7: transport: is '{'x' * 58}…; needs: wire | grpcio"],
     ),
 }
 
