@@ -41,7 +41,7 @@ UPSTREAM = Limits(
     stream_window=4 * MiB,  # answers are taken at once or held by a slow caller; its own window is what bounds those
     connection_window=64 * MiB,
 )
-LONG_LIVED = 5.0  # seconds; a connection that ended sooner counts as a failed attempt
+LONG_LIVED = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt
 
 log = logging.getLogger("gateway.forward")
 
@@ -152,8 +152,8 @@ class WireChannel:
         return call
 
     def submit(self, call: ClientCall, *, wait_for_ready: bool = False) -> None:
-        """Put a call on a connection, now or as soon as there is one."""
-        if call.on_unprocessed is None and not call.request_more:
+        """Put a call on a connection, now or as soon as there is one. Its `on_done` never comes before this returns."""
+        if not call.retried and not call.request_more:
             call.on_unprocessed = self._try_once_more
         if self._pending or not self._start(call):
             self._wait(call, wait_for_ready)
@@ -176,12 +176,12 @@ class WireChannel:
 
     def _wait(self, call: ClientCall, wait_for_ready: bool) -> None:
         if self.state is State.SHUTDOWN:
-            call.end(Code.CANCELLED, "Channel is closed")
+            self._loop.call_soon(call.cancel, Code.CANCELLED, "Channel is closed")
         elif self.state is State.TRANSIENT_FAILURE and not wait_for_ready:
             self._dial()
-            call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
         elif len(self._pending) >= self.options.max_pending:
-            call.end(Code.RESOURCE_EXHAUSTED, "Too many calls wait for a connection")
+            self._loop.call_soon(call.cancel, Code.RESOURCE_EXHAUSTED, "Too many calls wait for a connection")
         else:
             call.patient = wait_for_ready
             self._pending.append(call)
@@ -196,8 +196,7 @@ class WireChannel:
             self._pending.popleft()
 
     def _try_once_more(self, call: ClientCall) -> bool:
-        call.on_unprocessed = None
-        if self.state is State.SHUTDOWN:
+        if call.retried or self.state is State.SHUTDOWN:
             return False
         call.rewind()
         self.submit(call)
@@ -256,6 +255,8 @@ class WireChannel:
             and self.state is not State.SHUTDOWN
             and len(self._usable()) < self.options.connections
         ):
+            if self.state is State.IDLE:
+                self._set_state(State.CONNECTING)
             self._dialing = self._loop.create_task(self._keep_dialing())
 
     def _usable(self) -> list[ClientEdge]:
@@ -263,8 +264,10 @@ class WireChannel:
 
     async def _keep_dialing(self) -> None:
         """Until there are enough connections. While none works, this one task is the only one that tries."""
+        me = asyncio.current_task()
         try:
-            while len(self._usable()) < self.options.connections:
+            # A cancelled `wait_for` may return all the same (before Python 3.12), so who was replaced looks for itself.
+            while self._dialing is me and len(self._usable()) < self.options.connections:
                 if self._failures:
                     await asyncio.sleep(self._backoff())
                 try:
@@ -272,7 +275,7 @@ class WireChannel:
                 except OSError as error:  # ssl.SSLError and TimeoutError are such too
                     self._dial_failed(error)
         finally:
-            if self._dialing is asyncio.current_task():
+            if self._dialing is me:
                 self._dialing = None
 
     def _backoff(self) -> float:
@@ -323,6 +326,9 @@ class WireChannel:
         return connection
 
     def _greeted(self, edge: ClientEdge) -> None:
+        if self.state is State.SHUTDOWN:
+            edge.cut("the channel is closed")
+            return
         connection = edge.wire
         connection.on_room = self._room
         connection.on_leave = self._dial
@@ -353,16 +359,14 @@ class WireChannel:
         log.info("%s: a connection ended: %s", self.target, edge.wire.reason)
         if self.state is State.SHUTDOWN:
             return
-        if self._loop.time() - edge.wire.born > LONG_LIVED:
-            self._failures = 0
-        else:
-            self._failures += 1
+        useful = edge.wire.answered or self._loop.time() - edge.wire.born > LONG_LIVED
+        self._failures = 0 if useful else self._failures + 1
         if not self._edges:
             if self._dialing is not None:  # it may be sleeping over a second connection; this is the first now
                 self._dialing.cancel()
                 self._dialing = None
             self._last_error = edge.wire.reason
-            if self._failures > 1:
+            if self._failures:
                 self._unreachable()
             else:
                 self._set_state(State.CONNECTING)
@@ -381,9 +385,10 @@ class WireChannel:
         self._set_state(State.SHUTDOWN)
         if self._alarm is None:
             return
-        if self._dialing is not None:
-            self._dialing.cancel()
-            await asyncio.gather(self._dialing, return_exceptions=True)
+        dialing, self._dialing = self._dialing, None
+        if dialing is not None:
+            dialing.cancel()
+            await asyncio.gather(dialing, return_exceptions=True)
         until = self._loop.time() + (grace or 0.0)
         while self.calls and self._loop.time() < until:  # noqa: ASYNC110  # an event would cost every call
             await asyncio.sleep(min(0.01, until - self._loop.time()))

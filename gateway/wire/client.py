@@ -66,6 +66,7 @@ class ClientCall(Stream):
         "request_encoding",
         "request_fields",
         "request_more",
+        "retried",
         "text",
         "trailing",
         "unprocessed",
@@ -93,6 +94,7 @@ class ClientCall(Stream):
         self.on_started: Callable[[ClientCall], None] | None = None  # it has a stream: requests may be sent
         self.on_done: Callable[[ClientCall], None] | None = None
         self.on_unprocessed: Callable[[ClientCall], bool] | None = None  # takes the call over, and says so
+        self.retried = False
         self.patient = False  # waits for a connection, however long that takes
         self._half_closed = False
         self._http_status = b""
@@ -100,9 +102,28 @@ class ClientCall(Stream):
         self._deadlines = deadlines
         self._deadline_key = deadlines.add(deadline, self, now) if deadline is not None else 0
 
+    # Before it has a stream, a request that is passed on waits in `request`; its sender is told to wait.
+
+    def send_chunk(self, data: bytes) -> None:
+        if self.id:
+            super().send_chunk(data)
+        elif not self.done:
+            self.request = (self.request or b"") + data
+            self.request_more -= len(data)
+
+    @property
+    def unsent(self) -> int:
+        return super().unsent if self.id else len(self.request or b"")
+
+    def when_writable(self, callback: Callable[[], None]) -> None:
+        if self.id:
+            super().when_writable(callback)
+        else:
+            self.on_writable = callback
+
     def half_close(self) -> None:
         """No more requests."""
-        if self._half_closed or self.done or self.closed:
+        if self._half_closed or self.done or self.closed or not self.id:
             return
         self._half_closed = True
         try:
@@ -129,6 +150,8 @@ class ClientCall(Stream):
         self.done = True
         self.code = code
         self.text = text
+        if not self.id:
+            self._let_go()
         if self.deadline is not None:
             self._deadlines.discard(self._deadline_key, self)
         callback, self.on_done = self.on_done, None
@@ -137,6 +160,7 @@ class ClientCall(Stream):
 
     def rewind(self) -> None:
         """As if it had never been started."""
+        self.retried = True
         self.id = 0
         self.closed = self._half_closed = self.unprocessed = self.from_server = self._was_reset = False
         self.initial = self.trailing = ()
@@ -158,6 +182,7 @@ class ClientConnection(Connection[ClientCall]):
     ) -> None:
         super().__init__(client_engine(limits), limits, now, wake)
         self.max_streams = ASSUMED_STREAMS
+        self.answered = False  # has the server ever ended a call with a status?
         self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more at once
         self.on_leave: Callable[[], None] = _nothing  # the server takes no more calls on this connection
         self.on_greeted: Callable[[], None] = _nothing  # the server's first SETTINGS came: it speaks HTTP/2
@@ -208,6 +233,8 @@ class ClientConnection(Connection[ClientCall]):
                 engine.send_data(stream_id, body, end_stream=not more)
         elif call.on_started is not None:
             call.on_started(call)
+        if call.on_writable is not None:
+            self.watch(call)
         self.wake()
 
     # Events
@@ -269,7 +296,7 @@ class ClientConnection(Connection[ClientCall]):
             elif name == b"grpc-message":
                 text = decode_message(value)
         if code is not None:
-            call.from_server = True
+            call.from_server = self.answered = True
             if code is Code.OK and call.has_partial_message:
                 return Code.INTERNAL, "The server ended the call without a whole message"
             return code, text

@@ -7,6 +7,7 @@ socket does not know of. `tick` wants to be called about once a second.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from gateway.status import Code
@@ -114,19 +115,21 @@ class Connection(Generic[AnyStream]):
         control = 0.0
         for event in events:
             kind = type(event)
-            if kind is DataReceived:
-                stream = streams.get(event.stream_id)  # type: ignore[attr-defined]
-                self._data(stream, event)  # type: ignore[arg-type]
-            elif kind is StreamClosed:
-                self._stream_closed(event)  # type: ignore[arg-type]
-            elif kind is RequestReceived or kind is ResponseReceived or kind is TrailersReceived:
-                control -= UPDATES_PER_CALL
-                self._headers(event)  # type: ignore[arg-type]
-            elif kind is StreamReset:  # its StreamClosed follows
-                self._reset_by_peer(event)  # type: ignore[arg-type]
-            else:
-                control += 1.0
-                self._control_event(event)
+            try:
+                if kind is DataReceived:
+                    self._data(streams.get(event.stream_id), event)  # type: ignore[attr-defined, arg-type]
+                elif kind is StreamClosed:
+                    self._stream_closed(event)  # type: ignore[arg-type]
+                elif kind is RequestReceived or kind is ResponseReceived or kind is TrailersReceived:
+                    control -= UPDATES_PER_CALL
+                    self._headers(event)  # type: ignore[arg-type]
+                elif kind is StreamReset:  # its StreamClosed follows
+                    self._reset_by_peer(event)  # type: ignore[arg-type]
+                else:
+                    control += 1.0
+                    self._control_event(event)
+            except Exception as error:  # as in `_safely`, without the call
+                self.on_bug(error)
         if control and not self._control.take(control, self.now):
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
 
@@ -210,9 +213,7 @@ class Connection(Generic[AnyStream]):
     def _notify_writable(self) -> None:
         for stream in [s for s in self._watched if s.unsent <= self.limits.unsent_bytes]:
             self._watched.discard(stream)
-            callback, stream.on_writable = stream.on_writable, None
-            if callback is not None:
-                callback()
+            self._safely(stream._let_go)
 
     # Endings
 
@@ -235,9 +236,16 @@ class Connection(Generic[AnyStream]):
         self.reason = reason
         streams, self.streams = self.streams, {}
         for stream in streams.values():
-            stream._close()
-            self._call_closed(stream, -1)
+            self._safely(stream._close)
+            self._safely(partial(self._call_closed, stream, -1))
         self.wake()
+
+    def _safely(self, callback: Callable[[], None]) -> None:
+        """A callback's own fault must not reach other calls."""
+        try:
+            callback()
+        except Exception as error:
+            self.on_bug(error)
 
     # Time
 

@@ -148,6 +148,7 @@ class Stream:
 
     def consume(self, size: int) -> None:
         """Give the peer `size` bytes of window back: they are no longer ours to keep."""
+        size = min(size, self._held)  # a stream that has closed has given back everything
         self._held -= size
         self.connection.give_back(size, self.id)
 
@@ -164,6 +165,11 @@ class Stream:
         else:
             self.send_chunk(prefix(len(body), compressed))
             self.send_chunk(body)
+
+    def send_front(self, front: bytes, missing: int, compressed: bool = False) -> None:
+        """The beginning of a message; `send_chunk` brings the `missing` bytes."""
+        self.send_chunk(prefix(len(front) + missing, compressed))
+        self.send_chunk(front)
 
     def send_chunk(self, data: bytes) -> None:
         """A piece of a message, prefix included. Lost without a word if the call has ended."""
@@ -199,8 +205,12 @@ class Stream:
         self.closed = True
         self.consume(self._held)
         self._buffer = None
-        if self.on_writable is not None:
-            callback, self.on_writable = self.on_writable, None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Whoever waits for room need not wait any longer."""
+        callback, self.on_writable = self.on_writable, None
+        if callback is not None:
             callback()
 
     # Time
