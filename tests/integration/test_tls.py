@@ -19,6 +19,7 @@ admin: {{listen: "127.0.0.1:0"}}
 transport: {transport}
 server: {{tls: {{cert: "{files.certificate}", key: "{files.key}"{client_ca}}}}}
 upstreams: {{nowhere: {{endpoints: ["127.0.0.1:1"]}}}}
+direct: {{models: all}}
 telemetry: {{access_log: {{destination: none}}}}
 """
 
