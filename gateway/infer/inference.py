@@ -103,7 +103,7 @@ class Inference:
         starts = facts.parameters.get("sequence_start") is True
         known = None if starts else self.sequences.maybe_find(key, self.clock())
         pin = known or self._place(route, facts, key)
-        if pin is None or not self._is_held(pin):
+        if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
             raise _nothing_available(route, ()) if starts else _sequence_lost(key)
         only = Pool(pin.variant.upstream, [pin.endpoint])
         attempts = Attempts(Plan((pin.variant,), "sequence"), {pin.variant.upstream: only}, 1)
@@ -119,12 +119,6 @@ class Inference:
                 first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
                 return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
         return None
-
-    def _is_held(self, pin: Pin) -> bool:
-        """Is a sequence's endpoint still there (no reload has removed it), with its model?"""
-        pool = self.topology.pools.get(pin.variant.upstream)
-        here = pool is not None and pin.endpoint in pool.endpoints
-        return here and pin.endpoint.can_serve(pin.variant.model, pin.variant.version)
 
     def _plan(self, route: Route, facts: Facts, draw: float) -> Plan:
         chosen = plan(route, facts, draw=draw, available=self.is_available)

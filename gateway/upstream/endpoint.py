@@ -72,6 +72,11 @@ class Endpoint:
         finally:
             self.end()
 
+    def close(self) -> None:
+        """Take no more calls, for good: who still knows this endpoint began before the config changed."""
+        self.state = State.DOWN
+        self.reason = "removed from the config"
+
     async def wait_idle(self) -> None:
         """Return when no call is in flight."""
         if self._in_flight:

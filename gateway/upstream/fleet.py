@@ -97,6 +97,7 @@ class Fleet:
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(member.endpoint.wait_idle(), _RETIRE_SECONDS)
         finally:
+            member.endpoint.close()
             await member.endpoint.connection.aclose()
 
     async def _close(self, member: _Member) -> None:
