@@ -14,17 +14,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
-from gateway.hooks import CallEnded, CallObserver
+from gateway.hooks import AttemptEnded, CallEnded, CallObserver
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
 from gateway.infer.inference import SERVICE, Inference, Work, request_for, served_by
 from gateway.infer.metadata import first_values, passed_on, served_trailers
 from gateway.infer.pipelines import PipelineModel
-from gateway.status import Code, Verdict, judge_in_band
+from gateway.status import Code, Meaning, Verdict, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
 from gateway.upstream.endpoint import Endpoint
@@ -42,6 +42,7 @@ from gateway.wire.peek import (
 _log = logging.getLogger(__name__)
 
 _STREAM = SERVICE + "ModelStreamInfer"
+_FINAL = "triton_final_response"
 _WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM = "triton_grpc_error"
 
@@ -108,7 +109,9 @@ class StreamSession:
         self._open: set[Message] = set()
         self._who: tuple[dict[str, None], dict[str, None], dict[str, None]] = ({}, {}, {})
         self._attempts = 0
-        self._kept_bytes = 0
+        self._kept_bytes = 0  # of requests without an answer yet
+        self._held_bytes = 0  # of answers that wait for their turn
+        self._progress = asyncio.Event()  # something of that has changed, or where a message is
         self._has_room = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._order: deque[Message] = deque()  # those whose answers must keep the order of the requests
@@ -179,8 +182,11 @@ class StreamSession:
         if attempt is None:
             raise inference.given_up(work)
         message.attempt = attempt
-        leg = self._leg_to(attempt.endpoint, [*self._passed_on, *inference.attempt_started(work, attempt)])
+        timeout = inference.remaining(self._opening.deadline)
+        metadata = [*self._passed_on, *inference.attempt_started(work, attempt)]
+        leg = self._leg_to(attempt.endpoint, metadata, timeout)
         leg.messages[message.key] = message
+        self._progress.set()
         attempt.endpoint.begin()
         body = request_for(attempt.variant, request.body, message.head, id=message.key, extra=ENABLE_EMPTY_FINAL)
         try:
@@ -188,10 +194,10 @@ class StreamSession:
         except CallFailed:
             return  # the leg has ended: its reader sees why, and takes care of every message on it
 
-    def _leg_to(self, endpoint: Endpoint, metadata: list[tuple[str, str | bytes]]) -> Leg:
+    def _leg_to(self, endpoint: Endpoint, metadata: Metadata, timeout: float | None) -> Leg:
         leg = self._legs.get(endpoint)
         if leg is None or leg.ended:
-            call = endpoint.connection.stream(_STREAM, metadata, self._inference.remaining(self._opening.deadline))
+            call = endpoint.connection.stream(_STREAM, metadata, timeout)
             leg = self._legs[endpoint] = Leg(endpoint, call)
             self._spawn(self._read_leg(leg))
         return leg
@@ -209,7 +215,7 @@ class StreamSession:
 
     async def _read_leg(self, leg: Leg) -> None:
         try:
-            while (body := await leg.call.read()) is not None:
+            while (body := await self._read(leg)) is not None:
                 head = peek_stream_response(body)
                 message = self._addressee(leg, head)
                 if message is None:
@@ -222,6 +228,13 @@ class StreamSession:
             await self._leg_ended(leg, failure)
         else:
             await self._leg_ended(leg, CallFailed(Code.UNAVAILABLE, "the stream ended", from_server=False))
+
+    async def _read(self, leg: Leg) -> bytes | None:
+        """A leg's next message; not before those held here have become fewer, unless all wait for one of this leg's."""
+        while self._held_bytes >= self._limits.bytes and self._order[0].key not in leg.messages:
+            self._progress.clear()
+            await self._progress.wait()
+        return await leg.call.read()
 
     @staticmethod
     def _addressee(leg: Leg, head: StreamHead) -> Message | None:
@@ -249,14 +262,18 @@ class StreamSession:
 
     async def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
         """Try the message elsewhere if that may help; else hand Triton's own error on."""
-        self._leave(leg, message)
-        verdict = judge_in_band(head.error)
-        failure = CallFailed(Code.UNKNOWN, head.error)
-        if await self._retried(message, failure, verdict):
-            return
-        name = message.head.model_name if head.response and head.response.model_name else None
-        renamed = rename_stream_response(body, head, model_name=name, id=message.head.id)
-        await self._answer(message, renamed, last=True, code=Code.UNKNOWN, text=head.error)
+        response = head.response
+        last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
+        text = head.error.replace(f"[request id: {message.key}]", f"[request id: {message.head.id or '<id_unknown>'}]")
+        if last:
+            self._leave(leg, message)
+            if await self._retried(message, CallFailed(Code.UNKNOWN, text), judge_in_band(text)):
+                return
+        else:
+            self._inference.decoupled.add(message.head.model_name)
+        name = message.head.model_name if response and response.model_name else None
+        renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.head.id)
+        await self._answer(message, renamed, last=last, in_turn=last, code=Code.UNKNOWN, text=text)
 
     async def _leg_ended(self, leg: Leg, failure: CallFailed) -> None:
         leg.ended = True
@@ -287,7 +304,7 @@ class StreamSession:
         return True
 
     async def _fail(self, message: Message, error: GatewayError) -> None:
-        body = stream_error(error.text, message.head.id, message.head.model_name)
+        body = stream_error(error.text, message.head.id)
         await self._answer(message, body, last=True, code=error.code, text=error.text)
 
     async def _answer(
@@ -311,7 +328,7 @@ class StreamSession:
                 message.answers += 1
                 message.answer_bytes += len(body)
                 message.held.append(body)
-                self._account(len(body))
+                self._held_bytes += len(body)
             message.done = last
             if not in_turn and message in self._order:
                 self._order.remove(message)
@@ -320,6 +337,8 @@ class StreamSession:
             await self._write_in_order()
             if last:
                 self._ended(message, code, text)
+            self._account(0)
+            self._progress.set()
 
     async def _write_in_order(self) -> None:
         while self._order:
@@ -332,7 +351,7 @@ class StreamSession:
     async def _write_held(self, message: Message) -> None:
         while message.held:
             body = message.held.popleft()
-            self._account(-len(body))
+            self._held_bytes -= len(body)
             await self._write(body)
 
     # Bookkeeping
@@ -343,7 +362,7 @@ class StreamSession:
 
     def _account(self, size: int) -> None:
         self._kept_bytes += size
-        full = len(self._open) >= self._limits.requests or self._kept_bytes >= self._limits.bytes
+        full = len(self._open) >= self._limits.requests or self._kept_bytes + self._held_bytes >= self._limits.bytes
         _set(self._has_room, not full)
         _set(self._is_idle, not self._open)
 
@@ -388,6 +407,7 @@ class StreamSession:
         for leg in self._legs.values():
             for message in list(leg.messages.values()):
                 self._leave(leg, message)
+                message.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self._inference.clock()))
         for message in list(self._open):
             self._ended(message, Code.CANCELLED, "the stream ended before the last answer")
 

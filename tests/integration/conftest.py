@@ -43,7 +43,9 @@ models:
       here: {upstream: main, model: repeat}
       there: {upstream: other, model: repeat}
     split: {here: 1, there: 1}
-    rules: [{name: there, match: {parameters: {where: there}}, variant: there}]
+    rules:
+      - {name: there, match: {parameters: {where: there}}, variant: there}
+      - {name: here, match: {parameters: {where: here}}, variant: here}
   waiter: {variants: {only: {upstream: main, model: slow}}}
   far-waiter: {variants: {only: {upstream: other, model: slow}}}
   sums:                        # sequences, on two endpoints

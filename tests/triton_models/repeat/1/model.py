@@ -17,8 +17,11 @@ class TritonPythonModel:
             times = int(pb_utils.get_input_tensor_by_name(request, "IN").as_numpy()[0])
             delay = pb_utils.get_input_tensor_by_name(request, "DELAY")
             pause = int(delay.as_numpy()[0]) / 1000 if delay else 0.0
+            fail_at = pb_utils.get_input_tensor_by_name(request, "FAIL_AT")
+            fail = int(fail_at.as_numpy()[0]) if fail_at else -1
             # The response sender keeps the request alive, as is_cancelled() needs.
-            thread = threading.Thread(target=_answer, args=(request.get_response_sender(), times, pause), daemon=True)
+            args = (request.get_response_sender(), times, pause, fail)
+            thread = threading.Thread(target=_answer, args=args, daemon=True)
             thread.start()
             self.threads.append(thread)
 
@@ -27,10 +30,13 @@ class TritonPythonModel:
             thread.join()
 
 
-def _answer(sender, times, pause):
+def _answer(sender, times, pause, fail):
     for number in range(times):
         time.sleep(pause)
         if sender.is_cancelled():
             break
+        if number == fail:
+            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("told to fail")))
+            continue
         sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("OUT", np.array([number], np.int32))]))
     sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
