@@ -42,16 +42,17 @@ class Fleet:
         """changed: hears of every change of what an endpoint can do."""
         self._changed = changed
         self._members: dict[tuple[str, str], _Member] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], _Member] = {}
 
     async def __aenter__(self) -> Fleet:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._retiring:
+        retiring, self._retiring = self._retiring, {}
+        for task in retiring:
             task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-        members = list(self._members.values())
+        await asyncio.gather(*retiring, return_exceptions=True)
+        members = [*retiring.values(), *self._members.values()]
         self._members.clear()
         for member in members:
             await self._close(member)
@@ -70,8 +71,8 @@ class Fleet:
         self._members = {key: kept.get(key) or self._begin(new[key], wanted[key]) for key in wanted}
         for member in gone:
             task = asyncio.ensure_future(self._retire(member))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._retiring[task] = member
+            task.add_done_callback(lambda done: self._retiring.pop(done, None))
         return {
             name: Pool(name, [self._members[name, address].endpoint for address in settings.endpoints])
             for name, settings in upstreams.items()
@@ -90,18 +91,16 @@ class Fleet:
         return _Member(endpoint, prober, asyncio.ensure_future(prober.run()), settings.identity)
 
     async def _retire(self, member: _Member) -> None:
-        """Close a removed endpoint once nobody can need it any more; at once if this is cancelled."""
-        try:
-            await self._stop_probing(member)
-            await asyncio.sleep(_LINGER_SECONDS)
-            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(member.endpoint.wait_idle(), _RETIRE_SECONDS)
-        finally:
-            member.endpoint.close()
-            await member.endpoint.connection.aclose()
+        """Close a removed endpoint once nobody can need it any more."""
+        await self._stop_probing(member)
+        await asyncio.sleep(_LINGER_SECONDS)
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+            await asyncio.wait_for(member.endpoint.wait_idle(), _RETIRE_SECONDS)
+        await self._close(member)
 
     async def _close(self, member: _Member) -> None:
         await self._stop_probing(member)
+        member.endpoint.close()
         await member.endpoint.connection.aclose()
 
     @staticmethod

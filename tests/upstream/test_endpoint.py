@@ -1,0 +1,88 @@
+"""What an endpoint knows of itself: calls in flight, and what failures say of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from scripted import ScriptedConnection
+
+from gateway.status import Code, Verdict, judge
+from gateway.upstream.endpoint import Endpoint, State
+
+UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", from_server=False)
+DRAINING = judge(Code.UNAVAILABLE, "Server is stopping", from_server=True)
+OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size", from_server=True)
+MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", from_server=True)
+CALLERS = judge(Code.INVALID_ARGUMENT, "bad", from_server=True)
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    made = Endpoint("main", "a:1", ScriptedConnection())
+    made.state = State.READY
+    made.models = {("m", ""): True, ("n", "3"): True}
+    return made
+
+
+def test_calls_are_counted_whatever_becomes_of_them(endpoint: Endpoint) -> None:
+    def fail() -> None:
+        with endpoint.busy():
+            assert endpoint.in_flight == 2
+            raise RuntimeError
+
+    with endpoint.busy():
+        assert endpoint.in_flight == 1
+        with pytest.raises(RuntimeError):
+            fail()
+        assert endpoint.in_flight == 1
+    assert endpoint.in_flight == 0
+
+
+async def test_waiting_for_idle_ends_with_the_last_call(endpoint: Endpoint) -> None:
+    await endpoint.wait_idle()  # nothing is in flight
+    endpoint.begin()
+    endpoint.begin()
+    waits = [asyncio.ensure_future(endpoint.wait_idle()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waits[0].cancel()
+    endpoint.end()
+    await asyncio.sleep(0)
+    assert not any(wait.done() for wait in waits[1:])
+    endpoint.end()
+    await asyncio.wait_for(asyncio.gather(*waits[1:]), 1)
+
+
+FAILURES = {  # the verdict; the state after it; can `m` still be served; is a probe to come soon
+    "unreachable": (UNREACHABLE, State.SUSPECT, True, True),
+    "draining": (DRAINING, State.DOWN, False, True),
+    "model gone": (MODEL_GONE, State.READY, False, True),
+    "overloaded": (OVERLOADED, State.READY, True, False),
+    "the caller's": (CALLERS, State.READY, True, False),
+}
+
+
+@pytest.mark.parametrize(("verdict", "state", "serves", "probes"), FAILURES.values(), ids=FAILURES)
+def test_a_failure_says_of_its_endpoint(
+    endpoint: Endpoint, verdict: Verdict, state: State, serves: bool, probes: bool
+) -> None:
+    suspicions: list[bool] = []
+    endpoint.on_suspicion = lambda: suspicions.append(True)
+    endpoint.failed(("m", ""), verdict, "text")
+    assert (endpoint.state, endpoint.can_serve("m", ""), bool(suspicions)) == (state, serves, probes)
+    assert endpoint.can_serve("n", "3") is (state is not State.DOWN)
+
+
+def test_a_version_that_a_caller_invented_says_nothing_of_the_model(endpoint: Endpoint) -> None:
+    endpoint.failed(("m", "99"), MODEL_GONE, "text")
+    assert endpoint.can_serve("m", "")
+
+
+def test_a_model_that_nobody_watches_may_be_there(endpoint: Endpoint) -> None:
+    assert endpoint.can_serve("other", "")
+
+
+def test_a_down_endpoint_is_not_brought_back_by_another_failure(endpoint: Endpoint) -> None:
+    endpoint.failed(("m", ""), DRAINING, "stopping")
+    endpoint.failed(("m", ""), UNREACHABLE, "refused")
+    assert (endpoint.state, endpoint.reason) == (State.DOWN, "stopping")
