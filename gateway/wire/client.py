@@ -157,6 +157,12 @@ class ClientCall(Stream):
         callback, self.on_done = self.on_done, None
         if callback is not None:
             callback(self)
+        if not self.id:
+            self._forget()
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.on_head = self.on_front = self.on_started = self.on_unprocessed = None
 
     def rewind(self) -> None:
         """As if it had never been started."""

@@ -161,9 +161,11 @@ class Connection(Generic[AnyStream]):
             self._count_reset(event.stream_id)
         stream = self.streams.pop(event.stream_id, None)
         if stream is not None:
-            self._watched.discard(stream)
+            if self._watched:
+                self._watched.discard(stream)
             stream._close()
             self._call_closed(stream, event.error_code)
+            stream._forget()
         if self.draining and not self.streams:
             self.wake()
 
@@ -238,6 +240,7 @@ class Connection(Generic[AnyStream]):
         for stream in streams.values():
             self._safely(stream._close)
             self._safely(partial(self._call_closed, stream, -1))
+            stream._forget()
         self.wake()
 
     def _safely(self, callback: Callable[[], None]) -> None:

@@ -121,7 +121,7 @@ def peek_front(front: Buffer) -> Head | None:
             if tag & 7 != _LEN or tag < _NAME:
                 at = _skip(front, tag, value, end)
                 continue
-            size, value = _varint(front, value)
+            size, value = read_varint(front, value)
             at = value + size
             if tag > _PARAMETER and at >= end:
                 return Head(name, version, id, True, entries, 0, 0, end, strays) if name else None
@@ -174,7 +174,7 @@ def rename_request(
     body, head:  a message and its own peek.
     extra:       encoded fields to append, such as `ENABLE_EMPTY_FINAL`.
     """
-    front = _scalars(
+    front = scalars(
         head.model_name if model_name is None else model_name,
         head.model_version if model_version is None else model_version,
         head.id if id is None else id,
@@ -193,7 +193,7 @@ def peek_stream_response(body: Buffer) -> StreamHead:
     :raises MalformedMessage: as `peek_response`; also if `infer_response` occurs twice, which no serializer does.
     """
     error, response, rest = "", None, b""
-    for tag, begin, at, stop in _fields(body, 0, len(body)):
+    for tag, begin, at, stop in fields(body, 0, len(body)):
         if tag == _STREAM_ERROR:
             error = _text(body[at:stop])
         elif tag != _STREAM_RESPONSE:
@@ -223,18 +223,18 @@ def rename_stream_response(
 
 def stream_error(text: str, id: str, model_name: str = "") -> bytes:
     """A ModelStreamInferResponse that tells an error in-band, as Triton does: the stream goes on after it."""
-    return _string(_STREAM_ERROR, text) + stream_response(_scalars(model_name, "", id))
+    return _string(_STREAM_ERROR, text) + stream_response(scalars(model_name, "", id))
 
 
 def stream_response(body: Buffer) -> bytes:
     """A ModelStreamInferResponse around a ModelInferResponse."""
-    return b"".join((b"\x12", _encode_varint(len(body)), body))
+    return b"".join((b"\x12", encode_varint(len(body)), body))
 
 
 def bool_parameter(key: str, value: bool) -> bytes:
     """One encoded entry of `parameters`. Appended to a message it wins over an earlier one with the same key."""
     entry = _string(0x0A, key) + bytes((0x12, 2, 0x08, value))
-    return bytes((_PARAMETER,)) + _encode_varint(len(entry)) + entry
+    return bytes((_PARAMETER,)) + encode_varint(len(entry)) + entry
 
 
 ENABLE_EMPTY_FINAL = b"\x22\x28\x0a\x22triton_enable_empty_final_response\x12\x02\x08\x01"
@@ -251,11 +251,11 @@ def mentions_shared_memory(body: Buffer) -> bool:
     :raises MalformedMessage: if an input or requested output can't be read, or all have more than MAX_FIELDS fields.
     """
     looked_at = 0
-    for tag, _, at, stop in _fields(body, 0, len(body)):
+    for tag, _, at, stop in fields(body, 0, len(body)):
         if tag not in (_TENSOR, _REQUESTED_OUTPUT):
             continue
         parameter = _PARAMETER if tag == _TENSOR else 0x12  # number 4 of an input, 2 of a requested output
-        for inner, _, begin, end in _fields(body, at, stop, MAX_FIELDS - looked_at):
+        for inner, _, begin, end in fields(body, at, stop, MAX_FIELDS - looked_at):
             looked_at += 1
             if inner == parameter and _has_key(bytes(body[begin:end]), _SHARED_MEMORY):
                 return True
@@ -268,7 +268,7 @@ def string_field(body: Buffer, number: int) -> str:
     :raises MalformedMessage: if the message can't be read or the field is not UTF-8.
     """
     wanted, found = number << 3 | _LEN, ""
-    for tag, _, at, stop in _fields(body, 0, len(body)):
+    for tag, _, at, stop in fields(body, 0, len(body)):
         if tag == wanted:
             found = _text(body[at:stop])
     return found
@@ -298,7 +298,7 @@ def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> H
             size = body[at]
             at += 1
             if size > 0x7F:
-                size, at = _varint(body, at - 1)
+                size, at = read_varint(body, at - 1)
             stop = at + size
             if stop > end:
                 raise _truncated()
@@ -329,7 +329,7 @@ def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> H
     raise too_many(f"A message has more than {MAX_FIELDS} top-level fields.")
 
 
-def _fields(body: Buffer, at: int, end: int, most: int = MAX_FIELDS) -> Iterator[tuple[int, int, int, int]]:
+def fields(body: Buffer, at: int, end: int, most: int = MAX_FIELDS) -> Iterator[tuple[int, int, int, int]]:
     """Each field as (tag, where it begins, where its value begins, where it ends); the plain form of `_peek`'s loop."""
     try:
         for _ in range(most + 1):
@@ -338,7 +338,7 @@ def _fields(body: Buffer, at: int, end: int, most: int = MAX_FIELDS) -> Iterator
             begin = at
             tag, value = _tag(body, begin)
             if tag & 7 == _LEN:
-                size, value = _varint(body, value)
+                size, value = read_varint(body, value)
                 at = value + size
                 if at > end or tag < 8:
                     raise _truncated() if tag >= 8 else MalformedMessage("A field has number 0.")
@@ -356,7 +356,7 @@ def _skip(body: Buffer, tag: int, at: int, end: int) -> int:
         raise MalformedMessage("A field has number 0.")
     kind = tag & 7
     if kind == _VARINT:
-        _, stop = _varint(body, at)
+        _, stop = read_varint(body, at)
     elif kind == _I64:
         stop = at + 8
     elif kind == _I32:
@@ -369,13 +369,13 @@ def _skip(body: Buffer, tag: int, at: int, end: int) -> int:
 
 
 def _tag(body: Buffer, at: int) -> tuple[int, int]:
-    tag, at = _varint(body, at)
+    tag, at = read_varint(body, at)
     if tag > 0xFFFF_FFFF:
         raise MalformedMessage("A field's number is too large.")
     return tag, at
 
 
-def _varint(body: Buffer, at: int) -> tuple[int, int]:
+def read_varint(body: Buffer, at: int) -> tuple[int, int]:
     """The number at `at`, cut to 64 bits, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
@@ -401,7 +401,7 @@ def _decode_parameters(entries: list[bytes]) -> dict[str, Parameter]:
 def _decode_entry(entry: bytes) -> tuple[str, Parameter | None]:
     key = ""
     value: Parameter | None = None
-    for tag, _, at, stop in _fields(entry, 0, len(entry), _MAX_ENTRY_FIELDS):
+    for tag, _, at, stop in fields(entry, 0, len(entry), _MAX_ENTRY_FIELDS):
         if tag == 0x0A:
             key = _text(entry[at:stop])
         elif tag == 0x12:
@@ -420,18 +420,18 @@ def _has_key(entry: bytes, key: bytes) -> bool:
 
 def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> Parameter | None:
     """An InferParameter: the last alternative wins, and `value` stays if there is none (protobuf merges repeats)."""
-    for tag, _, begin, end in _fields(entry, at, stop, _MAX_ENTRY_FIELDS):
+    for tag, _, begin, end in fields(entry, at, stop, _MAX_ENTRY_FIELDS):
         if tag == 1 << 3 | _VARINT:
-            value = _varint(entry, begin)[0] != 0
+            value = read_varint(entry, begin)[0] != 0
         elif tag == 2 << 3 | _VARINT:
-            number = _varint(entry, begin)[0]
+            number = read_varint(entry, begin)[0]
             value = number - (1 << 64) if number >> 63 else number
         elif tag == 3 << 3 | _LEN:
             value = _text(entry[begin:end])
         elif tag == 4 << 3 | _I64:
             value = struct.unpack("<d", entry[begin:end])[0]
         elif tag == 5 << 3 | _VARINT:
-            value = _varint(entry, begin)[0]
+            value = read_varint(entry, begin)[0]
     return value
 
 
@@ -444,7 +444,8 @@ def _without_strays(body: Buffer, head: Head) -> list[Buffer]:
     return pieces
 
 
-def _scalars(name: str, version: str, id: str) -> bytes:
+def scalars(name: str, version: str, id: str) -> bytes:
+    """Fields 1 to 3 of a request or response, without those that are empty."""
     front = _string(_NAME, name)
     if version:
         front += _string(_VERSION, version)
@@ -459,10 +460,11 @@ def _string(tag: int, text: str) -> bytes:
     size = len(raw)
     if 0 < size < 0x80:
         return bytes((tag, size)) + raw
-    return bytes((tag,)) + _encode_varint(size) + raw if size else b""
+    return bytes((tag,)) + encode_varint(size) + raw if size else b""
 
 
-def _encode_varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
+    """A number of at least 0 as protobuf writes it."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)

@@ -157,6 +157,10 @@ class ServerCall(Stream):
             self._end(Code.DEADLINE_EXCEEDED)
             self.fail(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
+    def _forget(self) -> None:
+        super()._forget()
+        self.on_request = self.on_cancel = None
+
     def _end(self, code: Code) -> None:
         callback, self.on_cancel = self.on_cancel, None
         if callback is not None:

@@ -74,16 +74,17 @@ class Stream:
         """raises: CallFailed if the bytes are not the messages that the call allows."""
         size = len(data)
         self._received += size
-        self._held += size
         if self.on_message is not None:
+            self._held += size
             self._split(data)
             if self.hungry:
                 self.consume(self._held)
         elif self.on_chunk is not None:
+            self._held += size
             self._count(size)
             self.on_chunk(data)
         else:
-            self.consume(size)
+            self.connection.give_back(size, self.id)
             self._collect(data)
 
     def _collect(self, data: bytes) -> None:
@@ -203,9 +204,15 @@ class Stream:
     def _close(self) -> None:
         """The engine has forgotten the stream."""
         self.closed = True
-        self.consume(self._held)
+        if self._held:
+            self.consume(self._held)
+        if self.on_writable is not None:
+            self._let_go()
+
+    def _forget(self) -> None:
+        """Drop what callbacks hold, so that a call's objects go with it and not with the garbage collector."""
         self._buffer = None
-        self._let_go()
+        self.on_message = self.on_chunk = self.on_writable = None
 
     def _let_go(self) -> None:
         """Whoever waits for room need not wait any longer."""
