@@ -20,6 +20,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its C core would print, our own messages say better
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.run is None:

@@ -163,7 +163,7 @@ class Supervisor:
             others_up = any(other.is_running and not other.is_young for other in self._workers)
             if worker.failed_starts >= _FAILED_STARTS and not others_up:
                 raise CrashLoop(f"{_FAILED_STARTS} workers in a row ended as soon as they were started; giving up")
-            pause = min(0.1 * 2**worker.failed_starts, _LONGEST_PAUSE_SECONDS)
+            pause = min(0.05 * 2**worker.failed_starts, _LONGEST_PAUSE_SECONDS)
             _log.error("worker %s ended with code %s; starting another in %g s", worker.slot, code, pause)
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)

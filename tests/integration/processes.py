@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import itertools
 import os
+import random
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -103,6 +105,15 @@ async def run(*arguments: str, folder: Path, environ: Mapping[str, str] | None =
     async with command(*arguments, folder=folder, environ=environ) as running:
         code = await running.wait()
         return code, running.output, running.errors
+
+
+def free_address() -> str:
+    """A loopback address that nobody listens on; below the ports that outgoing connections get."""
+    while True:
+        port = random.randrange(20000, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return f"127.0.0.1:{port}"
 
 
 def children(pid: int) -> Sequence[int]:

@@ -1,0 +1,234 @@
+"""Worker processes that share a port: they answer together, die alone, and end without anybody noticing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from processes import children, command, free_address, is_running, run
+from traffic import OK, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
+from v2_calls import call, channel_to, infer
+
+from gateway.triton import LocalTriton
+
+ADDER = {"adder": {"variants": {"only": {"upstream": "one", "model": "add_one_a"}}}}
+OTHER = {"adder": {"variants": {"other": {"upstream": "one", "model": "add_one_b"}}}}
+WAITER = {"waiter": {"variants": {"only": {"upstream": "one", "model": "slow"}}}}
+
+
+def write_config(triton: LocalTriton, folder: Path, **more: object) -> Path:
+    content = config({"one": triton.grpc_address}, {**ADDER, **WAITER}, **more)
+    content["listen"] = free_address()  # workers can't share a port that the kernel chooses
+    return write(folder / "g.yaml", content)
+
+
+@contextlib.asynccontextmanager
+async def many(address: str, count: int = 8) -> AsyncIterator[list[Traffic]]:
+    """Callers with a connection each, so that the kernel spreads them over the workers."""
+    async with contextlib.AsyncExitStack() as exits:
+        yield [await exits.enter_async_context(traffic(address, callers=1)) for _ in range(count)]
+
+
+def connections(pid: int, address: str) -> int:
+    """Established connections to the address that this process holds."""
+    port = int(address.rpartition(":")[2])
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text() for name in ("tcp", "tcp6")]  # grpcio uses the latter for all
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    inodes = {row[9] for row in rows if row[3] == "01" and int(row[1].rpartition(":")[2], 16) == port}
+    held = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            held.add(os.readlink(fd))
+    return len({f"socket:[{inode}]" for inode in inodes} & held)
+
+
+async def requests_counted(admin: str) -> int:
+    _, text = await http(admin, "/metrics")
+    return sum(int(float(value)) for value in re.findall(r"^gateway_requests_total\{.*\} (\S+)$", text, re.M))
+
+
+async def test_workers_answer_together_and_one_that_dies_is_replaced(triton: LocalTriton, tmp_path: Path) -> None:
+    file = write_config(triton, tmp_path)
+    async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
+        address, admin = await supervisor.until_serving()
+        await until_readyz(admin, True, within=10)
+        first, second = children(supervisor.pid)
+        async with many(address, 10) as callers:
+            for calls in callers:
+                await calls.more(5)
+            assert connections(first, address) + connections(second, address) == 10
+            assert min(connections(first, address), connections(second, address)) > 0
+
+            os.kill(first, signal.SIGKILL)
+            killed = time.monotonic()
+            for calls in callers:
+                await calls.more(5)
+            assert (await http(admin, "/readyz"))[0] == 200  # the other one serves
+            await until(lambda: len(children(supervisor.pid)) == 2, 5, "another worker")
+            assert second in children(supervisor.pid)
+        failed = [ended for calls in callers for ended in calls.failed]
+        assert {ended.code for ended in failed} <= {UNAVAILABLE}
+        assert all(len(calls.failed) <= 1 for calls in callers)  # what was in flight there, and nothing later
+        assert any(not calls.failed for calls in callers)
+        assert all(ended.began < killed + 0.5 for ended in failed)
+
+        answered = sum(ended.code is OK for calls in callers for ended in calls.calls)
+        assert answered <= await requests_counted(admin) <= answered + len(failed)  # the dead one's count too
+        _, state = await http(admin, "/state")
+        assert state["workers"].keys() == {"0", "1"}
+
+        supervisor.signal(signal.SIGTERM)
+        assert await supervisor.wait() == 0
+
+
+async def test_sighup_reaches_every_worker(triton: LocalTriton, tmp_path: Path) -> None:
+    file = write_config(triton, tmp_path)
+    async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
+        address, admin = await supervisor.until_serving()
+        await until_readyz(admin, True, within=10)
+        async with many(address, 6) as callers:
+            write(file, {**config({"one": triton.grpc_address}, OTHER), "listen": address})
+            supervisor.signal(signal.SIGHUP)
+            for calls in callers:
+                await calls.until(lambda c=calls: bool(c.calls) and c.calls[-1].variant == "other", 3, "the new config")
+        assert not any(calls.failed for calls in callers)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_sigterm_costs_no_call(triton: LocalTriton, tmp_path: Path, workers: str) -> None:
+    """Not ready at once, accepting for drain_delay, then finishing what is in flight."""
+    file = write_config(triton, tmp_path, server={"drain_delay": "700ms", "drain": "10s"})
+    async with command("serve", "--config", str(file), "--workers", workers, folder=tmp_path) as running:
+        address, admin = await running.until_serving()
+        await until_readyz(admin, True, within=10)
+        async with channel_to(address) as channel:
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[1500]], "INT32")))
+            await asyncio.sleep(0.1)
+            running.signal(signal.SIGTERM)
+            told = time.monotonic()
+            assert await until_readyz(admin, False, within=0.3) < 0.3
+            async with channel_to(address) as late:
+                assert (await call(late, infer("adder"))).code is OK
+            assert time.monotonic() - told < 0.7
+            assert (await slow).code is OK
+        assert await running.wait(5) == 0
+        assert 1.2 < time.monotonic() - told < 4
+    assert "Traceback" not in running.errors
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_ctrl_c_lets_calls_finish_too(triton: LocalTriton, tmp_path: Path, workers: str) -> None:
+    """A terminal sends SIGINT to the whole group of processes."""
+    file = write_config(triton, tmp_path)
+    async with command("serve", "--config", str(file), "--workers", workers, folder=tmp_path, group=True) as running:
+        address, admin = await running.until_serving()
+        await until_readyz(admin, True, within=10)
+        async with channel_to(address) as channel:
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[800]], "INT32")))
+            await asyncio.sleep(0.1)
+            os.killpg(running.pid, signal.SIGINT)
+            assert (await slow).code is OK
+        assert await running.wait(5) == 0
+    assert "Traceback" not in running.errors
+
+
+async def test_a_second_ctrl_c_ends_at_once(triton: LocalTriton, tmp_path: Path) -> None:
+    file = write_config(triton, tmp_path)
+    async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path, group=True) as running:
+        address, admin = await running.until_serving()
+        await until_readyz(admin, True, within=10)
+        workers = children(running.pid)
+        async with channel_to(address) as channel:
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[5000]], "INT32"), timeout=6))
+            await asyncio.sleep(0.1)
+            os.killpg(running.pid, signal.SIGINT)
+            await running.until_said("draining")
+            os.killpg(running.pid, signal.SIGINT)
+            await running.wait(2)
+            assert (await slow).code is not OK
+        assert not any(map(is_running, workers))
+
+
+async def test_no_worker_outlives_its_supervisor(triton: LocalTriton, tmp_path: Path) -> None:
+    file = write_config(triton, tmp_path)
+    async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
+        _, admin = await supervisor.until_serving()
+        await until_readyz(admin, True, within=10)
+        workers = children(supervisor.pid)
+        assert len(workers) == 2
+        supervisor.signal(signal.SIGKILL)
+        await until(lambda: not any(map(is_running, workers)), 5, "the workers' end")
+
+
+class TestAConfigThatIsBrokenOnDisk:
+    """It can't replace the one in force, but a new worker has no other."""
+
+    async def test_ends_a_gateway_that_has_no_worker_up(self, triton: LocalTriton, tmp_path: Path) -> None:
+        file = write_config(triton, tmp_path)
+        async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
+            await supervisor.until_serving()
+            file.write_text("listen: [")  # workers take longer than this to read it
+            assert await supervisor.wait(30) == 1
+        assert "giving up" in supervisor.errors
+        assert "g.yaml:1" in supervisor.errors
+
+    async def test_leaves_the_workers_alone_that_are_up(self, triton: LocalTriton, tmp_path: Path) -> None:
+        file = write_config(triton, tmp_path)
+        good = file.read_text()
+        async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
+            address, admin = await supervisor.until_serving()
+            await until_readyz(admin, True, within=10)
+            victim, survivor = children(supervisor.pid)
+            file.write_text("listen: [")
+            os.kill(victim, signal.SIGKILL)
+            async with channel_to(address) as channel:
+                enough = 5  # to give up if no other worker were up
+                await until(lambda: supervisor.errors.count("ended with code 2") >= enough, 60, "failed starts")
+                assert (await call(channel, infer("adder"))).code is OK
+            assert survivor in children(supervisor.pid)
+            assert (await http(admin, "/readyz"))[0] == 200
+            file.write_text(good)
+            said = supervisor.errors.count("serving gRPC")
+            await until(lambda: supervisor.errors.count("serving gRPC") > said, 10, "the slot's new worker")
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """An address that somebody else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield "{}:{}".format(*server.getsockname())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("flag", ["--listen", "--admin-listen"])
+async def test_a_taken_port_ends_the_start_with_a_message(
+    triton: LocalTriton, tmp_path: Path, taken: str, flag: str, workers: str
+) -> None:
+    file = write_config(triton, tmp_path)
+    arguments = ("serve", "--config", str(file), "--workers", workers, flag, taken, "--log-level", "error")
+    code, _, errors = await run(*arguments, folder=tmp_path)
+    assert code == 1
+    assert taken in errors
+    assert "choose another" in errors
+    assert len(errors.splitlines()) == 1
+
+
+async def test_workers_do_not_join_those_of_another_gateway(triton: LocalTriton, tmp_path: Path) -> None:
+    """The kernel would share a port between any processes of one user that ask for it."""
+    file = write_config(triton, tmp_path)
+    async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as first:
+        address, admin = await first.until_serving()
+        await until_readyz(admin, True, within=10)
+        for workers in ("1", "2"):
+            arguments = ("serve", "--config", str(file), "--workers", workers, "--listen", address)
+            code, _, errors = await run(*arguments, folder=tmp_path)
+            assert code == 1
+            assert address in errors
