@@ -153,7 +153,7 @@ def test_a_renamed_message_is_the_parsed_one_with_its_scalars_set(
 @given(body=messages)
 def test_renaming_keeps_every_other_byte_in_order(body: bytes) -> None:
     """The plain version cuts the scalars out field by field."""
-    kept = b"".join(body[a:z] for tag, a, _, z in peek._fields(body, 0, len(body)) if tag not in (0x0A, 0x12, 0x1A))
+    kept = b"".join(body[a:z] for tag, a, _, z in peek.fields(body, 0, len(body)) if tag not in (0x0A, 0x12, 0x1A))
 
     assert peek.rename_request(body, peek.peek_request(body), model_name="", model_version="", id="") == kept
 
@@ -458,3 +458,42 @@ def test_reading_a_string_field_raises_nothing_but_the_declared_error(body: byte
 )
 def test_a_string_field_is_read_by_its_number(message: Message, number: int, text: str) -> None:
     assert peek.string_field(message.SerializeToString(), number) == text
+
+
+@st.composite
+def canonical_requests(draw: st.DrawFn) -> bytes:
+    """As every serializer seen writes them: fields by number."""
+    message = pb.ModelInferRequest(
+        model_name=draw(texts), model_version=draw(st.sampled_from(["", "3"])), id=draw(texts)
+    )
+    for key in draw(st.lists(keys, max_size=3)):
+        message.parameters[key].int64_param = draw(st.integers(0, 9))
+    for raw in draw(st.lists(st.binary(max_size=400), max_size=3)):
+        message.inputs.add(name=draw(texts), datatype="BYTES", shape=[1])
+        message.raw_input_contents.append(raw)
+    return bytes(message.SerializeToString())
+
+
+@given(body=canonical_requests(), cut=st.integers(min_value=0))
+def test_the_head_of_a_front_is_that_of_the_whole_or_not_known_yet(body: bytes, cut: int) -> None:
+    head = peek.peek_front(body[: cut % (len(body) + 1)])
+    if head is not None:
+        whole = peek.peek_request(body)
+        assert peeked(head)[:3] == peeked(whole)[:3]
+        assert head.parameters == whole.parameters
+
+
+def test_a_front_is_enough_once_a_tensor_has_begun() -> None:
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x" * 1000])
+    message.inputs.add(name="image", datatype="UINT8", shape=[1000])
+    body = message.SerializeToString()
+
+    assert peek.peek_front(body[:200]) is not None
+    assert peek.peek_front(body[:2]) is None
+
+
+@given(body=messages, name=st.text(min_size=1, max_size=20), version=st.sampled_from(["", "7"]))
+def test_a_tail_decides_the_model_whatever_came_before(body: bytes, name: str, version: str) -> None:
+    parsed = pb.ModelInferRequest.FromString(body + peek.tail(name, version))
+
+    assert (parsed.model_name, parsed.model_version) == (name, version)

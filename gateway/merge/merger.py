@@ -1,0 +1,186 @@
+"""Group commit for one model on one endpoint: what arrives while requests are in flight leaves together.
+
+Nothing waits for company while fewer than the allowed requests are in flight (unless a delay is configured). Callers
+take turns, so that one with a large backlog does not keep others waiting. Decides only: `send` acts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from gateway.merge.layout import Layout, split_rows
+from gateway.merge.window import Window
+from gateway.wire.peek import Head, encode_varint, scalars
+
+
+@dataclass(frozen=True, slots=True)
+class MergeLimits:
+    """How much may be merged."""
+
+    rows: int  # of one merged request
+    bytes: int = 1 << 20  # of its tensors: a larger copy costs more than a request of its own
+    in_flight: int = 4  # most merged requests at a time; the number used adapts below it
+    delay: float = 0.0  # seconds that a request may wait for company although it could go
+
+
+class Member(Protocol):
+    """One caller's request, waiting or on its way."""
+
+    body: bytes
+    head: Head
+    layout: Layout
+    spans: Sequence[tuple[int, int]]
+    caller: Hashable
+    is_over: bool  # its caller has gone
+
+
+M = TypeVar("M", bound=Member)
+
+
+class Batch(Generic[M]):
+    """Requests that leave as one."""
+
+    __slots__ = ("members", "rows")
+
+    def __init__(self, members: list[M]) -> None:
+        self.members = members
+        self.rows = sum(member.layout.rows for member in members)
+
+    def request(self, model: str, version: str) -> bytes:
+        """The merged ModelInferRequest."""
+        layout = self.members[0].layout
+        pieces = [scalars(model, version, ""), layout.encoded(self.rows)]
+        for number in range(len(layout.parts)):
+            contents = [member.body[slice(*member.spans[number])] for member in self.members]
+            pieces.append(bytes((layout.tag,)) + encode_varint(sum(map(len, contents))))
+            pieces.extend(contents)
+        return b"".join(pieces)
+
+    def answers(
+        self, body: bytes, head: Head, layout: Layout, spans: Sequence[tuple[int, int]], model: str
+    ) -> list[bytes]:
+        """Each member's own ModelInferResponse, under the name `model` and with its id.
+
+        layout, spans: of the merged answer, whose rows are the batch's.
+        """
+        counts = [member.layout.rows for member in self.members]
+        columns = [split_rows(part, body, span, counts) for part, span in zip(layout.parts, spans, strict=True)]
+        tag = bytes((layout.tag,))
+        made = []
+        for number, member in enumerate(self.members):
+            pieces = [scalars(model, head.model_version, member.head.id), layout.encoded(counts[number])]
+            for column in columns:
+                pieces += (tag, encode_varint(len(column[number])), column[number])
+            made.append(b"".join(pieces))
+        return made
+
+
+class Merger(Generic[M]):
+    """The queue before one model on one endpoint."""
+
+    def __init__(
+        self,
+        limits: MergeLimits,
+        now: float,
+        send: Callable[[Batch[M]], None],
+        call_later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        """send: puts a batch on the wire and answers by `ended`. call_later: runs a callback after some seconds."""
+        self.limits = limits
+        self.in_flight = 0
+        self.waiting = 0
+        self._window = Window(limits.in_flight, now)
+        self._send = send
+        self._call_later = call_later
+        self._callers: dict[Hashable, deque[M]] = {}  # whose turn is next comes first
+        self._delaying = False
+
+    def submit(self, member: M) -> None:
+        """Send a request, now or with others."""
+        if self.in_flight < self._window.allowed and not self.waiting and not self.limits.delay:
+            self.in_flight += 1
+            self._send(Batch([member]))
+            return
+        queue = self._callers.get(member.caller)
+        if queue is None:
+            queue = self._callers[member.caller] = deque()
+        queue.append(member)
+        self.waiting += 1
+        if self.limits.delay and self.in_flight < self._window.allowed:
+            self._begin_delay()
+
+    def ended(self, batch: Batch[M], now: float) -> None:
+        """A batch has been answered, or has failed."""
+        self.in_flight -= 1
+        self._window.ended(batch.rows, self.waiting > 0, now)
+        if self.limits.delay:
+            self._begin_delay()
+        else:
+            self._pump()
+
+    def _begin_delay(self) -> None:
+        if self.waiting >= self.limits.rows:
+            self._pump()
+        elif self.waiting and not self._delaying:
+            self._delaying = True
+            self._call_later(self.limits.delay, self._delayed)
+
+    def _delayed(self) -> None:
+        self._delaying = False
+        self._pump()
+
+    def _pump(self) -> None:
+        while self.waiting and self.in_flight < self._window.allowed:
+            members = self._take()
+            if members:
+                self.in_flight += 1
+                self._send(Batch(members))
+
+    def _take(self) -> list[M]:
+        """The next batch: in turn one request of each caller that has the first one's signature, within the limits.
+
+        A caller that is passed over keeps its place, so that its request is the first of a later batch.
+        """
+        members: list[M] = []
+        rows = size = 0
+        more = True
+        while more and rows < self.limits.rows:
+            more = False
+            for caller in list(self._callers):
+                member = self._maybe_first(caller)
+                if member is None:
+                    continue
+                fits = not members or (
+                    member.layout.signature == members[0].layout.signature
+                    and rows + member.layout.rows <= self.limits.rows
+                    and size + len(member.body) <= self.limits.bytes
+                )
+                if fits:
+                    members.append(member)
+                    rows += member.layout.rows
+                    size += len(member.body)
+                    self._turn(caller)
+                    more = True
+        return members
+
+    def _maybe_first(self, caller: Hashable) -> M | None:
+        """A caller's first request, without those whose callers have gone."""
+        queue = self._callers[caller]
+        while queue and queue[0].is_over:
+            queue.popleft()
+            self.waiting -= 1
+        if queue:
+            return queue[0]
+        del self._callers[caller]
+        return None
+
+    def _turn(self, caller: Hashable) -> None:
+        """Take a caller's first request; its next one waits until the others had their turn."""
+        queue = self._callers.pop(caller)
+        queue.popleft()
+        self.waiting -= 1
+        if queue:
+            self._callers[caller] = queue

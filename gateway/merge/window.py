@@ -1,0 +1,61 @@
+"""How many merged requests may be in flight at a time: climbs to where throughput is best, stays low where it is flat.
+
+With one in flight everything that arrives meanwhile leaves together, which is best for a model that is cheaper than its
+request. A model that computes for long on several instances needs more. Which it is shows in the throughput, so it is
+tried: one step up or down, kept if rows per second grew by a margin. Pure: instants are arguments.
+"""
+
+from __future__ import annotations
+
+_EPOCH_SECONDS = 0.25  # long enough for tens of batches of a tiny model, short enough to adapt within seconds
+_EPOCH_BATCHES = 8
+_MARGIN = 1.05  # what is less may be noise
+_REST_EPOCHS = 40  # how long a choice that was found best is kept before another is tried, about 10 s
+
+
+class Window:
+    """Adapts between 1 and `most`."""
+
+    __slots__ = ("_batches", "_began", "_best", "_most", "_rest", "_rows", "_trial", "allowed")
+
+    def __init__(self, most: int, now: float) -> None:
+        self.allowed = 1
+        self._most = most
+        self._began = now
+        self._rows = 0
+        self._batches = 0
+        self._best = 0.0  # rows per second with the settled number
+        self._trial = 0  # the number settled on while another is tried; 0 if none is
+        self._rest = 0
+
+    def ended(self, rows: int, was_full: bool, now: float) -> None:
+        """A batch has come back. was_full: were others waiting, so that a larger window could have been used?"""
+        self._rows += rows
+        self._batches += 1
+        seconds = now - self._began
+        if seconds < _EPOCH_SECONDS or self._batches < _EPOCH_BATCHES:
+            return
+        rate = self._rows / seconds
+        self._began, self._rows, self._batches = now, 0, 0
+        self._decide(rate, was_full)
+
+    def _decide(self, rate: float, was_full: bool) -> None:
+        if self._trial:
+            settled, self._trial = self._trial, 0
+            up = self.allowed > settled
+            # A larger window must earn its place; a smaller one must only not cost anything.
+            kept = rate > self._best * _MARGIN if up else rate > self._best / _MARGIN
+            if kept:
+                self._best = rate
+                self._rest = 0
+            else:
+                self.allowed = settled
+                self._rest = _REST_EPOCHS if up else _REST_EPOCHS // 2
+            return
+        self._best = rate
+        if self._rest:
+            self._rest -= 1
+        elif was_full and self.allowed < self._most:
+            self._trial, self.allowed = self.allowed, self.allowed + 1
+        elif self.allowed > 1:
+            self._trial, self.allowed = self.allowed, self.allowed - 1
