@@ -91,7 +91,7 @@ class ClientCall(Stream):
         self.on_front: Callable[[ClientCall], None] | None = None
         """A large answer's front is in `body`, `missing` bytes are to come. Called again as more arrives, unless
         `on_chunk` was set. Without it answers are collected whole."""
-        self.on_started: Callable[[ClientCall], None] | None = None  # it has a stream: requests may be sent
+        self.on_started: Callable[[ClientCall], None] | None = None  # it has a stream, and its request is on the way
         self.on_done: Callable[[ClientCall], None] | None = None
         self.on_unprocessed: Callable[[ClientCall], bool] | None = None  # takes the call over, and says so
         self.retried = False
@@ -237,7 +237,7 @@ class ClientConnection(Connection[ClientCall]):
             else:
                 engine.send_data(stream_id, length)
                 engine.send_data(stream_id, body, end_stream=not more)
-        elif call.on_started is not None:
+        if call.on_started is not None:
             call.on_started(call)
         if call.on_writable is not None:
             self.watch(call)
