@@ -23,6 +23,7 @@ from gateway.errors import (
 )
 from gateway.hooks import AttemptEnded, AttemptStarted, CallObserver, CallStarted, Hooks
 from gateway.infer.attempts import Attempt, Attempts
+from gateway.infer.correlation import traced_id, with_own_id
 from gateway.infer.exchange import Reply, Request
 from gateway.infer.metadata import passed_on, served_trailers
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
@@ -49,6 +50,7 @@ class Work:
     observer: CallObserver
     sequence: SequenceKey | None = None
     pin: Pin | None = None  # where its sequence has been living, if that is known
+    upstream_id: str | None = None  # of the attempt under way, if it is traced
     failures: list[tuple[Attempt, CallFailed, Verdict]] = field(default_factory=list)
 
 
@@ -135,7 +137,7 @@ class Inference:
         while (attempt := work.attempts.maybe_next()) is not None:
             timeout = self.remaining(request.deadline)
             extra = self.attempt_started(work, attempt)
-            body = request_for(attempt.variant, request.body, work.head)
+            body = request_for(attempt.variant, request.body, work.head, id=work.upstream_id)
             try:
                 with attempt.endpoint.busy():
                     answer = await attempt.endpoint.connection.unary(INFER, body, [*metadata, *extra], timeout)
@@ -152,7 +154,7 @@ class Inference:
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
         variant, endpoint = attempt.variant, attempt.endpoint
-        return work.observer.attempt_started(
+        extra = work.observer.attempt_started(
             AttemptStarted(
                 work.route.model,
                 variant.name,
@@ -163,6 +165,8 @@ class Inference:
                 self.clock(),
             )
         )
+        work.upstream_id = traced_id(extra, work.head.id) if extra else None
+        return extra
 
     def attempt_answered(self, work: Work) -> None:
         work.observer.attempt_ended(AttemptEnded(Code.OK, "", None, self.clock()))
@@ -174,6 +178,9 @@ class Inference:
 
         :raises GatewayError: if the request must not be tried elsewhere.
         """
+        if work.upstream_id is not None:
+            text = with_own_id(failure.text, work.upstream_id, work.head.id)
+            failure = CallFailed(failure.code, text, failure.trailing, from_server=failure.from_server)
         verdict = verdict or judge(failure.code, failure.text, from_server=failure.from_server)
         code = Code(failure.code) if failure.code in Code._value2member_map_ else Code.UNKNOWN
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
@@ -206,9 +213,7 @@ class Inference:
 
     def _reply(self, work: Work, attempt: Attempt, answer: Answer) -> Reply:
         head = peek_response(answer.body)
-        body = answer.body
-        if head.model_name != work.route.model:
-            body = rename_response(body, head, model_name=work.route.model)
+        body = as_asked(work, answer.body, head)
         served = served_by(work, attempt, head.model_version)
         trailing = (*passed_on(answer.trailing), *served_trailers(served))
         return Reply(body, passed_on(answer.initial), trailing, served)
@@ -230,6 +235,14 @@ def request_for(variant: Variant, body: bytes, head: Head, *, id: str | None = N
     return rename_request(
         body, head, model_name=variant.model, model_version=variant.version or None, id=id, extra=extra
     )
+
+
+def as_asked(work: Work, body: bytes, head: Head) -> bytes:
+    """The answer with the model's name and the id that the caller used."""
+    if head.model_name == work.route.model and work.upstream_id is None:
+        return body
+    id = None if work.upstream_id is None else work.head.id
+    return rename_response(body, head, model_name=work.route.model, id=id)
 
 
 def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:

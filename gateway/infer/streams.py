@@ -20,6 +20,7 @@ from typing import Any
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
 from gateway.hooks import AttemptEnded, CallEnded, CallObserver
 from gateway.infer.attempts import Attempt
+from gateway.infer.correlation import with_own_id
 from gateway.infer.exchange import Request
 from gateway.infer.inference import SERVICE, Inference, Work, request_for, served_by
 from gateway.infer.metadata import first_values, passed_on, served_trailers
@@ -184,6 +185,8 @@ class StreamSession:
         message.attempt = attempt
         timeout = inference.remaining(self._opening.deadline)
         metadata = [*self._passed_on, *inference.attempt_started(work, attempt)]
+        if work.upstream_id is not None:
+            message.key = f"{message.key.partition(':')[0]}:{work.upstream_id}"
         leg = self._leg_to(attempt.endpoint, metadata, timeout)
         leg.messages[message.key] = message
         self._progress.set()
@@ -264,7 +267,7 @@ class StreamSession:
         """Try the message elsewhere if that may help; else hand Triton's own error on."""
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
-        text = head.error.replace(f"[request id: {message.key}]", f"[request id: {message.head.id or '<id_unknown>'}]")
+        text = with_own_id(head.error, message.key, message.head.id)
         if last:
             self._leave(leg, message)
             if await self._retried(message, CallFailed(Code.UNKNOWN, text), judge_in_band(text)):

@@ -19,7 +19,7 @@ from gateway.forward.channel import WireChannel
 from gateway.hooks import AttemptEnded, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
-from gateway.infer.inference import INFER, Inference, Work, request_for, served_by
+from gateway.infer.inference import INFER, Inference, Work, as_asked, request_for, served_by
 from gateway.infer.metadata import is_passed_on, served_trailers
 from gateway.infer.models import Models
 from gateway.server.calls import CallLimits
@@ -32,7 +32,7 @@ from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.engine import Field, NeverIndexed
 from gateway.wire.fields import Fields, fields_from, metadata_from
 from gateway.wire.messages import decompress, prefix
-from gateway.wire.peek import Head, peek_front, peek_request, peek_response, rename_request, rename_response, tail
+from gateway.wire.peek import Head, peek_front, peek_request, peek_response, rename_request, tail
 from gateway.wire.server import ServerCall
 from gateway.wire.stream import pipe
 
@@ -186,7 +186,7 @@ class _Forwarding:
         if self._call.missing > 0:
             self._send_front(client, attempt)
         else:
-            client.request = request_for(attempt.variant, self._call.body, self._head)
+            client.request = request_for(attempt.variant, self._call.body, self._head, id=work.upstream_id)
             cast(WireChannel, channel).submit(client)
 
     def _send_front(self, client: ClientCall, attempt: Attempt) -> None:
@@ -197,7 +197,9 @@ class _Forwarding:
         call, head, variant = self._call, self._head, attempt.variant
         version = variant.version or head.model_version
         ending = tail(variant.model, version)
-        client.request = rename_request(call.body, head, model_name=variant.model, model_version=version)
+        client.request = rename_request(
+            call.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
+        )
         client.request_more = call.missing + len(ending)
         client.on_started = lambda started: _pipe_request(call, started, ending)
         cast(WireChannel, cast(ChannelConnection, attempt.endpoint.connection).channel).submit(client)
@@ -211,7 +213,7 @@ class _Forwarding:
         head = peek_front(client.body)
         if head is None or self._is_over:
             return
-        front = self._renamed(client.body, head)
+        front = as_asked(self._work, client.body, head)
         self._served = served_by(self._work, self._attempt, head.model_version)
         call = self._call
         length = len(front) + client.missing
@@ -246,7 +248,7 @@ class _Forwarding:
         if client.compressed:
             body = decompress(body, client.encoding, client.connection.limits)
         head = peek_response(body)
-        body = self._renamed(body, head)
+        body = as_asked(self._work, body, head)
         served = self._served = served_by(self._work, self._attempt, head.model_version)
         self._answered_bytes = len(body)
         trailing = _trailers(served)
@@ -254,10 +256,6 @@ class _Forwarding:
         self._call.reply(
             body, _answer_fields(client.initial), (*from_upstream, *trailing) if from_upstream else trailing
         )
-
-    def _renamed(self, body: bytes, head: Head) -> bytes:
-        name = self._work.route.model
-        return body if head.model_name == name else rename_response(body, head, model_name=name)
 
     def _upstream_failed(self, client: ClientCall) -> None:
         trailing = _legible(client.trailing)
