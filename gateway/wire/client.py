@@ -279,9 +279,8 @@ class ClientConnection(Connection[ClientCall]):
         super()._data(stream, event)
 
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
-        if stream.on_front is not None and stream.missing > self.limits.whole_bytes and stream.on_chunk is None:
-            stream.body = stream.front()
-            stream.on_front(stream)
+        if stream.on_front is not None and stream.missing > self.limits.whole_bytes:
+            stream._offer_front(stream.on_front)
 
     def _call_failed(self, stream: ClientCall, failure: CallFailed) -> None:
         stream.reset(ErrorCode.CANCEL)

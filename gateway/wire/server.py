@@ -288,10 +288,8 @@ class ServerConnection(Connection[ServerCall]):
     def _data_taken(self, stream: ServerCall, ended: bool) -> None:
         if ended:
             self._half_closed(stream)
-        elif stream.cut_through and stream.on_chunk is None and stream.missing > self.limits.whole_bytes:
-            stream.body = stream.front()
-            if stream.on_request is not None:
-                stream.on_request(stream)
+        elif stream.cut_through and stream.missing > self.limits.whole_bytes and stream.on_request is not None:
+            stream._offer_front(stream.on_request)
 
     def _half_closed(self, call: ServerCall) -> None:
         call.remote_done = True

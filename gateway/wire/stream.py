@@ -32,6 +32,7 @@ class Stream:
         "_held",
         "_idle_ticks",
         "_last_unsent",
+        "_offer_at",
         "_received",
         "_stalled_ticks",
         "body",
@@ -63,6 +64,7 @@ class Stream:
         self.on_writable: Callable[[], None] | None = None
         self._buffer: bytearray | None = None
         self._held = 0  # bytes received whose window was not given back
+        self._offer_at = 0  # size of the front that is shown next
         self._received = 0  # bytes, for the rate
         self._idle_ticks = 0
         self._last_unsent = 0
@@ -118,9 +120,15 @@ class Stream:
         if self.missing < 0:
             raise CallFailed(Code.UNIMPLEMENTED, "A unary call has exactly one message")
 
-    def front(self) -> bytes:
-        """As much of a collected message as is here."""
-        return self.body if self._buffer is None else bytes(self._buffer)
+    def _offer_front(self, taker: Callable[[Any], None]) -> None:
+        """Show `taker` as much of a large message as is here. If it does not take over by `on_chunk`, it is asked again
+        when there is twice as much, so that asking stays cheap."""
+        if len(self.body if self._buffer is None else self._buffer) < self._offer_at or self.on_chunk is not None:
+            return
+        if self._buffer is not None:
+            self.body = bytes(self._buffer)
+        self._offer_at = 2 * len(self.body)
+        taker(self)
 
     def _split(self, data: bytes) -> None:
         buffer: bytes | bytearray = data

@@ -391,6 +391,34 @@ def test_cut_through_hands_over_the_front_and_holds_the_window_for_the_rest() ->
     assert server.answers[stream].status == "0"
 
 
+def test_who_does_not_take_a_front_gets_the_whole_and_is_seldom_asked() -> None:
+    shown: list[tuple[int, int]] = []
+
+    def handle(call: ServerCall) -> None:
+        shown.append((len(call.body), call.missing))
+        if call.missing == 0:
+            call.reply(call.body[-5:])
+
+    def accept(call: ServerCall) -> None:
+        call.cut_through = True
+        call.on_request = handle
+
+    server = ServerUnderTest(accept)
+    stream = server.open()
+    body = bytes(4 * MiB) + b"hello"
+    left = message(body)
+    while left:
+        room = min(server.h2.local_flow_control_window(stream), 16_384, len(left))
+        server.h2.send_data(stream, left[:room])
+        left = left[room:]
+        server.pump()
+    server.h2.end_stream(stream)
+    server.pump()
+    assert server.answers[stream].body == message(b"hello")
+    assert shown[-1] == (len(body), 0)
+    assert len(shown) < 12
+
+
 def test_small_messages_are_never_cut_through() -> None:
     seen: list[int] = []
 
