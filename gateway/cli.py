@@ -18,6 +18,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 """The checkout, where the demo's config and the model repository are."""
 
 
+_INTERRUPTED = 130  # as shells say it of SIGINT
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its C core would print, our own messages say better
@@ -29,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: not an error
         return 0
     except _errors() as error:
+        if type(error).__name__ == "Stopped":
+            return _INTERRUPTED
         print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
         return 2 if type(error).__name__ == "ConfigError" else 1
     return code
@@ -49,7 +54,7 @@ def _errors() -> tuple[type[Exception], ...]:
         "gateway.artifacts": ("FetchFailed",),
         "gateway.models.catalogue": ("BuildFailed",),
         "gateway.triton": ("LocalTritonError",),
-        "gateway.demo": ("TritonDied",),
+        "gateway.triton.command": ("Stopped",),
     }
     loaded = [(sys.modules[module], each) for module, each in names.items() if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, found in loaded for name in found))
@@ -98,9 +103,13 @@ def _add_config_commands(commands: Commands) -> None:
     explain.add_argument("file", metavar="FILE")
     explain.add_argument("--model", required=True, help="public model that the call names")
     explain.add_argument("--version", default="", help="model version that the call asks for")
-    explain.add_argument("--metadata", nargs="+", default=[], metavar="K=V", action="extend", help="of the call")
-    explain.add_argument("--parameter", nargs="+", default=[], metavar="K=V", action="extend", help="of the V2 request")
-    explain.add_argument("--draw", type=float, metavar="X", help="the number in [0, 1) to draw by (default: random)")
+    explain.add_argument(
+        "--metadata", nargs="+", default=[], metavar="K=V", action="extend", type=_pair, help="of the call"
+    )
+    explain.add_argument(
+        "--parameter", nargs="+", default=[], metavar="K=V", action="extend", type=_pair, help="of the V2 request"
+    )
+    explain.add_argument("--draw", type=_draw, metavar="X", help="the number in [0, 1) to draw by (default: random)")
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
     schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
 
@@ -114,9 +123,9 @@ def _add_local_commands(commands: Commands) -> None:
     listed = _add(actions, "list", _models_list, "list the models and whether they are built")
     triton = _add(commands, "triton", None, "the local Triton alone")
     start = _add(triton.add_subparsers(metavar="ACTION", required=True), "start", _triton_start, "start it and stay up")
-    start.add_argument("--grpc-port", type=int, default=8001)
-    start.add_argument("--http-port", type=int, default=8000)
-    start.add_argument("--metrics-port", type=int, default=8002)
+    start.add_argument("--grpc-port", type=_port, default=8001, metavar="PORT", help="default: 8001")
+    start.add_argument("--http-port", type=_port, default=8000, metavar="PORT", help="default: 8000")
+    start.add_argument("--metrics-port", type=_port, default=8002, metavar="PORT", help="default: 8002")
     start.add_argument("--model", action="append", metavar="NAME", help="load only these (default: all that can run)")
     demo = _add(commands, "demo", _demo, "build, start Triton and gateway, classify a photo, stay up")
     demo.add_argument("--config", type=Path, default=_ROOT / "deploy" / "examples" / "demo.yaml", metavar="FILE")
@@ -125,6 +134,27 @@ def _add_local_commands(commands: Commands) -> None:
     demo.add_argument("--once", action="store_true", help="end after the table")
     for each in (build, listed, start, demo):
         each.add_argument("--repository", type=Path, default=_ROOT / "model_repository", metavar="FOLDER")
+
+
+def _pair(given: str) -> tuple[str, str]:
+    key, equals, value = given.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"'{given}' is not of the form KEY=VALUE")
+    return key, value
+
+
+def _draw(given: str) -> float:
+    draw = float(given)
+    if not 0 <= draw < 1:
+        raise argparse.ArgumentTypeError(f"{given} is not in [0, 1)")
+    return draw
+
+
+def _port(given: str) -> int:
+    port = int(given)
+    if not 0 < port < 2**16:
+        raise argparse.ArgumentTypeError(f"{given} is no port")
+    return port
 
 
 def _log_to_stderr(level: str) -> None:
@@ -181,18 +211,12 @@ def _explain(arguments: argparse.Namespace) -> int:
     from gateway.types import Facts  # noqa: PLC0415
 
     loaded = load(arguments.file, os.environ)
-    facts = Facts(_pairs(arguments.metadata), _pairs(arguments.parameter), arguments.version)
+    metadata = {key.lower(): value for key, value in arguments.metadata}  # as gRPC has them
+    facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
     lines = explain_call(routes_of(loaded.config), loaded.pipelines, arguments.model, facts, draw=draw)
     _say("\n".join(lines))
     return 0
-
-
-def _pairs(given: Sequence[str]) -> dict[str, str]:
-    wrong = [each for each in given if "=" not in each]
-    if wrong:
-        raise OSError(f"'{wrong[0]}' is not of the form KEY=VALUE")
-    return dict(each.split("=", 1) for each in given)
 
 
 def _schema(arguments: argparse.Namespace) -> int:
@@ -222,9 +246,10 @@ def _models_list(arguments: argparse.Namespace) -> int:
 
 def _triton_start(arguments: argparse.Namespace) -> int:
     from gateway import worker  # noqa: PLC0415
-    from gateway.triton import LocalTriton  # noqa: PLC0415
+    from gateway.triton import LocalTriton, install  # noqa: PLC0415
     from gateway.triton.command import stay_up  # noqa: PLC0415
 
+    install()  # outside the event loop, where Ctrl-C ends a download at once
     triton = LocalTriton(
         arguments.repository,
         models=arguments.model,
@@ -242,6 +267,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     settings = demo.DemoSettings(
         arguments.config, arguments.repository, arguments.listen, arguments.admin_listen, arguments.once
     )
+    demo.prepare(settings)
     return worker.run(demo.run(settings))
 
 

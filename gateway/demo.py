@@ -1,15 +1,13 @@
 """I/O: `inference-gateway demo`: the gateway's main job on real input, from nothing to labels.
 
-Builds the models, starts a local Triton and a gateway in this process, sends a photo as a client would, shows what
-came back, and stays up.
+`prepare` builds the models; `run` starts a local Triton and a gateway in this process, sends a photo as a client would,
+shows what came back, and stays up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any
 import grpc
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gateway.app import Gateway, Place
@@ -27,7 +26,9 @@ from gateway.infer.messages import build_request, parse_response
 from gateway.models.catalogue import build
 from gateway.models.pictures import sample_photo
 from gateway.stages import Params, Read, find_step
-from gateway.triton import LocalTriton
+from gateway.supervisor import reserve
+from gateway.triton import LocalTriton, install
+from gateway.triton.command import Signals
 from gateway.v1 import classification_pb2, classification_pb2_grpc
 
 _PIPELINE, _MODEL = "photo-labels", "imagenet"
@@ -44,22 +45,39 @@ class DemoSettings:
     once: bool
 
 
-class TritonDied(Exception):
-    """The local Triton ended while the demo was up."""
+def prepare(settings: DemoSettings) -> None:
+    """Do what takes long once: fetch the local Triton, build the models. Blocks; Ctrl-C ends it at any time.
+
+    The ports are looked at first: nobody should wait for minutes to hear that one is taken.
+
+    :raises CannotServe: if a port is taken.
+    :raises LocalTritonError, FetchFailed, BuildFailed, OSError: if this host is unsuitable, or something can't be had.
+    """
+    for flag, address in (("--listen", settings.listen), ("--admin-listen", settings.admin_listen)):
+        with reserve(address, flag):
+            pass
+    console = Console(highlight=False, soft_wrap=True)
+    install()
+    if not build([], settings.repository, report=lambda line: console.print(f"[dim]models:[/] {escape(line)}")):
+        console.print("[dim]models:[/] all built")
 
 
 async def run(settings: DemoSettings) -> int:
-    """Run the demo; the exit code. Errors that a user can mend are raised with a text that says how."""
+    """Run the demo; the exit code. Errors that a user can mend are raised with a text that says how.
+
+    :raises Stopped: if a signal ends it before all is up.
+    """
+    signals = Signals()
+    with signals.heard():
+        await _run(settings, signals)
+    return 0
+
+
+async def _run(settings: DemoSettings, signals: Signals) -> None:
     console = Console(highlight=False)
     began = time.monotonic()
-    stop = _stop_signals()
-    built = await asyncio.to_thread(
-        build, [], settings.repository, report=lambda line: console.print(f"[dim]models:[/] {line}")
-    )
-    photo = await asyncio.to_thread(sample_photo)
-    if not built:
-        console.print("[dim]models:[/] all built")
     console.print("[dim]triton:[/] starting on this host's CPU")
+    photo = await asyncio.to_thread(sample_photo)
     async with LocalTriton(settings.repository) as triton:
         console.print(f"[dim]triton:[/] ready at {triton.grpc_address}")
         environ = {
@@ -75,32 +93,9 @@ async def run(settings: DemoSettings) -> int:
             await _show(console, gateway.listen, photo)
             if not settings.once:
                 _say_what_to_try(console, gateway)
-                await _until_stopped(stop, triton)
+                await signals.wait(triton)
                 console.print("\ndraining")
             await gateway.drain()
-    return 0
-
-
-def _stop_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return stop
-
-
-async def _until_stopped(stop: asyncio.Event, triton: LocalTriton) -> None:
-    """Wait for a signal. raises: TritonDied."""
-    stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(triton.wait_closed())
-    await asyncio.wait({stopped, died}, return_when=asyncio.FIRST_COMPLETED)
-    ended = died.done() and not stopped.done()
-    for task in (stopped, died):
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-    if ended:
-        log = "\n  ".join(triton.log_tail())
-        raise TritonDied(f"the local Triton ended by itself; the end of its log:\n  {log}")
 
 
 async def _show(console: Console, address: str, photo: bytes) -> None:

@@ -252,9 +252,10 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def reserve(listen: str) -> Iterator[str]:
+def reserve(listen: str, flag: str = "--listen") -> Iterator[str]:
     """Hold a port for workers to share, without listening on it.
 
+    flag:  what chooses it, for the message.
     :raises CannotServe: if somebody else has it. Sharing alone would not tell: it would split the calls with them.
     """
     host, port = split_address(listen)
@@ -271,7 +272,7 @@ def reserve(listen: str) -> Iterator[str]:
             held.bind((place[0], taken, *place[2:]))
         except OSError as error:
             raise CannotServe(
-                f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with --listen"
+                f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with {flag}"
             ) from error
         yield f"{listen.rpartition(':')[0]}:{taken}"
 

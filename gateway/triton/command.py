@@ -1,33 +1,80 @@
-"""I/O: `inference-gateway triton start`: the local Triton in the foreground."""
+"""I/O: the local Triton in the foreground, until a signal ends it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gateway.triton.server import LocalTriton, StartFailed
 
 
+class Stopped(Exception):
+    """SIGINT or SIGTERM arrived while things were still being started, or a second one while they were ended."""
+
+
+class Signals:
+    """What SIGINT and SIGTERM mean to a command: before it is `up` they end it, after that they ask it to end."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._task: asyncio.Task[object] | None = None
+        self.up = False
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen for the signals on behalf of this task. raises: Stopped."""
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._arrived)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._asked.is_set():
+                raise Stopped from None
+            raise
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _arrived(self) -> None:
+        if self._task is not None and (self._asked.is_set() or not self.up):
+            self._task.cancel()
+        self._asked.set()
+
+    async def wait(self, triton: LocalTriton) -> None:
+        """Stay up until a signal asks to end.
+
+        :raises StartFailed: if the server ends by itself.
+        """
+        self.up = True
+        asked, died = asyncio.ensure_future(self._asked.wait()), asyncio.ensure_future(triton.wait_closed())
+        try:
+            await asyncio.wait({asked, died}, return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                log = "\n  ".join(triton.log_tail())
+                raise StartFailed(f"the local Triton ended by itself; the end of its log:\n  {log}")
+        finally:
+            asked.cancel()
+            died.cancel()
+            await asyncio.gather(asked, died, return_exceptions=True)
+
+
 async def stay_up(triton: LocalTriton, say: Callable[[str], None]) -> int:
-    """Run until SIGINT or SIGTERM.
+    """Run until SIGINT or SIGTERM; the exit code.
 
     :raises LocalTritonError: if it does not start, or ends by itself.
+    :raises Stopped: if it is ended before it is up.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with triton:
-        say(
-            f"gRPC {triton.grpc_address}, HTTP {triton.http_address}, metrics {triton.metrics_address}; Ctrl-C stops it"
-        )
-        stopped, died = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(triton.wait_closed())
-        await asyncio.wait({stopped, died}, return_when=asyncio.FIRST_COMPLETED)
-        by_itself = not stop.is_set()
-        stopped.cancel()
-        died.cancel()
-        await asyncio.gather(stopped, died, return_exceptions=True)
-    if by_itself:
-        raise StartFailed("the local Triton ended by itself; the end of its log:\n  " + "\n  ".join(triton.log_tail()))
+    signals = Signals()
+    with signals.heard():
+        async with triton:
+            say(
+                f"gRPC {triton.grpc_address}, HTTP {triton.http_address}, metrics {triton.metrics_address}; "
+                "Ctrl-C stops it"
+            )
+            await signals.wait(triton)
     return 0
