@@ -180,7 +180,8 @@ def _fill(tensor: Any, datatype: str, array: Array) -> None:
         return
     content = getattr(tensor, _list_for(datatype))
     content.SetInParent()  # a list without elements is still the content that is set
-    content.values.extend(array.ravel().tolist())
+    flat = array.ravel()
+    content.values.extend((flat.astype(np.int64) if flat.dtype == np.bool_ else flat).tolist())
 
 
 async def _infer(models: Models, request: Request) -> tuple[Reply, float]:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from real_models import changed_gateway, coffee, real_models, real_triton
 from triton_fixture import DTYPES, FAST_START
 from v2_calls import public_name
 from v2_gateways import gateway_of, transparent_to
@@ -16,6 +17,8 @@ from v2_gateways import gateway_of, transparent_to
 from gateway.app import Gateway
 from gateway.config import load
 from gateway.triton import LocalTriton
+
+__all__ = ["changed_gateway", "coffee", "real_models", "real_triton"]
 
 OTHER_MODELS = ("add_one_a", "add_two", "accumulate", "repeat", "slow", "identity_bytes")
 """What `other_triton` serves."""
