@@ -19,6 +19,7 @@ import uvloop
 
 from gateway.forward.server import ForwardMethod, WireServer
 from gateway.wire.limits import Limits
+from gateway.wire.messages import decompress
 from gateway.wire.server import ServerCall
 
 BEAT = 0.005  # seconds
@@ -41,6 +42,8 @@ class Counters:
 
 def methods(counters: Counters, server: list[WireServer]) -> dict[str, ForwardMethod]:
     def fast(call: ServerCall) -> None:
+        if call.compressed:
+            call.body = decompress(call.body, call.encoding, call.connection.limits)
         counters.executions += 1
         call.reply(call.body)
 
@@ -97,7 +100,9 @@ async def main(given: dict[str, Any]) -> None:
     if "files" in given:
         resource.setrlimit(resource.RLIMIT_NOFILE, (given["files"], given["files"]))
     counters = Counters()
-    limits = {key: tuple(value) if isinstance(value, list) else value for key, value in given.get("limits", {}).items()}
+    limits: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.get("limits", {}).items()
+    }
     servers: list[WireServer] = []
     server = WireServer(methods(counters, servers), Limits(**limits), **given.get("server", {}))
     servers.append(server)
