@@ -32,6 +32,7 @@ from gateway.routing import Route, endpoint_order, plan
 from gateway.status import Code, Meaning, Verdict, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import Answer, CallFailed
+from gateway.upstream.endpoint import State
 from gateway.upstream.pool import Pool
 from gateway.wire.peek import Head, peek_response, rename_request, rename_response
 
@@ -117,6 +118,7 @@ class Inference:
         for variant in self._plan(route, facts, draw_for(key)).targets:
             pool = self.topology.pools.get(variant.upstream)
             able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
+            able = [e for e in able if e.state is not State.SUSPECT] or able
             if able:
                 first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
                 return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))

@@ -65,8 +65,8 @@ class Catalogue:
                 try:
                     if (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse)).ready:
                         return True
-                except CallFailed:
-                    continue
+                except CallFailed as failure:
+                    _raise_if_callers_fault(failure)
         return False
 
     async def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
@@ -88,13 +88,13 @@ class Catalogue:
     async def model_statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
         """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
         if name:
-            stats = await self._statistics_of(name, version)
+            stats, failures = await self._statistics_of(name, version)
             if not stats:
-                raise self._unavailable_or_unknown(name, version)
+                raise self._no_answer(name, version, failures)
             return pb.ModelStatisticsResponse(model_stats=stats)
         # As Triton: a version without a name means nothing.
         answers = await asyncio.gather(*(self._statistics_of(each, "") for each in self._names()))
-        stats = [entry for answer in answers for entry in answer]
+        stats = [entry for found, _ in answers for entry in found]
         stats += await self._other_statistics({entry.name for entry in stats})
         return pb.ModelStatisticsResponse(model_stats=stats)
 
@@ -147,7 +147,9 @@ class Catalogue:
         endpoints = [endpoint for pool in self._topology.pools.values() for endpoint in pool.endpoints]
         if any(endpoint.state in (State.READY, State.SUSPECT) for endpoint in endpoints):
             return []
-        return [f"upstream {e.upstream}: endpoint {e.address} is {e.state.value}: {e.reason}" for e in endpoints]
+        unknown = [f"upstream {name}: no address found" for name, pool in self._topology.pools.items() if not pool.endpoints]
+        down = [f"upstream {e.upstream}: endpoint {e.address} is {e.state.value}: {e.reason}" for e in endpoints]
+        return [*unknown, *down]
 
     # How answers are gathered
 
@@ -178,39 +180,41 @@ class Catalogue:
         route = self._topology.routes.lookup(name)
         if route is None:
             raise UnknownModel(name, version)
-        last: CallFailed | None = None
+        failures: list[CallFailed] = []
         for variant in self._order(route, version):
             question = request(name=variant.model, version=variant.version or version)
             for endpoint in self._endpoints(variant):
                 try:
                     return await ask(endpoint, method, question, answer)
                 except CallFailed as failure:
-                    last = failure
-                    if not judge(failure.code, failure.text, from_server=failure.from_server).elsewhere:
-                        raise as_error(failure) from failure
-        if last is not None and not (name in self._topology.routes.public and last.from_server):
-            raise as_error(last) from last
-        raise self._unavailable_or_unknown(name, version)
+                    _raise_if_callers_fault(failure)
+                    failures.append(failure)
+        raise self._no_answer(name, version, failures)
 
-    def _unavailable_or_unknown(self, name: str, version: str) -> GatewayError:
+    def _no_answer(self, name: str, version: str, failures: Sequence[CallFailed]) -> GatewayError:
+        """Of a Triton's own model its own error, of a public one an error that tells no variant's name."""
         route = self._topology.routes.lookup(name)
+        if failures and name not in self._topology.routes.public:
+            return as_error(failures[-1])
         if route is None or (version and any(map(self._endpoints, self._order(route, version)))):
             return UnknownModel(name, version)
         return NoTarget(f"model '{name}': no variant can answer now")
 
-    async def _statistics_of(self, name: str, version: str) -> list[pb.ModelStatistics]:
+    async def _statistics_of(self, name: str, version: str) -> tuple[list[pb.ModelStatistics], list[CallFailed]]:
+        """What was found, and what went wrong where nothing was."""
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
-            return [pipeline.statistics()]
+            return [pipeline.statistics()], []
         route = self._topology.routes.lookup(name)
         if route is None:
-            return []
+            return [], []
         asked: list[Awaitable[pb.ModelStatisticsResponse]] = []
         for variant in _distinct(route.variants):
             request = pb.ModelStatisticsRequest(name=variant.model, version=variant.version or version)
             for endpoint in self._endpoints(variant):
                 asked.append(ask(endpoint, "ModelStatistics", request, pb.ModelStatisticsResponse))
-        return add_up(name, await _answers(asked))
+        answers, failures = await _results(asked)
+        return add_up(name, answers), failures
 
     async def _other_statistics(self, known: set[str]) -> list[pb.ModelStatistics]:
         """Of models that no variant uses but that may be called directly."""
@@ -227,7 +231,8 @@ class Catalogue:
     async def _everywhere(self, method: str, request: Any, answer: type[Any]) -> list[Any]:
         """The answers of all endpoints that give one, in the order of the config. Any: protobuf classes."""
         pools = self._topology.pools.values()
-        return await _answers([ask(e, method, request, answer) for pool in pools for e in usable(pool)])
+        answers, _ = await _results([ask(e, method, request, answer) for pool in pools for e in usable(pool)])
+        return answers
 
 
 def add_up(name: str, answers: Iterable[pb.ModelStatisticsResponse]) -> list[pb.ModelStatistics]:
@@ -284,10 +289,22 @@ def _distinct(variants: Iterable[Variant]) -> list[Variant]:
     return list(by_model.values())
 
 
-async def _answers(asked: Iterable[Awaitable[Any]]) -> list[Any]:
-    """What came of several questions, without those that failed at their endpoint."""
+async def _results(asked: Iterable[Awaitable[Any]]) -> tuple[list[Any], list[CallFailed]]:
+    """What came of several questions: the answers, and how those without one failed."""
     results = await asyncio.gather(*asked, return_exceptions=True)
+    answers: list[Any] = []
+    failures: list[CallFailed] = []
     for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, CallFailed):
+        if isinstance(result, CallFailed):
+            failures.append(result)
+        elif isinstance(result, BaseException):
             raise result
-    return [result for result in results if not isinstance(result, BaseException)]
+        else:
+            answers.append(result)
+    return answers, failures
+
+
+def _raise_if_callers_fault(failure: CallFailed) -> None:
+    """raises: UpstreamFailed if no other endpoint would answer otherwise."""
+    if not judge(failure.code, failure.text, from_server=failure.from_server).elsewhere:
+        raise as_error(failure) from failure

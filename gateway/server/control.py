@@ -7,10 +7,11 @@ as far as their state before is known. The caller gets the refusing endpoint's o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from tritonclient.grpc import service_pb2 as pb
 
@@ -22,6 +23,9 @@ from gateway.server.calls import is_loopback
 from gateway.types import Metadata
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.pool import Pool
+
+Answer = TypeVar("Answer")
 
 
 class ControlPolicy(Enum):
@@ -45,6 +49,7 @@ class ControlRpc:
     model_field: str = ""  # where the request names a model, if it does
     undo: Callable[[Endpoint, Any], Any] | None = None  # awaitable giving a list of Undo, taken before the change
     changes: bool = True
+    loads: bool = False  # or unloads
 
 
 async def _undo_load(endpoint: Endpoint, request: Any) -> list[Undo]:
@@ -105,10 +110,10 @@ async def _undo_log(endpoint: Endpoint, request: Any) -> list[Undo]:
 
 RPCS: Mapping[str, ControlRpc] = {
     "RepositoryModelLoad": ControlRpc(
-        pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, "model_name", _undo_load
+        pb.RepositoryModelLoadRequest, pb.RepositoryModelLoadResponse, "model_name", _undo_load, loads=True
     ),
     "RepositoryModelUnload": ControlRpc(
-        pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, "model_name", _undo_unload
+        pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, "model_name", _undo_unload, loads=True
     ),
     "SystemSharedMemoryStatus": ControlRpc(
         pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse, changes=False
@@ -156,7 +161,10 @@ class Control:
         endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
         async with self._one_at_a_time:
             await self._check_reachable(method, endpoints)
-            return await self._apply(method, rpc, request, endpoints)
+            answer = await _to_its_end(self._apply(method, rpc, request, endpoints))
+            if rpc.loads:
+                await asyncio.gather(*(_look_again(endpoint, model) for endpoint in endpoints))
+            return answer
 
     def _check_allowed(self, method: str, peer: str) -> None:
         if self._policy is ControlPolicy.ALL or (self._policy is ControlPolicy.LOOPBACK and is_loopback(peer)):
@@ -168,6 +176,8 @@ class Control:
 
     def _endpoints(self, method: str, model: str, upstream: str) -> Sequence[Endpoint]:
         topology = self._inference.topology
+        if model in topology.pipelines:
+            raise BadRequest(f"'{model}' is a pipeline of the gateway; {method} takes a Triton model's own name")
         if model in topology.routes.public:
             names = ", ".join(variant.model for variant in topology.routes.public[model].variants)
             raise BadRequest(f"'{model}' is a public model; {method} takes a Triton model's own name: {names}")
@@ -178,13 +188,13 @@ class Control:
         route = topology.routes.lookup(model) if model else None
         if route is not None:
             names_of = dict.fromkeys(variant.upstream for variant in route.variants)
-            return [endpoint for name in names_of for endpoint in topology.pools[name].endpoints]
+            return _servers(topology.pools[name] for name in names_of)
         if model and len(topology.pools) > 1:
             raise BadRequest(
                 f"no variant uses model '{model}': name an upstream in the metadata key {UPSTREAM_KEY}; "
                 f"known: {', '.join(topology.pools)}"
             )
-        return [endpoint for pool in topology.pools.values() for endpoint in pool.endpoints]
+        return _servers(topology.pools.values())
 
     async def _check_reachable(self, method: str, endpoints: Sequence[Endpoint]) -> None:
         asked = [ask(e, "ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse, timeout=2.0) for e in endpoints]
@@ -233,6 +243,30 @@ class Control:
             if not undone:
                 left.append(f"{endpoint.upstream}/{endpoint.address}")
         return left
+
+
+def _servers(pools: Iterable[Pool]) -> Sequence[Endpoint]:
+    """Each Triton once, also if it is in several upstreams: the second time it would refuse."""
+    return list({endpoint.address: endpoint for pool in pools for endpoint in pool.endpoints}.values())
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Wait for work that must not be left half done, also if the caller goes away meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
+async def _look_again(endpoint: Endpoint, model: str) -> None:
+    """Learn at once what a load or unload has changed, so that the caller's next request finds it."""
+    for name, version in [key for key in endpoint.models if key[0] == model]:
+        request = pb.ModelReadyRequest(name=name, version=version)
+        with contextlib.suppress(CallFailed):  # the next probe will tell
+            endpoint.models[name, version] = (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse)).ready
+    endpoint.on_suspicion()
 
 
 def _failed(result: Any) -> bool:
