@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.admin import Admin, ConfigHistory
-from gateway.assemble import routes_of, upstreams_of
+from gateway.assemble import names_of, routes_of, upstreams_of
 from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
 from gateway.forward.server import ForwardMethod
@@ -45,6 +45,7 @@ from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWrite
 from gateway.telemetry.compose import compose
 from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
 from gateway.telemetry.traces import Traces, is_configured
+from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
 from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
@@ -52,6 +53,7 @@ from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
 _log = logging.getLogger(__name__)
 
 VERSION = version("inference-gateway")
+_FIRST_LOOK_UPS_SECONDS = 3.0  # how long a config waits for the addresses behind its names before it is in force
 _FIRST_PROBES_SECONDS = 3.0  # how long to wait before the port opens, so that the first calls find known endpoints
 _TYPED_SERVICES = ("gateway.v1.ClassificationService", "gateway.v1.PredictionService")
 
@@ -96,11 +98,13 @@ class Gateway:
         config = self.settings
         self._hooks = await self._enter_telemetry(exits)
         self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed))
+        self._discovery = await exits.enter_async_context(Discovery(self._addresses_changed))
         self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
         sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
         self._inference = Inference(Topology(routes_of(config), {}), self._hooks, sequences)
         self._catalogue = Catalogue(self._inference)
         self._models = Models(self._inference)
+        await self._discovery.learn(names_of(config), _FIRST_LOOK_UPS_SECONDS)
         self._take_over(self._first, ())
         self.admin_address = await self._enter_admin(exits)
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
@@ -184,11 +188,19 @@ class Gateway:
         self._watcher.poke()
 
     async def _reloaded(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
+        await self._discovery.learn(names_of(loaded.config), _FIRST_LOOK_UPS_SECONDS)
         self._take_over(loaded, notices)
+        self._discovery.keep(names_of(loaded.config))
+
+    def _addresses_changed(self) -> None:
+        """Pods came or went: new pools, all else as it is."""
+        pools = self._fleet.apply(upstreams_of(self.settings, self._discovery.addresses))
+        self._inference.topology = replace(self._inference.topology, pools=pools)
+        self._changes.notify()
 
     def _take_over(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
         """Put a config in force, in one step: who began with the old topology ends with it."""
-        pools = self._fleet.apply(upstreams_of(loaded.config))
+        pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses))
         pipelines = {
             name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready)
             for name, pipeline in loaded.pipelines.items()
@@ -273,6 +285,7 @@ class Gateway:
                 for name, model in topology.pipelines.items()
             },
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
+            "names": self._discovery.state(),
         }
 
     def config(self) -> Mapping[str, object]:

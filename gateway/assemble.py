@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from gateway.config import Config
+from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
@@ -30,6 +30,7 @@ from gateway.routing.match import Test
 from gateway.types import Variant
 from gateway.upstream.channel import ChannelConnection, Tls, grpcio_channel, wire_channel
 from gateway.upstream.connection import Connection
+from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
@@ -43,21 +44,42 @@ def routes_of(config: Config) -> Routes:
     return Routes(public, direct=direct, default_upstream=default)
 
 
-def upstreams_of(config: Config) -> dict[str, UpstreamSettings]:
+def names_of(config: Config) -> frozenset[Name]:
+    """The names whose addresses must be looked up."""
+    endpoints = [endpoint for upstream in config.upstreams.values() for endpoint in upstream.endpoints]
+    return frozenset(split_endpoint(endpoint) for endpoint in endpoints if endpoint.startswith(DISCOVERED))
+
+
+def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda _: ()) -> dict[str, UpstreamSettings]:
     """The upstreams that a config declares, each with the models to watch there.
 
+    found: the addresses of a name (`Discovery.addresses`).
     :raises OSError: if a file with a certificate or key can't be read.
     """
-    return {
-        name: UpstreamSettings(
-            endpoints=upstream.endpoints,
+    settings = {}
+    for name, upstream in config.upstreams.items():
+        hosts = _hosts(upstream, found)
+        settings[name] = UpstreamSettings(
+            endpoints=tuple(hosts),
             models=_watched(name, config),
             probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
-            dial=_dial(upstream, config),
+            dial=_dial(upstream, config, hosts),
             identity=_identity(upstream.tls),
         )
-        for name, upstream in config.upstreams.items()
-    }
+    return settings
+
+
+def _hosts(upstream: Upstream, found: Callable[[Name], Sequence[str]]) -> dict[str, str | None]:
+    """Each address of an upstream, and the name it was found by, if it was: certificates are made out to that."""
+    hosts: dict[str, str | None] = {}
+    for endpoint in upstream.endpoints:
+        if endpoint.startswith(DISCOVERED):
+            host, port = split_endpoint(endpoint)
+            for address in found((host, port)):
+                hosts.setdefault(address, host.rstrip("."))
+        else:
+            hosts.setdefault(endpoint, None)
+    return hosts
 
 
 def _identity(tls: ConfigTls | None) -> object:
@@ -71,13 +93,12 @@ def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
     return tuple(dict.fromkeys((v.model, v.version) for v in variants if v.upstream == upstream))
 
 
-def _dial(upstream: Upstream, config: Config) -> Callable[[str], Connection]:
+def _dial(upstream: Upstream, config: Config, hosts: Mapping[str, str | None]) -> Callable[[str], Connection]:
     tls = upstream.tls
-    files = Tls(tls.ca, tls.cert, tls.key, tls.server_name) if tls is not None else None
-
     channel = wire_channel if config.transport == "wire" else grpcio_channel
 
     def dial(address: str) -> Connection:
+        files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
         return ChannelConnection(channel(address, config.server.max_message_bytes, files))
 
     return dial

@@ -5,9 +5,10 @@ from gateway.config.findings import ConfigError, Finding, Severity
 from gateway.config.load import Loaded, load, transparent
 from gateway.config.reload import Watcher, restart_notices
 from gateway.config.schema import Config, json_schema
-from gateway.config.units import split_address
+from gateway.config.units import DISCOVERED, split_address, split_endpoint
 
 __all__ = [
+    "DISCOVERED",
     "Config",
     "ConfigError",
     "Finding",
@@ -20,5 +21,6 @@ __all__ = [
     "reference",
     "restart_notices",
     "split_address",
+    "split_endpoint",
     "transparent",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from gateway.config.findings import Path, Severity, known
 from gateway.config.models import Model
 from gateway.config.schema import Config
-from gateway.config.units import duration_text, split_address
+from gateway.config.units import duration_text, split_address, split_endpoint
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
@@ -77,7 +77,7 @@ def _listening(config: Config) -> Iterator[Problem]:
         )
     for name, upstream in config.upstreams.items():
         for index, endpoint in enumerate(upstream.endpoints):
-            to_host, to_port = split_address(endpoint)
+            to_host, to_port = split_endpoint(endpoint)
             itself = (
                 to_host == host or (host in _ANY_HOST and to_host in _THIS_HOST) or {host, to_host} <= set(_THIS_HOST)
             )

@@ -142,15 +142,29 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+DISCOVERED = "dns:///"
+"""What an endpoint begins with that stands for every address of its name; gRPC's own spelling of it."""
+
+
+def split_endpoint(endpoint: str) -> tuple[str, int]:
+    """Host and port of an endpoint, discovered or not.
+
+    :raises ValueError: as `split_address`.
+    """
+    return split_address(endpoint.removeprefix(DISCOVERED))
+
+
 @dataclass(frozen=True)
 class Address:
     """HOST:PORT, the host a name, an IPv4 address or an IPv6 address in brackets."""
 
     any_port: bool  # is port 0, "pick a free one", allowed?
+    discovered: bool = False  # may it be dns:///NAME:PORT, which stands for all addresses of the name?
 
     def parse(self, value: object) -> str:
+        split = split_endpoint if self.discovered else split_address
         try:
-            _, port = split_address(value if isinstance(value, str) else "")
+            _, port = split(value if isinstance(value, str) else "")
         except ValueError:
             raise refused("") from None
         if port == 0 and not self.any_port:
@@ -163,7 +177,7 @@ class Address:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {
             "type": "string",
-            "x-kind": "HOST:PORT",
+            "x-kind": "HOST:PORT or dns:///NAME:PORT" if self.discovered else "HOST:PORT",
             "x-range": "port 0 to 65535, 0 picks a free one" if self.any_port else "port 1 to 65535",
         }
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from gateway.config.section import Section
 from gateway.config.units import MILLISECONDS, MINUTES, SECONDS, Address, Duration, File, Whole, refused
 
-Endpoint = Annotated[str, Address(any_port=False)]
+Endpoint = Annotated[str, Address(any_port=False, discovered=True)]
 
 
 class Tls(Section):
@@ -50,8 +50,9 @@ class Upstream(Section):
     endpoints: tuple[Endpoint, ...] = Field(
         min_length=1,
         max_length=1000,
-        description="gRPC addresses of the servers. `${NAME}` and `${NAME:-default}` inside one are replaced from the "
-        "environment.",
+        description="gRPC addresses of the servers. A name stands for one server. `dns:///NAME:PORT` stands for every "
+        "address of the name, looked up again every 5 s: a headless Service in Kubernetes, whose pods come and go. "
+        "`${NAME}` and `${NAME:-default}` inside an endpoint are replaced from the environment.",
         examples=[["triton-0:8001", "triton-1:8001"]],
     )
     probe_interval: Annotated[float, Duration(100 * MILLISECONDS, 10 * MINUTES)] = Field(

@@ -61,7 +61,12 @@ class Prober:
         await self._first.wait()
 
     def follow(self, models: Sequence[ModelKey], settings: ProbeSettings) -> None:
-        """Change what is asked for and how, from the next probe on, which comes at once."""
+        """Change what is asked for and how, from the next probe on, which comes at once.
+
+        If nothing changes, nothing happens: when one pod of a thousand is replaced, the others are not all asked.
+        """
+        if (tuple(models), settings) == (self._models, self._settings):
+            return
         self._models = tuple(models)
         self._settings = settings
         for gone in set(self.endpoint.models) - set(models):

@@ -29,6 +29,8 @@ class Pool:
         Ties go round, so that an idle pool is used evenly.
         """
         endpoints = self.endpoints
+        if not endpoints:  # its name was not found yet
+            return None
         if len(endpoints) == 1:
             only = endpoints[0]
             return only if only not in tried and only.can_serve(model, version) else None

@@ -41,6 +41,7 @@ def findings(file: Path, text: str, environ: Mapping[str, str] = {}, flags: Mapp
 
 
 NAME = "needs: name (1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit)"
+AN_ENDPOINT = "HOST:PORT or dns:///NAME:PORT (port 1 to 65535)"
 
 WRONG: dict[str, tuple[str, list[str]]] = {
     "empty file": ("", ["gateway.yaml: is empty; a mapping with at least 'upstreams'"]),
@@ -89,20 +90,25 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "addresses": (
         "listen: 8001\nadmin: {listen: 'host:99999'}\nupstreams:\n  cpu:\n    endpoints:\n    - triton\n    - triton:0\n"
-        "    - 'http://triton:8001'\n    - '[::1:8001'\n    - ' triton:8001'\n",
+        "    - 'http://triton:8001'\n    - '[::1:8001'\n    - ' triton:8001'\n    - 'dns:///triton'\n"
+        "    - 'dns:///triton:8001'\n",
         [
             "gateway.yaml:1: listen: is 8001; needs: HOST:PORT (port 0 to 65535, 0 picks a free one)",
             "gateway.yaml:2: admin.listen: is 'host:99999'; needs: HOST:PORT (port 0 to 65535, 0 picks a free one)",
-            "gateway.yaml:6: upstreams.cpu.endpoints[0]: is 'triton'; needs: HOST:PORT (port 1 to 65535)",
-            "gateway.yaml:7: upstreams.cpu.endpoints[1]: is 'triton:0'; needs: HOST:PORT (port 1 to 65535)",
-            "gateway.yaml:8: upstreams.cpu.endpoints[2]: is 'http://triton:8001'; needs: HOST:PORT (port 1 to 65535)",
-            "gateway.yaml:9: upstreams.cpu.endpoints[3]: is '[::1:8001'; needs: HOST:PORT (port 1 to 65535)",
-            "gateway.yaml:10: upstreams.cpu.endpoints[4]: is ' triton:8001'; needs: HOST:PORT (port 1 to 65535)",
+            f"gateway.yaml:6: upstreams.cpu.endpoints[0]: is 'triton'; needs: {AN_ENDPOINT}",
+            f"gateway.yaml:7: upstreams.cpu.endpoints[1]: is 'triton:0'; needs: {AN_ENDPOINT}",
+            f"gateway.yaml:8: upstreams.cpu.endpoints[2]: is 'http://triton:8001'; needs: {AN_ENDPOINT}",
+            f"gateway.yaml:9: upstreams.cpu.endpoints[3]: is '[::1:8001'; needs: {AN_ENDPOINT}",
+            f"gateway.yaml:10: upstreams.cpu.endpoints[4]: is ' triton:8001'; needs: {AN_ENDPOINT}",
+            f"gateway.yaml:11: upstreams.cpu.endpoints[5]: is 'dns:///triton'; needs: {AN_ENDPOINT}",
         ],
     ),
     "empty lists": (
         "upstreams: {cpu: {endpoints: []}}\n",
-        ["gateway.yaml:1: upstreams.cpu.endpoints: has 0 entries; needs: list of HOST:PORT (1 to 1000 entries)"],
+        [
+            "gateway.yaml:1: upstreams.cpu.endpoints: has 0 entries; "
+            "needs: list of HOST:PORT or dns:///NAME:PORT (1 to 1000 entries)"
+        ],
     ),
     "bad names": (
         "upstreams: {'c p u': {endpoints: [triton:8001]}}\nmodels:\n  'a/b': {variants: {-x: {upstream: u, model: m}}}\n",
@@ -129,7 +135,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [
             "gateway.yaml:2: upstreams.cpu.endpoint: unknown key 'endpoint'; known: endpoints, probe_interval, "
             "probe_timeout, slow_probes_to_fail, tls (did you mean 'endpoints'?)",
-            "gateway.yaml:2: upstreams.cpu.endpoints: is missing; needs: list of HOST:PORT (1 to 1000 entries)",
+            "gateway.yaml:2: upstreams.cpu.endpoints: is missing; "
+            "needs: list of HOST:PORT or dns:///NAME:PORT (1 to 1000 entries)",
         ],
     ),
     "a broken variant is not an unknown one": (
@@ -541,7 +548,7 @@ def test_transparent_names_the_wrong_flag() -> None:
         transparent("triton", {}, {"--listen": "x"})
     assert [str(each) for each in caught.value.findings] == [
         "--listen: listen: is 'x'; needs: HOST:PORT (port 0 to 65535, 0 picks a free one)",
-        "--triton: upstreams.triton.endpoints[0]: is 'triton'; needs: HOST:PORT (port 1 to 65535)",
+        f"--triton: upstreams.triton.endpoints[0]: is 'triton'; needs: {AN_ENDPOINT}",
     ]
 
 
