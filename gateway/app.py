@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.admin import Admin, ConfigHistory
-from gateway.assemble import names_of, routes_of, upstreams_of
+from gateway.assemble import merges_of, names_of, routes_of, upstreams_of
 from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
 from gateway.forward.server import ForwardMethod
@@ -206,7 +206,7 @@ class Gateway:
             for name, pipeline in loaded.pipelines.items()
         }
         self.settings = loaded.config
-        self._inference.topology = Topology(routes_of(loaded.config), pools, pipelines)
+        self._inference.topology = Topology(routes_of(loaded.config), pools, pipelines, merges_of(loaded.config))
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
         self._hooks.config_changed(ConfigChanged(loaded.source, loaded.digest, True, texts, time.monotonic()))
         self._changes.notify()

@@ -11,6 +11,7 @@ from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
+from gateway.merge import MergeSettings
 from gateway.routing import (
     AnyOf,
     Condition,
@@ -48,6 +49,14 @@ def names_of(config: Config) -> frozenset[Name]:
     """The names whose addresses must be looked up."""
     endpoints = [endpoint for upstream in config.upstreams.values() for endpoint in upstream.endpoints]
     return frozenset(split_endpoint(endpoint) for endpoint in endpoints if endpoint.startswith(DISCOVERED))
+
+
+def merges_of(config: Config) -> dict[str, MergeSettings]:
+    """The public models whose requests are merged; none on a transport that can't."""
+    if config.transport != "wire":
+        return {}
+    merges = {name: model.merge for name, model in config.models.items()}
+    return {name: MergeSettings(m.rows, m.bytes, m.in_flight, m.delay) for name, m in merges.items() if m is not None}
 
 
 def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda _: ()) -> dict[str, UpstreamSettings]:

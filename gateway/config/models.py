@@ -18,7 +18,20 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from gateway.config.section import Section
-from gateway.config.units import MetadataKey, ModelName, Name, Number, Version, Whole, refused
+from gateway.config.units import (
+    KIB,
+    MIB,
+    SECONDS,
+    Duration,
+    MetadataKey,
+    ModelName,
+    Name,
+    Number,
+    Size,
+    Version,
+    Whole,
+    refused,
+)
 from gateway.stages import PipelineSpec
 
 Scalar = bool | int | float | str
@@ -164,6 +177,33 @@ class Rule(Section):
     variant: Name = Field(description="The variant for the calls that match.", examples=["int8"])
 
 
+class Merge(Section):
+    """Send small requests of several callers to Triton as one, and give each caller its own rows back."""
+
+    rows: Whole | None = Field(
+        default=None,
+        ge=2,
+        le=100_000,
+        description="Most rows of one merged request. The variant's own max_batch_size is the default and the bound.",
+    )
+    bytes: Annotated[int, Size(1 * KIB, 64 * MIB)] = Field(
+        default=1 * MIB,
+        description="Most bytes of one merged request: copying a large one costs more than a request of its own.",
+    )
+    in_flight: Whole = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Most merged requests at a time on one endpoint. The number that is used adapts below it to where "
+        "throughput is best.",
+    )
+    delay: Annotated[float, Duration(0, 1 * SECONDS)] = Field(
+        default=0.0,
+        description="How long a request may wait for company although it could go. 0 never waits: what arrives while "
+        "requests are in flight leaves together.",
+    )
+
+
 def _forbid(value: object) -> object:
     return [] if value == "forbid" else value
 
@@ -218,6 +258,10 @@ class Model(Section):
         le=5,
         description="The most times that one call is sent upstream, over all variants and endpoints. gRPC's own retry "
         "specification ends at 5 as well.",
+    )
+    merge: Merge | None = Field(
+        default=None,
+        description="Merge small requests on the way (`transport: wire`). `merge: {}` switches it on as it is.",
     )
     pipeline: PipelineSpec | None = Field(
         default=None, description="Pre-processing, calls of other public models and post-processing behind this name."

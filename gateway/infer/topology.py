@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.infer.pipelines import PipelineModel
+from gateway.merge import MergeSettings
 from gateway.routing import Routes
 from gateway.upstream.pool import Pool
 
@@ -17,6 +18,7 @@ class Topology:
     routes: Routes
     pools: Mapping[str, Pool]
     pipelines: Mapping[str, PipelineModel] = field(default_factory=dict)
+    merges: Mapping[str, MergeSettings] = field(default_factory=dict)  # of the public models that merge requests
 
     def is_known(self, model: str) -> bool:
         """Is it a name of the config, and not one that a caller may have invented?"""

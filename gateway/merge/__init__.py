@@ -1,7 +1,7 @@
 """merge (pure): several callers' small requests as one, and one answer as theirs. No I/O, no clock, no event loop."""
 
 from gateway.merge.layout import Layout, Layouts, Part
-from gateway.merge.merger import Batch, Member, MergeLimits, Merger
+from gateway.merge.merger import Batch, Member, MergeLimits, Merger, MergeSettings
 from gateway.merge.window import Window
 
-__all__ = ["Batch", "Layout", "Layouts", "Member", "MergeLimits", "Merger", "Part", "Window"]
+__all__ = ["Batch", "Layout", "Layouts", "Member", "MergeLimits", "MergeSettings", "Merger", "Part", "Window"]

@@ -17,6 +17,16 @@ from gateway.wire.peek import Head, encode_varint, scalars
 
 
 @dataclass(frozen=True, slots=True)
+class MergeSettings:
+    """What the config says of one public model."""
+
+    rows: int | None = None  # of one merged request; None is the variant's max_batch_size
+    bytes: int = 1 << 20
+    in_flight: int = 4
+    delay: float = 0.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
 class MergeLimits:
     """How much may be merged."""
 
@@ -59,10 +69,8 @@ class Batch(Generic[M]):
             pieces.extend(contents)
         return b"".join(pieces)
 
-    def answers(
-        self, body: bytes, head: Head, layout: Layout, spans: Sequence[tuple[int, int]], model: str
-    ) -> list[bytes]:
-        """Each member's own ModelInferResponse, under the name `model` and with its id.
+    def answers(self, body: bytes, head: Head, layout: Layout, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Each member's own ModelInferResponse, under the name and with the id that its caller used.
 
         layout, spans: of the merged answer, whose rows are the batch's.
         """
@@ -71,7 +79,10 @@ class Batch(Generic[M]):
         tag = bytes((layout.tag,))
         made = []
         for number, member in enumerate(self.members):
-            pieces = [scalars(model, head.model_version, member.head.id), layout.encoded(counts[number])]
+            pieces = [
+                scalars(member.head.model_name, head.model_version, member.head.id),
+                layout.encoded(counts[number]),
+            ]
             for column in columns:
                 pieces += (tag, encode_varint(len(column[number])), column[number])
             made.append(b"".join(pieces))
@@ -120,6 +131,13 @@ class Merger(Generic[M]):
             self._begin_delay()
         else:
             self._pump()
+
+    def abandon(self) -> list[M]:
+        """Give back what waits. This is the end of the merger; batches in flight may still end."""
+        left = [member for queue in self._callers.values() for member in queue if not member.is_over]
+        self._callers.clear()
+        self.waiting = 0
+        return left
 
     def _begin_delay(self) -> None:
         if self.waiting >= self.limits.rows:

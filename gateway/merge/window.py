@@ -16,7 +16,7 @@ _REST_EPOCHS = 40  # how long a choice that was found best is kept before anothe
 class Window:
     """Adapts between 1 and `most`."""
 
-    __slots__ = ("_batches", "_began", "_best", "_most", "_rest", "_rows", "_trial", "allowed")
+    __slots__ = ("_batches", "_began", "_best", "_most", "_rest", "_rows", "_step", "_trial", "allowed")
 
     def __init__(self, most: int, now: float) -> None:
         self.allowed = 1
@@ -27,6 +27,7 @@ class Window:
         self._best = 0.0  # rows per second with the settled number
         self._trial = 0  # the number settled on while another is tried; 0 if none is
         self._rest = 0
+        self._step = 1  # the direction to try next
 
     def ended(self, rows: int, was_full: bool, now: float) -> None:
         """A batch has come back. was_full: were others waiting, so that a larger window could have been used?"""
@@ -41,21 +42,26 @@ class Window:
 
     def _decide(self, rate: float, was_full: bool) -> None:
         if self._trial:
-            settled, self._trial = self._trial, 0
-            up = self.allowed > settled
-            # A larger window must earn its place; a smaller one must only not cost anything.
-            kept = rate > self._best * _MARGIN if up else rate > self._best / _MARGIN
-            if kept:
-                self._best = rate
-                self._rest = 0
-            else:
-                self.allowed = settled
-                self._rest = _REST_EPOCHS if up else _REST_EPOCHS // 2
+            self._judge(rate)
             return
         self._best = rate
         if self._rest:
             self._rest -= 1
-        elif was_full and self.allowed < self._most:
-            self._trial, self.allowed = self.allowed, self.allowed + 1
-        elif self.allowed > 1:
-            self._trial, self.allowed = self.allowed, self.allowed - 1
+            return
+        if not was_full and self.allowed == 1:
+            return
+        if not 1 <= self.allowed + self._step <= self._most:
+            self._step = -self._step
+        if 1 <= self.allowed + self._step <= self._most:
+            self._trial, self.allowed = self.allowed, self.allowed + self._step
+
+    def _judge(self, rate: float) -> None:
+        """A larger window must earn its place; a smaller one must only not cost anything."""
+        settled, self._trial = self._trial, 0
+        up = self._step > 0
+        if rate > (self._best * _MARGIN if up else self._best / _MARGIN):
+            self._best = rate
+            return
+        self.allowed = settled
+        self._step = -self._step  # the other direction is next
+        self._rest = _REST_EPOCHS

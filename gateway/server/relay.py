@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -22,7 +22,9 @@ from gateway.infer.exchange import Request
 from gateway.infer.inference import INFER, Inference, Work, as_asked, request_for, served_by
 from gateway.infer.metadata import is_passed_on, served_trailers
 from gateway.infer.models import Models
+from gateway.merge import Layout
 from gateway.server.calls import CallLimits
+from gateway.server.merging import MergePoints
 from gateway.status import Code, Meaning
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.channel import ChannelConnection
@@ -39,6 +41,7 @@ from gateway.wire.stream import pipe
 _log = logging.getLogger(__name__)
 
 _PATH = INFER.encode()
+_CALLERS_FAULT = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 _BUG = "The gateway failed unexpectedly; its log has the details."
 
 
@@ -50,6 +53,7 @@ class Relay:
         self._models = models
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
+        self.points = MergePoints()
 
     def handle(self, call: ServerCall) -> None:
         """A request is complete, or enough of a large one is here."""
@@ -126,24 +130,36 @@ class _Forwarding:
         "_client",
         "_deadline",
         "_fields",
-        "_head",
         "_inference",
-        "_is_over",
+        "_points",
         "_request_bytes",
         "_served",
+        "_tell_alone",
         "_work",
+        "body",
+        "caller",
+        "head",
+        "is_over",
+        "layout",
+        "spans",
     )
 
     def __init__(self, relay: Relay, call: ServerCall, head: Head) -> None:
         self._inference: Inference = relay.inference
+        self._points = relay.points
         self._call = call
-        self._head = head
+        self.body = call.body
+        self.head = head
+        self.caller = call.connection
         self._deadline = relay.deadline_of(call)
         self._request_bytes = len(call.body) + max(call.missing, 0)
         self._answered_bytes = 0
         self._served: Served | None = None
         self._client: ClientCall | None = None
-        self._is_over = False
+        self._tell_alone: Callable[[bool], None] | None = None
+        self.is_over = False
+        self.layout: Layout
+        self.spans: Sequence[tuple[int, int]]
         self._work: Work
         self._attempt: Attempt
         self._fields: Fields
@@ -151,7 +167,7 @@ class _Forwarding:
     # Request
 
     def begin(self) -> None:
-        call, head, inference = self._call, self._head, self._inference
+        call, head, inference = self._call, self.head, self._inference
         facts = Facts(_facts_of(call.fields), head.parameters if head.entries else {}, head.model_version)
         observer = inference.observe("ModelInfer", head, facts, call.peer)
         try:
@@ -175,34 +191,81 @@ class _Forwarding:
             self._fail(inference.given_up(work))
             return
         self._attempt = attempt
+        self._client = None
         extra = inference.attempt_started(work, attempt)
-        fields = (*self._fields, *fields_from(extra)) if extra else self._fields
-        channel = cast(ChannelConnection, attempt.endpoint.connection).channel
-        client = cast(WireChannel, channel).call(_PATH, fields, self._deadline)
+        if extra:
+            self._fields = [*_passed_on(self._call.fields), *fields_from(extra)]
+        attempt.endpoint.begin()
+        if self._call.missing > 0:
+            self._send_front(self._new_client(attempt), attempt)
+        elif not self._merged(attempt):
+            self._send(attempt)
+
+    def _new_client(self, attempt: Attempt) -> ClientCall:
+        client = _channel_of(attempt).call(_PATH, self._fields, self._deadline)
         client.on_done = self._upstream_done
         client.on_front = self._answer_front
         self._client = client
-        attempt.endpoint.begin()
-        if self._call.missing > 0:
-            self._send_front(client, attempt)
-        else:
-            client.request = request_for(attempt.variant, self._call.body, self._head, id=work.upstream_id)
-            cast(WireChannel, channel).submit(client)
+        return client
+
+    def _send(self, attempt: Attempt) -> None:
+        """Send a request that is here whole."""
+        client = self._new_client(attempt)
+        client.request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
+        _channel_of(attempt).submit(client)
 
     def _send_front(self, client: ClientCall, attempt: Attempt) -> None:
         """Send what is here of a large request, and let the rest follow as it comes.
 
         Its last bytes name the model once more: see `peek_front`.
         """
-        call, head, variant = self._call, self._head, attempt.variant
+        call, head, variant = self._call, self.head, attempt.variant
         version = variant.version or head.model_version
         ending = tail(variant.model, version)
         client.request = rename_request(
             call.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
         )
         client.request_more = call.missing + len(ending)
-        client.on_started = lambda started: _pipe_request(call, started, ending)
-        cast(WireChannel, cast(ChannelConnection, attempt.endpoint.connection).channel).submit(client)
+
+        def complete(_: ServerCall) -> None:
+            client.send_chunk(ending)
+            client.half_close()
+
+        call.on_request = complete
+        pipe(call, client)
+        _channel_of(attempt).submit(client)
+
+    # Merging, as `Mergeable`
+
+    def _merged(self, attempt: Attempt) -> bool:
+        """Leave the request to a merge point, if it is one that can be merged."""
+        settings = self._inference.topology.merges.get(self._work.route.model)
+        if settings is None or self._work.upstream_id is not None or self._work.sequence is not None:
+            return False
+        point = self._points.point(attempt, _channel_of(attempt), settings)
+        found = point.maybe_layout(self.body, self.head, self.caller)
+        if found is None:
+            return False
+        self.layout, self.spans = found
+        point.submit(self)
+        return True
+
+    def send_alone(self, ended: Callable[[bool], None]) -> None:
+        self._tell_alone = ended
+        self._send(self._attempt)
+
+    def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
+        self._attempt.endpoint.end()
+        served = self._served = served_by(self._work, self._attempt, head.model_version)
+        self._answered_bytes = len(body)
+        trailing = (*_answer_fields(client.trailing), *_trailers(served), (b"gateway-batch", b"%d" % members))
+        self._call.reply(body, _answer_fields(client.initial), trailing)
+        self._inference.attempt_answered(self._work)
+        self._end(Code.OK, "")
+
+    def failed(self, client: ClientCall) -> None:
+        self._attempt.endpoint.end()
+        self._upstream_failed(client)
 
     # Answer
 
@@ -211,7 +274,7 @@ class _Forwarding:
         if client.compressed:
             return  # collected whole, since its name must be read
         head = peek_front(client.body)
-        if head is None or self._is_over:
+        if head is None or self.is_over:
             return
         front = as_asked(self._work, client.body, head)
         self._served = served_by(self._work, self._attempt, head.model_version)
@@ -225,7 +288,10 @@ class _Forwarding:
 
     def _upstream_done(self, client: ClientCall) -> None:
         self._attempt.endpoint.end()
-        if self._is_over:
+        if self._tell_alone is not None:
+            tell, self._tell_alone = self._tell_alone, None
+            tell(client.code in _CALLERS_FAULT)
+        if self.is_over:
             return
         if client.code is not Code.OK:
             self._upstream_failed(client)
@@ -276,7 +342,7 @@ class _Forwarding:
 
     def _cancelled(self, code: Code) -> None:
         """The caller has gone, or its deadline has passed."""
-        if self._is_over:
+        if self.is_over:
             return
         text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
         ended = AttemptEnded(code, text, Meaning.ENDED, self._inference.clock())
@@ -284,6 +350,8 @@ class _Forwarding:
         self._end(code, text)
         if self._client is not None:
             self._client.cancel()
+        else:
+            self._attempt.endpoint.end()  # it waits at a merge point, or is part of a batch
 
     def _fail(self, error: GatewayError) -> None:
         self._end(error.code, error.text)
@@ -293,25 +361,15 @@ class _Forwarding:
         self._call.fail(error.code, error.text, trailing)
 
     def _end(self, code: Code, text: str) -> None:
-        self._is_over = True
+        self.is_over = True
         self._call.on_cancel = None
         now = self._inference.clock()
         self._work.observer.ended(CallEnded(code, text, self._served, self._request_bytes, self._answered_bytes, now))
 
 
-def _pipe_request(call: ServerCall, client: ClientCall, ending: bytes) -> None:
-    """Pass the rest of a request on, then its ending."""
-    pipe(call, client)
-    forward = call.on_chunk
-
-    def chunk(data: bytes) -> None:
-        assert forward is not None  # noqa: S101  (set by `pipe`)
-        forward(data)
-        if call.missing == 0:
-            client.send_chunk(ending)
-            client.half_close()
-
-    call.on_chunk = chunk
+def _channel_of(attempt: Attempt) -> WireChannel:
+    """On this transport every connection is one of these."""
+    return cast(WireChannel, cast(ChannelConnection, attempt.endpoint.connection).channel)
 
 
 def _facts_of(fields: Fields) -> dict[str, str]:
