@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from gateways import running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.changes import Changes
@@ -145,6 +147,18 @@ async def test_closing_tells_each_watch_the_last_state_and_ends_it(stub: Any, wo
     world.service.close()
     for watch in watches:
         assert await read(watch) == NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(watch.read(), 5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "wire"])
+async def test_an_open_watch_hears_of_a_drain_and_does_not_hold_it_up(tmp_path: Path, transport: str) -> None:
+    settings = f"transport: {transport}\nserver: {{drain: 60s}}"
+    async with running(tmp_path, settings) as gateway, grpc.aio.insecure_channel(gateway.listen) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(asked("adder"))
+        assert await read(watch) == NOT_SERVING
+        await asyncio.wait_for(gateway.drain(), 5)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.wait_for(watch.read(), 5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

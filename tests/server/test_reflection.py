@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 import pytest
+from gateways import running
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-
-from gateway.app import Gateway, Place
-from gateway.config import load
 
 SERVICES = {
     "inference.GRPCInferenceService": 20,
@@ -27,24 +24,6 @@ SERVICES = {
 """Full names, and how many methods each has."""
 
 T = TypeVar("T")
-
-
-@contextlib.asynccontextmanager
-async def running(folder: Path, settings: str) -> AsyncIterator[Gateway]:
-    """A gateway before a Triton that is not there: what is asked here needs none."""
-    file = folder / "gateway.yaml"
-    file.write_text(
-        f"""{settings}
-listen: 127.0.0.1:0
-admin: {{listen: "127.0.0.1:0"}}
-upstreams: {{main: {{endpoints: ["127.0.0.1:1"]}}}}
-models: {{adder: {{variants: {{only: {{upstream: main, model: add_one}}}}}}}}
-telemetry: {{access_log: {{destination: none}}}}
-"""
-    )
-    loaded = load(file, {})
-    async with Gateway(loaded, lambda: loaded, {}, Place(loaded.config.admin.listen)) as gateway:
-        yield gateway
 
 
 async def with_channel(address: str, ask: Callable[[Any], T]) -> T:
