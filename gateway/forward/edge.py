@@ -13,6 +13,8 @@ from gateway.wire.engine import WRITE_SIZE
 
 SOCKET_BUFFER = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
 
+LINGER_SECONDS = 5.0  # for the last bytes of a connection that is closing
+
 Wire = TypeVar("Wire", bound=Connection[Any])  # of any of its roles
 
 log = logging.getLogger("gateway.forward")
@@ -38,6 +40,7 @@ class Edge(asyncio.Protocol, Generic[Wire]):
         self._stops_reading = stops_reading
         self._scheduled = False
         self._full_since: float | None = None
+        self._closing_since: float | None = None
 
     # asyncio's side
 
@@ -92,8 +95,9 @@ class Edge(asyncio.Protocol, Generic[Wire]):
                 self.transport.write(data)
             if len(data) < WRITE_SIZE:
                 break
-        if self.wire.closed:
-            self.transport.close()
+        if self.wire.closed and self._closing_since is None:
+            self._closing_since = self.loop.time()
+            self.transport.close()  # once what is written has left
 
     # The owner's side
 
@@ -101,7 +105,8 @@ class Edge(asyncio.Protocol, Generic[Wire]):
         """Once a second."""
         self.wire.tick(now)
         stalled = self._full_since is not None and now - self._full_since > self.wire.limits.write_stall_seconds
-        if stalled or (self.wire.closed and self.transport.is_closing()):
+        lingers = self._closing_since is not None and now - self._closing_since > LINGER_SECONDS
+        if stalled or lingers:
             self.wire.close("the peer takes nothing")
             self.transport.abort()
 

@@ -22,6 +22,7 @@ from gateway.wire.server import Ends, ServerCall, ServerConnection
 BACKLOG = 1024
 AGE_JITTER = 0.1  # of the maximum age, so that clients which came together do not leave together
 TICK_SECONDS = 1.0
+CLOSE_SECONDS = 1.0  # for the last bytes of connections that were cut
 
 ServerEdge = Edge[ServerConnection]
 
@@ -137,7 +138,13 @@ class WireServer:
         for edge in list(self._edges):
             edge.cut("the server is shutting down")
         if self._edges:
-            await asyncio.wait([asyncio.ensure_future(self._empty.wait())], timeout=1.0)
+            try:
+                await asyncio.wait_for(self._empty.wait(), CLOSE_SECONDS)
+            except asyncio.TimeoutError:
+                for edge in list(self._edges):
+                    edge.transport.abort()
+        for bound, _ in self._sockets:
+            bound.close()
         await self._servicing.stop()
         if self._ticker is not None:
             self._ticker.cancel()

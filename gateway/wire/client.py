@@ -121,6 +121,18 @@ class ClientCall(Stream):
         else:
             self.on_writable = callback
 
+    def _send_in_turns(self, rest: memoryview) -> None:
+        """Queue a large request piece by piece: the engine would send it whole before the calls that come after it."""
+        size = self.connection.limits.unsent_bytes
+        last = len(rest) <= size
+        try:
+            self.connection.engine.send_data(self.id, rest[:size], end_stream=last)
+        except EngineError:
+            return  # its end is on the way
+        self.connection.wake()
+        if not last:
+            self.when_writable(lambda: None if self.done or self.closed else self._send_in_turns(rest[size:]))
+
     def half_close(self) -> None:
         """No more requests."""
         if self._half_closed or self.done or self.closed or not self.id:
@@ -234,9 +246,12 @@ class ClientConnection(Connection[ClientCall]):
             length = prefix(len(body) + more, bool(call.request_encoding))
             if len(body) <= SMALL:
                 engine.send_data(stream_id, length + body, end_stream=not more)
-            else:
+            elif more or call.on_writable is not None:  # it comes piece by piece already
                 engine.send_data(stream_id, length)
                 engine.send_data(stream_id, body, end_stream=not more)
+            else:
+                engine.send_data(stream_id, length)
+                call._send_in_turns(memoryview(body))
         if call.on_started is not None:
             call.on_started(call)
         if call.on_writable is not None:

@@ -26,6 +26,7 @@ from ngh2 import (
     Event,
     GoAwayReceived,
     PingAcknowledged,
+    Priority,
     RequestReceived,
     ResponseReceived,
     Setting,
@@ -65,6 +66,9 @@ Field = tuple[bytes, bytes]
 """A header field. One of class `NeverIndexed` is sent so that no HPACK table ever holds its value."""
 
 WRITE_SIZE = 131_072  # bytes per `data_to_send`; see above
+TAKES_TURNS = Priority(incremental=True)
+"""Without it a large answer goes out whole before a small one of a later stream. Servers only; a client can but send
+large requests in small pieces."""
 MAX_CONCURRENT_STREAMS = int(Setting.MAX_CONCURRENT_STREAMS)
 
 
@@ -84,11 +88,13 @@ class Engine(Protocol):
 
     def send_response(self, stream_id: int, headers: Iterable[Field], *, end_stream: bool = False) -> None: ...
 
-    def send_data(self, stream_id: int, data: bytes, *, end_stream: bool = False) -> None: ...
+    def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None: ...
 
     def send_trailers(self, stream_id: int, headers: Iterable[Field]) -> None: ...
 
     def reset_stream(self, stream_id: int, error_code: int = 0x08) -> None: ...
+
+    def set_stream_priority(self, stream_id: int, priority: Priority) -> bool: ...
 
     def acknowledge_received_data(self, amount: int, stream_id: int) -> None:
         """Give `amount` bytes of window back to the peer, on the stream and on the connection."""
@@ -115,6 +121,7 @@ def server_engine(limits: Limits) -> Engine:
         Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
         Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
         Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
+        Setting.NO_RFC7540_PRIORITIES: 1,  # and with it, TAKES_TURNS works
     }
     return _engine(ngh2.Role.SERVER, limits, settings)
 

@@ -13,6 +13,7 @@ from gateway.wire.codes import CallFailed
 from gateway.wire.connection import BUG_TEXT, DRAIN_STEP, Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import (
+    TAKES_TURNS,
     WRITE_SIZE,
     EngineError,
     ErrorCode,
@@ -102,6 +103,7 @@ class ServerCall(Stream):
             if len(body) <= SMALL:
                 engine.send_data(self.id, prefix(len(body), bool(encoding)) + body)
             else:
+                engine.set_stream_priority(self.id, TAKES_TURNS)
                 engine.send_data(self.id, prefix(len(body), bool(encoding)))
                 engine.send_data(self.id, body)
             engine.send_trailers(self.id, [*OK_STATUS, *trailing] if trailing else OK_STATUS)
@@ -116,6 +118,7 @@ class ServerCall(Stream):
         self._head_sent = True
         extra = [(b"grpc-encoding", encoding)] if encoding else []
         try:
+            self.connection.engine.set_stream_priority(self.id, TAKES_TURNS)
             self.connection.engine.send_response(self.id, [*RESPONSE, *extra, *initial])
         except EngineError:
             return
@@ -138,9 +141,7 @@ class ServerCall(Stream):
         self.connection.answered(self)
 
     def fail(self, code: Code, text: str, trailing: Fields = ()) -> None:
-        """End with an error; what is still unsent of the answer is dropped."""
-        if self.unsent:
-            self.reset(ErrorCode.CANCEL)
+        """End with an error; of a streamed answer, after what was sent of it."""
         self.finish(code, text, trailing)
 
     def refuse_http(self, status: bytes) -> None:
@@ -155,7 +156,9 @@ class ServerCall(Stream):
         """The deadline has passed."""
         if not self.done:
             self._end(Code.DEADLINE_EXCEEDED)
-            self.fail(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            if self.unsent:
+                self.reset(ErrorCode.CANCEL)  # a status would wait behind an answer that nobody waits for
+            self.finish(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def _forget(self) -> None:
         super()._forget()

@@ -343,3 +343,21 @@ def test_endless_empty_data_is_cut() -> None:
         pass
     assert client.connection.closed
     assert call.done
+
+
+def test_a_large_request_does_not_hold_up_a_small_one() -> None:
+    client = ClientUnderTest()
+    client.h2.update_settings({4: 8 * 1024 * 1024})
+    client.h2.increment_flow_control_window(8 * 1024 * 1024)
+    client.pump()
+    calls = []
+    for body in (bytes(2 * 1024 * 1024), b"small"):
+        call = ClientCall(b"/x", (), client.deadlines, None, client.now)
+        call.request = body
+        client.connection.start(call)
+        calls.append(call)
+    client.pump()
+    ended = [event.stream_id for event in client.events if isinstance(event, h2.events.StreamEnded)]
+    assert ended == [calls[1].id, calls[0].id]
+    data = [event for event in client.events if isinstance(event, h2.events.DataReceived)]
+    assert sum(len(event.data) for event in data if event.stream_id == calls[0].id) == 2 * 1024 * 1024 + 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
+import h2.events
 import pytest
 from h2_peers import Pair, ServerUnderTest, message, request
 from hypothesis import given, settings
@@ -573,3 +574,19 @@ def test_work_that_outlives_its_call_keeps_its_place() -> None:
     server.open()
     server.pump()
     assert len(server.calls) == 1
+
+
+def test_a_large_answer_does_not_hold_up_a_small_one() -> None:
+    server = ServerUnderTest(lambda call: None)
+    server.h2.update_settings({4: 8 * MiB})
+    server.h2.increment_flow_control_window(8 * MiB)
+    large, small = server.open(end=False), server.open(end=False)
+    for stream in (large, small):
+        server.h2.send_data(stream, message(b"x"), end_stream=True)
+    server.pump()
+    server.calls[0].reply(bytes(2 * MiB))
+    server.calls[1].reply(b"small")
+    order = []
+    while piece := server.connection.output():
+        order += [e.stream_id for e in server.h2.receive_data(piece) if isinstance(e, h2.events.StreamEnded)]
+    assert order == [small, large]
