@@ -44,7 +44,8 @@ from gateway.server.wire import WireListener
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.compose import compose
 from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
-from gateway.telemetry.traces import Traces, is_configured
+from gateway.telemetry.otel import is_configured
+from gateway.telemetry.traces import Traces
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
@@ -125,7 +126,7 @@ class Gateway:
     async def _enter_telemetry(self, exits: contextlib.AsyncExitStack) -> Hooks:
         self._metrics = Metrics(MetricsSettings(VERSION, self._place.shared))
         listeners: list[Hooks] = []
-        if is_configured(self._environ):
+        if is_configured("traces", self._environ):
             listeners.append(await exits.enter_async_context(Traces(self._environ, VERSION)))
         listeners.append(self._metrics)
         log = self.settings.telemetry.access_log

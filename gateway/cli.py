@@ -50,7 +50,7 @@ def _errors() -> tuple[type[Exception], ...]:
         "gateway.config": ("ConfigError",),
         "gateway.admin": ("CannotListen",),
         "gateway.server.listener": ("CannotServe",),
-        "gateway.telemetry.traces": ("BadTraceSettings",),
+        "gateway.telemetry.otel": ("BadTelemetrySettings",),
         "gateway.artifacts": ("FetchFailed",),
         "gateway.models.catalogue": ("BuildFailed",),
         "gateway.triton": ("LocalTritonError",),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, exposition, multiprocess, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition, multiprocess, values
 from prometheus_client.process_collector import ProcessCollector
 
 from gateway.hooks import (
@@ -25,7 +26,7 @@ from gateway.hooks import (
     EndpointChanged,
     StepEnded,
 )
-from gateway.status import Code
+from gateway.status import Code, Meaning
 from gateway.types import Metadata
 
 OTHER = "other"
@@ -33,9 +34,9 @@ OTHER = "other"
 
 # 1-2-5 steps: a quantile read from them is off by a factor of 2.5 at most. A tiny model answers in half a millisecond;
 # nobody waits interactively beyond 30 s.
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # The gateway's own share is tens of microseconds when all is well.
-_OVERHEAD_SECONDS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+OVERHEAD_SECONDS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,10 @@ class Scrape:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, str(path))  # type: ignore[no-untyped-call]
         return cls(registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """The families as they are now. Takes milliseconds: call it in a thread."""
+        return self._registry.collect()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Answer body and content type for an Accept header. Takes milliseconds: call it in a thread."""
@@ -142,7 +147,7 @@ class _Families:
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return Counter(name, help_text, labels, registry=registry)
 
-        def seconds(name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        def seconds(name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
             return Histogram(name, help_text, labels, registry=registry, buckets=buckets)
 
         self.requests = counter(
@@ -155,7 +160,7 @@ class _Families:
             "gateway_overhead_duration_seconds",
             "The part of a call that neither an upstream nor a pipeline step took.",
             "model",
-            buckets=_OVERHEAD_SECONDS,
+            buckets=OVERHEAD_SECONDS,
         )
         self.upstream = seconds(
             "gateway_upstream_duration_seconds", "One attempt, from sending to its end.", "model", "variant", "upstream"
@@ -169,6 +174,12 @@ class _Families:
         )
         self.fallbacks = counter(
             "gateway_fallbacks", "Times a call moved on to another variant.", "model", "from_variant", "variant"
+        )
+        self.queue_full = counter(
+            "gateway_queue_full",
+            "Times a bounded queue had no room, at an upstream or in the gateway.",
+            "model",
+            "where",
         )
         self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
         self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")
@@ -270,6 +281,9 @@ class _Series:
     def fell_back(self, from_variant: str, variant: str) -> None:
         self._families.fallbacks.labels(self._model, from_variant, variant).inc()
 
+    def queue_full(self, where: str) -> None:
+        self._families.queue_full.labels(self._model, where).inc()
+
     def step(self, event: StepEnded) -> None:
         self._families.step.labels(self._model, event.step).observe(event.at - event.started)
         if event.error:
@@ -279,13 +293,14 @@ class _Series:
 class _Call:
     """Hears one call."""
 
-    __slots__ = ("_attempt", "_elsewhere", "_series", "_started")
+    __slots__ = ("_attempt", "_elsewhere", "_failed", "_series", "_started")
 
     def __init__(self, series: _Series, started: float) -> None:
         self._series = series
         self._started = started
         self._elsewhere = 0.0  # seconds spent in upstreams and steps
         self._attempt: AttemptStarted | None = None  # the last one; it names the variant if nobody answers
+        self._failed = False  # how the last one ended
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
         last = self._attempt
@@ -302,6 +317,9 @@ class _Call:
         self._elsewhere += took
         self._series.upstream(attempt.variant, attempt.upstream).observe(took)
         self._series.attempts(attempt, event.meaning.value if event.meaning else "ok").inc()
+        self._failed = event.meaning is not None
+        if event.meaning is Meaning.OVERLOADED:
+            self._series.queue_full("upstream")
 
     def step_ended(self, event: StepEnded) -> None:
         self._elsewhere += event.at - event.started
@@ -317,6 +335,8 @@ class _Call:
         requests.inc()
         duration.observe(took)
         series.overhead.observe(max(0.0, took - self._elsewhere))
+        if event.code is Code.RESOURCE_EXHAUSTED and not self._failed:  # nobody upstream said so
+            series.queue_full("gateway")
         series.request_bytes.inc(event.request_bytes)
         series.response_bytes.inc(event.response_bytes)
 

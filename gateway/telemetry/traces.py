@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from types import TracebackType
 
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -31,10 +29,10 @@ from gateway.hooks import (
 )
 from gateway.status import Code
 from gateway.telemetry.compose import NOBODY, TracedCall
+from gateway.telemetry.otel import exporters, resource
 from gateway.telemetry.w3c import is_unsampled
 from gateway.types import Metadata
 
-_SERVICE = "inference-gateway"
 _V2 = "inference.GRPCInferenceService"
 _SERVICES = {
     "ModelInfer": _V2,
@@ -53,24 +51,10 @@ _SERVER_FAULTS = frozenset(
 )
 
 
-class BadTraceSettings(Exception):
-    """An OTEL_* variable asks for what is not there; the text names it and what would be right."""
-
-
-def is_configured(environ: Mapping[str, str]) -> bool:
-    """Whether the environment asks for traces: an exporter is named, or an OTLP endpoint is given."""
-    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return False
-    exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    if exporter:
-        return exporter != "none"
-    return bool(environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
-
-
 class Traces:
     """The listener. Entering starts the exporter's thread, leaving sends what is left.
 
-    Do not make one unless `is_configured`; one that has not been entered hears nothing.
+    Do not make one unless traces are configured (`otel.is_configured`); one that has not been entered hears nothing.
     """
 
     def __init__(self, environ: Mapping[str, str], version: str = "") -> None:
@@ -87,10 +71,10 @@ class Traces:
         self._follows_caller = sampler.strip().lower().startswith("parentbased_")
 
     async def __aenter__(self) -> Traces:
-        """:raises BadTraceSettings: if an exporter that the environment names is not installed."""
-        exporters = [_exporter(name, self._environ) for name in _exporter_names(self._environ)]
-        self._provider = TracerProvider(resource=_resource(self._version), shutdown_on_exit=False)
-        for exporter in exporters:
+        """:raises BadTelemetrySettings: if an exporter that the environment names is not installed."""
+        named = exporters("traces", self._environ)
+        self._provider = TracerProvider(resource=resource(self._version), shutdown_on_exit=False)
+        for exporter in named:
             # Text on a terminal is read by a person who waits for it.
             is_console = isinstance(exporter, ConsoleSpanExporter)
             self._provider.add_span_processor((SimpleSpanProcessor if is_console else BatchSpanProcessor)(exporter))
@@ -219,30 +203,3 @@ def _context_of(span: Span) -> dict[str, str]:
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, set_span_in_context(span, _NO_PARENT))
     return carrier
-
-
-def _resource(version: str) -> Resource:
-    """Our name, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES give another."""
-    ours = {"service.name": _SERVICE, "service.version": version}
-    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
-
-
-def _exporter_names(environ: Mapping[str, str]) -> list[str]:
-    names = environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    return [name.strip().lower() for name in names.split(",") if name.strip()]
-
-
-def _exporter(name: str, environ: Mapping[str, str]) -> SpanExporter:
-    """Make any installed exporter by its registered name; "otlp" follows OTEL_EXPORTER_OTLP_PROTOCOL."""
-    if name == "otlp":
-        protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-        name = "otlp_proto_grpc" if (protocol or "").strip() == "grpc" else "otlp_proto_http"
-    for found in entry_points(group="opentelemetry_traces_exporter", name=name):
-        exporter = found.load()()
-        assert isinstance(exporter, SpanExporter)  # noqa: S101  # what the group is registered for
-        return exporter
-    installed = sorted(entry.name for entry in entry_points(group="opentelemetry_traces_exporter"))
-    raise BadTraceSettings(
-        f"OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_PROTOCOL asks for the trace exporter '{name}', which is not "
-        f"installed; installed are {', '.join(installed)} (OTLP: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)"
-    )

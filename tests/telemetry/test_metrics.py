@@ -41,6 +41,27 @@ def metrics():
     return Metrics(MetricsSettings(version="1.2.3"))
 
 
+@pytest.mark.parametrize(
+    ("attempts", "code", "where"),
+    [
+        ([(Code.UNAVAILABLE, Meaning.OVERLOADED)], Code.RESOURCE_EXHAUSTED, {"upstream": 1}),
+        ([(Code.UNAVAILABLE, Meaning.OVERLOADED)] * 2, Code.RESOURCE_EXHAUSTED, {"upstream": 2}),
+        ([(Code.UNAVAILABLE, Meaning.OVERLOADED), (Code.OK, None)], Code.OK, {"upstream": 1}),
+        ([], Code.RESOURCE_EXHAUSTED, {"gateway": 1}),
+        ([(Code.OK, None)], Code.RESOURCE_EXHAUSTED, {"gateway": 1}),
+        ([(Code.RESOURCE_EXHAUSTED, Meaning.SERVER)], Code.RESOURCE_EXHAUSTED, {}),
+    ],
+    ids=["an upstream's", "two of them", "one, then an answer", "before a step", "after a call", "answer too large"],
+)
+def test_full_queues_are_counted_where_they_are(attempts, code, where, metrics, call, attempt):
+    made = [attempt(code=code, meaning=meaning) for code, meaning in attempts]
+    call(attempts=made, code=code).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    name = "gateway_queue_full_total"
+    counted = {place: scraped(name, model="photos", where=place) for place in scraped.labels(name, "where")}
+    assert counted == where
+
+
 def test_calls_are_counted_by_model_variant_method_and_code(metrics, call, attempt):
     down = attempt(code=Code.UNAVAILABLE, meaning=Meaning.UNREACHABLE)
     for _ in range(3):

@@ -19,7 +19,8 @@ from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted
 from gateway.status import Code, Meaning
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings
 from gateway.telemetry.compose import NOBODY, compose
-from gateway.telemetry.traces import BadTraceSettings, Traces, is_configured
+from gateway.telemetry.otel import BadTelemetrySettings, is_configured
+from gateway.telemetry.traces import Traces
 
 ROOT = Path(__file__).parents[2]
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -299,7 +300,7 @@ def unused_port():
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )
 def test_traces_are_off_until_an_exporter_or_endpoint_is_configured(environ, configured):
-    assert is_configured(environ) is configured
+    assert is_configured("traces", environ) is configured
 
 
 CONSOLE = """
@@ -331,6 +332,6 @@ def test_traces_to_the_console_come_as_text():
 )
 async def test_an_exporter_that_is_not_installed_is_a_clear_error(variables, environment):
     environment(**variables)
-    with pytest.raises(BadTraceSettings, match=r"not installed; installed are .*otlp_proto_http"):
+    with pytest.raises(BadTelemetrySettings, match=r"not installed; installed are .*otlp_proto_http"):
         async with traces():
             pass
