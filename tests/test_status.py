@@ -52,6 +52,11 @@ def test_a_status_that_the_transport_made_means_unreachable_whatever_its_text(te
     assert judge(Code.UNAVAILABLE, text, from_server=False).meaning is Meaning.UNREACHABLE
 
 
+def test_an_answer_larger_than_we_take_would_be_so_anywhere() -> None:
+    verdict = judge(Code.RESOURCE_EXHAUSTED, "Received message larger than max", from_server=False)
+    assert (verdict.meaning, verdict.elsewhere) == (Meaning.SERVER, False)
+
+
 IN_BAND = {
     "queue full": (QUEUE_FULL, Meaning.OVERLOADED),
     "queue timeout": (QUEUE_TIMEOUT, Meaning.OVERLOADED),

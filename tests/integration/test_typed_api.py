@@ -223,6 +223,21 @@ async def test_a_stream_outlives_the_deadline_of_unary_calls(changed_gateway: Ca
         assert await call.read() is grpc.aio.EOF
 
 
+async def test_each_item_of_a_stream_has_the_time_of_a_unary_call(changed_gateway: Callable[..., Gateway]) -> None:
+    large = encoded(3000, 2000)
+    limited = changed_gateway(server={"default_deadline": "20ms"})
+    async with limited as running, channel_to(running.listen) as channel:
+        stub = classification_pb2_grpc.ClassificationServiceStub(channel)
+        code, details = await refused(stub.Classify(item("photo-labels", image=large)))
+        assert (code, details) == (Code.DEADLINE_EXCEEDED, "The deadline passed before an answer came.")
+        answers = await stream(
+            stub.StreamClassify,
+            classification_pb2.StreamClassifyRequest,
+            [item("photo-labels", image=large), item("photo-labels", image=b"no picture")],
+        )
+    assert [answer.error.code for answer in answers] == [4, 3]
+
+
 async def test_a_caller_who_leaves_a_stream_leaves_nothing_behind(real_models: Gateway, coffee: bytes) -> None:
     async with channel_to(real_models.listen) as channel:
         call = classification_pb2_grpc.ClassificationServiceStub(channel).StreamClassify()
