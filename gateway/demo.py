@@ -123,7 +123,7 @@ async def _show(console: Console, address: str, photo: bytes) -> None:
         )
     scores, trailers, took = await asyncio.to_thread(_by_tritonclient, address, _pixels(photo))
     table.add_row(
-        f"tritonclient\ninfer, FP32 tensor\n{_MODEL}",
+        f"tritonclient\ninfer, FP32 tensor\n{_MODEL}, raw scores",
         "\n".join(scores),
         trailers.get("gateway-variant", ""),
         trailers.get("gateway-model-version", ""),

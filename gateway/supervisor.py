@@ -36,7 +36,7 @@ WORKER_VARIABLE = "GATEWAY_WORKER"
 
 _POLL_SECONDS = 0.5
 _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
-_FAILED_STARTS = 5  # in a row, in one slot and with no other worker up, before the supervisor gives up
+_FAILED_STARTS = 5  # in a row, in one slot and with no worker up, before the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
 
@@ -159,9 +159,9 @@ class Supervisor:
             code = await self._run_once(worker, address)
             if self._stopping.is_set():
                 return
-            worker.failed_starts = worker.failed_starts + 1 if worker.is_young else 0
-            others_up = any(other.is_running and not other.is_young for other in self._workers)
-            if worker.failed_starts >= _FAILED_STARTS and not others_up:
+            has_failed = worker.is_young or not worker.state  # however long a busy machine took to find out
+            worker.failed_starts = worker.failed_starts + 1 if has_failed else 0
+            if worker.failed_starts >= _FAILED_STARTS and not any(other.gets_calls for other in self._workers):
                 raise CrashLoop(f"{_FAILED_STARTS} workers in a row ended as soon as they were started; giving up")
             pause = min(0.05 * 2**worker.failed_starts, _LONGEST_PAUSE_SECONDS)
             _log.error("worker %s ended with code %s; starting another in %g s", worker.slot, code, pause)

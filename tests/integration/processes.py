@@ -73,27 +73,32 @@ _numbers = itertools.count()
 
 @contextlib.asynccontextmanager
 async def command(
-    *arguments: str, folder: Path, environ: Mapping[str, str] | None = None, group: bool = False
+    *arguments: str,
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    group: bool = False,
+    output: int | None = None,
 ) -> AsyncIterator[Command]:
     """Start the command; kill it at the end if it still runs.
 
     folder:  where its output goes.
+    output:  a file descriptor for its output instead of a file.
     group:   in a session of its own, so that a test can signal it as a terminal does: all its processes at once.
     """
     number = next(_numbers)
-    output, errors = folder / f"{number}.out", folder / f"{number}.err"
-    with output.open("wb") as out, errors.open("wb") as err:
+    written, errors = folder / f"{number}.out", folder / f"{number}.err"
+    with written.open("wb") as out, errors.open("wb") as err:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "gateway", *arguments),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=out,
+            stdout=out if output is None else output,
             stderr=err,
             env={**os.environ, **(environ or {})},
             start_new_session=group,
         )
     try:
-        yield Command(process, output, errors)
+        yield Command(process, written, errors)
     finally:
         if process.returncode is None:
             process.kill()

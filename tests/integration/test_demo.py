@@ -1,0 +1,94 @@
+"""`inference-gateway demo` from start to end, with the real models, as a program whose output is not a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as triton_client
+from processes import Command, command, descendants, free_address, is_running, run
+from traffic import http, until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def arguments() -> tuple[str, ...]:
+    return ("demo", "--listen", free_address(), "--admin-listen", free_address())
+
+
+def shared_memory(pid: int) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"inference-gateway-{pid}-*"))
+
+
+async def until_nothing_is_left(demo: Command, processes: list[int]) -> None:
+    assert len(processes) >= 3  # the keeper, Triton, a model's process
+    await until(lambda: not any(map(is_running, processes)), 10, "the end of every process")
+    await until(lambda: not shared_memory(demo.pid), 5, "the end of the shared memory")
+
+
+async def test_once_answers_the_photo_both_ways_and_ends(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    async with command(*arguments, "--once", folder=tmp_path) as demo:
+        assert await demo.wait(90) == 0
+        assert demo.errors == ""
+        lines = demo.output.splitlines()
+        assert [line.split(":")[0] for line in lines[:4]] == ["models", "triton", "triton", "gateway"]
+        assert len(re.findall(r"espresso \d+\.\d\d", demo.output)) == 2  # by the typed API and by tritonclient
+        assert re.search(r"\bonnx\b", demo.output)  # the variant; the GPU's is stepped in for
+        assert "\x1b" not in demo.output
+        assert max(map(len, lines)) <= 100
+        assert not shared_memory(demo.pid)
+
+
+async def test_it_stays_up_for_other_clients_until_ctrl_c(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    async with command(*arguments, folder=tmp_path, group=True) as demo:
+        await demo.until_said("stop Ctrl-C", within=90)
+        processes = descendants(demo.pid)
+        _, _, address, _, admin = arguments
+        with triton_client.InferenceServerClient(address) as client:
+            assert client.is_model_ready("imagenet")
+            assert client.is_model_ready("photo-labels")
+        assert (await http(admin, "/readyz"))[0] == 200
+        assert f"-u {address}" in demo.output  # a line to copy
+        os.killpg(demo.pid, signal.SIGINT)
+        assert await demo.wait(15) == 0
+        assert "draining" in demo.output
+        assert demo.errors == ""
+        await until_nothing_is_left(demo, processes)
+
+
+async def test_nothing_of_it_outlives_its_sudden_death(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    async with command(*arguments, folder=tmp_path) as demo:
+        await demo.until_said("gateway: ready", within=90)
+        processes = descendants(demo.pid)
+        assert shared_memory(demo.pid)
+        demo.signal(signal.SIGKILL)
+        await demo.wait()
+        await until_nothing_is_left(demo, processes)
+
+
+async def test_ctrl_c_ends_it_while_triton_starts(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    async with command(*arguments, folder=tmp_path, group=True) as demo:
+        await demo.until_said("starting on", within=30)
+        await until(lambda: len(descendants(demo.pid)) >= 2, 20, "Triton's process")
+        processes = descendants(demo.pid)
+        os.killpg(demo.pid, signal.SIGINT)
+        assert await demo.wait(10) == 130
+        assert demo.errors == ""
+        await until(lambda: not any(map(is_running, processes)), 5, "the end of every process")
+        assert not shared_memory(demo.pid)
+
+
+@pytest.mark.parametrize("flag", ["--listen", "--admin-listen"])
+async def test_a_taken_port_is_told_before_anything_is_fetched(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = "{}:{}".format(*server.getsockname())
+        code, output, errors = await run("demo", flag, taken, folder=tmp_path)
+    assert (code, output) == (1, "")
+    assert taken in errors
+    assert flag in errors
+    assert "Traceback" not in errors
