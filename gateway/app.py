@@ -202,8 +202,9 @@ class Gateway:
     def _take_over(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
         """Put a config in force, in one step: who began with the old topology ends with it."""
         pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses))
+        before = self._inference.topology.pipelines
         pipelines = {
-            name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready)
+            name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready, before.get(name))
             for name, pipeline in loaded.pipelines.items()
         }
         self.settings = loaded.config

@@ -127,14 +127,21 @@ class _Totals:
 class PipelineModel:
     """One pipeline as a public model: it answers requests, and questions about itself."""
 
-    def __init__(self, pipeline: Pipeline, threads: Threads, call: Call, is_ready: Callable[[str], bool]) -> None:
-        """is_ready: can a public model be called now?"""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        threads: Threads,
+        call: Call,
+        is_ready: Callable[[str], bool],
+        before: PipelineModel | None = None,
+    ) -> None:
+        """is_ready: can a public model be called now? before: of the same name, whose statistics go on here."""
         self.name = pipeline.name
         self.pipeline = pipeline
         self._threads = threads
         self._call = call
         self._is_model_ready = is_ready
-        self._totals = _Totals()
+        self._totals = before._totals if before else _Totals()
 
     async def infer(self, request: Request, observer: CallObserver) -> Reply:
         """Answer a ModelInferRequest.

@@ -193,6 +193,14 @@ async def test_statistics_count_requests_rows_and_every_kind_of_failure(
     assert min(statistics.inference_stats.success.ns, statistics.inference_stats.fail.ns) > 0
 
 
+async def test_statistics_go_on_over_a_reload(model: PipelineModel, calibrator: Calibrator) -> None:
+    await infer(model, request(rows=3))
+    async with Threads(1, 1) as threads:
+        reloaded = PipelineModel(model.pipeline, threads, calibrator.call, lambda _: True, model)
+        await infer(reloaded, request(rows=1))
+        assert (reloaded.statistics().inference_count, reloaded.statistics().execution_count) == (4, 2)
+
+
 def test_metadata_and_config_say_what_is_declared(model: PipelineModel) -> None:
     metadata = model.metadata()
     assert (metadata.name, list(metadata.versions)) == ("colours", ["1"])
