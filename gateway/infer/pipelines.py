@@ -141,7 +141,7 @@ class PipelineModel:
         self._threads = threads
         self._call = call
         self._is_model_ready = is_ready
-        self._totals = before._totals if before else _Totals()
+        self._totals: _Totals = before._totals if before else _Totals()
 
     async def infer(self, request: Request, observer: CallObserver) -> Reply:
         """Answer a ModelInferRequest.
