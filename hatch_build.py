@@ -29,8 +29,12 @@ def generate(root: Path) -> None:
     well_known = resources.files("grpc_tools") / "_proto"
     protos = sorted((root / "protos").rglob("*.proto"))
     arguments = [
-        "protoc", f"-I{root / 'protos'}", f"-I{well_known}",
-        f"--python_out={root}", f"--pyi_out={root}", f"--grpc_python_out={root}",
+        "protoc",
+        f"-I{root / 'protos'}",
+        f"-I{well_known}",
+        f"--python_out={root}",
+        f"--pyi_out={root}",
+        f"--grpc_python_out={root}",
         *map(str, protos),
     ]
     out.mkdir(parents=True)
