@@ -93,7 +93,7 @@ class Edge(asyncio.Protocol, Generic[Wire]):
             data = self.wire.output()
             if data:
                 self.transport.write(data)
-            if len(data) < WRITE_SIZE:
+            if not data or (len(data) < WRITE_SIZE and not self.wire.closed):  # its last words come last
                 break
         if self.wire.closed and self._closing_since is None:
             self._closing_since = self.loop.time()
