@@ -33,7 +33,7 @@ from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.engine import Field, NeverIndexed
 from gateway.wire.fields import Fields, fields_from, metadata_from
-from gateway.wire.messages import decompress, prefix
+from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_front, peek_request, peek_response, rename_request, tail
 from gateway.wire.server import ServerCall
 from gateway.wire.stream import pipe
@@ -279,11 +279,9 @@ class _Forwarding:
         front = as_asked(self._work, client.body, head)
         self._served = served_by(self._work, self._attempt, head.model_version)
         call = self._call
-        length = len(front) + client.missing
-        self._answered_bytes = length
+        self._answered_bytes = len(front) + client.missing
         call.send_headers(_answer_fields(client.initial))
-        call.send_chunk(prefix(length))
-        call.send_chunk(front)
+        call.send_front(front, client.missing)
         pipe(client, call)
 
     def _upstream_done(self, client: ClientCall) -> None:
