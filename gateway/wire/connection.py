@@ -37,6 +37,7 @@ AnyStream = TypeVar("AnyStream", bound=Stream)
 
 BYTES_PER_UPDATE = 4096  # sent bytes that explain one WINDOW_UPDATE
 UPDATES_PER_CALL = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
+UPDATES_PER_MESSAGE = 3  # those that a small message on a stream explains: C-core's two updates and a BDP ping
 DRAIN_STEP = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
 BUG_TEXT = "Internal error"
 
@@ -107,6 +108,10 @@ class Connection(Generic[AnyStream]):
         if self._watched:
             self._notify_writable()
         return data
+
+    def expect_updates(self) -> None:
+        """A message goes out on a stream, and a peer that reads at once answers each however small it is."""
+        self._control.take(-UPDATES_PER_MESSAGE, self.now)
 
     # Events
 

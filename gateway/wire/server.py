@@ -155,10 +155,10 @@ class ServerCall(Stream):
     def expire(self) -> None:
         """The deadline has passed."""
         if not self.done:
-            self._end(Code.DEADLINE_EXCEEDED)
             if self.unsent:
                 self.reset(ErrorCode.CANCEL)  # a status would wait behind an answer that nobody waits for
             self.finish(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self._end(Code.DEADLINE_EXCEEDED)
 
     def _forget(self) -> None:
         super()._forget()
@@ -306,8 +306,8 @@ class ServerConnection(Connection[ServerCall]):
     # Endings of calls
 
     def _call_failed(self, stream: ServerCall, failure: CallFailed) -> None:
-        stream._end(Code.CANCELLED)
         stream.fail(failure.code, failure.text)
+        stream._end(Code.CANCELLED)
 
     def answered(self, call: ServerCall) -> None:
         """All of the answer is with the engine."""
@@ -402,8 +402,8 @@ class ServerConnection(Connection[ServerCall]):
         stream._received = 0
         stream._idle_ticks = stream._idle_ticks + 1 if slow else 0
         if stream._idle_ticks > self.limits.first_message_seconds:
-            stream._end(Code.DEADLINE_EXCEEDED)
             stream.fail(Code.DEADLINE_EXCEEDED, "The request message did not arrive in time")
+            stream._end(Code.DEADLINE_EXCEEDED)
 
 
 def _is_grpc(content_type: bytes) -> bool:

@@ -169,6 +169,7 @@ class Stream:
     # Out
 
     def send_message(self, body: bytes, compressed: bool = False) -> None:
+        self.connection.expect_updates()
         if len(body) <= SMALL:
             self.send_chunk(prefix(len(body), compressed) + body)
         else:
