@@ -36,7 +36,7 @@ WORKER_VARIABLE = "GATEWAY_WORKER"
 
 _POLL_SECONDS = 0.5
 _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
-_FAILED_STARTS = 5  # in a row, in one slot and with no worker up, before the supervisor gives up
+_FAILED_STARTS = 3  # in a row, in one slot and with no worker up, before the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
 
