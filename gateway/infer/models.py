@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from gateway.errors import Bug, GatewayError
-from gateway.hooks import CallEnded, CallObserver
+from gateway.hooks import CallEnded, CallObserver, CallStarted
 from gateway.infer.exchange import Reply, Request
 from gateway.infer.inference import Inference
-from gateway.infer.metadata import first_values
+from gateway.infer.metadata import echoed, first_values
 from gateway.infer.streams import StreamLimits, StreamSession, Write
 from gateway.status import Code
 from gateway.types import Facts
@@ -29,9 +32,9 @@ class Models:
 
         :raises GatewayError: with the status that the caller gets.
         """
-        head = peek_request(request.body)
-        facts = Facts(first_values(request.metadata), head.parameters if head.entries else {}, head.model_version)
-        observer = self.inference.observe(request.method, head, facts, request.peer)
+        with self.refusals(request, ""):
+            head, facts = _peek(request)
+        observer = self.inference.observe(request.method, head, facts, request.peer, request.body)
         code, text, reply = Code.INTERNAL, "", None
         try:
             reply = await self._answer(request, head, facts, observer)
@@ -47,15 +50,30 @@ class Models:
             raise Bug(text) from error
         else:
             code = Code.OK
-            return reply
+            echo = echoed(facts.metadata)
+            return replace(reply, trailing=(*reply.trailing, *echo)) if echo else reply
         finally:
             served, size = (reply.served, len(reply.body)) if reply else (None, 0)
             observer.ended(CallEnded(code, text, served, len(request.body), size, self.inference.clock()))
 
+    @contextmanager
+    def refusals(self, opening: Request, model: str) -> Iterator[None]:
+        """Report a GatewayError in the block as a call's end: for what comes before there is a request to `infer`."""
+        try:
+            yield
+        except GatewayError as error:
+            inference = self.inference
+            known, at = inference.topology.is_known(model), inference.clock()
+            facts = Facts(first_values(opening.metadata))
+            observer = inference.hooks.call_started(
+                CallStarted(opening.method, model, known, "", opening.peer, at, facts)
+            )
+            observer.ended(CallEnded(error.code, error.text, None, 0, 0, at))
+            raise
+
     async def call(self, request: Request, observer: CallObserver) -> Reply:
         """Answer a pipeline's call of a model, which reports to the pipeline's observer."""
-        head = peek_request(request.body)
-        facts = Facts(first_values(request.metadata), head.parameters if head.entries else {}, head.model_version)
+        head, facts = _peek(request)
         return await self._answer(request, head, facts, observer)
 
     def stream(self, opening: Request, write: Write, limits: StreamLimits) -> StreamSession:
@@ -73,3 +91,9 @@ class Models:
         if request.deadline and request.deadline.remaining(self.inference.clock()) <= 0:
             return Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"
         return Code.CANCELLED, "the caller went away"
+
+
+def _peek(request: Request) -> tuple[Head, Facts]:
+    """:raises GatewayError: if the body is no ModelInferRequest that can be read."""
+    head = peek_request(request.body)
+    return head, Facts(first_values(request.metadata), head.parameters if head.entries else {}, head.model_version)

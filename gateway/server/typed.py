@@ -57,10 +57,8 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
 
     async def _answer(self, request: Any, opening: Request) -> tuple[Reply, Any]:
         began = time.monotonic()
-        spec = self._input_of(request.model)
-        item = np.empty((1, *(1 for _ in spec.shape)), np.object_)
-        item[...] = _item(request)
-        body = build_request(request.model, {spec.name: item}, outputs=("label", "score"))
+        with self._models.refusals(opening, request.model):
+            body = self._body_of(request)
         reply, took = await _infer(self._models, replace(opening, body=body))
         arrays = parse_response(reply.body)
         labels, scores = (arrays[name][1].ravel() for name in ("label", "score"))
@@ -70,6 +68,13 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
         for name, score in list(zip(labels, scores, strict=True))[: request.max_labels or None]:
             answer.labels.add(name=name.decode("utf-8", "replace"), score=score)
         return reply, answer
+
+    def _body_of(self, request: Any) -> bytes:
+        """:raises GatewayError: if it can't be a request of a pipeline."""
+        spec = self._input_of(request.model)
+        item = np.empty((1, *(1 for _ in spec.shape)), np.object_)
+        item[...] = _item(request)
+        return build_request(request.model, {spec.name: item}, outputs=("label", "score"))
 
     def _input_of(self, model: str) -> TensorSpec:
         """:raises GatewayError: if `model` is no classification pipeline."""
@@ -107,23 +112,33 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
 
     async def _answer(self, request: Any, opening: Request) -> tuple[Reply, Any]:
         began = time.monotonic()
-        if not request.model:
-            raise BadRequest("model is empty; name a public model")
-        message = v2.ModelInferRequest(model_name=request.model, model_version=request.model_version)
-        for key, value in request.parameters.items():
-            message.parameters[key].string_param = value
-        for name, tensor in request.inputs.items():
-            datatype, shape, raw = _raw_of(name, tensor)
-            message.inputs.add(name=name, datatype=datatype, shape=shape)
-            message.raw_input_contents.append(raw)
-        for name in request.outputs:
-            message.outputs.add(name=name)
-        reply, took = await _infer(self._models, replace(opening, body=message.SerializeToString()))
+        with self._models.refusals(opening, request.model):
+            body = _body_of(request)
+        reply, took = await _infer(self._models, replace(opening, body=body))
         arrays = parse_response(reply.body)
         answer = prediction_pb2.PredictResponse(served=_served(reply, began, took))
         for name, (datatype, array) in arrays.items():
             _fill(answer.outputs[name], datatype, array)
         return reply, answer
+
+
+def _body_of(request: Any) -> bytes:
+    """A PredictRequest as a ModelInferRequest.
+
+    :raises GatewayError: if it can't be one.
+    """
+    if not request.model:
+        raise BadRequest("model is empty; name a public model")
+    message = v2.ModelInferRequest(model_name=request.model, model_version=request.model_version)
+    for key, value in request.parameters.items():
+        message.parameters[key].string_param = value
+    for name, tensor in request.inputs.items():
+        datatype, shape, raw = _raw_of(name, tensor)
+        message.inputs.add(name=name, datatype=datatype, shape=shape)
+        message.raw_input_contents.append(raw)
+    for name in request.outputs:
+        message.outputs.add(name=name)
+    return bytes(message.SerializeToString())
 
 
 def _no_pipeline(model: str, inference: Inference) -> GatewayError:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.deadline import Deadline
-from gateway.errors import Bug, MalformedMessage, NoTarget, UnknownModel
+from gateway.errors import BadInput, Bug, MalformedMessage, NoTarget, UnknownModel
 from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.infer.exchange import Reply, Request
 from gateway.infer.inference import Inference
@@ -124,7 +124,19 @@ async def test_an_invented_name_is_told_as_unknown(world: World) -> None:
     assert [end.code for end in world.reports.ended] == [Code.NOT_FOUND]
 
 
-async def test_bytes_that_are_no_request_end_before_a_report_can_begin(world: World) -> None:
+async def test_what_is_refused_before_it_is_a_request_is_reported_too(world: World) -> None:
+    def refuse() -> None:
+        with world.models.refusals(request(method="Classify"), "same"):
+            raise BadInput("item is missing")
+
+    with pytest.raises(BadInput):
+        refuse()
+    assert [(start.method, start.model, start.known) for start in world.reports.started] == [("Classify", "same", True)]
+    assert [(end.code, end.text) for end in world.reports.ended] == [(Code.INVALID_ARGUMENT, "item is missing")]
+
+
+async def test_bytes_that_are_no_request_are_reported_without_a_model(world: World) -> None:
     with pytest.raises(MalformedMessage):
         await world.models.infer(Request(b"\xff"))
-    assert not world.reports.started
+    assert [(start.model, start.known) for start in world.reports.started] == [("", False)]
+    assert [end.code for end in world.reports.ended] == [Code.INTERNAL]
