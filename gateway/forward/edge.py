@@ -122,6 +122,7 @@ class Alarm:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.deadlines = Deadlines()
         self.deadlines.on_earlier = self._set
+        self.deadlines.on_bug = _log_bug
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
 

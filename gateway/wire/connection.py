@@ -119,6 +119,8 @@ class Connection(Generic[AnyStream]):
         streams = self.streams
         control = 0.0
         for event in events:
+            if self.closed:
+                return  # one of them was the last straw
             kind = type(event)
             try:
                 if kind is DataReceived:
@@ -170,7 +172,8 @@ class Connection(Generic[AnyStream]):
                 self._watched.discard(stream)
             stream._close()
             self._call_closed(stream, event.error_code)
-            stream._forget()
+            if stream.done:  # and is not under way again
+                stream._forget()
         if self.draining and not self.streams:
             self.wake()
 
@@ -245,7 +248,8 @@ class Connection(Generic[AnyStream]):
         for stream in streams.values():
             self._safely(stream._close)
             self._safely(partial(self._call_closed, stream, -1))
-            stream._forget()
+            if stream.done:
+                stream._forget()
         self.wake()
 
     def _safely(self, callback: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ FAR = 20.0  # seconds from now; such deadlines ...
 FAR_TICKS = 200  # ... may be noticed this many ticks late (5 %), so that few sets are kept
 
 
-def _nobody(at: float) -> None: ...
+def _nobody(_: object) -> None: ...
 
 
 class Expiring(Protocol):
@@ -21,10 +21,11 @@ class Expiring(Protocol):
 class Deadlines:
     """One per event loop. Its owner calls `expire` when `on_earlier` or `next_at` said so."""
 
-    __slots__ = ("_due", "_heap", "on_earlier")
+    __slots__ = ("_due", "_heap", "on_bug", "on_earlier")
 
     def __init__(self) -> None:
         self.on_earlier: Callable[[float], None] = _nobody  # told when what was added is due before all else
+        self.on_bug: Callable[[Exception], None] = _nobody  # told of exceptions out of `expire`
         self._due: dict[int, set[Expiring]] = {}
         self._heap: list[int] = []
 
@@ -65,4 +66,7 @@ class Deadlines:
         """Expire everything that is due."""
         while self._heap and self._heap[0] * TICK <= now:
             for item in self._due.pop(heapq.heappop(self._heap)):
-                item.expire()
+                try:
+                    item.expire()
+                except Exception as error:  # the fault of one must not keep the others waiting
+                    self.on_bug(error)

@@ -55,7 +55,6 @@ class ServerCall(Stream):
         "_deadline_key",
         "_head_sent",
         "accepts",
-        "at",
         "authority",
         "cut_through",
         "deadline",
@@ -74,7 +73,6 @@ class ServerCall(Stream):
         self.authority = b""
         self.fields: list[Field] = []  # the client's metadata, checked, as `NeverIndexed` or plain pairs
         self.accepts = b""  # grpc-accept-encoding
-        self.at = connection.now  # when it arrived
         self.deadline: float | None = None  # on the clock of `now`
         self.remote_done = False  # the client has half-closed
         self.streaming = False  # many requests may come: no timer for the first

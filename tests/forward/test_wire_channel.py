@@ -170,6 +170,26 @@ async def test_a_call_that_was_refused_goes_out_once_more_by_itself() -> None:
         assert len(tries) == 2
 
 
+async def test_a_stream_that_was_refused_is_whole_when_it_goes_out_again() -> None:
+    tries: list[int] = []
+
+    def handle(call: ServerCall) -> None:
+        tries.append(call.id)
+        if len(tries) == 1:
+            call.reset(ErrorCode.REFUSED_STREAM)
+            return
+        call.send_headers([(b"i", b"1")])
+        call.on_message = lambda body, compressed: (call.send_message(body), call.feed())[0]
+        call.on_request = lambda done: done.finish(Code.OK)
+
+    streaming = {UNARY: ForwardMethod(handle, streaming=True)}
+    async with wire_server(forward=streaming) as (_, address), WireChannel(address) as channel:
+        call = channel.unary_stream(UNARY)(b"hello")
+        assert [message async for message in call] == [b"hello"]
+        assert list(await call.initial_metadata()) == [("i", "1")]
+        assert len(tries) == 2
+
+
 async def test_a_call_that_is_always_refused_goes_out_twice_only() -> None:
     tries: list[int] = []
 

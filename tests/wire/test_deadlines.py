@@ -36,6 +36,20 @@ def test_what_was_dropped_does_not_expire() -> None:
     assert deadlines.next_at() is None
 
 
+def test_one_that_fails_does_not_keep_the_others_waiting() -> None:
+    class Broken(Item):
+        def expire(self) -> None:
+            raise RuntimeError("boom")
+
+    deadlines, items, bugs = Deadlines(), [Broken(), Item(), Broken(), Item()], list[Exception]()
+    deadlines.on_bug = bugs.append
+    for item in items:
+        deadlines.add(1001.0, item, 1000.0)
+    deadlines.expire(1002.0)
+    assert [item.expired for item in items] == [0, 1, 0, 1]
+    assert len(bugs) == 2
+
+
 def test_only_an_earlier_deadline_moves_the_alarm() -> None:
     deadlines, alarms = Deadlines(), list[float]()
     deadlines.on_earlier = alarms.append
