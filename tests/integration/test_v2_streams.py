@@ -215,7 +215,7 @@ async def test_a_streams_deadline_ends_it_here_and_upstream(gateway: Gateway, ch
     await wait_until(lambda: not endpoint_of(gateway, "other").in_flight)
 
 
-async def test_a_cancellation_reaches_the_server() -> None:
+async def test_a_cancellation_reaches_the_server(transport: str) -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def hang(requests: AsyncIterator[bytes], context: Any) -> None:
@@ -224,7 +224,7 @@ async def test_a_cancellation_reaches_the_server() -> None:
             begun.set()
         await asyncio.sleep(30)
 
-    async with in_front_of(Script(stream=hang)) as channel:
+    async with in_front_of(Script(stream=hang), transport) as channel:
         streaming = stream(channel)
         await streaming.write(infer("any"))
         await begun.wait()
@@ -232,7 +232,7 @@ async def test_a_cancellation_reaches_the_server() -> None:
         await asyncio.wait_for(cancelled.wait(), 1)
 
 
-async def test_a_stream_that_the_server_ends_fails_what_was_on_it_and_goes_on() -> None:
+async def test_a_stream_that_the_server_ends_fails_what_was_on_it_and_goes_on(transport: str) -> None:
     async def once(requests: AsyncIterator[bytes], context: Any) -> None:
         async for body in requests:
             request = pb.ModelInferRequest.FromString(body)
@@ -243,7 +243,7 @@ async def test_a_stream_that_the_server_ends_fails_what_was_on_it_and_goes_on() 
             response.outputs.add(name="OUT")
             await context.write(pb.ModelStreamInferResponse(infer_response=response).SerializeToString())
 
-    async with in_front_of(Script(stream=once)) as channel:
+    async with in_front_of(Script(stream=once), transport) as channel:
         streaming = stream(channel)
         seen = []
         for request in (infer("any", id="1"), infer("any", id="2", parameters={"end": True}), infer("any", id="3")):
@@ -284,9 +284,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-async def test_a_slow_reader_holds_up_the_server_and_costs_no_memory() -> None:
+async def test_a_slow_reader_holds_up_the_server_and_costs_no_memory(transport: str) -> None:
     flood = Flood()
-    async with in_front_of(Script(stream=flood)) as channel:
+    async with in_front_of(Script(stream=flood), transport) as channel:
         streaming = stream(channel, timeout=60)
         await streaming.write(infer("any"))
         await streaming.read()
