@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 import pytest
 
 import gateway
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
-from gateway.server.calls import abort
+from gateway.server.calls import with_errors
 from gateway.stages.step import BadTensor
 from gateway.status import Code
 
@@ -40,21 +41,34 @@ def _make(cls: type[GatewayError]) -> GatewayError:
     return make() if make else cls("text")
 
 
+@pytest.fixture(scope="module")
+async def channel() -> AsyncIterator[grpc.aio.Channel]:
+    """To a server that raises the error whose class it is sent the name of."""
+
+    async def fail(body: bytes, context: Any) -> bytes:
+        raise _make(next(cls for cls in _all_errors() if cls.__name__ == body.decode()))
+
+    method = grpc.unary_unary_rpc_method_handler(with_errors(fail))
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Errors", {"Raise": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(0)
+
+
 @pytest.mark.parametrize("cls", _all_errors())
-async def test_every_error_becomes_its_grpc_status(cls: type[GatewayError]) -> None:
-    class Context:
-        """Notes how a call was ended; grpc.aio's own can be made by a server only."""
-
-        async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: object) -> None:
-            self.ended = (code, details, trailing_metadata)
-
-    context, error = Context(), _make(cls)
-    await abort(context, error)
-    code, details, trailing = context.ended
-    assert code.value[0] == error.code
-    assert code is not grpc.StatusCode.OK
-    assert details == error.text == str(error) != ""
-    assert trailing == (error.trailers if isinstance(error, UpstreamFailed) else ())
+async def test_every_error_reaches_its_caller_with_its_status(
+    channel: grpc.aio.Channel, cls: type[GatewayError]
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await channel.unary_unary("/test.Errors/Raise")(cls.__name__.encode())
+    got, error = caught.value, _make(cls)
+    assert got.code().value[0] == error.code != Code.OK
+    assert got.details() == error.text != ""
+    if isinstance(error, UpstreamFailed):
+        assert set(error.trailers) <= set(got.trailing_metadata() or ())
 
 
 @pytest.mark.parametrize("cls", _all_errors())
