@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from gateway.assemble import merges_of, names_of, routes_of, upstreams_of
 from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
 from gateway.forward.server import ForwardMethod
-from gateway.hooks import ConfigChanged, EndpointChanged, Hooks
+from gateway.hooks import ConfigChanged, EndpointChanged
 from gateway.infer.inference import INFER, Inference
 from gateway.infer.models import Models
 from gateway.infer.pipelines import PipelineModel, Threads
@@ -41,11 +40,8 @@ from gateway.server.relay import Relay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
 from gateway.server.wire import WireListener
-from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
-from gateway.telemetry.compose import compose
-from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
-from gateway.telemetry.otel import is_configured
-from gateway.telemetry.traces import Traces
+from gateway.telemetry.metrics import SharedDirectory
+from gateway.telemetry.process import ProcessTelemetry
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
@@ -97,7 +93,9 @@ class Gateway:
 
     async def _enter(self, exits: contextlib.AsyncExitStack) -> None:
         config = self.settings
-        self._hooks = await self._enter_telemetry(exits)
+        self._telemetry = ProcessTelemetry(config.telemetry, self._environ, VERSION, self._place.shared)
+        self._hooks = (await self._telemetry.enter([self._history])).hooks
+        exits.push_async_callback(self._telemetry.aclose)
         self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed))
         self._discovery = await exits.enter_async_context(Discovery(self._addresses_changed))
         self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
@@ -123,22 +121,8 @@ class Gateway:
         self._changes.notify()
         _log.info("serving gRPC on %s, admin on %s", self.listen, self.admin_address)
 
-    async def _enter_telemetry(self, exits: contextlib.AsyncExitStack) -> Hooks:
-        self._metrics = Metrics(MetricsSettings(VERSION, self._place.shared))
-        listeners: list[Hooks] = []
-        if is_configured("traces", self._environ):
-            listeners.append(await exits.enter_async_context(Traces(self._environ, VERSION)))
-        listeners.append(self._metrics)
-        log = self.settings.telemetry.access_log
-        if log.destination != "none":
-            stream = sys.stdout if log.destination == "stdout" else sys.stderr
-            writer = exits.enter_context(LineWriter(stream))
-            listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer.write_nowait))
-        listeners.append(self._history)
-        return compose(listeners)
-
     async def _enter_admin(self, exits: contextlib.AsyncExitStack) -> str:
-        admin = Admin(self, self._place.admin_listen, self._metrics.scrape.render)
+        admin = Admin(self, self._place.admin_listen, self._telemetry.scrape.render)
         await exits.enter_async_context(admin)
         return admin.address
 
@@ -208,6 +192,7 @@ class Gateway:
             for name, pipeline in loaded.pipelines.items()
         }
         self.settings = loaded.config
+        self._inference.capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)
         self._inference.topology = Topology(routes_of(loaded.config), pools, pipelines, merges_of(loaded.config))
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
         self._hooks.config_changed(ConfigChanged(loaded.source, loaded.digest, True, texts, time.monotonic()))
@@ -288,6 +273,7 @@ class Gateway:
             },
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "names": self._discovery.state(),
+            "traffic": self._telemetry.traffic.report() if self._telemetry.traffic else None,
         }
 
     def config(self) -> Mapping[str, object]:

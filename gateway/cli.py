@@ -51,6 +51,7 @@ def _errors() -> tuple[type[Exception], ...]:
         "gateway.admin": ("CannotListen",),
         "gateway.server.listener": ("CannotServe",),
         "gateway.telemetry.otel": ("BadTelemetrySettings",),
+        "gateway.telemetry.replay": ("BadCapture",),
         "gateway.artifacts": ("FetchFailed",),
         "gateway.models.catalogue": ("BuildFailed",),
         "gateway.triton": ("LocalTritonError",),
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_serve(commands)
     _add_config_commands(commands)
+    _add_replay(commands)
     _add_local_commands(commands)
     return parser
 
@@ -112,6 +114,14 @@ def _add_config_commands(commands: Commands) -> None:
     explain.add_argument("--draw", type=_draw, metavar="X", help="the number in [0, 1) to draw by (default: random)")
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
     schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
+
+
+def _add_replay(commands: Commands) -> None:
+    replay = _add(commands, "replay", _replay, "send captured requests again (telemetry.capture in the config)")
+    replay.add_argument("files", nargs="+", metavar="FILE", help="captured files, or URLs that fsspec knows")
+    replay.add_argument("--to", required=True, metavar="HOST:PORT", help="a gateway, or a Triton that has the models")
+    replay.add_argument("--model", metavar="NAME", help="only the requests of this model")
+    replay.add_argument("--at-once", type=int, default=1, metavar="N", help="calls in flight (default: 1)")
 
 
 def _add_local_commands(commands: Commands) -> None:
@@ -224,6 +234,19 @@ def _schema(arguments: argparse.Namespace) -> int:
 
     _say((reference() if arguments.markdown else json_schema_text()).rstrip("\n"))
     return 0
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from gateway import worker  # noqa: PLC0415
+    from gateway.telemetry.replay import replay  # noqa: PLC0415
+
+    async def run() -> int:
+        at_once = max(1, arguments.at_once)
+        result = await replay(arguments.files, arguments.to, at_once=at_once, model=arguments.model)
+        _say("\n".join(result.lines()))
+        return 0 if result.codes.keys() <= {"OK"} else 1
+
+    return worker.run(run())
 
 
 def _models_build(arguments: argparse.Namespace) -> int:

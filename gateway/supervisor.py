@@ -24,10 +24,12 @@ from pathlib import Path
 import aiohttp
 
 from gateway.admin import Admin
-from gateway.app import Place
+from gateway.app import VERSION, Place
 from gateway.config import Config, split_address
 from gateway.server.listener import CannotServe
 from gateway.telemetry.metrics import Scrape, SharedDirectory, prepare_directory, worker_ended
+from gateway.telemetry.process import numbers_of_pod
+from gateway.telemetry.traffic import Traffic
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class Supervisor:
         self._workers = [_Worker(str(number)) for number in range(config.workers)]
         self._stopping = asyncio.Event()
         self._runtime = Path()
+        self._traffic: Traffic
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; then every worker drains. A second signal kills them. The exit code."""
@@ -117,7 +120,10 @@ class Supervisor:
             prepare_directory(self._runtime / "metrics")
             with reserve(self._config.listen) as address:
                 scrape = Scrape.of_directory(self._runtime / "metrics")
-                async with Admin(self, self._config.admin.listen, scrape.render) as admin:
+                async with (
+                    numbers_of_pod(scrape.collect, self._environ, VERSION) as self._traffic,
+                    Admin(self, self._config.admin.listen, scrape.render) as admin,
+                ):
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
                     return await self._run_workers(address)
         finally:

@@ -61,6 +61,17 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
         yield from _calls(("models", name), model, names)
     yield from _cycles(config)
     yield from _hidden_names(config)
+    yield from _captures(config)
+
+
+def _captures(config: Config) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for index, capture in enumerate(config.telemetry.capture):
+        path = ("telemetry", "capture", index, "model")
+        if first.setdefault(capture.model, index) != index:
+            yield Problem(path, f"'{capture.model}' is captured twice", "one entry for each model")
+        if capture.model not in config.models and config.direct.models == "none":
+            yield Problem(path, f"no model '{capture.model}'", known(tuple(config.models), capture.model))
 
 
 def _listening(config: Config) -> Iterator[Problem]:

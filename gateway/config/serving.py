@@ -18,6 +18,8 @@ from gateway.config.units import (
     Address,
     Duration,
     File,
+    MetadataKey,
+    ModelName,
     Number,
     Size,
     Switch,
@@ -158,7 +160,52 @@ class AccessLog(Section):
     )
 
 
+class Capture(Section):
+    """Requests of one model kept for replay, with their payloads. Files are as confidential as what callers send."""
+
+    model: ModelName = Field(description="The name that callers use.", examples=["photos"])
+    directory: str = Field(
+        min_length=1,
+        max_length=1000,
+        description="Where the files go: a folder, or a URL that fsspec knows, such as `s3://bucket/folder` (then its "
+        "package, here s3fs, must be installed). In a folder only the gateway's user can read them.",
+        examples=["/var/lib/inference-gateway/captured"],
+    )
+    share: Number = Field(default=0.01, ge=0, le=1, description="The share of the model's requests that are kept.")
+    max_bytes: Annotated[int, Size(1 * KIB, 64 * MIB)] = Field(
+        default=1 * MIB, description="Larger requests are left out; so are those that are passed on as they arrive."
+    )
+    file_bytes: Annotated[int, Size(64 * KIB, 1 * GIB)] = Field(
+        default=16 * MIB, description="A file ends when the next request would make it larger; base64 adds a third."
+    )
+    file_age: Annotated[float, Duration(1 * SECONDS, 24 * HOURS)] = Field(
+        default=5 * MINUTES, description="A file ends after this time. In an object store it can be seen only then."
+    )
+    files: Whole = Field(
+        default=8,
+        ge=1,
+        le=10_000,
+        description="Files of this model in the directory, whoever wrote them; the oldest ones are deleted. With "
+        "`file_bytes` it bounds the space.",
+    )
+    redact: tuple[str, ...] = Field(
+        default=(),
+        max_length=100,
+        description="Inputs whose values become zeros, or empty texts, and request parameters that are taken out.",
+        examples=[["image"]],
+    )
+    metadata: tuple[MetadataKey, ...] = Field(
+        default=(),
+        max_length=100,
+        description="Keys of the callers' metadata to keep, because routing looks at them for example. No others are.",
+        examples=[["x-user"]],
+    )
+
+
 class Telemetry(Section):
     """What the gateway tells about itself. Traces are set up by the standard OTEL_* variables, not here."""
 
     access_log: AccessLog = Field(default=AccessLog(), description="One line of JSON per call.")
+    capture: tuple[Capture, ...] = Field(
+        default=(), max_length=100, description="Models whose requests are kept for replay, one entry each."
+    )

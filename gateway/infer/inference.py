@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.deadline import Deadline
@@ -25,7 +25,7 @@ from gateway.hooks import AttemptEnded, AttemptStarted, CallObserver, CallStarte
 from gateway.infer.attempts import Attempt, Attempts
 from gateway.infer.correlation import traced_id, with_own_id
 from gateway.infer.exchange import Reply, Request
-from gateway.infer.metadata import passed_on, served_trailers
+from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
 from gateway.routing import Route, endpoint_order, plan
@@ -72,6 +72,7 @@ class Inference:
         self.sequences = sequences
         self.clock = clock
         self._draw = draw
+        self.capture: Mapping[str, Callable[[CallStarted, bytes], None]] = {}  # who keeps requests of a model, if any
         self.decoupled: set[str] = set()  # models seen to answer several times; grows by what Tritons serve only
 
     async def answer(self, request: Request, head: Head, facts: Facts, observer: CallObserver) -> Reply:
@@ -84,10 +85,15 @@ class Inference:
             raise UnknownModel(head.model_name, head.model_version)
         return await self._forward(self.begin(route, head, facts, observer), request)
 
-    def observe(self, method: str, head: Head, facts: Facts, peer: str) -> CallObserver:
-        """Report that a request has arrived."""
+    def observe(self, method: str, head: Head, facts: Facts, peer: str, body: bytes = b"") -> CallObserver:
+        """Report that a request has arrived. body: whole, if it is here."""
         known = self.topology.is_known(head.model_name)
-        return self.hooks.call_started(CallStarted(method, head.model_name, known, head.id, peer, self.clock(), facts))
+        request_id = head.id or facts.metadata.get(REQUEST_ID, "")
+        started = CallStarted(method, head.model_name, known, request_id, peer, self.clock(), facts)
+        take = self.capture.get(head.model_name)
+        if take is not None:
+            take(started, body)
+        return self.hooks.call_started(started)
 
     def begin(self, route: Route, head: Head, facts: Facts, observer: CallObserver) -> Work:
         """Decide where a request may go.

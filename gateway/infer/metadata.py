@@ -5,7 +5,7 @@ Sources: RFC 9113 section 8.2.2 (hop-by-hop fields), gRPC PROTOCOL-HTTP2.md (res
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gateway.types import Metadata, MetadataValue, Served
 
@@ -18,6 +18,8 @@ _DROPPED = frozenset(
     }
 )  # fmt: skip
 _RESERVED = ("grpc-", "gateway-", ":")
+REQUEST_ID = "x-request-id"
+"""Metadata key of a caller's own id for a request; the V2 message's id goes before it where one is to be chosen."""
 UPSTREAM_KEY = "gateway-upstream"
 """Metadata key by which a caller of a control RPC names one upstream."""
 
@@ -39,6 +41,12 @@ def first_values(metadata: Iterable[tuple[str, MetadataValue]]) -> dict[str, str
         if isinstance(value, str) and key not in facts:
             facts[key] = value.strip()
     return facts
+
+
+def echoed(metadata: Mapping[str, str]) -> Metadata:
+    """What of a caller's metadata its trailing metadata repeats: the id by which it tells its requests apart."""
+    id = metadata.get(REQUEST_ID)
+    return ((REQUEST_ID, id),) if id else ()
 
 
 def served_trailers(served: Served) -> Metadata:

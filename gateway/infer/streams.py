@@ -23,7 +23,7 @@ from gateway.infer.attempts import Attempt
 from gateway.infer.correlation import with_own_id
 from gateway.infer.exchange import Request
 from gateway.infer.inference import SERVICE, Inference, Work, request_for, served_by
-from gateway.infer.metadata import first_values, passed_on, served_trailers
+from gateway.infer.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.infer.pipelines import PipelineModel
 from gateway.status import Code, Meaning, Verdict, judge_in_band
 from gateway.types import Facts, Metadata, Served
@@ -134,7 +134,7 @@ class StreamSession:
         """Who answered on this stream: each name once, in order of their first answer; the attempts in total."""
         variants, versions, endpoints = (",".join(names) for names in self._who)
         served = Served("", variants, versions, endpoints, self._attempts)
-        return served_trailers(served)
+        return (*served_trailers(served), *echoed(self._facts))
 
     async def _serve(self, requests: AsyncIterator[bytes]) -> None:
         async for body in requests:
@@ -152,7 +152,7 @@ class StreamSession:
         head = peek_request(body)
         facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
         request = Request(body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
-        observer = inference.observe(request.method, head, facts, request.peer)
+        observer = inference.observe(request.method, head, facts, request.peer, body)
         self._accepted += 1
         message = Message(request, len(body), head, observer, f"{self._accepted}:{head.id}")
         self._open.add(message)

@@ -20,7 +20,7 @@ from gateway.hooks import AttemptEnded, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
 from gateway.infer.inference import INFER, Inference, Work, as_asked, request_for, served_by
-from gateway.infer.metadata import is_passed_on, served_trailers
+from gateway.infer.metadata import echoed, first_values, is_passed_on, served_trailers
 from gateway.infer.models import Models
 from gateway.merge import Layout
 from gateway.server.calls import CallLimits
@@ -31,7 +31,7 @@ from gateway.upstream.channel import ChannelConnection
 from gateway.upstream.connection import CallFailed
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.engine import Field, NeverIndexed
+from gateway.wire.engine import NeverIndexed
 from gateway.wire.fields import Fields, fields_from, metadata_from
 from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_front, peek_request, peek_response, rename_request, tail
@@ -111,8 +111,9 @@ class Relay:
             reply = await self._models.infer(request)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
         except GatewayError as error:
-            trailing = fields_from(error.trailers) if isinstance(error, UpstreamFailed) else ()
-            call.fail(error.code, error.text, trailing)
+            trailing = error.trailers if isinstance(error, UpstreamFailed) else ()
+            echo = echoed(first_values(request.metadata))
+            call.fail(error.code, error.text, fields_from([*trailing, *echo]))
         except Exception:
             _log.exception("unforeseen failure in ModelInfer")
             call.fail(Code.INTERNAL, _BUG)
@@ -129,6 +130,7 @@ class _Forwarding:
         "_call",
         "_client",
         "_deadline",
+        "_echo",
         "_fields",
         "_inference",
         "_points",
@@ -162,6 +164,7 @@ class _Forwarding:
         self.spans: Sequence[tuple[int, int]]
         self._work: Work
         self._attempt: Attempt
+        self._echo: Fields
         self._fields: Fields
 
     # Request
@@ -169,14 +172,16 @@ class _Forwarding:
     def begin(self) -> None:
         call, head, inference = self._call, self.head, self._inference
         facts = Facts(_facts_of(call.fields), head.parameters if head.entries else {}, head.model_version)
-        observer = inference.observe("ModelInfer", head, facts, call.peer)
+        self._echo = fields_from(echoed(facts.metadata))
+        whole = call.body if call.missing <= 0 else b""
+        observer = inference.observe("ModelInfer", head, facts, call.peer, whole)
         try:
             route = inference.topology.routes.lookup(head.model_name)
             if route is None:
                 raise UnknownModel(head.model_name, head.model_version)
             self._work = inference.begin(route, head, facts, observer)
         except GatewayError as error:
-            call.fail(error.code, error.text)
+            call.fail(error.code, error.text, self._echo)
             observer.ended(CallEnded(error.code, error.text, None, self._request_bytes, 0, inference.clock()))
             return
         self._fields = _passed_on(call.fields)
@@ -258,7 +263,8 @@ class _Forwarding:
         self._attempt.endpoint.end()
         served = self._served = served_by(self._work, self._attempt, head.model_version)
         self._answered_bytes = len(body)
-        trailing = (*_answer_fields(client.trailing), *_trailers(served), (b"gateway-batch", b"%d" % members))
+        batch = (b"gateway-batch", b"%d" % members)
+        trailing = (*_answer_fields(client.trailing), *_trailers(served), batch, *self._echo)
         self._call.reply(body, _answer_fields(client.initial), trailing)
         self._inference.attempt_answered(self._work)
         self._end(Code.OK, "")
@@ -298,7 +304,8 @@ class _Forwarding:
             if self._served is None:
                 self._reply(client)
             else:
-                self._call.finish(Code.OK, "", (*_answer_fields(client.trailing), *_trailers(self._served)))
+                trailing = (*_answer_fields(client.trailing), *_trailers(self._served), *self._echo)
+                self._call.finish(Code.OK, "", trailing)
         except (GatewayError, WireFailed) as error:
             self._inference.attempt_answered(self._work)
             self._end(error.code, str(error))
@@ -317,9 +324,9 @@ class _Forwarding:
         self._answered_bytes = len(body)
         trailing = _trailers(served)
         from_upstream = _answer_fields(client.trailing)
-        self._call.reply(
-            body, _answer_fields(client.initial), (*from_upstream, *trailing) if from_upstream else trailing
-        )
+        if from_upstream or self._echo:
+            trailing = (*from_upstream, *trailing, *self._echo)
+        self._call.reply(body, _answer_fields(client.initial), trailing)
 
     def _upstream_failed(self, client: ClientCall) -> None:
         trailing = _legible(client.trailing)
@@ -353,9 +360,10 @@ class _Forwarding:
 
     def _fail(self, error: GatewayError) -> None:
         self._end(error.code, error.text)
-        trailing: Sequence[Field] = ()
+        trailing = self._echo
         if isinstance(error, UpstreamFailed):
-            trailing = fields_from([(key, value) for key, value in error.trailers if is_passed_on(key)])
+            passed = fields_from([(key, value) for key, value in error.trailers if is_passed_on(key)])
+            trailing = [*passed, *self._echo]
         self._call.fail(error.code, error.text, trailing)
 
     def _end(self, code: Code, text: str) -> None:

@@ -168,6 +168,7 @@ def test_openmetrics_is_answered_to_those_who_accept_it(metrics, call):
 def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, call, fallen_back):
     """The names are a promise, so the page that makes it is compared with the scrape."""
     call(steps=[("decode", 0.001, "bad")], attempts=fallen_back).report_to(metrics)
+    call(attempts=[], code=Code.RESOURCE_EXHAUSTED).report_to(metrics)
     metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0))
     real = set()

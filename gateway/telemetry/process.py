@@ -1,0 +1,82 @@
+"""Telemetry: all of it that one process has, put together from its settings. The rest of this room is its parts."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+
+from prometheus_client import Metric
+
+from gateway.config.serving import Telemetry
+from gateway.hooks import Hooks
+from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
+from gateway.telemetry.capture import Captures
+from gateway.telemetry.compose import compose
+from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape, SharedDirectory
+from gateway.telemetry.metrics_export import MetricsExport
+from gateway.telemetry.otel import is_configured
+from gateway.telemetry.traces import Traces
+from gateway.telemetry.traffic import Traffic
+
+
+class ProcessTelemetry:
+    """What one serving process tells, between enter and exit."""
+
+    def __init__(
+        self, settings: Telemetry, environ: Mapping[str, str], version: str, shared: SharedDirectory | None
+    ) -> None:
+        """shared: where the workers of one pod keep their numbers; None if this process is alone."""
+        self._settings = settings
+        self._environ = environ
+        self._version = version
+        self._is_alone = shared is None
+        self._metrics = Metrics(MetricsSettings(version, shared))
+        self._exits = contextlib.AsyncExitStack()
+        self.captures = Captures(shared.worker if shared else "0")
+        self.traffic: Traffic | None = None  # None: the supervisor has it, for all workers
+        self.hooks: Hooks
+
+    @property
+    def scrape(self) -> Scrape:
+        return self._metrics.scrape
+
+    async def enter(self, more: Sequence[Hooks]) -> ProcessTelemetry:
+        """Start it. more: listeners beyond those of the settings.
+
+        :raises BadTelemetrySettings: if an OTEL_* variable names an exporter that is not installed.
+        """
+        async with contextlib.AsyncExitStack() as exits:
+            self.hooks = compose([*await self._listeners(exits), *more])
+            exits.enter_context(self.captures)
+            if self._is_alone:
+                numbers = numbers_of_pod(self.scrape.collect, self._environ, self._version)
+                self.traffic = await exits.enter_async_context(numbers)
+            self._exits = exits.pop_all()
+        return self
+
+    async def aclose(self) -> None:
+        """Send and write what is left."""
+        await self._exits.aclose()
+
+    async def _listeners(self, exits: contextlib.AsyncExitStack) -> Sequence[Hooks]:
+        listeners: list[Hooks] = []
+        if is_configured("traces", self._environ):
+            listeners.append(await exits.enter_async_context(Traces(self._environ, self._version)))
+        listeners.append(self._metrics)
+        log = self._settings.access_log
+        if log.destination != "none":
+            writer = exits.enter_context(LineWriter(sys.stdout if log.destination == "stdout" else sys.stderr))
+            listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer.write_nowait))
+        return listeners
+
+
+@contextlib.asynccontextmanager
+async def numbers_of_pod(
+    collect: Callable[[], Iterable[Metric]], environ: Mapping[str, str], version: str
+) -> AsyncIterator[Traffic]:
+    """What one process of a pod does with the numbers of all: look at them for the page, and send them if asked to."""
+    async with contextlib.AsyncExitStack() as exits:
+        if is_configured("metrics", environ):
+            await exits.enter_async_context(MetricsExport(collect, environ, version))
+        yield await exits.enter_async_context(Traffic(collect))

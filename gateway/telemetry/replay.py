@@ -1,0 +1,113 @@
+"""Telemetry: captured requests sent again, to whatever speaks the V2 protocol. The reading half of `capture`.
+
+May depend on fsspec and grpc. Requests go out in the order of the file, as many at a time as asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import fsspec
+import grpc
+
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class BadCapture(Exception):
+    """A file that is no capture; the text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One request as it was kept."""
+
+    model: str
+    body: bytes  # a ModelInferRequest
+    metadata: Mapping[str, str]
+
+
+@dataclass
+class Replayed:
+    """What came of a replay."""
+
+    codes: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)  # of each call
+    first_error: str = ""
+    took: float = 0.0
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        total = self.codes.total()
+        yield f"{total} requests in {self.took:.2f} s ({total / self.took if self.took else 0:.0f}/s)"
+        for code, count in self.codes.most_common():
+            yield f"  {code:20} {count}"
+        if self.seconds:
+            ordered = sorted(self.seconds)
+            p50, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * q))] for q in (0.5, 0.99))
+            yield f"  half within {p50 * 1000:.1f} ms, 99 of 100 within {p99 * 1000:.1f} ms"
+        if self.first_error:
+            yield f"  first error: {self.first_error}"
+
+
+def read(url: str) -> Iterator[Captured]:
+    """The requests of one captured file. url: a path, or any URL that fsspec can open.
+
+    A last line without its end is left out: the file is being written, or its writer was killed.
+
+    :raises BadCapture: if a line is no captured request.
+    """
+    with fsspec.open(url, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                kept = json.loads(line)
+                yield Captured(kept["model"], base64.b64decode(kept["request"], validate=True), dict(kept["metadata"]))
+            except (ValueError, KeyError, TypeError, binascii.Error) as error:
+                raise BadCapture(f"{url}, line {number}: is no captured request ({type(error).__name__})") from error
+
+
+async def replay(
+    files: Sequence[str], to: str, *, at_once: int = 1, model: str | None = None, timeout: float = 60.0
+) -> Replayed:
+    """Send every request of the files.
+
+    to:       HOST:PORT, without TLS.
+    at_once:  calls in flight.
+    model:    only requests of this one; None sends all.
+    timeout:  seconds for each call.
+    :raises BadCapture: if a file is no capture; what came before it has been sent.
+    """
+    result = Replayed()
+    requests = (each for file in files for each in read(file) if model in (None, each.model))
+    began = time.monotonic()
+    async with grpc.aio.insecure_channel(to, _UNLIMITED) as channel:
+        infer = channel.unary_unary(_INFER)
+
+        async def send_some() -> None:
+            for request in requests:  # shared: each sender takes the next one
+                await _send(infer, request, timeout, result)
+
+        await asyncio.gather(*(send_some() for _ in range(at_once)))
+    result.took = time.monotonic() - began
+    return result
+
+
+async def _send(infer: grpc.aio.UnaryUnaryMultiCallable, request: Captured, timeout: float, result: Replayed) -> None:
+    began = time.monotonic()
+    try:
+        await infer(request.body, metadata=tuple(request.metadata.items()), timeout=timeout)
+    except grpc.aio.AioRpcError as error:
+        result.codes[error.code().name] += 1
+        result.first_error = result.first_error or f"{error.code().name}: {error.details()}"
+    else:
+        result.codes["OK"] += 1
+    result.seconds.append(time.monotonic() - began)

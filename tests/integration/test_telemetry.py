@@ -1,0 +1,130 @@
+"""What a whole gateway tells: ids of requests in answers and logs, captured requests that can be sent again, /state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+import yaml
+from processes import run
+from v2_calls import call, channel_to, infer, numbers, stream
+from v2_gateways import gateway_of
+
+from gateway.app import Gateway
+from gateway.config import load
+from gateway.triton import LocalTriton
+
+MODELS = {
+    "adder": {"variants": {"only": {"upstream": "main", "model": "add_one_a"}}},
+    "same": {
+        "pipeline": {
+            "inputs": [{"name": "IN", "datatype": "FP32", "shape": [4]}],
+            "outputs": [{"name": "OUT", "datatype": "FP32", "shape": [4]}],
+            "steps": [{"call": "labels", "inputs": {"IN": "IN"}, "outputs": {"OUT": "OUT"}}],
+        }
+    },
+    "labels": {"variants": {"only": {"upstream": "main", "model": "classifier"}}},
+}
+Start = Callable[..., AbstractAsyncContextManager[Gateway]]
+
+
+@pytest.fixture(params=["wire", "grpcio"])
+def start(request: pytest.FixtureRequest, triton: LocalTriton, tmp_path: Path) -> Start:
+    """Starts a gateway with these telemetry settings, on each transport."""
+
+    @asynccontextmanager
+    async def started(**telemetry: object) -> AsyncIterator[Gateway]:
+        content = {
+            "listen": "127.0.0.1:0",
+            "admin": {"listen": "127.0.0.1:0"},
+            "transport": request.param,
+            "telemetry": {"access_log": {"destination": "none"}, **telemetry},
+            "upstreams": {"main": {"endpoints": [triton.grpc_address]}},
+            "models": MODELS,
+        }
+        file = tmp_path / "gateway.yaml"
+        file.write_text(yaml.safe_dump(content))
+        async with gateway_of(load(file, {})) as running:
+            yield running
+
+    return started
+
+
+async def test_a_caller_s_request_id_comes_back_whatever_becomes_of_the_call(start: Start) -> None:
+    theirs = [("x-request-id", "abc-1")]
+    async with start() as gateway, channel_to(gateway.listen) as channel:
+        for request in (infer("adder"), infer("same", [[1.0] * 4]), infer("nobody"), infer("adder", [[1.0]] * 9)):
+            answer = await call(channel, request, metadata=theirs)
+            assert answer.trailers.get("x-request-id") == "abc-1", request.model_name
+        assert "x-request-id" not in (await call(channel, infer("adder"))).trailers
+        streaming = stream(channel, theirs)
+        await streaming.write(infer("adder"))
+        await streaming.done_writing()
+        assert numbers((await streaming.read()).infer_response) == [2.0, 3.0]
+        await streaming.read()
+        assert dict(await streaming.trailing_metadata())["x-request-id"] == "abc-1"
+
+
+@pytest.mark.parametrize(
+    ("id", "metadata", "logged"),
+    [("r-1", [], "r-1"), ("", [("x-request-id", "m-1")], "m-1"), ("r-1", [("x-request-id", "m-1")], "r-1")],
+    ids=["in the message", "in the metadata", "in both"],
+)
+async def test_the_log_names_the_request(
+    start: Start, id: str, metadata: list[tuple[str, str]], logged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = {"destination": "stdout", "sample": 1}
+    async with start(access_log=log) as gateway, channel_to(gateway.listen) as channel:
+        await call(channel, infer("adder", id=id), metadata=metadata)
+    (line,) = [json.loads(each) for each in capsys.readouterr().out.splitlines() if each.startswith("{")]
+    assert (line["model"], line["request_id"]) == ("adder", logged)
+
+
+async def test_captured_requests_can_be_sent_again_from_the_command_line(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "captured"
+    kept = {"directory": str(folder), "share": 1, "metadata": ["x-user"]}
+    capture = [{"model": name, **kept} for name in ("adder", "same")]
+    async with start(capture=capture) as gateway, channel_to(gateway.listen) as channel:
+        for number in range(3):
+            await call(channel, infer("adder", [[float(number)]], id=f"r-{number}"), metadata=[("x-user", "ann")])
+        await call(channel, infer("same", [[1.0] * 4]))
+        await call(channel, infer("labels", [[1.0] * 4]))
+        await call(channel, infer("adder", [[1.0]] * 9))  # more rows than the model takes
+    files = sorted(str(file) for file in folder.iterdir())
+    assert len(files) == 2
+
+    async with start() as gateway:
+        code, output, errors = await run("replay", *files, "--to", gateway.listen, folder=tmp_path)
+        assert (code, errors) == (1, "")
+        assert "5 requests" in output
+        assert "OK                   4" in output
+        assert "INVALID_ARGUMENT     1" in output
+        code, output, _ = await run("replay", *files, "--to", gateway.listen, "--model", "same", folder=tmp_path)
+        assert code == 0
+        assert "1 requests" in output
+
+
+async def test_state_has_what_was_called_lately(start: Start, get_json: Callable[..., Awaitable[object]]) -> None:
+    async with start() as gateway, channel_to(gateway.listen) as channel:
+        gateway._telemetry.traffic.look()
+        for _ in range(3):
+            await call(channel, infer("adder"))
+        gateway._telemetry.traffic.look()
+        state = await get_json(gateway, "/state")
+    (minute, _) = state["traffic"]["windows"]
+    assert minute["models"]["adder"]["calls"] == 3
+    assert minute["models"]["adder"]["variants"]["only"]["ms"]["p99"] > 0
+    assert state["traffic"]["in_flight"] == {"adder": 0}
+
+
+@pytest.fixture
+def get_json() -> Callable[..., Awaitable[object]]:
+    async def get(gateway: Gateway, path: str) -> object:
+        async with aiohttp.ClientSession() as session, session.get(f"http://{gateway.admin_address}{path}") as answer:
+            return await answer.json()
+
+    return get

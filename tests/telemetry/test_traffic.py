@@ -1,0 +1,105 @@
+"""What the admin page is told of the last minute and quarter of an hour."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.status import Code, Meaning
+from gateway.telemetry.metrics import Metrics, MetricsSettings
+from gateway.telemetry.traffic import Traffic, quantile
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(MetricsSettings())
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def traffic(metrics, clock):
+    traffic = Traffic(metrics.scrape.collect, clock)
+    traffic.look()
+    return traffic
+
+
+def tick(traffic, clock, times=1):
+    for _ in range(times):
+        clock.now += 5
+        traffic.look()
+
+
+def windows(traffic):
+    return {window["name"]: window for window in traffic.report()["windows"]}
+
+
+def test_a_model_s_calls_are_counted_with_their_rate_errors_and_latency(metrics, traffic, clock, call, attempt):
+    for _ in range(8):
+        call().report_to(metrics)  # 5 ms
+    refused = attempt(code=Code.INVALID_ARGUMENT, meaning=Meaning.CALLER, seconds=0.0001)
+    for _ in range(2):
+        call(attempts=[refused], code=Code.INVALID_ARGUMENT).report_to(metrics)
+    tick(traffic, clock)
+    window = windows(traffic)["1m"]
+    photos = window["models"]["photos"]
+    assert window["seconds"] == 5
+    assert (photos["calls"], photos["per_second"], photos["errors"]) == (10, 2.0, {"INVALID_ARGUMENT": 2})
+    assert 2 <= photos["ms"]["p50"] <= 5
+    assert 2 <= photos["ms"]["p99"] <= 5
+    assert photos["variants"]["onnx"]["calls"] == 10
+    assert window["endpoints"] == {"cpu": {"cpu-0:8001": {"ok": 8, "caller": 2}}}
+
+
+def test_variants_fallbacks_and_full_queues_are_told_apart(metrics, traffic, clock, call, attempt, fallen_back):
+    call(attempts=fallen_back).report_to(metrics)
+    full = attempt(code=Code.UNAVAILABLE, meaning=Meaning.OVERLOADED)
+    call(attempts=[full], code=Code.RESOURCE_EXHAUSTED).report_to(metrics)
+    tick(traffic, clock)
+    photos = windows(traffic)["1m"]["models"]["photos"]
+    assert (photos["fallbacks"], photos["queue_full"]) == (1, 1)
+    assert photos["variants"]["onnx"]["calls"] == 2
+
+
+def test_what_is_older_than_a_window_is_not_in_it(metrics, traffic, clock, call):
+    call().report_to(metrics)
+    tick(traffic, clock, 13)
+    assert windows(traffic)["1m"]["models"] == {}
+    assert windows(traffic)["1m"]["seconds"] == 60
+    assert windows(traffic)["15m"]["models"]["photos"]["calls"] == 1
+    tick(traffic, clock, 12 * 15)
+    assert windows(traffic)["15m"]["models"] == {}
+
+
+def test_what_was_counted_before_the_first_look_is_in_no_window(metrics, clock, call):
+    call().report_to(metrics)
+    late = Traffic(metrics.scrape.collect, clock)
+    assert [window["models"] for window in late.report()["windows"]] == [{}, {}]
+    late.look()
+    tick(late, clock)
+    assert [window["models"] for window in late.report()["windows"]] == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("steps", "q", "expected"),
+    [
+        ([(1.0, 0), (2.0, 10), (float("inf"), 10)], 0.5, 1.5),
+        ([(1.0, 10), (2.0, 10), (float("inf"), 10)], 0.5, 0.5),
+        ([(1.0, 0), (2.0, 0), (float("inf"), 10)], 0.5, 2.0),
+        ([(1.0, 5), (2.0, 5), (float("inf"), 10)], 0.99, 2.0),
+        ([(1.0, 10), (2.0, 20), (float("inf"), 20)], 0.5, 1.0),
+    ],
+    ids=["inside a bucket", "in the first", "beyond all", "partly beyond", "on a bound"],
+)
+def test_quantiles_are_prometheus_ones(steps, q, expected):
+    assert quantile(steps, q) == pytest.approx(expected)
