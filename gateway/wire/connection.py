@@ -275,7 +275,7 @@ class Connection(Generic[AnyStream]):
                 self._tick_stream(stream)
 
     def _tick_stream(self, stream: AnyStream) -> None:
-        if stream._tick(int(self.limits.write_stall_seconds)):
+        if stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
             stream.reset(ErrorCode.ENHANCE_YOUR_CALM)
 
     def _keep_alive(self, now: float) -> None:

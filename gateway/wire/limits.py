@@ -41,8 +41,8 @@ class Limits:
     handshake_seconds: float = 10.0  # from accept to the client's first SETTINGS
     frame_seconds: float = 10.0  # for one frame or header block to become complete
     first_message_seconds: float = 5.0  # a unary call may be this long below `min_rate` before its message is complete
-    min_rate: int = 1 * KiB  # bytes per second of a request that is being sent
-    write_stall_seconds: float = 30.0  # a peer that takes nothing for so long is cut
+    min_rate: int = 1 * KiB  # bytes per second that a peer must send of its request, and take of what waits for it
+    write_stall_seconds: float = 30.0  # a call whose peer takes less for so long is reset; a silent socket, cut
     idle_seconds: float = 3600.0  # a connection with no call
     age_seconds: float = 0.0  # a connection is asked to leave after this, ± 10 %; 0 is never
     keepalive_seconds: float = 30.0  # a PING after so long without a byte from a peer with calls; 0 is never

@@ -31,8 +31,10 @@ class Stream:
         "_buffer",
         "_held",
         "_idle_ticks",
+        "_last_taken",
         "_last_unsent",
         "_offer_at",
+        "_queued",
         "_received",
         "_stalled_ticks",
         "body",
@@ -67,6 +69,8 @@ class Stream:
         self._offer_at = 0  # size of the front that is shown next
         self._received = 0  # bytes, for the rate
         self._idle_ticks = 0
+        self._queued = 0  # bytes given to `send_chunk`
+        self._last_taken = 0
         self._last_unsent = 0
         self._stalled_ticks = 0
 
@@ -189,6 +193,7 @@ class Stream:
             self.connection.engine.send_data(self.id, data)
         except EngineError:
             return  # its end has happened and will be reported
+        self._queued += len(data)
         self.connection.wake()
 
     @property
@@ -231,10 +236,13 @@ class Stream:
 
     # Time
 
-    def _tick(self, write_ticks: int) -> bool:
-        """Once a second. Has the peer taken nothing of what we send for `write_ticks`?"""
+    def _tick(self, write_ticks: int, min_rate: int) -> bool:
+        """Once a second. Has the peer taken less than `min_rate` of what waits for it, for `write_ticks`?"""
         unsent = self.unsent
-        self._stalled_ticks = self._stalled_ticks + 1 if unsent and unsent >= self._last_unsent else 0
+        taken = self._queued - unsent
+        slow = unsent > 0 and taken - self._last_taken < min(min_rate, self._last_unsent)
+        self._stalled_ticks = self._stalled_ticks + 1 if slow else 0
+        self._last_taken = taken
         self._last_unsent = unsent
         return self._stalled_ticks >= write_ticks
 
