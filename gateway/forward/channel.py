@@ -373,10 +373,10 @@ class WireChannel:
         self._dial()
 
     def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
         now = self._loop.time()
         for edge in list(self._edges):
             edge.tick(now)
-        self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
 
     # End
 

@@ -202,10 +202,10 @@ class WireServer:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
+        self._ticker = loop.call_later(TICK_SECONDS, self._tick)
         now = loop.time()
         for edge in list(self._edges):
             edge.tick(now)
-        self._ticker = loop.call_later(TICK_SECONDS, self._tick)
 
     # Calls
 

@@ -7,6 +7,7 @@ with it the calls, of another. Source: grpc `doc/PROTOCOL-HTTP2.md`, gRFC A6 (wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
@@ -348,5 +349,4 @@ class ClientConnection(Connection[ClientCall]):
         """Take no more calls; close once the running ones have ended."""
         if not self.draining:
             self.draining = True
-            self.engine.send_goaway(ErrorCode.NO_ERROR)
-            self.wake()
+            self._try(partial(self.engine.send_goaway, ErrorCode.NO_ERROR))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
@@ -352,9 +353,8 @@ class ServerConnection(Connection[ServerCall]):
         if not self.draining:
             self.draining = True
             self._second_goaway_at = self.now + DRAIN_STEP
-            self.engine.send_shutdown_notice()
-            self.engine.ping()  # its answer says that what was on its way has come
-            self.wake()
+            self._try(self.engine.send_shutdown_notice)
+            self._try(self.engine.ping)  # its answer says that what was on its way has come
         if grace is not None:
             self._cut_at = self.now + grace
 
@@ -380,8 +380,7 @@ class ServerConnection(Connection[ServerCall]):
     def _ping_answered(self) -> None:
         if self._second_goaway_at is not None:
             self._second_goaway_at = None
-            self.engine.send_goaway(ErrorCode.NO_ERROR)
-            self.wake()
+            self._try(partial(self.engine.send_goaway, ErrorCode.NO_ERROR))
 
     def _reset_by_peer(self, event: StreamReset) -> None:
         self._peer_reset = event.stream_id
