@@ -283,7 +283,7 @@ class Gateway:
 
     async def drain(self) -> None:
         """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls."""
-        server = self.settings.server
+        server = self._first.config.server  # as the supervisor knows it, which waits for so long
         self._draining = True
         self._changes.notify()
         _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)

@@ -56,8 +56,10 @@ The file is looked at once a second, as are the files that it names, and read on
 it has stayed the same for two looks, so a file that is being written is not read half. A symbolic link that turns, as
 Kubernetes does it for a mounted ConfigMap, is a change. The new file is validated whole. If it is good, it is taken
 over at once for new calls, and calls in flight end as they began. If it is not, the old one stays, and the findings are
-in the log, in the metrics and at `/config`. These take effect with a restart only, and a notice says so: `listen`,
-`admin.listen`, `workers`, `transport`, `server.max_message_bytes`.
+in the log, in the metrics and at `/config`.
+
+`upstreams`, `models` and `direct` change in this way. Everything else takes effect with a restart only, and a notice
+says so.
 
 ## Keys
 

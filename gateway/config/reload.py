@@ -8,29 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path as FilePath
 
-from gateway.config.findings import ConfigError, Finding, Severity
+from gateway.config.findings import ConfigError, Finding, Severity, show
 from gateway.config.load import Loaded, fingerprint
 from gateway.config.schema import Config
+from gateway.config.section import Section
 
 log = logging.getLogger(__name__)
 
 Mark = tuple[object, ...]
 """A fingerprint of files: equal as long as none of them changed."""
 
-_FIXED = (
-    ("listen",),
-    ("admin", "listen"),
-    ("workers",),
-    ("transport",),
-    *(
-        ("server", name)
-        for name in ("max_message_bytes", "tls", "max_connections", "max_streams", "max_connection_age")
-    ),
-)
-"""Settings that belong to open sockets and running processes."""
+_LIVE = ("upstreams", "models", "direct")
+"""Sections that a running gateway takes over. All else belongs to open sockets and to what is built at the start."""
 
 
 def restart_notices(running: Config, new: Config, source: str) -> tuple[Finding, ...]:
@@ -38,16 +30,24 @@ def restart_notices(running: Config, new: Config, source: str) -> tuple[Finding,
 
     running:  the config that the process was started with, which is what its sockets still follow.
     """
+    old_values, new_values = dict(_settings(running)), dict(_settings(new))
     notices = []
-    for path in _FIXED:
-        old_value: object = running
-        new_value: object = new
-        for part in path:
-            old_value, new_value = getattr(old_value, part), getattr(new_value, part)
-        if old_value != new_value:
-            wrong = f"changes from {old_value} to {new_value} only with a restart"
+    for path in {**old_values, **new_values}:
+        old_value, new_value = old_values.get(path), new_values.get(path)
+        if path[0] not in _LIVE and old_value != new_value:
+            wrong = f"changes from {show(old_value)} to {show(new_value)} only with a restart"
             notices.append(Finding(source, 0, ".".join(path), wrong, "", Severity.NOTICE))
     return tuple(notices)
+
+
+def _settings(section: Section, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every setting by its path, in the order of the schema."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _settings(value, (*above, name))
+        else:
+            yield (*above, name), value
 
 
 class Tracker:

@@ -15,6 +15,11 @@ from gateway.config.reload import Tracker
 GOOD = "upstreams: {cpu: {endpoints: [triton:8001]}}\ndirect: {models: all}\n"
 
 
+def attempts(most: int) -> str:
+    """What makes another config of GOOD, without a restart."""
+    return f"models: {{m: {{variants: {{a: {{upstream: cpu, model: x}}}}, attempts: {most}}}}}\n"
+
+
 class Ear:
     """Hears what a watcher reports."""
 
@@ -71,13 +76,13 @@ async def test_a_change_is_handed_on_when_it_has_settled(file: Path) -> None:
     """The first look sees that the file changed, the second that it is no longer being written."""
     ear = Ear()
     watching = watcher(file, ear)
-    write(file, GOOD + "sequences: {most: 5}\n")
+    write(file, GOOD + attempts(5))
     await watching.look()
     assert ear.take() == []
     await watching.look()
     assert ear.take() == ["changed"]
     assert ear.config is not None
-    assert ear.config.sequences.most == 5
+    assert ear.config.models["m"].attempts == 5
     await watching.look()
     assert ear.take() == []
 
@@ -86,7 +91,7 @@ async def test_a_file_that_is_still_written_is_not_read(file: Path) -> None:
     ear = Ear()
     watching = watcher(file, ear)
     for size in range(5):
-        write(file, GOOD + "#" * size + "\nsequences: {most: 7}\n")
+        write(file, GOOD + "#" * size + "\n" + attempts(4))
         await watching.look()
     assert ear.take() == []
 
@@ -166,11 +171,11 @@ async def test_every_way_of_replacing_a_file_is_noticed(
     monkeypatch.chdir(tmp_path)
     if replace is by_link:
         (tmp_path / "g.yaml").symlink_to("..data/g.yaml")
-    replace(tmp_path, GOOD + "sequences: {most: 1}\n")
+    replace(tmp_path, GOOD + attempts(1))
     os.utime("g.yaml", ns=(0, 0))
     ear = Ear()
     watching = watcher(Path("g.yaml"), ear)
-    replace(tmp_path, GOOD + "sequences: {most: 2}\n")
+    replace(tmp_path, GOOD + attempts(2))
     if replace is not in_place:
         os.utime("g.yaml", ns=(0, 0))
     for _ in range(2):
@@ -192,10 +197,14 @@ async def test_a_file_that_the_config_names_is_watched_too(file: Path, tmp_path:
 async def test_what_needs_a_restart_is_a_notice(file: Path) -> None:
     ear = Ear()
     watching = watcher(file, ear)
-    write(file, GOOD + "workers: 4\nsequences: {most: 5}\n")
+    write(file, GOOD + "workers: 4\nserver: {control: none}\n")
     await watching.look(poked=True)
-    assert ear.take() == ["changed", "g.yaml: notice: workers: changes from 1 to 4 only with a restart"]
-    write(file, GOOD + "sequences: {most: 6}\n")
+    assert ear.take() == [
+        "changed",
+        "g.yaml: notice: workers: changes from 1 to 4 only with a restart",
+        "g.yaml: notice: server.control: changes from 'loopback' to 'none' only with a restart",
+    ]
+    write(file, GOOD + attempts(2))
     await watching.look(poked=True)
     assert ear.take() == ["changed"]
 
@@ -209,6 +218,7 @@ def test_notices_compare_with_what_the_process_was_started_with() -> None:
         "listen",
         "admin.listen",
         "server.max_message_bytes",
+        "server.drain",
     ]
 
 
@@ -269,7 +279,7 @@ async def test_a_change_before_the_first_look_is_not_missed(file: Path) -> None:
     """Between reading the config and watching it a gateway starts, which takes a while."""
     ear = Ear()
     first = load(file, {})
-    write(file, GOOD + "sequences: {most: 5}\n")
+    write(file, GOOD + attempts(5))
     watching = Watcher(lambda: load(file, {}), first, ear.changed, ear.refused)
     await watching.look()
     assert ear.take() == ["changed"]
