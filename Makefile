@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check setup clean
+.PHONY: run test check perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -17,6 +17,15 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/config/test_reference.py   # is docs/configuration.md what the schema says?
+
+# Load tests against Envoy, nginx and HAProxy, 25 minutes; see perf/README.md. For a first look: make perf ROUNDS=1 ONLY=tiny
+ROUNDS := 5
+perf: setup $(VENV)/.perf
+	@$(BIN)/python -m perf --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
+
+$(VENV)/.perf: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,perf]'
+	@touch $@
 
 setup: $(VENV)/.installed
 

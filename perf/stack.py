@@ -1,0 +1,113 @@
+"""Triton and the systems under test in front of it: started in order, ended together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from perf import gateways, models, peers
+from perf.children import Child, NotStarted, Ports
+from perf.gateways import Config
+from perf.peers import Peer
+from perf.sink import Sink
+from perf.summary import DIRECT, GRPCIO, WIRE
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Something that answers for Triton's models. child: None for Triton itself. public: by the gateway's names?"""
+
+    name: str
+    address: str
+    child: Child | None
+    public: bool = False
+
+    def name_of(self, model: str) -> str:
+        return gateways.PUBLIC[model] if self.public else model
+
+    def cpu_seconds(self) -> float:
+        return self.child.cpu_seconds() if self.child else 0.0
+
+
+class Stack:
+    """`with` starts Triton; everything else is started when it is asked for, and ends with it."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.triton: Child
+        self.ports = Ports()
+        self.sink = Sink()
+        self.peers: Sequence[Peer] = ()
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Stack:
+        with ExitStack() as entered:
+            self.peers = peers.found()
+            ports = (self.ports.take(), self.ports.take(), self.ports.take())
+            repository = models.build(self.work / "models")
+            self.triton = entered.enter_context(gateways.triton(repository, self.work, ports))
+            until_ready(self.triton.address, models.ALL)
+            entered.enter_context(self.sink)
+            self._entered = entered.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._entered.close()
+
+    def direct(self) -> System:
+        return System(DIRECT, self.triton.address, None)
+
+    def peer(self, peer: Peer, *, triton: int | None = None, into: ExitStack | None = None) -> System:
+        """triton: a port to use in place of Triton's. into: what ends it earlier than this stack."""
+        folder = self.work / f"{peer.name}-{triton or 'x'}"
+        folder.mkdir(exist_ok=True)
+        child = (into or self._entered).enter_context(peer.start(folder, self.ports.take(), triton or self.triton.port))
+        until_ready(child.address, [models.TINY_A])
+        return System(peer.name, child.address, child)
+
+    def gateway(
+        self, transport: str, name: str = "", *, config: Config | None = None, into: ExitStack | None = None
+    ) -> System:
+        """transport: "wire" or "grpcio". name: if it is not the usual one of the transport."""
+        name = name or {"wire": WIRE, "grpcio": GRPCIO}[transport]
+        config = config or gateways.config(transport, self.triton.port)
+        ports = (self.ports.take(), self.ports.take())
+        file = name.replace(" ", "-")
+        child = (into or self._entered).enter_context(
+            gateways.gateway(config, file, self.work, ports, self.sink.endpoint)
+        )
+        until_ready(child.address, [gateways.TINY])
+        return System(name, child.address, child, public=True)
+
+    def everyone(self) -> list[System]:
+        """Direct, the proxies that are here, and the gateway on both transports."""
+        return [
+            self.direct(),
+            *(self.peer(peer) for peer in self.peers),
+            self.gateway("wire"),
+            self.gateway("grpcio"),
+        ]
+
+
+def until_ready(address: str, names: Sequence[str], seconds: float = 60.0) -> None:
+    """:raises NotStarted: if a model is not ready in time."""
+    give_up = time.monotonic() + seconds
+    with InferenceServerClient(address) as client:
+        while not all(_is_ready(client, name) for name in names):
+            if time.monotonic() > give_up:
+                raise NotStarted(f"{', '.join(names)} at {address} not ready within {seconds:g} s")
+            time.sleep(0.1)
+
+
+def _is_ready(client: InferenceServerClient, model: str) -> bool:
+    try:
+        return bool(client.is_model_ready(model))
+    except (InferenceServerException, grpc.RpcError):
+        return False

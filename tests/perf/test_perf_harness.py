@@ -1,0 +1,113 @@
+"""The arithmetic of the load tests: medians, ratios by round, bars, tables. What they measure is no test's business."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from perf import gateways
+from perf.bars import lines
+from perf.children import Child, NotStarted, Ports
+from perf.load import slope
+from perf.report import Memory, Run, markdown
+from perf.summary import ENVOY, KSERVE, WIRE, Sample, Spread, of, ratio, spread
+
+
+def sample(system: str, number: int, rate: float, *, scenario: str = "tiny-16", cpu: float = 50.0) -> Sample:
+    return Sample(scenario, system, number, rate, p50=1000.0, p99=2000.0, cpu=cpu)
+
+
+def test_a_median_comes_with_its_extremes() -> None:
+    assert spread([3.0, 1.0, 9.0]) == Spread(3.0, 1.0, 9.0, 3)
+    assert spread([1.0, 2.0]) == Spread(1.5, 1.0, 2.0, 2)
+    assert spread([]) is None
+
+
+def test_figures_of_other_scenarios_and_systems_do_not_mix() -> None:
+    samples = [sample(WIRE, 0, 10.0), sample(ENVOY, 0, 99.0), sample(WIRE, 0, 77.0, scenario="tiny-1")]
+    assert of(samples, "tiny-16", WIRE, "rate") == Spread(10.0, 10.0, 10.0, 1)
+
+
+def test_a_ratio_is_taken_within_each_round() -> None:
+    """A machine that is ten times slower for one round changes no ratio."""
+    samples = [sample(WIRE, n, 120.0 / slow) for n, slow in enumerate((1, 10, 1))]
+    samples += [sample(ENVOY, n, 100.0 / slow) for n, slow in enumerate((1, 10, 1))]
+    found = ratio(samples, "tiny-16", "rate", WIRE, ENVOY)
+    assert found is not None
+    assert (found.low, found.middle, found.high) == pytest.approx((1.2, 1.2, 1.2))
+
+
+def test_a_round_that_one_side_lacks_counts_for_nothing() -> None:
+    samples = [sample(WIRE, 0, 50.0), sample(WIRE, 1, 300.0), sample(ENVOY, 1, 100.0)]
+    assert ratio(samples, "tiny-16", "rate", WIRE, ENVOY) == Spread(3.0, 3.0, 3.0, 1)
+    assert ratio(samples, "tiny-16", "rate", WIRE, KSERVE) is None
+
+
+@pytest.mark.parametrize(
+    ("rate", "met"),
+    [pytest.param(120.0, "aim", id="aim"), pytest.param(100.0, "must", id="must"), pytest.param(99.0, "no", id="not")],
+)
+def test_a_bar_says_whether_must_or_aim_is_met(rate: float, met: str) -> None:
+    samples = [sample(WIRE, 0, rate), sample(ENVOY, 0, 100.0)]
+    line = next(each for each in lines(samples) if each.what == "throughput ÷ Envoy · tiny-16")
+    assert (line.met, line.must, line.aim) == (met, "≥ 1", "≥ 1.2")
+
+
+def test_a_bar_may_be_the_other_systems_cost_over_ours() -> None:
+    samples = [
+        sample(WIRE, 0, 1.0, scenario="picture", cpu=100.0),
+        sample(KSERVE, 0, 1.0, scenario="picture", cpu=350.0),
+    ]
+    (line,) = lines(samples)
+    assert (line.measured, line.met) == ("3.50 (3.50–3.50)", "must")
+
+
+def test_bars_without_samples_are_left_out() -> None:
+    assert lines([]) == []
+
+
+def test_the_report_has_the_machine_every_scenario_and_what_failed() -> None:
+    run = Run({"CPU": "2 cores"}, {"rounds": "1"}, [sample(WIRE, 0, 1234.0)])
+    run.memory.append(Memory("1000 idle connections", WIRE, 90 << 20, 104 << 20))
+    run.failures.append("HAProxy: gone")
+    text = markdown(run, {"tiny-16": "Tiny tensors, 16 clients"})
+    for part in (
+        "- CPU: 2 cores",
+        "## Tiny tensors, 16 clients",
+        "1,234 (1,234–1,234)",
+        "| 90 | 104 |",
+        "- HAProxy: gone",
+    ):
+        assert part in text
+
+
+def test_a_rate_is_taken_where_the_count_rises() -> None:
+    """What comes before the first answer and after the last one is no part of it."""
+    seen = [(0.0, 5), (1.0, 5), (2.0, 7), (3.0, 9), (4.0, 11), (5.0, 11)]
+    assert slope(seen) == pytest.approx(2.0)
+    assert slope(seen[:3]) is None
+
+
+def test_every_public_model_is_split_and_sticky() -> None:
+    config = gateways.config("wire", 8001, routes=10, variants=5)
+    split = [model for model in config["models"].values() if "split" in model]
+    assert len(split) == 10
+    assert all(model["sticky"] for model in split)
+    assert len(config["models"][gateways.TINY]["variants"]) == 5
+
+
+def test_a_child_is_measured_while_it_runs_and_gone_afterwards(tmp_path: Path) -> None:
+    port = Ports().take()
+    serve = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(60)"
+    with Child([sys.executable, "-c", serve], port, tmp_path / "log") as child:
+        assert child.cpu_seconds() > 0
+        assert child.resident_bytes() > 1 << 20
+    assert child.process.poll() is not None
+
+
+def test_a_child_that_ends_early_shows_its_last_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no such model')"]
+    with pytest.raises(NotStarted, match="no such model"), Child(command, Ports().take(), tmp_path / "log"):
+        pass
