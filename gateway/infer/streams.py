@@ -1,7 +1,9 @@
 """The use-case for one ModelStreamInfer: each message is routed on its own, over shared upstream streams.
 
-One *leg* is an upstream stream to one endpoint; all messages that go there travel on it, so Triton sees a sequence's
-requests in order. Upstream ids are the gateway's own, so that answers find their request; the caller's id is put back.
+One *leg* is an upstream stream to one endpoint for one model: all messages that go to both travel on it, so Triton sees
+a sequence's requests in order. Models do not share legs, since a Triton whose stream has requests of decoupled models
+among others ends up answering nothing or crashing (seen with 2.51). Upstream ids are the gateway's own, so that answers
+find their request; the caller's id is put back.
 
 Order, as Triton keeps it: answers of models that answer once come in the order of their requests; those of decoupled
 models come as they are made, in order per request. Which kind a model is shows in its first answer: a decoupled one
@@ -46,6 +48,9 @@ _STREAM = SERVICE + "ModelStreamInfer"
 _FINAL = "triton_final_response"
 _WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM = "triton_grpc_error"
+
+_MANY_LEGS = 32
+"""Upstream streams of one caller's; clients call a few models on one stream. Beyond this idle ones are ended."""
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -103,7 +108,7 @@ class StreamSession:
         self._passed_on = passed_on(opening.metadata)
         self._write = write
         self._limits = limits
-        self._legs: dict[Endpoint, Leg] = {}
+        self._legs: dict[tuple[Endpoint, str], Leg] = {}  # by Triton model as well
         self._tasks: set[asyncio.Task[None]] = set()
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._accepted = 0
@@ -187,7 +192,7 @@ class StreamSession:
         metadata = [*self._passed_on, *inference.attempt_started(work, attempt)]
         if work.upstream_id is not None:
             message.key = f"{message.key.partition(':')[0]}:{work.upstream_id}"
-        leg = self._leg_to(attempt.endpoint, metadata, timeout)
+        leg = self._leg_to(attempt, metadata, timeout)
         leg.messages[message.key] = message
         self._progress.set()
         attempt.endpoint.begin()
@@ -197,13 +202,22 @@ class StreamSession:
         except CallFailed:
             return  # the leg has ended: its reader sees why, and takes care of every message on it
 
-    def _leg_to(self, endpoint: Endpoint, metadata: Metadata, timeout: float | None) -> Leg:
-        leg = self._legs.get(endpoint)
+    def _leg_to(self, attempt: Attempt, metadata: Metadata, timeout: float | None) -> Leg:
+        endpoint, key = attempt.endpoint, (attempt.endpoint, attempt.variant.model)
+        leg = self._legs.get(key)
         if leg is None or leg.ended:
-            call = endpoint.connection.stream(_STREAM, metadata, timeout)
-            leg = self._legs[endpoint] = Leg(endpoint, call)
+            if len(self._legs) >= _MANY_LEGS:
+                self._cut_idle_legs()
+            leg = self._legs[key] = Leg(endpoint, endpoint.connection.stream(_STREAM, metadata, timeout))
             self._spawn(self._read_leg(leg))
         return leg
+
+    def _cut_idle_legs(self) -> None:
+        """A caller may name any number of models on one stream, also such as do not exist."""
+        for key, leg in list(self._legs.items()):
+            if not leg.messages:
+                leg.call.cancel()
+                del self._legs[key]
 
     async def _run_pipeline(self, message: Message, pipeline: PipelineModel, request: Request) -> None:
         try:

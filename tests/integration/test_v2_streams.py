@@ -12,11 +12,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import channel_to, infer, numbers, read_all, stream, stream_all
-from v2_gateways import Script, endpoint_of, in_front_of, wait_until
+from v2_gateways import Script, endpoint_of, gateway_of, in_front_of, wait_until
 
 from gateway.app import Gateway
+from gateway.config import load
+from gateway.infer.streams import StreamLimits
 from gateway.triton import LocalTriton
 
 pytestmark = pytest.mark.integration
@@ -130,6 +134,46 @@ async def test_answers_of_other_models_keep_the_order_of_their_requests(channel:
     assert [answer.infer_response.id for answer in answers] == ["slow", "1", "2"]
 
 
+@st.composite
+def mixed(draw: st.DrawFn) -> list[Any]:
+    """Requests for one stream: answered once, n times, or with an error; every id is used once, one may be empty."""
+    kinds = draw(st.lists(st.sampled_from(["once", "repeat", "dtype", "unknown", "fails"]), max_size=10))
+    requests = []
+    for number, kind in enumerate(kinds):
+        id = str(number)
+        if kind == "repeat":
+            parameters = OPT_IN if draw(st.booleans()) else {}
+            requests.append(repeat("repeat", draw(st.integers(0, 4)), id=id, **parameters))
+        elif kind == "fails":
+            requests.append(failing(f"broken {number}", id))
+        else:
+            model, datatype = ("nobody" if kind == "unknown" else "add_two"), ("INT32" if kind == "dtype" else "FP32")
+            requests.append(infer(model, [[number]], datatype, id=id))
+    return requests
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixed())
+async def test_any_mix_of_requests_gets_tritons_own_answers(
+    channel: grpc.aio.Channel, direct: grpc.aio.Channel, requests: list[Any]
+) -> None:
+    """In order per request, and over those that are answered once.
+
+    Triton itself gets a stream for each, since it does not survive decoupled models and others on one.
+    """
+    counted = {request.id for request in requests if request.model_name == "repeat"}
+    expected = [answer for request in requests for answer in await stream_all(direct, [request])]
+    through = await stream_all(channel, requests)
+    for id in counted:
+        assert of(through, {id}) == of(expected, {id})
+    others = {request.id for request in requests} - counted
+    assert of(through, others) == of(expected, others)
+
+
+def of(answers: list[Any], ids: set[str]) -> list[Any]:
+    return [values(answer) for answer in answers if answer.infer_response.id in ids]
+
+
 WRONG = {
     "unknown model": infer("nobody", id="w"),
     "unknown version": infer("add_two", version="9", id="w"),
@@ -196,6 +240,13 @@ async def test_two_thousand_requests_may_be_sent_before_one_answer_is_read(chann
 
 
 # The end of either side
+
+
+async def test_any_number_of_models_may_be_named_on_one_stream(gateway: Gateway, channel: grpc.aio.Channel) -> None:
+    requests = [infer(f"nobody-{number}", id=str(number)) for number in range(200)]
+    answers = await stream_all(channel, [*requests, infer("adder", id="last")])
+    assert [answer.infer_response.id for answer in answers] == [*map(str, range(200)), "last"]
+    assert [bool(answer.error_message) for answer in answers] == [True] * 200 + [False]
 
 
 async def test_a_cancelled_stream_leaves_nothing_in_flight(gateway: Gateway, channel: grpc.aio.Channel) -> None:
@@ -297,3 +348,51 @@ async def test_a_slow_reader_holds_up_the_server_and_costs_no_memory(transport: 
         assert resident_bytes() - before < 16 * MESSAGE
         await streaming.done_writing()
         assert len(await read_all(streaming)) == ANSWERS - 1
+
+
+async def test_answers_that_wait_for_their_turn_are_bounded(transport: str, tmp_path: Path) -> None:
+    """The first request's endpoint is slow; the other one's large answers are left there meanwhile."""
+    go, sent = asyncio.Event(), 0
+    count = 2 * StreamLimits().bytes // MESSAGE
+
+    async def once(requests: AsyncIterator[bytes], context: Any, body: bytes) -> None:
+        nonlocal sent
+        async for raw in requests:
+            request = pb.ModelInferRequest.FromString(raw)
+            response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+            response.outputs.add(name="OUT", datatype="UINT8", shape=[len(body)])
+            response.raw_output_contents.append(body)
+            response.parameters["triton_final_response"].bool_param = True
+            await context.write(pb.ModelStreamInferResponse(infer_response=response).SerializeToString())
+            sent += 1
+
+    async def slow(requests: AsyncIterator[bytes], context: Any) -> None:
+        await go.wait()
+        await once(requests, context, b"slow")
+
+    async def large(requests: AsyncIterator[bytes], context: Any) -> None:
+        await once(requests, context, bytes(MESSAGE))
+
+    async with Script(stream=slow).serve() as first, Script(stream=large).serve() as second:
+        file = tmp_path / "gateway.yaml"
+        file.write_text(
+            f"""
+            listen: 127.0.0.1:0
+            admin: {{listen: "127.0.0.1:0"}}
+            upstreams: {{slow: {{endpoints: ["{first}"]}}, large: {{endpoints: ["{second}"]}}}}
+            models:
+              slow-one: {{variants: {{only: {{upstream: slow, model: m}}}}}}
+              large-one: {{variants: {{only: {{upstream: large, model: m}}}}}}
+            """
+        )
+        async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+            streaming = stream(channel)
+            await streaming.write(infer("slow-one", id="first"))
+            for number in range(count):
+                await streaming.write(infer("large-one", id=str(number)))
+            await streaming.done_writing()
+            await asyncio.sleep(1)
+            assert sent < count * 3 / 4
+            go.set()
+            answers = await read_all(streaming)
+    assert [answer.infer_response.id for answer in answers] == ["first", *map(str, range(count))]
