@@ -13,7 +13,7 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -96,6 +96,7 @@ class WireChannel:
         self._waiters: set[asyncio.Future[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._last_error = ""
+        self._limits = self.options.limits
         self._address, self._authority = _parse(target)
 
     def __repr__(self) -> str:
@@ -314,7 +315,7 @@ class WireChannel:
 
     def _connection(self, greeted: asyncio.Future[None], edge: ClientEdge) -> ClientConnection:
         connection = ClientConnection(
-            self.options.limits,
+            self._limits,
             edge.loop.time(),
             edge.wake,
             authority=self.options.server_name or self._authority,
@@ -359,6 +360,8 @@ class WireChannel:
         log.info("%s: a connection ended: %s", self.target, edge.wire.reason)
         if self.state is State.SHUTDOWN:
             return
+        if edge.wire.pinged_too_often:
+            self._limits = replace(self._limits, keepalive_seconds=2 * self._limits.keepalive_seconds)
         useful = edge.wire.answered or self._loop.time() - edge.wire.born > LONG_LIVED
         self._failures = 0 if useful else self._failures + 1
         if not self._edges:

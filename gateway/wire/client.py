@@ -202,6 +202,7 @@ class ClientConnection(Connection[ClientCall]):
         super().__init__(client_engine(limits), limits, now, wake)
         self.max_streams = ASSUMED_STREAMS
         self.answered = False  # has the server ever ended a call with a status?
+        self.pinged_too_often = False  # says the server, which leaves for it
         self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more at once
         self.on_leave: Callable[[], None] = _nothing  # the server takes no more calls on this connection
         self.on_greeted: Callable[[], None] = _nothing  # the server's first SETTINGS came: it speaks HTTP/2
@@ -339,6 +340,7 @@ class ClientConnection(Connection[ClientCall]):
         self.on_greeted()
 
     def _peer_leaves(self, event: GoAwayReceived) -> None:
+        self.pinged_too_often = event.debug_data == b"too_many_pings"  # gRFC A8
         self.on_leave()
 
     def close(self, reason: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import grpc
@@ -12,8 +14,8 @@ import grpc.aio
 import pytest
 from grpc_peers import Service, grpcio_server, path, wire_server
 
-from gateway.forward.channel import ChannelOptions, State, WireChannel
-from gateway.forward.server import ForwardMethod
+from gateway.forward.channel import UPSTREAM, ChannelOptions, State, WireChannel
+from gateway.forward.server import ForwardMethod, WireServer
 from gateway.status import Code
 from gateway.wire.client import ClientCall
 from gateway.wire.engine import ErrorCode
@@ -276,6 +278,19 @@ async def test_a_callback_that_raises_harms_no_other_call() -> None:
         assert await call_code(channel) is grpc.StatusCode.OK
 
 
+async def test_a_server_that_is_pinged_too_often_is_pinged_half_as_often_from_then_on() -> None:
+    limits = replace(UPSTREAM, keepalive_seconds=10.0)
+    options = ChannelOptions(connections=1, limits=limits)
+    async with wire_server(Service()) as (server, address), WireChannel(address, options) as channel:
+        for seconds in (10.0, 20.0, 40.0):
+            assert await call_code(channel, wait_for_ready=True) is grpc.StatusCode.OK
+            assert [edge.wire.limits.keepalive_seconds for edge in channel._edges] == [seconds]
+            before = set(server._edges)
+            for edge in before:
+                edge.wire.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+            await until(partial(_replaced, server, channel, before))
+
+
 async def test_closing_cancels_what_runs() -> None:
     service = Service()
     async with wire_server(service) as (_, address):
@@ -312,6 +327,10 @@ def test_a_target_that_is_no_address_is_refused(target: str) -> None:
 async def test_targets_may_be_written_as_grpc_does(form: str) -> None:
     async with wire_server(Service()) as (_, address), WireChannel(form.format(*address.split(":"))) as channel:
         assert await call_code(channel) is grpc.StatusCode.OK
+
+
+def _replaced(server: WireServer, channel: WireChannel, before: set[Any]) -> bool:
+    return server.connections == 1 and not server._edges & before and len(channel._edges) == 1
 
 
 async def _error(channel: WireChannel) -> grpc.aio.AioRpcError:
