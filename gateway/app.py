@@ -96,7 +96,7 @@ class Gateway:
         self._telemetry = ProcessTelemetry(config.telemetry, self._environ, VERSION, self._place.shared)
         self._hooks = (await self._telemetry.enter([self._history])).hooks
         exits.push_async_callback(self._telemetry.aclose)
-        self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed))
+        self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed, self._endpoint_left))
         self._discovery = await exits.enter_async_context(Discovery(self._addresses_changed))
         self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
         sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
@@ -226,6 +226,12 @@ class Gateway:
             endpoint.address,
             told,
         )
+
+    def _endpoint_left(self, endpoint: Endpoint) -> None:
+        self._hooks.endpoint_changed(
+            EndpointChanged(endpoint.upstream, endpoint.address, False, (), "left", time.monotonic(), gone=True)
+        )
+        _log.info("endpoint %s/%s has left", endpoint.upstream, endpoint.address)
 
     # What it says of itself
 

@@ -74,7 +74,10 @@ class CallEnded:
 
 @dataclass(frozen=True, slots=True)
 class EndpointChanged:
-    """An endpoint became usable or stopped being so; `models` are the Triton models it can serve now."""
+    """An endpoint became usable or stopped being so; `models` are the Triton models it can serve now.
+
+    gone: it left the config, or its name no longer leads to it; nothing more will be said of it.
+    """
 
     upstream: str
     endpoint: str
@@ -82,6 +85,7 @@ class EndpointChanged:
     models: tuple[str, ...]
     reason: str
     at: float
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,18 @@ write into files of one directory and so add up to one scrape (prometheus_client
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition, multiprocess, values
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from gateway.hooks import (
     AttemptEnded,
@@ -83,7 +85,7 @@ class Scrape:
     def of_directory(cls, path: Path) -> Scrape:
         """The sum over all workers that share `path`; any process may ask."""
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry, str(path))  # type: ignore[no-untyped-call]
+        registry.register(_Shared(path))
         return cls(registry)
 
     def collect(self) -> Iterable[Metric]:
@@ -94,6 +96,18 @@ class Scrape:
         """Answer body and content type for an Accept header. Takes milliseconds: call it in a thread."""
         encode, content_type = exposition.choose_encoder(accept)
         return encode(self._registry), content_type
+
+
+class _Shared(Collector):
+    """The numbers of all workers; a series that one of them gave up as not a number is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._all = multiprocess.MultiProcessCollector(None, str(path))  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._all.collect():  # type: ignore[no-untyped-call]
+            family.samples = [sample for sample in family.samples if not math.isnan(sample.value)]
+            yield family
 
 
 class Metrics:
@@ -111,6 +125,7 @@ class Metrics:
         self._endpoints = _Bounded(settings.max_endpoints)
         self._series: dict[tuple[str, str], _Series] = {}
         self._digest: Gauge | None = None
+        self._is_shared = settings.shared is not None
         if settings.shared:
             self.scrape = Scrape.of_directory(settings.shared.path)
         else:
@@ -127,7 +142,13 @@ class Metrics:
         return _Call(series, event.at)
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
-        self._families.endpoint_up.labels(event.upstream, self._endpoints(event.endpoint)).set(int(event.ready))
+        labels = event.upstream, self._endpoints(event.endpoint)
+        if not event.gone:
+            self._families.endpoint_up.labels(*labels).set(int(event.ready))
+        elif self._is_shared:
+            self._families.endpoint_up.labels(*labels).set(math.nan)  # shared files can't remove a series
+        elif labels[1] != OTHER:
+            self._families.endpoint_up.remove(*labels)
 
     def config_changed(self, event: ConfigChanged) -> None:
         self._families.reloads.labels("accepted" if event.accepted else "refused").inc()

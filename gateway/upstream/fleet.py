@@ -38,9 +38,12 @@ class _Member:
 class Fleet:
     """Owns the endpoints between enter and exit."""
 
-    def __init__(self, changed: Callable[[Endpoint], None]) -> None:
-        """changed: hears of every change of what an endpoint can do."""
+    def __init__(
+        self, changed: Callable[[Endpoint], None], left: Callable[[Endpoint], None] = lambda endpoint: None
+    ) -> None:
+        """changed: hears of every change of what an endpoint can do; left: of each that is no longer wanted."""
         self._changed = changed
+        self._left = left
         self._members: dict[tuple[str, str], _Member] = {}
         self._retiring: dict[asyncio.Task[None], _Member] = {}
 
@@ -67,9 +70,12 @@ class Fleet:
         new = {key: Endpoint(*key, wanted[key].dial(key[1])) for key in wanted if key not in kept}
         for key, member in kept.items():
             member.prober.follow(wanted[key].models, wanted[key].probe)
-        gone = [member for key, member in self._members.items() if key not in kept]
+        gone = {key: member for key, member in self._members.items() if key not in kept}
         self._members = {key: kept.get(key) or self._begin(new[key], wanted[key]) for key in wanted}
-        for member in gone:
+        for key, member in gone.items():
+            member.task.cancel()  # now, so that nothing more is heard of it
+            if key not in wanted:
+                self._left(member.endpoint)
             task = asyncio.ensure_future(self._retire(member))
             self._retiring[task] = member
             task.add_done_callback(lambda done: self._retiring.pop(done, None))

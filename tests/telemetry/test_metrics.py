@@ -138,6 +138,15 @@ def test_an_endpoint_is_up_until_it_is_not(metrics):
         assert up == int(ready)
 
 
+def test_an_endpoint_that_has_left_is_no_series_until_it_comes_back(metrics):
+    up = EndpointChanged("cpu", "10.0.0.1:8001", True, (), "probe", 1.0)
+    metrics.endpoint_changed(up)
+    metrics.endpoint_changed(EndpointChanged("cpu", "10.0.0.1:8001", False, (), "left", 2.0, gone=True))
+    assert Scraped(metrics.scrape)("gateway_endpoint_up", endpoint="10.0.0.1:8001") is None
+    metrics.endpoint_changed(up)
+    assert Scraped(metrics.scrape)("gateway_endpoint_up", endpoint="10.0.0.1:8001") == 1
+
+
 def test_a_refused_config_is_counted_and_changes_nothing_else(metrics):
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0))
     taken_over_at = Scraped(metrics.scrape)("gateway_config_last_success_timestamp_seconds")
@@ -193,6 +202,8 @@ directory, name, calls, is_up = sys.argv[1:]
 metrics = Metrics(MetricsSettings("1.2.3", SharedDirectory(Path(directory), name)))
 metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", is_up == "up", (), "probe", 1.0))
+metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", True, (), "probe", 1.0))
+metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", False, (), "left", 1.0, gone=True))
 for _ in range(int(calls)):
     observer = metrics.call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))
     observer.ended(CallEnded(Code.OK, "", None, 10, 1, 1.004))
@@ -242,6 +253,7 @@ def test_workers_add_up_to_one_scrape(workers):
     assert scraped("gateway_request_duration_seconds_sum") == pytest.approx(42 * 0.004)
     assert scraped("gateway_requests_in_flight") == 2
     assert scraped("gateway_endpoint_up", endpoint="cpu-0:8001") == 0  # one of them finds it down
+    assert scraped.labels("gateway_endpoint_up", "endpoint") == {"cpu-0:8001"}  # the other has left
     assert scraped("gateway_config_info", digest="d1") == 2
     assert scraped("gateway_build_info", version="1.2.3") == 1
     assert list(parse_openmetrics(Scrape.of_directory(workers.directory).render(OPENMETRICS)[0].decode()))

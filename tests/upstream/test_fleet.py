@@ -94,6 +94,19 @@ async def test_one_address_in_two_upstreams_is_two_endpoints(fleet: Fleet, netwo
     assert pools["main"].endpoints[0] is not pools["other"].endpoints[0]
 
 
+async def test_an_endpoint_that_is_no_longer_wanted_is_told_once_and_one_that_is_dialled_anew_is_not(
+    network: Network, changed: list[Endpoint]
+) -> None:
+    left: list[str] = []
+    async with Fleet(changed.append, lambda endpoint: left.append(endpoint.address)) as fleet:
+        fleet.apply({"main": network.upstream("a", "b", identity="old")})
+        fleet.apply({"main": network.upstream("b", identity="new")})
+        fleet.apply({"main": network.upstream("b", identity="new")})
+        assert left == ["a"]
+        await fleet.wait_first_probes(5)
+        assert {endpoint.address for endpoint in changed} == {"b"}  # nothing more is heard of the other
+
+
 async def test_a_dial_that_fails_changes_nothing(fleet: Fleet, network: Network) -> None:
     before = fleet.apply({"main": network.upstream("a")})["main"]
     with pytest.raises(OSError, match="no such certificate"):
