@@ -26,7 +26,7 @@ DTYPES += ("FP16", "BF16", "FP32", "FP64", "BYTES")
 MODELS = (
     *(f"identity_{dtype.lower()}" for dtype in DTYPES),
     *("add_one_a", "add_one_b", "add_two", "classifier"),
-    *("repeat", "slow", "accumulate", "accumulate_text", "params_echo", "fails"),
+    *("repeat", "slow", "accumulate", "accumulate_text", "params_echo", "fails", "picky"),
 )
 """Every model of the test repository."""
 

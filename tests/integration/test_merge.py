@@ -1,0 +1,230 @@
+"""Small requests of several callers travel together, and nobody notices but in how fast it is."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from triton_fixture import TritonFactory
+from tritonclient.grpc import service_pb2 as pb
+from v2_calls import Outcome, call, channel_to
+
+from gateway.app import Gateway, Place
+from gateway.config import load
+from gateway.triton import LocalTriton
+
+pytestmark = pytest.mark.integration
+
+CONFIG = """
+listen: 127.0.0.1:0
+admin: {{listen: "127.0.0.1:0"}}
+transport: wire
+telemetry: {{access_log: {{destination: none}}}}
+upstreams: {{main: {{endpoints: [{endpoints}], probe_interval: 250ms}}}}
+models:
+  picky: {{variants: {{only: {{upstream: main, model: picky}}}}, merge: {{}}}}
+  numbers: {{variants: {{only: {{upstream: main, model: identity_fp32}}}}, merge: {{}}}}
+  texts: {{variants: {{only: {{upstream: main, model: identity_bytes}}}}, merge: {{rows: 4}}}}
+"""
+
+
+@contextlib.asynccontextmanager
+async def merging(folder: Path, *endpoints: str) -> AsyncIterator[Gateway]:
+    file = folder / "gateway.yaml"
+    file.write_text(CONFIG.format(endpoints=", ".join(f'"{endpoint}"' for endpoint in endpoints)))
+    loaded = load(file, {})
+    async with Gateway(loaded, lambda: load(file, {}), {}, Place("127.0.0.1:0")) as gateway:
+        yield gateway
+
+
+@contextlib.asynccontextmanager
+async def callers(address: str, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """Each on a connection of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(channel_to(address)) for _ in range(count)]
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, triton: LocalTriton) -> AsyncIterator[Gateway]:
+    async with merging(tmp_path, triton.grpc_address) as gateway, channel_to(gateway.listen) as channel:
+        for model, array in (("picky", floats(1, 0)), ("numbers", floats(1, 0)), ("texts", texts(1, "x"))):
+            await call(channel, request(model, array))  # the first request makes the gateway ask for the model's config
+        await asyncio.sleep(0.2)
+        yield gateway
+
+
+def floats(rows: int, nonce: float, columns: int = 2) -> np.ndarray:
+    return np.arange(rows * columns, dtype=np.float32).reshape(rows, columns) + np.float32(nonce)
+
+
+def texts(rows: int, nonce: str) -> list[list[bytes]]:
+    return [[f"{nonce} {row} {'long ' * row}".encode()] for row in range(rows)]
+
+
+def request(model: str, array: object, id: str = "") -> pb.ModelInferRequest:
+    """A request of one raw input, floats or rows of texts."""
+    message = pb.ModelInferRequest(model_name=model, id=id)
+    if isinstance(array, np.ndarray):
+        message.inputs.add(name="IN", datatype="FP32", shape=array.shape)
+        message.raw_input_contents.append(array.tobytes())
+    else:
+        rows: Sequence[Sequence[bytes]] = array  # type: ignore[assignment]
+        message.inputs.add(name="IN", datatype="BYTES", shape=[len(rows), len(rows[0])])
+        flat = [element for row in rows for element in row]
+        message.raw_input_contents.append(b"".join(len(e).to_bytes(4, "little") + e for e in flat))
+    return message
+
+
+def batch_of(outcome: Outcome) -> int:
+    return int(outcome.trailers.get("gateway-batch", 1))
+
+
+async def test_every_answer_is_the_one_that_a_request_alone_gets(gateway: Gateway, triton: LocalTriton) -> None:
+    """Rows, ids, dtypes and shapes mixed by chance, and requests that can't be merged between them."""
+    chance = random.Random(5)
+
+    def draw(caller: int, number: int) -> pb.ModelInferRequest:
+        rows, nonce, id = chance.randint(1, 3), caller * 1000 + number, chance.choice(["", f"{caller}/{number}"])
+        if chance.random() < 0.5:
+            message = request("numbers", floats(rows, nonce, chance.randint(1, 3)), id)
+        else:
+            message = request("texts", texts(rows, str(nonce)), id)
+        if chance.random() < 0.1:
+            message.parameters["priority"].int64_param = 0
+        return message
+
+    async with callers(gateway.listen, 6) as through, channel_to(triton.grpc_address) as direct:
+
+        async def work(caller: int) -> list[Outcome]:
+            outcomes = []
+            for start in range(0, 60, 4):
+                messages = [draw(caller, number) for number in range(start, start + 4)]
+                got = await asyncio.gather(*(call(through[caller], message) for message in messages))
+                for message, outcome in zip(messages, got, strict=True):
+                    assert outcome.code is grpc.StatusCode.OK, outcome.text
+                    alone = pb.ModelInferRequest()
+                    alone.CopyFrom(message)
+                    alone.model_name = {"numbers": "identity_fp32", "texts": "identity_bytes"}[message.model_name]
+                    expected = (await call(direct, alone)).response
+                    expected.model_name = message.model_name
+                    assert outcome.response == expected
+                outcomes += got
+            return outcomes
+
+        outcomes = [outcome for each in await asyncio.gather(*map(work, range(6))) for outcome in each]
+    assert max(map(batch_of, outcomes)) > 1
+
+
+async def test_what_arrives_together_is_sent_together(gateway: Gateway) -> None:
+    async with callers(gateway.listen, 8) as through:
+        calls = (call(channel, request("picky", floats(1, n))) for n, channel in enumerate(through))
+        outcomes = await asyncio.gather(*calls)
+    assert [list(np.frombuffer(o.response.raw_output_contents[0], np.float32)) for o in outcomes] == [
+        [n, n + 1] for n in range(8)
+    ]
+    assert max(map(batch_of, outcomes)) >= 4  # one left alone at first, and the others while it was in flight
+
+
+async def test_one_callers_bad_input_fails_nobody_else(gateway: Gateway) -> None:
+    async with callers(gateway.listen, 8) as through:
+        for _ in range(5):
+            numbers = [-1.0 if n == 3 else float(n) for n in range(8)]
+            calls = (
+                call(channel, request("picky", floats(1, number)))
+                for number, channel in zip(numbers, through, strict=True)
+            )
+            outcomes = await asyncio.gather(*calls)
+            for n, outcome in enumerate(outcomes):
+                if n == 3:
+                    assert (outcome.code, outcome.text) == (grpc.StatusCode.INVALID_ARGUMENT, "a number is negative")
+                else:
+                    assert outcome.code is grpc.StatusCode.OK
+
+
+async def test_a_caller_that_keeps_spoiling_batches_is_left_alone_for_a_while(gateway: Gateway) -> None:
+    async with callers(gateway.listen, 4) as through:
+
+        async def round_of(numbers: Sequence[float]) -> list[Outcome]:
+            calls = (call(c, request("picky", floats(1, number))) for number, c in zip(numbers, through, strict=True))
+            return await asyncio.gather(*calls)
+
+        for _ in range(10):
+            await round_of([1, 2, 3, -5])
+        outcomes = await round_of([1, 2, 3, -5])
+        good = [outcome for outcome in outcomes if outcome.code is grpc.StatusCode.OK]
+        assert len(good) == 3
+        assert batch_of(outcomes[3]) == 1
+        assert max(map(batch_of, good)) > 1  # they are merged again, since nobody spoils it
+
+
+async def test_a_member_that_goes_away_takes_nobody_along(gateway: Gateway) -> None:
+    chance = random.Random(7)
+    async with callers(gateway.listen, 6) as through:
+
+        async def work(channel: grpc.aio.Channel, stays: bool) -> None:
+            for number in range(25):
+                task = asyncio.ensure_future(call(channel, request("picky", floats(1, number))))
+                if not stays:
+                    await asyncio.sleep(chance.uniform(0, 0.02))
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+                    continue
+                outcome = await task
+                assert outcome.code is grpc.StatusCode.OK, outcome.text
+                assert np.frombuffer(outcome.response.raw_output_contents[0], np.float32)[0] == number
+
+        await asyncio.gather(*(work(channel, n % 2 == 0) for n, channel in enumerate(through)))
+    [endpoint] = gateway._inference.topology.pools["main"].endpoints
+    await asyncio.wait_for(endpoint.wait_idle(), 5)
+
+
+async def test_a_deadline_ends_its_own_member_only(gateway: Gateway) -> None:
+    async with callers(gateway.listen, 6) as through:
+        for _ in range(5):
+            timeouts = [0.004 if n == 2 else 20 for n in range(6)]
+            calls = (
+                call(channel, request("picky", floats(1, n)), timeout=timeouts[n]) for n, channel in enumerate(through)
+            )
+            outcomes = await asyncio.gather(*calls)
+            others = [outcome.code for n, outcome in enumerate(outcomes) if n != 2]
+            assert others == [grpc.StatusCode.OK] * 5
+            assert outcomes[2].code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OK)
+
+
+async def test_when_a_triton_dies_every_member_ends_once_and_moves_on(
+    tmp_path: Path, triton_factory: TritonFactory
+) -> None:
+    first, second = await asyncio.gather(triton_factory(["picky"]), triton_factory(["picky"]))
+    async with (
+        merging(tmp_path, first.grpc_address, second.grpc_address) as gateway,
+        callers(gateway.listen, 8) as through,
+    ):
+        stop = asyncio.Event()
+        outcomes: list[Outcome] = []
+
+        async def work(caller: int) -> None:
+            number = 0
+            while not stop.is_set():
+                nonce = caller * 10_000 + number
+                outcome = await call(through[caller], request("picky", floats(1, nonce)))
+                if outcome.code is grpc.StatusCode.OK:
+                    assert np.frombuffer(outcome.response.raw_output_contents[0], np.float32)[0] == nonce
+                outcomes.append(outcome)
+                number += 1
+
+        working = [asyncio.ensure_future(work(caller)) for caller in range(8)]
+        await asyncio.sleep(1.0)
+        await first.kill()
+        await asyncio.sleep(1.5)
+        stop.set()
+        await asyncio.wait_for(asyncio.gather(*working), 20)
+    codes = {outcome.code for outcome in outcomes}
+    assert codes == {grpc.StatusCode.OK}
+    assert max(map(batch_of, outcomes)) > 1
