@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import queue
 import shutil
@@ -14,13 +15,16 @@ import pytest
 import tritonclient.grpc as sync
 import tritonclient.grpc.aio as aio
 import tritonclient.utils.shared_memory as shm
+from triton_fixture import TritonFactory
 from tritonclient.utils import InferenceServerException
+from v2_gateways import transparent_to
 
 from gateway.app import Gateway
 
 pytestmark = pytest.mark.integration
 
 T = TypeVar("T")
+DIMS = {"data_type": "TYPE_FP32", "dims": [-1]}
 VALUES = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
@@ -71,10 +75,11 @@ async def test_the_blocking_clients_callbacks_and_futures_work(gateway: Gateway)
         np.testing.assert_array_equal(result.as_numpy("OUT"), VALUES + 1)
 
 
-async def test_the_blocking_clients_stream_works(gateway: Gateway) -> None:
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+async def test_the_blocking_clients_stream_works(gateway: Gateway, compression: str | None) -> None:
     def use(client: sync.InferenceServerClient) -> list[Any]:
         done: queue.Queue[Any] = queue.Queue()
-        client.start_stream(lambda result, error: done.put((result, error)))
+        client.start_stream(lambda result, error: done.put((result, error)), compression_algorithm=compression)
         for number in range(50):
             client.async_stream_infer("adder", [tensor(sync, VALUES)], request_id=str(number))
         client.async_stream_infer("nobody", [tensor(sync, VALUES)], request_id="wrong")
@@ -139,6 +144,24 @@ async def test_every_question_of_the_client_is_answered(client: aio.InferenceSer
     assert not (await client.get_cuda_shared_memory_status()).regions
 
 
+async def test_models_are_loaded_and_unloaded(transport: str, triton_factory: TritonFactory) -> None:
+    triton = await triton_factory([])
+    async with (
+        transparent_to(triton.grpc_address, transport) as gateway,
+        aio.InferenceServerClient(gateway.listen) as client,
+    ):
+        assert not await client.is_model_ready("add_two")
+        await client.load_model("add_two")
+        assert await client.is_model_ready("add_two")
+        assert (await client.infer("add_two", [tensor(aio, VALUES)])).get_response().model_version == "1"
+        override = {"backend": "onnxruntime", "max_batch_size": 4, "input": [DIMS | {"name": "IN"}]}
+        await client.load_model("add_two", config=json.dumps(override | {"output": [DIMS | {"name": "OUT"}]}))
+        assert (await client.get_model_config("add_two")).config.max_batch_size == 4
+        await client.unload_model("add_two")
+        with pytest.raises(InferenceServerException):
+            await client.infer("add_two", [tensor(aio, VALUES)])
+
+
 async def test_shared_memory_carries_tensors_in_and_out(bare: Gateway) -> None:
     """The regions are registered through the gateway, with its one Triton, and hold both tensors."""
     size = VALUES.nbytes
@@ -176,8 +199,8 @@ PERF_ANALYZER = os.environ.get("PERF_ANALYZER") or shutil.which("perf_analyzer")
 async def test_perf_analyzer_needs_no_more_than_model_and_address(gateway: Gateway, way: list[str]) -> None:
     assert PERF_ANALYZER is not None
     # What bounds its run; nothing here tells it about the gateway. Its default protocol is HTTP.
-    short = ["--request-count", "20", "--shape", "IN:4"]
-    command = [PERF_ANALYZER, "-m", "adder", "-u", gateway.listen, "-i", "grpc", *short, *way]
+    short = ["--request-count", "20"]
+    command = [PERF_ANALYZER, "-m", "labels", "-u", gateway.listen, "-i", "grpc", *short, *way]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

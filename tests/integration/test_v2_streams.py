@@ -391,7 +391,10 @@ async def test_answers_that_wait_for_their_turn_are_bounded(transport: str, tmp_
             for number in range(count):
                 await streaming.write(infer("large-one", id=str(number)))
             await streaming.done_writing()
-            await asyncio.sleep(1)
+            before = -1
+            while sent != before:
+                before = sent
+                await asyncio.sleep(0.5)
             assert sent < count * 3 / 4
             go.set()
             answers = await read_all(streaming)
