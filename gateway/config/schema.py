@@ -28,7 +28,7 @@ class Config(Section):
         "which a Triton on the same host already has.",
     )
     transport: Literal["wire", "grpcio"] = Field(
-        default="grpcio",
+        default="wire",
         description="The gRPC implementation on both sides. `wire` is the gateway's own, on nghttp2's engine; it costs "
         "a small part of what `grpcio`, Google's library, costs. Both serve the same services.",
     )
