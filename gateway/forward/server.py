@@ -115,10 +115,15 @@ class WireServer:
         loop = asyncio.get_running_loop()
         self._alarm = Alarm(loop)
         for bound, tls in self._sockets:
+            patience = self.limits.handshake_seconds if tls is not None else None
             if bound.family == socket.AF_UNIX:
-                server: asyncio.AbstractServer = await loop.create_unix_server(self._edge, sock=bound, ssl=tls)
+                server: asyncio.AbstractServer = await loop.create_unix_server(
+                    self._edge, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
+                )
             else:
-                server = await loop.create_server(self._edge, sock=bound, ssl=tls, backlog=BACKLOG)
+                server = await loop.create_server(
+                    self._edge, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
+                )
             self._servers.append(server)
         self._tick()
 

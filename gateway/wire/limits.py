@@ -18,7 +18,6 @@ class Limits:
     whole_bytes: int = 64 * KiB  # up to here a forwarded message is collected; a larger one is passed on as it arrives
     inflate_floor: int = 4 * MiB  # a compressed message may always grow to this ...
     inflate_ratio: int = 100  # ... and beyond it to this multiple of its size; real tensors reach single digits
-    call_seconds: float = 3600.0  # a unary call without a deadline of its own ends here
 
     # Flow control: what a peer may send ahead of whoever takes the bytes
     stream_window: int = 1 * MiB  # one 602 KB tensor needs no round trip; 64 slow calls hold 64 MiB at most
