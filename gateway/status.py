@@ -32,6 +32,11 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+def code_of(number: int) -> Code:
+    """The code of this number; UNKNOWN for one that there is not, as gRPC says."""
+    return Code(number) if number in Code._value2member_map_ else Code.UNKNOWN
+
+
 class Meaning(Enum):
     """What a failed attempt says: whose fault it is and what to do next."""
 

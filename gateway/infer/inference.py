@@ -29,7 +29,7 @@ from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
 from gateway.routing import Route, endpoint_order, plan
-from gateway.status import Code, Meaning, Verdict, judge
+from gateway.status import Code, Meaning, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import Answer, CallFailed
 from gateway.upstream.endpoint import State
@@ -38,6 +38,14 @@ from gateway.wire.peek import Head, peek_response, rename_request, rename_respon
 
 SERVICE = "/inference.GRPCInferenceService/"
 INFER = SERVICE + "ModelInfer"
+
+
+_MADE_HERE = {
+    Code.CANCELLED: "The call was cancelled.",
+    Code.DEADLINE_EXCEEDED: "The deadline passed before an answer came.",
+    Code.RESOURCE_EXHAUSTED: "The answer is larger than server.max_message_bytes in the gateway's config.",
+}
+"""For the caller, of what a connection says itself; its own words may tell addresses."""
 
 
 @dataclass(slots=True)
@@ -190,14 +198,17 @@ class Inference:
             text = with_own_id(failure.text, work.upstream_id, work.head.id)
             failure = CallFailed(failure.code, text, failure.trailing, from_server=failure.from_server)
         verdict = verdict or judge(failure.code, failure.text, from_server=failure.from_server)
-        code = Code(failure.code) if failure.code in Code._value2member_map_ else Code.UNKNOWN
+        code = code_of(failure.code)
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         variant = attempt.variant
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
         asked = (variant.model, variant.version or work.head.model_version)
         attempt.endpoint.failed(asked, verdict, failure.text)
         if not verdict.elsewhere:
-            raise UpstreamFailed(code, failure.text, failure.trailing)
+            text = (
+                failure.text if failure.from_server else _MADE_HERE.get(code, "The connection to the endpoint failed.")
+            )
+            raise UpstreamFailed(code, text, failure.trailing)
         work.attempts.failed(attempt, verdict)
         work.failures.append((attempt, failure, verdict))
 
@@ -209,7 +220,7 @@ class Inference:
             return _nothing_available(work.route, ())
         _, failure, _ = work.failures[-1]
         if work.route.model not in self.topology.routes.public and failure.from_server:
-            return UpstreamFailed(Code(failure.code), failure.text, failure.trailing)
+            return UpstreamFailed(code_of(failure.code), failure.text, failure.trailing)
         meanings = {verdict.meaning for _, _, verdict in work.failures}
         if Meaning.OVERLOADED in meanings:
             return Overloaded(f"model '{work.route.model}': {_overload_text(work)}")

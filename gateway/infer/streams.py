@@ -27,7 +27,7 @@ from gateway.infer.exchange import Request
 from gateway.infer.inference import SERVICE, Inference, Work, request_for, served_by
 from gateway.infer.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.infer.pipelines import PipelineModel
-from gateway.status import Code, Meaning, Verdict, judge_in_band
+from gateway.status import Code, Meaning, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
 from gateway.upstream.endpoint import Endpoint
@@ -295,7 +295,7 @@ class StreamSession:
     async def _leg_ended(self, leg: Leg, failure: CallFailed) -> None:
         leg.ended = True
         if failure.from_server and _ERRORS_END_STREAM in self._facts:
-            self._end_with(UpstreamFailed(Code(failure.code), failure.text, failure.trailing))
+            self._end_with(UpstreamFailed(code_of(failure.code), failure.text, failure.trailing))
             return
         for message in list(leg.messages.values()):
             self._leave(leg, message)

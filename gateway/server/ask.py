@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from gateway.errors import UpstreamFailed
 from gateway.infer.inference import SERVICE
-from gateway.status import Code
+from gateway.status import code_of
 from gateway.types import Metadata
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -46,6 +46,5 @@ def usable(pool: Pool, model: str = "", version: str = "") -> Sequence[Endpoint]
 
 def as_error(failure: CallFailed) -> UpstreamFailed:
     """An endpoint's failure as the caller gets it; what the transport says of addresses stays here."""
-    code = Code(failure.code) if failure.code in Code._value2member_map_ else Code.UNKNOWN
     text = failure.text if failure.from_server else "The endpoint cannot be reached."
-    return UpstreamFailed(code, text, failure.trailing)
+    return UpstreamFailed(code_of(failure.code), text, failure.trailing)

@@ -137,6 +137,7 @@ async def test_an_answer_above_the_limit_is_refused_and_not_asked_for_again(
         outcome = await call(channel, request)
         after = await executions(direct, "identity_int64")
     assert outcome.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "max_message_bytes" in outcome.text
     assert after - before == 1
 
 
