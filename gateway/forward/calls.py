@@ -121,7 +121,8 @@ class Call:
         )
 
     def _raise_if_failed(self) -> None:
-        if self._wire.code is Code.CANCELLED and not self._wire.from_server:
+        wire = self._wire
+        if wire.code is Code.CANCELLED and not wire.from_server and not wire.was_reset:  # from this side
             raise asyncio.CancelledError
         if self._wire.code is not Code.OK:
             raise self._error()

@@ -51,7 +51,6 @@ class ClientCall(Stream):
         "_deadlines",
         "_half_closed",
         "_http_status",
-        "_was_reset",
         "code",
         "deadline",
         "from_server",
@@ -71,6 +70,7 @@ class ClientCall(Stream):
         "text",
         "trailing",
         "unprocessed",
+        "was_reset",
     )
 
     def __init__(self, path: bytes, fields: Fields, deadlines: Deadlines, deadline: float | None, now: float) -> None:
@@ -99,7 +99,7 @@ class ClientCall(Stream):
         self.patient = False  # waits for a connection, however long that takes
         self._half_closed = False
         self._http_status = b""
-        self._was_reset = False  # even a reset with NO_ERROR cuts an answer off
+        self.was_reset = False  # by the server; even with NO_ERROR that cuts an answer off
         self._deadlines = deadlines
         self._deadline_key = deadlines.add(deadline, self, now) if deadline is not None else 0
 
@@ -181,7 +181,7 @@ class ClientCall(Stream):
         """As if it had never been started."""
         self.retried = True
         self.id = 0
-        self.closed = self._half_closed = self.unprocessed = self.from_server = self._was_reset = False
+        self.closed = self._half_closed = self.unprocessed = self.from_server = self.was_reset = False
         self.initial = self.trailing = ()
         self._http_status = b""
 
@@ -282,13 +282,15 @@ class ClientConnection(Connection[ClientCall]):
                 call._http_status = value
             elif name == b"grpc-encoding":
                 call.encoding = value
+            elif name == b"content-type" and not value.startswith(b"application/grpc") and call._http_status == b"200":
+                call._http_status += b", content-type " + value[:40]
         if call._http_status == b"200" and not event.end_stream and call.on_head is not None:
             call.on_head(call)
 
     def _reset_by_peer(self, event: StreamReset) -> None:
         call = self.streams.get(event.stream_id)
         if call is not None:
-            call._was_reset = True
+            call.was_reset = True
 
     def _data(self, stream: ClientCall | None, event: DataReceived) -> None:
         if stream is not None and stream._http_status != b"200":
@@ -324,8 +326,8 @@ class ClientConnection(Connection[ClientCall]):
             return code, text
         if error_code < 0:
             return Code.UNAVAILABLE, f"Connection lost: {self.reason}"
-        if error_code or call._was_reset:
-            call.unprocessed = error_code == ErrorCode.REFUSED_STREAM
+        if error_code or call.was_reset:
+            call.unprocessed = error_code == ErrorCode.REFUSED_STREAM and not call._http_status
             return from_reset(error_code), f"Stream was reset by the server with HTTP/2 error {error_code}"
         if call._http_status and call._http_status != b"200":
             shown = call._http_status.decode("latin-1")

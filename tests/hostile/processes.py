@@ -153,6 +153,7 @@ class Honest:
         self.failures: list[Answer] = []
 
     def __enter__(self) -> Honest:
+        self._peer = connect(self._port).greet()
         self._thread.start()
         return self
 
@@ -161,8 +162,8 @@ class Honest:
         self._thread.join()
 
     def _run(self) -> None:
-        with connect(self._port).greet() as peer:
-            stream = 1
+        stream = 1
+        with self._peer as peer:
             while not self._stop.wait(1 / self.RATE) or len(self.seconds) < self.LEAST:
                 started = time.monotonic()
                 peer.send(request(self._path, self._body, stream=stream))
