@@ -41,6 +41,7 @@ UPSTREAM = Limits(
     stream_window=4 * MiB,  # answers are taken at once or held by a slow caller; its own window is what bounds those
     connection_window=64 * MiB,
 )
+CLOSED = "The channel is closed"
 LONG_LIVED = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt
 
 log = logging.getLogger("gateway.forward")
@@ -177,7 +178,7 @@ class WireChannel:
 
     def _wait(self, call: ClientCall, wait_for_ready: bool) -> None:
         if self.state is State.SHUTDOWN:
-            self._loop.call_soon(call.cancel, Code.CANCELLED, "Channel is closed")
+            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, CLOSED)
         elif self.state is State.TRANSIENT_FAILURE and not wait_for_ready:
             self._dial()
             self._loop.call_soon(call.cancel, Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
@@ -281,7 +282,8 @@ class WireChannel:
 
     def _backoff(self) -> float:
         options = self.options
-        seconds = min(options.backoff_first * options.backoff_factor ** (self._failures - 1), options.backoff_most)
+        growth = options.backoff_factor ** min(self._failures - 1, 64)  # a float can't grow for ever
+        seconds = min(options.backoff_first * growth, options.backoff_most)
         spread = random.uniform(1 - options.backoff_jitter, 1 + options.backoff_jitter)  # noqa: S311  # no secret
         return seconds * spread
 
@@ -306,6 +308,8 @@ class WireChannel:
             _, made = await asyncio.wait_for(dialing, options.connect_seconds)
             try:
                 await asyncio.wait_for(greeted, until - loop.time())
+                if made.wire.draining:
+                    raise OSError(made.wire.reason)
             except BaseException:
                 made.transport.abort()
                 raise
@@ -342,7 +346,7 @@ class WireChannel:
         self._last_error = error.strerror or str(error) or type(error).__name__
         if self._failures == 1:
             log.warning("%s can't be reached: %s", self.target, self._last_error)
-        if not self._edges:
+        if not self._usable():
             self._unreachable()
 
     def _unreachable(self) -> None:
@@ -364,7 +368,7 @@ class WireChannel:
             self._limits = replace(self._limits, keepalive_seconds=2 * self._limits.keepalive_seconds)
         useful = edge.wire.answered or self._loop.time() - edge.wire.born > LONG_LIVED
         self._failures = 0 if useful else self._failures + 1
-        if not self._edges:
+        if not self._usable():
             if self._dialing is not None:  # it may be sleeping over a second connection; this is the first now
                 self._dialing.cancel()
                 self._dialing = None
@@ -376,6 +380,8 @@ class WireChannel:
         self._dial()
 
     def _tick(self) -> None:
+        if self.state is State.SHUTDOWN:
+            return
         self._ticker = self._loop.call_later(TICK_SECONDS, self._tick)
         now = self._loop.time()
         for edge in list(self._edges):
@@ -384,7 +390,10 @@ class WireChannel:
     # End
 
     async def close(self, grace: float | None = None) -> None:
-        """Let calls end for `grace` seconds, then cancel them and close the connections."""
+        """Let calls end for `grace` seconds; then they are UNAVAILABLE, and the connections closed.
+
+        (grpc.aio would raise CancelledError where such a call is awaited, which looks as if its task was cancelled.)
+        """
         self._set_state(State.SHUTDOWN)
         if self._alarm is None:
             return
@@ -396,7 +405,7 @@ class WireChannel:
         while self.calls and self._loop.time() < until:  # noqa: ASYNC110  # an event would cost every call
             await asyncio.sleep(min(0.01, until - self._loop.time()))
         for call in [*self._pending, *(call for edge in self._edges for call in edge.wire.streams.values())]:
-            call.cancel(Code.CANCELLED, "Channel is closed")
+            call.cancel(Code.UNAVAILABLE, CLOSED)
         self._pending.clear()
         for edge in list(self._edges):
             edge.cut("the channel is closed")

@@ -246,6 +246,34 @@ async def test_calls_wait_for_room_on_a_connection_and_their_number_is_bounded()
             call.cancel()
 
 
+async def test_a_target_that_was_dead_for_days_is_still_tried() -> None:
+    port = free_port()
+    async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
+        assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+        channel._failures = 1_000_000
+        await asyncio.sleep(0.3)
+        async with grpcio_server(Service(), port):
+            assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 3) is grpc.StatusCode.OK
+
+
+async def test_a_server_that_leaves_as_soon_as_it_is_reached_is_unavailable_and_not_hammered() -> None:
+    async with wire_server(Service()) as (server, address):
+        server.draining = True  # accepts, and says GOAWAY
+        dialled = 0
+        make = server._connection
+
+        def count(edge: Any) -> Any:
+            nonlocal dialled
+            dialled += 1
+            return make(edge)
+
+        server._connection = count  # type: ignore[method-assign]
+        async with WireChannel(address, QUICK) as channel:
+            assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(0.5)
+            assert dialled <= 15
+
+
 async def test_callbacks_never_come_before_submit_returns() -> None:
     order: list[str] = []
     done = asyncio.Event()
@@ -291,15 +319,16 @@ async def test_a_server_that_is_pinged_too_often_is_pinged_half_as_often_from_th
             await until(partial(_replaced, server, channel, before))
 
 
-async def test_closing_cancels_what_runs() -> None:
+async def test_closing_ends_what_runs_and_what_comes_later() -> None:
     service = Service()
     async with wire_server(service) as (_, address):
         channel = WireChannel(address)
         call = channel.unary_unary(UNARY)(b"sleep")
         await service.started.wait()
         await channel.close()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(grpc.aio.AioRpcError, match="The channel is closed"):
             await call
+        assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
         await asyncio.wait_for(service.cancelled.wait(), 2)
         assert channel.state is State.SHUTDOWN
 
