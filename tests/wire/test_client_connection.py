@@ -98,6 +98,19 @@ def test_an_error_page_is_not_taken_for_messages() -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "code"), [("503", Code.UNAVAILABLE), ("404", Code.UNIMPLEMENTED), ("200", Code.UNKNOWN)]
+)
+def test_a_page_of_another_kind_keeps_the_meaning_of_its_status(status: str, code: Code) -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.h2.send_headers(call.id, [(":status", status), ("content-type", "text/html")])
+    client.h2.send_data(call.id, b"<html>" * 100, end_stream=True)
+    client.pump()
+    assert call.code is code
+    assert status in call.text
+
+
+@pytest.mark.parametrize(
     ("error", "code"), [(7, Code.UNAVAILABLE), (8, Code.CANCELLED), (2, Code.INTERNAL), (11, Code.RESOURCE_EXHAUSTED)]
 )
 def test_resets_become_statuses(error: int, code: Code) -> None:
