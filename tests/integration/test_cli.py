@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import tritonclient.grpc as triton_client
 import yaml
-from processes import command, descendants, free_address, is_running, run
+from command_line import command, descendants, free_address, is_running, run
 from traffic import OK, config, until_readyz, write
 from triton_fixture import TritonFactory
 from v2_calls import call, channel_to, infer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton_client
-from processes import Command, command, descendants, free_address, is_running, run
+from command_line import Command, command, descendants, free_address, is_running, run
 from traffic import http, until
 
 pytestmark = pytest.mark.slow

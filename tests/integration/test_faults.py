@@ -13,7 +13,20 @@ from typing import Any
 
 import grpc
 import pytest
-from traffic import OK, UNAVAILABLE, Traffic, config, gateway, http, percentile, traffic, until, until_readyz, write
+from traffic import (
+    OK,
+    TRANSPORTS,
+    UNAVAILABLE,
+    Traffic,
+    config,
+    gateway,
+    http,
+    percentile,
+    traffic,
+    until,
+    until_readyz,
+    write,
+)
 from triton_fixture import TritonFactory
 from v2_calls import Outcome, call, channel_to, infer
 
@@ -50,10 +63,12 @@ async def test_an_upstream_that_is_absent_from_the_start_is_stepped_in_for(trito
         assert (await http(running.admin_address, "/readyz"))[0] == 200
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_gpu_server_that_dies_under_load_is_stepped_in_for_and_gets_its_calls_back(
-    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path
+    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path, transport: str
 ) -> None:
-    file = write(tmp_path / "g.yaml", config({"gpu": gpu.grpc_address, "cpu": triton.grpc_address}, ADDER))
+    upstreams = {"gpu": gpu.grpc_address, "cpu": triton.grpc_address}
+    file = write(tmp_path / "g.yaml", config(upstreams, ADDER, transport=transport))
     async with gateway(file) as running, traffic(running.listen, callers=8) as calls:
         assert {ended.variant for ended in await calls.more(200)} == {"gpu"}
         await gpu.kill()
@@ -104,10 +119,11 @@ async def repository(control: grpc.aio.Channel, action: str) -> None:
     assert outcome.code is OK, outcome.text
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_when_every_server_is_dead_calls_fail_at_once_and_the_process_stays_alive(
-    gpu: LocalTriton, tmp_path: Path
+    gpu: LocalTriton, tmp_path: Path, transport: str
 ) -> None:
-    file = write(tmp_path / "g.yaml", config({"all": gpu.grpc_address}, ALONE))
+    file = write(tmp_path / "g.yaml", config({"all": gpu.grpc_address}, ALONE, transport=transport))
     async with gateway(file) as running:
         assert (await http(running.admin_address, "/readyz"))[0] == 200
         async with traffic(running.listen, timeout=5) as calls:
@@ -213,10 +229,12 @@ async def at_once(address: str, model: str, count: int) -> list[Outcome]:
         return await asyncio.gather(*(call(channel, infer(model, [[1]], "INT32")) for _ in range(count)))
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_of_two_endpoints_both_are_used_and_one_may_die(
-    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path
+    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path, transport: str
 ) -> None:
-    file = write(tmp_path / "g.yaml", config({"all": [gpu.grpc_address, triton.grpc_address]}, ALONE))
+    both = {"all": [gpu.grpc_address, triton.grpc_address]}
+    file = write(tmp_path / "g.yaml", config(both, ALONE, transport=transport))
     async with gateway(file) as running, traffic(running.listen, callers=8) as calls:
         used = calls.endpoints
         await calls.more(200)
@@ -250,12 +268,14 @@ def states(state: Any) -> list[str]:
     return [endpoint["state"] for endpoints in state["upstreams"].values() for endpoint in endpoints]
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_server_that_shuts_down_under_load_costs_no_call(
-    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path
+    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path, transport: str
 ) -> None:
     """SIGTERM: Triton finishes what it has, refuses what comes, and then closes."""
     both = {"all": [gpu.grpc_address, triton.grpc_address]}
-    async with gateway(write(tmp_path / "g.yaml", config(both, {**WAITER, **ALONE}))) as running:
+    file = write(tmp_path / "g.yaml", config(both, {**WAITER, **ALONE}, transport=transport))
+    async with gateway(file) as running:
         slow = infer("waiter", [[150]], "INT32")
         async with traffic(running.listen) as calls, traffic(running.listen, slow, callers=2) as slow_calls:
             await slow_calls.more(4)

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import yaml
-from processes import run
+from command_line import run
 from v2_calls import call, channel_to, infer, numbers, stream
 from v2_gateways import gateway_of
 
