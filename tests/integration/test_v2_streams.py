@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import channel_to, infer, numbers, read_all, stream, stream_all
+from v2_calls import call, channel_to, infer, numbers, read_all, stream, stream_all
 from v2_gateways import Script, endpoint_of, gateway_of, in_front_of, wait_until
 
 from gateway.app import Gateway
@@ -218,6 +218,12 @@ async def test_a_stream_that_asks_for_it_ends_with_the_first_error(
     assert ends[0] == ends[1]
 
 
+async def test_requests_may_share_an_id(channel: grpc.aio.Channel) -> None:
+    answers = await stream_all(channel, [infer("adder", [[float(number)]], id="same") for number in range(20)])
+    assert [numbers(answer.infer_response)[0] for answer in answers] == [number + 1 for number in range(20)]
+    assert {answer.infer_response.id for answer in answers} == {"same"}
+
+
 async def test_a_stream_without_requests_ends_well(channel: grpc.aio.Channel) -> None:
     assert await stream_all(channel, []) == []
 
@@ -264,6 +270,36 @@ async def test_a_streams_deadline_ends_it_here_and_upstream(gateway: Gateway, ch
     await streaming.write(repeat("counter", 1000, delay=20, where="there"))
     assert await streaming.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await wait_until(lambda: not endpoint_of(gateway, "other").in_flight)
+
+
+async def test_calls_and_streams_cancelled_at_any_moment_leave_nothing(
+    gateway: Gateway, channel: grpc.aio.Channel
+) -> None:
+    endpoints = [endpoint_of(gateway, name) for name in ("main", "other")]
+    await stream_all(channel, [infer("adder"), infer("far-adder"), repeat("counter", 1)])
+    before = len(asyncio.all_tasks())
+
+    async def unary() -> None:
+        await call(channel, infer("adder"))
+
+    async def streaming() -> None:
+        requests = [infer("adder"), repeat("counter", 50, delay=1), infer("far-adder"), infer("best-label")]
+        made = stream(channel)
+        try:
+            for request in requests * 3:
+                await made.write(request)
+            await made.done_writing()
+            await read_all(made)
+        finally:
+            made.cancel()
+
+    for step in range(60):
+        made = asyncio.ensure_future(unary() if step % 2 else streaming())
+        await asyncio.sleep(step % 12 / 1000)
+        made.cancel()
+        await asyncio.wait([made])
+    await wait_until(lambda: not any(endpoint.in_flight for endpoint in endpoints))
+    await wait_until(lambda: len(asyncio.all_tasks()) <= before)
 
 
 async def test_a_cancellation_reaches_the_server(transport: str) -> None:

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import call, channel_to, infer, numbers, stream
+from v2_calls import call, channel_to, infer, numbers, stream, stream_all
 from v2_gateways import Script, endpoint_of, gateway_of, in_front_of, wait_until
 
 from gateway.app import Gateway
@@ -125,16 +125,37 @@ async def test_a_message_above_the_limit_is_refused(small_gateway: Gateway) -> N
     assert str(LIMIT) in outcome.text
 
 
+async def test_a_message_above_the_limit_ends_its_stream(small_gateway: Gateway) -> None:
+    async with channel_to(small_gateway.listen) as channel:
+        streaming = stream(channel)
+        await streaming.write(pb.ModelInferRequest.FromString(of_size(LIMIT + 1)))
+        assert await streaming.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_an_answer_above_the_limit_is_an_error_in_its_stream(small_gateway: Gateway) -> None:
+    large = growing()
+    large.id = "large"
+    async with channel_to(small_gateway.listen) as channel:
+        answers = await stream_all(channel, [large, infer("p", [0], "INT32", id="next")])
+    assert [answer.infer_response.id for answer in answers] == ["large", "next"]
+    assert [bool(answer.error_message) for answer in answers] == [True, False]
+
+
+def growing() -> Any:
+    """A short request whose answer is above the limit."""
+    request = pb.ModelInferRequest(model_name="n")
+    tensor = request.inputs.add(name="IN", datatype="INT64", shape=[1, 20_000])
+    tensor.contents.int64_contents.extend([1] * 20_000)  # 1 byte each, and 8 in the answer
+    return request
+
+
 async def test_an_answer_above_the_limit_is_refused_and_not_asked_for_again(
     small_gateway: Gateway, triton: LocalTriton
 ) -> None:
     """It has been computed once; another attempt would only be as large."""
-    request = pb.ModelInferRequest(model_name="n")
-    tensor = request.inputs.add(name="IN", datatype="INT64", shape=[1, 20_000])
-    tensor.contents.int64_contents.extend([1] * 20_000)  # 1 byte each, and 8 in the answer
     async with channel_to(triton.grpc_address) as direct, channel_to(small_gateway.listen) as channel:
         before = await executions(direct, "identity_int64")
-        outcome = await call(channel, request)
+        outcome = await call(channel, growing())
         after = await executions(direct, "identity_int64")
     assert outcome.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "max_message_bytes" in outcome.text
