@@ -185,15 +185,18 @@ class Gateway:
 
     def _take_over(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
         """Put a config in force, in one step: who began with the old topology ends with it."""
-        pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses))
+        # What can fail comes first: a config that can't be taken over must leave everything as it was.
+        routes, merges = routes_of(loaded.config), merges_of(loaded.config)
         before = self._inference.topology.pipelines
         pipelines = {
             name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready, before.get(name))
             for name, pipeline in loaded.pipelines.items()
         }
+        capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)
+        pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses))
         self.settings = loaded.config
-        self._inference.capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)
-        self._inference.topology = Topology(routes_of(loaded.config), pools, pipelines, merges_of(loaded.config))
+        self._inference.capture = capture
+        self._inference.topology = Topology(routes, pools, pipelines, merges)
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
         self._hooks.config_changed(ConfigChanged(loaded.source, loaded.digest, True, texts, time.monotonic()))
         self._changes.notify()

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 Mark = tuple[object, ...]
 """A fingerprint of files: equal as long as none of them changed."""
 
-_LIVE = ("upstreams", "models", "direct")
-"""Sections that a running gateway takes over. All else belongs to open sockets and to what is built at the start."""
+_LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"))
+"""What a running gateway takes over. All else belongs to open sockets and to what is built at the start."""
 
 
 def restart_notices(running: Config, new: Config, source: str) -> tuple[Finding, ...]:
@@ -34,7 +34,8 @@ def restart_notices(running: Config, new: Config, source: str) -> tuple[Finding,
     notices = []
     for path in {**old_values, **new_values}:
         old_value, new_value = old_values.get(path), new_values.get(path)
-        if path[0] not in _LIVE and old_value != new_value:
+        is_live = any(path[: len(live)] == live for live in _LIVE)
+        if not is_live and old_value != new_value:
             wrong = f"changes from {show(old_value)} to {show(new_value)} only with a restart"
             notices.append(Finding(source, 0, ".".join(path), wrong, "", Severity.NOTICE))
     return tuple(notices)
