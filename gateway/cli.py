@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -177,6 +178,7 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a reload; until somebody listens it must not kill
     from gateway import supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import Loaded, load, transparent  # noqa: PLC0415

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 import tritonclient.grpc as triton_client
 import yaml
 from command_line import command, descendants, free_address, is_running, run
-from traffic import OK, config, until_readyz, write
+from traffic import OK, config, until, until_readyz, write
 from triton_fixture import TritonFactory
 from v2_calls import call, channel_to, infer
 
@@ -273,6 +274,21 @@ async def test_serve_triton_is_that_triton_under_another_address(triton: LocalTr
             assert unknown.text == (await call(direct, infer("nobody"))).text
         running.signal(signal.SIGTERM)
         assert await running.wait(5) == 0
+
+
+async def test_a_reload_that_is_asked_for_during_the_start_ends_nothing(triton: LocalTriton, tmp_path: Path) -> None:
+    arguments = ("--triton", triton.grpc_address, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+    async with command("serve", *arguments, folder=tmp_path) as running:
+        await until(lambda: ignores_hangup(running.pid), 10, "the command's first line")
+        for _ in range(20):
+            running.signal(signal.SIGHUP)
+            await asyncio.sleep(0.05)
+        await running.until_serving()
+
+
+def ignores_hangup(pid: int) -> bool:
+    (ignored,) = re.findall(r"^SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    return bool(int(ignored, 16) & 1 << signal.SIGHUP - 1)
 
 
 async def test_serve_triton_waits_for_a_triton_that_is_not_there_yet(
