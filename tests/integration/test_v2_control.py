@@ -14,7 +14,7 @@ import pytest
 from triton_fixture import FAST_START, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
-from v2_gateways import gateway_of
+from v2_gateways import Script, gateway_of
 
 from gateway.app import Gateway
 from gateway.config import load
@@ -214,6 +214,38 @@ async def test_settings_reach_every_endpoint_or_none(pair: tuple[Gateway, LocalT
     assert outcome.code is grpc.StatusCode.UNAVAILABLE
     assert "nothing was changed" in outcome.text
     assert await setting(first.grpc_address, "log_verbose_level") == 1
+
+
+async def test_a_change_is_carried_through_when_its_caller_goes_away(transport: str, tmp_path: Path) -> None:
+    """One endpoint has loaded the model when the caller's time ends, and the other refuses later: it is undone."""
+    refused, undone = asyncio.Event(), asyncio.Event()
+
+    async def not_ready(body: bytes, context: Any) -> bytes:
+        return b""
+
+    async def load_it(body: bytes, context: Any) -> bytes:
+        return b""
+
+    async def refuse_late(body: bytes, context: Any) -> bytes:
+        await asyncio.sleep(0.3)
+        refused.set()
+        await context.abort(grpc.StatusCode.INTERNAL, "failed to load")
+        return b""
+
+    async def unload(body: bytes, context: Any) -> bytes:
+        undone.set()
+        return b""
+
+    quick = Script(others={"ModelReady": not_ready, "RepositoryModelLoad": load_it, "RepositoryModelUnload": unload})
+    late = Script(others={"ModelReady": not_ready, "RepositoryModelLoad": refuse_late})
+    async with quick.serve() as first, late.serve() as second:
+        file = config_file(tmp_path, "127.0.0.1", "loopback", first, second)
+        async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+            request = pb.RepositoryModelLoadRequest(model_name="add_one_a")
+            outcome = await call(channel, request, "RepositoryModelLoad", timeout=0.1)
+            assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert not refused.is_set()
+            await asyncio.wait_for(undone.wait(), 2)
 
 
 async def test_a_loaded_model_can_be_called_at_once_and_an_unloaded_one_not(

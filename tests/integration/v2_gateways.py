@@ -64,6 +64,7 @@ class Script:
 
     infer: Infer = no_infer
     stream: Stream = no_stream
+    others: dict[str, Infer] = field(default_factory=dict)  # unary methods by name
     metadata: list[dict[str, Any]] = field(default_factory=list)  # of each ModelInfer and ModelStreamInfer
 
     @contextlib.asynccontextmanager
@@ -93,7 +94,7 @@ class Script:
             self.metadata.append(dict(context.invocation_metadata()))
             await self.stream(requests, context)
 
-        methods = {"ServerLive": live, "ModelReady": ready, "ModelInfer": infer}
+        methods = {"ServerLive": live, "ModelReady": ready, "ModelInfer": infer, **self.others}
         handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(stream)
         return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)
