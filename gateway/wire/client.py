@@ -33,7 +33,8 @@ from gateway.wire.limits import Limits
 from gateway.wire.messages import ACCEPT_ENCODING, prefix
 from gateway.wire.stream import SMALL, Stream
 
-ASSUMED_STREAMS = 100  # at once, until the server's SETTINGS say otherwise
+ASSUMED_STREAMS = 100  # at once, until the server's SETTINGS come
+UNLIMITED = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
 
 def _nothing() -> None: ...
@@ -335,7 +336,7 @@ class ClientConnection(Connection[ClientCall]):
         return Code.UNKNOWN, "The server ended the call without a status"
 
     def _settings(self, event: SettingsReceived) -> None:
-        limit = event.settings.get(MAX_CONCURRENT_STREAMS)
+        limit = event.settings.get(MAX_CONCURRENT_STREAMS, None if self.greeted else UNLIMITED)
         if limit is not None:
             self.max_streams = limit
             self.on_room()

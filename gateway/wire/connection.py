@@ -179,8 +179,8 @@ class Connection(Generic[AnyStream]):
 
     def _control_event(self, event: Event) -> None:
         if isinstance(event, SettingsReceived):
-            self.greeted = True
             self._settings(event)
+            self.greeted = True
         elif isinstance(event, GoAwayReceived):
             self.draining = True
             self.reason = self.reason or f"GOAWAY {event.error_code} from the peer"

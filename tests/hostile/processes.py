@@ -143,8 +143,9 @@ class Honest:
     RATE = 50
     LEAST = 5  # calls, however short the block
 
-    def __init__(self, port: int, path: bytes = FAST, body: bytes = b"honest") -> None:
+    def __init__(self, port: int, path: bytes = FAST, body: bytes = b"honest", *extra: Pair) -> None:
         self._port = port
+        self._extra = extra
         self._path = path
         self._body = body
         self._stop = threading.Event()
@@ -166,7 +167,7 @@ class Honest:
         with self._peer as peer:
             while not self._stop.wait(1 / self.RATE) or len(self.seconds) < self.LEAST:
                 started = time.monotonic()
-                peer.send(request(self._path, self._body, stream=stream))
+                peer.send(request(self._path, self._body, *self._extra, stream=stream))
                 answer = peer.answer(stream)
                 self.seconds.append(time.monotonic() - started)
                 if answer.status != "0":

@@ -231,6 +231,20 @@ async def test_a_call_that_nobody_takes_goes_out_once_more_and_no_further() -> N
     assert len(seen) == 1 + 2
 
 
+async def test_a_server_that_tells_no_limit_of_streams_gets_all_calls_at_once() -> None:
+    waiting: list[int] = []
+
+    def react(peer: Peer, got: Frame) -> None:
+        waiting.append(got.stream)
+        if len(waiting) == 300:
+            peer.send(b"".join(reply(stream, b"well") for stream in waiting))
+
+    with upstream(react) as server:
+        async with channel(server) as to:
+            results = await asyncio.gather(*(ask(to) for _ in range(300)))
+    assert {code.name for code, _ in results} == {"OK"}
+
+
 # Nonsense
 
 GOOD_HEAD = headers(1, RESPONSE)

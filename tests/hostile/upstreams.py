@@ -38,8 +38,14 @@ def infer_request(model: str = "m", id_: str = "", size: int = 4) -> bytes:
     return bytes(message_.SerializeToString())
 
 
+def infer_response(model: str, id_: str = "", size: int = 0) -> bytes:
+    tensor = pb.ModelInferResponse.InferOutputTensor(name="OUT", datatype="UINT8", shape=[size])
+    answer = pb.ModelInferResponse(model_name=model, id=id_, outputs=[tensor], raw_output_contents=[bytes(size)])
+    return bytes(answer.SerializeToString())
+
+
 class FakeTriton:
-    """Answers probes, and ModelInfer with the request's id."""
+    """Answers probes, and ModelInfer with the request's id; if that is a number, with so many bytes."""
 
     def __init__(self) -> None:
         self.executions = 0
@@ -55,7 +61,7 @@ class FakeTriton:
         self.executions += 1
         self.connections.add(context.peer())
         asked = pb.ModelInferRequest.FromString(request)
-        return bytes(pb.ModelInferResponse(model_name=asked.model_name, id=asked.id).SerializeToString())
+        return infer_response(asked.model_name, asked.id, int(asked.id) if asked.id.isdigit() else 0)
 
     @contextmanager
     def served(self) -> Iterator[int]:
@@ -84,6 +90,17 @@ TRAILERS = block(((b"grpc-status", b"0"),))
 def reply(stream: int, body: bytes) -> bytes:
     """A good unary answer."""
     return headers(stream, RESPONSE) + data(stream, message(body)) + headers(stream, TRAILERS, END_HEADERS | END_STREAM)
+
+
+def raw_triton(peer: Peer, got: Frame) -> None:
+    """Answer a request as a Triton with every model would."""
+    method = dict(got.fields)[":path"].rpartition("/")[2]
+    answers = {
+        "ServerLive": pb.ServerLiveResponse(live=True).SerializeToString(),
+        "ModelReady": pb.ModelReadyResponse(ready=True).SerializeToString(),
+        "ModelInfer": infer_response("a"),
+    }
+    peer.send(reply(got.stream, answers[method]))
 
 
 class RawServer:
