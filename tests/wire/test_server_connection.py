@@ -349,6 +349,21 @@ def test_window_is_held_while_nobody_takes_a_streamed_message() -> None:
     assert server.h2.local_flow_control_window(stream) >= before
 
 
+def test_calls_that_wait_do_not_hold_up_another_on_their_connection() -> None:
+    def accept(call: ServerCall) -> None:
+        call.cut_through = True
+        call.on_request = lambda done: setattr(done, "on_chunk", lambda data: None) if done.missing else done.reply(b"")
+
+    server = ServerUnderTest(accept)
+    for _ in range(server.connection.limits.max_streams - 1):
+        stream = server.open()
+        server.h2.send_data(stream, b"\0" + (16 * MiB).to_bytes(4, "big"))
+        while room := min(server.h2.local_flow_control_window(stream), 16_384):
+            server.h2.send_data(stream, bytes(room))
+            server.pump()
+    assert server.call(bytes(10_000)).status == "0"
+
+
 def test_cut_through_hands_over_the_front_and_holds_the_window_for_the_rest() -> None:
     fronts: list[tuple[int, int]] = []
     rest: list[bytes] = []
