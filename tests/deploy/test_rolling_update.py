@@ -213,7 +213,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Callable[[Sequence[str]], Any]]
 
 
 async def retire(pod: Pod, service: Service) -> float:
-    """End a pod as Kubernetes does: SIGTERM and removal begin together, the latter takes its time. The seconds it took."""
+    """End a pod as Kubernetes does: SIGTERM and removal begin together, the latter takes its time. Answers how long."""
     began = time.monotonic()
     pod.process.send_signal(signal.SIGTERM)
     await pod.until(ready=False, within=REMOVAL_DELAY)
