@@ -8,6 +8,7 @@ is a large answer. What is not forwarded (pipelines) or not plain (compressed) b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -362,8 +363,7 @@ class _Forwarding:
         self._end(error.code, error.text)
         trailing = self._echo
         if isinstance(error, UpstreamFailed):
-            passed = fields_from([(key, value) for key, value in error.trailers if is_passed_on(key)])
-            trailing = [*passed, *self._echo]
+            trailing = [*_fields_of(error.trailers), *self._echo]
         self._call.fail(error.code, error.text, trailing)
 
     def _end(self, code: Code, text: str) -> None:
@@ -401,6 +401,16 @@ def _answer_fields(fields: Fields) -> Fields:
 @lru_cache(4096)
 def _trailers(served: Served) -> Fields:
     return tuple(fields_from(served_trailers(served)))
+
+
+def _fields_of(trailers: Metadata) -> list[Field]:
+    """An upstream's trailers as the caller gets them; what gRPC does not allow as metadata stays here."""
+    fields: list[Field] = []
+    for key, value in trailers:
+        if is_passed_on(key):
+            with contextlib.suppress(ValueError):
+                fields += fields_from([(key, value)])
+    return fields
 
 
 def _legible(fields: Fields) -> Metadata:
