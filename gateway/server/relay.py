@@ -32,7 +32,7 @@ from gateway.upstream.channel import ChannelConnection
 from gateway.upstream.connection import CallFailed
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.engine import NeverIndexed
+from gateway.wire.engine import Field, NeverIndexed
 from gateway.wire.fields import Fields, fields_from, metadata_from
 from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_front, peek_request, peek_response, rename_request, tail
