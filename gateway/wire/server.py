@@ -29,6 +29,7 @@ from gateway.wire.fields import Fields, encode_message, is_legal, parse_timeout
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import ACCEPT_ENCODING, prefix
 from gateway.wire.stream import SMALL, Stream
+from gateway.wire.watch import FrameWatch
 
 RESPONSE: tuple[Field, ...] = (
     (b":status", b"200"),
@@ -197,6 +198,7 @@ class ServerConnection(Connection[ServerCall]):
         self._accept = accept
         self._deadlines = deadlines
         self._ends = ends
+        self._watch = FrameWatch()
         self._resets = Bucket(limits.resets, now)
         self._peer_reset = 0  # the stream that the peer reset last
         self._early: set[ServerCall] = set()  # answered before the client was done
@@ -205,6 +207,14 @@ class ServerConnection(Connection[ServerCall]):
         self._cut_at: float | None = None
 
     # Requests
+
+    def receive(self, data: bytes, now: float) -> None:
+        super().receive(data, now)
+        if not self.closed:
+            fault = self._watch.read(data, now)
+            self._partial_since = self._watch.since
+            if fault is not None:
+                self.break_off(*fault)
 
     def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
         if type(event) is not RequestReceived:

@@ -8,16 +8,9 @@ from h2spec_cases import CASES, Case, run
 from processes import Served
 
 TOLERATED = {
-    "http2/5.1/8": "frames after the peer's own RST_STREAM are dropped; section 5.1 allows that",
-    "http2/5.1/9": "frames after the peer's own RST_STREAM are dropped; section 5.1 allows that",
-    "http2/5.1/11": "frames on a closed stream are dropped; section 5.1 allows that",
-    "http2/5.1/12": "frames on a closed stream are dropped; section 5.1 allows that",
-    "http2/5.1.1/2": "nghttp2 takes a skipped stream for a closed one, and drops its frames",
-    "http2/5.3.1/2": "RFC 9113 has no priorities; PRIORITY is counted and not read",
-    "http2/6.3/1": "PRIORITY is counted and not read",
-    "http2/6.9.1/3": "answered by a connection error, which section 5.4 allows and MadeYouReset asks for",
+    "http2/6.9.1/3": "a connection error, as section 5.4 allows: a stream error would invite MadeYouReset",
 }
-"""Cases that fail by h2spec's rule, and why that harms nobody. Envoy and nghttpx fail most of them as well."""
+"""Cases that fail by h2spec's rule, and why that is right."""
 
 ROWS = [
     pytest.param(
