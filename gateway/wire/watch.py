@@ -37,19 +37,26 @@ class FrameWatch:
         """The next bytes. Answers what is wrong with them, after which the connection should be cut."""
         at, start = self._skip, -1
         cut, in_block = bool(self._head), self._in_block
-        if cut:
-            data = self._head + data
+        data = self._head + data if cut else data
         whole = len(data) - HEADER
+        opened = self._open
         while at <= whole:
             kind = data[at + 3]
-            if kind == PRIORITY and at + HEADER + 4 > len(data):
-                break  # what it depends on is still to come
-            if kind <= RST_STREAM:
-                fault = self._check(kind, data, at)
-                if fault is not None:
-                    return fault
-            elif kind == CONTINUATION:
-                self._in_block = not data[at + 4] & END_HEADERS
+            if kind <= HEADERS:  # nearly always
+                stream = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFF_FFFF
+                if kind == HEADERS:
+                    self._in_block = not data[at + 4] & END_HEADERS
+                    if stream > self._last:
+                        self._begin(stream)
+                if stream not in opened and self._floor < stream <= self._last:
+                    return ErrorCode.STREAM_CLOSED, "a frame on a stream that the client has ended, reset or skipped"
+                if data[at + 4] & END_STREAM:
+                    opened.discard(stream)
+            elif kind in (PRIORITY, RST_STREAM, CONTINUATION):
+                if kind == PRIORITY and at + HEADER + 4 > len(data):
+                    break  # what it depends on is still to come
+                if self._is_wrong(kind, data[at : at + HEADER + 4]):
+                    return ErrorCode.PROTOCOL_ERROR, "PRIORITY on no stream, or depending on itself"
             self._in_data = kind == DATA
             start = at
             at += HEADER + (data[at] << 16 | data[at + 1] << 8 | data[at + 2])
@@ -58,31 +65,20 @@ class FrameWatch:
             self._head, self._skip = data[at:], 0
         else:
             self._head, self._skip = b"", at - len(data)
-        if not (self._head or self._in_block or (self._skip and not self._in_data)):
-            self.since = None
-        elif self.since is None or (start >= (1 if cut else 0) and not in_block):  # it began with these bytes
-            self.since = now
+        is_half = self._head or self._in_block or (self._skip and not self._in_data)
+        is_new = self.since is None or (start >= (1 if cut else 0) and not in_block)  # it began with these bytes
+        self.since = None if not is_half else now if is_new else self.since
         return None
 
-    def _check(self, kind: int, data: bytes, at: int) -> Fault | None:
-        """Of a frame of these four kinds."""
-        stream = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFF_FFFF
+    def _is_wrong(self, kind: int, frame: bytes) -> bool:
+        """A frame of the rarer kinds."""
         if kind == PRIORITY:
-            if not stream or data[at + 9 : at + 13] == data[at + 5 : at + 9]:
-                return ErrorCode.PROTOCOL_ERROR, "PRIORITY on no stream, or depending on itself"
-            return None
+            return frame[5:9] in (b"\0\0\0\0", frame[9:13])
         if kind == RST_STREAM:
-            self._open.discard(stream)
-            return None
-        if kind == HEADERS:
-            self._in_block = not data[at + 4] & END_HEADERS
-            if stream > self._last:
-                self._begin(stream)
-        if stream not in self._open and self._floor < stream <= self._last:
-            return ErrorCode.STREAM_CLOSED, "a frame on a stream that the client has ended, reset or skipped"
-        if data[at + 4] & END_STREAM:
-            self._open.discard(stream)
-        return None
+            self._open.discard(int.from_bytes(frame[5:9], "big"))
+        else:
+            self._in_block = not frame[4] & END_HEADERS
+        return False
 
     def _begin(self, stream: int) -> None:
         if len(self._open) >= MOST_OPEN:
