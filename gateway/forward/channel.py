@@ -40,6 +40,7 @@ ClientEdge = Edge[ClientConnection]
 UPSTREAM = Limits(
     stream_window=256 * KiB,  # held for a caller who does not read; 4 MiB measured no faster with 602 KB answers
     connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
+    glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
 )
 CLOSED = "The channel is closed"
 LONG_LIVED = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt

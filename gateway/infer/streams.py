@@ -49,6 +49,8 @@ _FINAL = "triton_final_response"
 _WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM = "triton_grpc_error"
 
+_FAREWELL_SECONDS = 1.0  # how long a server may take to end a stream on which all is said
+
 _MANY_LEGS = 32
 """Upstream streams of one caller's; clients call a few models on one stream. Beyond this idle ones are ended."""
 
@@ -89,6 +91,7 @@ class Leg:
     call: StreamCall
     messages: dict[str, Message] = field(default_factory=dict)
     ended: bool = False
+    reader: asyncio.Task[None] | None = None
 
 
 class StreamSession:
@@ -148,6 +151,9 @@ class StreamSession:
         await self._is_idle.wait()
         for leg in self._legs.values():
             await leg.call.done_writing()
+        readers = [leg.reader for leg in self._legs.values() if leg.reader is not None]
+        if readers:  # each server ends its stream itself; to be cancelled is for it a failure that it may count
+            await asyncio.wait(readers, timeout=_FAREWELL_SECONDS)
         self._end_with(None)
 
     # Requests
@@ -209,14 +215,14 @@ class StreamSession:
             if len(self._legs) >= _MANY_LEGS:
                 self._cut_idle_legs()
             leg = self._legs[key] = Leg(endpoint, endpoint.connection.stream(_STREAM, metadata, timeout))
-            self._spawn(self._read_leg(leg))
+            leg.reader = self._spawn(self._read_leg(leg))
         return leg
 
     def _cut_idle_legs(self) -> None:
         """A caller may name any number of models on one stream, also such as do not exist."""
         for key, leg in list(self._legs.items()):
             if not leg.messages:
-                leg.call.cancel()
+                self._spawn(leg.call.done_writing())  # the server then ends it
                 del self._legs[key]
 
     async def _run_pipeline(self, message: Message, pipeline: PipelineModel, request: Request) -> None:
@@ -394,10 +400,11 @@ class StreamSession:
             CallEnded(code, text, message.served, message.size, message.answer_bytes, self._inference.clock())
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

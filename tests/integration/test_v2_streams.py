@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 import time
 from collections.abc import AsyncIterator
@@ -300,6 +301,24 @@ async def test_calls_and_streams_cancelled_at_any_moment_leave_nothing(
         await asyncio.wait([made])
     await wait_until(lambda: not any(endpoint.in_flight for endpoint in endpoints))
     await wait_until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def test_one_callers_cancellations_are_not_felt_by_another(gateway: Gateway, channel: grpc.aio.Channel) -> None:
+    """They share the connections to the servers."""
+    steady = stream(channel)
+    await steady.write(repeat("counter", 200, delay=10, where="here"))
+    await steady.done_writing()
+    for _ in range(2):
+        async with channel_to(gateway.listen) as other:
+            for _ in range(15):
+                made = [stream(other) for _ in range(50)]
+                for each in made:
+                    with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):  # it was thrown out
+                        await each.write(infer("nobody"))
+                await asyncio.sleep(0.01)
+                for each in made:
+                    each.cancel()
+    assert [numbers(answer.infer_response)[0] for answer in await read_all(steady)] == list(range(200))
 
 
 async def test_a_cancellation_reaches_the_server(transport: str) -> None:
