@@ -37,6 +37,7 @@ class AttemptStarted:
     number: int  # 1 for the first
     why: str  # the plan's reason for the first, "fallback" or "retry" later
     at: float
+    instead_of: str = ""  # the variant in whose place this one is asked, if `why` is "fallback"
 
 
 @dataclass(frozen=True, slots=True)

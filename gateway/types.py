@@ -38,6 +38,7 @@ class Plan:
 
     targets: tuple[Variant, ...]
     reason: str  # "rule:<name>", "sticky", "split", "only", "version", "direct", "sequence", "fallback"
+    instead_of: str = ""  # the variant that was chosen, if the reason is "fallback"
 
 
 @dataclass(frozen=True, slots=True)

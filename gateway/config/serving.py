@@ -158,6 +158,13 @@ class AccessLog(Section):
     slow: Annotated[float, Duration(1 * MILLISECONDS, 1 * HOURS)] = Field(
         default=1 * SECONDS, description="A call that took at least this long is logged whatever the sample says."
     )
+    most_per_second: Whole = Field(
+        default=500,
+        ge=1,
+        le=1_000_000,
+        description="Most lines that one worker writes in a second. In an outage every call fails or falls back, and "
+        "its lines must not fill a disk; a line says how many were left out.",
+    )
 
 
 class Capture(Section):

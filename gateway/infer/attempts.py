@@ -24,6 +24,7 @@ class Attempt:
     endpoint: Endpoint
     number: int
     why: str  # the plan's reason, then "retry" (same variant) or "fallback" (another one)
+    instead_of: str  # the variant before it, or the one that was chosen, if `why` is "fallback"
 
 
 class Attempts:
@@ -33,13 +34,14 @@ class Attempts:
     must not use up what a fallback needs.
     """
 
-    __slots__ = ("_avoid", "_index", "_most", "_plan", "_pools", "_tried_here", "made")
+    __slots__ = ("_avoid", "_index", "_last", "_most", "_plan", "_pools", "_tried_here", "made")
 
     def __init__(self, plan: Plan, pools: Mapping[str, Pool], most: int) -> None:
         self._plan = plan
         self._pools = pools
         self._most = most
         self._index = 0
+        self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
         self._tried_here: set[Endpoint] = set()  # for the current variant
         self._avoid: set[Endpoint] = set()  # for every variant
         self.made = 0
@@ -58,7 +60,9 @@ class Attempts:
                 why = self._why()
                 self.made += 1
                 self._tried_here.add(endpoint)
-                return Attempt(variant, endpoint, self.made, why)
+                instead_of = self._last if why == "fallback" else ""
+                self._last = variant.name
+                return Attempt(variant, endpoint, self.made, why, instead_of)
             self._next_variant()
         return None
 

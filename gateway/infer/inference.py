@@ -179,6 +179,7 @@ class Inference:
                 attempt.number,
                 attempt.why,
                 self.clock(),
+                attempt.instead_of,
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None

@@ -67,8 +67,10 @@ def _available_first(ready: Plan, available: Available) -> Plan:
     others: list[Variant] = []
     for target in ready.targets:
         (usable if available(target) else others).append(target)
-    reason = "fallback" if usable and usable[0] != ready.targets[0] else ready.reason
-    return Plan((*usable, *others), reason)
+    chosen = ready.targets[0]
+    if usable and usable[0] != chosen:
+        return Plan((*usable, *others), "fallback", chosen.name)
+    return Plan((*usable, *others), ready.reason)
 
 
 @dataclass(frozen=True, slots=True)

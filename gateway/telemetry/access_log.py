@@ -11,6 +11,7 @@ import logging
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 _TEXT_LIMIT = 1000  # characters of any one text; model names, ids and error texts may be as long as a caller likes
 _QUEUED_LINES = 10_000  # about 4 MB; more than that waiting means that nobody reads, and lines are dropped
 _LINES_A_WRITE = 500
+_QUIET_SECONDS = 60.0  # between two complaints about a stream that can't be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ def _fields(call: _Call, end: CallEnded, because: str, now: datetime) -> dict[st
         "method": start.method,
         "model": start.model[:_TEXT_LIMIT],
         "variant": served.variant if served else attempt.variant if attempt else "",
+        "model_version": served.model_version if served else "",
         "endpoint": served.endpoint if served else attempt.endpoint if attempt else "",
         "attempts": call.attempts,
         "code": end.code.name,
@@ -140,13 +143,24 @@ def _fields(call: _Call, end: CallEnded, because: str, now: datetime) -> dict[st
 class LineWriter:
     """Writes lines to a stream in a thread. When the stream can't keep up, lines are dropped, never calls delayed."""
 
-    def __init__(self, stream: TextIO, limit: int = _QUEUED_LINES) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        limit: int = _QUEUED_LINES,
+        per_second: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """per_second: the most lines that are taken in one second, however fast the stream is; None is any number."""
         self._stream = stream
         self._limit = limit
+        self._per_second = per_second
+        self._clock = clock
+        self._second = 0  # the one that is counted
+        self._taken = 0  # lines in it
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._dropped = 0  # since the last time it was told
-        self._is_broken = False
+        self._quiet_until = 0.0
 
     def __enter__(self) -> LineWriter:
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
@@ -162,10 +176,19 @@ class LineWriter:
             self._thread.join(timeout=2.0)
 
     def write_nowait(self, line: str) -> None:
-        if self._lines.qsize() >= self._limit:
+        if self._lines.qsize() >= self._limit or not self._is_in_rate():
             self._dropped += 1
         else:
             self._lines.put(line)
+
+    def _is_in_rate(self) -> bool:
+        if self._per_second is None:
+            return True
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._taken = second, 0
+        self._taken += 1
+        return self._taken <= self._per_second
 
     def _run(self) -> None:
         is_open = True
@@ -183,8 +206,8 @@ class LineWriter:
         try:
             self._stream.write("".join(lines))
             self._stream.flush()
-            self._is_broken = False
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
-            if not self._is_broken:
-                _log.error("access log: lines are lost until the stream can be written again: %s", error)
-            self._is_broken = True
+            now = self._clock()
+            if now >= self._quiet_until:  # a full disk takes a line now and then, so that it worked once says little
+                _log.error("access log: lines are lost while the stream can't be written: %s", error)
+                self._quiet_until = now + _QUIET_SECONDS

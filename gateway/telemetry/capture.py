@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 _WAITING_BYTES = 64 << 20  # of requests that the thread has not written yet; more are dropped
 _IDLE_SECONDS = 1.0  # between two looks at whether a file is old enough to be closed
+_QUIET_SECONDS = 10.0  # after a write that failed, before the next is tried
 _STOP_SECONDS = 5.0  # for what waits at the end; an object store that hangs must not hold up a drained process
 
 Take = Callable[[CallStarted, bytes], None]
@@ -139,12 +140,15 @@ class _Ring:
         self._name = quote(settings.model, safe="")
         self._ours = re.compile(rf"{re.escape(self._name)}-\d{{8}}T\d{{12}}Z-.*\.jsonl")
         self._file: IO[bytes] | None = None
+        self._path = ""  # of the file, at its file system
         self._written = 0
         self._opened_at = 0.0
-        self._is_broken = False
+        self._quiet_until = 0.0
 
     def write(self, call: CallStarted, body: bytes, at: datetime) -> None:
-        """Add one request. A folder that can't be written to is logged once and tried again with each request."""
+        """Add one request. A folder that can't be written to is logged, and tried again after some seconds."""
+        if time.monotonic() < self._quiet_until:
+            return
         line = _line(self.settings, call, body, at)
         if line is None:
             return
@@ -152,8 +156,9 @@ class _Ring:
             file = self._open_file(len(line), at)
             file.write(line)
             file.flush()
+            if self._written == 0:
+                self._drop_oldest()  # only now: on a full disk a file that keeps nothing must not cost one that does
             self._written += len(line)
-            self._is_broken = False
         except Exception as error:  # each file system of fsspec has its own
             self._broken(error)
 
@@ -177,30 +182,38 @@ class _Ring:
         if self._file is None:
             fs, folder = fsspec.core.url_to_fs(self.settings.directory)
             fs.makedirs(folder, exist_ok=True)
-            self._make_room(fs, folder)
             name = f"{self._name}-{at:%Y%m%dT%H%M%S%f}Z-{self._writer}.jsonl"
-            self._file = fs.open(f"{folder}/{name}", "wb")
+            self._path = f"{folder}/{name}"
+            self._file = fs.open(self._path, "wb")
             with contextlib.suppress(OSError):  # what is no file of this host has rights of its own
                 os.fchmod(self._file.fileno(), 0o600)
             self._written, self._opened_at = 0, time.monotonic()
         return self._file
 
-    def _make_room(self, fs: Any, folder: str) -> None:
-        """Delete the oldest files, so that with the next one there are no more than allowed.
-
-        fs: an fsspec file system (Any: it has no types).
-        """
+    def _drop_oldest(self) -> None:
+        """Delete the oldest files, so that there are no more than allowed."""
+        fs, folder = fsspec.core.url_to_fs(self.settings.directory)
         fs.invalidate_cache(folder)
         names = sorted(path.rpartition("/")[2] for path in fs.ls(folder, detail=False))
-        ours = [name for name in names if self._ours.fullmatch(name)]
-        for name in ours[: max(0, len(ours) - self.settings.files + 1)]:
+        here = {self._path.rpartition("/")[2]}  # an object store does not list it yet
+        ours = sorted(here.union(name for name in names if self._ours.fullmatch(name)))
+        for name in ours[: max(0, len(ours) - self.settings.files)]:
             fs.rm_file(f"{folder}/{name}")
 
     def _broken(self, error: Exception) -> None:
-        self._file = None
-        if not self._is_broken:
-            _log.error("capture: nothing is kept in %s until it can be written: %s", self.settings.directory, error)
-        self._is_broken = True
+        """Try again later, with another file; leave none behind that holds nothing."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(Exception):  # what it could not write it can't on closing
+                file.close()
+            if self._written == 0:
+                with contextlib.suppress(Exception):
+                    fsspec.core.url_to_fs(self.settings.directory)[0].rm_file(self._path)
+        _log.error(
+            "capture: nothing of %s is kept in %s for %g s: %s",
+            *(self.settings.model, self.settings.directory, _QUIET_SECONDS, error),
+        )
+        self._quiet_until = time.monotonic() + _QUIET_SECONDS
 
 
 def _line(settings: Capture, call: CallStarted, body: bytes, at: datetime) -> bytes | None:

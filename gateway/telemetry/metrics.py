@@ -16,6 +16,7 @@ from pathlib import Path
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition, multiprocess, values
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
@@ -194,7 +195,9 @@ class _Families:
             *("model", "variant", "upstream", "endpoint", "meaning"),
         )
         self.fallbacks = counter(
-            "gateway_fallbacks", "Times a call moved on to another variant.", "model", "from_variant", "variant"
+            "gateway_fallbacks",
+            "Times a variant was asked in place of one that failed the call or was known to be unavailable.",
+            *("model", "from_variant", "variant"),
         )
         self.queue_full = counter(
             "gateway_queue_full",
@@ -272,6 +275,7 @@ class _Series:
         self._ends: dict[tuple[str, Code], tuple[Counter, Histogram]] = {}
         self._upstreams: dict[tuple[str, str], Histogram] = {}
         self._attempts: dict[tuple[str, str, str, str], Counter] = {}
+        self._fallbacks: dict[tuple[str, str], Counter] = {}
 
     def end(self, variant: str, code: Code) -> tuple[Counter, Histogram]:
         key = (variant, code)
@@ -299,8 +303,12 @@ class _Series:
             found = self._attempts[key] = self._families.attempts.labels(self._model, *key)
         return found
 
-    def fell_back(self, from_variant: str, variant: str) -> None:
-        self._families.fallbacks.labels(self._model, from_variant, variant).inc()
+    def fallbacks(self, from_variant: str, variant: str) -> Counter:
+        key = (from_variant, variant)
+        found = self._fallbacks.get(key)
+        if found is None:
+            found = self._fallbacks[key] = self._families.fallbacks.labels(self._model, *key)
+        return found
 
     def queue_full(self, where: str) -> None:
         self._families.queue_full.labels(self._model, where).inc()
@@ -324,9 +332,8 @@ class _Call:
         self._failed = False  # how the last one ended
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
-        last = self._attempt
-        if last and event.why == "fallback":
-            self._series.fell_back(last.variant, event.variant)
+        if event.instead_of:
+            self._series.fallbacks(event.instead_of, event.variant).inc()
         self._attempt = event
         return ()
 
@@ -377,5 +384,33 @@ def _keep_values_in(shared: SharedDirectory) -> None:
     if _shared is None:
         worker_ended(shared)  # a killed predecessor of this name may still show calls in flight
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.path)
+        values.MmapedDict = _ReservedFile  # type: ignore[attr-defined]  # imported there, exported or not
         values.ValueClass = values.MultiProcessValue(lambda: shared.worker)  # type: ignore[no-untyped-call]
         _shared = shared
+
+
+class _ReservedFile(MmapedDict):
+    """The library's file of values, with its space reserved before it is written to.
+
+    The library's own has holes. Writing to a hole on a full disk through a memory map raises nothing: it kills the
+    process (SIGBUS), and each one that is started in its place.
+
+    :raises OSError: from wherever a value is first used, if there is no room for it.
+    """
+
+    _FIRST_BYTES = 1 << 16  # as the library has it
+    _BESIDE_KEY_BYTES = 32  # its length, padding, the value, its time
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            with open(filename, "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, max(self._FIRST_BYTES, file.tell()))
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        size = self._capacity
+        while self._used + len(key.encode()) + self._BESIDE_KEY_BYTES > size:
+            size *= 2
+        if size > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, size)
+        super()._init_value(key)  # type: ignore[no-untyped-call]

@@ -66,7 +66,8 @@ class ProcessTelemetry:
         listeners.append(self._metrics)
         log = self._settings.access_log
         if log.destination != "none":
-            writer = exits.enter_context(LineWriter(sys.stdout if log.destination == "stdout" else sys.stderr))
+            stream = sys.stdout if log.destination == "stdout" else sys.stderr
+            writer = exits.enter_context(LineWriter(stream, per_second=log.most_per_second))
             listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer.write_nowait))
         return listeners
 

@@ -35,8 +35,8 @@ class ProbeSettings:
 class Prober:
     """Probes one endpoint until closed.
 
-    `changed` is called after each probe that leaves the endpoint in another state than it was last called for, or with
-    other models, whether the probe or a failed call has changed it.
+    `changed` is called after each probe that leaves the endpoint in another state than it was last called for, for
+    another reason or with other models, whether the probe or a failed call has changed it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Prober:
         while True:
             await self._probe()
             self._first.set()
-            now = (self.endpoint.state, dict(self.endpoint.models))
+            now = (self.endpoint.state, self.endpoint.reason, dict(self.endpoint.models))
             if now != self._told and self.endpoint.state is not State.UNPROBED:
                 self._told = now
                 self._changed(self.endpoint)

@@ -252,7 +252,7 @@ def test_an_explanation_tells_each_decision(route: Route, facts: Facts, parts: l
 def test_an_explanation_says_what_is_not_available() -> None:
     explained = explain(ROUTE, Facts(), draw=0.0, available=lambda variant: variant is CPU)
 
-    assert explained.plan == Plan((CPU, GPU, INT8), "fallback")
+    assert explained.plan == Plan((CPU, GPU, INT8), "fallback", "gpu")
     assert explained.lines[-3:] == (
         "1. cpu: model net_onnx on cpus",
         "2. gpu: model net_trt on gpus, not available",

@@ -23,6 +23,7 @@ class Attempt:
     text: str = ""
     meaning: Meaning | None = None
     seconds: float = 0.004
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Call:
             at += seconds
         sent = []
         for number, attempt in enumerate(self.attempts, start=1):
-            started = AttemptStarted(self.model, attempt.variant, "cpu", attempt.endpoint, number, attempt.why, at)
+            started = AttemptStarted(
+                self.model, attempt.variant, "cpu", attempt.endpoint, number, attempt.why, at, attempt.instead_of
+            )
             sent.append(observer.attempt_started(started))
             at += attempt.seconds
             observer.attempt_ended(AttemptEnded(attempt.code, attempt.text, attempt.meaning, at))
@@ -74,7 +77,7 @@ class Call:
 
 FALLEN_BACK = (
     Attempt("tensorrt", "gpu-0:8001", "split", Code.UNAVAILABLE, "connection refused", Meaning.UNREACHABLE, 0.001),
-    Attempt("onnx", "cpu-0:8001", "fallback"),
+    Attempt("onnx", "cpu-0:8001", "fallback", instead_of="tensorrt"),
 )
 
 

@@ -36,6 +36,7 @@ def test_a_line_tells_the_whole_call_in_one_json_object(lines, call, fallen_back
             "method": "ModelInfer",
             "model": "photos",
             "variant": "onnx",
+            "model_version": "1",
             "endpoint": "cpu-0:8001",
             "attempts": 2,
             "code": "OK",
@@ -143,3 +144,27 @@ def test_a_closed_stream_is_reported_once(caplog):
     with LineWriter(stream) as writer:
         writer.write_nowait("lost\n")
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["access log"]
+
+
+def test_a_stream_that_cannot_be_written_is_complained_about_once_a_minute(caplog):
+    """A full disk takes a line now and then."""
+    stream, now = io.StringIO(), [1000.0]
+    stream.close()
+    writer = LineWriter(stream, clock=lambda: now[0])
+    for seconds in (0, 1, 58, 2, 1):
+        now[0] += seconds
+        with writer:
+            writer.write_nowait("lost\n")
+    assert len(caplog.records) == 2
+
+
+def test_lines_above_the_rate_are_left_out_and_counted():
+    stream, now = io.StringIO(), [1000.0]
+    writer = LineWriter(stream, per_second=2, clock=lambda: now[0])
+    for _ in range(5):
+        writer.write_nowait("line\n")
+    now[0] += 1
+    writer.write_nowait("later\n")
+    with writer:
+        pass
+    assert stream.getvalue() == 'line\nline\nlater\n{"logged": "gap", "dropped": 3}\n'

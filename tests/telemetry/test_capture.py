@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import stat
 
 import fsspec
@@ -145,7 +146,7 @@ def test_an_object_store_works_like_a_folder():
     store.rm("/captured", recursive=True)
 
 
-def test_a_folder_that_cannot_be_written_is_told_once_and_tried_again(capture, tmp_path, caplog):
+def test_a_folder_that_cannot_be_written_is_told_once_and_left_alone_for_a_while(capture, tmp_path, caplog):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file, not a folder")
     settings = capture(directory=str(blocked))
@@ -153,7 +154,21 @@ def test_a_folder_that_cannot_be_written_is_told_once_and_tried_again(capture, t
         take = captures.apply([settings])[MODEL]
         for _ in range(3):
             take(call(), request())
-    assert caplog.text.count("nothing is kept in") == 1
+    assert caplog.text.count("nothing of photos is kept in") == 1
+
+
+def test_a_full_disk_costs_no_file_that_was_kept(capture, tmp_path):
+    settings = capture(files=2)
+    for number in range(2):
+        keep(settings, request(f"r-{number}"))
+    kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
+    try:
+        keep(settings, request("r-3"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == kept
 
 
 def test_new_settings_take_over_at_once_and_unchanged_ones_go_on(capture, tmp_path):

@@ -103,6 +103,13 @@ def test_a_fallback_is_counted_with_both_attempts(metrics, call, fallen_back):
     assert scraped("gateway_requests_total", variant="onnx", code="OK") == 1
 
 
+def test_a_variant_known_to_be_unavailable_counts_as_a_fallback_of_every_call(metrics, call, attempt):
+    for _ in range(3):
+        call(attempts=[attempt("onnx", why="fallback", instead_of="tensorrt")]).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    assert scraped("gateway_fallbacks_total", model="photos", from_variant="tensorrt", variant="onnx") == 3
+
+
 def test_a_retry_on_the_same_variant_is_no_fallback(metrics, call, attempt):
     call(attempts=[attempt(code=Code.UNAVAILABLE, meaning=Meaning.DRAINING), attempt(why="retry")]).report_to(metrics)
     assert Scraped(metrics.scrape)("gateway_fallbacks_total") is None
@@ -257,6 +264,14 @@ def test_workers_add_up_to_one_scrape(workers):
     assert scraped("gateway_config_info", digest="d1") == 2
     assert scraped("gateway_build_info", version="1.2.3") == 1
     assert list(parse_openmetrics(Scrape.of_directory(workers.directory).render(OPENMETRICS)[0].decode()))
+
+
+def test_shared_files_have_their_space_before_it_is_written_to(workers):
+    """Writing to a hole on a full disk through a memory map would kill the worker."""
+    workers.start("0", calls=3)
+    sizes = [(file.stat().st_blocks * 512, file.stat().st_size) for file in workers.directory.glob("*.db")]
+    assert sizes
+    assert all(on_disk >= size > 0 for on_disk, size in sizes)
 
 
 def test_a_dead_worker_leaves_its_counts_and_takes_its_gauges(workers):
