@@ -23,7 +23,7 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway.admin import Admin
+from gateway.admin import Admin, merged_config, merged_state
 from gateway.app import VERSION, Place
 from gateway.config import Config, split_address
 from gateway.server.listener import CannotServe
@@ -251,10 +251,19 @@ class Supervisor:
         return bool(serving) and all(worker.ready for worker in serving), reasons
 
     def state(self) -> Mapping[str, object]:
-        return {"ready": self.readiness()[0], "workers": {worker.slot: worker.state for worker in self._workers}}
+        workers = {worker.slot: worker.state for worker in self._workers}
+        merged = merged_state(list(workers.values()))
+        return {
+            **merged,
+            "ready": self.readiness()[0],
+            "draining": self._stopping.is_set() or merged["draining"],
+            "traffic": self._traffic.report(),
+            "workers": workers,
+        }
 
     def config(self) -> Mapping[str, object]:
-        return {"workers": {worker.slot: worker.config for worker in self._workers}}
+        workers = {worker.slot: worker.config for worker in self._workers}
+        return {**merged_config(list(workers.values())), "workers": workers}
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """Admin: the HTTP server. May depend on values and aiohttp; what it shows comes through `StateSource`.
 
+GET /          the page that an on-call person opens first; what it loads is under /page/
 GET /healthz   200 while the process does its work, 503 when it should be restarted
 GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "reasons": [what is not ready]}
 GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
-GET /state     JSON: public models → variants → endpoints, as they are now
+GET /state     JSON: public models → variants → endpoints, as they are now, and what of it needs attention
 
 All of it is read-only and carries no secrets, but it names what is inside: listen where only operators can reach.
 """
@@ -21,6 +22,9 @@ from types import TracebackType
 from typing import Protocol
 
 from aiohttp import web
+
+from gateway.admin.attention import attention
+from gateway.admin.page import page_routes
 
 _SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
 _GRACE_SECONDS = 1.0  # for answers under way at the end; all of them are short
@@ -113,6 +117,7 @@ class Admin:
                 web.get("/metrics", self._scrape),
                 web.get("/config", self._config),
                 web.get("/state", self._state),
+                *page_routes(),
             ]
         )
         return app
@@ -134,7 +139,8 @@ class Admin:
         return _json(self._source.config())
 
     async def _state(self, request: web.Request) -> web.Response:
-        return _json(self._source.state())
+        state = self._source.state()
+        return _json({**state, "attention": attention(state, self._source.config())})
 
 
 def _json(value: Mapping[str, object], status: int = 200) -> web.Response:

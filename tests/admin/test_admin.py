@@ -32,7 +32,7 @@ class Source(ConfigHistory):
         return not self.reasons, self.reasons
 
     def state(self):
-        return {"models": {"photos": {"variants": {"onnx": {"endpoints": {"cpu-0:8001": {"ready": True}}}}}}}
+        return {"ready": True, "models": {}, "upstreams": {"cpu": []}}
 
 
 @pytest.fixture
@@ -130,12 +130,16 @@ async def test_config_keeps_the_latest_changes_only(get, source):
 
 async def test_state_is_shown_as_it_is_now(get, source):
     status, headers, body = await get("/state")
-    assert (status, body) == (200, source.state())
+    assert status == 200
+    assert body == {**source.state(), "attention": body["attention"]}
+    (notice,) = body["attention"]
+    assert (notice["kind"], notice["name"], notice["severity"]) == ("upstream", "cpu", "error")
     assert headers["Cache-Control"] == "no-store"
 
 
 async def test_nothing_else_is_served(get):
-    assert (await get("/"))[0] == 404
+    assert (await get("/page"))[0] == 404
+    assert (await get("/models"))[0] == 404
 
 
 async def test_nothing_can_be_changed(source, scrape):
@@ -205,3 +209,15 @@ async def test_ipv6_is_written_in_brackets(source, scrape):
         assert admin.address.startswith("[::1]:")
         async with session.get(f"http://{admin.address}/healthz") as answer:
             assert answer.status == 200
+
+
+async def test_the_page_may_run_its_own_scripts_and_nothing_else(get):
+    status, headers, body = await get("/")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert "script-src 'self'" in headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    for path in ("/page/page.js", "/page/dom.js", "/page/sections.js", "/page/page.css", "/page/icon.svg"):
+        assert (await get(path))[0] == 200, path
+    assert (await get("/page/../server.py"))[0] == 404
+    assert "http://" not in body
+    assert "https://" not in body

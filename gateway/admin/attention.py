@@ -1,0 +1,102 @@
+"""Admin: what of a gateway's state an on-call person should look at first. Pure: JSON values in, sentences out.
+
+`error`: callers get errors, or would with the next failure. `warning`: something is not as configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Json = Mapping[str, Any]
+
+# Errors that are not the caller's fault. CANCELLED is its wish, DEADLINE_EXCEEDED may be either's.
+_OUR_FAULTS = ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED", "DATA_LOSS", "DEADLINE_EXCEEDED")
+_WARN_SHARE, _ALARM_SHARE = 0.01, 0.1  # of a model's calls in the last minute
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One thing to look at."""
+
+    severity: Literal["error", "warning"]
+    kind: Literal["model", "endpoint", "upstream", "config", "gateway"]
+    name: str  # of the model, endpoint (`UPSTREAM/ADDRESS`) or upstream; "" for the others
+    text: str
+
+
+def attention(state: Json, config: Json) -> list[dict[str, str]]:
+    """Errors first. state, config: as `/state` and `/config` show them."""
+    notices = [*_gateway(state), *_models(state), *_endpoints(state), *_traffic(state), *_config(config)]
+    return [asdict(notice) for notice in sorted(notices, key=lambda notice: notice.severity)]
+
+
+def _gateway(state: Json) -> Iterator[Notice]:
+    if state.get("draining"):
+        yield Notice("warning", "gateway", "", "is draining: it finishes what is in flight and ends")
+    elif not state.get("ready"):
+        yield Notice("error", "gateway", "", "is not ready: no endpoint has answered")
+    silent = [slot for slot, worker in state.get("workers", {}).items() if not worker]
+    if silent:
+        yield Notice("warning", "gateway", "", f"workers not serving: {', '.join(silent)}")
+
+
+def _models(state: Json) -> Iterator[Notice]:
+    for name, model in state.get("models", {}).items():
+        gone = [variant for variant, each in model["variants"].items() if not each["ready"]]
+        if len(gone) == len(model["variants"]):
+            yield Notice("error", "model", name, "no variant can answer")
+            continue
+        total = sum(model["shares"].values())
+        for variant in gone:
+            share = model["shares"].get(variant, 0) / total if total else 0
+            if share:
+                others = "its calls fail" if model["fallback"] == [] else "its calls fall back to another"
+                yield Notice("warning", "model", name, f"variant {variant} ({share:.0%}) is unavailable; {others}")
+    for name, pipeline in state.get("pipelines", {}).items():
+        if not pipeline["ready"]:
+            yield Notice("error", "model", name, f"a model it calls can't answer: {', '.join(pipeline['calls'])}")
+
+
+def _endpoints(state: Json) -> Iterator[Notice]:
+    for upstream, endpoints in state.get("upstreams", {}).items():
+        if not endpoints:
+            yield Notice("error", "upstream", upstream, "no address is known")
+        elif all(endpoint["state"] == "down" for endpoint in endpoints):
+            yield Notice("error", "upstream", upstream, "every endpoint is down")
+        for endpoint in endpoints:
+            name = f"{upstream}/{endpoint['address']}"
+            missing = [model for model, is_ready in endpoint["models"].items() if not is_ready]
+            if endpoint["state"] in ("down", "suspect"):
+                yield Notice("warning", "endpoint", name, f"is {endpoint['state']}: {endpoint['reason']}")
+            elif missing:
+                yield Notice("warning", "endpoint", name, f"models not ready: {', '.join(missing)}")
+    for name, found in state.get("names", {}).items():
+        if found["failure"]:
+            yield Notice("warning", "upstream", name, f"looking the name up failed: {found['failure']}")
+
+
+def _traffic(state: Json) -> Iterator[Notice]:
+    """Of the last minute."""
+    windows = (state.get("traffic") or {}).get("windows") or [{"models": {}}]
+    for name, model in windows[0]["models"].items():
+        calls = model["calls"]
+        failed = sum(model["errors"].get(code, 0) for code in _OUR_FAULTS)
+        if calls and failed / calls >= _WARN_SHARE:
+            codes = ", ".join(code for code in model["errors"] if code in _OUR_FAULTS)
+            severity: Literal["error", "warning"] = "error" if failed / calls >= _ALARM_SHARE else "warning"
+            yield Notice(severity, "model", name, f"{failed / calls:.0%} of the calls failed ({codes})")
+        if model["fallbacks"]:
+            yield Notice("warning", "model", name, f"{model['fallbacks']:.0f} calls moved on to another variant")
+        if model["queue_full"]:
+            yield Notice("warning", "model", name, f"a queue was full {model['queue_full']:.0f} times")
+
+
+def _config(config: Json) -> Iterator[Notice]:
+    changes = config.get("changes") or []
+    if changes and not changes[0]["accepted"]:
+        findings = "; ".join(changes[0]["findings"])
+        yield Notice("warning", "config", "", f"the file was refused, the one before stays in force: {findings}")
+    elif changes and config.get("current") is None:
+        yield Notice("warning", "config", "", "workers run different configs")

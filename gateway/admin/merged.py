@@ -1,0 +1,85 @@
+"""Admin: what several workers say of themselves, as if one did. Pure: JSON values in, JSON values out.
+
+Workers run the same config and see the same endpoints, each for itself. Where they differ, the worst counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Json = Mapping[str, Any]
+"""What `/state` and `/config` of one worker answer; Any, because it is JSON."""
+
+_WORST_FIRST = ("down", "unprobed", "suspect", "ready")
+
+
+def merged_state(states: Sequence[Json]) -> dict[str, Any]:
+    """One state of all that serve. states: of the workers; empty ones, which do not serve yet, are left out."""
+    serving = [state for state in states if state]
+    if not serving:
+        return {"ready": False, "draining": False, "models": {}, "pipelines": {}, "upstreams": {}, "names": {}}
+    return {
+        "version": serving[0]["version"],
+        "listen": serving[0]["listen"],
+        "ready": all(state["ready"] for state in serving),
+        "draining": any(state["draining"] for state in serving),
+        "models": _by_name(serving, "models", _model),
+        "pipelines": _by_name(serving, "pipelines", _least_ready),
+        "upstreams": _by_name(serving, "upstreams", _upstream),
+        "names": _by_name(serving, "names", lambda found: max(found, key=lambda each: bool(each["failure"]))),
+    }
+
+
+def merged_config(configs: Sequence[Json]) -> dict[str, Any]:
+    """One history of all: what is in force, if it is the same everywhere, and each change once."""
+    known = [config for config in configs if config]
+    current = [config["current"] for config in known if config["current"]]
+    refused = [config["last_refused"] for config in known if config["last_refused"]]
+    changes: dict[tuple[Any, ...], Json] = {}
+    for change in sorted((change for config in known for change in config["changes"]), key=lambda each: each["time"]):
+        # Workers read the same file within seconds of one another; a minute later it is another change.
+        changes.setdefault((change["digest"], change["accepted"], *change["findings"], change["time"][:16]), change)
+    return {
+        "current": current[0] if len({each["digest"] for each in current}) == 1 else None,
+        "last_refused": max(refused, key=lambda each: str(each["time"]), default=None),
+        "changes": list(changes.values())[::-1],
+    }
+
+
+def _by_name(states: Sequence[Json], key: str, join: Any) -> dict[str, Any]:
+    """Join what each worker says of everything under `key`. join: takes one name's values."""
+    names = dict.fromkeys(name for state in states for name in state[key])
+    return {name: join([state[key][name] for state in states if name in state[key]]) for name in names}
+
+
+def _least_ready(found: Sequence[Json]) -> Json:
+    return min(found, key=lambda each: bool(each["ready"]))
+
+
+def _model(found: Sequence[Json]) -> Json:
+    return {**_least_ready(found), "variants": _by_name(found, "variants", _least_ready)}
+
+
+def _upstream(found: Sequence[Sequence[Json]]) -> list[Json]:
+    by_address: dict[str, list[Json]] = {}
+    for endpoint in (endpoint for endpoints in found for endpoint in endpoints):
+        by_address.setdefault(endpoint["address"], []).append(endpoint)
+    return [_endpoint(each) for each in by_address.values()]
+
+
+def _endpoint(found: Sequence[Json]) -> Json:
+    worst = min(found, key=lambda each: _WORST_FIRST.index(each["state"]))
+    return {
+        **worst,
+        "in_flight": sum(each["in_flight"] for each in found),
+        "models": _all_ready(each["models"] for each in found),
+    }
+
+
+def _all_ready(found: Iterable[Mapping[str, bool]]) -> dict[str, bool]:
+    ready: dict[str, bool] = {}
+    for models in found:
+        for model, is_ready in models.items():
+            ready[model] = ready.get(model, True) and is_ready
+    return ready

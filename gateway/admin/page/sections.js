@@ -1,0 +1,271 @@
+// The sections of the page: each takes what the gateway said and gives elements, or null if it has nothing to show.
+// To add one, such as experiments, add an entry to `sections` at the end; contents and headings follow by themselves.
+
+import { h } from "./dom.js";
+
+const MOST = 100; // models, or endpoints of one upstream, shown at once; the filter finds the others
+const SYMBOLS = { ready: "✓", fallback: "↷", down: "✕", suspect: "!", unprobed: "…", error: "✕", warning: "!" };
+
+// What a failed attempt said, as docs/metrics.md has it.
+const MEANINGS = { caller: "caller's fault", server: "server error", overloaded: "queue full", model_gone: "model gone", ended: "given up" };
+
+const number = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
+const NONE = h("span", { class: "none" }, "–");
+const none = () => NONE.cloneNode(true);
+
+/** A state in words, with a symbol and a colour; never by colour alone. */
+function badge(state, text = state) {
+  return h("span", { class: `badge ${state}` }, h("span", { "aria-hidden": "true" }, SYMBOLS[state] ?? "•"), ` ${text}`);
+}
+
+function milliseconds(value) {
+  if (value === undefined || value === null) return none();
+  return value >= 1000 ? `${number.format(value / 1000)} s` : `${number.format(value)} ms`;
+}
+
+function errorsText(calls) {
+  const failed = Object.values(calls?.errors ?? {}).reduce((sum, count) => sum + count, 0);
+  if (!calls?.calls || !failed) return calls?.calls ? "0" : none();
+  const codes = Object.entries(calls.errors).map(([code, count]) => `${number.format(count)} ${code}`);
+  const list = h("span", { class: "codes" }, breakable(codes.join(", ")));
+  return h("span", { class: "bad" }, percent.format(failed / calls.calls), " ", list);
+}
+
+/** A text whose long names may be broken after an underscore. */
+const breakable = (text) => text.split("_").map((part, index) => [index > 0 && ["_", h("wbr")], part]);
+
+/** A table that scrolls by itself where it is too wide; the keyboard can reach it then. */
+function table(label, columns, rows) {
+  return h(
+    "div",
+    { class: "scroll", role: "region", "aria-label": label, tabindex: "0" },
+    h(
+      "table",
+      null,
+      h("thead", null, h("tr", null, columns.map((column) => h("th", { scope: "col" }, column)))),
+      h("tbody", null, rows),
+    ),
+  );
+}
+
+function row(key, title, ...cells) {
+  return h("tr", { "data-key": key }, h("th", { scope: "row" }, title), cells.map((cell) => h("td", null, cell)));
+}
+
+const anchor = (kind, name) => `${kind}-${encodeURIComponent(name)}`;
+const numbersOf = ({ state, window }) => state.traffic?.windows.find((each) => each.name === window) ?? { models: {}, endpoints: {} };
+const matches = (view, ...names) => !view.filter || names.some((name) => name.toLowerCase().includes(view.filter));
+
+// Head of the page
+
+export function statusText(state) {
+  const notices = state.attention.length;
+  const what = state.draining ? "Draining" : state.ready ? "Serving" : "Not ready";
+  return `${what}. ${notices === 0 ? "Nothing needs attention." : notices === 1 ? "1 thing needs attention." : `${notices} things need attention.`}`;
+}
+
+export function facts({ state, config }) {
+  const workers = Object.keys(state.workers ?? {}).length || 1;
+  const given = {
+    Version: state.version ?? "–",
+    Serves: state.listen ?? "–",
+    Workers: workers,
+    Config: configText(config),
+  };
+  return Object.entries(given).map(([name, value]) => h("div", { "data-key": name }, h("dt", null, name), h("dd", null, String(value))));
+}
+
+function configText({ current, changes }) {
+  if (current) return `${current.digest.slice(0, 12)}, since ${when(current.time)}`;
+  return changes.length ? "differs between workers" : "–";
+}
+
+function when(time) {
+  const date = new Date(time);
+  return date.toDateString() === new Date().toDateString() ? date.toLocaleTimeString() : date.toLocaleString();
+}
+
+// What needs attention
+
+function attention({ state }) {
+  if (!state.attention.length) return h("p", { "data-key": "none" }, badge("ready", "Nothing needs attention."));
+  return h(
+    "ul",
+    { class: "notices", "data-key": "notices" },
+    state.attention.map(({ severity, kind, name, text }) => {
+      const target = kind === "endpoint" ? ["upstream", name.split("/")[0]] : [kind, name];
+      const about = name ? h("a", { href: `#${anchor(...target)}` }, `${kind} ${name}`) : kind;
+      return h("li", { "data-key": `${kind} ${name} ${text}`, class: severity }, badge(severity), " ", about, " ", text);
+    }),
+  );
+}
+
+// Models → variants → endpoints
+
+function models(view) {
+  const { state } = view;
+  const numbers = numbersOf(view);
+  const noticed = new Set(state.attention.filter((each) => each.kind === "model").map((each) => each.name));
+  const found = [...Object.keys(state.models), ...Object.keys(state.pipelines)].filter((name) => matches(view, name));
+  const ordered = found.length <= MOST ? found : [...found.filter((name) => noticed.has(name)), ...found.filter((name) => !noticed.has(name))];
+  return [
+    found.length === 0 && h("p", { "data-key": "none" }, view.filter ? "No model has such a name." : "No public model is configured."),
+    ordered.slice(0, MOST).map((name) => (state.models[name] ? model(view, name, numbers.models[name]) : pipeline(view, name, numbers.models[name]))),
+    found.length > MOST && h("p", { "data-key": "more" }, `${MOST} of ${found.length} models are shown; the field above finds the others.`),
+    ownNames(view, numbers),
+  ];
+}
+
+function heading(view, name, kind, calls, stateBadge) {
+  const inFlight = view.state.traffic?.in_flight[name] ?? 0;
+  const shown = {
+    "Calls/s": calls ? number.format(calls.per_second) : "0",
+    Errors: errorsText(calls),
+    p50: milliseconds(calls?.ms?.p50),
+    p95: milliseconds(calls?.ms?.p95),
+    p99: milliseconds(calls?.ms?.p99),
+    "Gateway's own p99": milliseconds(calls?.overhead_ms?.p99),
+    "In flight": number.format(inFlight),
+    Fallbacks: calls?.fallbacks ? number.format(calls.fallbacks) : null,
+    "Queue full": calls?.queue_full ? number.format(calls.queue_full) : null,
+  };
+  const entries = Object.entries(shown).filter(([, value]) => value !== null);
+  return [
+    h("h3", { "data-key": "name" }, name, " ", h("span", { class: "kind" }, kind), " ", stateBadge),
+    h("dl", { class: "numbers", "data-key": "numbers" }, entries.map(([title, value]) => h("div", { "data-key": title }, h("dt", null, title), h("dd", null, value)))),
+  ];
+}
+
+function model(view, name, calls) {
+  const { variants, shares, fallback } = view.state.models[name];
+  const names = Object.keys(variants);
+  const ready = names.filter((each) => variants[each].ready);
+  const isFull = names.every((each) => variants[each].ready || !shares[each]);
+  const stateBadge = ready.length === 0 ? badge("down", "no variant ready") : isFull ? badge("ready") : badge("fallback", "on its fallback");
+  const total = Object.values(shares).reduce((sum, share) => sum + share, 0) || 1;
+  const rows = names.map((each) => variantRow(view, variants[each], each, (shares[each] ?? 0) / total, calls));
+  const columns = ["Variant", "State", "Share set", "Share now", "Calls/s", "Errors", "p50", "p99", "Triton model", "Endpoints"];
+  return h(
+    "article",
+    { id: anchor("model", name), "data-key": `model ${name}` },
+    heading(view, name, "", calls, stateBadge),
+    table(`Variants of ${name}`, columns, rows),
+    names.length > 1 && h("p", { class: "note", "data-key": "fallback" }, `Fallback: ${fallbackText(fallback, names)}.`),
+  );
+}
+
+function fallbackText(fallback, names) {
+  if (fallback === null) return `the others in order, ${names.join(" → ")}`;
+  return fallback.length ? fallback.join(" → ") : "none";
+}
+
+function variantRow(view, variant, name, share, calls) {
+  const own = calls?.variants[name];
+  const now = calls?.calls ? (own?.calls ?? 0) / calls.calls : null;
+  const measured = now === null ? none() : h("span", { class: "share" }, h("meter", { min: 0, max: 1, value: now, "aria-hidden": "true" }), ` ${percent.format(now)}`);
+  return row(
+    name,
+    name,
+    variant.ready ? badge("ready") : badge("down", "unavailable"),
+    percent.format(share),
+    measured,
+    own ? number.format(own.per_second) : none(),
+    errorsText(own),
+    milliseconds(own?.ms?.p50),
+    milliseconds(own?.ms?.p99),
+    variant.version ? `${variant.model}, version ${variant.version}` : variant.model,
+    endpointsOf(view, variant),
+  );
+}
+
+function endpointsOf(view, variant) {
+  const endpoints = view.state.upstreams[variant.upstream] ?? [];
+  const key = variant.version ? `${variant.model}:${variant.version}` : variant.model;
+  const able = endpoints.filter((each) => each.state !== "down" && each.models[key] !== false);
+  const link = h("a", { href: `#${anchor("upstream", variant.upstream)}` }, variant.upstream);
+  return [link, ` ${able.length} of ${endpoints.length}`];
+}
+
+function pipeline(view, name, calls) {
+  const { ready, calls: called } = view.state.pipelines[name];
+  const links = called.map((each, index) => [index > 0 && ", ", view.state.models[each] ? h("a", { href: `#${anchor("model", each)}` }, each) : each]);
+  return h(
+    "article",
+    { id: anchor("model", name), "data-key": `model ${name}` },
+    heading(view, name, "pipeline", calls, ready ? badge("ready") : badge("down", "can't answer")),
+    h("p", { class: "note", "data-key": "calls" }, "Calls ", links, "."),
+  );
+}
+
+/** Calls by names that are no public models: Triton's own, and `other` for those that nobody configured. */
+function ownNames(view, numbers) {
+  const { state } = view;
+  const names = Object.keys(numbers.models).filter((name) => !state.models[name] && !state.pipelines[name] && matches(view, name));
+  if (!names.length) return null;
+  const rows = names.map((name) => {
+    const calls = numbers.models[name];
+    return row(name, name, number.format(calls.per_second), errorsText(calls), milliseconds(calls.ms?.p50), milliseconds(calls.ms?.p99));
+  });
+  const columns = ["Name", "Calls/s", "Errors", "p50", "p99"];
+  return h("article", { "data-key": "own names" }, h("h3", null, "Called by other names"), table("Called by other names", columns, rows));
+}
+
+// Upstreams and their endpoints
+
+function upstreams(view) {
+  const { endpoints: attempts } = numbersOf(view);
+  const found = Object.entries(view.state.upstreams).filter(([name, endpoints]) => matches(view, name, ...endpoints.map((each) => each.address)));
+  if (!found.length) return h("p", { "data-key": "none" }, "No upstream has such a name.");
+  return found.map(([name, endpoints]) => {
+    const rows = endpoints.slice(0, MOST).map((each) => endpointRow(each, attempts[name]?.[each.address] ?? {}));
+    const columns = ["Endpoint", "State", "In flight", "Attempts", "Failed attempts", "Models not ready"];
+    return h(
+      "article",
+      { id: anchor("upstream", name), "data-key": `upstream ${name}` },
+      h("h3", null, name),
+      endpoints.length ? table(`Endpoints of ${name}`, columns, rows) : h("p", null, badge("down", "No address is known.")),
+      endpoints.length > MOST && h("p", { "data-key": "more" }, `${MOST} of ${endpoints.length} endpoints are shown.`),
+    );
+  });
+}
+
+function endpointRow(endpoint, attempts) {
+  const { ok = 0, ...failures } = attempts;
+  const made = Object.values(failures).reduce((sum, count) => sum + count, ok);
+  const failed = Object.entries(failures).map(([meaning, count]) => `${number.format(count)} ${MEANINGS[meaning] ?? meaning}`);
+  const missing = Object.keys(endpoint.models).filter((name) => !endpoint.models[name]);
+  const state = endpoint.state === "ready" || !endpoint.reason ? badge(endpoint.state) : [badge(endpoint.state), h("span", { class: "reason" }, ` ${endpoint.reason}`)];
+  return row(
+    endpoint.address,
+    endpoint.address,
+    state,
+    number.format(endpoint.in_flight),
+    made ? number.format(made) : none(),
+    failed.length ? h("span", { class: "bad" }, failed.join(", ")) : made ? "0" : none(),
+    missing.length ? h("span", { class: "bad" }, missing.join(", ")) : none(),
+  );
+}
+
+// Config
+
+function changes({ config }) {
+  const rows = config.changes.map((change) =>
+    row(
+      `${change.time} ${change.digest} ${change.accepted}`,
+      h("time", { datetime: change.time }, when(change.time)),
+      change.accepted ? badge("ready", "in force") : badge("error", "refused"),
+      change.digest ? h("code", null, change.digest.slice(0, 12)) : none(),
+      change.source,
+      change.findings.length ? h("ul", null, change.findings.map((finding) => h("li", null, finding))) : none(),
+    ),
+  );
+  return table("Recent changes of the config", ["When", "Result", "Digest", "From", "Findings"], rows);
+}
+
+export const sections = [
+  { id: "attention", title: "Needs attention", render: attention },
+  { id: "models", title: "Models", render: models },
+  { id: "upstreams", title: "Upstreams", render: upstreams },
+  { id: "changes", title: "Config changes", render: changes },
+];

@@ -1,0 +1,77 @@
+"""Several workers as one: the worst of what they see, the sum of what they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.admin import merged_config, merged_state
+
+
+def endpoint(address: str, state: str = "ready", in_flight: int = 0, **models: bool) -> dict[str, Any]:
+    reason = "" if state == "ready" else "refused"
+    return {"address": address, "state": state, "reason": reason, "in_flight": in_flight, "models": models}
+
+
+def worker(*endpoints: dict[str, Any], ready: bool = True, trt: bool = True) -> dict[str, Any]:
+    variants = {"trt": {"upstream": "gpu", "model": "m", "version": "", "ready": trt}}
+    return {
+        "version": "1.2.3",
+        "listen": "0.0.0.0:9001",
+        "ready": ready,
+        "draining": False,
+        "models": {"photos": {"ready": trt, "shares": {"trt": 1.0}, "fallback": None, "variants": variants}},
+        "pipelines": {},
+        "upstreams": {"gpu": list(endpoints)},
+        "names": {},
+        "traffic": None,
+    }
+
+
+def test_an_endpoint_is_as_bad_as_any_worker_finds_it_and_its_calls_add_up():
+    merged = merged_state([worker(endpoint("t:1", "ready", 2, m=True)), worker(endpoint("t:1", "down", 3, m=False))])
+    assert merged["upstreams"] == {"gpu": [endpoint("t:1", "down", 5, m=False)]}
+
+
+def test_endpoints_that_only_one_worker_knows_are_there():
+    merged = merged_state([worker(endpoint("t:1")), worker(endpoint("t:1"), endpoint("t:2"))])
+    assert [each["address"] for each in merged["upstreams"]["gpu"]] == ["t:1", "t:2"]
+
+
+def test_a_model_is_ready_if_it_is_in_every_worker():
+    merged = merged_state([worker(), worker(trt=False)])
+    assert merged["models"]["photos"]["ready"] is False
+    assert merged["models"]["photos"]["variants"]["trt"]["ready"] is False
+    assert merged_state([worker(), worker()])["models"] == worker()["models"]
+
+
+def test_workers_that_do_not_serve_yet_do_not_count():
+    assert merged_state([{}, worker()])["ready"] is True
+    assert merged_state([{}, {}])["ready"] is False
+    assert merged_state([{}, {}])["models"] == {}
+
+
+def change(time: str, digest: str, accepted: bool = True) -> dict[str, Any]:
+    findings = [] if accepted else ["line 1"]
+    return {"time": time, "source": "g.yaml", "digest": digest, "accepted": accepted, "findings": findings}
+
+
+def config(*changes: dict[str, Any]) -> dict[str, Any]:
+    """As one worker has it. changes: the oldest first."""
+    accepted = [each for each in changes if each["accepted"]]
+    refused = [each for each in changes if not each["accepted"]]
+    return {"current": accepted[-1], "last_refused": refused[-1] if refused else None, "changes": [*changes][::-1]}
+
+
+def test_a_change_that_every_worker_took_over_is_one_change():
+    first, later = change("2026-01-01T10:00:00", "d1"), change("2026-01-01T10:00:01", "d1")
+    refused = change("2026-01-01T11:00:00", "", accepted=False)
+    merged = merged_config([config(first, refused), config(later, refused)])
+    assert merged["changes"] == [refused, first]
+    assert merged["current"] == first
+    assert merged["last_refused"] == refused
+
+
+def test_workers_with_different_configs_have_no_common_one():
+    merged = merged_config([config(change("2026-01-01T10:00:00", "d1")), config(change("2026-01-01T10:00:00", "d2"))])
+    assert merged["current"] is None
+    assert len(merged["changes"]) == 2

@@ -1,0 +1,262 @@
+"""The admin page in a real browser: what an on-call person sees, and that everybody can."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from browser import MISSING, Browser, browser
+from command_line import command, free_address
+from traffic import until_readyz
+from v2_calls import call, channel_to, infer
+from v2_gateways import Script, gateway_of
+
+from gateway.app import Gateway
+from gateway.config import load
+from gateway.triton import LocalTriton
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+ODD_NAME = "<b>odd&name"
+TAB, ENTER, RIGHT = "\ue004", "\ue007", "\ue014"
+MODEL = "document.getElementById('model-photos')"
+
+
+@pytest.fixture(scope="module")
+async def chromium(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    async with browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+class Scene:
+    """A gateway whose second upstream can be taken away, and its page."""
+
+    def __init__(self, gateway: Gateway, page: Browser, script: contextlib.AsyncExitStack) -> None:
+        self.gateway = gateway
+        self.page = page
+        self._second = script
+
+    async def end_second(self) -> None:
+        await self._second.aclose()
+
+    async def call(self, *models: str) -> None:
+        """Call models, and have the page's numbers count it."""
+        traffic = self.gateway._telemetry.traffic
+        assert traffic
+        traffic.look()
+        async with channel_to(self.gateway.listen) as channel:
+            for model in models:
+                await call(channel, infer(model))
+        traffic.look()
+
+    async def open(self) -> None:
+        await self.page.open(f"http://{self.gateway.admin_address}/")
+        await self.page.until(f"{MODEL} !== null")
+
+
+def config_of(first: str, second: str, **more: Any) -> dict[str, Any]:
+    model = {"upstream": "first", "model": "add_one_a"}
+    return {
+        "listen": "127.0.0.1:0",
+        "admin": {"listen": "127.0.0.1:0"},
+        "transport": "wire",
+        "telemetry": {"access_log": {"destination": "none"}},
+        "upstreams": {
+            "first": {"endpoints": [first]},
+            "second": {"endpoints": [second], "probe_interval": "200ms"},
+        },
+        "models": {
+            "photos": {
+                "variants": {"onnx": model, "tensorrt": {"upstream": "second", "model": "photos_trt"}},
+                "split": {"tensorrt": 75, "onnx": 25},
+            },
+            ODD_NAME: {"variants": {"only": model}},
+        },
+        **more,
+    }
+
+
+@pytest.fixture
+async def scene(triton: LocalTriton, chromium: Browser, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with contextlib.AsyncExitStack() as second:
+        address = await second.enter_async_context(Script().serve())
+        file = tmp_path / "gateway.yaml"
+        file.write_text(yaml.safe_dump(config_of(triton.grpc_address, address)))
+        async with gateway_of(load(file, {})) as gateway:
+            await chromium.open("about:blank")
+            await chromium.complaints()  # of the page before, whose gateway has gone
+            await chromium.resize(1280, 900)
+            await chromium.prefer("light")
+            yield Scene(gateway, chromium, second)
+
+
+def table_of(label: str) -> str:
+    """JavaScript: a table's rows as lists of texts."""
+    rows = f"document.querySelectorAll('[aria-label=\"{label}\"] tbody tr')"
+    return f"[...{rows}].map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+
+
+async def test_models_variants_and_endpoints_are_shown_with_their_numbers(scene: Scene) -> None:
+    await scene.call(*["photos"] * 40)
+    await scene.open()
+    rows = {row[0]: row for row in await scene.page.run(f"return {table_of('Variants of photos')}")}
+    assert rows["tensorrt"][1:3] == ["✓ ready", "75%"]
+    assert rows["onnx"][-2:] == ["add_one_a", "first 1 of 1"]
+    now = {name: float(row[3].rstrip("%")) for name, row in rows.items()}
+    assert sum(now.values()) == pytest.approx(100, abs=0.2)
+    assert now["tensorrt"] > now["onnx"]
+    assert rows["tensorrt"][5] == "0"
+    assert rows["tensorrt"][7].endswith("ms")
+    (endpoint,) = await scene.page.run(f"return {table_of('Endpoints of first')}")
+    assert endpoint[1:3] == ["✓ ready", "0"]
+    assert await scene.page.run("return document.getElementById('status').innerText") == (
+        "Serving. Nothing needs attention."
+    )
+
+
+async def test_an_endpoint_that_goes_down_shows_without_a_reload(scene: Scene) -> None:
+    await scene.open()
+    await scene.end_second()
+    await scene.page.until(f"{MODEL}.innerText.includes('on its fallback')")
+    notices = await scene.page.run("return document.querySelector('#attention ul').innerText")
+    assert "model photos variant tensorrt (75%) is unavailable; its calls fall back to another" in notices
+    assert "upstream second every endpoint is down" in notices
+    assert "need attention" in await scene.page.run("return document.getElementById('status').innerText")
+    (endpoint,) = await scene.page.run(f"return {table_of('Endpoints of second')}")
+    assert endpoint[1].startswith("✕ down")
+
+
+async def test_a_refused_config_shows_with_its_findings(scene: Scene, tmp_path: Path) -> None:
+    watcher = scene.gateway._watcher
+    watcher._load = lambda: load(tmp_path / "gateway.yaml", {})
+    (tmp_path / "gateway.yaml").write_text("workers: many\n")
+    await watcher.look(poked=True)
+    await scene.open()
+    (latest, first) = await scene.page.run(f"return {table_of('Recent changes of the config')}")
+    assert (latest[1], first[1]) == ("✕ refused", "✓ in force")
+    assert "workers" in latest[4]
+    assert "the file was refused" in await scene.page.run("return document.getElementById('attention').innerText")
+
+
+async def test_a_gateway_that_is_gone_is_said_so(scene: Scene) -> None:
+    await scene.open()
+    await scene.gateway._exits.aclose()
+    await scene.page.until("document.getElementById('status').innerText.includes('has not answered since')")
+    assert await scene.page.run(f"return {MODEL} !== null")  # what was known last stays
+
+
+async def test_nothing_comes_from_elsewhere_and_the_policy_is_kept(scene: Scene) -> None:
+    await scene.open()
+    loaded = await scene.page.run(
+        "return performance.getEntriesByType('resource').map(each => new URL(each.name).host)"
+    )
+    assert set(loaded) == {scene.gateway.admin_address}
+    assert await scene.page.complaints() == []
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{scene.gateway.admin_address}/") as answer,
+    ):
+        policy = answer.headers["Content-Security-Policy"]
+        text = await answer.text()
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "<script>" not in text
+    assert "style=" not in text
+
+
+async def test_names_are_texts_whatever_is_in_them(scene: Scene) -> None:
+    await scene.open()
+    assert ODD_NAME in await scene.page.text()
+    assert await scene.page.run("return document.querySelectorAll('main b').length") == 0
+
+
+async def test_names_can_be_filtered_and_the_rest_comes_back(scene: Scene) -> None:
+    await scene.open()
+    field = "document.querySelector('[name=filter]')"
+    await scene.page.run(f"{field}.focus()")
+    await scene.page.press("o", "d", "d")
+    await scene.page.until(f"{MODEL} === null")
+    assert ODD_NAME in await scene.page.text()
+    await scene.page.run(f"{field}.value = ''; {field}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+    await scene.page.until(f"{MODEL} !== null")
+
+
+async def test_an_update_leaves_focus_and_scrolling_alone(scene: Scene) -> None:
+    await scene.open()
+    await scene.page.resize(390, 844)
+    region = "document.querySelector('[aria-label=\"Variants of photos\"]')"
+    await scene.page.run(f"{region}.focus(); {region}.scrollLeft = 60; window.before = {region}")
+    await scene.page.run("window.asOf = document.getElementById('updated').innerText")
+    await scene.call("photos")
+    await scene.page.until("document.getElementById('updated').innerText !== window.asOf")
+    await scene.page.until(f"{MODEL}.innerText.includes('100%')")
+    assert await scene.page.run(f"return document.activeElement === {region} && window.before === {region}")
+    assert await scene.page.run(f"return {region}.scrollLeft") == 60
+
+
+async def test_everything_is_reached_by_the_keyboard(scene: Scene) -> None:
+    await scene.open()
+    await scene.page.press(TAB)
+    assert await scene.page.run("return document.activeElement.innerText") == "Skip to the state"
+    await scene.page.press(ENTER)
+    await scene.page.until("document.activeElement.id === 'main'")
+    await scene.page.run("document.querySelector('[name=window]:checked').focus()")
+    await scene.page.press(RIGHT)
+    assert await scene.page.run("return document.querySelector('[name=window]:checked').value") == "15m"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_axe_finds_no_fault(scene: Scene, scheme: str, width: int) -> None:
+    """Landmarks, names, roles, contrast: WCAG A and AA, and axe's best practices, with notices of each kind shown."""
+    await scene.page.prefer(scheme)
+    await scene.page.resize(width, 900)
+    await scene.call("photos", "nobody", ODD_NAME)
+    await scene.end_second()
+    await asyncio.sleep(0.5)
+    await scene.open()
+    await scene.page.until("document.querySelector('.notices .error') !== null")
+    await scene.page.run((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
+    await scene.page.run("axe.run().then(found => { window.found = found })")
+    await scene.page.until("window.found")
+    shown = "return window.found.violations.map(each => [each.id, each.nodes.map(node => node.failureSummary)])"
+    assert await scene.page.run(shown) == []
+    assert await scene.page.run("return window.found.passes.some(each => each.id === 'color-contrast')")
+
+
+async def test_a_narrow_window_never_scrolls_sideways_as_a_whole(scene: Scene) -> None:
+    await scene.page.resize(360, 800)
+    await scene.call("photos", "nobody")
+    await scene.open()
+    assert await scene.page.run("return document.documentElement.scrollWidth") <= 360
+
+
+async def test_several_workers_are_one_page(triton: LocalTriton, chromium: Browser, tmp_path: Path) -> None:
+    async with Script().serve() as second:
+        content = config_of(triton.grpc_address, second, listen=free_address(), workers=2)
+        file = tmp_path / "gateway.yaml"
+        file.write_text(yaml.safe_dump(content))
+        async with command("serve", "--config", str(file), folder=tmp_path) as supervisor:
+            address, admin = await supervisor.until_serving()
+            await until_readyz(admin, True, within=20)
+            await asyncio.sleep(1)
+            for _ in range(6):  # a connection each, so that the kernel spreads them
+                async with channel_to(address) as channel:
+                    await call(channel, infer("photos"))
+            await chromium.resize(1280, 900)
+            await chromium.open(f"http://{admin}/")
+            await chromium.until("document.getElementById('facts').innerText.includes('Workers\\n2')")
+            await chromium.until(f"{MODEL}.querySelector('meter')?.value > 0", 20)
+            async with aiohttp.ClientSession() as session, session.get(f"http://{admin}/state") as answer:
+                state = json.loads(await answer.text())
+    assert state["traffic"]["windows"][0]["models"]["photos"]["calls"] == 6
+    assert state["models"]["photos"]["ready"] is True
+    assert state["workers"].keys() == {"0", "1"}
