@@ -20,6 +20,8 @@ _DROPPED = frozenset(
 _RESERVED = ("grpc-", "gateway-", ":")
 REQUEST_ID = "x-request-id"
 """Metadata key of a caller's own id for a request; the V2 message's id goes before it where one is to be chosen."""
+_DROPPED_RAW = frozenset(key.encode() for key in _DROPPED) | {b":status", b"grpc-status", b"grpc-accept-encoding"}
+_RESERVED_RAW = tuple(prefix.encode() for prefix in _RESERVED)
 UPSTREAM_KEY = "gateway-upstream"
 """Metadata key by which a caller of a control RPC names one upstream."""
 
@@ -27,6 +29,11 @@ UPSTREAM_KEY = "gateway-upstream"
 def is_passed_on(key: str) -> bool:
     """May metadata of this key pass? `grpc-status-details-bin` is the one reserved key with application data."""
     return key == "grpc-status-details-bin" or not (key in _DROPPED or key.startswith(_RESERVED))
+
+
+def is_field_passed_on(name: bytes) -> bool:
+    """As `is_passed_on`, of a header field's name; the fields that every answer has are found at once."""
+    return name not in _DROPPED_RAW and (not name.startswith(_RESERVED_RAW) or name == b"grpc-status-details-bin")
 
 
 def passed_on(metadata: Iterable[tuple[str, MetadataValue]]) -> list[tuple[str, MetadataValue]]:

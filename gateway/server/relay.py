@@ -12,7 +12,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import cast
 
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
@@ -21,7 +20,7 @@ from gateway.hooks import AttemptEnded, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
 from gateway.infer.inference import INFER, Inference, Work, as_asked, request_for, served_by
-from gateway.infer.metadata import echoed, first_values, is_passed_on, served_trailers
+from gateway.infer.metadata import echoed, first_values, is_field_passed_on, is_passed_on, served_trailers
 from gateway.infer.models import Models
 from gateway.merge import Layout
 from gateway.server.calls import CallLimits
@@ -134,6 +133,7 @@ class _Forwarding:
         "_echo",
         "_fields",
         "_inference",
+        "_passed",
         "_points",
         "_request_bytes",
         "_served",
@@ -166,13 +166,15 @@ class _Forwarding:
         self._work: Work
         self._attempt: Attempt
         self._echo: Fields
-        self._fields: Fields
+        self._passed: list[Field]  # of the caller's fields
+        self._fields: list[Field]  # with those that telemetry adds for this attempt
 
     # Request
 
     def begin(self) -> None:
         call, head, inference = self._call, self.head, self._inference
-        facts = Facts(_facts_of(call.fields), head.parameters if head.entries else {}, head.model_version)
+        metadata, self._passed = _read(call.fields)
+        facts = Facts(metadata, head.parameters if head.entries else {}, head.model_version)
         self._echo = fields_from(echoed(facts.metadata))
         whole = call.body if call.missing <= 0 else b""
         observer = inference.observe("ModelInfer", head, facts, call.peer, whole)
@@ -185,7 +187,7 @@ class _Forwarding:
             call.fail(error.code, error.text, self._echo)
             observer.ended(CallEnded(error.code, error.text, None, self._request_bytes, 0, inference.clock()))
             return
-        self._fields = _passed_on(call.fields)
+        self._fields = self._passed
         call.on_cancel = self._cancelled
         self._try_next()
 
@@ -200,7 +202,7 @@ class _Forwarding:
         self._client = None
         extra = inference.attempt_started(work, attempt)
         if extra:
-            self._fields = [*_passed_on(self._call.fields), *fields_from(extra)]
+            self._fields = [*self._passed, *fields_from(extra)]
         attempt.endpoint.begin()
         if self._call.missing > 0:
             self._send_front(self._new_client(attempt), attempt)
@@ -375,27 +377,26 @@ class _Forwarding:
 
 def _channel_of(attempt: Attempt) -> WireChannel:
     """On this transport every connection is one of these."""
-    return cast(WireChannel, cast(ChannelConnection, attempt.endpoint.connection).channel)
+    connection: ChannelConnection = attempt.endpoint.connection  # type: ignore[assignment]
+    return connection.channel
 
 
-def _facts_of(fields: Fields) -> dict[str, str]:
-    """As `first_values`."""
+def _read(fields: Fields) -> tuple[dict[str, str], list[Field]]:
+    """A caller's fields as `first_values` gives them, and what of them goes upstream, in no compression table."""
     facts: dict[str, str] = {}
+    passed: list[Field] = []
     for name, value in fields:
+        if is_field_passed_on(name):
+            passed.append(NeverIndexed(name, value))
         key = name.decode()
         if key not in facts and not key.endswith("-bin"):
             facts[key] = value.decode("latin-1").strip()
-    return facts
-
-
-def _passed_on(fields: Fields) -> Fields:
-    """What of a caller's fields goes upstream, in no compression table."""
-    return [NeverIndexed(name, value) for name, value in fields if is_passed_on(name.decode())]
+    return facts, passed
 
 
 def _answer_fields(fields: Fields) -> Fields:
     """What of an upstream's headers or trailers the caller gets."""
-    return [field for field in fields if is_passed_on(field[0].decode("latin-1"))]
+    return [field for field in fields if is_field_passed_on(field[0])]
 
 
 @lru_cache(4096)

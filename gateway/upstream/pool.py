@@ -21,7 +21,10 @@ class Pool:
         return f"<Pool {self.name} {self.endpoints!r}>"
 
     def is_available(self, model: str, version: str) -> bool:
-        return any(endpoint.can_serve(model, version) for endpoint in self.endpoints)
+        for endpoint in self.endpoints:  # a loop and not any(): no generator on the hot path  # noqa: SIM110
+            if endpoint.can_serve(model, version):
+                return True
+        return False
 
     def maybe_pick(self, model: str, version: str, tried: Container[Endpoint] = ()) -> Endpoint | None:
         """The endpoint with the fewest calls in flight of those in the best state, or None.
