@@ -21,7 +21,7 @@ function badge(state, text = state) {
 
 function milliseconds(value) {
   if (value === undefined || value === null) return none();
-  return value >= 1000 ? `${number.format(value / 1000)} s` : `${number.format(value)} ms`;
+  return value >= 1000 ? `${number.format(value / 1000)}\u00a0s` : `${number.format(value)}\u00a0ms`;
 }
 
 function errorsText(calls) {
@@ -235,7 +235,7 @@ function endpointRow(endpoint, attempts) {
   const made = Object.values(failures).reduce((sum, count) => sum + count, ok);
   const failed = Object.entries(failures).map(([meaning, count]) => `${number.format(count)} ${MEANINGS[meaning] ?? meaning}`);
   const missing = Object.keys(endpoint.models).filter((name) => !endpoint.models[name]);
-  const state = endpoint.state === "ready" || !endpoint.reason ? badge(endpoint.state) : [badge(endpoint.state), h("span", { class: "reason" }, ` ${endpoint.reason}`)];
+  const state = endpoint.state === "ready" || !endpoint.reason ? badge(endpoint.state) : [badge(endpoint.state), " ", h("span", { class: "reason" }, endpoint.reason)];
   return row(
     endpoint.address,
     endpoint.address,
