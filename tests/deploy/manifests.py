@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from conftest import Object
+from deployment_files import Object
 
 POD_OWNERS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 

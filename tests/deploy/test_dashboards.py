@@ -13,7 +13,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from conftest import KUBERNETES, ROOT
+from deployment_files import KUBERNETES, ROOT
 
 from gateway.triton import LocalTriton
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from compose_spec import PyOptions
-from conftest import KUBERNETES, ROOT, tool
+from deployment_files import KUBERNETES, ROOT, tool
 
 from gateway.admin import Admin
 from gateway.cli import _parser

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import KUBERNETES, ROOT, kustomize
+from deployment_files import KUBERNETES, ROOT, kustomize
 from google.protobuf import text_format
 from manifests import only
 from tritonclient.grpc import model_config_pb2

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from certificates import Authority, read
 from traffic import config, gateway, http, traffic, until, write
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import channel_to, infer
@@ -125,3 +126,23 @@ async def test_a_reload_may_bring_a_name_and_take_it_away(tmp_path: Path, hosts:
                 await until(lambda: not running.state()["names"], 10, "no name")
                 await made.more(5)
             assert not made.failed, made.why()
+
+
+@pytest.mark.parametrize("transport", ["wire", "grpcio"])
+async def test_certificates_are_made_out_to_the_name_and_not_to_the_addresses(
+    tmp_path: Path, hosts: list[str], transport: str
+) -> None:
+    files = Authority(tmp_path).issue("pool.test")
+    credentials = grpc.ssl_server_credentials([(read(files.key), read(files.certificate))])
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Script()._handlers(),))
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    hosts.append("127.0.0.1")
+    upstream = {"endpoints": [f"dns:///pool.test:{port}"], "tls": {"ca": files.ca}}
+    content = config({"pool": upstream}, MODELS, transport=transport)
+    async with gateway(write(tmp_path / "gateway.yaml", content)) as running:
+        async with traffic(running.listen) as made:
+            await made.more(5)
+        assert not made.failed, made.why()
+    await server.stop(0)

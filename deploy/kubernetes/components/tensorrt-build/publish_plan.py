@@ -1,8 +1,9 @@
 """Puts a built TensorRT plan into a model repository under a name that says what it was built on.
 
-`publish_plan.py BUILT PUBLISHED`: BUILT is the model's folder after `inference-gateway models build`, PUBLISHED its folder
-in the repository that Triton reads. A plan runs on one kind of GPU and with one TensorRT release only. Several may lie side
-by side: the published config maps each compute capability to its plan (`cc_model_filenames`), and Triton takes its own.
+`publish_plan.py BUILT PUBLISHED`: BUILT is the model's folder after `inference-gateway models build`, PUBLISHED its
+folder in the repository that Triton reads. A plan runs on one kind of GPU and with one TensorRT release only. Several
+may lie side by side: the published config maps each compute capability to its plan (`cc_model_filenames`), and Triton
+takes its own.
 
 Runs in NVIDIA's TensorRT container, so it needs nothing but Python.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -59,12 +59,8 @@ def publish(built: Path, published: Path) -> str:
 def _put(content: bytes, target: Path) -> None:
     """Write beside the target and rename, so that a Triton that loads meanwhile sees the old file or the new one."""
     partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, target)
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+    partial.write_bytes(content)  # over what a Job that was killed has left
+    os.replace(partial, target)
 
 
 if __name__ == "__main__":
