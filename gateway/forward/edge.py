@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -40,6 +43,7 @@ class Edge(asyncio.Protocol, Generic[Wire]):
         self._stops_reading = stops_reading
         self._scheduled = False
         self._full_since: float | None = None
+        self._waiting = 0  # bytes that the peer had not taken at the last tick at which the socket was full
         self._closing_since: float | None = None
 
     # asyncio's side
@@ -63,11 +67,14 @@ class Edge(asyncio.Protocol, Generic[Wire]):
 
     def pause_writing(self) -> None:
         self._full_since = self.loop.time()
+        self.wire.full = True
         if self._stops_reading:
+            self.wire.reads = False
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._full_since = None
+        self.wire.full, self.wire.reads = False, True
         if self._stops_reading and not self.transport.is_closing():
             self.transport.resume_reading()
         self.wake()
@@ -104,11 +111,20 @@ class Edge(asyncio.Protocol, Generic[Wire]):
     def tick(self, now: float) -> None:
         """Once a second."""
         self.wire.tick(now)
+        if self._full_since is not None and self._has_moved():
+            self._full_since = now
         stalled = self._full_since is not None and now - self._full_since > self.wire.limits.write_stall_seconds
         lingers = self._closing_since is not None and now - self._closing_since > LINGER_SECONDS
         if stalled or lingers:
             self.wire.close("the peer takes nothing")
             self.transport.abort()
+
+    def _has_moved(self) -> bool:
+        """Has the peer taken bytes since the last tick? A slow one never makes the socket's buffers less than full."""
+        waiting = self.transport.get_write_buffer_size() + _unacknowledged(self.transport)
+        moved = self._waiting - waiting
+        self._waiting = waiting
+        return moved >= self.wire.limits.min_rate
 
     def cut(self, reason: str) -> None:
         """Close now."""
@@ -143,6 +159,15 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel holds for the peer (on Linux; elsewhere 0)."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:  # it has just been closed, or the system can't tell
+        return 0
 
 
 def _log_bug(error: Exception) -> None:

@@ -59,6 +59,8 @@ class Connection(Generic[AnyStream]):
         self.draining = False  # no new calls
         self.reason = ""  # why it was closed, for the log
         self.greeted = False  # the peer's first SETTINGS came
+        self.full = False  # does the socket take no more now? Its owner sees to it that it is not so for ever ...
+        self.reads = True  # ... and may not read meanwhile; then the peer can't be late with what it sends
         self.born = now
         self._last_id = 0  # the highest stream that the peer opened
         self._last_words = b""
@@ -273,6 +275,10 @@ class Connection(Generic[AnyStream]):
         """About once a second."""
         self.now = now
         limits = self.limits
+        if not self.reads:
+            self._active_at = now
+            self._pinged_at = None
+            self._partial_since = None if self._partial_since is None else now
         if not self.greeted and now - self.born > limits.handshake_seconds:
             self.break_off(ErrorCode.PROTOCOL_ERROR, "no SETTINGS came")
         elif self._partial_since is not None and now - self._partial_since > limits.frame_seconds:
@@ -283,7 +289,7 @@ class Connection(Generic[AnyStream]):
                 self._tick_stream(stream)
 
     def _tick_stream(self, stream: AnyStream) -> None:
-        if stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
+        if not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
             stream.reset(ErrorCode.ENHANCE_YOUR_CALM)
 
     def _keep_alive(self, now: float) -> None:

@@ -404,7 +404,7 @@ class ServerConnection(Connection[ServerCall]):
         super()._tick_stream(stream)
         if stream.done or stream.remote_done or (stream.streaming and not stream.has_partial_message):
             return
-        waiting_for_us = stream._held > 0
+        waiting_for_us = stream._held > 0 or not self.reads
         slow = stream._received < self.limits.min_rate and not waiting_for_us
         stream._received = 0
         stream._idle_ticks = stream._idle_ticks + 1 if slow else 0
