@@ -121,7 +121,7 @@ class Supervisor:
             with reserve(self._config.listen) as address:
                 scrape = Scrape.of_directory(self._runtime / "metrics")
                 async with (
-                    numbers_of_pod(scrape.collect, self._environ, VERSION) as self._traffic,
+                    numbers_of_pod(scrape, self._environ, VERSION) as self._traffic,
                     Admin(self, self._config.admin.listen, scrape.render) as admin,
                 ):
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)

@@ -139,8 +139,9 @@ class Admin:
         return _json(self._source.config())
 
     async def _state(self, request: web.Request) -> web.Response:
-        state = self._source.state()
-        return _json({**state, "attention": attention(state, self._source.config())})
+        state, config = self._source.state(), self._source.config()
+        # Of a thousand models it is megabytes, which calls on this loop must not wait for either.
+        return await asyncio.to_thread(lambda: _json({**state, "attention": attention(state, config)}))
 
 
 def _json(value: Mapping[str, object], status: int = 200) -> web.Response:

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,18 +79,24 @@ def worker_ended(shared: SharedDirectory) -> None:
 class Scrape:
     """What Prometheus is answered, from one registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, is_shared: bool = False) -> None:
         self._registry = registry
+        self._is_shared = is_shared
 
     @classmethod
     def of_directory(cls, path: Path) -> Scrape:
         """The sum over all workers that share `path`; any process may ask."""
         registry = CollectorRegistry()
         registry.register(_Shared(path))
-        return cls(registry)
+        return cls(registry, is_shared=True)
 
-    def collect(self) -> Iterable[Metric]:
-        """The families as they are now. Takes milliseconds: call it in a thread."""
+    def collect(self, names: Collection[str] = ()) -> Iterable[Metric]:
+        """The families as they are now. Takes milliseconds: call it in a thread.
+
+        names: samples that are wanted; there may be others too. None given are all.
+        """
+        if names and not self._is_shared:
+            return self._registry.restricted_registry(names).collect()
         return self._registry.collect()
 
     def render(self, accept: str) -> tuple[bytes, str]:

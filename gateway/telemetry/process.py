@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-
-from prometheus_client import Metric
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from gateway.config.serving import Telemetry
 from gateway.hooks import Hooks
@@ -50,7 +48,7 @@ class ProcessTelemetry:
             self.hooks = compose([*await self._listeners(exits), *more])
             exits.enter_context(self.captures)
             if self._is_alone:
-                numbers = numbers_of_pod(self.scrape.collect, self._environ, self._version)
+                numbers = numbers_of_pod(self.scrape, self._environ, self._version)
                 self.traffic = await exits.enter_async_context(numbers)
             self._exits = exits.pop_all()
         return self
@@ -73,11 +71,9 @@ class ProcessTelemetry:
 
 
 @contextlib.asynccontextmanager
-async def numbers_of_pod(
-    collect: Callable[[], Iterable[Metric]], environ: Mapping[str, str], version: str
-) -> AsyncIterator[Traffic]:
+async def numbers_of_pod(scrape: Scrape, environ: Mapping[str, str], version: str) -> AsyncIterator[Traffic]:
     """What one process of a pod does with the numbers of all: look at them for the page, and send them if asked to."""
     async with contextlib.AsyncExitStack() as exits:
         if is_configured("metrics", environ):
-            await exits.enter_async_context(MetricsExport(collect, environ, version))
-        yield await exits.enter_async_context(Traffic(collect))
+            await exits.enter_async_context(MetricsExport(scrape.collect, environ, version))
+        yield await exits.enter_async_context(Traffic(scrape.collect))

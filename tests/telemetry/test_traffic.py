@@ -90,6 +90,24 @@ def test_what_was_counted_before_the_first_look_is_in_no_window(metrics, clock, 
     assert [window["models"] for window in late.report()["windows"]] == [{}, {}]
 
 
+def test_a_window_is_as_long_as_its_name_says_however_rarely_it_is_looked_at(metrics, traffic, clock, call):
+    """A registry so large that it is read once in 40 seconds."""
+    for _ in range(40):
+        call().report_to(metrics)
+        clock.now += 40
+        traffic.look()
+    assert windows(traffic)["1m"]["seconds"] == 40
+    assert 840 <= windows(traffic)["15m"]["seconds"] <= 900
+    assert windows(traffic)["15m"]["models"]["photos"]["calls"] == windows(traffic)["15m"]["seconds"] / 40
+
+
+def test_only_what_is_needed_is_read(metrics, call):
+    """So the process that serves calls is not kept busy by this."""
+    call().report_to(metrics)
+    read = {family.name for family in metrics.scrape.collect(["gateway_requests_total"])}
+    assert read == {"gateway_requests"}
+
+
 @pytest.mark.parametrize(
     ("steps", "q", "expected"),
     [
