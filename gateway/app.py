@@ -174,6 +174,8 @@ class Gateway:
 
     async def _reloaded(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
         await self._discovery.learn(names_of(loaded.config), _FIRST_LOOK_UPS_SECONDS)
+        if loaded.config.server.tls == self._first.config.server.tls:  # else the files in use are no longer looked at
+            self._server.renew_certificate()
         self._take_over(loaded, notices)
         self._discovery.keep(names_of(loaded.config))
 
@@ -198,7 +200,9 @@ class Gateway:
         self._inference.capture = capture
         self._inference.topology = Topology(routes, pools, pipelines, merges)
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
-        self._hooks.config_changed(ConfigChanged(loaded.source, loaded.digest, True, texts, time.monotonic()))
+        self._hooks.config_changed(
+            ConfigChanged(loaded.source, loaded.digest, True, texts, time.monotonic(), loaded.expiries)
+        )
         self._changes.notify()
         _log.info("config %s from %s is in force", loaded.digest[:12], loaded.source)
         for text in texts:

@@ -6,6 +6,7 @@ on the clock of `time.monotonic()`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -98,6 +99,7 @@ class ConfigChanged:
     accepted: bool
     findings: tuple[str, ...]
     at: float
+    expiries: Mapping[str, float] = field(default_factory=dict)  # of its certificates, Unix time, by config key
 
 
 class CallObserver(Protocol):

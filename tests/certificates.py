@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
 def read(file: str) -> bytes:
     return Path(file).read_bytes()
+
+
+@cache
+def any_authority() -> str:
+    """The PEM text of one, where it does not matter which."""
+    with tempfile.TemporaryDirectory() as folder:
+        Authority(Path(folder))
+        return Path(folder, "ca.pem").read_text()
 
 
 @dataclass(frozen=True)

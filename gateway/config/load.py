@@ -13,13 +13,14 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path as FilePath
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config import words
+from gateway.config import certificates, words
 from gateway.config.check import Names, check
 from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted, in_order, known, show
 from gateway.config.schema import Config, json_schema
@@ -47,6 +48,7 @@ class Loaded:
     files: tuple[FilePath, ...] = ()  # the config file and what it names: what to watch
     warnings: tuple[Finding, ...] = ()
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)  # by public model, built, with their files read
+    expiries: Mapping[str, float] = field(default_factory=dict)  # of its own certificates, Unix time, by config key
 
 
 def load(path: str | FilePath, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Loaded:
@@ -112,7 +114,8 @@ class _Loader:
         files = (*(() if self.file is None else (self.file,)), *self.read)
         if config is None or any(finding.severity is Severity.ERROR for finding in self.findings):
             raise ConfigError(self.findings, files)
-        return Loaded(config, self.source, self._digest(config), files, in_order(self.findings), self.pipelines)
+        digest, expiries = self._digest(config), certificates.expiries(config)
+        return Loaded(config, self.source, digest, files, in_order(self.findings), self.pipelines, expiries)
 
     def _config(self) -> Config | None:
         data = self._mapping()
@@ -123,7 +126,8 @@ class _Loader:
         self._override(data)
         config = self._validated(data)
         if config is not None:
-            for problem in check(config, Names.of(data)):
+            now = datetime.now(timezone.utc)
+            for problem in (*check(config, Names.of(data)), *certificates.problems(config, now)):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)
             self._build_pipelines(config)
         return config

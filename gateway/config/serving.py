@@ -48,7 +48,9 @@ class Server(Section):
         "Protobuf itself ends at 2 GiB. Memory is used only for messages that are really this large.",
     )
     tls: ServerTls | None = Field(
-        default=None, description="Serve TLS instead of plain text. Renewed files are read at the next start."
+        default=None,
+        description="Serve TLS instead of plain text. Renewed files are taken over while it runs, by connections "
+        "that begin then. (`wire`: an authority that is taken out of `client_ca` counts until a restart.)",
     )
     max_connections: Whole = Field(
         default=10_000,

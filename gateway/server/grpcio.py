@@ -17,6 +17,7 @@ class GrpcioServer:
         self._settings = settings
         self._services = services
         self._server: grpc.aio.Server | None = None
+        self._certificates: grpc.ServerCertificateConfiguration | None = None  # for the next connection
         self.port = 0
 
     async def start(self) -> None:
@@ -40,7 +41,11 @@ class GrpcioServer:
             if settings.tls is None:
                 self.port = server.add_insecure_port(settings.listen)
             else:
-                self.port = server.add_secure_port(settings.listen, _credentials(settings.tls))
+                self._certificates = _certificates(settings.tls)
+                credentials = grpc.dynamic_ssl_server_credentials(
+                    self._certificates, lambda: self._certificates, settings.tls.client_ca is not None
+                )
+                self.port = server.add_secure_port(settings.listen, credentials)
         except RuntimeError as error:
             raise CannotServe(
                 f"cannot listen on {settings.listen}: the port is taken, or the address is not this host's; "
@@ -48,6 +53,11 @@ class GrpcioServer:
             ) from error
         await server.start()
         self._server = server
+
+    def renew_certificate(self) -> None:
+        """:raises OSError: if the files can't be read; then those before stay in use."""
+        if self._settings.tls is not None:
+            self._certificates = _certificates(self._settings.tls)
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, give those in flight `grace` seconds, then cancel them."""
@@ -60,8 +70,8 @@ def _age(seconds: float | None) -> list[tuple[str, int]]:
     return [] if seconds is None else [("grpc.max_connection_age_ms", int(seconds * 1000))]
 
 
-def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+def _certificates(tls: ServerTls) -> grpc.ServerCertificateConfiguration:
     """raises: OSError if a file can't be read."""
     pair = (Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes())
     authority = Path(tls.client_ca).read_bytes() if tls.client_ca else None
-    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+    return grpc.ssl_server_certificate_configuration([pair], authority)

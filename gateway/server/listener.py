@@ -44,5 +44,11 @@ class Listener(Protocol):
     async def start(self) -> None:
         """:raises CannotServe: if the address is taken or not ours, or the TLS files can't be used."""
 
+    def renew_certificate(self) -> None:
+        """Read the TLS files again, if there are any, for connections that begin from now on.
+
+        :raises OSError: if they can't be used; then those before stay in use.
+        """
+
     async def stop(self, grace: float) -> None:
         """Take no more calls, give those in flight `grace` seconds, then cancel them."""

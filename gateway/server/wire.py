@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping, Sequence
 
 from gateway.forward.server import ForwardMethod, WireServer, server_tls
@@ -26,18 +27,29 @@ class WireListener:
         for register in services:
             register(self._server)
         self.port = 0
+        self._context: ssl.SSLContext | None = None
 
     async def start(self) -> None:
         """:raises CannotServe: if the address is taken or not ours."""
         listen, tls = self._settings.listen, self._settings.tls
         try:
-            context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
-            self.port = self._server.listen(listen, context, reuse_port=self._settings.share_port)
+            self._context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
+            self.port = self._server.listen(listen, self._context, reuse_port=self._settings.share_port)
         except OSError as error:
             raise CannotServe(
                 f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with --listen"
             ) from error
         await self._server.start()
+
+    def renew_certificate(self) -> None:
+        """:raises OSError: if the files can't be used; then those before stay in use."""
+        tls = self._settings.tls
+        if self._context is None or tls is None:
+            return
+        server_tls(tls.certificate, tls.key, tls.client_ca)  # what fails must leave the context in use as it was
+        self._context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            self._context.load_verify_locations(tls.client_ca)
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, give those in flight `grace` seconds, then cut them."""

@@ -132,6 +132,7 @@ class Metrics:
         self._endpoints = _Bounded(settings.max_endpoints)
         self._series: dict[tuple[str, str], _Series] = {}
         self._digest: Gauge | None = None
+        self._certificates: set[str] = set()  # their config keys
         self._is_shared = settings.shared is not None
         if settings.shared:
             self.scrape = Scrape.of_directory(settings.shared.path)
@@ -152,10 +153,8 @@ class Metrics:
         labels = event.upstream, self._endpoints(event.endpoint)
         if not event.gone:
             self._families.endpoint_up.labels(*labels).set(int(event.ready))
-        elif self._is_shared:
-            self._families.endpoint_up.labels(*labels).set(math.nan)  # shared files can't remove a series
-        elif labels[1] != OTHER:
-            self._families.endpoint_up.remove(*labels)
+        elif self._is_shared or labels[1] != OTHER:
+            self._forget(self._families.endpoint_up, *labels)
 
     def config_changed(self, event: ConfigChanged) -> None:
         self._families.reloads.labels("accepted" if event.accepted else "refused").inc()
@@ -166,6 +165,17 @@ class Metrics:
             self._digest.set(0)  # shared files can't remove a series
         self._digest = self._families.config.labels(event.digest)
         self._digest.set(1)
+        for key in self._certificates - event.expiries.keys():
+            self._forget(self._families.expiry, key)
+        for key, at in event.expiries.items():
+            self._families.expiry.labels(key).set(at)
+        self._certificates = set(event.expiries)
+
+    def _forget(self, family: Gauge, *labels: str) -> None:
+        if self._is_shared:
+            family.labels(*labels).set(math.nan)  # shared files can't remove a series
+        else:
+            family.remove(*labels)
 
 
 class _Families:
@@ -240,6 +250,13 @@ class _Families:
             ["digest"],
             registry=registry,
             multiprocess_mode="livesum",
+        )
+        self.expiry = Gauge(
+            "gateway_certificate_expiry_timestamp_seconds",
+            "Until when a certificate of the gateway is valid (Unix time), by the config key that names it.",
+            ["key"],
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.build = Gauge(
             "gateway_build_info",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from certificates import any_authority
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -485,7 +486,7 @@ def test_endpoints_take_variables(file: Path) -> None:
 def test_files_are_found_beside_the_config(file: Path, tmp_path: Path) -> None:
     """Wherever the process runs; and they are watched as well."""
     (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "ca.pem").write_text("pem")
+    (tmp_path / "conf" / "ca.pem").write_text("pem\n" + any_authority())
     (tmp_path / "conf" / "labels.txt").write_text("cat\ndog\n")
     text = PIPELINE.replace("[triton:8001]", "[triton:8001], tls: {ca: ca.pem}").replace("k: 5", "labels: labels.txt")
     result = loaded(tmp_path / "conf" / "gateway.yaml", text)
@@ -497,12 +498,12 @@ def test_files_are_found_beside_the_config(file: Path, tmp_path: Path) -> None:
 
 def test_the_digest_is_of_what_is_meant(file: Path, tmp_path: Path) -> None:
     """Comments do not change it; a value or the content of a file does."""
-    (tmp_path / "ca.pem").write_text("one")
+    (tmp_path / "ca.pem").write_text("one\n" + any_authority())
     text = MODEL.replace("[triton:8001]", "[triton:8001], tls: {ca: ca.pem}")
     first = loaded(file, text).digest
     assert loaded(file, "# a comment\n" + text + "workers: 1\n").digest == first
     assert loaded(file, text + "workers: 2\n").digest != first
-    (tmp_path / "ca.pem").write_text("two")
+    (tmp_path / "ca.pem").write_text("two\n" + any_authority())
     assert loaded(file, text).digest != first
 
 

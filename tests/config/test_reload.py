@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from certificates import any_authority
 
 from gateway.config import Config, ConfigError, Finding, Loaded, Watcher, load, restart_notices
 from gateway.config.reload import Tracker
@@ -184,11 +185,11 @@ async def test_every_way_of_replacing_a_file_is_noticed(
 
 
 async def test_a_file_that_the_config_names_is_watched_too(file: Path, tmp_path: Path) -> None:
-    write(tmp_path / "ca.pem", "old")
+    write(tmp_path / "ca.pem", "old\n" + any_authority())
     write(file, GOOD.replace("[triton:8001]", "[triton:8001], tls: {ca: ca.pem}"))
     ear = Ear()
     watching = watcher(file, ear)
-    write(tmp_path / "ca.pem", "new one")
+    write(tmp_path / "ca.pem", "new one\n" + any_authority())
     for _ in range(2):
         await watching.look()
     assert ear.take() == ["changed"]
@@ -292,7 +293,7 @@ async def test_a_missing_file_that_appears_is_enough(file: Path, tmp_path: Path)
     write(file, GOOD.replace("[triton:8001]", "[triton:8001], tls: {ca: ca.pem}"))
     await watching.look(poked=True)
     assert ear.take()[0] == "refused"
-    write(tmp_path / "ca.pem", "here")
+    write(tmp_path / "ca.pem", "here\n" + any_authority())
     for _ in range(3):
         await watching.look()
     assert ear.take() == ["changed"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import grpc
 import pytest
 from certificates import Authority, Files, read
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from traffic import until
 
 from gateway.app import Gateway, Place
 from gateway.config import load
@@ -85,3 +87,35 @@ async def test_mutual_tls_refuses_those_without_one(address: str, server_files: 
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await check(address, grpc.ssl_channel_credentials(read(server_files.ca)))
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("transport", ["wire", "grpcio"])
+async def test_a_renewed_certificate_is_shown_to_new_connections_without_a_restart(
+    transport: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As cert-manager and the kubelet do it: other contents at the same paths. Here even by another authority."""
+    old, new = (Authority(tmp_path_factory.mktemp("authority")).issue("localhost") for _ in range(2))
+    used = Files("", str(tmp_path / "tls.crt"), str(tmp_path / "tls.key"))
+
+    def put(files: Files) -> None:
+        shutil.copy(files.certificate, used.certificate)
+        shutil.copy(files.key, used.key)
+
+    put(old)
+    file = tmp_path / "gateway.yaml"
+    file.write_text(CONFIG.format(transport=transport, files=used, client_ca=""))
+    loaded = load(file, {})
+    trusting_old, trusting_new = (grpc.ssl_channel_credentials(read(files.ca)) for files in (old, new))
+    async with (
+        Gateway(loaded, lambda: load(file, {}), {}, Place("127.0.0.1:0")) as gateway,
+        grpc.aio.secure_channel(gateway.listen, trusting_old) as before,
+    ):
+        ask = health_pb2_grpc.HealthStub(before).Check
+        await ask(health_pb2.HealthCheckRequest(), timeout=5)
+        put(new)
+        gateway.reload()
+        await until(lambda: gateway.config()["changes"][1:] != [], 10, "the renewed files are read")  # type: ignore[index]
+        assert await check(gateway.listen, trusting_new) == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
+            await check(gateway.listen, trusting_old)
+        await ask(health_pb2.HealthCheckRequest(), timeout=5)  # who is connected stays so

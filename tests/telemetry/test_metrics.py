@@ -110,6 +110,14 @@ def test_a_variant_known_to_be_unavailable_counts_as_a_fallback_of_every_call(me
     assert scraped("gateway_fallbacks_total", model="photos", from_variant="tensorrt", variant="onnx") == 3
 
 
+def test_a_certificate_has_its_expiry_as_long_as_the_config_names_it(metrics):
+    name = "gateway_certificate_expiry_timestamp_seconds"
+    metrics.config_changed(ConfigChanged("g.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}))
+    assert Scraped(metrics.scrape)(name, key="server.tls.cert") == 2e9
+    metrics.config_changed(ConfigChanged("g.yaml", "d2", True, (), 2.0))
+    assert Scraped(metrics.scrape)(name) is None
+
+
 def test_a_retry_on_the_same_variant_is_no_fallback(metrics, call, attempt):
     call(attempts=[attempt(code=Code.UNAVAILABLE, meaning=Meaning.DRAINING), attempt(why="retry")]).report_to(metrics)
     assert Scraped(metrics.scrape)("gateway_fallbacks_total") is None
