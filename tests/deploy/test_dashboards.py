@@ -31,9 +31,8 @@ INCIDENTS = {
 }  # fmt: skip
 
 OTHERS: Mapping[str, set[str]] = {
-    # Of others, by their documentation: Prometheus, cert-manager, the kubelet, the node exporter, prometheus_client.
+    # Of others, by their documentation: Prometheus, the kubelet, the node exporter, prometheus_client.
     "ALERTS": {"alertname", "alertstate"},
-    "certmanager_certificate_expiration_timestamp_seconds": {"name"},
     "kubelet_volume_stats_available_bytes": {"persistentvolumeclaim"},
     "kubelet_volume_stats_capacity_bytes": {"persistentvolumeclaim"},
     "node_timex_offset_seconds": set(),
@@ -95,7 +94,7 @@ def test_every_query_is_promql_about_metrics_and_labels_that_exist(query: str, k
     text = plain(query)
     promql_parser.parse(text)
     without_strings = re.sub(r'"[^"]*"', '""', text)
-    metrics = set(re.findall(r"\b(?:gateway|nv|process|certmanager|kubelet|node)_\w+|\bALERTS\b", without_strings))
+    metrics = set(re.findall(r"\b(?:gateway|nv|process|kubelet|node)_\w+|\bALERTS\b", without_strings))
     assert metrics
     assert metrics <= known.keys(), metrics - known.keys()
     allowed = set().union(ADDED, *(known[name] for name in metrics))
