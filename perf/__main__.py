@@ -92,7 +92,8 @@ def _run(stack: Stack, run: Run, groups: list[str], arguments: argparse.Namespac
     titles = {pictures.SCENARIO: pictures.TITLE}
     for group, scenarios in (("tiny", TINY), ("large", LARGE), ("stream", STREAM)):
         if group in groups:
-            bench.rounds(scenarios, systems, rounds)
+            more = [stack.merging()] if group == "tiny" and not wanted else []
+            bench.rounds(scenarios, [*systems, *more], rounds)
             titles |= {each.name: each.title for each in scenarios}
     gateway = _named(systems, WIRE)
     if "picture" in groups and gateway:

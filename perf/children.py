@@ -14,6 +14,7 @@ from typing import IO
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+HUNG = -1000  # no exit status
 
 
 class NotStarted(Exception):
@@ -95,7 +96,7 @@ class Child:
 def run_bounded(
     command: Sequence[str], log: IO[bytes], *, environment: Mapping[str, str], seconds: float
 ) -> tuple[int, float]:
-    """Run a program to its end, at most `seconds` long. Answers its exit status and its CPU seconds."""
+    """Run a program to its end, at most `seconds` long. Answers its exit status, or HUNG, and its CPU seconds."""
     before = os.times()
     process = subprocess.Popen(
         _dying_with_us(command),
@@ -108,7 +109,7 @@ def run_bounded(
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        status = -1
+        status = HUNG
     finally:
         _kill_group(process.pid)
         process.wait()

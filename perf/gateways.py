@@ -23,11 +23,12 @@ PUBLIC = {models.TINY_A: TINY, models.WIDE_IN: WIDE_IN, models.WIDE_OUT: WIDE_OU
 Config = dict[str, Any]  # as YAML has it
 
 
-def config(transport: str, triton: int, *, routes: int = 1, variants: int = 2) -> Config:
+def config(transport: str, triton: int, *, routes: int = 1, variants: int = 2, merge: bool = False) -> Config:
     """One upstream; every public model with a 90/10 split that is sticky by user.
 
     routes:   public models with a split, in all (at least those of PUBLIC).
     variants: of `tiny`, the first two being 90/10 and the others sharing what one would have.
+    merge:    put small requests for `tiny` together on their way.
     """
     public: dict[str, Any] = {}
     for model, name in PUBLIC.items():
@@ -35,6 +36,8 @@ def config(transport: str, triton: int, *, routes: int = 1, variants: int = 2) -
     extra = {f"v{n}": {"upstream": "triton", "model": models.TINY_B} for n in range(2, variants)}
     public[TINY]["variants"] |= extra
     public[TINY]["split"] |= dict.fromkeys(extra, 10 / max(1, len(extra)))
+    if merge:
+        public[TINY]["merge"] = {}
     for n in range(routes - len(public)):
         public[f"route-{n}"] = _split([models.TINY_A, models.TINY_B])
     public["scores"] = {"variants": {"only": {"upstream": "triton", "model": models.SCORES}}}

@@ -17,16 +17,20 @@ from pathlib import Path
 
 from tritonclient.grpc import InferenceServerClient
 
-from perf.children import run_bounded
+from perf.children import HUNG, run_bounded
 
 _WINDOWS = 3  # perf_analyzer's own least
 _ALWAYS_STABLE = "999"  # per cent: several short runs in turn say more than one run that waits for calm
-_START = 20.0  # seconds that a run may take beyond its windows
+_PATIENCE = 10.0  # seconds that a run may take beyond thrice its time
 _POLL = 0.1  # seconds
 
 
 class LoadFailed(Exception):
     """perf_analyzer is missing, or ended without a result; the text has its last words."""
+
+
+class _Hung(LoadFailed):
+    """It did not end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,16 @@ class Loads:
         self._seconds = seconds
 
     def run(self, load: Load, address: str, model: str) -> Found:
-        """:raises LoadFailed: if there is no result, as when a request fails."""
+        """Once more if perf_analyzer does not end, which it does now and then, also against Triton itself.
+
+        :raises LoadFailed: if there is no result, as when a request fails.
+        """
+        try:
+            return self._run(load, address, model)
+        except _Hung:
+            return self._run(load, address, model)
+
+    def _run(self, load: Load, address: str, model: str) -> Found:
         table, log = self._work / "perf_analyzer.csv", self._work / "perf_analyzer.log"
         table.unlink(missing_ok=True)
         before = self._count()
@@ -94,12 +107,13 @@ class Loads:
                 [self._program, *self._options(load, address, model, table)],
                 out,
                 environment={"TRITON_CLIENT_GRPC_CHANNEL_MAX_SHARE_COUNT": str(load.per_connection)},
-                seconds=3 * self._seconds + _START,
+                seconds=3 * self._seconds + _PATIENCE,
             )
         rate = rates.stop() if rates else None
         if status != 0 or not table.exists():
             words = " / ".join(log.read_text(errors="replace").split("\n")[-6:]).strip(" /")
-            raise LoadFailed(f"perf_analyzer ended with {status} against {address}: {words}")
+            kind = _Hung if status == HUNG else LoadFailed
+            raise kind(f"perf_analyzer ended with {status} against {address}: {words}")
         with table.open() as file:
             row = next(csv.DictReader(file))
         return Found(

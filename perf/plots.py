@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from perf.report import Run
-from perf.summary import DIRECT, ENVOY, GRPCIO, HAPROXY, NGINX, WIRE, Sample, in_order, of
+from perf.summary import DIRECT, ENVOY, GRPCIO, HAPROXY, MERGING, NGINX, WIRE, Sample, in_order, of
 
 _COLOURS = {
     WIRE: "#0b6e4f",
     GRPCIO: "#7fc8a9",
+    MERGING: "#2a9d8f",
     ENVOY: "#c1121f",
     NGINX: "#f4a261",
     HAPROXY: "#457b9d",

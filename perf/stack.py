@@ -17,7 +17,7 @@ from perf.children import Child, NotStarted, Ports
 from perf.gateways import Config
 from perf.peers import Peer
 from perf.sink import Sink
-from perf.summary import DIRECT, GRPCIO, WIRE
+from perf.summary import DIRECT, GRPCIO, MERGING, WIRE
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Stack:
         name = name or {"wire": WIRE, "grpcio": GRPCIO}[transport]
         config = config or gateways.config(transport, self.triton.port)
         ports = (self.ports.take(), self.ports.take())
-        file = name.replace(" ", "-")
+        file = name.replace(",", "").replace(" ", "-")
         child = (into or self._entered).enter_context(
             gateways.gateway(config, file, self.work, ports, self.sink.endpoint)
         )
@@ -94,6 +94,10 @@ class Stack:
             self.gateway("wire"),
             self.gateway("grpcio"),
         ]
+
+    def merging(self) -> System:
+        """The gateway that puts small requests together."""
+        return self.gateway("wire", MERGING, config=gateways.config("wire", self.triton.port, merge=True))
 
 
 def until_ready(address: str, names: Sequence[str], seconds: float = 60.0) -> None:

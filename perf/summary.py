@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 DIRECT, ENVOY, NGINX, HAPROXY = "direct", "Envoy", "nginx", "HAProxy"
-WIRE, GRPCIO, KSERVE = "gateway", "gateway on grpcio", "KServe transformer"
+WIRE, GRPCIO, MERGING, KSERVE = "gateway", "gateway on grpcio", "gateway, merging", "KServe transformer"
 
 
 @dataclass(frozen=True, slots=True)
