@@ -321,17 +321,3 @@ def test_an_encoding_that_must_be_read_and_is_unknown_is_unimplemented(echo: Ser
             answer = peer.answer(1)
             assert UNIMPLEMENTED.is_met_by(answer)
             assert "gzip" in answer.heads[0]["grpc-accept-encoding"]
-
-
-# Silence
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"\0\0", message(b"hello")[:-1]], ids=["nothing", "half a prefix", "half a message"]
-)
-def test_a_unary_call_that_stays_silent_is_ended_and_the_connection_lives(body: bytes) -> None:
-    with target(limits={"first_message_seconds": 1}) as served, served.connect() as peer:
-        peer.send(head(FAST) + (data(1, body) if body else b""))
-        assert DEADLINE.is_met_by(peer.answer(1))
-        peer.send(request(FAST, b"x", stream=3))
-        assert OK.is_met_by(peer.answer(3))

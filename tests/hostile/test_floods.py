@@ -222,6 +222,21 @@ def test_honest_calls_hold_while_cut_attackers_come_back(name: str, served: Serv
     assert cost.memory < 16 * MiB
 
 
+def test_heads_far_too_large_are_cheap_to_refuse(served: Served) -> None:
+    """A hundred of 56 KB in legal frames: less than a millisecond for 16 KB."""
+    fragment = head(FAST)[9:] + literal(b"x", b"v" * 14_000) * 4
+    pieces = [fragment[at : at + 16_384] for at in range(0, len(fragment), 16_384)]
+    cost = Cost(served)
+    with Honest(served.port) as honest, served.connect() as peer:
+        for stream in range(1, 201, 2):
+            peer.send(headers(stream, pieces[0], 0) + b"".join(frame(CONTINUATION, 0, stream, p) for p in pieces[1:-1]))
+            peer.send(frame(CONTINUATION, END_HEADERS, stream, pieces[-1]) + data(stream, message(b"x"), END_STREAM))
+            assert peer.answer(stream).status == "8"
+    assert honest.held()
+    assert cost.cpu < 100 * 3.5 * 0.001 + 0.1
+    assert cost.memory < 4 * MiB
+
+
 # Frames that carry next to nothing, and are legal: nobody is cut for them, so they must be cheap
 
 
