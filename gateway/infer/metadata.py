@@ -22,6 +22,7 @@ REQUEST_ID = "x-request-id"
 """Metadata key of a caller's own id for a request; the V2 message's id goes before it where one is to be chosen."""
 _DROPPED_RAW = frozenset(key.encode() for key in _DROPPED) | {b":status", b"grpc-status", b"grpc-accept-encoding"}
 _RESERVED_RAW = tuple(prefix.encode() for prefix in _RESERVED)
+_ID_LIMIT = 256  # characters
 UPSTREAM_KEY = "gateway-upstream"
 """Metadata key by which a caller of a control RPC names one upstream."""
 
@@ -51,9 +52,12 @@ def first_values(metadata: Iterable[tuple[str, MetadataValue]]) -> dict[str, str
 
 
 def echoed(metadata: Mapping[str, str]) -> Metadata:
-    """What of a caller's metadata its trailing metadata repeats: the id by which it tells its requests apart."""
-    id = metadata.get(REQUEST_ID)
-    return ((REQUEST_ID, id),) if id else ()
+    """What of a caller's metadata its trailing metadata repeats: the id by which it tells its requests apart.
+
+    One that is no sensible id is not repeated: not every transport may send what another let in.
+    """
+    id = metadata.get(REQUEST_ID, "")
+    return ((REQUEST_ID, id),) if id and len(id) <= _ID_LIMIT and id.isascii() and id.isprintable() else ()
 
 
 def served_trailers(served: Served) -> Metadata:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.infer.metadata import first_values, passed_on, served_trailers
+from gateway.infer.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.types import Served
 
 PASSED = ["authorization", "x-user-id", "x-anything-bin", "grpc-status-details-bin", "triton_grpc_error", "baggage"]
@@ -45,3 +45,24 @@ def test_trailers_name_who_answered_and_do_not_pass_a_second_gateway() -> None:
         "gateway-attempts": "2",
     }
     assert passed_on(trailers) == []
+
+
+@pytest.mark.parametrize(
+    ("id", "is_echoed"),
+    [
+        ("abc-1", True),
+        ("a" * 256, True),
+        ("", False),
+        ("a" * 257, False),
+        ("\xff", False),
+        ("a\tb", False),
+        (None, False),
+    ],
+    ids=["id", "longest", "empty", "too long", "not ASCII", "control character", "none"],
+)
+def test_a_sensible_request_id_is_echoed(id: str, is_echoed: bool) -> None:
+    assert echoed({"x-request-id": id}) == ((("x-request-id", id),) if is_echoed else ())
+
+
+def test_nothing_else_is_echoed() -> None:
+    assert echoed({"authorization": "secret", "x-request": "a"}) == ()

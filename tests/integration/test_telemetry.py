@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import grpc
 import pytest
 import yaml
-from command_line import run
+from aiohttp import web
+from command_line import command, free_address, run
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from traffic import until_readyz
 from v2_calls import call, channel_to, infer, numbers, stream
 from v2_gateways import gateway_of
 
@@ -69,6 +74,15 @@ async def test_a_caller_s_request_id_comes_back_whatever_becomes_of_the_call(sta
         assert dict(await streaming.trailing_metadata())["x-request-id"] == "abc-1"
 
 
+@pytest.mark.parametrize("id", ["a" * 300, "a  b"], ids=["too long", "spaces"])
+async def test_an_odd_request_id_harms_nothing(start: Start, id: str) -> None:
+    async with start() as gateway, channel_to(gateway.listen) as channel:
+        for request in (infer("adder"), infer("nobody")):
+            answer = await call(channel, request, metadata=[("x-request-id", id)])
+            assert answer.code in (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND)
+            assert answer.trailers.get("x-request-id") in (None, id)
+
+
 @pytest.mark.parametrize(
     ("id", "metadata", "logged"),
     [("r-1", [], "r-1"), ("", [("x-request-id", "m-1")], "m-1"), ("r-1", [("x-request-id", "m-1")], "r-1")],
@@ -119,6 +133,44 @@ async def test_state_has_what_was_called_lately(start: Start, get_json: Callable
     assert minute["models"]["adder"]["calls"] == 3
     assert minute["models"]["adder"]["variants"]["only"]["ms"]["p99"] > 0
     assert state["traffic"]["in_flight"] == {"adder": 0}
+
+
+async def test_one_process_sends_the_metrics_of_all_workers(triton: LocalTriton, tmp_path: Path) -> None:
+    received: list[ExportMetricsServiceRequest] = []
+
+    async def post(request: web.Request) -> web.Response:
+        received.append(ExportMetricsServiceRequest.FromString(await request.read()))
+        return web.Response(content_type="application/x-protobuf")
+
+    app = web.Application()
+    app.router.add_post("/v1/metrics", post)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/metrics"
+    content = {
+        "listen": free_address(),
+        "admin": {"listen": "127.0.0.1:0"},
+        "workers": 2,
+        "upstreams": {"main": {"endpoints": [triton.grpc_address]}},
+        "models": MODELS,
+    }
+    file = tmp_path / "gateway.yaml"
+    file.write_text(yaml.safe_dump(content))
+    environ = {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "60000"}
+    async with command("serve", "--config", str(file), folder=tmp_path, environ=environ) as supervisor:
+        address, admin = await supervisor.until_serving()
+        await until_readyz(admin, True, within=20)
+        for _ in range(8):  # a connection each, so that the kernel spreads them
+            async with channel_to(address) as channel:
+                await call(channel, infer("adder"))
+        supervisor.signal(signal.SIGTERM)
+        assert await supervisor.wait() == 0
+    await runner.cleanup()
+    (last,) = received  # of the supervisor alone, at its end
+    (group,) = last.resource_metrics
+    metrics = {metric.name: metric for scope in group.scope_metrics for metric in scope.metrics}
+    assert sum(point.as_double for point in metrics["gateway_requests"].sum.data_points) == 8
 
 
 @pytest.fixture

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from triton_fixture import FAST_START
 from v2_calls import call, channel_to, infer, numbers, stream_all
+from v2_gateways import wait_until
 
 from gateway.app import Gateway, Place
 from gateway.config import load
 from gateway.triton import LocalTriton
+from gateway.upstream.endpoint import State
 
-MODELS = ("add_one_a", "repeat")
+MODELS = ("add_one_a",)
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,18 @@ async def traced_triton(receiver: Receiver, triton_repository: Path) -> AsyncIte
     await server.aclose()
 
 
+@pytest.fixture
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 @pytest.fixture(params=["wire", "grpcio"])
 async def gateway(
     request: pytest.FixtureRequest,
     receiver: Receiver,
     traced_triton: LocalTriton,
+    unused_port: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Gateway]:
@@ -126,10 +137,29 @@ async def gateway(
         "admin": {"listen": "127.0.0.1:0"},
         "transport": request.param,
         "telemetry": {"access_log": {"destination": "none"}},
-        "upstreams": {"main": {"endpoints": [traced_triton.grpc_address]}},
+        "upstreams": {
+            "main": {"endpoints": [traced_triton.grpc_address]},
+            "gone": {"endpoints": [f"127.0.0.1:{unused_port}"], "probe_interval": "10m"},
+        },
         "models": {
             "adder": {"variants": {"only": {"upstream": "main", "model": "add_one_a"}}},
-            "counter": {"variants": {"only": {"upstream": "main", "model": "repeat"}}},
+            "fallen": {
+                "variants": {
+                    "gone": {"upstream": "gone", "model": "add_one_a"},
+                    "here": {"upstream": "main", "model": "add_one_a"},
+                },
+                "split": {"gone": 1},
+            },
+            "best": {
+                "pipeline": {
+                    "inputs": [{"name": "IN", "datatype": "FP32", "shape": [4]}],
+                    "outputs": [{"name": "label", "datatype": "BYTES", "shape": [1]}],
+                    "steps": [
+                        {"call": "fallen", "inputs": {"IN": "IN"}, "outputs": {"OUT": "scores"}},
+                        {"step": "top_k", "with": {"k": 1}},
+                    ],
+                }
+            },
         },
     }
     file = tmp_path / "gateway.yaml"
@@ -137,6 +167,7 @@ async def gateway(
     loaded = load(file, {})
     receiver.spans.clear()
     async with Gateway(loaded, lambda: loaded, os.environ, Place("127.0.0.1:0")) as running:
+        await wait_until(running.is_ready, 20)
         yield running
 
 
@@ -181,6 +212,34 @@ async def test_triton_s_spans_and_the_gateway_s_are_one_tree(gateway: Gateway, r
             strays += 1
     assert joined + strays == len(calls)
     assert joined >= 0.8 * len(calls)
+
+
+async def test_steps_attempts_and_the_fallback_are_in_the_tree(gateway: Gateway, receiver: Receiver) -> None:
+    """A pipeline whose model has lost a variant since the last probe."""
+    for endpoint in gateway._inference.topology.pools["gone"].endpoints:
+        endpoint.state = State.READY
+    async with channel_to(gateway.listen) as channel:
+        answer = await call(channel, infer("best", [[1.0, 2.0, 3.0, 4.0]]), metadata=[parent_of(3)])
+        assert answer.code is grpc.StatusCode.OK, answer.text
+    await until_exported(receiver, 4, 3)
+    mine = {span.id: span for span in receiver.of("inference-gateway")}
+    (server,) = (span for span in mine.values() if span.parent == f"{3:016x}")
+    assert server.attributes["gateway.model"] == "best"
+    below = [span for span in mine.values() if span.parent == server.id]
+    assert len(below) == len(mine) - 1
+    attempts = sorted((span for span in below if "gateway.why" in span.attributes), key=_number)
+    assert [(each.attributes["gateway.variant"], each.attributes.get("gateway.meaning")) for each in attempts] == [
+        ("gone", "unreachable"),
+        ("here", None),
+    ]
+    assert attempts[1].attributes["gateway.why"] == "fallback"
+    assert [span.name for span in below if "gateway.step" in span.attributes] == ["step top_k"]
+    (model,) = (span for span in receiver.of("triton-inference-server") if span.name == "add_one_a")
+    assert model.attributes["triton.request_id"].startswith(f"{3:032x}-{attempts[1].id}:")
+
+
+def _number(span: SpanRead) -> int:
+    return int(span.attributes["gateway.attempt"])
 
 
 async def test_unsampled_calls_reach_triton_as_they_came(gateway: Gateway, receiver: Receiver) -> None:
