@@ -149,7 +149,7 @@ def score(port: int, case: Case, seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--seconds", type=float, default=3.0)
     seconds = parser.parse_args().seconds
     programs = {name: os.environ.get(name.upper()) or shutil.which(name) for name in PROXIES}
     results: dict[str, dict[str, str]] = {}
