@@ -202,6 +202,30 @@ async def test_an_update_leaves_focus_and_scrolling_alone(scene: Scene) -> None:
     assert await scene.page.run(f"return {region}.scrollLeft") == 60
 
 
+async def test_a_thousand_models_are_bounded_and_can_be_found(scene: Scene) -> None:
+    """What needs attention is shown first; the filter finds the rest."""
+    await scene.open()
+    await scene.page.run(
+        """
+        const ask = window.fetch
+        window.fetch = async (path, options) => {
+          const answer = await (await ask(path, options)).json()
+          const model = answer.models?.photos
+          for (let number = 0; model && number < 1000; number++) answer.models[`m-${number}`] = model
+          answer.attention?.push({severity: "error", kind: "model", name: "m-999", text: "no variant can answer"})
+          return {ok: true, json: async () => answer}
+        }
+        document.dispatchEvent(new Event("visibilitychange"))
+        """
+    )
+    await scene.page.until("document.querySelectorAll('#models article').length === 100")
+    assert await scene.page.run("return document.querySelector('#models article').id") == "model-m-999"
+    assert "100 of 1002 models are shown" in await scene.page.text()
+    await scene.page.run("document.querySelector('[name=filter]').focus()")
+    await scene.page.press(*"m-77")
+    await scene.page.until("document.querySelectorAll('#models article').length === 11")
+
+
 async def test_everything_is_reached_by_the_keyboard(scene: Scene) -> None:
     await scene.open()
     await scene.page.press(TAB)

@@ -32,7 +32,8 @@ async function ask() {
 
 function show() {
   document.body.classList.toggle("silent", silentSince !== null);
-  setText(byId("status"), silentSince ? `The gateway has not answered since ${silentSince.toLocaleTimeString()}` : last ? statusText(last.state) : "");
+  const silence = silentSince && `The gateway has not answered since ${silentSince.toLocaleTimeString()}`;
+  if (silence || last) setText(byId("status"), silence ?? statusText(last.state));
   if (!last) return;
   const view = { ...last, window: form.elements.window.value, filter: form.elements.filter.value.trim().toLowerCase() };
   const shown = sections
@@ -41,7 +42,11 @@ function show() {
   morphChildren(byId("facts"), h("dl", null, facts(view)));
   morphChildren(
     byId("contents"),
-    h("ul", null, shown.map(({ id, title }) => h("li", { "data-key": id }, h("a", { href: `#${id}` }, title)))),
+    h(
+      "ul",
+      null,
+      shown.map(({ id, title }) => h("li", { "data-key": id }, h("a", { href: `#${id}` }, title))),
+    ),
   );
   morphChildren(byId("main"), h("main", null, shown.map(frame)));
   setText(byId("updated"), `As of ${last.at.toLocaleTimeString()}.`);

@@ -7,7 +7,13 @@ const MOST = 100; // models, or endpoints of one upstream, shown at once; the fi
 const SYMBOLS = { ready: "✓", fallback: "↷", down: "✕", suspect: "!", unprobed: "…", error: "✕", warning: "!" };
 
 // What a failed attempt said, as docs/metrics.md has it.
-const MEANINGS = { caller: "caller's fault", server: "server error", overloaded: "queue full", model_gone: "model gone", ended: "given up" };
+const MEANINGS = {
+  caller: "caller's fault",
+  server: "server error",
+  overloaded: "queue full",
+  model_gone: "model gone",
+  ended: "given up",
+};
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
@@ -16,7 +22,12 @@ const none = () => NONE.cloneNode(true);
 
 /** A state in words, with a symbol and a colour; never by colour alone. */
 function badge(state, text = state) {
-  return h("span", { class: `badge ${state}` }, h("span", { "aria-hidden": "true" }, SYMBOLS[state] ?? "•"), ` ${text}`);
+  return h(
+    "span",
+    { class: `badge ${state}` },
+    h("span", { "aria-hidden": "true" }, SYMBOLS[state] ?? "•"),
+    ` ${text}`,
+  );
 }
 
 function milliseconds(value) {
@@ -43,26 +54,41 @@ function table(label, columns, rows) {
     h(
       "table",
       null,
-      h("thead", null, h("tr", null, columns.map((column) => h("th", { scope: "col" }, column)))),
+      h(
+        "thead",
+        null,
+        h(
+          "tr",
+          null,
+          columns.map((column) => h("th", { scope: "col" }, column)),
+        ),
+      ),
       h("tbody", null, rows),
     ),
   );
 }
 
 function row(key, title, ...cells) {
-  return h("tr", { "data-key": key }, h("th", { scope: "row" }, title), cells.map((cell) => h("td", null, cell)));
+  return h(
+    "tr",
+    { "data-key": key },
+    h("th", { scope: "row" }, title),
+    cells.map((cell) => h("td", null, cell)),
+  );
 }
 
 const anchor = (kind, name) => `${kind}-${encodeURIComponent(name)}`;
-const numbersOf = ({ state, window }) => state.traffic?.windows.find((each) => each.name === window) ?? { models: {}, endpoints: {} };
+const numbersOf = ({ state, window }) =>
+  state.traffic?.windows.find((each) => each.name === window) ?? { models: {}, endpoints: {} };
 const matches = (view, ...names) => !view.filter || names.some((name) => name.toLowerCase().includes(view.filter));
 
 // Head of the page
 
 export function statusText(state) {
-  const notices = state.attention.length;
   const what = state.draining ? "Draining" : state.ready ? "Serving" : "Not ready";
-  return `${what}. ${notices === 0 ? "Nothing needs attention." : notices === 1 ? "1 thing needs attention." : `${notices} things need attention.`}`;
+  const notices = state.attention.length;
+  if (notices === 0) return `${what}. Nothing needs attention.`;
+  return `${what}. ${notices === 1 ? "1 thing needs" : `${notices} things need`} attention.`;
 }
 
 export function facts({ state, config }) {
@@ -73,7 +99,9 @@ export function facts({ state, config }) {
     Workers: workers,
     Config: configText(config),
   };
-  return Object.entries(given).map(([name, value]) => h("div", { "data-key": name }, h("dt", null, name), h("dd", null, String(value))));
+  return Object.entries(given).map(([name, value]) =>
+    h("div", { "data-key": name }, h("dt", null, name), h("dd", null, String(value))),
+  );
 }
 
 function configText({ current, changes }) {
@@ -96,7 +124,15 @@ function attention({ state }) {
     state.attention.map(({ severity, kind, name, text }) => {
       const target = kind === "endpoint" ? ["upstream", name.split("/")[0]] : [kind, name];
       const about = name ? h("a", { href: `#${anchor(...target)}` }, `${kind} ${name}`) : kind;
-      return h("li", { "data-key": `${kind} ${name} ${text}`, class: severity }, badge(severity), " ", about, " ", text);
+      return h(
+        "li",
+        { "data-key": `${kind} ${name} ${text}`, class: severity },
+        badge(severity),
+        " ",
+        about,
+        " ",
+        text,
+      );
     }),
   );
 }
@@ -108,11 +144,20 @@ function models(view) {
   const numbers = numbersOf(view);
   const noticed = new Set(state.attention.filter((each) => each.kind === "model").map((each) => each.name));
   const found = [...Object.keys(state.models), ...Object.keys(state.pipelines)].filter((name) => matches(view, name));
-  const ordered = found.length <= MOST ? found : [...found.filter((name) => noticed.has(name)), ...found.filter((name) => !noticed.has(name))];
+  const ordered =
+    found.length <= MOST
+      ? found
+      : [...found.filter((name) => noticed.has(name)), ...found.filter((name) => !noticed.has(name))];
   return [
-    found.length === 0 && h("p", { "data-key": "none" }, view.filter ? "No model has such a name." : "No public model is configured."),
-    ordered.slice(0, MOST).map((name) => (state.models[name] ? model(view, name, numbers.models[name]) : pipeline(view, name, numbers.models[name]))),
-    found.length > MOST && h("p", { "data-key": "more" }, `${MOST} of ${found.length} models are shown; the field above finds the others.`),
+    found.length === 0 &&
+      h("p", { "data-key": "none" }, view.filter ? "No model has such a name." : "No public model is configured."),
+    ordered
+      .slice(0, MOST)
+      .map((name) =>
+        state.models[name] ? model(view, name, numbers.models[name]) : pipeline(view, name, numbers.models[name]),
+      ),
+    found.length > MOST &&
+      h("p", { "data-key": "more" }, `${MOST} of ${found.length} models are shown; the field above finds the others.`),
     ownNames(view, numbers),
   ];
 }
@@ -133,7 +178,11 @@ function heading(view, name, kind, calls, stateBadge) {
   const entries = Object.entries(shown).filter(([, value]) => value !== null);
   return [
     h("h3", { "data-key": "name" }, name, " ", h("span", { class: "kind" }, kind), " ", stateBadge),
-    h("dl", { class: "numbers", "data-key": "numbers" }, entries.map(([title, value]) => h("div", { "data-key": title }, h("dt", null, title), h("dd", null, value)))),
+    h(
+      "dl",
+      { class: "numbers", "data-key": "numbers" },
+      entries.map(([title, value]) => h("div", { "data-key": title }, h("dt", null, title), h("dd", null, value))),
+    ),
   ];
 }
 
@@ -142,16 +191,33 @@ function model(view, name, calls) {
   const names = Object.keys(variants);
   const ready = names.filter((each) => variants[each].ready);
   const isFull = names.every((each) => variants[each].ready || !shares[each]);
-  const stateBadge = ready.length === 0 ? badge("down", "no variant ready") : isFull ? badge("ready") : badge("fallback", "on its fallback");
+  const stateBadge =
+    ready.length === 0
+      ? badge("down", "no variant ready")
+      : isFull
+        ? badge("ready")
+        : badge("fallback", "on its fallback");
   const total = Object.values(shares).reduce((sum, share) => sum + share, 0) || 1;
   const rows = names.map((each) => variantRow(view, variants[each], each, (shares[each] ?? 0) / total, calls));
-  const columns = ["Variant", "State", "Share set", "Share now", "Calls/s", "Errors", "p50", "p99", "Triton model", "Endpoints"];
+  const columns = [
+    "Variant",
+    "State",
+    "Share set",
+    "Share now",
+    "Calls/s",
+    "Errors",
+    "p50",
+    "p99",
+    "Triton model",
+    "Endpoints",
+  ];
   return h(
     "article",
     { id: anchor("model", name), "data-key": `model ${name}` },
     heading(view, name, "", calls, stateBadge),
     table(`Variants of ${name}`, columns, rows),
-    names.length > 1 && h("p", { class: "note", "data-key": "fallback" }, `Fallback: ${fallbackText(fallback, names)}.`),
+    names.length > 1 &&
+      h("p", { class: "note", "data-key": "fallback" }, `Fallback: ${fallbackText(fallback, names)}.`),
   );
 }
 
@@ -163,7 +229,15 @@ function fallbackText(fallback, names) {
 function variantRow(view, variant, name, share, calls) {
   const own = calls?.variants[name];
   const now = calls?.calls ? (own?.calls ?? 0) / calls.calls : null;
-  const measured = now === null ? none() : h("span", { class: "share" }, h("meter", { min: 0, max: 1, value: now, "aria-hidden": "true" }), ` ${percent.format(now)}`);
+  const measured =
+    now === null
+      ? none()
+      : h(
+          "span",
+          { class: "share" },
+          h("meter", { min: 0, max: 1, value: now, "aria-hidden": "true" }),
+          ` ${percent.format(now)}`,
+        );
   return row(
     name,
     name,
@@ -189,7 +263,10 @@ function endpointsOf(view, variant) {
 
 function pipeline(view, name, calls) {
   const { ready, calls: called } = view.state.pipelines[name];
-  const links = called.map((each, index) => [index > 0 && ", ", view.state.models[each] ? h("a", { href: `#${anchor("model", each)}` }, each) : each]);
+  const links = called.map((each, index) => [
+    index > 0 && ", ",
+    view.state.models[each] ? h("a", { href: `#${anchor("model", each)}` }, each) : each,
+  ]);
   return h(
     "article",
     { id: anchor("model", name), "data-key": `model ${name}` },
@@ -201,21 +278,37 @@ function pipeline(view, name, calls) {
 /** Calls by names that are no public models: Triton's own, and `other` for those that nobody configured. */
 function ownNames(view, numbers) {
   const { state } = view;
-  const names = Object.keys(numbers.models).filter((name) => !state.models[name] && !state.pipelines[name] && matches(view, name));
+  const names = Object.keys(numbers.models).filter(
+    (name) => !state.models[name] && !state.pipelines[name] && matches(view, name),
+  );
   if (!names.length) return null;
   const rows = names.map((name) => {
     const calls = numbers.models[name];
-    return row(name, name, number.format(calls.per_second), errorsText(calls), milliseconds(calls.ms?.p50), milliseconds(calls.ms?.p99));
+    return row(
+      name,
+      name,
+      number.format(calls.per_second),
+      errorsText(calls),
+      milliseconds(calls.ms?.p50),
+      milliseconds(calls.ms?.p99),
+    );
   });
   const columns = ["Name", "Calls/s", "Errors", "p50", "p99"];
-  return h("article", { "data-key": "own names" }, h("h3", null, "Called by other names"), table("Called by other names", columns, rows));
+  return h(
+    "article",
+    { "data-key": "own names" },
+    h("h3", null, "Called by other names"),
+    table("Called by other names", columns, rows),
+  );
 }
 
 // Upstreams and their endpoints
 
 function upstreams(view) {
   const { endpoints: attempts } = numbersOf(view);
-  const found = Object.entries(view.state.upstreams).filter(([name, endpoints]) => matches(view, name, ...endpoints.map((each) => each.address)));
+  const found = Object.entries(view.state.upstreams).filter(([name, endpoints]) =>
+    matches(view, name, ...endpoints.map((each) => each.address)),
+  );
   if (!found.length) return h("p", { "data-key": "none" }, "No upstream has such a name.");
   return found.map(([name, endpoints]) => {
     const rows = endpoints.slice(0, MOST).map((each) => endpointRow(each, attempts[name]?.[each.address] ?? {}));
@@ -224,7 +317,9 @@ function upstreams(view) {
       "article",
       { id: anchor("upstream", name), "data-key": `upstream ${name}` },
       h("h3", null, name),
-      endpoints.length ? table(`Endpoints of ${name}`, columns, rows) : h("p", null, badge("down", "No address is known.")),
+      endpoints.length
+        ? table(`Endpoints of ${name}`, columns, rows)
+        : h("p", null, badge("down", "No address is known.")),
       endpoints.length > MOST && h("p", { "data-key": "more" }, `${MOST} of ${endpoints.length} endpoints are shown.`),
     );
   });
@@ -233,9 +328,14 @@ function upstreams(view) {
 function endpointRow(endpoint, attempts) {
   const { ok = 0, ...failures } = attempts;
   const made = Object.values(failures).reduce((sum, count) => sum + count, ok);
-  const failed = Object.entries(failures).map(([meaning, count]) => `${number.format(count)} ${MEANINGS[meaning] ?? meaning}`);
+  const failed = Object.entries(failures).map(
+    ([meaning, count]) => `${number.format(count)} ${MEANINGS[meaning] ?? meaning}`,
+  );
   const missing = Object.keys(endpoint.models).filter((name) => !endpoint.models[name]);
-  const state = endpoint.state === "ready" || !endpoint.reason ? badge(endpoint.state) : [badge(endpoint.state), " ", h("span", { class: "reason" }, endpoint.reason)];
+  const state =
+    endpoint.state === "ready" || !endpoint.reason
+      ? badge(endpoint.state)
+      : [badge(endpoint.state), " ", h("span", { class: "reason" }, endpoint.reason)];
   return row(
     endpoint.address,
     endpoint.address,
@@ -257,7 +357,13 @@ function changes({ config }) {
       change.accepted ? badge("ready", "in force") : badge("error", "refused"),
       change.digest ? h("code", null, change.digest.slice(0, 12)) : none(),
       change.source,
-      change.findings.length ? h("ul", null, change.findings.map((finding) => h("li", null, finding))) : none(),
+      change.findings.length
+        ? h(
+            "ul",
+            null,
+            change.findings.map((finding) => h("li", null, finding)),
+          )
+        : none(),
     ),
   );
   return table("Recent changes of the config", ["When", "Result", "Digest", "From", "Findings"], rows);
