@@ -177,6 +177,17 @@ async def test_an_unsampled_call_is_neither_exported_nor_sent_on(
     assert receiver.spans == []
 
 
+@pytest.mark.parametrize("sampler", ["traceidratio", "parentbased_traceidratio"])
+@pytest.mark.parametrize("metadata", [{}, {"traceparent": "garbage-00"}], ids=["no trace", "no trace that is one"])
+async def test_a_ratio_records_its_share_of_the_traces_that_begin_here(sampler, metadata, receiver, environment, call):
+    environment(OTEL_TRACES_SAMPLER=sampler, OTEL_TRACES_SAMPLER_ARG="0.25")
+    async with traces() as listener:
+        sent = [call(metadata=metadata).report_to(listener) for _ in range(600)]
+    roots = {span.trace_id.hex() for span in receiver.spans if not span.parent_span_id}
+    assert {dict(extra)["traceparent"].split("-")[1] for (extra,) in sent if extra} == roots
+    assert 90 < len(roots) < 210  # 150 plus or minus six standard deviations
+
+
 async def test_a_sampler_that_ignores_the_caller_records_what_the_caller_does_not(receiver, environment, call):
     environment(OTEL_TRACES_SAMPLER="always_on")
     async with traces() as listener:
