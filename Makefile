@@ -1,17 +1,18 @@
-# Two commands: `make run` (real input to real answer) and `make test`. Each does its own set-up.
+# Two commands: `make run` (real input to real answer) and `make test`. Each does its own set-up; tests need more tools.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
 .PHONY: run test check perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
 
-test: setup
+test: $(VENV)/.tools
 	$(BIN)/python -m pytest
 
-check: setup
+check: $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -24,7 +25,7 @@ perf: setup $(VENV)/.perf
 	@$(BIN)/python -m perf --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
 
 $(VENV)/.perf: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,perf]'
+	$(INSTALL) -e '.[local,perf]'
 	@touch $@
 
 setup: $(VENV)/.installed
@@ -33,7 +34,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard pro
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[local,dev]'
+	$(INSTALL) -e '.[local]'
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(INSTALL) -e '.[local,dev]'
 	@touch $@
 
 clean:
