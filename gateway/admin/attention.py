@@ -97,6 +97,6 @@ def _config(config: Json) -> Iterator[Notice]:
     changes = config.get("changes") or []
     if changes and not changes[0]["accepted"]:
         findings = "; ".join(changes[0]["findings"])
-        yield Notice("warning", "config", "", f"the file was refused, the one before stays in force: {findings}")
+        yield Notice("warning", "config", "", f"file was refused, the one before stays in force: {findings}")
     elif changes and config.get("current") is None:
-        yield Notice("warning", "config", "", "workers run different configs")
+        yield Notice("warning", "config", "", "differs between workers")

@@ -127,10 +127,10 @@ def test_errors_come_before_warnings():
 
 def test_a_refused_config_is_told_until_a_good_one_comes():
     refused = {**ACCEPTED, "accepted": False, "digest": "", "findings": ["g.yaml:1: workers: is many"]}
-    text = "the file was refused, the one before stays in force: g.yaml:1: workers: is many"
+    text = "file was refused, the one before stays in force: g.yaml:1: workers: is many"
     assert told(WELL, {**CONFIG, "changes": [refused, ACCEPTED]}) == [("warning", "config", "", text)]
     assert told(WELL, {**CONFIG, "changes": [ACCEPTED, refused]}) == []
 
 
 def test_workers_that_run_different_configs_are_told():
-    assert told(WELL, {**CONFIG, "current": None}) == [("warning", "config", "", "workers run different configs")]
+    assert told(WELL, {**CONFIG, "current": None}) == [("warning", "config", "", "differs between workers")]

@@ -143,7 +143,7 @@ async def test_a_refused_config_shows_with_its_findings(scene: Scene, tmp_path: 
     (latest, first) = await scene.page.run(f"return {table_of('Recent changes of the config')}")
     assert (latest[1], first[1]) == ("✕ refused", "✓ in force")
     assert "workers" in latest[4]
-    assert "the file was refused" in await scene.page.run("return document.getElementById('attention').innerText")
+    assert "file was refused" in await scene.page.run("return document.getElementById('attention').innerText")
 
 
 async def test_a_gateway_that_is_gone_is_said_so(scene: Scene) -> None:
