@@ -5,7 +5,7 @@ Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ from gateway.wire.engine import (
     WRITE_SIZE,
     EngineError,
     ErrorCode,
+    Event,
     Field,
     RequestReceived,
     ResponseReceived,
@@ -44,6 +45,7 @@ _PROTOCOL_FIELDS = frozenset(
     b"content-length grpc-previous-rpc-attempts".split()
 )
 
+MANY_EVENTS = 50  # of one read: then requests that it also resets are not even begun ("rapid reset")
 FORCED_RESET = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
 
 
@@ -215,6 +217,12 @@ class ServerConnection(Connection[ServerCall]):
             self._partial_since = self._watch.since
             if fault is not None:
                 self.break_off(*fault)
+
+    def _handle(self, events: Sequence[Event]) -> None:
+        if len(events) > MANY_EVENTS:
+            gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
+            events = [e for e in events if not (isinstance(e, RequestReceived) and e.stream_id in gone)]
+        super()._handle(events)
 
     def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
         if type(event) is not RequestReceived:

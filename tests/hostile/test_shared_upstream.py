@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -78,6 +79,39 @@ def test_malformed_metadata_of_one_caller_reaches_no_other(product: Served, trit
                 assert all(attacker.answer(stream).over for stream in range(1, 81, 2))
                 assert not attacker.closed
     assert all(one.held() for one in honest)
+    assert triton.connections == before
+
+
+def test_callers_who_reset_their_calls_do_not_get_the_shared_connections_cut(
+    product: Served, triton: FakeTriton
+) -> None:
+    """For two seconds, four of them, each back as soon as it is cut; what they ask for costs the upstream little."""
+    attack = b"".join(request(INFER, infer_request(), stream=s) + rst(s) for s in range(1, 2401, 2))
+    until = time.monotonic() + 2
+    executions, attacks = triton.executions, 0
+
+    def keep_on() -> None:
+        nonlocal attacks
+        while time.monotonic() < until:
+            with product.connect() as peer:
+                peer.send(attack)
+                peer.wait_closed(1.0)
+                attacks += 1
+
+    with product.connect() as warming:
+        warming.send(b"".join(request(INFER, infer_request(), stream=stream) for stream in range(1, 61, 2)))
+        assert {warming.answer(stream).status for stream in range(1, 61, 2)} == {"0"}
+    before = set(triton.connections)
+    with Honest(product.port, INFER, infer_request()) as honest:
+        threads = [threading.Thread(target=keep_on) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    print(
+        f"{attacks} attacks, {triton.executions - executions} executions, honest worst {honest.worst} {honest.failures[:3]}"
+    )
+    assert honest.held(worst=1.0)
     assert triton.connections == before
 
 
