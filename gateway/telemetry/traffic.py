@@ -7,6 +7,7 @@ Reading takes a thread 0.5 ms for each model that is called; it never takes more
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from prometheus_client import Metric as Family
 
 from gateway.telemetry.metrics import OVERHEAD_SECONDS, SECONDS
+
+_log = logging.getLogger(__name__)
 
 _TICK = 5.0  # seconds
 _SHARE = 0.01  # of the time, at most, that reading may take
@@ -60,7 +63,10 @@ class Traffic:
     async def _run(self) -> None:
         while True:
             began = self._clock()
-            await asyncio.to_thread(self.look)
+            try:
+                await asyncio.to_thread(self.look)
+            except Exception:  # the edge: the next look may go well, and what the page shows is no reason to end
+                _log.exception("the metrics could not be read for the page")
             await asyncio.sleep(max(_TICK, (self._clock() - began) / _SHARE))
 
     def look(self) -> None:
