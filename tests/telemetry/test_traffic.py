@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from gateway.status import Code, Meaning
@@ -121,3 +123,22 @@ def test_only_what_is_needed_is_read(metrics, call):
 )
 def test_quantiles_are_prometheus_ones(steps, q, expected):
     assert quantile(steps, q) == pytest.approx(expected)
+
+
+async def test_a_look_that_fails_is_not_the_last(monkeypatch, caplog):
+    monkeypatch.setattr("gateway.telemetry.traffic._TICK", 0.01)
+    looks = []
+
+    def collect(names):
+        looks.append(names)
+        if len(looks) == 1:
+            raise OSError("a file of a worker is gone")
+        return []
+
+    async with Traffic(collect):
+        for _ in range(200):
+            if len(looks) >= 3:
+                break
+            await asyncio.sleep(0.01)
+    assert len(looks) >= 3
+    assert caplog.text.count("could not be read") == 1
