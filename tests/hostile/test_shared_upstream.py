@@ -108,10 +108,9 @@ def test_callers_who_reset_their_calls_do_not_get_the_shared_connections_cut(
             thread.start()
         for thread in threads:
             thread.join()
-    print(
-        f"{attacks} attacks, {triton.executions - executions} executions, honest worst {honest.worst} {honest.failures[:3]}"
-    )
-    assert honest.held(worst=1.0)
+    assert attacks > 4
+    assert triton.executions - executions < len(honest.seconds) + 100 * attacks
+    assert honest.held()
     assert triton.connections == before
 
 
