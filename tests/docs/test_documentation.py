@@ -1,0 +1,160 @@
+"""What the pages say is so: snippets load, names exist, links lead somewhere, limits are what the code has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from gateway.cli import _parser
+from gateway.config import load
+from gateway.wire.limits import KiB, Limits, MiB
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    page for of in ("", "docs/", "deploy/*/", "perf/", "model_repository/") for page in ROOT.glob(f"{of}*.md")
+)
+OPERATIONS = ROOT / "docs" / "operations.md"
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
+    """The fenced blocks of a page, each with the line that it begins at."""
+    for found in re.finditer(rf"^```{language}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL):
+        yield text_of(page).count("\n", 0, found.start()) + 2, found[1]
+
+
+SNIPPETS = {
+    f"{name_of(page)}:{line}": text
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for line, text in blocks(page, "yaml")
+}
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)
+def test_every_config_snippet_loads(snippet: str, tmp_path: Path) -> None:
+    """One that shows a section only is completed with an upstream."""
+    for name in re.findall(r"[\w-]+\.txt", snippet):
+        (tmp_path / name).write_text("cat\ndog\n")
+    if not re.search(r"^upstreams:", snippet, re.MULTILINE):
+        snippet += "\nupstreams: {cpu: {endpoints: [triton:8001]}}\ndirect: {models: all}\n"
+    file = tmp_path / "gateway.yaml"
+    file.write_text(snippet, encoding="utf-8")
+    load(file, {})
+
+
+def test_there_are_snippets_to_load() -> None:
+    """So that a change of the pages' form does not switch the test above off."""
+    assert {"README.md", "docs/metrics.md", "docs/merging.md", "docs/operations.md"} <= {
+        name.partition(":")[0] for name in SNIPPETS
+    }
+
+
+METRIC = re.compile(r"\bgateway_[a-z_]+")
+SUFFIXES = re.compile(r"_(bucket|sum|count|created)$")
+
+
+def test_every_metric_that_is_named_anywhere_is_on_the_page_of_metrics() -> None:
+    documented = set(re.findall(r"^\| `(gateway_\w+)` \|", text_of(ROOT / "docs" / "metrics.md"), re.MULTILINE))
+    shown = {*PAGES, *ROOT.glob("deploy/grafana/*.json"), *ROOT.glob("deploy/**/*.yaml")}
+    named = {
+        (name, name_of(file))
+        for file in shown
+        for found in METRIC.findall(text_of(file))
+        for name in [SUFFIXES.sub("", found)]
+    }
+    assert {where for where in named if where[0] not in documented} == set()
+
+
+def anchors(page: Path) -> set[str]:
+    """Explicit ones, and those that GitHub makes of headings."""
+    text = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    made = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    return made | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def links(page: Path) -> Iterator[str]:
+    """Targets inside the project."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        to = (page.parent / path).resolve() if path else page
+        if not to.exists() or (anchor and anchor not in anchors(to)):
+            broken.append(target)
+    assert broken == []
+
+
+INCIDENTS = (
+    *("gpu-pool-gone", "one-triton-slow", "bad-model-version", "overload", "certificate-expired"),
+    *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
+)
+
+
+@pytest.mark.parametrize("incident", INCIDENTS)
+def test_every_incident_says_symptom_where_to_look_cause_and_what_to_do(incident: str) -> None:
+    text = text_of(OPERATIONS)
+    section = text.partition(f'<a id="{incident}"></a>')[2].partition("<a id=")[0]
+    assert section.startswith(f"\n## {incident}: ")
+    places = [section.find(f"**{part}.**") for part in ("Symptom", "Look", "Cause", "Do")]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_every_alert_leads_to_an_incident() -> None:
+    urls = re.findall(r"runbook_url: docs/operations\.md#(\S+)", text_of(ALERTS))
+    assert len(urls) == text_of(ALERTS).count("- alert: ")
+    assert set(urls) <= set(INCIDENTS)
+
+
+def test_every_command_that_is_shown_is_one() -> None:
+    [commands] = [action.choices for action in _parser()._actions if isinstance(action.choices, dict)]
+    shown = {
+        (command, name_of(page))
+        for page in PAGES
+        for _, block in blocks(page, r"(?:sh|console|bash)?")
+        for command in re.findall(r"^(?:\$ )?inference-gateway (\w+)", block, re.MULTILINE)
+    }
+    assert {name for name, _ in shown} >= {"serve", "check"}
+    assert {where for where in shown if where[0] not in commands} == set()
+
+
+def cell(name: str) -> str:
+    """A default as the page of limits writes it."""
+    default = getattr(Limits(), name)
+    if isinstance(default, tuple):
+        return f"{default[0]}, then {default[1]}/s"
+    if name == "min_rate":
+        return f"{default // KiB} KiB/s"
+    if isinstance(default, float):
+        return f"{default:g} s" if default else "0"
+    if default >= KiB and default % KiB == 0:
+        return f"{default // MiB} MiB" if default >= MiB else f"{default // KiB} KiB"
+    return str(default)
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Limits)])
+def test_the_page_of_limits_has_each_with_its_default(name: str) -> None:
+    rows = re.findall(r"^\|[^|]*\| ([^|]*) \| `([^`]*)`", text_of(ROOT / "docs" / "limits.md"), re.MULTILINE)
+    assert [default for setting, default in rows if f"`{name}`" in setting.split(" = ")[0]] == [cell(name)]
