@@ -16,6 +16,10 @@ from gateway.wire.engine import WRITE_SIZE
 
 SOCKET_BUFFER = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
 
+# What one connection may have of a turn of the loop, which else reads on for megabytes: some 5 ms of work.
+TURN_EVENTS = 2000
+TURN_BYTES = 262_144
+
 LINGER_SECONDS = 5.0  # for the last bytes of a connection that is closing
 
 Wire = TypeVar("Wire", bound=Connection[Any])  # of any of its roles
@@ -42,6 +46,8 @@ class Edge(asyncio.Protocol, Generic[Wire]):
         self._gone = gone
         self._stops_reading = stops_reading
         self._scheduled = False
+        self._turn_bytes = 0
+        self._rests = False  # has had its part of this turn
         self._full_since: float | None = None
         self._waiting = 0  # bytes that the peer had not taken at the last tick at which the socket was full
         self._closing_since: float | None = None
@@ -61,6 +67,10 @@ class Edge(asyncio.Protocol, Generic[Wire]):
 
     def data_received(self, data: bytes) -> None:
         self.wire.receive(data, self.loop.time())
+        self._turn_bytes += len(data)
+        if self._turn_bytes > TURN_BYTES or self.wire.work > TURN_EVENTS:
+            self._rests = True
+            self.transport.pause_reading()
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._flush)
@@ -96,6 +106,11 @@ class Edge(asyncio.Protocol, Generic[Wire]):
 
     def _flush(self) -> None:
         self._scheduled = False
+        self._turn_bytes = self.wire.work = 0
+        if self._rests:
+            self._rests = False
+            if self.wire.reads and not self.transport.is_closing():
+                self.transport.resume_reading()
         while self._full_since is None:
             data = self.wire.output()
             if data:

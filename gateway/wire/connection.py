@@ -59,6 +59,7 @@ class Connection(Generic[AnyStream]):
         self.draining = False  # no new calls
         self.reason = ""  # why it was closed, for the log
         self.greeted = False  # the peer's first SETTINGS came
+        self.work = 0  # events handled since the owner set this to 0
         self.full = False  # does the socket take no more now? Its owner sees to it that it is not so for ever ...
         self.reads = True  # ... and may not read meanwhile; then the peer can't be late with what it sends
         self.born = now
@@ -86,6 +87,7 @@ class Connection(Generic[AnyStream]):
         events = self.engine.events()
         if events:
             self._partial_since = None
+            self.work += len(events)
             self._handle(events)
         elif self._partial_since is None:
             self._partial_since = now

@@ -179,6 +179,6 @@ class Honest:
     def worst(self) -> float:
         return max(self.seconds, default=0.0)
 
-    def held(self, worst: float = 0.5) -> bool:
+    def held(self, worst: float = 1.0) -> bool:
         """Was every call answered well and soon? The bound leaves room for a busy machine."""
         return bool(self.seconds) and not self.failures and self.worst < worst

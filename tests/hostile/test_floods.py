@@ -164,7 +164,7 @@ def test_honest_calls_hold_while_others_flood(name: str, connections: int, serve
     assert honest.held()
     assert cost.cpu < flood.cpu * connections + 0.1
     assert cost.memory < connections * 2 * MiB + 4 * MiB
-    assert cost.lag < 0.1 * connections
+    assert cost.lag < 0.15
     assert served.stats()["most_sleeping"] <= 100 * connections
 
 
@@ -204,12 +204,12 @@ def blast(served: Served, attack: bytes) -> None:
         peer.send(attack)
 
 
-@pytest.mark.parametrize("name", ["rapid reset", "SETTINGS", "PING", "HPACK bomb", "heads just too large"])
+@pytest.mark.parametrize("name", ["rapid reset of whole calls", "PING", "heads just too large"])
 def test_honest_calls_hold_while_cut_attackers_come_back(name: str, served: Served) -> None:
-    """For two seconds, eight attackers connect anew whenever they are cut."""
+    """For a second and a half, eight attackers connect anew whenever they are cut."""
     flood = FLOODS[name]
     attack = flood.opening + units(flood, 0, flood.most)
-    until = time.monotonic() + 2.0
+    until = time.monotonic() + 1.5
 
     def keep_on() -> None:
         while time.monotonic() < until:
@@ -246,13 +246,14 @@ def test_heads_far_too_large_are_cheap_to_refuse(served: Served) -> None:
     ids=["only padding", "one byte"],
 )
 def test_frames_that_carry_next_to_nothing_cost_next_to_nothing(dribble: bytes, served: Served) -> None:
-    """A hundred and seventy thousand of them."""
+    """A hundred and seventy thousand of them, and however many are here, others have their turn in between."""
     cost = Cost(served)
     with Honest(served.port) as honest, served.connect() as peer:
         peer.send(HELD + data(1, b"\0" + u32(256 * MiB)) + dribble * 170_000)
         assert peer.answer(1, 0.5).status is None
     assert honest.held()
-    assert cost.cpu < 0.5
+    assert cost.cpu < 0.7
+    assert cost.lag < 0.1
     assert cost.memory < 8 * MiB
 
 
