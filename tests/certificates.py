@@ -38,15 +38,16 @@ class Authority:
             "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem",
         )  # fmt: skip
 
-    def issue(self, name: str) -> Files:
+    def issue(self, name: str, days: int = 2) -> Files:
+        """days: until it expires; with 0 it has, a second later."""
         (self._folder / f"{name}.ext").write_text(f"subjectAltName=DNS:{name}\n")
         self._run(
             "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
             "-keyout", f"{name}.key", "-out", f"{name}.csr",
         )  # fmt: skip
         self._run(
-            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-            "-extfile", f"{name}.ext", "-out", f"{name}.pem",
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-days", str(days), "-extfile", f"{name}.ext", "-out", f"{name}.pem",
         )  # fmt: skip
         here = str(self._folder)
         return Files(f"{here}/ca.pem", f"{here}/{name}.pem", f"{here}/{name}.key")
