@@ -147,7 +147,7 @@ class Catalogue:
         endpoints = [endpoint for pool in self._topology.pools.values() for endpoint in pool.endpoints]
         if any(endpoint.state in (State.READY, State.SUSPECT) for endpoint in endpoints):
             return []
-        unknown = [f"upstream {name}: no address found" for name, pool in self._topology.pools.items() if not pool.endpoints]
+        unknown = [f"upstream {name}: no address found" for name, p in self._topology.pools.items() if not p.endpoints]
         down = [f"upstream {e.upstream}: endpoint {e.address} is {e.state.value}: {e.reason}" for e in endpoints]
         return [*unknown, *down]
 
