@@ -170,7 +170,7 @@ class Supervisor:
             if worker.failed_starts >= _FAILED_STARTS and not any(other.gets_calls for other in self._workers):
                 raise CrashLoop(f"{_FAILED_STARTS} workers in a row ended as soon as they were started; giving up")
             pause = min(0.05 * 2**worker.failed_starts, _LONGEST_PAUSE_SECONDS)
-            _log.error("worker %s ended with code %s; starting another in %g s", worker.slot, code, pause)
+            _log.error("worker %s ended %s; starting another in %g s", worker.slot, _how(code), pause)
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
@@ -264,6 +264,11 @@ class Supervisor:
     def config(self) -> Mapping[str, object]:
         workers = {worker.slot: worker.config for worker in self._workers}
         return {**merged_config(list(workers.values())), "workers": workers}
+
+
+def _how(code: int) -> str:
+    """A process' end in words. SIGKILL that nobody sent is most often the kernel's, for want of memory."""
+    return f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with code {code}"
 
 
 @contextlib.contextmanager
