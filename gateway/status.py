@@ -68,6 +68,9 @@ _VERDICTS = {
     Meaning.ENDED: Verdict(Meaning.ENDED, elsewhere=False, ejects=False),
 }
 
+NO_CONNECTION_TEXT = "Too many calls wait for a connection"
+"""Of RESOURCE_EXHAUSTED that `forward` makes itself: one endpoint has too much before it, another may not."""
+
 _OVERLOAD_TEXTS = ("Exceeds maximum queue size", "Request timeout expired")
 _DRAIN_TEXT = "Server is stopping"
 _MODEL_TEXTS = ("Request for unknown model", "has no available versions")  # a model's own NOT_FOUND says other things
@@ -95,7 +98,7 @@ def judge(code: int, text: str, *, from_server: bool) -> Verdict:
     """
     if code == Code.UNAVAILABLE:
         return _VERDICTS[_unavailable(text, from_server)]
-    if code == Code.RESOURCE_EXHAUSTED and not from_server:
+    if code == Code.RESOURCE_EXHAUSTED and not from_server and text != NO_CONNECTION_TEXT:
         return _VERDICTS[Meaning.SERVER]  # its answer was larger than we take: it would be so anywhere
     if code == Code.NOT_FOUND and any(known in text for known in _MODEL_TEXTS):
         return _VERDICTS[Meaning.MODEL_GONE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gateway.status import Code, Meaning, judge, judge_in_band
+from gateway.status import NO_CONNECTION_TEXT, Code, Meaning, judge, judge_in_band
 
 # The texts are Triton's own, as probed against 2.51.
 UNKNOWN_MODEL = "Request for unknown model: 'x' is not found"
@@ -55,6 +55,11 @@ def test_a_status_that_the_transport_made_means_unreachable_whatever_its_text(te
 def test_an_answer_larger_than_we_take_would_be_so_anywhere() -> None:
     verdict = judge(Code.RESOURCE_EXHAUSTED, "Received message larger than max", from_server=False)
     assert (verdict.meaning, verdict.elsewhere) == (Meaning.SERVER, False)
+
+
+def test_calls_that_find_no_room_before_a_connection_are_tried_elsewhere() -> None:
+    verdict = judge(Code.RESOURCE_EXHAUSTED, NO_CONNECTION_TEXT, from_server=False)
+    assert (verdict.meaning, verdict.elsewhere) == (Meaning.OVERLOADED, True)
 
 
 IN_BAND = {

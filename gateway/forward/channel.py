@@ -29,7 +29,7 @@ from gateway.forward.calls import (
     UnaryUnaryCall,
 )
 from gateway.forward.edge import Alarm, Edge
-from gateway.status import Code
+from gateway.status import NO_CONNECTION_TEXT, Code
 from gateway.wire.client import ClientCall, ClientConnection
 from gateway.wire.engine import EngineError
 from gateway.wire.fields import Fields
@@ -184,7 +184,7 @@ class WireChannel:
             self._dial()
             self._loop.call_soon(call.cancel, Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
         elif len(self._pending) >= self.options.max_pending:
-            self._loop.call_soon(call.cancel, Code.RESOURCE_EXHAUSTED, "Too many calls wait for a connection")
+            self._loop.call_soon(call.cancel, Code.RESOURCE_EXHAUSTED, NO_CONNECTION_TEXT)
         else:
             call.patient = wait_for_ready
             self._pending.append(call)
