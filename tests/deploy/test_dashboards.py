@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -55,14 +57,24 @@ def documented() -> dict[str, set[str]]:
     return metrics
 
 
+def triton_metrics(triton: LocalTriton) -> str:
+    """What Triton shows; its metrics come up a little after it is ready for requests."""
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(f"http://{triton.metrics_address}/metrics", timeout=10) as answer:
+                return str(answer.read().decode())
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    raise AssertionError("Triton shows no metrics")
+
+
 @pytest.fixture(scope="module")
 def known(triton: LocalTriton) -> Mapping[str, set[str]]:
     """Every metric there is, with its labels; Triton's as a real one shows them."""
     metrics = {**documented(), **OTHERS}
-    with urllib.request.urlopen(f"http://{triton.metrics_address}/metrics", timeout=10) as answer:
-        for line in answer.read().decode().splitlines():
-            if found := re.fullmatch(r"(nv_\w+)(?:\{(.*)\})? \S+", line):
-                metrics.setdefault(found[1], set()).update(re.findall(r"(\w+)=", found[2] or ""))
+    for line in triton_metrics(triton).splitlines():
+        if found := re.fullmatch(r"(nv_\w+)(?:\{(.*)\})? \S+", line):
+            metrics.setdefault(found[1], set()).update(re.findall(r"(\w+)=", found[2] or ""))
     return metrics
 
 

@@ -100,7 +100,7 @@ def test_every_public_model_is_split_and_sticky() -> None:
 
 def test_a_child_is_measured_while_it_runs_and_gone_afterwards(tmp_path: Path) -> None:
     port = Ports().take()
-    serve = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(60)"
+    serve = f"import socket, time; sum(range(10**7)); s = socket.create_server(('127.0.0.1', {port})); time.sleep(60)"
     with Child([sys.executable, "-c", serve], port, tmp_path / "log") as child:
         assert child.cpu_seconds() > 0
         assert child.resident_bytes() > 1 << 20
