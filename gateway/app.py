@@ -40,6 +40,7 @@ from gateway.server.relay import Relay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
 from gateway.server.wire import WireListener
+from gateway.state import state_of
 from gateway.telemetry.metrics import SharedDirectory
 from gateway.telemetry.process import ProcessTelemetry
 from gateway.upstream.discovery import Discovery
@@ -257,34 +258,12 @@ class Gateway:
         return not problems, problems
 
     def state(self) -> Mapping[str, object]:
-        topology = self._inference.topology
         return {
             "version": VERSION,
             "listen": self.listen,
             "ready": self.is_ready(),
             "draining": self._draining,
-            "models": {
-                name: {
-                    "ready": self._is_model_ready(name),
-                    "shares": dict(route.split.shares),
-                    "fallback": None if route.fallback is None else list(route.fallback),
-                    "variants": {
-                        v.name: {
-                            "upstream": v.upstream,
-                            "model": v.model,
-                            "version": v.version,
-                            "ready": self._inference.is_available(v),
-                        }
-                        for v in route.variants
-                    },
-                }
-                for name, route in topology.routes.public.items()
-            },
-            "pipelines": {
-                name: {"ready": model.is_ready(), "calls": list(model.pipeline.models)}
-                for name, model in topology.pipelines.items()
-            },
-            "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
+            **state_of(self._inference, self._catalogue),
             "names": self._discovery.state(),
             "traffic": self._telemetry.traffic.report() if self._telemetry.traffic else None,
         }
@@ -308,13 +287,3 @@ class Gateway:
 async def _cancel(task: asyncio.Future[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
-    return {
-        "address": endpoint.address,
-        "state": endpoint.state.value,
-        "reason": endpoint.reason,
-        "in_flight": endpoint.in_flight,
-        "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
-    }
