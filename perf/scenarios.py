@@ -27,7 +27,7 @@ def _tiny(clients: int) -> Scenario:
 
 def _large(clients: int) -> list[Scenario]:
     many = _many(clients)
-    requests = 24 if clients == 1 else 48
+    requests = 16 if clients == 1 else 32
     return [
         Scenario(f"in-{clients}", f"602 KB in, tiny out, {many}", models.WIDE_IN, Load(clients)),
         Scenario(f"out-{clients}", f"tiny in, 602 KB out, {many}", models.WIDE_OUT, Load(clients)),
@@ -49,7 +49,12 @@ def _payload(size: int, numbers: int) -> Scenario:
 def _connections(count: int) -> Scenario:
     clients = max(64, count)
     load = Load(clients, per_connection=clients // count)
-    return Scenario(f"connections-{count}", f"{clients} clients on {count} connections", models.TINY_A, load)
+    return Scenario(
+        f"connections-{count}",
+        f"{clients} clients on {count} connection{'s' if count > 1 else ''}",
+        models.TINY_A,
+        load,
+    )
 
 
 def _many(clients: int) -> str:
