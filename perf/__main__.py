@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.8, help="that one run measures (default: 1.8)")
     parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUPS", help=f"of {','.join(GROUPS)}")
     parser.add_argument("--systems", default="", help="only these, by name (default: all that are here)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("build/perf"), metavar="FOLDER")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that what was started is ended
     unknown = set(arguments.only.split(",")) - set(GROUPS)
@@ -51,7 +51,7 @@ def main() -> int:
 
 def _measure(arguments: argparse.Namespace) -> tuple[Run, dict[str, str]]:
     perf_analyzer()  # before anything is started
-    work = arguments.out / "work"
+    work = (arguments.out / "work").resolve()  # some proxies take relative paths from their own folders
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     began = time.monotonic()
