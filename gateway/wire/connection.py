@@ -6,6 +6,7 @@ socket does not know of. `tick` wants to be called about once a second.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -45,7 +46,7 @@ BUG_TEXT = "Internal error"
 def _ignore(error: Exception) -> None: ...
 
 
-class Connection(Generic[AnyStream]):
+class Connection(ABC, Generic[AnyStream]):
     """Base of `ServerConnection` and `ClientConnection`."""
 
     def __init__(self, engine: Engine, limits: Limits, now: float, wake: Callable[[], None]) -> None:
@@ -196,17 +197,17 @@ class Connection(Generic[AnyStream]):
 
     # For the roles
 
-    def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None: ...
 
-    def _data_taken(self, stream: AnyStream, ended: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _data_taken(self, stream: AnyStream, ended: bool) -> None: ...
 
-    def _call_failed(self, stream: AnyStream, failure: CallFailed) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _call_failed(self, stream: AnyStream, failure: CallFailed) -> None: ...
 
-    def _call_closed(self, stream: AnyStream, error_code: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _call_closed(self, stream: AnyStream, error_code: int) -> None: ...
 
     def _reset_by_peer(self, event: StreamReset) -> None: ...
 
@@ -231,9 +232,9 @@ class Connection(Generic[AnyStream]):
 
     # Endings
 
+    @abstractmethod
     def drain(self) -> None:
         """Tell the peer to open no more calls here (the first GOAWAY); what runs may end."""
-        raise NotImplementedError
 
     def break_off(self, code: int, reason: str) -> None:
         """End at once, saying why to the peer."""
