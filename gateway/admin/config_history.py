@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
-from gateway.hooks import ConfigChanged, NoHooks
+from gateway.hooks import ConfigChanged, NoListener
 
 _KEPT = 20  # changes; enough for an on-call person's day
 
 
-class ConfigHistory(NoHooks):
+class ConfigHistory(NoListener):
     """Remembers the config in force, the last refusal and the latest changes. Digests and findings, never contents."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)) -> None:

@@ -18,18 +18,9 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import TextIO
 
-from gateway.hooks import (
-    AttemptEnded,
-    AttemptStarted,
-    CallEnded,
-    CallStarted,
-    ConfigChanged,
-    EndpointChanged,
-    StepEnded,
-)
+from gateway.hooks import CallHistory, NoListener
 from gateway.status import Code
 from gateway.telemetry.w3c import trace_id_of
-from gateway.types import Metadata
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +38,7 @@ class AccessLogSettings:
     slow_seconds: float = 1.0  # a call that took longer is slow
 
 
-class AccessLog:
+class AccessLog(NoListener):
     """The listener."""
 
     def __init__(
@@ -66,60 +57,28 @@ class AccessLog:
         self._draw = draw
         self._now = now
 
-    def call_started(self, event: CallStarted) -> _Call:
-        return _Call(self, event)
-
-    def endpoint_changed(self, event: EndpointChanged) -> None: ...
-
-    def config_changed(self, event: ConfigChanged) -> None: ...
-
-    def call_ended(self, call: _Call, end: CallEnded) -> None:
-        because = self._reason(call, end)
+    def call_ended(self, call: CallHistory) -> None:
+        because = self._reason(call)
         if because:
-            self._write(json.dumps(_fields(call, end, because, self._now())) + "\n")
+            self._write(json.dumps(_fields(call, because, self._now())) + "\n")
 
-    def _reason(self, call: _Call, end: CallEnded) -> str:
+    def _reason(self, call: CallHistory) -> str:
         """Why the call is logged, or "" if it is not."""
-        if end.code is not Code.OK:
+        if call.end.code is not Code.OK:
             return "error"
-        if call.fell_back:
-            return "fallback"
-        if end.at - call.start.at > self._settings.slow_seconds:
+        for attempt in call.attempts:
+            if attempt.why == "fallback":
+                return "fallback"
+        if call.end.at - call.start.at > self._settings.slow_seconds:
             return "slow"
         share = self._settings.share
         return "share" if share >= 1.0 or (share > 0.0 and self._draw() < share) else ""
 
 
-class _Call:
-    """Hears one call."""
-
-    __slots__ = ("_owner", "attempt", "attempts", "fell_back", "start")
-
-    def __init__(self, owner: AccessLog, start: CallStarted) -> None:
-        self._owner = owner
-        self.start = start
-        self.attempt: AttemptStarted | None = None  # the last
-        self.attempts = 0
-        self.fell_back = False
-
-    def attempt_started(self, event: AttemptStarted) -> Metadata:
-        self.attempt = event
-        self.attempts += 1
-        if event.why == "fallback":
-            self.fell_back = True
-        return ()
-
-    def attempt_ended(self, event: AttemptEnded) -> None: ...
-
-    def step_ended(self, event: StepEnded) -> None: ...
-
-    def ended(self, event: CallEnded) -> None:
-        self._owner.call_ended(self, event)
-
-
-def _fields(call: _Call, end: CallEnded, because: str, now: datetime) -> dict[str, str | int | float]:
+def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | int | float]:
     """The line's fields in order; JSON escapes line breaks and control characters in them, so a line stays one line."""
-    start, served, attempt = call.start, end.served, call.attempt
+    start, end, served = call.start, call.end, call.end.served
+    attempt = call.attempts[-1] if call.attempts else None
     return {
         "time": now.isoformat(timespec="milliseconds"),
         "logged": because,
@@ -128,7 +87,7 @@ def _fields(call: _Call, end: CallEnded, because: str, now: datetime) -> dict[st
         "variant": served.variant if served else attempt.variant if attempt else "",
         "model_version": served.model_version if served else "",
         "endpoint": served.endpoint if served else attempt.endpoint if attempt else "",
-        "attempts": call.attempts,
+        "attempts": len(call.attempts),
         "code": end.code.name,
         "error": end.text[:_TEXT_LIMIT],
         "ms": round((end.at - start.at) * 1000, 3),

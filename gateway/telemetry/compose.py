@@ -2,6 +2,9 @@
 
 May depend on values only. It must not know what its listeners do, except for one thing: a listener that starts a trace
 says so with a `TracedCall`, so that those after it can name the same trace.
+
+A call is remembered here while it runs, and told as a whole when it has ended; only who answered `call_started` with an
+observer hears it live.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ from gateway.hooks import (
     AttemptEnded,
     AttemptStarted,
     CallEnded,
+    CallHistory,
     CallObserver,
     CallStarted,
     ConfigChanged,
     EndpointChanged,
     Hooks,
+    Listener,
     NoHooks,
     NoObserver,
     StepEnded,
@@ -27,8 +32,7 @@ from gateway.types import Metadata
 
 _log = logging.getLogger(__name__)
 
-NOBODY = NoObserver()
-"""For a listener that does not care about this call. It is left out, so it costs nothing while the call runs."""
+_UNENDED: CallEnded = None  # type: ignore[assignment]  # of a history that nobody has seen yet
 
 
 class TracedCall(NoObserver):
@@ -37,7 +41,7 @@ class TracedCall(NoObserver):
     traceparent: str
 
 
-def compose(listeners: Sequence[Hooks]) -> Hooks:
+def compose(listeners: Sequence[Listener]) -> Hooks:
     """Make one listener of several, which hear everything in the given order.
 
     A listener that raises, against its contract, is logged once and never disturbs the call or the other listeners.
@@ -48,24 +52,33 @@ def compose(listeners: Sequence[Hooks]) -> Hooks:
 
 
 class _Together:
-    def __init__(self, listeners: tuple[Hooks, ...]) -> None:
+    def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self._listeners = listeners
         self._reported: set[str] = set()
 
     def call_started(self, event: CallStarted) -> CallObserver:
-        observers: list[CallObserver] = []
+        observers: list[CallObserver] | None = None
         for listener in self._listeners:
             try:
                 observer = listener.call_started(event)
             except Exception:
                 self.failed(listener)
                 continue
-            if type(observer) is NoObserver:
-                continue
-            observers.append(observer)
-            if isinstance(observer, TracedCall):
-                event = _with_traceparent(event, observer.traceparent)
-        return _Call(self, observers) if observers else NOBODY
+            if observer is not None:
+                observers = [*(observers or ()), observer]
+                if isinstance(observer, TracedCall):
+                    event = _with_traceparent(event, observer.traceparent)
+        call = _Call(event, [], [], (), _UNENDED)
+        call.owner = self
+        call.observers = observers
+        return call
+
+    def tell_ended(self, call: CallHistory) -> None:
+        for listener in self._listeners:
+            try:
+                listener.call_ended(call)
+            except Exception:
+                self.failed(listener)
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
         for listener in self._listeners:
@@ -89,45 +102,53 @@ class _Together:
             _log.exception("telemetry: %s failed; calls go on, further failures of it are not logged", name)
 
 
-class _Call:
-    __slots__ = ("_observers", "_owner")
+class _Call(CallHistory):
+    """What the core tells of one call, kept until it has ended."""
 
-    def __init__(self, owner: _Together, observers: list[CallObserver]) -> None:
-        self._owner = owner
-        self._observers = observers
+    __slots__ = ("observers", "owner")
+
+    owner: _Together
+    observers: list[CallObserver] | None  # who hears it live: nearly always nobody
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
+        self.attempts.append(event)
+        if self.observers is None:
+            return ()
         metadata: Metadata = ()
-        for observer in self._observers:
+        for observer in self.observers:
             try:
                 added = observer.attempt_started(event)
             except Exception:
-                self._owner.failed(observer)
+                self.owner.failed(observer)
                 continue
             if added:
                 metadata = (*metadata, *added)
         return metadata
 
     def attempt_ended(self, event: AttemptEnded) -> None:
-        for observer in self._observers:
+        self.outcomes.append(event)
+        for observer in self.observers or ():
             try:
                 observer.attempt_ended(event)
             except Exception:
-                self._owner.failed(observer)
+                self.owner.failed(observer)
 
     def step_ended(self, event: StepEnded) -> None:
-        for observer in self._observers:
+        self.steps = (*self.steps, event)
+        for observer in self.observers or ():
             try:
                 observer.step_ended(event)
             except Exception:
-                self._owner.failed(observer)
+                self.owner.failed(observer)
 
     def ended(self, event: CallEnded) -> None:
-        for observer in self._observers:
+        self.end = event
+        for observer in self.observers or ():
             try:
                 observer.ended(event)
             except Exception:
-                self._owner.failed(observer)
+                self.owner.failed(observer)
+        self.owner.tell_ended(self)
 
 
 def _with_traceparent(event: CallStarted, traceparent: str) -> CallStarted:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from gateway.config.serving import Telemetry
-from gateway.hooks import Hooks
+from gateway.hooks import Hooks, Listener
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
@@ -16,6 +17,8 @@ from gateway.telemetry.metrics_export import MetricsExport
 from gateway.telemetry.otel import is_configured
 from gateway.telemetry.traces import Traces
 from gateway.telemetry.traffic import Traffic
+
+_FLUSH_SECONDS = 0.5  # how old the numbers of one of several workers may be; and what is lost of one that is killed
 
 
 class ProcessTelemetry:
@@ -39,7 +42,7 @@ class ProcessTelemetry:
     def scrape(self) -> Scrape:
         return self._metrics.scrape
 
-    async def enter(self, more: Sequence[Hooks]) -> ProcessTelemetry:
+    async def enter(self, more: Sequence[Listener]) -> ProcessTelemetry:
         """Start it. more: listeners beyond those of the settings.
 
         :raises BadTelemetrySettings: if an OTEL_* variable names an exporter that is not installed.
@@ -47,7 +50,9 @@ class ProcessTelemetry:
         async with contextlib.AsyncExitStack() as exits:
             self.hooks = compose([*await self._listeners(exits), *more])
             exits.enter_context(self.captures)
-            if self._is_alone:
+            if not self._is_alone:
+                await exits.enter_async_context(_flushed_often(self._metrics))
+            else:
                 numbers = numbers_of_pod(self.scrape, self._environ, self._version)
                 self.traffic = await exits.enter_async_context(numbers)
             self._exits = exits.pop_all()
@@ -57,8 +62,8 @@ class ProcessTelemetry:
         """Send and write what is left."""
         await self._exits.aclose()
 
-    async def _listeners(self, exits: contextlib.AsyncExitStack) -> Sequence[Hooks]:
-        listeners: list[Hooks] = []
+    async def _listeners(self, exits: contextlib.AsyncExitStack) -> Sequence[Listener]:
+        listeners: list[Listener] = []
         if is_configured("traces", self._environ):
             listeners.append(await exits.enter_async_context(Traces(self._environ, self._version)))
         listeners.append(self._metrics)
@@ -68,6 +73,23 @@ class ProcessTelemetry:
             writer = exits.enter_context(LineWriter(stream, per_second=log.most_per_second))
             listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer.write_nowait))
         return listeners
+
+
+@contextlib.asynccontextmanager
+async def _flushed_often(metrics: Metrics) -> AsyncIterator[None]:
+    """Another process reads what this one counts, and can't ask it to flush."""
+
+    async def run() -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            metrics.flush()
+
+    flushing = asyncio.ensure_future(run())
+    try:
+        yield
+    finally:
+        flushing.cancel()
+        metrics.flush()
 
 
 @contextlib.asynccontextmanager

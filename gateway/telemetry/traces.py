@@ -7,6 +7,7 @@ unsampled call costs here is a few microseconds, and nothing of it is sent upstr
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -25,12 +26,11 @@ from gateway.hooks import (
     CallEnded,
     CallObserver,
     CallStarted,
-    ConfigChanged,
-    EndpointChanged,
+    NoListener,
     StepEnded,
 )
 from gateway.status import Code
-from gateway.telemetry.compose import NOBODY, TracedCall
+from gateway.telemetry.compose import TracedCall
 from gateway.telemetry.otel import exporters, resource
 from gateway.telemetry.w3c import is_unsampled
 from gateway.types import Metadata
@@ -53,7 +53,7 @@ _SERVER_FAULTS = frozenset(
 )
 
 
-class Traces:
+class Traces(NoListener):
     """The listener. Entering starts the exporter's thread, leaving sends what is left.
 
     Do not make one unless traces are configured (`otel.is_configured`); one that has not been entered hears nothing.
@@ -94,14 +94,14 @@ class Traces:
         if provider:
             await asyncio.to_thread(provider.shutdown)  # it waits for the last export
 
-    def call_started(self, event: CallStarted) -> CallObserver:
+    def call_started(self, event: CallStarted) -> CallObserver | None:
         if self._tracer is None:
-            return NOBODY
+            return None
         traceparent = event.facts.metadata.get("traceparent")
         if traceparent and self._follows_caller and is_unsampled(traceparent):
-            return NOBODY
+            return None
         if not traceparent and self._ratio and not self._ids.draw(self._ratio):
-            return NOBODY
+            return None
         context = _W3C.extract(event.facts.metadata, _NO_PARENT) if traceparent else _NO_PARENT
         clock_offset = time.time_ns() - time.monotonic_ns()
         service = _SERVICES.get(event.method)
@@ -112,12 +112,8 @@ class Traces:
             start_time=clock_offset + int(event.at * 1e9),
         )
         if not span.is_recording():
-            return NOBODY
+            return None
         return _Call(self._tracer, span, service, event, clock_offset)
-
-    def endpoint_changed(self, event: EndpointChanged) -> None: ...
-
-    def config_changed(self, event: ConfigChanged) -> None: ...
 
 
 class _DrawnIds(RandomIdGenerator):
@@ -127,11 +123,11 @@ class _DrawnIds(RandomIdGenerator):
         self._drawn: int | None = None
 
     def draw(self, ratio: TraceIdRatioBased) -> bool:
-        """Will a trace that begins now be recorded? If so, its id is drawn with that."""
-        trace_id = super().generate_trace_id()
-        recorded = trace_id & TraceIdRatioBased.TRACE_ID_LIMIT < ratio.bound
-        self._drawn = trace_id if recorded else None
-        return recorded
+        """Will a trace that begins now be recorded? If so, its id is drawn with that, as one that the sampler takes."""
+        if random.random() * TraceIdRatioBased.TRACE_ID_LIMIT >= ratio.bound:  # noqa: S311  # no secret, as the SDK's
+            return False
+        self._drawn = random.getrandbits(64) << 64 | random.randrange(ratio.bound)  # noqa: S311
+        return True
 
     def generate_trace_id(self) -> int:
         drawn, self._drawn = self._drawn, None

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted, Hooks, StepEnded
+from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted, Hooks, Listener, StepEnded
 from gateway.status import Code, Meaning
+from gateway.telemetry.compose import compose
 from gateway.types import Facts, Metadata, Served
 
 
@@ -43,9 +44,10 @@ class Call:
     request_bytes: int = 1000
     response_bytes: int = 40
 
-    def report_to(self, hooks: Hooks) -> list[Metadata]:
-        """Tell `hooks` the whole call. Returns what each attempt was to send upstream."""
+    def report_to(self, listener: Listener | Hooks) -> list[Metadata]:
+        """Tell the whole call. Returns what each attempt was to send upstream."""
         at = 1000.0
+        hooks = compose([listener]) if hasattr(listener, "call_ended") else listener
         observer = hooks.call_started(
             CallStarted(self.method, self.model, self.known, self.request_id, "10.0.0.9:5", at, self.facts())
         )

@@ -10,15 +10,17 @@ from gateway.hooks import (
     AttemptEnded,
     AttemptStarted,
     CallEnded,
+    CallHistory,
     CallObserver,
     CallStarted,
     ConfigChanged,
     EndpointChanged,
     NoHooks,
-    NoObserver,
+    NoListener,
     StepEnded,
 )
-from gateway.telemetry.compose import NOBODY, TracedCall, compose
+from gateway.status import Code
+from gateway.telemetry.compose import TracedCall, compose
 from gateway.types import Metadata
 
 
@@ -26,7 +28,7 @@ class Listener:
     """Notes what it hears and asks for metadata upstream; each of its parts can be made to raise."""
 
     def __init__(self, name="a", raises_in=""):
-        self.name, self.raises_in, self.heard, self.traceparents = name, raises_in, [], []
+        self.name, self.raises_in, self.heard, self.traceparents, self.histories = name, raises_in, [], [], []
 
     def note(self, what):
         if what == self.raises_in:
@@ -37,6 +39,10 @@ class Listener:
         self.note("call_started")
         self.traceparents.append(event.facts.metadata.get("traceparent"))
         return Observer(self)
+
+    def call_ended(self, call: CallHistory) -> None:
+        self.note("call_ended")
+        self.histories.append(call)
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
         self.note("endpoint_changed")
@@ -63,7 +69,7 @@ class Observer:
         self.listener.note("ended")
 
 
-CALL = ["call_started", "step_ended", "attempt_started", "attempt_ended", "ended"]
+CALL = ["call_started", "step_ended", "attempt_started", "attempt_ended", "ended", "call_ended"]
 ENDPOINT = EndpointChanged("cpu", "cpu-0:8001", True, ("m",), "probe", 1.0)
 CONFIG = ConfigChanged("gateway.yaml", "abc", True, (), 1.0)
 
@@ -92,15 +98,27 @@ def test_a_listener_that_raises_disturbs_nobody_and_is_logged_once(part, call, c
     assert "a defect in " + part in caplog.text
 
 
-def test_a_call_that_nobody_wants_to_hear_costs_one_shared_observer(call):
-    hooks = compose([NoHooks(), NoHooks()])
-    observer = hooks.call_started(CallStarted("ModelInfer", "m", True, "", "", 0.0))
-    assert observer is NOBODY
-    assert isinstance(compose([]).call_started(CallStarted("ModelInfer", "m", True, "", "", 0.0)), NoObserver)
+def test_a_listener_that_answers_no_observer_gets_the_history_when_the_call_has_ended(call, fallen_back):
+    class AtTheEnd(NoListener):
+        def call_ended(self, call: CallHistory) -> None:
+            histories.append(call)
+
+    histories: list[CallHistory] = []
+    call(steps=[("decode", 0.002, "")], attempts=fallen_back).report_to(compose([AtTheEnd()]))
+    (told,) = histories
+    assert told.start.model == "photos"
+    assert [step.step for step in told.steps] == ["decode"]
+    assert [attempt.variant for attempt in told.attempts] == ["tensorrt", "onnx"]
+    assert [outcome.code for outcome in told.outcomes] == [Code.UNAVAILABLE, Code.OK]
+    assert told.end.code is Code.OK
+
+
+def test_nobody_listening_is_no_hooks():
+    assert isinstance(compose([]), NoHooks)
 
 
 def test_listeners_after_the_one_that_traces_see_its_traceparent(call):
-    class Tracing(NoHooks):
+    class Tracing(NoListener):
         def call_started(self, event: CallStarted) -> CallObserver:
             observer = TracedCall()
             observer.traceparent = "given-here"

@@ -211,6 +211,7 @@ from pathlib import Path
 import prometheus_client  # on purpose before the directory is known
 from gateway.hooks import CallEnded, CallStarted, ConfigChanged, EndpointChanged
 from gateway.status import Code
+from gateway.telemetry.compose import compose
 from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
 
 directory, name, calls, is_up = sys.argv[1:]
@@ -220,9 +221,10 @@ metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", is_up == "up", (),
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", True, (), "probe", 1.0))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", False, (), "left", 1.0, gone=True))
 for _ in range(int(calls)):
-    observer = metrics.call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))
+    observer = compose([metrics]).call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))
     observer.ended(CallEnded(Code.OK, "", None, 10, 1, 1.004))
 metrics.call_started(CallStarted("ModelInfer", "photos", True, "", "", 1.0))  # one stays in flight
+metrics.flush()
 print("ready", flush=True)
 sys.stdin.read()
 """

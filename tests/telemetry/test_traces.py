@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted
 from gateway.status import Code, Meaning
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings
-from gateway.telemetry.compose import NOBODY, compose
+from gateway.telemetry.compose import compose
 from gateway.telemetry.otel import BadTelemetrySettings, is_configured
 from gateway.telemetry.traces import Traces
 
@@ -172,7 +172,7 @@ async def test_an_unsampled_call_is_neither_exported_nor_sent_on(
         environment(OTEL_TRACES_SAMPLER=sampler, OTEL_TRACES_SAMPLER_ARG=argument)
     async with traces() as listener:
         started = CallStarted("ModelInfer", "photos", True, "", "", 0.0, call(metadata=metadata).facts())
-        assert listener.call_started(started) is NOBODY
+        assert listener.call_started(started) is None
         assert call(metadata=metadata, attempts=fallen_back).report_to(listener) == [(), ()]
     assert receiver.spans == []
 

@@ -1,0 +1,56 @@
+"""Telemetry: numbers that one thread counts cheaply, and that any one other thread brings to prometheus_client.
+
+Counting only ever adds, and `flush` only reads and remembers how far it came, so neither needs a lock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from prometheus_client import Counter, Histogram
+
+
+class Count:
+    """A counter's child, to be."""
+
+    __slots__ = ("_child", "_flushed", "total")
+
+    def __init__(self, child: Counter) -> None:
+        self.total = 0
+        self._child = child
+        self._flushed = 0
+
+    def flush(self) -> None:
+        total = self.total
+        if total != self._flushed:
+            self._child.inc(total - self._flushed)
+            self._flushed = total
+
+
+class Times:
+    """A histogram's child, to be. Seconds."""
+
+    __slots__ = ("_bounds", "_child", "_counts", "_flushed", "_flushed_sum", "_sum")
+
+    def __init__(self, child: Histogram) -> None:
+        # The library offers no way to add many observations at once, so its child's own parts are used.
+        self._child = child
+        self._bounds = child._upper_bounds
+        self._counts = [0] * len(self._bounds)
+        self._flushed = [0] * len(self._bounds)
+        self._sum = 0.0
+        self._flushed_sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def flush(self) -> None:
+        total = self._sum
+        if total != self._flushed_sum:
+            self._child._sum.inc(total - self._flushed_sum)
+            self._flushed_sum = total
+        for number, count in enumerate(self._counts):
+            if count != self._flushed[number]:
+                self._child._buckets[number].inc(count - self._flushed[number])
+                self._flushed[number] = count
