@@ -23,9 +23,9 @@ class Variant:
     version: str = ""  # "" leaves the choice to the server's version policy
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every request, and that would triple its price
 class Facts:
-    """What routing may know of a request."""
+    """What routing may know of a request. Not to be changed."""
 
     metadata: Mapping[str, str] = field(default_factory=dict)  # lower-case keys, first value wins, no `-bin` keys
     parameters: Mapping[str, Parameter] = field(default_factory=dict)  # of the V2 request

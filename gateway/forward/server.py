@@ -17,6 +17,7 @@ from gateway.forward.edge import Alarm, Edge
 from gateway.forward.servicer import MethodHandler, Servicing
 from gateway.status import Code
 from gateway.wire.limits import Limits
+from gateway.wire.requests import RequestHeads
 from gateway.wire.server import Ends, ServerCall, ServerConnection
 
 BACKLOG = 1024
@@ -73,6 +74,7 @@ class WireServer:
         self._alarm: Alarm
         self._ticker: asyncio.TimerHandle | None = None
         self._servicing = Servicing(self.limits)
+        self._heads = RequestHeads(self.limits)
 
     # What is served
 
@@ -185,6 +187,7 @@ class WireServer:
             edge.wake,
             accept=self._accept,
             deadlines=self._alarm.deadlines,
+            heads=self._heads,
             peer=_peer_name(edge.transport),
             ends=self._ends(now),
         )
@@ -215,9 +218,9 @@ class WireServer:
     # Calls
 
     def _accept(self, call: ServerCall) -> None:
-        method = self._forward.get(call.path)
+        method = self._forward.get(call.head.path)
         if method is None:
-            handler = self._registered.get(call.path) or self._find(call)
+            handler = self._registered.get(call.head.path) or self._find(call)
             if handler is None:
                 call.finish(Code.UNIMPLEMENTED, "Method not found!")
             else:
@@ -232,7 +235,7 @@ class WireServer:
     def _find(self, call: ServerCall) -> MethodHandler | None:
         if not self._generic:
             return None
-        details = _Details(call.path.decode("latin-1"), ())
+        details = _Details(call.head.path.decode("latin-1"), ())
         for generic in self._generic:
             handler: MethodHandler | None = generic.service(details)
             if handler is not None:

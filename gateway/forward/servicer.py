@@ -140,7 +140,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         except asyncio.CancelledError:
             self._finish(Code.CANCELLED, "The call was cancelled")
         except Exception:
-            log.exception("the handler of %s failed", self._call.path.decode("latin-1"))
+            log.exception("the handler of %s failed", self._call.head.path.decode("latin-1"))
             if self._code is Code.OK:
                 self._code, self._details = Code.UNKNOWN, UNEXPECTED_TEXT
             self._finish(self._code, self._details)
@@ -269,7 +269,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         self._trailing = list(trailing_metadata)
 
     def invocation_metadata(self) -> Any:  # a sequence of pairs; grpc's own type is wider
-        return tuple(Metadatum(key, value) for key, value in metadata_from(self._call.fields))
+        return tuple(Metadatum(key, value) for key, value in metadata_from(self._call.head.fields))
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self._code = Code(code.value[0])
@@ -281,7 +281,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         if self._head_sent:
             raise asyncio.InvalidStateError("Compression must be set before initial metadata is sent")
         encoding = _ENCODINGS.get(compression, b"")
-        self._encoding = encoding if encoding in self._call.accepts.replace(b" ", b"").split(b",") else b""
+        self._encoding = encoding if encoding in self._call.head.accepts.replace(b" ", b"").split(b",") else b""
 
     def disable_next_message_compression(self) -> None:
         self._compress_next = False

@@ -5,7 +5,7 @@ Both the awaiting and the callback way of forwarding drive this one object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.status import Meaning, Verdict
@@ -16,9 +16,9 @@ from gateway.upstream.pool import Pool
 _ENDPOINT_IS_BAD = (Meaning.UNREACHABLE, Meaning.DRAINING)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every call, and that would triple its price
 class Attempt:
-    """One try of one call."""
+    """One try of one call. Not to be changed."""
 
     variant: Variant
     endpoint: Endpoint
@@ -30,52 +30,72 @@ class Attempt:
 class Attempts:
     """Goes through the plan's variants in order, and through each one's endpoints, up to `most` attempts.
 
-    The last attempt is kept for a variant not tried yet if there is one that can be: a pool whose endpoints all fail
-    must not use up what a fallback needs.
+    A variant that nothing can serve now is asked for once more after the others: it may be back by then. The last
+    attempt is kept for a variant not tried yet if there is one that can be: a pool whose endpoints all fail must not
+    use up what a fallback needs.
     """
 
-    __slots__ = ("_avoid", "_index", "_last", "_most", "_plan", "_pools", "_tried_here", "made")
+    __slots__ = (
+        "_avoid",
+        "_index",
+        "_last",
+        "_most",
+        "_pools",
+        "_put_off",
+        "_reason",
+        "_targets",
+        "_tried_here",
+        "made",
+    )
 
     def __init__(self, plan: Plan, pools: Mapping[str, Pool], most: int) -> None:
-        self._plan = plan
+        self._targets = plan.targets
+        self._reason = plan.reason
+        self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
         self._pools = pools
         self._most = most
         self._index = 0
-        self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
-        self._tried_here: set[Endpoint] = set()  # for the current variant
-        self._avoid: set[Endpoint] = set()  # for every variant
+        self._put_off: Sequence[Variant] = ()
+        self._tried_here: Sequence[Endpoint] = ()  # for the current variant
+        self._avoid: Sequence[Endpoint] = ()  # for every variant
         self.made = 0
 
     def maybe_next(self) -> Attempt | None:
         """The next attempt, or None if there is nothing left to try."""
-        targets = self._plan.targets
         if self.made >= self._most:
             return None
-        if self._tried_here and self.made == self._most - 1 and any(map(self._can_serve, targets[self._index + 1 :])):
+        if self._tried_here and self.made == self._most - 1 and any(map(self._can_serve, self._others())):
             self._next_variant()
-        while self._index < len(targets):
-            variant = targets[self._index]
+        while self._index < len(self._targets):
+            variant = self._targets[self._index]
             endpoint = self._pick(variant)
             if endpoint is not None:
                 why = self._why()
                 self.made += 1
-                self._tried_here.add(endpoint)
+                self._tried_here = (*self._tried_here, endpoint)
                 instead_of = self._last if why == "fallback" else ""
                 self._last = variant.name
                 return Attempt(variant, endpoint, self.made, why, instead_of)
+            if not self._tried_here and variant not in self._put_off:
+                self._put_off = (*self._put_off, variant)
+                self._targets = (*self._targets, variant)
             self._next_variant()
         return None
+
+    def _others(self) -> Sequence[Variant]:
+        """Those that the current variant is not."""
+        return self._targets[self._index + 1 :]
 
     def failed(self, attempt: Attempt, verdict: Verdict) -> None:
         """Learn from an attempt that may be repeated elsewhere."""
         if verdict.meaning in _ENDPOINT_IS_BAD:
-            self._avoid.add(attempt.endpoint)
+            self._avoid = (*self._avoid, attempt.endpoint)
 
     def _pick(self, variant: Variant) -> Endpoint | None:
         pool = self._pools.get(variant.upstream)
         if pool is None:
             return None
-        return pool.maybe_pick(variant.model, variant.version, self._tried_here | self._avoid)
+        return pool.maybe_pick(variant.model, variant.version, (*self._tried_here, *self._avoid))
 
     def _can_serve(self, variant: Variant) -> bool:
         """Could a variant that is not tried yet be? Asks without taking the pool's turn, as picking would."""
@@ -85,9 +105,9 @@ class Attempts:
 
     def _next_variant(self) -> None:
         self._index += 1
-        self._tried_here = set()
+        self._tried_here = ()
 
     def _why(self) -> str:
         if self.made == 0:
-            return self._plan.reason if self._index == 0 else "fallback"
+            return self._reason if self._index == 0 else "fallback"
         return "retry" if self._tried_here else "fallback"

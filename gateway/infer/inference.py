@@ -9,7 +9,8 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 from gateway.deadline import Deadline
 from gateway.errors import (
@@ -28,7 +29,7 @@ from gateway.infer.exchange import Reply, Request
 from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
-from gateway.routing import Route, endpoint_order, plan
+from gateway.routing import Route, choose, endpoint_order, plan
 from gateway.status import Code, Meaning, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import Answer, CallFailed
@@ -60,7 +61,7 @@ class Work:
     sequence: SequenceKey | None = None
     pin: Pin | None = None  # where its sequence has been living, if that is known
     upstream_id: str | None = None  # of the attempt under way, if it is traced
-    failures: list[tuple[Attempt, CallFailed, Verdict]] = field(default_factory=list)
+    failures: Sequence[tuple[Attempt, CallFailed, Verdict]] = ()
 
 
 class Inference:
@@ -112,7 +113,9 @@ class Inference:
         sequence = facts.parameters.get("sequence_id")
         if sequence:
             return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
-        chosen = self._plan(route, facts, self._draw())
+        chosen = choose(route, facts, self._draw())
+        if not chosen.targets:
+            raise UnknownModel(route.model, facts.version)
         return Work(route, head, facts, Attempts(chosen, pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
@@ -129,7 +132,10 @@ class Inference:
 
     def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
         """Where a sequence of this id begins: the same endpoint for every worker that sees the same health."""
-        for variant in self._plan(route, facts, draw_for(key)).targets:
+        chosen = plan(route, facts, draw=draw_for(key), available=self.is_available)
+        if not chosen.targets:
+            raise UnknownModel(route.model, facts.version)
+        for variant in chosen.targets:
             pool = self.topology.pools.get(variant.upstream)
             able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
             able = [e for e in able if e.state is not State.SUSPECT] or able
@@ -137,12 +143,6 @@ class Inference:
                 first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
                 return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
         return None
-
-    def _plan(self, route: Route, facts: Facts, draw: float) -> Plan:
-        chosen = plan(route, facts, draw=draw, available=self.is_available)
-        if not chosen.targets:
-            raise UnknownModel(route.model, facts.version)
-        return chosen
 
     def is_available(self, variant: Variant) -> bool:
         pool = self.topology.pools.get(variant.upstream)
@@ -211,7 +211,7 @@ class Inference:
             )
             raise UpstreamFailed(code, text, failure.trailing)
         work.attempts.failed(attempt, verdict)
-        work.failures.append((attempt, failure, verdict))
+        work.failures = (*work.failures, (attempt, failure, verdict))
 
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
@@ -266,7 +266,10 @@ def as_asked(work: Work, body: bytes, head: Head) -> bytes:
 
 
 def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:
-    return Served(work.route.model, attempt.variant.name, model_version, attempt.endpoint.address, attempt.number)
+    return _served(work.route.model, attempt.variant.name, model_version, attempt.endpoint.address, attempt.number)
+
+
+_served = lru_cache(4096)(Served)  # names of the config, addresses of its upstreams, versions that these have told
 
 
 def _overload_text(work: Work) -> str:

@@ -19,14 +19,13 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import MalformedMessage
-from gateway.wire.peek import Head, fields, read_varint
+from gateway.wire.peek import RAW_INPUT, RAW_OUTPUT, Head, fields, read_varint
 
 _SIZES = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8, "BYTES": 0,
 }  # fmt: skip
 
-_RAW_INPUT, _RAW_OUTPUT = 0x3A, 0x32  # tags
 _LONGEST = 4096  # bytes of a layout that is kept; models have a few tensors with short names
 _KEPT = 1024
 _LENGTHS = 8  # different lengths that are tried before a message is parsed anew
@@ -76,7 +75,7 @@ class Layouts:
         """message: pb.ModelInferRequest or pb.ModelInferResponse (Any: protobuf classes carry no types)."""
         self._message = message
         self._is_request = message is pb.ModelInferRequest
-        self._tag = _RAW_INPUT if self._is_request else _RAW_OUTPUT
+        self._tag = RAW_INPUT if self._is_request else RAW_OUTPUT
         self._known: OrderedDict[bytes, Layout | None] = OrderedDict()
         self._lengths: list[int] = []  # of those known, the latest first
 

@@ -35,17 +35,22 @@ def plan(route: Route, facts: Facts, *, draw: float, available: Available) -> Pl
     returns:  at least one target, also if none is available; none only if no variant can be the version asked for,
               which is NOT_FOUND.
     """
+    ready = choose(route, facts, draw)
+    for target in ready.targets:
+        if not available(target):
+            return _available_first(ready, available)
+    return ready
+
+
+def choose(route: Route, facts: Facts, draw: float) -> Plan:
+    """As `plan`, for who finds out about the variants' availability one by one: as if all were available."""
     if facts.version:
         narrowed = route.maybe_for_version(facts.version)
         if narrowed is None:
             return _NO_SUCH_VERSION
         route = narrowed
     reason, name = _choose(route, facts, draw)
-    ready = route.plans[reason][name]
-    for target in ready.targets:
-        if not available(target):
-            return _available_first(ready, available)
-    return ready
+    return route.plans[reason][name]
 
 
 def _choose(route: Route, facts: Facts, draw: float) -> tuple[str, str]:

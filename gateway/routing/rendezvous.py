@@ -13,6 +13,7 @@ from hashlib import blake2b
 from math import log
 
 _UNIT = 2.0**-52
+_KEPT, _LONGEST_KEPT = 256, 128  # keys that are remembered, and their characters
 
 
 def keyed(salt: str, candidate: str) -> blake2b:
@@ -30,14 +31,24 @@ class Rendezvous:
     weight changes, keys move only to it or from it, and exactly as many as its share changed.
     """
 
-    __slots__ = ("_arms", "_weights")
+    __slots__ = ("_arms", "_chosen")
 
     def __init__(self, weights: Mapping[str, float], salt: str) -> None:
         """weights: greater than 0; only their proportions count."""
-        self._weights = dict(weights)
         self._arms = [(name, keyed(salt, name), -1.0 / weight) for name, weight in weights.items()]
+        self._chosen: dict[str, str] = {}  # of keys seen lately, since hashing costs with each candidate
 
     def choose(self, key: str) -> str:
+        chosen = self._chosen.get(key)
+        if chosen is None:
+            chosen = self._choose(key)
+            if len(key) <= _LONGEST_KEPT:  # callers choose the keys
+                if len(self._chosen) >= _KEPT:
+                    self._chosen.clear()
+                self._chosen[key] = chosen
+        return chosen
+
+    def _choose(self, key: str) -> str:
         raw = key.encode("utf-8", "surrogatepass")
         winner, best = "", float("inf")
         for name, keyed_state, pace in self._arms:

@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
@@ -19,7 +20,7 @@ from gateway.forward.channel import WireChannel
 from gateway.hooks import AttemptEnded, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
-from gateway.infer.inference import INFER, Inference, Work, as_asked, request_for, served_by
+from gateway.infer.inference import INFER, Work, as_asked, request_for
 from gateway.infer.metadata import echoed, first_values, is_field_passed_on, is_passed_on, served_trailers
 from gateway.infer.models import Models
 from gateway.merge import Layout
@@ -34,7 +35,18 @@ from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.engine import Field, NeverIndexed
 from gateway.wire.fields import Fields, fields_from, metadata_from
 from gateway.wire.messages import decompress
-from gateway.wire.peek import Head, peek_front, peek_request, peek_response, rename_request, tail
+from gateway.wire.peek import (
+    RAW_INPUT,
+    RAW_OUTPUT,
+    Head,
+    KnownHeads,
+    peek_front,
+    peek_request,
+    peek_response,
+    rename_request,
+    tail,
+)
+from gateway.wire.requests import RequestHead
 from gateway.wire.server import ServerCall
 from gateway.wire.stream import pipe
 
@@ -54,6 +66,8 @@ class Relay:
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
         self.points = MergePoints()
+        self.requests = KnownHeads(peek_request, RAW_INPUT)
+        self.answers = KnownHeads(peek_response, RAW_OUTPUT)
 
     def handle(self, call: ServerCall) -> None:
         """A request is complete, or enough of a large one is here."""
@@ -74,7 +88,7 @@ class Relay:
             self._answer_alone(call, body)
             return
         else:
-            head = peek_request(call.body)
+            head = self.requests.peek(call.body)
             if head.model_name in self.inference.topology.pipelines:
                 self._answer_alone(call, call.body)
                 return
@@ -82,7 +96,10 @@ class Relay:
 
     def deadline_of(self, call: ServerCall) -> float | None:
         """When a call must have ended, on the event loop's clock."""
-        limits, deadline, now = self._limits, call.deadline, call.connection.now
+        limits, deadline = self._limits, call.deadline
+        if limits.default_deadline is None and limits.longest_deadline is None:
+            return deadline
+        now = call.connection.now
         if deadline is None and limits.default_deadline is not None:
             deadline = now + limits.default_deadline
         if limits.longest_deadline is not None:
@@ -94,7 +111,7 @@ class Relay:
         """Answer by `Models`, in a task."""
         deadline = self.deadline_of(call)
         request = Request(
-            body, metadata_from(call.fields), Deadline(deadline) if deadline is not None else None, call.peer
+            body, metadata_from(call.head.fields), Deadline(deadline) if deadline is not None else None, call.peer
         )
         task = asyncio.ensure_future(self._infer(call, request))
         self._tasks.add(task)
@@ -124,59 +141,38 @@ class Relay:
 class _Forwarding:
     """One forwarded request, from its arrival to its end."""
 
-    __slots__ = (
-        "_answered_bytes",
-        "_attempt",
-        "_call",
-        "_client",
-        "_deadline",
-        "_echo",
-        "_fields",
-        "_inference",
-        "_passed",
-        "_points",
-        "_request_bytes",
-        "_served",
-        "_tell_alone",
-        "_work",
-        "body",
-        "caller",
-        "head",
-        "is_over",
-        "layout",
-        "spans",
-    )
+    layout: Layout
+    spans: Sequence[tuple[int, int]]
+    is_over = False
+    _work: Work
+    _attempt: Attempt
+    _client: ClientCall | None = None
+    _fields: Fields  # the caller's, with those that telemetry adds for this attempt
+    _served: Served | None = None
+    _answered_bytes = 0
+    _tell_alone: Callable[[bool], None] | None = None
 
     def __init__(self, relay: Relay, call: ServerCall, head: Head) -> None:
-        self._inference: Inference = relay.inference
-        self._points = relay.points
+        self._relay = relay
+        self._inference = relay.inference
         self._call = call
+        self._said = _said(call.head)
         self.body = call.body
         self.head = head
         self.caller = call.connection
-        self._deadline = relay.deadline_of(call)
-        self._request_bytes = len(call.body) + max(call.missing, 0)
-        self._answered_bytes = 0
-        self._served: Served | None = None
-        self._client: ClientCall | None = None
-        self._tell_alone: Callable[[bool], None] | None = None
-        self.is_over = False
-        self.layout: Layout
-        self.spans: Sequence[tuple[int, int]]
-        self._work: Work
-        self._attempt: Attempt
-        self._echo: Fields
-        self._passed: list[Field]  # of the caller's fields
-        self._fields: list[Field]  # with those that telemetry adds for this attempt
 
     # Request
 
     def begin(self) -> None:
-        call, head, inference = self._call, self.head, self._inference
-        metadata, self._passed = _read(call.fields)
-        facts = Facts(metadata, head.parameters if head.entries else {}, head.model_version)
-        self._echo = fields_from(echoed(facts.metadata))
-        whole = call.body if call.missing <= 0 else b""
+        call, head, inference, said = self._call, self.head, self._inference, self._said
+        facts = said.facts
+        if head.entries or head.model_version:
+            facts = Facts(facts.metadata, head.parameters if head.entries else {}, head.model_version)
+        self._deadline = self._relay.deadline_of(call)
+        self._request_bytes = len(self.body)
+        if call.missing > 0:
+            self._request_bytes += call.missing
+        whole = self.body if call.missing <= 0 else b""
         observer = inference.observe("ModelInfer", head, facts, call.peer, whole)
         try:
             route = inference.topology.routes.lookup(head.model_name)
@@ -184,10 +180,9 @@ class _Forwarding:
                 raise UnknownModel(head.model_name, head.model_version)
             self._work = inference.begin(route, head, facts, observer)
         except GatewayError as error:
-            call.fail(error.code, error.text, self._echo)
+            call.fail(error.code, error.text, said.echo)
             observer.ended(CallEnded(error.code, error.text, None, self._request_bytes, 0, inference.clock()))
             return
-        self._fields = self._passed
         call.on_cancel = self._cancelled
         self._try_next()
 
@@ -201,8 +196,7 @@ class _Forwarding:
         self._attempt = attempt
         self._client = None
         extra = inference.attempt_started(work, attempt)
-        if extra:
-            self._fields = [*self._passed, *fields_from(extra)]
+        self._fields = (*self._said.passed, *fields_from(extra)) if extra else self._said.passed
         attempt.endpoint.begin()
         if self._call.missing > 0:
             self._send_front(self._new_client(attempt), attempt)
@@ -250,7 +244,7 @@ class _Forwarding:
         settings = self._inference.topology.merges.get(self._work.route.model)
         if settings is None or self._work.upstream_id is not None or self._work.sequence is not None:
             return False
-        point = self._points.point(attempt, _channel_of(attempt), settings)
+        point = self._relay.points.point(attempt, _channel_of(attempt), settings)
         found = point.maybe_layout(self.body, self.head, self.caller)
         if found is None:
             return False
@@ -264,11 +258,10 @@ class _Forwarding:
 
     def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
         self._attempt.endpoint.end()
-        served = self._served = served_by(self._work, self._attempt, head.model_version)
         self._answered_bytes = len(body)
-        batch = (b"gateway-batch", b"%d" % members)
-        trailing = (*_answer_fields(client.trailing), *_trailers(served), batch, *self._echo)
-        self._call.reply(body, _answer_fields(client.initial), trailing)
+        batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
+        trailing = self._trailing(client, head.model_version)
+        self._call.reply(body, _answer_fields(client.initial), (*trailing, batch))
         self._inference.attempt_answered(self._work)
         self._end(Code.OK, "")
 
@@ -286,7 +279,7 @@ class _Forwarding:
         if head is None or self.is_over:
             return
         front = as_asked(self._work, client.body, head)
-        self._served = served_by(self._work, self._attempt, head.model_version)
+        self._served, _ = self._who(head.model_version)
         call = self._call
         self._answered_bytes = len(front) + client.missing
         call.send_headers(_answer_fields(client.initial))
@@ -307,8 +300,7 @@ class _Forwarding:
             if self._served is None:
                 self._reply(client)
             else:
-                trailing = (*_answer_fields(client.trailing), *_trailers(self._served), *self._echo)
-                self._call.finish(Code.OK, "", trailing)
+                self._call.finish(Code.OK, "", self._trailing(client, self._served.model_version))
         except (GatewayError, WireFailed) as error:
             self._inference.attempt_answered(self._work)
             self._end(error.code, str(error))
@@ -321,15 +313,21 @@ class _Forwarding:
         body = client.body
         if client.compressed:
             body = decompress(body, client.encoding, client.connection.limits)
-        head = peek_response(body)
+        head = self._relay.answers.peek(body)
         body = as_asked(self._work, body, head)
-        served = self._served = served_by(self._work, self._attempt, head.model_version)
         self._answered_bytes = len(body)
-        trailing = _trailers(served)
-        from_upstream = _answer_fields(client.trailing)
-        if from_upstream or self._echo:
-            trailing = (*from_upstream, *trailing, *self._echo)
-        self._call.reply(body, _answer_fields(client.initial), trailing)
+        self._call.reply(body, _answer_fields(client.initial), self._trailing(client, head.model_version))
+
+    def _trailing(self, client: ClientCall, model_version: str) -> Fields:
+        """What an answer ends with; notes who gave it."""
+        self._served, who = self._who(model_version)
+        from_upstream, echo = _answer_fields(client.trailing), self._said.echo
+        return (*from_upstream, *who, *echo) if from_upstream or echo else who
+
+    def _who(self, model_version: str) -> tuple[Served, Fields]:
+        attempt = self._attempt
+        address = attempt.endpoint.address
+        return _who(self._work.route.model, attempt.variant.name, model_version, address, attempt.number)
 
     def _upstream_failed(self, client: ClientCall) -> None:
         trailing = _legible(client.trailing)
@@ -363,9 +361,9 @@ class _Forwarding:
 
     def _fail(self, error: GatewayError) -> None:
         self._end(error.code, error.text)
-        trailing = self._echo
+        trailing = self._said.echo
         if isinstance(error, UpstreamFailed):
-            trailing = [*_fields_of(error.trailers), *self._echo]
+            trailing = (*_fields_of(error.trailers), *trailing)
         self._call.fail(error.code, error.text, trailing)
 
     def _end(self, code: Code, text: str) -> None:
@@ -381,27 +379,45 @@ def _channel_of(attempt: Attempt) -> WireChannel:
     return connection.channel
 
 
-def _read(fields: Fields) -> tuple[dict[str, str], list[Field]]:
-    """A caller's fields as `first_values` gives them, and what of them goes upstream, in no compression table."""
-    facts: dict[str, str] = {}
+class _Said(NamedTuple):
+    """What the header list of a request says to us; requests with the same list share it."""
+
+    facts: Facts  # without parameters and version
+    passed: Fields  # that go upstream, in no compression table
+    echo: Fields  # that its answer repeats
+
+
+def _said(head: RequestHead) -> _Said:
+    said: _Said | None = head.made
+    if said is None:
+        said = head.made = _read(head.fields)
+    return said
+
+
+def _read(fields: Fields) -> _Said:
+    """What `first_values` and `passed_on` give, of fields."""
+    metadata: dict[str, str] = {}
     passed: list[Field] = []
     for name, value in fields:
         if is_field_passed_on(name):
             passed.append(NeverIndexed(name, value))
         key = name.decode()
-        if key not in facts and not key.endswith("-bin"):
-            facts[key] = value.decode("latin-1").strip()
-    return facts, passed
+        if key not in metadata and not key.endswith("-bin"):
+            metadata[key] = value.decode("latin-1").strip()
+    return _Said(Facts(metadata), tuple(passed), tuple(fields_from(echoed(metadata))))
 
 
+@lru_cache(256)
 def _answer_fields(fields: Fields) -> Fields:
     """What of an upstream's headers or trailers the caller gets."""
-    return [field for field in fields if is_field_passed_on(field[0])]
+    return tuple(field for field in fields if is_field_passed_on(field[0]))
 
 
 @lru_cache(4096)
-def _trailers(served: Served) -> Fields:
-    return tuple(fields_from(served_trailers(served)))
+def _who(model: str, variant: str, version: str, endpoint: str, attempts: int) -> tuple[Served, Fields]:
+    """Who answered, and how the caller is told. The fields may be kept in compression tables: no caller chose them."""
+    served = Served(model, variant, version, endpoint, attempts)
+    return served, tuple((name, value) for name, value in fields_from(served_trailers(served)))
 
 
 def _fields_of(trailers: Metadata) -> list[Field]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
@@ -30,9 +31,10 @@ from gateway.wire.engine import (
 )
 from gateway.wire.fields import Fields, decode_message, format_timeout
 from gateway.wire.limits import Limits
-from gateway.wire.messages import ACCEPT_ENCODING, prefix
-from gateway.wire.stream import SMALL, Stream
+from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
+from gateway.wire.stream import Stream
 
+_JUST_OK = ((b"grpc-status", b"0"),)
 ASSUMED_STREAMS = 100  # at once, until the server's SETTINGS come
 UNLIMITED = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
@@ -47,62 +49,38 @@ class ClientCall(Stream):
     `text` say how, `body` has a unary answer, and `initial` and `trailing` the fields that came.
     """
 
-    __slots__ = (
-        "_deadline_key",
-        "_deadlines",
-        "_half_closed",
-        "_http_status",
-        "code",
-        "deadline",
-        "from_server",
-        "initial",
-        "on_done",
-        "on_front",
-        "on_head",
-        "on_started",
-        "on_unprocessed",
-        "path",
-        "patient",
-        "request",
-        "request_encoding",
-        "request_fields",
-        "request_more",
-        "retried",
-        "text",
-        "trailing",
-        "unprocessed",
-        "was_reset",
-    )
+    connection: ClientConnection
+    request: bytes | None = None  # of a unary call: its message, or the front of it
+    request_more = 0  # bytes of it that `send_chunk` will bring
+    request_encoding = b""  # how the request is compressed, if it is
+    code = Code.UNKNOWN
+    text = ""
+    initial: Fields = ()
+    trailing: Fields = ()
+    from_server = False  # did the server give the status, or did this end make it?
+    unprocessed = False  # the server did not look at it: it may be tried again by anyone
+    on_head: Callable[[ClientCall], None] | None = None
+    on_front: Callable[[ClientCall], None] | None = None
+    """A large answer's front is in `body`, `missing` bytes are to come. Called again as more arrives, unless
+    `on_chunk` was set. Without it answers are collected whole."""
+    on_started: Callable[[ClientCall], None] | None = None  # it has a stream, and its request is on the way
+    on_done: Callable[[ClientCall], None] | None = None
+    on_unprocessed: Callable[[ClientCall], bool] | None = None  # takes the call over, and says so
+    retried = False
+    patient = False  # waits for a connection, however long that takes
+    was_reset = False  # by the server; even with NO_ERROR that cuts an answer off
+    _half_closed = False
+    _http_status = b""
+    _deadline_key = 0
 
     def __init__(self, path: bytes, fields: Fields, deadlines: Deadlines, deadline: float | None, now: float) -> None:
         """fields: metadata; those that a caller chose must be `NeverIndexed`. deadline: on the clock of `now`."""
-        super().__init__()
         self.path = path
         self.request_fields = fields
-        self.request: bytes | None = None  # of a unary call: its message, or the front of it
-        self.request_more = 0  # bytes of it that `send_chunk` will bring
-        self.request_encoding = b""  # how the request is compressed, if it is
         self.deadline = deadline
-        self.code = Code.UNKNOWN
-        self.text = ""
-        self.initial: Fields = ()
-        self.trailing: Fields = ()
-        self.from_server = False  # did the server give the status, or did this end make it?
-        self.unprocessed = False  # the server did not look at it: it may be tried again by anyone
-        self.on_head: Callable[[ClientCall], None] | None = None
-        self.on_front: Callable[[ClientCall], None] | None = None
-        """A large answer's front is in `body`, `missing` bytes are to come. Called again as more arrives, unless
-        `on_chunk` was set. Without it answers are collected whole."""
-        self.on_started: Callable[[ClientCall], None] | None = None  # it has a stream, and its request is on the way
-        self.on_done: Callable[[ClientCall], None] | None = None
-        self.on_unprocessed: Callable[[ClientCall], bool] | None = None  # takes the call over, and says so
-        self.retried = False
-        self.patient = False  # waits for a connection, however long that takes
-        self._half_closed = False
-        self._http_status = b""
-        self.was_reset = False  # by the server; even with NO_ERROR that cuts an answer off
-        self._deadlines = deadlines
-        self._deadline_key = deadlines.add(deadline, self, now) if deadline is not None else 0
+        if deadline is not None:
+            self._deadlines = deadlines
+            self._deadline_key = deadlines.add(deadline, self, now)
 
     # Before it has a stream, a request that is passed on waits in `request`; its sender is told to wait.
 
@@ -175,8 +153,8 @@ class ClientCall(Stream):
             self._forget()
 
     def _forget(self) -> None:
-        super()._forget()
         self.on_head = self.on_front = self.on_started = self.on_unprocessed = None
+        super()._forget()
 
     def rewind(self) -> None:
         """As if it had never been started."""
@@ -185,6 +163,26 @@ class ClientCall(Stream):
         self.closed = self._half_closed = self.unprocessed = self.from_server = self.was_reset = False
         self.initial = self.trailing = ()
         self._http_status = b""
+
+
+class ResponseHead(NamedTuple):
+    """What the header list of an answer says."""
+
+    fields: tuple[Field, ...]
+    status: bytes  # HTTP's; followed by what is wrong if the content is not gRPC's
+    encoding: bytes  # grpc-encoding
+
+
+def _read_head(fields: tuple[Field, ...]) -> ResponseHead:
+    status = encoding = wrong = b""
+    for name, value in fields:
+        if name == b":status":
+            status = value
+        elif name == b"grpc-encoding":
+            encoding = value
+        elif name == b"content-type" and not value.startswith(b"application/grpc"):
+            wrong = b", content-type " + value[:40]
+    return ResponseHead(fields, status + wrong if status == b"200" else status, encoding)
 
 
 class ClientConnection(Connection[ClientCall]):
@@ -219,6 +217,8 @@ class ClientConnection(Connection[ClientCall]):
             (b"user-agent", user_agent.encode()),
             (b"grpc-accept-encoding", ACCEPT_ENCODING),
         )
+        self._heads: dict[bytes, tuple[Field, ...]] = {}  # by path, which our own code chooses
+        self._usual = ResponseHead((), b"", b"")  # of the last answer, and probably of the next one
 
     @property
     def has_room(self) -> bool:
@@ -231,30 +231,31 @@ class ClientConnection(Connection[ClientCall]):
 
         raises: EngineError if no stream can be opened any more; then nothing was sent.
         """
-        head = [*self._pseudo, (b":path", call.path), *self._head]
+        path, body = call.path, call.request
+        head = self._heads.get(path)
+        if head is None:
+            head = self._heads[path] = (*self._pseudo, (b":path", path), *self._head)
         if call.deadline is not None:
-            head.append(NeverIndexed(b"grpc-timeout", format_timeout(call.deadline - self.now)))
+            head = (*head, NeverIndexed(b"grpc-timeout", format_timeout(call.deadline - self.now)))
         if call.request_encoding:
-            head.append(NeverIndexed(b"grpc-encoding", call.request_encoding))
+            head = (*head, NeverIndexed(b"grpc-encoding", call.request_encoding))
         if call.request_fields:
-            head.extend(call.request_fields)
+            head = (*head, *call.request_fields)
         engine = self.engine
         call.connection = self
         stream_id = call.id = engine.send_request(head)
         self.streams[stream_id] = call
-        body = call.request
         if body is not None:
             more = call.request_more
             call._half_closed = not more
-            length = prefix(len(body) + more, bool(call.request_encoding))
-            if len(body) <= SMALL:
-                engine.send_data(stream_id, length + body, end_stream=not more)
-            elif more or call.on_writable is not None:  # it comes piece by piece already
-                engine.send_data(stream_id, length)
-                engine.send_data(stream_id, body, end_stream=not more)
+            if len(body) <= SMALL and not more and not call.request_encoding:  # nearly always
+                engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body, end_stream=True)
             else:
-                engine.send_data(stream_id, length)
-                call._send_in_turns(memoryview(body))
+                engine.send_data(stream_id, prefix(len(body) + more, bool(call.request_encoding)))
+                if more or call.on_writable is not None:  # it comes piece by piece already
+                    engine.send_data(stream_id, body, end_stream=not more)
+                else:
+                    call._send_in_turns(memoryview(body))
         if call.on_started is not None:
             call.on_started(call)
         if call.on_writable is not None:
@@ -273,19 +274,17 @@ class ClientConnection(Connection[ClientCall]):
             call.trailing = event.headers
 
     def _response(self, call: ClientCall, event: ResponseReceived) -> None:
-        fields = event.headers
+        head = self._usual
+        if event.headers != head.fields:
+            head = self._usual = _read_head(event.headers)
+        call._http_status = head.status
+        if head.encoding:
+            call.encoding = head.encoding
         if event.end_stream:
-            call.trailing = fields  # trailers-only
-        else:
-            call.initial = fields
-        for name, value in fields:
-            if name == b":status":
-                call._http_status = value
-            elif name == b"grpc-encoding":
-                call.encoding = value
-            elif name == b"content-type" and not value.startswith(b"application/grpc") and call._http_status == b"200":
-                call._http_status += b", content-type " + value[:40]
-        if call._http_status == b"200" and not event.end_stream and call.on_head is not None:
+            call.trailing = head.fields  # trailers-only
+            return
+        call.initial = head.fields
+        if call.on_head is not None and call._http_status == b"200":
             call.on_head(call)
 
     def _reset_by_peer(self, event: StreamReset) -> None:
@@ -313,6 +312,9 @@ class ClientConnection(Connection[ClientCall]):
 
     def _status(self, call: ClientCall, error_code: int) -> tuple[Code, str]:
         """Read how the stream ended. gRPC's own status wins, even where a reset follows it."""
+        if call.trailing == _JUST_OK and call.missing == 0:  # nearly always
+            call.from_server = self.answered = True
+            return Code.OK, ""
         code: Code | None = None
         text = ""
         for name, value in call.trailing:
@@ -320,11 +322,15 @@ class ClientConnection(Connection[ClientCall]):
                 code = from_field(value)
             elif name == b"grpc-message":
                 text = decode_message(value)
-        if code is not None:
-            call.from_server = self.answered = True
-            if code is Code.OK and call.has_partial_message:
-                return Code.INTERNAL, "The server ended the call without a whole message"
-            return code, text
+        if code is None:
+            return self._status_by_http(call, error_code)
+        call.from_server = self.answered = True
+        if code is Code.OK and call.has_partial_message:
+            return Code.INTERNAL, "The server ended the call without a whole message"
+        return code, text
+
+    def _status_by_http(self, call: ClientCall, error_code: int) -> tuple[Code, str]:
+        """The server gave none of gRPC."""
         if error_code < 0:
             return Code.UNAVAILABLE, f"Connection lost: {self.reason}"
         if error_code or call.was_reset:

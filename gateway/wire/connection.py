@@ -32,6 +32,7 @@ from gateway.wire.engine import (
     goaway_frame,
 )
 from gateway.wire.limits import Bucket, Limits
+from gateway.wire.messages import SMALL
 from gateway.wire.stream import Stream
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
@@ -52,6 +53,7 @@ class Connection(ABC, Generic[AnyStream]):
     def __init__(self, engine: Engine, limits: Limits, now: float, wake: Callable[[], None]) -> None:
         self.engine = engine
         self.limits = limits
+        self.small = min(SMALL, limits.message_bytes)
         self.wake = wake
         self.now = now
         self.streams: dict[int, AnyStream] = {}
@@ -175,7 +177,9 @@ class Connection(ABC, Generic[AnyStream]):
         if stream is not None:
             if self._watched:
                 self._watched.discard(stream)
-            stream._close()
+            stream.closed = True
+            if stream._held or stream.on_writable is not None:
+                stream._close()
             self._call_closed(stream, event.error_code)
             if stream.done:  # and is not under way again
                 stream._forget()

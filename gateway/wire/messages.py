@@ -12,6 +12,9 @@ from gateway.wire.codes import CallFailed
 from gateway.wire.limits import Limits
 
 PREFIX = 5  # one byte says whether the message is compressed, four its length
+SMALL = 4096  # bytes; a body up to this is joined with its prefix, a larger one is not copied for it
+SMALL_PREFIXES = tuple(length.to_bytes(PREFIX, "big") for length in range(SMALL + 1))
+"""Of messages that are not compressed, by their length."""
 
 ACCEPT_ENCODING = b"identity,deflate,gzip"
 _WINDOW_BITS = {b"deflate": zlib.MAX_WBITS, b"gzip": zlib.MAX_WBITS | 16}

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.errors import BadRequest, GatewayError, MalformedMessage
 from gateway.types import Parameter
@@ -35,7 +36,12 @@ _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _NAME, _VERSION, _ID, _PARAMETER = 0x0A, 0x12, 0x1A, 0x22
 _TENSOR = 0x2A  # one of `inputs` of a request, of `outputs` of a response
 _REQUESTED_OUTPUT = 0x32
+RAW_INPUT, RAW_OUTPUT = 0x3A, 0x32  # a raw tensor of a request, of a response
 _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
+
+_KEPT = 1024  # entries of a KnownHeads, ...
+_LONGEST_KEPT = 1024  # ... whose bytes are no longer: models have a few tensors with short names
+_MOST_RAW = 64  # raw tensors of a message that may be known
 
 _FINAL = "triton_final_response"
 _SHARED_MEMORY = b"shared_memory_region"
@@ -53,8 +59,12 @@ class Head:
     # For `rename_request`: the message is body[start:end]; name, version and id are body[start:front] and `strays`.
     start: int
     front: int
-    end: int
+    end: int | None  # None: where the bytes end
     strays: list[tuple[int, int]]
+    raw: int = 0  # where the first raw tensor begins, or the message ends
+    fronts: dict[tuple[str | None, str | None], bytes] | None = field(default=None, repr=False, compare=False)
+    """Of a head that is kept (`KnownHeads`): what the message is to begin with, up to `raw`, by the names it gets."""
+    made: Any = field(default=None, repr=False, compare=False)  # what someone found out about messages with this head
     _parameters: dict[str, Parameter] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -99,7 +109,63 @@ def peek_request(body: Buffer) -> Head:
     :raises MalformedMessage: if the top level is no protobuf message, has groups, or a name is not UTF-8.
     :raises BadRequest: if it has more than MAX_FIELDS top-level fields or MAX_PARAMETERS parameters.
     """
-    return _peek(body, 0, len(body), BadRequest)
+    return _peek(body, 0, len(body), RAW_INPUT, BadRequest)
+
+
+class KnownHeads:
+    """Heads of messages that are equal up to their raw tensors: read once, and then known by those bytes.
+
+    One client's requests for one model differ in nothing else, nor do the answers to them, unless they have ids.
+    Messages of equal size are looked up together, so that one look is enough to know, or not.
+    """
+
+    def __init__(self, peek: Callable[[bytes], Head], raw_tag: int) -> None:
+        """peek: for messages that are not known. raw_tag: RAW_INPUT or RAW_OUTPUT."""
+        self._peek = peek
+        self._raw_tag = raw_tag
+        self._raw_at: dict[int, int] = {}  # by size of the message
+        self._known: dict[bytes, Head] = {}
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._raw_at)
+
+    def peek(self, body: bytes) -> Head:
+        """A head that other messages may share. raises: as the plain function."""
+        raw_at = self._raw_at.get(len(body))
+        if raw_at is not None:
+            head = self._known.get(body[:raw_at])
+            if head is not None and self._is_raw(body, raw_at):
+                return head
+        head = self._peek(body)
+        if head.raw <= _LONGEST_KEPT and not head.strays and not head.id and self._is_raw(body, head.raw):
+            self._keep(body, head)
+        return head
+
+    def _is_raw(self, body: bytes, at: int) -> bool:
+        """Is all that follows raw tensors, and few? Then there is nothing in it that a head would tell."""
+        end, tag = len(body), self._raw_tag
+        for _ in range(_MOST_RAW):
+            if at >= end:
+                return at == end
+            if body[at] != tag or at + 1 == end:
+                return False
+            size = body[at + 1]
+            at += 2
+            if size > 0x7F:
+                try:
+                    size, at = read_varint(body, at - 1)
+                except (IndexError, MalformedMessage):
+                    return False
+            at += size
+        return False
+
+    def _keep(self, body: bytes, head: Head) -> None:
+        if len(self) >= _KEPT:  # callers choose what is in them: who fills it costs the others one reading each
+            self._known.clear()
+            self._raw_at.clear()
+        head.fronts = {}
+        self._raw_at[len(body)] = head.raw
+        self._known[body[: head.raw]] = head
 
 
 def peek_front(front: Buffer) -> Head | None:
@@ -155,7 +221,7 @@ def peek_response(body: Buffer) -> Head:
 
     :raises MalformedMessage: as `peek_request`, also if there is too much of something.
     """
-    return _peek(body, 0, len(body), MalformedMessage)
+    return _peek(body, 0, len(body), RAW_OUTPUT, MalformedMessage)
 
 
 def rename_request(
@@ -174,11 +240,17 @@ def rename_request(
     body, head:  a message and its own peek.
     extra:       encoded fields to append, such as `ENABLE_EMPTY_FINAL`.
     """
+    if head.fronts is not None and id is None and not extra:
+        beginning = head.fronts.get((model_name, model_version))
+        if beginning is not None:
+            return beginning + body[head.raw :]
     front = scalars(
         head.model_name if model_name is None else model_name,
         head.model_version if model_version is None else model_version,
         head.id if id is None else id,
     )
+    if head.fronts is not None and id is None:
+        head.fronts[model_name, model_version] = front + body[head.front : head.raw]
     if not head.strays:
         return b"".join((front, body[head.front : head.end], extra))
     return b"".join((front, *_without_strays(body, head), extra))
@@ -201,7 +273,7 @@ def peek_stream_response(body: Buffer) -> StreamHead:
         elif response is not None:
             raise MalformedMessage("A ModelStreamInferResponse has more than one infer_response.")
         else:
-            response = _peek(body, at, stop, MalformedMessage)
+            response = _peek(body, at, stop, RAW_OUTPUT, MalformedMessage)
     return StreamHead(error, response, rest)
 
 
@@ -274,19 +346,24 @@ def string_field(body: Buffer, number: int) -> str:
     return found
 
 
-def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> Head:  # noqa: PLR0912, PLR0915
+def _peek(  # noqa: PLR0912, PLR0915
+    body: Buffer, start: int, end: int, raw_tag: int, too_many: type[GatewayError]
+) -> Head:
     """The hot loop: one turn per top-level field, one-byte tags and lengths first, nothing called for them."""
     name = version = id = ""
     has_tensors = False
     entries: list[bytes] = []
     strays: list[tuple[int, int]] = []
     at = front = start
+    raw = -1
     try:
         for _ in range(MAX_FIELDS + 1):
             if at == end:
                 if len(entries) > MAX_PARAMETERS:
                     raise too_many(f"A message has more than {MAX_PARAMETERS} parameters.")
-                return Head(name, version, id, has_tensors, entries, start, front, end, strays)
+                until = None if end == len(body) else end
+                raw = end if raw < 0 else raw
+                return Head(name, version, id, has_tensors, entries, start, front, until, strays, raw)
             begin = at
             tag = body[at]
             at += 1
@@ -305,6 +382,8 @@ def _peek(body: Buffer, start: int, end: int, too_many: type[GatewayError]) -> H
             if tag > _PARAMETER:
                 if tag == _TENSOR:
                     has_tensors = True
+                elif tag == raw_tag and raw < 0:
+                    raw = begin
             elif tag == _PARAMETER:
                 entries.append(bytes(body[at:stop]))
             else:

@@ -26,10 +26,11 @@ from gateway.wire.engine import (
     TrailersReceived,
     server_engine,
 )
-from gateway.wire.fields import Fields, encode_message, is_legal, parse_timeout
+from gateway.wire.fields import Fields, encode_message
 from gateway.wire.limits import Bucket, Limits
-from gateway.wire.messages import ACCEPT_ENCODING, prefix
-from gateway.wire.stream import SMALL, Stream
+from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
+from gateway.wire.requests import NO_HEAD, RequestHeads
+from gateway.wire.stream import Stream
 from gateway.wire.watch import FrameWatch
 
 RESPONSE: tuple[Field, ...] = (
@@ -40,10 +41,6 @@ RESPONSE: tuple[Field, ...] = (
 OK_STATUS: tuple[Field, ...] = ((b"grpc-status", b"0"),)
 _STATUS_FIELDS: dict[Code, Field] = {code: (b"grpc-status", b"%d" % code) for code in Code}
 
-_PROTOCOL_FIELDS = frozenset(
-    b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
-    b"content-length grpc-previous-rpc-attempts".split()
-)
 
 MANY_EVENTS = 50  # of one read: then requests that it also resets are not even begun ("rapid reset")
 FORCED_RESET = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
@@ -55,40 +52,24 @@ class ServerCall(Stream):
     Answer a unary one with `reply` or `finish`; a streaming one with `send_headers`, `send_message` and `finish`.
     """
 
-    __slots__ = (
-        "_deadline_key",
-        "_head_sent",
-        "accepts",
-        "authority",
-        "cut_through",
-        "deadline",
-        "fields",
-        "on_cancel",
-        "on_request",
-        "path",
-        "remote_done",
-        "streaming",
-    )
+    connection: ServerConnection
+    head = NO_HEAD
+    deadline: float | None = None  # on the clock of `now`
+    remote_done = False  # the client has half-closed
+    streaming = False  # many requests may come: no timer for the first
+    cut_through = False  # may `on_request` come before the message is complete?
+    on_request: Callable[[ServerCall], None] | None = None
+    """A unary call's message is in `body`; a streaming client has half-closed. With `cut_through`, of a large
+    message the front is in `body`, `missing` bytes are to come; called again as more arrives, unless `on_chunk`
+    was set."""
+    on_cancel: Callable[[Code], None] | None = None
+    """The call ended without our doing: CANCELLED or DEADLINE_EXCEEDED. Not called after it was answered."""
+    _head_sent = False
+    _deadline_key = 0
 
     def __init__(self, connection: ServerConnection, stream_id: int) -> None:
-        super().__init__(stream_id)
-        self.connection: ServerConnection = connection
-        self.path = b""
-        self.authority = b""
-        self.fields: list[Field] = []  # the client's metadata, checked, as `NeverIndexed` or plain pairs
-        self.accepts = b""  # grpc-accept-encoding
-        self.deadline: float | None = None  # on the clock of `now`
-        self.remote_done = False  # the client has half-closed
-        self.streaming = False  # many requests may come: no timer for the first
-        self.cut_through = False  # may `on_request` come before the message is complete?
-        self.on_request: Callable[[ServerCall], None] | None = None
-        """A unary call's message is in `body`; a streaming client has half-closed. With `cut_through`, of a large
-        message the front is in `body`, `missing` bytes are to come; called again as more arrives, unless `on_chunk`
-        was set."""
-        self.on_cancel: Callable[[Code], None] | None = None
-        """The call ended without our doing: CANCELLED or DEADLINE_EXCEEDED. Not called after it was answered."""
-        self._head_sent = False
-        self._deadline_key = 0
+        self.connection = connection
+        self.id = stream_id
 
     @property
     def peer(self) -> str:
@@ -98,20 +79,24 @@ class ServerCall(Stream):
         """Answer a unary call whole. `encoding`: how `body` is compressed, if it is."""
         if self.done:
             return
-        engine = self.connection.engine
-        head = [*RESPONSE, *initial] if initial else RESPONSE
+        connection = self.connection
+        engine, stream_id = connection.engine, self.id
         try:
-            engine.send_response(self.id, [*head, (b"grpc-encoding", encoding)] if encoding else head)
-            if len(body) <= SMALL:
-                engine.send_data(self.id, prefix(len(body), bool(encoding)) + body)
+            if not initial and not encoding:
+                engine.send_response(stream_id, RESPONSE)
             else:
-                engine.set_stream_priority(self.id, TAKES_TURNS)
-                engine.send_data(self.id, prefix(len(body), bool(encoding)))
-                engine.send_data(self.id, body)
-            engine.send_trailers(self.id, [*OK_STATUS, *trailing] if trailing else OK_STATUS)
+                extra = ((b"grpc-encoding", encoding),) if encoding else ()
+                engine.send_response(stream_id, (*RESPONSE, *initial, *extra))
+            if len(body) <= SMALL and not encoding:
+                engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body)
+            else:
+                engine.set_stream_priority(stream_id, TAKES_TURNS)
+                engine.send_data(stream_id, prefix(len(body), bool(encoding)))
+                engine.send_data(stream_id, body)
+            engine.send_trailers(stream_id, (*OK_STATUS, *trailing))
         except EngineError:
             pass  # the client has gone; its call is closed by the event that says so
-        self.connection.answered(self)
+        connection.answered(self)
 
     def send_headers(self, initial: Fields = (), encoding: bytes = b"") -> None:
         """Begin the answer; at most once."""
@@ -163,8 +148,8 @@ class ServerCall(Stream):
             self._end(Code.DEADLINE_EXCEEDED)
 
     def _forget(self) -> None:
-        super()._forget()
         self.on_request = self.on_cancel = None
+        super()._forget()
 
     def _end(self, code: Code) -> None:
         callback, self.on_cancel = self.on_cancel, None
@@ -191,14 +176,16 @@ class ServerConnection(Connection[ServerCall]):
         *,
         accept: Callable[[ServerCall], None],
         deadlines: Deadlines,
+        heads: RequestHeads | None = None,
         peer: str = "",
         ends: Ends = Ends(),
     ) -> None:
-        """accept: told of each good request; sets the call's callbacks or ends it."""
+        """accept: told of each good request; sets the call's callbacks or ends it. heads: if connections share them."""
         super().__init__(server_engine(limits), limits, now, wake)
         self.peer = peer
         self._accept = accept
         self._deadlines = deadlines
+        self._heads = heads or RequestHeads(limits)
         self._ends = ends
         self._watch = FrameWatch()
         self._resets = Bucket(limits.resets, now)
@@ -228,18 +215,26 @@ class ServerConnection(Connection[ServerCall]):
         if type(event) is not RequestReceived:
             self._request_trailers(event.stream_id)
             return
-        call = ServerCall(self, event.stream_id)
-        self._last_id = event.stream_id
-        self.streams[event.stream_id] = call
-        call.remote_done = event.end_stream
+        stream_id = event.stream_id
+        call = ServerCall(self, stream_id)
+        self._last_id = stream_id
+        self.streams[stream_id] = call
+        if event.end_stream:
+            call.remote_done = True
         if len(self.streams) + self._working > self.limits.max_streams:
             call.done = True
             call.reset(ErrorCode.REFUSED_STREAM)
             return
         try:
-            self._read_head(call, event.headers)
-            if call.done:
+            head = call.head = self._heads.read(event.headers)
+            if head.http_status:
+                call.refuse_http(head.http_status)
                 return
+            if head.encoding:
+                call.encoding = head.encoding
+            if head.timeout is not None:
+                call.deadline = self.now + head.timeout
+                call._deadline_key = self._deadlines.add(call.deadline, call, self.now)
             self._accept(call)
             if event.end_stream:
                 self._half_closed(call)
@@ -248,54 +243,6 @@ class ServerConnection(Connection[ServerCall]):
         except Exception as error:
             self.on_bug(error)
             self._call_failed(call, CallFailed(Code.INTERNAL, BUG_TEXT))
-
-    def _read_head(self, call: ServerCall, headers: tuple[Field, ...]) -> None:
-        """raises: CallFailed if the request is not one that can be served."""
-        known: dict[bytes, bytes] = {}
-        fields = call.fields
-        size = 0
-        illegal = False
-        for field in headers:
-            name, value = field
-            size += len(name) + len(value) + 32
-            if name in _PROTOCOL_FIELDS:
-                known[name] = value
-            else:
-                fields.append(field)
-                illegal = illegal or not is_legal(name, value)
-        if size > self.limits.header_list_bytes or len(headers) > self.limits.header_count:
-            raise CallFailed(
-                Code.RESOURCE_EXHAUSTED,
-                f"Request headers of {size} bytes in {len(headers)} fields are over the limit of "
-                f"{self.limits.header_list_bytes} bytes, {self.limits.header_count} fields",
-            )
-        call.path = known.get(b":path", b"")
-        call.authority = known.get(b":authority", b"")
-        if known.get(b":method") != b"POST":
-            call.refuse_http(b"405")
-        elif not _is_grpc(known.get(b"content-type", b"")):
-            call.refuse_http(b"415")
-        elif known.get(b"host", call.authority) != call.authority:
-            call.refuse_http(b"400")
-        elif illegal:
-            raise CallFailed(
-                Code.INTERNAL, "Request metadata has a key or value with characters that gRPC does not allow"
-            )
-        else:
-            call.encoding = known.get(b"grpc-encoding", b"")
-            call.accepts = known.get(b"grpc-accept-encoding", b"")
-            if b"grpc-timeout" in known:
-                self._set_deadline(call, known[b"grpc-timeout"])
-
-    def _set_deadline(self, call: ServerCall, timeout: bytes) -> None:
-        try:
-            seconds = parse_timeout(timeout)
-        except ValueError:
-            raise CallFailed(Code.INTERNAL, "Bad grpc-timeout") from None
-        if seconds <= 0:
-            raise CallFailed(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        call.deadline = self.now + seconds
-        call._deadline_key = self._deadlines.add(call.deadline, call, self.now)
 
     def _request_trailers(self, stream_id: int) -> None:
         call = self.streams.get(stream_id)
@@ -419,7 +366,3 @@ class ServerConnection(Connection[ServerCall]):
         if stream._idle_ticks > self.limits.first_message_seconds:
             stream.fail(Code.DEADLINE_EXCEEDED, "The request message did not arrive in time")
             stream._end(Code.DEADLINE_EXCEEDED)
-
-
-def _is_grpc(content_type: bytes) -> bool:
-    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))

@@ -16,69 +16,51 @@ from typing import TYPE_CHECKING, Any
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.engine import EngineError, ErrorCode
-from gateway.wire.messages import PREFIX, prefix, read_prefix
+from gateway.wire.messages import PREFIX, SMALL, SMALL_PREFIXES, prefix, read_prefix
 
 if TYPE_CHECKING:
     from gateway.wire.connection import Connection
 
-SMALL = 4096  # bytes; a body up to this is joined with its prefix, a larger one is not copied for it
-
 
 class Stream:
-    """What calls of both roles have in common."""
+    """What calls of both roles have in common.
 
-    __slots__ = (
-        "_buffer",
-        "_held",
-        "_idle_ticks",
-        "_last_taken",
-        "_last_unsent",
-        "_offer_at",
-        "_queued",
-        "_received",
-        "_stalled_ticks",
-        "body",
-        "closed",
-        "compressed",
-        "connection",
-        "done",
-        "encoding",
-        "hungry",
-        "id",
-        "missing",
-        "on_chunk",
-        "on_message",
-        "on_writable",
-    )
+    Most calls never set most of this, so what is the same for all is kept in the class: making a call is a good part of
+    what a small one costs.
+    """
 
-    def __init__(self, stream_id: int = 0) -> None:
-        self.connection: Connection[Any]  # any of its streams: both roles share what is used here
-        self.id = stream_id
-        self.encoding = b""  # the peer's grpc-encoding
-        self.body = b""  # of a unary call: the message, or as much of it as has arrived
-        self.compressed = False  # is it?
-        self.missing = -1  # bytes of it yet to come; -1 until its prefix is known
-        self.hungry = True  # message by message: the reader has nothing left to read
-        self.done = False  # nothing more is sent or reported
-        self.closed = False  # the engine has forgotten the stream
-        self.on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
-        self.on_chunk: Callable[[bytes], None] | None = None
-        self.on_writable: Callable[[], None] | None = None
-        self._buffer: bytearray | None = None
-        self._held = 0  # bytes received whose window was not given back
-        self._offer_at = 0  # size of the front that is shown next
-        self._received = 0  # bytes, for the rate
-        self._idle_ticks = 0
-        self._queued = 0  # bytes given to `send_chunk`
-        self._last_taken = 0
-        self._last_unsent = 0
-        self._stalled_ticks = 0
+    connection: Connection[Any]  # any of its streams: both roles share what is used here
+    id = 0
+    encoding = b""  # the peer's grpc-encoding
+    body = b""  # of a unary call: the message, or as much of it as has arrived
+    compressed = False  # is it?
+    missing = -1  # bytes of it yet to come; -1 until its prefix is known
+    hungry = True  # message by message: the reader has nothing left to read
+    done = False  # nothing more is sent or reported
+    closed = False  # the engine has forgotten the stream
+    on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
+    on_chunk: Callable[[bytes], None] | None = None
+    on_writable: Callable[[], None] | None = None
+    _buffer: bytearray | None = None
+    _held = 0  # bytes received whose window was not given back
+    _offer_at = 0  # size of the front that is shown next
+    _received = 0  # bytes, for the rate
+    _idle_ticks = 0
+    _queued = 0  # bytes given to `send_chunk`
+    _last_taken = 0
+    _last_unsent = 0
+    _stalled_ticks = 0
 
     # In
 
     def _data(self, data: bytes) -> None:
         """raises: CallFailed if the bytes are not the messages that the call allows."""
         size = len(data)
+        if self.missing < 0 and self._is_whole(data):  # nearly always
+            self.connection.give_back(size, self.id)
+            self.body = data[PREFIX:]
+            self.missing = 0
+            return
         self._received += size
         if self.on_message is not None:
             self._held += size
@@ -92,6 +74,17 @@ class Stream:
         else:
             self.connection.give_back(size, self.id)
             self._collect(data)
+
+    def _is_whole(self, data: bytes) -> bool:
+        """Is this all of the one message of a unary call, and a small one?"""
+        size = len(data) - PREFIX
+        return (
+            0 <= size <= self.connection.small
+            and data.startswith(SMALL_PREFIXES[size])
+            and self._buffer is None
+            and self.on_message is None
+            and self.on_chunk is None
+        )
 
     def _collect(self, data: bytes) -> None:
         if self.missing < 0:

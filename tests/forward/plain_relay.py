@@ -23,7 +23,7 @@ def relay(pick: Callable[[], WireChannel]) -> ForwardMethod:
 
     def handle(call: ServerCall) -> None:
         channel = pick()
-        up = channel.call(call.path, never_indexed(call.fields), call.deadline)
+        up = channel.call(call.head.path, never_indexed(call.head.fields), call.deadline)
         up.request = call.body
         up.request_more = call.missing
         up.request_encoding = call.encoding if call.compressed else b""

@@ -90,8 +90,12 @@ def test_metadata_reaches_the_call_and_reserved_fields_do_not() -> None:
     server = ServerUnderTest()
     server.call(fields=request(("x-a", "1"), ("x-b-bin", "AAE"), ("grpc-encoding", "gzip"), ("user-agent", "me")))
     (call,) = server.calls
-    assert [tuple(field) for field in call.fields] == [(b"x-a", b"1"), (b"x-b-bin", b"AAE"), (b"user-agent", b"me")]
-    assert (call.path, call.authority, call.encoding) == (b"/test.Service/Echo", b"test:1", b"gzip")
+    assert [tuple(field) for field in call.head.fields] == [
+        (b"x-a", b"1"),
+        (b"x-b-bin", b"AAE"),
+        (b"user-agent", b"me"),
+    ]
+    assert (call.head.path, call.head.authority, call.encoding) == (b"/test.Service/Echo", b"test:1", b"gzip")
 
 
 def test_metadata_of_the_answer_reaches_the_client() -> None:
