@@ -12,19 +12,21 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gateway.artifacts import FetchFailed
-from perf import bars, gateways, machine, memory, pictures, plots, report
+from gateway.models.catalogue import BuildFailed
+from perf import bars, gateways, machine, memory, merging, pictures, plots, report
 from perf.bench import Bench, Say
 from perf.children import NotStarted
 from perf.load import LoadFailed, Loads, perf_analyzer
 from perf.report import Run
 from perf.scenarios import CONNECTIONS, LARGE, PAYLOAD, STREAM, TINY
 from perf.stack import Stack, System
-from perf.summary import DIRECT, ENVOY, WIRE
+from perf.summary import DIRECT, ENVOY, MERGING, SYSTEMS, WIRE
 
-GROUPS = ("tiny", "large", "stream", "picture", "payload", "growth", "memory")
+GROUPS = ("tiny", "merging", "large", "stream", "picture", "payload", "growth", "memory")
 _FEWER = 3  # rounds of what only draws a curve
 
 
@@ -32,21 +34,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of each scenario (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.8, help="that one run measures (default: 1.8)")
-    parser.add_argument("--only", default=",".join(GROUPS), metavar="GROUPS", help=f"of {','.join(GROUPS)}")
-    parser.add_argument("--systems", default="", help="only these, by name (default: all that are here)")
+    parser.add_argument("--only", type=some_of(GROUPS), default=GROUPS, metavar="GROUPS", help=",".join(GROUPS))
+    parser.add_argument(
+        "--systems", type=some_of(SYSTEMS), default=(), help=f"of {','.join(SYSTEMS)} (default: all that are here)"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/perf"), metavar="FOLDER")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as an exception, so that what was started is ended
-    unknown = set(arguments.only.split(",")) - set(GROUPS)
-    if unknown:
-        parser.error(f"no such group: {', '.join(sorted(unknown))}")
     try:
         run, titles = _measure(arguments)
-    except (LoadFailed, NotStarted, FetchFailed) as error:
+    except (LoadFailed, NotStarted, FetchFailed, BuildFailed) as error:
         print(f"perf: {error}", file=sys.stderr)
         return 1
     _write(run, titles, arguments.out)
     return 0 if run.samples or run.memory else 1
+
+
+def some_of(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """For an argument that is a list of names with commas between them."""
+
+    def read(text: str) -> tuple[str, ...]:
+        given = tuple(each.strip() for each in text.split(","))
+        unknown = [each for each in given if each not in names]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"there is no {', '.join(map(repr, unknown))}, but {', '.join(names)}")
+        return given
+
+    return read
 
 
 def _measure(arguments: argparse.Namespace) -> tuple[Run, dict[str, str]]:
@@ -55,7 +69,6 @@ def _measure(arguments: argparse.Namespace) -> tuple[Run, dict[str, str]]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     began = time.monotonic()
-    groups = arguments.only.split(",")
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
@@ -63,7 +76,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[Run, dict[str, str]]:
     with Stack(work) as stack:
         peers = {peer.name: peer.version for peer in stack.peers}
         run = Run({**machine.describe(), **peers}, _settings(arguments))
-        titles = _run(stack, run, groups, arguments, say)
+        titles = _run(stack, run, arguments, say)
     run.settings["took"] = f"{(time.monotonic() - began) / 60:.0f} min"
     return run, titles
 
@@ -76,8 +89,9 @@ def _settings(arguments: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _run(stack: Stack, run: Run, groups: list[str], arguments: argparse.Namespace, say: Say) -> dict[str, str]:
+def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dict[str, str]:
     """Fill in `run`. Answers what each scenario is, in words."""
+    groups: Sequence[str] = arguments.only
     rounds, few = arguments.rounds, min(_FEWER, arguments.rounds)
 
     def miss(text: str) -> None:
@@ -87,13 +101,17 @@ def _run(stack: Stack, run: Run, groups: list[str], arguments: argparse.Namespac
     loads = Loads(stack.triton.address, stack.work, arguments.seconds)
     bench = Bench(stack, loads, run.samples.append, miss, say)
     say("starting the proxies and the gateway")
-    wanted = set(filter(None, arguments.systems.split(",")))
-    systems = [each for each in stack.everyone() if not wanted or each.name in wanted]
+    everyone = stack.systems(arguments.systems)
+    systems = [each for each in everyone if each.name != MERGING]
     titles = {pictures.SCENARIO: pictures.TITLE}
-    for group, scenarios in (("tiny", TINY), ("large", LARGE), ("stream", STREAM)):
+    if "tiny" in groups:
+        bench.rounds(TINY, everyone, rounds)
+        titles |= {each.name: each.title for each in TINY}
+    if "merging" in groups:
+        titles |= {each.name: each.title for each in merging.measure(bench, everyone, rounds, run.samples)}
+    for group, scenarios in (("large", LARGE), ("stream", STREAM)):
         if group in groups:
-            more = [stack.merging()] if group == "tiny" and not wanted else []
-            bench.rounds(scenarios, [*systems, *more], rounds)
+            bench.rounds(scenarios, systems, rounds)
             titles |= {each.name: each.title for each in scenarios}
     gateway = _named(systems, WIRE)
     if "picture" in groups and gateway:

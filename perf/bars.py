@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from perf.summary import DIRECT, ENVOY, GRPCIO, KSERVE, NGINX, WIRE, Sample, Spread, ratio
+from perf.summary import DIRECT, ENVOY, GRPCIO, KSERVE, MERGING, NGINX, WIRE, Sample, Spread, ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class _Bar:
-    """A ratio of the gateway to another system. must, aim: None if it has none. at_least: or at most?"""
+    """A ratio of a system to another. must, aim: None if it has none. at_least: or at most?"""
 
     what: str
     field: str
@@ -30,11 +30,20 @@ class _Bar:
     must: float | None
     aim: float | None
     at_least: bool
-    turned: bool = False  # other ÷ gateway
+    turned: bool = False  # `against` ÷ `system`
+    system: str = WIRE
 
 
 TINY = ("tiny-1", "tiny-16", "tiny-64")
 LARGE = ("in-1", "in-8", "out-1", "out-8", "both-1", "both-8")
+
+
+def _merging(
+    what: str, field: str, against: str, scenario: str, must: float | None, aim: float | None, *, at_least: bool = False
+) -> _Bar:
+    """Of the gateway that merges small requests."""
+    return _Bar(f"merging, {what}", field, against, (scenario,), must, aim, at_least, system=MERGING)
+
 
 _BARS = (
     _Bar("throughput ÷ Envoy", "rate", ENVOY, TINY, 1.0, 1.2, True),
@@ -50,6 +59,16 @@ _BARS = (
     _Bar("large tensors, p50 ÷ nginx", "p50", NGINX, LARGE, None, 1.0, False),
     _Bar("messages/s on one ModelStreamInfer ÷ Envoy", "rate", ENVOY, ("stream-16",), 1.0, None, True),
     _Bar("CPU per JPEG call, KServe transformer ÷ gateway", "cpu", KSERVE, ("picture",), 3.0, None, True, True),
+    _merging("throughput ÷ direct", "rate", DIRECT, "tiny-16", 1.3, 2.0, at_least=True),
+    _merging("throughput ÷ direct", "rate", DIRECT, "tiny-64", 1.6, 3.0, at_least=True),
+    _merging("p50 ÷ direct", "p50", DIRECT, "tiny-16", 0.9, 0.6),
+    _merging("p99 ÷ direct", "p99", DIRECT, "tiny-16", 1.0, 0.6),
+    _merging("CPU with Triton's ÷ Triton's, direct", "served_cpu", DIRECT, "tiny-16", 0.8, 0.5),
+    _merging("throughput ÷ not merging", "rate", WIRE, "single", 0.97, 1.0, at_least=True),
+    _merging("p50 ÷ not merging", "p50", WIRE, "single", 1.03, 1.0),
+    _merging("p99 ÷ direct", "p99", DIRECT, "open-loop", 1.0, 0.5),
+    _merging("answers ÷ direct", "rate", DIRECT, "open-loop", None, None, at_least=True),
+    _merging("throughput ÷ direct", "rate", DIRECT, "efficientnet-8", 0.95, 1.0, at_least=True),
 )
 
 
@@ -60,7 +79,7 @@ def lines(samples: Sequence[Sample]) -> list[Line]:
 
 def _lines(bar: _Bar, samples: Sequence[Sample]) -> Iterator[Line]:
     for scenario in bar.scenarios:
-        above, below = (bar.against, WIRE) if bar.turned else (WIRE, bar.against)
+        above, below = (bar.against, bar.system) if bar.turned else (bar.system, bar.against)
         measured = ratio(samples, scenario, bar.field, above, below)
         if measured is not None:
             yield Line(

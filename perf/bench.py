@@ -16,6 +16,8 @@ Say = Callable[[str], None]
 Keep = Callable[[Sample], None]
 Miss = Callable[[str], None]
 
+_KEPT_UP = 0.95  # of an open loop's rate
+
 
 class Bench:
     """Runs scenarios on systems. keep: told of every sample. miss: of what could not be measured."""
@@ -39,6 +41,8 @@ class Bench:
 
     def rounds(self, scenarios: Sequence[Scenario], systems: Sequence[System], count: int) -> None:
         """Every scenario on every system, `count` times."""
+        if not systems:
+            return
         self.warm_up(systems, scenarios)
         for number in range(count):
             for scenario in scenarios:
@@ -62,6 +66,11 @@ class Bench:
         except LoadFailed as error:
             self.miss(f"{scenario.name} on {system.name}, round {number + 1}: {error}")
             return None
+        asked = scenario.load.rate
+        if asked and system.child is None and found.rate < _KEPT_UP * asked:
+            # Then the machine, or Triton, was slower than when the rate was chosen, and the comparison says nothing.
+            self.miss(f"{scenario.name}, round {number + 1}: {system.name}, only {found.rate:,.0f}/s of {asked:,.0f}/s")
+            return None
         each = 1e6 / max(1, found.served)
         return Sample(
             scenario.name,
@@ -73,6 +82,7 @@ class Bench:
             cpu=(system.cpu_seconds() - before) * each,
             client_cpu=found.client_seconds * each,
             triton_cpu=(triton.cpu_seconds() - triton_before) * each,
+            late=found.late,
         )
 
     def growth(self, count: int) -> Iterator[Scenario]:

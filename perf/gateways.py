@@ -14,10 +14,16 @@ import yaml
 from perf import models
 from perf.children import Child
 
-TINY, WIDE_IN, WIDE_OUT, ECHO = "tiny", "wide-in", "wide-out", "echo-any"
+TINY, WIDE_IN, WIDE_OUT, ECHO, IMAGENET = "tiny", "wide-in", "wide-out", "echo-any", "imagenet"
 PHOTO = "photo"  # a pipeline: JPEG in, labels out
 
-PUBLIC = {models.TINY_A: TINY, models.WIDE_IN: WIDE_IN, models.WIDE_OUT: WIDE_OUT, models.ECHO: ECHO}
+PUBLIC = {
+    models.TINY_A: TINY,
+    models.WIDE_IN: WIDE_IN,
+    models.WIDE_OUT: WIDE_OUT,
+    models.ECHO: ECHO,
+    models.EFFICIENTNET: IMAGENET,
+}
 """The public model in front of each of Triton's, for those that load goes to."""
 
 Config = dict[str, Any]  # as YAML has it
@@ -28,7 +34,7 @@ def config(transport: str, triton: int, *, routes: int = 1, variants: int = 2, m
 
     routes:   public models with a split, in all (at least those of PUBLIC).
     variants: of `tiny`, the first two being 90/10 and the others sharing what one would have.
-    merge:    put small requests for `tiny` together on their way.
+    merge:    put small requests for `tiny` and `imagenet` together on their way.
     """
     public: dict[str, Any] = {}
     for model, name in PUBLIC.items():
@@ -36,8 +42,8 @@ def config(transport: str, triton: int, *, routes: int = 1, variants: int = 2, m
     extra = {f"v{n}": {"upstream": "triton", "model": models.TINY_B} for n in range(2, variants)}
     public[TINY]["variants"] |= extra
     public[TINY]["split"] |= dict.fromkeys(extra, 10 / max(1, len(extra)))
-    if merge:
-        public[TINY]["merge"] = {}
+    for name in (TINY, IMAGENET) if merge else ():
+        public[name]["merge"] = {}
     for n in range(routes - len(public)):
         public[f"route-{n}"] = _split([models.TINY_A, models.TINY_B])
     public["scores"] = {"variants": {"only": {"upstream": "triton", "model": models.SCORES}}}

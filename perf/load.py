@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import threading
 import time
@@ -23,6 +24,9 @@ _WINDOWS = 3  # perf_analyzer's own least
 _ALWAYS_STABLE = "999"  # per cent: several short runs in turn say more than one run that waits for calm
 _PATIENCE = 10.0  # seconds that a run may take beyond thrice its time
 _POLL = 0.1  # seconds
+_STRETCHED = 1.2  # perf_analyzer's windows are longer than it is told, by this much
+_LATE = re.compile(r"([\d.]+)% of the requests were delayed")  # said only if they are more than 1 %
+_TOO_LATE = 0.25  # the share above which a run says more of perf_analyzer than of what it calls
 
 
 class LoadFailed(Exception):
@@ -35,9 +39,12 @@ class _Hung(LoadFailed):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What perf_analyzer is to do. It waits for each answer before it sends the next request: closed loop.
+    """What perf_analyzer is to do. It waits for each answer before it sends the next request (closed loop), or not.
 
-    concurrency:    requests in flight at once.
+    concurrency:    requests in flight at once; with `rate`, threads that send.
+    rate:           requests per second, at random times (Poisson; the same in every run), however many are unanswered:
+                    open loop. Latency counts from when a request was sent, so it must be sent on time: see `late`.
+    length:         how many times as long as other loads.
     per_connection: callers that share one connection; perf_analyzer's own default is 6.
     shape:          of the input `x`, if the model leaves it open.
     stream:         all of them on one ModelStreamInfer.
@@ -50,13 +57,15 @@ class Load:
     stream: bool = False
     requests: int | None = None
     per_connection: int = 6
+    rate: float | None = None
+    length: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """rate: answers per second. p50, p99: µs. served: requests that Triton answered meanwhile, in all.
 
-    client_seconds: CPU time of perf_analyzer.
+    client_seconds: CPU time of perf_analyzer. late: as in a Sample.
     """
 
     rate: float
@@ -64,6 +73,7 @@ class Found:
     p99: float
     served: int
     client_seconds: float
+    late: float
 
 
 def perf_analyzer() -> str:
@@ -90,7 +100,7 @@ class Loads:
     def run(self, load: Load, address: str, model: str) -> Found:
         """Once more if perf_analyzer does not end, which it does now and then, also against Triton itself.
 
-        :raises LoadFailed: if there is no result, as when a request fails.
+        :raises LoadFailed: if there is no result, as when a request fails, or if it is not to be believed.
         """
         try:
             return self._run(load, address, model)
@@ -107,27 +117,35 @@ class Loads:
                 [self._program, *self._options(load, address, model, table)],
                 out,
                 environment={"TRITON_CLIENT_GRPC_CHANNEL_MAX_SHARE_COUNT": str(load.per_connection)},
-                seconds=3 * self._seconds + _PATIENCE,
+                seconds=3 * load.length * self._seconds + _PATIENCE,
             )
         rate = rates.stop() if rates else None
+        told = log.read_text(errors="replace")
         if status != 0 or not table.exists():
-            words = " / ".join(log.read_text(errors="replace").split("\n")[-6:]).strip(" /")
+            words = " / ".join(told.split("\n")[-6:]).strip(" /")
             kind = _Hung if status == HUNG else LoadFailed
             raise kind(f"perf_analyzer ended with {status} against {address}: {words}")
         with table.open() as file:
             row = next(csv.DictReader(file))
-        return Found(
+        found = Found(
             rate=rate or float(row["Inferences/Second"]),
             p50=float(row["p50 latency"]),
             p99=float(row["p99 latency"]),
             served=self._count() - before,
             client_seconds=cpu,
+            late=late(told),
         )
+        believe(found, 0.0 if rates else load.length * self._seconds * _STRETCHED)
+        return found
 
     def _options(self, load: Load, address: str, model: str, table: Path) -> list[str]:
-        window = str(int(1000 * self._seconds / _WINDOWS))
+        window = str(int(1000 * load.length * self._seconds / _WINDOWS))
         options = ["-i", "grpc", "-u", address, "-m", model, "-f", str(table)]
-        options += ["--concurrency-range", f"{load.concurrency}:{load.concurrency}"]
+        if load.rate is None:
+            options += ["--concurrency-range", f"{load.concurrency}:{load.concurrency}"]
+        else:
+            options += ["--request-rate-range", f"{load.rate:.0f}", "--request-distribution", "poisson"]
+            options += ["--async", "--max-threads", str(load.concurrency)]
         options += ["-H", "x-user-id:user-7"]  # the sticky key; the peers get it as well
         options += ["-s", _ALWAYS_STABLE]
         options += ["--request-count", str(load.requests)] if load.requests else ["-p", window, "-r", str(_WINDOWS)]
@@ -139,6 +157,24 @@ class Loads:
         """Rows that Triton has answered since its start. Every request here has one; merged ones are several rows."""
         told = self._triton.get_inference_statistics(as_json=True)
         return sum(int(each.get("inference_count", 0)) for each in told["model_stats"])
+
+
+def late(log: str) -> float:
+    """The share of an open loop's requests that left more than a millisecond late, by perf_analyzer's own words."""
+    said = _LATE.search(log)
+    return float(said[1]) / 100 if said else 0.0
+
+
+def believe(found: Found, seconds: float) -> None:
+    """seconds: for which perf_analyzer took its rate.
+
+    :raises LoadFailed: if Triton served fewer rows than there were answers, or if the rate asked for was not sent.
+    """
+    if found.served < 0.9 * found.rate * seconds:
+        answers = f"{found.rate:,.0f} answers/s for {seconds:g} s"
+        raise LoadFailed(f"perf_analyzer counted {answers}, but Triton served only {found.served:,} rows")
+    if found.late > _TOO_LATE:
+        raise LoadFailed(f"perf_analyzer could not send as it should: {found.late:.0%} of the requests left late")
 
 
 class _Rate:

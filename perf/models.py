@@ -1,12 +1,15 @@
-"""The models that the load goes to, made on the spot: each costs Triton as little as its tensors allow."""
+"""The models that the load goes to: a real one, and others made on the spot, which cost little beside their tensors."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 from onnx import NodeProto, TensorProto, helper
+
+from gateway.models import catalogue
 
 PICTURE = (3, 224, 224)  # FP32: 602,112 bytes
 TINY = 8  # FP32 numbers: 32 bytes
@@ -16,15 +19,21 @@ TINY_A, TINY_B = "tiny_a", "tiny_b"  # FP32[8] → FP32[8], x + 1: two variants 
 WIDE_IN = "wide_in"  # FP32[3,224,224] → FP32[1]
 WIDE_OUT = "wide_out"  # FP32[8] → FP32[3,224,224]
 ECHO = "echo"  # FP32[n] → FP32[n], x + 1: any payload
+EFFICIENTNET = "efficientnet_lite0_onnx"  # the project's own, from model_repository/
 SCORES = "scores"  # FP32[3,224,224] → FP32[1000]: in place of an image classifier
 
-ALL = (TINY_A, TINY_B, WIDE_IN, WIDE_OUT, ECHO, SCORES)
+ALL = (TINY_A, TINY_B, WIDE_IN, WIDE_OUT, ECHO, SCORES, EFFICIENTNET)
+
+_REPOSITORY = Path(__file__).parents[1] / "model_repository"
 
 Dims = Sequence[int]
 
 
 def build(repository: Path) -> Path:
-    """Write ALL into a folder that Triton can serve."""
+    """Write ALL into a folder that Triton can serve.
+
+    :raises BuildFailed, FetchFailed: if EfficientNet's weights can't be had.
+    """
     for name in (TINY_A, TINY_B):
         _write(repository, name, 64, [TINY], [TINY], [_add("x", "y")])
     _write(repository, ECHO, 8, [-1], [-1], [_add("x", "y")])
@@ -37,6 +46,8 @@ def build(repository: Path) -> Path:
     _write(repository, WIDE_OUT, 8, [TINY], PICTURE, [pixel, corner, spread])
     scores = helper.make_node("Add", ["column", "ramp"], ["y"])
     _write(repository, SCORES, 8, PICTURE, [CLASSES], [mean, _to_column(), scores])
+    shutil.copytree(_REPOSITORY / EFFICIENTNET, repository / EFFICIENTNET)
+    catalogue.build([EFFICIENTNET], repository)  # does nothing if they were built before
     return repository
 
 

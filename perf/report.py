@@ -60,9 +60,8 @@ def _machine(run: Run) -> str:
 def _bars(samples: Sequence[Sample]) -> str:
     told = {"aim": "aim reached", "must": "yes", "no": "**no**", "": ""}
     rows = [(each.what, each.must, each.aim, each.measured, told[each.met]) for each in lines(samples)]
-    return "## Must, aim, measured\n\nThe gateway ÷ the other, median of the rounds' ratios (least–most).\n\n" + table(
-        ("", "must", "aim", "measured", "met"), rows
-    )
+    what = "The gateway (or the merging one) ÷ the other, median of the rounds' ratios (least–most)."
+    return f"## Must, aim, measured\n\n{what}\n\n" + table(("", "must", "aim", "measured", "met"), rows)
 
 
 def _scenario(samples: Sequence[Sample], scenario: str, title: str) -> str:
@@ -72,7 +71,10 @@ def _scenario(samples: Sequence[Sample], scenario: str, title: str) -> str:
         ("p50 ms", "p50", lambda v: f"{v / 1000:.2f}"),
         ("p99 ms", "p99", lambda v: f"{v / 1000:.2f}"),
         ("CPU µs", "cpu", lambda v: f"{v:,.0f}"),
+        ("Triton's CPU µs", "triton_cpu", lambda v: f"{v:,.0f}"),
+        ("sent late", "late", lambda v: f"{v:.0%}"),
     )
+    columns = tuple(each for each in columns if any(getattr(sample, each[1]) for sample in here))
 
     def rows() -> Iterator[Sequence[str]]:
         for system in in_order(each.system for each in here):

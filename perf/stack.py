@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -79,21 +80,29 @@ class Stack:
         name = name or {"wire": WIRE, "grpcio": GRPCIO}[transport]
         config = config or gateways.config(transport, self.triton.port)
         ports = (self.ports.take(), self.ports.take())
-        file = name.replace(",", "").replace(" ", "-")
+        file = name.replace(" ", "-")
         child = (into or self._entered).enter_context(
             gateways.gateway(config, file, self.work, ports, self.sink.endpoint)
         )
         until_ready(child.address, [gateways.TINY])
         return System(name, child.address, child, public=True)
 
-    def everyone(self) -> list[System]:
-        """Direct, the proxies that are here, and the gateway on both transports."""
-        return [
-            self.direct(),
-            *(self.peer(peer) for peer in self.peers),
-            self.gateway("wire"),
-            self.gateway("grpcio"),
-        ]
+    def systems(self, wanted: Sequence[str] = ()) -> list[System]:
+        """Those that are wanted, or everything that is here.
+
+        :raises NotStarted: if one that is wanted is not here.
+        """
+        start: dict[str, Callable[[], System]] = {
+            DIRECT: self.direct,
+            **{peer.name: partial(self.peer, peer) for peer in self.peers},
+            WIRE: partial(self.gateway, "wire"),
+            GRPCIO: partial(self.gateway, "grpcio"),
+            MERGING: self.merging,
+        }
+        missing = [name for name in wanted if name not in start]
+        if missing:
+            raise NotStarted(f"not installed: {', '.join(missing)}")
+        return [begin() for name, begin in start.items() if not wanted or name in wanted]
 
     def merging(self) -> System:
         """The gateway that puts small requests together."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 
 DIRECT, ENVOY, NGINX, HAPROXY = "direct", "Envoy", "nginx", "HAProxy"
-WIRE, GRPCIO, MERGING, KSERVE = "gateway", "gateway on grpcio", "gateway, merging", "KServe transformer"
+WIRE, GRPCIO, MERGING, KSERVE = "gateway", "gateway on grpcio", "merging gateway", "KServe transformer"
+SYSTEMS = (DIRECT, ENVOY, NGINX, HAPROXY, WIRE, GRPCIO, MERGING)
+"""What takes part in every load. KServe does only in that of pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,7 @@ class Sample:
 
     rate: answers per second. p50, p99: µs. cpu: µs per answer, of the proxy; 0 where there is none.
     client_cpu, triton_cpu: µs per answer, of the load generator and of Triton.
+    late: of an open loop, the share of requests that were sent more than a millisecond after they were due.
     """
 
     scenario: str
@@ -27,6 +30,12 @@ class Sample:
     cpu: float
     client_cpu: float = 0.0
     triton_cpu: float = 0.0
+    late: float = 0.0
+
+    @property
+    def served_cpu(self) -> float:
+        """µs per answer, of the proxy and Triton together."""
+        return self.cpu + self.triton_cpu
 
 
 @dataclass(frozen=True, slots=True)

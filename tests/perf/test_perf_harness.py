@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import pytest
 
 from perf import gateways
+from perf.__main__ import some_of
 from perf.bars import lines
 from perf.children import Child, NotStarted, Ports
-from perf.load import slope
+from perf.load import Found, LoadFailed, believe, late, slope
+from perf.merging import most
 from perf.report import Memory, Run, markdown
-from perf.summary import ENVOY, KSERVE, WIRE, Sample, Spread, of, ratio, spread
+from perf.summary import DIRECT, ENVOY, KSERVE, MERGING, SYSTEMS, WIRE, Sample, Spread, of, ratio, spread
 
 
 def sample(system: str, number: int, rate: float, *, scenario: str = "tiny-16", cpu: float = 50.0) -> Sample:
@@ -64,6 +67,68 @@ def test_a_bar_may_be_the_other_systems_cost_over_ours() -> None:
     assert (line.measured, line.met) == ("3.50 (3.50–3.50)", "must")
 
 
+def test_the_merging_gateways_cpu_counts_with_tritons() -> None:
+    samples = [
+        Sample("tiny-16", MERGING, 0, 1.0, p50=1.0, p99=1.0, cpu=50.0, triton_cpu=70.0),
+        Sample("tiny-16", DIRECT, 0, 1.0, p50=1.0, p99=1.0, cpu=0.0, triton_cpu=200.0),
+    ]
+    line = next(each for each in lines(samples) if "CPU" in each.what)
+    assert (line.must, line.measured, line.met) == ("≤ 0.8", "0.60 (0.60–0.60)", "must")
+
+
+def test_one_caller_of_the_merging_gateway_is_held_against_the_one_that_does_not_merge() -> None:
+    samples = [sample(MERGING, 0, 98.0, scenario="single"), sample(WIRE, 0, 100.0, scenario="single")]
+    assert [(each.must, each.measured[:4], each.met) for each in lines(samples)] == [
+        ("≥ 0.97", "0.98", "must"),
+        ("≤ 1.03", "1.00", "aim"),
+    ]
+
+
+def test_the_open_loops_rate_goes_by_the_most_that_direct_calls_reach() -> None:
+    samples = [sample(DIRECT, n, rate) for n, rate in enumerate((100.0, 300.0, 110.0))]
+    samples += [sample(DIRECT, 0, 90.0, scenario="tiny-64"), sample(ENVOY, 0, 999.0)]
+    assert most(samples) == 110.0
+    assert most(samples[-1:]) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "share"),
+    [
+        pytest.param("Throughput: 4 infer/sec", 0.0, id="under-1-per-cent-it-says-nothing"),
+        pytest.param("the desired request rate. 12.40% of the requests were delayed. ", 0.124, id="it-says-how-many"),
+    ],
+)
+def test_requests_that_left_late_are_counted(log: str, share: float) -> None:
+    assert late(log) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("served", "delayed", "problem"),
+    [
+        pytest.param(1000, 0.0, None, id="as-many-rows-as-answers"),
+        pytest.param(1400, 0.25, None, id="rows-before-and-after-the-windows"),
+        pytest.param(899, 0.0, "only 899 rows", id="answers-that-triton-never-gave"),
+        pytest.param(1000, 0.26, "26% of the requests left late", id="a-rate-that-was-not-sent"),
+    ],
+)
+def test_a_result_that_cannot_be_is_refused(served: int, delayed: float, problem: str | None) -> None:
+    found = Found(rate=500.0, p50=1.0, p99=1.0, served=served, client_seconds=1.0, late=delayed)
+    if problem is None:
+        believe(found, 2.0)
+    else:
+        with pytest.raises(LoadFailed, match=problem):
+            believe(found, 2.0)
+
+
+def test_every_system_can_be_named_in_a_list() -> None:
+    assert some_of(SYSTEMS)(",".join(SYSTEMS)) == SYSTEMS
+
+
+def test_a_name_that_is_unknown_is_told_with_those_that_are_known() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="no 'Envoi', but direct, Envoy"):
+        some_of(SYSTEMS)("direct,Envoi")
+
+
 def test_bars_without_samples_are_left_out() -> None:
     assert lines([]) == []
 
@@ -88,6 +153,14 @@ def test_a_rate_is_taken_where_the_count_rises() -> None:
     seen = [(0.0, 5), (1.0, 5), (2.0, 7), (3.0, 9), (4.0, 11), (5.0, 11)]
     assert slope(seen) == pytest.approx(2.0)
     assert slope(seen[:3]) is None
+
+
+def test_only_the_merging_gateway_merges() -> None:
+    for merge in (True, False):
+        public = gateways.config("wire", 8001, merge=merge)["models"]
+        assert {name for name, model in public.items() if "merge" in model} == (
+            {gateways.TINY, gateways.IMAGENET} if merge else set()
+        )
 
 
 def test_every_public_model_is_split_and_sticky() -> None:
