@@ -19,7 +19,7 @@ check: $(VENV)/.tools
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/config/test_reference.py   # is docs/configuration.md what the schema says?
 
-# Load tests against Envoy, nginx and HAProxy, 25 minutes; see perf/README.md. For a first look: make perf ROUNDS=1 ONLY=tiny
+# Load tests against Envoy, nginx and HAProxy, 30 minutes; see perf/README.md. For a first look: make perf ROUNDS=1 ONLY=tiny
 ROUNDS := 5
 perf: setup $(VENV)/.perf
 	@$(BIN)/python -m perf --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))

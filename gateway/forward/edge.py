@@ -71,7 +71,7 @@ class Edge(asyncio.Protocol, Generic[Wire]):
         if self._turn_bytes > TURN_BYTES or self.wire.work > TURN_EVENTS:
             self._rests = True
             self.transport.pause_reading()
-        if not self._scheduled:
+        if not self._scheduled and (self._rests or self.wire.has_output):
             self._scheduled = True
             self.loop.call_soon(self._flush)
 

@@ -22,4 +22,4 @@ class Topology:
 
     def is_known(self, model: str) -> bool:
         """Is it a name of the config, and not one that a caller may have invented?"""
-        return model in self.pipelines or self.routes.is_known(model)
+        return self.routes.is_known(model) or model in self.pipelines

@@ -72,27 +72,23 @@ class Relay:
     def handle(self, call: ServerCall) -> None:
         """A request is complete, or enough of a large one is here."""
         try:
-            self._handle(call)
+            if call.missing > 0:
+                head = None if call.compressed else peek_front(call.body)
+                if head is None or head.model_name in self.inference.topology.pipelines:
+                    return  # called again when there is more
+            elif call.compressed:
+                self._answer_alone(call, decompress(call.body, call.encoding, call.connection.limits))
+                return
+            else:
+                head = self.requests.peek(call.body)
+                if head.model_name in self.inference.topology.pipelines:
+                    self._answer_alone(call, call.body)
+                    return
+            _Forwarding(self, call, head).begin()
         except GatewayError as error:
             call.fail(error.code, error.text)
         except WireFailed as failure:
             call.fail(failure.code, failure.text)
-
-    def _handle(self, call: ServerCall) -> None:
-        if call.missing > 0:
-            head = None if call.compressed else peek_front(call.body)
-            if head is None or head.model_name in self.inference.topology.pipelines:
-                return  # called again when there is more
-        elif call.compressed:
-            body = decompress(call.body, call.encoding, call.connection.limits)
-            self._answer_alone(call, body)
-            return
-        else:
-            head = self.requests.peek(call.body)
-            if head.model_name in self.inference.topology.pipelines:
-                self._answer_alone(call, call.body)
-                return
-        _Forwarding(self, call, head).begin()
 
     def deadline_of(self, call: ServerCall) -> float | None:
         """When a call must have ended, on the event loop's clock."""

@@ -25,6 +25,7 @@ from gateway.hooks import (
     Hooks,
     Listener,
     NoHooks,
+    NoListener,
     NoObserver,
     StepEnded,
 )
@@ -54,11 +55,14 @@ def compose(listeners: Sequence[Listener]) -> Hooks:
 class _Together:
     def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self._listeners = listeners
+        # Calls are many, so who does not care about them is not even asked.
+        self._at_starts = [each for each in listeners if _cares(each, "call_started")]
+        self._at_ends = [each for each in listeners if _cares(each, "call_ended")]
         self._reported: set[str] = set()
 
     def call_started(self, event: CallStarted) -> CallObserver:
         observers: list[CallObserver] | None = None
-        for listener in self._listeners:
+        for listener in self._at_starts:
             try:
                 observer = listener.call_started(event)
             except Exception:
@@ -74,7 +78,7 @@ class _Together:
         return call
 
     def tell_ended(self, call: CallHistory) -> None:
-        for listener in self._listeners:
+        for listener in self._at_ends:
             try:
                 listener.call_ended(call)
             except Exception:
@@ -149,6 +153,10 @@ class _Call(CallHistory):
             except Exception:
                 self.owner.failed(observer)
         self.owner.tell_ended(self)
+
+
+def _cares(listener: Listener, method: str) -> bool:
+    return getattr(type(listener), method) is not getattr(NoListener, method)
 
 
 def _with_traceparent(event: CallStarted, traceparent: str) -> CallStarted:

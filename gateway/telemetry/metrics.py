@@ -25,7 +25,6 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from gateway.hooks import (
-    AttemptStarted,
     CallHistory,
     CallStarted,
     ConfigChanged,
@@ -339,12 +338,13 @@ class _Series:
         for attempt, outcome in zip(attempts, outcomes):  # noqa: B905  # the last one may have no outcome
             took = outcome.at - attempt.at
             elsewhere += took
-            count, times = self._attempt(attempt, outcome.meaning)
+            where = (attempt.variant, attempt.upstream, attempt.endpoint, outcome.meaning)
+            count, times = self._attempts.get(where) or self._attempt(*where)
             count.total += 1
             times.observe(took)
         took = end.at - start.at
         variant = end.served.variant if end.served else attempts[-1].variant if attempts else ""
-        count, times = self._end(variant, end.code)
+        count, times = self._ends.get((variant, end.code)) or self._end(variant, end.code)
         count.total += 1
         times.observe(took)
         if call.steps:
@@ -378,28 +378,24 @@ class _Series:
         return seconds
 
     def _end(self, variant: str, code: Code) -> tuple[Count, Times]:
-        key = (variant, code)
-        found = self._ends.get(key)
-        if found is None:
-            outcome = "ok" if code is Code.OK else "error"
-            found = self._ends[key] = (
-                Count(self._families.requests.labels(self._model, variant, self._method, code.name)),
-                Times(self._families.duration.labels(self._model, variant, outcome)),
-            )
-        return found
+        """For an end not seen before."""
+        made = self._ends[variant, code] = (
+            Count(self._families.requests.labels(self._model, variant, self._method, code.name)),
+            Times(self._families.duration.labels(self._model, variant, "ok" if code is Code.OK else "error")),
+        )
+        return made
 
-    def _attempt(self, attempt: AttemptStarted, meaning: Meaning | None) -> tuple[Count, Times]:
-        found = self._attempts.get((attempt.variant, attempt.upstream, attempt.endpoint, meaning))
+    def _attempt(self, variant: str, upstream: str, endpoint: str, meaning: Meaning | None) -> tuple[Count, Times]:
+        """For an attempt not seen before, or one of an endpoint beyond the limit."""
+        endpoint = self._endpoints(endpoint)  # pods get new addresses without end: only so many are told
+        key = (variant, upstream, endpoint, meaning)
+        found = self._attempts.get(key)
         if found is None:
-            endpoint = self._endpoints(attempt.endpoint)  # pods get new addresses without end: only so many are told
-            key = (attempt.variant, attempt.upstream, endpoint, meaning)
-            found = self._attempts.get(key)
-            if found is None:
-                where = (self._model, attempt.variant, attempt.upstream)
-                found = self._attempts[key] = (
-                    Count(self._families.attempts.labels(*where, endpoint, meaning.value if meaning else "ok")),
-                    Times(self._families.upstream.labels(*where)),
-                )
+            told = meaning.value if meaning else "ok"
+            found = self._attempts[key] = (
+                Count(self._families.attempts.labels(self._model, variant, upstream, endpoint, told)),
+                Times(self._families.upstream.labels(self._model, variant, upstream)),
+            )
         return found
 
     def flush(self) -> None:

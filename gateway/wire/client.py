@@ -16,7 +16,6 @@ from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import (
     MAX_CONCURRENT_STREAMS,
-    DataReceived,
     EngineError,
     ErrorCode,
     Field,
@@ -160,7 +159,7 @@ class ClientCall(Stream):
         """As if it had never been started."""
         self.retried = True
         self.id = 0
-        self.closed = self._half_closed = self.unprocessed = self.from_server = self.was_reset = False
+        self.closed = self._half_closed = self.unprocessed = self.from_server = self.was_reset = self.deaf = False
         self.initial = self.trailing = ()
         self._http_status = b""
 
@@ -268,34 +267,27 @@ class ClientConnection(Connection[ClientCall]):
         call = self.streams.get(event.stream_id)
         if call is None or call.done:
             return
-        if type(event) is ResponseReceived:
-            self._response(call, event)
-        else:
+        if type(event) is not ResponseReceived:
             call.trailing = event.headers
-
-    def _response(self, call: ClientCall, event: ResponseReceived) -> None:
+            return
         head = self._usual
         if event.headers != head.fields:
             head = self._usual = _read_head(event.headers)
         call._http_status = head.status
+        call.deaf = head.status != b"200"
         if head.encoding:
             call.encoding = head.encoding
         if event.end_stream:
             call.trailing = head.fields  # trailers-only
             return
         call.initial = head.fields
-        if call.on_head is not None and call._http_status == b"200":
+        if call.on_head is not None and not call.deaf:
             call.on_head(call)
 
     def _reset_by_peer(self, event: StreamReset) -> None:
         call = self.streams.get(event.stream_id)
         if call is not None:
             call.was_reset = True
-
-    def _data(self, stream: ClientCall | None, event: DataReceived) -> None:
-        if stream is not None and stream._http_status != b"200":
-            stream = None  # an error page, not messages
-        super()._data(stream, event)
 
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
         if stream.on_front is not None and stream.missing > self.limits.whole_bytes:

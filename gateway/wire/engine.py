@@ -34,6 +34,7 @@ from ngh2 import (
     StreamClosed,
     StreamReset,
     TrailersReceived,
+    WindowUpdated,
 )
 from ngh2 import NeverIndexedHeader as NeverIndexed
 from ngh2 import NGH2Error as EngineError
@@ -57,6 +58,7 @@ __all__ = [
     "StreamClosed",
     "StreamReset",
     "TrailersReceived",
+    "WindowUpdated",
     "client_engine",
     "goaway_frame",
     "server_engine",
@@ -82,6 +84,10 @@ class Engine(Protocol):
         """What happened since the last call, in order."""
 
     def data_to_send(self, amount: int | None = None) -> bytes: ...
+
+    @property
+    def want_write(self) -> bool:
+        """Might `data_to_send` give anything? raises: EngineError if the connection has ended."""
 
     def send_request(self, headers: Iterable[Field], *, end_stream: bool = False) -> int:
         """Answers the new stream's id."""

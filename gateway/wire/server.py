@@ -42,7 +42,6 @@ OK_STATUS: tuple[Field, ...] = ((b"grpc-status", b"0"),)
 _STATUS_FIELDS: dict[Code, Field] = {code: (b"grpc-status", b"%d" % code) for code in Code}
 
 
-MANY_EVENTS = 50  # of one read: then requests that it also resets are not even begun ("rapid reset")
 FORCED_RESET = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
 
 
@@ -205,11 +204,10 @@ class ServerConnection(Connection[ServerCall]):
             if fault is not None:
                 self.break_off(*fault)
 
-    def _handle(self, events: Sequence[Event]) -> None:
-        if len(events) > MANY_EVENTS:
-            gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
-            events = [e for e in events if not (isinstance(e, RequestReceived) and e.stream_id in gone)]
-        super()._handle(events)
+    def _thinned_out(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Requests that the same read also resets are not even begun ("rapid reset")."""
+        gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        return [e for e in events if not (isinstance(e, RequestReceived) and e.stream_id in gone)]
 
     def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
         if type(event) is not RequestReceived:
@@ -254,7 +252,11 @@ class ServerConnection(Connection[ServerCall]):
 
     def _data_taken(self, stream: ServerCall, ended: bool) -> None:
         if ended:
-            self._half_closed(stream)
+            if stream.missing == 0 and stream.on_request is not None and not stream.streaming:  # nearly always
+                stream.remote_done = True
+                stream.on_request(stream)
+            else:
+                self._half_closed(stream)
         elif stream.cut_through and stream.missing > self.limits.whole_bytes and stream.on_request is not None:
             stream._offer_front(stream.on_request)
 

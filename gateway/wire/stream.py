@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.engine import EngineError, ErrorCode
-from gateway.wire.messages import PREFIX, SMALL, SMALL_PREFIXES, prefix, read_prefix
+from gateway.wire.messages import PREFIX, SMALL, prefix, read_prefix
 
 if TYPE_CHECKING:
     from gateway.wire.connection import Connection
@@ -37,6 +37,7 @@ class Stream:
     missing = -1  # bytes of it yet to come; -1 until its prefix is known
     hungry = True  # message by message: the reader has nothing left to read
     done = False  # nothing more is sent or reported
+    deaf = False  # what comes is dropped: no messages, but an error page
     closed = False  # the engine has forgotten the stream
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
@@ -56,11 +57,6 @@ class Stream:
     def _data(self, data: bytes) -> None:
         """raises: CallFailed if the bytes are not the messages that the call allows."""
         size = len(data)
-        if self.missing < 0 and self._is_whole(data):  # nearly always
-            self.connection.give_back(size, self.id)
-            self.body = data[PREFIX:]
-            self.missing = 0
-            return
         self._received += size
         if self.on_message is not None:
             self._held += size
@@ -74,17 +70,6 @@ class Stream:
         else:
             self.connection.give_back(size, self.id)
             self._collect(data)
-
-    def _is_whole(self, data: bytes) -> bool:
-        """Is this all of the one message of a unary call, and a small one?"""
-        size = len(data) - PREFIX
-        return (
-            0 <= size <= self.connection.small
-            and data.startswith(SMALL_PREFIXES[size])
-            and self._buffer is None
-            and self.on_message is None
-            and self.on_chunk is None
-        )
 
     def _collect(self, data: bytes) -> None:
         if self.missing < 0:

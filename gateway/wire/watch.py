@@ -6,6 +6,8 @@ frames are read here: about a microsecond for a call. Sources: RFC 9113 sections
 
 from __future__ import annotations
 
+import struct
+
 from gateway.wire.engine import ErrorCode
 
 HEADER = 9  # bytes of a frame's header
@@ -13,7 +15,10 @@ PREFACE = 24  # bytes before the first frame
 MOST_OPEN = 1000  # streams remembered as open on the client's side; it leaves those open that were reset under it
 
 DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION = 0, 1, 2, 3, 9
+_RARE = (PRIORITY, RST_STREAM, CONTINUATION)
 END_STREAM, END_HEADERS = 1, 4
+
+_unpack = struct.Struct(">HBBBI").unpack_from  # length, in two parts, kind, flags, stream
 
 Fault = tuple[ErrorCode, str]
 
@@ -35,31 +40,32 @@ class FrameWatch:
 
     def read(self, data: bytes, now: float) -> Fault | None:
         """The next bytes. Answers what is wrong with them, after which the connection should be cut."""
-        at, start = self._skip, -1
+        at, start, kind = self._skip, -1, -1
         cut, in_block = bool(self._head), self._in_block
         data = self._head + data if cut else data
         whole = len(data) - HEADER
         opened = self._open
         while at <= whole:
-            kind = data[at + 3]
+            high, low, kind, flags, stream = _unpack(data, at)
             if kind <= HEADERS:  # nearly always
-                stream = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFF_FFFF
+                stream &= 0x7FFF_FFFF
                 if kind == HEADERS:
-                    self._in_block = not data[at + 4] & END_HEADERS
+                    self._in_block = not flags & END_HEADERS
                     if stream > self._last:
                         self._begin(stream)
                 if stream not in opened and self._floor < stream <= self._last:
                     return ErrorCode.STREAM_CLOSED, "a frame on a stream that the client has ended, reset or skipped"
-                if data[at + 4] & END_STREAM:
+                if flags & END_STREAM:
                     opened.discard(stream)
-            elif kind in (PRIORITY, RST_STREAM, CONTINUATION):
+            elif kind in _RARE:
                 if kind == PRIORITY and at + HEADER + 4 > len(data):
                     break  # what it depends on is still to come
                 if self._is_wrong(kind, data[at : at + HEADER + 4]):
                     return ErrorCode.PROTOCOL_ERROR, "PRIORITY on no stream, or depending on itself"
-            self._in_data = kind == DATA
             start = at
-            at += HEADER + (data[at] << 16 | data[at + 1] << 8 | data[at + 2])
+            at += HEADER + (high << 8 | low)
+        if start >= 0:
+            self._in_data = kind == DATA
         if at < len(data):
             start = at
             self._head, self._skip = data[at:], 0
