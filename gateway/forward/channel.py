@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 import ssl
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ class WireChannel:
     def call(self, path: bytes, fields: Fields = (), deadline: float | None = None) -> ClientCall:
         """A call to fill in and `submit`. deadline: on the loop's clock (that of `time.monotonic()`)."""
         alarm = self._alarm or self._open()
-        return ClientCall(path, fields, alarm.deadlines, deadline, self._loop.time())
+        return ClientCall(path, fields, alarm.deadlines, deadline, self._loop.time() if deadline is not None else 0.0)
 
     def start_unary(
         self,
@@ -163,10 +164,12 @@ class WireChannel:
 
     def _start(self, call: ClientCall) -> bool:
         best: ClientConnection | None = None
+        fewest = sys.maxsize
         for edge in self._edges:
             connection = edge.wire
-            if connection.has_room and (best is None or len(connection.streams) < len(best.streams)):
-                best = connection
+            taken = len(connection.streams)
+            if taken < fewest and taken < connection.max_streams and not connection.draining:
+                best, fewest = connection, taken
         if best is None:
             return False
         try:

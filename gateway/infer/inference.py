@@ -50,6 +50,19 @@ _MADE_HERE = {
 
 
 @dataclass(slots=True)
+class Decision:
+    """What the head and the facts of a request decide, and so for all requests that have the same, in one topology."""
+
+    topology: Topology
+    head: Head
+    facts: Facts
+    route: Route | None  # None: no such model may be called
+    known: bool  # may its name become a metric label?
+    request_id: str
+    plan: Plan | None  # None: it depends on more than that
+
+
+@dataclass(slots=True)
 class Work:
     """One request on its way: what was decided for it, and what came of the attempts so far."""
 
@@ -89,34 +102,50 @@ class Inference:
 
         :raises GatewayError: with the status that the caller gets.
         """
-        route = self.topology.routes.lookup(head.model_name)
-        if route is None:
-            raise UnknownModel(head.model_name, head.model_version)
-        return await self._forward(self.begin(route, head, facts, observer), request)
+        return await self._forward(self.begin(self.decide(head, facts), observer), request)
 
     def observe(self, method: str, head: Head, facts: Facts, peer: str, body: bytes = b"") -> CallObserver:
         """Report that a request has arrived. body: whole, if it is here."""
-        known = self.topology.is_known(head.model_name)
-        request_id = head.id or facts.metadata.get(REQUEST_ID, "")
-        started = CallStarted(method, head.model_name, known, request_id, peer, self.clock(), facts)
-        take = self.capture.get(head.model_name)
-        if take is not None:
-            take(started, body)
+        return self.report(method, self.decide(head, facts), peer, body)
+
+    def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
+        """As `observe`, of a request that something was decided about."""
+        model = decision.head.model_name
+        started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
+        if self.capture:
+            take = self.capture.get(model)
+            if take is not None:
+                take(started, body)
         return self.hooks.call_started(started)
 
-    def begin(self, route: Route, head: Head, facts: Facts, observer: CallObserver) -> Work:
+    def decide(self, head: Head, facts: Facts) -> Decision:
+        """Everything that does not depend on chance, on other requests or on what is available now."""
+        topology, model = self.topology, head.model_name
+        route = topology.routes.lookup(model)
+        chosen: Plan | None = None
+        if route is not None and not facts.parameters.get("sequence_id"):
+            chosen = choose(route, facts, 0.0)
+            chosen = chosen if chosen.reason != "split" else None
+        request_id = head.id or facts.metadata.get(REQUEST_ID, "")
+        return Decision(topology, head, facts, route, topology.is_known(model), request_id, chosen)
+
+    def begin(self, decision: Decision, observer: CallObserver) -> Work:
         """Decide where a request may go.
 
+        :raises UnknownModel: if no such model may be called.
         :raises SequenceLost: if its sequence's endpoint can't be reached.
         """
-        pools = self.topology.pools
-        sequence = facts.parameters.get("sequence_id")
-        if sequence:
-            return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
-        chosen = choose(route, facts, self._draw())
+        route, head, facts, chosen = decision.route, decision.head, decision.facts, decision.plan
+        if route is None:
+            raise UnknownModel(head.model_name, head.model_version)
+        if chosen is None:
+            sequence = facts.parameters.get("sequence_id")
+            if sequence:
+                return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
+            chosen = choose(route, facts, self._draw())
         if not chosen.targets:
             raise UnknownModel(route.model, facts.version)
-        return Work(route, head, facts, Attempts(chosen, pools, route.attempts), observer)
+        return Work(route, head, facts, Attempts(chosen, self.topology.pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else, not even the first."""

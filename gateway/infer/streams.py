@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
+from gateway.errors import GatewayError, UpstreamFailed
 from gateway.hooks import AttemptEnded, CallEnded, CallObserver
 from gateway.infer.attempts import Attempt
 from gateway.infer.correlation import with_own_id
@@ -163,7 +163,8 @@ class StreamSession:
         head = peek_request(body)
         facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
         request = Request(body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
-        observer = inference.observe(request.method, head, facts, request.peer, body)
+        decided = inference.decide(head, facts)
+        observer = inference.report(request.method, decided, request.peer, body)
         self._accepted += 1
         message = Message(request, len(body), head, observer, f"{self._accepted}:{head.id}")
         self._open.add(message)
@@ -175,10 +176,7 @@ class StreamSession:
             self._spawn(self._run_pipeline(message, pipeline, request))
             return
         try:
-            route = inference.topology.routes.lookup(head.model_name)
-            if route is None:
-                raise UnknownModel(head.model_name, head.model_version)
-            message.work = inference.begin(route, head, facts, observer)
+            message.work = inference.begin(decided, observer)
             await self._send(message)
         except GatewayError as error:
             await self._fail(message, error)

@@ -11,16 +11,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from gateway.deadline import Deadline
-from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
+from gateway.errors import GatewayError, UpstreamFailed
 from gateway.forward.channel import WireChannel
 from gateway.hooks import AttemptEnded, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
-from gateway.infer.inference import INFER, Work, as_asked, request_for
+from gateway.infer.inference import INFER, Decision, Work, as_asked, request_for
 from gateway.infer.metadata import echoed, first_values, is_field_passed_on, is_passed_on, served_trailers
 from gateway.infer.models import Models
 from gateway.merge import Layout
@@ -160,21 +160,18 @@ class _Forwarding:
     # Request
 
     def begin(self) -> None:
-        call, head, inference, said = self._call, self.head, self._inference, self._said
-        facts = said.facts
-        if head.entries or head.model_version:
-            facts = Facts(facts.metadata, head.parameters if head.entries else {}, head.model_version)
+        call, inference, said, body = self._call, self._inference, self._said, self.body
         self._deadline = self._relay.deadline_of(call)
-        self._request_bytes = len(self.body)
+        self._request_bytes = len(body)
         if call.missing > 0:
             self._request_bytes += call.missing
-        whole = self.body if call.missing <= 0 else b""
-        observer = inference.observe("ModelInfer", head, facts, call.peer, whole)
+            body = b""
+        decided = said.decided
+        if decided is None or decided.head is not self.head or decided.topology is not inference.topology:
+            decided = said.decided = inference.decide(self.head, said.facts_with(self.head))
+        observer = inference.report("ModelInfer", decided, self.caller.peer, body)
         try:
-            route = inference.topology.routes.lookup(head.model_name)
-            if route is None:
-                raise UnknownModel(head.model_name, head.model_version)
-            self._work = inference.begin(route, head, facts, observer)
+            self._work = inference.begin(decided, observer)
         except GatewayError as error:
             call.fail(error.code, error.text, said.echo)
             observer.ended(CallEnded(error.code, error.text, None, self._request_bytes, 0, inference.clock()))
@@ -375,12 +372,17 @@ def _channel_of(attempt: Attempt) -> WireChannel:
     return connection.channel
 
 
-class _Said(NamedTuple):
+@dataclass(slots=True)
+class _Said:
     """What the header list of a request says to us; requests with the same list share it."""
 
-    facts: Facts  # without parameters and version
+    metadata: dict[str, str]  # as `Facts` has it
     passed: Fields  # that go upstream, in no compression table
     echo: Fields  # that its answer repeats
+    decided: Decision | None = None  # for the last request, and probably for the next one, which has the same `Head`
+
+    def facts_with(self, head: Head) -> Facts:
+        return Facts(self.metadata, head.parameters if head.entries else {}, head.model_version)
 
 
 def _said(head: RequestHead) -> _Said:
@@ -400,7 +402,7 @@ def _read(fields: Fields) -> _Said:
         key = name.decode()
         if key not in metadata and not key.endswith("-bin"):
             metadata[key] = value.decode("latin-1").strip()
-    return _Said(Facts(metadata), tuple(passed), tuple(fields_from(echoed(metadata))))
+    return _Said(metadata, tuple(passed), tuple(fields_from(echoed(metadata))))
 
 
 @lru_cache(256)

@@ -124,7 +124,7 @@ class _DrawnIds(RandomIdGenerator):
 
     def draw(self, ratio: TraceIdRatioBased) -> bool:
         """Will a trace that begins now be recorded? If so, its id is drawn with that, as one that the sampler takes."""
-        if random.random() * TraceIdRatioBased.TRACE_ID_LIMIT >= ratio.bound:  # noqa: S311  # no secret, as the SDK's
+        if random.random() >= ratio.rate:  # noqa: S311  # no secret, as the SDK's
             return False
         self._drawn = random.getrandbits(64) << 64 | random.randrange(ratio.bound)  # noqa: S311
         return True
