@@ -43,6 +43,14 @@ class AttemptStarted:
 
 
 @dataclass(slots=True)
+class AttemptMerged:
+    """The attempt under way travels with those of other calls, as one request. Told of calls that are traced."""
+
+    requests: int  # that travel together
+    carrier: str  # traceparent of the attempt, of this or another call, that the server is told of as the parent
+
+
+@dataclass(slots=True)
 class AttemptEnded:
     """One endpoint has answered, or failed to."""
 
@@ -122,6 +130,8 @@ class CallObserver(Protocol):
         """Answers the metadata to add upstream (a `traceparent` if the call is sampled), or ()."""
         ...
 
+    def attempt_merged(self, event: AttemptMerged) -> None: ...
+
     def attempt_ended(self, event: AttemptEnded) -> None: ...
 
     def step_ended(self, event: StepEnded) -> None: ...
@@ -158,6 +168,8 @@ class NoObserver:
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
         return ()
+
+    def attempt_merged(self, event: AttemptMerged) -> None: ...
 
     def attempt_ended(self, event: AttemptEnded) -> None: ...
 

@@ -68,6 +68,10 @@ class Layout:
         return found
 
 
+_NO_LAYOUT = Layout(b"", 0, (), 0, None)
+"""Stands for: messages with this head can't be merged."""
+
+
 class Layouts:
     """The layouts seen lately, of requests or of answers."""
 
@@ -87,6 +91,12 @@ class Layouts:
         """
         if head.strays:
             return None
+        if head.fronts is not None:  # messages with this head are equal up to their raw contents
+            layout = head.made
+            if layout is None:
+                layout = head.made = self._known_layout(body[head.front : head.raw]) or _NO_LAYOUT
+            spans = _raw_spans(layout, body, head.raw) if layout is not _NO_LAYOUT else None
+            return (layout, spans) if spans is not None else None
         at = head.front
         for length in self._lengths:
             layout = self._known.get(body[at : at + length])
@@ -101,14 +111,16 @@ class Layouts:
             end = next((begin for tag, begin, _, _ in fields(body, at, len(body)) if tag == self._tag), len(body))
         except MalformedMessage:
             return None
-        text = body[at:end]
-        if text in self._known:
-            layout = self._known[text]
-        else:
-            layout = self._maybe_layout(text)
-            self._keep(text, layout)
+        layout = self._known_layout(body[at:end])
         spans = _raw_spans(layout, body, end) if layout is not None else None
         return (layout, spans) if layout is not None and spans is not None else None
+
+    def _known_layout(self, text: bytes) -> Layout | None:
+        if text in self._known:
+            return self._known[text]
+        layout = self._maybe_layout(text)
+        self._keep(text, layout)
+        return layout
 
     def _keep(self, text: bytes, layout: Layout | None) -> None:
         if len(text) > _LONGEST:

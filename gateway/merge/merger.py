@@ -57,12 +57,17 @@ class Batch(Generic[M]):
 
     def __init__(self, members: list[M]) -> None:
         self.members = members
-        self.rows = sum(member.layout.rows for member in members)
+        self.rows = sum([member.layout.rows for member in members])
 
-    def request(self, model: str, version: str) -> bytes:
+    @property
+    def is_abandoned(self) -> bool:
+        """Have all its callers gone?"""
+        return all(member.is_over for member in self.members)
+
+    def request(self, model: str, version: str, id: str = "") -> bytes:
         """The merged ModelInferRequest."""
         layout = self.members[0].layout
-        pieces = [scalars(model, version, ""), layout.encoded(self.rows)]
+        pieces = [scalars(model, version, id), layout.encoded(self.rows)]
         for number in range(len(layout.parts)):
             contents = [member.body[slice(*member.spans[number])] for member in self.members]
             pieces.append(bytes((layout.tag,)) + encode_varint(sum(map(len, contents))))
@@ -77,14 +82,18 @@ class Batch(Generic[M]):
         counts = [member.layout.rows for member in self.members]
         columns = [split_rows(part, body, span, counts) for part, span in zip(layout.parts, spans, strict=True)]
         tag = bytes((layout.tag,))
+        fronts: dict[tuple[str, str, int], bytes] = {}  # most members have the same
         made = []
         for number, member in enumerate(self.members):
-            pieces = [
-                scalars(member.head.model_name, head.model_version, member.head.id),
-                layout.encoded(counts[number]),
-            ]
+            key = (member.head.model_name, member.head.id, counts[number])
+            front = fronts.get(key)
+            if front is None:
+                encoded = layout.encoded(counts[number])
+                front = fronts[key] = scalars(key[0], head.model_version, key[1]) + encoded
+            pieces = [front]
             for column in columns:
-                pieces += (tag, encode_varint(len(column[number])), column[number])
+                content = column[number]
+                pieces += (tag, encode_varint(len(content)), content)
             made.append(b"".join(pieces))
         return made
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from tritonclient.grpc import service_pb2 as pb
@@ -17,15 +17,17 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.errors import GatewayError
 from gateway.forward.channel import WireChannel
 from gateway.infer.attempts import Attempt
+from gateway.infer.correlation import with_own_id
 from gateway.infer.inference import INFER
 from gateway.merge import Batch, Layout, Layouts, Member, MergeLimits, Merger, MergeSettings
 from gateway.server.ask import ask
 from gateway.status import Code, Meaning, judge
-from gateway.types import Variant
+from gateway.types import Metadata, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
+from gateway.wire.fields import fields_from
 from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_response
 from gateway.wire.server import ServerConnection
@@ -43,6 +45,15 @@ class Mergeable(Member, Protocol):
     """A forwarded request at a merge point."""
 
     caller: ServerConnection
+    batch: Batch[Any] | None  # that it is in, once that is on its way
+    added: Metadata  # by telemetry, for upstream: its place in a trace, if it is traced
+
+    @property
+    def upstream_id(self) -> str | None:
+        """Names that place."""
+
+    def rides(self, requests: int, carrier: Metadata) -> None:
+        """It is traced, and one of so many that travel together, with what telemetry added for one of them."""
 
     def send_alone(self, ended: Callable[[bool], None]) -> None:
         """Put it on the wire as it is. ended: told once, with whether the request itself was at fault."""
@@ -54,23 +65,14 @@ class Mergeable(Member, Protocol):
         """The batch failed in a way that is nobody's fault here; it may be tried elsewhere."""
 
 
-class MergePoints:
-    """The merge points of one server."""
-
-    def __init__(self) -> None:
-        self._points: WeakKeyDictionary[Endpoint, dict[tuple[str, str, MergeSettings], MergePoint]] = (
-            WeakKeyDictionary()
-        )
-
-    def point(self, attempt: Attempt, channel: WireChannel, settings: MergeSettings) -> MergePoint:
-        """The one where this attempt would be merged."""
-        variant = attempt.variant
-        at_endpoint = self._points.setdefault(attempt.endpoint, {})
-        key = (variant.model, variant.version, settings)
-        point = at_endpoint.get(key)
-        if point is None:
-            point = at_endpoint[key] = MergePoint(attempt.endpoint, channel, variant, settings)
-        return point
+def merge_point(attempt: Attempt, channel: WireChannel, settings: MergeSettings) -> MergePoint:
+    """The one where this attempt would be merged."""
+    variant, kept = attempt.variant, attempt.endpoint.kept
+    key = (MergePoint, variant.model, variant.version)
+    point: MergePoint | None = kept.get(key)
+    if point is None or (point.settings is not settings and point.settings != settings):
+        point = kept[key] = MergePoint(attempt.endpoint, channel, variant, settings)
+    return point
 
 
 class MergePoint:
@@ -80,13 +82,14 @@ class MergePoint:
         self._endpoint = endpoint
         self._channel = channel
         self._variant = variant
-        self._settings = settings
+        self.settings = settings
         self._loop = asyncio.get_running_loop()
         self._requests = Layouts(pb.ModelInferRequest)
         self._answers = Layouts(pb.ModelInferResponse)
         self._merger: Merger[Mergeable] | None = None  # None while it is not known whether the model batches
         self._asking: asyncio.Task[None] | None = None
         self._ask_at = 0.0
+        self._in_flight: dict[Batch[Mergeable], ClientCall] = {}
         self._spoilt: WeakKeyDictionary[ServerConnection, tuple[int, float]] = WeakKeyDictionary()
 
     def maybe_layout(
@@ -113,12 +116,28 @@ class MergePoint:
         if len(batch.members) == 1:
             batch.members[0].send_alone(lambda at_fault: self._ended(batch))
             return
-        client = self._channel.call(_PATH)
-        client.request = batch.request(self._variant.model, self._variant.version)
-        client.on_done = lambda done: self._done(batch, done)
+        leader = next((member for member in batch.members if member.added), None)
+        client = self._channel.call(_PATH, fields_from(leader.added) if leader is not None else ())
+        id = leader.upstream_id or "" if leader is not None else ""
+        client.request = batch.request(self._variant.model, self._variant.version, id)
+        client.on_done = lambda done: self._done(batch, done, id)
+        self._in_flight[batch] = client
+        for member in batch.members:
+            member.batch = batch
+            if leader is not None and member.added:
+                member.rides(len(batch.members), leader.added)
         self._channel.submit(client)
 
-    def _done(self, batch: Batch[Mergeable], client: ClientCall) -> None:
+    def left(self, batch: Batch[Mergeable]) -> None:
+        """A member's caller has gone. When all have, nobody waits for the answer."""
+        client = self._in_flight.get(batch)
+        if client is not None and batch.is_abandoned:
+            client.cancel()
+
+    def _done(self, batch: Batch[Mergeable], client: ClientCall, id: str) -> None:
+        del self._in_flight[batch]
+        if id:
+            client.text = with_own_id(client.text, id, "")  # it is one member's, and none of the others' business
         try:
             if client.code is Code.OK:
                 self._hand_out(batch, client)
@@ -206,11 +225,11 @@ class MergePoint:
         finally:
             self._asking = None
         stateful = config.HasField("sequence_batching") or config.model_transaction_policy.decoupled
-        rows = min(config.max_batch_size, self._settings.rows or config.max_batch_size)
+        rows = min(config.max_batch_size, self.settings.rows or config.max_batch_size)
         if stateful or rows < 2:
             self._ask_at = self._loop.time() + _ASK_AGAIN_SECONDS
             return
-        limits = MergeLimits(rows, self._settings.bytes, self._settings.in_flight, self._settings.delay)
+        limits = MergeLimits(rows, self.settings.bytes, self.settings.in_flight, self.settings.delay)
         self._merger = Merger(limits, self._loop.time(), self._send, self._loop.call_later)
 
     def _stop(self) -> None:

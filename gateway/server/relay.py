@@ -13,19 +13,20 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from gateway.deadline import Deadline
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.forward.channel import WireChannel
-from gateway.hooks import AttemptEnded, CallEnded
+from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
 from gateway.infer.inference import INFER, Decision, Work, as_asked, request_for
 from gateway.infer.metadata import echoed, first_values, is_field_passed_on, is_passed_on, served_trailers
 from gateway.infer.models import Models
-from gateway.merge import Layout
+from gateway.merge import Batch, Layout
 from gateway.server.calls import CallLimits
-from gateway.server.merging import MergePoints
+from gateway.server.merging import MergePoint, merge_point
 from gateway.status import Code, Meaning
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.channel import ChannelConnection
@@ -65,7 +66,6 @@ class Relay:
         self._models = models
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
-        self.points = MergePoints()
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
 
@@ -139,7 +139,10 @@ class _Forwarding:
 
     layout: Layout
     spans: Sequence[tuple[int, int]]
+    batch: Batch[Any] | None = None
+    added: Metadata = ()  # by telemetry, for upstream
     is_over = False
+    _point: MergePoint | None = None  # where it was left, if it was
     _work: Work
     _attempt: Attempt
     _client: ClientCall | None = None
@@ -188,8 +191,8 @@ class _Forwarding:
             return
         self._attempt = attempt
         self._client = None
-        extra = inference.attempt_started(work, attempt)
-        self._fields = (*self._said.passed, *fields_from(extra)) if extra else self._said.passed
+        added = self.added = inference.attempt_started(work, attempt)
+        self._fields = (*self._said.passed, *fields_from(added)) if added else self._said.passed
         attempt.endpoint.begin()
         if self._call.missing > 0:
             self._send_front(self._new_client(attempt), attempt)
@@ -235,17 +238,26 @@ class _Forwarding:
     def _merged(self, attempt: Attempt) -> bool:
         """Leave the request to a merge point, if it is one that can be merged."""
         settings = self._inference.topology.merges.get(self._work.route.model)
-        if settings is None or self._work.upstream_id is not None or self._work.sequence is not None:
+        if settings is None or self._work.sequence is not None:
             return False
-        point = self._relay.points.point(attempt, _channel_of(attempt), settings)
+        point = merge_point(attempt, _channel_of(attempt), settings)
         found = point.maybe_layout(self.body, self.head, self.caller)
         if found is None:
             return False
         self.layout, self.spans = found
+        self._point = point
         point.submit(self)
         return True
 
+    @property
+    def upstream_id(self) -> str | None:
+        return self._work.upstream_id
+
+    def rides(self, requests: int, carrier: Metadata) -> None:
+        self._work.observer.attempt_merged(AttemptMerged(requests, str(dict(carrier).get("traceparent", ""))))
+
     def send_alone(self, ended: Callable[[bool], None]) -> None:
+        self.batch = None
         self._tell_alone = ended
         self._send(self._attempt)
 
@@ -259,6 +271,7 @@ class _Forwarding:
         self._end(Code.OK, "")
 
     def failed(self, client: ClientCall) -> None:
+        self.batch = None
         self._attempt.endpoint.end()
         self._upstream_failed(client)
 
@@ -349,8 +362,10 @@ class _Forwarding:
         self._end(code, text)
         if self._client is not None:
             self._client.cancel()
-        else:
-            self._attempt.endpoint.end()  # it waits at a merge point, or is part of a batch
+            return
+        self._attempt.endpoint.end()  # it waits at a merge point, or is part of a batch
+        if self._point is not None and self.batch is not None:
+            self._point.left(self.batch)
 
     def _fail(self, error: GatewayError) -> None:
         self._end(error.code, error.text)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from gateway.hooks import (
     AttemptEnded,
+    AttemptMerged,
     AttemptStarted,
     CallEnded,
     CallHistory,
@@ -128,6 +129,13 @@ class _Call(CallHistory):
             if added:
                 metadata = (*metadata, *added)
         return metadata
+
+    def attempt_merged(self, event: AttemptMerged) -> None:
+        for observer in self.observers or ():
+            try:
+                observer.attempt_merged(event)
+            except Exception:
+                self.owner.failed(observer)
 
     def attempt_ended(self, event: AttemptEnded) -> None:
         self.outcomes.append(event)

@@ -17,11 +17,20 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.hooks import (
     AttemptEnded,
+    AttemptMerged,
     AttemptStarted,
     CallEnded,
     CallObserver,
@@ -184,6 +193,16 @@ class _Call(TracedCall):
         if not self._attempt.get_span_context().trace_flags.sampled:
             return ()
         return tuple(_context_of(self._attempt).items())
+
+    def attempt_merged(self, event: AttemptMerged) -> None:
+        """Of several calls' attempts one is the parent of what the server records; the others link to it."""
+        span = self._attempt
+        if span is None:
+            return
+        span.set_attribute("gateway.batch.requests", event.requests)
+        if _context_of(span).get("traceparent") != event.carrier:
+            carrier = get_current_span(_W3C.extract({"traceparent": event.carrier}, _NO_PARENT)).get_span_context()
+            span.add_link(carrier, {"gateway.link": "batch"})
 
     def attempt_ended(self, event: AttemptEnded) -> None:
         span, self._attempt = self._attempt, None

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from typing import Any
 
 from gateway.status import Meaning, Verdict
 from gateway.upstream.connection import Connection
@@ -38,6 +39,7 @@ class Endpoint:
         self._in_flight = 0
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
+        self.kept: dict[object, Any] = {}  # by its users, under keys of their own, for as long as it lives
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
 
     def __repr__(self) -> str:

@@ -43,6 +43,8 @@ _KEPT = 1024  # entries of a KnownHeads, ...
 _LONGEST_KEPT = 1024  # ... whose bytes are no longer: models have a few tensors with short names
 _MOST_RAW = 64  # raw tensors of a message that may be known
 
+_ONE_BYTE = [bytes((number,)) for number in range(0x80)]
+
 _FINAL = "triton_final_response"
 _SHARED_MEMORY = b"shared_memory_region"
 
@@ -544,6 +546,8 @@ def _string(tag: int, text: str) -> bytes:
 
 def encode_varint(number: int) -> bytes:
     """A number of at least 0 as protobuf writes it."""
+    if number < 0x80:
+        return _ONE_BYTE[number]
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
