@@ -14,6 +14,7 @@ import pytest
 from triton_fixture import TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to
+from v2_gateways import Script, wait_until
 
 from gateway.app import Gateway, Place
 from gateway.config import load
@@ -183,6 +184,54 @@ async def test_a_member_that_goes_away_takes_nobody_along(gateway: Gateway) -> N
         await asyncio.gather(*(work(channel, n % 2 == 0) for n, channel in enumerate(through)))
     [endpoint] = gateway._inference.topology.pools["main"].endpoints
     await asyncio.wait_for(endpoint.wait_idle(), 5)
+
+
+async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> None:
+    """On a scripted server, since only that can tell that a call of its was cancelled."""
+    sizes: list[int] = []
+    cancelled: list[int] = []
+    go_on = asyncio.Event()
+
+    async def infer(body: bytes, context: object) -> bytes:
+        rows = pb.ModelInferRequest.FromString(body).inputs[0].shape[0]
+        sizes.append(rows)
+        try:
+            await (go_on.wait() if rows == 1 else asyncio.sleep(30))
+        except asyncio.CancelledError:
+            cancelled.append(rows)
+            raise
+        answer = pb.ModelInferResponse(model_name="picky", model_version="1", raw_output_contents=[bytes(8)])
+        answer.outputs.add(name="OUT", datatype="FP32", shape=[1, 2])
+        return answer.SerializeToString()
+
+    async def config(body: bytes, context: object) -> bytes:
+        message = pb.ModelConfigResponse()
+        message.config.max_batch_size = 8
+        return message.SerializeToString()
+
+    go_on.set()
+    async with (
+        Script(infer=infer, others={"ModelConfig": config}).serve() as address,
+        merging(tmp_path, address) as gateway,
+        callers(gateway.listen, 4) as through,
+    ):
+        await call(through[0], request("picky", floats(1, 0)))
+        await asyncio.sleep(0.2)
+        go_on.clear()
+        first = asyncio.ensure_future(call(through[0], request("picky", floats(1, 0))))
+        await wait_until(lambda: len(sizes) == 2, 5)
+        others = [asyncio.ensure_future(call(channel, request("picky", floats(1, 1)))) for channel in through[1:]]
+        await asyncio.sleep(0.2)  # they wait for the first one
+        go_on.set()
+        await wait_until(lambda: sizes[-1] == 3, 5)
+        for number, task in enumerate(others):
+            assert not cancelled
+            task.cancel()
+            await asyncio.sleep(0.1 if number < 2 else 0)
+        await wait_until(lambda: cancelled == [3], 5)
+        assert (await first).code is grpc.StatusCode.OK
+        [endpoint] = gateway._inference.topology.pools["main"].endpoints
+        await asyncio.wait_for(endpoint.wait_idle(), 5)
 
 
 async def test_a_deadline_ends_its_own_member_only(gateway: Gateway) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -37,6 +38,7 @@ class SpanRead:
     id: str
     parent: str
     attributes: dict[str, Any]
+    links: tuple[str, ...] = ()  # ids of spans
 
 
 @dataclass
@@ -76,7 +78,8 @@ class Receiver:
             service = _values(group.resource)["service.name"]
             for span in (span for scope in group.scope_spans for span in scope.spans):
                 ids = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
-                self.spans.append(SpanRead(service, span.name, *ids, _values(span)))
+                links = tuple(link.span_id.hex() for link in span.links)
+                self.spans.append(SpanRead(service, span.name, *ids, _values(span), links))
 
 
 def _plain(attributes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,6 +165,8 @@ async def gateway(
             },
         },
     }
+    if request.param == "wire":
+        content["models"]["merged"] = {"variants": {"only": {"upstream": "main", "model": "add_one_a"}}, "merge": {}}
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump(content))
     loaded = load(file, {})
@@ -279,6 +284,35 @@ async def test_a_stream_s_requests_are_told_apart_by_their_ids(gateway: Gateway,
     attempts = {span.id for span in receiver.of("inference-gateway") if span.attributes.get("gateway.attempt")}
     assert {span for _, span in named} == attempts
     assert {id for id, _ in named} == {"m-0", "m-1", "m-2"}
+
+
+@pytest.mark.parametrize("gateway", ["wire"], indirect=True)
+async def test_attempts_that_travel_together_link_to_the_one_that_triton_is_told_of(
+    gateway: Gateway, receiver: Receiver
+) -> None:
+    calls = range(1, 13)
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(channel_to(gateway.listen)) for _ in range(4)]
+        await call(channels[0], infer("merged"), metadata=[parent_of(99, "00")])  # the model's config is asked for
+        await asyncio.sleep(0.3)
+        going = [
+            call(channels[n % 4], infer("merged", [[float(n)]], id=f"r-{n}"), metadata=[parent_of(n)]) for n in calls
+        ]
+        answers = await asyncio.gather(*going)
+    assert [numbers(answer.response) for answer in answers] == [[n + 1.0] for n in calls]
+    assert [answer.response.id for answer in answers] == [f"r-{n}" for n in calls]
+    await until_exported(receiver, 2 * len(calls), 3 * 3)
+    attempts = {span.id: span for span in receiver.of("inference-gateway") if "gateway.attempt" in span.attributes}
+    merged = [span for span in attempts.values() if span.attributes.get("gateway.batch.requests", 1) > 1]
+    carriers = [span for span in merged if not span.links]
+    assert carriers
+    for carrier in carriers:
+        riders = [span for span in merged if span.links == (carrier.id,)]
+        assert len(riders) + 1 == carrier.attributes["gateway.batch.requests"]
+    assert len(merged) == sum(span.attributes["gateway.batch.requests"] for span in carriers)
+    models = [span for span in receiver.of("triton-inference-server") if span.name == "add_one_a"]
+    told = {span.attributes.get("triton.request_id", "").partition(":")[0].partition("-")[2] for span in models}
+    assert {carrier.id for carrier in carriers} <= told
 
 
 async def test_a_large_request_is_traced_like_any_other(gateway: Gateway, receiver: Receiver) -> None:
