@@ -7,6 +7,7 @@ of a JPEG as soon as it is opened.
 from __future__ import annotations
 
 import io
+import math
 import threading
 import warnings
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ _TURNS = {
     8: _T.ROTATE_90,
 }
 
+# Those that make what was the right, or the bottom, come first.
+_FROM_THE_RIGHT = (_T.FLIP_LEFT_RIGHT, _T.ROTATE_180, _T.TRANSVERSE, _T.ROTATE_90)
+_FROM_THE_BOTTOM = (_T.FLIP_TOP_BOTTOM, _T.ROTATE_180, _T.TRANSVERSE, _T.ROTATE_270)
+
+_BICUBIC_REACH = 2  # how far the filter looks to either side, in pixels of the smaller of both pictures
+
 _MOST_ELONGATED = 4  # long side to short side, of what is resized
 
 
@@ -55,21 +62,27 @@ class Fit:
 def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Decode the first frame, turn it upright, fit it.
 
-    returns:  (crop, crop, 3) RGB, or (crop, crop, 1) if the picture is grey.
+    returns:  (3, crop, crop) RGB, or (1, crop, crop) if the picture is grey; a view whose last axis alone is dense.
     raises:   BadPicture if the data is damaged or incomplete.
     """
     try:
         # Pillow documents no closed set of what damaged data makes it raise; nothing but Pillow runs in here.
         with _open(data, header) as picture:
-            if fit.draft and header.format == "JPEG":
-                picture.draft(None, (2 * fit.resize, 2 * fit.resize))
+            extent = _draft(picture, fit.resize) if fit.draft and header.format == "JPEG" else picture.size
             picture.load()
-            small = _fit(_opaque(picture, fit.background), _TURNS.get(header.orientation), fit)
-            return np.asarray(small).reshape(fit.crop, fit.crop, -1)
+            return _planes(_fit(_opaque(picture, fit.background), extent, _TURNS.get(header.orientation), fit))
     except (BadPicture, MemoryError):
         raise
     except Exception as exc:
         raise BadPicture(f"the {header.format} data is damaged or incomplete") from exc
+
+
+def _planes(picture: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Channels first. Pillow writes them a line at a time ("RGB;L"), and numpy then works on lines, not on pixels."""
+    if picture.mode == "L":
+        return np.asarray(picture)[None]
+    lines = np.frombuffer(picture.tobytes("raw", "RGB;L"), np.uint8)
+    return lines.reshape(picture.height, 3, picture.width).transpose(1, 0, 2)
 
 
 def _open(data: bytes, header: Header) -> ImageFile.ImageFile:
@@ -111,23 +124,74 @@ def _from_16_bit(picture: Image.Image, background: tuple[int, int, int]) -> Imag
     return rgb
 
 
-def _fit(picture: Image.Image, turn: Image.Transpose | None, fit: Fit) -> Image.Image:
-    """Resize, turn the small result instead of the large picture, cut out the middle."""
-    picture = _middle(picture)
-    width, height = picture.size
+def _draft(picture: ImageFile.ImageFile, resize: int) -> tuple[float, float]:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 where its short side is still twice `resize`; its extent then.
+
+    That is a fraction of a pixel less than its size, which is rounded up.
+    """
+    told = picture.draft(None, (2 * resize, 2 * resize))
+    return told[1][2:] if told else picture.size
+
+
+def _fit(picture: Image.Image, extent: tuple[float, float], turn: Image.Transpose | None, fit: Fit) -> Image.Image:
+    """The middle of the resized picture, turned upright. What will be cut off is not computed at all.
+
+    extent:  width and height of what is pictured, at most the picture's size.
+    """
+    picture, extent = _middle(picture, extent)
+    width, height = extent
     short = min(width, height)
-    small = picture.resize((width * fit.resize // short, height * fit.resize // short), Image.Resampling.BICUBIC)
-    if turn is not None:
-        small = small.transpose(turn)
-    left, top = (small.width - fit.crop) // 2, (small.height - fit.crop) // 2
-    return small.crop((left, top, left + fit.crop, top + fit.crop))
+    size = int(width * fit.resize / short), int(height * fit.resize / short)
+    left, top = _corner(size, turn, fit.crop)
+    small = _resized(picture, extent, size, (left, top, left + fit.crop, top + fit.crop))
+    return small if turn is None else small.transpose(turn)
 
 
-def _middle(picture: Image.Image) -> Image.Image:
+def _corner(size: tuple[int, int], turn: Image.Transpose | None, crop: int) -> tuple[int, int]:
+    """Where the middle begins before it is turned: an odd margin is rounded down on the left and top of the result."""
+    wide, high = size
+    left, top = (wide - crop) // 2, (high - crop) // 2
+    if turn in _FROM_THE_RIGHT:
+        left = wide - crop - left
+    if turn in _FROM_THE_BOTTOM:
+        top = high - crop - top
+    return left, top
+
+
+def _resized(
+    picture: Image.Image, extent: tuple[float, float], size: tuple[int, int], part: tuple[int, int, int, int]
+) -> Image.Image:
+    """`picture.resize(size, box=(0, 0, *extent)).crop(part)` at the cost of the part; few values differ, by a level.
+
+    Along the rows first and then along the columns, as Pillow resizes whole pictures that are not very high. Given a
+    part it takes what is cheaper, and what is clipped in between differs at sharp edges.
+    """
+    left, right, across = _window(picture.width, extent[0], size[0], part[0], part[2])
+    top, bottom, down = _window(picture.height, extent[1], size[1], part[1], part[3])
+    seen = picture.crop((left, top, right, bottom))
+    wide, high = part[2] - part[0], part[3] - part[1]
+    narrow = seen.resize((wide, seen.height), Image.Resampling.BICUBIC, (across[0], 0, across[1], seen.height))
+    return narrow.resize((wide, high), Image.Resampling.BICUBIC, (0, down[0], wide, down[1]))
+
+
+def _window(length: int, extent: float, size: int, start: int, end: int) -> tuple[int, int, tuple[float, float]]:
+    """Along one axis: which pixels of `length` the filter looks at, and where in them what is resized begins and ends.
+
+    extent, size:  of the whole, before and after.
+    start, end:    of the part, after.
+    """
+    scale = extent / size
+    reach = math.ceil(_BICUBIC_REACH * max(1.0, scale))
+    first, last = max(0, math.floor(start * scale) - reach), min(length, math.ceil(end * scale) + reach)
+    return first, last, (start * scale - first, min(extent, end * scale) - first)
+
+
+def _middle(picture: Image.Image, extent: tuple[float, float]) -> tuple[Image.Image, tuple[float, float]]:
     """Cut off what can never show of a long thin picture: resized, one of 1 x 50,000 pixels would take gigabytes."""
     width, height = picture.size
     most = _MOST_ELONGATED * min(width, height)
     if max(width, height) <= most:
-        return picture
+        return picture, extent
     left, top = max(0, width - most) // 2, max(0, height - most) // 2
-    return picture.crop((left, top, width - left, height - top))
+    cut = picture.crop((left, top, width - left, height - top))
+    return cut, (extent[0] - 2 * left, extent[1] - 2 * top)

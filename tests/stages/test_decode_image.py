@@ -48,16 +48,28 @@ def levels(got: Any, want: Any) -> float:
     return float(np.abs(got - want).max() * 128)
 
 
+def is_the_same(got: Any, want: Any) -> bool:
+    """But for a level or two in one value of a hundred: Pillow takes the part to resize as 32-bit floats."""
+    return levels(got, want) <= 2 and float(np.mean(got != want)) < 0.01
+
+
 @pytest.mark.parametrize("size", [(320, 240), (240, 320), (256, 256), (100, 90), (501, 377), (1023, 777), (40, 160)])
 def test_the_short_side_becomes_256_and_the_middle_224_is_taken(size: tuple[int, int]) -> None:
     picture = photo(*size)
-    assert np.array_equal(decode(encode(picture))[0], expected(picture))
+    assert is_the_same(decode(encode(picture))[0], expected(picture))
 
 
-def test_a_jpeg_gives_exactly_what_plain_decoding_gives() -> None:
+@pytest.mark.parametrize(("width", "height"), [(600, 400), (400, 600), (333, 555), (1200, 300)])
+def test_sharp_edges_come_out_as_resizing_the_whole_picture_makes_them(width: int, height: int) -> None:
+    """What is clipped between rows and columns depends on which comes first: by up to 20 levels in noise."""
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8))
+    assert is_the_same(decode(encode(picture))[0], expected(picture))
+
+
+def test_a_jpeg_gives_what_plain_decoding_gives() -> None:
     data = encode(photo(800, 600), "JPEG", quality=85)
     with Image.open(io.BytesIO(data)) as plain:
-        assert np.array_equal(decode(data)[0], expected(plain.convert("RGB")))
+        assert is_the_same(decode(data)[0], expected(plain.convert("RGB")))
 
 
 GREY = photo().convert("L")
@@ -74,20 +86,20 @@ def over(colour: str, picture: Image.Image = CLEAR) -> Image.Image:
 
 
 MODES = {
-    "png rgb": (encode(photo()), photo(), 0),
-    "png grey": (encode(GREY), GREY.convert("RGB"), 0),
-    "png grey, 16 bits": (encode(SIXTEEN), GREY.convert("RGB"), 0),
-    "png palette": (encode(FEW), FEW.convert("RGB"), 0),
-    "png two colours": (encode(GREY.convert("1")), GREY.convert("1").convert("RGB"), 0),
-    "png alpha": (encode(CLEAR), over("white"), 0),
-    "png grey and alpha": (encode(CLEAR.convert("LA")), over("white", CLEAR.convert("LA").convert("RGBA")), 0),
-    "png palette, one see-through": (encode(FEW, transparency=0), None, 0),
+    "png rgb": (encode(photo()), photo(), 2),
+    "png grey": (encode(GREY), GREY.convert("RGB"), 2),
+    "png grey, 16 bits": (encode(SIXTEEN), GREY.convert("RGB"), 2),
+    "png palette": (encode(FEW), FEW.convert("RGB"), 2),
+    "png two colours": (encode(GREY.convert("1")), GREY.convert("1").convert("RGB"), 2),
+    "png alpha": (encode(CLEAR), over("white"), 2),
+    "png grey and alpha": (encode(CLEAR.convert("LA")), over("white", CLEAR.convert("LA").convert("RGBA")), 2),
+    "png palette, one see-through": (encode(FEW, transparency=0), None, 2),
     "png rgb, one see-through": (encode(photo(), transparency=(0, 0, 0)), photo(), 3),
     "jpeg rgb": (encode(photo(), "JPEG", quality=95), photo(), 12),
     "jpeg progressive": (encode(photo(), "JPEG", quality=95, progressive=True), photo(), 12),
     "jpeg grey": (encode(GREY, "JPEG", quality=95), GREY.convert("RGB"), 12),
     "jpeg cmyk": (encode(photo().convert("CMYK"), "JPEG", quality=95), photo(), 12),
-    "webp lossless": (encode(photo(), "WEBP", lossless=True), photo(), 0),
+    "webp lossless": (encode(photo(), "WEBP", lossless=True), photo(), 2),
     "webp lossy": (encode(photo(), "WEBP", quality=95), photo(), 24),
     "webp alpha": (encode(CLEAR, "WEBP", lossless=True, exact=True), over("white"), 2),
 }
@@ -113,11 +125,11 @@ FEW_CLEAR = _few_clear()
 def test_a_16_bit_grey_picture_may_have_a_see_through_value() -> None:
     data = encode(SIXTEEN, transparency=0)
     want = np.where(np.asarray(SIXTEEN) == 0, 255, np.asarray(GREY))
-    assert levels(decode(data)[0], expected(Image.fromarray(want.astype(np.uint8)).convert("RGB"))) == 0
+    assert levels(decode(data)[0], expected(Image.fromarray(want.astype(np.uint8)).convert("RGB"))) <= 2
 
 
 def test_transparent_parts_may_show_black() -> None:
-    assert levels(decode(encode(CLEAR), background="black")[0], expected(over("black"))) == 0
+    assert levels(decode(encode(CLEAR), background="black")[0], expected(over("black"))) <= 2
 
 
 TURNS = {
@@ -156,7 +168,7 @@ def test_the_batch_is_one_array_in_the_order_of_its_rows() -> None:
     made = decode(*map(encode, pictures))
     assert made.shape == (3, 3, 224, 224)
     assert made.dtype == np.float32
-    assert all(np.array_equal(row, expected(picture)) for row, picture in zip(made, pictures, strict=True))
+    assert all(is_the_same(row, expected(picture)) for row, picture in zip(made, pictures, strict=True))
 
 
 def test_channels_may_come_last() -> None:
@@ -176,9 +188,16 @@ def test_no_rows_give_no_rows() -> None:
     assert decode().shape == (0, 3, 224, 224)
 
 
-def test_a_draft_is_close_to_the_exact_result() -> None:
-    data = encode(photo(2048, 1536), "JPEG", quality=90)
-    assert levels(decode(data, draft=True), decode(data)) < 6
+@pytest.mark.parametrize("size", [(2048, 1536), (1537, 2049), (4200, 1111)])
+def test_a_draft_is_close_to_the_exact_result(size: tuple[int, int]) -> None:
+    """Also where the smaller size has a fraction, which libjpeg rounds up."""
+    data = encode(photo(*size), "JPEG", quality=90)
+    assert 0 < levels(decode(data), decode(data, draft=False)) < 6
+
+
+def test_a_small_jpeg_is_decoded_whole() -> None:
+    data = encode(photo(1023, 1023), "JPEG")
+    assert np.array_equal(decode(data), decode(data, draft=False))
 
 
 def test_a_long_thin_picture_costs_no_more_than_its_middle() -> None:

@@ -241,4 +241,6 @@ def test_a_picture_becomes_what_the_int8_model_was_calibrated_with() -> None:
     part = build_pipeline("photo", declared, lambda path: b"").parts[0]
     assert isinstance(part, LocalStep)
     made = part.run({"image": np.array([[encode(picture)]], np.object_)})["image"]
-    assert np.array_equal(made[0], pictures.to_input(picture))
+    off = np.abs(made[0] - pictures.to_input(picture)) * 128  # in levels
+    assert off.max() <= 2
+    assert np.mean(off > 0) < 0.01
