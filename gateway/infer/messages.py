@@ -14,7 +14,11 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadInput, MalformedMessage
-from gateway.stages import Array, Tensors, WrongAnswer, datatype_of, dtype_of, to_array, to_raw
+from gateway.stages import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
+from gateway.wire.peek import encode_varint
+
+_RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
+"""Tags of `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2, what has a length."""
 
 _TYPED_FIELDS = {
     "BOOL": "bool_contents",
@@ -125,13 +129,22 @@ def build_request(
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=id)
     for key, parameter in (parameters or {}).items():
         request.parameters[key].CopyFrom(parameter)
+    raw: list[Buffer] = []
     for name, array in tensors.items():
         datatype = datatype_of(array)
         request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        request.raw_input_contents.append(to_raw(datatype, array))
+        raw.append(raw_view(datatype, array))
     for name in outputs:
         request.outputs.add(name=name)
-    return bytes(request.SerializeToString())
+    return _followed_by(request.SerializeToString(), _RAW_INPUT, raw)
+
+
+def _followed_by(front: bytes, tag: bytes, raw: Sequence[Buffer]) -> bytes:
+    """A message whose last field is `raw`, copied once; protobuf would copy each tensor three times."""
+    parts: list[Buffer] = [front]
+    for each in raw:
+        parts += (tag, encode_varint(len(each)), each)
+    return b"".join(parts)
 
 
 def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
@@ -150,7 +163,8 @@ def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
 def build_response(model: str, version: str, id: str, tensors: Mapping[str, tuple[str, Array]]) -> bytes:
     """A serialized ModelInferResponse with raw contents. tensors: datatype and array by name."""
     response = pb.ModelInferResponse(model_name=model, model_version=version, id=id)
+    raw: list[Buffer] = []
     for name, (datatype, array) in tensors.items():
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        response.raw_output_contents.append(to_raw(datatype, array))
-    return bytes(response.SerializeToString())
+        raw.append(raw_view(datatype, array))
+    return _followed_by(response.SerializeToString(), _RAW_OUTPUT, raw)

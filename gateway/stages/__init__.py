@@ -8,7 +8,7 @@ from gateway.stages.build import Finding, PipelineError, build_pipeline
 from gateway.stages.catalogue import UnknownStep, find_step
 from gateway.stages.declare import PartDeclaration, PipelineSpec, TensorDeclaration
 from gateway.stages.pipeline import LocalStep, ModelCall, Part, Pipeline, Work
-from gateway.stages.raw import to_array, to_raw
+from gateway.stages.raw import Buffer, raw_view, to_array, to_raw
 from gateway.stages.spec import DATATYPES, Array, Datatype, Tensors, TensorSpec, datatype_of, dtype_of
 from gateway.stages.step import BadTensor, Params, Read, RowStep, Step, StepError, WrongAnswer
 
@@ -16,6 +16,7 @@ __all__ = [
     "DATATYPES",
     "Array",
     "BadTensor",
+    "Buffer",
     "Datatype",
     "Finding",
     "LocalStep",
@@ -40,6 +41,7 @@ __all__ = [
     "datatype_of",
     "dtype_of",
     "find_step",
+    "raw_view",
     "to_array",
     "to_raw",
 ]

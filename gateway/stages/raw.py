@@ -66,18 +66,22 @@ def to_raw(datatype: str, array: Array) -> bytes:
 
     :raises TypeError: if the array is not what `dtype_of(datatype)` says, or holds an element that is not `bytes`.
     """
+    return bytes(raw_view(datatype, array))
+
+
+def raw_view(datatype: str, array: Array) -> Buffer:
+    """As `to_raw`; where the array is in memory as it must be written, a view of it and no copy."""
     if array.dtype != dtype_of(datatype):
         raise TypeError(f"{array.dtype} is not {datatype}")
     if datatype == "BYTES":
         return _join_elements(array)
-    if datatype == "BF16":
-        return _cast(array, bfloat16).tobytes()
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    written = bfloat16 if datatype == "BF16" else array.dtype.newbyteorder("<")
+    return np.ascontiguousarray(_cast(array, written)).reshape(-1).view(np.uint8).data
 
 
 def _cast(array: Array, to: npt.DTypeLike) -> Array:
     with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN, a value that becomes infinite: both are data
-        return array.astype(to)
+        return array.astype(to, copy=False)
 
 
 def _check_size(name: str, datatype: str, shape: Sequence[int], want: int, got: int) -> None:

@@ -21,7 +21,7 @@ from gateway.infer.messages import (
     parse_response,
     tensors_of,
 )
-from gateway.stages import DATATYPES, WrongAnswer, dtype_of
+from gateway.stages import DATATYPES, WrongAnswer, datatype_of, dtype_of
 
 
 def typed(datatype: str, shape: list[int], field: str, values: list[Any], name: str = "x") -> Any:
@@ -171,6 +171,22 @@ def test_a_request_is_read_as_it_was_written() -> None:
     assert message.parameters["k"].string_param == "v"
     read = tensors_of(message.inputs, message.raw_input_contents)
     assert {name: array.tolist() for name, array in read.items()} == {"a": [[1.5]], "b": [b"x", b""]}
+
+
+def test_a_message_is_written_byte_for_byte_as_protobuf_would() -> None:
+    planes = np.arange(2 * 3 * 50_000, dtype=np.float32).reshape(2, 3, 50_000).transpose(0, 2, 1)  # not as in memory
+    tensors = {"x": planes, "none": np.empty((2, 0), np.int64), "text": np.array([b"", b"\xff"], np.object_)}
+    request = pb.ModelInferRequest(model_name="m", id="7", outputs=[{"name": "y"}])
+    response = pb.ModelInferResponse(model_name="m", model_version="1", id="7")
+    for (name, array), raw in zip(tensors.items(), (planes.tobytes(), b"", b"\0\0\0\0\1\0\0\0\xff"), strict=True):
+        declared = {"name": name, "datatype": datatype_of(array), "shape": array.shape}
+        request.inputs.add(**declared)
+        response.outputs.add(**declared)
+        request.raw_input_contents.append(raw)
+        response.raw_output_contents.append(raw)
+    assert build_request("m", tensors, outputs=("y",), id="7") == request.SerializeToString()
+    answered = {name: (datatype_of(array), array) for name, array in tensors.items()}
+    assert build_response("m", "1", "7", answered) == response.SerializeToString()
 
 
 def test_an_answer_is_read_as_it_was_written() -> None:
