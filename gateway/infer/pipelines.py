@@ -65,14 +65,22 @@ class Threads:
                 f"and pipelines.queue {self._queue}"
             )
         self._under_way += 1
-        tasks = [asyncio.ensure_future(self._run(task)) for task in work.tasks]
         try:
-            await asyncio.gather(*tasks)
+            if len(work.tasks) == 1:
+                await self._run(work.tasks[0])
+            else:
+                await self._run_all(work.tasks)
         finally:
             self._under_way -= 1
-            for task in tasks:
-                task.cancel()
         return work.result()
+
+    async def _run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
+        running = [asyncio.ensure_future(self._run(task)) for task in tasks]
+        try:
+            await asyncio.gather(*running)
+        finally:
+            for each in running:
+                each.cancel()
 
     async def _run(self, task: Callable[[], None]) -> None:
         """A thread that has begun can't be stopped: it stays taken, also when nobody waits for it any more."""
@@ -198,7 +206,8 @@ class PipelineModel:
     async def _run_step(self, part: LocalStep, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
         began, error = time.monotonic(), ""
         try:
-            return await self._threads.run(part.start(working, self._threads.threads))
+            work = part.start(working, self._threads.threads)
+            return work.run() if work.is_brief else await self._threads.run(work)
         except GatewayError as exc:
             error = exc.text
             raise

@@ -32,6 +32,12 @@ class Work:
 
     tasks: tuple[Callable[[], None], ...]
     result: Callable[[], dict[str, Array]]
+    is_brief: bool = False  # not worth a thread: see `Step.is_brief`
+
+    def run(self) -> dict[str, Array]:
+        for task in self.tasks:
+            task()
+        return self.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +54,7 @@ class LocalStep:
 
         raises:  BadInput naming the pipeline's tensor; WrongAnswer if what a model answered is not what the step reads.
         """
-        work = self.start(tensors, 1)
-        for task in work.tasks:
-            task()
-        return work.result()
+        return self.start(tensors, 1).run()
 
     def start(self, tensors: Tensors, most: int) -> Work:
         """Get ready to run, in at most `most` tasks (more than one only if the step makes rows one by one).
@@ -68,7 +71,7 @@ class LocalStep:
             with self._naming():
                 made.update(self.step(given))
 
-        return Work((task,), lambda: self._rename(made))
+        return Work((task,), lambda: self._rename(made), self.step.is_brief(given))
 
     def _by_rows(self, step: RowStep[Any], given: dict[str, Array], rows: int, tasks: int) -> Work:
         out = step.allocate(rows)

@@ -80,6 +80,10 @@ class Step(ABC, Generic[P]):
         raises:   BadTensor naming the first row that cannot be used; WrongAnswer if a model's answer cannot.
         """
 
+    def is_brief(self, tensors: Tensors) -> bool:
+        """Is making this of them done within some 100 µs, so that handing it to a thread would cost more?"""
+        return False
+
 
 class RowStep(Step[P]):
     """A step that makes each row on its own, so that rows of one request can be made on several threads.

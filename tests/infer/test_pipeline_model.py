@@ -6,6 +6,7 @@ The model that it calls is a function here; tests/integration has the same over 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from gateway.hooks import CallObserver, NoObserver, StepEnded
 from gateway.infer.exchange import Reply, Request
 from gateway.infer.messages import build_request, build_response, parse_request, parse_response, tensors_of
 from gateway.infer.pipelines import PipelineModel, Threads
-from gateway.stages import PipelineSpec, WrongAnswer, build_pipeline
+from gateway.stages import PipelineSpec, Work, WrongAnswer, build_pipeline
 from gateway.types import Served
 
 DECLARED = PipelineSpec.model_validate(
@@ -174,6 +175,25 @@ async def test_every_step_is_reported_with_its_rows(model: PipelineModel) -> Non
         ("top_k", 3, ""),
     ]
     assert all(event.at >= event.started for event in steps.ended_steps)
+
+
+async def test_a_step_that_is_not_worth_a_thread_is_done_while_all_threads_are_taken(calibrator: Calibrator) -> None:
+    """So an answer that a model has made is not thrown away because the queue is full."""
+    pipeline = build_pipeline("colours", DECLARED, lambda _: b"red\ngreen\nblue\n")
+    release = threading.Event()
+
+    def hold() -> None:
+        assert release.wait(10)
+
+    async with Threads(1, 0) as threads:
+        model = PipelineModel(pipeline, threads, calibrator.call, lambda _: True)
+        taken = asyncio.ensure_future(threads.run(Work((hold,), dict)))
+        await asyncio.sleep(0)
+        try:
+            assert (await infer(model, request()))["label"] == [b"blue", b"red"]
+        finally:
+            release.set()
+            await taken
 
 
 async def test_statistics_count_requests_rows_and_every_kind_of_failure(

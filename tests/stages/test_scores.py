@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gateway.stages import StepError, WrongAnswer
-from gateway.stages.scores import Softmax, SoftmaxParams, TopK, TopKParams, softmax
+from gateway.stages.scores import Softmax, SoftmaxParams, TopK, TopKParams, best_of, softmax
 
 LABELS = "ant\nbee\ncat\ndög\n\n".encode()
 
@@ -50,6 +50,24 @@ def test_there_are_never_more_labels_than_classes() -> None:
 
 def test_what_is_no_number_comes_last() -> None:
     assert top([[1, float("nan"), 3, 2]], k=4)["index"] == [[2, 3, 0, 1]]
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(0, 3), st.integers(1, 40)),
+        elements=st.sampled_from([0.0, -0.0, 1.0, 2.0, -3.5, float("inf"), -float("inf"), float("nan")]),
+    ),
+    st.integers(1, 45),
+)
+def test_the_best_are_those_of_a_whole_sort(scores: Any, k: int) -> None:
+    assert np.array_equal(best_of(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
+
+
+def test_only_small_answers_are_not_worth_a_thread() -> None:
+    step = TopK(TopKParams(), lambda path: b"")
+    assert step.is_brief({"scores": np.zeros((4, 1024), np.float32)})
+    assert not step.is_brief({"scores": np.zeros((4, 1025), np.float32)})
 
 
 def test_no_rows_give_no_rows() -> None:
