@@ -20,6 +20,10 @@ _log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+_MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
+MIB = 1 << 20
+
 
 def run(main: Coroutine[Any, Any, int]) -> int:
     """Run an asynchronous command on uvloop and return its exit code."""
@@ -28,6 +32,7 @@ def run(main: Coroutine[Any, Any, int]) -> int:
 
 async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> int:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process without waiting."""
+    keep_freed_memory(environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -45,6 +50,21 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
         await stop.wait()
         await gateway.drain()
     return 0
+
+
+def keep_freed_memory(environ: Mapping[str, str]) -> None:
+    """Have malloc keep what was freed, up to 16 MiB a thread, for the next call. glibc only; see mallopt(3).
+
+    By default memory goes back to the kernel from 128 KiB on, so that a picture's pixels and tensor, 0.6 to 1 MB each,
+    cost a page fault for every 4 KiB in every call: a fifth of its CPU. Messages from 4 MiB on go back at once.
+    Whoever sets malloc's environment variables knows better.
+    """
+    if sys.platform != "linux" or _MALLOC_SETTINGS & environ.keys():
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may lack it
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 * MIB)
+        mallopt(_M_TRIM_THRESHOLD, 16 * MIB)
 
 
 def end_with(parent: int) -> None:
