@@ -103,7 +103,7 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
     say("starting the proxies and the gateway")
     everyone = stack.systems(arguments.systems)
     systems = [each for each in everyone if each.name != MERGING]
-    titles = {pictures.SCENARIO: pictures.TITLE}
+    titles = dict(pictures.TITLES)
     if "tiny" in groups:
         bench.rounds(TINY, everyone, rounds)
         titles |= {each.name: each.title for each in TINY}

@@ -58,7 +58,7 @@ _BARS = (
     _Bar("large tensors, p50 ÷ Envoy", "p50", ENVOY, LARGE, 1.0, None, False),
     _Bar("large tensors, p50 ÷ nginx", "p50", NGINX, LARGE, None, 1.0, False),
     _Bar("messages/s on one ModelStreamInfer ÷ Envoy", "rate", ENVOY, ("stream-16",), 1.0, None, True),
-    _Bar("CPU per JPEG call, KServe transformer ÷ gateway", "cpu", KSERVE, ("picture",), 3.0, None, True, True),
+    _Bar("CPU per JPEG call, KServe transformer ÷ gateway", "cpu", KSERVE, ("picture", "phone"), 3.0, None, True, True),
     _merging("throughput ÷ direct", "rate", DIRECT, "tiny-16", 1.3, 2.0, at_least=True),
     _merging("throughput ÷ direct", "rate", DIRECT, "tiny-64", 1.6, 3.0, at_least=True),
     _merging("p50 ÷ direct", "p50", DIRECT, "tiny-16", 0.9, 0.6),
