@@ -27,7 +27,7 @@ from gateway.infer.inference import INFER, Inference
 from gateway.infer.models import Models
 from gateway.infer.pipelines import PipelineModel, Threads
 from gateway.infer.sequences import Sequences
-from gateway.infer.streams import StreamLimits
+from gateway.infer.streams import STREAM, StreamLimits
 from gateway.infer.topology import Topology
 from gateway.server import v2
 from gateway.server.calls import CallLimits
@@ -37,6 +37,7 @@ from gateway.server.grpcio import GrpcioServer
 from gateway.server.health import HealthService
 from gateway.server.listener import Listener, Register, ServerSettings, ServerTls
 from gateway.server.relay import Relay
+from gateway.server.streaming import StreamRelay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
 from gateway.server.wire import WireListener
@@ -146,7 +147,12 @@ class Gateway:
         if self.settings.transport == "grpcio":
             return GrpcioServer(settings, services)
         relay = Relay(self._models, limits)
-        return WireListener(settings, services, {INFER: ForwardMethod(relay.handle, cut_through=True)})
+        streams = StreamRelay(self._models, StreamLimits())
+        forward = {
+            INFER: ForwardMethod(relay.handle, cut_through=True),
+            STREAM: ForwardMethod(streams.handle, streaming=True),
+        }
+        return WireListener(settings, services, forward)
 
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
         control = Control(self._inference, ControlPolicy(config.server.control))

@@ -13,7 +13,7 @@ from gateway.hooks import CallEnded, CallObserver, CallStarted
 from gateway.infer.exchange import Reply, Request
 from gateway.infer.inference import Inference
 from gateway.infer.metadata import echoed, first_values
-from gateway.infer.streams import StreamLimits, StreamSession, Write
+from gateway.infer.streams import Caller, StreamLimits, StreamSession
 from gateway.status import Code
 from gateway.types import Facts
 from gateway.wire.peek import Head, peek_request
@@ -76,9 +76,9 @@ class Models:
         head, facts = _peek(request)
         return await self._answer(request, head, facts, observer)
 
-    def stream(self, opening: Request, write: Write, limits: StreamLimits) -> StreamSession:
+    def stream(self, opening: Request, caller: Caller, limits: StreamLimits) -> StreamSession:
         """Begin a ModelStreamInfer. opening: its metadata, deadline and peer."""
-        return StreamSession(self.inference, opening, write, limits)
+        return StreamSession(self.inference, opening, caller, limits)
 
     async def _answer(self, request: Request, head: Head, facts: Facts, observer: CallObserver) -> Reply:
         pipeline = self.inference.topology.pipelines.get(head.model_name)

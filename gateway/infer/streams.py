@@ -8,6 +8,9 @@ find their request; the caller's id is put back.
 Order, as Triton keeps it: answers of models that answer once come in the order of their requests; those of decoupled
 models come as they are made, in order per request. Which kind a model is shows in its first answer: a decoupled one
 says with it that it is not the last, or ends with an empty one.
+
+A session works by callbacks: the caller's side and the legs tell it what has come, and it never waits. Who is to be
+held up is told so: a caller by `take` being False until `Caller.feed`, a leg by `message_arrived` until `feed`.
 """
 
 from __future__ import annotations
@@ -15,9 +18,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.hooks import AttemptEnded, CallEnded, CallObserver
@@ -44,7 +46,7 @@ from gateway.wire.peek import (
 
 _log = logging.getLogger(__name__)
 
-_STREAM = SERVICE + "ModelStreamInfer"
+STREAM = SERVICE + "ModelStreamInfer"
 _FINAL = "triton_final_response"
 _WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM = "triton_grpc_error"
@@ -54,7 +56,21 @@ _FAREWELL_SECONDS = 1.0  # how long a server may take to end a stream on which a
 _MANY_LEGS = 32
 """Upstream streams of one caller's; clients call a few models on one stream. Beyond this idle ones are ended."""
 
-Write = Callable[[bytes], Awaitable[None]]
+
+class Caller(Protocol):
+    """The caller's side of a stream, as a transport has it. No method waits."""
+
+    def send(self, body: bytes) -> bool:
+        """Write an answer. False: it reads slowly, and `StreamSession.caller_has_room` will be called."""
+        ...
+
+    def feed(self) -> None:
+        """More requests are wanted, after `StreamSession.take` said that none were."""
+        ...
+
+    def finish(self, error: Exception | None) -> None:
+        """The stream has ended: well, or with an error. Called once, unless the session is cancelled."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,78 +81,80 @@ class StreamLimits:
     bytes: int = 64 << 20  # of request bodies kept for a retry and of answers held for their turn
 
 
-@dataclass(eq=False, slots=True)
 class Message:
     """One request of the stream, until its last answer has been written."""
 
-    request: Request | None  # None once an answer has come: it can't be sent again
-    size: int  # of the request's body
-    head: Head
-    observer: CallObserver
-    key: str  # its id upstream
     work: Work | None = None  # None for a pipeline
     attempt: Attempt | None = None
-    answers: int = 0
-    answer_bytes: int = 0
+    answers = 0
+    answer_bytes = 0
     served: Served | None = None
-    held: deque[bytes] = field(default_factory=deque)  # answers that wait for their turn
-    done: bool = False
+    held: deque[bytes] | None = None  # answers that wait for their turn
+    done = False
+
+    def __init__(self, body: bytes, head: Head, observer: CallObserver, key: str, in_order: bool) -> None:
+        self.body: bytes | None = body  # None once an answer has come: it can't be sent again
+        self.size = len(body)
+        self.head = head
+        self.observer = observer
+        self.key = key  # its id upstream
+        self.in_order = in_order  # must its answers keep the order of the requests?
 
 
-@dataclass(eq=False, slots=True)
 class Leg:
     """One upstream stream and the messages that are on it."""
 
-    endpoint: Endpoint
-    call: StreamCall
-    messages: dict[str, Message] = field(default_factory=dict)
-    ended: bool = False
-    reader: asyncio.Task[None] | None = None
+    __slots__ = ("_session", "call", "endpoint", "key", "messages")
+
+    def __init__(self, session: StreamSession, attempt: Attempt, metadata: Metadata, timeout: float | None) -> None:
+        self._session = session
+        self.endpoint = attempt.endpoint
+        self.key = (attempt.endpoint, attempt.variant.model)
+        self.messages: dict[str, Message] = {}
+        self.call: StreamCall = attempt.endpoint.connection.stream(STREAM, metadata, timeout, self)
+
+    def message_arrived(self, body: bytes) -> bool:
+        return self._session.answer_arrived(self, body)
+
+    def has_room(self) -> None:
+        self._session.leg_has_room(self)
+
+    def ended(self, failure: CallFailed | None) -> None:
+        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", from_server=False))
 
 
 class StreamSession:
     """One caller's ModelStreamInfer, from its first message to its end."""
 
-    def __init__(
-        self,
-        inference: Inference,
-        opening: Request,
-        write: Write,
-        limits: StreamLimits,
-    ) -> None:
+    def __init__(self, inference: Inference, opening: Request, caller: Caller, limits: StreamLimits) -> None:
         """opening: the call's metadata, deadline and peer; its body is not used."""
         self._inference = inference
         self._opening = opening
         self._facts = first_values(opening.metadata)
         self._passed_on = passed_on(opening.metadata)
-        self._write = write
+        self._caller = caller
         self._limits = limits
         self._legs: dict[tuple[Endpoint, str], Leg] = {}  # by Triton model as well
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leaving: set[Leg] = set()  # those that take no more messages and have not ended
+        self._full_legs: set[Leg] = set()  # those that take no more now
+        self._paused: set[Leg] = set()  # those that were told to bring no more answers
+        self.tasks: set[asyncio.Task[None]] = set()  # of pipelines
+        self._farewell: asyncio.TimerHandle | None = None
+        self._is_over = False
+        self._waiting: deque[bytes] = deque()  # requests that came while there was no room
+        self._is_fed = True  # more requests are wanted
+        self._is_going_on = False
+        self._no_more = False  # the caller has said that there are no more requests
         self._accepted = 0
         self._open: set[Message] = set()
-        self._who: tuple[dict[str, None], dict[str, None], dict[str, None]] = ({}, {}, {})
-        self._attempts = 0
+        self._order: deque[Message] = deque()  # those whose answers must keep the order of the requests
         self._kept_bytes = 0  # of requests without an answer yet
         self._held_bytes = 0  # of answers that wait for their turn
-        self._progress = asyncio.Event()  # something of that has changed, or where a message is
-        self._has_room = asyncio.Event()
-        self._is_idle = asyncio.Event()
-        self._order: deque[Message] = deque()  # those whose answers must keep the order of the requests
-        self._answering = asyncio.Lock()
-        self._account(0)
-
-    async def run(self, requests: AsyncIterator[bytes]) -> None:
-        """Serve the stream to its end.
-
-        :raises GatewayError: if the stream as a whole ends with a status.
-        """
-        self._spawn(self._serve(requests))
-        try:
-            await self._end
-        finally:
-            await self._abandon()
+        self._caller_full = False  # the caller reads slowly
+        self._is_choked = False  # and answers that no server held back are piling up meanwhile
+        self._who: tuple[dict[str, None], dict[str, None], dict[str, None]] = ({}, {}, {})
+        self._last_served: Served | None = None
+        self._attempts = 0
 
     def trailing_metadata(self) -> Metadata:
         """Who answered on this stream: each name once, in order of their first answer; the attempts in total."""
@@ -144,118 +162,229 @@ class StreamSession:
         served = Served("", variants, versions, endpoints, self._attempts)
         return (*served_trailers(served), *echoed(self._facts))
 
-    async def _serve(self, requests: AsyncIterator[bytes]) -> None:
-        async for body in requests:
-            await self._has_room.wait()
-            await self._accept(body)
-        await self._is_idle.wait()
-        for leg in self._legs.values():
-            await leg.call.done_writing()
-        readers = [leg.reader for leg in self._legs.values() if leg.reader is not None]
-        if readers:  # each server ends its stream itself; to be cancelled is for it a failure that it may count
-            await asyncio.wait(readers, timeout=_FAREWELL_SECONDS)
-        self._end_with(None)
+    # The caller's side
+
+    def take(self, body: bytes) -> bool:
+        """A request has come. False: let none follow until `Caller.feed`; those on their way are kept all the same."""
+        if self._is_over:
+            return False
+        try:
+            if self._is_fed:
+                self._accept(body)
+            else:
+                self._waiting.append(body)
+        except Exception as error:
+            self.fail(error)
+            return False
+        self._is_fed = not self._waiting and self._has_room()
+        return self._is_fed
+
+    def end_of_requests(self) -> None:
+        self._no_more = True
+        self._is_fed = False
+        self._go_on()
+
+    def caller_has_room(self) -> None:
+        """It has read what it was sent."""
+        self._caller_full = self._is_choked = False
+        self._write_in_order()
+        self._feed_legs()
+        self._go_on()
+
+    def cancel(self) -> None:
+        """Leave nothing behind: the caller went away, or its deadline has passed."""
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._farewell is not None:
+            self._farewell.cancel()
+        for task in self.tasks:
+            task.cancel()
+        for leg in (*self._legs.values(), *self._leaving):
+            leg.call.cancel()
+            for message in list(leg.messages.values()):
+                self._leave(leg, message)
+                message.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self._inference.clock()))
+        for message in list(self._open):
+            self._ended(message, Code.CANCELLED, "the stream ended before the last answer")
+        for left in (self._legs, self._leaving, self._full_legs, self._paused, self._waiting, self._order):
+            left.clear()
+
+    def fail(self, error: Exception) -> None:
+        """End the stream as a whole with an error."""
+        self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._is_over:
+            self.cancel()
+            self._caller.finish(error)
 
     # Requests
 
-    async def _accept(self, body: bytes) -> None:
-        inference, opening = self._inference, self._opening
+    def _has_room(self) -> bool:
+        limits = self._limits
+        return (
+            len(self._open) < limits.requests
+            and self._kept_bytes + self._held_bytes < limits.bytes
+            and not self._full_legs
+            and not self._is_choked
+        )
+
+    def _go_on(self) -> None:
+        """Take what waits if there is room for it, then have the caller send more; or end, if that was all."""
+        if self._is_fed or self._is_over or self._is_going_on:
+            return
+        self._is_going_on = True
+        try:
+            while self._waiting and self._has_room():
+                self._accept(self._waiting.popleft())
+        except Exception as error:
+            self.fail(error)
+            return
+        finally:
+            self._is_going_on = False
+        if self._waiting:
+            return
+        if self._no_more:
+            if not self._open and not self._order:
+                self._say_farewell()
+        elif self._has_room():
+            self._is_fed = True
+            self._caller.feed()
+
+    def _say_farewell(self) -> None:
+        """Each server ends its stream itself; to be cancelled is for it a failure that it may count."""
+        if self._farewell is None:
+            self._farewell = asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._end, None)
+            for leg in self._legs.values():
+                leg.call.done_writing()
+        if not self._legs and not self._leaving:
+            self._end(None)
+
+    def _accept(self, body: bytes) -> None:
+        inference = self._inference
         head = peek_request(body)
         facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
-        request = Request(body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
+        name = head.model_name
         decided = inference.decide(head, facts)
-        observer = inference.report(request.method, decided, request.peer, body)
+        observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         self._accepted += 1
-        message = Message(request, len(body), head, observer, f"{self._accepted}:{head.id}")
+        message = Message(body, head, observer, f"{self._accepted}:{head.id}", name not in inference.decoupled)
         self._open.add(message)
-        self._account(len(body))
-        if head.model_name not in inference.decoupled:
+        self._kept_bytes += message.size
+        if message.in_order:
             self._order.append(message)
-        pipeline = inference.topology.pipelines.get(head.model_name)
+        pipeline = inference.topology.pipelines.get(name)
         if pipeline is not None:
-            self._spawn(self._run_pipeline(message, pipeline, request))
+            self._start_pipeline(message, pipeline)
             return
         try:
             message.work = inference.begin(decided, observer)
-            await self._send(message)
+            self._send(message)
         except GatewayError as error:
-            await self._fail(message, error)
+            self._fail_message(message, error)
 
-    async def _send(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         """Put a message on the leg of the next endpoint to try.
 
         :raises GatewayError: if there is none.
         """
-        work, request, inference = message.work, message.request, self._inference
-        assert work is not None and request is not None  # noqa: S101, PT018  (forwarded, and not answered yet)
+        work, body, inference = message.work, message.body, self._inference
+        assert work is not None and body is not None  # noqa: S101, PT018  (forwarded, and not answered yet)
         attempt = work.attempts.maybe_next()
         if attempt is None:
             raise inference.given_up(work)
         message.attempt = attempt
         timeout = inference.remaining(self._opening.deadline)
-        metadata = [*self._passed_on, *inference.attempt_started(work, attempt)]
+        extra = inference.attempt_started(work, attempt)
         if work.upstream_id is not None:
             message.key = f"{message.key.partition(':')[0]}:{work.upstream_id}"
-        leg = self._leg_to(attempt, metadata, timeout)
+        endpoint, variant = attempt.endpoint, attempt.variant
+        leg = self._legs.get((endpoint, variant.model))
+        if leg is None:
+            leg = self._new_leg(attempt, (*self._passed_on, *extra), timeout)
         leg.messages[message.key] = message
-        self._progress.set()
-        attempt.endpoint.begin()
-        body = request_for(attempt.variant, request.body, message.head, id=message.key, extra=ENABLE_EMPTY_FINAL)
-        try:
-            await leg.call.write(body)
-        except CallFailed:
-            return  # the leg has ended: its reader sees why, and takes care of every message on it
+        endpoint.begin()
+        if leg in self._paused:  # it may be the one whose answers are waited for now
+            self._feed_legs()
+        request = request_for(variant, body, message.head, id=message.key, extra=ENABLE_EMPTY_FINAL)
+        if not leg.call.send(request):
+            self._full_legs.add(leg)
+            self._is_fed = False
 
-    def _leg_to(self, attempt: Attempt, metadata: Metadata, timeout: float | None) -> Leg:
-        endpoint, key = attempt.endpoint, (attempt.endpoint, attempt.variant.model)
-        leg = self._legs.get(key)
-        if leg is None or leg.ended:
-            if len(self._legs) >= _MANY_LEGS:
-                self._cut_idle_legs()
-            leg = self._legs[key] = Leg(endpoint, endpoint.connection.stream(_STREAM, metadata, timeout))
-            leg.reader = self._spawn(self._read_leg(leg))
+    def _new_leg(self, attempt: Attempt, metadata: Metadata, timeout: float | None) -> Leg:
+        if len(self._legs) >= _MANY_LEGS:
+            self._cut_idle_legs()
+        leg = Leg(self, attempt, metadata, timeout)
+        self._legs[leg.key] = leg
         return leg
 
     def _cut_idle_legs(self) -> None:
         """A caller may name any number of models on one stream, also such as do not exist."""
-        for key, leg in list(self._legs.items()):
-            if not leg.messages:
-                self._spawn(leg.call.done_writing())  # the server then ends it
-                del self._legs[key]
+        for leg in [leg for leg in self._legs.values() if not leg.messages]:
+            leg.call.done_writing()  # the server then ends it
+            del self._legs[leg.key]
+            self._leaving.add(leg)
+
+    def leg_has_room(self, leg: Leg) -> None:
+        self._full_legs.discard(leg)
+        self._go_on()
+
+    def _start_pipeline(self, message: Message, pipeline: PipelineModel) -> None:
+        opening = self._opening
+        assert message.body is not None  # noqa: S101  (it has just come)
+        request = Request(message.body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
+        task = asyncio.ensure_future(self._run_pipeline(message, pipeline, request))
+        self.tasks.add(task)
+        task.add_done_callback(self._pipeline_done)
 
     async def _run_pipeline(self, message: Message, pipeline: PipelineModel, request: Request) -> None:
         try:
             reply = await pipeline.infer(request, message.observer)
         except GatewayError as error:
-            await self._fail(message, error)
+            self._fail_message(message, error)
         else:
             message.served = reply.served
-            await self._answer(message, stream_response(reply.body), last=True)
+            self._answer_unasked(message, stream_response(reply.body))
+
+    def _pipeline_done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
     # Answers
 
-    async def _read_leg(self, leg: Leg) -> None:
+    def answer_arrived(self, leg: Leg, body: bytes) -> bool:
+        """A leg brings an answer. False: it must bring no more until it is fed."""
+        if self._is_over:
+            return False
         try:
-            while (body := await self._read(leg)) is not None:
-                head = peek_stream_response(body)
-                message = self._addressee(leg, head)
-                if message is None:
-                    _log.warning("endpoint %s answered a request that it was not sent", leg.endpoint.address)
-                elif head.error:
-                    await self._take_error(leg, message, head, body)
-                else:
-                    await self._take_answer(leg, message, head, body)
-        except CallFailed as failure:
-            await self._leg_ended(leg, failure)
-        else:
-            await self._leg_ended(leg, CallFailed(Code.UNAVAILABLE, "the stream ended", from_server=False))
+            head = peek_stream_response(body)
+            message = self._addressee(leg, head)
+            if message is None:
+                _log.warning("endpoint %s answered a request that it was not sent", leg.endpoint.address)
+            elif head.error:
+                self._take_error(leg, message, head, body)
+            else:
+                self._take_answer(leg, message, head, body)
+        except Exception as error:
+            self.fail(error)
+            return False
+        if self._may_read(leg):
+            return True
+        self._paused.add(leg)
+        return False
 
-    async def _read(self, leg: Leg) -> bytes | None:
-        """A leg's next message; not before those held here have become fewer, unless all wait for one of this leg's."""
-        while self._held_bytes >= self._limits.bytes and self._order[0].key not in leg.messages:
-            self._progress.clear()
-            await self._progress.wait()
-        return await leg.call.read()
+    def _may_read(self, leg: Leg) -> bool:
+        """May it bring more? Not while answers held here are many, unless all wait for one of this leg's."""
+        if self._caller_full:
+            return False
+        return self._held_bytes < self._limits.bytes or self._order[0].key in leg.messages
+
+    def _feed_legs(self) -> None:
+        for leg in [leg for leg in self._paused if self._may_read(leg)]:
+            self._paused.discard(leg)
+            leg.call.feed()
 
     @staticmethod
     def _addressee(leg: Leg, head: StreamHead) -> Message | None:
@@ -264,50 +393,60 @@ class StreamSession:
             return next(iter(leg.messages.values()))
         return leg.messages.get(key)
 
-    async def _take_answer(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
+    def _take_answer(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
         response, work = head.response, message.work
         if response is None or work is None or message.attempt is None:
             return
         last = response.is_final
-        if response.is_empty_final or not last:
+        is_empty = last and not response.has_tensors
+        if is_empty or not last:
             self._inference.decoupled.add(message.head.model_name)
         message.served = served_by(work, message.attempt, response.model_version)
         if last:
             self._leave(leg, message)
             self._inference.attempt_answered(work)
-        if response.is_empty_final and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
-            await self._answer(message, None, last=True)
+        if is_empty and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
+            self._answer(message, None, last=True)
             return
         renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.head.id)
-        await self._answer(message, renamed, last=last, in_turn=last and not response.is_empty_final)
+        self._answer(message, renamed, last=last, in_turn=last and not is_empty)
 
-    async def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
+    def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
         """Try the message elsewhere if that may help; else hand Triton's own error on."""
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
         text = with_own_id(head.error, message.key, message.head.id)
         if last:
             self._leave(leg, message)
-            if await self._retried(message, CallFailed(Code.UNKNOWN, text), judge_in_band(text)):
+            if self._retried(message, CallFailed(Code.UNKNOWN, text), judge_in_band(text)):
                 return
         else:
             self._inference.decoupled.add(message.head.model_name)
         name = message.head.model_name if response and response.model_name else None
         renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.head.id)
-        await self._answer(message, renamed, last=last, in_turn=last, code=Code.UNKNOWN, text=text)
+        self._answer(message, renamed, last=last, in_turn=last, code=Code.UNKNOWN, text=text)
 
-    async def _leg_ended(self, leg: Leg, failure: CallFailed) -> None:
-        leg.ended = True
-        if failure.from_server and _ERRORS_END_STREAM in self._facts:
-            self._end_with(UpstreamFailed(code_of(failure.code), failure.text, failure.trailing))
+    def leg_ended(self, leg: Leg, failure: CallFailed) -> None:
+        if self._is_over:
             return
-        for message in list(leg.messages.values()):
-            self._leave(leg, message)
-            if not await self._retried(message, failure, None):
-                text = "The stream to the endpoint broke before the last answer."
-                await self._fail(message, UpstreamFailed(Code.UNAVAILABLE, text))
+        if failure.from_server and _ERRORS_END_STREAM in self._facts:
+            self.fail(UpstreamFailed(code_of(failure.code), failure.text, failure.trailing))
+            return
+        for legs in (self._leaving, self._full_legs, self._paused):
+            legs.discard(leg)
+        if self._legs.get(leg.key) is leg:
+            del self._legs[leg.key]
+        try:
+            for message in list(leg.messages.values()):
+                self._leave(leg, message)
+                if not self._retried(message, failure, None):
+                    text = "The stream to the endpoint broke before the last answer."
+                    self._fail_message(message, UpstreamFailed(Code.UNAVAILABLE, text))
+        except Exception as error:
+            self.fail(error)
+        self._go_on()
 
-    async def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
+    def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
         """Send a message again if its failure allows and no answer has gone out. False: the caller must be told."""
         work, attempt = message.work, message.attempt
         if work is None or attempt is None:
@@ -319,16 +458,22 @@ class StreamSession:
         if message.answers:
             return False
         try:
-            await self._send(message)
+            self._send(message)
         except GatewayError as error:
-            await self._fail(message, error)
+            self._fail_message(message, error)
         return True
 
-    async def _fail(self, message: Message, error: GatewayError) -> None:
-        body = stream_error(error.text, message.head.id)
-        await self._answer(message, body, last=True, code=error.code, text=error.text)
+    def _fail_message(self, message: Message, error: GatewayError) -> None:
+        self._answer_unasked(message, stream_error(error.text, message.head.id), error.code, error.text)
 
-    async def _answer(
+    def _answer_unasked(self, message: Message, body: bytes, code: Code = Code.OK, text: str = "") -> None:
+        """The only answer, made here: no server can be told to wait, so the caller must be if it reads slowly."""
+        self._answer(message, body, last=True, code=code, text=text)
+        if self._caller_full:
+            self._is_choked = True
+            self._is_fed = False
+
+    def _answer(
         self,
         message: Message,
         body: bytes | None,
@@ -338,42 +483,64 @@ class StreamSession:
         code: Code = Code.OK,
         text: str = "",
     ) -> None:
-        """Write an answer, or hold it until those before it are written. Waits while the caller reads slowly."""
-        async with self._answering:
-            if message.done:
-                return
-            if message.request is not None:
-                message.request = None
-                self._account(-message.size)
-            if body is not None:
-                message.answers += 1
-                message.answer_bytes += len(body)
-                message.held.append(body)
-                self._held_bytes += len(body)
-            message.done = last
-            if not in_turn and message in self._order:
-                self._order.remove(message)
-            if message not in self._order:
-                await self._write_held(message)
-            await self._write_in_order()
-            if last:
-                self._ended(message, code, text)
-            self._account(0)
-            self._progress.set()
+        """Write an answer, or hold it until those before it are written."""
+        if message.done:
+            return
+        if message.body is not None:
+            message.body = None
+            self._kept_bytes -= message.size
+        if not in_turn and message.in_order:
+            self._let_pass(message)
+        if body is not None:
+            message.answers += 1
+            message.answer_bytes += len(body)
+            if message.in_order and (message.held or self._order[0] is not message):
+                self._hold(message, body)
+            elif not self._caller.send(body):
+                self._caller_full = True
+        if last:
+            message.done = True
+            self._ended(message, code, text)
+            if message.in_order and self._order[0] is message:
+                self._write_in_order()
+        if self._paused:
+            self._feed_legs()
+        if not self._is_fed:
+            self._go_on()
 
-    async def _write_in_order(self) -> None:
-        while self._order:
-            first = self._order[0]
-            await self._write_held(first)
-            if not first.done:
-                return
-            self._order.popleft()
+    def _hold(self, message: Message, body: bytes) -> None:
+        if message.held is None:
+            message.held = deque()
+        message.held.append(body)
+        self._held_bytes += len(body)
 
-    async def _write_held(self, message: Message) -> None:
-        while message.held:
-            body = message.held.popleft()
+    def _let_pass(self, message: Message) -> None:
+        """It is a decoupled model's: its answers need not wait."""
+        message.in_order = False
+        was_first = self._order[0] is message
+        self._order.remove(message)
+        self._write_held(message, at_once=True)
+        if was_first:
+            self._write_in_order()
+
+    def _write_in_order(self) -> None:
+        """Those whose turn has come, as long as the caller takes them."""
+        order = self._order
+        while order:
+            first = order[0]
+            if first.held:
+                self._write_held(first)
+            if first.held or not first.done:
+                return
+            order.popleft()
+
+    def _write_held(self, message: Message, *, at_once: bool = False) -> None:
+        held = message.held
+        while held and (at_once or not self._caller_full):
+            body = held.popleft()
             self._held_bytes -= len(body)
-            await self._write(body)
+            if not self._caller.send(body):
+                self._caller_full = True
 
     # Bookkeeping
 
@@ -381,61 +548,15 @@ class StreamSession:
         if leg.messages.pop(message.key, None) is not None:
             leg.endpoint.end()
 
-    def _account(self, size: int) -> None:
-        self._kept_bytes += size
-        full = len(self._open) >= self._limits.requests or self._kept_bytes + self._held_bytes >= self._limits.bytes
-        _set(self._has_room, not full)
-        _set(self._is_idle, not self._open)
-
     def _ended(self, message: Message, code: Code, text: str) -> None:
         self._open.discard(message)
-        self._account(0)
-        if (served := message.served) is not None:
+        served = message.served
+        if served is not None:
             self._attempts += served.attempts
-            for names, name in zip(self._who, (served.variant, served.model_version, served.endpoint), strict=True):
-                names[name] = None
+            if served is not self._last_served:
+                self._last_served = served
+                for names, name in zip(self._who, (served.variant, served.model_version, served.endpoint), strict=True):
+                    names[name] = None
         message.observer.ended(
-            CallEnded(code, text, message.served, message.size, message.answer_bytes, self._inference.clock())
+            CallEnded(code, text, served, message.size, message.answer_bytes, self._inference.clock())
         )
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._end_with(error)
-
-    def _end_with(self, error: BaseException | None) -> None:
-        if self._end.done():
-            return
-        if error is None:
-            self._end.set_result(None)
-        else:
-            self._end.set_exception(error)
-
-    async def _abandon(self) -> None:
-        """Leave nothing behind, whether the stream ended well or the caller went away."""
-        for leg in self._legs.values():
-            if not leg.ended:
-                leg.call.cancel()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for leg in self._legs.values():
-            for message in list(leg.messages.values()):
-                self._leave(leg, message)
-                message.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self._inference.clock()))
-        for message in list(self._open):
-            self._ended(message, Code.CANCELLED, "the stream ended before the last answer")
-
-
-def _set(event: asyncio.Event, value: bool) -> None:
-    if value:
-        event.set()
-    else:
-        event.clear()

@@ -17,6 +17,7 @@ from gateway.infer.streams import StreamLimits
 from gateway.server.calls import CallLimits, Context, request_from, with_errors
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import RPCS, Control
+from gateway.server.streaming import AwaitedCaller
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 
@@ -60,10 +61,8 @@ class V2Service:
         return reply.body
 
     async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        opening = request_from(context, b"", "ModelStreamInfer", CallLimits())  # a stream may last
-        session = self.models.stream(opening, context.write, self.stream_limits)
-        await session.run(requests)
-        context.set_trailing_metadata(session.trailing_metadata())
+        caller = AwaitedCaller(self.models, context, self.stream_limits)
+        context.set_trailing_metadata(await caller.run(requests))
 
     # The server
 

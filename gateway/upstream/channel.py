@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ import grpc
 from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, client_tls
 from gateway.status import Code
 from gateway.types import Metadata
-from gateway.upstream.connection import Answer, CallFailed
+from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
+from gateway.wire.client import ClientCall
+from gateway.wire.codes import CallFailed as WireFailed
+from gateway.wire.fields import fields_from, metadata_from
+from gateway.wire.messages import PREFIX, decompress
+
+_QUEUE_BYTES = 65_536  # of one stream's messages that grpcio has not taken; beyond it their sender is told to wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,42 +91,154 @@ class ChannelConnection:
         except grpc.aio.UsageError as error:  # it was closed, because the config no longer has this endpoint
             raise CallFailed(Code.UNAVAILABLE, "the connection is closed", from_server=False) from error
 
-    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> ChannelStream:
-        return ChannelStream(self.channel.stream_stream(path)(metadata=tuple(metadata), timeout=timeout))
+    def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
+        if isinstance(self.channel, WireChannel):
+            return WireStream(self.channel, path, metadata, timeout, listener)
+        return GrpcioStream(self.channel.stream_stream(path)(metadata=tuple(metadata), timeout=timeout), listener)
 
     async def aclose(self) -> None:
         await self.channel.close(None)
 
 
-class ChannelStream:
-    """A bidirectional call."""
+class WireStream:
+    """A bidirectional call on the `wire` transport."""
 
-    def __init__(self, call: Any) -> None:
-        self._call = call  # grpc.aio.StreamStreamCall or its like, whose message types are open
+    __slots__ = ("_early", "_is_all", "_limit", "_listener", "_unsent", "_wire")
 
-    async def write(self, body: bytes) -> None:
-        try:
-            await self._call.write(body)
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:  # the call ended between two writes
-            raise CallFailed(Code.UNAVAILABLE, "the stream has ended", from_server=False) from error
+    def __init__(
+        self, channel: WireChannel, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener
+    ) -> None:
+        self._listener = listener
+        self._limit = channel.options.limits.unsent_bytes
+        self._unsent = 0  # bytes that may be waiting; a bound, so that asking is rare
+        self._early: list[bytes] = []  # messages that wait for a connection
+        self._is_all = False
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        wire = self._wire = channel.call(path.encode(), fields_from(metadata), deadline)
+        wire.on_message = self._message_arrived
+        wire.on_started = self._started
+        wire.on_done = self._ended
+        channel.submit(wire)
 
-    async def done_writing(self) -> None:
-        try:
-            await self._call.done_writing()
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
-            return  # it is over: `read` says how
+    def send(self, body: bytes) -> bool:
+        wire = self._wire
+        if not wire.id:
+            self._early.append(body)
+            return False
+        wire.send_message(body)
+        self._unsent += len(body) + PREFIX
+        if self._unsent <= self._limit:
+            return True
+        self._unsent = wire.unsent
+        if self._unsent <= self._limit:
+            return True
+        wire.when_writable(self._listener.has_room)
+        return False
 
-    async def read(self) -> bytes | None:
-        try:
-            message = await self._call.read()
-        except grpc.aio.AioRpcError as error:
-            raise translate(error) from error
-        return None if message is grpc.aio.EOF else bytes(message)
+    def done_writing(self) -> None:
+        self._is_all = True
+        self._wire.half_close()
+
+    def feed(self) -> None:
+        self._wire.feed()
 
     def cancel(self) -> None:
+        self._wire.on_done = self._wire.on_message = self._wire.on_started = None
+        self._wire.cancel()
+
+    def _started(self, wire: ClientCall) -> None:
+        wire.on_unprocessed = None  # what was sent is not kept here: whoever has the messages tries again
+        early, self._early = self._early, []
+        for body in early:
+            wire.send_message(body)
+        if self._is_all:
+            wire.half_close()
+        if early:
+            self._listener.has_room()
+
+    def _message_arrived(self, body: bytes, compressed: bool) -> None:
+        wire = self._wire
+        if compressed:
+            try:
+                body = decompress(body, wire.encoding, wire.connection.limits)
+            except WireFailed as failure:
+                wire.cancel(failure.code, failure.text)
+                return
+        wire.hungry = self._listener.message_arrived(body)
+
+    def _ended(self, wire: ClientCall) -> None:
+        if wire.code is Code.OK:
+            self._listener.ended(None)
+            return
+        try:
+            trailing: Metadata = metadata_from(wire.trailing)
+        except ValueError:  # a server's broken `-bin` value must not hide its status
+            trailing = ()
+        self._listener.ended(CallFailed(wire.code, wire.text, trailing, from_server=wire.from_server))
+
+
+class GrpcioStream:
+    """A bidirectional call on grpcio, by one task that reads and one that writes."""
+
+    def __init__(self, call: Any, listener: StreamListener) -> None:
+        self._call = call  # grpc.aio.StreamStreamCall, whose message types are open
+        self._listener = listener
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._is_all = False
+        self._is_full = False
+        self._has_work = asyncio.Event()
+        self._is_fed = asyncio.Event()
+        self._tasks = [asyncio.ensure_future(self._read()), asyncio.ensure_future(self._write())]
+
+    def send(self, body: bytes) -> bool:
+        self._queue.append(body)
+        self._queued_bytes += len(body)
+        self._is_full = self._queued_bytes > _QUEUE_BYTES
+        self._has_work.set()
+        return not self._is_full
+
+    def done_writing(self) -> None:
+        self._is_all = True
+        self._has_work.set()
+
+    def feed(self) -> None:
+        self._is_fed.set()
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
         self._call.cancel()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                while self._queue:
+                    body = self._queue.popleft()
+                    await self._call.write(body)
+                    self._queued_bytes -= len(body)
+                    if self._is_full and self._queued_bytes <= _QUEUE_BYTES:
+                        self._is_full = False
+                        self._listener.has_room()
+                if self._is_all:
+                    await self._call.done_writing()
+                    return
+                self._has_work.clear()
+                await self._has_work.wait()
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            return  # it is over: who reads it sees how
+
+    async def _read(self) -> None:
+        failure: CallFailed | None = None
+        try:
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                self._is_fed.clear()
+                if not self._listener.message_arrived(message):
+                    await self._is_fed.wait()
+        except grpc.aio.AioRpcError as error:
+            failure = translate(error)
+        self._tasks[1].cancel()
+        self._listener.ended(failure)
 
 
 def translate(error: grpc.aio.AioRpcError) -> CallFailed:

@@ -34,17 +34,33 @@ class CallFailed(Exception):
         self.from_server = from_server
 
 
-class StreamCall(Protocol):
-    """A bidirectional call that has begun."""
+class StreamListener(Protocol):
+    """Whoever began a bidirectional call: told what comes of it until it has ended or is cancelled."""
 
-    async def write(self, body: bytes) -> None:
-        """Send one message; waits while the peer takes nothing. raises: CallFailed once the call is over."""
+    def message_arrived(self, body: bytes) -> bool:
+        """The next message. False: let none follow until `StreamCall.feed`; those on their way may all the same."""
         ...
 
-    async def done_writing(self) -> None: ...
+    def has_room(self) -> None:
+        """More can be sent, after `StreamCall.send` said that it could not."""
+        ...
 
-    async def read(self) -> bytes | None:
-        """The next message, or None at an OK end. raises: CallFailed at any other end."""
+    def ended(self, failure: CallFailed | None) -> None:
+        """None at an OK end. Never called from within a method of the call."""
+        ...
+
+
+class StreamCall(Protocol):
+    """A bidirectional call that has begun. No method waits."""
+
+    def send(self, body: bytes) -> bool:
+        """Send one message; it is lost once the call is over. False: the peer takes nothing, wait for `has_room`."""
+        ...
+
+    def done_writing(self) -> None: ...
+
+    def feed(self) -> None:
+        """The next message is wanted, after `message_arrived` said that it was not."""
         ...
 
     def cancel(self) -> None: ...
@@ -57,6 +73,6 @@ class Connection(Protocol):
         """Call `path` (`/package.Service/Method`). timeout: seconds. raises: CallFailed."""
         ...
 
-    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> StreamCall: ...
+    def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall: ...
 
     async def aclose(self) -> None: ...

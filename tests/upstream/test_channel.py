@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -132,26 +133,92 @@ async def test_a_closed_connection_fails_calls(dial: Dial, server: Served) -> No
     assert (failure.code, failure.from_server) == (Code.UNAVAILABLE, False)
 
 
+class Heard:
+    """Notes what a stream tells. hungry: does it want the next message at once?"""
+
+    def __init__(self, hungry: bool = True) -> None:
+        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self.end: asyncio.Future[CallFailed | None] = asyncio.get_running_loop().create_future()
+        self.room = asyncio.Event()
+        self.hungry = hungry
+
+    def message_arrived(self, body: bytes) -> bool:
+        self.messages.put_nowait(body)
+        return self.hungry
+
+    def has_room(self) -> None:
+        self.room.set()
+
+    def ended(self, failure: CallFailed | None) -> None:
+        self.end.set_result(failure)
+
+
 async def test_a_stream_ends_as_the_server_ends_it(dial: Dial, server: Served) -> None:
-    connection = dial(server[1])
-    streaming = connection.stream(STREAM, (), None)
-    await streaming.write(b"1")
-    assert await streaming.read() == b"1"
-    await streaming.write(b"end")
-    with pytest.raises(CallFailed) as caught:
-        await streaming.read()
-    assert (caught.value.code, caught.value.text) == (Code.UNAVAILABLE, "Server is stopping")
-    assert caught.value.from_server
-    with pytest.raises(CallFailed):
-        await streaming.write(b"2")
-    await streaming.done_writing()
+    connection, heard = dial(server[1]), Heard()
+    streaming = connection.stream(STREAM, (), None, heard)
+    streaming.send(b"1")
+    assert await heard.messages.get() == b"1"
+    streaming.send(b"end")
+    failure = await heard.end
+    assert failure is not None
+    assert (failure.code, failure.text, failure.from_server) == (Code.UNAVAILABLE, "Server is stopping", True)
+    streaming.send(b"2")
+    streaming.done_writing()
     await connection.aclose()
 
 
 async def test_a_stream_that_has_said_all_is_read_to_its_end(dial: Dial, server: Served) -> None:
-    connection = dial(server[1])
-    streaming = connection.stream(STREAM, (), None)
-    await streaming.write(b"1")
-    await streaming.done_writing()
-    assert [await streaming.read(), await streaming.read()] == [b"1", None]
+    connection, heard = dial(server[1]), Heard()
+    streaming = connection.stream(STREAM, (), None, heard)
+    streaming.send(b"1")
+    streaming.done_writing()
+    assert await heard.end is None
+    assert heard.messages.get_nowait() == b"1"
+    await connection.aclose()
+
+
+async def test_a_stream_to_nowhere_ends_and_not_by_the_servers_word(dial: Dial) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        connection, heard = dial(f"127.0.0.1:{taken.getsockname()[1]}"), Heard()
+        connection.stream(STREAM, (), None, heard).send(b"1")
+        failure = await heard.end
+        await connection.aclose()
+    assert failure is not None
+    assert (failure.code, failure.from_server) == (Code.UNAVAILABLE, False)
+
+
+async def test_a_stream_that_is_not_fed_holds_up_the_server_which_holds_up_the_sender(
+    dial: Dial, server: Served
+) -> None:
+    connection, heard = dial(server[1]), Heard(hungry=False)
+    streaming = connection.stream(STREAM, (), None, heard)
+    sent = 0
+    with contextlib.suppress(asyncio.TimeoutError):
+        while True:
+            sent += 1
+            heard.room.clear()
+            if not streaming.send(bytes(LIMIT // 2)):
+                await asyncio.wait_for(heard.room.wait(), 1)
+    assert sent < 500
+    assert heard.messages.qsize() < sent
+    heard.hungry = True
+    streaming.feed()
+    await asyncio.wait_for(heard.room.wait(), 5)
+    streaming.done_writing()
+    assert await asyncio.wait_for(heard.end, 5) is None
+    assert heard.messages.qsize() == sent
+    await connection.aclose()
+
+
+async def test_a_cancelled_stream_says_no_more(dial: Dial, server: Served) -> None:
+    connection, heard = dial(server[1]), Heard()
+    streaming = connection.stream(STREAM, (), None, heard)
+    streaming.send(b"1")
+    await heard.messages.get()
+    streaming.send(b"2")
+    streaming.cancel()
+    await asyncio.sleep(0.05)
+    assert heard.messages.empty()
+    assert not heard.end.done()
     await connection.aclose()

@@ -1,0 +1,192 @@
+"""ModelStreamInfer's callers: a `StreamSession` on `wire`, by callbacks, and on a grpc.aio context, by two tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+
+from gateway.deadline import Deadline
+from gateway.errors import GatewayError, UpstreamFailed
+from gateway.infer.exchange import Request
+from gateway.infer.metadata import echoed, first_values, passed_on
+from gateway.infer.models import Models
+from gateway.infer.streams import StreamLimits, StreamSession
+from gateway.server.calls import CallLimits, Context, request_from
+from gateway.status import Code
+from gateway.types import Metadata
+from gateway.wire.fields import Fields, fields_from, metadata_from
+from gateway.wire.messages import PREFIX, decompress
+from gateway.wire.server import ServerCall
+
+_log = logging.getLogger(__name__)
+
+_METHOD = "ModelStreamInfer"
+_BUG = "The gateway failed unexpectedly; its log has the details."
+_UNWRITTEN_BYTES = 65_536  # of answers that a grpc.aio context has not taken; beyond it servers are told to wait
+
+
+class StreamRelay:
+    """Takes the streams of one server on `wire`."""
+
+    def __init__(self, models: Models, limits: StreamLimits) -> None:
+        self._models = models
+        self._limits = limits
+
+    def handle(self, call: ServerCall) -> None:
+        """The head of a stream is here."""
+        _WireCaller(self._models, call, self._limits)
+
+
+class _WireCaller:
+    """Between one call and its session."""
+
+    __slots__ = ("_begun", "_call", "_limit", "_opening", "_session", "_unsent")
+
+    def __init__(self, models: Models, call: ServerCall, limits: StreamLimits) -> None:
+        deadline = Deadline(call.deadline) if call.deadline is not None else None
+        self._opening = Request(b"", metadata_from(call.head.fields), deadline, call.peer, _METHOD)
+        self._call = call
+        self._begun = False
+        self._limit = call.connection.limits.unsent_bytes
+        self._unsent = 0  # bytes that may be waiting; a bound, so that asking is rare
+        self._session: StreamSession = models.stream(self._opening, self, limits)
+        call.on_message = self._message_arrived
+        call.on_request = self._half_closed
+        call.on_cancel = self._cancelled
+
+    # The call's side
+
+    def _message_arrived(self, body: bytes, compressed: bool) -> None:
+        call = self._call
+        if compressed:
+            body = decompress(body, call.encoding, call.connection.limits)
+        call.hungry = self._session.take(body)
+
+    def _half_closed(self, call: ServerCall) -> None:
+        self._session.end_of_requests()
+
+    def _cancelled(self, code: Code) -> None:
+        tasks = list(self._session.tasks)
+        self._session.cancel()
+        if tasks:  # their work outlives the call
+            connection = self._call.connection
+            connection.hold()
+            asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: connection.release())
+
+    # The session's side
+
+    def send(self, body: bytes) -> bool:
+        call = self._call
+        if not self._begun:
+            self._begun = True
+            call.send_headers()
+        call.send_message(body)
+        self._unsent += len(body) + PREFIX
+        if self._unsent <= self._limit:
+            return True
+        self._unsent = call.unsent
+        if self._unsent <= self._limit:
+            return True
+        call.when_writable(self._session.caller_has_room)
+        return False
+
+    def feed(self) -> None:
+        self._call.feed()
+
+    def finish(self, error: Exception | None) -> None:
+        call = self._call
+        call.on_cancel = None
+        if error is None:
+            call.finish(Code.OK, "", fields_from(self._session.trailing_metadata()))
+        elif isinstance(error, GatewayError):
+            call.fail(error.code, error.text, self._trailers_of(error))
+        else:
+            _log.error("unforeseen failure in %s", _METHOD, exc_info=error)
+            call.fail(Code.INTERNAL, _BUG)
+
+    def _trailers_of(self, error: GatewayError) -> Fields:
+        trailing = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else []
+        fields = fields_from(echoed(first_values(self._opening.metadata)))
+        for pair in reversed(trailing):
+            with contextlib.suppress(ValueError):  # not every transport may send what another let in
+                fields[:0] = fields_from([pair])
+        return fields
+
+
+class AwaitedCaller:
+    """Between one grpc.aio context and its session."""
+
+    def __init__(self, models: Models, context: Context, limits: StreamLimits) -> None:
+        self._context = context
+        self._answers: deque[bytes] = deque()
+        self._unwritten = 0
+        self._is_full = False
+        self._is_over = False
+        self._error: Exception | None = None
+        self._has_work = asyncio.Event()
+        self._is_fed = asyncio.Event()
+        opening = request_from(context, b"", _METHOD, CallLimits())  # a stream may last
+        self._session: StreamSession = models.stream(opening, self, limits)
+
+    async def run(self, requests: AsyncIterator[bytes]) -> Metadata:
+        """Serve the stream to its end. Answers its trailing metadata.
+
+        :raises GatewayError: if the stream as a whole ends with a status.
+        """
+        session = self._session
+        reading = asyncio.ensure_future(self._read(requests))
+        try:
+            await self._write()
+        finally:
+            tasks = [reading, *session.tasks]
+            session.cancel()
+            reading.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
+        return session.trailing_metadata()
+
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
+        try:
+            async for body in requests:
+                self._is_fed.clear()
+                if not self._session.take(body):
+                    await self._is_fed.wait()
+        except Exception as error:
+            self._session.fail(error)
+        else:
+            self._session.end_of_requests()
+
+    async def _write(self) -> None:
+        while True:
+            while self._answers:
+                body = self._answers.popleft()
+                await self._context.write(body)
+                self._unwritten -= len(body)
+                if self._is_full and self._unwritten <= _UNWRITTEN_BYTES:
+                    self._is_full = False
+                    self._session.caller_has_room()
+            if self._is_over:
+                return
+            self._has_work.clear()
+            await self._has_work.wait()
+
+    # The session's side
+
+    def send(self, body: bytes) -> bool:
+        self._answers.append(body)
+        self._unwritten += len(body)
+        self._is_full = self._unwritten > _UNWRITTEN_BYTES
+        self._has_work.set()
+        return not self._is_full
+
+    def feed(self) -> None:
+        self._is_fed.set()
+
+    def finish(self, error: Exception | None) -> None:
+        self._is_over = True
+        self._error = error
+        self._has_work.set()
