@@ -37,12 +37,11 @@ from gateway.wire.peek import (
     ENABLE_EMPTY_FINAL,
     Head,
     StreamHead,
-    peek_request,
-    peek_stream_response,
     rename_stream_response,
     stream_error,
     stream_response,
 )
+from gateway.wire.repeats import StreamRequestHeads, StreamResponseHeads
 
 _log = logging.getLogger(__name__)
 
@@ -104,13 +103,14 @@ class Message:
 class Leg:
     """One upstream stream and the messages that are on it."""
 
-    __slots__ = ("_session", "call", "endpoint", "key", "messages")
+    __slots__ = ("_session", "call", "endpoint", "heads", "key", "messages")
 
     def __init__(self, session: StreamSession, attempt: Attempt, metadata: Metadata, timeout: float | None) -> None:
         self._session = session
         self.endpoint = attempt.endpoint
         self.key = (attempt.endpoint, attempt.variant.model)
         self.messages: dict[str, Message] = {}
+        self.heads = StreamResponseHeads()
         self.call: StreamCall = attempt.endpoint.connection.stream(STREAM, metadata, timeout, self)
 
     def message_arrived(self, body: bytes) -> bool:
@@ -134,6 +134,7 @@ class StreamSession:
         self._passed_on = passed_on(opening.metadata)
         self._caller = caller
         self._limits = limits
+        self._heads = StreamRequestHeads()
         self._legs: dict[tuple[Endpoint, str], Leg] = {}  # by Triton model as well
         self._leaving: set[Leg] = set()  # those that take no more messages and have not ended
         self._full_legs: set[Leg] = set()  # those that take no more now
@@ -263,7 +264,7 @@ class StreamSession:
 
     def _accept(self, body: bytes) -> None:
         inference = self._inference
-        head = peek_request(body)
+        head = self._heads.peek(body)
         facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
         name = head.model_name
         decided = inference.decide(head, facts)
@@ -359,7 +360,7 @@ class StreamSession:
         if self._is_over:
             return False
         try:
-            head = peek_stream_response(body)
+            head = leg.heads.peek(body)
             message = self._addressee(leg, head)
             if message is None:
                 _log.warning("endpoint %s answered a request that it was not sent", leg.endpoint.address)

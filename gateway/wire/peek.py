@@ -136,30 +136,12 @@ class KnownHeads:
         raw_at = self._raw_at.get(len(body))
         if raw_at is not None:
             head = self._known.get(body[:raw_at])
-            if head is not None and self._is_raw(body, raw_at):
+            if head is not None and is_raw(body, raw_at, self._raw_tag):
                 return head
         head = self._peek(body)
-        if head.raw <= _LONGEST_KEPT and not head.strays and not head.id and self._is_raw(body, head.raw):
+        if head.raw <= _LONGEST_KEPT and not head.strays and not head.id and is_raw(body, head.raw, self._raw_tag):
             self._keep(body, head)
         return head
-
-    def _is_raw(self, body: bytes, at: int) -> bool:
-        """Is all that follows raw tensors, and few? Then there is nothing in it that a head would tell."""
-        end, tag = len(body), self._raw_tag
-        for _ in range(_MOST_RAW):
-            if at >= end:
-                return at == end
-            if body[at] != tag or at + 1 == end:
-                return False
-            size = body[at + 1]
-            at += 2
-            if size > 0x7F:
-                try:
-                    size, at = read_varint(body, at - 1)
-                except (IndexError, MalformedMessage):
-                    return False
-            at += size
-        return False
 
     def _keep(self, body: bytes, head: Head) -> None:
         if len(self) >= _KEPT:  # callers choose what is in them: who fills it costs the others one reading each
@@ -168,6 +150,25 @@ class KnownHeads:
         head.fronts = {}
         self._raw_at[len(body)] = head.raw
         self._known[body[: head.raw]] = head
+
+
+def is_raw(body: bytes, at: int, tag: int) -> bool:
+    """Is all that follows raw tensors, and few? Then there is nothing in it that a head would tell."""
+    end = len(body)
+    for _ in range(_MOST_RAW):
+        if at >= end:
+            return at == end
+        if body[at] != tag or at + 1 == end:
+            return False
+        size = body[at + 1]
+        at += 2
+        if size > 0x7F:
+            try:
+                size, at = read_varint(body, at - 1)
+            except (IndexError, MalformedMessage):
+                return False
+        at += size
+    return False
 
 
 def peek_front(front: Buffer) -> Head | None:
@@ -292,7 +293,8 @@ def rename_stream_response(
     if head.response is None:
         return error + head.rest
     inner = rename_response(body, head.response, model_name=model_name, model_version=model_version, id=id)
-    return error + stream_response(inner) + head.rest
+    renamed = stream_response(inner)
+    return b"".join((error, renamed, head.rest)) if error or head.rest else renamed
 
 
 def stream_error(text: str, id: str, model_name: str = "") -> bytes:
@@ -527,12 +529,17 @@ def _without_strays(body: Buffer, head: Head) -> list[Buffer]:
 
 def scalars(name: str, version: str, id: str) -> bytes:
     """Fields 1 to 3 of a request or response, without those that are empty."""
+    names = _short_names if len(name) + len(version) <= 128 else _names
+    front = names(name, version)
+    return front + _string(_ID, id) if id else front
+
+
+def _names(name: str, version: str) -> bytes:
     front = _string(_NAME, name)
-    if version:
-        front += _string(_VERSION, version)
-    if id:
-        front += _string(_ID, id)
-    return front
+    return front + _string(_VERSION, version) if version else front
+
+
+_short_names = functools.lru_cache(1024)(_names)  # bounded in number and size: callers choose them
 
 
 def _string(tag: int, text: str) -> bytes:
@@ -548,6 +555,8 @@ def encode_varint(number: int) -> bytes:
     """A number of at least 0 as protobuf writes it."""
     if number < 0x80:
         return _ONE_BYTE[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
