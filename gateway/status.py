@@ -32,6 +32,10 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+OK = Code.OK
+"""For what every call does: to read a member of an enum from its class takes a Python call, until Python 3.12."""
+
+
 def code_of(number: int) -> Code:
     """The code of this number; UNKNOWN for one that there is not, as gRPC says."""
     return Code(number) if number in Code._value2member_map_ else Code.UNKNOWN

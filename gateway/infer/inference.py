@@ -30,7 +30,7 @@ from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
 from gateway.routing import Route, choose, endpoint_order, plan
-from gateway.status import Code, Meaning, Verdict, code_of, judge
+from gateway.status import OK, Code, Meaning, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import Answer, CallFailed
 from gateway.upstream.endpoint import State
@@ -215,7 +215,7 @@ class Inference:
         return extra
 
     def attempt_answered(self, work: Work) -> None:
-        work.observer.attempt_ended(AttemptEnded(Code.OK, "", None, self.clock()))
+        work.observer.attempt_ended(AttemptEnded(OK, "", None, self.clock()))
         if work.sequence is not None and work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
 

@@ -21,7 +21,7 @@ from gateway.infer.correlation import with_own_id
 from gateway.infer.inference import INFER
 from gateway.merge import Batch, Layout, Layouts, Member, MergeLimits, Merger, MergeSettings
 from gateway.server.ask import ask
-from gateway.status import Code, Meaning, judge
+from gateway.status import OK, Meaning, judge
 from gateway.types import Metadata, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -139,7 +139,7 @@ class MergePoint:
         if id:
             client.text = with_own_id(client.text, id, "")  # it is one member's, and none of the others' business
         try:
-            if client.code is Code.OK:
+            if client.code is OK:
                 self._hand_out(batch, client)
             else:
                 self._refused(batch, client)

@@ -27,7 +27,7 @@ from gateway.infer.models import Models
 from gateway.merge import Batch, Layout
 from gateway.server.calls import CallLimits
 from gateway.server.merging import MergePoint, merge_point
-from gateway.status import Code, Meaning
+from gateway.status import OK, Code, Meaning
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.channel import ChannelConnection
 from gateway.upstream.connection import CallFailed
@@ -268,7 +268,7 @@ class _Forwarding:
         trailing = self._trailing(client, head.model_version)
         self._call.reply(body, _answer_fields(client.initial), (*trailing, batch))
         self._inference.attempt_answered(self._work)
-        self._end(Code.OK, "")
+        self._end(OK, "")
 
     def failed(self, client: ClientCall) -> None:
         self.batch = None
@@ -299,21 +299,21 @@ class _Forwarding:
             tell(client.code in _CALLERS_FAULT)
         if self.is_over:
             return
-        if client.code is not Code.OK:
+        if client.code is not OK:
             self._upstream_failed(client)
             return
         try:
             if self._served is None:
                 self._reply(client)
             else:
-                self._call.finish(Code.OK, "", self._trailing(client, self._served.model_version))
+                self._call.finish(OK, "", self._trailing(client, self._served.model_version))
         except (GatewayError, WireFailed) as error:
             self._inference.attempt_answered(self._work)
             self._end(error.code, str(error))
             self._call.fail(error.code, str(error))
             return
         self._inference.attempt_answered(self._work)
-        self._end(Code.OK, "")
+        self._end(OK, "")
 
     def _reply(self, client: ClientCall) -> None:
         body = client.body

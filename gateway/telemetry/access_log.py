@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TextIO
 
 from gateway.hooks import CallHistory, NoListener
-from gateway.status import Code
+from gateway.status import OK
 from gateway.telemetry.w3c import trace_id_of
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class AccessLog(NoListener):
 
     def _reason(self, call: CallHistory) -> str:
         """Why the call is logged, or "" if it is not."""
-        if call.end.code is not Code.OK:
+        if call.end.code is not OK:
             return "error"
         for attempt in call.attempts:
             if attempt.why == "fallback":

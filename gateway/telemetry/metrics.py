@@ -31,7 +31,7 @@ from gateway.hooks import (
     EndpointChanged,
     StepEnded,
 )
-from gateway.status import Code, Meaning
+from gateway.status import OK, Code, Meaning
 from gateway.telemetry.tally import Count, Times
 
 OTHER = "other"
@@ -352,7 +352,7 @@ class _Series:
         self._overhead.observe(took - elsewhere if took > elsewhere else 0.0)
         self._request_bytes.total += end.request_bytes
         self._response_bytes.total += end.response_bytes
-        if len(attempts) > 1 or end.code is not Code.OK or (attempts and attempts[0].instead_of):
+        if len(attempts) > 1 or end.code is not OK or (attempts and attempts[0].instead_of):
             self._unusual(call)
 
     def _unusual(self, call: CallHistory) -> None:
@@ -381,7 +381,7 @@ class _Series:
         """For an end not seen before."""
         made = self._ends[variant, code] = (
             Count(self._families.requests.labels(self._model, variant, self._method, code.name)),
-            Times(self._families.duration.labels(self._model, variant, "ok" if code is Code.OK else "error")),
+            Times(self._families.duration.labels(self._model, variant, "ok" if code is OK else "error")),
         )
         return made
 

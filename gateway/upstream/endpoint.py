@@ -27,6 +27,9 @@ class State(Enum):
     DOWN = "down"  # a probe failed; left alone until one succeeds
 
 
+_DOWN = State.DOWN  # see `status.OK`
+
+
 class Endpoint:
     """One endpoint of one upstream. Lives on one event loop."""
 
@@ -47,7 +50,7 @@ class Endpoint:
 
     def can_serve(self, model: str, version: str) -> bool:
         """Is there no reason to think that it can't? Models that nobody watches get the benefit of the doubt."""
-        return self.state is not State.DOWN and self.models.get((model, version), True)
+        return self.state is not _DOWN and self.models.get((model, version), True)
 
     @property
     def in_flight(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Container, Sequence
 
 from gateway.upstream.endpoint import Endpoint, State
 
+_READY = State.READY  # see `status.OK`
 _PREFERENCE = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
 
 
@@ -42,7 +43,8 @@ class Pool:
         for endpoint in (*endpoints[turn:], *endpoints[:turn]):
             if endpoint in tried or not endpoint.can_serve(model, version):
                 continue
-            rank = (_PREFERENCE[endpoint.state], endpoint.in_flight)
+            state = endpoint.state
+            rank = (0 if state is _READY else _PREFERENCE[state], endpoint.in_flight)
             if rank < best_rank:
                 best, best_rank = endpoint, rank
         return best

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from gateway.status import Code
+from gateway.status import OK, Code
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
@@ -153,7 +153,7 @@ class ClientCall(Stream):
 
     def _forget(self) -> None:
         self.on_head = self.on_front = self.on_started = self.on_unprocessed = None
-        super()._forget()
+        Stream._forget(self)
 
     def rewind(self) -> None:
         """As if it had never been started."""
@@ -306,7 +306,7 @@ class ClientConnection(Connection[ClientCall]):
         """Read how the stream ended. gRPC's own status wins, even where a reset follows it."""
         if call.trailing == _JUST_OK and call.missing == 0:  # nearly always
             call.from_server = self.answered = True
-            return Code.OK, ""
+            return OK, ""
         code: Code | None = None
         text = ""
         for name, value in call.trailing:
@@ -317,7 +317,7 @@ class ClientConnection(Connection[ClientCall]):
         if code is None:
             return self._status_by_http(call, error_code)
         call.from_server = self.answered = True
-        if code is Code.OK and call.has_partial_message:
+        if code is OK and call.has_partial_message:
             return Code.INTERNAL, "The server ended the call without a whole message"
         return code, text
 

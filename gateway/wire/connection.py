@@ -113,7 +113,7 @@ class Connection(ABC, Generic[AnyStream]):
             words, self._last_words = self._last_words, b""
             return words
         try:
-            data = self.engine.data_to_send(WRITE_SIZE)
+            data = self.engine.data_to_send(None if self.engine.queued_body_size() <= 2 * WRITE_SIZE else WRITE_SIZE)
         except EngineError as error:
             self.break_off(ErrorCode.INTERNAL_ERROR, str(error))
             return self.output()

@@ -148,7 +148,7 @@ class ServerCall(Stream):
 
     def _forget(self) -> None:
         self.on_request = self.on_cancel = None
-        super()._forget()
+        Stream._forget(self)
 
     def _end(self, code: Code) -> None:
         callback, self.on_cancel = self.on_cancel, None
