@@ -53,7 +53,6 @@ _MADE_HERE = {
 class Decision:
     """What the head and the facts of a request decide, and so for all requests that have the same, in one topology."""
 
-    topology: Topology
     head: Head
     facts: Facts
     route: Route | None  # None: no such model may be called
@@ -127,7 +126,7 @@ class Inference:
             chosen = choose(route, facts, 0.0)
             chosen = chosen if chosen.reason != "split" else None
         request_id = head.id or facts.metadata.get(REQUEST_ID, "")
-        return Decision(topology, head, facts, route, topology.is_known(model), request_id, chosen)
+        return Decision(head, facts, route, topology.is_known(model), request_id, chosen)
 
     def begin(self, decision: Decision, observer: CallObserver) -> Work:
         """Decide where a request may go.

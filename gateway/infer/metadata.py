@@ -61,10 +61,11 @@ def echoed(metadata: Mapping[str, str]) -> Metadata:
 
 
 def served_trailers(served: Served) -> Metadata:
-    """The trailing metadata that names who answered."""
+    """The trailing metadata that names who answered. A version that is no legal metadata is left empty."""
+    version = served.model_version
     return (
         ("gateway-variant", served.variant),
-        ("gateway-model-version", served.model_version),
+        ("gateway-model-version", version if version.isascii() and version.isprintable() else ""),
         ("gateway-endpoint", served.endpoint),
         ("gateway-attempts", str(served.attempts)),
     )

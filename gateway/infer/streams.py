@@ -437,14 +437,21 @@ class StreamSession:
             legs.discard(leg)
         if self._legs.get(leg.key) is leg:
             del self._legs[leg.key]
+        messages = list(leg.messages.values())
+        for message in messages:
+            self._leave(leg, message)
+        self._is_going_on = True  # what waits is for later: it may end the session, and with it what this loop is about
         try:
-            for message in list(leg.messages.values()):
-                self._leave(leg, message)
+            for message in messages:
+                if self._is_over:
+                    return
                 if not self._retried(message, failure, None):
                     text = "The stream to the endpoint broke before the last answer."
                     self._fail_message(message, UpstreamFailed(Code.UNAVAILABLE, text))
         except Exception as error:
             self.fail(error)
+        finally:
+            self._is_going_on = False
         self._go_on()
 
     def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:

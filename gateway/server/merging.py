@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 _PATH = INFER.encode()
 _OWN_FAULT = (Meaning.CALLER, Meaning.SERVER)  # what one member may have caused for all
-_SPOILT_MOST = 3  # batches that a caller may spoil in a row …
+_SPOILT_MOST = 3  # batches that a caller may spoil …
 _APART_SECONDS = 10.0  # … before its requests go alone for so long
 _ASK_AGAIN_SECONDS = 30.0  # after a model's config could not be had, or did not fit what was seen
 
@@ -65,10 +65,10 @@ class Mergeable(Member, Protocol):
         """The batch failed in a way that is nobody's fault here; it may be tried elsewhere."""
 
 
-def merge_point(attempt: Attempt, channel: WireChannel, settings: MergeSettings) -> MergePoint:
-    """The one where this attempt would be merged."""
+def merge_point(model: str, attempt: Attempt, channel: WireChannel, settings: MergeSettings) -> MergePoint:
+    """The one where this attempt would be merged. model: the public one, whose settings these are."""
     variant, kept = attempt.variant, attempt.endpoint.kept
-    key = (MergePoint, variant.model, variant.version)
+    key = (MergePoint, model, variant.model, variant.version)
     point: MergePoint | None = kept.get(key)
     if point is None or (point.settings is not settings and point.settings != settings):
         point = kept[key] = MergePoint(attempt.endpoint, channel, variant, settings)
@@ -113,14 +113,15 @@ class MergePoint:
     # Batches
 
     def _send(self, batch: Batch[Mergeable]) -> None:
+        merger = self._merger  # that counts it; by its end there may be another one
         if len(batch.members) == 1:
-            batch.members[0].send_alone(lambda at_fault: self._ended(batch))
+            batch.members[0].send_alone(lambda at_fault: self._ended(batch, merger))
             return
         leader = next((member for member in batch.members if member.added), None)
         client = self._channel.call(_PATH, fields_from(leader.added) if leader is not None else ())
         id = leader.upstream_id or "" if leader is not None else ""
         client.request = batch.request(self._variant.model, self._variant.version, id)
-        client.on_done = lambda done: self._done(batch, done, id)
+        client.on_done = lambda done: self._done(batch, merger, done, id)
         self._in_flight[batch] = client
         for member in batch.members:
             member.batch = batch
@@ -134,8 +135,10 @@ class MergePoint:
         if client is not None and batch.is_abandoned:
             client.cancel()
 
-    def _done(self, batch: Batch[Mergeable], client: ClientCall, id: str) -> None:
+    def _done(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, client: ClientCall, id: str) -> None:
         del self._in_flight[batch]
+        for member in batch.members:
+            member.batch = None
         if id:
             client.text = with_own_id(client.text, id, "")  # it is one member's, and none of the others' business
         try:
@@ -144,7 +147,7 @@ class MergePoint:
             else:
                 self._refused(batch, client)
         finally:
-            self._ended(batch)
+            self._ended(batch, merger)
 
     def _hand_out(self, batch: Batch[Mergeable], client: ClientCall) -> None:
         body = client.body
@@ -204,9 +207,9 @@ class MergePoint:
         del self._spoilt[caller]
         return False
 
-    def _ended(self, batch: Batch[Mergeable]) -> None:
-        if self._merger is not None:
-            self._merger.ended(batch, self._loop.time())
+    def _ended(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None) -> None:
+        if merger is not None and merger is self._merger:
+            merger.ended(batch, self._loop.time())
 
     # The model's config
 

@@ -55,6 +55,7 @@ _log = logging.getLogger(__name__)
 
 _PATH = INFER.encode()
 _CALLERS_FAULT = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
+_DECISIONS_KEPT = 1024  # callers choose what is decided about
 _BUG = "The gateway failed unexpectedly; its log has the details."
 
 
@@ -66,6 +67,8 @@ class Relay:
         self._models = models
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
+        self._topology = models.inference.topology
+        self._decisions: dict[tuple[_Said, int], Decision] = {}
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
 
@@ -89,6 +92,21 @@ class Relay:
             call.fail(error.code, error.text)
         except WireFailed as failure:
             call.fail(failure.code, failure.text)
+
+    def decision(self, said: _Said, head: Head) -> Decision:
+        """What is decided for these two; made once for all requests that share them."""
+        inference = self.inference
+        if self._topology is not inference.topology:
+            self._topology = inference.topology
+            self._decisions.clear()
+        decided = self._decisions.get((said, id(head)))
+        if decided is None:
+            decided = inference.decide(head, said.facts_with(head))
+            if head.fronts is not None:  # else no other request will have this very one
+                if len(self._decisions) >= _DECISIONS_KEPT:
+                    self._decisions.clear()
+                self._decisions[said, id(head)] = decided  # which holds the head, so its id stays its own
+        return decided
 
     def deadline_of(self, call: ServerCall) -> float | None:
         """When a call must have ended, on the event loop's clock."""
@@ -169,9 +187,7 @@ class _Forwarding:
         if call.missing > 0:
             self._request_bytes += call.missing
             body = b""
-        decided = said.decided
-        if decided is None or decided.head is not self.head or decided.topology is not inference.topology:
-            decided = said.decided = inference.decide(self.head, said.facts_with(self.head))
+        decided = self._relay.decision(said, self.head)
         observer = inference.report("ModelInfer", decided, self.caller.peer, body)
         try:
             self._work = inference.begin(decided, observer)
@@ -240,7 +256,7 @@ class _Forwarding:
         settings = self._inference.topology.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
-        point = merge_point(attempt, _channel_of(attempt), settings)
+        point = merge_point(self._work.route.model, attempt, _channel_of(attempt), settings)
         found = point.maybe_layout(self.body, self.head, self.caller)
         if found is None:
             return False
@@ -387,14 +403,13 @@ def _channel_of(attempt: Attempt) -> WireChannel:
     return connection.channel
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Said:
     """What the header list of a request says to us; requests with the same list share it."""
 
     metadata: dict[str, str]  # as `Facts` has it
     passed: Fields  # that go upstream, in no compression table
     echo: Fields  # that its answer repeats
-    decided: Decision | None = None  # for the last request, and probably for the next one, which has the same `Head`
 
     def facts_with(self, head: Head) -> Facts:
         return Facts(self.metadata, head.parameters if head.entries else {}, head.model_version)

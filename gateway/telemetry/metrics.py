@@ -322,6 +322,7 @@ class _Series:
         self._endpoints = endpoints
         self._model = model
         self._method = method
+        self._is_other = model == OTHER  # then variants too may be named after what callers invented
         self.has_moved = False  # since the last flush
         self.started = self._ended = self._shown_in_flight = 0  # calls
         self._in_flight = families.in_flight.labels(model)
@@ -338,12 +339,15 @@ class _Series:
         for attempt, outcome in zip(attempts, outcomes):  # noqa: B905  # the last one may have no outcome
             took = outcome.at - attempt.at
             elsewhere += took
-            where = (attempt.variant, attempt.upstream, attempt.endpoint, outcome.meaning)
+            variant = attempt.variant if not self._is_other else OTHER
+            where = (variant, attempt.upstream, attempt.endpoint, outcome.meaning)
             count, times = self._attempts.get(where) or self._attempt(*where)
             count.total += 1
             times.observe(took)
         took = end.at - start.at
         variant = end.served.variant if end.served else attempts[-1].variant if attempts else ""
+        if self._is_other:
+            variant = OTHER if variant else ""
         count, times = self._ends.get((variant, end.code)) or self._end(variant, end.code)
         count.total += 1
         times.observe(took)
@@ -359,7 +363,8 @@ class _Series:
         """Fallbacks and full queues."""
         for attempt in call.attempts:
             if attempt.instead_of:
-                self._families.fallbacks.labels(self._model, attempt.instead_of, attempt.variant).inc()
+                names = (OTHER, OTHER) if self._is_other else (attempt.instead_of, attempt.variant)
+                self._families.fallbacks.labels(self._model, *names).inc()
         for outcome in call.outcomes:
             if outcome.meaning is Meaning.OVERLOADED:
                 self._families.queue_full.labels(self._model, "upstream").inc()
@@ -401,7 +406,8 @@ class _Series:
     def flush(self) -> None:
         """What was counted since the last time, to prometheus_client."""
         self.has_moved = False  # first: what is counted meanwhile is for the next time
-        in_flight = self.started - self._ended
+        ended = self._ended  # read before what can only be more
+        in_flight = self.started - ended
         self._in_flight.inc(in_flight - self._shown_in_flight)  # other methods of the model share the gauge
         self._shown_in_flight = in_flight
         for number in (self._request_bytes, self._response_bytes, self._overhead):

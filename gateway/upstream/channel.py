@@ -187,6 +187,7 @@ class GrpcioStream:
         self._queued_bytes = 0
         self._is_all = False
         self._is_full = False
+        self._is_cancelled = False
         self._has_work = asyncio.Event()
         self._is_fed = asyncio.Event()
         self._tasks = [asyncio.ensure_future(self._read()), asyncio.ensure_future(self._write())]
@@ -206,6 +207,7 @@ class GrpcioStream:
         self._is_fed.set()
 
     def cancel(self) -> None:
+        self._is_cancelled = True
         for task in self._tasks:
             task.cancel()
         self._call.cancel()
@@ -237,6 +239,10 @@ class GrpcioStream:
                     await self._is_fed.wait()
         except grpc.aio.AioRpcError as error:
             failure = translate(error)
+        except asyncio.CancelledError:
+            if self._is_cancelled:
+                raise
+            failure = CallFailed(Code.UNAVAILABLE, "the connection is closed", from_server=False)
         self._tasks[1].cancel()
         self._listener.ended(failure)
 

@@ -41,12 +41,12 @@ _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
 
 _KEPT = 1024  # entries of a KnownHeads, ...
 _LONGEST_KEPT = 1024  # ... whose bytes are no longer: models have a few tensors with short names
+_PLACES = 4  # where raw tensors may begin in messages of one size
 _MOST_RAW = 64  # raw tensors of a message that may be known
 
 _ONE_BYTE = [bytes((number,)) for number in range(0x80)]
 
 _FINAL = "triton_final_response"
-_SHARED_MEMORY = b"shared_memory_region"
 
 
 @dataclass(slots=True)  # not frozen: that would cost as much as the whole scan
@@ -87,14 +87,6 @@ class Head:
         """
         return bool(self.entries) and self.parameters.get(_FINAL) is True
 
-    @property
-    def is_empty_final(self) -> bool:
-        """Does this response say nothing but "that was all"? Callers that did not ask for it must not see it.
-
-        :raises MalformedMessage: if an entry of `parameters` is no valid map entry.
-        """
-        return not self.has_tensors and self.is_final
-
 
 @dataclass(slots=True)
 class StreamHead:
@@ -118,14 +110,14 @@ class KnownHeads:
     """Heads of messages that are equal up to their raw tensors: read once, and then known by those bytes.
 
     One client's requests for one model differ in nothing else, nor do the answers to them, unless they have ids.
-    Messages of equal size are looked up together, so that one look is enough to know, or not.
+    Messages of equal size are looked up together, so that a look or two is enough to know, or not.
     """
 
     def __init__(self, peek: Callable[[bytes], Head], raw_tag: int) -> None:
         """peek: for messages that are not known. raw_tag: RAW_INPUT or RAW_OUTPUT."""
         self._peek = peek
         self._raw_tag = raw_tag
-        self._raw_at: dict[int, int] = {}  # by size of the message
+        self._raw_at: dict[int, tuple[int, ...]] = {}  # by size of the message; the latest first
         self._known: dict[bytes, Head] = {}
 
     def __len__(self) -> int:
@@ -133,23 +125,24 @@ class KnownHeads:
 
     def peek(self, body: bytes) -> Head:
         """A head that other messages may share. raises: as the plain function."""
-        raw_at = self._raw_at.get(len(body))
-        if raw_at is not None:
+        for raw_at in self._raw_at.get(len(body), ()):
             head = self._known.get(body[:raw_at])
             if head is not None and is_raw(body, raw_at, self._raw_tag):
                 return head
         head = self._peek(body)
         if head.raw <= _LONGEST_KEPT and not head.strays and not head.id and is_raw(body, head.raw, self._raw_tag):
-            self._keep(body, head)
+            return self._kept(body, head)
         return head
 
-    def _keep(self, body: bytes, head: Head) -> None:
+    def _kept(self, body: bytes, head: Head) -> Head:
         if len(self) >= _KEPT:  # callers choose what is in them: who fills it costs the others one reading each
             self._known.clear()
             self._raw_at.clear()
+        places = self._raw_at.get(len(body), ())
+        if head.raw not in places:
+            self._raw_at[len(body)] = (head.raw, *places)[:_PLACES]
         head.fronts = {}
-        self._raw_at[len(body)] = head.raw
-        self._known[body[: head.raw]] = head
+        return self._known.setdefault(body[: head.raw], head)
 
 
 def is_raw(body: bytes, at: int, tag: int) -> bool:
@@ -319,37 +312,6 @@ ENABLE_EMPTY_FINAL = b"\x22\x28\x0a\x22triton_enable_empty_final_response\x12\x0
 Without it the end of a decoupled model's answers can't be seen."""
 
 
-def mentions_shared_memory(body: Buffer) -> bool:
-    """Does any input or requested output of a ModelInferRequest live in a shared memory region?
-
-    Looks into every tensor's own fields, so it costs several times a peek.
-
-    :raises MalformedMessage: if an input or requested output can't be read, or all have more than MAX_FIELDS fields.
-    """
-    looked_at = 0
-    for tag, _, at, stop in fields(body, 0, len(body)):
-        if tag not in (_TENSOR, _REQUESTED_OUTPUT):
-            continue
-        parameter = _PARAMETER if tag == _TENSOR else 0x12  # number 4 of an input, 2 of a requested output
-        for inner, _, begin, end in fields(body, at, stop, MAX_FIELDS - looked_at):
-            looked_at += 1
-            if inner == parameter and _has_key(bytes(body[begin:end]), _SHARED_MEMORY):
-                return True
-    return False
-
-
-def string_field(body: Buffer, number: int) -> str:
-    """One top-level string of any message by its field number, "" if it is not there.
-
-    :raises MalformedMessage: if the message can't be read or the field is not UTF-8.
-    """
-    wanted, found = number << 3 | _LEN, ""
-    for tag, _, at, stop in fields(body, 0, len(body)):
-        if tag == wanted:
-            found = _text(body[at:stop])
-    return found
-
-
 def _peek(  # noqa: PLR0912, PLR0915
     body: Buffer, start: int, end: int, raw_tag: int, too_many: type[GatewayError]
 ) -> Head:
@@ -494,11 +456,6 @@ def _decode_entry(entry: bytes) -> tuple[str, Parameter | None]:
 
 # Most clients send the same few entries with every request. Bounded in number and size: callers choose the bytes.
 _decode_short_entry = functools.lru_cache(1024)(_decode_entry)
-
-
-def _has_key(entry: bytes, key: bytes) -> bool:
-    # The search spares nearly all entries from being decoded.
-    return key in entry and _decode_entry(entry)[0] == key.decode()
 
 
 def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> Parameter | None:

@@ -22,7 +22,7 @@ from gateway.wire.peek import (
 
 _ID = 0x1A
 _STREAM_RESPONSE = 0x12
-_LONGEST = 1024  # bytes from the id to the raw tensors that are kept; models have a few tensors with short names
+_LONGEST = 1024  # bytes up to the raw tensors that are kept; models have a few tensors with short names
 
 
 class _Last:
@@ -59,7 +59,8 @@ class _Last:
         """head: of a message that ends where the bytes do."""
         before = scalars(head.model_name, head.model_version, "")
         is_usual = body[head.start : head.front] == before + scalars("", "", head.id) and not head.strays
-        if head.id and is_usual and head.raw - head.front <= _LONGEST and head.end is None:
+        is_short = head.raw - head.start <= _LONGEST
+        if head.id and is_usual and is_short and head.end is None and is_raw(body, head.raw, self._raw_tag):
             self._head, self._before, self._after = head, before, body[head.front : head.raw]
 
 

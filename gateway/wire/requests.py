@@ -17,7 +17,7 @@ from gateway.wire.fields import Fields, is_legal, parse_timeout
 from gateway.wire.limits import Limits
 
 KEPT = 1024  # heads; callers choose what is in them, so only so many ...
-KEPT_BYTES = 1024  # ... and none that is larger, which together is about a megabyte at most
+KEPT_BYTES = 1024  # ... and none that is larger, as HTTP/2 counts: about 6 MB at most, with what Python adds
 
 _PROTOCOL_FIELDS = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
@@ -30,7 +30,6 @@ class RequestHead:
     """What the header list of a request says. Requests with equal lists share it, so only `made` may be changed."""
 
     path: bytes
-    authority: bytes
     fields: Fields  # the client's metadata, checked, as `NeverIndexed` or plain pairs
     encoding: bytes  # grpc-encoding
     accepts: bytes  # grpc-accept-encoding
@@ -39,7 +38,7 @@ class RequestHead:
     made: Any = None  # what a handler made of the fields, for the next request that has them; of a type it knows
 
 
-NO_HEAD = RequestHead(b"", b"", (), b"", b"", None)
+NO_HEAD = RequestHead(b"", (), b"", b"", None)
 
 
 class RequestHeads:
@@ -97,7 +96,6 @@ def _understand(known: dict[bytes, bytes], fields: Fields, illegal: bool) -> Req
         raise CallFailed(Code.INTERNAL, "Request metadata has a key or value with characters that gRPC does not allow")
     return RequestHead(
         known.get(b":path", b""),
-        authority,
         fields,
         known.get(b"grpc-encoding", b""),
         known.get(b"grpc-accept-encoding", b""),

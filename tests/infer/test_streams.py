@@ -282,3 +282,35 @@ def test_a_cancelled_session_leaves_nothing() -> None:
     assert [end.code for end in world.reports.ended] == [Code.CANCELLED] * 2
     assert world.ends == []
     assert not world.ask("m", "5")
+
+
+BROKEN = CallFailed(Code.UNAVAILABLE, "gone", from_server=False)
+
+
+def test_a_session_that_ends_while_it_moves_a_leg_s_messages_leaves_nothing_behind() -> None:
+    """What waits is looked at when there is room again, and may be what ends the stream."""
+    world = World(StreamLimits(requests=4))
+    for id in "1234":
+        world.ask("a", id)
+    world.session.take(b"\xff")
+    world.connection.calls[0].listener.ended(BROKEN)
+    assert [type(end) for end in world.ends] == [MalformedMessage]
+    assert world.endpoint.in_flight == 0
+
+
+def test_no_leg_is_begun_after_the_end() -> None:
+    world = World(StreamLimits(requests=4))
+    other = Endpoint("triton", "t:2", world.connection)  # type: ignore[arg-type]
+    pools: Any = world.session._inference.topology.pools
+    pools["triton"] = Pool("triton", [world.endpoint, other])
+    for _ in range(9):
+        other.begin()
+    for id in "1234":
+        world.ask("a", id)
+    [call] = world.connection.calls
+    call.answer(last=False)  # so that the first can't be sent again
+    world.session.take(b"\xff")
+    call.listener.ended(BROKEN)
+    assert len(world.ends) == 1
+    assert all(each.is_cancelled for each in world.connection.calls[1:])
+    assert (world.endpoint.in_flight, other.in_flight) == (0, 9)

@@ -137,6 +137,18 @@ def test_names_that_callers_invent_share_one_label(metrics, call):
     assert scraped("gateway_requests_total", model="other", variant="", code="NOT_FOUND") == 500
 
 
+def test_names_that_callers_invent_make_no_series_by_way_of_their_variants(metrics, call, attempt):
+    """A transparent gateway asks Triton for any name, under a variant that is named after it."""
+    for number in range(50):
+        down = attempt(f"invented-{number}", code=Code.UNAVAILABLE, meaning=Meaning.UNREACHABLE)
+        up = attempt(f"other-{number}", why="fallback", instead_of=f"invented-{number}")
+        call(model=f"invented-{number}", known=False, attempts=[down, up]).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    for name in ("gateway_requests_total", "gateway_attempts_total", "gateway_fallbacks_total"):
+        assert scraped.labels(name, "variant") == {"other"}
+    assert scraped("gateway_attempts_total", model="other") == 100
+
+
 def test_labels_stay_bounded_when_a_cluster_is_larger_than_the_limit(call, attempt):
     metrics = Metrics(MetricsSettings(max_models=2, max_endpoints=3))
     for number in range(5):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from google.protobuf.message import DecodeError, Message
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
@@ -267,13 +267,10 @@ def test_a_response_with_too_many_fields_is_not_the_callers_fault() -> None:
         peek.peek_response(b"\x2a\x00" * (peek.MAX_FIELDS + 1))
 
 
-@pytest.mark.parametrize(
-    "read", [peek.peek_stream_response, peek.mentions_shared_memory, lambda body: peek.string_field(body, 1)]
-)
-def test_other_messages_may_not_have_more_fields_either(read: Callable[[bytes], object]) -> None:
-    read(b"\x40\x00" * peek.MAX_FIELDS)
+def test_a_stream_s_response_may_not_have_more_fields_either() -> None:
+    peek.peek_stream_response(b"\x40\x00" * peek.MAX_FIELDS)
     with pytest.raises(MalformedMessage, match=str(peek.MAX_FIELDS)):
-        read(b"\x40\x00" * (peek.MAX_FIELDS + 1))
+        peek.peek_stream_response(b"\x40\x00" * (peek.MAX_FIELDS + 1))
 
 
 def test_a_peek_does_not_cost_more_for_a_large_tensor() -> None:
@@ -363,24 +360,20 @@ def response(final: bool | None, outputs: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("final", "outputs", "is_final", "is_empty_final"),
+    ("final", "is_final"),
     [
-        pytest.param(None, 0, False, False, id="nothing_said"),
-        pytest.param(False, 0, False, False, id="empty_but_not_final"),
-        pytest.param(True, 0, True, True, id="empty_final"),
-        pytest.param(True, 1, True, False, id="final_with_outputs"),
-        pytest.param(False, 1, False, False, id="one_of_many"),
+        pytest.param(None, False, id="nothing_said"),
+        pytest.param(False, False, id="one_of_many"),
+        pytest.param(True, True, id="the_last"),
     ],
 )
-def test_an_empty_final_response_is_final_and_has_no_outputs(
-    final: bool | None, outputs: int, is_final: bool, is_empty_final: bool
-) -> None:
+@pytest.mark.parametrize("outputs", [0, 1])
+def test_a_response_says_whether_it_is_the_last(final: bool | None, outputs: int, is_final: bool) -> None:
     head = peek.peek_response(response(final, outputs))
+    assert (head.is_final, head.has_tensors) == (is_final, bool(outputs))
 
-    assert (head.is_final, head.is_empty_final) == (is_final, is_empty_final)
 
-
-# Parameters and shared memory
+# Parameters
 
 
 @given(key=texts, value=st.booleans())
@@ -400,64 +393,6 @@ def test_an_appended_parameter_wins() -> None:
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     assert pb.ModelInferRequest.FromString(extended) == request
     assert peek.bool_parameter("triton_enable_empty_final_response", True) == peek.ENABLE_EMPTY_FINAL
-
-
-def request_with(input_keys: list[str], output_keys: list[str]) -> bytes:
-    request = pb.ModelInferRequest(model_name="m")
-    request.parameters["shared_memory_region"].string_param = "a request parameter means nothing"
-    one = request.inputs.add(name="shared_memory_region", datatype="FP32", shape=[1, 4])
-    other = request.outputs.add(name="shared_memory_region")
-    for key in input_keys:
-        one.parameters[key].string_param = "region"
-    for key in output_keys:
-        other.parameters[key].string_param = "region"
-    request.raw_input_contents.append(b"shared_memory_region")
-    return bytes(request.SerializeToString())
-
-
-@pytest.mark.parametrize(
-    ("input_keys", "output_keys", "mentioned"),
-    [
-        pytest.param([], [], False, id="none"),
-        pytest.param(["shared_memory_region"], [], True, id="input"),
-        pytest.param([], ["classification", "shared_memory_region"], True, id="output"),
-        pytest.param(["shared_memory_regions"], ["classification"], False, id="other_keys"),
-    ],
-)
-def test_shared_memory_is_seen_in_the_parameters_of_tensors(
-    input_keys: list[str], output_keys: list[str], mentioned: bool
-) -> None:
-    assert peek.mentions_shared_memory(request_with(input_keys, output_keys)) is mentioned
-
-
-@given(body=st.binary(max_size=60) | messages)
-@settings(max_examples=50)
-def test_looking_for_shared_memory_raises_nothing_but_the_declared_error(body: bytes) -> None:
-    try:
-        peek.mentions_shared_memory(body)
-    except MalformedMessage:
-        return
-
-
-@given(body=st.binary(max_size=60) | messages, number=st.integers(1, 9))
-def test_reading_a_string_field_raises_nothing_but_the_declared_error(body: bytes, number: int) -> None:
-    try:
-        peek.string_field(body, number)
-    except MalformedMessage:
-        return
-
-
-@pytest.mark.parametrize(
-    ("message", "number", "text"),
-    [
-        pytest.param(pb.ModelReadyRequest(name="m", version="3"), 1, "m", id="name"),
-        pytest.param(pb.ModelReadyRequest(name="m", version="3"), 2, "3", id="version"),
-        pytest.param(pb.RepositoryModelLoadRequest(model_name="größe"), 2, "größe", id="model_name"),
-        pytest.param(pb.ModelReadyRequest(), 1, "", id="absent"),
-    ],
-)
-def test_a_string_field_is_read_by_its_number(message: Message, number: int, text: str) -> None:
-    assert peek.string_field(message.SerializeToString(), number) == text
 
 
 @st.composite

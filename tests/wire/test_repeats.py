@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError
-from gateway.wire.peek import peek_request, peek_stream_response, rename_request, rename_stream_response
+from gateway.wire.peek import bool_parameter, peek_request, peek_stream_response, rename_request, rename_stream_response
 from gateway.wire.repeats import StreamRequestHeads, StreamResponseHeads
 
 ids = st.sampled_from(["", "1", "22", "i" * 127, "i" * 128, "größe"])
@@ -46,13 +46,15 @@ def damaged(draw: st.DrawFn, bodies: st.SearchStrategy[bytes]) -> list[bytes]:
     row = draw(st.lists(bodies, min_size=2, max_size=6))
     for number, body in enumerate(row):
         at = draw(st.integers(0, max(0, len(body) - 1)))
-        how = draw(st.sampled_from(["as it is", "as it is", "cut", "changed", "late name"]))
+        how = draw(st.sampled_from(["as it is", "as it is", "cut", "changed", "late name", "late parameter"]))
         if how == "cut":
             row[number] = body[:at]
         elif how == "changed":
             row[number] = body[:at] + bytes((draw(st.integers(0, 255)),)) + body[at + 1 :]
         elif how == "late name":
             row[number] = body + b"\x0a\x04late"
+        elif how == "late parameter":
+            row[number] = body + bool_parameter("sequence_start", True)
     return row
 
 
@@ -66,6 +68,7 @@ def outcome(peek: Callable[[bytes], object], body: bytes) -> object:
 @settings(max_examples=400, deadline=None)
 @given(st.composite(damaged)(requests))
 @example([request("m", "", "1", True, [b"a"]), request("m", "", "2", True, [b"b"])])
+@example([request("m", "", "1", False, [b"a"]) + bool_parameter("late", True), request("m", "", "2", False, [b"a"])])
 def test_a_requests_head_is_the_plain_one_whatever_came_before(row: list[bytes]) -> None:
     heads = StreamRequestHeads()
     for body in row:
@@ -86,6 +89,12 @@ def test_an_answers_head_is_the_plain_one_whatever_came_before(row: list[bytes])
         if not isinstance(found, tuple):
             expected = rename_stream_response(body, peek_stream_response(body), model_name="other", id="own")
             assert rename_stream_response(body, found, model_name="other", id="own") == expected  # type: ignore[arg-type]
+
+
+def test_no_long_name_is_kept() -> None:
+    heads = StreamRequestHeads()
+    heads.peek(request("m" * 2000, "1", "i", True, [b"x"]))
+    assert heads._last._head is None
 
 
 def test_a_message_like_the_one_before_is_known_by_its_bytes() -> None:
