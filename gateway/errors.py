@@ -112,6 +112,9 @@ class Overloaded(GatewayError):
 # Our bug
 
 
+BUG_TEXT = "The gateway failed unexpectedly; its log has the details."
+
+
 class Bug(GatewayError):
     """Something unforeseen; the log has the details, the caller a fixed text."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from gateway.errors import Bug, GatewayError
+from gateway.errors import BUG_TEXT, Bug, GatewayError
 from gateway.hooks import CallEnded, CallObserver, CallStarted
 from gateway.infer.exchange import Reply, Request
 from gateway.infer.inference import Inference
@@ -46,7 +46,7 @@ class Models:
             raise
         except Exception as error:
             _log.exception("model %s: unforeseen failure", head.model_name)
-            text = "The gateway failed unexpectedly; its log has the details."
+            text = BUG_TEXT
             raise Bug(text) from error
         else:
             code = Code.OK

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import grpc
 
 from gateway.deadline import Deadline
-from gateway.errors import Bug, GatewayError, UpstreamFailed
+from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
 from gateway.infer.exchange import Request
 from gateway.infer.metadata import echoed, first_values, passed_on
 
@@ -88,6 +88,6 @@ def with_errors(handler: Handler[Answer]) -> Handler[Answer]:
             if isinstance(error, grpc.aio.AbortError):
                 raise
             _log.exception("unforeseen failure in %s", getattr(handler, "__name__", "a handler"))
-            await abort(context, Bug("The gateway failed unexpectedly; its log has the details."))
+            await abort(context, Bug(BUG_TEXT))
 
     return guarded

@@ -8,7 +8,6 @@ is a large answer. What is not forwarded (pipelines) or not plain (compressed) b
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from functools import lru_cache
 from typing import Any
 
 from gateway.deadline import Deadline
-from gateway.errors import GatewayError, UpstreamFailed
+from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
 from gateway.forward.channel import WireChannel
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
 from gateway.infer.inference import INFER, Decision, Work, as_asked, request_for
-from gateway.infer.metadata import echoed, first_values, is_field_passed_on, is_passed_on, served_trailers
+from gateway.infer.metadata import echoed, first_values, is_field_passed_on, passed_on, served_trailers
 from gateway.infer.models import Models
 from gateway.merge import Batch, Layout
 from gateway.server.calls import CallLimits
@@ -34,7 +33,7 @@ from gateway.upstream.connection import CallFailed
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.engine import Field, NeverIndexed
-from gateway.wire.fields import Fields, fields_from, metadata_from
+from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
 from gateway.wire.messages import decompress
 from gateway.wire.peek import (
     RAW_INPUT,
@@ -56,7 +55,6 @@ _log = logging.getLogger(__name__)
 _PATH = INFER.encode()
 _CALLERS_FAULT = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 _DECISIONS_KEPT = 1024  # callers choose what is decided about
-_BUG = "The gateway failed unexpectedly; its log has the details."
 
 
 class Relay:
@@ -147,7 +145,7 @@ class Relay:
             call.fail(error.code, error.text, fields_from([*trailing, *echo]))
         except Exception:
             _log.exception("unforeseen failure in ModelInfer")
-            call.fail(Code.INTERNAL, _BUG)
+            call.fail(Code.INTERNAL, BUG_TEXT)
         finally:
             call.connection.release()
 
@@ -387,7 +385,7 @@ class _Forwarding:
         self._end(error.code, error.text)
         trailing = self._said.echo
         if isinstance(error, UpstreamFailed):
-            trailing = (*_fields_of(error.trailers), *trailing)
+            trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
         self._call.fail(error.code, error.text, trailing)
 
     def _end(self, code: Code, text: str) -> None:
@@ -446,16 +444,6 @@ def _who(model: str, variant: str, version: str, endpoint: str, attempts: int) -
     """Who answered, and how the caller is told. The fields may be kept in compression tables: no caller chose them."""
     served = Served(model, variant, version, endpoint, attempts)
     return served, tuple((name, value) for name, value in fields_from(served_trailers(served)))
-
-
-def _fields_of(trailers: Metadata) -> list[Field]:
-    """An upstream's trailers as the caller gets them; what gRPC does not allow as metadata stays here."""
-    fields: list[Field] = []
-    for key, value in trailers:
-        if is_passed_on(key):
-            with contextlib.suppress(ValueError):
-                fields += fields_from([(key, value)])
-    return fields
 
 
 def _legible(fields: Fields) -> Metadata:

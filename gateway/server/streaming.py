@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
 
 from gateway.deadline import Deadline
-from gateway.errors import GatewayError, UpstreamFailed
+from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
 from gateway.infer.exchange import Request
 from gateway.infer.metadata import echoed, first_values, passed_on
 from gateway.infer.models import Models
@@ -17,14 +16,13 @@ from gateway.infer.streams import StreamLimits, StreamSession
 from gateway.server.calls import CallLimits, Context, request_from
 from gateway.status import Code
 from gateway.types import Metadata
-from gateway.wire.fields import Fields, fields_from, metadata_from
+from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
 from gateway.wire.messages import PREFIX, decompress
 from gateway.wire.server import ServerCall
 
 _log = logging.getLogger(__name__)
 
 _METHOD = "ModelStreamInfer"
-_BUG = "The gateway failed unexpectedly; its log has the details."
 _UNWRITTEN_BYTES = 65_536  # of answers that a grpc.aio context has not taken; beyond it servers are told to wait
 
 
@@ -105,15 +103,11 @@ class _WireCaller:
             call.fail(error.code, error.text, self._trailers_of(error))
         else:
             _log.error("unforeseen failure in %s", _METHOD, exc_info=error)
-            call.fail(Code.INTERNAL, _BUG)
+            call.fail(Code.INTERNAL, BUG_TEXT)
 
     def _trailers_of(self, error: GatewayError) -> Fields:
         trailing = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else []
-        fields = fields_from(echoed(first_values(self._opening.metadata)))
-        for pair in reversed(trailing):
-            with contextlib.suppress(ValueError):  # not every transport may send what another let in
-                fields[:0] = fields_from([pair])
-        return fields
+        return [*legal_fields(trailing), *fields_from(echoed(first_values(self._opening.metadata)))]
 
 
 class AwaitedCaller:

@@ -18,7 +18,7 @@ from gateway.telemetry.otel import is_configured
 from gateway.telemetry.traces import Traces
 from gateway.telemetry.traffic import Traffic
 
-_FLUSH_SECONDS = 0.5  # how old the numbers of one of several workers may be; and what is lost of one that is killed
+_FLUSH_SECONDS = 0.1  # how old the numbers of one of several workers may be; and what is lost of one that is killed
 
 
 class ProcessTelemetry:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gateway.types import Metadata, MetadataValue
@@ -93,6 +94,15 @@ def fields_from(metadata: Metadata | None) -> list[Field]:
                 f"metadata {key!r} is reserved, or its key or value has characters that gRPC does not allow"
             )
         fields.append(NeverIndexed(name, raw))
+    return fields
+
+
+def legal_fields(metadata: Metadata) -> list[Field]:
+    """As `fields_from`, without what is not legal: not every peer or transport may send what another let in."""
+    fields: list[Field] = []
+    for pair in metadata:
+        with suppress(ValueError):
+            fields += fields_from([pair])
     return fields
 
 

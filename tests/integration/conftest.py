@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from real_models import changed_gateway, coffee, real_models, real_triton
-from triton_fixture import DTYPES, FAST_START
+from triton_fixture import DTYPES, FAST_START, for_the_whole_run, start_again_what_died
 from v2_calls import public_name
 from v2_gateways import gateway_of, transparent_to
 
@@ -86,11 +86,13 @@ def write_config(folder: Path, main: str, other: str) -> Path:
 @pytest.fixture(scope="session")
 async def other_triton(triton_repository: Path) -> AsyncIterator[LocalTriton]:
     """A second upstream."""
-    server = LocalTriton(triton_repository, models=OTHER_MODELS, extra=FAST_START)
-    await server.start()
-    yield server
-    await server.kill()
-    await server.aclose()
+    async with for_the_whole_run(LocalTriton(triton_repository, models=OTHER_MODELS, extra=FAST_START)) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+async def _tritons_that_live() -> None:
+    await start_again_what_died()
 
 
 @pytest.fixture(scope="session", params=["grpcio", "wire"])
