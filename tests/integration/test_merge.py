@@ -157,11 +157,14 @@ async def test_a_caller_that_keeps_spoiling_batches_is_left_alone_for_a_while(ga
 
         for _ in range(10):
             await round_of([1, 2, 3, -5])
-        outcomes = await round_of([1, 2, 3, -5])
-        good = [outcome for outcome in outcomes if outcome.code is grpc.StatusCode.OK]
-        assert len(good) == 3
-        assert batch_of(outcomes[3]) == 1
-        assert max(map(batch_of, good)) > 1  # they are merged again, since nobody spoils it
+        largest = 0
+        for _ in range(20):
+            outcomes = await round_of([1, 2, 3, -5])
+            good = [outcome for outcome in outcomes if outcome.code is grpc.StatusCode.OK]
+            assert len(good) == 3
+            assert batch_of(outcomes[3]) == 1
+            largest = max(largest, *map(batch_of, good))
+        assert largest > 1  # they are merged again, since nobody spoils it
 
 
 async def test_a_member_that_goes_away_takes_nobody_along(gateway: Gateway) -> None:
