@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.status import Code
 from gateway.types import Metadata
-from gateway.upstream.connection import Answer, CallFailed, StreamCall
+from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 
 
 @dataclass
@@ -38,8 +38,8 @@ class ScriptedConnection:
         ready = request.name not in self.not_ready
         return Answer(pb.ModelReadyResponse(ready=ready).SerializeToString(), (), ())
 
-    def stream(self, path: str, metadata: Metadata, timeout: float | None) -> StreamCall:
-        raise NotImplementedError("probes open no streams")
+    def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
+        raise AssertionError("probes open no streams")
 
     async def aclose(self) -> None:
         self.closed = True
