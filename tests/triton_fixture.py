@@ -71,8 +71,8 @@ async def for_the_whole_run(server: LocalTriton) -> AsyncIterator[LocalTriton]:
 
 
 async def start_again_what_died() -> None:
-    """Triton 2.51 crashes in about one of fifteen rounds of the tests that cancel streams, also without a gateway's
-    doing: the tests after that one must not fail for it."""
+    """Triton 2.51 crashed in about one of thirteen rounds of the tests that cancel streams, whatever the gateway's way
+    of serving them was: the tests after those must not fail for it."""
     for server in _shared:
         if not server.is_running:
             await server.kill()

@@ -45,7 +45,7 @@ class Mergeable(Member, Protocol):
     """A forwarded request at a merge point."""
 
     caller: ServerConnection
-    batch: Batch[Any] | None  # that it is in, once that is on its way
+    batch: Batch[Any] | None  # that it is in, once that is on its way; a Protocol can't name itself there
     added: Metadata  # by telemetry, for upstream: its place in a trace, if it is traced
 
     @property

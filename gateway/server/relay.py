@@ -33,7 +33,7 @@ from gateway.upstream.connection import CallFailed
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.engine import Field, NeverIndexed
-from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
+from gateway.wire.fields import Fields, fields_from, legal_fields, legible_metadata, metadata_from
 from gateway.wire.messages import decompress
 from gateway.wire.peek import (
     RAW_INPUT,
@@ -155,7 +155,7 @@ class _Forwarding:
 
     layout: Layout
     spans: Sequence[tuple[int, int]]
-    batch: Batch[Any] | None = None
+    batch: Batch[Any] | None = None  # of members that a merge point knows by their Protocol
     added: Metadata = ()  # by telemetry, for upstream
     is_over = False
     _point: MergePoint | None = None  # where it was left, if it was
@@ -350,7 +350,7 @@ class _Forwarding:
         return _who(self._work.route.model, attempt.variant.name, model_version, address, attempt.number)
 
     def _upstream_failed(self, client: ClientCall) -> None:
-        trailing = _legible(client.trailing)
+        trailing = legible_metadata(client.trailing)
         failure = CallFailed(client.code, client.text, trailing, from_server=client.from_server)
         call = self._call
         try:
@@ -444,11 +444,3 @@ def _who(model: str, variant: str, version: str, endpoint: str, attempts: int) -
     """Who answered, and how the caller is told. The fields may be kept in compression tables: no caller chose them."""
     served = Served(model, variant, version, endpoint, attempts)
     return served, tuple((name, value) for name, value in fields_from(served_trailers(served)))
-
-
-def _legible(fields: Fields) -> Metadata:
-    """An upstream's trailers, without those that are no metadata at all."""
-    try:
-        return metadata_from(fields)
-    except ValueError:
-        return ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gateway.hooks import (
     AttemptEnded,
@@ -86,18 +86,18 @@ class _Together:
                 self.failed(listener)
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
-        for listener in self._listeners:
-            try:
-                listener.endpoint_changed(event)
-            except Exception:
-                self.failed(listener)
+        self.tell(self._listeners, "endpoint_changed", event)
 
     def config_changed(self, event: ConfigChanged) -> None:
-        for listener in self._listeners:
+        self.tell(self._listeners, "config_changed", event)
+
+    def tell(self, hearers: Iterable[Listener | CallObserver], method: str, event: object) -> None:
+        """Call the method of this name of each."""
+        for hearer in hearers:
             try:
-                listener.config_changed(event)
+                getattr(hearer, method)(event)
             except Exception:
-                self.failed(listener)
+                self.failed(hearer)
 
     def failed(self, listener: object) -> None:
         """Called while the exception is being handled, so that the log has its stack."""
@@ -131,35 +131,19 @@ class _Call(CallHistory):
         return metadata
 
     def attempt_merged(self, event: AttemptMerged) -> None:
-        for observer in self.observers or ():
-            try:
-                observer.attempt_merged(event)
-            except Exception:
-                self.owner.failed(observer)
+        self.owner.tell(self.observers or (), "attempt_merged", event)
 
     def attempt_ended(self, event: AttemptEnded) -> None:
         self.outcomes.append(event)
-        for observer in self.observers or ():
-            try:
-                observer.attempt_ended(event)
-            except Exception:
-                self.owner.failed(observer)
+        self.owner.tell(self.observers or (), "attempt_ended", event)
 
     def step_ended(self, event: StepEnded) -> None:
         self.steps = (*self.steps, event)
-        for observer in self.observers or ():
-            try:
-                observer.step_ended(event)
-            except Exception:
-                self.owner.failed(observer)
+        self.owner.tell(self.observers or (), "step_ended", event)
 
     def ended(self, event: CallEnded) -> None:
         self.end = event
-        for observer in self.observers or ():
-            try:
-                observer.ended(event)
-            except Exception:
-                self.owner.failed(observer)
+        self.owner.tell(self.observers or (), "ended", event)
         self.owner.tell_ended(self)
 
 

@@ -17,7 +17,7 @@ from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import fields_from, metadata_from
+from gateway.wire.fields import fields_from, legible_metadata
 from gateway.wire.messages import PREFIX, decompress
 
 _QUEUE_BYTES = 65_536  # of one stream's messages that grpcio has not taken; beyond it their sender is told to wait
@@ -170,10 +170,7 @@ class WireStream:
         if wire.code is Code.OK:
             self._listener.ended(None)
             return
-        try:
-            trailing: Metadata = metadata_from(wire.trailing)
-        except ValueError:  # a server's broken `-bin` value must not hide its status
-            trailing = ()
+        trailing = legible_metadata(wire.trailing)
         self._listener.ended(CallFailed(wire.code, wire.text, trailing, from_server=wire.from_server))
 
 

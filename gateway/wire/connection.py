@@ -113,7 +113,8 @@ class Connection(ABC, Generic[AnyStream]):
             words, self._last_words = self._last_words, b""
             return words
         try:
-            data = self.engine.data_to_send(None if self.engine.queued_body_size() <= 2 * WRITE_SIZE else WRITE_SIZE)
+            is_little = self.engine.queued_body_size() <= 2 * WRITE_SIZE
+            data = self.engine.data_to_send(None if is_little else WRITE_SIZE)
         except EngineError as error:
             self.break_off(ErrorCode.INTERNAL_ERROR, str(error))
             return self.output()

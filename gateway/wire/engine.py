@@ -8,8 +8,8 @@ Learnt from its source and relied on (see `tests/wire/test_engine.py`):
 - events also arise in `data_to_send` (a stream closes when its last frame is written);
 - `acknowledge_received_data` must be called for every byte, also after the stream has closed: it returns the
   connection's window and frees the engine's own account;
-- output is taken in pieces of `WRITE_SIZE`: larger pieces cross malloc's mmap threshold, and the page faults make
-  600 KB cost 300-400 µs instead of 30;
+- output is taken in pieces of `WRITE_SIZE`, so that one connection's does not grow without bound; what is little is
+  taken without a limit, since the engine then copies each body once less;
 - after an exception from `receive_data` the session is gone and can't write its own GOAWAY (`goaway_frame` can).
 """
 

@@ -106,6 +106,14 @@ def legal_fields(metadata: Metadata) -> list[Field]:
     return fields
 
 
+def legible_metadata(fields: Iterable[Field]) -> Metadata:
+    """As `metadata_from`, or none at all: a broken `-bin` value must not hide the status that it came with."""
+    try:
+        return metadata_from(fields)
+    except ValueError:
+        return ()
+
+
 def encode_message(text: str) -> bytes:
     """A status message for `grpc-message`."""
     return quote_from_bytes(text.encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")

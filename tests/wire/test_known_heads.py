@@ -5,13 +5,11 @@ Invariant: whatever came before, a head is what the plain function says of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from damaged import outcome, rows
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import GatewayError
 from gateway.wire import peek
 
 raws = st.lists(st.sampled_from([b"", b"raw", bytes(200), bytes(20_000)]), max_size=3)
@@ -29,33 +27,8 @@ names, versions, ids = st.sampled_from(["m", "model", ""]), st.sampled_from(["",
 requests = st.builds(request, names, versions, ids, st.booleans(), raws)
 
 
-@st.composite
-def rows(draw: st.DrawFn) -> list[bytes]:
-    """Messages in a row, some of them cut, with a byte changed, or with something after the tensors."""
-    row = draw(st.lists(requests, min_size=2, max_size=6))
-    for number, body in enumerate(row):
-        at = draw(st.integers(0, max(0, len(body) - 1)))
-        how = draw(st.sampled_from(["as it is", "as it is", "cut", "changed", "late name", "late parameter"]))
-        if how == "cut":
-            row[number] = body[:at]
-        elif how == "changed":
-            row[number] = body[:at] + bytes((draw(st.integers(0, 255)),)) + body[at + 1 :]
-        elif how == "late name":
-            row[number] = body + b"\x0a\x04late"
-        elif how == "late parameter":
-            row[number] = body + peek.bool_parameter("late", True)
-    return row
-
-
-def outcome(read: Callable[[bytes], object], body: bytes) -> object:
-    try:
-        return read(body)
-    except GatewayError as error:
-        return type(error), error.text
-
-
 @settings(max_examples=400, deadline=None)
-@given(rows())
+@given(rows(requests))
 @example([request("m", "", "", False, [b"a"]), request("m", "", "", False, [b"b"])])
 @example([request("m", "", "", False, [b"abc"]), request("m", "", "", True, [b""])])
 def test_a_head_is_the_plain_one_whatever_came_before(row: list[bytes]) -> None:

@@ -5,13 +5,11 @@ Invariant: whatever came before, a head is what the plain function says of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from damaged import outcome, rows
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import GatewayError
 from gateway.wire.peek import bool_parameter, peek_request, peek_stream_response, rename_request, rename_stream_response
 from gateway.wire.repeats import StreamRequestHeads, StreamResponseHeads
 
@@ -41,32 +39,8 @@ responses = st.builds(response, names, versions, ids, st.booleans(), raws)
 errors = st.builds(lambda body: b"\x0a\x03bad" + body, responses)
 
 
-def damaged(draw: st.DrawFn, bodies: st.SearchStrategy[bytes]) -> list[bytes]:
-    """Messages in a row, some of them cut, with a byte changed, or with a scalar after the tensors."""
-    row = draw(st.lists(bodies, min_size=2, max_size=6))
-    for number, body in enumerate(row):
-        at = draw(st.integers(0, max(0, len(body) - 1)))
-        how = draw(st.sampled_from(["as it is", "as it is", "cut", "changed", "late name", "late parameter"]))
-        if how == "cut":
-            row[number] = body[:at]
-        elif how == "changed":
-            row[number] = body[:at] + bytes((draw(st.integers(0, 255)),)) + body[at + 1 :]
-        elif how == "late name":
-            row[number] = body + b"\x0a\x04late"
-        elif how == "late parameter":
-            row[number] = body + bool_parameter("sequence_start", True)
-    return row
-
-
-def outcome(peek: Callable[[bytes], object], body: bytes) -> object:
-    try:
-        return peek(body)
-    except GatewayError as error:
-        return type(error), error.text
-
-
 @settings(max_examples=400, deadline=None)
-@given(st.composite(damaged)(requests))
+@given(rows(requests))
 @example([request("m", "", "1", True, [b"a"]), request("m", "", "2", True, [b"b"])])
 @example([request("m", "", "1", False, [b"a"]) + bool_parameter("late", True), request("m", "", "2", False, [b"a"])])
 def test_a_requests_head_is_the_plain_one_whatever_came_before(row: list[bytes]) -> None:
@@ -80,7 +54,7 @@ def test_a_requests_head_is_the_plain_one_whatever_came_before(row: list[bytes])
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.composite(damaged)(st.one_of(responses, errors)))
+@given(rows(st.one_of(responses, errors)))
 def test_an_answers_head_is_the_plain_one_whatever_came_before(row: list[bytes]) -> None:
     heads = StreamResponseHeads()
     for body in row:
