@@ -372,9 +372,9 @@ async def test_nonsense_ends_the_call_and_the_next_one_is_fine(name: str) -> Non
     with upstream(react, rude=1) as server:
         async with channel(server) as to:
             started = time.monotonic()
-            code, text = await ask(to)
+            code, text = await ask(to, 10)
             assert code.name in codes, text
-            assert time.monotonic() - started < 2.5
+            assert time.monotonic() - started < 8
             assert (await ask(to, patient=True))[0] is grpc.StatusCode.OK
 
 
@@ -427,6 +427,6 @@ async def test_a_server_that_does_not_speak_http2_is_unavailable(greeting: bytes
             started = time.monotonic()
             code, text = await ask(to)
             assert code is grpc.StatusCode.UNAVAILABLE
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 8
             assert str(server.port) not in text
         assert server.connections < 20

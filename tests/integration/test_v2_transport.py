@@ -180,9 +180,9 @@ async def test_a_deadline_that_passes_upstream_ends_the_call_and_leaves_nothing_
     gateway: Gateway, channel: grpc.aio.Channel
 ) -> None:
     began = time.monotonic()
-    outcome = await call(channel, infer("waiter", [[400]], "INT32"), timeout=0.15)
+    outcome = await call(channel, infer("waiter", [[4000]], "INT32"), timeout=0.15)
     assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 0.35
+    assert time.monotonic() - began < 3
     await wait_until(lambda: endpoint_of(gateway, "main").in_flight == 0)
 
 

@@ -117,23 +117,23 @@ async def test_sighup_reaches_every_worker(triton: LocalTriton, tmp_path: Path) 
 @pytest.mark.parametrize(("workers", "transport"), [("1", "grpcio"), ("1", "wire"), ("2", "grpcio"), ("2", "wire")])
 async def test_sigterm_costs_no_call(triton: LocalTriton, tmp_path: Path, workers: str, transport: str) -> None:
     """Not ready at once, accepting for drain_delay, then finishing what is in flight."""
-    server = {"drain_delay": "700ms", "drain": "10s"}
+    server = {"drain_delay": "2s", "drain": "10s"}
     file = write_config(triton, tmp_path, transport=transport, server=server)
     async with command("serve", "--config", str(file), "--workers", workers, folder=tmp_path) as running:
         address, admin = await running.until_serving()
         await until_all_up(admin, workers)
         async with channel_to(address) as channel:
-            slow = asyncio.ensure_future(call(channel, infer("waiter", [[1500]], "INT32")))
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[3000]], "INT32")))
             await asyncio.sleep(0.1)
             running.signal(signal.SIGTERM)
             told = time.monotonic()
-            assert await until_readyz(admin, False, within=0.3) < 0.3
+            assert await until_readyz(admin, False, within=1.5) < 1.5
             async with channel_to(address) as late:
                 assert (await call(late, infer("adder"))).code is OK
-            assert time.monotonic() - told < 0.7
+            assert time.monotonic() - told < 2
             assert (await slow).code is OK
         assert await running.wait(5) == 0
-        assert 1.2 < time.monotonic() - told < 4
+        assert 2.5 < time.monotonic() - told < 9
     assert "Traceback" not in running.errors
 
 

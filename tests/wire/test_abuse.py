@@ -164,11 +164,11 @@ def test_control_frames_beyond_what_work_explains_are_cut(kind: int, payload: by
 def test_one_turn_full_of_pings_costs_less_than_a_stall(replies: str) -> None:
     attacker = Attacker()
     flood = frame(PING, 0, 0, bytes(8)) * (256 * KiB // 17)  # all that one read can bring
-    started = time.perf_counter()
+    started = time.thread_time()
     attacker.server.connection.receive(flood, attacker.server.now)
     if replies == "read":
         attacker.server.read()
-    assert time.perf_counter() - started < 0.05
+    assert time.thread_time() - started < 0.05
     assert attacker.cut
 
 
@@ -221,9 +221,9 @@ def test_an_hpack_bomb_is_cut_at_once() -> None:
     value = b"v" * 3900
     entry = b"\x40\x01x" + b"\x7f" + bytes([0x80 | ((len(value) - 127) & 0x7F), (len(value) - 127) >> 7]) + value
     attacker.send(frame(HEADERS, END_HEADERS, attacker.next(), HEAD + entry))
-    started = time.perf_counter()
+    started = time.thread_time()
     attacker.send(frame(HEADERS, END_HEADERS, attacker.next(), HEAD + b"\xbe" * 16_000))
-    assert time.perf_counter() - started < 0.05
+    assert time.thread_time() - started < 0.05
     assert attacker.cut
     assert len(attacker.server.calls) == 1
 

@@ -236,13 +236,13 @@ def test_a_malformed_parameter_is_refused_when_it_is_read(entry: bytes) -> None:
 @pytest.mark.parametrize("field", [b"\x2a\x00", b"\x0a\x00", b"\x40\x00"], ids=["input", "name", "varint"])
 def test_a_request_may_have_max_fields_and_no_more(count: int, field: bytes) -> None:
     body = field * count
-    started = time.monotonic()
+    started = time.thread_time()
     if count > peek.MAX_FIELDS:
         with pytest.raises(BadRequest, match=str(peek.MAX_FIELDS)):
             peek.peek_request(body)
     else:
         peek.rename_request(b"\x40\0" + body[2:], peek.peek_request(b"\x40\0" + body[2:]))
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("count", [peek.MAX_PARAMETERS, peek.MAX_PARAMETERS + 1], ids=["at", "above"])
