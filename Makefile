@@ -30,7 +30,10 @@ $(VENV)/.perf: $(VENV)/.installed
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard protos/gateway/v1/*.proto)
+# The files that are compiled where a C compiler is: a change of one needs a new native module.
+COMPILED := $(shell sed -n 's/^  "\(gateway\/.*\.py\)",$$/\1/p' pyproject.toml)
+
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard protos/gateway/v1/*.proto) $(COMPILED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
@@ -42,4 +45,4 @@ $(VENV)/.tools: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis gateway/v1
+	rm -rf $(VENV) gateway__mypyc.*.so gateway/*.so gateway/*/*.so build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis gateway/v1

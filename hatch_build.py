@@ -1,8 +1,17 @@
-"""Build hook: makes gateway/v1/ from protos/ with grpcio-tools, so that nothing generated is committed."""
+"""Build hook: makes gateway/v1/ from protos/ with grpcio-tools, and native modules of the hot path with mypyc, so that
+nothing generated is committed.
+
+The hot path is ordinary typed Python. Compiled, a forwarded call takes about two thirds of the CPU; where there is no C
+compiler the same files are simply interpreted. `GATEWAY_NO_EXTENSIONS=1` makes an installed gateway ignore them.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+import sysconfig
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,11 +19,17 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class GenerateStubs(BuildHookInterface):
+class BuildHook(BuildHookInterface):
     """Runs for wheels and for editable installs alike."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        generate(Path(self.root))
+        root = Path(self.root)
+        generate(root)
+        for made in compile_modules(root, self.config["compiled"]):
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True
+            if version == "standard":
+                build_data["force_include"][str(made)] = str(made.relative_to(root))
 
 
 def generate(root: Path) -> None:
@@ -41,6 +56,47 @@ def generate(root: Path) -> None:
     (out / "__init__.py").write_text('"""Generated from protos/gateway/v1 at build time."""\n')
     if protoc.main(arguments) != 0:
         raise RuntimeError("protoc refused a file in protos/; see its message above")
+
+
+def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
+    """Make a native module beside each of these files, and one in `root` that holds the code of all; answers them.
+
+    None are made, and none are left, where there is no C compiler or no Python headers.
+
+    raises: SystemExit if mypyc refuses a file; it has printed where and why.
+    """
+    made = _native(root)
+    changed = max(Path(root, name).stat().st_mtime for name in (*modules, "hatch_build.py", "pyproject.toml"))
+    if len(made) == len(modules) + 1 and all(file.stat().st_mtime > changed for file in made):
+        return made  # pip calls twice
+    for old in made:
+        old.unlink()
+    compiler = os.environ.get("CC") or (sysconfig.get_config_var("CC") or "cc").split()[0]
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if shutil.which(compiler) is None or not headers.exists():
+        sys.stderr.write(f"no {compiler} or no {headers}: the hot path is not compiled, and slower\n")
+        return ()
+    from mypyc.build import mypycify  # noqa: PLC0415  (as above)
+    from setuptools import Distribution  # noqa: PLC0415
+    from setuptools.command.build_ext import build_ext  # noqa: PLC0415
+
+    before = Path.cwd()
+    os.chdir(root)  # where mypyc writes C to build/, and takes module names from
+    try:
+        # Here the packages that are imported need not be installed. `make check` has judged the types with them.
+        options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--python-version=3.10"]
+        native = mypycify([*options, *modules], opt_level="3", debug_level="0", group_name="gateway")
+        command = build_ext(Distribution({"name": "gateway", "ext_modules": native}))
+        command.inplace = True
+        command.ensure_finalized()
+        command.run()
+    finally:
+        os.chdir(before)
+    return _native(root)
+
+
+def _native(root: Path) -> Sequence[Path]:
+    return [*root.glob("*__mypyc*.so"), *(root / "gateway").rglob("*.so")]
 
 
 if __name__ == "__main__":

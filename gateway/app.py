@@ -42,8 +42,8 @@ from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
 from gateway.server.wire import WireListener
 from gateway.state import state_of
-from gateway.telemetry.metrics import SharedDirectory
 from gateway.telemetry.process import ProcessTelemetry
+from gateway.telemetry.shared_values import SharedDirectory
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet

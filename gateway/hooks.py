@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mypy_extensions import mypyc_attr
+
 from gateway.status import Code, Meaning
 from gateway.types import Facts, Metadata, Served
 
@@ -163,6 +165,7 @@ class Listener(Protocol):
     def config_changed(self, event: ConfigChanged) -> None: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class NoObserver:
     """Hears nothing."""
 
@@ -178,6 +181,7 @@ class NoObserver:
     def ended(self, event: CallEnded) -> None: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class NoHooks:
     """For tools and tests that need no telemetry."""
 
@@ -189,6 +193,7 @@ class NoHooks:
     def config_changed(self, event: ConfigChanged) -> None: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class NoListener:
     """Hears nothing; for those who care about some of it."""
 

@@ -27,8 +27,9 @@ from gateway.admin import Admin, merged_config, merged_state
 from gateway.app import VERSION, Place
 from gateway.config import Config, split_address
 from gateway.server.listener import CannotServe
-from gateway.telemetry.metrics import Scrape, SharedDirectory, prepare_directory, worker_ended
+from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
+from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
 from gateway.telemetry.traffic import Traffic
 
 _log = logging.getLogger(__name__)

@@ -296,20 +296,18 @@ class WireChannel:
         loop = self._loop
         greeted: asyncio.Future[None] = loop.create_future()
         options = self.options
-
-        def edge() -> ClientEdge:
-            return Edge(loop, partial(self._connection, greeted), self._gone, stops_reading=False)
+        made = Edge(loop, partial(self._connection, greeted), self._gone, stops_reading=False)
 
         tls: dict[str, Any] = {"ssl": options.tls}  # the keyword arguments of two methods of the loop
         if options.tls is not None and (options.server_name or isinstance(self._address, str)):
             tls["server_hostname"] = options.server_name or "localhost"
         if isinstance(self._address, str):
-            dialing = loop.create_unix_connection(edge, self._address, **tls)
+            dialing = loop.create_unix_connection(lambda: made.protocol, self._address, **tls)
         else:
-            dialing = loop.create_connection(edge, *self._address, **tls)
+            dialing = loop.create_connection(lambda: made.protocol, *self._address, **tls)
         until = loop.time() + options.connect_seconds
         try:
-            _, made = await asyncio.wait_for(dialing, options.connect_seconds)
+            await asyncio.wait_for(dialing, options.connect_seconds)
             try:
                 await asyncio.wait_for(greeted, until - loop.time())
                 if made.wire.draining:

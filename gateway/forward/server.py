@@ -120,11 +120,11 @@ class WireServer:
             patience = self.limits.handshake_seconds if tls is not None else None
             if bound.family == socket.AF_UNIX:
                 server: asyncio.AbstractServer = await loop.create_unix_server(
-                    self._edge, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
+                    self._protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
                 )
             else:
                 server = await loop.create_server(
-                    self._edge, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
+                    self._protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
                 )
             self._servers.append(server)
         self._tick()
@@ -176,8 +176,8 @@ class WireServer:
     def calls(self) -> int:
         return sum(len(edge.wire.streams) for edge in self._edges)
 
-    def _edge(self) -> ServerEdge:
-        return Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True)
+    def _protocol(self) -> asyncio.Protocol:
+        return Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True).protocol
 
     def _connection(self, edge: ServerEdge) -> ServerConnection:
         now = edge.loop.time()

@@ -123,7 +123,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         self._cancelled = code is Code.CANCELLED
         self._code = code
         if self._task is not None and not self._task.done():
-            connection = self._call.connection
+            connection = self._call.server
             connection.hold()
             self._task.add_done_callback(lambda _: connection.release())
             self._task.cancel()

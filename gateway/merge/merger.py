@@ -69,7 +69,10 @@ class Batch(Generic[M]):
         layout = self.members[0].layout
         pieces = [scalars(model, version, id), layout.encoded(self.rows)]
         for number in range(len(layout.parts)):
-            contents = [member.body[slice(*member.spans[number])] for member in self.members]
+            contents = []
+            for member in self.members:
+                start, end = member.spans[number]
+                contents.append(member.body[start:end])
             pieces.append(bytes((layout.tag,)) + encode_varint(sum(map(len, contents))))
             pieces.extend(contents)
         return b"".join(pieces)

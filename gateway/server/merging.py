@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 from tritonclient.grpc import service_pb2 as pb
 
@@ -30,7 +29,6 @@ from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import fields_from
 from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_response
-from gateway.wire.server import ServerConnection
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +36,13 @@ _PATH = INFER.encode()
 _OWN_FAULT = (Meaning.CALLER, Meaning.SERVER)  # what one member may have caused for all
 _SPOILT_MOST = 3  # batches that a caller may spoil …
 _APART_SECONDS = 10.0  # … before its requests go alone for so long
+_SPOILERS_KEPT = 1024  # callers come and go
 _ASK_AGAIN_SECONDS = 30.0  # after a model's config could not be had, or did not fit what was seen
 
 
 class Mergeable(Member, Protocol):
     """A forwarded request at a merge point."""
 
-    caller: ServerConnection
     batch: Batch[Any] | None  # that it is in, once that is on its way; a Protocol can't name itself there
     added: Metadata  # by telemetry, for upstream: its place in a trace, if it is traced
 
@@ -90,11 +88,9 @@ class MergePoint:
         self._asking: asyncio.Task[None] | None = None
         self._ask_at = 0.0
         self._in_flight: dict[Batch[Mergeable], ClientCall] = {}
-        self._spoilt: WeakKeyDictionary[ServerConnection, tuple[int, float]] = WeakKeyDictionary()
+        self._spoilt: dict[Hashable, tuple[int, float]] = {}  # by caller: how often, and until when it goes alone
 
-    def maybe_layout(
-        self, body: bytes, head: Head, caller: ServerConnection
-    ) -> tuple[Layout, list[tuple[int, int]]] | None:
+    def maybe_layout(self, body: bytes, head: Head, caller: Hashable) -> tuple[Layout, list[tuple[int, int]]] | None:
         """How a request can be merged; None if it must go alone."""
         merger = self._merger
         if merger is None:
@@ -194,11 +190,13 @@ class MergePoint:
                 count += 1
                 if count >= _SPOILT_MOST:
                     until = self._loop.time() + _APART_SECONDS
+                if len(self._spoilt) >= _SPOILERS_KEPT:
+                    self._spoilt.clear()
                 self._spoilt[caller] = (count, until)
 
         return ended
 
-    def _is_apart(self, caller: ServerConnection) -> bool:
+    def _is_apart(self, caller: Hashable) -> bool:
         count, until = self._spoilt.get(caller, (0, 0.0))
         if count < _SPOILT_MOST:
             return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -135,7 +135,7 @@ class Relay:
         call.on_cancel = cancelled
 
     async def _infer(self, call: ServerCall, request: Request) -> None:
-        call.connection.hold()
+        call.server.hold()
         try:
             reply = await self._models.infer(request)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
@@ -147,7 +147,7 @@ class Relay:
             _log.exception("unforeseen failure in ModelInfer")
             call.fail(Code.INTERNAL, BUG_TEXT)
         finally:
-            call.connection.release()
+            call.server.release()
 
 
 class _Forwarding:
@@ -174,7 +174,7 @@ class _Forwarding:
         self._said = _said(call.head)
         self.body = call.body
         self.head = head
-        self.caller = call.connection
+        self.caller: Hashable = call.server.number
 
     # Request
 
@@ -186,7 +186,7 @@ class _Forwarding:
             self._request_bytes += call.missing
             body = b""
         decided = self._relay.decision(said, self.head)
-        observer = inference.report("ModelInfer", decided, self.caller.peer, body)
+        observer = inference.report("ModelInfer", decided, call.peer, body)
         try:
             self._work = inference.begin(decided, observer)
         except GatewayError as error:

@@ -70,7 +70,7 @@ class _WireCaller:
         tasks = list(self._session.tasks)
         self._session.cancel()
         if tasks:  # their work outlives the call
-            connection = self._call.connection
+            connection = self._call.server
             connection.hold()
             asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: connection.release())
 

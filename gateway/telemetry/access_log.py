@@ -117,13 +117,13 @@ class LineWriter:
         self._second = 0  # the one that is counted
         self._taken = 0  # lines in it
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._writing: threading.Thread | None = None
         self._dropped = 0  # since the last time it was told
         self._quiet_until = 0.0
 
     def __enter__(self) -> LineWriter:
-        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
-        self._thread.start()
+        self._writing = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._writing.start()
         return self
 
     def __exit__(
@@ -131,8 +131,8 @@ class LineWriter:
     ) -> None:
         """Write what waits; a stream that is stuck is given up after two seconds."""
         self._lines.put(None)
-        if self._thread:
-            self._thread.join(timeout=2.0)
+        if self._writing:
+            self._writing.join(timeout=2.0)
 
     def write_nowait(self, line: str) -> None:
         if self._lines.qsize() >= self._limit or not self._is_in_rate():

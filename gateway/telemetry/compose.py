@@ -13,6 +13,8 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 
+from mypy_extensions import mypyc_attr
+
 from gateway.hooks import (
     AttemptEnded,
     AttemptMerged,
@@ -30,13 +32,15 @@ from gateway.hooks import (
     NoObserver,
     StepEnded,
 )
+from gateway.status import Code
 from gateway.types import Metadata
 
 _log = logging.getLogger(__name__)
 
-_UNENDED: CallEnded = None  # type: ignore[assignment]  # of a history that nobody has seen yet
+_UNENDED = CallEnded(Code.UNKNOWN, "", None, 0, 0, 0.0)  # of a history that nobody has seen yet
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class TracedCall(NoObserver):
     """An observer that gave its call a place in a trace; `traceparent` is that place, in W3C form."""
 

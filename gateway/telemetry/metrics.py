@@ -10,19 +10,16 @@ counters take a lock for each of the ten or so numbers that a call changes, a fi
 from __future__ import annotations
 
 import math
-import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition, multiprocess, values
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
 from gateway.hooks import (
     CallHistory,
@@ -32,6 +29,7 @@ from gateway.hooks import (
     StepEnded,
 )
 from gateway.status import OK, Code, Meaning
+from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times
 
 OTHER = "other"
@@ -45,18 +43,6 @@ OVERHEAD_SECONDS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 
 
 
 @dataclass(frozen=True, slots=True)
-class SharedDirectory:
-    """Where the workers of one pod keep their numbers, best in memory (tmpfs).
-
-    worker: distinct among the processes alive now, without "_" or "/". A worker that replaces a dead one takes over its
-            name and goes on counting in its files, so neither the files nor the sums grow with restarts.
-    """
-
-    path: Path
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
 class MetricsSettings:
     """How the metrics of one process are kept."""
 
@@ -64,18 +50,6 @@ class MetricsSettings:
     shared: SharedDirectory | None = None  # None: this process is alone
     max_models: int = 2_000  # distinct model labels; a large Triton repository has hundreds
     max_endpoints: int = 1_000  # distinct endpoint labels; pods get new addresses at every rollout
-
-
-def prepare_directory(path: Path) -> None:
-    """Make the shared directory, empty of what an earlier run left. For the supervisor, before it starts workers."""
-    path.mkdir(parents=True, exist_ok=True)
-    for file in path.glob("*.db"):
-        file.unlink()
-
-
-def worker_ended(shared: SharedDirectory) -> None:
-    """Forget the gauges of a worker that is gone; what it counted stays. For the supervisor, when it sees the end."""
-    multiprocess.mark_process_dead(shared.worker, str(shared.path))  # type: ignore[no-untyped-call]
 
 
 class Scrape:
@@ -93,7 +67,7 @@ class Scrape:
     def of_directory(cls, path: Path) -> Scrape:
         """The sum over all workers that share `path`; any process may ask."""
         registry = CollectorRegistry()
-        registry.register(_Shared(path))
+        registry.register(SharedValues(path))
         return cls(registry, is_shared=True)
 
     def collect(self, names: Collection[str] = ()) -> Iterable[Metric]:
@@ -113,18 +87,6 @@ class Scrape:
         return encode(self._registry), content_type
 
 
-class _Shared(Collector):
-    """The numbers of all workers; a series that one of them gave up as not a number is none."""
-
-    def __init__(self, path: Path) -> None:
-        self._all = multiprocess.MultiProcessCollector(None, str(path))  # type: ignore[no-untyped-call]
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._all.collect():  # type: ignore[no-untyped-call]
-            family.samples = [sample for sample in family.samples if not math.isnan(sample.value)]
-            yield family
-
-
 class Metrics:
     """The listener. One per process: prometheus_client keeps its storage per process."""
 
@@ -132,7 +94,7 @@ class Metrics:
         """:raises RuntimeError: if this process already shares another directory or worker name."""
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series for nothing here
         if settings.shared:
-            _keep_values_in(settings.shared)
+            keep_values_in(settings.shared)
         registry = CollectorRegistry()
         self._families = _Families(registry)
         self._families.build.labels(settings.version, platform.python_version()).set(1)
@@ -415,50 +377,3 @@ class _Series:
         for count, times in (*self._ends.values(), *self._attempts.values()):
             count.flush()
             times.flush()
-
-
-_shared: SharedDirectory | None = None  # what this process's storage is bound to; prometheus_client has one per process
-
-
-def _keep_values_in(shared: SharedDirectory) -> None:
-    """Switch prometheus_client to shared files, wherever it was imported first.
-
-    It decides by the environment at its import, which no caller can be asked to precede; the variable is still set,
-    because its files are opened by it. The worker's name stands for the process id in their names.
-    """
-    global _shared  # noqa: PLW0603  # one per process, as the library's own storage is
-    if _shared is not None and _shared != shared:
-        raise RuntimeError(f"metrics of this process are already kept in {_shared.path} as worker {_shared.worker}")
-    if _shared is None:
-        worker_ended(shared)  # a killed predecessor of this name may still show calls in flight
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared.path)
-        values.MmapedDict = _ReservedFile  # type: ignore[attr-defined]  # imported there, exported or not
-        values.ValueClass = values.MultiProcessValue(lambda: shared.worker)  # type: ignore[no-untyped-call]
-        _shared = shared
-
-
-class _ReservedFile(MmapedDict):
-    """The library's file of values, with its space reserved before it is written to.
-
-    The library's own has holes. Writing to a hole on a full disk through a memory map raises nothing: it kills the
-    process (SIGBUS), and each one that is started in its place.
-
-    :raises OSError: from wherever a value is first used, if there is no room for it.
-    """
-
-    _FIRST_BYTES = 1 << 16  # as the library has it
-    _BESIDE_KEY_BYTES = 32  # its length, padding, the value, its time
-
-    def __init__(self, filename: str, read_mode: bool = False) -> None:
-        if not read_mode:
-            with open(filename, "ab") as file:
-                os.posix_fallocate(file.fileno(), 0, max(self._FIRST_BYTES, file.tell()))
-        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
-
-    def _init_value(self, key: str) -> None:
-        size = self._capacity
-        while self._used + len(key.encode()) + self._BESIDE_KEY_BYTES > size:
-            size *= 2
-        if size > self._capacity:
-            os.posix_fallocate(self._f.fileno(), 0, size)
-        super()._init_value(key)  # type: ignore[no-untyped-call]

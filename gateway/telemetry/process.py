@@ -12,9 +12,10 @@ from gateway.hooks import Hooks, Listener
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
-from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape, SharedDirectory
+from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
 from gateway.telemetry.metrics_export import MetricsExport
 from gateway.telemetry.otel import is_configured
+from gateway.telemetry.shared_values import SharedDirectory
 from gateway.telemetry.traces import Traces
 from gateway.telemetry.traffic import Traffic
 

@@ -34,6 +34,7 @@ from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.wire.stream import Stream
 
 _JUST_OK = ((b"grpc-status", b"0"),)
+UNKNOWN = Code.UNKNOWN
 ASSUMED_STREAMS = 100  # at once, until the server's SETTINGS come
 UNLIMITED = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
@@ -48,11 +49,10 @@ class ClientCall(Stream):
     `text` say how, `body` has a unary answer, and `initial` and `trailing` the fields that came.
     """
 
-    connection: ClientConnection
     request: bytes | None = None  # of a unary call: its message, or the front of it
     request_more = 0  # bytes of it that `send_chunk` will bring
     request_encoding = b""  # how the request is compressed, if it is
-    code = Code.UNKNOWN
+    code: Code
     text = ""
     initial: Fields = ()
     trailing: Fields = ()
@@ -76,6 +76,7 @@ class ClientCall(Stream):
         """fields: metadata; those that a caller chose must be `NeverIndexed`. deadline: on the clock of `now`."""
         self.path = path
         self.request_fields = fields
+        self.code = UNKNOWN
         self.deadline = deadline
         if deadline is not None:
             self._deadlines = deadlines

@@ -5,6 +5,7 @@ Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from gateway.wire.engine import (
 from gateway.wire.fields import Fields, encode_message
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
-from gateway.wire.requests import NO_HEAD, RequestHeads
+from gateway.wire.requests import NO_HEAD, RequestHead, RequestHeads
 from gateway.wire.stream import Stream
 from gateway.wire.watch import FrameWatch
 
@@ -42,6 +43,8 @@ OK_STATUS: tuple[Field, ...] = ((b"grpc-status", b"0"),)
 _STATUS_FIELDS: dict[Code, Field] = {code: (b"grpc-status", b"%d" % code) for code in Code}
 
 
+_numbers = itertools.count()
+
 FORCED_RESET = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
 
 
@@ -51,8 +54,8 @@ class ServerCall(Stream):
     Answer a unary one with `reply` or `finish`; a streaming one with `send_headers`, `send_message` and `finish`.
     """
 
-    connection: ServerConnection
-    head = NO_HEAD
+    server: ServerConnection  # is `connection`, by its full type
+    head: RequestHead
     deadline: float | None = None  # on the clock of `now`
     remote_done = False  # the client has half-closed
     streaming = False  # many requests may come: no timer for the first
@@ -67,18 +70,19 @@ class ServerCall(Stream):
     _deadline_key = 0
 
     def __init__(self, connection: ServerConnection, stream_id: int) -> None:
-        self.connection = connection
+        self.connection = self.server = connection
         self.id = stream_id
+        self.head = NO_HEAD
 
     @property
     def peer(self) -> str:
-        return self.connection.peer
+        return self.server.peer
 
     def reply(self, body: bytes, initial: Fields = (), trailing: Fields = (), encoding: bytes = b"") -> None:
         """Answer a unary call whole. `encoding`: how `body` is compressed, if it is."""
         if self.done:
             return
-        connection = self.connection
+        connection = self.server
         engine, stream_id = connection.engine, self.id
         try:
             if not initial and not encoding:
@@ -124,7 +128,7 @@ class ServerCall(Stream):
                 self.connection.engine.send_response(self.id, [*RESPONSE, *status], end_stream=True)
         except EngineError:
             pass  # as in `reply`
-        self.connection.answered(self)
+        self.server.answered(self)
 
     def fail(self, code: Code, text: str, trailing: Fields = ()) -> None:
         """End with an error; of a streamed answer, after what was sent of it."""
@@ -136,7 +140,7 @@ class ServerCall(Stream):
             self.connection.engine.send_response(self.id, [(b":status", status)], end_stream=True)
         except EngineError:
             return
-        self.connection.answered(self)
+        self.server.answered(self)
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -182,6 +186,7 @@ class ServerConnection(Connection[ServerCall]):
         """accept: told of each good request; sets the call's callbacks or ends it. heads: if connections share them."""
         super().__init__(server_engine(limits), limits, now, wake)
         self.peer = peer
+        self.number = next(_numbers)  # its own in this process
         self._accept = accept
         self._deadlines = deadlines
         self._heads = heads or RequestHeads(limits)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.forward.channel import WireChannel
 from gateway.hooks import NoHooks
 from gateway.infer.attempts import Attempt
 from gateway.infer.inference import Inference
@@ -77,8 +78,9 @@ async def test_public_models_before_one_triton_model_are_merged_by_their_own_set
     endpoint = Endpoint("u", "t:1", UNUSED)
     attempt = Attempt(Variant("only", "u", "net"), endpoint, 1, "only", "")
     few, many = MergeSettings(rows=4), MergeSettings(rows=64)
-    points = [merge_point(*each) for each in (("a", attempt, UNUSED, few), ("b", attempt, UNUSED, many)) * 2]
+    channel = WireChannel("t:1")
+    points = [merge_point(*each) for each in (("a", attempt, channel, few), ("b", attempt, channel, many)) * 2]
     assert points[0] is points[2]
     assert points[1] is points[3]
     assert points[0] is not points[1]
-    assert merge_point("a", attempt, UNUSED, many) is not points[0]  # reloaded
+    assert merge_point("a", attempt, channel, many) is not points[0]  # reloaded

@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pro
 
 from gateway.hooks import CallStarted, ConfigChanged, EndpointChanged
 from gateway.status import Code, Meaning
-from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape, SharedDirectory, prepare_directory, worker_ended
+from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
+from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 ROOT = Path(__file__).parents[2]
@@ -224,7 +225,8 @@ import prometheus_client  # on purpose before the directory is known
 from gateway.hooks import CallEnded, CallStarted, ConfigChanged, EndpointChanged
 from gateway.status import Code
 from gateway.telemetry.compose import compose
-from gateway.telemetry.metrics import Metrics, MetricsSettings, SharedDirectory
+from gateway.telemetry.metrics import Metrics, MetricsSettings
+from gateway.telemetry.shared_values import SharedDirectory
 
 directory, name, calls, is_up = sys.argv[1:]
 metrics = Metrics(MetricsSettings("1.2.3", SharedDirectory(Path(directory), name)))
