@@ -85,7 +85,7 @@ def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
     try:
         # Here the packages that are imported need not be installed. `make check` has judged the types with them.
         options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--python-version=3.10"]
-        native = mypycify([*options, *modules], opt_level="3", debug_level="0", group_name="gateway")
+        native = mypycify([*options, *modules], opt_level="1", debug_level="0", group_name="gateway")
         command = build_ext(Distribution({"name": "gateway", "ext_modules": native}))
         command.inplace = True
         command.ensure_finalized()

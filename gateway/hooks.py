@@ -2,22 +2,24 @@
 
 Every method returns at once and never raises: telemetry must not be able to fail or delay a call. Instants are seconds
 on the clock of `time.monotonic()`. What is reported of every call is not frozen, since that makes it three times as
-expensive to make; nobody changes it.
+expensive to make; nobody changes it. It writes its `__init__` itself, since only then it is compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from mypy_extensions import mypyc_attr
 
 from gateway.status import Code, Meaning
 from gateway.types import Facts, Metadata, Served
 
+_NO_FACTS: Final = Facts()
 
-@dataclass(slots=True)
+
+@dataclass(init=False, slots=True)
 class CallStarted:
     """A call, or one message of a ModelStreamInfer, has arrived and its model is known."""
 
@@ -27,10 +29,28 @@ class CallStarted:
     request_id: str  # as the caller gave it, "" if none
     peer: str
     at: float
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts
+
+    def __init__(
+        self,
+        method: str,
+        model: str,
+        known: bool,
+        request_id: str,
+        peer: str,
+        at: float,
+        facts: Facts = _NO_FACTS,
+    ) -> None:
+        self.method = method
+        self.model = model
+        self.known = known
+        self.request_id = request_id
+        self.peer = peer
+        self.at = at
+        self.facts = facts
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class AttemptStarted:
     """The call is about to be sent to one endpoint."""
 
@@ -41,7 +61,27 @@ class AttemptStarted:
     number: int  # 1 for the first
     why: str  # the plan's reason for the first, "fallback" or "retry" later
     at: float
-    instead_of: str = ""  # the variant in whose place this one is asked, if `why` is "fallback"
+    instead_of: str  # the variant in whose place this one is asked, if `why` is "fallback"
+
+    def __init__(
+        self,
+        model: str,
+        variant: str,
+        upstream: str,
+        endpoint: str,
+        number: int,
+        why: str,
+        at: float,
+        instead_of: str = "",
+    ) -> None:
+        self.model = model
+        self.variant = variant
+        self.upstream = upstream
+        self.endpoint = endpoint
+        self.number = number
+        self.why = why
+        self.at = at
+        self.instead_of = instead_of
 
 
 @dataclass(slots=True)
@@ -52,7 +92,7 @@ class AttemptMerged:
     carrier: str  # traceparent of the attempt, of this or another call, that the server is told of as the parent
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class AttemptEnded:
     """One endpoint has answered, or failed to."""
 
@@ -60,6 +100,12 @@ class AttemptEnded:
     text: str
     meaning: Meaning | None  # None if it went well
     at: float
+
+    def __init__(self, code: Code, text: str, meaning: Meaning | None, at: float) -> None:
+        self.code = code
+        self.text = text
+        self.meaning = meaning
+        self.at = at
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +119,7 @@ class StepEnded:
     error: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class CallEnded:
     """The call's one end."""
 
@@ -84,8 +130,24 @@ class CallEnded:
     response_bytes: int
     at: float
 
+    def __init__(
+        self,
+        code: Code,
+        text: str,
+        served: Served | None,
+        request_bytes: int,
+        response_bytes: int,
+        at: float,
+    ) -> None:
+        self.code = code
+        self.text = text
+        self.served = served
+        self.request_bytes = request_bytes
+        self.response_bytes = response_bytes
+        self.at = at
 
-@dataclass(slots=True)
+
+@dataclass(init=False, slots=True)
 class CallHistory:
     """All that was reported of one call. `attempts` and `outcomes` belong together in order; if the call ended within
     an attempt, that one has no outcome."""
@@ -95,6 +157,20 @@ class CallHistory:
     outcomes: list[AttemptEnded]
     steps: Sequence[StepEnded]
     end: CallEnded
+
+    def __init__(
+        self,
+        start: CallStarted,
+        attempts: list[AttemptStarted],
+        outcomes: list[AttemptEnded],
+        steps: Sequence[StepEnded],
+        end: CallEnded,
+    ) -> None:
+        self.start = start
+        self.attempts = attempts
+        self.outcomes = outcomes
+        self.steps = steps
+        self.end = end
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import Final
 
 
 class Code(IntEnum):
@@ -32,7 +33,7 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
-OK = Code.OK
+OK: Final = Code.OK
 """For what every call does: to read a member of an enum from its class takes a Python call, until Python 3.12."""
 
 
@@ -62,7 +63,7 @@ class Verdict:
     ejects: bool  # is the whole endpoint to be left alone until a probe succeeds?
 
 
-_VERDICTS = {
+_VERDICTS: Final = {
     Meaning.CALLER: Verdict(Meaning.CALLER, elsewhere=False, ejects=False),
     Meaning.SERVER: Verdict(Meaning.SERVER, elsewhere=False, ejects=False),
     Meaning.OVERLOADED: Verdict(Meaning.OVERLOADED, elsewhere=True, ejects=False),
@@ -72,14 +73,17 @@ _VERDICTS = {
     Meaning.ENDED: Verdict(Meaning.ENDED, elsewhere=False, ejects=False),
 }
 
-NO_CONNECTION_TEXT = "Too many calls wait for a connection"
+NO_CONNECTION_TEXT: Final = "Too many calls wait for a connection"
 """Of RESOURCE_EXHAUSTED that `forward` makes itself: one endpoint has too much before it, another may not."""
 
-_OVERLOAD_TEXTS = ("Exceeds maximum queue size", "Request timeout expired")
-_DRAIN_TEXT = "Server is stopping"
-_MODEL_TEXTS = ("Request for unknown model", "has no available versions")  # a model's own NOT_FOUND says other things
+_OVERLOAD_TEXTS: Final = ("Exceeds maximum queue size", "Request timeout expired")
+_DRAIN_TEXT: Final = "Server is stopping"
+_MODEL_TEXTS: Final = (
+    "Request for unknown model",
+    "has no available versions",
+)  # a model's own NOT_FOUND says other things
 
-_BY_CODE = {
+_BY_CODE: Final = {
     Code.CANCELLED: Meaning.ENDED,
     Code.DEADLINE_EXCEEDED: Meaning.ENDED,
     Code.INVALID_ARGUMENT: Meaning.CALLER,

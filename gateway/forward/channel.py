@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from gateway.forward.calls import (
     Deserializer,
@@ -38,17 +38,17 @@ from gateway.wire.limits import KiB, Limits
 
 ClientEdge = Edge[ClientConnection]
 
-UPSTREAM = Limits(
+UPSTREAM: Final = Limits(
     stream_window=256 * KiB,  # held for a caller who does not read; 4 MiB measured no faster with 602 KB answers
     connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
     glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
 )
-CLOSED = "The channel is closed"
-LONG_LIVED = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt
+CLOSED: Final = "The channel is closed"
+LONG_LIVED: Final = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt
 
 log = logging.getLogger("gateway.forward")
 
-TICK_SECONDS = 1.0
+TICK_SECONDS: Final = 1.0
 
 
 class State(Enum):

@@ -8,19 +8,19 @@ import logging
 import sys
 import termios
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import WRITE_SIZE
 
-SOCKET_BUFFER = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
+SOCKET_BUFFER: Final = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
 
 # What one connection may have of a turn of the loop, which else reads on for megabytes: some 5 ms of work.
-TURN_EVENTS = 2000
-TURN_BYTES = 262_144
+TURN_EVENTS: Final = 2000
+TURN_BYTES: Final = 262_144
 
-LINGER_SECONDS = 5.0  # for the last bytes of a connection that is closing
+LINGER_SECONDS: Final = 5.0  # for the last bytes of a connection that is closing
 
 Wire = TypeVar("Wire", bound=Connection[Any])  # of any of its roles
 

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -20,10 +20,10 @@ from gateway.wire.limits import Limits
 from gateway.wire.requests import RequestHeads
 from gateway.wire.server import Ends, ServerCall, ServerConnection
 
-BACKLOG = 1024
-AGE_JITTER = 0.1  # of the maximum age, so that clients which came together do not leave together
-TICK_SECONDS = 1.0
-CLOSE_SECONDS = 1.0  # for the last bytes of connections that were cut
+BACKLOG: Final = 1024
+AGE_JITTER: Final = 0.1  # of the maximum age, so that clients which came together do not leave together
+TICK_SECONDS: Final = 1.0
+CLOSE_SECONDS: Final = 1.0  # for the last bytes of connections that were cut
 
 ServerEdge = Edge[ServerConnection]
 

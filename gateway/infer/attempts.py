@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.status import Meaning, Verdict
 from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
-_ENDPOINT_IS_BAD = (Meaning.UNREACHABLE, Meaning.DRAINING)
+_ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.DRAINING)
 
 
-@dataclass(slots=True)  # not frozen: one is made for every call, and that would triple its price
+@dataclass(init=False, slots=True)  # not frozen: one is made for every call, and that would triple its price
 class Attempt:
     """One try of one call. Not to be changed."""
 
@@ -25,6 +26,13 @@ class Attempt:
     number: int
     why: str  # the plan's reason, then "retry" (same variant) or "fallback" (another one)
     instead_of: str  # the variant before it, or the one that was chosen, if `why` is "fallback"
+
+    def __init__(self, variant: Variant, endpoint: Endpoint, number: int, why: str, instead_of: str) -> None:
+        self.variant = variant
+        self.endpoint = endpoint
+        self.number = number
+        self.why = why
+        self.instead_of = instead_of
 
 
 class Attempts:

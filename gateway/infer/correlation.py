@@ -7,12 +7,14 @@ which attempt they belong to. The caller's id is put back wherever the caller wo
 
 from __future__ import annotations
 
+from typing import Final
+
 from gateway.types import Metadata
 
-UNKNOWN_ID = "<id_unknown>"
+UNKNOWN_ID: Final = "<id_unknown>"
 """What Triton's error texts say of a request without an id. source: triton core, infer_request.h, `LogRequest`."""
 
-_IDS = slice(3, 52)  # of a traceparent: "00-", 32 digits of the trace, "-", 16 of the span, "-01"
+_IDS: Final = slice(3, 52)  # of a traceparent: "00-", 32 digits of the trace, "-", 16 of the span, "-01"
 
 
 def traced_id(extra: Metadata, id: str) -> str | None:

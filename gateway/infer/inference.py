@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from gateway.deadline import Deadline
 from gateway.errors import (
@@ -37,11 +38,11 @@ from gateway.upstream.endpoint import State
 from gateway.upstream.pool import Pool
 from gateway.wire.peek import Head, peek_response, rename_request, rename_response
 
-SERVICE = "/inference.GRPCInferenceService/"
-INFER = SERVICE + "ModelInfer"
+SERVICE: Final = "/inference.GRPCInferenceService/"
+INFER: Final = SERVICE + "ModelInfer"
 
 
-_MADE_HERE = {
+_MADE_HERE: Final = {
     Code.CANCELLED: "The call was cancelled.",
     Code.DEADLINE_EXCEEDED: "The deadline passed before an answer came.",
     Code.RESOURCE_EXHAUSTED: "The answer is larger than server.max_message_bytes in the gateway's config.",
@@ -61,7 +62,7 @@ class Decision:
     plan: Plan | None  # None: it depends on more than that
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Work:
     """One request on its way: what was decided for it, and what came of the attempts so far."""
 
@@ -70,10 +71,32 @@ class Work:
     facts: Facts
     attempts: Attempts
     observer: CallObserver
-    sequence: SequenceKey | None = None
-    pin: Pin | None = None  # where its sequence has been living, if that is known
-    upstream_id: str | None = None  # of the attempt under way, if it is traced
-    failures: Sequence[tuple[Attempt, CallFailed, Verdict]] = ()
+    sequence: SequenceKey | None
+    pin: Pin | None  # where its sequence has been living, if that is known
+    upstream_id: str | None  # of the attempt under way, if it is traced
+    failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
+
+    def __init__(
+        self,
+        route: Route,
+        head: Head,
+        facts: Facts,
+        attempts: Attempts,
+        observer: CallObserver,
+        sequence: SequenceKey | None = None,
+        pin: Pin | None = None,
+        upstream_id: str | None = None,
+        failures: Sequence[tuple[Attempt, CallFailed, Verdict]] = (),
+    ) -> None:
+        self.route = route
+        self.head = head
+        self.facts = facts
+        self.attempts = attempts
+        self.observer = observer
+        self.sequence = sequence
+        self.pin = pin
+        self.upstream_id = upstream_id
+        self.failures = failures
 
 
 class Inference:

@@ -6,10 +6,11 @@ Sources: RFC 9113 section 8.2.2 (hop-by-hop fields), gRPC PROTOCOL-HTTP2.md (res
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from gateway.types import Metadata, MetadataValue, Served
 
-_DROPPED = frozenset(
+_DROPPED: Final = frozenset(
     {
         "connection", "content-length", "content-type", "host", "keep-alive", "proxy-connection", "te", "trailer",
         "transfer-encoding", "upgrade", "user-agent",
@@ -17,13 +18,17 @@ _DROPPED = frozenset(
         "traceparent", "tracestate",
     }
 )  # fmt: skip
-_RESERVED = ("grpc-", "gateway-", ":")
-REQUEST_ID = "x-request-id"
+_RESERVED: Final = ("grpc-", "gateway-", ":")
+REQUEST_ID: Final = "x-request-id"
 """Metadata key of a caller's own id for a request; the V2 message's id goes before it where one is to be chosen."""
-_DROPPED_RAW = frozenset(key.encode() for key in _DROPPED) | {b":status", b"grpc-status", b"grpc-accept-encoding"}
-_RESERVED_RAW = tuple(prefix.encode() for prefix in _RESERVED)
-_ID_LIMIT = 256  # characters
-UPSTREAM_KEY = "gateway-upstream"
+_DROPPED_RAW: Final = frozenset(key.encode() for key in _DROPPED) | {
+    b":status",
+    b"grpc-status",
+    b"grpc-accept-encoding",
+}
+_RESERVED_RAW: Final = tuple(prefix.encode() for prefix in _RESERVED)
+_ID_LIMIT: Final = 256  # characters
+UPSTREAM_KEY: Final = "gateway-upstream"
 """Metadata key by which a caller of a control RPC names one upstream."""
 
 

@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.hooks import AttemptEnded, CallEnded, CallObserver
@@ -45,14 +45,14 @@ from gateway.wire.repeats import StreamRequestHeads, StreamResponseHeads
 
 _log = logging.getLogger(__name__)
 
-STREAM = SERVICE + "ModelStreamInfer"
-_FINAL = "triton_final_response"
-_WANTS_EMPTY_FINAL = "triton_enable_empty_final_response"
-_ERRORS_END_STREAM = "triton_grpc_error"
+STREAM: Final = SERVICE + "ModelStreamInfer"
+_FINAL: Final = "triton_final_response"
+_WANTS_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
+_ERRORS_END_STREAM: Final = "triton_grpc_error"
 
-_FAREWELL_SECONDS = 1.0  # how long a server may take to end a stream on which all is said
+_FAREWELL_SECONDS: Final = 1.0  # how long a server may take to end a stream on which all is said
 
-_MANY_LEGS = 32
+_MANY_LEGS: Final = 32
 """Upstream streams of one caller's; clients call a few models on one stream. Beyond this idle ones are ended."""
 
 

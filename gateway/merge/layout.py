@@ -14,24 +14,24 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import MalformedMessage
 from gateway.wire.peek import RAW_INPUT, RAW_OUTPUT, Head, fields, read_varint
 
-_SIZES = {
+_SIZES: Final = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8, "BYTES": 0,
 }  # fmt: skip
 
-_LONGEST = 4096  # bytes of a layout that is kept; models have a few tensors with short names
-_KEPT = 1024
-_LENGTHS = 8  # different lengths that are tried before a message is parsed anew
+_LONGEST: Final = 4096  # bytes of a layout that is kept; models have a few tensors with short names
+_KEPT: Final = 1024
+_LENGTHS: Final = 8  # different lengths that are tried before a message is parsed anew
 
-_HARMLESS = frozenset({"triton_enable_empty_final_response"})  # NVIDIA's C++ client sends it with every request
-_RESERVED = ("sequence_", "priority", "timeout", "triton_", "headers", "binary_data_output")
+_HARMLESS: Final = frozenset({"triton_enable_empty_final_response"})  # NVIDIA's C++ client sends it with every request
+_RESERVED: Final = ("sequence_", "priority", "timeout", "triton_", "headers", "binary_data_output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Layout:
         return found
 
 
-_NO_LAYOUT = Layout(b"", 0, (), 0, None)
+_NO_LAYOUT: Final = Layout(b"", 0, (), 0, None)
 """Stands for: messages with this head can't be merged."""
 
 

@@ -7,10 +7,12 @@ tried: one step up or down, kept if rows per second grew by a margin. Pure: inst
 
 from __future__ import annotations
 
-_EPOCH_SECONDS = 0.25  # long enough for tens of batches of a tiny model, short enough to adapt within seconds
-_EPOCH_BATCHES = 8
-_MARGIN = 1.05  # what is less may be noise
-_REST_EPOCHS = 40  # how long a choice that was found best is kept before another is tried, about 10 s
+from typing import Final
+
+_EPOCH_SECONDS: Final = 0.25  # long enough for tens of batches of a tiny model, short enough to adapt within seconds
+_EPOCH_BATCHES: Final = 8
+_MARGIN: Final = 1.05  # what is less may be noise
+_REST_EPOCHS: Final = 40  # how long a choice that was found best is kept before another is tried, about 10 s
 
 
 class Window:

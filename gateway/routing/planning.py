@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.routing.match import Rule
 from gateway.routing.table import Route
@@ -25,7 +26,7 @@ from gateway.types import Facts, Plan, Variant
 
 Available = Callable[[Variant], bool]
 
-_NO_SUCH_VERSION = Plan((), "version")
+_NO_SUCH_VERSION: Final = Plan((), "version")
 
 
 def plan(route: Route, facts: Facts, *, draw: float, available: Available) -> Plan:

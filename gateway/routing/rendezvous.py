@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from math import log
+from typing import Final
 
-_UNIT = 2.0**-52
+_UNIT: Final = 2.0**-52
 _KEPT, _LONGEST_KEPT = 256, 128  # keys that are remembered, and their characters
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import grpc
@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 Handler = Callable[[Any, Context], Awaitable[Answer]]
 """Takes a request, or an iterator of them; returns the answer, or None if it writes its answers itself."""
 
-_STATUS = {code.value[0]: code for code in grpc.StatusCode}
+_STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True, slots=True)

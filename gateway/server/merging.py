@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from tritonclient.grpc import service_pb2 as pb
 
@@ -32,12 +32,12 @@ from gateway.wire.peek import Head, peek_response
 
 _log = logging.getLogger(__name__)
 
-_PATH = INFER.encode()
-_OWN_FAULT = (Meaning.CALLER, Meaning.SERVER)  # what one member may have caused for all
-_SPOILT_MOST = 3  # batches that a caller may spoil …
-_APART_SECONDS = 10.0  # … before its requests go alone for so long
-_SPOILERS_KEPT = 1024  # callers come and go
-_ASK_AGAIN_SECONDS = 30.0  # after a model's config could not be had, or did not fit what was seen
+_PATH: Final = INFER.encode()
+_OWN_FAULT: Final = (Meaning.CALLER, Meaning.SERVER)  # what one member may have caused for all
+_SPOILT_MOST: Final = 3  # batches that a caller may spoil …
+_APART_SECONDS: Final = 10.0  # … before its requests go alone for so long
+_SPOILERS_KEPT: Final = 1024  # callers come and go
+_ASK_AGAIN_SECONDS: Final = 30.0  # after a model's config could not be had, or did not fit what was seen
 
 
 class Mergeable(Member, Protocol):

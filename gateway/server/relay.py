@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
@@ -52,9 +52,9 @@ from gateway.wire.stream import pipe
 
 _log = logging.getLogger(__name__)
 
-_PATH = INFER.encode()
-_CALLERS_FAULT = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
-_DECISIONS_KEPT = 1024  # callers choose what is decided about
+_PATH: Final = INFER.encode()
+_CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
+_DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
 class Relay:

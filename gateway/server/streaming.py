@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from typing import Final
 
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
@@ -22,8 +23,8 @@ from gateway.wire.server import ServerCall
 
 _log = logging.getLogger(__name__)
 
-_METHOD = "ModelStreamInfer"
-_UNWRITTEN_BYTES = 65_536  # of answers that a grpc.aio context has not taken; beyond it servers are told to wait
+_METHOD: Final = "ModelStreamInfer"
+_UNWRITTEN_BYTES: Final = 65_536  # of answers that a grpc.aio context has not taken; beyond it servers are told to wait
 
 
 class StreamRelay:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import TextIO
+from typing import Final, TextIO
 
 from gateway.hooks import CallHistory, NoListener
 from gateway.status import OK
@@ -24,10 +24,12 @@ from gateway.telemetry.w3c import trace_id_of
 
 _log = logging.getLogger(__name__)
 
-_TEXT_LIMIT = 1000  # characters of any one text; model names, ids and error texts may be as long as a caller likes
-_QUEUED_LINES = 10_000  # about 4 MB; more than that waiting means that nobody reads, and lines are dropped
-_LINES_A_WRITE = 500
-_QUIET_SECONDS = 60.0  # between two complaints about a stream that can't be written
+_TEXT_LIMIT: Final = (
+    1000  # characters of any one text; model names, ids and error texts may be as long as a caller likes
+)
+_QUEUED_LINES: Final = 10_000  # about 4 MB; more than that waiting means that nobody reads, and lines are dropped
+_LINES_A_WRITE: Final = 500
+_QUIET_SECONDS: Final = 60.0  # between two complaints about a stream that can't be written
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -37,7 +38,7 @@ from gateway.types import Metadata
 
 _log = logging.getLogger(__name__)
 
-_UNENDED = CallEnded(Code.UNKNOWN, "", None, 0, 0, 0.0)  # of a history that nobody has seen yet
+_UNENDED: Final = CallEnded(Code.UNKNOWN, "", None, 0, 0, 0.0)  # of a history that nobody has seen yet
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -77,10 +78,7 @@ class _Together:
                 observers = [*(observers or ()), observer]
                 if isinstance(observer, TracedCall):
                     event = _with_traceparent(event, observer.traceparent)
-        call = _Call(event, [], [], (), _UNENDED)
-        call.owner = self
-        call.observers = observers
-        return call
+        return _Call(self, event, observers)
 
     def tell_ended(self, call: CallHistory) -> None:
         for listener in self._at_ends:
@@ -116,8 +114,15 @@ class _Call(CallHistory):
 
     __slots__ = ("observers", "owner")
 
-    owner: _Together
-    observers: list[CallObserver] | None  # who hears it live: nearly always nobody
+    def __init__(self, owner: _Together, start: CallStarted, observers: list[CallObserver] | None) -> None:
+        """observers: who hears it live, which nearly always is nobody."""
+        self.start = start
+        self.attempts = []
+        self.outcomes = []
+        self.steps = ()
+        self.end = _UNENDED
+        self.owner = owner
+        self.observers = observers
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
         self.attempts.append(event)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
@@ -32,14 +33,14 @@ from gateway.status import OK, Code, Meaning
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times
 
-OTHER = "other"
+OTHER: Final = "other"
 """The label of a model that nobody configured, and of whatever comes after a limit is reached."""
 
 # 1-2-5 steps: a quantile read from them is off by a factor of 2.5 at most. A tiny model answers in half a millisecond;
 # nobody waits interactively beyond 30 s.
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # The gateway's own share is tens of microseconds when all is well.
-OVERHEAD_SECONDS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+OVERHEAD_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

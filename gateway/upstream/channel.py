@@ -7,7 +7,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -20,7 +20,9 @@ from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import fields_from, legible_metadata
 from gateway.wire.messages import PREFIX, decompress
 
-_QUEUE_BYTES = 65_536  # of one stream's messages that grpcio has not taken; beyond it their sender is told to wait
+_QUEUE_BYTES: Final = (
+    65_536  # of one stream's messages that grpcio has not taken; beyond it their sender is told to wait
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +255,8 @@ def translate(error: grpc.aio.AioRpcError) -> CallFailed:
     )
 
 
-_FROM_PEER = "Error received from peer"
-_MADE_HERE = re.compile(
+_FROM_PEER: Final = "Error received from peer"
+_MADE_HERE: Final = re.compile(
     r"failed to connect to all addresses|errors resolving|DNS resolution failed|empty address list"
     r"|Stream removed|Socket closed|Connection reset|Broken pipe|[Tt]ransport closed|GOAWAY|RST_STREAM"
     r"|Endpoint closing|[Cc]hannel (is )?clos|ping timeout|keepalive watchdog|CLIENT: "

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from gateway.status import Meaning, Verdict
 from gateway.upstream.connection import Connection
@@ -27,7 +27,7 @@ class State(Enum):
     DOWN = "down"  # a probe failed; left alone until one succeeds
 
 
-_DOWN = State.DOWN  # see `status.OK`
+_DOWN: Final = State.DOWN  # see `status.OK`
 
 
 class Endpoint:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
+from typing import Final
 
 from gateway.upstream.endpoint import Endpoint, State
 
-_READY = State.READY  # see `status.OK`
-_PREFERENCE = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
+_READY: Final = State.READY  # see `status.OK`
+_PREFERENCE: Final = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
 
 
 class Pool:

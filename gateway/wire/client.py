@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.status import OK, Code
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
@@ -33,10 +33,11 @@ from gateway.wire.limits import Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.wire.stream import Stream
 
-_JUST_OK = ((b"grpc-status", b"0"),)
-UNKNOWN = Code.UNKNOWN
-ASSUMED_STREAMS = 100  # at once, until the server's SETTINGS come
-UNLIMITED = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
+_RESPONSE: Final = ResponseReceived  # as in `connection`
+_JUST_OK: Final = ((b"grpc-status", b"0"),)
+UNKNOWN: Final = Code.UNKNOWN
+ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
+UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
 
 def _nothing() -> None: ...
@@ -268,7 +269,7 @@ class ClientConnection(Connection[ClientCall]):
         call = self.streams.get(event.stream_id)
         if call is None or call.done:
             return
-        if type(event) is not ResponseReceived:
+        if type(event) is not _RESPONSE:
             call.trailing = event.headers
             return
         head = self._usual

@@ -5,10 +5,12 @@ Sources: grpc `doc/http-grpc-status-mapping.md`, `doc/PROTOCOL-HTTP2.md` (sectio
 
 from __future__ import annotations
 
+from typing import Final
+
 from gateway.status import Code
 from gateway.wire.engine import ErrorCode
 
-_BY_HTTP = {
+_BY_HTTP: Final = {
     400: Code.INTERNAL,
     401: Code.UNAUTHENTICATED,
     403: Code.PERMISSION_DENIED,
@@ -20,14 +22,14 @@ _BY_HTTP = {
     504: Code.UNAVAILABLE,
 }
 
-_BY_RESET = {
+_BY_RESET: Final = {
     ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
     ErrorCode.CANCEL: Code.CANCELLED,
     ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
     ErrorCode.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
 }
 
-_CODES = {str(int(code)).encode(): code for code in Code}
+_CODES: Final = {str(int(code)).encode(): code for code in Code}
 
 
 class CallFailed(Exception):

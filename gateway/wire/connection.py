@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
@@ -38,12 +38,21 @@ from gateway.wire.stream import Stream
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
 
-BYTES_PER_UPDATE = 4096  # sent bytes that explain one WINDOW_UPDATE
-UPDATES_PER_CALL = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
-UPDATES_PER_MESSAGE = 3  # those that a small message on a stream explains: C-core's two updates and a BDP ping
-MANY_EVENTS = 50  # of one read
-DRAIN_STEP = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
-BUG_TEXT = "Internal error"
+# Under names that compiled code need not look up.
+_DATA: Final = DataReceived
+_CLOSED: Final = StreamClosed
+_REQUEST: Final = RequestReceived
+_RESPONSE: Final = ResponseReceived
+_TRAILERS: Final = TrailersReceived
+_WINDOW: Final = WindowUpdated
+_RESET: Final = StreamReset
+
+BYTES_PER_UPDATE: Final = 4096  # sent bytes that explain one WINDOW_UPDATE
+UPDATES_PER_CALL: Final = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
+UPDATES_PER_MESSAGE: Final = 3  # those that a small message on a stream explains: C-core's two updates and a BDP ping
+MANY_EVENTS: Final = 50  # of one read
+DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
+BUG_TEXT: Final = "Internal error"
 
 
 def _ignore(error: Exception) -> None: ...
@@ -141,16 +150,16 @@ class Connection(ABC, Generic[AnyStream]):
                 return  # one of them was the last straw
             kind = type(event)
             try:
-                if kind is DataReceived:
+                if kind is _DATA:
                     self._data(streams.get(event.stream_id), event)  # type: ignore[attr-defined, arg-type]
-                elif kind is StreamClosed:
+                elif kind is _CLOSED:
                     self._stream_closed(event)  # type: ignore[arg-type]
-                elif kind is RequestReceived or kind is ResponseReceived or kind is TrailersReceived:
+                elif kind is _REQUEST or kind is _RESPONSE or kind is _TRAILERS:
                     control -= UPDATES_PER_CALL
                     self._headers(event)  # type: ignore[arg-type]
-                elif kind is WindowUpdated:
+                elif kind is _WINDOW:
                     control += 1.0
-                elif kind is StreamReset:  # its StreamClosed follows
+                elif kind is _RESET:  # its StreamClosed follows
                     self._reset_by_peer(event)  # type: ignore[arg-type]
                 else:
                     control += 1.0

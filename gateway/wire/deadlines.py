@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-TICK = 0.005  # seconds; how late a deadline may be noticed
-FAR = 20.0  # seconds from now; such deadlines ...
-FAR_TICKS = 200  # ... may be noticed this many ticks late (5 %), so that few sets are kept
+TICK: Final = 0.005  # seconds; how late a deadline may be noticed
+FAR: Final = 20.0  # seconds from now; such deadlines ...
+FAR_TICKS: Final = 200  # ... may be noticed this many ticks late (5 %), so that few sets are kept
 
 
 def _nobody(_: object) -> None: ...

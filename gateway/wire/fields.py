@@ -8,6 +8,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gateway.types import Metadata, MetadataValue
@@ -15,19 +16,19 @@ from gateway.wire.engine import Field, NeverIndexed
 
 Fields = Sequence[Field]
 
-_KEY_BYTES = b"abcdefghijklmnopqrstuvwxyz0123456789_-."
-_BASE64_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=,"
-_CONTROL_BYTES = bytes([*range(0x20), 0x7F])
-_MESSAGE_SAFE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+_KEY_BYTES: Final = b"abcdefghijklmnopqrstuvwxyz0123456789_-."
+_BASE64_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=,"
+_CONTROL_BYTES: Final = bytes([*range(0x20), 0x7F])
+_MESSAGE_SAFE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
-_RESERVED = frozenset(
+_RESERVED: Final = frozenset(
     b"te content-type content-length host connection keep-alive proxy-connection transfer-encoding upgrade trailer "
     b"grpc-timeout grpc-encoding grpc-accept-encoding grpc-status grpc-message "
     b"grpc-previous-rpc-attempts grpc-retry-pushback-ms".split()
 )
 """Fields that belong to one hop or to the protocol; they are never metadata."""
 
-_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
 def is_metadata(name: bytes) -> bool:

@@ -6,18 +6,19 @@ Source: grpc `doc/PROTOCOL-HTTP2.md` (Length-Prefixed-Message), `doc/compression
 from __future__ import annotations
 
 import zlib
+from typing import Final
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.limits import Limits
 
-PREFIX = 5  # one byte says whether the message is compressed, four its length
-SMALL = 4096  # bytes; a body up to this is joined with its prefix, a larger one is not copied for it
-SMALL_PREFIXES = tuple(length.to_bytes(PREFIX, "big") for length in range(SMALL + 1))
+PREFIX: Final = 5  # one byte says whether the message is compressed, four its length
+SMALL: Final = 4096  # bytes; a body up to this is joined with its prefix, a larger one is not copied for it
+SMALL_PREFIXES: Final = tuple(length.to_bytes(PREFIX, "big") for length in range(SMALL + 1))
 """Of messages that are not compressed, by their length."""
 
-ACCEPT_ENCODING = b"identity,deflate,gzip"
-_WINDOW_BITS = {b"deflate": zlib.MAX_WBITS, b"gzip": zlib.MAX_WBITS | 16}
+ACCEPT_ENCODING: Final = b"identity,deflate,gzip"
+_WINDOW_BITS: Final = {b"deflate": zlib.MAX_WBITS, b"gzip": zlib.MAX_WBITS | 16}
 
 
 def prefix(length: int, compressed: bool = False) -> bytes:

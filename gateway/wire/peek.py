@@ -14,7 +14,7 @@ import functools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from gateway.errors import BadRequest, GatewayError, MalformedMessage
 from gateway.types import Parameter
@@ -22,31 +22,31 @@ from gateway.types import Parameter
 Buffer = bytes | memoryview
 """A whole message. A memoryview must be one of unsigned bytes (format "B")."""
 
-MAX_FIELDS = 16_384
+MAX_FIELDS: Final = 16_384
 """Top-level fields of one message. Models have at most hundreds of tensors; this many take 2 to 20 ms to scan."""
 
-MAX_PARAMETERS = 1024
+MAX_PARAMETERS: Final = 1024
 """Entries of `parameters`. Models take a handful; decoding this many takes a few milliseconds at worst."""
 
-_MAX_ENTRY_FIELDS = 4
+_MAX_ENTRY_FIELDS: Final = 4
 """Fields of one map entry, and of its value. Serializers write two and one; protobuf allows repeats."""
 
 # Tags as they are on the wire: field number << 3 | wire type. Requests and responses share numbers 1 to 5.
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _NAME, _VERSION, _ID, _PARAMETER = 0x0A, 0x12, 0x1A, 0x22
-_TENSOR = 0x2A  # one of `inputs` of a request, of `outputs` of a response
-_REQUESTED_OUTPUT = 0x32
+_TENSOR: Final = 0x2A  # one of `inputs` of a request, of `outputs` of a response
+_REQUESTED_OUTPUT: Final = 0x32
 RAW_INPUT, RAW_OUTPUT = 0x3A, 0x32  # a raw tensor of a request, of a response
 _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
 
-_KEPT = 1024  # entries of a KnownHeads, ...
-_LONGEST_KEPT = 1024  # ... whose bytes are no longer: models have a few tensors with short names
-_PLACES = 4  # where raw tensors may begin in messages of one size
-_MOST_RAW = 64  # raw tensors of a message that may be known
+_KEPT: Final = 1024  # entries of a KnownHeads, ...
+_LONGEST_KEPT: Final = 1024  # ... whose bytes are no longer: models have a few tensors with short names
+_PLACES: Final = 4  # where raw tensors may begin in messages of one size
+_MOST_RAW: Final = 64  # raw tensors of a message that may be known
 
-_ONE_BYTE = [bytes((number,)) for number in range(0x80)]
+_ONE_BYTE: Final = [bytes((number,)) for number in range(0x80)]
 
-_FINAL = "triton_final_response"
+_FINAL: Final = "triton_final_response"
 
 
 @dataclass(slots=True)  # not frozen: that would cost as much as the whole scan
@@ -306,7 +306,7 @@ def bool_parameter(key: str, value: bool) -> bytes:
     return bytes((_PARAMETER,)) + encode_varint(len(entry)) + entry
 
 
-ENABLE_EMPTY_FINAL = b"\x22\x28\x0a\x22triton_enable_empty_final_response\x12\x02\x08\x01"
+ENABLE_EMPTY_FINAL: Final = b"\x22\x28\x0a\x22triton_enable_empty_final_response\x12\x02\x08\x01"
 """`bool_parameter("triton_enable_empty_final_response", True)`: asks for a last, empty response.
 
 Without it the end of a decoupled model's answers can't be seen."""

@@ -7,6 +7,8 @@ look. Anything else is read by the functions of `peek`, which say the same of ev
 
 from __future__ import annotations
 
+from typing import Final
+
 from gateway.errors import MalformedMessage
 from gateway.wire.peek import (
     RAW_INPUT,
@@ -21,8 +23,8 @@ from gateway.wire.peek import (
 )
 
 _ID = 0x1A
-_STREAM_RESPONSE = 0x12
-_LONGEST = 1024  # bytes up to the raw tensors that are kept; models have a few tensors with short names
+_STREAM_RESPONSE: Final = 0x12
+_LONGEST: Final = 1024  # bytes up to the raw tensors that are kept; models have a few tensors with short names
 
 
 class _Last:

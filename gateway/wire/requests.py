@@ -8,7 +8,7 @@ Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
@@ -16,10 +16,10 @@ from gateway.wire.engine import Field
 from gateway.wire.fields import Fields, is_legal, parse_timeout
 from gateway.wire.limits import Limits
 
-KEPT = 1024  # heads; callers choose what is in them, so only so many ...
-KEPT_BYTES = 1024  # ... and none that is larger, as HTTP/2 counts: about 6 MB at most, with what Python adds
+KEPT: Final = 1024  # heads; callers choose what is in them, so only so many ...
+KEPT_BYTES: Final = 1024  # ... and none that is larger, as HTTP/2 counts: about 6 MB at most, with what Python adds
 
-_PROTOCOL_FIELDS = frozenset(
+_PROTOCOL_FIELDS: Final = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
     b"content-length grpc-previous-rpc-attempts".split()
 )
@@ -38,7 +38,7 @@ class RequestHead:
     made: Any = None  # what a handler made of the fields, for the next request that has them; of a type it knows
 
 
-NO_HEAD = RequestHead(b"", (), b"", b"", None)
+NO_HEAD: Final = RequestHead(b"", (), b"", b"", None)
 
 
 class RequestHeads:

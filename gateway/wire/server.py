@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
@@ -34,18 +35,19 @@ from gateway.wire.requests import NO_HEAD, RequestHead, RequestHeads
 from gateway.wire.stream import Stream
 from gateway.wire.watch import FrameWatch
 
-RESPONSE: tuple[Field, ...] = (
+RESPONSE: Final[tuple[Field, ...]] = (
     (b":status", b"200"),
     (b"content-type", b"application/grpc"),
     (b"grpc-accept-encoding", ACCEPT_ENCODING),
 )
-OK_STATUS: tuple[Field, ...] = ((b"grpc-status", b"0"),)
-_STATUS_FIELDS: dict[Code, Field] = {code: (b"grpc-status", b"%d" % code) for code in Code}
+OK_STATUS: Final[tuple[Field, ...]] = ((b"grpc-status", b"0"),)
+_STATUS_FIELDS: Final[dict[Code, Field]] = {code: (b"grpc-status", b"%d" % code) for code in Code}
 
 
-_numbers = itertools.count()
+_REQUEST: Final = RequestReceived  # as in `connection`
+_numbers: Final = itertools.count()
 
-FORCED_RESET = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
+FORCED_RESET: Final = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
 
 
 class ServerCall(Stream):
@@ -215,7 +217,7 @@ class ServerConnection(Connection[ServerCall]):
         return [e for e in events if not (isinstance(e, RequestReceived) and e.stream_id in gone)]
 
     def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
-        if type(event) is not RequestReceived:
+        if type(event) is not _REQUEST:
             self._request_trailers(event.stream_id)
             return
         stream_id = event.stream_id

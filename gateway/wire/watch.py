@@ -7,18 +7,24 @@ frames are read here: about a microsecond for a call. Sources: RFC 9113 sections
 from __future__ import annotations
 
 import struct
+from typing import Final
 
 from gateway.wire.engine import ErrorCode
 
-HEADER = 9  # bytes of a frame's header
-PREFACE = 24  # bytes before the first frame
-MOST_OPEN = 1000  # streams remembered as open on the client's side; it leaves those open that were reset under it
+HEADER: Final = 9  # bytes of a frame's header
+PREFACE: Final = 24  # bytes before the first frame
+MOST_OPEN: Final = 1000  # streams remembered as open on the client's side; reset ones stay so there
 
-DATA, HEADERS, PRIORITY, RST_STREAM, CONTINUATION = 0, 1, 2, 3, 9
-_RARE = (PRIORITY, RST_STREAM, CONTINUATION)
-END_STREAM, END_HEADERS = 1, 4
+DATA: Final = 0
+HEADERS: Final = 1
+PRIORITY: Final = 2
+RST_STREAM: Final = 3
+CONTINUATION: Final = 9
+_RARE: Final = (PRIORITY, RST_STREAM, CONTINUATION)
+END_STREAM: Final = 1
+END_HEADERS: Final = 4
 
-_unpack = struct.Struct(">HBBBI").unpack_from  # length, in two parts, kind, flags, stream
+_unpack: Final = struct.Struct(">HBBBI").unpack_from  # length, in two parts, kind, flags, stream
 
 Fault = tuple[ErrorCode, str]
 
