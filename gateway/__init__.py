@@ -3,6 +3,6 @@
 import os
 
 if os.environ.get("GATEWAY_NO_EXTENSIONS"):
-    from gateway.interpreted import ignore_native_modules
+    from gateway.native import ignore_native_modules
 
     ignore_native_modules()

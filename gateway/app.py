@@ -29,6 +29,7 @@ from gateway.infer.pipelines import PipelineModel, Threads
 from gateway.infer.sequences import Sequences
 from gateway.infer.streams import STREAM, StreamLimits
 from gateway.infer.topology import Topology
+from gateway.native import is_compiled
 from gateway.server import v2
 from gateway.server.calls import CallLimits
 from gateway.server.catalogue import Catalogue
@@ -121,6 +122,7 @@ class Gateway:
             exits.push_async_callback(_cancel, watching)
         self._started = True
         self._changes.notify()
+        _log.info("hot path: %s", "compiled" if is_compiled() else "interpreted, which takes half as much CPU again")
         _log.info("serving gRPC on %s, admin on %s", self.listen, self.admin_address)
 
     async def _enter_admin(self, exits: contextlib.AsyncExitStack) -> str:

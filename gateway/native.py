@@ -1,6 +1,6 @@
-"""Importing: the hot path as its source says, in place of the native modules that were compiled from it.
+"""Importing: is the hot path the native modules that were compiled when the gateway was installed, or its source?
 
-For whoever debugs, profiles or tests the source itself. Depends on nothing.
+Depends on nothing. `GATEWAY_NO_EXTENSIONS=1` chooses the source, for whoever debugs, profiles or tests it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
+from importlib.util import find_spec
 from types import ModuleType
 
 
@@ -25,3 +26,9 @@ class _SourcesFirst:
 def ignore_native_modules() -> None:
     """From now on; modules that are imported already stay."""
     sys.meta_path.insert(0, _SourcesFirst)
+
+
+def is_compiled() -> bool:
+    """Does this process run native code where calls pass through?"""
+    spec = find_spec("gateway.wire.connection")
+    return spec is not None and not isinstance(spec.loader, SourceFileLoader)
