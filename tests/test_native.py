@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+
+import pytest
 
 from gateway.native import is_compiled
 
@@ -25,6 +28,18 @@ def asked(environ: dict[str, str]) -> str:
 def test_what_is_to_be_compiled_is_there() -> None:
     assert MODULES
     assert all((ROOT / name).is_file() for name in MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_compiled_is_suspended_while_it_handles_an_exception(name: str) -> None:
+    """mypyc keeps the exception that is being handled with the thread, not with the coroutine: others would see it."""
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    waiting = (ast.Await, ast.AsyncWith, ast.AsyncFor, ast.Yield, ast.YieldFrom)
+    handling: list[ast.AST] = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncWith)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Try):
+            handling += [inner for part in (*node.handlers, *node.finalbody) for inner in ast.walk(part)]
+    assert not [node.lineno for node in handling if isinstance(node, waiting)]
 
 
 def test_it_is_compiled_where_there_is_a_compiler() -> None:

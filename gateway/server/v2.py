@@ -14,10 +14,10 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.infer.models import Models
 from gateway.infer.streams import StreamLimits
+from gateway.server.awaited import AwaitedCaller
 from gateway.server.calls import CallLimits, Context, request_from, with_errors
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import RPCS, Control
-from gateway.server.streaming import AwaitedCaller
 
 SERVICE_NAME = "inference.GRPCInferenceService"
 

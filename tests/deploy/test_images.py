@@ -76,7 +76,7 @@ def test_packages_are_those_of_the_constraints() -> None:
 
 def test_base_images_are_pinned_to_a_version_and_tensorrt_to_tritons_release() -> None:
     images = re.findall(r"^(?:ARG \w+=|FROM )([^$\s]+:\S+)", DOCKERFILE, re.MULTILINE)
-    assert len(images) == 3
+    assert len(images) == 4
     assert all(re.search(r":\d+(\.\d+)+", image) for image in images), images
     (tensorrt,) = [image.rpartition(":")[2] for image in images if "tensorrt" in image]
     tritons = re.findall(r"tritonserver:(\S+)", (DOCKER / "compose.yaml").read_text())
