@@ -23,6 +23,8 @@ from gateway.triton.keeper import remove_shared_memory
 from gateway.triton.repository import survey
 
 _KEEPER = Path(__file__).with_name("keeper.py")
+_PORT_TRIES = 3  # a port that was free may be another's when Triton, a second later, binds it
+_PORT_LOST = "already in use"
 _FREE_PORTS = range(20000, 32768)  # below Linux' ephemeral range, so that no outgoing connection takes one meanwhile
 _POLL = 0.05  # seconds between two looks at whether it is ready
 _LOG_LINES = 30
@@ -128,14 +130,20 @@ class LocalTriton:
             raise RuntimeError(f"{self!r} runs already")
         installation = await asyncio.to_thread(install, cache=self._cache, progress=self._progress)
         models = self.models if self.models is not None else await asyncio.to_thread(self._servable)
-        self._settle_ports()
-        try:
-            await self._spawn(installation, models)
-            await self._until_ready(timeout)
-        except BaseException:
-            await asyncio.shield(self.kill())
-            self._close_log()
-            raise
+        asked = (self.grpc_port, self.http_port, self.metrics_port)
+        for tries_left in reversed(range(_PORT_TRIES)):
+            self._settle_ports()
+            try:
+                await self._spawn(installation, models)
+                await self._until_ready(timeout)
+                return
+            except BaseException as error:
+                await asyncio.shield(self.kill())
+                lost_race = 0 in asked and isinstance(error, StartFailed) and _PORT_LOST in str(error)
+                self._close_log()
+                if not lost_race or not tries_left:
+                    raise
+            self.grpc_port, self.http_port, self.metrics_port = asked
 
     async def wait_closed(self) -> int:
         """Wait until the server has ended, for whatever reason, and nothing of it is left.

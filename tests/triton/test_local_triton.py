@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import tritonclient.grpc.aio as grpcclient
 from triton_fixture import FAST_START, TritonFactory, write_add, write_onnx_config
 
 from gateway.triton import LocalTriton, PortTaken, StartFailed
+from gateway.triton import server as server_module
 
 pytestmark = pytest.mark.integration
 
@@ -154,6 +156,21 @@ async def test_a_taken_port_is_named_before_anything_starts(triton_repository: P
         with pytest.raises(PortTaken, match=f"Triton's gRPC port {port} on 127.0.0.1 is taken"):
             await server.start()
     assert server.pid is None
+
+
+async def test_a_port_that_is_lost_before_triton_binds_it_is_chosen_anew(
+    triton_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        lost = other.getsockname()[1]
+        chosen = iter([[lost]])
+        sample = random.sample
+        monkeypatch.setattr(random, "sample", lambda *of: next(chosen, None) or sample(*of))
+        monkeypatch.setattr(server_module, "_is_free", lambda host, port: True)
+        async with LocalTriton(triton_repository, models=["add_two"], extra=FAST_START) as triton:
+            assert triton.is_running
+            assert triton.grpc_port != lost
+    assert next(chosen, None) is None
 
 
 async def test_a_failed_start_shows_the_log(triton_repository: Path, tmp_path: Path) -> None:
