@@ -80,7 +80,9 @@ class Traces(NoListener):
         # By the specification these samplers never record what a remote caller does not.
         sampler = environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
         self._follows_caller = sampler.strip().lower().startswith("parentbased_")
-        self._ratio = _maybe_ratio(sampler, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
+        ratio = _maybe_ratio(sampler, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
+        self._bound = ratio.bound if ratio else 0  # ids below it are recorded
+        self._rate = ratio.rate if ratio else 1.0  # of the traces that begin here; 1: the SDK decides
         self._ids = _DrawnIds()
 
     async def __aenter__(self) -> Traces:
@@ -109,8 +111,10 @@ class Traces(NoListener):
         traceparent = event.facts.metadata.get("traceparent")
         if traceparent and self._follows_caller and is_unsampled(traceparent):
             return None
-        if not traceparent and self._ratio and not self._ids.draw(self._ratio):
-            return None
+        if not traceparent and self._rate < 1.0:
+            if random.random() >= self._rate:  # noqa: S311  # no secret, as the SDK's
+                return None
+            self._ids.draw(self._bound)
         context = _W3C.extract(event.facts.metadata, _NO_PARENT) if traceparent else _NO_PARENT
         clock_offset = time.time_ns() - time.monotonic_ns()
         service = _SERVICES.get(event.method)
@@ -131,12 +135,9 @@ class _DrawnIds(RandomIdGenerator):
     def __init__(self) -> None:
         self._drawn: int | None = None
 
-    def draw(self, ratio: TraceIdRatioBased) -> bool:
-        """Will a trace that begins now be recorded? If so, its id is drawn with that, as one that the sampler takes."""
-        if random.random() >= ratio.rate:  # noqa: S311  # no secret, as the SDK's
-            return False
-        self._drawn = random.getrandbits(64) << 64 | random.randrange(ratio.bound)  # noqa: S311
-        return True
+    def draw(self, bound: int) -> None:
+        """The trace that begins now is to be recorded: draw its id, as one that the ratio's sampler takes."""
+        self._drawn = random.getrandbits(64) << 64 | random.randrange(bound)  # noqa: S311
 
     def generate_trace_id(self) -> int:
         drawn, self._drawn = self._drawn, None
