@@ -37,6 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard pro
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
+	@echo "Installing. Where a C compiler is, the hot path is compiled on the way, without a word, for about a minute."
 	$(INSTALL) -e '.[local]'
 	@touch $@
 

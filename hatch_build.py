@@ -69,7 +69,7 @@ def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
     changed = max(Path(root, name).stat().st_mtime for name in (*modules, "hatch_build.py", "pyproject.toml"))
     if len(made) == len(modules) + 1 and all(file.stat().st_mtime > changed for file in made):
         return made  # pip calls twice
-    for old in made:
+    for old in (*root.glob("*__mypyc*.so"), *(root / "gateway").rglob("*.so")):  # those of other Pythons too
         old.unlink()
     compiler = os.environ.get("CC") or (sysconfig.get_config_var("CC") or "cc").split()[0]
     headers = Path(sysconfig.get_path("include"), "Python.h")
@@ -99,7 +99,9 @@ def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
 
 
 def _native(root: Path) -> Sequence[Path]:
-    return [*root.glob("*__mypyc*.so"), *(root / "gateway").rglob("*.so")]
+    """What this Python would import."""
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return [*root.glob(f"*__mypyc{suffix}"), *(root / "gateway").rglob(f"*{suffix}")]
 
 
 if __name__ == "__main__":

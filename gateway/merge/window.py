@@ -2,7 +2,8 @@
 
 With one in flight everything that arrives meanwhile leaves together, which is best for a model that is cheaper than its
 request. A model that computes for long on several instances needs more. Which it is shows in the throughput, so it is
-tried: one step up or down, kept if rows per second grew by a margin. Pure: instants are arguments.
+tried: one step up or down, by turns with the settled number, since the rate of callers and machines moves by more than
+a step does. Pure: instants are arguments.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from typing import Final
 
 _EPOCH_SECONDS: Final = 0.25  # long enough for tens of batches of a tiny model, short enough to adapt within seconds
 _EPOCH_BATCHES: Final = 8
-_MARGIN: Final = 1.05  # what is less may be noise
-_REST_EPOCHS: Final = 40  # how long a choice that was found best is kept before another is tried, about 10 s
+_PAIRS: Final = 4  # of epochs, one with the settled number and one with that on trial
+_GAIN: Final = 1.08  # of rows per second, that one more in flight must bring ...
+_LOSS: Final = 0.97  # ... and what one less may cost
+_REST_EPOCHS: Final = 60  # how long a choice that was found best is kept before another is tried, about 15 s
 
 
 class Window:
     """Adapts between 1 and `most`."""
 
-    __slots__ = ("_batches", "_began", "_best", "_most", "_rest", "_rows", "_step", "_trial", "allowed")
+    __slots__ = ("_batches", "_began", "_most", "_rates", "_rest", "_rows", "_settled", "_step", "allowed")
 
     def __init__(self, most: int, now: float) -> None:
         self.allowed = 1
@@ -26,8 +29,8 @@ class Window:
         self._began = now
         self._rows = 0
         self._batches = 0
-        self._best = 0.0  # rows per second with the settled number
-        self._trial = 0  # the number settled on while another is tried; 0 if none is
+        self._settled = 1
+        self._rates: list[float] = []  # rows per second, settled and on trial by turns; none if nothing is on trial
         self._rest = 0
         self._step = 1  # the direction to try next
 
@@ -43,27 +46,34 @@ class Window:
         self._decide(rate, was_full)
 
     def _decide(self, rate: float, was_full: bool) -> None:
-        if self._trial:
-            self._judge(rate)
+        if self._rates:
+            self._compare(rate)
             return
-        self._best = rate
         if self._rest:
             self._rest -= 1
             return
         if not was_full and self.allowed == 1:
             return
-        if not 1 <= self.allowed + self._step <= self._most:
+        if not 1 <= self._settled + self._step <= self._most:
             self._step = -self._step
-        if 1 <= self.allowed + self._step <= self._most:
-            self._trial, self.allowed = self.allowed, self.allowed + self._step
+        if 1 <= self._settled + self._step <= self._most:
+            self._rates.append(rate)
+            self.allowed = self._settled + self._step
 
-    def _judge(self, rate: float) -> None:
-        """A larger window must earn its place; a smaller one must only not cost anything."""
-        settled, self._trial = self._trial, 0
-        up = self._step > 0
-        if rate > (self._best * _MARGIN if up else self._best / _MARGIN):
-            self._best = rate
+    def _compare(self, rate: float) -> None:
+        """A larger window must earn its place, nearly every time; a smaller one must only not cost anything."""
+        rates = self._rates
+        rates.append(rate)
+        if len(rates) < 2 * _PAIRS:
+            self.allowed = self._settled if len(rates) % 2 == 0 else self._settled + self._step
             return
-        self.allowed = settled
-        self._step = -self._step  # the other direction is next
-        self._rest = _REST_EPOCHS
+        plain, tried = rates[::2], rates[1::2]
+        gain = sum(tried) / sum(plain)
+        wins = sum([after > before for before, after in zip(plain, tried, strict=True)])
+        if (gain > _GAIN and wins >= _PAIRS - 1) if self._step > 0 else gain > _LOSS:
+            self._settled += self._step
+        else:
+            self._step = -self._step  # the other direction is next
+            self._rest = _REST_EPOCHS
+        self.allowed = self._settled
+        self._rates = []

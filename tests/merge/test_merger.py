@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from random import Random
 
+import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.merge import Batch, Layout, MergeLimits, Merger, Window
@@ -177,3 +179,15 @@ def test_the_window_shrinks_again_when_the_model_gets_cheaper() -> None:
     now = feed(window, lambda allowed: 1000 * min(allowed, 4), 60)
     feed(window, lambda allowed: 1000.0, 120, now)
     assert window.allowed <= 2
+
+
+@pytest.mark.parametrize(("rate_of", "best"), [(lambda n: 1000 / n**0.2, 1), (lambda n: 1000 * min(n, 3), 3)])
+def test_the_window_finds_its_place_although_rates_move_by_a_third(rate_of: Callable[[int], float], best: int) -> None:
+    chance = Random(7)  # of callers that come and go, and of a machine that does other things
+    window = Window(4, 0.0)
+    now, at_best = 0.0, 0
+    for _ in range(2400):  # ten minutes
+        factor = chance.uniform(0.7, 1.3)
+        now = feed(window, lambda allowed, factor=factor: factor * rate_of(allowed), 0.25, now)
+        at_best += abs(window.allowed - best) < (1 if best == 1 else 2)
+    assert at_best > 0.75 * 2400
