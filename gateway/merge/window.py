@@ -68,7 +68,7 @@ class Window:
             self.allowed = self._settled if len(rates) % 2 == 0 else self._settled + self._step
             return
         plain, tried = rates[::2], rates[1::2]
-        gain = sum(tried) / sum(plain)
+        gain = sum(tried, 0.0) / sum(plain, 0.0)  # mypyc takes a sum without a start for one of integers
         wins = sum([after > before for before, after in zip(plain, tried, strict=True)])
         if (gain > _GAIN and wins >= _PAIRS - 1) if self._step > 0 else gain > _LOSS:
             self._settled += self._step
