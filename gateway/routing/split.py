@@ -30,7 +30,7 @@ class Split:
             raise ValueError("a split names a variant twice")
         if any(not isfinite(weight) or weight < 0 for _, weight in self.weights):
             raise ValueError("a weight must be a finite number of at least 0")
-        total = sum(weight for _, weight in self.weights)
+        total = sum([weight for _, weight in self.weights], 0.0)
         if not isfinite(total) or total <= 0:
             raise ValueError("a split needs a weight above 0")
         # A weight that is lost in the total (1e-320 beside 1e10) has no share: nothing may divide by it.
