@@ -5,9 +5,15 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from triton_fixture import triton, triton_factory, triton_repository
 
 __all__ = ["triton", "triton_factory", "triton_repository"]
+
+
+# How long an example takes, and how fast they are drawn, is no property of what is tested: a machine may be busy.
+settings.register_profile("gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gateway")
 
 
 def pytest_configure() -> None:
