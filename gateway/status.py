@@ -78,10 +78,8 @@ NO_CONNECTION_TEXT: Final = "Too many calls wait for a connection"
 
 _OVERLOAD_TEXTS: Final = ("Exceeds maximum queue size", "Request timeout expired")
 _DRAIN_TEXT: Final = "Server is stopping"
-_MODEL_TEXTS: Final = (
-    "Request for unknown model",
-    "has no available versions",
-)  # a model's own NOT_FOUND says other things
+# A model's own NOT_FOUND says other things.
+_MODEL_TEXTS: Final = ("Request for unknown model", "has no available versions")
 
 _BY_CODE: Final = {
     Code.CANCELLED: Meaning.ENDED,

@@ -24,9 +24,7 @@ from gateway.telemetry.w3c import trace_id_of
 
 _log = logging.getLogger(__name__)
 
-_TEXT_LIMIT: Final = (
-    1000  # characters of any one text; model names, ids and error texts may be as long as a caller likes
-)
+_TEXT_LIMIT: Final = 1000  # characters of any one text; names, ids and error texts may be as long as a caller likes
 _QUEUED_LINES: Final = 10_000  # about 4 MB; more than that waiting means that nobody reads, and lines are dropped
 _LINES_A_WRITE: Final = 500
 _QUIET_SECONDS: Final = 60.0  # between two complaints about a stream that can't be written

@@ -20,9 +20,8 @@ from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import fields_from, legible_metadata
 from gateway.wire.messages import PREFIX, decompress
 
-_QUEUE_BYTES: Final = (
-    65_536  # of one stream's messages that grpcio has not taken; beyond it their sender is told to wait
-)
+# Of one stream's messages that grpcio has not taken; beyond it their sender is told to wait.
+_QUEUE_BYTES: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
