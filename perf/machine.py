@@ -11,7 +11,7 @@ from pathlib import Path
 def describe() -> dict[str, str]:
     """Cores, CPU, memory, kernel, and the versions that matter."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    packages = ("ngh2", "uvloop", "grpcio", "tritonclient")
+    packages = ("uvloop", "grpcio", "tritonclient")
     return {
         "CPU": f"{len(os.sched_getaffinity(0))} cores, {_cpu_model()}",
         "memory": f"{memory / (1 << 30):.0f} GiB",

@@ -32,8 +32,8 @@ from gateway.forward.calls import (
 from gateway.forward.edge import Alarm, Edge
 from gateway.status import NO_CONNECTION_TEXT, Code
 from gateway.wire.client import ClientCall, ClientConnection
-from gateway.wire.engine import EngineError
 from gateway.wire.fields import Fields
+from gateway.wire.frames import EngineError
 from gateway.wire.limits import KiB, Limits
 
 ClientEdge = Edge[ClientConnection]
@@ -66,6 +66,7 @@ class ChannelOptions:
     """How a channel keeps its connections."""
 
     connections: int = 2  # one can be replaced while the other serves; more only cost Triton threads
+    together: int = 32  # calls that one takes before the next gets any: what travels together costs less
     limits: Limits = UPSTREAM
     tls: ssl.SSLContext | None = None  # as `client_tls` makes it
     server_name: str | None = None  # to check the certificate against, if not the target's host
@@ -100,6 +101,7 @@ class WireChannel:
         self._ticker: asyncio.TimerHandle | None = None
         self._last_error = ""
         self._limits = self.options.limits
+        self._together = self.options.together
         self._address, self._authority = _parse(target)
 
     def __repr__(self) -> str:
@@ -170,6 +172,8 @@ class WireChannel:
             taken = len(connection.streams)
             if taken < fewest and taken < connection.max_streams and not connection.draining:
                 best, fewest = connection, taken
+                if taken < self._together and not connection.full:
+                    break
         if best is None:
             return False
         try:

@@ -32,8 +32,8 @@ from gateway.upstream.channel import ChannelConnection
 from gateway.upstream.connection import CallFailed
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.engine import Field, NeverIndexed
 from gateway.wire.fields import Fields, fields_from, legal_fields, legible_metadata, metadata_from
+from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.messages import decompress
 from gateway.wire.peek import (
     RAW_INPUT,

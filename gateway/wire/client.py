@@ -7,28 +7,25 @@ with it the calls, of another. Source: grpc `doc/PROTOCOL-HTTP2.md`, gRFC A6 (wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Final, NamedTuple
 
 from gateway.status import OK, Code
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
-from gateway.wire.engine import (
+from gateway.wire.engine import client_engine
+from gateway.wire.fields import Fields, decode_message, format_timeout
+from gateway.wire.frames import (
     MAX_CONCURRENT_STREAMS,
     EngineError,
     ErrorCode,
-    Field,
     GoAwayReceived,
-    NeverIndexed,
-    RequestReceived,
+    HeadersEvent,
     ResponseReceived,
     SettingsReceived,
     StreamReset,
-    TrailersReceived,
-    client_engine,
 )
-from gateway.wire.fields import Fields, decode_message, format_timeout
+from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.limits import Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.wire.stream import Stream
@@ -101,18 +98,6 @@ class ClientCall(Stream):
             super().when_writable(callback)
         else:
             self.on_writable = callback
-
-    def _send_in_turns(self, rest: memoryview) -> None:
-        """Queue a large request piece by piece: the engine would send it whole before the calls that come after it."""
-        size = self.connection.limits.unsent_bytes
-        last = len(rest) <= size
-        try:
-            self.connection.engine.send_data(self.id, rest[:size], end_stream=last)
-        except EngineError:
-            return  # its end is on the way
-        self.connection.wake()
-        if not last:
-            self.when_writable(lambda: None if self.done or self.closed else self._send_in_turns(rest[size:]))
 
     def half_close(self) -> None:
         """No more requests."""
@@ -236,15 +221,14 @@ class ClientConnection(Connection[ClientCall]):
         head = self._heads.get(path)
         if head is None:
             head = self._heads[path] = (*self._pseudo, (b":path", path), *self._head)
+        fields = call.request_fields
         if call.deadline is not None:
-            head = (*head, NeverIndexed(b"grpc-timeout", format_timeout(call.deadline - self.now)))
+            fields = (NeverIndexed(b"grpc-timeout", format_timeout(call.deadline - self.now)), *fields)
         if call.request_encoding:
-            head = (*head, NeverIndexed(b"grpc-encoding", call.request_encoding))
-        if call.request_fields:
-            head = (*head, *call.request_fields)
+            fields = (NeverIndexed(b"grpc-encoding", call.request_encoding), *fields)
         engine = self.engine
         call.connection = self
-        stream_id = call.id = engine.send_request(head)
+        stream_id = call.id = engine.send_request(head, fields)
         self.streams[stream_id] = call
         if body is not None:
             more = call.request_more
@@ -253,10 +237,7 @@ class ClientConnection(Connection[ClientCall]):
                 engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body, end_stream=True)
             else:
                 engine.send_data(stream_id, prefix(len(body) + more, bool(call.request_encoding)))
-                if more or call.on_writable is not None:  # it comes piece by piece already
-                    engine.send_data(stream_id, body, end_stream=not more)
-                else:
-                    call._send_in_turns(memoryview(body))
+                engine.send_data(stream_id, body, end_stream=not more)
         if call.on_started is not None:
             call.on_started(call)
         if call.on_writable is not None:
@@ -265,7 +246,7 @@ class ClientConnection(Connection[ClientCall]):
 
     # Events
 
-    def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
+    def _headers(self, event: HeadersEvent) -> None:
         call = self.streams.get(event.stream_id)
         if call is None or call.done:
             return
@@ -273,7 +254,7 @@ class ClientConnection(Connection[ClientCall]):
             call.trailing = event.headers
             return
         head = self._usual
-        if event.headers != head.fields:
+        if event.headers is not head.fields and event.headers != head.fields:
             head = self._usual = _read_head(event.headers)
         call._http_status = head.status
         call.deaf = head.status != b"200"
@@ -354,4 +335,5 @@ class ClientConnection(Connection[ClientCall]):
         """Take no more calls; close once the running ones have ended."""
         if not self.draining:
             self.draining = True
-            self._try(partial(self.engine.send_goaway, ErrorCode.NO_ERROR))
+            self.engine.send_goaway()
+            self.wake()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.status import Code
-from gateway.wire.engine import ErrorCode
+from gateway.wire.frames import ErrorCode
 
 _BY_HTTP: Final = {
     400: Code.INTERNAL,

@@ -13,15 +13,15 @@ from typing import Final, Generic, TypeVar
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
-from gateway.wire.engine import (
-    WRITE_SIZE,
+from gateway.wire.engine import WRITE_SIZE, Engine
+from gateway.wire.frames import (
     ConnectionClosed,
     DataReceived,
-    Engine,
     EngineError,
     ErrorCode,
     Event,
     GoAwayReceived,
+    HeadersEvent,
     PingAcknowledged,
     RequestReceived,
     ResponseReceived,
@@ -80,7 +80,9 @@ class Connection(ABC, Generic[AnyStream]):
         self._last_id = 0  # the highest stream that the peer opened
         self._last_words = b""
         self._control = Bucket(limits.control, now)
-        self._partial_since: float | None = None
+        self._glitches = Bucket(limits.glitches, now)
+        self._partial = 0  # the number of the frame or header block that has come in part, or 0
+        self._partial_since = now
         self._active_at = now
         self._pinged_at: float | None = None
         self._watched: set[Stream] = set()
@@ -93,40 +95,37 @@ class Connection(ABC, Generic[AnyStream]):
             return
         self.now = self._active_at = now
         self._pinged_at = None  # any byte is as good as the answer
-        failure: Exception | None = None
+        engine = self.engine
+        failure: EngineError | None = None
         try:
-            self.engine.receive_data(data)
+            engine.receive_data(data)
         except EngineError as error:
             failure = error
-        events = self.engine.events()
+        if engine.unit != self._partial:
+            self._partial = engine.unit
+            self._partial_since = now
+        events = engine.events()
         if events:
-            self._partial_since = None
             self.work += len(events)
             self._handle(events if len(events) <= MANY_EVENTS else self._thinned_out(events))
-        elif self._partial_since is None:
-            self._partial_since = now
+        if engine.glitches:
+            if not self._glitches.take(engine.glitches, now):
+                self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that mean nothing")
+            engine.glitches = 0
         if failure is not None:
-            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, str(failure))
+            self.break_off(failure.code, str(failure))
 
     @property
     def has_output(self) -> bool:
         """May `output` give something now?"""
-        try:
-            return self.closed or self.engine.want_write
-        except EngineError:
-            return True  # it has ended, and `output` finds that out
+        return self.closed or self.engine.want_write
 
     def output(self) -> bytes:
         """Bytes for the peer; b"" when there are none now. Fewer than WRITE_SIZE means that there are no more now."""
         if self.closed:
             words, self._last_words = self._last_words, b""
             return words
-        try:
-            is_little = self.engine.queued_body_size() <= 2 * WRITE_SIZE
-            data = self.engine.data_to_send(None if is_little else WRITE_SIZE)
-        except EngineError as error:
-            self.break_off(ErrorCode.INTERNAL_ERROR, str(error))
-            return self.output()
+        data = self.engine.data_to_send(WRITE_SIZE)
         events = self.engine.events()
         if events:
             self._handle(events)
@@ -185,7 +184,7 @@ class Connection(ABC, Generic[AnyStream]):
             ):  # nearly always: the one message of a unary call, whole
                 stream.body = data[PREFIX:]
                 stream.missing = 0
-                self._acknowledge(len(data), event.stream_id)
+                self.engine.acknowledge(len(data), event.stream_id)
             else:
                 stream._data(data)
             self._data_taken(stream, event.end_stream)
@@ -198,14 +197,8 @@ class Connection(ABC, Generic[AnyStream]):
     def give_back(self, size: int, stream_id: int) -> None:
         """Window to the peer, for bytes that are no longer ours to keep."""
         if size:
-            self._acknowledge(size, stream_id)
+            self.engine.acknowledge(size, stream_id)
             self.wake()
-
-    def _acknowledge(self, size: int, stream_id: int) -> None:
-        try:
-            self.engine.acknowledge_received_data(size, stream_id)
-        except EngineError:
-            return  # the connection is going
 
     def _stream_closed(self, event: StreamClosed) -> None:
         if event.error_code:
@@ -232,7 +225,7 @@ class Connection(ABC, Generic[AnyStream]):
             self.reason = self.reason or f"GOAWAY {event.error_code} from the peer"
             self._peer_leaves(event)
         elif isinstance(event, ConnectionClosed):
-            self.close(self.reason or f"HTTP/2 error {event.error_code}")
+            self.close(self.reason or "all of its calls have ended")
         elif isinstance(event, PingAcknowledged):
             self._ping_answered()
 
@@ -243,7 +236,7 @@ class Connection(ABC, Generic[AnyStream]):
         return events
 
     @abstractmethod
-    def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None: ...
+    def _headers(self, event: HeadersEvent) -> None: ...
 
     @abstractmethod
     def _data_taken(self, stream: AnyStream, ended: bool) -> None: ...
@@ -302,14 +295,6 @@ class Connection(ABC, Generic[AnyStream]):
                 stream._forget()
         self.wake()
 
-    def _try(self, send: Callable[[], None]) -> None:
-        """Send something that an engine which is about to end will not send, and need not."""
-        try:
-            send()
-        except EngineError:
-            return
-        self.wake()
-
     def _safely(self, callback: Callable[[], None]) -> None:
         """A callback's own fault must not reach other calls."""
         try:
@@ -326,10 +311,10 @@ class Connection(ABC, Generic[AnyStream]):
         if not self.reads:
             self._active_at = now
             self._pinged_at = None
-            self._partial_since = None if self._partial_since is None else now
+            self._partial_since = now
         if not self.greeted and now - self.born > limits.handshake_seconds:
             self.break_off(ErrorCode.PROTOCOL_ERROR, "no SETTINGS came")
-        elif self._partial_since is not None and now - self._partial_since > limits.frame_seconds:
+        elif self._partial and now - self._partial_since > limits.frame_seconds:
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "a frame did not become complete")
         elif not self.closed:
             self._keep_alive(now)
@@ -349,4 +334,5 @@ class Connection(ABC, Generic[AnyStream]):
                 self.close("no answer to a keepalive PING")
         elif now - self._active_at > limits.keepalive_seconds:
             self._pinged_at = now
-            self._try(self.engine.ping)
+            self.engine.ping()
+            self.wake()

@@ -1,166 +1,824 @@
-"""The HTTP/2 engine, and the only place that knows which library it is.
+"""One end of an HTTP/2 connection, sans-IO: frames, stream states and flow control. Source: RFC 9113.
 
-`Engine` is everything that `wire` asks of it; a replacement must offer these methods and produce these events. Today it
-is `ngh2`, a sans-IO binding of nghttp2: framing, HPACK, flow control, validation (RFC 9113 section 8) and its limits
-against abuse come from there, and its connection is used as it is, so the hot path pays for no wrapper.
-
-Learnt from its source and relied on (see `tests/wire/test_engine.py`):
-- events also arise in `data_to_send` (a stream closes when its last frame is written);
-- `acknowledge_received_data` must be called for every byte, also after the stream has closed: it returns the
-  connection's window and frees the engine's own account;
-- output is taken in pieces of `WRITE_SIZE`, so that one connection's does not grow without bound; what is little is
-  taken without a limit, since the engine then copies each body once less;
-- after an exception from `receive_data` the session is gone and can't write its own GOAWAY (`goaway_frame` can).
+Bytes go in by `receive_data` and come out by `data_to_send`; both leave `events`. It is made for many small calls: they
+are framed as they are given, and only a body that is large, or has no window, waits in its stream and takes turns with
+others. Whoever took received bytes gives their window back with `acknowledge`. What makes the connection useless is
+raised as `EngineError`; what spoils a stream only resets that. Limits that need a clock are the owner's: see
+`glitches`, `unit`, and the events.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
 
-import ngh2
-from ngh2 import (
+from gateway.wire.frames import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    ENABLE_PUSH,
+    END_HEADERS,
+    END_STREAM,
+    FIRST_WINDOW,
+    GOAWAY,
+    HEADER,
+    HEADER_TABLE_SIZE,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    LEAST_FRAME,
+    MAX_CONCURRENT_STREAMS,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+    MOST_FRAME,
+    MOST_ID,
+    MOST_WINDOW,
+    NO_RFC7540_PRIORITIES,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    WINDOW_UPDATED,
+    WITH_PRIORITY,
     ConnectionClosed,
     DataReceived,
+    EngineError,
     ErrorCode,
     Event,
     GoAwayReceived,
     PingAcknowledged,
-    Priority,
+    PingReceived,
     RequestReceived,
     ResponseReceived,
-    Setting,
     SettingsReceived,
     StreamClosed,
     StreamReset,
     TrailersReceived,
-    WindowUpdated,
+    frame,
+    frame_head,
+    goaway_frame,
+    number,
+    settings_frame,
 )
-from ngh2 import NeverIndexedHeader as NeverIndexed
-from ngh2 import NGH2Error as EngineError
-
+from gateway.wire.heads import Head, Malformed, request_head, response_head, trailers_head
+from gateway.wire.hpack import KEPT, KEPT_BYTES, BadBlock, Decoder, Encoder, Field, TooLarge
 from gateway.wire.limits import Limits
 
-__all__ = [
-    "ConnectionClosed",
-    "DataReceived",
-    "Engine",
-    "EngineError",
-    "ErrorCode",
-    "Event",
-    "Field",
-    "GoAwayReceived",
-    "NeverIndexed",
-    "PingAcknowledged",
-    "RequestReceived",
-    "ResponseReceived",
-    "SettingsReceived",
-    "StreamClosed",
-    "StreamReset",
-    "TrailersReceived",
-    "WindowUpdated",
-    "client_engine",
-    "goaway_frame",
-    "server_engine",
-]
+WRITE_SIZE: Final = 131_072  # bytes; more than this is given by several calls of `data_to_send`
+SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
+FRAME_BYTES: Final = 65_536  # in one frame, that the peer may send: a quarter of what one read brings
+MOST_LEFT_OPEN: Final = 1000  # streams that we ended and the peer has not, whose frames are no fault of the peer's
 
-Field = tuple[bytes, bytes]
-"""A header field. One of class `NeverIndexed` is sent so that no HPACK table ever holds its value."""
-
-WRITE_SIZE = 131_072  # bytes per `data_to_send`; see above
-TAKES_TURNS = Priority(incremental=True)
-"""Without it a large answer goes out whole before a small one of a later stream. Servers only; a client can but send
-large requests in small pieces."""
-MAX_CONCURRENT_STREAMS = int(Setting.MAX_CONCURRENT_STREAMS)
+_OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
+_PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
+_SIZE: Final = ErrorCode.FRAME_SIZE_ERROR
+_FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
+_CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
 
 
-class Engine(Protocol):
-    """One endpoint's HTTP/2 connection."""
+class _Stream:
+    """What the engine knows of one."""
 
-    def receive_data(self, data: bytes) -> None:
-        """:raises EngineError: if the peer broke the protocol or a limit in a way that ends the connection."""
+    def __init__(self, stream_id: int, window: int, allowance: int) -> None:
+        self.id = stream_id
+        self.window = window  # bytes that we may send
+        self.allowance = allowance  # bytes that the peer may send
+        self.owed = 0  # bytes that were taken, and the peer not told
+        self.has_head = False  # the peer's head came
+        self.local_done = False
+        self.remote_done = False
+        self.closed = False
+        self.length = -1  # content-length, until it is wrong
+        self.received = 0  # bytes of body
+        self.queue: deque[bytes | memoryview] | None = None
+        self.queued = 0  # bytes in it
+        self.ends = False  # with the last byte of the queue
+        self.trailers: Sequence[Field] | None = None  # after it
+        self.is_ready = False  # has a place among those that take turns
+
+
+class Engine:
+    """Of either role; made by `server_engine` or `client_engine`."""
+
+    def __init__(self, limits: Limits, is_client: bool) -> None:
+        self.glitches = 0  # frames that an honest peer has little reason to send; the owner sets it back
+        self._limits = limits
+        self._is_client = is_client
+        self._events: list[Event] = []
+        self._streams: dict[int, _Stream] = {}
+        self._next_id = 1
+        self._last_id = 0  # the highest stream that the peer has opened
+        self._left_open: set[int] = set()  # streams that we have ended and the peer not yet
+        self._forgotten = 0  # of streams up to here it is not known any more whether they are among them
+        # In
+        self._decoder = Decoder(limits.header_list_bytes_hard)
+        self._heads: dict[bytes, Head] = {}  # by their blocks, while the decoder's table stays as it is
+        self._trailers: dict[bytes, Head] = {}
+        self._heads_as_of = 0
+        self._rest = b""  # a frame that has not come whole
+        self._units = 0  # frames and header blocks that have
+        self._in_preface = not is_client
+        self._greeted = False  # the peer's first SETTINGS came
+        self._block = bytearray()  # a header block that has not come whole
+        self._block_id = 0  # its stream, or 0
+        self._block_flags = 0
+        self._block_frames = 0
+        self._body_left = 0  # bytes of a DATA frame that are still to come ...
+        self._body_id = 0  # ... on this stream
+        self._body_ends = False
+        self._allowance = FIRST_WINDOW  # bytes that the peer may send on the connection
+        self._owed = 0
+        self._owed_most = limits.connection_window // 2  # what the peer is told of at once
+        self._owed_most_stream = limits.stream_window // 2
+        # Out
+        self._encoder = Encoder()
+        self._out: list[bytes | memoryview] = []
+        self._out_size = 0  # bytes of bodies in it
+        self._window = FIRST_WINDOW  # bytes that we may send on the connection
+        self._first_window = FIRST_WINDOW  # and on a new stream
+        self._frame_most = LEAST_FRAME  # bytes that the peer takes in one
+        self._ready: deque[_Stream] = deque()  # with a body to send
+        self._queued = 0  # bytes of those
+        self._replies = 0  # to SETTINGS and PING, since output was taken
+        self._unacknowledged = 1  # SETTINGS of ours
+        self._goaway_id = MOST_ID  # streams beyond are not looked at
+        self._is_ending = False  # a GOAWAY went or came
+        self._has_ended = False
+        self._greet(limits)
+
+    def _greet(self, limits: Limits) -> None:
+        settings = {
+            INITIAL_WINDOW_SIZE: limits.stream_window,
+            MAX_FRAME_SIZE: FRAME_BYTES,
+            MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
+        }
+        if self._is_client:
+            self._out.append(PREFACE)
+            settings[ENABLE_PUSH] = 0
+        else:
+            settings[MAX_CONCURRENT_STREAMS] = limits.max_streams
+            settings[NO_RFC7540_PRIORITIES] = 1
+        self._out.append(settings_frame(settings))
+        more = limits.connection_window - FIRST_WINDOW
+        if more > 0:
+            self._update_window(0, more)
+            self._allowance += more
 
     def events(self) -> list[Event]:
         """What happened since the last call, in order."""
+        events = self._events
+        if events:
+            self._events = []
+        return events
 
-    def data_to_send(self, amount: int | None = None) -> bytes: ...
+    @property
+    def unit(self) -> int:
+        """The number of the frame or header block that has come in part, or 0. Parts of bodies don't count."""
+        return self._units + 1 if self._rest or self._block_id else 0
+
+    # In
+
+    def receive_data(self, data: bytes) -> None:
+        """raises: EngineError."""
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        at, size = 0, len(data)
+        if self._in_preface:
+            at = self._read_preface(data)
+        while at < size:
+            if self._body_left:
+                at = self._more_body(data, at)
+                continue
+            start = at + HEADER
+            if start > size:
+                break
+            length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+            kind, flags = data[at + 3], data[at + 4]
+            stream_id = number(data, at + 5) & MOST_ID
+            if length > FRAME_BYTES:
+                raise EngineError(_SIZE, f"a frame of {length} bytes is larger than {FRAME_BYTES}")
+            end = start + length
+            if kind == DATA and not flags & PADDED and not self._block_id and self._greeted:
+                at = min(end, size)
+                self._body(stream_id, length, flags & END_STREAM != 0, data[start:at])
+                continue
+            if end > size:
+                break
+            self._frame(kind, flags, stream_id, data[start:end])
+            if not self._block_id:
+                self._units += 1
+            at = end
+        if at < size:
+            self._rest = data[at:]
+
+    def _read_preface(self, data: bytes) -> int:
+        if not PREFACE.startswith(data[: len(PREFACE)]):
+            raise EngineError(_PROTOCOL, "that is not how an HTTP/2 connection begins")
+        if len(data) < len(PREFACE):
+            self._rest = data
+            return len(data)
+        self._in_preface = False
+        return len(PREFACE)
+
+    def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if self._block_id and kind != CONTINUATION:
+            raise EngineError(_PROTOCOL, "a header block was not continued")
+        if not self._greeted and (kind != SETTINGS or flags & ACK):
+            raise EngineError(_PROTOCOL, "the first frame is not SETTINGS")
+        if kind == HEADERS:
+            self._headers(flags, stream_id, payload)
+        elif kind == DATA:
+            self._padded_body(flags, stream_id, payload)
+        elif kind == WINDOW_UPDATE:
+            self._window_update(stream_id, payload)
+        elif kind == RST_STREAM:
+            self._rst_stream(stream_id, payload)
+        elif kind == CONTINUATION:
+            self._continuation(flags, stream_id, payload)
+        elif kind == PRIORITY:
+            self._priority(stream_id, payload)
+        else:
+            self._connection_frame(kind, flags, stream_id, payload)
+
+    def _connection_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id and kind in _OF_CONNECTION:
+            raise EngineError(_PROTOCOL, "a frame of the connection on a stream")
+        if kind == SETTINGS:
+            self._settings(flags, payload)
+        elif kind == PING:
+            self._ping(flags, payload)
+        elif kind == GOAWAY:
+            self._goaway(payload)
+        elif kind == PUSH_PROMISE:
+            raise EngineError(_PROTOCOL, "PUSH_PROMISE, which is not allowed here")
+        else:
+            self.glitches += 1  # of a kind that we don't know, to be ignored
+
+    # Bodies
+
+    def _body(self, stream_id: int, length: int, ends: bool, part: bytes) -> None:
+        """A DATA frame of `length` bytes, of which `part` is here."""
+        self._units += 1
+        stream = self._streams.get(stream_id)
+        if length > self._allowance:
+            raise EngineError(_FLOW, "more DATA than the connection's window allows")
+        self._allowance -= length
+        if stream is None or stream.remote_done or not stream.has_head or length > stream.allowance:
+            stream = self._body_fault(stream_id, stream, ends)
+        elif not length and not ends:
+            self.glitches += 1
+        if stream is not None:
+            stream.allowance -= length
+        self._body_id = stream_id
+        self._body_ends = ends
+        self._body_left = length - len(part)
+        self._deliver(stream, part)
+
+    def _more_body(self, data: bytes, at: int) -> int:
+        end = min(at + self._body_left, len(data))
+        self._body_left -= end - at
+        self._deliver(self._streams.get(self._body_id), data[at:end])
+        return end
+
+    def _padded_body(self, flags: int, stream_id: int, payload: bytes) -> None:
+        padding = payload[0] + 1 if payload else 1
+        length = len(payload) - padding
+        if length < 0:
+            raise EngineError(_PROTOCOL, "the padding is longer than its frame")
+        if padding > self._allowance:
+            raise EngineError(_FLOW, "more DATA than the connection's window allows")
+        self._allowance -= padding
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.allowance -= padding  # it may fall below zero, where no more DATA is let in
+        self._body(stream_id, length, flags & END_STREAM != 0, payload[1 : 1 + length])
+        self.acknowledge(padding, stream_id)
+
+    def _deliver(self, stream: _Stream | None, data: bytes) -> None:
+        ends = self._body_ends and not self._body_left
+        if stream is None:
+            self.acknowledge(len(data), 0)
+            return
+        if not data and not ends:
+            return
+        if stream.length >= 0:
+            stream.received += len(data)
+            if stream.received > stream.length or (ends and stream.received != stream.length):
+                self.acknowledge(len(data), 0)
+                self.reset_stream(stream.id, _PROTOCOL)
+                return
+        self._events.append(DataReceived(stream.id, data, ends))
+        if ends:
+            self._remote_done(stream)
+
+    def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool) -> _Stream | None:
+        """DATA on a stream that can't take it: the stream, if it can after all.
+
+        raises: EngineError if the peer must know better.
+        """
+        if stream is None:
+            self._on_no_stream(stream_id, "DATA")
+            if ends:
+                self._left_open.discard(stream_id)
+        elif stream.remote_done:
+            if not self._is_client:
+                raise EngineError(ErrorCode.STREAM_CLOSED, "DATA on a stream that the client has ended")
+            self.reset_stream(stream_id, ErrorCode.STREAM_CLOSED)
+        elif not stream.has_head:
+            self.reset_stream(stream_id, _PROTOCOL)
+        else:
+            self.reset_stream(stream_id, _FLOW)
+        return None
+
+    def _on_no_stream(self, stream_id: int, what: str) -> None:
+        """A frame on a stream that is not open. raises: EngineError if the peer must know better."""
+        if self._is_client:
+            if not stream_id & 1 or stream_id >= self._next_id:
+                raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
+            return  # we may have closed it just now
+        if not stream_id & 1 or stream_id > self._last_id:
+            raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
+        if stream_id > self._forgotten and stream_id not in self._left_open:
+            raise EngineError(
+                ErrorCode.STREAM_CLOSED, f"{what} on a stream that the client has ended, reset or skipped"
+            )
+
+    # Heads
+
+    def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        start, end = 0, len(payload)
+        if flags & (PADDED | WITH_PRIORITY):
+            if flags & PADDED:
+                start, end = 1, end - (payload[0] if payload else 0)
+            if flags & WITH_PRIORITY:
+                start += 5
+            if start > end:
+                raise EngineError(_PROTOCOL, "HEADERS without room for what its flags say")
+            if flags & WITH_PRIORITY and number(payload, start - 5) & MOST_ID == stream_id:
+                raise EngineError(_PROTOCOL, "a stream that depends on itself")
+            payload = payload[start:end]
+        if flags & END_HEADERS:
+            self._whole_block(flags, stream_id, payload)
+        elif not stream_id:
+            raise EngineError(_PROTOCOL, "HEADERS on no stream")
+        else:
+            self._block = bytearray(payload)
+            self._block_id, self._block_flags, self._block_frames = stream_id, flags, 0
+
+    def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not self._block_id or stream_id != self._block_id:
+            raise EngineError(_PROTOCOL, "CONTINUATION of nothing")
+        self._block_frames += 1
+        self._block += payload
+        if self._block_frames > self._limits.max_continuations:
+            raise EngineError(_CALM, "too many CONTINUATION frames")
+        if len(self._block) > self._limits.header_list_bytes_hard:
+            raise EngineError(_CALM, "too large a header block")
+        if flags & END_HEADERS:
+            block, self._block, self._block_id = bytes(self._block), bytearray(), 0
+            self._whole_block(self._block_flags, stream_id, block)
+
+    def _whole_block(self, flags: int, stream_id: int, block: bytes) -> None:
+        stream = self._streams.get(stream_id)
+        ends = flags & END_STREAM != 0
+        if stream is None:
+            if self._is_client or not stream_id & 1 or stream_id <= self._last_id:
+                self._on_no_stream(stream_id, "HEADERS")
+                self._decode(block)  # or later blocks would mean something else
+                if ends:
+                    self._left_open.discard(stream_id)
+                return
+            self._new_request(stream_id, block, ends)
+        elif stream.remote_done:
+            if not self._is_client:
+                raise EngineError(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that the client has ended")
+            self._decode(block)
+            self.reset_stream(stream_id, ErrorCode.STREAM_CLOSED)
+        elif stream.has_head:
+            self._last_head(stream, block, ends)
+        else:
+            self._response(stream, block, ends)
+
+    def _new_request(self, stream_id: int, block: bytes, ends: bool) -> None:
+        if len(self._streams) >= self._limits.max_streams and not self._unacknowledged:
+            raise EngineError(_PROTOCOL, "more streams at once than the client knows that it may open")
+        self._last_id = stream_id
+        stream = _Stream(stream_id, self._first_window, self._limits.stream_window)
+        head = self._head(self._heads, block, is_trailers=False)
+        if stream_id > self._goaway_id:
+            if not ends:
+                self._leave_open(stream_id)
+            return  # the peer knows by our GOAWAY that it is not looked at
+        self._streams[stream_id] = stream
+        if head is None or (ends and head.length > 0):
+            stream.remote_done = ends
+            self.reset_stream(stream_id, _PROTOCOL)
+            return
+        stream.has_head = True
+        stream.length = head.length
+        stream.remote_done = ends
+        self._events.append(RequestReceived(stream_id, head.fields, ends))
+
+    def _response(self, stream: _Stream, block: bytes, ends: bool) -> None:
+        head = self._head(self._heads, block, is_trailers=False)
+        if head is None or (ends and head.is_informational):
+            self.reset_stream(stream.id, _PROTOCOL)
+        elif not head.is_informational:
+            stream.has_head = True
+            if not ends:
+                stream.length = head.length  # of an answer without a body it may be what another has
+            self._events.append(ResponseReceived(stream.id, head.fields, ends))
+            if ends:
+                self._remote_done(stream)
+
+    def _last_head(self, stream: _Stream, block: bytes, ends: bool) -> None:
+        head = self._head(self._trailers, block, is_trailers=True)
+        if head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
+            self.reset_stream(stream.id, _PROTOCOL)
+            return
+        self._events.append(TrailersReceived(stream.id, head.fields, True))
+        self._remote_done(stream)
+
+    def _head(self, known: dict[bytes, Head], block: bytes, is_trailers: bool) -> Head | None:
+        """None if it is malformed. raises: EngineError if it can't be decoded."""
+        head = known.get(block)
+        if head is not None:
+            return head
+        fields = self._decode(block)
+        try:
+            if is_trailers:
+                head = trailers_head(fields)
+            else:
+                head = response_head(fields) if self._is_client else request_head(fields)
+        except Malformed:
+            self.glitches += 1
+            return None
+        if self._heads_as_of != self._decoder.changes:
+            self._heads_as_of = self._decoder.changes
+            self._heads.clear()
+            self._trailers.clear()
+        elif len(block) <= KEPT_BYTES and sum([len(name) + len(value) for name, value in fields]) <= KEPT_BYTES:
+            if len(known) >= KEPT:
+                known.clear()
+            known[block] = head
+        return head
+
+    def _decode(self, block: bytes) -> tuple[Field, ...]:
+        try:
+            return self._decoder.decode(block)
+        except BadBlock as fault:
+            raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
+        except TooLarge as excess:
+            raise EngineError(_CALM, str(excess)) from excess
+
+    # Other frames
+
+    def _window_update(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise EngineError(_SIZE, "WINDOW_UPDATE has 4 bytes")
+        more = number(payload, 0) & MOST_ID
+        self._events.append(WINDOW_UPDATED)
+        if not stream_id:
+            if not more:
+                raise EngineError(_PROTOCOL, "WINDOW_UPDATE by nothing")
+            self._window += more
+            if self._window > MOST_WINDOW:
+                raise EngineError(_FLOW, "too large a window")
+            return
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._check_known(stream_id, "WINDOW_UPDATE")
+        elif not more:
+            self.reset_stream(stream_id, _PROTOCOL)
+        elif stream.window + more > MOST_WINDOW:
+            self.reset_stream(stream_id, _FLOW)
+        else:
+            stream.window += more
+            self._get_ready(stream)
+
+    def _check_known(self, stream_id: int, what: str) -> None:
+        """raises: EngineError if the stream has never been open; what comes on one that was, may."""
+        most = self._next_id - 1 if self._is_client else self._last_id
+        if not stream_id & 1 or stream_id > most:
+            raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
+
+    def _rst_stream(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise EngineError(_SIZE, "RST_STREAM has 4 bytes")
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            self._check_known(stream_id, "RST_STREAM")
+            self._left_open.discard(stream_id)
+            return
+        code = number(payload, 0)
+        stream.remote_done = True
+        self._events.append(StreamReset(stream_id, code))
+        self._close(stream, code)
+
+    def _settings(self, flags: int, payload: bytes) -> None:
+        if len(payload) % 6 or (flags & ACK and payload):
+            raise EngineError(_SIZE, "SETTINGS of a wrong size")
+        if flags & ACK:
+            self._unacknowledged -= 1
+            if self._unacknowledged < 0:
+                raise EngineError(_PROTOCOL, "an acknowledgement of SETTINGS that were not sent")
+            return
+        self._greeted = True
+        settings = {
+            payload[at] << 8 | payload[at + 1]: number(payload, at + 2) for at in range(0, len(payload), 6)
+        }  # of one that comes twice the last counts
+        self._apply(settings)
+        self._events.append(SettingsReceived(settings))
+        self._reply(frame(SETTINGS, ACK, 0))
+
+    def _apply(self, settings: dict[int, int]) -> None:
+        if settings.get(ENABLE_PUSH, 0) > (0 if self._is_client else 1):
+            raise EngineError(_PROTOCOL, "a bad ENABLE_PUSH")
+        self._frame_most = settings.get(MAX_FRAME_SIZE, self._frame_most)
+        if not LEAST_FRAME <= self._frame_most <= MOST_FRAME:
+            raise EngineError(_PROTOCOL, "a bad MAX_FRAME_SIZE")
+        if HEADER_TABLE_SIZE in settings:
+            self._encoder.resize(settings[HEADER_TABLE_SIZE])
+        window = settings.get(INITIAL_WINDOW_SIZE, self._first_window)
+        if window > MOST_WINDOW:
+            raise EngineError(_FLOW, "too large an INITIAL_WINDOW_SIZE")
+        more, self._first_window = window - self._first_window, window
+        if more:
+            for stream in self._streams.values():
+                stream.window += more
+                if stream.window > MOST_WINDOW:
+                    raise EngineError(_FLOW, "too large a window")
+                self._get_ready(stream)
+
+    def _reply(self, data: bytes) -> None:
+        self._replies += 1
+        if self._replies > self._limits.max_queued_replies:
+            raise EngineError(_CALM, "answers are not read")
+        self._out.append(data)
+
+    def _ping(self, flags: int, payload: bytes) -> None:
+        if len(payload) != 8:
+            raise EngineError(_SIZE, "PING has 8 bytes")
+        if flags & ACK:
+            self._events.append(PingAcknowledged())
+        else:
+            self._events.append(PingReceived())
+            self._reply(frame(PING, ACK, 0, payload))
+
+    def _goaway(self, payload: bytes) -> None:
+        if len(payload) < 8:
+            raise EngineError(_SIZE, "GOAWAY has at least 8 bytes")
+        last = number(payload, 0) & MOST_ID
+        self._is_ending = True
+        self._events.append(GoAwayReceived(last, number(payload, 4), payload[8:]))
+        if self._is_client:
+            for stream in list(self._streams.values()):
+                if stream.id > last:
+                    self._close(stream, ErrorCode.REFUSED_STREAM)
+
+    def _priority(self, stream_id: int, payload: bytes) -> None:
+        if not stream_id:
+            raise EngineError(_PROTOCOL, "PRIORITY on no stream")
+        if len(payload) != 5:
+            raise EngineError(_SIZE, "PRIORITY has 5 bytes")
+        if number(payload, 0) & MOST_ID == stream_id:
+            raise EngineError(_PROTOCOL, "a stream that depends on itself")
+        self.glitches += 1
+
+    # Ends of streams
+
+    def _remote_done(self, stream: _Stream) -> None:
+        stream.remote_done = True
+        if stream.local_done:
+            self._close(stream, 0)
+
+    def _local_done(self, stream: _Stream) -> None:
+        stream.local_done = True
+        if stream.remote_done:
+            self._close(stream, 0)
+
+    def _close(self, stream: _Stream, code: int) -> None:
+        del self._streams[stream.id]
+        stream.closed = True
+        if stream.queued:
+            self._queued -= stream.queued
+            stream.queued = 0
+        stream.queue = None
+        if not stream.remote_done and not self._is_client:
+            self._leave_open(stream.id)
+        self._events.append(StreamClosed(stream.id, code))
+
+    def _leave_open(self, stream_id: int) -> None:
+        if len(self._left_open) >= MOST_LEFT_OPEN:
+            self._left_open.clear()
+            self._forgotten = self._last_id
+        self._left_open.add(stream_id)
+
+    # Out
+
+    def data_to_send(self, amount: int = WRITE_SIZE) -> bytes:
+        """At least `amount` bytes, if there are so many now, and little more."""
+        if self._ready:
+            self._take_turns(amount)
+        data = b"".join(self._out)
+        self._out.clear()
+        self._out_size = self._replies = 0
+        if self._is_ending and not self._streams and not self._has_ended:
+            self._has_ended = True
+            self._events.append(ConnectionClosed())
+        return data
 
     @property
     def want_write(self) -> bool:
-        """Might `data_to_send` give anything? raises: EngineError if the connection has ended."""
+        """Might `data_to_send` give anything?"""
+        return bool(self._out) or bool(self._ready) or (self._is_ending and not self._streams and not self._has_ended)
 
-    def send_request(self, headers: Iterable[Field], *, end_stream: bool = False) -> int:
-        """Answers the new stream's id."""
+    def send_request(self, head: Sequence[Field], more: Sequence[Field] = (), *, end_stream: bool = False) -> int:
+        """Answers the new stream's id. head: what many requests begin with; see `Encoder.encode`.
 
-    def send_response(self, stream_id: int, headers: Iterable[Field], *, end_stream: bool = False) -> None: ...
+        raises: EngineError if no more streams can be opened.
+        """
+        stream_id = self._next_id
+        if self._is_ending or stream_id > MOST_ID:
+            raise EngineError(ErrorCode.REFUSED_STREAM, "no more streams can be opened on this connection")
+        self._next_id += 2
+        stream = self._streams[stream_id] = _Stream(stream_id, self._first_window, self._limits.stream_window)
+        block = self._encoder.encode(head)
+        if more:
+            block += self._encoder.encode(more)
+        self._send_block(stream, block, end_stream)
+        return stream_id
 
-    def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None: ...
+    def send_response(self, stream_id: int, head: Sequence[Field], *, end_stream: bool = False) -> None:
+        """raises: EngineError if the stream is not open."""
+        self._send_block(self._open(stream_id), self._encoder.encode(head), end_stream)
 
-    def send_trailers(self, stream_id: int, headers: Iterable[Field]) -> None: ...
+    def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
+        """raises: EngineError if the stream is not open."""
+        stream = self._open(stream_id)
+        size = len(data)
+        if (
+            stream.queue is None
+            and size <= SMALL
+            and size <= stream.window
+            and size <= self._window
+            and self._out_size <= WRITE_SIZE
+        ):  # nearly always
+            self._out.append(frame_head(size, DATA, END_STREAM if end_stream else 0, stream_id))
+            self._out.append(data)
+            self._out_size += size
+            stream.window -= size
+            self._window -= size
+            if end_stream:
+                self._local_done(stream)
+            return
+        if stream.queue is None:
+            stream.queue = deque()
+        if size:
+            stream.queue.append(data)
+            stream.queued += size
+            self._queued += size
+        stream.ends = end_stream
+        self._get_ready(stream)
 
-    def reset_stream(self, stream_id: int, error_code: int = 0x08) -> None: ...
+    def send_trailers(self, stream_id: int, fields: Sequence[Field]) -> None:
+        """The last of a stream, after what is queued. raises: EngineError if the stream is not open."""
+        stream = self._open(stream_id)
+        if stream.queue is None:
+            self._send_block(stream, self._encoder.encode(fields), True)
+        else:
+            stream.trailers = fields
+            self._get_ready(stream)
 
-    def set_stream_priority(self, stream_id: int, priority: Priority) -> bool: ...
+    def reset_stream(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
+        """raises: EngineError if the stream is not open."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
+        self._out.append(frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
+        self._close(stream, code)
 
-    def acknowledge_received_data(self, amount: int, stream_id: int) -> None:
-        """Give `amount` bytes of window back to the peer, on the stream and on the connection."""
+    def acknowledge(self, amount: int, stream_id: int) -> None:
+        """Give `amount` bytes of window back to the peer, on the connection and, while it is open, on the stream."""
+        self._owed += amount
+        if self._owed >= self._owed_most:
+            self._update_window(0, self._owed)
+            self._allowance += self._owed
+            self._owed = 0
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.remote_done:
+            stream.owed += amount
+            if stream.owed >= self._owed_most_stream:
+                self._update_window(stream_id, stream.owed)
+                stream.allowance += stream.owed
+                stream.owed = 0
 
-    def queued_body_size(self, stream_id: int | None = None) -> int:
-        """Bytes given to `send_data` that are not framed yet, of a stream or of all."""
+    def queued_body_size(self, stream_id: int = 0) -> int:
+        """Bytes that wait for window or their turn, of a stream or of all."""
+        if not stream_id:
+            return self._queued
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.queued
 
-    def set_local_window_size(self, window_size: int, *, stream_id: int = 0) -> None: ...
+    def ping(self) -> None:
+        self._out.append(frame(PING, 0, 0, bytes(8)))
 
-    def ping(self, opaque_data: bytes = ...) -> None: ...
+    def send_shutdown_notice(self) -> None:
+        """The first GOAWAY of two: open no more streams; those that are on their way are still served."""
+        self._out.append(goaway_frame(MOST_ID, 0))
 
-    def send_shutdown_notice(self) -> None: ...
+    def send_goaway(self) -> None:
+        """No stream is looked at that is not here already; once the last has ended, so has the connection."""
+        self._goaway_id = self._last_id
+        self._is_ending = True
+        self._out.append(goaway_frame(self._last_id, 0))
 
-    def send_goaway(
-        self, error_code: int = 0, *, last_stream_id: int | None = None, debug_data: bytes = b""
-    ) -> None: ...
+    def _open(self, stream_id: int) -> _Stream:
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.local_done or stream.ends or stream.trailers is not None:
+            raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
+        return stream
 
-    def terminate_connection(self, error_code: int = 0, *, last_stream_id: int | None = None) -> None: ...
+    def _update_window(self, stream_id: int, more: int) -> None:
+        self._out.append(frame(WINDOW_UPDATE, 0, stream_id, more.to_bytes(4, "big")))
+
+    def _send_block(self, stream: _Stream, block: bytes, ends: bool) -> None:
+        most = self._frame_most
+        first = block if len(block) <= most else block[:most]
+        flags = (END_STREAM if ends else 0) | (END_HEADERS if len(block) <= most else 0)
+        self._out.append(frame_head(len(first), HEADERS, flags, stream.id))
+        self._out.append(first)
+        for at in range(most, len(block), most):
+            last = at + most >= len(block)
+            self._out.append(frame(CONTINUATION, END_HEADERS if last else 0, stream.id, block[at : at + most]))
+        if ends:
+            self._local_done(stream)
+
+    def _get_ready(self, stream: _Stream) -> None:
+        if not stream.is_ready and stream.queue is not None and (stream.window > 0 or not stream.queued):
+            stream.is_ready = True
+            self._ready.append(stream)
+
+    def _take_turns(self, amount: int) -> None:
+        """Frame bodies, one frame of a stream after one of another."""
+        ready = self._ready
+        while ready and self._out_size < amount:
+            stream = ready[0]
+            if stream.queued and stream.window > 0 and self._window <= 0:
+                return
+            ready.popleft()
+            stream.is_ready = False
+            if not stream.closed:
+                if not stream.queued or stream.window > 0:
+                    self._send_body(stream)
+                self._get_ready(stream)
+
+    def _send_body(self, stream: _Stream) -> None:
+        """One frame of it, and if that was the last, the stream's end."""
+        queue = stream.queue
+        if queue is None:
+            return
+        most = min(self._frame_most, self._window, stream.window)
+        parts: list[bytes | memoryview] = []
+        size = 0
+        while queue and size < most:
+            chunk = queue.popleft()
+            left = most - size
+            if len(chunk) > left:
+                whole = memoryview(chunk)
+                queue.appendleft(whole[left:])
+                chunk = whole[:left]
+            parts.append(chunk)
+            size += len(chunk)
+        stream.queued -= size
+        stream.window -= size
+        self._queued -= size
+        self._window -= size
+        self._out_size += size
+        is_last = not stream.queued
+        ends = stream.ends and is_last
+        if size or ends:
+            self._out.append(frame_head(size, DATA, END_STREAM if ends else 0, stream.id))
+            self._out += parts
+        if is_last:
+            stream.queue = None
+            trailers, stream.trailers = stream.trailers, None
+            if trailers is not None:
+                self._send_block(stream, self._encoder.encode(trailers), True)
+            elif ends:
+                self._local_done(stream)
 
 
 def server_engine(limits: Limits) -> Engine:
     """A connection that a client has opened; its first bytes to send are ready."""
-    settings = {
-        Setting.MAX_CONCURRENT_STREAMS: limits.max_streams,
-        Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
-        Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
-        Setting.NO_RFC7540_PRIORITIES: 1,  # and with it, TAKES_TURNS works
-    }
-    return _engine(ngh2.Role.SERVER, limits, settings)
+    return Engine(limits, is_client=False)
 
 
 def client_engine(limits: Limits) -> Engine:
     """A connection that we have opened; its first bytes to send are ready."""
-    settings = {
-        Setting.ENABLE_PUSH: 0,
-        Setting.INITIAL_WINDOW_SIZE: limits.stream_window,
-        Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
-    }
-    return _engine(ngh2.Role.CLIENT, limits, settings)
-
-
-def _engine(role: ngh2.Role, limits: Limits, settings: Mapping[Setting, int]) -> Engine:
-    connection = ngh2.Connection(
-        role,
-        ngh2.Configuration(
-            auto_window_update=False,
-            max_inbound_header_list_size=limits.header_list_bytes_hard,
-            max_inbound_header_count=limits.header_list_bytes_hard // 32,
-            max_continuations=limits.max_continuations,
-            max_outbound_ack=limits.max_queued_replies,
-            stream_reset_rate_limit=(2 * limits.resets[0], 2 * limits.resets[1]),  # within one read; we count exactly
-            glitch_rate_limit=limits.glitches,
-        ),
-    )
-    connection.initiate_connection(settings)
-    connection.set_local_window_size(limits.connection_window)
-    return connection
-
-
-def goaway_frame(last_stream_id: int, code: int, text: bytes = b"") -> bytes:
-    """A GOAWAY for a connection whose engine has given up (RFC 9113 section 6.8)."""
-    payload = last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big") + text
-    return len(payload).to_bytes(3, "big") + b"\x07\x00" + bytes(4) + payload
+    return Engine(limits, is_client=True)

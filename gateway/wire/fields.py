@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from gateway.types import Metadata, MetadataValue
-from gateway.wire.engine import Field, NeverIndexed
+from gateway.wire.hpack import Field, NeverIndexed
 
 Fields = Sequence[Field]
 

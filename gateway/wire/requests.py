@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
-from gateway.wire.engine import Field
 from gateway.wire.fields import Fields, is_legal, parse_timeout
+from gateway.wire.hpack import Field
 from gateway.wire.limits import Limits
 
 KEPT: Final = 1024  # heads; callers choose what is in them, so only so many ...

@@ -8,32 +8,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.connection import BUG_TEXT, DRAIN_STEP, Connection
 from gateway.wire.deadlines import Deadlines
-from gateway.wire.engine import (
-    TAKES_TURNS,
-    WRITE_SIZE,
-    EngineError,
-    ErrorCode,
-    Event,
-    Field,
-    RequestReceived,
-    ResponseReceived,
-    StreamReset,
-    TrailersReceived,
-    server_engine,
-)
+from gateway.wire.engine import WRITE_SIZE, server_engine
 from gateway.wire.fields import Fields, encode_message
+from gateway.wire.frames import EngineError, ErrorCode, Event, HeadersEvent, RequestReceived, StreamReset
+from gateway.wire.hpack import Field
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.wire.requests import NO_HEAD, RequestHead, RequestHeads
 from gateway.wire.stream import Stream
-from gateway.wire.watch import FrameWatch
 
 RESPONSE: Final[tuple[Field, ...]] = (
     (b":status", b"200"),
@@ -95,7 +83,6 @@ class ServerCall(Stream):
             if len(body) <= SMALL and not encoding:
                 engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body)
             else:
-                engine.set_stream_priority(stream_id, TAKES_TURNS)
                 engine.send_data(stream_id, prefix(len(body), bool(encoding)))
                 engine.send_data(stream_id, body)
             engine.send_trailers(stream_id, (*OK_STATUS, *trailing))
@@ -110,7 +97,6 @@ class ServerCall(Stream):
         self._head_sent = True
         extra = [(b"grpc-encoding", encoding)] if encoding else []
         try:
-            self.connection.engine.set_stream_priority(self.id, TAKES_TURNS)
             self.connection.engine.send_response(self.id, [*RESPONSE, *extra, *initial])
         except EngineError:
             return
@@ -193,7 +179,8 @@ class ServerConnection(Connection[ServerCall]):
         self._deadlines = deadlines
         self._heads = heads or RequestHeads(limits)
         self._ends = ends
-        self._watch = FrameWatch()
+        self._usual = NO_HEAD  # of the last request, and probably of the next one
+        self._usual_fields: tuple[Field, ...] = ()
         self._resets = Bucket(limits.resets, now)
         self._peer_reset = 0  # the stream that the peer reset last
         self._early: set[ServerCall] = set()  # answered before the client was done
@@ -203,20 +190,12 @@ class ServerConnection(Connection[ServerCall]):
 
     # Requests
 
-    def receive(self, data: bytes, now: float) -> None:
-        super().receive(data, now)
-        if not self.closed:
-            fault = self._watch.read(data, now)
-            self._partial_since = self._watch.since
-            if fault is not None:
-                self.break_off(*fault)
-
     def _thinned_out(self, events: Sequence[Event]) -> Sequence[Event]:
         """Requests that the same read also resets are not even begun ("rapid reset")."""
         gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
         return [e for e in events if not (isinstance(e, RequestReceived) and e.stream_id in gone)]
 
-    def _headers(self, event: RequestReceived | ResponseReceived | TrailersReceived) -> None:
+    def _headers(self, event: HeadersEvent) -> None:
         if type(event) is not _REQUEST:
             self._request_trailers(event.stream_id)
             return
@@ -231,7 +210,10 @@ class ServerConnection(Connection[ServerCall]):
             call.reset(ErrorCode.REFUSED_STREAM)
             return
         try:
-            head = call.head = self._heads.read(event.headers)
+            if event.headers is not self._usual_fields:
+                self._usual = self._heads.read(event.headers)
+                self._usual_fields = event.headers
+            head = call.head = self._usual
             if head.http_status:
                 call.refuse_http(head.http_status)
                 return
@@ -327,8 +309,9 @@ class ServerConnection(Connection[ServerCall]):
         if not self.draining:
             self.draining = True
             self._second_goaway_at = self.now + DRAIN_STEP
-            self._try(self.engine.send_shutdown_notice)
-            self._try(self.engine.ping)  # its answer says that what was on its way has come
+            self.engine.ping()  # its answer says that what was on its way has come
+            self.engine.send_shutdown_notice()
+            self.wake()
         if grace is not None:
             self._cut_at = self.now + grace
 
@@ -354,7 +337,8 @@ class ServerConnection(Connection[ServerCall]):
     def _ping_answered(self) -> None:
         if self._second_goaway_at is not None:
             self._second_goaway_at = None
-            self._try(partial(self.engine.send_goaway, ErrorCode.NO_ERROR))
+            self.engine.send_goaway()
+            self.wake()
 
     def _reset_by_peer(self, event: StreamReset) -> None:
         self._peer_reset = event.stream_id

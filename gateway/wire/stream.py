@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
-from gateway.wire.engine import EngineError, ErrorCode
+from gateway.wire.frames import EngineError, ErrorCode
 from gateway.wire.messages import PREFIX, SMALL, prefix, read_prefix
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from gateway.forward.channel import WireChannel
 from gateway.forward.server import ForwardMethod
 from gateway.status import Code
 from gateway.wire.client import ClientCall
-from gateway.wire.engine import Field, NeverIndexed
 from gateway.wire.fields import is_metadata
+from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.server import ServerCall
 from gateway.wire.stream import pipe
 

@@ -18,7 +18,7 @@ from gateway.forward.channel import UPSTREAM, ChannelOptions, State, WireChannel
 from gateway.forward.server import ForwardMethod, WireServer
 from gateway.status import Code
 from gateway.wire.client import ClientCall
-from gateway.wire.engine import ErrorCode
+from gateway.wire.frames import ErrorCode
 from gateway.wire.server import ServerCall, _numbers
 
 UNARY = path("Unary")
@@ -59,13 +59,16 @@ async def test_nothing_is_connected_before_the_first_call() -> None:
 
 async def test_a_channel_keeps_its_number_of_connections_and_spreads_calls() -> None:
     service = Service()
-    three = ChannelOptions(connections=3)
+    three = ChannelOptions(connections=3, together=2)
     async with wire_server(service) as (server, address), WireChannel(address, three) as channel:
         await channel.channel_ready()
         await until(lambda: len(channel._edges) == 3)
-        calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(6)]
-        await until(lambda: service.running == 6)
-        assert [len(edge.wire.streams) for edge in server._edges] == [2, 2, 2]
+        calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(2)]
+        await until(lambda: service.running == 2)
+        assert sorted(len(edge.wire.streams) for edge in server._edges) == [0, 0, 2]  # they travel together
+        calls += [channel.unary_unary(UNARY)(b"sleep") for _ in range(7)]
+        await until(lambda: service.running == 9)
+        assert [len(edge.wire.streams) for edge in server._edges] == [3, 3, 3]
         for call in calls:
             call.cancel()
 

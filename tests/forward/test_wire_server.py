@@ -17,7 +17,7 @@ from grpc_peers import SERVICE, Service, handlers, path, wire_server
 from gateway.forward.channel import ChannelOptions, State, WireChannel, client_tls
 from gateway.forward.server import ForwardMethod, WireServer, server_tls
 from gateway.status import Code
-from gateway.wire.engine import NeverIndexed
+from gateway.wire.hpack import NeverIndexed
 from gateway.wire.limits import Limits
 from gateway.wire.server import ServerCall
 

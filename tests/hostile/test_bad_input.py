@@ -266,7 +266,7 @@ def test_a_message_is_judged_by_its_prefix_alone(size: int, want: Want) -> None:
             assert EXHAUSTED._replace(text=str(4 * MiB)).is_met_by(peer.answer(1))
             return
         body = bytes(size)
-        peer.send(b"".join(data(1, body[at : at + 16_384]) for at in range(0, 512 * 1024, 16_384)))
+        peer.send(b"".join(data(1, body[at : at + 16_384]) for at in range(0, 240 * 1024, 16_384)))
         peer.wait(lambda: peer.answers.get(1, Answer()).over, 0.3)
         assert 1 not in peer.answers or not peer.answers[1].over
 

@@ -7,11 +7,6 @@ from frames import connect
 from h2spec_cases import CASES, Case, run
 from processes import Served
 
-TOLERATED = {
-    "http2/6.9.1/3": "a connection error, as section 5.4 allows: a stream error would invite MadeYouReset",
-}
-"""Cases that fail by h2spec's rule, and why that is right."""
-
 ROWS = [pytest.param(case, id=case.id) for case in CASES]
 
 
@@ -27,6 +22,5 @@ def test_the_whole_gateway_answers_as_the_rfcs_say(case: Case, product: Served) 
 
 def _check(case: Case, served: Served) -> None:
     with connect(served.port) as peer:
-        verdict = run(case, peer, seconds=0.3 if case.id in TOLERATED else 3.0)
-    wanted = case.id not in TOLERATED
-    assert verdict.passed is wanted, f"{case.sent} ({case.clause}): {', '.join(verdict.came)}"
+        verdict = run(case, peer, seconds=3.0)
+    assert verdict.passed, f"{case.sent} ({case.clause}): {', '.join(verdict.came)}"

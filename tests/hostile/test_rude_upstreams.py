@@ -62,7 +62,7 @@ def upstream(react: React, *, rude: int = 1 << 30, connections: int = 1) -> Iter
 
 @asynccontextmanager
 async def channel(server: RawServer, connections: int = 1, limits: Limits | None = None) -> AsyncIterator[WireChannel]:
-    options = ChannelOptions(connections=connections, limits=limits or Limits(stream_window=4 * MiB))
+    options = ChannelOptions(connections=connections, together=1, limits=limits or Limits(stream_window=4 * MiB))
     channel = WireChannel(f"127.0.0.1:{server.port}", options)
     try:
         yield channel
@@ -288,7 +288,7 @@ NONSENSE: dict[str, tuple[React, set[str]]] = {
     "DATA before HEADERS": (sending(lambda s: data(s, message(b"x"))), ERRORS),
     "DATA on a stream that is not": (sending(lambda s: data(s + 100, b"x")), {"UNAVAILABLE"}),
     "HEADERS on an even stream": (sending(lambda s: headers(2, RESPONSE)), {"UNAVAILABLE"}),
-    "a frame that is too large": (sending(lambda s: data(s, bytes(20_000))), {"UNAVAILABLE"}),
+    "a frame that is too large": (sending(lambda s: data(s, bytes(65_537))), {"UNAVAILABLE"}),
     "no status": (sending(lambda s: headers(s, block(((b"a", b"b"),)), UNBOUNDED)), ERRORS),
     "two statuses": (sending(lambda s: headers(s, RESPONSE + block(((b":status", b"200"),)), UNBOUNDED)), ERRORS),
     "trailers without an end": (sending(lambda s: headers(s, RESPONSE) + headers(s, TRAILERS)), ERRORS),

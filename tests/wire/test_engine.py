@@ -1,6 +1,9 @@
-"""What we rely on the engine for, so that a new version of it can't change it unnoticed."""
+"""The engine by itself: what it lets in, what it holds back, and how bodies share a connection."""
 
 from __future__ import annotations
+
+import random
+from contextlib import nullcontext
 
 import h2.connection
 import h2.events
@@ -8,17 +11,23 @@ import hpack
 import pytest
 from h2_peers import lenient
 
-from gateway.wire.engine import (
+from gateway.wire.engine import MOST_LEFT_OPEN, Engine, client_engine, server_engine
+from gateway.wire.frames import (
+    PREFACE,
+    WINDOW_UPDATE,
+    ConnectionClosed,
     DataReceived,
-    Engine,
+    EngineError,
     Event,
-    NeverIndexed,
+    GoAwayReceived,
     RequestReceived,
+    ResponseReceived,
     StreamClosed,
-    client_engine,
+    TrailersReceived,
+    frame,
     goaway_frame,
-    server_engine,
 )
+from gateway.wire.hpack import NeverIndexed
 from gateway.wire.limits import Limits
 
 HEAD = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x"), (b":authority", b"a")]
@@ -46,15 +55,21 @@ def kinds(events: list[Event]) -> list[type[Event]]:
     return [type(event) for event in events]
 
 
-def test_a_stream_closes_when_its_last_frame_is_written() -> None:
+def test_a_stream_closes_when_its_last_frame_is_made() -> None:
     client, server = pair()
     stream = client.send_request(HEAD, end_stream=True)
     server.receive_data(client.data_to_send())
     assert kinds(server.events()) == [RequestReceived]
-    server.send_response(stream, [(b":status", b"200")], end_stream=True)
+    server.send_response(stream, [(b":status", b"200")])
+    server.send_data(stream, bytes(1_000_000), end_stream=True)
     assert server.events() == []
-    server.data_to_send()
-    assert kinds(server.events()) == [StreamClosed]
+    exchange(client, server)  # as far as the window goes
+    assert server.events() == []
+    client.acknowledge(1_000_000, stream)
+    while server.queued_body_size():
+        exchange(client, server)
+        client.acknowledge(100_000, stream)
+    assert StreamClosed in kinds(server.events())
 
 
 def test_window_is_given_back_for_bytes_of_a_stream_that_has_closed() -> None:
@@ -68,7 +83,7 @@ def test_window_is_given_back_for_bytes_of_a_stream_that_has_closed() -> None:
         got = [event for event in server.events() if isinstance(event, DataReceived)]
         assert sum(len(event.data) for event in got) == 40_000
         for event in got:
-            server.acknowledge_received_data(len(event.data), event.stream_id)
+            server.acknowledge(len(event.data), event.stream_id)
         exchange(client, server)
 
 
@@ -78,7 +93,7 @@ def test_window_is_not_given_back_before_it_is_acknowledged() -> None:
     client.send_data(stream, b"x" * 100_000)
     exchange(client, server)
     assert client.queued_body_size(stream) == 100_000 - 65_535
-    server.acknowledge_received_data(65_535, stream)
+    server.acknowledge(65_535, stream)
     exchange(client, server)
     assert client.queued_body_size(stream) == 0
 
@@ -116,11 +131,227 @@ def test_output_in_pieces_is_the_whole_body(size: int) -> None:
     got = b""
     while len(got) < size:
         piece = client.data_to_send(131_072)
-        assert len(piece) <= 131_072
+        assert len(piece) <= 131_072 + 65_536 + 100
         server.receive_data(piece)
         for event in server.events():
             if isinstance(event, DataReceived):
                 got += event.data
-                server.acknowledge_received_data(len(event.data), stream)
+                server.acknowledge(len(event.data), stream)
         client.receive_data(server.data_to_send())
     assert got == body
+
+
+def data_frames(output: bytes) -> list[tuple[int, int]]:
+    """(stream, length) of the DATA frames."""
+    found, at = [], 0
+    while at < len(output):
+        length = int.from_bytes(output[at : at + 3], "big")
+        if output[at + 3] == DATA:
+            found.append((int.from_bytes(output[at + 5 : at + 9], "big"), length))
+        at += 9 + length
+    return found
+
+
+def test_large_bodies_take_turns_and_a_small_one_does_not_wait_for_them() -> None:
+    client, server = pair()
+    streams = [client.send_request(HEAD) for _ in range(3)]
+    exchange(client, server)
+    for stream in streams[:2]:
+        client.send_data(stream, bytes(200_000), end_stream=True)
+    client.send_data(streams[2], b"small", end_stream=True)
+    order = []
+    while client.want_write:
+        order += [stream for stream, _ in data_frames(client.data_to_send())]
+    assert order[0] == streams[2]
+    assert order[1:5] == [streams[0], streams[1], streams[0], streams[1]]
+
+
+def test_a_body_of_many_pieces_fills_its_frames_and_ends_with_its_trailers() -> None:
+    client, server = pair()
+    stream = client.send_request(HEAD, end_stream=True)
+    exchange(client, server)
+    server.send_response(stream, [(b":status", b"200")])
+    for _ in range(100):
+        server.send_data(stream, bytes(5000))
+    server.send_trailers(stream, [(b"grpc-status", b"0")])
+    with pytest.raises(EngineError):
+        server.send_data(stream, b"more")
+    sizes, got, events = [], 0, []
+    while server.want_write:
+        output = server.data_to_send()
+        sizes += [length for _, length in data_frames(output)]
+        client.receive_data(output)
+        for event in client.events():
+            events.append(type(event))
+            if isinstance(event, DataReceived):
+                got += len(event.data)
+                client.acknowledge(len(event.data), stream)
+        server.receive_data(client.data_to_send())
+    assert got == 500_000
+    assert events[0] is ResponseReceived
+    assert events[-2:] == [TrailersReceived, StreamClosed]
+    assert max(sizes) == 65_536  # what the client says it takes
+
+
+def test_a_head_larger_than_a_frame_is_continued() -> None:
+    client, server = pair(Limits(header_list_bytes_hard=200_000))
+    client.send_request([*HEAD, *((b"x-%d" % n, b"v" * 1000) for n in range(150))])
+    server.receive_data(client.data_to_send())
+    (event,) = server.events()
+    assert isinstance(event, RequestReceived)
+    assert len(event.headers) == 154
+
+
+def test_white_space_around_a_value_is_not_part_of_it() -> None:
+    """`perf_analyzer -H "name: value"` sends it."""
+    client, server = pair()
+    client.send_request([*HEAD, (b"x-user-id", b" u1\t"), NeverIndexed(b"x-secret", b" s")])
+    server.receive_data(client.data_to_send())
+    (event,) = server.events()
+    assert isinstance(event, RequestReceived)
+    assert event.headers[-2:] == ((b"x-user-id", b"u1"), (b"x-secret", b"s"))
+    assert isinstance(event.headers[-1], NeverIndexed)
+
+
+def test_after_a_goaway_only_what_came_before_it_is_served() -> None:
+    client, server = pair()
+    first = client.send_request(HEAD, end_stream=True)
+    exchange(client, server)
+    late = client.send_request(HEAD, end_stream=True)  # on its way when the server leaves
+    server.send_goaway()
+    assert kinds(server.events()) == [RequestReceived]
+    server.receive_data(client.data_to_send())
+    assert server.events() == []
+    client.receive_data(server.data_to_send())
+    goaway, closed = client.events()
+    assert isinstance(goaway, GoAwayReceived)
+    assert isinstance(closed, StreamClosed)
+    assert (goaway.last_stream_id, closed.stream_id, closed.error_code) == (first, late, 7)
+    with pytest.raises(EngineError):
+        client.send_request(HEAD)
+    server.send_response(first, [(b":status", b"200")], end_stream=True)
+    exchange(server, client)
+    assert kinds(server.events()) == [StreamClosed, ConnectionClosed]
+    assert kinds(client.events()) == [ResponseReceived, StreamClosed, ConnectionClosed]
+
+
+def test_a_window_that_shrinks_below_what_was_sent_holds_the_body_until_it_is_open_again() -> None:
+    client, server = pair()
+    stream = client.send_request(HEAD)
+    client.send_data(stream, bytes(60_000))
+    exchange(client, server)
+    client.receive_data(frame(SETTINGS, 0, 0, b"\0\x04" + (10_000).to_bytes(4, "big")))
+    client.send_data(stream, b"x", end_stream=True)
+    assert data_frames(client.data_to_send()) == []
+    assert client.queued_body_size(stream) == 1
+    client.receive_data(frame(WINDOW_UPDATE, 0, stream, (400_000).to_bytes(4, "big")))
+    assert data_frames(client.data_to_send()) == [(stream, 1)]
+
+
+# Frames that a client may send, and that it may not
+
+DATA, HEADERS, PRIORITY, RST, SETTINGS, PING, CONTINUATION, UNKNOWN = 0, 1, 2, 3, 4, 6, 9, 0xEE
+END_STREAM, END_HEADERS = 1, 4
+BLOCK = b"\x83\x86\x84\x01\x01a"  # POST, http, "/", :authority a
+LAST = b"\x00\x01x\x01y"  # of trailers
+
+
+def opened(stream: int, flags: int = 0, block: bytes = BLOCK) -> bytes:
+    return frame(HEADERS, END_HEADERS | flags, stream, block)
+
+
+def ended(stream: int) -> bytes:
+    return opened(stream) + frame(DATA, END_STREAM, stream, b"x")
+
+
+def begun() -> Engine:
+    server = server_engine(Limits(max_streams=10_000))
+    server.receive_data(PREFACE + frame(SETTINGS, 0, 0))
+    return server
+
+
+GOOD = {
+    "calls one after the other": b"".join(ended(2 * n + 1) for n in range(20)),
+    "calls at once": opened(1) + opened(3) + ended(5) + frame(DATA, END_STREAM, 1) + frame(DATA, END_STREAM, 3),
+    "trailers": opened(1) + frame(DATA, 0, 1, b"x") + opened(1, END_STREAM, LAST),
+    "a head in pieces": frame(HEADERS, 0, 1, BLOCK[:3]) + frame(CONTINUATION, END_HEADERS, 1, BLOCK[3:]),
+    "resetting": opened(1) + frame(RST, 0, 1, bytes(4)) + ended(3) + frame(RST, 0, 3, bytes(4)),
+    "priorities": frame(PRIORITY, 0, 1, b"\0\0\0\x03\x10") + frame(PRIORITY, 0, 3, b"\0\0\0\0\x10") + ended(5),
+    "reserved bits": frame(HEADERS, END_HEADERS, 1 | 1 << 31, BLOCK) + frame(DATA, END_STREAM, 1),
+    "frames of the connection": frame(SETTINGS, 0, 0) + frame(PING, 0, 0, bytes(8)) + frame(UNKNOWN, 0xFF, 7, b"?"),
+    "padding": opened(1) + frame(DATA, 8 | END_STREAM, 1, b"\x05abc" + bytes(5)),
+}
+BAD = {
+    "DATA after the end": ended(1) + frame(DATA, 0, 1),
+    "HEADERS after the end": ended(1) + opened(1),
+    "trailers twice": opened(1) + opened(1, END_STREAM, LAST) + opened(1, END_STREAM, LAST),
+    "DATA after a reset": opened(1) + frame(RST, 0, 1, bytes(4)) + frame(DATA, 0, 1),
+    "a stream that was skipped": opened(5) + opened(3),
+    "PRIORITY on no stream": frame(PRIORITY, 0, 0, b"\0\0\0\x03\x10"),
+    "PRIORITY on itself": frame(PRIORITY, 0, 3, b"\0\0\0\x03\x10"),
+    "more padding than frame": opened(1) + frame(DATA, 8 | END_STREAM, 1, b"\x05abc"),
+}
+
+
+def cuts(data: bytes) -> dict[str, list[bytes]]:
+    order = random.Random(5)
+    at, some = 0, []
+    while at < len(data):
+        size = order.randint(1, 20)
+        some.append(data[at : at + size])
+        at += size
+    return {"whole": [data], "bytes": [data[n : n + 1] for n in range(len(data))], "some": some}
+
+
+@pytest.mark.parametrize("cut", ["whole", "bytes", "some"])
+@pytest.mark.parametrize("name", [*GOOD, *BAD])
+def test_only_faults_are_found_however_the_bytes_are_cut(name: str, cut: str) -> None:
+    server = begun()
+    with pytest.raises(EngineError) if name in BAD else nullcontext():
+        for piece in cuts({**GOOD, **BAD}[name])[cut]:
+            server.receive_data(piece)
+    assert name in BAD or server.unit == 0
+
+
+def test_streams_that_the_client_leaves_open_are_forgotten_in_time_and_then_tolerated() -> None:
+    """After we reset a stream, the client may send on it for a while, or never again."""
+    server = begun()
+    for n in range(3 * MOST_LEFT_OPEN):
+        server.receive_data(opened(2 * n + 1))
+        server.reset_stream(2 * n + 1)
+        server.events(), server.data_to_send()
+        assert len(server._left_open) <= MOST_LEFT_OPEN
+    server.receive_data(frame(DATA, 0, 1))
+    last = 2 * (3 * MOST_LEFT_OPEN) + 1
+    server.receive_data(ended(last))
+    with pytest.raises(EngineError):
+        server.receive_data(frame(DATA, 0, last))
+
+
+@pytest.mark.parametrize(
+    ("data", "is_partial"),
+    [
+        (frame(PING, 0, 0, bytes(8))[:5], True),
+        (frame(PING, 0, 0, bytes(8))[:12], True),
+        (ended(1) + frame(PING, 0, 0, bytes(8))[:12], True),
+        (frame(HEADERS, 0, 1, BLOCK[:3]), True),
+        (frame(HEADERS, 0, 1, BLOCK[:3]) + frame(CONTINUATION, 0, 1, BLOCK[3:]), True),
+        (opened(1) + frame(DATA, 0, 1, bytes(1000))[:500], False),
+        (ended(1), False),
+    ],
+    ids=["half a header", "half a frame", "behind others", "half a block", "more of it", "half DATA", "nothing"],
+)
+def test_what_is_half_here_is_told(data: bytes, is_partial: bool) -> None:
+    server = begun()
+    server.receive_data(data)
+    assert bool(server.unit) is is_partial
+
+
+def test_bytes_that_dribble_in_do_not_make_a_half_frame_younger() -> None:
+    server = begun()
+    data = frame(HEADERS, 0, 1, BLOCK[:3]) + frame(CONTINUATION, 0, 1, BLOCK[3:])
+    units = set()
+    for n in range(len(data)):
+        server.receive_data(data[n : n + 1])
+        units.add(server.unit)
+    assert len(units) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
-from gateway.wire.engine import Field
+from gateway.wire.hpack import Field
 from gateway.wire.limits import Limits
 from gateway.wire.requests import KEPT, KEPT_BYTES, RequestHeads
 

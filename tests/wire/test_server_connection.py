@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
-from gateway.wire.engine import ConnectionClosed, Event, GoAwayReceived, TrailersReceived, client_engine
+from gateway.wire.engine import client_engine
 from gateway.wire.fields import fields_from
+from gateway.wire.frames import ConnectionClosed, Event, GoAwayReceived, TrailersReceived
 from gateway.wire.limits import KiB, Limits, MiB
 from gateway.wire.server import ServerCall
 

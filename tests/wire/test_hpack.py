@@ -1,0 +1,119 @@
+"""Header blocks, judged by python-hyper's `hpack` at the other end, in both directions."""
+
+from __future__ import annotations
+
+import hpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.wire.hpack import KEPT, TABLE_BYTES, BadBlock, Decoder, Encoder, Field, NeverIndexed, TooLarge
+
+NAMES = st.sampled_from([b":path", b":authority", b"te", b"content-type", b"grpc-timeout", b"x-a", b"x" * 200])
+VALUES = st.one_of(st.sampled_from([b"", b"trailers", b"application/grpc", b"v" * 130, b"\xff" * 9]), st.binary())
+PLAIN = st.tuples(NAMES, VALUES)
+FIELDS = st.lists(st.one_of(PLAIN, st.builds(NeverIndexed, NAMES, VALUES)), max_size=8)
+RESIZED = st.sampled_from([None, None, None, 0, 50, 1000, TABLE_BYTES])
+TURNS = st.lists(st.tuples(FIELDS, RESIZED, st.booleans()), max_size=12)
+
+
+@given(TURNS)
+def test_we_read_what_another_writes(turns: list[tuple[list[Field], int | None, bool]]) -> None:
+    theirs, ours = hpack.Encoder(), Decoder(1 << 20)
+    for fields, resized, huffman in turns:
+        if resized is not None:
+            theirs.header_table_size = resized
+        marked = [hpack.NeverIndexedHeaderTuple(*f) if isinstance(f, NeverIndexed) else f for f in fields]
+        got = ours.decode(theirs.encode(marked, huffman=huffman))
+        assert list(got) == fields
+        # theirs refers to a field that is in the table already, whatever it is marked as
+        assert all(isinstance(sent, NeverIndexed) for sent, f in zip(fields, got, strict=True) if type(f) is not tuple)
+
+
+def test_a_mark_is_read() -> None:
+    (plain, marked) = Decoder(1000).decode(b"\x00\x01x\x01y" + b"\x10\x01x\x01y")
+    assert (plain, marked) == ((b"x", b"y"), (b"x", b"y"))
+    assert not isinstance(plain, NeverIndexed)
+    assert isinstance(marked, NeverIndexed)
+
+
+@given(TURNS)
+def test_another_reads_what_we_write(turns: list[tuple[list[Field], int | None, bool]]) -> None:
+    ours, theirs = Encoder(), hpack.Decoder(max_header_list_size=1 << 20)
+    for fields, resized, as_tuple in turns:
+        if resized is not None:
+            ours.resize(resized)
+            theirs.max_allowed_table_size = resized
+        for _ in range(2):  # the second time it may be known
+            got = theirs.decode(ours.encode(tuple(fields) if as_tuple else fields), raw=True)
+            assert [tuple(field) for field in got] == fields
+
+
+def test_a_list_that_comes_again_is_a_few_bytes() -> None:
+    ours = Encoder()
+    fields = ((b":method", b"POST"), (b":path", b"/a/b"), (b"te", b"trailers"), (b"user-agent", b"x/1"))
+    assert len(ours.encode(fields)) > 20
+    assert len(ours.encode(fields)) == len(fields)
+
+
+def test_what_a_caller_chose_is_in_no_table() -> None:
+    ours, theirs = Encoder(), hpack.Decoder()
+    for n in range(100):
+        (field,) = theirs.decode(ours.encode([NeverIndexed(b"x-user", b"%d" % n)]), raw=True)
+        assert isinstance(field, hpack.NeverIndexedHeaderTuple)
+    assert len(theirs.header_table.dynamic_entries) == 0
+
+
+def test_tables_and_what_is_kept_are_bounded() -> None:
+    ours, theirs = Encoder(), hpack.Decoder(max_header_list_size=1 << 20)
+    reader = Decoder(1 << 20)
+    for n in range(3000):
+        fields = ((b"x-number", b"%d" % n), (b"te", b"trailers"))
+        block = ours.encode(fields)
+        assert [tuple(field) for field in theirs.decode(block, raw=True)] == list(fields)
+        assert reader.decode(hpack.Encoder().encode(fields)) == fields
+        assert len(ours._known) <= KEPT
+        assert len(ours._table) * 33 <= TABLE_BYTES
+        assert len(reader._table) * 33 <= TABLE_BYTES
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"\x80",  # index 0
+        b"\xbe",  # the first of an empty table
+        b"\xff\x80\x80\x80\x80\x80\x01",  # an integer without end
+        b"\xff\xff\xff\xff\xff\x7f",
+        b"\xff",  # cut
+        b"\x40",
+        b"\x40\x01x",
+        b"\x40\x01x\x05abc",
+        b"\x40\x7f\xff\xff\xff\x7f",  # a string of 256 MB
+        b"\x82\x20",  # a table size update behind a field
+        b"\x3f\xe2\x1f",  # and one of 4097
+        b"\x40\x81\xff\x00",  # padding of eight bits
+        b"\x40\x81\x18\x00",  # padding of zeros
+        b"\x40\x84\xff\xff\xff\xff\x00",  # EOS
+    ],
+)
+def test_a_bad_block_is_refused(block: bytes) -> None:
+    with pytest.raises(BadBlock):
+        Decoder(1 << 20).decode(block)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_fields_or_refused(block: bytes) -> None:
+    decoder = Decoder(2000)
+    try:
+        fields = decoder.decode(block)
+    except (BadBlock, TooLarge):
+        return
+    assert sum(len(name) + len(value) + 32 for name, value in fields) <= 2000
+
+
+def test_a_bomb_is_given_up_at_the_limit() -> None:
+    """One large field, named again and again by one byte each."""
+    decoder = Decoder(64 * 1024)
+    block = b"\x40\x01x" + b"\x7f\x81\x1d" + bytes(3840) + b"\xbe" * 100_000
+    with pytest.raises(TooLarge, match="65536"):
+        decoder.decode(block)
