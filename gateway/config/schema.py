@@ -29,8 +29,8 @@ class Config(Section):
     )
     transport: Literal["wire", "grpcio"] = Field(
         default="wire",
-        description="The gRPC implementation on both sides. `wire` is the gateway's own, on nghttp2's engine; it costs "
-        "a small part of what `grpcio`, Google's library, costs. Both serve the same services.",
+        description="The gRPC implementation on both sides. `wire` is the gateway's own; it costs a "
+        "small part of what `grpcio`, Google's library, costs. Both serve the same services.",
     )
     workers: Whole = Field(
         default=1,

@@ -70,7 +70,7 @@ from gateway.wire.limits import Limits
 
 WRITE_SIZE: Final = 131_072  # bytes; more than this is given by several calls of `data_to_send`
 SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
-FRAME_BYTES: Final = 65_536  # in one frame, that the peer may send: a quarter of what one read brings
+FRAME_BYTES: Final = 65_536  # in one frame, either way: some per MiB cost little, and each is one turn
 MOST_LEFT_OPEN: Final = 1000  # streams that we ended and the peer has not, whose frames are no fault of the peer's
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
@@ -140,7 +140,7 @@ class Engine:
         self._out_size = 0  # bytes of bodies in it
         self._window = FIRST_WINDOW  # bytes that we may send on the connection
         self._first_window = FIRST_WINDOW  # and on a new stream
-        self._frame_most = LEAST_FRAME  # bytes that the peer takes in one
+        self._frame_most = LEAST_FRAME  # bytes that one may have
         self._ready: deque[_Stream] = deque()  # with a body to send
         self._queued = 0  # bytes of those
         self._replies = 0  # to SETTINGS and PING, since output was taken
@@ -539,9 +539,10 @@ class Engine:
     def _apply(self, settings: dict[int, int]) -> None:
         if settings.get(ENABLE_PUSH, 0) > (0 if self._is_client else 1):
             raise EngineError(_PROTOCOL, "a bad ENABLE_PUSH")
-        self._frame_most = settings.get(MAX_FRAME_SIZE, self._frame_most)
-        if not LEAST_FRAME <= self._frame_most <= MOST_FRAME:
+        frame_most = settings.get(MAX_FRAME_SIZE, self._frame_most)
+        if not LEAST_FRAME <= frame_most <= MOST_FRAME:
             raise EngineError(_PROTOCOL, "a bad MAX_FRAME_SIZE")
+        self._frame_most = min(frame_most, FRAME_BYTES)  # bodies take turns by the frame
         if HEADER_TABLE_SIZE in settings:
             self._encoder.resize(settings[HEADER_TABLE_SIZE])
         window = settings.get(INITIAL_WINDOW_SIZE, self._first_window)

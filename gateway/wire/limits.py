@@ -28,10 +28,10 @@ class Limits:
     header_list_bytes: int = 16 * KiB  # gRPC suggests 8; a request beyond it is refused, the connection lives on
     header_list_bytes_hard: int = 64 * KiB  # beyond this decoding stops and the connection ends (HPACK bombs)
     header_count: int = 100
-    max_continuations: int = 8  # nghttp2's answer to the CONTINUATION flood of 2024
+    max_continuations: int = 8  # as nghttp2 since the CONTINUATION flood of 2024
 
     # Floods
-    resets: tuple[int, int] = (1000, 33)  # streams ended by RST, whoever sent it; nghttp2's answer to rapid reset
+    resets: tuple[int, int] = (1000, 33)  # streams ended by RST, whoever sent it; as nghttp2 since rapid reset
     glitches: tuple[int, int] = (400, 33)  # PRIORITY, unknown and empty frames, malformed requests
     control: tuple[int, int] = (1000, 100)  # PING, SETTINGS, WINDOW_UPDATE beyond those that honest work explains
     max_queued_replies: int = 1000  # SETTINGS and PING acknowledgements that a peer doesn't read

@@ -164,8 +164,9 @@ async def test_one_triton_slow(site: Site, gpu: LocalTriton) -> None:
 async def test_bad_model_version(site: Site, triton: LocalTriton) -> None:
     """Triton's own text, with model, variant and endpoint in the log, and the endpoint in a metric."""
     async with channel_to(site.listen) as channel:
-        outcome = await call(channel, infer("broken", [[b"x"]], "BYTES"))
+        outcome = await call(channel, infer("broken", [b"the new version is broken"], "BYTES"))
     assert outcome.code is grpc.StatusCode.INTERNAL
+    assert "the new version is broken" in outcome.text
     assert await site.metric("gateway_attempts_total", endpoint=triton.grpc_address, meaning="server") == 1
     where = {"model": "broken", "variant": "new", "endpoint": triton.grpc_address}
     await until(lambda: bool(site.access(logged="error", **where)), 5, "its line")

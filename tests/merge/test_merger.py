@@ -181,6 +181,33 @@ def test_the_window_shrinks_again_when_the_model_gets_cheaper() -> None:
     assert window.allowed <= 2
 
 
+def test_a_slow_model_has_two_in_flight_at_once() -> None:
+    window = Window(8, 0.0)
+    feed(window, lambda allowed: 100.0, 1)
+    assert window.allowed == 2
+
+
+def test_a_trial_that_fails_is_short_and_the_next_is_later_each_time() -> None:
+    window, now = Window(8, 0.0), 0.0
+    trials: list[float] = []
+    while now < 150:
+        before = window.allowed
+        now = feed(window, lambda allowed: 1000.0 / allowed, 0.05, now)
+        if before == 1 and window.allowed == 2 and (not trials or now - trials[-1] > 5):
+            trials.append(now)
+    gaps = [after - before for before, after in zip(trials, trials[1:], strict=False)]
+    assert [round(gap / 15) for gap in gaps] == [1, 2, 4]
+
+
+def test_a_pause_of_the_callers_decides_nothing() -> None:
+    window = Window(8, 0.0)
+    now = feed(window, lambda allowed: 1000.0 * allowed, 0.6)
+    for _ in range(12):
+        window.ended(10, False, now)
+        now = feed(window, lambda allowed: 1000.0 * min(allowed, 3), 1.0, now + 5.0)
+    assert window.allowed in (3, 4)
+
+
 @pytest.mark.parametrize(("rate_of", "best"), [(lambda n: 1000 / n**0.2, 1), (lambda n: 1000 * min(n, 3), 3)])
 def test_the_window_finds_its_place_although_rates_move_by_a_third(rate_of: Callable[[int], float], best: int) -> None:
     chance = Random(7)  # of callers that come and go, and of a machine that does other things
