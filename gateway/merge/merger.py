@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 from gateway.merge.layout import Layout, split_rows
 from gateway.merge.window import Window
@@ -101,6 +101,10 @@ class Batch(Generic[M]):
         return made
 
 
+_QUIET_TURNS: Final = 3  # of the loop, some microseconds each, after which nobody else is thought to come ...
+_MOST_TURNS: Final = 10  # ... and how many a batch waits at most
+
+
 class Merger(Generic[M]):
     """The queue before one model on one endpoint."""
 
@@ -110,20 +114,28 @@ class Merger(Generic[M]):
         now: float,
         send: Callable[[Batch[M]], None],
         call_later: Callable[[float, Callable[[], None]], object],
+        call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
-        """send: puts a batch on the wire and answers by `ended`. call_later: runs a callback after some seconds."""
+        """
+        send: puts a batch on the wire and answers by `ended`.
+        call_later, call_soon: run a callback after some seconds, or once what has arrived by now was handled.
+        """
         self.limits = limits
         self.in_flight = 0
         self.waiting = 0
         self._window = Window(limits.in_flight, now)
         self._send = send
         self._call_later = call_later
+        self._call_soon = call_soon
         self._callers: dict[Hashable, deque[M]] = {}  # whose turn is next comes first
         self._delaying = False
+        self._turns = 0  # of the loop since the last batch came back, while more may be at the door
+        self._quiet_turns = 0  # the last of those, in which nothing came
+        self._waited = 0  # how many did at the last one
 
     def submit(self, member: M) -> None:
         """Send a request, now or with others."""
-        if self.in_flight < self._window.allowed and not self.waiting and not self.limits.delay:
+        if not self.waiting and self.in_flight < self._window.allowed and not self.limits.delay:
             self.in_flight += 1
             self._send(Batch([member]))
             return
@@ -141,8 +153,21 @@ class Merger(Generic[M]):
         self._window.ended(batch.rows, self.waiting > 0, now)
         if self.limits.delay:
             self._begin_delay()
-        else:
+        elif self.waiting and not self._turns:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Let in what is at the door: callers that are answered together ask again together, within microseconds."""
+        if self.waiting != self._waited:
+            self._quiet_turns = 0
+        if self._quiet_turns == _QUIET_TURNS or self._turns == _MOST_TURNS or self.waiting >= self.limits.rows:
+            self._turns = self._quiet_turns = 0
             self._pump()
+            return
+        self._waited = self.waiting
+        self._turns += 1
+        self._quiet_turns += 1
+        self._call_soon(self._gather)
 
     def abandon(self) -> list[M]:
         """Give back what waits. This is the end of the merger; batches in flight may still end."""

@@ -12,7 +12,6 @@ from typing import Final
 
 _EPOCH_SECONDS: Final = 0.25  # long enough for tens of batches of a tiny model, short enough to adapt within seconds
 _EPOCH_BATCHES: Final = 8
-_SLOW_ROW: Final = 0.002  # seconds; where one row takes longer than any request costs, a second batch is no loss
 _PAIRS: Final = 6  # of epochs, one with the settled number and one with that on trial
 _MISSES: Final = 2  # pairs below what is wanted end a trial: callers that rest, or come back, spoil one
 _GAIN: Final = 1.05  # of rows per second, that one more in flight must bring in the pairs ...
@@ -30,7 +29,6 @@ class Window:
         "_batches",
         "_began",
         "_ended_at",
-        "_is_new",
         "_misses",
         "_most",
         "_pairs",
@@ -49,7 +47,6 @@ class Window:
         self._most = most
         self._settled = 1
         self._step = 1  # the direction to try next
-        self._is_new = True  # nothing is known of the model
         # This epoch
         self._began = now
         self._rows = 0
@@ -82,10 +79,6 @@ class Window:
     def _decide(self, rate: float, was_full: bool) -> None:
         if self._pairs:
             self._try(rate)
-        elif self._is_new and was_full:
-            self._is_new = False
-            if rate * _SLOW_ROW < 1.0 and self._most > 1:
-                self.allowed = self._settled = 2
         elif self._rest:
             self._rest -= 1
         elif was_full or self.allowed > 1:

@@ -231,7 +231,7 @@ class MergePoint:
             self._ask_at = self._loop.time() + _ASK_AGAIN_SECONDS
             return
         limits = MergeLimits(rows, self.settings.bytes, self.settings.in_flight, self.settings.delay)
-        self._merger = Merger(limits, self._loop.time(), self._send, self._loop.call_later)
+        self._merger = Merger(limits, self._loop.time(), self._send, self._loop.call_later, self._loop.call_soon)
 
     def _stop(self) -> None:
         """Merge nothing for a while. What waits goes alone."""
