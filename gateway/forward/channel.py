@@ -34,12 +34,12 @@ from gateway.status import NO_CONNECTION_TEXT, Code
 from gateway.wire.client import ClientCall, ClientConnection
 from gateway.wire.fields import Fields
 from gateway.wire.frames import EngineError
-from gateway.wire.limits import KiB, Limits
+from gateway.wire.limits import Limits, MiB
 
 ClientEdge = Edge[ClientConnection]
 
 UPSTREAM: Final = Limits(
-    stream_window=256 * KiB,  # held for a caller who does not read; 4 MiB measured no faster with 602 KB answers
+    stream_window=MiB,  # held for a caller who does not read, as by Envoy's default; 602 KB answers take 6 % less CPU
     connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
     glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
 )

@@ -68,7 +68,7 @@ from gateway.wire.heads import Head, Malformed, request_head, response_head, tra
 from gateway.wire.hpack import KEPT, KEPT_BYTES, BadBlock, Decoder, Encoder, Field, TooLarge
 from gateway.wire.limits import Limits
 
-WRITE_SIZE: Final = 131_072  # bytes; more than this is given by several calls of `data_to_send`
+WRITE_SIZE: Final = 262_144  # bytes; more than this is given by several calls of `data_to_send`
 SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
 FRAME_BYTES: Final = 65_536  # in one frame, either way: some per MiB cost little, and each is one turn
 MOST_LEFT_OPEN: Final = 1000  # streams that we ended and the peer has not, whose frames are no fault of the peer's
