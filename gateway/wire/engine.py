@@ -449,6 +449,7 @@ class Engine:
         head = known.get(block)
         if head is not None:
             return head
+        as_of = self._heads_as_of
         fields = self._decode(block)
         try:
             if is_trailers:
@@ -458,11 +459,8 @@ class Engine:
         except Malformed:
             self.glitches += 1
             return None
-        if self._heads_as_of != self._decoder.changes:
-            self._heads_as_of = self._decoder.changes
-            self._heads.clear()
-            self._trailers.clear()
-        elif len(block) <= KEPT_BYTES and sum([len(name) + len(value) for name, value in fields]) <= KEPT_BYTES:
+        size = sum([len(name) + len(value) for name, value in fields])
+        if self._heads_as_of == as_of and len(block) <= KEPT_BYTES and size <= KEPT_BYTES:
             if len(known) >= KEPT:
                 known.clear()
             known[block] = head
@@ -470,11 +468,16 @@ class Engine:
 
     def _decode(self, block: bytes) -> tuple[Field, ...]:
         try:
-            return self._decoder.decode(block)
+            fields = self._decoder.decode(block)
         except BadBlock as fault:
             raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
         except TooLarge as excess:
             raise EngineError(_CALM, str(excess)) from excess
+        if self._heads_as_of != self._decoder.changes:  # what other blocks say may be something else now
+            self._heads_as_of = self._decoder.changes
+            self._heads.clear()
+            self._trailers.clear()
+        return fields
 
     # Other frames
 

@@ -10,6 +10,8 @@ import h2.events
 import hpack
 import pytest
 from h2_peers import lenient
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from gateway.wire.engine import MOST_LEFT_OPEN, Engine, client_engine, server_engine
 from gateway.wire.frames import (
@@ -355,3 +357,31 @@ def test_bytes_that_dribble_in_do_not_make_a_half_frame_younger() -> None:
         server.receive_data(data[n : n + 1])
         units.add(server.unit)
     assert len(units) == 1
+
+
+USERS = st.sampled_from([b"u1", b"u2"])
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["good", "late", "malformed", "reset", "late trailers"]), USERS), max_size=40
+)
+
+
+@example([("good", b"u1"), ("good", b"u1"), ("late trailers", b"u1"), ("late", b"u1")], 4096)
+@given(STEPS, st.sampled_from([4096, 300]))
+def test_whatever_came_between_a_head_says_what_its_client_wrote(steps: list[tuple[str, bytes]], table: int) -> None:
+    """Heads that repeat are known by their bytes, which refer to a table that every other head may change."""
+    server, encoder = begun(), hpack.Encoder()
+    encoder.header_table_size = table
+    stream = -1
+    for kind, user in steps:
+        stream += 2
+        name = b"X-Late" if kind == "malformed" else b"x-late" if kind == "late" else b"x-user"
+        fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/"), (name, user)]
+        server.receive_data(opened(stream, END_STREAM if kind in ("good", "late") else 0, encoder.encode(fields)))
+        heads = [event.headers for event in server.events() if isinstance(event, RequestReceived)]
+        assert heads == ([] if kind == "malformed" else [tuple(fields)])
+        if kind == "reset":
+            server.receive_data(frame(RST, 0, stream, bytes(4)))
+        elif kind == "late trailers":
+            server.reset_stream(stream)
+            server.receive_data(opened(stream, END_STREAM, encoder.encode([(b"x-late", user)])))
+        server.events(), server.data_to_send()
