@@ -20,8 +20,8 @@ class Limits:
     inflate_ratio: int = 100  # ... and beyond it to this multiple of its size; real tensors reach single digits
 
     # Flow control: what a peer may send ahead of whoever takes the bytes
-    stream_window: int = 256 * KiB  # what one call may hold that waits; larger ones measured no faster
-    connection_window: int = 32 * MiB  # all windows of `max_streams` calls: none that waits holds up its neighbours
+    stream_window: int = 1 * MiB  # what one call may hold that waits; a picture as a tensor, 602 KB, never stops for it
+    connection_window: int = 128 * MiB  # all windows of `max_streams` calls: none that waits holds up its neighbours
     unsent_bytes: int = 64 * KiB  # a stream with more than this to send makes its producer wait
 
     # Headers

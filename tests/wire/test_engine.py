@@ -58,7 +58,7 @@ def kinds(events: list[Event]) -> list[type[Event]]:
 
 
 def test_a_stream_closes_when_its_last_frame_is_made() -> None:
-    client, server = pair()
+    client, server = pair(Limits(stream_window=65_535))
     stream = client.send_request(HEAD, end_stream=True)
     server.receive_data(client.data_to_send())
     assert kinds(server.events()) == [RequestReceived]
