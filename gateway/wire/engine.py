@@ -269,7 +269,8 @@ class Engine:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
         self._allowance -= length
         if stream is None or stream.remote_done or not stream.has_head or length > stream.allowance:
-            stream = self._body_fault(stream_id, stream, ends)
+            self._body_fault(stream_id, stream, ends)
+            stream = None  # its bytes are dropped
         elif not length and not ends:
             self.glitches += 1
         if stream is not None:
@@ -316,11 +317,8 @@ class Engine:
         if ends:
             self._remote_done(stream)
 
-    def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool) -> _Stream | None:
-        """DATA on a stream that can't take it: the stream, if it can after all.
-
-        raises: EngineError if the peer must know better.
-        """
+    def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool) -> None:
+        """DATA on a stream that can't take it. raises: EngineError if the peer must know better."""
         if stream is None:
             self._on_no_stream(stream_id, "DATA")
             if ends:
@@ -333,7 +331,6 @@ class Engine:
             self.reset_stream(stream_id, _PROTOCOL)
         else:
             self.reset_stream(stream_id, _FLOW)
-        return None
 
     def _on_no_stream(self, stream_id: int, what: str) -> None:
         """A frame on a stream that is not open. raises: EngineError if the peer must know better."""

@@ -103,20 +103,20 @@ class DataReceived(Event):
         self.end_stream = end_stream
 
 
-class StreamReset(Event):
+class EndEvent(Event):
+    """A stream ends. error_code: HTTP/2's; 0 if both ends had said all."""
+
+    def __init__(self, stream_id: int, error_code: int) -> None:
+        self.stream_id = stream_id
+        self.error_code = error_code
+
+
+class StreamReset(EndEvent):
     """The peer reset a stream. Its `StreamClosed` follows."""
 
-    def __init__(self, stream_id: int, error_code: int) -> None:
-        self.stream_id = stream_id
-        self.error_code = error_code
 
-
-class StreamClosed(Event):
-    """Nothing more comes or goes on a stream. error_code: 0 if both ends had said all."""
-
-    def __init__(self, stream_id: int, error_code: int) -> None:
-        self.stream_id = stream_id
-        self.error_code = error_code
+class StreamClosed(EndEvent):
+    """Nothing more comes or goes on a stream."""
 
 
 class WindowUpdated(Event):
