@@ -34,14 +34,12 @@ from gateway.server import v2
 from gateway.server.calls import CallLimits
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import Control, ControlPolicy
-from gateway.server.grpcio import GrpcioServer
 from gateway.server.health import HealthService
 from gateway.server.listener import Listener, Register, ServerSettings, ServerTls
 from gateway.server.relay import Relay
 from gateway.server.streaming import StreamRelay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
-from gateway.server.wire import WireListener
 from gateway.state import state_of
 from gateway.telemetry.process import ProcessTelemetry
 from gateway.telemetry.shared_values import SharedDirectory
@@ -146,19 +144,17 @@ class Gateway:
         server = self.settings.server
         limits = CallLimits(server.default_deadline, server.max_deadline)
         services = self._services(self.settings, limits)
-        if self.settings.transport == "grpcio":
-            return GrpcioServer(settings, services)
         relay = Relay(self._models, limits)
         streams = StreamRelay(self._models, StreamLimits())
         forward = {
             INFER: ForwardMethod(relay.handle, cut_through=True),
             STREAM: ForwardMethod(streams.handle, streaming=True),
         }
-        return WireListener(settings, services, forward)
+        return Listener(settings, services, forward)
 
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
         control = Control(self._inference, ControlPolicy(config.server.control))
-        service = V2Service(self._models, self._catalogue, control, self.is_ready, limits, StreamLimits())
+        service = V2Service(self._catalogue, control, self.is_ready)
         names = [v2.SERVICE_NAME, *_TYPED_SERVICES]
         self._health = health = HealthService(self._catalogue, self._changes, self.is_ready, names)
         typed = ClassificationService(self._models, limits), PredictionService(self._models, limits)

@@ -29,7 +29,7 @@ from gateway.routing import (
 )
 from gateway.routing.match import Test
 from gateway.types import Variant
-from gateway.upstream.channel import ChannelConnection, Tls, grpcio_channel, wire_channel
+from gateway.upstream.channel import ChannelConnection, Tls, wire_channel
 from gateway.upstream.connection import Connection
 from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
@@ -52,9 +52,7 @@ def names_of(config: Config) -> frozenset[Name]:
 
 
 def merges_of(config: Config) -> dict[str, MergeSettings]:
-    """The public models whose requests are merged; none on a transport that can't."""
-    if config.transport != "wire":
-        return {}
+    """The public models whose requests are merged."""
     merges = {name: model.merge for name, model in config.models.items()}
     return {name: MergeSettings(m.rows, m.bytes, m.in_flight, m.delay) for name, m in merges.items() if m is not None}
 
@@ -104,11 +102,10 @@ def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
 
 def _dial(upstream: Upstream, config: Config, hosts: Mapping[str, str | None]) -> Callable[[str], Connection]:
     tls = upstream.tls
-    channel = wire_channel if config.transport == "wire" else grpcio_channel
 
     def dial(address: str) -> Connection:
         files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
-        return ChannelConnection(channel(address, config.server.max_message_bytes, files))
+        return ChannelConnection(wire_channel(address, config.server.max_message_bytes, files))
 
     return dial
 

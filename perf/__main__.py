@@ -24,7 +24,7 @@ from perf.load import LoadFailed, Loads, perf_analyzer
 from perf.report import Run
 from perf.scenarios import CONNECTIONS, LARGE, PAYLOAD, STREAM, TINY
 from perf.stack import Stack, System
-from perf.summary import DIRECT, ENVOY, MERGING, SYSTEMS, WIRE
+from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, SYSTEMS
 
 GROUPS = ("tiny", "merging", "large", "stream", "picture", "payload", "growth", "memory")
 _FEWER = 3  # rounds of what only draws a curve
@@ -113,14 +113,14 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
         if group in groups:
             bench.rounds(scenarios, systems, rounds)
             titles |= {each.name: each.title for each in scenarios}
-    gateway = _named(systems, WIRE)
+    gateway = _named(systems, GATEWAY)
     if "picture" in groups and gateway:
         pictures.measure(stack, gateway, rounds, 2 * arguments.seconds, run.samples.append, miss, say)
     if "payload" in groups:
         bench.rounds(PAYLOAD, [each for each in systems if each.name != DIRECT], few)
         titles |= {each.name: each.title for each in PAYLOAD}
     if "growth" in groups:
-        bench.rounds(CONNECTIONS, [each for each in systems if each.name in (WIRE, ENVOY)], few)
+        bench.rounds(CONNECTIONS, [each for each in systems if each.name in (GATEWAY, ENVOY)], few)
         titles |= {each.name: each.title for each in (*CONNECTIONS, *bench.growth(few))}
     if "memory" in groups:
         run.memory += memory.measure(stack, say, miss)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from perf.summary import DIRECT, ENVOY, GRPCIO, KSERVE, MERGING, NGINX, WIRE, Sample, Spread, ratio
+from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, KSERVE, MERGING, NGINX, Sample, Spread, ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class _Bar:
     aim: float | None
     at_least: bool
     turned: bool = False  # `against` ÷ `system`
-    system: str = WIRE
+    system: str = GATEWAY
 
 
 TINY = ("tiny-1", "tiny-16", "tiny-64")
@@ -51,8 +51,8 @@ _BARS = (
     _Bar("p99 ÷ Envoy", "p99", ENVOY, TINY, 1.0, 0.8, False),
     _Bar("CPU per request ÷ Envoy", "cpu", ENVOY, TINY, 0.7, 0.45, False),
     _Bar("throughput ÷ direct", "rate", DIRECT, ("tiny-16",), 0.75, 0.9, True),
-    _Bar("throughput ÷ the gateway on grpcio", "rate", GRPCIO, ("tiny-16",), 2.5, 4.0, True),
-    _Bar("CPU per request of the gateway on grpcio ÷ this", "cpu", GRPCIO, TINY, None, None, True, True),
+    _Bar("throughput ÷ a grpc.aio relay", "rate", GRPC_AIO, ("tiny-16",), 2.5, 4.0, True),
+    _Bar("CPU per request of a grpc.aio relay ÷ this", "cpu", GRPC_AIO, TINY, None, None, True, True),
     _Bar("large tensors, throughput ÷ Envoy", "rate", ENVOY, LARGE, 1.0, None, True),
     _Bar("large tensors, throughput ÷ nginx", "rate", NGINX, LARGE, None, 1.0, True),
     _Bar("large tensors, p50 ÷ Envoy", "p50", ENVOY, LARGE, 1.0, None, False),
@@ -64,8 +64,8 @@ _BARS = (
     _merging("p50 ÷ direct", "p50", DIRECT, "tiny-16", 0.9, 0.6),
     _merging("p99 ÷ direct", "p99", DIRECT, "tiny-16", 1.0, 0.6),
     _merging("CPU with Triton's ÷ Triton's, direct", "served_cpu", DIRECT, "tiny-16", 0.8, 0.5),
-    _merging("throughput ÷ not merging", "rate", WIRE, "single", 0.97, 1.0, at_least=True),
-    _merging("p50 ÷ not merging", "p50", WIRE, "single", 1.03, 1.0),
+    _merging("throughput ÷ not merging", "rate", GATEWAY, "single", 0.97, 1.0, at_least=True),
+    _merging("p50 ÷ not merging", "p50", GATEWAY, "single", 1.03, 1.0),
     _merging("p99 ÷ direct", "p99", DIRECT, "open-loop", 1.0, 0.5),
     _merging("answers ÷ direct", "rate", DIRECT, "open-loop", None, None, at_least=True),
     _merging("throughput ÷ direct", "rate", DIRECT, "efficientnet-8", 0.95, 1.0, at_least=True),

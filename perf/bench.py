@@ -99,6 +99,6 @@ class Bench:
     def _grown(self, what: str, counts: Sequence[int], ended: ExitStack) -> Iterator[tuple[Scenario, System]]:
         for count in counts:
             routes, variants = (count, 2) if what == "routes" else (1, count)
-            config = gateways.config("wire", self.stack.triton.port, routes=routes, variants=variants)
-            system = self.stack.gateway("wire", f"{what}-{count}", config=config, into=ended)
+            config = gateways.config(self.stack.triton.port, routes=routes, variants=variants)
+            system = self.stack.gateway(f"{what}-{count}", config=config, into=ended)
             yield growing(what, count), System("gateway", system.address, system.child, public=True)

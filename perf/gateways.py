@@ -29,7 +29,7 @@ PUBLIC = {
 Config = dict[str, Any]  # as YAML has it
 
 
-def config(transport: str, triton: int, *, routes: int = 1, variants: int = 2, merge: bool = False) -> Config:
+def config(triton: int, *, routes: int = 1, variants: int = 2, merge: bool = False) -> Config:
     """One upstream; every public model with a 90/10 split that is sticky by user.
 
     routes:   public models with a split, in all (at least those of PUBLIC).
@@ -49,7 +49,6 @@ def config(transport: str, triton: int, *, routes: int = 1, variants: int = 2, m
     public["scores"] = {"variants": {"only": {"upstream": "triton", "model": models.SCORES}}}
     public[PHOTO] = {"pipeline": _PHOTO}
     return {
-        "transport": transport,
         "upstreams": {"triton": {"endpoints": [f"127.0.0.1:{triton}"]}},
         "models": public,
         "telemetry": {"access_log": {"destination": "stdout", "sample": 0.01}},

@@ -19,6 +19,7 @@ from perf.load import perf_analyzer
 from perf.report import Memory
 from perf.scenarios import MIB_16
 from perf.stack import Stack, System
+from perf.summary import GATEWAY
 
 IDLE = 1000
 SLOW_CALLS = 64
@@ -33,7 +34,7 @@ def measure(stack: Stack, say: Say, miss: Miss) -> list[Memory]:
     """Each system by itself, freshly started, so that none shows what an earlier load has left."""
     found = []
     for kind in (_idle, _slow):
-        for name in ("wire", "grpcio", *(peer.name for peer in stack.peers)):
+        for name in (GATEWAY, *(peer.name for peer in stack.peers)):
             try:
                 each = kind(stack, name)
             except OSError as error:
@@ -48,7 +49,7 @@ def _start(stack: Stack, name: str, ended: ExitStack, triton: int | None = None)
     for peer in stack.peers:
         if peer.name == name:
             return stack.peer(peer, triton=triton, into=ended)
-    config: Config = gateways.config(name, triton or stack.triton.port)
+    config: Config = gateways.config(triton or stack.triton.port)
     # A probe waits behind the calls on the slow way.
     config["upstreams"]["triton"] |= {"probe_timeout": "60s", "probe_interval": "60s"}
     return stack.gateway(name, config=config, into=ended)

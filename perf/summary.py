@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 
 DIRECT, ENVOY, NGINX, HAPROXY = "direct", "Envoy", "nginx", "HAProxy"
-WIRE, GRPCIO, MERGING, KSERVE = "gateway", "gateway on grpcio", "merging gateway", "KServe transformer"
-SYSTEMS = (DIRECT, ENVOY, NGINX, HAPROXY, WIRE, GRPCIO, MERGING)
+GATEWAY, GRPC_AIO, MERGING, KSERVE = "gateway", "grpc.aio relay", "merging gateway", "KServe transformer"
+SYSTEMS = (DIRECT, ENVOY, NGINX, HAPROXY, GRPC_AIO, GATEWAY, MERGING)
 """What takes part in every load. KServe does only in that of pictures."""
 
 

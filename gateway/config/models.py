@@ -261,7 +261,7 @@ class Model(Section):
     )
     merge: Merge | None = Field(
         default=None,
-        description="Merge small requests on the way (`transport: wire`). `merge: {}` switches it on as it is.",
+        description="Merge small requests on the way. `merge: {}` switches it on as it is.",
     )
     pipeline: PipelineSpec | None = Field(
         default=None, description="Pre-processing, calls of other public models and post-processing behind this name."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -26,11 +26,6 @@ class Config(Section):
         default="127.0.0.1:9001",
         description="Where gRPC is served. Only this host until told otherwise: there is no authentication. Not 8001, "
         "which a Triton on the same host already has.",
-    )
-    transport: Literal["wire", "grpcio"] = Field(
-        default="wire",
-        description="The gRPC implementation on both sides. `wire` is the gateway's own; it costs a "
-        "small part of what `grpcio`, Google's library, costs. Both serve the same services.",
     )
     workers: Whole = Field(
         default=1,

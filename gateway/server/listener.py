@@ -1,10 +1,14 @@
-"""What the listening sides have in common, whichever transport they are on."""
+"""I/O: the listening side: the services of one worker on `forward`'s server, at the address that the config says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from gateway.forward.server import ForwardMethod, WireServer, server_tls
+from gateway.wire.limits import Limits
 
 Register = Callable[[Any], None]
 """Adds a service's handlers to a server, as generated `add_…_to_server` functions do."""
@@ -36,19 +40,50 @@ class ServerSettings:
     max_connection_age: float | None = None  # seconds, ± 10 %
 
 
-class Listener(Protocol):
-    """A server of either transport."""
+class Listener:
+    """A gRPC server with these services, some of whose methods are forwarded as bytes."""
 
-    port: int  # the one it has got, after `start`
+    def __init__(
+        self, settings: ServerSettings, services: Sequence[Register], forward: Mapping[str, ForwardMethod]
+    ) -> None:
+        """forward: by full method path; these win over services."""
+        self._settings = settings
+        limits = Limits(
+            message_bytes=settings.max_message_bytes,
+            max_streams=settings.max_streams,
+            age_seconds=settings.max_connection_age or 0.0,
+        )
+        self._server = WireServer(forward, limits, max_connections=settings.max_connections)
+        for register in services:
+            register(self._server)
+        self.port = 0  # the one it has got, after `start`
+        self._context: ssl.SSLContext | None = None
 
     async def start(self) -> None:
         """:raises CannotServe: if the address is taken or not ours, or the TLS files can't be used."""
+        listen, tls = self._settings.listen, self._settings.tls
+        try:
+            self._context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
+            self.port = self._server.listen(listen, self._context, reuse_port=self._settings.share_port)
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with --listen"
+            ) from error
+        await self._server.start()
 
     def renew_certificate(self) -> None:
         """Read the TLS files again, if there are any, for connections that begin from now on.
 
         :raises OSError: if they can't be used; then those before stay in use.
         """
+        tls = self._settings.tls
+        if self._context is None or tls is None:
+            return
+        server_tls(tls.certificate, tls.key, tls.client_ca)  # what fails must leave the context in use as it was
+        self._context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            self._context.load_verify_locations(tls.client_ca)
 
     async def stop(self, grace: float) -> None:
-        """Take no more calls, give those in flight `grace` seconds, then cancel them."""
+        """Take no more calls, give those in flight `grace` seconds, then cut them."""
+        await self._server.stop(grace)

@@ -1,4 +1,4 @@
-"""ModelInfer on the `wire` transport: the forwarded path, by callbacks on the event loop.
+"""ModelInfer: the forwarded path, by callbacks on the event loop.
 
 The same decisions as `Inference.answer`, with no task, no future and no context object per request. A message up to
 `whole_bytes` is kept until it is answered, so that it can be sent again; a larger one is passed on as it arrives, as
@@ -396,7 +396,7 @@ class _Forwarding:
 
 
 def _channel_of(attempt: Attempt) -> WireChannel:
-    """On this transport every connection is one of these."""
+    """Every connection is one of these."""
     connection: ChannelConnection = attempt.endpoint.connection  # type: ignore[assignment]
     return connection.channel
 

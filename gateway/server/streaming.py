@@ -1,4 +1,4 @@
-"""ModelStreamInfer's callers on `wire`: a `StreamSession` each, by callbacks. On grpc.aio: `awaited`."""
+"""ModelStreamInfer's callers: a `StreamSession` each, by callbacks."""
 
 from __future__ import annotations
 

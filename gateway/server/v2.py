@@ -1,21 +1,18 @@
 """The V2 service, `inference.GRPCInferenceService`: convert, call the one object that knows, convert back.
 
-Inference methods are registered without serializers: their bodies stay bytes all the way.
+ModelInfer and ModelStreamInfer are forwarded as bytes: see `relay` and `streaming`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.infer.models import Models
-from gateway.infer.streams import StreamLimits
-from gateway.server.awaited import AwaitedCaller
-from gateway.server.calls import CallLimits, Context, request_from, with_errors
+from gateway.server.calls import Context, with_errors
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import RPCS, Control
 
@@ -24,14 +21,11 @@ SERVICE_NAME = "inference.GRPCInferenceService"
 
 @dataclass(frozen=True, slots=True)
 class V2Service:
-    """All 20 RPCs."""
+    """The 18 RPCs that are not inference."""
 
-    models: Models
     catalogue: Catalogue
     control: Control
     is_ready: Callable[[], bool]
-    limits: CallLimits
-    stream_limits: StreamLimits
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`."""
@@ -44,25 +38,10 @@ class V2Service:
             "ModelConfig": _typed(self._model_config, pb.ModelConfigRequest),
             "ModelStatistics": _typed(self._model_statistics, pb.ModelStatisticsRequest),
             "RepositoryIndex": _typed(self._repository_index, pb.RepositoryIndexRequest),
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(with_errors(self._model_infer)),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(with_errors(self._model_stream_infer)),
         }
         for name, rpc in RPCS.items():
             methods[name] = _typed(self._controlled(name), rpc.request)
         return grpc.method_handlers_generic_handler(SERVICE_NAME, methods)
-
-    # Inference
-
-    async def _model_infer(self, body: bytes, context: Context) -> bytes:
-        reply = await self.models.infer(request_from(context, body, "ModelInfer", self.limits))
-        if reply.initial:
-            await context.send_initial_metadata(tuple(reply.initial))
-        context.set_trailing_metadata(tuple(reply.trailing))
-        return reply.body
-
-    async def _model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        caller = AwaitedCaller(self.models, context, self.stream_limits)
-        context.set_trailing_metadata(await caller.run(requests))
 
     # The server
 

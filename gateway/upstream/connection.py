@@ -1,6 +1,6 @@
 """What the rest of the gateway may do with one endpoint: Protocols and the values that cross them.
 
-Bodies are serialized messages. A transport (`grpcio`, later others) implements `Connection`; it alone knows sockets.
+Bodies are serialized messages. `channel` implements `Connection`; it alone knows sockets.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "misspelt key": (
         UPSTREAM + "wokers: 2\ndirect: {models: all}\n",
         [
-            "gateway.yaml:2: wokers: unknown key 'wokers'; known: listen, transport, workers, admin, server, upstreams, "
+            "gateway.yaml:2: wokers: unknown key 'wokers'; known: listen, workers, admin, server, upstreams, "
             "direct, models, pipelines, sequences, telemetry (did you mean 'workers'?)"
         ],
     ),
@@ -69,13 +69,14 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "wrong types": (
-        MODEL + "    attempts: two\nworkers: 1.5\nserver: {reflection: yes, drain: {}}\ntransport: quic\nadmin:\n",
+        MODEL
+        + "    attempts: two\nworkers: 1.5\nserver: {reflection: yes, drain: {}}\nsequences: {idle: [1]}\nadmin:\n",
         [
             "gateway.yaml:7: models.m.attempts: is 'two'; needs: whole number (1 to 5)",
             "gateway.yaml:8: workers: is 1.5; needs: whole number (1 to 64)",
             "gateway.yaml:9: server.drain: is a mapping; needs: duration (0s to 1h)",
             "gateway.yaml:9: server.reflection: is 'yes'; needs: true or false",
-            "gateway.yaml:10: transport: is 'quic'; needs: wire | grpcio",
+            "gateway.yaml:10: sequences.idle: is a list; needs: duration (1s to 24h)",
             "gateway.yaml:11: admin: is empty; needs: section",
         ],
     ),
@@ -298,8 +299,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         ["gateway.yaml:7: listen: is '${LISTEN:-0.0.0.0:1}'; needs: HOST:PORT (port 0 to 65535, 0 picks a free one)"],
     ),
     "long values are cut": (
-        MODEL + f"transport: {'x' * 5000}\n",
-        [f"gateway.yaml:7: transport: is '{'x' * 58}…; needs: wire | grpcio"],
+        MODEL + f"admin: {{listen: {'x' * 5000}}}\n",
+        [f"gateway.yaml:7: admin.listen: is '{'x' * 58}…; needs: HOST:PORT (port 0 to 65535, 0 picks a free one)"],
     ),
 }
 

@@ -38,7 +38,6 @@ MILLISECONDS = 300  # that the slow calls take, so that some are in flight at ev
 CONFIG = """
 listen: 127.0.0.1:1
 admin: {{listen: "127.0.0.1:2"}}
-transport: wire
 server: {{drain_delay: {drain_delay}s, drain: 5s}}
 telemetry: {{access_log: {{destination: none}}}}
 upstreams: {{triton: {{endpoints: [{endpoints}]}}}}

@@ -98,7 +98,6 @@ def target(**given: Any) -> Iterator[Served]:
 
 CONFIG = """
 listen: 127.0.0.1:0
-transport: wire
 admin: {{listen: "127.0.0.1:0"}}
 telemetry: {{access_log: {{destination: none}}}}
 upstreams: {{main: {{endpoints: ["127.0.0.1:{port}"]}}}}

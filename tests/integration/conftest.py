@@ -95,24 +95,18 @@ async def _tritons_that_live() -> None:
     await start_again_what_died()
 
 
-@pytest.fixture(scope="session", params=["grpcio", "wire"])
-def transport(request: pytest.FixtureRequest) -> str:
-    """Every case holds on both."""
-    return str(request.param)
-
-
 @pytest.fixture(scope="session")
 async def gateway(
-    transport: str, triton: LocalTriton, other_triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory
+    triton: LocalTriton, other_triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Gateway]:
     """Public models over both Tritons; the first one's own names can be called too."""
     file = write_config(tmp_path_factory.mktemp("config"), triton.grpc_address, other_triton.grpc_address)
-    async with gateway_of(load(file, {}), transport) as running:
+    async with gateway_of(load(file, {})) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-async def bare(transport: str, triton: LocalTriton) -> AsyncIterator[Gateway]:
+async def bare(triton: LocalTriton) -> AsyncIterator[Gateway]:
     """`serve --triton`: every model of one Triton, no config file."""
-    async with transparent_to(triton.grpc_address, transport) as running:
+    async with transparent_to(triton.grpc_address) as running:
         yield running

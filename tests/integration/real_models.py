@@ -52,12 +52,10 @@ async def real_triton() -> AsyncIterator[LocalTriton]:
     await server.aclose()
 
 
-@pytest.fixture(scope="session", params=["grpcio", "wire"])
-async def real_models(
-    request: pytest.FixtureRequest, real_triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Gateway]:
-    """A gateway with the demo's models and pipelines, on either transport."""
-    file = write_demo_config(tmp_path_factory.mktemp("real"), real_triton.grpc_address, transport=request.param)
+@pytest.fixture(scope="session")
+async def real_models(real_triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
+    """A gateway with the demo's models and pipelines."""
+    file = write_demo_config(tmp_path_factory.mktemp("real"), real_triton.grpc_address)
     async with gateway_of(load(file, {})) as running:
         yield running
 

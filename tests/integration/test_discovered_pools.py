@@ -63,12 +63,11 @@ def slow(seconds: float) -> Callable[[bytes, Any], Any]:
     return answer
 
 
-@pytest.mark.parametrize("transport", ["wire", "grpcio"])
-async def test_calls_follow_the_addresses_of_a_name(tmp_path: Path, hosts: list[str], transport: str) -> None:
+async def test_calls_follow_the_addresses_of_a_name(tmp_path: Path, hosts: list[str]) -> None:
     async with server("127.0.0.1", 0, Script()) as port, server("127.0.0.2", port, Script()):
         first, second = f"127.0.0.1:{port}", f"127.0.0.2:{port}"
         hosts.append("127.0.0.1")
-        content = config({"pool": f"dns:///pool.test:{port}"}, MODELS, transport=transport)
+        content = config({"pool": f"dns:///pool.test:{port}"}, MODELS)
         async with gateway(write(tmp_path / "gateway.yaml", content)) as running, traffic(running.listen) as made:
             await made.more(10)
             assert set(made.endpoints()) == {first}
@@ -128,10 +127,7 @@ async def test_a_reload_may_bring_a_name_and_take_it_away(tmp_path: Path, hosts:
             assert not made.failed, made.why()
 
 
-@pytest.mark.parametrize("transport", ["wire", "grpcio"])
-async def test_certificates_are_made_out_to_the_name_and_not_to_the_addresses(
-    tmp_path: Path, hosts: list[str], transport: str
-) -> None:
+async def test_certificates_are_made_out_to_the_name_and_not_to_the_addresses(tmp_path: Path, hosts: list[str]) -> None:
     files = Authority(tmp_path).issue("pool.test")
     credentials = grpc.ssl_server_credentials([(read(files.key), read(files.certificate))])
     server = grpc.aio.server()
@@ -140,7 +136,7 @@ async def test_certificates_are_made_out_to_the_name_and_not_to_the_addresses(
     await server.start()
     hosts.append("127.0.0.1")
     upstream = {"endpoints": [f"dns:///pool.test:{port}"], "tls": {"ca": files.ca}}
-    content = config({"pool": upstream}, MODELS, transport=transport)
+    content = config({"pool": upstream}, MODELS)
     async with gateway(write(tmp_path / "gateway.yaml", content)) as running:
         async with traffic(running.listen) as made:
             await made.more(5)

@@ -15,7 +15,6 @@ import grpc
 import pytest
 from traffic import (
     OK,
-    TRANSPORTS,
     UNAVAILABLE,
     Traffic,
     config,
@@ -63,12 +62,11 @@ async def test_an_upstream_that_is_absent_from_the_start_is_stepped_in_for(trito
         assert (await http(running.admin_address, "/readyz"))[0] == 200
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_gpu_server_that_dies_under_load_is_stepped_in_for_and_gets_its_calls_back(
-    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path, transport: str
+    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path
 ) -> None:
     upstreams = {"gpu": gpu.grpc_address, "cpu": triton.grpc_address}
-    file = write(tmp_path / "g.yaml", config(upstreams, ADDER, transport=transport))
+    file = write(tmp_path / "g.yaml", config(upstreams, ADDER))
     async with gateway(file) as running, traffic(running.listen, callers=8) as calls:
         assert {ended.variant for ended in await calls.more(200)} == {"gpu"}
         await gpu.kill()
@@ -119,11 +117,10 @@ async def repository(control: grpc.aio.Channel, action: str) -> None:
     assert outcome.code is OK, outcome.text
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_when_every_server_is_dead_calls_fail_at_once_and_the_process_stays_alive(
-    gpu: LocalTriton, tmp_path: Path, transport: str
+    gpu: LocalTriton, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "g.yaml", config({"all": gpu.grpc_address}, ALONE, transport=transport))
+    file = write(tmp_path / "g.yaml", config({"all": gpu.grpc_address}, ALONE))
     async with gateway(file) as running:
         assert (await http(running.admin_address, "/readyz"))[0] == 200
         async with traffic(running.listen, timeout=5) as calls:
@@ -229,12 +226,11 @@ async def at_once(address: str, model: str, count: int) -> list[Outcome]:
         return await asyncio.gather(*(call(channel, infer(model, [[1]], "INT32")) for _ in range(count)))
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_of_two_endpoints_both_are_used_and_one_may_die(
-    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path, transport: str
+    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path
 ) -> None:
     both = {"all": [gpu.grpc_address, triton.grpc_address]}
-    file = write(tmp_path / "g.yaml", config(both, ALONE, transport=transport))
+    file = write(tmp_path / "g.yaml", config(both, ALONE))
     async with gateway(file) as running, traffic(running.listen, callers=8) as calls:
         used = calls.endpoints
         await calls.more(200)
@@ -268,13 +264,12 @@ def states(state: Any) -> list[str]:
     return [endpoint["state"] for endpoints in state["upstreams"].values() for endpoint in endpoints]
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_server_that_shuts_down_under_load_costs_no_call(
-    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path, transport: str
+    gpu: LocalTriton, triton: LocalTriton, tmp_path: Path
 ) -> None:
     """SIGTERM: Triton finishes what it has, refuses what comes, and then closes."""
     both = {"all": [gpu.grpc_address, triton.grpc_address]}
-    file = write(tmp_path / "g.yaml", config(both, {**WAITER, **ALONE}, transport=transport))
+    file = write(tmp_path / "g.yaml", config(both, {**WAITER, **ALONE}))
     async with gateway(file) as running:
         slow = infer("waiter", [[150]], "INT32")
         async with traffic(running.listen) as calls, traffic(running.listen, slow, callers=2) as slow_calls:

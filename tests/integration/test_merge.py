@@ -25,7 +25,6 @@ pytestmark = pytest.mark.integration
 CONFIG = """
 listen: 127.0.0.1:0
 admin: {{listen: "127.0.0.1:0"}}
-transport: wire
 telemetry: {{access_log: {{destination: none}}}}
 upstreams: {{main: {{endpoints: [{endpoints}], probe_interval: 250ms}}}}
 models:

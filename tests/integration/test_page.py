@@ -67,7 +67,6 @@ def config_of(first: str, second: str, **more: Any) -> dict[str, Any]:
     return {
         "listen": "127.0.0.1:0",
         "admin": {"listen": "127.0.0.1:0"},
-        "transport": "wire",
         "telemetry": {"access_log": {"destination": "none"}},
         "upstreams": {
             "first": {"endpoints": [first]},

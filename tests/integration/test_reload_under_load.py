@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_line import command
-from traffic import OK, TRANSPORTS, Traffic, config, gateway, http, traffic, until, write
+from traffic import OK, Traffic, config, gateway, http, traffic, until, write
 from triton_fixture import TritonFactory
 from v2_calls import Metadata, channel_to, infer, numbers, stream
 
@@ -53,9 +53,8 @@ def current(running: Gateway) -> Any:
     return running.config()["current"]["digest"]
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_no_call_fails_while_variants_upstreams_and_pipelines_come_and_go(
-    triton: LocalTriton, second: LocalTriton, tmp_path: Path, transport: str
+    triton: LocalTriton, second: LocalTriton, tmp_path: Path
 ) -> None:
     one, two = triton.grpc_address, second.grpc_address
     pipeline = {
@@ -78,7 +77,6 @@ async def test_no_call_fails_while_variants_upstreams_and_pipelines_come_and_go(
         config({"one": one, "two": two}, {**adder({"far": far, "b": B}, split={"far": 1, "b": 1}), **best}),
         config({"one": {"endpoints": [one], "probe_interval": "500ms"}}, adder({"b": B}, fallback="forbid")),
     ]
-    contents = [{**content, "transport": transport} for content in contents]
     file = write(tmp_path / "g.yaml", contents[0])
     async with gateway(file) as running, traffic(running.listen) as calls:
         for content in (*contents[1:], contents[0], *contents[1:]):

@@ -37,16 +37,15 @@ MODELS = {
 Start = Callable[..., AbstractAsyncContextManager[Gateway]]
 
 
-@pytest.fixture(params=["wire", "grpcio"])
-def start(request: pytest.FixtureRequest, triton: LocalTriton, tmp_path: Path) -> Start:
-    """Starts a gateway with these telemetry settings, on each transport."""
+@pytest.fixture
+def start(triton: LocalTriton, tmp_path: Path) -> Start:
+    """Starts a gateway with these telemetry settings."""
 
     @asynccontextmanager
     async def started(**telemetry: object) -> AsyncIterator[Gateway]:
         content = {
             "listen": "127.0.0.1:0",
             "admin": {"listen": "127.0.0.1:0"},
-            "transport": request.param,
             "telemetry": {"access_log": {"destination": "none"}, **telemetry},
             "upstreams": {"main": {"endpoints": [triton.grpc_address]}},
             "models": MODELS,

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS on the listening side, on both transports, with a real client."""
+"""TLS and mutual TLS on the listening side, with a real client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from gateway.config import load
 CONFIG = """
 listen: localhost:0
 admin: {{listen: "127.0.0.1:0"}}
-transport: {transport}
 server: {{tls: {{cert: "{files.certificate}", key: "{files.key}"{client_ca}}}}}
 upstreams: {{nowhere: {{endpoints: ["127.0.0.1:1"]}}}}
 direct: {{models: all}}
@@ -36,7 +35,7 @@ def client_files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Authority(tmp_path_factory.mktemp("client-authority")).issue("a-client")
 
 
-@pytest.fixture(params=["wire", "grpcio"])
+@pytest.fixture
 async def address(
     request: pytest.FixtureRequest, tmp_path: Path, server_files: Files, client_files: Files
 ) -> AsyncIterator[str]:
@@ -44,7 +43,7 @@ async def address(
     mutual = request.node.get_closest_marker("mutual") is not None
     client_ca = f', client_ca: "{client_files.ca}"' if mutual else ""
     file = tmp_path / "gateway.yaml"
-    file.write_text(CONFIG.format(transport=request.param, files=server_files, client_ca=client_ca))
+    file.write_text(CONFIG.format(files=server_files, client_ca=client_ca))
     loaded = load(file, {})
     async with Gateway(loaded, lambda: load(file, {}), {}, Place("127.0.0.1:0")) as gateway:
         yield gateway.listen
@@ -89,9 +88,8 @@ async def test_mutual_tls_refuses_those_without_one(address: str, server_files: 
     assert error.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-@pytest.mark.parametrize("transport", ["wire", "grpcio"])
 async def test_a_renewed_certificate_is_shown_to_new_connections_without_a_restart(
-    transport: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """As cert-manager and the kubelet do it: other contents at the same paths. Here even by another authority."""
     old, new = (Authority(tmp_path_factory.mktemp("authority")).issue("localhost") for _ in range(2))
@@ -103,7 +101,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_without_a_resta
 
     put(old)
     file = tmp_path / "gateway.yaml"
-    file.write_text(CONFIG.format(transport=transport, files=used, client_ca=""))
+    file.write_text(CONFIG.format(files=used, client_ca=""))
     loaded = load(file, {})
     trusting_old, trusting_new = (grpc.ssl_channel_credentials(read(files.ca)) for files in (old, new))
     async with (

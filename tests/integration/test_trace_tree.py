@@ -122,9 +122,8 @@ def unused_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.fixture(params=["wire", "grpcio"])
+@pytest.fixture
 async def gateway(
-    request: pytest.FixtureRequest,
     receiver: Receiver,
     traced_triton: LocalTriton,
     unused_port: int,
@@ -138,7 +137,6 @@ async def gateway(
     content = {
         "listen": "127.0.0.1:0",
         "admin": {"listen": "127.0.0.1:0"},
-        "transport": request.param,
         "telemetry": {"access_log": {"destination": "none"}},
         "upstreams": {
             "main": {"endpoints": [traced_triton.grpc_address]},
@@ -163,10 +161,9 @@ async def gateway(
                     ],
                 }
             },
+            "merged": {"variants": {"only": {"upstream": "main", "model": "add_one_a"}}, "merge": {}},
         },
     }
-    if request.param == "wire":
-        content["models"]["merged"] = {"variants": {"only": {"upstream": "main", "model": "add_one_a"}}, "merge": {}}
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump(content))
     loaded = load(file, {})

@@ -144,10 +144,10 @@ async def test_every_question_of_the_client_is_answered(client: aio.InferenceSer
     assert not (await client.get_cuda_shared_memory_status()).regions
 
 
-async def test_models_are_loaded_and_unloaded(transport: str, triton_factory: TritonFactory) -> None:
+async def test_models_are_loaded_and_unloaded(triton_factory: TritonFactory) -> None:
     triton = await triton_factory([])
     async with (
-        transparent_to(triton.grpc_address, transport) as gateway,
+        transparent_to(triton.grpc_address) as gateway,
         aio.InferenceServerClient(gateway.listen) as client,
     ):
         assert not await client.is_model_ready("add_two")

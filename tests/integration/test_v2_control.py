@@ -88,13 +88,13 @@ def config_file(folder: Path, listen: str, control: str, *endpoints: str) -> Pat
 
 @pytest.mark.parametrize("method", CONTROL)
 async def test_callers_from_elsewhere_are_refused_and_told_the_setting(
-    transport: str, method: str, triton: LocalTriton, tmp_path: Path
+    method: str, triton: LocalTriton, tmp_path: Path
 ) -> None:
     host = own_address()
     if host is None:
         pytest.skip("this host has no address but loopback")
     file = config_file(tmp_path, host, "loopback", triton.grpc_address)
-    async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+    async with gateway_of(load(file, {})) as gateway, channel_to(gateway.listen) as channel:
         outcome = await call(channel, CONTROL[method], method)
         assert (await call(channel, infer("adder"))).code is grpc.StatusCode.OK
     assert outcome.code is grpc.StatusCode.PERMISSION_DENIED
@@ -102,18 +102,18 @@ async def test_callers_from_elsewhere_are_refused_and_told_the_setting(
     assert triton.grpc_address not in outcome.text
 
 
-async def test_all_lets_callers_from_elsewhere_in(transport: str, triton: LocalTriton, tmp_path: Path) -> None:
+async def test_all_lets_callers_from_elsewhere_in(triton: LocalTriton, tmp_path: Path) -> None:
     host = own_address()
     if host is None:
         pytest.skip("this host has no address but loopback")
     file = config_file(tmp_path, host, "all", triton.grpc_address)
-    async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+    async with gateway_of(load(file, {})) as gateway, channel_to(gateway.listen) as channel:
         assert (await call(channel, CONTROL["LogSettings"], "LogSettings")).code is grpc.StatusCode.OK
 
 
-async def test_none_refuses_this_host_too(transport: str, triton: LocalTriton, tmp_path: Path) -> None:
+async def test_none_refuses_this_host_too(triton: LocalTriton, tmp_path: Path) -> None:
     file = config_file(tmp_path, "127.0.0.1", "none", triton.grpc_address)
-    async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+    async with gateway_of(load(file, {})) as gateway, channel_to(gateway.listen) as channel:
         outcome = await call(channel, CONTROL["LogSettings"], "LogSettings")
     assert outcome.code is grpc.StatusCode.PERMISSION_DENIED
 
@@ -162,7 +162,7 @@ async def test_a_callers_upstream_is_the_one_that_changes(gateway: Gateway, othe
 
 @pytest.fixture
 async def pair(
-    transport: str, triton_factory: TritonFactory, triton_repository: Path, tmp_path: Path
+    triton_factory: TritonFactory, triton_repository: Path, tmp_path: Path
 ) -> AsyncIterator[tuple[Gateway, LocalTriton, LocalTriton]]:
     """Two Tritons behind one upstream; the second one's repository has nothing but `add_one_b`."""
     shutil.copytree(triton_repository / "add_one_b", tmp_path / "models" / "add_one_b")
@@ -170,7 +170,7 @@ async def pair(
     try:
         first, _ = await asyncio.gather(triton_factory(["add_one_a"]), second.start())
         file = config_file(tmp_path, "127.0.0.1", "loopback", first.grpc_address, second.grpc_address)
-        async with gateway_of(load(file, {}), transport) as gateway:
+        async with gateway_of(load(file, {})) as gateway:
             yield gateway, first, second
     finally:
         await second.kill()
@@ -216,7 +216,7 @@ async def test_settings_reach_every_endpoint_or_none(pair: tuple[Gateway, LocalT
     assert await setting(first.grpc_address, "log_verbose_level") == 1
 
 
-async def test_a_change_is_carried_through_when_its_caller_goes_away(transport: str, tmp_path: Path) -> None:
+async def test_a_change_is_carried_through_when_its_caller_goes_away(tmp_path: Path) -> None:
     """One endpoint has loaded the model when the caller's time ends, and the other refuses later: it is undone."""
     refused, undone = asyncio.Event(), asyncio.Event()
 
@@ -240,7 +240,7 @@ async def test_a_change_is_carried_through_when_its_caller_goes_away(transport: 
     late = Script(others={"ModelReady": not_ready, "RepositoryModelLoad": refuse_late})
     async with quick.serve() as first, late.serve() as second:
         file = config_file(tmp_path, "127.0.0.1", "loopback", first, second)
-        async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+        async with gateway_of(load(file, {})) as gateway, channel_to(gateway.listen) as channel:
             request = pb.RepositoryModelLoadRequest(model_name="add_one_a")
             outcome = await call(channel, request, "RepositoryModelLoad", timeout=0.1)
             assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -249,11 +249,11 @@ async def test_a_change_is_carried_through_when_its_caller_goes_away(transport: 
 
 
 async def test_a_loaded_model_can_be_called_at_once_and_an_unloaded_one_not(
-    transport: str, triton_factory: TritonFactory, tmp_path: Path
+    triton_factory: TritonFactory, tmp_path: Path
 ) -> None:
     triton = await triton_factory([])
     file = config_file(tmp_path, "127.0.0.1", "loopback", triton.grpc_address)
-    async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+    async with gateway_of(load(file, {})) as gateway, channel_to(gateway.listen) as channel:
         assert (await call(channel, infer("adder"))).code is grpc.StatusCode.UNAVAILABLE
         loaded = await call(channel, pb.RepositoryModelLoadRequest(model_name="add_one_a"), "RepositoryModelLoad")
         assert loaded.code is grpc.StatusCode.OK

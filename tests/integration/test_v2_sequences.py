@@ -104,9 +104,7 @@ async def test_a_sequence_that_never_began_is_refused_by_triton(channel: grpc.ai
 
 
 @pytest.fixture
-async def pair(
-    transport: str, triton_factory: TritonFactory, tmp_path: Path
-) -> AsyncIterator[tuple[Gateway, dict[str, LocalTriton]]]:
+async def pair(triton_factory: TritonFactory, tmp_path: Path) -> AsyncIterator[tuple[Gateway, dict[str, LocalTriton]]]:
     """Two Tritons with `accumulate` behind one upstream."""
     servers = await asyncio.gather(triton_factory(["accumulate"]), triton_factory(["accumulate"]))
     by_address = {server.grpc_address: server for server in servers}
@@ -120,7 +118,7 @@ async def pair(
         models: {{sums: {{variants: {{only: {{upstream: pool, model: accumulate}}}}}}}}
         """
     )
-    async with gateway_of(load(file, {}), transport) as gateway:
+    async with gateway_of(load(file, {})) as gateway:
         yield gateway, by_address
 
 

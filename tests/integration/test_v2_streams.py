@@ -326,7 +326,7 @@ async def test_one_callers_cancellations_are_not_felt_by_another(gateway: Gatewa
     assert [numbers(answer.infer_response)[0] for answer in await read_all(steady)] == list(range(200))
 
 
-async def test_a_cancellation_reaches_the_server(transport: str) -> None:
+async def test_a_cancellation_reaches_the_server() -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def hang(requests: AsyncIterator[bytes], context: Any) -> None:
@@ -335,7 +335,7 @@ async def test_a_cancellation_reaches_the_server(transport: str) -> None:
             begun.set()
         await asyncio.sleep(30)
 
-    async with in_front_of(Script(stream=hang), transport) as channel:
+    async with in_front_of(Script(stream=hang)) as channel:
         streaming = stream(channel)
         await streaming.write(infer("any"))
         await begun.wait()
@@ -343,7 +343,7 @@ async def test_a_cancellation_reaches_the_server(transport: str) -> None:
         await asyncio.wait_for(cancelled.wait(), 1)
 
 
-async def test_a_stream_that_the_server_ends_fails_what_was_on_it_and_goes_on(transport: str) -> None:
+async def test_a_stream_that_the_server_ends_fails_what_was_on_it_and_goes_on() -> None:
     async def once(requests: AsyncIterator[bytes], context: Any) -> None:
         async for body in requests:
             request = pb.ModelInferRequest.FromString(body)
@@ -354,7 +354,7 @@ async def test_a_stream_that_the_server_ends_fails_what_was_on_it_and_goes_on(tr
             response.outputs.add(name="OUT")
             await context.write(pb.ModelStreamInferResponse(infer_response=response).SerializeToString())
 
-    async with in_front_of(Script(stream=once), transport) as channel:
+    async with in_front_of(Script(stream=once)) as channel:
         streaming = stream(channel)
         seen = []
         for request in (infer("any", id="1"), infer("any", id="2", parameters={"end": True}), infer("any", id="3")):
@@ -395,9 +395,9 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-async def test_a_slow_reader_holds_up_the_server_and_costs_no_memory(transport: str) -> None:
+async def test_a_slow_reader_holds_up_the_server_and_costs_no_memory() -> None:
     flood = Flood()
-    async with in_front_of(Script(stream=flood), transport) as channel:
+    async with in_front_of(Script(stream=flood)) as channel:
         streaming = stream(channel, timeout=60)
         await streaming.write(infer("any"))
         await streaming.read()
@@ -410,7 +410,7 @@ async def test_a_slow_reader_holds_up_the_server_and_costs_no_memory(transport: 
         assert len(await read_all(streaming)) == ANSWERS - 1
 
 
-async def test_answers_that_wait_for_their_turn_are_bounded(transport: str, tmp_path: Path) -> None:
+async def test_answers_that_wait_for_their_turn_are_bounded(tmp_path: Path) -> None:
     """The first request's endpoint is slow; the other one's large answers are left there meanwhile."""
     go, sent = asyncio.Event(), 0
     count = 2 * StreamLimits().bytes // MESSAGE
@@ -445,7 +445,7 @@ async def test_answers_that_wait_for_their_turn_are_bounded(transport: str, tmp_
               large-one: {{variants: {{only: {{upstream: large, model: m}}}}}}
             """
         )
-        async with gateway_of(load(file, {}), transport) as gateway, channel_to(gateway.listen) as channel:
+        async with gateway_of(load(file, {})) as gateway, channel_to(gateway.listen) as channel:
             streaming = stream(channel)
             await streaming.write(infer("slow-one", id="first"))
             for number in range(count):

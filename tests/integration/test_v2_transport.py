@@ -30,9 +30,7 @@ async def channel(gateway: Gateway) -> AsyncIterator[grpc.aio.Channel]:
 
 
 @pytest.fixture(scope="module")
-async def small_gateway(
-    transport: str, triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Gateway]:
+async def small_gateway(triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     """Takes messages of up to LIMIT bytes, under a public name shorter than the model's own."""
     file = tmp_path_factory.mktemp("small") / "gateway.yaml"
     file.write_text(
@@ -49,7 +47,7 @@ async def small_gateway(
           r: {{variants: {{only: {{upstream: main, model: repeat}}}}}}
         """
     )
-    async with gateway_of(load(file, {}), transport) as running:
+    async with gateway_of(load(file, {})) as running:
         yield running
 
 
@@ -186,14 +184,14 @@ async def test_a_deadline_that_passes_upstream_ends_the_call_and_leaves_nothing_
     await wait_until(lambda: endpoint_of(gateway, "main").in_flight == 0)
 
 
-async def test_upstream_gets_what_is_left_of_the_callers_time(transport: str) -> None:
+async def test_upstream_gets_what_is_left_of_the_callers_time() -> None:
     left: list[float] = []
 
     async def note(body: bytes, context: Any) -> bytes:
         left.append(context.time_remaining())
         return b""
 
-    async with in_front_of(Script(note), transport) as channel:
+    async with in_front_of(Script(note)) as channel:
         await call(channel, infer("any"), timeout=5)
         await call(channel, infer("any"), timeout=None)
     assert 4.5 < left[0] < 5.1  # grpc rounds up
@@ -227,7 +225,7 @@ async def test_a_cancelled_call_is_cancelled_upstream(gateway: Gateway, channel:
     await wait_until(lambda: endpoint.in_flight == 0, seconds=0.25)
 
 
-async def test_a_cancellation_reaches_the_server(transport: str) -> None:
+async def test_a_cancellation_reaches_the_server() -> None:
     cancelled = asyncio.Event()
     started = asyncio.Event()
 
@@ -240,7 +238,7 @@ async def test_a_cancellation_reaches_the_server(transport: str) -> None:
             raise
         return b""
 
-    async with in_front_of(Script(hang), transport) as channel:
+    async with in_front_of(Script(hang)) as channel:
         made = asyncio.ensure_future(call(channel, infer("any"), timeout=None))
         await started.wait()
         made.cancel()
@@ -262,12 +260,12 @@ SENT = [
 ]
 
 
-async def test_metadata_reaches_the_server_without_what_is_not_for_it(transport: str) -> None:
+async def test_metadata_reaches_the_server_without_what_is_not_for_it() -> None:
     async def answer(body: bytes, context: Any) -> bytes:
         return b""
 
     script = Script(answer)
-    async with in_front_of(script, transport) as channel:
+    async with in_front_of(script) as channel:
         await call(channel, infer("any"), metadata=SENT)
         streaming = stream(channel, SENT)
         await streaming.write(infer("any"))
@@ -285,7 +283,7 @@ async def test_metadata_reaches_the_server_without_what_is_not_for_it(transport:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_metadata_of_the_server_reaches_the_caller(transport: str, fails: bool) -> None:
+async def test_metadata_of_the_server_reaches_the_caller(fails: bool) -> None:
     trailing = (("x-cost", "3"), ("gateway-variant", "forged"), ("x-blob-bin", b"\x00"))
 
     async def answer(body: bytes, context: Any) -> bytes:
@@ -295,7 +293,7 @@ async def test_metadata_of_the_server_reaches_the_caller(transport: str, fails: 
         context.set_trailing_metadata(trailing)
         return b""
 
-    async with in_front_of(Script(answer), transport) as channel:
+    async with in_front_of(Script(answer)) as channel:
         outcome = await call(channel, infer("any"))
     assert ("x-cost", "3") in outcome.trailing
     assert ("x-blob-bin", b"\x00") in outcome.trailing

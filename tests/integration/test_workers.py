@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from command_line import children, command, free_address, is_running, run
-from traffic import OK, TRANSPORTS, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
+from traffic import OK, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
 from v2_calls import call, channel_to, infer
 
 from gateway.triton import LocalTriton
@@ -114,11 +114,11 @@ async def test_sighup_reaches_every_worker(triton: LocalTriton, tmp_path: Path) 
         assert not any(calls.failed for calls in callers)
 
 
-@pytest.mark.parametrize(("workers", "transport"), [("1", "grpcio"), ("1", "wire"), ("2", "grpcio"), ("2", "wire")])
-async def test_sigterm_costs_no_call(triton: LocalTriton, tmp_path: Path, workers: str, transport: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_sigterm_costs_no_call(triton: LocalTriton, tmp_path: Path, workers: str) -> None:
     """Not ready at once, accepting for drain_delay, then finishing what is in flight."""
     server = {"drain_delay": "2s", "drain": "10s"}
-    file = write_config(triton, tmp_path, transport=transport, server=server)
+    file = write_config(triton, tmp_path, server=server)
     async with command("serve", "--config", str(file), "--workers", workers, folder=tmp_path) as running:
         address, admin = await running.until_serving()
         await until_all_up(admin, workers)
@@ -222,11 +222,10 @@ def taken() -> Iterator[str]:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("flag", ["--listen", "--admin-listen"])
-@pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_taken_port_ends_the_start_with_a_message(
-    triton: LocalTriton, tmp_path: Path, taken: str, flag: str, workers: str, transport: str
+    triton: LocalTriton, tmp_path: Path, taken: str, flag: str, workers: str
 ) -> None:
-    file = write_config(triton, tmp_path, transport=transport)
+    file = write_config(triton, tmp_path)
     arguments = ("serve", "--config", str(file), "--workers", workers, flag, taken, "--log-level", "error")
     code, _, errors = await run(*arguments, folder=tmp_path)
     assert code == 1

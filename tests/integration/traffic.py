@@ -19,7 +19,6 @@ from v2_calls import Metadata, Outcome, call, channel_to, infer
 from gateway.app import Gateway, Place
 from gateway.config import load
 
-TRANSPORTS = ("grpcio", "wire")
 OK = grpc.StatusCode.OK
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -20,16 +20,13 @@ from gateway.upstream.endpoint import Endpoint
 FLAGS = {"--listen": "127.0.0.1:0", "--admin-listen": "127.0.0.1:0"}
 
 
-def gateway_of(loaded: Loaded, transport: str = "") -> Gateway:
-    """transport: in place of the config's."""
-    if transport:
-        loaded = replace(loaded, config=loaded.config.model_copy(update={"transport": transport}))
+def gateway_of(loaded: Loaded) -> Gateway:
     return Gateway(loaded, lambda: loaded, {}, Place(loaded.config.admin.listen))
 
 
-def transparent_to(address: str, transport: str = "") -> Gateway:
+def transparent_to(address: str) -> Gateway:
     """As `serve --triton` makes it."""
-    return gateway_of(transparent(address, {}, FLAGS), transport)
+    return gateway_of(transparent(address, {}, FLAGS))
 
 
 def endpoint_of(gateway: Gateway, upstream: str) -> Endpoint:
@@ -101,11 +98,11 @@ class Script:
 
 
 @contextlib.asynccontextmanager
-async def in_front_of(script: Script, transport: str) -> AsyncIterator[grpc.aio.Channel]:
+async def in_front_of(script: Script) -> AsyncIterator[grpc.aio.Channel]:
     """A connection to a transparent gateway before it."""
     async with (
         script.serve() as address,
-        transparent_to(address, transport) as gateway,
+        transparent_to(address) as gateway,
         channel_to(gateway.listen) as channel,
     ):
         yield channel

@@ -152,9 +152,8 @@ async def test_closing_tells_each_watch_the_last_state_and_ends_it(stub: Any, wo
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-@pytest.mark.parametrize("transport", ["grpcio", "wire"])
-async def test_an_open_watch_hears_of_a_drain_and_does_not_hold_it_up(tmp_path: Path, transport: str) -> None:
-    settings = f"transport: {transport}\nserver: {{drain: 60s}}"
+async def test_an_open_watch_hears_of_a_drain_and_does_not_hold_it_up(tmp_path: Path) -> None:
+    settings = "server: {drain: 60s}"
     async with running(tmp_path, settings) as gateway, grpc.aio.insecure_channel(gateway.listen) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(asked("adder"))
         assert await read(watch) == NOT_SERVING

@@ -1,4 +1,4 @@
-"""What a connection tells of a failed call, on both transports, with a real server on the other side."""
+"""What a connection tells of a failed call, with a real server on the other side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from gateway.status import Code
-from gateway.upstream.channel import ChannelConnection, grpcio_channel, wire_channel
+from gateway.upstream.channel import ChannelConnection, wire_channel
 from gateway.upstream.connection import CallFailed
 
 LIMIT = 64 << 10
@@ -20,9 +20,9 @@ METHOD = "/test.Service/Call"
 STREAM = "/test.Service/Stream"
 
 
-@pytest.fixture(params=[grpcio_channel, wire_channel])
-def dial(request: pytest.FixtureRequest) -> Callable[[str], ChannelConnection]:
-    return lambda address: ChannelConnection(request.param(address, LIMIT, None))
+@pytest.fixture
+def dial() -> Callable[[str], ChannelConnection]:
+    return lambda address: ChannelConnection(wire_channel(address, LIMIT, None))
 
 
 async def _call(body: bytes, context: Any) -> bytes:
