@@ -23,14 +23,13 @@ from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
 from gateway.forward.server import ForwardMethod
 from gateway.hooks import ConfigChanged, EndpointChanged
-from gateway.infer.inference import INFER, Inference
+from gateway.infer.inference import Inference
 from gateway.infer.models import Models
 from gateway.infer.pipelines import PipelineModel, Threads
 from gateway.infer.sequences import Sequences
-from gateway.infer.streams import STREAM, StreamLimits
+from gateway.infer.streams import StreamLimits
 from gateway.infer.topology import Topology
 from gateway.native import is_compiled
-from gateway.server import v2
 from gateway.server.calls import CallLimits
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import Control, ControlPolicy
@@ -47,6 +46,7 @@ from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
 from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
+from gateway.v2.names import INFER, SERVICE_NAME, STREAM
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Gateway:
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
         control = Control(self._inference, ControlPolicy(config.server.control))
         service = V2Service(self._catalogue, control, self.is_ready)
-        names = [v2.SERVICE_NAME, *_TYPED_SERVICES]
+        names = [SERVICE_NAME, *_TYPED_SERVICES]
         self._health = health = HealthService(self._catalogue, self._changes, self.is_ready, names)
         typed = ClassificationService(self._models, limits), PredictionService(self._models, limits)
 

@@ -30,6 +30,7 @@ from gateway.supervisor import reserve
 from gateway.triton import LocalTriton, install
 from gateway.triton.command import Signals
 from gateway.v1 import classification_pb2, classification_pb2_grpc
+from gateway.v2.names import INFER
 
 _PIPELINE, _MODEL = "photo-labels", "imagenet"
 
@@ -166,7 +167,7 @@ def _by_tritonclient(address: str, pixels: np.ndarray[Any, Any]) -> tuple[list[s
         took = time.perf_counter() - began
         rows = [text.decode().split(":") for text in result.as_numpy("scores").ravel()]
     with grpc.insecure_channel(address) as channel:
-        method = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        method = channel.unary_unary(INFER)
         body, call = method.with_call(build_request(_MODEL, {"image": pixels}), timeout=10)
         parse_response(body)
         trailers = {key: value for key, value in call.trailing_metadata() if isinstance(value, str)}

@@ -16,6 +16,8 @@ class GatewayError(Exception):
     """Ends a call with `code` and the exception's text."""
 
     code: ClassVar[Code]
+    trailing: Sequence[tuple[str, str | bytes]] = ()
+    """Trailing metadata that the caller gets with it, such as who was asked; () while nothing is known of that."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

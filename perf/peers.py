@@ -3,8 +3,8 @@
 One worker each, plain forwarding. Tuned where tuning was found to help, so that none is measured by a small default.
 Envoy: HTTP/2 windows of 1 MiB a stream and 16 MiB a connection, as the gateway's; its buffers as they come (larger ones
 made 602 KB tensors slower). nginx: large read-ahead, chunks and buffers, and upstream connections kept. HAProxy:
-buffers of 128 KiB, which doubled its 602 KB throughput; windows stay at its default, with larger ones uploads stalled for good.
-Access logs off, timeouts long.
+buffers of 128 KiB, which doubled its 602 KB throughput; windows stay at its default, with larger ones uploads stalled
+for good. Access logs off, timeouts long.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The use-case of a forwarded model: one inference request in, one answer out. Plan, attempt, fall back, report.
+"""What is decided for one inference request, and what is learnt from what comes of it: plan, fall back, report.
 
-Knows routing, pools and hooks; knows no transport. Bodies are serialized V2 messages whose tensors are never parsed.
+Knows routing, pools and hooks; knows no transport and does not act: `call` does, and for streams `streams`. Bodies are
+serialized V2 messages whose tensors are never parsed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,24 +23,29 @@ from gateway.errors import (
     UnknownModel,
     UpstreamFailed,
 )
-from gateway.hooks import AttemptEnded, AttemptStarted, CallObserver, CallStarted, Hooks
+from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
 from gateway.infer.attempts import Attempt, Attempts
+from gateway.infer.caller import CallerMetadata
 from gateway.infer.correlation import traced_id, with_own_id
-from gateway.infer.exchange import Reply, Request
-from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers
+from gateway.infer.metadata import REQUEST_ID
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
-from gateway.routing import Route, choose, endpoint_order, plan
+from gateway.routing import Route, choose, drawn, endpoint_order, plan
 from gateway.status import OK, Code, Meaning, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
-from gateway.upstream.connection import Answer, CallFailed
+from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import State
 from gateway.upstream.pool import Pool
-from gateway.wire.peek import Head, peek_response, rename_request, rename_response
-
-SERVICE: Final = "/inference.GRPCInferenceService/"
-INFER: Final = SERVICE + "ModelInfer"
-
+from gateway.wire.peek import (
+    RAW_INPUT,
+    RAW_OUTPUT,
+    Head,
+    KnownHeads,
+    peek_request,
+    peek_response,
+    rename_request,
+    rename_response,
+)
 
 _MADE_HERE: Final = {
     Code.CANCELLED: "The call was cancelled.",
@@ -99,8 +104,11 @@ class Work:
         self.failures = failures
 
 
+_DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
+
+
 class Inference:
-    """Answers inference requests for public models and for variants' own names."""
+    """Decides about inference requests for public models and for variants' own names."""
 
     def __init__(
         self,
@@ -116,22 +124,15 @@ class Inference:
         self.sequences = sequences
         self.clock = clock
         self._draw = draw
+        self.requests = KnownHeads(peek_request, RAW_INPUT)
+        self.answers = KnownHeads(peek_response, RAW_OUTPUT)
+        self._decided_for = topology
+        self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
         self.capture: Mapping[str, Callable[[CallStarted, bytes], None]] = {}  # who keeps requests of a model, if any
         self.decoupled: set[str] = set()  # models seen to answer several times; grows by what Tritons serve only
 
-    async def answer(self, request: Request, head: Head, facts: Facts, observer: CallObserver) -> Reply:
-        """Answer one request by forwarding it.
-
-        :raises GatewayError: with the status that the caller gets.
-        """
-        return await self._forward(self.begin(self.decide(head, facts), observer), request)
-
-    def observe(self, method: str, head: Head, facts: Facts, peer: str, body: bytes = b"") -> CallObserver:
-        """Report that a request has arrived. body: whole, if it is here."""
-        return self.report(method, self.decide(head, facts), peer, body)
-
     def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
-        """As `observe`, of a request that something was decided about."""
+        """Report that a request has arrived. body: whole, if it is here."""
         model = decision.head.model_name
         started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
         if self.capture:
@@ -140,14 +141,35 @@ class Inference:
                 take(started, body)
         return self.hooks.call_started(started)
 
+    def refuse(self, method: str, metadata: CallerMetadata, peer: str, error: GatewayError, model: str = "") -> None:
+        """Report a call that ended before it could be decided about. model: as the caller named it, if known."""
+        now = self.clock()
+        facts = Facts(metadata.values)
+        request_id = metadata.values.get(REQUEST_ID, "")
+        started = CallStarted(method, model, self.topology.is_known(model), request_id, peer, now, facts)
+        self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now))
+
+    def decision(self, metadata: CallerMetadata, head: Head) -> Decision:
+        """What is decided for these two; made once for all requests that share them."""
+        if self._decided_for is not self.topology:
+            self._decided_for = self.topology
+            self._decisions.clear()
+        decided = self._decisions.get((metadata, id(head)))
+        if decided is None:
+            decided = self.decide(head, metadata.facts_with(head))
+            if head.fronts is not None and metadata.is_shared:  # else no other request will have these very ones
+                if len(self._decisions) >= _DECISIONS_KEPT:
+                    self._decisions.clear()
+                self._decisions[metadata, id(head)] = decided  # which holds the head, so its id stays its own
+        return decided
+
     def decide(self, head: Head, facts: Facts) -> Decision:
         """Everything that does not depend on chance, on other requests or on what is available now."""
         topology, model = self.topology, head.model_name
         route = topology.routes.lookup(model)
         chosen: Plan | None = None
         if route is not None and not facts.parameters.get("sequence_id"):
-            chosen = choose(route, facts, 0.0)
-            chosen = chosen if chosen.reason != "split" else None
+            chosen = choose(route, facts)
         request_id = head.id or facts.metadata.get(REQUEST_ID, "")
         return Decision(head, facts, route, topology.is_known(model), request_id, chosen)
 
@@ -164,7 +186,7 @@ class Inference:
             sequence = facts.parameters.get("sequence_id")
             if sequence:
                 return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
-            chosen = choose(route, facts, self._draw())
+            chosen = drawn(route, facts, self._draw())
         if not chosen.targets:
             raise UnknownModel(route.model, facts.version)
         return Work(route, head, facts, Attempts(chosen, self.topology.pools, route.attempts), observer)
@@ -198,25 +220,6 @@ class Inference:
     def is_available(self, variant: Variant) -> bool:
         pool = self.topology.pools.get(variant.upstream)
         return pool is not None and pool.is_available(variant.model, variant.version)
-
-    async def _forward(self, work: Work, request: Request) -> Reply:
-        metadata = passed_on(request.metadata)
-        while (attempt := work.attempts.maybe_next()) is not None:
-            timeout = self.remaining(request.deadline)
-            extra = self.attempt_started(work, attempt)
-            body = request_for(attempt.variant, request.body, work.head, id=work.upstream_id)
-            try:
-                with attempt.endpoint.busy():
-                    answer = await attempt.endpoint.connection.unary(INFER, body, [*metadata, *extra], timeout)
-            except CallFailed as failure:
-                self.attempt_failed(work, attempt, failure)
-                continue
-            except asyncio.CancelledError:
-                work.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self.clock()))
-                raise
-            self.attempt_answered(work)
-            return self._reply(work, attempt, answer)
-        raise self.given_up(work)
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
@@ -281,13 +284,6 @@ class Inference:
         return _nothing_available(
             work.route, [f"{attempt.variant.name}: {v.meaning.value}" for attempt, _, v in work.failures]
         )
-
-    def _reply(self, work: Work, attempt: Attempt, answer: Answer) -> Reply:
-        head = peek_response(answer.body)
-        body = as_asked(work, answer.body, head)
-        served = served_by(work, attempt, head.model_version)
-        trailing = (*passed_on(answer.trailing), *served_trailers(served))
-        return Reply(body, passed_on(answer.initial), trailing, served)
 
     def remaining(self, deadline: Deadline | None) -> float | None:
         """Seconds left of a call's time; None if it has no end. raises: DeadlineExceeded."""

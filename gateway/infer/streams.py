@@ -26,13 +26,14 @@ from gateway.hooks import AttemptEnded, CallEnded, CallObserver
 from gateway.infer.attempts import Attempt
 from gateway.infer.correlation import with_own_id
 from gateway.infer.exchange import Request
-from gateway.infer.inference import SERVICE, Inference, Work, request_for, served_by
+from gateway.infer.inference import Inference, Work, request_for, served_by
 from gateway.infer.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.infer.pipelines import PipelineModel
 from gateway.status import Code, Meaning, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
 from gateway.upstream.endpoint import Endpoint
+from gateway.v2.names import STREAM
 from gateway.wire.peek import (
     ENABLE_EMPTY_FINAL,
     Head,
@@ -45,7 +46,6 @@ from gateway.wire.repeats import StreamRequestHeads, StreamResponseHeads
 
 _log = logging.getLogger(__name__)
 
-STREAM: Final = SERVICE + "ModelStreamInfer"
 _FINAL: Final = "triton_final_response"
 _WANTS_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM: Final = "triton_grpc_error"

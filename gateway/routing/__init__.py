@@ -1,7 +1,7 @@
 """routing (pure): a table of routes in, a request's facts in, a plan out. No I/O, no clock, no chance of its own."""
 
 from gateway.routing.match import AnyOf, Condition, Exact, Key, Prefix, Present, Regex, Rule, as_text
-from gateway.routing.planning import Explanation, choose, explain, plan
+from gateway.routing.planning import Explanation, choose, drawn, explain, plan
 from gateway.routing.rendezvous import endpoint_order
 from gateway.routing.split import Split, Sticky
 from gateway.routing.table import FORBID, Direct, Route, Routes
@@ -24,6 +24,7 @@ __all__ = [
     "Sticky",
     "as_text",
     "choose",
+    "drawn",
     "endpoint_order",
     "explain",
     "plan",

@@ -36,26 +36,35 @@ def plan(route: Route, facts: Facts, *, draw: float, available: Available) -> Pl
     returns:  at least one target, also if none is available; none only if no variant can be the version asked for,
               which is NOT_FOUND.
     """
-    ready = choose(route, facts, draw)
+    ready = choose(route, facts) or drawn(route, facts, draw)
     for target in ready.targets:
         if not available(target):
             return _available_first(ready, available)
     return ready
 
 
-def choose(route: Route, facts: Facts, draw: float) -> Plan:
-    """As `plan`, for who finds out about the variants' availability one by one: as if all were available."""
-    if facts.version:
-        narrowed = route.maybe_for_version(facts.version)
-        if narrowed is None:
-            return _NO_SUCH_VERSION
-        route = narrowed
-    reason, name = _choose(route, facts, draw)
-    return route.plans[reason][name]
+def choose(route: Route, facts: Facts) -> Plan | None:
+    """As `plan`, for who finds out about the variants' availability one by one: as if all were available.
+
+    returns: None if it takes a draw: then `drawn` answers.
+    """
+    narrowed = route.maybe_for_version(facts.version) if facts.version else route
+    if narrowed is None:
+        return _NO_SUCH_VERSION
+    chosen = _maybe_choose(narrowed, facts)
+    return narrowed.plans[chosen[0]][chosen[1]] if chosen is not None else None
 
 
-def _choose(route: Route, facts: Facts, draw: float) -> tuple[str, str]:
-    """The reason and the chosen variant's name."""
+def drawn(route: Route, facts: Facts, draw: float) -> Plan:
+    """What `choose` leaves to chance. draw: uniform in [0, 1)."""
+    narrowed = route.maybe_for_version(facts.version) if facts.version else route
+    if narrowed is None:
+        return _NO_SUCH_VERSION
+    return narrowed.plans["split"][narrowed.split.draw(draw)]
+
+
+def _maybe_choose(route: Route, facts: Facts) -> tuple[str, str] | None:
+    """The reason and the chosen variant's name; None if it takes a draw."""
     for rule in route.rules:
         if rule.matches(facts):
             return rule.reason, rule.variant
@@ -65,7 +74,7 @@ def _choose(route: Route, facts: Facts, draw: float) -> tuple[str, str]:
         key = route.sticky.maybe_read(facts)
         if key is not None:
             return "sticky", route.rendezvous.choose(key)
-    return "split", route.split.draw(draw)
+    return None
 
 
 def _available_first(ready: Plan, available: Available) -> Plan:
@@ -119,7 +128,7 @@ def _tell_rules(route: Route, facts: Facts) -> tuple[Rule | None, list[str]]:
 
 
 def _tell_choice(route: Route, facts: Facts, draw: float) -> list[str]:
-    reason, name = _choose(route, facts, draw)
+    reason, name = _maybe_choose(route, facts) or ("split", route.split.draw(draw))
     shares = route.split.shares
     if reason not in ("split", "sticky"):
         return [f"{reason}: variant {name} is the only one with a share"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, TypeVar
@@ -19,6 +19,7 @@ from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
 from gateway.infer.exchange import Request
 from gateway.infer.metadata import echoed, first_values, passed_on
+from gateway.types import Metadata
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +72,13 @@ def is_loopback(peer: str) -> bool:
 
 async def abort(context: Context, error: GatewayError) -> None:
     """End the call with the error's status. Does not return."""
-    trailing = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()
-    echo = echoed(first_values(context.invocation_metadata() or ()))
-    await context.abort(_STATUS[error.code], error.text, trailing_metadata=(*trailing, *echo))
+    trailing = error.trailing or error_trailing(error, first_values(context.invocation_metadata() or ()))
+    await context.abort(_STATUS[error.code], error.text, trailing_metadata=tuple(trailing))
+
+
+def error_trailing(error: GatewayError, metadata: Mapping[str, str]) -> Metadata:
+    """Trailing metadata of an error that reached nobody. metadata: the caller's."""
+    return (*(passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()), *echoed(metadata))
 
 
 def with_errors(handler: Handler[Answer]) -> Handler[Answer]:

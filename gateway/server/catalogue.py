@@ -17,9 +17,9 @@ from gateway.infer.inference import Inference
 from gateway.infer.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.infer.topology import Topology
 from gateway.routing import Route, plan
-from gateway.server.ask import as_error, ask, usable
 from gateway.status import judge
 from gateway.types import Facts, Variant
+from gateway.upstream.ask import as_error, ask, usable
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, State
 

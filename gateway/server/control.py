@@ -18,9 +18,9 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.errors import BadRequest, ControlRefused, NoTarget, UpstreamFailed
 from gateway.infer.inference import Inference
 from gateway.infer.metadata import UPSTREAM_KEY, first_values
-from gateway.server.ask import as_error, ask
 from gateway.server.calls import is_loopback
 from gateway.types import Metadata
+from gateway.upstream.ask import as_error, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool

@@ -15,8 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.server.calls import Context, with_errors
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import RPCS, Control
-
-SERVICE_NAME = "inference.GRPCInferenceService"
+from gateway.v2.names import SERVICE_NAME
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 import fsspec
 import grpc
 
-_INFER = "/inference.GRPCInferenceService/ModelInfer"
+from gateway.v2.names import INFER
+
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -90,7 +91,7 @@ async def replay(
     requests = (each for file in files for each in read(file) if model in (None, each.model))
     began = time.monotonic()
     async with grpc.aio.insecure_channel(to, _UNLIMITED) as channel:
-        infer = channel.unary_unary(_INFER)
+        infer = channel.unary_unary(INFER)
 
         async def send_some() -> None:
             for request in requests:  # shared: each sender takes the next one

@@ -43,11 +43,11 @@ from gateway.telemetry.compose import TracedCall
 from gateway.telemetry.otel import exporters, resource
 from gateway.telemetry.w3c import is_unsampled
 from gateway.types import Metadata
+from gateway.v2.names import SERVICE_NAME
 
-_V2 = "inference.GRPCInferenceService"
 _SERVICES = {
-    "ModelInfer": _V2,
-    "ModelStreamInfer": _V2,
+    "ModelInfer": SERVICE_NAME,
+    "ModelStreamInfer": SERVICE_NAME,
     "Classify": "gateway.v1.ClassificationService",
     "StreamClassify": "gateway.v1.ClassificationService",
     "Predict": "gateway.v1.PredictionService",
@@ -173,12 +173,12 @@ class _Call(TracedCall):
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
         self._attempt = self._tracer.start_span(
-            f"{_V2}/ModelInfer",
+            f"{SERVICE_NAME}/ModelInfer",
             self._within,
             SpanKind.CLIENT,
             {
                 "rpc.system": "grpc",
-                "rpc.service": _V2,
+                "rpc.service": SERVICE_NAME,
                 "rpc.method": "ModelInfer",
                 "server.address": event.endpoint,
                 "gateway.model": event.model,

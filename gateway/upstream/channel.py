@@ -11,7 +11,7 @@ from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import fields_from, legible_metadata
+from gateway.wire.fields import Fields, fields_from, legible_metadata
 from gateway.wire.messages import PREFIX, decompress
 
 
@@ -40,6 +40,12 @@ class ChannelConnection:
 
     def __init__(self, channel: WireChannel) -> None:
         self.channel = channel
+
+    def call(self, path: bytes, fields: Fields, deadline: float | None) -> ClientCall:
+        return self.channel.call(path, fields, deadline)
+
+    def submit(self, call: ClientCall) -> None:
+        self.channel.submit(call)
 
     async def unary(self, path: str, body: bytes, metadata: Metadata, timeout: float | None) -> Answer:
         loop = asyncio.get_running_loop()

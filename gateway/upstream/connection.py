@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.types import Metadata
+from gateway.wire.client import ClientCall
+from gateway.wire.fields import Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,14 @@ class StreamCall(Protocol):
 
 class Connection(Protocol):
     """The way to one endpoint. It connects by itself, again and again."""
+
+    def call(self, path: bytes, fields: Fields, deadline: float | None) -> ClientCall:
+        """A unary call to fill in and `submit`. deadline: on the event loop's clock, that of `time.monotonic()`."""
+        ...
+
+    def submit(self, call: ClientCall) -> None:
+        """Put it on the wire, now or as soon as it can be. Its `on_done` never comes before this returns."""
+        ...
 
     async def unary(self, path: str, body: bytes, metadata: Metadata, timeout: float | None) -> Answer:
         """Call `path` (`/package.Service/Method`). timeout: seconds. raises: CallFailed."""

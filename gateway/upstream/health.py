@@ -18,8 +18,8 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.status import Code
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, ModelKey, State
+from gateway.v2.names import SERVICE
 
-SERVICE = "/inference.GRPCInferenceService/"
 _MODELS_AT_ONCE = 8  # concurrent ModelReady calls to one endpoint
 
 

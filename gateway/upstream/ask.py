@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from gateway.errors import UpstreamFailed
-from gateway.infer.inference import SERVICE
 from gateway.status import code_of
 from gateway.types import Metadata
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
+from gateway.v2.names import SERVICE
 
 Message = TypeVar("Message")
 

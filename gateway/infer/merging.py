@@ -1,4 +1,4 @@
-"""Merging on the forwarded path: the wire side of `merge`, one point for each model on each endpoint.
+"""Merging on the way: what `merge` decides, done, at one point for each model on each endpoint.
 
 A point learns from the model's own config whether and how far it batches. Until it knows, and for every request that
 can't be merged, the request goes its way alone.
@@ -14,16 +14,15 @@ from typing import Any, Final, Protocol
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError
-from gateway.forward.channel import WireChannel
 from gateway.infer.attempts import Attempt
 from gateway.infer.correlation import with_own_id
-from gateway.infer.inference import INFER
 from gateway.merge import Batch, Layout, Layouts, Member, MergeLimits, Merger, MergeSettings
-from gateway.server.ask import ask
 from gateway.status import OK, Meaning, judge
 from gateway.types import Metadata, Variant
+from gateway.upstream.ask import ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
+from gateway.v2.names import INFER
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import fields_from
@@ -63,22 +62,21 @@ class Mergeable(Member, Protocol):
         """The batch failed in a way that is nobody's fault here; it may be tried elsewhere."""
 
 
-def merge_point(model: str, attempt: Attempt, channel: WireChannel, settings: MergeSettings) -> MergePoint:
+def merge_point(model: str, attempt: Attempt, settings: MergeSettings) -> MergePoint:
     """The one where this attempt would be merged. model: the public one, whose settings these are."""
     variant, kept = attempt.variant, attempt.endpoint.kept
     key = (MergePoint, model, variant.model, variant.version)
     point: MergePoint | None = kept.get(key)
     if point is None or (point.settings is not settings and point.settings != settings):
-        point = kept[key] = MergePoint(attempt.endpoint, channel, variant, settings)
+        point = kept[key] = MergePoint(attempt.endpoint, variant, settings)
     return point
 
 
 class MergePoint:
     """Where requests for one model on one endpoint meet."""
 
-    def __init__(self, endpoint: Endpoint, channel: WireChannel, variant: Variant, settings: MergeSettings) -> None:
+    def __init__(self, endpoint: Endpoint, variant: Variant, settings: MergeSettings) -> None:
         self._endpoint = endpoint
-        self._channel = channel
         self._variant = variant
         self.settings = settings
         self._loop = asyncio.get_running_loop()
@@ -114,7 +112,7 @@ class MergePoint:
             batch.members[0].send_alone(lambda at_fault: self._ended(batch, merger))
             return
         leader = next((member for member in batch.members if member.added), None)
-        client = self._channel.call(_PATH, fields_from(leader.added) if leader is not None else ())
+        client = self._endpoint.connection.call(_PATH, fields_from(leader.added) if leader is not None else (), None)
         id = leader.upstream_id or "" if leader is not None else ""
         client.request = batch.request(self._variant.model, self._variant.version, id)
         client.on_done = lambda done: self._done(batch, merger, done, id)
@@ -123,7 +121,7 @@ class MergePoint:
             member.batch = batch
             if leader is not None and member.added:
                 member.rides(len(batch.members), leader.added)
-        self._channel.submit(client)
+        self._endpoint.connection.submit(client)
 
     def left(self, batch: Batch[Mergeable]) -> None:
         """A member's caller has gone. When all have, nobody waits for the answer."""

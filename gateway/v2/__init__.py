@@ -1,0 +1,1 @@
+"""v2 (pure): the V2 inference protocol of Triton and KServe, `inference.GRPCInferenceService`."""

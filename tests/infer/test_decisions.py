@@ -1,0 +1,93 @@
+"""What is kept from one request for the next, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.hooks import NoHooks
+from gateway.infer.attempts import Attempt
+from gateway.infer.caller import CallerMetadata, metadata_from_pairs, metadata_of
+from gateway.infer.inference import Inference
+from gateway.infer.merging import merge_point
+from gateway.infer.sequences import Sequences
+from gateway.infer.topology import Topology
+from gateway.merge import MergeSettings
+from gateway.routing import Route, Routes, Split
+from gateway.types import Variant
+from gateway.upstream.endpoint import Endpoint
+from gateway.wire.requests import RequestHead
+
+UNUSED: Any = None
+
+
+def routes(model: str) -> Routes:
+    return Routes([Route("m", (Variant("only", "u", model),), Split.all_to("only"))])
+
+
+@pytest.fixture
+def inference() -> Inference:
+    return Inference(Topology(routes("first"), {}), NoHooks(), Sequences(idle=1, most=1))
+
+
+def said() -> CallerMetadata:
+    """What a header list says that calls share."""
+    return metadata_of(RequestHead(b"/", (), b"", b"", None))
+
+
+def request(id: str = "", note: str = "") -> bytes:
+    message = pb.ModelInferRequest(model_name="m", id=id, raw_input_contents=[b"x"])
+    if note:
+        message.parameters["note"].string_param = note
+    return bytes(message.SerializeToString())
+
+
+def test_a_decision_is_shared_by_requests_with_one_head(inference: Inference) -> None:
+    one = said()
+    first, second = (inference.decision(one, inference.requests.peek(request())) for _ in range(2))
+    assert second is first
+    assert inference.decision(said(), inference.requests.peek(request())) is not first
+
+
+def test_nothing_is_kept_of_requests_that_have_no_likes(inference: Inference) -> None:
+    """Else callers could make the gateway keep what they like, and as much of it."""
+    one = said()
+    for body in (request(id="7"), request(note="n" * 100_000)):
+        inference.decision(one, inference.requests.peek(body))
+    assert not inference._decisions
+
+
+def test_nothing_is_kept_of_metadata_that_no_other_call_shares(inference: Inference) -> None:
+    head = inference.requests.peek(request())
+    inference.decision(metadata_from_pairs(()), head)
+    assert not inference._decisions
+
+
+def test_only_so_many_decisions_are_kept(inference: Inference) -> None:
+    head = inference.requests.peek(request())
+    for _ in range(3000):
+        inference.decision(said(), head)
+    assert len(inference._decisions) <= 1024
+
+
+def test_a_reload_ends_all_decisions(inference: Inference) -> None:
+    one, head = said(), inference.requests.peek(request())
+    before = inference.decision(one, head)
+    inference.topology = replace(inference.topology, routes=routes("second"))
+    after = inference.decision(one, head)
+    assert [each.plan.targets[0].model for each in (before, after) if each.plan] == ["first", "second"]
+    assert len(inference._decisions) == 1
+
+
+async def test_public_models_before_one_triton_model_are_merged_by_their_own_settings() -> None:
+    endpoint = Endpoint("u", "t:1", UNUSED)
+    attempt = Attempt(Variant("only", "u", "net"), endpoint, 1, "only", "")
+    few, many = MergeSettings(rows=4), MergeSettings(rows=64)
+    points = [merge_point(*each) for each in (("a", attempt, few), ("b", attempt, many)) * 2]
+    assert points[0] is points[2]
+    assert points[1] is points[3]
+    assert points[0] is not points[1]
+    assert merge_point("a", attempt, many) is not points[0]  # reloaded
