@@ -122,6 +122,9 @@ def _add_replay(commands: Commands) -> None:
     replay.add_argument("files", nargs="+", metavar="FILE", help="captured files, or URLs that fsspec knows")
     replay.add_argument("--to", required=True, metavar="HOST:PORT", help="a gateway, or a Triton that has the models")
     replay.add_argument("--model", metavar="NAME", help="only the requests of this model")
+    replay.add_argument(
+        "--as-traffic", action="store_true", help="let a gateway count and capture them as if callers had sent them"
+    )
     replay.add_argument("--at-once", type=int, default=1, metavar="N", help="calls in flight (default: 1)")
 
 
@@ -244,7 +247,9 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     async def run() -> int:
         at_once = max(1, arguments.at_once)
-        result = await replay(arguments.files, arguments.to, at_once=at_once, model=arguments.model)
+        result = await replay(
+            arguments.files, arguments.to, at_once=at_once, model=arguments.model, as_traffic=arguments.as_traffic
+        )
         _say("\n".join(result.lines()))
         return 0 if result.codes.keys() <= {"OK"} else 1
 

@@ -293,15 +293,16 @@ class Call:
         """The caller has gone, or its deadline has passed; it has its answer, or wants none."""
         if self.is_over:
             return
+        self.is_over = True
+        if self._client is not None:
+            self._client.cancel()
+        else:  # it waits at a merge point, or is part of a batch
+            self._leave_endpoint()
+            if self._point is not None and self.batch is not None:
+                self._point.left(self.batch)
         text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
         self._observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, self._inference.clock()))
         self._end(code, text)
-        if self._client is not None:
-            self._client.cancel()
-            return
-        self._leave_endpoint()  # it waits at a merge point, or is part of a batch
-        if self._point is not None and self.batch is not None:
-            self._point.left(self.batch)
 
     def _fail(self, error: GatewayError) -> None:
         trailing = self._caller.metadata.echo
@@ -309,8 +310,8 @@ class Call:
             trailing = (*self._who("")[1], *trailing)
         if isinstance(error, UpstreamFailed):
             trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
+        self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer
         self._end(error.code, error.text)
-        self._caller.fail(error, trailing)
 
     def _fail_unforeseen(self, error: Exception) -> None:
         """Our own fault: this call ends, and no other."""

@@ -10,6 +10,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mypy_extensions import mypyc_attr
+
 from gateway.errors import GatewayError
 from gateway.infer.metadata import echoed, first_values, is_field_passed_on, passed_on
 from gateway.types import Facts, Metadata
@@ -63,6 +65,7 @@ def metadata_from_pairs(metadata: Metadata) -> CallerMetadata:
     return CallerMetadata(values, tuple(legal_fields(passed_on(metadata))), tuple(fields_from(echoed(values))))
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Caller(ABC):
     """The side of a call that asked: who it is, and where the answer goes. No method waits."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Final
+from urllib.parse import quote
 
 from gateway.types import Metadata, MetadataValue, Served
 
@@ -28,6 +29,8 @@ _DROPPED_RAW: Final = frozenset(key.encode() for key in _DROPPED) | {
 }
 _RESERVED_RAW: Final = tuple(prefix.encode() for prefix in _RESERVED)
 _ID_LIMIT: Final = 256  # characters
+REPLAYED: Final = "gateway-replayed"
+"""Metadata key of a request that was captured before and is sent again: it is not its model's traffic."""
 UPSTREAM_KEY: Final = "gateway-upstream"
 """Metadata key by which a caller of a control RPC names one upstream."""
 
@@ -66,11 +69,21 @@ def echoed(metadata: Mapping[str, str]) -> Metadata:
 
 
 def served_trailers(served: Served) -> Metadata:
-    """The trailing metadata that names who answered. A version that is no legal metadata is left empty."""
-    version = served.model_version
+    """The trailing metadata that names who answered. What is no legal metadata is percent-encoded, as UTF-8."""
     return (
-        ("gateway-variant", served.variant),
-        ("gateway-model-version", version if version.isascii() and version.isprintable() else ""),
-        ("gateway-endpoint", served.endpoint),
+        ("gateway-variant", _as_value(served.variant)),
+        ("gateway-model-version", _as_value(served.model_version)),
+        ("gateway-endpoint", _as_value(served.endpoint)),
         ("gateway-attempts", str(served.attempts)),
     )
+
+
+def _as_value(name: str) -> str:
+    """A name as metadata can carry it. A variant is called as Triton calls its model, which may be in any script."""
+    return (
+        name if name.isascii() and name.isprintable() and not _NEEDS_CODING.intersection(name) else quote(name, _PLAIN)
+    )
+
+
+_NEEDS_CODING: Final = frozenset(" %")  # a value may not begin or end with a space, and a % must mean what it says
+_PLAIN: Final = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}"  # beside what `quote` always leaves as it is

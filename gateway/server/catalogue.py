@@ -19,9 +19,11 @@ from gateway.infer.topology import Topology
 from gateway.routing import Route, plan
 from gateway.status import judge
 from gateway.types import Facts, Variant
-from gateway.upstream.ask import as_error, ask, usable
+from gateway.upstream.ask import NOBODY, Asker, as_error, ask, usable
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, State
+
+_NOBODY_THERE = "no Triton endpoint can be reached now"
 
 
 class Catalogue:
@@ -51,7 +53,7 @@ class Catalogue:
             return None
         return any(self._inference.is_available(variant) for variant in self._order(route, version))
 
-    async def model_ready(self, name: str, version: str) -> bool:
+    async def model_ready(self, name: str, version: str, asker: Asker = NOBODY) -> bool:
         """As Triton: false, and no error, for a name that is unknown."""
         pipeline = self._topology.pipelines.get(name)
         if pipeline is not None:
@@ -59,51 +61,62 @@ class Catalogue:
         route = self._topology.routes.lookup(name)
         if route is None:
             return False
+        refusal: CallFailed | None = None
         for variant in self._order(route, version):
             request = pb.ModelReadyRequest(name=variant.model, version=variant.version or version)
             for endpoint in self._endpoints(variant):
                 try:
-                    if (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse)).ready:
+                    if (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse, asker)).ready:
                         return True
                 except CallFailed as failure:
                     _raise_if_callers_fault(failure)
+                    refusal = failure if failure.from_server else refusal
+        if refusal is not None:
+            raise as_error(refusal)
         return False
 
-    async def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
+    async def model_metadata(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelMetadataResponse:
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.metadata()
-        answer = await self._first(name, version, "ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
+        answer = await self._first(
+            name, version, "ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse, asker
+        )
         answer.name = name
         return answer
 
-    async def model_config(self, name: str, version: str) -> pb.ModelConfigResponse:
+    async def model_config(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelConfigResponse:
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.config()
-        answer = await self._first(name, version, "ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
+        answer = await self._first(name, version, "ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse, asker)
         answer.config.name = name
         return answer
 
-    async def model_statistics(self, name: str, version: str) -> pb.ModelStatisticsResponse:
+    async def model_statistics(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelStatisticsResponse:
         """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
         if name:
-            stats, failures = await self._statistics_of(name, version)
+            stats, failures = await self._statistics_of(name, version, asker)
             if not stats:
                 raise self._no_answer(name, version, failures)
             return pb.ModelStatisticsResponse(model_stats=stats)
         # As Triton: a version without a name means nothing.
-        answers = await asyncio.gather(*(self._statistics_of(each, "") for each in self._names()))
+        everything = await self._everywhere(
+            "ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse, asker
+        )
+        answers = await asyncio.gather(*(self._statistics_of(each, "", asker) for each in self._names()))
         stats = [entry for found, _ in answers for entry in found]
-        stats += await self._other_statistics({entry.name for entry in stats})
+        stats += self._other_statistics({entry.name for entry in stats}, everything)
         return pb.ModelStatisticsResponse(model_stats=stats)
 
-    async def repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+    async def repository_index(
+        self, request: pb.RepositoryIndexRequest, asker: Asker = NOBODY
+    ) -> pb.RepositoryIndexResponse:
         """Public models, then the others that an upstream lists and that may be called; READY if one endpoint says so.
 
         A public model has, as at Triton, an entry for each version that is ready: those of its variants' models.
         """
-        answers = await self._everywhere("RepositoryIndex", request, pb.RepositoryIndexResponse)
+        answers = await self._everywhere("RepositoryIndex", request, pb.RepositoryIndexResponse, asker)
         listed: dict[tuple[str, str], pb.RepositoryIndexResponse.ModelIndex] = {}
         for entry in (entry for answer in answers for entry in answer.models):
             known = listed.get((entry.name, entry.version))
@@ -133,11 +146,11 @@ class Catalogue:
         }
         return [index(name=name, version=version, state="READY") for version in sorted(ready, key=_as_number)]
 
-    async def server_metadata(self) -> pb.ServerMetadataResponse:
+    async def server_metadata(self, asker: Asker = NOBODY) -> pb.ServerMetadataResponse:
         """Triton's own, with the extensions that every endpoint has."""
-        answers = await self._everywhere("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse)
+        answers = await self._everywhere("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse, asker)
         if not answers:
-            raise NoTarget("no Triton endpoint can be reached now")
+            raise NoTarget(_NOBODY_THERE)
         first = answers[0]
         common = [name for name in first.extensions if all(name in answer.extensions for answer in answers)]
         return pb.ServerMetadataResponse(name=first.name, version=first.version, extensions=common)
@@ -175,7 +188,9 @@ class Catalogue:
         pool = self._topology.pools.get(variant.upstream)
         return usable(pool, variant.model, variant.version) if pool else ()
 
-    async def _first(self, name: str, version: str, method: str, request: Any, answer: type[Any]) -> Any:
+    async def _first(  # noqa: PLR0917
+        self, name: str, version: str, method: str, request: Any, answer: type[Any], asker: Asker
+    ) -> Any:
         """The first answer among the variants in their order of preference. Any: protobuf classes."""
         route = self._topology.routes.lookup(name)
         if route is None:
@@ -185,7 +200,7 @@ class Catalogue:
             question = request(name=variant.model, version=variant.version or version)
             for endpoint in self._endpoints(variant):
                 try:
-                    return await ask(endpoint, method, question, answer)
+                    return await ask(endpoint, method, question, answer, asker)
                 except CallFailed as failure:
                     _raise_if_callers_fault(failure)
                     failures.append(failure)
@@ -200,7 +215,9 @@ class Catalogue:
             return UnknownModel(name, version)
         return NoTarget(f"model '{name}': no variant can answer now")
 
-    async def _statistics_of(self, name: str, version: str) -> tuple[list[pb.ModelStatistics], list[CallFailed]]:
+    async def _statistics_of(
+        self, name: str, version: str, asker: Asker
+    ) -> tuple[list[pb.ModelStatistics], list[CallFailed]]:
         """What was found, and what went wrong where nothing was."""
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
@@ -212,13 +229,14 @@ class Catalogue:
         for variant in _distinct(route.variants):
             request = pb.ModelStatisticsRequest(name=variant.model, version=variant.version or version)
             for endpoint in self._endpoints(variant):
-                asked.append(ask(endpoint, "ModelStatistics", request, pb.ModelStatisticsResponse))
+                asked.append(ask(endpoint, "ModelStatistics", request, pb.ModelStatisticsResponse, asker))
         answers, failures = await _results(asked)
         return add_up(name, answers), failures
 
-    async def _other_statistics(self, known: set[str]) -> list[pb.ModelStatistics]:
-        """Of models that no variant uses but that may be called directly."""
-        answers = await self._everywhere("ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse)
+    def _other_statistics(
+        self, known: set[str], answers: Sequence[pb.ModelStatisticsResponse]
+    ) -> list[pb.ModelStatistics]:
+        """Of models that no variant uses but that may be called directly. answers: of every endpoint."""
         routes = self._topology.routes
         others = {entry.name for answer in answers for entry in answer.model_stats} - known
         return [
@@ -228,10 +246,16 @@ class Catalogue:
             for merged in add_up(name, [_only(answer, name) for answer in answers])
         ]
 
-    async def _everywhere(self, method: str, request: Any, answer: type[Any]) -> list[Any]:
-        """The answers of all endpoints that give one, in the order of the config. Any: protobuf classes."""
+    async def _everywhere(self, method: str, request: Any, answer: type[Any], asker: Asker) -> list[Any]:
+        """The answers of all endpoints that give one, in the order of the config. Any: protobuf classes.
+
+        :raises GatewayError: if none does, as the last one of those that said why.
+        """
         pools = self._topology.pools.values()
-        answers, _ = await _results([ask(e, method, request, answer) for pool in pools for e in usable(pool)])
+        answers, failures = await _results([ask(e, method, request, answer, asker) for p in pools for e in usable(p)])
+        if not answers and pools:
+            said = [failure for failure in failures if failure.from_server]
+            raise as_error(said[-1]) if said else NoTarget(_NOBODY_THERE)
         return answers
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -17,15 +17,17 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadRequest, ControlRefused, NoTarget, UpstreamFailed
 from gateway.infer.inference import Inference
-from gateway.infer.metadata import UPSTREAM_KEY, first_values
+from gateway.infer.metadata import UPSTREAM_KEY, first_values, passed_on
 from gateway.server.calls import is_loopback
 from gateway.types import Metadata
-from gateway.upstream.ask import as_error, ask
+from gateway.upstream.ask import Asker, as_error, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
 Answer = TypeVar("Answer")
+
+_REACHABLE_SECONDS = 2.0  # in which an endpoint must say that it lives, before anything is changed
 
 
 class ControlPolicy(Enum):
@@ -47,39 +49,42 @@ class ControlRpc:
     request: type[Any]  # protobuf classes
     answer: type[Any]
     model_field: str = ""  # where the request names a model, if it does
-    undo: Callable[[Endpoint, Any], Any] | None = None  # awaitable giving a list of Undo, taken before the change
+    undo: Callable[[Endpoint, Any, Asker], Any] | None = (
+        None  # awaitable giving a list of Undo, taken before the change
+    )
     changes: bool = True
     loads: bool = False  # or unloads
 
 
-async def _undo_load(endpoint: Endpoint, request: Any) -> list[Undo]:
-    ready = await ask(endpoint, "ModelReady", pb.ModelReadyRequest(name=request.model_name), pb.ModelReadyResponse)
-    if ready.ready:
+async def _undo_load(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
+    ready = await _is_ready(endpoint, request.model_name, "", asker)
+    if ready:
         return []  # a reload: what was loaded before can't be had back
     return [("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=request.model_name))]
 
 
-async def _undo_unload(endpoint: Endpoint, request: Any) -> list[Undo]:
-    ready = await ask(endpoint, "ModelReady", pb.ModelReadyRequest(name=request.model_name), pb.ModelReadyResponse)
-    if not ready.ready:
+async def _undo_unload(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
+    ready = await _is_ready(endpoint, request.model_name, "", asker)
+    if not ready:
         return []
     return [("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=request.model_name))]
 
 
-async def _undo_system_register(endpoint: Endpoint, request: Any) -> list[Undo]:
+async def _undo_system_register(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
     return [("SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name=request.name))]
 
 
-async def _undo_cuda_register(endpoint: Endpoint, request: Any) -> list[Undo]:
+async def _undo_cuda_register(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
     return [("CudaSharedMemoryUnregister", pb.CudaSharedMemoryUnregisterRequest(name=request.name))]
 
 
-async def _undo_system_unregister(endpoint: Endpoint, request: Any) -> list[Undo]:
+async def _undo_system_unregister(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
     status = await ask(
         endpoint,
         "SystemSharedMemoryStatus",
         pb.SystemSharedMemoryStatusRequest(),
         pb.SystemSharedMemoryStatusResponse,
+        asker,
     )
     regions = [region for region in status.regions.values() if request.name in ("", region.name)]
     return [
@@ -91,17 +96,17 @@ async def _undo_system_unregister(endpoint: Endpoint, request: Any) -> list[Undo
     ]
 
 
-async def _undo_trace(endpoint: Endpoint, request: Any) -> list[Undo]:
+async def _undo_trace(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
     question = pb.TraceSettingRequest(model_name=request.model_name)
-    before = await ask(endpoint, "TraceSetting", question, pb.TraceSettingResponse)
+    before = await ask(endpoint, "TraceSetting", question, pb.TraceSettingResponse, asker)
     back = pb.TraceSettingRequest(model_name=request.model_name)
     for key in request.settings:
         back.settings[key].value.extend(before.settings[key].value)
     return [("TraceSetting", back)]
 
 
-async def _undo_log(endpoint: Endpoint, request: Any) -> list[Undo]:
-    before = await ask(endpoint, "LogSettings", pb.LogSettingsRequest(), pb.LogSettingsResponse)
+async def _undo_log(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
+    before = await ask(endpoint, "LogSettings", pb.LogSettingsRequest(), pb.LogSettingsResponse, asker)
     back = pb.LogSettingsRequest()
     for key in request.settings:
         back.settings[key].ParseFromString(before.settings[key].SerializeToString())
@@ -159,11 +164,12 @@ class Control:
         rpc = RPCS[method]
         model = getattr(request, rpc.model_field) if rpc.model_field else ""
         endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
+        asker = Asker(passed_on(metadata))
         async with self._one_at_a_time:
-            await self._check_reachable(method, endpoints)
-            answer = await _to_its_end(self._apply(method, rpc, request, endpoints))
+            await self._check_reachable(method, endpoints, asker)
+            answer = await _to_its_end(self._apply(method, rpc, request, endpoints, asker))
             if rpc.loads:
-                await asyncio.gather(*(_look_again(endpoint, model) for endpoint in endpoints))
+                await asyncio.gather(*(_look_again(endpoint, model, asker) for endpoint in endpoints))
             return answer
 
     def _check_allowed(self, method: str, peer: str) -> None:
@@ -196,8 +202,9 @@ class Control:
             )
         return _servers(topology.pools.values())
 
-    async def _check_reachable(self, method: str, endpoints: Sequence[Endpoint]) -> None:
-        asked = [ask(e, "ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse, timeout=2.0) for e in endpoints]
+    async def _check_reachable(self, method: str, endpoints: Sequence[Endpoint], asker: Asker) -> None:
+        soon = replace(asker, timeout=_REACHABLE_SECONDS)
+        asked = [ask(e, "ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse, soon) for e in endpoints]
         results = await asyncio.gather(*asked, return_exceptions=True)
         dead = [e for e, result in zip(endpoints, results, strict=True) if isinstance(result, CallFailed)]
         if dead:
@@ -207,9 +214,12 @@ class Control:
                 f"The metadata key {UPSTREAM_KEY} chooses one upstream."
             )
 
-    async def _apply(self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint]) -> Any:
-        undos = await self._how_to_undo(rpc, request, endpoints)
-        asked = [ask(endpoint, method, request, rpc.answer, timeout=None) for endpoint in endpoints]
+    async def _apply(
+        self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint], asker: Asker
+    ) -> Any:
+        undos = await self._how_to_undo(rpc, request, endpoints, asker)
+        patient = replace(asker, timeout=None)  # a model may take minutes to load
+        asked = [ask(endpoint, method, request, rpc.answer, patient) for endpoint in endpoints]
         results = await asyncio.gather(*asked, return_exceptions=True)
         failures = [result for result in results if isinstance(result, CallFailed)]
         if not failures:
@@ -217,27 +227,29 @@ class Control:
         done = [(e, u) for e, u, result in zip(endpoints, undos, results, strict=True) if not _failed(result)]
         error = as_error(failures[0])
         if done and rpc.changes:
-            left = await self._undo(done)
+            left = await self._undo(done, asker)
             outcome = f"could not be undone on {', '.join(left)}" if left else "was undone on the others"
             error = UpstreamFailed(error.code, f"{error.text} ({method} {outcome})", error.trailers)
         raise error
 
-    async def _how_to_undo(self, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint]) -> list[list[Undo]]:
+    async def _how_to_undo(
+        self, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint], asker: Asker
+    ) -> list[list[Undo]]:
         if rpc.undo is None or len(endpoints) == 1:
             return [[] for _ in endpoints]
         try:
-            return list(await asyncio.gather(*(rpc.undo(endpoint, request) for endpoint in endpoints)))
+            return list(await asyncio.gather(*(rpc.undo(endpoint, request, asker) for endpoint in endpoints)))
         except CallFailed as failure:
             raise as_error(failure) from failure
 
-    async def _undo(self, done: Sequence[tuple[Endpoint, Sequence[Undo]]]) -> list[str]:
+    async def _undo(self, done: Sequence[tuple[Endpoint, Sequence[Undo]]], asker: Asker) -> list[str]:
         """Put endpoints back; answers the names of those where that was not possible."""
         left = []
         for endpoint, steps in done:
             undone = bool(steps)
             for method, request in steps:
                 try:
-                    await ask(endpoint, method, request, RPCS[method].answer)
+                    await ask(endpoint, method, request, RPCS[method].answer, asker)
                 except CallFailed:
                     undone = False
             if not undone:
@@ -260,12 +272,17 @@ async def _to_its_end(work: Coroutine[Any, Any, Answer]) -> Answer:
         raise
 
 
-async def _look_again(endpoint: Endpoint, model: str) -> None:
+async def _is_ready(endpoint: Endpoint, model: str, version: str, asker: Asker) -> bool:
+    """:raises CallFailed: if the endpoint can't be asked."""
+    request = pb.ModelReadyRequest(name=model, version=version)
+    return bool((await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse, asker)).ready)
+
+
+async def _look_again(endpoint: Endpoint, model: str, asker: Asker) -> None:
     """Learn at once what a load or unload has changed, so that the caller's next request finds it."""
     for name, version in [key for key in endpoint.models if key[0] == model]:
-        request = pb.ModelReadyRequest(name=name, version=version)
         with contextlib.suppress(CallFailed):  # the next probe will tell
-            endpoint.models[name, version] = (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse)).ready
+            endpoint.models[name, version] = await _is_ready(endpoint, name, version, asker)
     endpoint.on_suspicion()
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.infer.metadata import passed_on
 from gateway.server.calls import Context, with_errors
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import RPCS, Control
+from gateway.upstream.ask import TIMEOUT, Asker
 from gateway.v2.names import SERVICE_NAME
 
 
@@ -51,24 +53,26 @@ class V2Service:
         return pb.ServerReadyResponse(ready=self.is_ready())
 
     async def _server_metadata(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.server_metadata()
+        return await self.catalogue.server_metadata(_asker(context))
 
     # Models
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
-        return pb.ModelReadyResponse(ready=await self.catalogue.model_ready(request.name, request.version))
+        return pb.ModelReadyResponse(
+            ready=await self.catalogue.model_ready(request.name, request.version, _asker(context))
+        )
 
     async def _model_metadata(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.model_metadata(request.name, request.version)
+        return await self.catalogue.model_metadata(request.name, request.version, _asker(context))
 
     async def _model_config(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.model_config(request.name, request.version)
+        return await self.catalogue.model_config(request.name, request.version, _asker(context))
 
     async def _model_statistics(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.model_statistics(request.name, request.version)
+        return await self.catalogue.model_statistics(request.name, request.version, _asker(context))
 
     async def _repository_index(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.repository_index(request)
+        return await self.catalogue.repository_index(request, _asker(context))
 
     def _controlled(self, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
@@ -76,6 +80,11 @@ class V2Service:
             return await self.control.call(method, request, metadata=metadata, peer=context.peer())
 
         return call
+
+
+def _asker(context: Context) -> Asker:
+    seconds = context.time_remaining()
+    return Asker(passed_on(context.invocation_metadata() or ()), TIMEOUT if seconds is None else seconds)
 
 
 def _typed(handler: Callable[[Any, Context], Awaitable[Any]], request: type[Any]) -> grpc.RpcMethodHandler:

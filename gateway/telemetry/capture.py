@@ -32,6 +32,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.config.serving import Capture
 from gateway.hooks import CallStarted
+from gateway.infer.metadata import REPLAYED
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +91,9 @@ class Captures:
         share, most = ring.settings.share, ring.settings.max_bytes
 
         def take(call: CallStarted, body: bytes) -> None:
-            if not body or len(body) > most or (share < 1 and self._draw() >= share):
+            if not body or len(body) > most or REPLAYED in call.facts.metadata:
+                return  # a replayed one was captured before: it would go round for ever
+            if share < 1 and self._draw() >= share:
                 return
             if self._handed - self._done + len(body) > _WAITING_BYTES:
                 self._drop()

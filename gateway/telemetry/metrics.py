@@ -29,11 +29,13 @@ from gateway.hooks import (
     EndpointChanged,
     StepEnded,
 )
+from gateway.infer.metadata import REPLAYED
 from gateway.status import OK, Code, Meaning
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times
 
 OTHER: Final = "other"
+REPLAYED_LABEL: Final = "replayed"  # in place of the model, of requests that were captured before and are sent again
 """The label of a model that nobody configured, and of whatever comes after a limit is reached."""
 
 # 1-2-5 steps: a quantile read from them is off by a factor of 2.5 at most. A tiny model answers in half a millisecond;
@@ -130,11 +132,14 @@ class Metrics:
         series.has_moved = True
 
     def _of(self, event: CallStarted) -> _Series:
-        """Names that are not known share one; so do those beyond the limit."""
-        key = (event.model if event.known else OTHER, event.method)
+        """Names that are not known share one; so do those beyond the limit, and all requests that are replayed."""
+        name = event.model if event.known else OTHER
+        if REPLAYED in event.facts.metadata:
+            name = REPLAYED_LABEL
+        key = (name, event.method)
         series = self._series.get(key)
         if series is None:
-            model = self._models(key[0]) if event.known else OTHER
+            model = self._models(name) if event.known and name is not REPLAYED_LABEL else name
             series = self._series.get((model, event.method))
             if series is None:
                 series = self._series[model, event.method] = _Series(
@@ -285,7 +290,7 @@ class _Series:
         self._endpoints = endpoints
         self._model = model
         self._method = method
-        self._is_other = model == OTHER  # then variants too may be named after what callers invented
+        self._is_other = model in (OTHER, REPLAYED_LABEL)  # then variants too may be named after what callers invented
         self.has_moved = False  # since the last flush
         self.started = self._ended = self._shown_in_flight = 0  # calls
         self._in_flight = families.in_flight.labels(model)

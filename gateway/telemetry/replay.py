@@ -1,6 +1,8 @@
 """Telemetry: captured requests sent again, to whatever speaks the V2 protocol. The reading half of `capture`.
 
-May depend on fsspec and grpc. Requests go out in the order of the file, as many at a time as asked for.
+May depend on fsspec, grpc and the names of metadata. Requests go out in the order of the file, as many at a time as
+asked for. Each says that it is a replayed one, so that a gateway neither captures it again nor counts it as its model's
+traffic.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 import fsspec
 import grpc
 
+from gateway.infer.metadata import REPLAYED
 from gateway.v2.names import INFER
 
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -61,13 +64,17 @@ class Replayed:
 def read(url: str) -> Iterator[Captured]:
     """The requests of one captured file. url: a path, or any URL that fsspec can open.
 
-    A last line without its end is left out: the file is being written, or its writer was killed.
+    It is read to the end that it has now. A last line without its end is left out: the file is being written, or its
+    writer was killed.
 
     :raises BadCapture: if a line is no captured request.
     """
-    with fsspec.open(url, "rb") as file:
+    fs, path = fsspec.core.url_to_fs(url)
+    left = fs.size(path)
+    with fs.open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
+            left -= len(line)
+            if left < 0 or not line.endswith(b"\n"):
                 return
             try:
                 kept = json.loads(line)
@@ -77,35 +84,49 @@ def read(url: str) -> Iterator[Captured]:
 
 
 async def replay(
-    files: Sequence[str], to: str, *, at_once: int = 1, model: str | None = None, timeout: float = 60.0
+    files: Sequence[str],
+    to: str,
+    *,
+    at_once: int = 1,
+    model: str | None = None,
+    timeout: float = 60.0,
+    as_traffic: bool = False,
 ) -> Replayed:
     """Send every request of the files.
 
-    to:       HOST:PORT, without TLS.
-    at_once:  calls in flight.
-    model:    only requests of this one; None sends all.
-    timeout:  seconds for each call.
+    to:          HOST:PORT, without TLS.
+    at_once:     calls in flight.
+    model:       only requests of this one; None sends all.
+    timeout:     seconds for each call.
+    as_traffic:  let them count as if callers had sent them: in metrics, in captures.
     :raises BadCapture: if a file is no capture; what came before it has been sent.
     """
     result = Replayed()
     requests = (each for file in files for each in read(file) if model in (None, each.model))
+    marks = () if as_traffic else ((REPLAYED, "1"),)
     began = time.monotonic()
     async with grpc.aio.insecure_channel(to, _UNLIMITED) as channel:
         infer = channel.unary_unary(INFER)
 
         async def send_some() -> None:
             for request in requests:  # shared: each sender takes the next one
-                await _send(infer, request, timeout, result)
+                await _send(infer, request, marks, timeout, result)
 
         await asyncio.gather(*(send_some() for _ in range(at_once)))
     result.took = time.monotonic() - began
     return result
 
 
-async def _send(infer: grpc.aio.UnaryUnaryMultiCallable, request: Captured, timeout: float, result: Replayed) -> None:
+async def _send(
+    infer: grpc.aio.UnaryUnaryMultiCallable,
+    request: Captured,
+    marks: Sequence[tuple[str, str]],
+    timeout: float,
+    result: Replayed,
+) -> None:
     began = time.monotonic()
     try:
-        await infer(request.body, metadata=tuple(request.metadata.items()), timeout=timeout)
+        await infer(request.body, metadata=(*request.metadata.items(), *marks), timeout=timeout)
     except grpc.aio.AioRpcError as error:
         result.codes[error.code().name] += 1
         result.first_error = result.first_error or f"{error.code().name}: {error.details()}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from gateway.errors import UpstreamFailed
 from gateway.status import code_of
@@ -19,22 +20,26 @@ TIMEOUT = 10.0
 """Seconds for one question whose caller set no deadline; these RPCs take milliseconds."""
 
 
-async def ask(
-    endpoint: Endpoint,
-    method: str,
-    request: Any,
-    answer: type[Message],
-    *,
-    metadata: Metadata = (),
-    timeout: float | None = TIMEOUT,
-) -> Message:
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """On whose behalf a question is asked. Triton may want a key in the metadata (`--grpc-restricted-protocol`)."""
+
+    metadata: Metadata = ()  # of the caller, what may be passed on
+    timeout: float | None = TIMEOUT  # seconds
+
+
+NOBODY: Final = Asker()
+"""The gateway asks for itself."""
+
+
+async def ask(endpoint: Endpoint, method: str, request: Any, answer: type[Message], asker: Asker = NOBODY) -> Message:
     """Call `method` of the V2 service on one endpoint.
 
     request, answer:  protobuf messages (Any: their classes carry no types).
     raises:           CallFailed.
     """
     body = request.SerializeToString()
-    reply = await endpoint.connection.unary(SERVICE + method, body, metadata, timeout)
+    reply = await endpoint.connection.unary(SERVICE + method, body, asker.metadata, asker.timeout)
     return answer.FromString(reply.body)  # type: ignore[attr-defined,no-any-return]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -179,3 +180,59 @@ def get_json() -> Callable[..., Awaitable[object]]:
             return await answer.json()
 
     return get
+
+
+async def test_a_replayed_request_is_neither_captured_again_nor_its_model_s_traffic(
+    start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "captured"
+    capture = [{"model": "adder", "directory": str(folder), "share": 1}]
+    async with start(capture=capture) as gateway, channel_to(gateway.listen) as channel:
+        await call(channel, infer("adder"))
+        (file,) = await until_kept(folder)
+        code, output, _ = await run("replay", str(file), "--to", gateway.listen, folder=tmp_path)
+        assert (code, "1 requests" in output) == (0, True)
+        code, output, _ = await run("replay", str(file), "--to", gateway.listen, "--as-traffic", folder=tmp_path)
+        assert (code, "1 requests" in output) == (0, True)
+        counts = await counted(gateway)
+    assert len(file.read_text().splitlines()) == 2  # the caller's, and the one that was said to be traffic
+    assert counts == {"adder": 2.0, "replayed": 1.0}
+
+
+def whole_files(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("*.jsonl") if file.read_bytes().endswith(b"\n")]
+
+
+async def until_kept(folder: Path) -> list[Path]:
+    """The captured files, once one has a whole line."""
+    for _ in range(200):
+        if files := whole_files(folder):
+            return files
+        await asyncio.sleep(0.05)
+    raise AssertionError("nothing was captured")
+
+
+async def counted(gateway: Gateway) -> dict[str, float]:
+    """Calls by model, as Prometheus would read them."""
+    async with aiohttp.ClientSession() as session, session.get(f"http://{gateway.admin_address}/metrics") as answer:
+        text = await answer.text()
+    counts: dict[str, float] = {}
+    for line in text.splitlines():
+        if line.startswith("gateway_requests_total{"):
+            model = line.partition('model="')[2].partition('"')[0]
+            counts[model] = counts.get(model, 0.0) + float(line.rpartition(" ")[2])
+    return counts
+
+
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip], ids=["plain", "compressed"])
+async def test_a_request_that_cannot_be_read_is_counted_logged_and_keeps_its_id(
+    start: Start, capsys: pytest.CaptureFixture[str], compression: grpc.Compression | None
+) -> None:
+    log = {"destination": "stdout", "sample": 1}
+    async with start(access_log=log) as gateway, channel_to(gateway.listen) as channel:
+        refused = await call(channel, b"\xff" * 2000, metadata=[("x-request-id", "m-1")], compression=compression)
+        counts = await counted(gateway)
+    assert (refused.code, refused.trailers["x-request-id"]) == (grpc.StatusCode.INTERNAL, "m-1")
+    assert counts == {"other": 1.0}
+    (line,) = [json.loads(each) for each in capsys.readouterr().out.splitlines() if each.startswith("{")]
+    assert (line["code"], line["request_id"]) == ("INTERNAL", "m-1")

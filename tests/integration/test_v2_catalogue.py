@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from triton_fixture import FAST_START
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
+from v2_gateways import transparent_to
 
 from gateway.app import Gateway
 from gateway.triton import LocalTriton
@@ -189,3 +192,59 @@ async def test_the_index_lists_public_models_among_tritons(channel: grpc.aio.Cha
     assert {("adder", "1", "READY"), ("adder", "2", "READY"), ("best-label", "1", "READY")} <= set(models)
     assert ("add_two", "1", "READY") in models
     assert len(models) == len(set(models))
+
+
+RESTRICTED = "metadata,model-config,statistics,model-repository,shared-memory,trace,logging"
+KEY = [("triton-grpc-protocol-admin", "sesame")]
+RPCS = {
+    "ServerMetadata": (pb.ServerMetadataRequest(), pb.ServerMetadataResponse),
+    "ModelMetadata": (pb.ModelMetadataRequest(name="add_one_a"), pb.ModelMetadataResponse),
+    "ModelConfig": (pb.ModelConfigRequest(name="add_one_a"), pb.ModelConfigResponse),
+    "ModelStatistics": (pb.ModelStatisticsRequest(name="add_one_a"), pb.ModelStatisticsResponse),
+    "ModelStatistics of all": (pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse),
+    "RepositoryIndex": (pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse),
+    "RepositoryIndex elsewhere": (
+        pb.RepositoryIndexRequest(repository_name="no-such-place"),
+        pb.RepositoryIndexResponse,
+    ),
+    "RepositoryModelLoad": (pb.RepositoryModelLoadRequest(model_name="add_one_a"), pb.RepositoryModelLoadResponse),
+    "RepositoryModelUnload": (pb.RepositoryModelUnloadRequest(model_name="repeat"), pb.RepositoryModelUnloadResponse),
+    "SystemSharedMemoryStatus": (pb.SystemSharedMemoryStatusRequest(), pb.SystemSharedMemoryStatusResponse),
+    "TraceSetting": (pb.TraceSettingRequest(), pb.TraceSettingResponse),
+    "LogSettings": (pb.LogSettingsRequest(), pb.LogSettingsResponse),
+}
+
+
+@pytest.fixture(scope="module")
+async def restricted(triton_repository: Path) -> AsyncIterator[LocalTriton]:
+    """A Triton that wants a key for nearly everything but inference."""
+    flag = f"--grpc-restricted-protocol={RESTRICTED}:admin=sesame"
+    server = LocalTriton(triton_repository, models=("add_one_a", "repeat"), extra=(*FAST_START, flag))
+    await server.start()
+    yield server
+    await server.kill()
+    await server.aclose()
+
+
+@pytest.mark.parametrize("rpc", RPCS)
+@pytest.mark.parametrize("metadata", [(), KEY, [("triton-grpc-protocol-admin", "wrong")]], ids=["none", "key", "wrong"])
+async def test_a_restricted_rpc_answers_as_triton_with_the_caller_s_key_and_without(
+    restricted: LocalTriton, rpc: str, metadata: Any
+) -> None:
+    request, answer = RPCS[rpc]
+    async with (
+        transparent_to(restricted.grpc_address) as gateway,
+        channel_to(gateway.listen) as through,
+        channel_to(restricted.grpc_address) as direct,
+    ):
+        method = rpc.partition(" ")[0]
+        expected = await call(direct, request, method, metadata=metadata)
+        got = await call(through, request, method, metadata=metadata)
+    assert (got.code, got.text) == (expected.code, expected.text)
+    assert bool(answer.FromString(got.body).ListFields()) == bool(answer.FromString(expected.body).ListFields())
+
+
+async def test_an_index_that_no_endpoint_can_tell_is_an_error(unused_tcp_port: int) -> None:
+    async with transparent_to(f"127.0.0.1:{unused_tcp_port}") as gateway, channel_to(gateway.listen) as through:
+        got = await call(through, pb.RepositoryIndexRequest(), "RepositoryIndex")
+    assert got.code is grpc.StatusCode.UNAVAILABLE

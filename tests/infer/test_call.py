@@ -1,0 +1,189 @@
+"""A call ends once, whatever happens in its callbacks, and takes no other with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.errors import BUG_TEXT, GatewayError
+from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
+from gateway.infer.call import Call
+from gateway.infer.caller import Caller, metadata_from_pairs
+from gateway.infer.exchange import Request
+from gateway.infer.inference import Inference
+from gateway.infer.models import Models
+from gateway.infer.sequences import Sequences
+from gateway.infer.topology import Topology
+from gateway.routing import Route, Routes, Split
+from gateway.status import Code
+from gateway.types import Variant
+from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.pool import Pool
+from gateway.wire.client import ClientCall
+from gateway.wire.deadlines import Deadlines
+
+REQUEST = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x"]).SerializeToString()
+ANSWER = pb.ModelInferResponse(model_name="net", model_version="3", raw_output_contents=[b"y"]).SerializeToString()
+
+
+class Fault(Exception):
+    """Thrown in one place."""
+
+
+class Connection:
+    """An endpoint's, whose answer the test gives. fault: the method that throws."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+        self.sent: list[ClientCall] = []
+
+    def call(self, path: bytes, fields: Any, deadline: float | None) -> ClientCall:
+        if self.fault == "connection.call":
+            raise Fault
+        return ClientCall(path, fields, Deadlines(), None, 0.0)
+
+    def submit(self, call: ClientCall) -> None:
+        if self.fault == "connection.submit":
+            raise Fault
+        self.sent.append(call)
+
+
+class Asking(Caller):
+    """A caller that notes how its call ends."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+        self.metadata = metadata_from_pairs(())
+        self.peer, self.deadline, self.number = "ipv4:127.0.0.1:5", None, 1
+        self.ends: list[Code] = []
+        self.trailing: dict[bytes, bytes] = {}
+
+    def listen(self, call: Call | None) -> None:
+        if self.fault == "caller.listen" and call is not None:
+            raise Fault
+
+    def reply(self, body: bytes, initial: Any, trailing: Any) -> None:
+        if self.fault == "caller.reply":
+            raise Fault
+        self.ends.append(Code.OK)
+        self.trailing = dict(trailing)
+
+    def fail(self, error: GatewayError, trailing: Any) -> None:
+        self.ends.append(error.code)
+        self.trailing = dict(trailing)
+
+
+class Hooks(NoHooks):
+    """Listeners that throw, against their contract."""
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+        self.ended = 0
+
+    def call_started(self, event: CallStarted) -> CallObserver:
+        hooks = self
+
+        class Observer(NoObserver):
+            def attempt_started(self, event: Any) -> Any:
+                if hooks.fault == "hooks.attempt_started":
+                    raise Fault
+                return ()
+
+            def attempt_ended(self, event: Any) -> None:
+                if hooks.fault == "hooks.attempt_ended":
+                    raise Fault
+
+            def ended(self, event: Any) -> None:
+                hooks.ended += 1
+                if hooks.fault == "hooks.ended":
+                    raise Fault
+
+        return Observer()
+
+
+class World:
+    def __init__(self, fault: str = "") -> None:
+        self.connection = Connection(fault)
+        self.endpoint = Endpoint("u", "t:1", self.connection)
+        self.endpoint.state = State.READY
+        routes = Routes([Route("m", (Variant("größe 1", "u", "net"),), Split.all_to("größe 1"))])
+        self.hooks = Hooks(fault)
+        self.inference = Inference(
+            Topology(routes, {"u": Pool("u", [self.endpoint])}), self.hooks, Sequences(idle=1, most=1)
+        )
+        self.caller = Asking(fault)
+
+    def begin(self) -> Call:
+        call = Call(self.inference, self.caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST))
+        call.begin()
+        return call
+
+    def end(self, code: Code = Code.OK, body: bytes = ANSWER) -> None:
+        for client in self.connection.sent:
+            client.body, client.from_server = body, True
+            client.end(code, "")
+
+
+AT_THE_BEGINNING = ["connection.call", "connection.submit", "caller.listen", "hooks.attempt_started"]
+AT_THE_END = ["caller.reply", "hooks.attempt_ended"]
+
+
+@pytest.mark.parametrize("fault", [*AT_THE_BEGINNING, *AT_THE_END])
+def test_a_fault_in_a_callback_ends_its_call_with_internal(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(fault)
+    world.begin()
+    world.end()
+    assert world.caller.ends == [Code.INTERNAL]
+    assert world.endpoint.in_flight == 0
+    assert world.hooks.ended == 1
+    assert caplog.text.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("fault", ["", *AT_THE_END, "hooks.ended"])
+def test_a_caller_that_goes_away_leaves_nothing_behind_whatever_listeners_throw(fault: str) -> None:
+    world = World(fault)
+    call = world.begin()
+    try:
+        call.cancelled(Code.CANCELLED)
+    except Fault:
+        assert fault
+    assert world.endpoint.in_flight == 0
+    assert call.is_over
+
+
+def test_a_listener_that_throws_at_the_end_takes_nobody_s_answer() -> None:
+    world = World("hooks.ended")
+    world.begin()
+    world.end()
+    assert world.caller.ends == [Code.OK]
+
+
+@pytest.mark.parametrize("end", [lambda w: w.end(), lambda w: w.end(Code.INVALID_ARGUMENT)], ids=["answer", "error"])
+def test_answers_and_errors_name_the_variant_that_was_reached(end: Callable[[World], None]) -> None:
+    """Percent-encoded: a variant of a transparent gateway is called as Triton calls its model."""
+    world = World()
+    world.begin()
+    end(world)
+    assert world.caller.trailing[b"gateway-variant"] == b"gr%C3%B6%C3%9Fe%201"
+    assert world.caller.trailing[b"gateway-attempts"] == b"1"
+
+
+async def test_who_awaits_a_call_gets_the_fault_too() -> None:
+    world = World("connection.call")
+    with pytest.raises(GatewayError, match=BUG_TEXT):
+        await Models(world.inference).infer(Request(REQUEST))
+
+
+async def test_who_awaits_a_call_and_is_cancelled_ends_it() -> None:
+    world = World()
+    waiting = asyncio.ensure_future(Models(world.inference).infer(Request(REQUEST)))
+    await asyncio.sleep(0)
+    assert world.endpoint.in_flight == 1
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert world.endpoint.in_flight == 0
+    assert world.hooks.ended == 1
