@@ -27,7 +27,7 @@ from gateway.hooks import AttemptEnded, AttemptStarted, CallObserver, CallStarte
 from gateway.infer.attempts import Attempt, Attempts
 from gateway.infer.correlation import traced_id, with_own_id
 from gateway.infer.exchange import Reply, Request
-from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers
+from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers, trace_context
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
 from gateway.routing import Route, choose, endpoint_order, plan
@@ -234,7 +234,9 @@ class Inference:
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None
-        return extra
+        if self.hooks.traces or "traceparent" not in work.facts.metadata:
+            return extra
+        return (*extra, *trace_context(work.facts.metadata))
 
     def attempt_answered(self, work: Work) -> None:
         work.observer.attempt_ended(AttemptEnded(OK, "", None, self.clock()))
@@ -249,23 +251,34 @@ class Inference:
         if work.upstream_id is not None:
             text = with_own_id(failure.text, work.upstream_id, work.head.id)
             failure = CallFailed(failure.code, text, failure.trailing, from_server=failure.from_server)
-        verdict = verdict or judge(failure.code, failure.text, from_server=failure.from_server)
-        code = code_of(failure.code)
-        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         variant = attempt.variant
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
         asked = (variant.model, variant.version or work.head.model_version)
+        if verdict is None:
+            verdict = judge(
+                failure.code,
+                failure.text,
+                from_server=failure.from_server,
+                model=asked[0],
+                version=asked[1],
+                id=work.head.id,
+            )
+        code = code_of(failure.code)
+        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         attempt.endpoint.failed(asked, verdict, failure.text)
         if not verdict.elsewhere:
             text = (
                 failure.text if failure.from_server else _MADE_HERE.get(code, "The connection to the endpoint failed.")
             )
-            raise UpstreamFailed(code, text, failure.trailing)
+            raise last_asked(UpstreamFailed(code, text, failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
 
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
+        return last_asked(self._given_up(work), work)
+
+    def _given_up(self, work: Work) -> GatewayError:
         if work.sequence and work.pin and work.failures and work.failures[-1][2].meaning is not Meaning.OVERLOADED:
             return _sequence_lost(work.sequence)
         if not work.failures:
@@ -314,6 +327,14 @@ def as_asked(work: Work, body: bytes, head: Head) -> bytes:
         return body
     id = None if work.upstream_id is None else work.head.id
     return rename_response(body, head, model_name=work.route.model, id=id)
+
+
+def last_asked(error: GatewayError, work: Work) -> GatewayError:
+    """The error, with who was asked last, if anybody was."""
+    last = work.attempts.last
+    if last is not None:
+        error.served = served_by(work, last, last.variant.version)
+    return error
 
 
 def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:

@@ -35,14 +35,14 @@ class Models:
         with self.refusals(request, ""):
             head, facts = _peek(request)
         observer = self.inference.observe(request.method, head, facts, request.peer, request.body)
-        code, text, reply = Code.INTERNAL, "", None
+        code, text, reply, callers_fault = Code.INTERNAL, "", None, False
         try:
             reply = await self._answer(request, head, facts, observer)
         except asyncio.CancelledError:
             code, text = self._how_cancelled(request)
             raise
         except GatewayError as error:
-            code, text = error.code, error.text
+            code, text, callers_fault = error.code, error.text, error.is_callers
             raise
         except Exception as error:
             _log.exception("model %s: unforeseen failure", head.model_name)
@@ -54,7 +54,8 @@ class Models:
             return replace(reply, trailing=(*reply.trailing, *echo)) if echo else reply
         finally:
             served, size = (reply.served, len(reply.body)) if reply else (None, 0)
-            observer.ended(CallEnded(code, text, served, len(request.body), size, self.inference.clock()))
+            now = self.inference.clock()
+            observer.ended(CallEnded(code, text, served, len(request.body), size, now, callers_fault))
 
     @contextmanager
     def refusals(self, opening: Request, model: str) -> Iterator[None]:
@@ -68,7 +69,7 @@ class Models:
             observer = inference.hooks.call_started(
                 CallStarted(opening.method, model, known, "", opening.peer, at, facts)
             )
-            observer.ended(CallEnded(error.code, error.text, None, 0, 0, at))
+            observer.ended(CallEnded(error.code, error.text, None, 0, 0, at, error.is_callers))
             raise
 
     async def call(self, request: Request, observer: CallObserver) -> Reply:

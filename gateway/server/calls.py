@@ -18,7 +18,7 @@ import grpc
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
 from gateway.infer.exchange import Request
-from gateway.infer.metadata import echoed, first_values, passed_on
+from gateway.infer.metadata import echoed, failed_trailers, first_values, passed_on
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ async def abort(context: Context, error: GatewayError) -> None:
     """End the call with the error's status. Does not return."""
     trailing = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()
     echo = echoed(first_values(context.invocation_metadata() or ()))
-    await context.abort(_STATUS[error.code], error.text, trailing_metadata=(*trailing, *echo))
+    who = failed_trailers(error)
+    await context.abort(_STATUS[error.code], error.text, trailing_metadata=(*trailing, *who, *echo))
 
 
 def with_errors(handler: Handler[Answer]) -> Handler[Answer]:

@@ -18,7 +18,7 @@ from gateway.infer.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.infer.topology import Topology
 from gateway.routing import Route, plan
 from gateway.server.ask import as_error, ask, usable
-from gateway.status import judge
+from gateway.status import Meaning, judge
 from gateway.types import Facts, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, State
@@ -66,7 +66,7 @@ class Catalogue:
                     if (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse)).ready:
                         return True
                 except CallFailed as failure:
-                    _raise_if_callers_fault(failure)
+                    _raise_if_callers_fault(failure, request.name, request.version)
         return False
 
     async def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
@@ -187,7 +187,7 @@ class Catalogue:
                 try:
                     return await ask(endpoint, method, question, answer)
                 except CallFailed as failure:
-                    _raise_if_callers_fault(failure)
+                    _raise_if_callers_fault(failure, question.name, question.version)
                     failures.append(failure)
         raise self._no_answer(name, version, failures)
 
@@ -304,7 +304,8 @@ async def _results(asked: Iterable[Awaitable[Any]]) -> tuple[list[Any], list[Cal
     return answers, failures
 
 
-def _raise_if_callers_fault(failure: CallFailed) -> None:
-    """raises: UpstreamFailed if no other endpoint would answer otherwise."""
-    if not judge(failure.code, failure.text, from_server=failure.from_server).elsewhere:
+def _raise_if_callers_fault(failure: CallFailed, name: str, version: str) -> None:
+    """raises: UpstreamFailed if no other endpoint would answer otherwise. name, version: that were asked about."""
+    verdict = judge(failure.code, failure.text, from_server=failure.from_server, model=name, version=version)
+    if not verdict.elsewhere and verdict.meaning is not Meaning.UNCLEAR:
         raise as_error(failure) from failure

@@ -20,8 +20,8 @@ from gateway.forward.channel import WireChannel
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded
 from gateway.infer.attempts import Attempt
 from gateway.infer.exchange import Request
-from gateway.infer.inference import INFER, Decision, Work, as_asked, request_for
-from gateway.infer.metadata import echoed, first_values, is_field_passed_on, passed_on, served_trailers
+from gateway.infer.inference import INFER, Decision, Work, as_asked, request_for, served_by
+from gateway.infer.metadata import echoed, failed_trailers, first_values, is_field_passed_on, passed_on, served_trailers
 from gateway.infer.models import Models
 from gateway.merge import Batch, Layout
 from gateway.server.calls import CallLimits
@@ -142,7 +142,7 @@ class Relay:
         except GatewayError as error:
             trailing = error.trailers if isinstance(error, UpstreamFailed) else ()
             echo = echoed(first_values(request.metadata))
-            call.fail(error.code, error.text, fields_from([*trailing, *echo]))
+            call.fail(error.code, error.text, legal_fields([*trailing, *failed_trailers(error), *echo]))
         except Exception:
             _log.exception("unforeseen failure in ModelInfer")
             call.fail(Code.INTERNAL, BUG_TEXT)
@@ -324,7 +324,8 @@ class _Forwarding:
         except (GatewayError, WireFailed) as error:
             self._inference.attempt_answered(self._work)
             self._end(error.code, str(error))
-            self._call.fail(error.code, str(error))
+            who = served_trailers(served_by(self._work, self._attempt, ""))
+            self._call.fail(error.code, str(error), (*legal_fields(who), *self._said.echo))
             return
         self._inference.attempt_answered(self._work)
         self._end(OK, "")
@@ -383,7 +384,7 @@ class _Forwarding:
 
     def _fail(self, error: GatewayError) -> None:
         self._end(error.code, error.text)
-        trailing = self._said.echo
+        trailing = (*legal_fields(failed_trailers(error)), *self._said.echo)
         if isinstance(error, UpstreamFailed):
             trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
         self._call.fail(error.code, error.text, trailing)
