@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from gateway.status import Code
+from gateway.types import Served
 
 
 class GatewayError(Exception):
     """Ends a call with `code` and the exception's text."""
 
     code: ClassVar[Code]
-    trailing: Sequence[tuple[str, str | bytes]] = ()
-    """Trailing metadata that the caller gets with it, such as who was asked; () while nothing is known of that."""
+    is_callers: ClassVar[bool] = False  # the caller's fault although the code does not say so
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
+        self.served: Served | None = None  # who was asked last, if the request reached anybody
 
 
 def _shown(name: str) -> str:
@@ -46,6 +47,7 @@ class MalformedMessage(GatewayError):
     """Bytes that are no message of their method. Any gRPC server, Triton too, ends such a call with INTERNAL."""
 
     code = Code.INTERNAL
+    is_callers = True
 
 
 class UnknownModel(GatewayError):
@@ -68,6 +70,7 @@ class Unsupported(GatewayError):
     """The method exists, but not for this kind of model."""
 
     code = Code.UNIMPLEMENTED
+    is_callers = True
 
 
 class DeadlineExceeded(GatewayError):

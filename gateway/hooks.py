@@ -129,6 +129,7 @@ class CallEnded:
     request_bytes: int
     response_bytes: int
     at: float
+    callers_fault: bool  # although its code does not say so, and no attempt does
 
     def __init__(
         self,
@@ -138,7 +139,9 @@ class CallEnded:
         request_bytes: int,
         response_bytes: int,
         at: float,
+        callers_fault: bool = False,
     ) -> None:
+        self.callers_fault = callers_fault
         self.code = code
         self.text = text
         self.served = served
@@ -220,6 +223,9 @@ class CallObserver(Protocol):
 class Hooks(Protocol):
     """What the core is given to report to."""
 
+    traces: bool
+    """Are calls traced here? Then the observers answer what is said of traces upstream; else callers' own passes."""
+
     def call_started(self, event: CallStarted) -> CallObserver: ...
 
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
@@ -261,6 +267,8 @@ class NoObserver:
 class NoHooks:
     """For tools and tests that need no telemetry."""
 
+    traces: bool = False
+
     def call_started(self, event: CallStarted) -> CallObserver:
         return NoObserver()
 
@@ -272,6 +280,8 @@ class NoHooks:
 @mypyc_attr(allow_interpreted_subclasses=True)
 class NoListener:
     """Hears nothing; for those who care about some of it."""
+
+    traces: bool = False  # does it trace calls?
 
     def call_started(self, event: CallStarted) -> CallObserver | None:
         return None

@@ -6,6 +6,7 @@ Sources: grpc `doc/statuscodes.md`; Triton's `grpc_utils.cc` and the texts probe
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
@@ -51,6 +52,7 @@ class Meaning(Enum):
     DRAINING = "draining"  # this endpoint is shutting down
     MODEL_GONE = "model_gone"  # this endpoint does not serve the model now
     UNREACHABLE = "unreachable"  # no connection, or it broke
+    UNCLEAR = "unclear"  # unavailable for a reason that is not Triton's: a model's own words, a proxy's
     ENDED = "ended"  # the deadline passed or the caller went away
 
 
@@ -60,7 +62,7 @@ class Verdict:
 
     meaning: Meaning
     elsewhere: bool  # may another endpoint or variant be tried?
-    ejects: bool  # is the whole endpoint to be left alone until a probe succeeds?
+    ejects: bool  # is the whole endpoint in doubt until a probe has asked it?
 
 
 _VERDICTS: Final = {
@@ -70,16 +72,28 @@ _VERDICTS: Final = {
     Meaning.DRAINING: Verdict(Meaning.DRAINING, elsewhere=True, ejects=True),
     Meaning.MODEL_GONE: Verdict(Meaning.MODEL_GONE, elsewhere=True, ejects=False),
     Meaning.UNREACHABLE: Verdict(Meaning.UNREACHABLE, elsewhere=True, ejects=True),
+    Meaning.UNCLEAR: Verdict(Meaning.UNCLEAR, elsewhere=False, ejects=False),
     Meaning.ENDED: Verdict(Meaning.ENDED, elsewhere=False, ejects=False),
 }
 
 NO_CONNECTION_TEXT: Final = "Too many calls wait for a connection"
 """Of RESOURCE_EXHAUSTED that `forward` makes itself: one endpoint has too much before it, another may not."""
 
-_OVERLOAD_TEXTS: Final = ("Exceeds maximum queue size", "Request timeout expired")
-_DRAIN_TEXT: Final = "Server is stopping"
-# A model's own NOT_FOUND says other things.
-_MODEL_TEXTS: Final = ("Request for unknown model", "has no available versions")
+UNKNOWN_ID: Final = "<id_unknown>"
+"""What Triton's error texts say of a request without an id. source: triton core, infer_request.h, `LogRequest`."""
+
+_WITHOUT_ID: Final = f"[request id: {UNKNOWN_ID}] "
+
+# Whole sentences of Triton 2.51, each provoked from a real one. What only contains one of them says nothing: models
+# write what they like, and repeat what callers wrote.
+_QUEUE_FULL: Final = "Exceeds maximum queue size"
+_QUEUE_TIMEOUT: Final = "Request timeout expired"
+_STOPPING: Final = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+_RESTRICTED: Final = "This protocol is restricted, expecting header '"
+_UNREADABLE: Final = "Unable to parse request"
+_NO_REGION: Final = "Unable to find shared memory region: '"
+_TOO_LARGE: Final = re.compile(r"(?:CLIENT: |SERVER: )?(?:Received|Sent) message larger than max \(\d+ vs\. \d+\)")
+"""Of gRPC's C++ library in a server."""
 
 _BY_CODE: Final = {
     Code.CANCELLED: Meaning.ENDED,
@@ -96,44 +110,95 @@ _BY_CODE: Final = {
 }
 
 
-def judge(code: int, text: str, *, from_server: bool) -> Verdict:
+def judge(code: int, text: str, *, from_server: bool, model: str = "", version: str = "", id: str = "") -> Verdict:
     """Say what an upstream's failure means.
 
     code, text:   the status as received; an unknown number counts as UNKNOWN.
     from_server:  False if the transport made the status itself (no connection, reset, GOAWAY).
+    model, version, id:  as the server was asked, since its sentences name them.
     """
+    meaning = _BY_CODE.get(code_of(code), Meaning.SERVER)
     if code == Code.UNAVAILABLE:
-        return _VERDICTS[_unavailable(text, from_server)]
-    if code == Code.RESOURCE_EXHAUSTED and not from_server and text != NO_CONNECTION_TEXT:
-        return _VERDICTS[Meaning.SERVER]  # its answer was larger than we take: it would be so anywhere
-    if code == Code.NOT_FOUND and any(known in text for known in _MODEL_TEXTS):
-        return _VERDICTS[Meaning.MODEL_GONE]
-    try:
-        return _VERDICTS[_BY_CODE.get(Code(code), Meaning.SERVER)]
-    except ValueError:
-        return _VERDICTS[Meaning.SERVER]
+        meaning = _unavailable(text, model, version, id) if from_server else Meaning.UNREACHABLE
+    elif code == Code.RESOURCE_EXHAUSTED and not from_server and text != NO_CONNECTION_TEXT:
+        meaning = Meaning.SERVER  # its answer was larger than we take: it would be so anywhere
+    elif code == Code.RESOURCE_EXHAUSTED and _TOO_LARGE.fullmatch(text):
+        meaning = Meaning.CALLER
+    elif code == Code.NOT_FOUND and _is_model_gone(_own_words(text, model, id), model, version):
+        meaning = Meaning.MODEL_GONE
+    elif code == Code.INTERNAL and text == _UNREADABLE:
+        meaning = Meaning.CALLER
+    return _VERDICTS[meaning]
 
 
-def _unavailable(text: str, from_server: bool) -> Meaning:
-    if not from_server:
-        return Meaning.UNREACHABLE
-    if any(known in text for known in _OVERLOAD_TEXTS):
+def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:
+    """What no sentence of Triton's is a model's own, or of something between us: it is passed on as it is."""
+    sentence = _own_words(text, model, id)
+    if sentence in (_QUEUE_FULL, _QUEUE_TIMEOUT):
         return Meaning.OVERLOADED
-    if _DRAIN_TEXT in text:
+    if sentence == _STOPPING:
         return Meaning.DRAINING
-    # Anything else a Triton calls unavailable (a model still loading, a restricted protocol) concerns this model here.
-    return Meaning.MODEL_GONE
+    if _is_model_gone(sentence, model, version):
+        return Meaning.MODEL_GONE
+    if text.startswith(_RESTRICTED) and text.endswith("'"):
+        return Meaning.CALLER  # it lacks the key
+    return Meaning.UNCLEAR
 
 
-def judge_in_band(text: str) -> Verdict:
-    """Say what an error inside a ModelStreamInfer means. It comes without a code, so its text decides.
+def _own_words(text: str, model: str, id: str) -> str:
+    """A sentence of Triton's without what it may begin with: the ensemble whose step it is about, the request's id."""
+    text = text.removeprefix(f"in ensemble '{model}', ")
+    own = f"[request id: {id}] "
+    return text[len(own) :] if id and text.startswith(own) else text.removeprefix(_WITHOUT_ID)
 
-    Only what Triton says of itself is taken for more than the caller's or the model's own error.
+
+def _is_model_gone(sentence: str, model: str, version: str) -> bool:
+    """Does it say that this very model, or version, is not served?"""
+    named = f"Request for unknown model: '{model}'"
+    if not sentence.startswith(named):
+        return False
+    rest = sentence[len(named) :]
+    if rest in (" is not found", " has no available versions"):
+        return True
+    return bool(version) and rest in (f" version {version} is not found", f" version {version} is not at ready state")
+
+
+def judge_in_band(text: str, *, by_model: bool, model: str, version: str = "", id: str = "") -> tuple[Code, Verdict]:
+    """Say what an error inside a ModelStreamInfer means, and the code that it has in a unary call.
+
+    It comes without a code. What decides is who wrote it: Triton names the model in whatever comes from the model or
+    its queue, and in nothing that it refuses before. No model can make an error look like a refusal.
+
+    by_model:  does the response beside the text name a model?
+    others:    as in `judge`.
     """
-    if any(known in text for known in _OVERLOAD_TEXTS):
-        return _VERDICTS[Meaning.OVERLOADED]
-    if _DRAIN_TEXT in text:
-        return _VERDICTS[Meaning.DRAINING]
-    if any(known in text for known in _MODEL_TEXTS):
-        return _VERDICTS[Meaning.MODEL_GONE]
-    return _VERDICTS[Meaning.CALLER]
+    sentence = _own_words(text, model, id)
+    in_step = text.startswith(f"in ensemble '{model}', ")  # what a step refuses is the ensemble's answer
+    meaning, code = Meaning.CALLER, Code.INVALID_ARGUMENT
+    if sentence == _QUEUE_TIMEOUT or (sentence == _QUEUE_FULL and (in_step or not by_model)):
+        meaning, code = Meaning.OVERLOADED, Code.UNAVAILABLE
+    elif sentence == _STOPPING and (in_step or not by_model):
+        meaning, code = Meaning.DRAINING, Code.UNAVAILABLE
+    elif by_model:
+        meaning, code = Meaning.SERVER, Code.INTERNAL
+    elif _is_model_gone(sentence, model, version):
+        meaning = Meaning.MODEL_GONE
+        code = Code.UNAVAILABLE if sentence.endswith(" is not at ready state") else Code.NOT_FOUND
+    elif text.startswith(_NO_REGION):
+        code = Code.NOT_FOUND
+    return code, _VERDICTS[meaning]
+
+
+_SERVER_CODES: Final = frozenset(
+    {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS}
+)
+
+
+def is_server_fault(code: Code, meaning: Meaning | None) -> bool:
+    """Did a call fail by the server's doing, and not by its caller's?
+
+    code:     the call's end.
+    meaning:  of its last attempt, None if there was none or it went well: some callers' faults have a server's code.
+    source: OpenTelemetry semantic conventions, gRPC, status of server spans.
+    """
+    return code in _SERVER_CODES and meaning is not Meaning.CALLER

@@ -53,12 +53,14 @@ class Attempts:
         "_reason",
         "_targets",
         "_tried_here",
+        "last",
         "made",
     )
 
     def __init__(self, plan: Plan, pools: Mapping[str, Pool], most: int) -> None:
         self._targets = plan.targets
         self._reason = plan.reason
+        self.last: Attempt | None = None
         self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
         self._pools = pools
         self._most = most
@@ -83,7 +85,8 @@ class Attempts:
                 self._tried_here = (*self._tried_here, endpoint)
                 instead_of = self._last if why == "fallback" else ""
                 self._last = variant.name
-                return Attempt(variant, endpoint, self.made, why, instead_of)
+                self.last = Attempt(variant, endpoint, self.made, why, instead_of)
+                return self.last
             if not self._tried_here and variant not in self._put_off:
                 self._put_off = (*self._put_off, variant)
                 self._targets = (*self._targets, variant)

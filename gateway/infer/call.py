@@ -20,7 +20,7 @@ from gateway.infer.attempts import Attempt
 from gateway.infer.caller import Caller
 from gateway.infer.inference import Decision, Inference, Work, as_asked, request_for
 from gateway.infer.merging import MergePoint, merge_point
-from gateway.infer.metadata import is_field_passed_on, passed_on, served_trailers
+from gateway.infer.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.merge import Batch, Layout
 from gateway.status import OK, Code, Meaning
 from gateway.types import Metadata, Served
@@ -305,13 +305,13 @@ class Call:
         self._end(code, text)
 
     def _fail(self, error: GatewayError) -> None:
-        trailing = self._caller.metadata.echo
-        if self._attempt is not None:
-            trailing = (*self._who("")[1], *trailing)
+        if self._attempt is not None and error.served is None:
+            error.served = self._who(self._attempt.variant.version)[0]
+        trailing = (*legal_fields(failed_trailers(error)), *self._caller.metadata.echo)
         if isinstance(error, UpstreamFailed):
             trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
         self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer
-        self._end(error.code, error.text)
+        self._end(error.code, error.text, error.is_callers)
 
     def _fail_unforeseen(self, error: Exception) -> None:
         """Our own fault: this call ends, and no other."""
@@ -320,12 +320,13 @@ class Call:
         if not self.is_over:
             self._fail(Bug(BUG_TEXT))
 
-    def _end(self, code: Code, text: str) -> None:
+    def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
         self._caller.listen(None)
         if self._is_reported:
+            sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
-            self._observer.ended(CallEnded(code, text, self.served, self._request_bytes, self._answered_bytes, now))
+            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault))
 
 
 @lru_cache(256)

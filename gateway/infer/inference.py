@@ -27,7 +27,7 @@ from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver,
 from gateway.infer.attempts import Attempt, Attempts
 from gateway.infer.caller import CallerMetadata
 from gateway.infer.correlation import traced_id, with_own_id
-from gateway.infer.metadata import REQUEST_ID
+from gateway.infer.metadata import REQUEST_ID, trace_context
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
@@ -147,7 +147,7 @@ class Inference:
         facts = Facts(metadata.values)
         request_id = metadata.values.get(REQUEST_ID, "")
         started = CallStarted(method, model, self.topology.is_known(model), request_id, peer, now, facts)
-        self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now))
+        self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
 
     def decision(self, metadata: CallerMetadata, head: Head) -> Decision:
         """What is decided for these two; made once for all requests that share them."""
@@ -237,7 +237,9 @@ class Inference:
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None
-        return extra
+        if self.hooks.traces or "traceparent" not in work.facts.metadata:
+            return extra
+        return (*extra, *trace_context(work.facts.metadata))
 
     def attempt_answered(self, work: Work) -> None:
         work.observer.attempt_ended(AttemptEnded(OK, "", None, self.clock()))
@@ -252,23 +254,34 @@ class Inference:
         if work.upstream_id is not None:
             text = with_own_id(failure.text, work.upstream_id, work.head.id)
             failure = CallFailed(failure.code, text, failure.trailing, from_server=failure.from_server)
-        verdict = verdict or judge(failure.code, failure.text, from_server=failure.from_server)
-        code = code_of(failure.code)
-        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         variant = attempt.variant
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
         asked = (variant.model, variant.version or work.head.model_version)
+        if verdict is None:
+            verdict = judge(
+                failure.code,
+                failure.text,
+                from_server=failure.from_server,
+                model=asked[0],
+                version=asked[1],
+                id=work.head.id,
+            )
+        code = code_of(failure.code)
+        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         attempt.endpoint.failed(asked, verdict, failure.text)
         if not verdict.elsewhere:
             text = (
                 failure.text if failure.from_server else _MADE_HERE.get(code, "The connection to the endpoint failed.")
             )
-            raise UpstreamFailed(code, text, failure.trailing)
+            raise last_asked(UpstreamFailed(code, text, failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
 
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
+        return last_asked(self._given_up(work), work)
+
+    def _given_up(self, work: Work) -> GatewayError:
         if work.sequence and work.pin and work.failures and work.failures[-1][2].meaning is not Meaning.OVERLOADED:
             return _sequence_lost(work.sequence)
         if not work.failures:
@@ -310,6 +323,14 @@ def as_asked(work: Work, body: bytes, head: Head) -> bytes:
         return body
     id = None if work.upstream_id is None else work.head.id
     return rename_response(body, head, model_name=work.route.model, id=id)
+
+
+def last_asked(error: GatewayError, work: Work) -> GatewayError:
+    """The error, with who was asked last, if anybody was."""
+    last = work.attempts.last
+    if last is not None:
+        error.served = served_by(work, last, last.variant.version)
+    return error
 
 
 def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:

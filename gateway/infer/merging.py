@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError
 from gateway.infer.attempts import Attempt
-from gateway.infer.correlation import with_own_id
+from gateway.infer.correlation import traced_id, with_own_id
 from gateway.merge import Batch, Layout, Layouts, Member, MergeLimits, Merger, MergeSettings
 from gateway.status import OK, Meaning, judge
 from gateway.types import Metadata, Variant
@@ -32,7 +32,7 @@ from gateway.wire.peek import Head, peek_response
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
-_OWN_FAULT: Final = (Meaning.CALLER, Meaning.SERVER)  # what one member may have caused for all
+_OWN_FAULT: Final = (Meaning.CALLER, Meaning.SERVER, Meaning.UNCLEAR)  # what one member may have caused for all
 _SPOILT_MOST: Final = 3  # batches that a caller may spoil …
 _APART_SECONDS: Final = 10.0  # … before its requests go alone for so long
 _SPOILERS_KEPT: Final = 1024  # callers come and go
@@ -113,7 +113,7 @@ class MergePoint:
             return
         leader = next((member for member in batch.members if member.added), None)
         client = self._endpoint.connection.call(_PATH, fields_from(leader.added) if leader is not None else (), None)
-        id = leader.upstream_id or "" if leader is not None else ""
+        id = traced_id(leader.added, "") or "" if leader is not None else ""
         client.request = batch.request(self._variant.model, self._variant.version, id)
         client.on_done = lambda done: self._done(batch, merger, done, id)
         self._in_flight[batch] = client
@@ -165,7 +165,8 @@ class MergePoint:
                 member.answered(answer, head, client, len(batch.members))
 
     def _refused(self, batch: Batch[Mergeable], client: ClientCall) -> None:
-        verdict = judge(client.code, client.text, from_server=client.from_server)
+        model, version = self._variant.model, self._variant.version
+        verdict = judge(client.code, client.text, from_server=client.from_server, model=model, version=version)
         if verdict.meaning in _OWN_FAULT:
             self._one_by_one(batch.members)
             return

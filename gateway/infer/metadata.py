@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote
 
+from gateway.errors import GatewayError
 from gateway.types import Metadata, MetadataValue, Served
 
 _DROPPED: Final = frozenset(
     {
         "connection", "content-length", "content-type", "host", "keep-alive", "proxy-connection", "te", "trailer",
         "transfer-encoding", "upgrade", "user-agent",
-        # Trace context goes on from the gateway's own span, if sampled: Triton traces whatever has a parent.
+        # Trace context goes on from the gateway's own span, if sampled: Triton traces whatever has a parent. Where the
+        # gateway traces nothing the caller's is added to each attempt, see `trace_context`.
         "traceparent", "tracestate",
     }
 )  # fmt: skip
@@ -66,6 +68,20 @@ def echoed(metadata: Mapping[str, str]) -> Metadata:
     """
     id = metadata.get(REQUEST_ID, "")
     return ((REQUEST_ID, id),) if id and len(id) <= _ID_LIMIT and id.isascii() and id.isprintable() else ()
+
+
+def trace_context(metadata: Mapping[str, str]) -> Metadata:
+    """A caller's own place in a trace, for upstream: where nothing here traces calls, others' traces pass through."""
+    return tuple(
+        (key, value)
+        for key in ("traceparent", "tracestate")
+        if (value := metadata.get(key, "")) and value.isascii() and value.isprintable()
+    )
+
+
+def failed_trailers(error: GatewayError) -> Metadata:
+    """As `served_trailers`, of an error: who was asked last. Nothing if the request reached nobody."""
+    return served_trailers(error.served) if error.served is not None else ()
 
 
 def served_trailers(served: Served) -> Metadata:

@@ -87,14 +87,14 @@ class Models:
         metadata = metadata_from_pairs(request.metadata)
         decision = inference.decision(metadata, head)
         observer = inference.report(request.method, decision, request.peer, request.body)
-        code, text, reply = Code.INTERNAL, BUG_TEXT, None
+        code, text, reply, callers_fault = Code.INTERNAL, BUG_TEXT, None, False
         try:
             reply = await pipeline.infer(request, observer)
         except asyncio.CancelledError:
             code, text = self._how_cancelled(request)
             raise
         except GatewayError as error:
-            code, text = error.code, error.text
+            code, text, callers_fault = error.code, error.text, error.is_callers
             raise
         except Exception as error:
             _log.exception("model %s: unforeseen failure", head.model_name)
@@ -104,7 +104,7 @@ class Models:
             return replace(reply, trailing=(*reply.trailing, *legible_metadata(metadata.echo)))
         finally:
             served, size = (reply.served, len(reply.body)) if reply else (None, 0)
-            observer.ended(CallEnded(code, text, served, len(request.body), size, inference.clock()))
+            observer.ended(CallEnded(code, text, served, len(request.body), size, inference.clock(), callers_fault))
 
     def _how_cancelled(self, request: Request) -> tuple[Code, str]:
         """A caller whose deadline has passed goes away like one that lost interest."""
@@ -152,8 +152,7 @@ class AwaitingCaller(Caller):
         self._settle(Reply(body, legible_metadata(initial), legible_metadata(trailing), call.served), None)
 
     def fail(self, error: GatewayError, trailing: Fields) -> None:
-        error.trailing = legible_metadata(trailing)
-        self._settle(None, error)
+        self._settle(None, error)  # which knows who was asked; what else there is to say is its servicer's
 
     def _settle(self, reply: Reply | None, error: GatewayError | None) -> None:
         if self.answer.done():

@@ -163,7 +163,11 @@ class PipelineModel:
         wanted = self._wanted(message.outputs)
         parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
         run = Run(request, observer, message.id, parameters)
-        made = await self.run(tensors, run)
+        try:
+            made = await self.run(tensors, run)
+        except GatewayError as error:
+            error.served = self._asked_last(run, error.served)
+            raise
         types = {spec.name: spec.datatype for spec in self.pipeline.outputs}
         body = build_response(
             self.name, PIPELINE_VERSION, message.id, {name: (types[name], made[name]) for name in wanted}
@@ -232,6 +236,13 @@ class PipelineModel:
         if last is None:
             return Served(self.name, "", PIPELINE_VERSION, "", 0)
         return Served(self.name, last.variant, last.model_version, last.endpoint, run.attempts)
+
+    def _asked_last(self, run: Run, by_call: Served | None) -> Served | None:
+        """Of a run that failed: by_call is who was asked by the call that did, None if it was no call."""
+        if by_call is None:
+            return self.served(run) if run.served is not None else None
+        attempts = run.attempts + by_call.attempts
+        return Served(self.name, by_call.variant, by_call.model_version, by_call.endpoint, attempts)
 
     def _wanted(self, requested: Sequence[Any]) -> list[str]:
         """Names of the outputs to answer. requested: InferRequestedOutputTensor messages; none means all."""

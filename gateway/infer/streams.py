@@ -2,8 +2,12 @@
 
 One *leg* is an upstream stream to one endpoint for one model: all messages that go to both travel on it, so Triton sees
 a sequence's requests in order. Models do not share legs, since a Triton whose stream has requests of decoupled models
-among others ends up answering nothing or crashing (seen with 2.51). Upstream ids are the gateway's own, so that answers
-find their request; the caller's id is put back.
+among others ends up answering nothing or crashing (seen with 2.51).
+
+Answers find their request by its id, so ids under way on one leg differ. A caller's id goes to the model as it is; the
+second request of the same id goes on another leg beside the first, so that one that means to stop the first names it.
+Only a request without an id gets one here, and one whose place is on a leg that has its id already (of a sequence, or
+the fifth at once) gets a suffix. What the caller sees is its own id.
 
 Order, as Triton keeps it: answers of models that answer once come in the order of their requests; those of decoupled
 models come as they are made, in order per request. Which kind a model is shows in its first answer: a decoupled one
@@ -17,12 +21,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
+from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from gateway.errors import GatewayError, UpstreamFailed
-from gateway.hooks import AttemptEnded, CallEnded, CallObserver
+from gateway.hooks import AttemptEnded, CallEnded, CallObserver, CallStarted
 from gateway.infer.attempts import Attempt
 from gateway.infer.correlation import with_own_id
 from gateway.infer.exchange import Request
@@ -49,6 +55,15 @@ _log = logging.getLogger(__name__)
 _FINAL: Final = "triton_final_response"
 _WANTS_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM: Final = "triton_grpc_error"
+
+_LANES: Final = 4
+"""Legs to one endpoint for one model, for requests that share an id and are under way at once."""
+
+_DECOUPLED_KEPT: Final = 4096
+"""Names of models known to be decoupled. A name that is forgotten is learnt again with the next answer."""
+
+_NAMES_TOLD: Final = 1024
+"""Characters of each list of who answered: it becomes one header field, and servers choose what their versions are."""
 
 _FAREWELL_SECONDS: Final = 1.0  # how long a server may take to end a stream on which all is said
 
@@ -88,16 +103,22 @@ class Message:
     answers = 0
     answer_bytes = 0
     served: Served | None = None
+    asked: Served | None = None  # who was asked last, if the message has failed
+    failed: tuple[CallFailed, Verdict] | None = None  # an error among its answers, after which it went on
     held: deque[bytes] | None = None  # answers that wait for their turn
     done = False
+    key = ""  # its id upstream
 
-    def __init__(self, body: bytes, head: Head, observer: CallObserver, key: str, in_order: bool) -> None:
+    def __init__(self, body: bytes, head: Head, observer: CallObserver, in_order: bool) -> None:
         self.body: bytes | None = body  # None once an answer has come: it can't be sent again
         self.size = len(body)
         self.head = head
         self.observer = observer
-        self.key = key  # its id upstream
         self.in_order = in_order  # must its answers keep the order of the requests?
+
+
+LegKey = tuple[Endpoint, str, int]
+"""Where to, for which Triton model, and the lane beside others of the same."""
 
 
 class Leg:
@@ -105,13 +126,13 @@ class Leg:
 
     __slots__ = ("_session", "call", "endpoint", "heads", "key", "messages")
 
-    def __init__(self, session: StreamSession, attempt: Attempt, metadata: Metadata, timeout: float | None) -> None:
+    def __init__(self, session: StreamSession, key: LegKey, metadata: Metadata, timeout: float | None) -> None:
         self._session = session
-        self.endpoint = attempt.endpoint
-        self.key = (attempt.endpoint, attempt.variant.model)
+        self.endpoint = key[0]
+        self.key = key
         self.messages: dict[str, Message] = {}
         self.heads = StreamResponseHeads()
-        self.call: StreamCall = attempt.endpoint.connection.stream(STREAM, metadata, timeout, self)
+        self.call: StreamCall = self.endpoint.connection.stream(STREAM, metadata, timeout, self)
 
     def message_arrived(self, body: bytes) -> bool:
         return self._session.answer_arrived(self, body)
@@ -121,6 +142,41 @@ class Leg:
 
     def ended(self, failure: CallFailed | None) -> None:
         self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", from_server=False))
+
+
+class Names:
+    """Different names in the order in which they came, as one text of bounded length."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._known: set[str] = set()
+        self._is_full = False
+
+    def add(self, name: str) -> None:
+        if not name or self._is_full or name in self._known:
+            return
+        text = f"{self.text},{name}" if self.text else name
+        if len(text) > _NAMES_TOLD:
+            text, self._is_full = f"{self.text},...".lstrip(","), True
+        self._known.add(name)
+        self.text = text
+
+
+def own_id(taken: Container[str]) -> str:
+    """An id for a request that has none: a number, since some models read one, and not one that other callers get."""
+    while (id := str(random.getrandbits(62))) in taken:
+        pass
+    return id
+
+
+def distinct_id(id: str, taken: Collection[str]) -> str:
+    """The id, or one that begins with it and is not taken; of a number it is a number."""
+    mark = "" if id.isascii() and id.isdigit() else "-"
+    made, count = id, max(len(taken), 1)
+    while made in taken:
+        made = f"{id}{mark}{count}"
+        count += 1
+    return made
 
 
 class StreamSession:
@@ -135,7 +191,7 @@ class StreamSession:
         self._caller = caller
         self._limits = limits
         self._heads = StreamRequestHeads()
-        self._legs: dict[tuple[Endpoint, str], Leg] = {}  # by Triton model as well
+        self._legs: dict[LegKey, Leg] = {}
         self._leaving: set[Leg] = set()  # those that take no more messages and have not ended
         self._full_legs: set[Leg] = set()  # those that take no more now
         self._paused: set[Leg] = set()  # those that were told to bring no more answers
@@ -146,21 +202,20 @@ class StreamSession:
         self._is_fed = True  # more requests are wanted
         self._is_going_on = False
         self._no_more = False  # the caller has said that there are no more requests
-        self._accepted = 0
         self._open: set[Message] = set()
         self._order: deque[Message] = deque()  # those whose answers must keep the order of the requests
         self._kept_bytes = 0  # of requests without an answer yet
         self._held_bytes = 0  # of answers that wait for their turn
         self._caller_full = False  # the caller reads slowly
         self._is_choked = False  # and answers that no server held back are piling up meanwhile
-        self._who: tuple[dict[str, None], dict[str, None], dict[str, None]] = ({}, {}, {})
+        self._who = (Names(), Names(), Names())  # variants, versions, endpoints
         self._last_served: Served | None = None
         self._attempts = 0
 
     def trailing_metadata(self) -> Metadata:
         """Who answered on this stream: each name once, in order of their first answer; the attempts in total."""
-        variants, versions, endpoints = (",".join(names) for names in self._who)
-        served = Served("", variants, versions, endpoints, self._attempts)
+        variants, versions, endpoints = self._who
+        served = Served("", variants.text, versions.text, endpoints.text, self._attempts)
         return (*served_trailers(served), *echoed(self._facts))
 
     # The caller's side
@@ -264,13 +319,11 @@ class StreamSession:
 
     def _accept(self, body: bytes) -> None:
         inference = self._inference
-        head = self._heads.peek(body)
-        facts = Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
+        head, facts = self._read(body)
         name = head.model_name
         decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
-        self._accepted += 1
-        message = Message(body, head, observer, f"{self._accepted}:{head.id}", name not in inference.decoupled)
+        message = Message(body, head, observer, name not in inference.decoupled)
         self._open.add(message)
         self._kept_bytes += message.size
         if message.in_order:
@@ -285,6 +338,18 @@ class StreamSession:
         except GatewayError as error:
             self._fail_message(message, error)
 
+    def _read(self, body: bytes) -> tuple[Head, Facts]:
+        """:raises GatewayError: if it is no request; it has been reported then."""
+        try:
+            head = self._heads.peek(body)
+            return head, Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
+        except GatewayError as error:
+            inference, now = self._inference, self._inference.clock()
+            started = CallStarted("ModelStreamInfer", "", False, "", self._opening.peer, now, Facts(self._facts))
+            observer = inference.hooks.call_started(started)
+            observer.ended(CallEnded(error.code, error.text, None, len(body), 0, now, error.is_callers))
+            raise
+
     def _send(self, message: Message) -> None:
         """Put a message on the leg of the next endpoint to try.
 
@@ -298,12 +363,13 @@ class StreamSession:
         message.attempt = attempt
         timeout = inference.remaining(self._opening.deadline)
         extra = inference.attempt_started(work, attempt)
-        if work.upstream_id is not None:
-            message.key = f"{message.key.partition(':')[0]}:{work.upstream_id}"
         endpoint, variant = attempt.endpoint, attempt.variant
-        leg = self._legs.get((endpoint, variant.model))
+        key = self._place(work, attempt)
+        leg = self._legs.get(key)
         if leg is None:
-            leg = self._new_leg(attempt, (*self._passed_on, *extra), timeout)
+            leg = self._new_leg(key, (*self._passed_on, *extra), timeout)
+        wanted = message.head.id or work.upstream_id
+        message.key = own_id(leg.messages) if wanted is None else distinct_id(wanted, leg.messages)
         leg.messages[message.key] = message
         endpoint.begin()
         if leg in self._paused:  # it may be the one whose answers are waited for now
@@ -313,11 +379,22 @@ class StreamSession:
             self._full_legs.add(leg)
             self._is_fed = False
 
-    def _new_leg(self, attempt: Attempt, metadata: Metadata, timeout: float | None) -> Leg:
+    def _place(self, work: Work, attempt: Attempt) -> LegKey:
+        """The first leg that has no request of the same id under way. A sequence stays on one, whatever its ids are."""
+        id = work.head.id
+        if id and work.sequence is None:
+            for lane in range(_LANES):
+                key = (attempt.endpoint, attempt.variant.model, lane)
+                leg = self._legs.get(key)
+                if leg is None or id not in leg.messages:
+                    return key
+        return (attempt.endpoint, attempt.variant.model, 0)
+
+    def _new_leg(self, key: LegKey, metadata: Metadata, timeout: float | None) -> Leg:
         if len(self._legs) >= _MANY_LEGS:
             self._cut_idle_legs()
-        leg = Leg(self, attempt, metadata, timeout)
-        self._legs[leg.key] = leg
+        leg = Leg(self, key, metadata, timeout)
+        self._legs[key] = leg
         return leg
 
     def _cut_idle_legs(self) -> None:
@@ -399,39 +476,68 @@ class StreamSession:
         if response is None or work is None or message.attempt is None:
             return
         last = response.is_final
-        is_empty = last and not response.has_tensors
-        if is_empty or not last:
-            self._inference.decoupled.add(message.head.model_name)
-        message.served = served_by(work, message.attempt, response.model_version)
+        # Triton's own end of a decoupled answer names no version. An answer of a model does, also one without tensors.
+        is_closing = last and not response.has_tensors and not response.model_version
+        if is_closing or not last:
+            self._is_decoupled(message.head.model_name)
+        if message.served is None or not is_closing:
+            message.served = served_by(work, message.attempt, response.model_version)
+        code, text = Code.OK, ""
         if last:
             self._leave(leg, message)
-            self._inference.attempt_answered(work)
-        if is_empty and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
-            self._answer(message, None, last=True)
+            code, text = self._how_ended(message)
+        if is_closing and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
+            self._answer(message, None, last=True, code=code, text=text)
             return
         renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.head.id)
-        self._answer(message, renamed, last=last, in_turn=last and not is_empty)
+        self._answer(message, renamed, last=last, in_turn=last and not is_closing, code=code, text=text)
+
+    def _how_ended(self, message: Message) -> tuple[Code, str]:
+        """Report the attempt, whose last answer is here: it failed if one of them was an error."""
+        work, attempt = message.work, message.attempt
+        assert work is not None and attempt is not None  # noqa: S101, PT018  (it has been sent)
+        if message.failed is None:
+            self._inference.attempt_answered(work)
+            return Code.OK, ""
+        failure, verdict = message.failed
+        self._learn(work, attempt, failure, verdict)
+        return code_of(failure.code), failure.text
+
+    def _is_decoupled(self, model: str) -> None:
+        known = self._inference.decoupled
+        if len(known) >= _DECOUPLED_KEPT:
+            known.clear()
+        known.add(model)
 
     def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
         """Try the message elsewhere if that may help; else hand Triton's own error on."""
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
         text = with_own_id(head.error, message.key, message.head.id)
+        code, verdict = self._judge(message, text, by_model=response is not None and response.model_name != "")
         if last:
             self._leave(leg, message)
-            if self._retried(message, CallFailed(Code.UNKNOWN, text), judge_in_band(text)):
+            if self._retried(message, CallFailed(code, text), verdict):
                 return
         else:
-            self._inference.decoupled.add(message.head.model_name)
+            self._is_decoupled(message.head.model_name)
+            message.failed = message.failed or (CallFailed(code, text), verdict)
         name = message.head.model_name if response and response.model_name else None
         renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.head.id)
-        self._answer(message, renamed, last=last, in_turn=last, code=Code.UNKNOWN, text=text)
+        self._answer(message, renamed, last=last, in_turn=last, code=code, text=text)
+
+    @staticmethod
+    def _judge(message: Message, text: str, *, by_model: bool) -> tuple[Code, Verdict]:
+        attempt, head = message.attempt, message.head
+        variant = attempt.variant if attempt is not None else None
+        asked = (variant.model, variant.version or head.model_version) if variant else (head.model_name, "")
+        return judge_in_band(text, by_model=by_model, model=asked[0], version=asked[1], id=head.id)
 
     def leg_ended(self, leg: Leg, failure: CallFailed) -> None:
         if self._is_over:
             return
         if failure.from_server and _ERRORS_END_STREAM in self._facts:
-            self.fail(UpstreamFailed(code_of(failure.code), failure.text, failure.trailing))
+            self.fail(self._ended_by_error(leg, failure))
             return
         for legs in (self._leaving, self._full_legs, self._paused):
             legs.discard(leg)
@@ -454,16 +560,28 @@ class StreamSession:
             self._is_going_on = False
         self._go_on()
 
+    def _ended_by_error(self, leg: Leg, failure: CallFailed) -> GatewayError:
+        """Triton ended its stream with the error of one of its requests, as the caller has asked it to."""
+        code, text = code_of(failure.code), failure.text
+        for message in list(leg.messages.values()):
+            text = with_own_id(text, message.key, message.head.id)
+            self._leave(leg, message)
+            work, attempt = message.work, message.attempt
+            if work is not None and attempt is not None:
+                own = CallFailed(failure.code, text, failure.trailing)
+                self._learn(work, attempt, own, None)
+                message.asked = served_by(work, attempt, attempt.variant.version)
+            self._ended(message, code, text)
+        return UpstreamFailed(code, text, failure.trailing)
+
     def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
         """Send a message again if its failure allows and no answer has gone out. False: the caller must be told."""
         work, attempt = message.work, message.attempt
         if work is None or attempt is None:
             return False
-        try:
-            self._inference.attempt_failed(work, attempt, failure, verdict)
-        except UpstreamFailed:
-            return False
-        if message.answers:
+        refused = self._learn(work, attempt, failure, verdict)
+        if refused is not None or message.answers:
+            message.asked = served_by(work, attempt, attempt.variant.version)
             return False
         try:
             self._send(message)
@@ -471,7 +589,18 @@ class StreamSession:
             self._fail_message(message, error)
         return True
 
+    def _learn(
+        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None
+    ) -> UpstreamFailed | None:
+        """Report a failed attempt. Not None: it must not be tried elsewhere."""
+        try:
+            self._inference.attempt_failed(work, attempt, failure, verdict)
+        except UpstreamFailed as error:
+            return error
+        return None
+
     def _fail_message(self, message: Message, error: GatewayError) -> None:
+        message.asked = message.asked or error.served
         self._answer_unasked(message, stream_error(error.text, message.head.id), error.code, error.text)
 
     def _answer_unasked(self, message: Message, body: bytes, code: Code = Code.OK, text: str = "") -> None:
@@ -559,12 +688,13 @@ class StreamSession:
     def _ended(self, message: Message, code: Code, text: str) -> None:
         self._open.discard(message)
         served = message.served
-        if served is not None:
-            self._attempts += served.attempts
-            if served is not self._last_served:
-                self._last_served = served
-                for names, name in zip(self._who, (served.variant, served.model_version, served.endpoint), strict=True):
-                    names[name] = None
+        who = served or message.asked
+        if who is not None:
+            self._attempts += who.attempts
+            if who is not self._last_served:
+                self._last_served = who
+                for names, name in zip(self._who, (who.variant, who.model_version, who.endpoint), strict=True):
+                    names.add(name)
         message.observer.ended(
             CallEnded(code, text, served, message.size, message.answer_bytes, self._inference.clock())
         )

@@ -18,7 +18,7 @@ import grpc
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
 from gateway.infer.exchange import Request
-from gateway.infer.metadata import echoed, first_values, passed_on
+from gateway.infer.metadata import echoed, failed_trailers, first_values, passed_on
 from gateway.types import Metadata
 
 _log = logging.getLogger(__name__)
@@ -72,13 +72,14 @@ def is_loopback(peer: str) -> bool:
 
 async def abort(context: Context, error: GatewayError) -> None:
     """End the call with the error's status. Does not return."""
-    trailing = error.trailing or error_trailing(error, first_values(context.invocation_metadata() or ()))
+    trailing = error_trailing(error, first_values(context.invocation_metadata() or ()))
     await context.abort(_STATUS[error.code], error.text, trailing_metadata=tuple(trailing))
 
 
 def error_trailing(error: GatewayError, metadata: Mapping[str, str]) -> Metadata:
-    """Trailing metadata of an error that reached nobody. metadata: the caller's."""
-    return (*(passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()), *echoed(metadata))
+    """Trailing metadata of an error: the upstream's, who was asked, the caller's id. metadata: the caller's."""
+    upstream = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()
+    return (*upstream, *failed_trailers(error), *echoed(metadata))
 
 
 def with_errors(handler: Handler[Answer]) -> Handler[Answer]:

@@ -17,7 +17,7 @@ from gateway.infer.inference import Inference
 from gateway.infer.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.infer.topology import Topology
 from gateway.routing import Route, plan
-from gateway.status import judge
+from gateway.status import Meaning, judge
 from gateway.types import Facts, Variant
 from gateway.upstream.ask import NOBODY, Asker, as_error, ask, usable
 from gateway.upstream.connection import CallFailed
@@ -69,7 +69,7 @@ class Catalogue:
                     if (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse, asker)).ready:
                         return True
                 except CallFailed as failure:
-                    _raise_if_callers_fault(failure)
+                    _raise_if_callers_fault(failure, request.name, request.version)
                     refusal = failure if failure.from_server else refusal
         if refusal is not None:
             raise as_error(refusal)
@@ -202,7 +202,7 @@ class Catalogue:
                 try:
                     return await ask(endpoint, method, question, answer, asker)
                 except CallFailed as failure:
-                    _raise_if_callers_fault(failure)
+                    _raise_if_callers_fault(failure, question.name, question.version)
                     failures.append(failure)
         raise self._no_answer(name, version, failures)
 
@@ -328,7 +328,8 @@ async def _results(asked: Iterable[Awaitable[Any]]) -> tuple[list[Any], list[Cal
     return answers, failures
 
 
-def _raise_if_callers_fault(failure: CallFailed) -> None:
-    """raises: UpstreamFailed if no other endpoint would answer otherwise."""
-    if not judge(failure.code, failure.text, from_server=failure.from_server).elsewhere:
+def _raise_if_callers_fault(failure: CallFailed, name: str, version: str) -> None:
+    """raises: UpstreamFailed if no other endpoint would answer otherwise. name, version: that were asked about."""
+    verdict = judge(failure.code, failure.text, from_server=failure.from_server, model=name, version=version)
+    if not verdict.elsewhere and verdict.meaning is not Meaning.UNCLEAR:
         raise as_error(failure) from failure

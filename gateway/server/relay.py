@@ -99,8 +99,7 @@ class Relay:
             reply = await self._models.infer(request)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
         except GatewayError as error:
-            trailing = error.trailing or error_trailing(error, metadata_of(call.head).values)
-            call.fail(error.code, error.text, legal_fields(trailing))
+            call.fail(error.code, error.text, legal_fields(error_trailing(error, metadata_of(call.head).values)))
         except Exception:
             _log.exception("unforeseen failure in %s", METHOD)
             call.fail(Code.INTERNAL, BUG_TEXT)

@@ -9,11 +9,11 @@ from typing import Final
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
 from gateway.infer.exchange import Request
-from gateway.infer.metadata import echoed, first_values, passed_on
+from gateway.infer.metadata import passed_on
 from gateway.infer.models import Models
 from gateway.infer.streams import StreamLimits, StreamSession
 from gateway.status import Code
-from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
+from gateway.wire.fields import Fields, legal_fields, metadata_from
 from gateway.wire.messages import PREFIX, decompress
 from gateway.wire.server import ServerCall
 
@@ -94,7 +94,7 @@ class _WireCaller:
         call = self._call
         call.on_cancel = None
         if error is None:
-            call.finish(Code.OK, "", fields_from(self._session.trailing_metadata()))
+            call.finish(Code.OK, "", legal_fields(self._session.trailing_metadata()))
         elif isinstance(error, GatewayError):
             call.fail(error.code, error.text, self._trailers_of(error))
         else:
@@ -103,4 +103,4 @@ class _WireCaller:
 
     def _trailers_of(self, error: GatewayError) -> Fields:
         trailing = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else []
-        return [*legal_fields(trailing), *fields_from(echoed(first_values(self._opening.metadata)))]
+        return legal_fields([*trailing, *self._session.trailing_metadata()])

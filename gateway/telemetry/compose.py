@@ -61,6 +61,7 @@ def compose(listeners: Sequence[Listener]) -> Hooks:
 class _Together:
     def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self._listeners = listeners
+        self.traces = any(isinstance(each, NoListener) and each.traces for each in listeners)
         # Calls are many, so who does not care about them is not even asked.
         self._at_starts = [each for each in listeners if _cares(each, "call_started")]
         self._at_ends = [each for each in listeners if _cares(each, "call_ended")]

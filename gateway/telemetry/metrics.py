@@ -30,7 +30,7 @@ from gateway.hooks import (
     StepEnded,
 )
 from gateway.infer.metadata import REPLAYED
-from gateway.status import OK, Code, Meaning
+from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times
 
@@ -220,6 +220,12 @@ class _Families:
             "model",
             "where",
         )
+        self.server_faults = counter(
+            "gateway_server_faults",
+            "Calls and stream messages that failed and not by their callers' doing.",
+            "model",
+            "code",
+        )
         self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
         self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")
         self.in_flight = Gauge(
@@ -328,7 +334,7 @@ class _Series:
             self._unusual(call)
 
     def _unusual(self, call: CallHistory) -> None:
-        """Fallbacks and full queues."""
+        """Fallbacks, full queues, and whose doing a failure was."""
         for attempt in call.attempts:
             if attempt.instead_of:
                 names = (OTHER, OTHER) if self._is_other else (attempt.instead_of, attempt.variant)
@@ -336,7 +342,10 @@ class _Series:
         for outcome in call.outcomes:
             if outcome.meaning is Meaning.OVERLOADED:
                 self._families.queue_full.labels(self._model, "upstream").inc()
-        failed = bool(call.outcomes) and call.outcomes[-1].meaning is not None
+        meaning = call.outcomes[-1].meaning if call.outcomes else None
+        failed = meaning is not None
+        if is_server_fault(call.end.code, meaning) and not call.end.callers_fault:
+            self._families.server_faults.labels(self._model, call.end.code.name).inc()
         if call.end.code is Code.RESOURCE_EXHAUSTED and not failed:  # nobody upstream said so
             self._families.queue_full.labels(self._model, "gateway").inc()
 

@@ -38,7 +38,7 @@ from gateway.hooks import (
     NoListener,
     StepEnded,
 )
-from gateway.status import Code
+from gateway.status import Code, Meaning, is_server_fault
 from gateway.telemetry.compose import TracedCall
 from gateway.telemetry.otel import exporters, resource
 from gateway.telemetry.w3c import is_unsampled
@@ -56,10 +56,6 @@ _SERVICES = {
 _W3C = TraceContextTextMapPropagator()
 _NO_PARENT = Context()  # not None, which would mean the context of the running task
 _TEXT_LIMIT = 500  # characters of an error text kept in a span's status
-# The codes that are the server's fault; source: OpenTelemetry semantic conventions, gRPC, server span status.
-_SERVER_FAULTS = frozenset(
-    {Code.UNKNOWN, Code.DEADLINE_EXCEEDED, Code.UNIMPLEMENTED, Code.INTERNAL, Code.UNAVAILABLE, Code.DATA_LOSS}
-)
 
 
 class Traces(NoListener):
@@ -73,6 +69,7 @@ class Traces(NoListener):
         environ: the process's own environment; opentelemetry-sdk reads more of it by itself.
         version: the gateway's, for the resource.
         """
+        self.traces = True
         self._environ = environ
         self._version = version
         self._provider: TracerProvider | None = None
@@ -163,6 +160,7 @@ class _Call(TracedCall):
         self._within = set_span_in_context(span, _NO_PARENT)
         self._clock_offset = clock_offset  # from monotonic to Unix time, in ns; one per call keeps its spans consistent
         self._attempt: Span | None = None
+        self._meaning: Meaning | None = None  # of the last attempt that ended
         self._rpc: dict[str, str] = {"rpc.system": "grpc"}
         if service:
             self._rpc |= {"rpc.service": service, "rpc.method": event.method}
@@ -206,6 +204,7 @@ class _Call(TracedCall):
             span.add_link(carrier, {"gateway.link": "batch"})
 
     def attempt_ended(self, event: AttemptEnded) -> None:
+        self._meaning = event.meaning
         span, self._attempt = self._attempt, None
         if span is None:
             return
@@ -242,7 +241,7 @@ class _Call(TracedCall):
                     "gateway.attempts": event.served.attempts,
                 }
             )
-        if event.code in _SERVER_FAULTS:
+        if is_server_fault(event.code, self._meaning) and not event.callers_fault:
             span.set_status(Status(StatusCode.ERROR, event.text[:_TEXT_LIMIT]))
         span.end(self._unix_ns(event.at))
 

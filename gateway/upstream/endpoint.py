@@ -90,13 +90,16 @@ class Endpoint:
             await waiter
 
     def failed(self, model: ModelKey, verdict: Verdict, text: str) -> None:
-        """Take note of a call that this endpoint did not answer."""
+        """Take note of a call that this endpoint did not answer.
+
+        One call's failure is evidence and no verdict, since its caller or its model may have made it: it has the
+        endpoint asked soon, and only what a probe finds keeps other calls away.
+        """
+        meaning = verdict.meaning
         if verdict.ejects:
             if self.state is not State.DOWN:
-                self.state = State.DOWN if verdict.meaning is Meaning.DRAINING else State.SUSPECT
+                self.state = State.SUSPECT
                 self.reason = text
-        elif verdict.meaning is Meaning.MODEL_GONE and model in self.models:
-            self.models[model] = False
-        else:
+        elif meaning is not Meaning.UNCLEAR and not (meaning is Meaning.MODEL_GONE and model in self.models):
             return
         self.on_suspicion()

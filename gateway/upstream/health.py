@@ -53,6 +53,7 @@ class Prober:
         self._told: object = None  # what `changed` was called for last
         self._wake = asyncio.Event()
         self._slow = 0
+        self._took = 0.0  # seconds, the last probe if it was answered
         self._first = asyncio.Event()
         endpoint.on_suspicion = self._wake.set
 
@@ -84,8 +85,11 @@ class Prober:
             await self._pause()
 
     async def _pause(self) -> None:
-        """Wait for the interval, or less if a call made the endpoint suspect; never so little that it is a storm."""
-        least = min(0.1, self._settings.interval)
+        """Wait for the interval, or less if a call gave a reason to; never so little that it is a storm.
+
+        Callers can give reasons without end, and a probe of thousands of models is work: half of the time is free.
+        """
+        least = min(max(0.1, self._took), self._settings.interval)
         await asyncio.sleep(least)
         rest = (self._settings.interval - least) * random.uniform(0.8, 1.2)  # noqa: S311  (spread, not secrecy)
         try:
@@ -96,14 +100,15 @@ class Prober:
             self._wake.clear()
 
     async def _probe(self) -> None:
-        endpoint = self.endpoint
+        endpoint, clock = self.endpoint, asyncio.get_running_loop().time
+        began = clock()
         try:
             live = await self._ask("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse)
             ready = await self._ready_models() if live.live else {}
         except CallFailed as failure:
             self._note_failure(failure)
             return
-        self._slow = 0
+        self._slow, self._took = 0, clock() - began
         endpoint.models = ready
         if live.live:
             endpoint.state, endpoint.reason = State.READY, ""
@@ -111,6 +116,7 @@ class Prober:
             endpoint.state, endpoint.reason = State.DOWN, "the server says that it is not live"
 
     def _note_failure(self, failure: CallFailed) -> None:
+        self._took = 0.0
         if failure.code == Code.DEADLINE_EXCEEDED:
             self._slow += 1
             if self._slow < self._settings.slow_probes_to_fail:

@@ -12,10 +12,11 @@ from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
 
+STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", from_server=False)
-DRAINING = judge(Code.UNAVAILABLE, "Server is stopping", from_server=True)
+DRAINING = judge(Code.UNAVAILABLE, STOPPING, from_server=True)
 OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size", from_server=True)
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'x' is not found", from_server=True)
+MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'x' is not found", from_server=True, model="x")
 
 
 def pool(name: str, *addresses: str) -> Pool:

@@ -46,10 +46,17 @@ class Call:
     def cancel(self) -> None:
         self.is_cancelled = True
 
-    def answer(self, *, last: bool = True, text: str = "", size: int = 1) -> None:
+    def close(self) -> None:
+        """The end of a decoupled answer, as Triton says it."""
+        request = self.sent.popleft()
+        response = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+        response.parameters["triton_final_response"].bool_param = True
+        self.listener.message_arrived(pb.ModelStreamInferResponse(infer_response=response).SerializeToString())
+
+    def answer(self, *, last: bool = True, text: str = "", size: int = 1, version: str = "1") -> None:
         """Answer the first request that has no answer yet."""
         request = self.sent.popleft() if last else self.sent[0]
-        response = pb.ModelInferResponse(model_name=request.model_name, model_version="1", id=request.id)
+        response = pb.ModelInferResponse(model_name=request.model_name, model_version=version, id=request.id)
         response.parameters["triton_final_response"].bool_param = last
         if not text:
             response.outputs.add(name="y")
@@ -242,16 +249,79 @@ def test_a_caller_that_asks_for_it_gets_the_servers_status_and_nothing_is_left_i
     assert (error.code, error.text) == (Code.INVALID_ARGUMENT, "it broke")
     assert world.endpoint.in_flight == 0
     assert world.calls[1].is_cancelled
-    assert [end.code for end in world.reports.ended] == [Code.CANCELLED] * 2
+    assert [end.code for end in world.reports.ended] == [Code.INVALID_ARGUMENT, Code.CANCELLED]
 
 
-def test_bytes_that_are_no_request_end_the_stream() -> None:
+def test_bytes_that_are_no_request_end_the_stream_and_are_reported_as_their_caller_s_fault() -> None:
     world = World()
     world.ask("m", "1")
     assert not world.session.take(b"\xff\xff")
     (error,) = world.ends
     assert isinstance(error, MalformedMessage)
     assert world.endpoint.in_flight == 0
+    assert [(end.code, end.callers_fault) for end in world.reports.ended] == [
+        (Code.INTERNAL, True),
+        (Code.CANCELLED, False),
+    ]
+
+
+def test_a_decoupled_answer_with_an_error_in_it_counts_as_failed() -> None:
+    """A model says error and then, without another word, that this was all."""
+    world = World()
+    world.ask("m", "1")
+    (call,) = world.calls
+    call.answer(last=False)
+    call.answer(last=False, text="out of memory")
+    call.close()
+    assert [answer.error_message for answer in world.got] == ["", "out of memory"]
+    assert [(end.code, end.text) for end in world.reports.ended] == [(Code.INTERNAL, "out of memory")]
+
+
+@pytest.mark.parametrize("id", ["7", "a", "größe"])
+def test_requests_of_one_id_go_side_by_side_and_keep_it_as_far_as_there_is_room(id: str) -> None:
+    world = World()
+    for _ in range(6):
+        world.ask("m", id)
+    sent = [request.id for call in world.calls for request in call.sent]
+    assert len(world.calls) == 4
+    assert sent.count(id) == 4
+    assert len(set(sent)) == 3
+    assert all(each.startswith(id) and each.isdigit() == id.isdigit() for each in sent)
+
+
+def test_requests_of_a_sequence_stay_on_one_stream_whatever_their_ids_are() -> None:
+    world = World()
+    for number in range(3):
+        request = pb.ModelInferRequest(model_name="m", id="7")
+        request.parameters["sequence_id"].int64_param = 5
+        request.parameters["sequence_start"].bool_param = number == 0
+        world.session.take(request.SerializeToString())
+    (call,) = world.calls
+    assert len({request.id for request in call.sent}) == 3
+    for _ in range(3):
+        call.answer()
+    assert world.ids == ["7"] * 3
+
+
+def test_an_id_is_free_again_once_its_request_is_answered() -> None:
+    world = World()
+    for _ in range(5):
+        world.ask("m", "7")
+        world.calls[0].answer()
+    assert len(world.calls) == 1
+    assert world.ids == ["7"] * 5
+
+
+def test_what_is_told_of_who_answered_is_bounded_whatever_versions_a_server_invents() -> None:
+    world = World()
+    for number in range(2000):
+        world.ask("m", "1")
+        world.calls[0].answer(version=f"version-{number}")
+    told = dict(world.session.trailing_metadata())
+    assert told["gateway-model-version"].startswith("version-0,version-1,")
+    assert told["gateway-model-version"].endswith(",...")
+    assert sum(len(str(value)) for value in told.values()) < 2048
+    assert told["gateway-attempts"] == "2000"
 
 
 @pytest.mark.parametrize("asked", [0, 2])

@@ -191,9 +191,9 @@ async def test_triton_s_spans_and_the_gateway_s_are_one_tree(gateway: Gateway, r
     calls = range(1, 41)
     async with channel_to(gateway.listen) as channel:
         for number in calls:
-            answer = await call(channel, infer("adder", id=f"r-{number}"), metadata=[parent_of(number)])
+            answer = await call(channel, infer("adder"), metadata=[parent_of(number)])
             assert numbers(answer.response) == [2.0, 3.0]
-            assert answer.response.id == f"r-{number}"
+            assert answer.response.id == ""
             assert answer.response.model_name == "adder"
     await until_exported(receiver, 2 * len(calls), 3 * len(calls))
 
@@ -204,7 +204,7 @@ async def test_triton_s_spans_and_the_gateway_s_are_one_tree(gateway: Gateway, r
     assert attempts.keys() == {span.id for span in servers.values()}
     joined = strays = 0
     for model in (span for span in theirs if span.name == "add_one_a"):
-        trace, span = model.attributes["triton.request_id"].partition(":")[0].split("-")
+        trace, span = model.attributes["triton.request_id"].split("-")
         attempt = attempts[servers[trace].id]
         assert attempt.id == span
         (request,) = (each for each in theirs if each.id == model.parent)
@@ -237,7 +237,7 @@ async def test_steps_attempts_and_the_fallback_are_in_the_tree(gateway: Gateway,
     assert attempts[1].attributes["gateway.why"] == "fallback"
     assert [span.name for span in below if "gateway.step" in span.attributes] == ["step top_k"]
     (model,) = (span for span in receiver.of("triton-inference-server") if span.name == "add_one_a")
-    assert model.attributes["triton.request_id"].startswith(f"{3:032x}-{attempts[1].id}:")
+    assert model.attributes["triton.request_id"] == f"{3:032x}-{attempts[1].id}"
 
 
 def _number(span: SpanRead) -> int:
@@ -255,7 +255,7 @@ async def test_unsampled_calls_reach_triton_as_they_came(gateway: Gateway, recei
     assert {span.trace for span in receiver.of("inference-gateway")} == {f"{9:032x}"}
     models = [span for span in receiver.of("triton-inference-server") if span.name == "add_one_a"]
     ids = [span.attributes["triton.request_id"] for span in models]
-    assert sorted(id for id in ids if ":" not in id) == ["mine"] * 5
+    assert sorted(id for id in ids if "-" not in id) == ["mine"] * 5
     assert not {f"{number:032x}" for number in range(1, 6)} & {span.trace for span in models}
 
 
@@ -272,15 +272,25 @@ async def test_an_error_names_the_caller_s_id_and_not_the_span(gateway: Gateway,
 async def test_a_stream_s_requests_are_told_apart_by_their_ids(gateway: Gateway, receiver: Receiver) -> None:
     """Triton gives all requests of a stream one parent: the ids say which attempt each belongs to."""
     async with channel_to(gateway.listen) as channel:
-        requests = [infer("adder", [[float(number)]], id=f"m-{number}") for number in range(3)]
+        requests = [infer("adder", [[float(number)]]) for number in range(3)]
         answers = await stream_all(channel, requests, [parent_of(7)])
-    assert [answer.infer_response.id for answer in answers] == ["m-0", "m-1", "m-2"]
+    assert [answer.infer_response.id for answer in answers] == ["", "", ""]
     await until_exported(receiver, 6, 9)
     ids = [span.attributes["triton.request_id"] for span in receiver.spans if span.name == "add_one_a"]
-    named = {(id.split(":")[-1], id.split(":")[1].split("-")[1]) for id in ids}
     attempts = {span.id for span in receiver.of("inference-gateway") if span.attributes.get("gateway.attempt")}
-    assert {span for _, span in named} == attempts
-    assert {id for id, _ in named} == {"m-0", "m-1", "m-2"}
+    assert {id.partition("-")[2] for id in ids} == attempts
+
+
+async def test_a_traced_request_keeps_the_id_that_its_caller_gave(gateway: Gateway, receiver: Receiver) -> None:
+    """Models act on ids. The gateway's span has it too, so Triton's is found by it."""
+    async with channel_to(gateway.listen) as channel:
+        await call(channel, infer("adder", id="41"), metadata=[parent_of(7)])
+        await stream_all(channel, [infer("adder", id="42")], [parent_of(8)])
+    await until_exported(receiver, 4, 6)
+    ids = [span.attributes["triton.request_id"] for span in receiver.spans if span.name == "add_one_a"]
+    assert sorted(ids) == ["41", "42"]
+    ours = [span.attributes.get("gateway.request_id") for span in receiver.of("inference-gateway")]
+    assert {"41", "42"} <= set(ours)
 
 
 @pytest.mark.parametrize("gateway", ["wire"], indirect=True)
@@ -308,16 +318,15 @@ async def test_attempts_that_travel_together_link_to_the_one_that_triton_is_told
         assert len(riders) + 1 == carrier.attributes["gateway.batch.requests"]
     assert len(merged) == sum(span.attributes["gateway.batch.requests"] for span in carriers)
     models = [span for span in receiver.of("triton-inference-server") if span.name == "add_one_a"]
-    told = {span.attributes.get("triton.request_id", "").partition(":")[0].partition("-")[2] for span in models}
+    told = {span.attributes.get("triton.request_id", "").partition("-")[2] for span in models}
     assert {carrier.id for carrier in carriers} <= told
 
 
 async def test_a_large_request_is_traced_like_any_other(gateway: Gateway, receiver: Receiver) -> None:
     """Large enough to be passed on as it arrives."""
     async with channel_to(gateway.listen) as channel:
-        answer = await call(channel, infer("adder", [[1.0] * 600_000], id="large"), metadata=[parent_of(5)])
-    assert (answer.response.id, len(answer.response.raw_output_contents[0])) == ("large", 2_400_000)
+        answer = await call(channel, infer("adder", [[1.0] * 600_000]), metadata=[parent_of(5)])
+    assert (answer.response.id, len(answer.response.raw_output_contents[0])) == ("", 2_400_000)
     await until_exported(receiver, 2, 3)
     (model,) = (span for span in receiver.spans if span.name == "add_one_a")
     assert model.attributes["triton.request_id"].startswith(f"{5:032x}-")
-    assert model.attributes["triton.request_id"].endswith(":large")

@@ -278,6 +278,7 @@ async def test_metadata_reaches_the_server_without_what_is_not_for_it() -> None:
             "x-twice": "b",  # the dict keeps the last of the two
             "x-blob-bin": b"\x00\xff",
             "authorization": "Bearer abc",
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",  # nothing here traces calls
             "triton-grpc-protocol-infer": "secret",
         }
 

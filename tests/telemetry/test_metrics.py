@@ -206,6 +206,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     """The names are a promise, so the page that makes it is compared with the scrape."""
     call(steps=[("decode", 0.001, "bad")], attempts=fallen_back).report_to(metrics)
     call(attempts=[], code=Code.RESOURCE_EXHAUSTED).report_to(metrics)
+    call(attempts=[], code=Code.INTERNAL).report_to(metrics)
     metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}))
     real = set()

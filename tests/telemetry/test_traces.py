@@ -227,11 +227,20 @@ async def test_only_failures_that_are_not_the_caller_s_mark_the_call(
     code, status, receiver, environment, call, attempt
 ):
     async with traces() as listener:
-        failed = attempt(code=code, text="because", meaning=Meaning.CALLER)
+        failed = attempt(code=code, text="because", meaning=Meaning.SERVER)
         call(attempts=[failed], code=code, text="because").report_to(listener)
     server, client = receiver.spans
     assert (server.status.code, client.status.code) == (status, Status.STATUS_CODE_ERROR)
     assert attributes(server)["rpc.grpc.status_code"] == code
+
+
+async def test_a_caller_s_fault_marks_no_call_whatever_its_code(receiver, environment, call, attempt):
+    """Triton says UNAVAILABLE to who lacks the key of a restricted protocol."""
+    async with traces() as listener:
+        failed = attempt(code=Code.UNAVAILABLE, text="restricted", meaning=Meaning.CALLER)
+        call(attempts=[failed], code=Code.UNAVAILABLE, text="restricted").report_to(listener)
+    server, _ = receiver.spans
+    assert server.status.code == Status.STATUS_CODE_UNSET
 
 
 async def test_a_failed_step_says_why(receiver, environment, call):

@@ -10,10 +10,12 @@ from scripted import ScriptedConnection
 from gateway.status import Code, Verdict, judge
 from gateway.upstream.endpoint import Endpoint, State
 
+STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", from_server=False)
-DRAINING = judge(Code.UNAVAILABLE, "Server is stopping", from_server=True)
+DRAINING = judge(Code.UNAVAILABLE, STOPPING, from_server=True)
 OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size", from_server=True)
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", from_server=True)
+MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", from_server=True, model="m")
+UNCLEAR = judge(Code.UNAVAILABLE, "the feature store is gone", from_server=True)
 CALLERS = judge(Code.INVALID_ARGUMENT, "bad", from_server=True)
 
 
@@ -55,8 +57,9 @@ async def test_waiting_for_idle_ends_with_the_last_call(endpoint: Endpoint) -> N
 
 FAILURES = {  # the verdict; the state after it; can `m` still be served; is a probe to come soon
     "unreachable": (UNREACHABLE, State.SUSPECT, True, True),
-    "draining": (DRAINING, State.DOWN, False, True),
-    "model gone": (MODEL_GONE, State.READY, False, True),
+    "draining": (DRAINING, State.SUSPECT, True, True),
+    "model gone": (MODEL_GONE, State.READY, True, True),
+    "unclear": (UNCLEAR, State.READY, True, True),
     "overloaded": (OVERLOADED, State.READY, True, False),
     "the caller's": (CALLERS, State.READY, True, False),
 }
@@ -66,6 +69,7 @@ FAILURES = {  # the verdict; the state after it; can `m` still be served; is a p
 def test_a_failure_says_of_its_endpoint(
     endpoint: Endpoint, verdict: Verdict, state: State, serves: bool, probes: bool
 ) -> None:
+    """It never keeps other calls away by itself: only a probe does."""
     suspicions: list[bool] = []
     endpoint.on_suspicion = lambda: suspicions.append(True)
     endpoint.failed(("m", ""), verdict, "text")
@@ -83,6 +87,6 @@ def test_a_model_that_nobody_watches_may_be_there(endpoint: Endpoint) -> None:
 
 
 def test_a_down_endpoint_is_not_brought_back_by_another_failure(endpoint: Endpoint) -> None:
-    endpoint.failed(("m", ""), DRAINING, "stopping")
+    endpoint.state, endpoint.reason = State.DOWN, "stopping"
     endpoint.failed(("m", ""), UNREACHABLE, "refused")
     assert (endpoint.state, endpoint.reason) == (State.DOWN, "stopping")

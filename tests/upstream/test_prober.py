@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,8 @@ from gateway.upstream.health import Prober, ProbeSettings
 
 OFTEN = ProbeSettings(interval=0.001, timeout=0.5, slow_probes_to_fail=2)
 SELDOM = ProbeSettings(interval=3600)
-DRAINING = judge(Code.UNAVAILABLE, "Server is stopping", from_server=True)
+STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+DRAINING = judge(Code.UNAVAILABLE, STOPPING, from_server=True)
 
 
 @dataclass
@@ -145,6 +147,20 @@ async def test_a_failed_call_brings_the_next_probe_forward() -> None:
         probed.endpoint.failed(("m", ""), judge(Code.UNAVAILABLE, "", from_server=False), "broken pipe")
         assert probed.endpoint.state is State.SUSPECT
         await probed.until(lambda: probed.endpoint.state is State.DOWN)
+
+
+async def test_reasons_to_probe_are_no_storm() -> None:
+    """A caller can give one with each of its calls."""
+    async with probing(SELDOM) as probed:
+        assert probed.prober is not None
+        await probed.prober.wait_first()
+        unclear = judge(Code.UNAVAILABLE, "the feature store is gone", from_server=True)
+        end = time.monotonic() + 0.55
+        while time.monotonic() < end:
+            probed.endpoint.failed(("m", ""), unclear, "the feature store is gone")
+            await asyncio.sleep(0.001)
+        assert 2 <= probed.connection.asked.count("ServerLive") <= 7
+        assert probed.endpoint.state is State.READY
 
 
 async def test_models_that_are_no_longer_watched_are_forgotten_and_new_ones_asked_for_at_once() -> None:
