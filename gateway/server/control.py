@@ -161,10 +161,23 @@ class Control:
         endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
         async with self._one_at_a_time:
             await self._check_reachable(method, endpoints)
-            answer = await _to_its_end(self._apply(method, rpc, request, endpoints))
-            if rpc.loads:
-                await asyncio.gather(*(_look_again(endpoint, model) for endpoint in endpoints))
-            return answer
+            return await _to_its_end(self._carry_out(method, rpc, request, endpoints, model))
+
+    async def _carry_out(
+        self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint], model: str
+    ) -> Any:
+        if not rpc.loads:
+            return await self._apply(method, rpc, request, endpoints)
+        addresses = {endpoint.address for endpoint in endpoints}
+        pools = self._inference.topology.pools.values()
+        same = [endpoint for pool in pools for endpoint in pool.endpoints if endpoint.address in addresses]
+        try:
+            answer = await self._apply(method, rpc, request, endpoints)
+        finally:  # also where it was refused: then it has been undone
+            for endpoint in same:
+                endpoint.forget()  # all models: a load may reach some that it does not name, as an ensemble's
+        await asyncio.gather(*(_look_again(endpoint, model) for endpoint in same))
+        return answer
 
     def _check_allowed(self, method: str, peer: str) -> None:
         if self._policy is ControlPolicy.ALL or (self._policy is ControlPolicy.LOOPBACK and is_loopback(peer)):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.deadline import Deadline
-from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
+from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
 from gateway.forward.channel import WireChannel
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded
 from gateway.infer.attempts import Attempt
@@ -25,7 +25,7 @@ from gateway.infer.metadata import echoed, first_values, is_field_passed_on, pas
 from gateway.infer.models import Models
 from gateway.merge import Batch, Layout
 from gateway.server.calls import CallLimits
-from gateway.server.merging import MergePoint, merge_point
+from gateway.server.merging import MergePoint, maybe_merge_point
 from gateway.status import OK, Code, Meaning
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.channel import ChannelConnection
@@ -155,6 +155,7 @@ class _Forwarding:
 
     layout: Layout
     spans: Sequence[tuple[int, int]]
+    carried: Fields
     batch: Batch[Any] | None = None  # of members that a merge point knows by their Protocol
     added: Metadata = ()  # by telemetry, for upstream
     is_over = False
@@ -254,14 +255,17 @@ class _Forwarding:
         settings = self._inference.topology.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
-        point = merge_point(self._work.route.model, attempt, _channel_of(attempt), settings)
-        found = point.maybe_layout(self.body, self.head, self.caller)
-        if found is None:
+        model, version = self._work.route.model, self.head.model_version
+        point = maybe_merge_point(model, attempt, _channel_of(attempt), settings, version)
+        if point is None or not point.takes(self):
             return False
-        self.layout, self.spans = found
         self._point = point
         point.submit(self)
         return True
+
+    @property
+    def passed(self) -> Fields:
+        return self._said.passed
 
     @property
     def upstream_id(self) -> str | None:
@@ -288,6 +292,14 @@ class _Forwarding:
         self.batch = None
         self._attempt.endpoint.end()
         self._upstream_failed(client)
+
+    def broken(self) -> None:
+        self.batch = None
+        if self._client is None:
+            self._attempt.endpoint.end()
+        else:
+            self._client.cancel()
+        self._fail(Bug(BUG_TEXT))
 
     # Answer
 
@@ -334,6 +346,8 @@ class _Forwarding:
         if client.compressed:
             body = decompress(body, client.encoding, client.connection.limits)
         head = self._relay.answers.peek(body)
+        if self._point is not None:
+            self._point.saw(self, body, head)
         body = as_asked(self._work, body, head)
         self._answered_bytes = len(body)
         self._call.reply(body, _answer_fields(client.initial), self._trailing(client, head.model_version))

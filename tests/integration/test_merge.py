@@ -212,9 +212,19 @@ async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> N
         message.config.max_batch_size = 8
         return message.SerializeToString()
 
+    async def metadata(body: bytes, context: object) -> bytes:
+        message = pb.ModelMetadataResponse(name="picky", versions=["1"])
+        message.outputs.add(name="OUT", datatype="FP32", shape=[-1, 2])
+        return message.SerializeToString()
+
+    async def statistics(body: bytes, context: object) -> bytes:
+        return pb.ModelStatisticsResponse().SerializeToString()
+
     go_on.set()
     async with (
-        Script(infer=infer, others={"ModelConfig": config}).serve() as address,
+        Script(
+            infer=infer, others={"ModelConfig": config, "ModelMetadata": metadata, "ModelStatistics": statistics}
+        ).serve() as address,
         merging(tmp_path, address) as gateway,
         callers(gateway.listen, 4) as through,
     ):

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.merge import Batch, Layout, MergeLimits, Merger, Window
 from gateway.merge.layout import Part
+from gateway.wire.fields import Fields
 
 
 def layout(rows: int, signature: bytes = b"s") -> Layout:
@@ -25,6 +26,7 @@ class Request:
     layout: Layout = field(default_factory=lambda: layout(1))
     body: bytes = b""
     is_over: bool = False
+    carried: Fields = ()
 
     def __repr__(self) -> str:
         return self.name
