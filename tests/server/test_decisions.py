@@ -18,7 +18,7 @@ from gateway.infer.topology import Topology
 from gateway.merge import MergeSettings
 from gateway.routing import Route, Routes, Split
 from gateway.server.calls import CallLimits
-from gateway.server.merging import merge_point
+from gateway.server.merging import maybe_merge_point
 from gateway.server.relay import Relay, _read
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint
@@ -79,8 +79,19 @@ async def test_public_models_before_one_triton_model_are_merged_by_their_own_set
     attempt = Attempt(Variant("only", "u", "net"), endpoint, 1, "only", "")
     few, many = MergeSettings(rows=4), MergeSettings(rows=64)
     channel = WireChannel("t:1")
-    points = [merge_point(*each) for each in (("a", attempt, channel, few), ("b", attempt, channel, many)) * 2]
+    points = [
+        maybe_merge_point(*each, "") for each in (("a", attempt, channel, few), ("b", attempt, channel, many)) * 2
+    ]
     assert points[0] is points[2]
     assert points[1] is points[3]
     assert points[0] is not points[1]
-    assert merge_point("a", attempt, channel, many) is not points[0]  # reloaded
+    assert maybe_merge_point("a", attempt, channel, many, "") is not points[0]  # reloaded
+
+
+async def test_a_version_that_the_server_is_not_known_to_have_is_merged_with_nothing() -> None:
+    """Else callers could make the gateway remember as many as they invent."""
+    endpoint = Endpoint("u", "t:1", UNUSED)
+    attempt = Attempt(Variant("only", "u", "net"), endpoint, 1, "only", "")
+    for version in range(1000):
+        assert maybe_merge_point("a", attempt, WireChannel("t:1"), MergeSettings(), str(version)) is None
+    assert len(endpoint.remembered) == 1
