@@ -183,7 +183,9 @@ class MergePoint:
             self._send_merged(batch, merger)
         except Exception:
             _log.exception("model %s: a merged request could not be sent", self._known.name)
-            self._in_flight.pop(batch, None)
+            flight = self._in_flight.pop(batch, None)
+            if flight is not None:
+                flight.client.cancel()
             self._each(batch.members, _break)
             self._loop.call_soon(self._ended, batch, merger)  # the merger is in the middle of sending
 
