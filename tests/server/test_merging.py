@@ -58,7 +58,8 @@ class Server:
         """Answer all that has come: each request with its own rows."""
         calls, self.calls = self.calls, []
         for call in calls:
-            assert call.on_done is not None
+            if call.on_done is None:
+                continue  # cancelled
             call.code = Code.OK
             if call.path.endswith(b"ModelInfer"):
                 call.body = echo(call.request or b"")
