@@ -166,7 +166,8 @@ async def gateway(
         },
     }
     if request.param == "wire":
-        content["models"]["merged"] = {"variants": {"only": {"upstream": "main", "model": "add_one_a"}}, "merge": {}}
+        adder = {"only": {"upstream": "main", "model": "add_one_a"}}
+        content["models"]["merged"] = {"variants": adder, "merge": {"ignore_ids": True}}
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump(content))
     loaded = load(file, {})
