@@ -156,7 +156,7 @@ async def test_the_version_that_was_asked_for_answers_and_one_that_is_not_there_
 async def test_outputs_whose_first_axis_is_not_the_batch_reach_their_own_caller_only(
     tmp_path: Path, server: LocalTriton
 ) -> None:
-    """Two words of one caller and none of the next are as many as their rows, so that a merged answer fits by chance."""
+    """Two words of one caller and none of the next are as many as their rows: a merged answer fits by chance."""
 
     def make(caller: int, number: int) -> tuple[Any, Metadata]:
         words = " ".join(f"{caller}/{number}/{n}" for n in range(0 if caller % 2 else 2))
