@@ -54,7 +54,13 @@ def names_of(config: Config) -> frozenset[Name]:
 def merges_of(config: Config) -> dict[str, MergeSettings]:
     """The public models whose requests are merged."""
     merges = {name: model.merge for name, model in config.models.items()}
-    return {name: MergeSettings(m.rows, m.bytes, m.in_flight, m.delay) for name, m in merges.items() if m is not None}
+    return {
+        name: MergeSettings(
+            m.rows, m.bytes, m.in_flight, m.delay, None if m.metadata is None else frozenset(m.metadata), m.ignore_ids
+        )
+        for name, m in merges.items()
+        if m is not None
+    }
 
 
 def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda _: ()) -> dict[str, UpstreamSettings]:

@@ -19,7 +19,7 @@ from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.infer.attempts import Attempt
 from gateway.infer.caller import Caller
 from gateway.infer.inference import Decision, Inference, Work, as_asked, request_for
-from gateway.infer.merging import MergePoint, merge_point
+from gateway.infer.merging import MergePoint, maybe_merge_point
 from gateway.infer.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.merge import Batch, Layout
 from gateway.status import OK, Code, Meaning
@@ -45,6 +45,7 @@ class Call:
 
     layout: Layout
     spans: Sequence[tuple[int, int]]
+    carried: Fields
     batch: Batch[Any] | None = None  # of members that a merge point knows by their Protocol
     added: Metadata = ()  # by telemetry, for upstream
     is_over = False
@@ -159,14 +160,16 @@ class Call:
         settings = self._inference.topology.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
-        point = merge_point(self._work.route.model, attempt, settings)
-        found = point.maybe_layout(self.body, self.head, self.caller)
-        if found is None:
+        point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
+        if point is None or not point.takes(self):
             return False
-        self.layout, self.spans = found
         self._point = point
         point.submit(self)
         return True
+
+    @property
+    def passed(self) -> Fields:
+        return self._caller.metadata.passed
 
     @property
     def upstream_id(self) -> str | None:
@@ -199,6 +202,14 @@ class Call:
             self._fail(error)
         except Exception as error:
             self._fail_unforeseen(error)
+
+    def broken(self) -> None:
+        self.batch = None
+        if self._client is not None:
+            self._client.cancel()
+        self._leave_endpoint()
+        if not self.is_over:
+            self._fail(Bug(BUG_TEXT))
 
     # Answer
 
@@ -253,6 +264,8 @@ class Call:
             except WireFailed as failure:
                 raise UpstreamFailed(failure.code, failure.text) from failure
         head = self._inference.answers.peek(body)
+        if self._point is not None:
+            self._point.saw(self, body, head)
         self._reply(client, as_asked(self._work, body, head), head, ())
 
     def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:

@@ -129,7 +129,6 @@ class Inference:
         self._decided_for = topology
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
         self.capture: Mapping[str, Callable[[CallStarted, bytes], None]] = {}  # who keeps requests of a model, if any
-        self.decoupled: set[str] = set()  # models seen to answer several times; grows by what Tritons serve only
 
     def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
         """Report that a request has arrived. body: whole, if it is here."""

@@ -59,8 +59,8 @@ _ERRORS_END_STREAM: Final = "triton_grpc_error"
 _LANES: Final = 4
 """Legs to one endpoint for one model, for requests that share an id and are under way at once."""
 
-_DECOUPLED_KEPT: Final = 4096
-"""Names of models known to be decoupled. A name that is forgotten is learnt again with the next answer."""
+_DECOUPLED: Final = "decoupled"
+"""Key of what an endpoint remembers of a model that has been seen to answer several times, or to end with nothing."""
 
 _NAMES_TOLD: Final = 1024
 """Characters of each list of who answered: it becomes one header field, and servers choose what their versions are."""
@@ -109,12 +109,12 @@ class Message:
     done = False
     key = ""  # its id upstream
 
-    def __init__(self, body: bytes, head: Head, observer: CallObserver, in_order: bool) -> None:
+    def __init__(self, body: bytes, head: Head, observer: CallObserver) -> None:
         self.body: bytes | None = body  # None once an answer has come: it can't be sent again
         self.size = len(body)
         self.head = head
         self.observer = observer
-        self.in_order = in_order  # must its answers keep the order of the requests?
+        self.in_order = True  # its answers keep the order of the requests, until its model is known to be decoupled
 
 
 LegKey = tuple[Endpoint, str, int]
@@ -323,11 +323,10 @@ class StreamSession:
         name = head.model_name
         decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
-        message = Message(body, head, observer, name not in inference.decoupled)
+        message = Message(body, head, observer)
         self._open.add(message)
         self._kept_bytes += message.size
-        if message.in_order:
-            self._order.append(message)
+        self._order.append(message)
         pipeline = inference.topology.pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
@@ -364,6 +363,8 @@ class StreamSession:
         timeout = inference.remaining(self._opening.deadline)
         extra = inference.attempt_started(work, attempt)
         endpoint, variant = attempt.endpoint, attempt.variant
+        if message.in_order and endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
+            self._let_pass(message)
         key = self._place(work, attempt)
         leg = self._legs.get(key)
         if leg is None:
@@ -479,7 +480,7 @@ class StreamSession:
         # Triton's own end of a decoupled answer names no version. An answer of a model does, also one without tensors.
         is_closing = last and not response.has_tensors and not response.model_version
         if is_closing or not last:
-            self._is_decoupled(message.head.model_name)
+            self._saw_decoupled(message.attempt)
         if message.served is None or not is_closing:
             message.served = served_by(work, message.attempt, response.model_version)
         code, text = Code.OK, ""
@@ -503,11 +504,10 @@ class StreamSession:
         self._learn(work, attempt, failure, verdict)
         return code_of(failure.code), failure.text
 
-    def _is_decoupled(self, model: str) -> None:
-        known = self._inference.decoupled
-        if len(known) >= _DECOUPLED_KEPT:
-            known.clear()
-        known.add(model)
+    @staticmethod
+    def _saw_decoupled(attempt: Attempt) -> None:
+        """Remember it until the model changes, so that later requests need not wait for their turn."""
+        attempt.endpoint.known(attempt.variant.model, attempt.variant.version).kept[_DECOUPLED] = True
 
     def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
         """Try the message elsewhere if that may help; else hand Triton's own error on."""
@@ -520,7 +520,8 @@ class StreamSession:
             if self._retried(message, CallFailed(code, text), verdict):
                 return
         else:
-            self._is_decoupled(message.head.model_name)
+            if message.attempt is not None:
+                self._saw_decoupled(message.attempt)
             message.failed = message.failed or (CallFailed(code, text), verdict)
         name = message.head.model_name if response and response.model_name else None
         renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.head.id)
@@ -654,8 +655,12 @@ class StreamSession:
     def _let_pass(self, message: Message) -> None:
         """It is a decoupled model's: its answers need not wait."""
         message.in_order = False
-        was_first = self._order[0] is message
-        self._order.remove(message)
+        order = self._order
+        was_first = order[0] is message
+        if order[-1] is message:  # it has only just come
+            order.pop()
+        else:
+            order.remove(message)
         self._write_held(message, at_once=True)
         if was_first:
             self._write_in_order()
