@@ -42,6 +42,17 @@ def code_of(number: int) -> Code:
     return Code(number) if number in Code._value2member_map_ else Code.UNKNOWN
 
 
+class Origin(Enum):
+    """Who ended a call, and at what. Whoever ends it says so; it can't be told from a code or a text."""
+
+    SERVER = "server"  # it gave a status of gRPC's
+    PEER = "peer"  # it, or a proxy before it, reset the stream or answered in HTTP's terms
+    CONNECTION = "connection"  # there was none, it broke, or it takes nothing of the request
+    QUEUE = "queue"  # too many calls wait for a connection
+    ANSWER = "answer"  # this end refused what came: too large, or not gRPC
+    GIVEN_UP = "given_up"  # this end: the deadline passed, or the caller went away
+
+
 class Meaning(Enum):
     """What a failed attempt says: whose fault it is and what to do next."""
 
@@ -73,9 +84,6 @@ _VERDICTS: Final = {
     Meaning.ENDED: Verdict(Meaning.ENDED, elsewhere=False, ejects=False),
 }
 
-NO_CONNECTION_TEXT: Final = "Too many calls wait for a connection"
-"""Of RESOURCE_EXHAUSTED that `forward` makes itself: one endpoint has too much before it, another may not."""
-
 _OVERLOAD_TEXTS: Final = ("Exceeds maximum queue size", "Request timeout expired")
 _DRAIN_TEXT: Final = "Server is stopping"
 # A model's own NOT_FOUND says other things.
@@ -96,16 +104,31 @@ _BY_CODE: Final = {
 }
 
 
-def judge(code: int, text: str, *, from_server: bool) -> Verdict:
+_BY_ORIGIN: Final = {  # where that says it all
+    Origin.CONNECTION: Meaning.UNREACHABLE,
+    Origin.QUEUE: Meaning.OVERLOADED,  # this endpoint has too much before it, another may not
+    Origin.ANSWER: Meaning.SERVER,  # the answer would be the same anywhere
+    Origin.GIVEN_UP: Meaning.ENDED,
+}
+
+_BY_PEER: Final = {  # that gave no status of gRPC's, where that changes what the code means
+    Code.UNAVAILABLE: Meaning.UNREACHABLE,
+    Code.CANCELLED: Meaning.SERVER,  # it gave up, not the caller
+}
+
+
+def judge(code: int, text: str, origin: Origin = Origin.SERVER) -> Verdict:
     """Say what an upstream's failure means.
 
-    code, text:   the status as received; an unknown number counts as UNKNOWN.
-    from_server:  False if the transport made the status itself (no connection, reset, GOAWAY).
+    code, text:  the status as received; an unknown number counts as UNKNOWN.
     """
+    meaning = _BY_ORIGIN.get(origin)
+    if meaning is None and origin is Origin.PEER:
+        meaning = _BY_PEER.get(code_of(code))
+    if meaning is not None:
+        return _VERDICTS[meaning]
     if code == Code.UNAVAILABLE:
-        return _VERDICTS[_unavailable(text, from_server)]
-    if code == Code.RESOURCE_EXHAUSTED and not from_server and text != NO_CONNECTION_TEXT:
-        return _VERDICTS[Meaning.SERVER]  # its answer was larger than we take: it would be so anywhere
+        return _VERDICTS[_unavailable(text)]
     if code == Code.NOT_FOUND and any(known in text for known in _MODEL_TEXTS):
         return _VERDICTS[Meaning.MODEL_GONE]
     try:
@@ -114,9 +137,7 @@ def judge(code: int, text: str, *, from_server: bool) -> Verdict:
         return _VERDICTS[Meaning.SERVER]
 
 
-def _unavailable(text: str, from_server: bool) -> Meaning:
-    if not from_server:
-        return Meaning.UNREACHABLE
+def _unavailable(text: str) -> Meaning:
     if any(known in text for known in _OVERLOAD_TEXTS):
         return Meaning.OVERLOADED
     if _DRAIN_TEXT in text:

@@ -30,7 +30,7 @@ from gateway.forward.calls import (
     UnaryUnaryCall,
 )
 from gateway.forward.edge import Alarm, Edge
-from gateway.status import NO_CONNECTION_TEXT, Code
+from gateway.status import Code, Origin
 from gateway.wire.client import ClientCall, ClientConnection
 from gateway.wire.fields import Fields
 from gateway.wire.frames import EngineError
@@ -44,6 +44,8 @@ UPSTREAM: Final = Limits(
     glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
 )
 CLOSED: Final = "The channel is closed"
+CROWDED: Final = "Too many calls wait for a connection"
+_NO_CONNECTION: Final = Origin.CONNECTION
 LONG_LIVED: Final = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt
 
 log = logging.getLogger("gateway.forward")
@@ -186,12 +188,13 @@ class WireChannel:
 
     def _wait(self, call: ClientCall, wait_for_ready: bool) -> None:
         if self.state is State.SHUTDOWN:
-            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, CLOSED)
+            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, CLOSED, _NO_CONNECTION)
         elif self.state is State.TRANSIENT_FAILURE and not wait_for_ready:
             self._dial()
-            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+            text = f"Failed to connect: {self._last_error}"
+            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, text, _NO_CONNECTION)
         elif len(self._pending) >= self.options.max_pending:
-            self._loop.call_soon(call.cancel, Code.RESOURCE_EXHAUSTED, NO_CONNECTION_TEXT)
+            self._loop.call_soon(call.cancel, Code.RESOURCE_EXHAUSTED, CROWDED, Origin.QUEUE)
         else:
             call.patient = wait_for_ready
             self._pending.append(call)
@@ -361,7 +364,7 @@ class WireChannel:
         self._pending = deque(call for call in waiting if call.patient)
         for call in waiting:
             if not call.patient and not call.done:
-                call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+                call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}", _NO_CONNECTION)
 
     def _gone(self, edge: ClientEdge) -> None:
         if edge not in self._edges:
@@ -411,7 +414,7 @@ class WireChannel:
         while self.calls and self._loop.time() < until:  # noqa: ASYNC110  # an event would cost every call
             await asyncio.sleep(min(0.01, until - self._loop.time()))
         for call in [*self._pending, *(call for edge in self._edges for call in edge.wire.streams.values())]:
-            call.cancel(Code.UNAVAILABLE, CLOSED)
+            call.cancel(Code.UNAVAILABLE, CLOSED, _NO_CONNECTION)
         self._pending.clear()
         for edge in list(self._edges):
             edge.cut("the channel is closed")

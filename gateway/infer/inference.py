@@ -31,7 +31,7 @@ from gateway.infer.metadata import REQUEST_ID, passed_on, served_trailers
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
 from gateway.routing import Route, choose, endpoint_order, plan
-from gateway.status import OK, Code, Meaning, Verdict, code_of, judge
+from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import Answer, CallFailed
 from gateway.upstream.endpoint import State
@@ -40,14 +40,6 @@ from gateway.wire.peek import Head, peek_response, rename_request, rename_respon
 
 SERVICE: Final = "/inference.GRPCInferenceService/"
 INFER: Final = SERVICE + "ModelInfer"
-
-
-_MADE_HERE: Final = {
-    Code.CANCELLED: "The call was cancelled.",
-    Code.DEADLINE_EXCEEDED: "The deadline passed before an answer came.",
-    Code.RESOURCE_EXHAUSTED: "The answer is larger than server.max_message_bytes in the gateway's config.",
-}
-"""For the caller, of what a connection says itself; its own words may tell addresses."""
 
 
 @dataclass(slots=True)
@@ -248,8 +240,8 @@ class Inference:
         """
         if work.upstream_id is not None:
             text = with_own_id(failure.text, work.upstream_id, work.head.id)
-            failure = CallFailed(failure.code, text, failure.trailing, from_server=failure.from_server)
-        verdict = verdict or judge(failure.code, failure.text, from_server=failure.from_server)
+            failure = CallFailed(failure.code, text, failure.trailing, origin=failure.origin)
+        verdict = verdict or judge(failure.code, failure.text, failure.origin)
         code = code_of(failure.code)
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         variant = attempt.variant
@@ -257,10 +249,7 @@ class Inference:
         asked = (variant.model, variant.version or work.head.model_version)
         attempt.endpoint.failed(asked, verdict, failure.text)
         if not verdict.elsewhere:
-            text = (
-                failure.text if failure.from_server else _MADE_HERE.get(code, "The connection to the endpoint failed.")
-            )
-            raise UpstreamFailed(code, text, failure.trailing)
+            raise UpstreamFailed(code, _shown(code, failure), failure.trailing)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
 
@@ -321,6 +310,18 @@ def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:
 
 
 _served = lru_cache(4096)(Served)  # names of the config, addresses of its upstreams, versions that these have told
+
+
+def _shown(code: Code, failure: CallFailed) -> str:
+    """A failure's text for the caller. What a connection says of itself may tell addresses."""
+    if failure.origin is Origin.SERVER:
+        return failure.text
+    if failure.origin is Origin.ANSWER:
+        return f"The endpoint's answer can't be used: {failure.text}"
+    if failure.origin is Origin.GIVEN_UP:
+        late = code is Code.DEADLINE_EXCEEDED
+        return "The deadline passed before an answer came." if late else "The call was cancelled."
+    return "The connection to the endpoint failed."
 
 
 def _overload_text(work: Work) -> str:

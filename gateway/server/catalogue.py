@@ -306,5 +306,5 @@ async def _results(asked: Iterable[Awaitable[Any]]) -> tuple[list[Any], list[Cal
 
 def _raise_if_callers_fault(failure: CallFailed) -> None:
     """raises: UpstreamFailed if no other endpoint would answer otherwise."""
-    if not judge(failure.code, failure.text, from_server=failure.from_server).elsewhere:
+    if not judge(failure.code, failure.text, failure.origin).elsewhere:
         raise as_error(failure) from failure

@@ -167,7 +167,7 @@ class MergePoint:
                 member.answered(answer, head, client, len(batch.members))
 
     def _refused(self, batch: Batch[Mergeable], client: ClientCall) -> None:
-        verdict = judge(client.code, client.text, from_server=client.from_server)
+        verdict = judge(client.code, client.text, client.origin)
         if verdict.meaning in _OWN_FAULT:
             self._one_by_one(batch.members)
             return

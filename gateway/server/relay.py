@@ -351,7 +351,7 @@ class _Forwarding:
 
     def _upstream_failed(self, client: ClientCall) -> None:
         trailing = legible_metadata(client.trailing)
-        failure = CallFailed(client.code, client.text, trailing, from_server=client.from_server)
+        failure = CallFailed(client.code, client.text, trailing, origin=client.origin)
         call = self._call
         try:
             self._inference.attempt_failed(self._work, self._attempt, failure)

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import grpc
 
+from gateway.forward.calls import CallError
 from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, client_tls
-from gateway.status import Code
+from gateway.status import Code, Origin
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 from gateway.wire.client import ClientCall
@@ -90,7 +91,7 @@ class ChannelConnection:
         except grpc.aio.AioRpcError as error:
             raise translate(error) from error
         except grpc.aio.UsageError as error:  # it was closed, because the config no longer has this endpoint
-            raise CallFailed(Code.UNAVAILABLE, "the connection is closed", from_server=False) from error
+            raise CallFailed(Code.UNAVAILABLE, "the connection is closed", origin=Origin.CONNECTION) from error
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
         if isinstance(self.channel, WireChannel):
@@ -163,7 +164,7 @@ class WireStream:
             try:
                 body = decompress(body, wire.encoding, wire.connection.limits)
             except WireFailed as failure:
-                wire.cancel(failure.code, failure.text)
+                wire.cancel(failure.code, failure.text, Origin.ANSWER)
                 return
         wire.hungry = self._listener.message_arrived(body)
 
@@ -172,7 +173,7 @@ class WireStream:
             self._listener.ended(None)
             return
         trailing = legible_metadata(wire.trailing)
-        self._listener.ended(CallFailed(wire.code, wire.text, trailing, from_server=wire.from_server))
+        self._listener.ended(CallFailed(wire.code, wire.text, trailing, origin=wire.origin))
 
 
 class GrpcioStream:
@@ -240,7 +241,7 @@ class GrpcioStream:
         except asyncio.CancelledError:
             if self._is_cancelled:
                 raise
-            failure = CallFailed(Code.UNAVAILABLE, "the connection is closed", from_server=False)
+            failure = CallFailed(Code.UNAVAILABLE, "the connection is closed", origin=Origin.CONNECTION)
         self._tasks[1].cancel()
         self._listener.ended(failure)
 
@@ -250,8 +251,14 @@ def translate(error: grpc.aio.AioRpcError) -> CallFailed:
         error.code().value[0],
         error.details() or "",
         tuple(error.trailing_metadata() or ()),
-        from_server=is_from_server(error.debug_error_string()),
+        origin=_origin(error),
     )
+
+
+def _origin(error: grpc.aio.AioRpcError) -> Origin:
+    if isinstance(error, CallError):
+        return error.origin
+    return Origin.SERVER if is_from_server(error.debug_error_string()) else Origin.CONNECTION
 
 
 _FROM_PEER: Final = "Error received from peer"

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from gateway.infer.attempts import Attempts
-from gateway.status import Code, judge
+from gateway.status import Code, Origin, judge
 from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
 
-UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", from_server=False)
-DRAINING = judge(Code.UNAVAILABLE, "Server is stopping", from_server=True)
-OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size", from_server=True)
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'x' is not found", from_server=True)
+UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+DRAINING = judge(Code.UNAVAILABLE, "Server is stopping")
+OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
+MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'x' is not found")
 
 
 def pool(name: str, *addresses: str) -> Pool:

@@ -7,14 +7,14 @@ import asyncio
 import pytest
 from scripted import ScriptedConnection
 
-from gateway.status import Code, Verdict, judge
+from gateway.status import Code, Origin, Verdict, judge
 from gateway.upstream.endpoint import Endpoint, State
 
-UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", from_server=False)
-DRAINING = judge(Code.UNAVAILABLE, "Server is stopping", from_server=True)
-OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size", from_server=True)
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", from_server=True)
-CALLERS = judge(Code.INVALID_ARGUMENT, "bad", from_server=True)
+UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+DRAINING = judge(Code.UNAVAILABLE, "Server is stopping")
+OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
+MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found")
+CALLERS = judge(Code.INVALID_ARGUMENT, "bad")
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from scripted import REFUSED, TIMED_OUT, ScriptedConnection
 
-from gateway.status import Code, judge
+from gateway.status import Code, Origin, judge
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.health import Prober, ProbeSettings
 
 OFTEN = ProbeSettings(interval=0.001, timeout=0.5, slow_probes_to_fail=2)
 SELDOM = ProbeSettings(interval=3600)
-DRAINING = judge(Code.UNAVAILABLE, "Server is stopping", from_server=True)
+DRAINING = judge(Code.UNAVAILABLE, "Server is stopping")
 
 
 @dataclass
@@ -142,7 +142,7 @@ async def test_a_failed_call_brings_the_next_probe_forward() -> None:
         assert probed.prober is not None
         await probed.prober.wait_first()
         probed.connection.failure = REFUSED
-        probed.endpoint.failed(("m", ""), judge(Code.UNAVAILABLE, "", from_server=False), "broken pipe")
+        probed.endpoint.failed(("m", ""), judge(Code.UNAVAILABLE, "", Origin.CONNECTION), "broken pipe")
         assert probed.endpoint.state is State.SUSPECT
         await probed.until(lambda: probed.endpoint.state is State.DOWN)
 
