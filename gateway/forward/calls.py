@@ -351,7 +351,4 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def _metadata(fields: Fields) -> Any:
-    try:
-        return grpc.aio.Metadata(*metadata_from(fields))
-    except ValueError:  # a server's broken `-bin` value must not hide its answer
-        return grpc.aio.Metadata(*metadata_from([f for f in fields if not f[0].endswith(b"-bin")]))
+    return grpc.aio.Metadata(*metadata_from(fields))

@@ -32,7 +32,7 @@ from gateway.forward.calls import (
 from gateway.forward.edge import Alarm, Edge
 from gateway.status import Code, Origin
 from gateway.wire.client import ClientCall, ClientConnection
-from gateway.wire.fields import Fields
+from gateway.wire.fields import Fields, text_of
 from gateway.wire.frames import EngineError
 from gateway.wire.limits import Limits, MiB
 
@@ -51,6 +51,7 @@ LONG_LIVED: Final = 5.0  # seconds; a connection that ended sooner and answered 
 log = logging.getLogger("gateway.forward")
 
 TICK_SECONDS: Final = 1.0
+SAY_AGAIN_SECONDS: Final = 60.0  # what may go on for long is logged no more often
 
 
 class State(Enum):
@@ -102,6 +103,7 @@ class WireChannel:
         self._waiters: set[asyncio.Future[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._last_error = ""
+        self._say_dropped_at = 0.0
         self._limits = self.options.limits
         self._together = self.options.together
         self._address, self._authority = _parse(target)
@@ -346,6 +348,7 @@ class WireChannel:
         connection = edge.wire
         connection.on_room = self._room
         connection.on_leave = self._dial
+        connection.on_dropped = self._dropped
         self._edges.append(edge)
         self._set_state(State.READY)
         self._room()
@@ -387,6 +390,13 @@ class WireChannel:
             else:
                 self._set_state(State.CONNECTING)
         self._dial()
+
+    def _dropped(self, name: bytes) -> None:
+        now = self._loop.time()
+        if now >= self._say_dropped_at:
+            self._say_dropped_at = now + SAY_AGAIN_SECONDS
+            shown = text_of(name[:40])
+            log.warning("%s: the field %r of an answer is no legal metadata, and is dropped", self.target, shown)
 
     def _tick(self) -> None:
         if self.state is State.SHUTDOWN:

@@ -32,7 +32,7 @@ from gateway.upstream.channel import ChannelConnection
 from gateway.upstream.connection import CallFailed
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import Fields, fields_from, legal_fields, legible_metadata, metadata_from
+from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from, text_of
 from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.messages import decompress
 from gateway.wire.peek import (
@@ -350,7 +350,7 @@ class _Forwarding:
         return _who(self._work.route.model, attempt.variant.name, model_version, address, attempt.number)
 
     def _upstream_failed(self, client: ClientCall) -> None:
-        trailing = legible_metadata(client.trailing)
+        trailing = metadata_from(client.trailing)
         failure = CallFailed(client.code, client.text, trailing, origin=client.origin)
         call = self._call
         try:
@@ -429,7 +429,7 @@ def _read(fields: Fields) -> _Said:
             passed.append(NeverIndexed(name, value))
         key = name.decode()
         if key not in metadata and not key.endswith("-bin"):
-            metadata[key] = value.decode("latin-1").strip()
+            metadata[key] = text_of(value).strip()
     return _Said(metadata, tuple(passed), tuple(fields_from(echoed(metadata))))
 
 

@@ -18,7 +18,7 @@ from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import fields_from, legible_metadata
+from gateway.wire.fields import fields_from, metadata_from
 from gateway.wire.messages import PREFIX, decompress
 
 # Of one stream's messages that grpcio has not taken; beyond it their sender is told to wait.
@@ -172,7 +172,7 @@ class WireStream:
         if wire.code is Code.OK:
             self._listener.ended(None)
             return
-        trailing = legible_metadata(wire.trailing)
+        trailing = metadata_from(wire.trailing)
         self._listener.ended(CallFailed(wire.code, wire.text, trailing, origin=wire.origin))
 
 

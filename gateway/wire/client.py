@@ -14,7 +14,7 @@ from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import client_engine
-from gateway.wire.fields import Fields, decode_message, format_timeout
+from gateway.wire.fields import Fields, decode_message, format_timeout, is_legal
 from gateway.wire.frames import (
     BOTH,
     MAX_CONCURRENT_STREAMS,
@@ -40,6 +40,9 @@ UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6
 
 
 def _nothing() -> None: ...
+
+
+def _ignore(name: bytes) -> None: ...
 
 
 class ClientCall(Stream):
@@ -170,18 +173,29 @@ class ResponseHead(NamedTuple):
     fields: tuple[Field, ...]
     status: bytes  # HTTP's; followed by what is wrong if the content is not gRPC's
     encoding: bytes  # grpc-encoding
+    dropped: bytes  # the name of a field that is no legal metadata, if there is one
 
 
 def _read_head(fields: tuple[Field, ...]) -> ResponseHead:
-    status = encoding = wrong = b""
+    status = encoding = wrong = dropped = b""
     for name, value in fields:
+        if not _may_pass(name, value):
+            dropped = name
         if name == b":status":
             status = value
         elif name == b"grpc-encoding":
             encoding = value
         elif name == b"content-type" and not value.startswith(b"application/grpc"):
             wrong = b", content-type " + value[:40]
-    return ResponseHead(fields, status + wrong if status == b"200" else status, encoding)
+    return ResponseHead(fields, status + wrong if status == b"200" else status, encoding, dropped)
+
+
+def _may_pass(name: bytes, value: bytes) -> bool:
+    return is_legal(name, value) or name.startswith(b":")
+
+
+def _legal(fields: Fields) -> Fields:
+    return tuple([field for field in fields if _may_pass(field[0], field[1])])
 
 
 class ClientConnection(Connection[ClientCall]):
@@ -217,7 +231,8 @@ class ClientConnection(Connection[ClientCall]):
             (b"grpc-accept-encoding", ACCEPT_ENCODING),
         )
         self._heads: dict[bytes, tuple[Field, ...]] = {}  # by path, which our own code chooses
-        self._usual = ResponseHead((), b"", b"")  # of the last answer, and probably of the next one
+        self.on_dropped: Callable[[bytes], None] = _ignore  # the name of a server's field that can't be passed on
+        self._usual = ResponseHead((), b"", b"", b"")  # of the last answer, and probably of the next one
 
     @property
     def has_room(self) -> bool:
@@ -273,10 +288,14 @@ class ClientConnection(Connection[ClientCall]):
         call.deaf = head.status != b"200"
         if head.encoding:
             call.encoding = head.encoding
+        fields: Fields = head.fields
+        if head.dropped:
+            self.on_dropped(head.dropped)
+            fields = _legal(fields)
         if event.end_stream:
-            call.trailing = head.fields  # trailers-only
+            call.trailing = fields  # trailers-only
             return
-        call.initial = head.fields
+        call.initial = fields
         if call.on_head is not None and not call.deaf:
             call.on_head(call)
 
@@ -301,11 +320,17 @@ class ClientConnection(Connection[ClientCall]):
             return
         code: Code | None = None
         text = ""
+        dropped = b""
         for name, value in call.trailing:
             if name == b"grpc-status":
                 code = from_field(value)
             elif name == b"grpc-message":
                 text = decode_message(value)
+            elif not _may_pass(name, value):
+                dropped = name
+        if dropped:
+            self.on_dropped(dropped)
+            call.trailing = _legal(call.trailing)
         if code is None:
             self._end_by_http(call, error_code)
             return

@@ -378,6 +378,29 @@ def test_a_large_request_does_not_hold_up_a_small_one() -> None:
     assert sum(len(event.data) for event in data if event.stream_id == calls[0].id) == 2 * 1024 * 1024 + 5
 
 
+@pytest.mark.parametrize("where", ["head", "trailers", "trailers only"])
+@pytest.mark.parametrize("odd", [(b"x!y", b"v"), (b"x-bin", b"!")], ids=["key", "base64"])
+def test_a_field_that_no_grpc_peer_takes_is_dropped_and_told_and_the_answer_stays(
+    where: str, odd: tuple[bytes, bytes]
+) -> None:
+    client, dropped = ClientUnderTest(), list[bytes]()
+    client.connection.on_dropped = dropped.append
+    call = client.start()
+    kept = (b"x-city", "São Paulo".encode())
+    status = (b"grpc-status", b"5")
+    if where == "trailers only":
+        client.respond(call, status, odd, kept, end=True)
+        client.pump()
+    else:
+        client.respond(call, *((odd, kept) if where == "head" else ()))
+        client.finish(call, status, *((odd, kept) if where == "trailers" else ()))
+    got = [*call.initial, *call.trailing]
+    assert call.code is Code.NOT_FOUND
+    assert dropped == [odd[0]]
+    assert kept in got
+    assert odd not in got
+
+
 # Who ended it
 
 LIMITS = Limits(stream_window=65_535, write_stall_seconds=3)

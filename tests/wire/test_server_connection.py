@@ -152,8 +152,6 @@ BAD_REQUESTS = [
     ("timeout 9 digits", request(("grpc-timeout", "123456789S")), b"x", Code.INTERNAL),
     ("timeout 0n", request(("grpc-timeout", "0n")), b"x", Code.DEADLINE_EXCEEDED),
     ("bad bin", request(("x-bin", "!!!")), b"x", Code.INTERNAL),
-    ("latin-1 value", request((b"x", b"caf\xe9")), b"x", Code.INTERNAL),
-    ("tab in value", request(("x", "a\tb")), b"x", Code.INTERNAL),
     ("odd key", request(("x!y", "v")), b"x", Code.INTERNAL),
     ("key with space", request(("x y", "v")), b"x", "reset 1"),
     ("upper-case key", request(("X-Key", "v")), b"x", "reset 1"),
