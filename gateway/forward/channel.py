@@ -30,6 +30,7 @@ from gateway.forward.calls import (
     UnaryUnaryCall,
 )
 from gateway.forward.edge import Alarm, Edge
+from gateway.forward.sockets import connect
 from gateway.status import Code, Origin
 from gateway.wire.client import ClientCall, ClientConnection
 from gateway.wire.fields import Fields, text_of
@@ -307,16 +308,9 @@ class WireChannel:
         options = self.options
         made = Edge(loop, partial(self._connection, greeted), self._gone, stops_reading=False)
 
-        tls: dict[str, Any] = {"ssl": options.tls}  # the keyword arguments of two methods of the loop
-        if options.tls is not None and (options.server_name or isinstance(self._address, str)):
-            tls["server_hostname"] = options.server_name or "localhost"
-        if isinstance(self._address, str):
-            dialing = loop.create_unix_connection(lambda: made.protocol, self._address, **tls)
-        else:
-            dialing = loop.create_connection(lambda: made.protocol, *self._address, **tls)
         until = loop.time() + options.connect_seconds
         try:
-            await asyncio.wait_for(dialing, options.connect_seconds)
+            await asyncio.wait_for(self._open_transport(made), options.connect_seconds)
             try:
                 await asyncio.wait_for(greeted, until - loop.time())
                 if made.wire.draining:
@@ -327,6 +321,19 @@ class WireChannel:
         except asyncio.TimeoutError:
             raise OSError("no answer in time") from None
         self._greeted(made)
+
+    async def _open_transport(self, made: ClientEdge) -> None:
+        """raises: OSError."""
+        tls: dict[str, Any] = {"ssl": self.options.tls}  # the keyword arguments of two methods of the loop
+        if isinstance(self._address, str):
+            if self.options.tls is not None:
+                tls["server_hostname"] = self.options.server_name or "localhost"
+            await self._loop.create_unix_connection(lambda: made.protocol, self._address, **tls)
+            return
+        host, port = self._address
+        if self.options.tls is not None:
+            tls["server_hostname"] = self.options.server_name or host
+        await self._loop.create_connection(lambda: made.protocol, sock=await connect(host, port), **tls)
 
     def _connection(self, greeted: asyncio.Future[None], edge: ClientEdge) -> ClientConnection:
         connection = ClientConnection(

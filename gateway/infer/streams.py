@@ -46,6 +46,7 @@ from gateway.wire.repeats import StreamRequestHeads, StreamResponseHeads
 _log = logging.getLogger(__name__)
 
 STREAM: Final = SERVICE + "ModelStreamInfer"
+_NAMES_MOST: Final = 32  # of a kind that a stream's trailers list: clients take 8 KiB of metadata in all
 _FINAL: Final = "triton_final_response"
 _WANTS_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 _ERRORS_END_STREAM: Final = "triton_grpc_error"
@@ -564,7 +565,8 @@ class StreamSession:
             if served is not self._last_served:
                 self._last_served = served
                 for names, name in zip(self._who, (served.variant, served.model_version, served.endpoint), strict=True):
-                    names[name] = None
+                    if len(names) < _NAMES_MOST:
+                        names[name] = None
         message.observer.ended(
             CallEnded(code, text, served, message.size, message.answer_bytes, self._inference.clock())
         )

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.bounded import make_room
 from gateway.errors import GatewayError
 from gateway.forward.channel import WireChannel
 from gateway.infer.attempts import Attempt
@@ -190,8 +191,8 @@ class MergePoint:
                 count += 1
                 if count >= _SPOILT_MOST:
                     until = self._loop.time() + _APART_SECONDS
-                if len(self._spoilt) >= _SPOILERS_KEPT:
-                    self._spoilt.clear()
+                if caller not in self._spoilt:
+                    make_room(self._spoilt, _SPOILERS_KEPT)
                 self._spoilt[caller] = (count, until)
 
         return ended

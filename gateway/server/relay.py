@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from gateway.bounded import make_room
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
 from gateway.forward.channel import WireChannel
@@ -101,8 +102,7 @@ class Relay:
         if decided is None:
             decided = inference.decide(head, said.facts_with(head))
             if head.fronts is not None:  # else no other request will have this very one
-                if len(self._decisions) >= _DECISIONS_KEPT:
-                    self._decisions.clear()
+                make_room(self._decisions, _DECISIONS_KEPT)
                 self._decisions[said, id(head)] = decided  # which holds the head, so its id stays its own
         return decided
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from gateway.bounded import make_room
 from gateway.wire.frames import (
     ACK,
     BOTH,
@@ -460,8 +461,7 @@ class Engine:
             return None
         size = sum([len(name) + len(value) for name, value in fields])
         if self._heads_as_of == as_of and len(block) <= KEPT_BYTES and size <= KEPT_BYTES:
-            if len(known) >= KEPT:
-                known.clear()
+            make_room(known, KEPT)
             known[block] = head
         return head
 
