@@ -26,6 +26,7 @@ import aiohttp
 from gateway.admin import Admin, merged_config, merged_state
 from gateway.app import VERSION, Place
 from gateway.config import Config, split_address
+from gateway.forward.sockets import bind
 from gateway.server.listener import CannotServe
 from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
@@ -282,15 +283,11 @@ def reserve(listen: str, flag: str = "--listen") -> Iterator[str]:
     host, port = split_address(listen)
     with contextlib.ExitStack() as exits:
         try:
-            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            probe = exits.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            held = exits.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            taken = probe.getsockname()[1]
-            probe.close()
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((place[0], taken, *place[2:]))
+            with bind(host, port) as probe:
+                probe.listen(1)  # a port that is held and not listened on is refused only now
+                taken = probe.getsockname()[1]
+            held = exits.enter_context(bind(host, taken, reuse_port=True))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # else it would stop no other's probe
         except OSError as error:
             raise CannotServe(
                 f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with {flag}"

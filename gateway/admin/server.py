@@ -1,4 +1,4 @@
-"""Admin: the HTTP server. May depend on values and aiohttp; what it shows comes through `StateSource`.
+"""Admin: the HTTP server. May depend on values, sockets and aiohttp; what it shows comes through `StateSource`.
 
 GET /          the page that an on-call person opens first; what it loads is under /page/
 GET /healthz   200 while the process does its work, 503 when it should be restarted
@@ -25,6 +25,7 @@ from aiohttp import web
 
 from gateway.admin.attention import attention
 from gateway.admin.page import page_routes
+from gateway.forward.sockets import bind
 
 _SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
 _GRACE_SECONDS = 1.0  # for answers under way at the end; all of them are short
@@ -106,6 +107,8 @@ class Admin:
         if isinstance(self._place, str):
             return web.UnixSite(runner, self._place)
         host, port = self._place
+        if ":" in host:
+            return web.SockSite(runner, bind(host, port))  # aiohttp's own takes no IPv4
         return web.TCPSite(runner, host, port)
 
     def _app(self) -> web.Application:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
-from gateway.status import Code
+from gateway.status import Code, Origin
 from gateway.types import Metadata
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed
@@ -25,6 +25,12 @@ _ENCODINGS = {grpc.Compression.Gzip: b"gzip", grpc.Compression.Deflate: b"deflat
 
 Serializer = Callable[[Any], bytes] | None
 Deserializer = Callable[[bytes], Any] | None
+
+
+class CallError(grpc.aio.AioRpcError):  # type: ignore[misc]  # grpcio has no types
+    """A call ended with another status than OK; `origin` says at whose hands."""
+
+    origin = Origin.SERVER
 
 
 class Call:
@@ -112,17 +118,19 @@ class Call:
 
     def _error(self) -> Exception:
         wire = self._wire
-        return grpc.aio.AioRpcError(  # type: ignore[no-any-return]
+        error = CallError(
             _STATUS_CODES[int(wire.code)],
             _metadata(wire.initial),
             _metadata(wire.trailing),
             wire.text,
             self.debug_error_string(),
         )
+        error.origin = wire.origin
+        return error
 
     def _raise_if_failed(self) -> None:
         wire = self._wire
-        if wire.code is Code.CANCELLED and not wire.from_server and not wire.was_reset:  # from this side
+        if wire.code is Code.CANCELLED and wire.origin is Origin.GIVEN_UP:
             raise asyncio.CancelledError
         if self._wire.code is not Code.OK:
             raise self._error()
@@ -137,9 +145,10 @@ class Call:
                 body = decompress(body, self._wire.encoding, self._limits)
             return body if self._deserializer is None else self._deserializer(body)
         except CallFailed as failure:
-            self._wire.code, self._wire.text = failure.code, failure.text
+            self._wire.code, self._wire.text, self._wire.origin = failure.code, failure.text, Origin.ANSWER
         except Exception:
             self._wire.code, self._wire.text = Code.INTERNAL, "The response message can't be parsed"
+            self._wire.origin = Origin.ANSWER
         raise self._error()
 
 
@@ -342,7 +351,4 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def _metadata(fields: Fields) -> Any:
-    try:
-        return grpc.aio.Metadata(*metadata_from(fields))
-    except ValueError:  # a server's broken `-bin` value must not hide its answer
-        return grpc.aio.Metadata(*metadata_from([f for f in fields if not f[0].endswith(b"-bin")]))
+    return grpc.aio.Metadata(*metadata_from(fields))

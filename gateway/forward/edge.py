@@ -113,6 +113,8 @@ class Edge(Generic[Wire]):
     def _flush(self) -> None:
         self._scheduled = False
         self._turn_bytes = self.wire.work = 0
+        if self._closing_since is None and self.transport.is_closing():
+            return  # it is lost, or whoever dialled gave up: uvloop takes no more, not even to drop it
         if self._rests:
             self._rests = False
             if self.wire.reads and not self.transport.is_closing():

@@ -15,6 +15,7 @@ import grpc
 
 from gateway.forward.edge import Alarm, Edge
 from gateway.forward.servicer import MethodHandler, Servicing
+from gateway.forward.sockets import bind
 from gateway.status import Code
 from gateway.wire.limits import Limits
 from gateway.wire.requests import RequestHeads
@@ -98,10 +99,12 @@ class WireServer:
             port = 0
         else:
             host, _, number = address.rpartition(":")
-            host = host.strip("[]")
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            where = (host or "0.0.0.0", int(number))  # noqa: S104  # ":port" says every interface
-            bound = socket.create_server(where, family=family, backlog=BACKLOG, reuse_port=reuse_port)
+            bound = bind(host.strip("[]"), int(number), reuse_port=reuse_port)
+            try:
+                bound.listen(BACKLOG)  # only then it is sure that nobody else has it
+            except BaseException:
+                bound.close()
+                raise
             port = bound.getsockname()[1]
         self.adopt(bound, tls)
         return port
@@ -256,7 +259,8 @@ def _peer_name(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple):
         return "unix:"
-    return f"ipv6:[{name[0]}]:{name[1]}" if len(name) > 2 else f"ipv4:{name[0]}:{name[1]}"
+    host, port = name[0].removeprefix("::ffff:"), name[1]  # an IPv4 peer of a socket for both, as grpc shows it
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def server_tls(certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:

@@ -29,7 +29,7 @@ from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import Fields, fields_from, legal_fields, legible_metadata
+from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
 from gateway.wire.hpack import NeverIndexed
 from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_front, rename_request, tail
@@ -291,8 +291,7 @@ class Call:
 
         :raises GatewayError: if not.
         """
-        trailing = legible_metadata(client.trailing)
-        failure = CallFailed(client.code, client.text, trailing, from_server=client.from_server)
+        failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         self._inference.attempt_failed(self._work, self._attempt, failure)
         if self._is_passed_on or self._caller.missing > 0 or client.request_more:

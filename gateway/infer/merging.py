@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.bounded import make_room
 from gateway.errors import GatewayError
 from gateway.infer.attempts import Attempt
 from gateway.infer.correlation import traced_id, with_own_id
@@ -298,9 +299,7 @@ class MergePoint:
 
     def _refused(self, batch: Batch[Mergeable], client: ClientCall) -> None:
         known = self._known
-        verdict = judge(
-            client.code, client.text, from_server=client.from_server, model=known.name, version=known.version
-        )
+        verdict = judge(client.code, client.text, client.origin, model=known.name, version=known.version)
         if verdict.meaning in _OWN_FAULT:
             self._one_by_one(batch.members)
             return
@@ -339,8 +338,8 @@ class MergePoint:
                 count += 1
                 if count >= _SPOILT_MOST:
                     until = self._loop.time() + _APART_SECONDS
-                if len(self._spoilt) >= _SPOILERS_KEPT:
-                    self._spoilt.clear()
+                if caller not in self._spoilt:
+                    make_room(self._spoilt, _SPOILERS_KEPT)
                 self._spoilt[caller] = (count, until)
 
         return ended

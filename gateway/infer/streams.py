@@ -35,7 +35,7 @@ from gateway.infer.exchange import Request
 from gateway.infer.inference import Inference, Work, request_for, served_by
 from gateway.infer.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.infer.pipelines import PipelineModel
-from gateway.status import Code, Meaning, Verdict, code_of, judge_in_band
+from gateway.status import Code, Meaning, Origin, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
 from gateway.upstream.endpoint import Endpoint
@@ -141,7 +141,7 @@ class Leg:
         self._session.leg_has_room(self)
 
     def ended(self, failure: CallFailed | None) -> None:
-        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", from_server=False))
+        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", origin=Origin.PEER))
 
 
 class Names:

@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import dataclass, replace
 
 from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, client_tls
-from gateway.status import OK, Code
+from gateway.status import OK, Code, Origin
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import Fields, fields_from, legible_metadata
+from gateway.wire.fields import Fields, fields_from, metadata_from
 from gateway.wire.messages import PREFIX, decompress
 
 
@@ -63,7 +63,7 @@ class ChannelConnection:
             raise
         if call.code is not OK:
             raise _failure_of(call)
-        return Answer(_body_of(call), legible_metadata(call.initial), legible_metadata(call.trailing))
+        return Answer(_body_of(call), metadata_from(call.initial), metadata_from(call.trailing))
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
         return WireStream(self.channel, path, metadata, timeout, listener)
@@ -73,7 +73,7 @@ class ChannelConnection:
 
 
 def _failure_of(call: ClientCall) -> CallFailed:
-    return CallFailed(call.code, call.text, legible_metadata(call.trailing), from_server=call.from_server)
+    return CallFailed(call.code, call.text, metadata_from(call.trailing), origin=call.origin)
 
 
 def _body_of(call: ClientCall) -> bytes:
@@ -83,7 +83,7 @@ def _body_of(call: ClientCall) -> bytes:
     try:
         return decompress(call.body, call.encoding, call.connection.limits)
     except WireFailed as failure:
-        raise CallFailed(failure.code, failure.text, from_server=False) from failure
+        raise CallFailed(failure.code, failure.text, origin=Origin.ANSWER) from failure
 
 
 class WireStream:
@@ -148,7 +148,7 @@ class WireStream:
             try:
                 body = decompress(body, wire.encoding, wire.connection.limits)
             except WireFailed as failure:
-                wire.cancel(failure.code, failure.text)
+                wire.cancel(failure.code, failure.text, Origin.ANSWER)
                 return
         wire.hungry = self._listener.message_arrived(body)
 

@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from gateway.status import OK, Code
+from gateway.status import OK, Code, Origin
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import client_engine
-from gateway.wire.fields import Fields, decode_message, format_timeout
+from gateway.wire.fields import Fields, decode_message, format_timeout, is_legal
 from gateway.wire.frames import (
+    BOTH,
     MAX_CONCURRENT_STREAMS,
+    EndedBy,
     EngineError,
     ErrorCode,
     GoAwayReceived,
     HeadersEvent,
     ResponseReceived,
     SettingsReceived,
-    StreamReset,
 )
 from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.limits import Limits
@@ -33,11 +34,15 @@ from gateway.wire.stream import Stream
 _RESPONSE: Final = ResponseReceived  # as in `connection`
 _JUST_OK: Final = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
+SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
 UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
 
 def _nothing() -> None: ...
+
+
+def _ignore(name: bytes) -> None: ...
 
 
 class ClientCall(Stream):
@@ -54,7 +59,7 @@ class ClientCall(Stream):
     text = ""
     initial: Fields = ()
     trailing: Fields = ()
-    from_server = False  # did the server give the status, or did this end make it?
+    origin = SERVER  # who ended it, once it is done
     unprocessed = False  # the server did not look at it: it may be tried again by anyone
     on_head: Callable[[ClientCall], None] | None = None
     on_front: Callable[[ClientCall], None] | None = None
@@ -65,7 +70,6 @@ class ClientCall(Stream):
     on_unprocessed: Callable[[ClientCall], bool] | None = None  # takes the call over, and says so
     retried = False
     patient = False  # waits for a connection, however long that takes
-    was_reset = False  # by the server; even with NO_ERROR that cuts an answer off
     _half_closed = False
     _http_status = b""
     _deadline_key = 0
@@ -79,6 +83,11 @@ class ClientCall(Stream):
         if deadline is not None:
             self._deadlines = deadlines
             self._deadline_key = deadlines.add(deadline, self, now)
+
+    @property
+    def from_server(self) -> bool:
+        """Did the server give the status it ended with?"""
+        return self.origin is SERVER
 
     # Before it has a stream, a request that is passed on waits in `request`; its sender is told to wait.
 
@@ -110,24 +119,30 @@ class ClientCall(Stream):
             return  # its end is on the way
         self.connection.wake()
 
-    def cancel(self, code: Code = Code.CANCELLED, text: str = "Locally cancelled by application!") -> None:
+    def cancel(
+        self,
+        code: Code = Code.CANCELLED,
+        text: str = "Locally cancelled by application!",
+        origin: Origin = Origin.GIVEN_UP,
+    ) -> None:
         """End it from this side; at any time."""
         if not self.done:
             if self.id:
                 self.reset(ErrorCode.CANCEL)
-            self.end(code, text)
+            self.end(code, text, origin)
 
     def expire(self) -> None:
         """The deadline has passed."""
         self.cancel(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
-    def end(self, code: Code, text: str) -> None:
+    def end(self, code: Code, text: str, origin: Origin) -> None:
         """The one end of a call."""
         if self.unprocessed and self.on_unprocessed is not None and self.on_unprocessed(self):
             return
         self.done = True
         self.code = code
         self.text = text
+        self.origin = origin
         if not self.id:
             self._let_go()
         if self.deadline is not None:
@@ -146,7 +161,8 @@ class ClientCall(Stream):
         """As if it had never been started."""
         self.retried = True
         self.id = 0
-        self.closed = self._half_closed = self.unprocessed = self.from_server = self.was_reset = self.deaf = False
+        self.closed = self._half_closed = self.unprocessed = self.deaf = False
+        self.ended_by = BOTH
         self.initial = self.trailing = ()
         self._http_status = b""
 
@@ -157,18 +173,29 @@ class ResponseHead(NamedTuple):
     fields: tuple[Field, ...]
     status: bytes  # HTTP's; followed by what is wrong if the content is not gRPC's
     encoding: bytes  # grpc-encoding
+    dropped: bytes  # the name of a field that is no legal metadata, if there is one
 
 
 def _read_head(fields: tuple[Field, ...]) -> ResponseHead:
-    status = encoding = wrong = b""
+    status = encoding = wrong = dropped = b""
     for name, value in fields:
+        if not _may_pass(name, value):
+            dropped = name
         if name == b":status":
             status = value
         elif name == b"grpc-encoding":
             encoding = value
         elif name == b"content-type" and not value.startswith(b"application/grpc"):
             wrong = b", content-type " + value[:40]
-    return ResponseHead(fields, status + wrong if status == b"200" else status, encoding)
+    return ResponseHead(fields, status + wrong if status == b"200" else status, encoding, dropped)
+
+
+def _may_pass(name: bytes, value: bytes) -> bool:
+    return is_legal(name, value) or name.startswith(b":")
+
+
+def _legal(fields: Fields) -> Fields:
+    return tuple([field for field in fields if _may_pass(field[0], field[1])])
 
 
 class ClientConnection(Connection[ClientCall]):
@@ -204,7 +231,8 @@ class ClientConnection(Connection[ClientCall]):
             (b"grpc-accept-encoding", ACCEPT_ENCODING),
         )
         self._heads: dict[bytes, tuple[Field, ...]] = {}  # by path, which our own code chooses
-        self._usual = ResponseHead((), b"", b"")  # of the last answer, and probably of the next one
+        self.on_dropped: Callable[[bytes], None] = _ignore  # the name of a server's field that can't be passed on
+        self._usual = ResponseHead((), b"", b"", b"")  # of the last answer, and probably of the next one
 
     @property
     def has_room(self) -> bool:
@@ -260,17 +288,16 @@ class ClientConnection(Connection[ClientCall]):
         call.deaf = head.status != b"200"
         if head.encoding:
             call.encoding = head.encoding
+        fields: Fields = head.fields
+        if head.dropped:
+            self.on_dropped(head.dropped)
+            fields = _legal(fields)
         if event.end_stream:
-            call.trailing = head.fields  # trailers-only
+            call.trailing = fields  # trailers-only
             return
-        call.initial = head.fields
+        call.initial = fields
         if call.on_head is not None and not call.deaf:
             call.on_head(call)
-
-    def _reset_by_peer(self, event: StreamReset) -> None:
-        call = self.streams.get(event.stream_id)
-        if call is not None:
-            call.was_reset = True
 
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
         if stream.on_front is not None and stream.missing > self.limits.whole_bytes:
@@ -278,43 +305,68 @@ class ClientConnection(Connection[ClientCall]):
 
     def _call_failed(self, stream: ClientCall, failure: CallFailed) -> None:
         stream.reset(ErrorCode.CANCEL)
-        stream.end(failure.code, failure.text)
+        stream.end(failure.code, failure.text, Origin.ANSWER)
 
     def _call_closed(self, stream: ClientCall, error_code: int) -> None:
         if not stream.done:
-            stream.end(*self._status(stream, error_code))
+            self._end(stream, error_code)
         self.on_room()
 
-    def _status(self, call: ClientCall, error_code: int) -> tuple[Code, str]:
-        """Read how the stream ended. gRPC's own status wins, even where a reset follows it."""
+    def _end(self, call: ClientCall, error_code: int) -> None:
+        """As the stream ended. gRPC's own status wins, even where a reset follows it."""
         if call.trailing == _JUST_OK and call.missing == 0:  # nearly always
-            call.from_server = self.answered = True
-            return OK, ""
+            self.answered = True
+            call.end(OK, "", SERVER)
+            return
         code: Code | None = None
         text = ""
+        dropped = b""
         for name, value in call.trailing:
             if name == b"grpc-status":
                 code = from_field(value)
             elif name == b"grpc-message":
                 text = decode_message(value)
+            elif not _may_pass(name, value):
+                dropped = name
+        if dropped:
+            self.on_dropped(dropped)
+            call.trailing = _legal(call.trailing)
         if code is None:
-            return self._status_by_http(call, error_code)
-        call.from_server = self.answered = True
+            self._end_by_http(call, error_code)
+            return
+        self.answered = True
         if code is OK and call.has_partial_message:
-            return Code.INTERNAL, "The server ended the call without a whole message"
-        return code, text
+            call.end(Code.INTERNAL, "The server ended the call without a whole message", Origin.ANSWER)
+        else:
+            call.end(code, text, SERVER)
 
-    def _status_by_http(self, call: ClientCall, error_code: int) -> tuple[Code, str]:
-        """The server gave none of gRPC."""
-        if error_code < 0:
-            return Code.UNAVAILABLE, f"Connection lost: {self.reason}"
-        if error_code or call.was_reset:
+    def _end_by_http(self, call: ClientCall, error_code: int) -> None:
+        """The server gave no status of gRPC's."""
+        by = call.ended_by
+        if by is EndedBy.CONNECTION:
+            call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.CONNECTION)
+        elif by is EndedBy.US:
+            text = f"The server broke the rules of HTTP/2, error {error_code}"
+            call.end(from_reset(error_code), text, Origin.ANSWER)
+        elif by is EndedBy.PEER:
             call.unprocessed = error_code == ErrorCode.REFUSED_STREAM and not call._http_status
-            return from_reset(error_code), f"Stream was reset by the server with HTTP/2 error {error_code}"
-        if call._http_status and call._http_status != b"200":
+            text = f"Stream was reset by the server with HTTP/2 error {error_code}"
+            is_late = error_code == ErrorCode.CANCEL and call.deadline is not None and self.now >= call.deadline
+            if is_late:  # its clock noticed first, as C-core has it
+                call.end(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", Origin.GIVEN_UP)
+            else:
+                call.end(from_reset(error_code), text, Origin.PEER)
+        elif call._http_status and call._http_status != b"200":
             shown = call._http_status.decode("latin-1")
-            return from_http(call._http_status), f"The server answered with HTTP status {shown}"
-        return Code.UNKNOWN, "The server ended the call without a status"
+            call.end(from_http(call._http_status), f"The server answered with HTTP status {shown}", Origin.PEER)
+        else:
+            call.end(Code.UNKNOWN, "The server ended the call without a status", Origin.PEER)
+
+    def _tick_stream(self, stream: ClientCall) -> None:
+        """A server that takes nothing of a request is as good as gone, for this call."""
+        if not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
+            text = f"The server took nothing of the request for {self.limits.write_stall_seconds:g} s"
+            stream.cancel(Code.UNAVAILABLE, text, Origin.CONNECTION)
 
     def _settings(self, event: SettingsReceived) -> None:
         limit = event.settings.get(MAX_CONCURRENT_STREAMS, None if self.greeted else UNLIMITED)

@@ -15,8 +15,10 @@ from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.engine import WRITE_SIZE, Engine
 from gateway.wire.frames import (
+    BOTH,
     ConnectionClosed,
     DataReceived,
+    EndedBy,
     EngineError,
     ErrorCode,
     Event,
@@ -208,6 +210,8 @@ class Connection(ABC, Generic[AnyStream]):
             if self._watched:
                 self._watched.discard(stream)
             stream.closed = True
+            if event.by is not BOTH:
+                stream.ended_by = event.by
             if stream._held or stream.on_writable is not None:
                 stream._close()
             self._call_closed(stream, event.error_code)
@@ -289,6 +293,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.reason = reason
         streams, self.streams = self.streams, {}
         for stream in streams.values():
+            stream.ended_by = EndedBy.CONNECTION
             self._safely(stream._close)
             self._safely(partial(self._call_closed, stream, -1))
             if stream.done:

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from gateway.bounded import make_room
 from gateway.wire.frames import (
     ACK,
+    BOTH,
     CONTINUATION,
     DATA,
     ENABLE_PUSH,
@@ -46,6 +48,7 @@ from gateway.wire.frames import (
     WITH_PRIORITY,
     ConnectionClosed,
     DataReceived,
+    EndedBy,
     EngineError,
     ErrorCode,
     Event,
@@ -458,8 +461,7 @@ class Engine:
             return None
         size = sum([len(name) + len(value) for name, value in fields])
         if self._heads_as_of == as_of and len(block) <= KEPT_BYTES and size <= KEPT_BYTES:
-            if len(known) >= KEPT:
-                known.clear()
+            make_room(known, KEPT)
             known[block] = head
         return head
 
@@ -518,7 +520,7 @@ class Engine:
         code = number(payload, 0)
         stream.remote_done = True
         self._events.append(StreamReset(stream_id, code))
-        self._close(stream, code)
+        self._close(stream, code, EndedBy.PEER)
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if len(payload) % 6 or (flags & ACK and payload):
@@ -580,7 +582,7 @@ class Engine:
         if self._is_client:
             for stream in list(self._streams.values()):
                 if stream.id > last:
-                    self._close(stream, ErrorCode.REFUSED_STREAM)
+                    self._close(stream, ErrorCode.REFUSED_STREAM, EndedBy.PEER)
 
     def _priority(self, stream_id: int, payload: bytes) -> None:
         if not stream_id:
@@ -597,13 +599,16 @@ class Engine:
         stream.remote_done = True
         if stream.local_done:
             self._close(stream, 0)
+        elif self._is_client:  # the answer is whole: nobody waits for the rest of the request
+            self._out.append(frame(RST_STREAM, 0, stream.id, bytes(4)))
+            self._close(stream, 0)
 
     def _local_done(self, stream: _Stream) -> None:
         stream.local_done = True
         if stream.remote_done:
             self._close(stream, 0)
 
-    def _close(self, stream: _Stream, code: int) -> None:
+    def _close(self, stream: _Stream, code: int, by: EndedBy = BOTH) -> None:
         del self._streams[stream.id]
         stream.closed = True
         if stream.queued:
@@ -612,7 +617,7 @@ class Engine:
         stream.queue = None
         if not stream.remote_done and not self._is_client:
             self._leave_open(stream.id)
-        self._events.append(StreamClosed(stream.id, code))
+        self._events.append(StreamClosed(stream.id, code, by))
 
     def _leave_open(self, stream_id: int) -> None:
         if len(self._left_open) >= MOST_LEFT_OPEN:
@@ -702,7 +707,7 @@ class Engine:
         if stream is None:
             raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
         self._out.append(frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
-        self._close(stream, code)
+        self._close(stream, code, EndedBy.US)
 
     def acknowledge(self, amount: int, stream_id: int) -> None:
         """Give `amount` bytes of window back to the peer, on the connection and, while it is open, on the stream."""

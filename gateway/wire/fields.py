@@ -18,7 +18,7 @@ Fields = Sequence[Field]
 
 _KEY_BYTES: Final = b"abcdefghijklmnopqrstuvwxyz0123456789_-."
 _BASE64_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=,"
-_CONTROL_BYTES: Final = bytes([*range(0x20), 0x7F])
+_CONTROL_BYTES: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])  # but the tab, as HTTP has it
 _MESSAGE_SAFE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 _RESERVED: Final = frozenset(
@@ -38,13 +38,14 @@ def is_metadata(name: bytes) -> bool:
 def is_legal(name: bytes, value: bytes) -> bool:
     """May this field be handed to other peers as metadata?
 
-    Stricter than HTTP: what C-core refuses would otherwise break the upstream connection that callers share.
+    Names and `-bin` values as strict as C-core, which fails calls over them. Other values as HTTP has them: they may be
+    text of any encoding, which gRPC's own API does not send but every peer takes (Triton 2.51 does).
     """
     if not name or name.translate(None, _KEY_BYTES):
         return False
     if name.endswith(b"-bin"):
         return not value.translate(None, _BASE64_BYTES) and _decodes(value)
-    return value.isascii() and value.translate(None, _CONTROL_BYTES) == value
+    return value.translate(None, _CONTROL_BYTES) == value
 
 
 def _decodes(value: bytes) -> bool:
@@ -62,10 +63,18 @@ def _decode_binary(value: bytes) -> list[bytes]:
     ]
 
 
-def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
-    """The metadata among `fields`, in order.
+def text_of(value: bytes) -> str:
+    """A value as text, for whoever reads it: UTF-8, and what is not is taken for Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
-    raises: ValueError if a `-bin` value is not base64.
+
+def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
+    """The metadata among `fields`, in order. A value that is not UTF-8 stays bytes: `fields_from` gives the same again.
+
+    raises: ValueError if a field is not legal.
     """
     found: list[tuple[str, MetadataValue]] = []
     for name, value in fields:
@@ -74,7 +83,10 @@ def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
             if name.endswith(b"-bin"):
                 found.extend((key, part) for part in _decode_binary(value))
             else:
-                found.append((key, value.decode("latin-1")))
+                try:
+                    found.append((key, value.decode()))
+                except UnicodeDecodeError:
+                    found.append((key, value))
     return found
 
 
@@ -105,14 +117,6 @@ def legal_fields(metadata: Metadata) -> list[Field]:
         with suppress(ValueError):
             fields += fields_from([pair])
     return fields
-
-
-def legible_metadata(fields: Iterable[Field]) -> Metadata:
-    """As `metadata_from`, or none at all: a broken `-bin` value must not hide the status that it came with."""
-    try:
-        return metadata_from(fields)
-    except ValueError:
-        return ()
 
 
 def encode_message(text: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Final
 
 from gateway.wire.hpack import Field
@@ -69,6 +69,18 @@ class EngineError(Exception):
         self.code = code
 
 
+class EndedBy(Enum):
+    """Who ended a stream."""
+
+    BOTH = "both"  # had said all
+    PEER = "peer"  # by RST_STREAM, or GOAWAY
+    US = "us"  # by RST_STREAM
+    CONNECTION = "connection"  # it ended, and the stream with it
+
+
+BOTH: Final = EndedBy.BOTH  # of nearly all; see `gateway.status.OK`
+
+
 class Event:
     """Something that happened on a connection."""
 
@@ -103,20 +115,21 @@ class DataReceived(Event):
         self.end_stream = end_stream
 
 
-class EndEvent(Event):
-    """A stream ends. error_code: HTTP/2's; 0 if both ends had said all."""
+class StreamReset(Event):
+    """The peer reset a stream. Its `StreamClosed` follows."""
 
     def __init__(self, stream_id: int, error_code: int) -> None:
         self.stream_id = stream_id
         self.error_code = error_code
 
 
-class StreamReset(EndEvent):
-    """The peer reset a stream. Its `StreamClosed` follows."""
+class StreamClosed(Event):
+    """Nothing more comes or goes on a stream. error_code: HTTP/2's; 0 if both ends had said all."""
 
-
-class StreamClosed(EndEvent):
-    """Nothing more comes or goes on a stream."""
+    def __init__(self, stream_id: int, error_code: int, by: EndedBy = BOTH) -> None:
+        self.stream_id = stream_id
+        self.error_code = error_code
+        self.by = by
 
 
 class WindowUpdated(Event):

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.table import HeaderTable
 
+from gateway.bounded import make_room
+
 Field = tuple[bytes, ...]
 """A header field: name and value. One of class `NeverIndexed` is sent so that no HPACK table ever holds its value; for
 it to stay one, the length is not in the type: compiled code takes a tuple of known length apart and makes a new one."""
@@ -233,8 +235,7 @@ class Encoder:
         if len(self._table) != before:
             self._known.clear()  # indices have moved
         elif keep and isinstance(fields, tuple):
-            if len(self._known) >= KEPT:
-                self._known.clear()
+            make_room(self._known, KEPT)
             self._known[fields] = block
         return block
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from gateway.bounded import make_room
 from gateway.errors import BadRequest, GatewayError, MalformedMessage
 from gateway.types import Parameter
 
@@ -39,7 +40,7 @@ _REQUESTED_OUTPUT: Final = 0x32
 RAW_INPUT, RAW_OUTPUT = 0x3A, 0x32  # a raw tensor of a request, of a response
 _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
 
-_KEPT: Final = 1024  # entries of a KnownHeads, ...
+_KEPT: Final = 1024  # entries of each table of a KnownHeads, ...
 _LONGEST_KEPT: Final = 1024  # ... whose bytes are no longer: models have a few tensors with short names
 _PLACES: Final = 4  # where raw tensors may begin in messages of one size
 _MOST_RAW: Final = 64  # raw tensors of a message that may be known
@@ -135,9 +136,8 @@ class KnownHeads:
         return head
 
     def _kept(self, body: bytes, head: Head) -> Head:
-        if len(self) >= _KEPT:  # callers choose what is in them: who fills it costs the others one reading each
-            self._known.clear()
-            self._raw_at.clear()
+        make_room(self._known, _KEPT)  # callers choose what is in them
+        make_room(self._raw_at, _KEPT)
         places = self._raw_at.get(len(body), ())
         if head.raw not in places:
             self._raw_at[len(body)] = (head.raw, *places)[:_PLACES]

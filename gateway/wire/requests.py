@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.bounded import make_room
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.fields import Fields, is_legal, parse_timeout
@@ -77,8 +78,7 @@ class RequestHeads:
             )
         head = _understand(known, tuple(fields), illegal)
         if size <= KEPT_BYTES:
-            if len(self._known) >= KEPT:
-                self._known.clear()  # who fills it costs the others one reading each
+            make_room(self._known, KEPT)
             self._known[headers] = head
         return head
 

@@ -17,7 +17,7 @@ from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import WRITE_SIZE, server_engine
 from gateway.wire.fields import Fields, encode_message
 from gateway.wire.frames import EngineError, ErrorCode, Event, HeadersEvent, RequestReceived, StreamReset
-from gateway.wire.hpack import Field
+from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.wire.requests import NO_HEAD, RequestHead, RequestHeads
@@ -108,7 +108,7 @@ class ServerCall(Stream):
             return
         status = [_STATUS_FIELDS[code], *trailing]
         if text:
-            status.insert(1, (b"grpc-message", encode_message(text)))
+            status.insert(1, NeverIndexed(b"grpc-message", encode_message(text)))
         try:
             if self._head_sent:
                 self.connection.engine.send_trailers(self.id, status)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
-from gateway.wire.frames import EngineError, ErrorCode
+from gateway.wire.frames import BOTH, EngineError, ErrorCode
 from gateway.wire.messages import PREFIX, SMALL, prefix, read_prefix
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Stream:
     done = False  # nothing more is sent or reported
     deaf = False  # what comes is dropped: no messages, but an error page
     closed = False  # the engine has forgotten the stream
+    ended_by = BOTH  # once it is closed
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
     on_writable: Callable[[], None] | None = None

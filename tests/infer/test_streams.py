@@ -16,7 +16,7 @@ from gateway.infer.sequences import Sequences
 from gateway.infer.streams import StreamLimits, StreamSession
 from gateway.infer.topology import Topology
 from gateway.routing import Direct, Routes
-from gateway.status import Code
+from gateway.status import Code, Origin
 from gateway.upstream.connection import CallFailed, StreamListener
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
@@ -354,7 +354,7 @@ def test_a_cancelled_session_leaves_nothing() -> None:
     assert not world.ask("m", "5")
 
 
-BROKEN = CallFailed(Code.UNAVAILABLE, "gone", from_server=False)
+BROKEN = CallFailed(Code.UNAVAILABLE, "gone", origin=Origin.CONNECTION)
 
 
 def test_a_session_that_ends_while_it_moves_a_leg_s_messages_leaves_nothing_behind() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import h2.events
 import hpack
 import pytest
 from h2_peers import ClientUnderTest, message
 
-from gateway.status import Code
+from gateway.status import Code, Meaning, Origin, judge
 from gateway.wire.client import ClientCall
 from gateway.wire.fields import fields_from
 from gateway.wire.limits import Limits
@@ -374,3 +376,158 @@ def test_a_large_request_does_not_hold_up_a_small_one() -> None:
     assert ended == [calls[1].id, calls[0].id]
     data = [event for event in client.events if isinstance(event, h2.events.DataReceived)]
     assert sum(len(event.data) for event in data if event.stream_id == calls[0].id) == 2 * 1024 * 1024 + 5
+
+
+@pytest.mark.parametrize("where", ["head", "trailers", "trailers only"])
+@pytest.mark.parametrize("odd", [(b"x!y", b"v"), (b"x-bin", b"!")], ids=["key", "base64"])
+def test_a_field_that_no_grpc_peer_takes_is_dropped_and_told_and_the_answer_stays(
+    where: str, odd: tuple[bytes, bytes]
+) -> None:
+    client, dropped = ClientUnderTest(), list[bytes]()
+    client.connection.on_dropped = dropped.append
+    call = client.start()
+    kept = (b"x-city", "São Paulo".encode())
+    status = (b"grpc-status", b"5")
+    if where == "trailers only":
+        client.respond(call, status, odd, kept, end=True)
+        client.pump()
+    else:
+        client.respond(call, *((odd, kept) if where == "head" else ()))
+        client.finish(call, status, *((odd, kept) if where == "trailers" else ()))
+    got = [*call.initial, *call.trailing]
+    assert call.code is Code.NOT_FOUND
+    assert dropped == [odd[0]]
+    assert kept in got
+    assert odd not in got
+
+
+# Who ended it
+
+LIMITS = Limits(stream_window=65_535, write_stall_seconds=3)
+
+
+def stalled(client: ClientUnderTest, body: bytes | None) -> ClientCall:
+    """A call whose request does not fit the window, which nobody opens any further."""
+    call = client.start(None)
+    if body is None:
+        call.send_message(bytes(100_000))  # of a stream: its end is not sent either
+    else:
+        call.send_chunk(message(body))
+        call.half_close()
+    client.pump()
+    assert call.unsent
+    return call
+
+
+@pytest.mark.parametrize("body", [bytes(100_000), None], ids=["unary", "stream"])
+def test_a_server_that_takes_nothing_of_a_request_is_unreachable_and_not_an_answer_too_large(
+    body: bytes | None,
+) -> None:
+    client = ClientUnderTest(LIMITS)
+    call = stalled(client, body)
+    for second in range(1, 6):
+        client.connection.tick(client.now + second)
+    client.pump()
+    assert (call.code, call.origin, call.from_server) == (Code.UNAVAILABLE, Origin.CONNECTION, False)
+    assert judge(call.code, call.text, call.origin).meaning is Meaning.UNREACHABLE
+    assert any(isinstance(event, h2.events.StreamReset) and event.error_code == 8 for event in client.events)
+    assert client.connection.streams == {}
+
+
+@pytest.mark.parametrize("body", [bytes(100_000), None], ids=["unary", "stream"])
+@pytest.mark.parametrize("answer", ["trailers", "trailers only", "error page", "no trailers"])
+def test_an_answer_that_ends_before_the_request_is_sent_ends_the_call_at_once(body: bytes | None, answer: str) -> None:
+    client, ends = ClientUnderTest(LIMITS), list[ClientCall]()
+    call = stalled(client, body)
+    call.on_done = ends.append
+    expected = Code.RESOURCE_EXHAUSTED
+    if answer == "trailers only":
+        client.respond(call, ("grpc-status", "8"), end=True)
+    elif answer == "trailers":
+        client.respond(call)
+        client.finish(call, ("grpc-status", "8"))
+    else:
+        expected = Code.UNAVAILABLE if answer == "error page" else Code.UNKNOWN
+        client.respond(call, status="503" if answer == "error page" else "200")
+        client.h2.send_data(call.id, b"", end_stream=True)
+    client.pump()
+    assert ends == [call]
+    assert call.code is expected
+    assert client.connection.streams == {}
+    assert client.connection.engine.queued_body_size() == 0
+    assert any(isinstance(event, h2.events.StreamReset) and event.error_code == 0 for event in client.events)
+
+
+@pytest.mark.parametrize("is_all_sent", [True, False], ids=["half closed", "open"])
+def test_a_stream_with_nothing_unsent_ends_with_its_trailers(is_all_sent: bool) -> None:
+    client = ClientUnderTest()
+    call = client.start(None)
+    call.on_message = lambda body, compressed: None
+    call.send_message(b"one")
+    if is_all_sent:
+        call.half_close()
+    client.pump()
+    client.respond(call)
+    client.finish(call, OK)
+    assert (call.done, call.code, call.origin) == (True, Code.OK, Origin.SERVER)
+    assert client.connection.streams == {}
+    resets = [event for event in client.events if isinstance(event, h2.events.StreamReset)]
+    assert len(resets) == (0 if is_all_sent else 1)
+
+
+ENDS: dict[str, tuple[Callable[[ClientUnderTest, ClientCall], None], Origin, Meaning]] = {
+    "the server's status": (
+        lambda client, call: client.respond(call, ("grpc-status", "14"), end=True),
+        Origin.SERVER,
+        Meaning.UNCLEAR,
+    ),
+    "reset: out of calm": (lambda client, call: client.h2.reset_stream(call.id, 11), Origin.PEER, Meaning.OVERLOADED),
+    "reset: cancelled": (lambda client, call: client.h2.reset_stream(call.id, 8), Origin.PEER, Meaning.SERVER),
+    "reset: refused": (lambda client, call: client.h2.reset_stream(call.id, 7), Origin.PEER, Meaning.UNREACHABLE),
+    "a proxy's 503": (
+        lambda client, call: client.respond(call, status="503", end=True),
+        Origin.PEER,
+        Meaning.UNREACHABLE,
+    ),
+    "lost": (lambda client, call: client.connection.close("cable cut"), Origin.CONNECTION, Meaning.UNREACHABLE),
+    "cancelled here": (lambda client, call: call.cancel(), Origin.GIVEN_UP, Meaning.ENDED),
+    "late": (lambda client, call: client.deadlines.expire(client.now + 99), Origin.GIVEN_UP, Meaning.ENDED),
+    "breaks the rules": (
+        lambda client, call: client.connection.receive(bytes(4) + b"\0" + call.id.to_bytes(4, "big"), client.now),
+        Origin.ANSWER,
+        Meaning.SERVER,
+    ),
+}
+
+
+@pytest.mark.parametrize(("end", "origin", "meaning"), ENDS.values(), ids=ENDS)
+def test_who_ended_a_call_is_a_fact_and_decides_what_it_means(
+    end: Callable[[ClientUnderTest, ClientCall], None], origin: Origin, meaning: Meaning
+) -> None:
+    client = ClientUnderTest()
+    call = client.start(deadline=client.now + 60)
+    end(client, call)
+    client.pump()
+    assert call.done
+    assert call.origin is origin
+    assert judge(call.code, call.text, call.origin).meaning is meaning
+
+
+def test_an_answer_too_large_is_refused_here_and_never_repeated() -> None:
+    client = ClientUnderTest(Limits(message_bytes=1000))
+    call = client.start()
+    client.respond(call)
+    client.h2.send_data(call.id, b"\0\0\1\0\0")
+    client.pump()
+    assert (call.code, call.origin) == (Code.RESOURCE_EXHAUSTED, Origin.ANSWER)
+    assert judge(call.code, call.text, call.origin).elsewhere is False
+
+
+def test_a_server_whose_clock_is_ahead_does_not_turn_a_deadline_into_a_cancelled_call() -> None:
+    """C-core's servers reset a call with CANCEL once its deadline has passed."""
+    client = ClientUnderTest()
+    call = client.start(deadline=client.now + 1)
+    client.now += 1.001
+    client.h2.reset_stream(call.id, 8)
+    client.pump()
+    assert (call.code, call.origin) == (Code.DEADLINE_EXCEEDED, Origin.GIVEN_UP)

@@ -152,8 +152,6 @@ BAD_REQUESTS = [
     ("timeout 9 digits", request(("grpc-timeout", "123456789S")), b"x", Code.INTERNAL),
     ("timeout 0n", request(("grpc-timeout", "0n")), b"x", Code.DEADLINE_EXCEEDED),
     ("bad bin", request(("x-bin", "!!!")), b"x", Code.INTERNAL),
-    ("latin-1 value", request((b"x", b"caf\xe9")), b"x", Code.INTERNAL),
-    ("tab in value", request(("x", "a\tb")), b"x", Code.INTERNAL),
     ("odd key", request(("x!y", "v")), b"x", Code.INTERNAL),
     ("key with space", request(("x y", "v")), b"x", "reset 1"),
     ("upper-case key", request(("X-Key", "v")), b"x", "reset 1"),
@@ -610,3 +608,14 @@ def test_a_large_answer_does_not_hold_up_a_small_one() -> None:
     while piece := server.connection.output():
         order += [e.stream_id for e in server.h2.receive_data(piece) if isinstance(e, h2.events.StreamEnded)]
     assert order == [small, large]
+
+
+def test_error_texts_enter_no_table() -> None:
+    """Behind a proxy several callers share a connection: one's errors must not fill what serves the others."""
+    texts = iter(f"no such city: {number}" for number in range(100))
+    server = ServerUnderTest(lambda call: call.finish(Code.NOT_FOUND, next(texts)))
+    server.call()
+    entries = len(server.h2.decoder.header_table.dynamic_entries)
+    answers = [server.call() for _ in range(50)]
+    assert answers[-1].text == "no such city: 50"
+    assert len(server.h2.decoder.header_table.dynamic_entries) == entries
