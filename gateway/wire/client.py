@@ -7,7 +7,7 @@ with it the calls, of another. Source: grpc `doc/PROTOCOL-HTTP2.md`, gRFC A6 (wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from gateway.status import OK, Code, Origin
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
@@ -22,6 +22,7 @@ from gateway.wire.frames import (
     EngineError,
     ErrorCode,
     GoAwayReceived,
+    HeadersDropped,
     HeadersEvent,
     ResponseReceived,
     SettingsReceived,
@@ -36,6 +37,8 @@ _JUST_OK: Final = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
+LEAST_TIME: Final = 1.0  # seconds that the server is told a small call has, however soon it is given up here
+DISCARD_TICKS: Final = 2  # so a cancelled call is reset after one to two seconds, if it has not ended by then
 UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
 
@@ -70,6 +73,7 @@ class ClientCall(Stream):
     _half_closed = False
     _http_status = b""
     _deadline_key = 0
+    _discard_ticks = 0  # how long its answer is still waited for, to be dropped
 
     def __init__(self, path: bytes, fields: Fields, deadlines: Deadlines, deadline: float | None, now: float) -> None:
         """fields: metadata; those that a caller chose must be `NeverIndexed`. deadline: on the clock of `now`."""
@@ -122,11 +126,33 @@ class ClientCall(Stream):
         text: str = "Locally cancelled by application!",
         origin: Origin = Origin.GIVEN_UP,
     ) -> None:
-        """End it from this side; at any time."""
+        """End it from this side; at any time. The server may not hear of it: see `_is_left_to_finish`."""
         if not self.done:
-            if self.id:
+            if self.id and not self._is_left_to_finish():
                 self.reset(ErrorCode.CANCEL)
             self.end(code, text, origin)
+
+    def _is_left_to_finish(self) -> bool:
+        """May the server finish it, and its answer be dropped?
+
+        Of a small unary call that it has whole: the answer is on its way, most often, and a Triton that is told of very
+        many calls that ended early, or sees their deadlines pass, may crash (seen with 2.51). What takes long is reset
+        all the same.
+        """
+        if not self.is_small or self.on_message is not None or self.on_chunk is not None or self.unsent:
+            return False
+        connection = cast("ClientConnection", self.connection)
+        if connection.discarded >= connection.most_discarded:
+            return False
+        connection.discarded += 1
+        self._discard_ticks = DISCARD_TICKS
+        self.wants_window = False  # so a large answer stops by itself
+        return True
+
+    @property
+    def is_small(self) -> bool:
+        """Is it unary, with a small request that was or will be sent at once?"""
+        return self.request is not None and len(self.request) <= SMALL and not self.request_more
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -196,9 +222,13 @@ class ClientConnection(Connection[ClientCall]):
         authority: str,
         scheme: str = "http",
         user_agent: str = "inference-gateway",
+        most_discarded: int = 0,
     ) -> None:
+        """most_discarded: small calls that are given up and may finish all the same, at once."""
         super().__init__(client_engine(limits), limits, now, wake)
         self.max_streams = ASSUMED_STREAMS
+        self.most_discarded = most_discarded
+        self.discarded = 0  # calls that are over, while the server still works at their answers
         self.answered = False  # has the server ever ended a call with a status?
         self.pinged_too_often = False  # says the server, which leaves for it
         self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more at once
@@ -236,7 +266,10 @@ class ClientConnection(Connection[ClientCall]):
             head = self._heads[path] = (*self._pseudo, (b":path", path), *self._head)
         fields = call.request_fields
         if call.deadline is not None:
-            fields = (NeverIndexed(b"grpc-timeout", format_timeout(call.deadline - self.now)), *fields)
+            left = call.deadline - self.now
+            if left < LEAST_TIME and self.most_discarded and call.is_small:
+                left = LEAST_TIME
+            fields = (NeverIndexed(b"grpc-timeout", format_timeout(left)), *fields)
         if call.request_encoding:
             fields = (NeverIndexed(b"grpc-encoding", call.request_encoding), *fields)
         engine = self.engine
@@ -280,6 +313,13 @@ class ClientConnection(Connection[ClientCall]):
         if call.on_head is not None and not call.deaf:
             call.on_head(call)
 
+    def _headers_dropped(self, event: HeadersDropped) -> None:
+        call = self.streams.get(event.stream_id)
+        if call is not None and not call.done:
+            what = "trailers" if event.are_trailers else "headers"
+            text = f"The {what} of the server's answer are larger than the limit of {event.limit} bytes"
+            call.end(Code.RESOURCE_EXHAUSTED, text, Origin.ANSWER)
+
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
         if stream.on_front is not None and stream.missing > self.limits.whole_bytes:
             stream._offer_front(stream.on_front)
@@ -289,7 +329,10 @@ class ClientConnection(Connection[ClientCall]):
         stream.end(failure.code, failure.text, Origin.ANSWER)
 
     def _call_closed(self, stream: ClientCall, error_code: int) -> None:
-        if not stream.done:
+        if stream._discard_ticks:
+            stream._discard_ticks = 0
+            self.discarded -= 1
+        elif not stream.done:
             self._end(stream, error_code)
         self.on_room()
 
@@ -320,7 +363,7 @@ class ClientConnection(Connection[ClientCall]):
         by = call.ended_by
         if by is EndedBy.CONNECTION:
             call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.CONNECTION)
-        elif by is EndedBy.US:
+        elif by is EndedBy.FAULT or by is EndedBy.US:
             text = f"The server broke the rules of HTTP/2, error {error_code}"
             call.end(from_reset(error_code), text, Origin.ANSWER)
         elif by is EndedBy.PEER:
@@ -339,7 +382,12 @@ class ClientConnection(Connection[ClientCall]):
 
     def _tick_stream(self, stream: ClientCall) -> None:
         """A server that takes nothing of a request is as good as gone, for this call."""
-        if not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
+        if stream._discard_ticks:
+            stream._discard_ticks -= 1
+            if not stream._discard_ticks:
+                self.discarded -= 1
+                stream.reset(ErrorCode.CANCEL)
+        elif not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
             text = f"The server took nothing of the request for {self.limits.write_stall_seconds:g} s"
             stream.cancel(Code.UNAVAILABLE, text, Origin.CONNECTION)
 

@@ -23,6 +23,7 @@ from gateway.wire.frames import (
     ErrorCode,
     Event,
     GoAwayReceived,
+    HeadersDropped,
     HeadersEvent,
     PingAcknowledged,
     RequestReceived,
@@ -48,11 +49,13 @@ _RESPONSE: Final = ResponseReceived
 _TRAILERS: Final = TrailersReceived
 _WINDOW: Final = WindowUpdated
 _RESET: Final = StreamReset
+_DROPPED: Final = HeadersDropped
 
 BYTES_PER_UPDATE: Final = 4096  # sent bytes that explain one WINDOW_UPDATE
 UPDATES_PER_CALL: Final = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
 UPDATES_PER_MESSAGE: Final = 3  # those that a small message on a stream explains: C-core's two updates and a BDP ping
 MANY_EVENTS: Final = 50  # of one read
+HEADER_BYTES_PER_EVENT: Final = 32  # bytes of Huffman code that take as long to decode as an event to handle
 DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
 BUG_TEXT: Final = "Internal error"
 
@@ -110,6 +113,9 @@ class Connection(ABC, Generic[AnyStream]):
         if events:
             self.work += len(events)
             self._handle(events if len(events) <= MANY_EVENTS else self._thinned_out(events))
+        if engine.decoded:
+            self.work += engine.decoded // HEADER_BYTES_PER_EVENT
+            engine.decoded = 0
         if engine.glitches:
             if not self._glitches.take(engine.glitches, now):
                 self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that mean nothing")
@@ -162,6 +168,8 @@ class Connection(ABC, Generic[AnyStream]):
                     control += 1.0
                 elif kind is _RESET:  # its StreamClosed follows
                     self._reset_by_peer(event)  # type: ignore[arg-type]
+                elif kind is _DROPPED:
+                    self._headers_dropped(event)  # type: ignore[arg-type]
                 else:
                     control += 1.0
                     self._control_event(event)
@@ -173,7 +181,7 @@ class Connection(ABC, Generic[AnyStream]):
     def _data(self, stream: AnyStream | None, event: DataReceived) -> None:
         data = event.data
         if stream is None or stream.done or stream.deaf:  # the bytes are dropped, their window still goes back
-            self.give_back(len(data), event.stream_id)
+            self.give_back(len(data), event.stream_id if stream is None or stream.wants_window else 0)
             return
         try:
             size = len(data) - PREFIX
@@ -203,8 +211,8 @@ class Connection(ABC, Generic[AnyStream]):
             self.wake()
 
     def _stream_closed(self, event: StreamClosed) -> None:
-        if event.error_code:
-            self._count_reset(event.stream_id)
+        if event.by is not BOTH:
+            self._count_end(event)
         stream = self.streams.pop(event.stream_id, None)
         if stream is not None:
             if self._watched:
@@ -253,7 +261,10 @@ class Connection(ABC, Generic[AnyStream]):
 
     def _reset_by_peer(self, event: StreamReset) -> None: ...
 
-    def _count_reset(self, stream_id: int) -> None: ...
+    def _headers_dropped(self, event: HeadersDropped) -> None: ...
+
+    def _count_end(self, event: StreamClosed) -> None:
+        """Of a stream that was reset, whatever the code."""
 
     def _ping_answered(self) -> None: ...
 

@@ -52,6 +52,7 @@ from gateway.wire.frames import (
     ErrorCode,
     Event,
     GoAwayReceived,
+    HeadersDropped,
     PingAcknowledged,
     PingReceived,
     RequestReceived,
@@ -66,13 +67,14 @@ from gateway.wire.frames import (
     number,
     settings_frame,
 )
-from gateway.wire.heads import Head, Malformed, request_head, response_head, trailers_head
+from gateway.wire.heads import TOO_LARGE, Head, Malformed, request_head, response_head, trailers_head
 from gateway.wire.hpack import KEPT, KEPT_BYTES, BadBlock, Decoder, Encoder, Field, TooLarge
 from gateway.wire.limits import Limits
 
 WRITE_SIZE: Final = 262_144  # bytes; more than this is given by several calls of `data_to_send`
 SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
 FRAME_BYTES: Final = 65_536  # in one frame, either way: some per MiB cost little, and each is one turn
+LEAST_CONTINUATION: Final = 1024  # bytes; a smaller one means little, unless it is the last of a block
 MOST_LEFT_OPEN: Final = 1000  # streams that we ended and the peer has not, whose frames are no fault of the peer's
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
@@ -80,6 +82,7 @@ _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
 _SIZE: Final = ErrorCode.FRAME_SIZE_ERROR
 _FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
 _CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
+_DROPPED: Final = b"\x80"  # stands for a block that was dropped: no block that means anything
 
 
 class _Stream:
@@ -108,6 +111,7 @@ class Engine:
 
     def __init__(self, limits: Limits, is_client: bool) -> None:
         self.glitches = 0  # frames that an honest peer has little reason to send; the owner sets it back
+        self.decoded = 0  # bytes of header blocks that had to be decoded; likewise
         self._limits = limits
         self._is_client = is_client
         self._events: list[Event] = []
@@ -129,6 +133,7 @@ class Engine:
         self._block_id = 0  # its stream, or 0
         self._block_flags = 0
         self._block_frames = 0
+        self._block_dropped = False  # it is larger than any that is kept
         self._body_left = 0  # bytes of a DATA frame that are still to come ...
         self._body_id = 0  # ... on this stream
         self._body_ends = False
@@ -313,7 +318,7 @@ class Engine:
             stream.received += len(data)
             if stream.received > stream.length or (ends and stream.received != stream.length):
                 self.acknowledge(len(data), 0)
-                self.reset_stream(stream.id, _PROTOCOL)
+                self._refuse(stream, _PROTOCOL)
                 return
         self._events.append(DataReceived(stream.id, data, ends))
         if ends:
@@ -328,11 +333,11 @@ class Engine:
         elif stream.remote_done:
             if not self._is_client:
                 raise EngineError(ErrorCode.STREAM_CLOSED, "DATA on a stream that the client has ended")
-            self.reset_stream(stream_id, ErrorCode.STREAM_CLOSED)
+            self._refuse(stream, ErrorCode.STREAM_CLOSED)
         elif not stream.has_head:
-            self.reset_stream(stream_id, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL)
         else:
-            self.reset_stream(stream_id, _FLOW)
+            self._refuse(stream, _FLOW)
 
     def _on_no_stream(self, stream_id: int, what: str) -> None:
         """A frame on a stream that is not open. raises: EngineError if the peer must know better."""
@@ -374,13 +379,33 @@ class Engine:
             raise EngineError(_PROTOCOL, "CONTINUATION of nothing")
         self._block_frames += 1
         self._block += payload
-        if self._block_frames > self._limits.max_continuations:
+        is_last = flags & END_HEADERS != 0
+        if self._is_client:
+            if len(payload) < LEAST_CONTINUATION and not is_last:
+                self.glitches += 1
+        elif self._block_frames > self._limits.max_continuations:
             raise EngineError(_CALM, "too many CONTINUATION frames")
-        if len(self._block) > self._limits.header_list_bytes_hard:
-            raise EngineError(_CALM, "too large a header block")
-        if flags & END_HEADERS:
-            block, self._block, self._block_id = bytes(self._block), bytearray(), 0
+        if self._block_dropped or len(self._block) > self._limits.header_list_bytes_hard:
+            if not self._is_client:
+                raise EngineError(_CALM, "too large a header block")
+            self._drop(bytes(self._block), 0, not self._block_dropped, is_last)
+            self._block_dropped = True
+        if is_last:
+            block = _DROPPED if self._block_dropped else bytes(self._block)
+            self._block, self._block_id = bytearray(), 0
             self._whole_block(self._block_flags, stream_id, block)
+            self._block_dropped = False
+
+    def _drop(self, part: bytes, at: int, is_start: bool, is_last: bool) -> None:
+        """Take in what of a block's part matters to later blocks; what has not come whole of it waits in `_block`."""
+        self.decoded += len(part) - at
+        try:
+            at = self._decoder.drop(part, at, is_start)
+        except BadBlock as fault:
+            raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
+        if is_last and (at < len(part) or self._decoder.is_within_field):
+            raise EngineError(ErrorCode.COMPRESSION_ERROR, "a header block ends within a field")
+        self._block = bytearray(part[at:])
 
     def _whole_block(self, flags: int, stream_id: int, block: bytes) -> None:
         stream = self._streams.get(stream_id)
@@ -397,7 +422,7 @@ class Engine:
             if not self._is_client:
                 raise EngineError(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that the client has ended")
             self._decode(block)
-            self.reset_stream(stream_id, ErrorCode.STREAM_CLOSED)
+            self._refuse(stream, ErrorCode.STREAM_CLOSED)
         elif stream.has_head:
             self._last_head(stream, block, ends)
         else:
@@ -416,7 +441,7 @@ class Engine:
         self._streams[stream_id] = stream
         if head is None or (ends and head.length > 0):
             stream.remote_done = ends
-            self.reset_stream(stream_id, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL)
             return
         stream.has_head = True
         stream.length = head.length
@@ -426,7 +451,9 @@ class Engine:
     def _response(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._head(self._heads, block, is_trailers=False)
         if head is None or (ends and head.is_informational):
-            self.reset_stream(stream.id, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL)
+        elif head is TOO_LARGE:
+            self._headers_dropped(stream, False, ends)
         elif not head.is_informational:
             stream.has_head = True
             if not ends:
@@ -437,19 +464,30 @@ class Engine:
 
     def _last_head(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._head(self._trailers, block, is_trailers=True)
-        if head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
-            self.reset_stream(stream.id, _PROTOCOL)
-            return
-        self._events.append(TrailersReceived(stream.id, head.fields, True))
-        self._remote_done(stream)
+        if head is TOO_LARGE and ends:
+            self._headers_dropped(stream, True, True)
+        elif head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
+            self._refuse(stream, _PROTOCOL)
+        else:
+            self._events.append(TrailersReceived(stream.id, head.fields, True))
+            self._remote_done(stream)
+
+    def _headers_dropped(self, stream: _Stream, are_trailers: bool, ends: bool) -> None:
+        self._events.append(HeadersDropped(stream.id, are_trailers, self._limits.header_list_bytes_hard))
+        if ends:
+            self._remote_done(stream)
+        else:
+            self.reset_stream(stream.id)
 
     def _head(self, known: dict[bytes, Head], block: bytes, is_trailers: bool) -> Head | None:
-        """None if it is malformed. raises: EngineError if it can't be decoded."""
+        """None if it is malformed, TOO_LARGE if it was dropped. raises: EngineError if it can't be decoded."""
         head = known.get(block)
         if head is not None:
             return head
         as_of = self._heads_as_of
         fields = self._decode(block)
+        if fields is None:
+            return TOO_LARGE
         try:
             if is_trailers:
                 head = trailers_head(fields)
@@ -465,13 +503,19 @@ class Engine:
             known[block] = head
         return head
 
-    def _decode(self, block: bytes) -> tuple[Field, ...]:
-        try:
-            fields = self._decoder.decode(block)
-        except BadBlock as fault:
-            raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
-        except TooLarge as excess:
-            raise EngineError(_CALM, str(excess)) from excess
+    def _decode(self, block: bytes) -> tuple[Field, ...] | None:
+        """None if the list is too large. raises: EngineError if it can't be decoded, or the peer must know better."""
+        fields: tuple[Field, ...] | None = None
+        if not self._block_dropped:
+            self.decoded += len(block)
+            try:
+                fields = self._decoder.decode(block)
+            except BadBlock as fault:
+                raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
+            except TooLarge as excess:
+                if not self._is_client:
+                    raise EngineError(_CALM, str(excess)) from excess
+                self._drop(block, excess.at, False, True)
         if self._heads_as_of != self._decoder.changes:  # what other blocks say may be something else now
             self._heads_as_of = self._decoder.changes
             self._heads.clear()
@@ -496,9 +540,9 @@ class Engine:
         if stream is None:
             self._check_known(stream_id, "WINDOW_UPDATE")
         elif not more:
-            self.reset_stream(stream_id, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL)
         elif stream.window + more > MOST_WINDOW:
-            self.reset_stream(stream_id, _FLOW)
+            self._refuse(stream, _FLOW)
         else:
             stream.window += more
             self._get_ready(stream)
@@ -594,6 +638,11 @@ class Engine:
         self.glitches += 1
 
     # Ends of streams
+
+    def _refuse(self, stream: _Stream, code: ErrorCode) -> None:
+        """Reset a stream for a fault of the peer's."""
+        self._out.append(frame(RST_STREAM, 0, stream.id, code.to_bytes(4, "big")))
+        self._close(stream, code, EndedBy.FAULT)
 
     def _remote_done(self, stream: _Stream) -> None:
         stream.remote_done = True

@@ -74,7 +74,8 @@ class EndedBy(Enum):
 
     BOTH = "both"  # had said all
     PEER = "peer"  # by RST_STREAM, or GOAWAY
-    US = "us"  # by RST_STREAM
+    US = "us"  # by RST_STREAM, as our owner wished
+    FAULT = "fault"  # by our RST_STREAM, for what the peer did wrong
     CONNECTION = "connection"  # it ended, and the stream with it
 
 
@@ -104,6 +105,15 @@ class ResponseReceived(HeadersEvent):
 
 class TrailersReceived(HeadersEvent):
     """The last header list of a stream."""
+
+
+class HeadersDropped(Event):
+    """A header list came that was larger than `limit` bytes. Its stream has ended or been reset for it."""
+
+    def __init__(self, stream_id: int, are_trailers: bool, limit: int) -> None:
+        self.stream_id = stream_id
+        self.are_trailers = are_trailers
+        self.limit = limit
 
 
 class DataReceived(Event):
