@@ -38,6 +38,8 @@ _TENSOR: Final = 0x2A  # one of `inputs` of a request, of `outputs` of a respons
 _REQUESTED_OUTPUT: Final = 0x32
 RAW_INPUT, RAW_OUTPUT = 0x3A, 0x32  # a raw tensor of a request, of a response
 _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
+_TENSORS: Final = (_TENSOR, _REQUESTED_OUTPUT, RAW_INPUT)  # of either kind of message: no scalar is written after these
+_NO_END: Final = 1 << 40  # more bytes than a message can have, for fields that may go on behind what has come
 
 _KEPT: Final = 1024  # entries of a KnownHeads, ...
 _LONGEST_KEPT: Final = 1024  # ... whose bytes are no longer: models have a few tensors with short names
@@ -169,8 +171,9 @@ def peek_front(front: Buffer) -> Head | None:
 
     It is enough once a tensor has begun and the name came before: every serializer seen writes fields by number. A
     scalar that comes later all the same is not seen here, so whoever passes the rest on must end it with `tail`.
+    Where the bytes end says nothing: whatever field they cut, of whatever kind, the answer is "not enough yet".
 
-    :raises MalformedMessage: as `peek_request`.
+    :raises MalformedMessage: as `peek_request`, of what no further bytes can mend.
     """
     name = version = id = ""
     entries: list[bytes] = []
@@ -181,12 +184,13 @@ def peek_front(front: Buffer) -> Head | None:
             begin = at
             tag, value = _tag(front, begin)
             if tag & 7 != _LEN or tag < _NAME:
-                at = _skip(front, tag, value, end)
+                at = _skip(front, tag, value, _NO_END)
                 continue
             size, value = read_varint(front, value)
             at = value + size
-            if tag > _PARAMETER and at >= end:
-                return Head(name, version, id, True, entries, 0, 0, end, strays) if name else None
+            if tag in _TENSORS and at >= end:
+                is_enough = name and len(entries) <= MAX_PARAMETERS
+                return Head(name, version, id, True, entries, 0, 0, end, strays) if is_enough else None
             if at > end:
                 return None
             if tag == _PARAMETER:
