@@ -455,3 +455,21 @@ def test_a_tail_decides_the_model_whatever_came_before(body: bytes, name: str, v
     parsed = pb.ModelInferRequest.FromString(body + peek.tail(name, version))
 
     assert (parsed.model_name, parsed.model_version) == (name, version)
+
+
+@pytest.mark.parametrize(("field", "most"), [("model_name", 1024), ("model_version", 1024), ("id", 4096)])
+def test_names_versions_and_ids_have_bounds_on_the_way_in(field: str, most: int) -> None:
+    """Triton and the gateway repeat them in error texts and metadata; what a model answers has no such bound."""
+
+    def request(size: int) -> bytes:
+        message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(100_000)])
+        setattr(message, field, "\u00fc" * (size // 2))
+        message.inputs.add(name="x", datatype="FP32", shape=[1])
+        return bytes(message.SerializeToString())
+
+    assert peek.peek_request(request(most))
+    assert peek.peek_front(request(most)[:90_000]) is not None
+    with pytest.raises(BadRequest, match=rf"The {field} of a request has {most + 2} bytes; {most} are allowed"):
+        peek.peek_request(request(most + 2))
+    assert peek.peek_front(request(most + 2)[:90_000]) is None
+    assert getattr(peek.peek_response(request(most + 2)), field)
