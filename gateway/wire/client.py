@@ -28,7 +28,7 @@ from gateway.wire.frames import (
     SettingsReceived,
 )
 from gateway.wire.hpack import Field, NeverIndexed
-from gateway.wire.limits import Limits
+from gateway.wire.limits import Limits, MiB
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.wire.stream import Stream
 
@@ -38,6 +38,7 @@ UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
 LEAST_TIME: Final = 1.0  # seconds that the server is told a small call has, however soon it is given up here
+MOST_DROPPED: Final = 16 * MiB  # of one header block; then nothing new is begun on a connection
 DISCARD_TICKS: Final = 2  # so a cancelled call is reset after one to two seconds, if it has not ended by then
 UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
@@ -226,7 +227,8 @@ class ClientConnection(Connection[ClientCall]):
     ) -> None:
         """most_discarded: small calls that are given up and may finish all the same, at once."""
         super().__init__(client_engine(limits), limits, now, wake)
-        self.max_streams = ASSUMED_STREAMS
+        self.max_streams = self._server_streams = ASSUMED_STREAMS
+        self._held_by = 0  # the stream whose header block is so large that it is dropped as it comes
         self.most_discarded = most_discarded
         self.discarded = 0  # calls that are over, while the server still works at their answers
         self.answered = False  # has the server ever ended a call with a status?
@@ -319,6 +321,12 @@ class ClientConnection(Connection[ClientCall]):
             what = "trailers" if event.are_trailers else "headers"
             text = f"The {what} of the server's answer are larger than the limit of {event.limit} bytes"
             call.end(Code.RESOURCE_EXHAUSTED, text, Origin.ANSWER)
+        self._held_by = event.stream_id
+        self.max_streams = 0  # nothing new is begun behind the rest of the block
+        if event.size > MOST_DROPPED and not self.draining:
+            self.reason = "a header block that does not end"
+            self.drain()
+            self.on_leave()
 
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
         if stream.on_front is not None and stream.missing > self.limits.whole_bytes:
@@ -334,6 +342,9 @@ class ClientConnection(Connection[ClientCall]):
             self.discarded -= 1
         elif not stream.done:
             self._end(stream, error_code)
+        if stream.id == self._held_by:
+            self._held_by = 0
+            self.max_streams = self._server_streams
         self.on_room()
 
     def _end(self, call: ClientCall, error_code: int) -> None:
@@ -394,7 +405,9 @@ class ClientConnection(Connection[ClientCall]):
     def _settings(self, event: SettingsReceived) -> None:
         limit = event.settings.get(MAX_CONCURRENT_STREAMS, None if self.greeted else UNLIMITED)
         if limit is not None:
-            self.max_streams = limit
+            self._server_streams = limit
+            if not self._held_by:
+                self.max_streams = limit
             self.on_room()
         self.on_greeted()
 

@@ -133,6 +133,7 @@ class Engine:
         self._block_id = 0  # its stream, or 0
         self._block_flags = 0
         self._block_frames = 0
+        self._block_size = 0  # bytes that have come of it
         self._block_dropped = False  # it is larger than any that is kept
         self._body_left = 0  # bytes of a DATA frame that are still to come ...
         self._body_id = 0  # ... on this stream
@@ -373,11 +374,13 @@ class Engine:
         else:
             self._block = bytearray(payload)
             self._block_id, self._block_flags, self._block_frames = stream_id, flags, 0
+            self._block_size = len(payload)
 
     def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not self._block_id or stream_id != self._block_id:
             raise EngineError(_PROTOCOL, "CONTINUATION of nothing")
         self._block_frames += 1
+        self._block_size += len(payload)
         self._block += payload
         is_last = flags & END_HEADERS != 0
         if self._is_client:
@@ -390,6 +393,7 @@ class Engine:
                 raise EngineError(_CALM, "too large a header block")
             self._drop(bytes(self._block), 0, not self._block_dropped, is_last)
             self._block_dropped = True
+            self._tell_dropped(stream_id)
         if is_last:
             block = _DROPPED if self._block_dropped else bytes(self._block)
             self._block, self._block_id = bytearray(), 0
@@ -453,7 +457,7 @@ class Engine:
         if head is None or (ends and head.is_informational):
             self._refuse(stream, _PROTOCOL)
         elif head is TOO_LARGE:
-            self._headers_dropped(stream, False, ends)
+            self._headers_dropped(stream, ends)
         elif not head.is_informational:
             stream.has_head = True
             if not ends:
@@ -465,15 +469,22 @@ class Engine:
     def _last_head(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._head(self._trailers, block, is_trailers=True)
         if head is TOO_LARGE and ends:
-            self._headers_dropped(stream, True, True)
+            self._headers_dropped(stream, ends)
         elif head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
             self._refuse(stream, _PROTOCOL)
         else:
             self._events.append(TrailersReceived(stream.id, head.fields, True))
             self._remote_done(stream)
 
-    def _headers_dropped(self, stream: _Stream, are_trailers: bool, ends: bool) -> None:
-        self._events.append(HeadersDropped(stream.id, are_trailers, self._limits.header_list_bytes_hard))
+    def _tell_dropped(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.remote_done:
+            limit = self._limits.header_list_bytes_hard
+            self._events.append(HeadersDropped(stream_id, stream.has_head, limit, self._block_size))
+
+    def _headers_dropped(self, stream: _Stream, ends: bool) -> None:
+        if not self._block_dropped:
+            self._tell_dropped(stream.id)
         if ends:
             self._remote_done(stream)
         else:

@@ -108,12 +108,16 @@ class TrailersReceived(HeadersEvent):
 
 
 class HeadersDropped(Event):
-    """A header list came that was larger than `limit` bytes. Its stream has ended or been reset for it."""
+    """A header list is larger than `limit` bytes, and its stream will end or be reset for it once all of it has come.
 
-    def __init__(self, stream_id: int, are_trailers: bool, limit: int) -> None:
+    Told again as more of its block comes; `size`: bytes of the block so far.
+    """
+
+    def __init__(self, stream_id: int, are_trailers: bool, limit: int, size: int) -> None:
         self.stream_id = stream_id
         self.are_trailers = are_trailers
         self.limit = limit
+        self.size = size
 
 
 class DataReceived(Event):

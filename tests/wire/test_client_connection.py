@@ -13,7 +13,7 @@ from gateway.status import Code, Meaning, Origin, judge
 from gateway.wire.client import ClientCall
 from gateway.wire.fields import fields_from
 from gateway.wire.frames import frame
-from gateway.wire.limits import Limits
+from gateway.wire.limits import Limits, MiB
 
 OK = ("grpc-status", "0")
 LARGE, SMALL = b"h" * 4097, b"hello"
@@ -621,17 +621,26 @@ def test_an_answer_with_too_large_a_header_list_ends_its_own_call_and_no_other(
     assert (b"x-new", str(calls[1].id).encode()) in neighbour.trailing
     assert not client.connection.closed
     assert client.connection.streams == {}
+    assert client.connection.has_room
 
 
-def test_a_header_block_without_end_is_ended_by_its_time_and_holds_little_memory() -> None:
-    client = ClientUnderTest()
-    call = client.start(b"hello")
+def test_a_header_block_without_end_ends_its_call_at_once_and_the_connection_in_time() -> None:
+    """In little memory; no new call waits for its end, nor do the others for ever."""
+    client, leaves, ends = ClientUnderTest(), list[int](), list[ClientCall]()
+    client.connection.on_leave = lambda: leaves.append(size)
+    call, neighbour = client.start(b"hello"), client.start(b"hello")
+    call.on_done = neighbour.on_done = ends.append
+    size = 0
     client.connection.receive(frame(1, 0, call.id, b"\x00\x01x\x01y"), client.now)
     for _ in range(13):
-        for _ in range(10):
-            client.connection.receive(frame(9, 0, call.id, b"\x00\x01x\x01y" * 3000), client.now)
+        for _ in range(100):
+            client.connection.receive(frame(9, 0, call.id, b"\x00\x01x\x7f\x81\x7d" + bytes(16_128)), client.now)
+            size += 16_134
             assert len(client.connection.engine._block) < 200_000
+            assert client.connection.closed or size < 66_000 or (ends == [call] and not client.connection.has_room)
         client.now += 1
         client.connection.tick(client.now)
+    assert (call.code, neighbour.code) == (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
+    assert leaves
+    assert 15 * MiB < leaves[0] < 17 * MiB
     assert client.connection.closed
-    assert call.code is Code.UNAVAILABLE
