@@ -37,9 +37,9 @@ _JUST_OK: Final = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
-LEAST_TIME: Final = 1.0  # seconds that the server is told a small call has, however soon it is given up here
+LEAST_TIME: Final = 0.2  # seconds that the server is told a small call has, however soon it is given up here
 MOST_DROPPED: Final = 16 * MiB  # of one header block; then nothing new is begun on a connection
-DISCARD_TICKS: Final = 2  # so a cancelled call is reset after one to two seconds, if it has not ended by then
+DISCARD_SECONDS: Final = 0.2  # so a call that was given up is reset then, if it has not ended
 UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
 
@@ -74,7 +74,8 @@ class ClientCall(Stream):
     _half_closed = False
     _http_status = b""
     _deadline_key = 0
-    _discard_ticks = 0  # how long its answer is still waited for, to be dropped
+    _discard_key = 0
+    _discarded = False  # it is over, and its answer will be dropped
 
     def __init__(self, path: bytes, fields: Fields, deadlines: Deadlines, deadline: float | None, now: float) -> None:
         """fields: metadata; those that a caller chose must be `NeverIndexed`. deadline: on the clock of `now`."""
@@ -82,8 +83,8 @@ class ClientCall(Stream):
         self.request_fields = fields
         self.code = UNKNOWN
         self.deadline = deadline
+        self._deadlines = deadlines
         if deadline is not None:
-            self._deadlines = deadlines
             self._deadline_key = deadlines.add(deadline, self, now)
 
     @property
@@ -146,7 +147,8 @@ class ClientCall(Stream):
         if connection.discarded >= connection.most_discarded:
             return False
         connection.discarded += 1
-        self._discard_ticks = DISCARD_TICKS
+        self._discarded = True
+        self._discard_key = self._deadlines.add(connection.now + DISCARD_SECONDS, self, connection.now)
         self.wants_window = False  # so a large answer stops by itself
         return True
 
@@ -156,8 +158,11 @@ class ClientCall(Stream):
         return self.request is not None and len(self.request) <= SMALL and not self.request_more
 
     def expire(self) -> None:
-        """The deadline has passed."""
-        self.cancel(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        """The deadline has passed, or the time for an answer that will be dropped."""
+        if self._discarded:
+            self.reset(ErrorCode.CANCEL)
+        else:
+            self.cancel(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def end(self, code: Code, text: str, origin: Origin) -> None:
         """The one end of a call."""
@@ -337,9 +342,10 @@ class ClientConnection(Connection[ClientCall]):
         stream.end(failure.code, failure.text, Origin.ANSWER)
 
     def _call_closed(self, stream: ClientCall, error_code: int) -> None:
-        if stream._discard_ticks:
-            stream._discard_ticks = 0
+        if stream._discarded:
+            stream._discarded = False
             self.discarded -= 1
+            stream._deadlines.discard(stream._discard_key, stream)
         elif not stream.done:
             self._end(stream, error_code)
         if stream.id == self._held_by:
@@ -393,12 +399,7 @@ class ClientConnection(Connection[ClientCall]):
 
     def _tick_stream(self, stream: ClientCall) -> None:
         """A server that takes nothing of a request is as good as gone, for this call."""
-        if stream._discard_ticks:
-            stream._discard_ticks -= 1
-            if not stream._discard_ticks:
-                self.discarded -= 1
-                stream.reset(ErrorCode.CANCEL)
-        elif not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
+        if not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
             text = f"The server took nothing of the request for {self.limits.write_stall_seconds:g} s"
             stream.cancel(Code.UNAVAILABLE, text, Origin.CONNECTION)
 

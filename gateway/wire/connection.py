@@ -37,6 +37,14 @@ from gateway.wire.frames import (
 )
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import PREFIX, SMALL, SMALL_PREFIXES
+from gateway.wire.prices import (
+    BYTES_PER_UPDATE,
+    CONTROL_FRAME,
+    HEAD_EXPLAINS,
+    HEADER_BYTES_PER_EVENT,
+    MESSAGE_EXPLAINS,
+    WINDOW_UPDATE_FRAME,
+)
 from gateway.wire.stream import Stream
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
@@ -51,11 +59,7 @@ _WINDOW: Final = WindowUpdated
 _RESET: Final = StreamReset
 _DROPPED: Final = HeadersDropped
 
-BYTES_PER_UPDATE: Final = 4096  # sent bytes that explain one WINDOW_UPDATE
-UPDATES_PER_CALL: Final = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
-UPDATES_PER_MESSAGE: Final = 3  # those that a small message on a stream explains: C-core's two updates and a BDP ping
 MANY_EVENTS: Final = 50  # of one read
-HEADER_BYTES_PER_EVENT: Final = 32  # bytes of Huffman code that take as long to decode as an event to handle
 DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
 BUG_TEXT: Final = "Internal error"
 
@@ -145,7 +149,7 @@ class Connection(ABC, Generic[AnyStream]):
 
     def expect_updates(self) -> None:
         """A message goes out on a stream, and a peer that reads at once answers each however small it is."""
-        self._control.take(-UPDATES_PER_MESSAGE, self.now)
+        self._control.take(-MESSAGE_EXPLAINS, self.now)
 
     # Events
 
@@ -162,16 +166,16 @@ class Connection(ABC, Generic[AnyStream]):
                 elif kind is _CLOSED:
                     self._stream_closed(event)  # type: ignore[arg-type]
                 elif kind is _REQUEST or kind is _RESPONSE or kind is _TRAILERS:
-                    control -= UPDATES_PER_CALL
+                    control -= HEAD_EXPLAINS
                     self._headers(event)  # type: ignore[arg-type]
                 elif kind is _WINDOW:
-                    control += 1.0
+                    control += WINDOW_UPDATE_FRAME
                 elif kind is _RESET:  # its StreamClosed follows
                     self._reset_by_peer(event)  # type: ignore[arg-type]
                 elif kind is _DROPPED:
                     self._headers_dropped(event)  # type: ignore[arg-type]
                 else:
-                    control += 1.0
+                    control += CONTROL_FRAME
                     self._control_event(event)
             except Exception as error:  # as in `_safely`, without the call
                 self.on_bug(error)

@@ -70,12 +70,33 @@ from gateway.wire.frames import (
 from gateway.wire.heads import TOO_LARGE, Head, Malformed, request_head, response_head, trailers_head
 from gateway.wire.hpack import KEPT, KEPT_BYTES, BadBlock, Decoder, Encoder, Field, TooLarge
 from gateway.wire.limits import Limits
+from gateway.wire.prices import (
+    EMPTY_DATA,
+    LEAST_CONTINUATION,
+    MALFORMED_HEAD,
+    PRIORITY_FRAME,
+    SMALL_CONTINUATION,
+    UNKNOWN_FRAME,
+)
+from gateway.wire.states import (
+    ALL_SENT,
+    AWAITING,
+    BODY,
+    BODY_END,
+    CLOSED,
+    HEAD,
+    HEAD_END,
+    NEXT,
+    OPEN,
+    RECEIVED,
+    TRAILERS,
+    Strays,
+    fault_text,
+)
 
 WRITE_SIZE: Final = 262_144  # bytes; more than this is given by several calls of `data_to_send`
 SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
 FRAME_BYTES: Final = 65_536  # in one frame, either way: some per MiB cost little, and each is one turn
-LEAST_CONTINUATION: Final = 1024  # bytes; a smaller one means little, unless it is the last of a block
-MOST_LEFT_OPEN: Final = 1000  # streams that we ended and the peer has not, whose frames are no fault of the peer's
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
 _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
@@ -93,15 +114,12 @@ class _Stream:
         self.window = window  # bytes that we may send
         self.allowance = allowance  # bytes that the peer may send
         self.owed = 0  # bytes that were taken, and the peer not told
-        self.has_head = False  # the peer's head came
-        self.local_done = False
-        self.remote_done = False
-        self.closed = False
+        self.state = AWAITING
         self.length = -1  # content-length, until it is wrong
         self.received = 0  # bytes of body
         self.queue: deque[bytes | memoryview] | None = None
         self.queued = 0  # bytes in it
-        self.ends = False  # with the last byte of the queue
+        self.ends = False  # END_STREAM was sent, or will be with the last byte of the queue
         self.trailers: Sequence[Field] | None = None  # after it
         self.is_ready = False  # has a place among those that take turns
 
@@ -118,8 +136,7 @@ class Engine:
         self._streams: dict[int, _Stream] = {}
         self._next_id = 1
         self._last_id = 0  # the highest stream that the peer has opened
-        self._left_open: set[int] = set()  # streams that we have ended and the peer not yet
-        self._forgotten = 0  # of streams up to here it is not known any more whether they are among them
+        self._strays = Strays()
         # In
         self._decoder = Decoder(limits.header_list_bytes_hard)
         self._heads: dict[bytes, Head] = {}  # by their blocks, while the decoder's table stays as it is
@@ -265,7 +282,7 @@ class Engine:
         elif kind == PUSH_PROMISE:
             raise EngineError(_PROTOCOL, "PUSH_PROMISE, which is not allowed here")
         else:
-            self.glitches += 1  # of a kind that we don't know, to be ignored
+            self.glitches += UNKNOWN_FRAME  # to be ignored
 
     # Bodies
 
@@ -276,11 +293,11 @@ class Engine:
         if length > self._allowance:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
         self._allowance -= length
-        if stream is None or stream.remote_done or not stream.has_head or length > stream.allowance:
+        if stream is None or stream.state >= AWAITING or length > stream.allowance:
             self._body_fault(stream_id, stream, ends)
             stream = None  # its bytes are dropped
         elif not length and not ends:
-            self.glitches += 1
+            self.glitches += EMPTY_DATA
         if stream is not None:
             stream.allowance -= length
         self._body_id = stream_id
@@ -323,20 +340,16 @@ class Engine:
                 return
         self._events.append(DataReceived(stream.id, data, ends))
         if ends:
-            self._remote_done(stream)
+            self._move(stream, BODY_END)
 
     def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool) -> None:
         """DATA on a stream that can't take it. raises: EngineError if the peer must know better."""
         if stream is None:
             self._on_no_stream(stream_id, "DATA")
             if ends:
-                self._left_open.discard(stream_id)
-        elif stream.remote_done:
-            if not self._is_client:
-                raise EngineError(ErrorCode.STREAM_CLOSED, "DATA on a stream that the client has ended")
-            self._refuse(stream, ErrorCode.STREAM_CLOSED)
-        elif not stream.has_head:
-            self._refuse(stream, _PROTOCOL)
+                self._strays.discard(stream_id)
+        elif stream.state >= AWAITING:
+            self._fault(stream, BODY_END if ends else BODY)
         else:
             self._refuse(stream, _FLOW)
 
@@ -348,7 +361,7 @@ class Engine:
             return  # we may have closed it just now
         if not stream_id & 1 or stream_id > self._last_id:
             raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
-        if stream_id > self._forgotten and stream_id not in self._left_open:
+        if stream_id not in self._strays:
             raise EngineError(
                 ErrorCode.STREAM_CLOSED, f"{what} on a stream that the client has ended, reset or skipped"
             )
@@ -385,7 +398,7 @@ class Engine:
         is_last = flags & END_HEADERS != 0
         if self._is_client:
             if len(payload) < LEAST_CONTINUATION and not is_last:
-                self.glitches += 1
+                self.glitches += SMALL_CONTINUATION
         elif self._block_frames > self._limits.max_continuations:
             raise EngineError(_CALM, "too many CONTINUATION frames")
         if self._block_dropped or len(self._block) > self._limits.header_list_bytes_hard:
@@ -419,18 +432,16 @@ class Engine:
                 self._on_no_stream(stream_id, "HEADERS")
                 self._decode(block)  # or later blocks would mean something else
                 if ends:
-                    self._left_open.discard(stream_id)
+                    self._strays.discard(stream_id)
                 return
             self._new_request(stream_id, block, ends)
-        elif stream.remote_done:
-            if not self._is_client:
-                raise EngineError(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that the client has ended")
+        elif stream.state >= RECEIVED:
+            self._fault(stream, HEAD_END if ends else HEAD)
             self._decode(block)
-            self._refuse(stream, ErrorCode.STREAM_CLOSED)
-        elif stream.has_head:
-            self._last_head(stream, block, ends)
-        else:
+        elif stream.state >= AWAITING:
             self._response(stream, block, ends)
+        else:
+            self._last_head(stream, block, ends)
 
     def _new_request(self, stream_id: int, block: bytes, ends: bool) -> None:
         if len(self._streams) >= self._limits.max_streams and not self._unacknowledged:
@@ -440,16 +451,14 @@ class Engine:
         head = self._head(self._heads, block, is_trailers=False)
         if stream_id > self._goaway_id:
             if not ends:
-                self._leave_open(stream_id)
+                self._strays.add(stream_id, self._last_id)
             return  # the peer knows by our GOAWAY that it is not looked at
         self._streams[stream_id] = stream
+        stream.state = RECEIVED if ends else OPEN
         if head is None or (ends and head.length > 0):
-            stream.remote_done = ends
             self._refuse(stream, _PROTOCOL)
             return
-        stream.has_head = True
         stream.length = head.length
-        stream.remote_done = ends
         self._events.append(RequestReceived(stream_id, head.fields, ends))
 
     def _response(self, stream: _Stream, block: bytes, ends: bool) -> None:
@@ -459,12 +468,13 @@ class Engine:
         elif head is TOO_LARGE:
             self._headers_dropped(stream, ends)
         elif not head.is_informational:
-            stream.has_head = True
             if not ends:
                 stream.length = head.length  # of an answer without a body it may be what another has
             self._events.append(ResponseReceived(stream.id, head.fields, ends))
             if ends:
-                self._remote_done(stream)
+                self._move(stream, HEAD_END)
+            else:
+                stream.state = NEXT[stream.state + HEAD]
 
     def _last_head(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._head(self._trailers, block, is_trailers=True)
@@ -474,19 +484,19 @@ class Engine:
             self._refuse(stream, _PROTOCOL)
         else:
             self._events.append(TrailersReceived(stream.id, head.fields, True))
-            self._remote_done(stream)
+            self._move(stream, TRAILERS)
 
     def _tell_dropped(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
-        if stream is not None and not stream.remote_done:
+        if stream is not None and stream.state < RECEIVED:
             limit = self._limits.header_list_bytes_hard
-            self._events.append(HeadersDropped(stream_id, stream.has_head, limit, self._block_size))
+            self._events.append(HeadersDropped(stream_id, stream.state < AWAITING, limit, self._block_size))
 
     def _headers_dropped(self, stream: _Stream, ends: bool) -> None:
         if not self._block_dropped:
             self._tell_dropped(stream.id)
         if ends:
-            self._remote_done(stream)
+            self._move(stream, TRAILERS if stream.state < AWAITING else HEAD_END)
         else:
             self.reset_stream(stream.id)
 
@@ -505,7 +515,7 @@ class Engine:
             else:
                 head = response_head(fields) if self._is_client else request_head(fields)
         except Malformed:
-            self.glitches += 1
+            self.glitches += MALFORMED_HEAD
             return None
         size = sum([len(name) + len(value) for name, value in fields])
         if self._heads_as_of == as_of and len(block) <= KEPT_BYTES and size <= KEPT_BYTES:
@@ -570,10 +580,10 @@ class Engine:
         stream = self._streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id, "RST_STREAM")
-            self._left_open.discard(stream_id)
+            self._strays.discard(stream_id)
             return
         code = number(payload, 0)
-        stream.remote_done = True
+        stream.state = CLOSED  # for the peer; it sends no more on it
         self._events.append(StreamReset(stream_id, code))
         self._close(stream, code, EndedBy.PEER)
 
@@ -646,7 +656,7 @@ class Engine:
             raise EngineError(_SIZE, "PRIORITY has 5 bytes")
         if number(payload, 0) & MOST_ID == stream_id:
             raise EngineError(_PROTOCOL, "a stream that depends on itself")
-        self.glitches += 1
+        self.glitches += PRIORITY_FRAME
 
     # Ends of streams
 
@@ -655,35 +665,33 @@ class Engine:
         self._out.append(frame(RST_STREAM, 0, stream.id, code.to_bytes(4, "big")))
         self._close(stream, code, EndedBy.FAULT)
 
-    def _remote_done(self, stream: _Stream) -> None:
-        stream.remote_done = True
-        if stream.local_done:
-            self._close(stream, 0)
-        elif self._is_client:  # the answer is whole: nobody waits for the rest of the request
-            self._out.append(frame(RST_STREAM, 0, stream.id, bytes(4)))
-            self._close(stream, 0)
+    def _fault(self, stream: _Stream, what: int) -> None:
+        """The peer sent what can't come in the stream's state. raises: EngineError if it must know better."""
+        if stream.state < RECEIVED:
+            self._refuse(stream, _PROTOCOL)
+        elif self._is_client:
+            self._refuse(stream, ErrorCode.STREAM_CLOSED)
+        else:
+            raise EngineError(ErrorCode.STREAM_CLOSED, fault_text(stream.state, what))
 
-    def _local_done(self, stream: _Stream) -> None:
-        stream.local_done = True
-        if stream.remote_done:
+    def _move(self, stream: _Stream, what: int) -> None:
+        state = stream.state = NEXT[stream.state + what]
+        if state == CLOSED:
+            self._close(stream, 0)
+        elif state == RECEIVED and self._is_client:  # the answer is whole: nobody waits for the rest of the request
+            self._out.append(frame(RST_STREAM, 0, stream.id, bytes(4)))
             self._close(stream, 0)
 
     def _close(self, stream: _Stream, code: int, by: EndedBy = BOTH) -> None:
         del self._streams[stream.id]
-        stream.closed = True
         if stream.queued:
             self._queued -= stream.queued
             stream.queued = 0
         stream.queue = None
-        if not stream.remote_done and not self._is_client:
-            self._leave_open(stream.id)
+        if stream.state < RECEIVED and not self._is_client:
+            self._strays.add(stream.id, self._last_id)
+        stream.state = CLOSED
         self._events.append(StreamClosed(stream.id, code, by))
-
-    def _leave_open(self, stream_id: int) -> None:
-        if len(self._left_open) >= MOST_LEFT_OPEN:
-            self._left_open.clear()
-            self._forgotten = self._last_id
-        self._left_open.add(stream_id)
 
     # Out
 
@@ -741,7 +749,8 @@ class Engine:
             stream.window -= size
             self._window -= size
             if end_stream:
-                self._local_done(stream)
+                stream.ends = True
+                self._move(stream, ALL_SENT)
             return
         if stream.queue is None:
             stream.queue = deque()
@@ -777,7 +786,7 @@ class Engine:
             self._allowance += self._owed
             self._owed = 0
         stream = self._streams.get(stream_id)
-        if stream is not None and not stream.remote_done:
+        if stream is not None and stream.state < RECEIVED:
             stream.owed += amount
             if stream.owed >= self._owed_most_stream:
                 self._update_window(stream_id, stream.owed)
@@ -806,7 +815,7 @@ class Engine:
 
     def _open(self, stream_id: int) -> _Stream:
         stream = self._streams.get(stream_id)
-        if stream is None or stream.local_done or stream.ends or stream.trailers is not None:
+        if stream is None or stream.ends or stream.trailers is not None:
             raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
         return stream
 
@@ -823,7 +832,8 @@ class Engine:
             last = at + most >= len(block)
             self._out.append(frame(CONTINUATION, END_HEADERS if last else 0, stream.id, block[at : at + most]))
         if ends:
-            self._local_done(stream)
+            stream.ends = True
+            self._move(stream, ALL_SENT)
 
     def _get_ready(self, stream: _Stream) -> None:
         if not stream.is_ready and stream.queue is not None and (stream.window > 0 or not stream.queued):
@@ -839,7 +849,7 @@ class Engine:
                 return
             ready.popleft()
             stream.is_ready = False
-            if not stream.closed:
+            if stream.state != CLOSED:
                 if not stream.queued or stream.window > 0:
                     self._send_body(stream)
                 self._get_ready(stream)
@@ -877,7 +887,7 @@ class Engine:
             if trailers is not None:
                 self._send_block(stream, self._encoder.encode(trailers), True)
             elif ends:
-                self._local_done(stream)
+                self._move(stream, ALL_SENT)
 
 
 def server_engine(limits: Limits) -> Engine:

@@ -29,6 +29,7 @@ from gateway.wire.frames import (
 from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
+from gateway.wire.prices import ANSWERED, EARLY, FORCED, PATIENT, REFUSED_HEAD, WASTED
 from gateway.wire.requests import NO_HEAD, RequestHead, RequestHeads
 from gateway.wire.stream import Stream
 
@@ -43,13 +44,6 @@ _STATUS_FIELDS: Final[dict[Code, Field]] = {code: (b"grpc-status", b"%d" % code)
 
 _REQUEST: Final = RequestReceived  # as in `connection`
 _numbers: Final = itertools.count()
-
-# What streams that end too soon cost of `Limits.resets`, and what answered calls give back
-WASTED: Final = 1.0  # the peer reset it soon, with nothing to show for it ("rapid reset"); whatever code it gave
-FORCED: Final = 4.0  # we had to, over a fault of the peer's ("MadeYouReset")
-EARLY: Final = 1.0  # we answered before its request was complete, and stopped it
-ANSWERED: Final = 9.0  # given back: who resets nine calls of ten is a client that hedges, or is in a hurry
-PATIENT: Final = 1.0  # seconds; who resets a call that is older has waited for it
 
 
 class ServerCall(Stream):
@@ -237,7 +231,7 @@ class ServerConnection(Connection[ServerCall]):
                 self._usual_fields = event.headers
             head = call.head = self._usual
             if head.http_status:
-                self.engine.glitches += 1
+                self.engine.glitches += REFUSED_HEAD
                 call.refuse_http(head.http_status)
                 return
             if head.encoding:
@@ -260,7 +254,7 @@ class ServerConnection(Connection[ServerCall]):
             return self._heads.read(headers)
         except CallFailed as failure:
             if failure.code is not Code.DEADLINE_EXCEEDED:  # which is a busy client's, who waited too long elsewhere
-                self.engine.glitches += 1
+                self.engine.glitches += REFUSED_HEAD
             raise
 
     def _request_trailers(self, stream_id: int) -> None:
@@ -384,8 +378,8 @@ class ServerConnection(Connection[ServerCall]):
             self._charge(WASTED)  # as what it has reset still runs
 
     def _charge(self, tokens: float) -> None:
-        back, self._answered = self._answered * ANSWERED, 0
-        self._resets.take(-back, self.now)
+        self._resets.take(self._answered * ANSWERED, self.now)
+        self._answered = 0
         if not self._resets.take(tokens, self.now):
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
 
