@@ -1,6 +1,8 @@
-"""The engine is held to the table of stream states (RFC 9113 section 5.1): every input in every state, in both roles."""
+"""The engine is held to the table of stream states (RFC 9113 section 5.1): every input, every state, both roles."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
@@ -89,16 +91,13 @@ def test_only_what_the_table_has_is_taken(role: str, state: int, what: int) -> N
     if what == TRAILERS and state in (AWAITING, AWAITING_SENT):
         expected = -1  # a header list without a status is no head
     data = SENDS[what](RESPONSE if role == "client" else REQUEST)
-    try:
-        engine.receive_data(data)
-    except EngineError as error:
-        assert expected < 0
-        assert (role, state) == ("server", RECEIVED)  # where the peer must know better
-        assert (error.code, str(error)) == (
-            ErrorCode.STREAM_CLOSED,
-            fault_text(state, HEAD_END if what == TRAILERS else what),
-        )
+    if (role, state) == ("server", RECEIVED) and expected < 0:  # where the peer must know better
+        shown = fault_text(state, HEAD_END if what == TRAILERS else what)
+        with pytest.raises(EngineError, match=re.escape(shown)) as raised:
+            engine.receive_data(data)
+        assert raised.value.code is ErrorCode.STREAM_CLOSED
         return
+    engine.receive_data(data)
     ends = [event for event in engine.events() if isinstance(event, StreamClosed)]
     if expected < 0:
         assert [event.by for event in ends] == [EndedBy.FAULT]
