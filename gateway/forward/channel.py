@@ -35,15 +35,10 @@ from gateway.status import Code, Origin
 from gateway.wire.client import ClientCall, ClientConnection
 from gateway.wire.fields import Fields, text_of
 from gateway.wire.frames import EngineError
-from gateway.wire.limits import Limits, MiB
+from gateway.wire.limits import UPSTREAM, Limits
 
 ClientEdge = Edge[ClientConnection]
 
-UPSTREAM: Final = Limits(
-    stream_window=MiB,  # held for a caller who does not read, as by Envoy's default; 602 KB answers take 6 % less CPU
-    connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
-    glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
-)
 CLOSED: Final = "The channel is closed"
 CROWDED: Final = "Too many calls wait for a connection"
 _NO_CONNECTION: Final = Origin.CONNECTION
@@ -80,6 +75,7 @@ class ChannelOptions:
     backoff_factor: float = 1.6
     backoff_most: float = 1.5  # ... and a dead one asked less than once a second
     backoff_jitter: float = 0.2
+    most_discarded: int = 0  # small calls that are given up and may finish all the same, at once on a connection
     max_pending: int = 1000  # calls that wait for a connection or for room on one
 
 
@@ -343,6 +339,7 @@ class WireChannel:
             authority=self.options.server_name or self._authority,
             scheme="https" if self.options.tls else "http",
             user_agent=self.options.user_agent,
+            most_discarded=self.options.most_discarded,
         )
         connection.on_greeted = lambda: _settle(greeted, None)
         connection.on_closed = lambda: _settle(greeted, OSError(connection.reason))

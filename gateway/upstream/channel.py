@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Final
 
-from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, client_tls
+from gateway.forward.channel import ChannelOptions, WireChannel, client_tls
 from gateway.status import OK, Code, Origin
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 from gateway.wire.client import ClientCall
 from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import Fields, fields_from, metadata_from
+from gateway.wire.limits import UPSTREAM
 from gateway.wire.messages import PREFIX, decompress
+
+MOST_DISCARDED: Final = 100
+"""Small calls that were given up and that a Triton may finish all the same, at once on a connection: told of very many
+that ended early, it may crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,8 @@ def wire_channel(address: str, max_message_bytes: int, tls: Tls | None) -> WireC
     limits = replace(UPSTREAM, message_bytes=max_message_bytes, keepalive_seconds=0.0)
     context = client_tls(tls.ca, tls.certificate, tls.key) if tls else None
     server_name = tls.server_name if tls else None
-    return WireChannel(address, ChannelOptions(limits=limits, tls=context, server_name=server_name))
+    options = ChannelOptions(limits=limits, tls=context, server_name=server_name, most_discarded=MOST_DISCARDED)
+    return WireChannel(address, options)
 
 
 class ChannelConnection:

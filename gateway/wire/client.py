@@ -7,7 +7,7 @@ with it the calls, of another. Source: grpc `doc/PROTOCOL-HTTP2.md`, gRFC A6 (wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from gateway.status import OK, Code, Origin
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
@@ -22,12 +22,13 @@ from gateway.wire.frames import (
     EngineError,
     ErrorCode,
     GoAwayReceived,
+    HeadersDropped,
     HeadersEvent,
     ResponseReceived,
     SettingsReceived,
 )
 from gateway.wire.hpack import Field, NeverIndexed
-from gateway.wire.limits import Limits
+from gateway.wire.limits import Limits, MiB
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.wire.stream import Stream
 
@@ -36,6 +37,9 @@ _JUST_OK: Final = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
 ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
+LEAST_TIME: Final = 0.2  # seconds that the server is told a small call has, however soon it is given up here
+MOST_DROPPED: Final = 16 * MiB  # of one header block; then nothing new is begun on a connection
+DISCARD_SECONDS: Final = 0.2  # so a call that was given up is reset then, if it has not ended
 UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
 
@@ -73,6 +77,8 @@ class ClientCall(Stream):
     _half_closed = False
     _http_status = b""
     _deadline_key = 0
+    _discard_key = 0
+    _discarded = False  # it is over, and its answer will be dropped
 
     def __init__(self, path: bytes, fields: Fields, deadlines: Deadlines, deadline: float | None, now: float) -> None:
         """fields: metadata; those that a caller chose must be `NeverIndexed`. deadline: on the clock of `now`."""
@@ -80,8 +86,8 @@ class ClientCall(Stream):
         self.request_fields = fields
         self.code = UNKNOWN
         self.deadline = deadline
+        self._deadlines = deadlines
         if deadline is not None:
-            self._deadlines = deadlines
             self._deadline_key = deadlines.add(deadline, self, now)
 
     @property
@@ -125,15 +131,41 @@ class ClientCall(Stream):
         text: str = "Locally cancelled by application!",
         origin: Origin = Origin.GIVEN_UP,
     ) -> None:
-        """End it from this side; at any time."""
+        """End it from this side; at any time. The server may not hear of it: see `_is_left_to_finish`."""
         if not self.done:
-            if self.id:
+            if self.id and not self._is_left_to_finish():
                 self.reset(ErrorCode.CANCEL)
             self.end(code, text, origin)
 
+    def _is_left_to_finish(self) -> bool:
+        """May the server finish it, and its answer be dropped?
+
+        Of a small unary call that it has whole: the answer is on its way, most often, and a Triton that is told of very
+        many calls that ended early, or sees their deadlines pass, may crash (seen with 2.51). What takes long is reset
+        all the same.
+        """
+        if not self.is_small or self.on_message is not None or self.on_chunk is not None or self.unsent:
+            return False
+        connection = cast("ClientConnection", self.connection)
+        if connection.discarded >= connection.most_discarded:
+            return False
+        connection.discarded += 1
+        self._discarded = True
+        self._discard_key = self._deadlines.add(connection.now + DISCARD_SECONDS, self, connection.now)
+        self.wants_window = False  # so a large answer stops by itself
+        return True
+
+    @property
+    def is_small(self) -> bool:
+        """Is it unary, with a small request that was or will be sent at once?"""
+        return self.request is not None and len(self.request) <= SMALL and not self.request_more
+
     def expire(self) -> None:
-        """The deadline has passed."""
-        self.cancel(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        """The deadline has passed, or the time for an answer that will be dropped."""
+        if self._discarded:
+            self.reset(ErrorCode.CANCEL)
+        else:
+            self.cancel(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def end(self, code: Code, text: str, origin: Origin) -> None:
         """The one end of a call."""
@@ -210,9 +242,14 @@ class ClientConnection(Connection[ClientCall]):
         authority: str,
         scheme: str = "http",
         user_agent: str = "inference-gateway",
+        most_discarded: int = 0,
     ) -> None:
+        """most_discarded: small calls that are given up and may finish all the same, at once."""
         super().__init__(client_engine(limits), limits, now, wake)
-        self.max_streams = ASSUMED_STREAMS
+        self.max_streams = self._server_streams = ASSUMED_STREAMS
+        self._held_by = 0  # the stream whose header block is so large that it is dropped as it comes
+        self.most_discarded = most_discarded
+        self.discarded = 0  # calls that are over, while the server still works at their answers
         self.answered = False  # has the server ever ended a call with a status?
         self.pinged_too_often = False  # says the server, which leaves for it
         self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more at once
@@ -251,7 +288,10 @@ class ClientConnection(Connection[ClientCall]):
             head = self._heads[path] = (*self._pseudo, (b":path", path), *self._head)
         fields = call.request_fields
         if call.deadline is not None:
-            fields = (NeverIndexed(b"grpc-timeout", format_timeout(call.deadline - self.now)), *fields)
+            left = call.deadline - self.now
+            if left < LEAST_TIME and self.most_discarded and call.is_small:
+                left = LEAST_TIME
+            fields = (NeverIndexed(b"grpc-timeout", format_timeout(left)), *fields)
         if call.request_encoding:
             fields = (NeverIndexed(b"grpc-encoding", call.request_encoding), *fields)
         engine = self.engine
@@ -299,6 +339,19 @@ class ClientConnection(Connection[ClientCall]):
         if call.on_head is not None and not call.deaf:
             call.on_head(call)
 
+    def _headers_dropped(self, event: HeadersDropped) -> None:
+        call = self.streams.get(event.stream_id)
+        if call is not None and not call.done:
+            what = "trailers" if event.are_trailers else "headers"
+            text = f"The {what} of the server's answer are larger than the limit of {event.limit} bytes"
+            call.end(Code.RESOURCE_EXHAUSTED, text, Origin.ANSWER)
+        self._held_by = event.stream_id
+        self.max_streams = 0  # nothing new is begun behind the rest of the block
+        if event.size > MOST_DROPPED and not self.draining:
+            self.reason = "a header block that does not end"
+            self.drain()
+            self.on_leave()
+
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
         if stream.on_front is not None and stream.missing > self.limits.whole_bytes:
             stream._offer_front(stream.on_front)
@@ -308,8 +361,15 @@ class ClientConnection(Connection[ClientCall]):
         stream.end(failure.code, failure.text, Origin.ANSWER)
 
     def _call_closed(self, stream: ClientCall, error_code: int) -> None:
-        if not stream.done:
+        if stream._discarded:
+            stream._discarded = False
+            self.discarded -= 1
+            stream._deadlines.discard(stream._discard_key, stream)
+        elif not stream.done:
             self._end(stream, error_code)
+        if stream.id == self._held_by:
+            self._held_by = 0
+            self.max_streams = self._server_streams
         self.on_room()
 
     def _end(self, call: ClientCall, error_code: int) -> None:
@@ -345,7 +405,7 @@ class ClientConnection(Connection[ClientCall]):
         by = call.ended_by
         if by is EndedBy.CONNECTION:
             call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.CONNECTION)
-        elif by is EndedBy.US:
+        elif by is EndedBy.FAULT or by is EndedBy.US:
             text = f"The server broke the rules of HTTP/2, error {error_code}"
             call.end(from_reset(error_code), text, Origin.ANSWER)
         elif by is EndedBy.PEER:
@@ -371,7 +431,9 @@ class ClientConnection(Connection[ClientCall]):
     def _settings(self, event: SettingsReceived) -> None:
         limit = event.settings.get(MAX_CONCURRENT_STREAMS, None if self.greeted else UNLIMITED)
         if limit is not None:
-            self.max_streams = limit
+            self._server_streams = limit
+            if not self._held_by:
+                self.max_streams = limit
             self.on_room()
         self.on_greeted()
 

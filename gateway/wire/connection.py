@@ -23,6 +23,7 @@ from gateway.wire.frames import (
     ErrorCode,
     Event,
     GoAwayReceived,
+    HeadersDropped,
     HeadersEvent,
     PingAcknowledged,
     RequestReceived,
@@ -36,6 +37,14 @@ from gateway.wire.frames import (
 )
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import PREFIX, SMALL, SMALL_PREFIXES
+from gateway.wire.prices import (
+    BYTES_PER_UPDATE,
+    CONTROL_FRAME,
+    HEAD_EXPLAINS,
+    HEADER_BYTES_PER_EVENT,
+    MESSAGE_EXPLAINS,
+    WINDOW_UPDATE_FRAME,
+)
 from gateway.wire.stream import Stream
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
@@ -48,10 +57,8 @@ _RESPONSE: Final = ResponseReceived
 _TRAILERS: Final = TrailersReceived
 _WINDOW: Final = WindowUpdated
 _RESET: Final = StreamReset
+_DROPPED: Final = HeadersDropped
 
-BYTES_PER_UPDATE: Final = 4096  # sent bytes that explain one WINDOW_UPDATE
-UPDATES_PER_CALL: Final = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
-UPDATES_PER_MESSAGE: Final = 3  # those that a small message on a stream explains: C-core's two updates and a BDP ping
 MANY_EVENTS: Final = 50  # of one read
 DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
 BUG_TEXT: Final = "Internal error"
@@ -110,6 +117,9 @@ class Connection(ABC, Generic[AnyStream]):
         if events:
             self.work += len(events)
             self._handle(events if len(events) <= MANY_EVENTS else self._thinned_out(events))
+        if engine.decoded:
+            self.work += engine.decoded // HEADER_BYTES_PER_EVENT
+            engine.decoded = 0
         if engine.glitches:
             if not self._glitches.take(engine.glitches, now):
                 self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that mean nothing")
@@ -139,7 +149,7 @@ class Connection(ABC, Generic[AnyStream]):
 
     def expect_updates(self) -> None:
         """A message goes out on a stream, and a peer that reads at once answers each however small it is."""
-        self._control.take(-UPDATES_PER_MESSAGE, self.now)
+        self._control.take(-MESSAGE_EXPLAINS, self.now)
 
     # Events
 
@@ -156,14 +166,16 @@ class Connection(ABC, Generic[AnyStream]):
                 elif kind is _CLOSED:
                     self._stream_closed(event)  # type: ignore[arg-type]
                 elif kind is _REQUEST or kind is _RESPONSE or kind is _TRAILERS:
-                    control -= UPDATES_PER_CALL
+                    control -= HEAD_EXPLAINS
                     self._headers(event)  # type: ignore[arg-type]
                 elif kind is _WINDOW:
-                    control += 1.0
+                    control += WINDOW_UPDATE_FRAME
                 elif kind is _RESET:  # its StreamClosed follows
                     self._reset_by_peer(event)  # type: ignore[arg-type]
+                elif kind is _DROPPED:
+                    self._headers_dropped(event)  # type: ignore[arg-type]
                 else:
-                    control += 1.0
+                    control += CONTROL_FRAME
                     self._control_event(event)
             except Exception as error:  # as in `_safely`, without the call
                 self.on_bug(error)
@@ -173,7 +185,7 @@ class Connection(ABC, Generic[AnyStream]):
     def _data(self, stream: AnyStream | None, event: DataReceived) -> None:
         data = event.data
         if stream is None or stream.done or stream.deaf:  # the bytes are dropped, their window still goes back
-            self.give_back(len(data), event.stream_id)
+            self.give_back(len(data), event.stream_id if stream is None or stream.wants_window else 0)
             return
         try:
             size = len(data) - PREFIX
@@ -203,8 +215,8 @@ class Connection(ABC, Generic[AnyStream]):
             self.wake()
 
     def _stream_closed(self, event: StreamClosed) -> None:
-        if event.error_code:
-            self._count_reset(event.stream_id)
+        if event.by is not BOTH:
+            self._count_end(event)
         stream = self.streams.pop(event.stream_id, None)
         if stream is not None:
             if self._watched:
@@ -253,7 +265,10 @@ class Connection(ABC, Generic[AnyStream]):
 
     def _reset_by_peer(self, event: StreamReset) -> None: ...
 
-    def _count_reset(self, stream_id: int) -> None: ...
+    def _headers_dropped(self, event: HeadersDropped) -> None: ...
+
+    def _count_end(self, event: StreamClosed) -> None:
+        """Of a stream that was reset, whatever the code."""
 
     def _ping_answered(self) -> None: ...
 

@@ -28,6 +28,9 @@ _RESERVED: Final = frozenset(
 )
 """Fields that belong to one hop or to the protocol; they are never metadata."""
 
+MOST_MESSAGE: Final = 32_768
+"""Bytes of a `grpc-message`: half of what most peers take as a header list at all. Texts repeat what callers wrote."""
+
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
 
@@ -120,8 +123,13 @@ def legal_fields(metadata: Metadata) -> list[Field]:
 
 
 def encode_message(text: str) -> bytes:
-    """A status message for `grpc-message`."""
-    return quote_from_bytes(text.encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")
+    """A status message for `grpc-message`; one that no peer would take in a header list is cut."""
+    encoded = quote_from_bytes(text[:MOST_MESSAGE].encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")
+    if len(encoded) <= MOST_MESSAGE:
+        return encoded
+    cut = encoded[: MOST_MESSAGE - 3]
+    escape = cut.find(b"%", -2)
+    return (cut if escape < 0 else cut[:escape]) + b"..."
 
 
 def decode_message(value: bytes) -> str:

@@ -74,7 +74,8 @@ class EndedBy(Enum):
 
     BOTH = "both"  # had said all
     PEER = "peer"  # by RST_STREAM, or GOAWAY
-    US = "us"  # by RST_STREAM
+    US = "us"  # by RST_STREAM, as our owner wished
+    FAULT = "fault"  # by our RST_STREAM, for what the peer did wrong
     CONNECTION = "connection"  # it ended, and the stream with it
 
 
@@ -104,6 +105,19 @@ class ResponseReceived(HeadersEvent):
 
 class TrailersReceived(HeadersEvent):
     """The last header list of a stream."""
+
+
+class HeadersDropped(Event):
+    """A header list is larger than `limit` bytes, and its stream will end or be reset for it once all of it has come.
+
+    Told again as more of its block comes; `size`: bytes of the block so far.
+    """
+
+    def __init__(self, stream_id: int, are_trailers: bool, limit: int, size: int) -> None:
+        self.stream_id = stream_id
+        self.are_trailers = are_trailers
+        self.limit = limit
+        self.size = size
 
 
 class DataReceived(Event):

@@ -26,9 +26,9 @@ class Limits:
 
     # Headers
     header_list_bytes: int = 16 * KiB  # gRPC suggests 8; a request beyond it is refused, the connection lives on
-    header_list_bytes_hard: int = 64 * KiB  # beyond this decoding stops and the connection ends (HPACK bombs)
+    header_list_bytes_hard: int = 64 * KiB  # beyond it a caller's connection ends (HPACK bombs), an answer is dropped
     header_count: int = 100
-    max_continuations: int = 8  # as nghttp2 since the CONTINUATION flood of 2024
+    max_continuations: int = 8  # of a caller's head, as nghttp2 since the CONTINUATION flood of 2024
 
     # Floods
     resets: tuple[int, int] = (1000, 33)  # streams ended by RST, whoever sent it; as nghttp2 since rapid reset
@@ -53,6 +53,15 @@ class Limits:
                 raise ValueError(f"{name} must be at least {low}")
         if self.connection_window < self.stream_window:
             raise ValueError("connection_window must not be smaller than stream_window")
+
+
+UPSTREAM = Limits(
+    stream_window=MiB,  # held for a caller who does not read, as by Envoy's default; 602 KB answers take 6 % less CPU
+    connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
+    header_list_bytes=64 * KiB,  # a Triton echoes what callers wrote, and models' own error texts can be long
+    glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
+)
+"""Limits of a connection to an upstream: no caller's words may end it, as all of them share it."""
 
 
 class Bucket:

@@ -14,6 +14,7 @@ from gateway.bounded import make_room
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.fields import Fields, is_legal, parse_timeout
+from gateway.wire.heads import is_authority
 from gateway.wire.hpack import Field
 from gateway.wire.limits import Limits
 
@@ -24,6 +25,8 @@ _PROTOCOL_FIELDS: Final = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
     b"content-length grpc-previous-rpc-attempts".split()
 )
+_HOST_FIELDS: Final = frozenset((b":authority", b"host"))
+"""Either says which host is meant (RFC 9113 section 8.3.1, gRFC A41); nginx can send `host` alone. Both must agree."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +63,7 @@ class RequestHeads:
     def _read(self, headers: tuple[Field, ...]) -> RequestHead:
         known: dict[bytes, bytes] = {}
         fields: list[Field] = []
+        hosts: set[bytes] = set()
         size = 0
         illegal = False
         for field in headers:
@@ -67,6 +71,8 @@ class RequestHeads:
             size += len(name) + len(value) + 32
             if name in _PROTOCOL_FIELDS:
                 known[name] = value
+                if name in _HOST_FIELDS and value:
+                    hosts.add(value.lower())
             else:
                 fields.append(field)
                 illegal = illegal or not is_legal(name, value)
@@ -76,21 +82,20 @@ class RequestHeads:
                 f"Request headers of {size} bytes in {len(headers)} fields are over the limit of "
                 f"{self._limits.header_list_bytes} bytes, {self._limits.header_count} fields",
             )
-        head = _understand(known, tuple(fields), illegal)
+        head = _understand(known, hosts, tuple(fields), illegal)
         if size <= KEPT_BYTES:
             make_room(self._known, KEPT)
             self._known[headers] = head
         return head
 
 
-def _understand(known: dict[bytes, bytes], fields: Fields, illegal: bool) -> RequestHead:
-    authority = known.get(b":authority", b"")
+def _understand(known: dict[bytes, bytes], hosts: set[bytes], fields: Fields, illegal: bool) -> RequestHead:
     refusal = b""
     if known.get(b":method") != b"POST":
         refusal = b"405"
     elif not _is_grpc(known.get(b"content-type", b"")):
         refusal = b"415"
-    elif known.get(b"host", authority) != authority:
+    elif len(hosts) > 1 or not all(map(is_authority, hosts)):
         refusal = b"400"
     elif illegal:
         raise CallFailed(Code.INTERNAL, "Request metadata has a key or value with characters that gRPC does not allow")

@@ -16,10 +16,20 @@ from gateway.wire.connection import BUG_TEXT, DRAIN_STEP, Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import WRITE_SIZE, server_engine
 from gateway.wire.fields import Fields, encode_message
-from gateway.wire.frames import EngineError, ErrorCode, Event, HeadersEvent, RequestReceived, StreamReset
+from gateway.wire.frames import (
+    EndedBy,
+    EngineError,
+    ErrorCode,
+    Event,
+    HeadersEvent,
+    RequestReceived,
+    StreamClosed,
+    StreamReset,
+)
 from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
+from gateway.wire.prices import ANSWERED, EARLY, FORCED, PATIENT, REFUSED_HEAD, WASTED
 from gateway.wire.requests import NO_HEAD, RequestHead, RequestHeads
 from gateway.wire.stream import Stream
 
@@ -34,8 +44,6 @@ _STATUS_FIELDS: Final[dict[Code, Field]] = {code: (b"grpc-status", b"%d" % code)
 
 _REQUEST: Final = RequestReceived  # as in `connection`
 _numbers: Final = itertools.count()
-
-FORCED_RESET: Final = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
 
 
 class ServerCall(Stream):
@@ -62,6 +70,7 @@ class ServerCall(Stream):
     def __init__(self, connection: ServerConnection, stream_id: int) -> None:
         self.connection = self.server = connection
         self.id = stream_id
+        self.begun = connection.now
         self.head = NO_HEAD
 
     @property
@@ -106,9 +115,9 @@ class ServerCall(Stream):
         """End the answer with a status; trailers-only if nothing was sent before."""
         if self.done:
             return
-        status = [_STATUS_FIELDS[code], *trailing]
+        status: list[Field] = [_STATUS_FIELDS[code], *trailing]
         if text:
-            status.insert(1, NeverIndexed(b"grpc-message", encode_message(text)))
+            status.insert(1, NeverIndexed(b"grpc-message", encode_message(text)))  # texts would fill the table
         try:
             if self._head_sent:
                 self.connection.engine.send_trailers(self.id, status)
@@ -137,6 +146,13 @@ class ServerCall(Stream):
                 self.reset(ErrorCode.CANCEL)  # a status would wait behind an answer that nobody waits for
             self.finish(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
             self._end(Code.DEADLINE_EXCEEDED)
+
+    def is_wasted(self, now: float) -> bool:
+        """Does a reset now throw away work that the client never waited for?"""
+        age = now - self.begun
+        if self.done or self._head_sent or age >= PATIENT:
+            return False
+        return self.deadline is None or 2 * age < self.deadline - self.begun  # else its time is, or was nearly, up
 
     def _forget(self) -> None:
         self.on_request = self.on_cancel = None
@@ -182,7 +198,7 @@ class ServerConnection(Connection[ServerCall]):
         self._usual = NO_HEAD  # of the last request, and probably of the next one
         self._usual_fields: tuple[Field, ...] = ()
         self._resets = Bucket(limits.resets, now)
-        self._peer_reset = 0  # the stream that the peer reset last
+        self._answered = 0  # calls, since streams were last counted
         self._early: set[ServerCall] = set()  # answered before the client was done
         self._working = 0  # calls that are over on the wire while their work still runs
         self._second_goaway_at: float | None = None
@@ -211,10 +227,11 @@ class ServerConnection(Connection[ServerCall]):
             return
         try:
             if event.headers is not self._usual_fields:
-                self._usual = self._heads.read(event.headers)
+                self._usual = self._read(event.headers)
                 self._usual_fields = event.headers
             head = call.head = self._usual
             if head.http_status:
+                self.engine.glitches += REFUSED_HEAD
                 call.refuse_http(head.http_status)
                 return
             if head.encoding:
@@ -230,6 +247,15 @@ class ServerConnection(Connection[ServerCall]):
         except Exception as error:
             self.on_bug(error)
             self._call_failed(call, CallFailed(Code.INTERNAL, BUG_TEXT))
+
+    def _read(self, headers: tuple[Field, ...]) -> RequestHead:
+        """raises: CallFailed, of a head that can't be served; it is counted, whatever the request's flags."""
+        try:
+            return self._heads.read(headers)
+        except CallFailed as failure:
+            if failure.code is not Code.DEADLINE_EXCEEDED:  # which is a busy client's, who waited too long elsewhere
+                self.engine.glitches += REFUSED_HEAD
+            raise
 
     def _request_trailers(self, stream_id: int) -> None:
         call = self.streams.get(stream_id)
@@ -269,7 +295,9 @@ class ServerConnection(Connection[ServerCall]):
         call.done = True
         if call.deadline is not None:
             self._deadlines.discard(call._deadline_key, call)
-        if not call.remote_done:
+        if call.remote_done:
+            self._answered += 1
+        else:
             self._early.add(call)
         self.wake()
 
@@ -298,8 +326,7 @@ class ServerConnection(Connection[ServerCall]):
         """Once an early answer is written, tell the client to stop sending (RFC 9113 section 8.1)."""
         for call in [c for c in self._early if not c.unsent]:
             self._early.discard(call)
-            self._peer_reset = call.id  # half its own doing
-            self._count_reset(call.id)
+            self._charge(EARLY)
             call.reset(ErrorCode.NO_ERROR)
 
     # Endings of the connection
@@ -340,12 +367,20 @@ class ServerConnection(Connection[ServerCall]):
             self.engine.send_goaway()
             self.wake()
 
-    def _reset_by_peer(self, event: StreamReset) -> None:
-        self._peer_reset = event.stream_id
+    def _count_end(self, event: StreamClosed) -> None:
+        if event.by is EndedBy.FAULT:
+            self._charge(FORCED)
+        elif event.by is EndedBy.PEER:
+            call = self.streams.get(event.stream_id)
+            if call is None or call.is_wasted(self.now):  # None: it was reset by the read that brought it
+                self._charge(WASTED)
+        elif event.error_code == ErrorCode.REFUSED_STREAM:
+            self._charge(WASTED)  # as what it has reset still runs
 
-    def _count_reset(self, stream_id: int) -> None:
-        cost = 1 if stream_id == self._peer_reset else FORCED_RESET
-        if not self._resets.take(cost, self.now):
+    def _charge(self, tokens: float) -> None:
+        self._resets.take(self._answered * ANSWERED, self.now)
+        self._answered = 0
+        if not self._resets.take(tokens, self.now):
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
 
     def _tick_stream(self, stream: ServerCall) -> None:

@@ -40,6 +40,7 @@ class Stream:
     deaf = False  # what comes is dropped: no messages, but an error page
     closed = False  # the engine has forgotten the stream
     ended_by = BOTH  # once it is closed
+    wants_window = True  # is the peer to send more than it may by now?
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
     on_writable: Callable[[], None] | None = None

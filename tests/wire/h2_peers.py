@@ -171,10 +171,12 @@ def echo(call: ServerCall) -> None:
 class ClientUnderTest:
     """A `ClientConnection` with an h2 server on it, which the test plays by hand."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, most_discarded: int = 0) -> None:
         self.now = 1000.0
         self.deadlines = Deadlines()
-        self.connection = ClientConnection(limits or Limits(), self.now, lambda: None, authority="test:1")
+        self.connection = ClientConnection(
+            limits or Limits(), self.now, lambda: None, authority="test:1", most_discarded=most_discarded
+        )
         self.h2 = h2.connection.H2Connection(lenient(client=False))
         self.events: list[h2.events.Event] = []
         self.h2.initiate_connection()

@@ -12,9 +12,11 @@ from h2_peers import ClientUnderTest, message
 from gateway.status import Code, Meaning, Origin, judge
 from gateway.wire.client import ClientCall
 from gateway.wire.fields import fields_from
-from gateway.wire.limits import Limits
+from gateway.wire.frames import frame
+from gateway.wire.limits import Limits, MiB
 
 OK = ("grpc-status", "0")
+LARGE, SMALL = b"h" * 4097, b"hello"
 
 
 def requests(client: ClientUnderTest) -> list[h2.events.RequestReceived]:
@@ -531,3 +533,137 @@ def test_a_server_whose_clock_is_ahead_does_not_turn_a_deadline_into_a_cancelled
     client.h2.reset_stream(call.id, 8)
     client.pump()
     assert (call.code, call.origin) == (Code.DEADLINE_EXCEEDED, Origin.GIVEN_UP)
+
+
+def resets(client: ClientUnderTest) -> list[int | None]:
+    return [event.stream_id for event in client.events if isinstance(event, h2.events.StreamReset)]
+
+
+def test_a_small_call_that_is_given_up_may_finish_and_its_answer_is_dropped() -> None:
+    client, ends = ClientUnderTest(most_discarded=100), list[ClientCall]()
+    calls = [client.start(SMALL, deadline=client.now + 100) for _ in range(3)]
+    for call in calls:
+        call.on_done = ends.append
+        call.cancel()
+    assert ends == calls
+    client.respond(calls[0])
+    client.h2.send_data(calls[0].id, message(b"late"))
+    client.finish(calls[0], OK)
+    assert (calls[0].code, calls[0].body, resets(client)) == (Code.CANCELLED, b"", [])
+    assert len(client.connection.streams) == client.connection.discarded == 2  # still in flight
+    client.now += 0.25
+    client.deadlines.expire(client.now)
+    client.pump()
+    assert sorted(resets(client)) == [calls[1].id, calls[2].id]
+    assert len(client.deadlines) == 0
+    assert client.connection.streams == {}
+    assert client.connection.discarded == 0
+    assert ends == calls
+
+
+@pytest.mark.parametrize(("body", "told"), [(SMALL, b"200000u"), (LARGE, b"20000u"), (None, b"20000u")])
+def test_the_server_sees_no_short_deadline_of_a_small_call(body: bytes | None, told: bytes) -> None:
+    """It is kept here; a Triton that sees very many pass may crash."""
+    client = ClientUnderTest(most_discarded=100)
+    call = client.start(body, deadline=client.now + 0.02)
+    (event,) = requests(client)
+    assert dict(event.headers)[b"grpc-timeout"] == told
+    client.deadlines.expire(client.now + 0.03)
+    assert call.code is Code.DEADLINE_EXCEEDED
+
+
+def test_only_so_many_calls_are_left_to_finish() -> None:
+    client = ClientUnderTest(most_discarded=100)
+    client.h2.update_settings({3: 1000})
+    client.pump()
+    calls = [client.start(SMALL) for _ in range(150)]
+    for call in calls:
+        call.cancel()
+    client.pump()
+    assert len(resets(client)) == 50
+    client.connection.close("end of test")
+    assert client.connection.discarded == 0
+
+
+def test_an_answer_that_is_dropped_gets_no_more_window() -> None:
+    client = ClientUnderTest(Limits(stream_window=65_535), most_discarded=100)
+    call = client.start(SMALL)
+    call.cancel()
+    client.respond(call)
+    client.h2.send_data(call.id, message(bytes(60_000))[:50_000])
+    client.pump()
+    assert client.h2.local_flow_control_window(call.id) == 15_535
+    assert client.h2.outbound_flow_control_window > 15_535
+
+
+@pytest.mark.parametrize("how", ["large", "stream", "unsent"])
+def test_other_calls_that_are_given_up_are_reset(how: str) -> None:
+    client = ClientUnderTest(most_discarded=100)
+    if how == "unsent":
+        client.h2.update_settings({4: 0})
+        client.pump()
+    call = client.start(None if how == "stream" else LARGE if how == "large" else SMALL)
+    if how == "stream":
+        call.on_message = lambda body, compressed: None
+    call.cancel()
+    client.pump()
+    assert resets(client) == [call.id]
+
+
+@pytest.mark.parametrize(("size", "huffman"), [(70_000, False), (70_000, True), (3_000_000, False)])
+@pytest.mark.parametrize("part", ["trailers", "headers", "trailers only"])
+def test_an_answer_with_too_large_a_header_list_ends_its_own_call_and_no_other(
+    size: int, part: str, huffman: bool
+) -> None:
+    client, ends = ClientUnderTest(), list[ClientCall]()
+    neighbour = client.start(b"h" * 4097)
+    calls = [client.start(b"hello") for _ in range(3)]
+    encode = client.h2.encoder.encode
+    client.h2.encoder.encode = lambda headers, huffman_=True: encode(headers, huffman)  # type: ignore[method-assign]
+    for call in calls:
+        call.on_done = ends.append
+        text = [("grpc-status", "3"), ("grpc-message", "Q" * size), ("x-new", str(call.id))]
+        if part == "trailers":
+            client.respond(call)
+            client.h2.send_headers(call.id, text, end_stream=True)
+        else:
+            client.respond(call, *text, end=part == "trailers only")
+    client.pump(chunk=10_000)
+    assert ends == calls
+    for call in calls:
+        assert call.code is Code.RESOURCE_EXHAUSTED
+        what = "trailers" if part == "trailers" else "headers"
+        assert call.text == f"The {what} of the server's answer are larger than the limit of 65536 bytes"
+        verdict = judge(call.code, call.text, call.origin)
+        assert (verdict.meaning, verdict.elsewhere, verdict.ejects) == (Meaning.SERVER, False, False)
+    client.respond(neighbour, ("x-new", str(calls[0].id)))
+    client.h2.send_data(neighbour.id, message(b"world"))
+    client.finish(neighbour, OK, ("x-new", str(calls[1].id)))
+    assert (neighbour.code, neighbour.body) == (Code.OK, b"world")
+    assert (b"x-new", str(calls[0].id).encode()) in neighbour.initial
+    assert (b"x-new", str(calls[1].id).encode()) in neighbour.trailing
+    assert not client.connection.closed
+    assert client.connection.streams == {}
+    assert client.connection.has_room
+
+
+def test_a_header_block_without_end_ends_its_call_at_once_and_the_connection_in_time() -> None:
+    """In little memory; no new call waits for its end, nor do the others for ever."""
+    client, leaves, ends = ClientUnderTest(), list[int](), list[ClientCall]()
+    client.connection.on_leave = lambda: leaves.append(size)
+    call, neighbour = client.start(b"hello"), client.start(b"hello")
+    call.on_done = neighbour.on_done = ends.append
+    size = 0
+    client.connection.receive(frame(1, 0, call.id, b"\x00\x01x\x01y"), client.now)
+    for _ in range(13):
+        for _ in range(100):
+            client.connection.receive(frame(9, 0, call.id, b"\x00\x01x\x7f\x81\x7d" + bytes(16_128)), client.now)
+            size += 16_134
+            assert len(client.connection.engine._block) < 200_000
+            assert client.connection.closed or size < 66_000 or (ends == [call] and not client.connection.has_room)
+        client.now += 1
+        client.connection.tick(client.now)
+    assert (call.code, neighbour.code) == (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
+    assert leaves
+    assert 15 * MiB < leaves[0] < 17 * MiB
+    assert client.connection.closed

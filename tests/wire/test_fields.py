@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.infer.metadata import first_values
 from gateway.wire.fields import (
+    MOST_MESSAGE,
     decode_message,
     encode_message,
     fields_from,
@@ -135,3 +136,11 @@ def test_a_timeout_is_never_shortened_and_hardly_lengthened(seconds: float) -> N
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_a_timeout_in_the_past_is_zero(seconds: float) -> None:
     assert parse_timeout(format_timeout(seconds)) == 0
+
+
+@pytest.mark.parametrize("text", ["e" * 100_000, "é" * 20_000, "%" * 11_000, "x" * 32_766 + "%"])
+def test_a_message_is_cut_to_what_peers_take(text: str) -> None:
+    encoded = encode_message(text)
+    assert len(encoded) <= MOST_MESSAGE
+    assert decode_message(encoded).removesuffix("...").rstrip("\ufffd") in text
+    assert encode_message("e" * MOST_MESSAGE) == b"e" * MOST_MESSAGE

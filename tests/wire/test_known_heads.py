@@ -63,6 +63,6 @@ def test_what_callers_choose_is_kept_within_bounds() -> None:
         heads.peek(request(f"model-{number}", "", "", False, [bytes(number)]))
         assert len(heads) <= 2 * 1024
     before = len(heads)
-    heads.peek(request("m" * 2000, "", "", False, [b"x"]))
+    heads.peek(request("m" * 1024, "", "", False, [b"x"]))
     heads.peek(request("m", "", "an id of its own", False, [b"x"]))
     assert len(heads) == before

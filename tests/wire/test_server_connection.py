@@ -127,6 +127,20 @@ def test_every_grpc_content_type_is_served(content_type: str) -> None:
     assert ServerUnderTest().call(fields=fields).status == "0"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        request(("host", "test:1"), without=[":authority"]),
+        request(("host", "Test:1"), ("host", "test:1")),
+        request(("host", "test:1"), authority=""),
+        request(without=[":authority"]),
+    ],
+    ids=["host alone, as nginx may send it", "both", "an empty authority", "neither"],
+)
+def test_host_says_what_authority_says(fields: list[Pair]) -> None:
+    assert ServerUnderTest().call(fields=fields).status == "0"
+
+
 def test_an_answer_before_the_end_of_the_request_stops_the_client_with_no_error() -> None:
     server = ServerUnderTest(lambda call: call.finish(Code.UNAUTHENTICATED, "who?"))
     stream = server.open()
@@ -145,6 +159,8 @@ BAD_REQUESTS = [
     ("get", request(method="GET"), b"x", "http 405"),
     ("put", request(method="PUT"), b"x", "http 405"),
     ("other host", request(("host", "else:1")), b"x", "http 400"),
+    ("two hosts", request(("host", "a"), ("host", "b"), without=[":authority"]), b"x", "http 400"),
+    ("no host's name", request(("host", "a/b c"), without=[":authority"]), b"x", "http 400"),
     ("timeout -1S", request(("grpc-timeout", "-1S")), b"x", Code.INTERNAL),
     ("timeout 10", request(("grpc-timeout", "10")), b"x", Code.INTERNAL),
     ("timeout abc", request(("grpc-timeout", "abc")), b"x", Code.INTERNAL),
