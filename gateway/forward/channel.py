@@ -31,6 +31,7 @@ from gateway.forward.calls import (
 )
 from gateway.forward.edge import Alarm, Edge
 from gateway.status import NO_CONNECTION_TEXT, Code
+from gateway.wire.budget import Budget
 from gateway.wire.client import ClientCall, ClientConnection
 from gateway.wire.fields import Fields
 from gateway.wire.frames import EngineError
@@ -77,6 +78,7 @@ class ChannelOptions:
     backoff_most: float = 1.5  # ... and a dead one asked less than once a second
     backoff_jitter: float = 0.2
     max_pending: int = 1000  # calls that wait for a connection or for room on one
+    budget: Budget | None = None  # for answers that are collected whole; None: each connection has its own
 
 
 class WireChannel:
@@ -331,6 +333,7 @@ class WireChannel:
             authority=self.options.server_name or self._authority,
             scheme="https" if self.options.tls else "http",
             user_agent=self.options.user_agent,
+            budget=self.options.budget,
         )
         connection.on_greeted = lambda: _settle(greeted, None)
         connection.on_closed = lambda: _settle(greeted, OSError(connection.reason))

@@ -31,7 +31,8 @@ class ServerSettings:
     max_message_bytes: int
     share_port: bool = False  # with other workers, by SO_REUSEPORT
     tls: ServerTls | None = None
-    max_streams: int = 100  # calls at once on one connection
+    max_collected_bytes: int = 512 << 20  # of messages that must be here whole, of all connections
+    max_streams: int = 1000  # calls at once on one connection
     max_connections: int = 10_000
     max_connection_age: float | None = None  # seconds, ± 10 %
 

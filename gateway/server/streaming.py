@@ -14,7 +14,7 @@ from gateway.infer.models import Models
 from gateway.infer.streams import StreamLimits, StreamSession
 from gateway.status import Code
 from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
-from gateway.wire.messages import PREFIX, decompress
+from gateway.wire.messages import PREFIX
 from gateway.wire.server import ServerCall
 
 _log = logging.getLogger(__name__)
@@ -54,10 +54,7 @@ class _WireCaller:
     # The call's side
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
-        call = self._call
-        if compressed:
-            body = decompress(body, call.encoding, call.connection.limits)
-        call.hungry = self._session.take(body)
+        self._call.hungry = self._session.take(body)
 
     def _half_closed(self, call: ServerCall) -> None:
         self._session.end_of_requests()

@@ -15,10 +15,10 @@ from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, clien
 from gateway.status import Code
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
+from gateway.wire.budget import Budget
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import fields_from, legible_metadata
-from gateway.wire.messages import PREFIX, decompress
+from gateway.wire.messages import PREFIX
 
 # Of one stream's messages that grpcio has not taken; beyond it their sender is told to wait.
 _QUEUE_BYTES: Final = 65_536
@@ -60,13 +60,13 @@ def grpcio_channel(address: str, max_message_bytes: int, tls: Tls | None) -> grp
     return grpc.aio.secure_channel(address, credentials, options=options)
 
 
-def wire_channel(address: str, max_message_bytes: int, tls: Tls | None) -> WireChannel:
-    """raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
+def wire_channel(address: str, max_message_bytes: int, tls: Tls | None, budget: Budget | None = None) -> WireChannel:
+    """budget: for answers that are collected whole. raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
     # No keepalive pings, as above; the probes ask every second and notice a connection that hangs.
     limits = replace(UPSTREAM, message_bytes=max_message_bytes, keepalive_seconds=0.0)
     context = client_tls(tls.ca, tls.certificate, tls.key) if tls else None
     server_name = tls.server_name if tls else None
-    return WireChannel(address, ChannelOptions(limits=limits, tls=context, server_name=server_name))
+    return WireChannel(address, ChannelOptions(limits=limits, tls=context, server_name=server_name, budget=budget))
 
 
 class ChannelConnection:
@@ -158,14 +158,7 @@ class WireStream:
             self._listener.has_room()
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
-        wire = self._wire
-        if compressed:
-            try:
-                body = decompress(body, wire.encoding, wire.connection.limits)
-            except WireFailed as failure:
-                wire.cancel(failure.code, failure.text)
-                return
-        wire.hungry = self._listener.message_arrived(body)
+        self._wire.hungry = self._listener.message_arrived(body)
 
     def _ended(self, wire: ClientCall) -> None:
         if wire.code is Code.OK:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from gateway.status import OK, Code
+from gateway.wire.budget import Budget
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
@@ -183,8 +184,9 @@ class ClientConnection(Connection[ClientCall]):
         authority: str,
         scheme: str = "http",
         user_agent: str = "inference-gateway",
+        budget: Budget | None = None,
     ) -> None:
-        super().__init__(client_engine(limits), limits, now, wake)
+        super().__init__(client_engine(limits), limits, now, wake, budget)
         self.max_streams = ASSUMED_STREAMS
         self.answered = False  # has the server ever ended a call with a status?
         self.pinged_too_often = False  # says the server, which leaves for it
@@ -275,6 +277,17 @@ class ClientConnection(Connection[ClientCall]):
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
         if stream.on_front is not None and stream.missing > self.limits.whole_bytes:
             stream._offer_front(stream.on_front)
+        elif stream.compressed and stream.missing == 0 and not stream._is_inflating:
+            self._inflate_answer(stream)
+
+    def _inflate_answer(self, call: ClientCall) -> None:
+        compressed, call.body = call.body, b""
+
+        def plain(body: bytes) -> None:
+            call.body = body
+            call.compressed = False
+
+        self.inflate(call, compressed, plain)
 
     def _call_failed(self, stream: ClientCall, failure: CallFailed) -> None:
         stream.reset(ErrorCode.CANCEL)
@@ -282,8 +295,15 @@ class ClientConnection(Connection[ClientCall]):
 
     def _call_closed(self, stream: ClientCall, error_code: int) -> None:
         if not stream.done:
-            stream.end(*self._status(stream, error_code))
+            if stream.is_behind and not error_code and not stream.was_reset:
+                stream._ends_late = True  # its end comes after its messages
+            else:
+                stream.end(*self._status(stream, error_code))
         self.on_room()
+
+    def _all_read(self, stream: ClientCall) -> None:
+        stream.end(*self._status(stream, 0))
+        stream._forget()
 
     def _status(self, call: ClientCall, error_code: int) -> tuple[Code, str]:
         """Read how the stream ended. gRPC's own status wins, even where a reset follows it."""

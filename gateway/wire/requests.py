@@ -34,6 +34,7 @@ class RequestHead:
     encoding: bytes  # grpc-encoding
     accepts: bytes  # grpc-accept-encoding
     timeout: float | None  # seconds
+    size: int = 0  # as HTTP/2 counts, of one that no other request shares; else 0
     http_status: bytes = b""  # not gRPC: how to refuse it in HTTP's own terms
     made: Any = None  # what a handler made of the fields, for the next request that has them; of a type it knows
 
@@ -80,6 +81,8 @@ class RequestHeads:
             if len(self._known) >= KEPT:
                 self._known.clear()  # who fills it costs the others one reading each
             self._known[headers] = head
+        else:
+            head.size = size
         return head
 
 
@@ -100,7 +103,7 @@ def _understand(known: dict[bytes, bytes], fields: Fields, illegal: bool) -> Req
         known.get(b"grpc-encoding", b""),
         known.get(b"grpc-accept-encoding", b""),
         None if refusal else _timeout(known.get(b"grpc-timeout")),
-        refusal,
+        http_status=refusal,
     )
 
 
