@@ -50,6 +50,7 @@ LONG_LIVED: Final = 5.0  # seconds; a connection that ended sooner and answered 
 log = logging.getLogger("gateway.forward")
 
 TICK_SECONDS: Final = 1.0
+AT_ONCE: Final = 100  # calls that waited, begun or ended in one turn of the loop
 
 
 class State(Enum):
@@ -201,11 +202,13 @@ class WireChannel:
 
     def _room(self) -> None:
         """A connection may take more calls."""
-        while self._pending:
+        for _ in range(min(AT_ONCE, len(self._pending))):
             call = self._pending[0]
             if not call.done and not self._start(call):
                 return
             self._pending.popleft()
+        if self._pending:
+            self._loop.call_soon(self._room)
 
     def _try_once_more(self, call: ClientCall) -> bool:
         if call.retried or self.state is State.SHUTDOWN:
@@ -360,11 +363,17 @@ class WireChannel:
 
     def _unreachable(self) -> None:
         self._set_state(State.TRANSIENT_FAILURE)
-        waiting = list(self._pending)
-        self._pending = deque(call for call in waiting if call.patient)
-        for call in waiting:
-            if not call.patient and not call.done:
-                call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+        waiting = [call for call in self._pending if not call.patient]
+        self._pending = deque(call for call in self._pending if call.patient)
+        self._give_up(deque(waiting), f"Failed to connect: {self._last_error}")
+
+    def _give_up(self, calls: deque[ClientCall], text: str) -> None:
+        for _ in range(min(AT_ONCE, len(calls))):
+            call = calls.popleft()
+            if not call.done:
+                call.end(Code.UNAVAILABLE, text)
+        if calls:
+            self._loop.call_soon(self._give_up, calls, text)
 
     def _gone(self, edge: ClientEdge) -> None:
         if edge not in self._edges:

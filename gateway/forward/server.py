@@ -28,6 +28,7 @@ TICK_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 1.0  # for the last bytes of connections that were cut
 SMALL_REQUEST: Final = 65_536  # bytes of a message of a method that needs no large ones; a name has 1,000 or so
 COLLECTED: Final = "server.max_collected_bytes"
+CONNECTIONS_PART: Final = f"half of {COLLECTED}, which one connection may have"
 TICKED_AT_ONCE: Final = 1000  # connections and calls whose time is looked at in one turn of the loop
 
 ServerEdge = Edge[ServerConnection]
@@ -203,7 +204,7 @@ class WireServer:
             heads=self._heads,
             peer=_peer_name(edge.transport),
             ends=self._ends(now),
-            budget=Budget(self.limits.collected_bytes, "its connection's part", self._budget),
+            budget=Budget(self.limits.collected_bytes, CONNECTIONS_PART, self._budget),
         )
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)

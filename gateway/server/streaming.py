@@ -19,6 +19,8 @@ from gateway.wire.server import ServerCall
 
 _log = logging.getLogger(__name__)
 
+_MESSAGES_PER_UNIT: Final = 8  # what cancelling them costs, in units of a turn of the loop (`wire.connection.TURN`)
+
 METHOD: Final = "ModelStreamInfer"
 
 
@@ -61,6 +63,7 @@ class _WireCaller:
 
     def _cancelled(self, code: Code) -> None:
         tasks = list(self._session.tasks)
+        self._call.server.turn_left -= self._session.open_messages // _MESSAGES_PER_UNIT
         self._session.cancel()
         if tasks:  # their work outlives the call
             connection = self._call.server

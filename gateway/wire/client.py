@@ -136,7 +136,7 @@ class ClientCall(Stream):
         callback, self.on_done = self.on_done, None
         if callback is not None:
             callback(self)
-        if not self.id:
+        if not self.id or self.closed:
             self._forget()
 
     def _forget(self) -> None:
@@ -303,7 +303,6 @@ class ClientConnection(Connection[ClientCall]):
 
     def _all_read(self, stream: ClientCall) -> None:
         stream.end(*self._status(stream, 0))
-        stream._forget()
 
     def _status(self, call: ClientCall, error_code: int) -> tuple[Code, str]:
         """Read how the stream ended. gRPC's own status wins, even where a reset follows it."""

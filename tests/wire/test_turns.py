@@ -9,9 +9,11 @@ import pytest
 from h2_peers import REQUEST, ClientUnderTest, ServerUnderTest, message, request
 
 from gateway.status import Code
+from gateway.wire.codes import CallFailed
 from gateway.wire.connection import TURN
 from gateway.wire.frames import INITIAL_WINDOW_SIZE, settings_frame
 from gateway.wire.limits import Limits, MiB
+from gateway.wire.messages import Inflater
 from gateway.wire.server import ServerCall
 
 MANY = 3 * TURN + 7
@@ -336,3 +338,34 @@ def test_a_broken_compressed_message_ends_its_stream_alone(data: bytes) -> None:
     assert server.answers[stream].status == str(Code.INTERNAL.value)
     assert reader.cancelled == 1
     assert not server.connection.closed
+
+
+@pytest.mark.parametrize("end", ["answer", "cancel", "too large"])
+def test_an_upstreams_answer_that_is_inflated_elsewhere_is_told_and_paid_back(end: str) -> None:
+    """Its stream has ended long before."""
+    client = ClientUnderTest(Limits(message_bytes=2 * MiB))
+    steps: list[tuple[Inflater, Callable[[CallFailed | None], None]]] = []
+    client.connection.elsewhere = lambda inflater, stepped: steps.append((inflater, stepped))
+    call = client.start()
+    ended: list[tuple[Code, int]] = []
+    call.on_done = lambda done: ended.append((done.code, len(done.body)))
+    client.respond(call, ("grpc-encoding", "gzip"))
+    size = 3 * MiB if end == "too large" else MiB
+    client.h2.send_data(call.id, message(gzip.compress(bytes(size)), 1))
+    client.finish(call, ("grpc-status", "0"))
+    assert ended == []
+    assert not client.connection.streams
+    if end == "cancel":
+        call.cancel()
+    while steps:
+        inflater, stepped = steps.pop()
+        try:
+            inflater.step(MiB)
+        except CallFailed as failure:
+            stepped(failure)
+        else:
+            stepped(None)
+    client.pump()
+    want = {"answer": (Code.OK, MiB), "cancel": (Code.CANCELLED, 0), "too large": (Code.RESOURCE_EXHAUSTED, 0)}
+    assert ended == [want[end]]
+    assert client.connection.budget.held == 0
