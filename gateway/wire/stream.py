@@ -145,15 +145,18 @@ class Stream:
         if self.missing < 0:
             raise CallFailed(Code.UNIMPLEMENTED, "A unary call has exactly one message")
 
+    def _is_passed_on(self) -> bool:
+        return self.on_chunk is not None  # asked here, since compiled code would not ask again after a callback
+
     def _offer_front(self, taker: Callable[[Any], None]) -> None:
         """Show `taker` as much of a large message as is here. If it does not take over by `on_chunk`, it is asked again
         when there is twice as much, so that asking stays cheap."""
-        if self._charged < self._offer_at or self.on_chunk is not None or self.compressed:
+        if self._charged < self._offer_at or self._is_passed_on() or self.compressed:
             return
         self._join()
         self._offer_at = 2 * len(self.body)
         taker(self)
-        if self.on_chunk is not None:
+        if self._is_passed_on():
             self._parts = None
             if self._charged <= 2 * self.connection.limits.whole_bytes:
                 self.release()  # of a larger one, whose names came late, the front is kept until the call ends
