@@ -347,7 +347,9 @@ class Connection(ABC, Generic[AnyStream]):
         if stream._held:
             held, stream._held = stream._held, 0
             self.give_back(held, stream.id)
-        waiting, stream.on_writable = stream.on_writable, None
+        waiting = stream.on_writable
+        if waiting is not None:
+            stream.on_writable = None
         try:
             self._call_closed(stream, error_code)
         except Exception as error:  # as in `_safely`

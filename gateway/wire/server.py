@@ -192,6 +192,7 @@ class ServerConnection(Connection[ServerCall]):
         self._peer_reset = 0  # the stream that the peer reset last
         self._early: set[ServerCall] = set()  # answered before the client was done
         self._wide_most = limits.connection_window // 2 // limits.stream_window  # calls that may have `stream_window`
+        self._few = min(self._wide_most, limits.max_streams - 1)  # calls at once with which there is nothing to do
         self._is_narrow = False  # has the peer less on each, since there are more?
         self._heads_bytes = 0  # of open calls, where no others share theirs
         self._working = 0  # calls that are over on the wire while their work still runs
@@ -215,7 +216,7 @@ class ServerConnection(Connection[ServerCall]):
         self.streams[stream_id] = call
         if event.end_stream:
             call.remote_done = True
-        if self._is_beyond_limit():
+        if len(self.streams) + self._working > self._few and self._is_beyond_limit():
             call.done = True
             call.reset(ErrorCode.REFUSED_STREAM)
             return
@@ -333,7 +334,8 @@ class ServerConnection(Connection[ServerCall]):
     def answered(self, call: ServerCall) -> None:
         """All of the answer is with the engine."""
         call.done = True
-        call.release()
+        if call._charged:
+            call.release()
         if call.deadline is not None:
             self._deadlines.discard(call._deadline_key, call)
         if not call.remote_done:
@@ -342,7 +344,8 @@ class ServerConnection(Connection[ServerCall]):
 
     def _call_closed(self, stream: ServerCall, error_code: int) -> None:
         self._early.discard(stream)
-        self._heads_bytes -= stream._head_bytes
+        if stream._head_bytes:
+            self._heads_bytes -= stream._head_bytes
         if self._is_narrow and len(self.streams) < self._wide_most // 2:
             self._is_narrow = not self._resize(self.limits.stream_window)
         if not stream.done:

@@ -310,7 +310,8 @@ class Stream:
 
     def _forget(self) -> None:
         """Drop what callbacks hold, so that a call's objects go with it and not with the garbage collector."""
-        self.release()
+        if self._charged:
+            self.release()
         self._parts = self._chunks = None
         self.on_message = self.on_chunk = self.on_writable = None
 
