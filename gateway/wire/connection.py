@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from gateway.status import Code
 from gateway.wire.budget import Budget
@@ -178,31 +178,15 @@ class Connection(ABC, Generic[AnyStream]):
             then(inflater.body)
             return
         stream._is_inflating = True
-        charged = inflater.size
+        elsewhere(inflater, _Inflation(self, stream, inflater, then).stepped)
 
-        def stepped(failure: CallFailed | None) -> None:
-            nonlocal charged
-            if stream.done:
-                return
-            try:
-                if failure is not None:
-                    raise failure
-                stream._charge(inflater.size - charged)
-                charged = inflater.size
-                if not inflater.body and inflater.size:
-                    elsewhere(inflater, stepped)
-                    return
-                stream._is_inflating = False
-                then(inflater.body)
-                if stream._ends_late or stream._chunks:
-                    self.go_on_with(stream)
-            except CallFailed as failed:
-                self._call_failed(stream, failed)
-            except Exception as error:  # as in `_data`
-                self.on_bug(error)
-                self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
-
-        elsewhere(inflater, stepped)
+    def failed(self, stream: AnyStream, error: Exception) -> None:
+        """What was done for a call has raised this. Only that call ends."""
+        if isinstance(error, CallFailed):
+            self._call_failed(stream, error)
+        else:
+            self.on_bug(error)
+            self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
 
     # Bytes
 
@@ -492,3 +476,37 @@ class Connection(ABC, Generic[AnyStream]):
             self._pinged_at = now
             self.engine.ping()
             self.wake()
+
+
+class _Inflation:
+    """A message while it is inflated elsewhere. Nothing of it refers to itself, so that it goes with its last step."""
+
+    def __init__(
+        self, connection: Connection[Any], stream: Stream, inflater: Inflater, then: Callable[[bytes], None]
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._inflater = inflater
+        self._then = then
+        self._charged = inflater.size
+
+    def stepped(self, failure: CallFailed | None) -> None:
+        connection, stream, inflater = self._connection, self._stream, self._inflater
+        if stream.done:
+            return
+        if failure is not None:
+            connection.failed(stream, failure)
+            return
+        try:
+            stream._charge(inflater.size - self._charged)
+            self._charged = inflater.size
+            if not inflater.body:
+                if connection.elsewhere is not None:
+                    connection.elsewhere(inflater, self.stepped)
+                return
+            stream._is_inflating = False
+            self._then(inflater.body)
+            if stream._ends_late or stream._chunks:
+                connection.go_on_with(stream)
+        except Exception as error:
+            connection.failed(stream, error)

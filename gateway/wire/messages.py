@@ -92,6 +92,7 @@ class Inflater:
             self.size += len(made)
             self._parts.append(made)
             if self.size > self._limit:
+                self._parts.clear()  # whoever keeps the error must not keep them
                 raise CallFailed(Code.RESOURCE_EXHAUSTED, f"Message grows beyond {self._limit} bytes when decompressed")
         elif not given and not inflater.eof:
             raise self._not_one_stream()
