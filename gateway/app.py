@@ -21,8 +21,9 @@ from gateway.admin import Admin, ConfigHistory
 from gateway.assemble import merges_of, names_of, routes_of, upstreams_of
 from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
-from gateway.forward.server import ForwardMethod
-from gateway.hooks import ConfigChanged, EndpointChanged
+from gateway.forward.memory import default_collected_bytes
+from gateway.forward.server import COLLECTED, ForwardMethod
+from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged
 from gateway.infer.inference import Inference
 from gateway.infer.models import Models
 from gateway.infer.pipelines import PipelineModel, Threads
@@ -47,6 +48,7 @@ from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
 from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
+from gateway.wire.budget import Budget
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,8 @@ class Gateway:
         self._changes = Changes()
         self._history = ConfigHistory()
         self._watcher = Watcher(load, loaded, self._reloaded, self._refused)
+        collected = loaded.config.server.max_collected_bytes or default_collected_bytes()
+        self._collected = Budget(collected, COLLECTED)  # of callers' requests and upstreams' answers together
         self._draining = False
         self._started = False
         self.settings: Config = loaded.config
@@ -133,6 +137,7 @@ class Gateway:
         return ServerSettings(
             listen,
             server.max_message_bytes,
+            max_collected_bytes=self._collected.most,
             share_port=bool(self._place.shared_listen),
             tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
             max_streams=server.max_streams,
@@ -150,7 +155,11 @@ class Gateway:
             INFER: ForwardMethod(relay.handle, cut_through=True),
             STREAM: ForwardMethod(streams.handle, streaming=True),
         }
-        return Listener(settings, services, forward)
+
+        def on_full(peer: str) -> None:
+            self._hooks.connection_full(ConnectionFull(peer, settings.max_streams))
+
+        return Listener(settings, services, forward, budget=self._collected, on_full=on_full)
 
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
         control = Control(self._inference, ControlPolicy(config.server.control))
@@ -186,7 +195,7 @@ class Gateway:
 
     def _addresses_changed(self) -> None:
         """Pods came or went: new pools, all else as it is."""
-        pools = self._fleet.apply(upstreams_of(self.settings, self._discovery.addresses))
+        pools = self._fleet.apply(upstreams_of(self.settings, self._discovery.addresses, self._collected))
         self._inference.topology = replace(self._inference.topology, pools=pools)
         self._changes.notify()
 
@@ -200,7 +209,7 @@ class Gateway:
             for name, pipeline in loaded.pipelines.items()
         }
         capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)
-        pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses))
+        pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses, self._collected))
         self.settings = loaded.config
         self._inference.capture = capture
         self._inference.topology = Topology(routes, pools, pipelines, merges)

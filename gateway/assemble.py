@@ -35,6 +35,7 @@ from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
+from gateway.wire.budget import Budget
 
 
 def routes_of(config: Config) -> Routes:
@@ -63,10 +64,12 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
     }
 
 
-def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda _: ()) -> dict[str, UpstreamSettings]:
+def upstreams_of(
+    config: Config, found: Callable[[Name], Sequence[str]] = lambda _: (), budget: Budget | None = None
+) -> dict[str, UpstreamSettings]:
     """The upstreams that a config declares, each with the models to watch there.
 
-    found: the addresses of a name (`Discovery.addresses`).
+    found: the addresses of a name (`Discovery.addresses`). budget: for answers that are collected whole.
     :raises OSError: if a file with a certificate or key can't be read.
     """
     settings = {}
@@ -76,7 +79,7 @@ def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda
             endpoints=tuple(hosts),
             models=_watched(name, config),
             probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
-            dial=_dial(upstream, config, hosts),
+            dial=_dial(upstream, config, hosts, budget),
             identity=_identity(upstream.tls),
         )
     return settings
@@ -106,12 +109,14 @@ def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
     return tuple(dict.fromkeys((v.model, v.version) for v in variants if v.upstream == upstream))
 
 
-def _dial(upstream: Upstream, config: Config, hosts: Mapping[str, str | None]) -> Callable[[str], Connection]:
+def _dial(
+    upstream: Upstream, config: Config, hosts: Mapping[str, str | None], budget: Budget | None
+) -> Callable[[str], Connection]:
     tls = upstream.tls
 
     def dial(address: str) -> Connection:
         files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
-        return ChannelConnection(wire_channel(address, config.server.max_message_bytes, files))
+        return ChannelConnection(wire_channel(address, config.server.max_message_bytes, files, budget))
 
     return dial
 

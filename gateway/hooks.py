@@ -204,6 +204,14 @@ class ConfigChanged:
     expiries: Mapping[str, float] = field(default_factory=dict)  # of its certificates, Unix time, by config key
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionFull:
+    """A caller's connection has as many calls at once as it may: the next one waits at the client."""
+
+    peer: str
+    calls: int
+
+
 class CallObserver(Protocol):
     """Hears about one call, in the order in which things happen."""
 
@@ -232,6 +240,8 @@ class Hooks(Protocol):
 
     def config_changed(self, event: ConfigChanged) -> None: ...
 
+    def connection_full(self, event: ConnectionFull) -> None: ...
+
 
 class Listener(Protocol):
     """Who hears what the core reports, by way of `Hooks` that tell all listeners."""
@@ -245,6 +255,8 @@ class Listener(Protocol):
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
+
+    def connection_full(self, event: ConnectionFull) -> None: ...
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -276,6 +288,8 @@ class NoHooks:
 
     def config_changed(self, event: ConfigChanged) -> None: ...
 
+    def connection_full(self, event: ConnectionFull) -> None: ...
+
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class NoListener:
@@ -291,3 +305,5 @@ class NoListener:
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
+
+    def connection_full(self, event: ConnectionFull) -> None: ...

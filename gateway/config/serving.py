@@ -47,6 +47,13 @@ class Server(Section):
         description="The largest message accepted from a caller or an upstream; a larger one gets RESOURCE_EXHAUSTED. "
         "Protobuf itself ends at 2 GiB. Memory is used only for messages that are really this large.",
     )
+    max_collected_bytes: Annotated[int, Size(16 * MIB, 1024 * GIB)] | None = Field(
+        default=None,
+        description="Memory per worker for messages that must be here whole before they can be worked on: those of "
+        "pipelines and streams, compressed ones, and those whose tensors come before the model's name. One connection "
+        "may have half of it. Beyond that they get RESOURCE_EXHAUSTED; messages up to 64KiB have an eighth more. By "
+        "default a quarter of the container's memory limit, or of the host's memory, and at most 512MiB.",
+    )
     tls: ServerTls | None = Field(
         default=None,
         description="Serve TLS instead of plain text. Renewed files are taken over while it runs, by connections "
@@ -59,11 +66,12 @@ class Server(Section):
         description="Connections per worker; more are closed as they come. An idle one takes some 20 KiB. (`wire`)",
     )
     max_streams: Whole = Field(
-        default=100,
+        default=1000,
         ge=1,
         le=10_000,
-        description="Calls at once on one connection; a client waits with the next one. It bounds the work that one "
-        "peer can start; 100 is what HTTP/2 recommends at least.",
+        description="Calls at once on one connection; a client waits with the next one, and "
+        "`gateway_connections_full_total` counts it. It bounds the work that one peer can start. Clients of one "
+        "process often share a connection, and each may have a stream open, so it must not be small.",
     )
     max_connection_age: Annotated[float, Duration(1 * SECONDS, 24 * HOURS)] | None = Field(
         default=None,

@@ -13,9 +13,8 @@ import grpc.aio
 from gateway.status import Code, Origin
 from gateway.types import Metadata
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed
 from gateway.wire.fields import Fields, fields_from, metadata_from
-from gateway.wire.messages import compress, decompress
+from gateway.wire.messages import compress
 
 if TYPE_CHECKING:
     from gateway.forward.channel import WireChannel
@@ -139,13 +138,9 @@ class Call:
         body = message if self._serializer is None else self._serializer(message)
         return compress(body, self._encoding) if self._encoding else body
 
-    def _decode(self, body: bytes, compressed: bool) -> Any:
+    def _decode(self, body: bytes) -> Any:
         try:
-            if compressed:
-                body = decompress(body, self._wire.encoding, self._limits)
             return body if self._deserializer is None else self._deserializer(body)
-        except CallFailed as failure:
-            self._wire.code, self._wire.text, self._wire.origin = failure.code, failure.text, Origin.ANSWER
         except Exception:
             self._wire.code, self._wire.text = Code.INTERNAL, "The response message can't be parsed"
             self._wire.origin = Origin.ANSWER
@@ -165,7 +160,7 @@ class _OneAnswer(Call):
             self.cancel()
             raise
         self._raise_if_failed()
-        return self._decode(self._wire.body, self._wire.compressed)
+        return self._decode(self._wire.body)
 
 
 class _ManyAnswers(Call):
@@ -173,12 +168,12 @@ class _ManyAnswers(Call):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._messages: deque[bytes] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._wire.on_message = self._message_arrived
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
-        self._messages.append((body, compressed))
+        self._messages.append(body)
         if self._reader is not None:
             _resolve(self._reader)
 
@@ -201,8 +196,7 @@ class _ManyAnswers(Call):
             except asyncio.CancelledError:
                 self.cancel()
                 raise
-        body, compressed = self._messages.popleft()
-        return self._decode(body, compressed)
+        return self._decode(self._messages.popleft())
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         while (message := await self.read()) is not grpc.aio.EOF:

@@ -32,6 +32,7 @@ from gateway.forward.calls import (
 from gateway.forward.edge import Alarm, Edge
 from gateway.forward.sockets import connect
 from gateway.status import Code, Origin
+from gateway.wire.budget import Budget
 from gateway.wire.client import ClientCall, ClientConnection
 from gateway.wire.fields import Fields, text_of
 from gateway.wire.frames import EngineError
@@ -48,6 +49,7 @@ log = logging.getLogger("gateway.forward")
 
 TICK_SECONDS: Final = 1.0
 SAY_AGAIN_SECONDS: Final = 60.0  # what may go on for long is logged no more often
+AT_ONCE: Final = 100  # calls that waited, begun or ended in one turn of the loop
 
 
 class State(Enum):
@@ -77,6 +79,7 @@ class ChannelOptions:
     backoff_jitter: float = 0.2
     most_discarded: int = 0  # small calls that are given up and may finish all the same, at once on a connection
     max_pending: int = 1000  # calls that wait for a connection or for room on one
+    budget: Budget | None = None  # for answers that are collected whole; None: each connection has its own
 
 
 class WireChannel:
@@ -201,11 +204,13 @@ class WireChannel:
 
     def _room(self) -> None:
         """A connection may take more calls."""
-        while self._pending:
+        for _ in range(min(AT_ONCE, len(self._pending))):
             call = self._pending[0]
             if not call.done and not self._start(call):
                 return
             self._pending.popleft()
+        if self._pending:
+            self._loop.call_soon(self._room)
 
     def _try_once_more(self, call: ClientCall) -> bool:
         if call.retried or self.state is State.SHUTDOWN:
@@ -340,6 +345,7 @@ class WireChannel:
             scheme="https" if self.options.tls else "http",
             user_agent=self.options.user_agent,
             most_discarded=self.options.most_discarded,
+            budget=self.options.budget,
         )
         connection.on_greeted = lambda: _settle(greeted, None)
         connection.on_closed = lambda: _settle(greeted, OSError(connection.reason))
@@ -367,11 +373,17 @@ class WireChannel:
 
     def _unreachable(self) -> None:
         self._set_state(State.TRANSIENT_FAILURE)
-        waiting = list(self._pending)
-        self._pending = deque(call for call in waiting if call.patient)
-        for call in waiting:
-            if not call.patient and not call.done:
-                call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}", _NO_CONNECTION)
+        waiting = [call for call in self._pending if not call.patient]
+        self._pending = deque(call for call in self._pending if call.patient)
+        self._give_up(deque(waiting), f"Failed to connect: {self._last_error}")
+
+    def _give_up(self, calls: deque[ClientCall], text: str) -> None:
+        for _ in range(min(AT_ONCE, len(calls))):
+            call = calls.popleft()
+            if not call.done:
+                call.end(Code.UNAVAILABLE, text, _NO_CONNECTION)
+        if calls:
+            self._loop.call_soon(self._give_up, calls, text)
 
     def _gone(self, edge: ClientEdge) -> None:
         if edge not in self._edges:

@@ -28,10 +28,8 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
 from gateway.wire.hpack import NeverIndexed
-from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_front, rename_request, tail
 
 _log = logging.getLogger(__name__)
@@ -215,8 +213,8 @@ class Call:
 
     def _answer_front(self, client: ClientCall) -> None:
         """Enough of a large answer may be here to pass it on as it comes."""
-        if client.compressed or self.is_over:
-            return  # a compressed one is collected whole, since its name must be read
+        if self.is_over:
+            return
         try:
             head = peek_front(client.body)
             if head is not None:
@@ -258,11 +256,6 @@ class Call:
             return
         self._inference.attempt_answered(self._work)
         body = client.body
-        if client.compressed:
-            try:
-                body = decompress(body, client.encoding, client.connection.limits)
-            except WireFailed as failure:
-                raise UpstreamFailed(failure.code, failure.text) from failure
         head = self._inference.answers.peek(body)
         if self._point is not None:
             self._point.saw(self, body, head)

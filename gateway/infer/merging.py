@@ -31,9 +31,7 @@ from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.known import Counts, KnownModel
 from gateway.v2.names import INFER, SERVICE
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import Fields, fields_from
-from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_response
 
 _log = logging.getLogger(__name__)
@@ -229,7 +227,7 @@ class MergePoint:
         return look
 
     def _is_same(self, look: ClientCall, before: Counts) -> bool:
-        if look.code is not OK or look.compressed:
+        if look.code is not OK:
             return False
         try:
             if before:
@@ -282,11 +280,9 @@ class MergePoint:
     def _hand_out(self, batch: Batch[Mergeable], client: ClientCall) -> None:
         body = client.body
         try:
-            if client.compressed:
-                body = decompress(body, client.encoding, client.connection.limits)
             head = peek_response(body)
             found = self._answers.maybe_read(body, head)
-        except (GatewayError, WireFailed):
+        except GatewayError:
             found = None
         if found is None or found[0].rows != batch.rows or not fits(found[0], self._outputs):
             self._give_up("a merged answer can't be taken apart")

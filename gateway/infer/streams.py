@@ -67,6 +67,8 @@ _NAMES_TOLD: Final = 1024
 
 _FAREWELL_SECONDS: Final = 1.0  # how long a server may take to end a stream on which all is said
 
+_SENT_AGAIN_AT_ONCE: Final = 32  # messages of an upstream stream that has ended; half a millisecond
+
 _MANY_LEGS: Final = 32
 """Upstream streams of one caller's; clients call a few models on one stream. Beyond this idle ones are ended."""
 
@@ -198,6 +200,7 @@ class StreamSession:
         self.tasks: set[asyncio.Task[None]] = set()  # of pipelines
         self._farewell: asyncio.TimerHandle | None = None
         self._is_over = False
+        self._bereft: deque[tuple[Message, CallFailed]] = deque()  # messages whose leg has ended, to be sent again
         self._waiting: deque[bytes] = deque()  # requests that came while there was no room
         self._is_fed = True  # more requests are wanted
         self._is_going_on = False
@@ -211,6 +214,11 @@ class StreamSession:
         self._who = (Names(), Names(), Names())  # variants, versions, endpoints
         self._last_served: Served | None = None
         self._attempts = 0
+
+    @property
+    def open_messages(self) -> int:
+        """Those without their last answer."""
+        return len(self._open)
 
     def trailing_metadata(self) -> Metadata:
         """Who answered on this stream: each name once, in order of their first answer; the attempts in total."""
@@ -263,7 +271,15 @@ class StreamSession:
                 message.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self._inference.clock()))
         for message in list(self._open):
             self._ended(message, Code.CANCELLED, "the stream ended before the last answer")
-        for left in (self._legs, self._leaving, self._full_legs, self._paused, self._waiting, self._order):
+        for left in (
+            self._legs,
+            self._leaving,
+            self._full_legs,
+            self._paused,
+            self._bereft,
+            self._waiting,
+            self._order,
+        ):
             left.clear()
 
     def fail(self, error: Exception) -> None:
@@ -283,6 +299,7 @@ class StreamSession:
             len(self._open) < limits.requests
             and self._kept_bytes + self._held_bytes < limits.bytes
             and not self._full_legs
+            and not self._bereft
             and not self._is_choked
         )
 
@@ -547,18 +564,31 @@ class StreamSession:
         messages = list(leg.messages.values())
         for message in messages:
             self._leave(leg, message)
+        is_new = not self._bereft
+        self._bereft.extend((message, failure) for message in messages)
+        if is_new:
+            self._find_others()
+
+    def _find_others(self) -> None:
+        """Send messages whose leg has ended once more: some in this turn of the loop, the others in the next ones."""
         self._is_going_on = True  # what waits is for later: it may end the session, and with it what this loop is about
         try:
-            for message in messages:
-                if self._is_over:
-                    return
+            for _ in range(min(_SENT_AGAIN_AT_ONCE, len(self._bereft))):
+                message, failure = self._bereft.popleft()
                 if not self._retried(message, failure, None):
                     text = "The stream to the endpoint broke before the last answer."
                     self._fail_message(message, UpstreamFailed(Code.UNAVAILABLE, text))
+                if self._is_over:
+                    return
         except Exception as error:
             self.fail(error)
+            return
         finally:
             self._is_going_on = False
+        if self._bereft:
+            self._is_fed = False  # what comes meanwhile must not overtake them
+            asyncio.get_running_loop().call_soon(self._find_others)
+            return
         self._go_on()
 
     def _ended_by_error(self, leg: Leg, failure: CallFailed) -> GatewayError:

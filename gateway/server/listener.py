@@ -5,9 +5,12 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from gateway.forward.server import ForwardMethod, WireServer, server_tls
+from tritonclient.grpc import service_pb2 as v2
+
+from gateway.forward.server import COLLECTED, ForwardMethod, WireServer, server_tls
+from gateway.wire.budget import Budget
 from gateway.wire.limits import Limits
 
 Register = Callable[[Any], None]
@@ -35,25 +38,52 @@ class ServerSettings:
     max_message_bytes: int
     share_port: bool = False  # with other workers, by SO_REUSEPORT
     tls: ServerTls | None = None
-    max_streams: int = 100  # calls at once on one connection
+    max_collected_bytes: int = 512 << 20  # of messages that must be here whole, of all connections
+    max_streams: int = 1000  # calls at once on one connection
     max_connections: int = 10_000
     max_connection_age: float | None = None  # seconds, ± 10 %
+
+
+_LARGE: Final = ("ModelInfer", "ModelStreamInfer", "RepositoryModelLoad")  # tensors, and the files of a model
+_V2: Final = v2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SMALL_REQUESTS: Final = (
+    *(f"/{_V2.full_name}/{method.name}" for method in _V2.methods if method.name not in _LARGE),
+    *(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch")),
+    *(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")),
+)
+"""Methods whose requests are names and settings."""
 
 
 class Listener:
     """A gRPC server with these services, some of whose methods are forwarded as bytes."""
 
     def __init__(
-        self, settings: ServerSettings, services: Sequence[Register], forward: Mapping[str, ForwardMethod]
+        self,
+        settings: ServerSettings,
+        services: Sequence[Register],
+        forward: Mapping[str, ForwardMethod],
+        *,
+        budget: Budget | None = None,
+        on_full: Callable[[str], None] = lambda peer: None,
     ) -> None:
-        """forward: by full method path; these win over services."""
+        """forward: by full method path; these win over services. budget: of `max_collected_bytes`, if it is shared.
+        on_full: told, by its peer, when a connection has as many calls at once as it may.
+        """
         self._settings = settings
         limits = Limits(
             message_bytes=settings.max_message_bytes,
             max_streams=settings.max_streams,
+            collected_bytes=settings.max_collected_bytes // 2,
             age_seconds=settings.max_connection_age or 0.0,
         )
-        self._server = WireServer(forward, limits, max_connections=settings.max_connections)
+        self._server = WireServer(
+            forward,
+            limits,
+            max_connections=settings.max_connections,
+            budget=budget or Budget(settings.max_collected_bytes, COLLECTED),
+            small=SMALL_REQUESTS,
+            on_full=on_full,
+        )
         for register in services:
             register(self._server)
         self.port = 0  # the one it has got, after `start`

@@ -26,6 +26,7 @@ from gateway.hooks import (
     CallHistory,
     CallStarted,
     ConfigChanged,
+    ConnectionFull,
     EndpointChanged,
     StepEnded,
 )
@@ -170,6 +171,9 @@ class Metrics:
             self._families.expiry.labels(key).set(at)
         self._certificates = set(event.expiries)
 
+    def connection_full(self, event: ConnectionFull) -> None:
+        self._families.connections_full.inc()
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._is_shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -225,6 +229,10 @@ class _Families:
             "Calls and stream messages that failed and not by their callers' doing.",
             "model",
             "code",
+        )
+        self.connections_full = counter(
+            "gateway_connections_full",
+            "Times a connection had as many calls at once as it may, and its client waits.",
         )
         self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
         self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 
 from gateway.status import OK, Code, Origin
+from gateway.wire.budget import Budget
 from gateway.wire.codes import CallFailed, from_field, from_http, from_reset
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
@@ -182,7 +183,7 @@ class ClientCall(Stream):
         callback, self.on_done = self.on_done, None
         if callback is not None:
             callback(self)
-        if not self.id:
+        if not self.id or self.closed:
             self._forget()
 
     def _forget(self) -> None:
@@ -243,9 +244,10 @@ class ClientConnection(Connection[ClientCall]):
         scheme: str = "http",
         user_agent: str = "inference-gateway",
         most_discarded: int = 0,
+        budget: Budget | None = None,
     ) -> None:
         """most_discarded: small calls that are given up and may finish all the same, at once."""
-        super().__init__(client_engine(limits), limits, now, wake)
+        super().__init__(client_engine(limits), limits, now, wake, budget)
         self.max_streams = self._server_streams = ASSUMED_STREAMS
         self._held_by = 0  # the stream whose header block is so large that it is dropped as it comes
         self.most_discarded = most_discarded
@@ -355,6 +357,17 @@ class ClientConnection(Connection[ClientCall]):
     def _data_taken(self, stream: ClientCall, ended: bool) -> None:
         if stream.on_front is not None and stream.missing > self.limits.whole_bytes:
             stream._offer_front(stream.on_front)
+        elif stream.compressed and stream.missing == 0 and not stream._is_inflating:
+            self._inflate_answer(stream)
+
+    def _inflate_answer(self, call: ClientCall) -> None:
+        compressed, call.body = call.body, b""
+
+        def plain(body: bytes) -> None:
+            call.body = body
+            call.compressed = False
+
+        self.inflate(call, compressed, plain)
 
     def _call_failed(self, stream: ClientCall, failure: CallFailed) -> None:
         stream.reset(ErrorCode.CANCEL)
@@ -366,11 +379,17 @@ class ClientConnection(Connection[ClientCall]):
             self.discarded -= 1
             stream._deadlines.discard(stream._discard_key, stream)
         elif not stream.done:
-            self._end(stream, error_code)
+            if stream.is_behind and stream.ended_by is EndedBy.BOTH:
+                stream._ends_late = True  # its end comes after its messages
+            else:
+                self._end(stream, error_code)
         if stream.id == self._held_by:
             self._held_by = 0
             self.max_streams = self._server_streams
         self.on_room()
+
+    def _all_read(self, stream: ClientCall) -> None:
+        self._end(stream, 0)
 
     def _end(self, call: ClientCall, error_code: int) -> None:
         """As the stream ended. gRPC's own status wins, even where a reset follows it."""

@@ -98,6 +98,7 @@ from gateway.wire.states import (
 WRITE_SIZE: Final = 262_144  # bytes; more than this is given by several calls of `data_to_send`
 SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
 FRAME_BYTES: Final = 65_536  # in one frame, either way: some per MiB cost little, and each is one turn
+MOST_RESIZED: Final = 20_000  # windows that the peer's SETTINGS may change in one go: some ms of work
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
 _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
@@ -160,12 +161,15 @@ class Engine:
         self._owed = 0
         self._owed_most = limits.connection_window // 2  # what the peer is told of at once
         self._owed_most_stream = limits.stream_window // 2
+        self._stream_window = limits.stream_window  # that the peer has on a new stream ...
+        self._announced = deque((limits.stream_window,))  # ... and those that it has not acknowledged yet
         # Out
         self._encoder = Encoder()
         self._out: list[bytes | memoryview] = []
         self._out_size = 0  # bytes of bodies in it
         self._window = FIRST_WINDOW  # bytes that we may send on the connection
         self._first_window = FIRST_WINDOW  # and on a new stream
+        self._resized = 0  # windows of streams by the peer's SETTINGS, since output was taken
         self._frame_most = LEAST_FRAME  # bytes that one may have
         self._ready: deque[_Stream] = deque()  # with a body to send
         self._queued = 0  # bytes of those
@@ -448,7 +452,7 @@ class Engine:
         if len(self._streams) >= self._limits.max_streams and not self._unacknowledged:
             raise EngineError(_PROTOCOL, "more streams at once than the client knows that it may open")
         self._last_id = stream_id
-        stream = _Stream(stream_id, self._first_window, self._limits.stream_window)
+        stream = _Stream(stream_id, self._first_window, self._stream_window)
         head = self._head(self._heads, block, is_trailers=False)
         if stream_id > self._goaway_id:
             if not ends:
@@ -594,6 +598,7 @@ class Engine:
             self._unacknowledged -= 1
             if self._unacknowledged < 0:
                 raise EngineError(_PROTOCOL, "an acknowledgement of SETTINGS that were not sent")
+            self._windows_resized(self._announced.popleft())
             return
         self._greeted = True
         settings = {
@@ -617,6 +622,9 @@ class Engine:
             raise EngineError(_FLOW, "too large an INITIAL_WINDOW_SIZE")
         more, self._first_window = window - self._first_window, window
         if more:
+            self._resized += len(self._streams)
+            if self._resized > MOST_RESIZED:
+                raise EngineError(_CALM, "windows are resized too often")
             for stream in self._streams.values():
                 stream.window += more
                 if stream.window > MOST_WINDOW:
@@ -701,7 +709,7 @@ class Engine:
             self._take_turns(amount)
         data = b"".join(self._out)
         self._out.clear()
-        self._out_size = self._replies = 0
+        self._out_size = self._replies = self._resized = 0
         if self._is_ending and not self._streams and not self._has_ended:
             self._has_ended = True
             self._events.append(ConnectionClosed())
@@ -721,7 +729,7 @@ class Engine:
         if self._is_ending or stream_id > MOST_ID:
             raise EngineError(ErrorCode.REFUSED_STREAM, "no more streams can be opened on this connection")
         self._next_id += 2
-        stream = self._streams[stream_id] = _Stream(stream_id, self._first_window, self._limits.stream_window)
+        stream = self._streams[stream_id] = _Stream(stream_id, self._first_window, self._stream_window)
         block = self._encoder.encode(head)
         if more:
             block += self._encoder.encode(more)
@@ -792,6 +800,28 @@ class Engine:
                 self._update_window(stream_id, stream.owed)
                 stream.allowance += stream.owed
                 stream.owed = 0
+
+    def resize_windows(self, size: int) -> bool:
+        """Have the peer send `size` bytes ahead on each stream, on those that are open too (RFC 9113 section 6.9.2).
+
+        False: not now, since it has not acknowledged the last change.
+        """
+        if self._announced:
+            return False
+        self._out.append(settings_frame({INITIAL_WINDOW_SIZE: size}))
+        self._unacknowledged += 1
+        self._announced.append(size)
+        return True
+
+    def _windows_resized(self, size: int) -> None:
+        """The peer counts with this size from here on."""
+        more, self._stream_window = size - self._stream_window, size
+        if not more:
+            return
+        self._owed_most_stream = size // 2
+        for stream in self._streams.values():
+            stream.allowance += more
+            self.acknowledge(0, stream.id)  # what is owed may be enough to be told now
 
     def queued_body_size(self, stream_id: int = 0) -> int:
         """Bytes that wait for window or their turn, of a stream or of all."""

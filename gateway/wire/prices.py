@@ -32,4 +32,4 @@ ANSWERED: Final = -9.0  # who resets nine calls of ten is a client that hedges, 
 PATIENT: Final = 1.0  # seconds; who resets a call that is older has waited for it
 
 # Of a turn of the event loop, counted in events
-HEADER_BYTES_PER_EVENT: Final = 32  # bytes of Huffman code that take as long to decode as an event to handle
+HEADER_BYTES_PER_EVENT: Final = 320  # bytes of Huffman code that take as long to decode as an event to handle

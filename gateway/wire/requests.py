@@ -38,6 +38,7 @@ class RequestHead:
     encoding: bytes  # grpc-encoding
     accepts: bytes  # grpc-accept-encoding
     timeout: float | None  # seconds
+    size: int = 0  # as HTTP/2 counts, of one that no other request shares; else 0
     http_status: bytes = b""  # not gRPC: how to refuse it in HTTP's own terms
     made: Any = None  # what a handler made of the fields, for the next request that has them; of a type it knows
 
@@ -86,6 +87,8 @@ class RequestHeads:
         if size <= KEPT_BYTES:
             make_room(self._known, KEPT)
             self._known[headers] = head
+        else:
+            head.size = size
         return head
 
 
@@ -105,7 +108,7 @@ def _understand(known: dict[bytes, bytes], hosts: set[bytes], fields: Fields, il
         known.get(b"grpc-encoding", b""),
         known.get(b"grpc-accept-encoding", b""),
         None if refusal else _timeout(known.get(b"grpc-timeout")),
-        refusal,
+        http_status=refusal,
     )
 
 

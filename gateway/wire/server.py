@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.status import Code
+from gateway.wire.budget import Budget
 from gateway.wire.codes import CallFailed
 from gateway.wire.connection import BUG_TEXT, DRAIN_STEP, Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import WRITE_SIZE, server_engine
 from gateway.wire.fields import Fields, encode_message
 from gateway.wire.frames import (
+    LEAST_FRAME,
     EndedBy,
     EngineError,
     ErrorCode,
@@ -46,6 +48,9 @@ _REQUEST: Final = RequestReceived  # as in `connection`
 _numbers: Final = itertools.count()
 
 
+def _nothing() -> None: ...
+
+
 class ServerCall(Stream):
     """One call from a client.
 
@@ -66,6 +71,7 @@ class ServerCall(Stream):
     """The call ended without our doing: CANCELLED or DEADLINE_EXCEEDED. Not called after it was answered."""
     _head_sent = False
     _deadline_key = 0
+    _head_bytes = 0
 
     def __init__(self, connection: ServerConnection, stream_id: int) -> None:
         self.connection = self.server = connection
@@ -186,10 +192,12 @@ class ServerConnection(Connection[ServerCall]):
         heads: RequestHeads | None = None,
         peer: str = "",
         ends: Ends = Ends(),
+        budget: Budget | None = None,
     ) -> None:
         """accept: told of each good request; sets the call's callbacks or ends it. heads: if connections share them."""
-        super().__init__(server_engine(limits), limits, now, wake)
+        super().__init__(server_engine(limits), limits, now, wake, budget)
         self.peer = peer
+        self.on_full: Callable[[], None] = _nothing  # as many calls at once as may be: the next one waits at the client
         self.number = next(_numbers)  # its own in this process
         self._accept = accept
         self._deadlines = deadlines
@@ -200,6 +208,10 @@ class ServerConnection(Connection[ServerCall]):
         self._resets = Bucket(limits.resets, now)
         self._answered = 0  # calls, since streams were last counted
         self._early: set[ServerCall] = set()  # answered before the client was done
+        self._wide_most = limits.connection_window // 2 // limits.stream_window  # calls that may have `stream_window`
+        self._few = min(self._wide_most, limits.max_streams - 1)  # calls at once with which there is nothing to do
+        self._is_narrow = False  # has the peer less on each, since there are more?
+        self._heads_bytes = 0  # of open calls, where no others share theirs
         self._working = 0  # calls that are over on the wire while their work still runs
         self._second_goaway_at: float | None = None
         self._cut_at: float | None = None
@@ -221,7 +233,7 @@ class ServerConnection(Connection[ServerCall]):
         self.streams[stream_id] = call
         if event.end_stream:
             call.remote_done = True
-        if len(self.streams) + self._working > self.limits.max_streams:
+        if len(self.streams) + self._working > self._few and self._is_beyond_limit():
             call.done = True
             call.reset(ErrorCode.REFUSED_STREAM)
             return
@@ -229,7 +241,10 @@ class ServerConnection(Connection[ServerCall]):
             if event.headers is not self._usual_fields:
                 self._usual = self._read(event.headers)
                 self._usual_fields = event.headers
-            head = call.head = self._usual
+            head = self._usual
+            if head.size:
+                self._hold_head(call, head)
+            call.head = head
             if head.http_status:
                 self.engine.glitches += REFUSED_HEAD
                 call.refuse_http(head.http_status)
@@ -257,6 +272,33 @@ class ServerConnection(Connection[ServerCall]):
                 self.engine.glitches += REFUSED_HEAD
             raise
 
+    def _is_beyond_limit(self) -> bool:
+        """Of calls at once, with the one that has just come."""
+        taken = len(self.streams) + self._working
+        if taken > self._wide_most and not self._is_narrow:
+            self._is_narrow = self._resize(self.limits.connection_window // 2 // self.limits.max_streams)
+        if taken == self.limits.max_streams:
+            self.on_full()
+        return taken > self.limits.max_streams
+
+    def _hold_head(self, call: ServerCall, head: RequestHead) -> None:
+        """raises: CallFailed if the open calls have too much in theirs."""
+        if self._heads_bytes + head.size > self.limits.open_heads_bytes:
+            raise CallFailed(
+                Code.RESOURCE_EXHAUSTED,
+                "Request headers of the calls that are open on this connection are over the limit of "
+                f"{self.limits.open_heads_bytes} bytes",
+            )
+        self._heads_bytes += head.size
+        call._head_bytes = head.size
+
+    def _resize(self, window: int) -> bool:
+        """Of each call. All are no more than the connection's, so that none that waits holds up its neighbours."""
+        if self.limits.max_streams <= 2 * self._wide_most:
+            return False
+        self.wake()
+        return self.engine.resize_windows(max(window, LEAST_FRAME))
+
     def _request_trailers(self, stream_id: int) -> None:
         call = self.streams.get(stream_id)
         if call is not None and not call.done:
@@ -269,7 +311,10 @@ class ServerConnection(Connection[ServerCall]):
         if ended:
             if stream.missing == 0 and stream.on_request is not None and not stream.streaming:  # nearly always
                 stream.remote_done = True
-                stream.on_request(stream)
+                if stream.compressed:
+                    self._inflate_request(stream)
+                else:
+                    stream.on_request(stream)
             else:
                 self._half_closed(stream)
         elif stream.cut_through and stream.missing > self.limits.whole_bytes and stream.on_request is not None:
@@ -277,12 +322,35 @@ class ServerConnection(Connection[ServerCall]):
 
     def _half_closed(self, call: ServerCall) -> None:
         call.remote_done = True
-        if call.missing != 0 and not call.streaming:
-            raise CallFailed(Code.INTERNAL, "A unary call ended before its message was complete")
-        if call.streaming and call.has_partial_message:
+        if call.done:
+            return
+        if not call.streaming:
+            if call.missing != 0:
+                raise CallFailed(Code.INTERNAL, "A unary call ended before its message was complete")
+            if call.compressed:
+                self._inflate_request(call)
+                return
+        elif call.is_behind:
+            call._ends_late = True
+            return
+        elif call.has_partial_message:
             raise CallFailed(Code.INTERNAL, "The call ended within a message")
-        if call.on_request is not None and not call.done:
+        if call.on_request is not None:
             call.on_request(call)
+
+    def _all_read(self, stream: ServerCall) -> None:
+        self._half_closed(stream)
+
+    def _inflate_request(self, call: ServerCall) -> None:
+        compressed, call.body = call.body, b""
+
+        def plain(body: bytes) -> None:
+            call.body = body
+            call.compressed = False
+            if call.on_request is not None:
+                call.on_request(call)
+
+        self.inflate(call, compressed, plain)
 
     # Endings of calls
 
@@ -293,6 +361,8 @@ class ServerConnection(Connection[ServerCall]):
     def answered(self, call: ServerCall) -> None:
         """All of the answer is with the engine."""
         call.done = True
+        if call._charged:
+            call.release()
         if call.deadline is not None:
             self._deadlines.discard(call._deadline_key, call)
         if call.remote_done:
@@ -303,6 +373,10 @@ class ServerConnection(Connection[ServerCall]):
 
     def _call_closed(self, stream: ServerCall, error_code: int) -> None:
         self._early.discard(stream)
+        if stream._head_bytes:
+            self._heads_bytes -= stream._head_bytes
+        if self._is_narrow and len(self.streams) < self._wide_most // 2:
+            self._is_narrow = not self._resize(self.limits.stream_window)
         if not stream.done:
             stream.done = True
             if stream.deadline is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any
 
@@ -384,3 +385,19 @@ def test_no_leg_is_begun_after_the_end() -> None:
     assert len(world.ends) == 1
     assert all(each.is_cancelled for each in world.connection.calls[1:])
     assert (world.endpoint.in_flight, other.in_flight) == (0, 9)
+
+
+async def test_a_leg_with_many_messages_ends_in_slices_and_keeps_their_order() -> None:
+    """And what comes meanwhile does not overtake them."""
+    world = World()
+    for number in range(500):
+        world.ask("m", str(number))
+    lost = CallFailed(Code.UNAVAILABLE, "lost", (), origin=Origin.CONNECTION)
+    world.calls[0].listener.ended(lost)
+    assert len(world.got) + sum(len(call.sent) for call in world.calls[1:]) < 100
+    world.ask("m", "late")
+    for _ in range(50):
+        await asyncio.sleep(0)
+    again = [request.id.partition(":")[2] for call in world.calls[1:] for request in call.sent]
+    assert world.ids + again == [*map(str, range(500)), "late"]
+    assert not world.ends

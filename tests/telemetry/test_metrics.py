@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from gateway.hooks import CallStarted, ConfigChanged, EndpointChanged
+from gateway.hooks import CallStarted, ConfigChanged, ConnectionFull, EndpointChanged
 from gateway.status import Code, Meaning
 from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
@@ -173,6 +173,12 @@ def test_an_endpoint_that_has_left_is_no_series_until_it_comes_back(metrics):
     assert Scraped(metrics.scrape)("gateway_endpoint_up", endpoint="10.0.0.1:8001") is None
     metrics.endpoint_changed(up)
     assert Scraped(metrics.scrape)("gateway_endpoint_up", endpoint="10.0.0.1:8001") == 1
+
+
+def test_a_connection_on_which_calls_wait_is_counted(metrics):
+    for _ in range(3):
+        metrics.connection_full(ConnectionFull("ipv4:10.0.0.1:5000", 1000))
+    assert Scraped(metrics.scrape)("gateway_connections_full_total") == 3
 
 
 def test_a_refused_config_is_counted_and_changes_nothing_else(metrics):

@@ -113,8 +113,9 @@ class ServerUnderTest:
 
     def read(self) -> bytes:
         pieces = []
-        while piece := self.connection.output():
+        while (piece := self.connection.output()) or self.connection.has_work:
             pieces.append(piece)
+            self.connection.advance()
         return b"".join(pieces)
 
     def raw(self, data: bytes) -> bytes:
@@ -185,8 +186,9 @@ class ClientUnderTest:
     def pump(self, chunk: int = 0) -> None:
         while True:
             up = b""
-            while piece := self.connection.output():
+            while (piece := self.connection.output()) or self.connection.has_work:
                 up += piece
+                self.connection.advance()
             if up:
                 self.events += self.h2.receive_data(up)
             down = self.h2.data_to_send()

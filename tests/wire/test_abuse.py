@@ -214,12 +214,16 @@ def test_refused_heads_are_counted_whatever_flags_they_have(flags: int, rest: by
 def test_heads_that_must_be_decoded_count_as_work() -> None:
     """So that others have their turn in between."""
     attacker = Attacker()
-    before = attacker.server.connection.work
-    attacker.send(frame(HEADERS, END_HEADERS, attacker.next(), HEAD + b"\x00\x01x\x7f\x81\x6d" + b"v" * 14_000))
-    assert attacker.server.connection.work - before > 14_000 / 64
-    before = attacker.server.connection.work
-    attacker.send(frame(HEADERS, END_HEADERS, attacker.next(), HEAD))
-    assert attacker.server.connection.work - before < 10
+    connection = attacker.server.connection
+    connection.advance()
+    before = connection.turn_left
+    large = HEAD + b"\x00\x01x\x7f\x81\x6d" + b"v" * 14_000
+    connection.receive(frame(HEADERS, END_HEADERS, attacker.next(), large), attacker.server.now)
+    assert before - connection.turn_left > 14_000 / 640
+    connection.advance()
+    before = connection.turn_left
+    connection.receive(frame(HEADERS, END_HEADERS, attacker.next(), HEAD), attacker.server.now)
+    assert before - connection.turn_left < 10
 
 
 def test_error_texts_take_no_place_in_the_table_of_fields() -> None:

@@ -663,6 +663,7 @@ def test_a_header_block_without_end_ends_its_call_at_once_and_the_connection_in_
             assert client.connection.closed or size < 66_000 or (ends == [call] and not client.connection.has_room)
         client.now += 1
         client.connection.tick(client.now)
+    client.connection.advance()
     assert (call.code, neighbour.code) == (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
     assert leaves
     assert 15 * MiB < leaves[0] < 17 * MiB

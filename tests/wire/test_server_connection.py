@@ -363,9 +363,10 @@ def test_window_is_held_while_nobody_takes_a_streamed_message() -> None:
         server.pump()
     server.tick(20)
     assert server.h2.local_flow_control_window(stream) == 0
-    server.calls[0].feed()
-    server.pump()
-    assert server.h2.local_flow_control_window(stream) >= before
+    for _ in range(10):  # a message each
+        server.calls[0].feed()
+        server.pump()
+    assert server.h2.local_flow_control_window(stream) >= before // 2  # what is told at once
 
 
 def test_calls_that_wait_do_not_hold_up_another_on_their_connection() -> None:
