@@ -281,13 +281,17 @@ class Gateway:
 
     # The end
 
-    async def drain(self) -> None:
-        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls."""
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls.
+
+        hurry: from when it is set, do not wait for more calls.
+        """
         server = self._first.config.server  # as the supervisor knows it, which waits for so long
         self._draining = True
         self._changes.notify()
         _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)
-        await asyncio.sleep(server.drain_delay)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for((hurry or asyncio.Event()).wait(), server.drain_delay)
         self._health.close()
         await self._server.stop(server.drain)
 

@@ -78,8 +78,13 @@ async def command(
     environ: Mapping[str, str] | None = None,
     group: bool = False,
     output: int | None = None,
+    start: Sequence[str] = ("-m", "gateway"),
+    cwd: Path | None = None,
 ) -> AsyncIterator[Command]:
     """Start the command; kill it at the end if it still runs.
+
+    start:   what Python is given before the arguments.
+    cwd:     the directory that it is started in.
 
     folder:  where its output goes.
     output:  a file descriptor for its output instead of a file.
@@ -90,7 +95,8 @@ async def command(
     with written.open("wb") as out, errors.open("wb") as err:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "gateway", *arguments),
+            *(*start, *arguments),
+            cwd=cwd,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out if output is None else output,
             stderr=err,
