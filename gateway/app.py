@@ -140,6 +140,7 @@ class Gateway:
             max_streams=server.max_streams,
             max_connections=server.max_connections,
             max_connection_age=server.max_connection_age,
+            refused=self._telemetry.connection_refused,
         )
 
     def _make_server(self, settings: ServerSettings) -> Listener:

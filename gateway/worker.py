@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -29,6 +30,8 @@ _LAST_SECONDS = 0.5  # for threads to end by themselves
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 MIB = 1 << 20
+
+_OTHER_DESCRIPTORS = 512  # beyond callers' connections: upstreams, the admin plane, files
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:
@@ -58,6 +61,7 @@ def _end(code: int) -> None:
 async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> int:
     """Serve until SIGTERM or SIGINT, then drain. A third signal, or one after the grace, ends the process at once."""
     keep_freed_memory(environ)
+    raise_descriptor_limit(loaded.config.server.max_connections)
     stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     server = loaded.config.server
@@ -100,6 +104,26 @@ def keep_freed_memory(environ: Mapping[str, str]) -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 4 * MIB)
         mallopt(_M_TRIM_THRESHOLD, 16 * MIB)
+
+
+def raise_descriptor_limit(connections: int) -> None:
+    """Let this process open what so many connections need, as far as its hard limit goes; a shortage is logged."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    except (OSError, ValueError):  # a sandbox, or a kernel with a lower bound of its own
+        raised = soft
+    if raised < wanted:
+        _log.warning(
+            "server.max_connections is %d, but this process may open %d files and sockets: callers beyond that are "
+            "refused; raise LimitNOFILE or `ulimit -n`, or lower max_connections",
+            connections,
+            raised,
+        )
 
 
 def end_with(parent: int) -> None:

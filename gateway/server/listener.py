@@ -34,6 +34,7 @@ class ServerSettings:
     max_streams: int = 100  # calls at once on one connection
     max_connections: int = 10_000
     max_connection_age: float | None = None  # seconds, ± 10 %
+    refused: Callable[[str], None] = lambda why: None  # hears of each connection that could not stay, and why
 
 
 class Listener(Protocol):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import resource
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 
-from gateway.forward.server import ForwardMethod, WireServer, server_tls
+from gateway.forward.server import DESCRIPTORS, ForwardMethod, WireServer, server_tls
 from gateway.server.listener import CannotServe, Register, ServerSettings
 from gateway.wire.limits import Limits
+
+_log = logging.getLogger(__name__)
+
+_RESERVED = 64  # descriptors that no caller gets: for health, upstreams, the config and what it names
+_QUIET_SECONDS = 60.0
 
 
 class WireListener:
@@ -23,11 +32,19 @@ class WireListener:
             max_streams=settings.max_streams,
             age_seconds=settings.max_connection_age or 0.0,
         )
-        self._server = WireServer(forward, limits, max_connections=settings.max_connections)
+        self._server = WireServer(
+            forward,
+            limits,
+            max_connections=settings.max_connections,
+            descriptors=_descriptors_for_connections(),
+            refused=self._refused,
+        )
         for register in services:
             register(self._server)
         self.port = 0
         self._context: ssl.SSLContext | None = None
+        self._quiet_until = -math.inf
+        self._refusals = 0  # since the last line about them
 
     async def start(self) -> None:
         """:raises CannotServe: if the address is taken or not ours."""
@@ -51,6 +68,24 @@ class WireListener:
         if tls.client_ca is not None:
             self._context.load_verify_locations(tls.client_ca)
 
+    def _refused(self, why: str) -> None:
+        self._settings.refused(why)
+        self._refusals += 1
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        limit = f"max_connections is {self._settings.max_connections}"
+        if why == DESCRIPTORS:
+            limit = "the process has no more descriptors to give (LimitNOFILE, ulimit -n)"
+        _log.warning("%d connections were refused: %s; told at most once a minute", self._refusals, limit)
+        self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
+
     async def stop(self, grace: float) -> None:
         """Take no more calls, give those in flight `grace` seconds, then cut them."""
         await self._server.stop(grace)
+
+
+def _descriptors_for_connections() -> int | None:
+    """Where they end, of all that this process may open; None is nowhere."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else limit - min(_RESERVED, limit // 4)

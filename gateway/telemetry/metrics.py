@@ -165,6 +165,9 @@ class Metrics:
             self._families.expiry.labels(key).set(at)
         self._certificates = set(event.expiries)
 
+    def connection_refused(self, why: str) -> None:
+        self._families.refused.labels(why).inc()
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._is_shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -217,6 +220,13 @@ class _Families:
         )
         self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
         self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")
+        self.refused = counter(
+            "gateway_connections_refused",
+            "Callers' connections closed as they came, by what there were too many of.",
+            "reason",
+        )
+        for reason in ("descriptors", "max_connections"):
+            self.refused.labels(reason)  # 0 from the start, so that the first one is an increase
         self.in_flight = Gauge(
             "gateway_requests_in_flight",
             "Calls and stream messages not yet ended.",

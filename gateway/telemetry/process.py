@@ -49,6 +49,9 @@ class ProcessTelemetry:
     def scrape(self) -> Scrape:
         return self._metrics.scrape
 
+    def connection_refused(self, why: str) -> None:
+        self._metrics.connection_refused(why)
+
     async def enter(self, more: Sequence[Listener]) -> ProcessTelemetry:
         """Start it. more: listeners beyond those of the settings.
 
