@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -86,6 +87,7 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
         loop.add_signal_handler(number, stopped)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     async with gateway:
+        gc.freeze()  # what is there now stays: a collection need not stop calls to look at it
         await stop.wait()
         await gateway.drain(orphaned)  # nobody says "not ready" for it any more, and a successor wants the port
     return 0

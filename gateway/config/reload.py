@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path as FilePath
@@ -83,6 +84,23 @@ class Tracker:
         self._refused = True
 
 
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Let nobody look for garbage meanwhile, nor at what is there by then ever again.
+
+    Python's collector stops every thread, and a config of thousands of models makes it look at a million objects that
+    stay, several times: calls would wait for a second. What is replaced goes by its reference counts.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
+
+
 class Watcher:
     """Follows a config file until its `run` is cancelled.
 
@@ -131,7 +149,8 @@ class Watcher:
             # In a thread: a network file system may hang, and a large file takes long to check.
             mark = await asyncio.to_thread(fingerprint, self._files)
             if self._tracker.is_due(mark, poked):
-                await self._take(await asyncio.to_thread(self._load), poked)
+                with without_collections():
+                    await self._take(await asyncio.to_thread(self._load), poked)
         except ConfigError as error:
             self._files = error.files or self._files
             self._refuse(error.findings)
