@@ -16,6 +16,7 @@ from gateway.config.findings import ConfigError, Finding, Severity, show
 from gateway.config.load import Loaded, fingerprint
 from gateway.config.schema import Config
 from gateway.config.section import Section
+from gateway.garbage import no_collections
 
 log = logging.getLogger(__name__)
 
@@ -84,23 +85,6 @@ class Tracker:
         self._refused = True
 
 
-@contextlib.contextmanager
-def without_collections() -> Iterator[None]:
-    """Let nobody look for garbage meanwhile, nor at what is there by then ever again.
-
-    Python's collector stops every thread, and a config of thousands of models makes it look at a million objects that
-    stay, several times: calls would wait for a second. What is replaced goes by its reference counts.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if collects:
-            gc.enable()
-
-
 class Watcher:
     """Follows a config file until its `run` is cancelled.
 
@@ -149,8 +133,9 @@ class Watcher:
             # In a thread: a network file system may hang, and a large file takes long to check.
             mark = await asyncio.to_thread(fingerprint, self._files)
             if self._tracker.is_due(mark, poked):
-                with without_collections():
+                with no_collections():  # a config of thousands of models would cause several, of a second each
                     await self._take(await asyncio.to_thread(self._load), poked)
+                    gc.freeze()  # none of what is there now is looked at again; what is replaced goes by its counts
         except ConfigError as error:
             self._files = error.files or self._files
             self._refuse(error.findings)
