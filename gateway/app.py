@@ -30,7 +30,9 @@ from gateway.infer.pipelines import PipelineModel, Threads
 from gateway.infer.sequences import Sequences
 from gateway.infer.streams import StreamLimits
 from gateway.infer.topology import Topology
+from gateway.merge import MergeSettings
 from gateway.native import is_compiled
+from gateway.routing import Routes
 from gateway.server.calls import CallLimits
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import Control, ControlPolicy
@@ -109,7 +111,7 @@ class Gateway:
         self._catalogue = Catalogue(self._inference)
         self._models = Models(self._inference)
         await self._discovery.learn(names_of(config), _FIRST_LOOK_UPS_SECONDS)
-        self._take_over(self._first, ())
+        self._take_over(self._first, (), _declared(self._first.config))
         self.admin_address = await self._enter_admin(exits)
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
         listen = self._place.shared_listen or config.listen
@@ -143,6 +145,7 @@ class Gateway:
             max_streams=server.max_streams,
             max_connections=server.max_connections,
             max_connection_age=server.max_connection_age,
+            refused=self._telemetry.connection_refused,
         )
 
     def _make_server(self, settings: ServerSettings) -> Listener:
@@ -190,7 +193,9 @@ class Gateway:
         await self._discovery.learn(names_of(loaded.config), _FIRST_LOOK_UPS_SECONDS)
         if loaded.config.server.tls == self._first.config.server.tls:  # else the files in use are no longer looked at
             self._server.renew_certificate()
-        self._take_over(loaded, notices)
+        # Thousands of models take a while, which calls on this loop must not wait for.
+        declared = await asyncio.to_thread(_declared, loaded.config)
+        self._take_over(loaded, notices, declared)
         self._discovery.keep(names_of(loaded.config))
 
     def _addresses_changed(self) -> None:
@@ -199,10 +204,12 @@ class Gateway:
         self._inference.topology = replace(self._inference.topology, pools=pools)
         self._changes.notify()
 
-    def _take_over(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
+    def _take_over(
+        self, loaded: Loaded, notices: tuple[Finding, ...], declared: tuple[Routes, dict[str, MergeSettings]]
+    ) -> None:
         """Put a config in force, in one step: who began with the old topology ends with it."""
         # What can fail comes first: a config that can't be taken over must leave everything as it was.
-        routes, merges = routes_of(loaded.config), merges_of(loaded.config)
+        routes, merges = declared
         before = self._inference.topology.pipelines
         pipelines = {
             name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready, before.get(name))
@@ -286,15 +293,23 @@ class Gateway:
 
     # The end
 
-    async def drain(self) -> None:
-        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls."""
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls.
+
+        hurry: from when it is set, do not wait for more calls.
+        """
         server = self._first.config.server  # as the supervisor knows it, which waits for so long
         self._draining = True
         self._changes.notify()
         _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)
-        await asyncio.sleep(server.drain_delay)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for((hurry or asyncio.Event()).wait(), server.drain_delay)
         self._health.close()
         await self._server.stop(server.drain)
+
+
+def _declared(config: Config) -> tuple[Routes, dict[str, MergeSettings]]:
+    return routes_of(config), merges_of(config)
 
 
 async def _cancel(task: asyncio.Future[None]) -> None:

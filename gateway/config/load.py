@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config import certificates, words
-from gateway.config.check import Names, check
+from gateway.config.check import Names, check, with_safe_control
 from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted, in_order, known, show
 from gateway.config.schema import Config, json_schema
 from gateway.config.text import MAX_BYTES, Document, parse, plain
@@ -126,6 +126,7 @@ class _Loader:
         self._override(data)
         config = self._validated(data)
         if config is not None:
+            config = with_safe_control(config)
             now = datetime.now(timezone.utc)
             for problem in (*check(config, Names.of(data)), *certificates.problems(config, now)):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)

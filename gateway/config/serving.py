@@ -91,7 +91,9 @@ class Server(Section):
     control: Literal["loopback", "all", "none"] = Field(
         default="loopback",
         description="Who may call the RPCs that change a server (load, unload, shared memory, trace, log): callers on "
-        "this host, everybody, or nobody. Some of them let a caller read or write a server's files and memory.",
+        "this host, everybody, or nobody. Where `listen` is no loopback address the default is `none`: a proxy or "
+        "sidecar on this host makes every caller one of this host. Where one forwards to a loopback address, say "
+        "`none` here. Some of these RPCs let a caller read or write a server's files and memory.",
     )
     reflection: Switch = Field(
         default=True, description="Serve gRPC reflection, which tools such as grpcurl need to list and call methods."

@@ -37,6 +37,10 @@ ServerEdge = Edge[ServerConnection]
 log = logging.getLogger("gateway.forward")
 
 
+MAX_CONNECTIONS: Final = "max_connections"  # why a connection was refused
+DESCRIPTORS: Final = "descriptors"
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardMethod:
     """A method whose bytes are handled as they are, by callbacks on the event loop.
@@ -63,13 +67,16 @@ class WireServer:
         budget: Budget | None = None,
         small: Collection[str] = (),
         on_full: Callable[[str], None] | None = None,
+        descriptors: int | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         """forward: by full method path, "/package.Service/Method"; these win over servicers.
 
         max_connections: more are closed as they come. age_grace: seconds that calls keep after their connection was
         asked to leave for its age; None is as long as they take. budget: for messages that are collected whole, if
         others share it. small: methods, by full path, whose requests are never large. on_full: told, by its
-        peer, when a connection has as many calls at once as it may.
+        peer, when a connection has as many calls at once as it may. descriptors: a connection whose own is this one or
+        above is closed too, so that some are left for all else that the process opens. refused: hears why one was.
         """
         self.limits = limits or Limits()
         self.draining = False
@@ -81,6 +88,8 @@ class WireServer:
         self._small = frozenset(path.encode() for path in small)
         self._max_connections = max_connections
         self._age_grace = age_grace
+        self._descriptors = descriptors
+        self._refused = refused
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._servers: list[asyncio.AbstractServer] = []
         self._edges: set[ServerEdge] = set()
@@ -211,10 +220,23 @@ class WireServer:
         )
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
-        if len(self._edges) >= self._max_connections or self.draining:
+        refusal = self._refusal(edge)
+        if refusal:
             connection.break_off(0, "no more connections")
+            if self._refused is not None and not self.draining:
+                self._refused(refusal)
         self._edges.add(edge)
         return connection
+
+    def _refusal(self, edge: ServerEdge) -> str:
+        """Why a new connection can't stay; "" if it can. The kernel gives the lowest descriptor that is free."""
+        if self.draining:
+            return "draining"
+        if len(self._edges) >= self._max_connections:
+            return MAX_CONNECTIONS
+        if self._descriptors is None:
+            return ""
+        return DESCRIPTORS if edge.transport.get_extra_info("socket").fileno() >= self._descriptors else ""
 
     def _ends(self, now: float) -> Ends:
         age = self.limits.age_seconds

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import resource
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as v2
 
-from gateway.forward.server import COLLECTED, ForwardMethod, WireServer, server_tls
+from gateway.forward.server import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
 from gateway.wire.budget import Budget
 from gateway.wire.limits import Limits
+
+_log = logging.getLogger(__name__)
+
+_RESERVED: Final = 64  # descriptors that no caller gets: for health, upstreams, the config and what it names
+_QUIET_SECONDS: Final = 60.0
 
 Register = Callable[[Any], None]
 """Adds a service's handlers to a server, as generated `add_…_to_server` functions do."""
@@ -42,6 +51,7 @@ class ServerSettings:
     max_streams: int = 1000  # calls at once on one connection
     max_connections: int = 10_000
     max_connection_age: float | None = None  # seconds, ± 10 %
+    refused: Callable[[str], None] = lambda why: None  # hears of each connection that could not stay, and why
 
 
 _LARGE: Final = ("ModelInfer", "ModelStreamInfer", "RepositoryModelLoad")  # tensors, and the files of a model
@@ -83,9 +93,13 @@ class Listener:
             budget=budget or Budget(settings.max_collected_bytes, COLLECTED),
             small=SMALL_REQUESTS,
             on_full=on_full,
+            descriptors=_descriptors_for_connections(),
+            refused=self._refused,
         )
         for register in services:
             register(self._server)
+        self._quiet_until = -math.inf
+        self._refusals = 0  # since the last line about them
         self.port = 0  # the one it has got, after `start`
         self._context: ssl.SSLContext | None = None
 
@@ -114,6 +128,24 @@ class Listener:
         if tls.client_ca is not None:
             self._context.load_verify_locations(tls.client_ca)
 
+    def _refused(self, why: str) -> None:
+        self._settings.refused(why)
+        self._refusals += 1
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        limit = f"max_connections is {self._settings.max_connections}"
+        if why == DESCRIPTORS:
+            limit = "the process has no more descriptors to give (LimitNOFILE, ulimit -n)"
+        _log.warning("%d connections were refused: %s; told at most once a minute", self._refusals, limit)
+        self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
+
     async def stop(self, grace: float) -> None:
         """Take no more calls, give those in flight `grace` seconds, then cut them."""
         await self._server.stop(grace)
+
+
+def _descriptors_for_connections() -> int | None:
+    """Where they end, of all that this process may open; None is nowhere."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else limit - min(_RESERVED, limit // 4)

@@ -22,6 +22,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.garbage import no_collections
 from gateway.hooks import (
     CallHistory,
     CallStarted,
@@ -88,7 +89,8 @@ class Scrape:
         """Answer body and content type for an Accept header. Takes milliseconds: call it in a thread."""
         self._flush()
         encode, content_type = exposition.choose_encoder(accept)
-        return encode(self._registry), content_type
+        with no_collections():  # ten thousand series are half a million objects, which go when they are written
+            return encode(self._registry), content_type
 
 
 class Metrics:
@@ -174,6 +176,9 @@ class Metrics:
     def connection_full(self, event: ConnectionFull) -> None:
         self._families.connections_full.inc()
 
+    def connection_refused(self, why: str) -> None:
+        self._families.refused.labels(why).inc()
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._is_shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -236,6 +241,13 @@ class _Families:
         )
         self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
         self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")
+        self.refused = counter(
+            "gateway_connections_refused",
+            "Callers' connections closed as they came, by what there were too many of.",
+            "reason",
+        )
+        for reason in ("descriptors", "max_connections"):
+            self.refused.labels(reason)  # 0 from the start, so that the first one is an increase
         self.in_flight = Gauge(
             "gateway_requests_in_flight",
             "Calls and stream messages not yet ended.",

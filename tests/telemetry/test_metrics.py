@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -352,3 +353,24 @@ def test_a_new_run_starts_from_nothing(workers):
     workers.kill("0")
     prepare_directory(workers.directory)
     assert Scraped(Scrape.of_directory(workers.directory)).samples == []
+
+
+def test_a_scrape_stops_nobody_to_look_for_garbage(call):
+    """A collection holds every thread; a scrape of 85,000 lines caused one of 0.3 s."""
+    metrics = Metrics(MetricsSettings("1"))
+    for number in range(300):
+        call(model=f"m{number}").report_to(metrics)
+    stops = []
+
+    def collected(phase, told):
+        stops.append(told["generation"])
+
+    gc.collect()
+    gc.callbacks.append(collected)
+    try:
+        body, _ = metrics.scrape.render("")
+    finally:
+        gc.callbacks.remove(collected)
+    assert body.count(b"\n") > 10_000
+    assert len(stops) <= 2  # one that was due, at its beginning or at its end: a start and a stop
+    assert gc.isenabled()
