@@ -25,9 +25,10 @@ from gateway.forward.server import ForwardMethod
 from gateway.hooks import ConfigChanged, EndpointChanged
 from gateway.infer.inference import INFER, Inference
 from gateway.infer.models import Models
-from gateway.infer.pipelines import PipelineModel, Threads
+from gateway.infer.pipelines import PipelineModel
 from gateway.infer.sequences import Sequences
 from gateway.infer.streams import STREAM, StreamLimits
+from gateway.infer.threads import Threads
 from gateway.infer.topology import Topology
 from gateway.native import is_compiled
 from gateway.server import v2

@@ -339,8 +339,10 @@ class _Series:
         """Answers the seconds that they took."""
         seconds = 0.0
         for step in steps:
-            seconds += step.at - step.started
-            self._families.step.labels(self._model, step.step).observe(step.at - step.started)
+            took = step.at - step.started
+            if took or not step.error:  # what failed between two steps takes no time: see `PipelineModel`
+                seconds += took
+                self._families.step.labels(self._model, step.step).observe(took)
             if step.error:
                 self._families.step_failures.labels(self._model, step.step).inc()
         return seconds

@@ -21,6 +21,7 @@ from gateway.stages import (
     PipelineSpec,
     Read,
     Step,
+    StepFailed,
     TensorSpec,
     WrongAnswer,
     build_pipeline,
@@ -385,7 +386,7 @@ def test_a_users_step_that_cannot_be_built_is_a_finding() -> None:
 
 def test_a_users_step_that_makes_something_else_than_it_declares_is_noticed() -> None:
     steps = [*STEPS[:2], {"step": f"{__name__}:Forgetful"}, STEPS[2]]
-    with pytest.raises(TypeError, match="declares 'scores' as FP32 \\[-1\\] a row and made nothing"):
+    with pytest.raises(StepFailed, match="declares 'scores' as FP32 \\[-1\\] a row and made nothing"):
         run(build(steps=steps), {"image": column(filled("red"))})
 
 
