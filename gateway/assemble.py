@@ -59,6 +59,15 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
     return {name: MergeSettings(m.rows, m.bytes, m.in_flight, m.delay) for name, m in merges.items() if m is not None}
 
 
+def memory_of(config: Config, limit: Callable[[], int]) -> int:
+    """Bytes that one worker's pictures may take. limit: of the memory that all of this may use.
+
+    Half of it by default: a quarter is for pipelines' messages and tensors, the rest for all else.
+    """
+    memory = config.pipelines.memory
+    return (limit() // 2 if memory is None else memory) // config.workers
+
+
 def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda _: ()) -> dict[str, UpstreamSettings]:
     """The upstreams that a config declares, each with the models to watch there.
 

@@ -49,6 +49,10 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
     async with gateway:
         await stop.wait()
         await gateway.drain()
+    if gateway.left_steps_behind:  # what their libraries have begun might be joined at the interpreter's end, for ever
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
     return 0
 
 

@@ -128,20 +128,29 @@ class Sequences(Section):
 
 
 class Pipelines(Section):
-    """Threads for the pipelines' own steps, such as decoding pictures."""
+    """Threads and memory for the pipelines' own steps, such as decoding pictures."""
 
     threads: Whole = Field(
         default=2,
         ge=1,
         le=64,
-        description="Threads per worker that run steps. More than the cores of the host gain nothing.",
+        description="Threads per worker that run steps. More than the cores of the host gain nothing. A pipeline that "
+        "has none while others hold them all gets one of its own, so that no pipeline's steps hold up another's.",
     )
     queue: Whole = Field(
         default=64,
         ge=0,
         le=100_000,
-        description="Requests that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, which is better "
-        "for everybody than an answer after the caller's deadline.",
+        description="Requests of one pipeline that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, "
+        "which is better for everybody than an answer after the caller's deadline.",
+    )
+    memory: Annotated[int, Size(16 * MIB, 1024 * GIB)] | None = Field(
+        default=None,
+        description="Memory that pictures may take while they are decoded, in all workers together; each has its "
+        "share. What comes while it is taken waits up to 2s, then gets RESOURCE_EXHAUSTED; a picture that can't fit at "
+        "all gets INVALID_ARGUMENT. The messages and tensors of pipelines' requests may take half as much again; what "
+        "comes then gets RESOURCE_EXHAUSTED. Without it: half of the container's limit (cgroup), or of the machine's "
+        "memory.",
     )
 
 

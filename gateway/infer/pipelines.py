@@ -52,6 +52,9 @@ _MOST_NOT_BRIEF: Final = 3
 """A step that says it is brief runs on the event loop until it took so long so often; a busy machine may be to blame
 once or twice."""
 
+_COPIES: Final = 3
+"""How often a request's bytes are there: as they came, as a message, and as elements or as what a model is sent."""
+
 _FAULT_SECONDS: Final = 300.0
 _MOST_TOLD: Final = 500
 """For how long a call that was refused is remembered, if no later one succeeds; and characters of why."""
@@ -82,8 +85,9 @@ class Run:
 
     request: Request
     observer: CallObserver
-    id: str
-    parameters: Mapping[str, Any]
+    id: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    held: int = 0  # bytes that are counted for it in the room
     timings: Timings = field(default_factory=Timings)
     served: Served | None = None  # by the last call
     attempts: int = 0
@@ -139,22 +143,26 @@ class PipelineModel:
 
         :raises GatewayError: with the status that the caller gets; nothing else but that this is cancelled.
         """
+        run = Run(request, observer, held=_COPIES * len(request.body))
+        self._threads.room.enter(run.held)
         try:
-            return await self._infer(request, observer)
+            return await self._infer(request, run)
         except GatewayError:
             raise
         except Exception as error:
             _log.exception("pipeline '%s': unforeseen failure", self.name)
             raise Bug(BUG_TEXT) from error
+        finally:
+            self._threads.room.leave(run.held)
 
-    async def _infer(self, request: Request, observer: CallObserver) -> Reply:
+    async def _infer(self, request: Request, run: Run) -> Reply:
         message = parse_request(request.body)
         if message.model_version not in ("", PIPELINE_VERSION):
             raise UnknownModel(self.name, message.model_version)
         tensors = tensors_of(message.inputs, message.raw_input_contents)
         wanted = self._wanted(message.outputs)
-        parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
-        run = Run(request, observer, message.id, parameters)
+        run.id = message.id
+        run.parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
         made = await self.run(tensors, run)
         types = {spec.name: spec.datatype for spec in self.pipeline.outputs}
         body = build_response(
@@ -183,16 +191,20 @@ class PipelineModel:
         for part in self.pipeline.parts:
             began = time.monotonic()
             if isinstance(part, ModelCall):
-                working |= await self._call_model(part, working, rows, run)
+                made = await self._call_model(part, working, rows, run)
                 called = True
                 run.timings.model += time.monotonic() - began
             else:
-                working |= await self._run_step(part, working, rows, run)
+                made = await self._run_step(part, working, rows, run)
                 took = time.monotonic() - began
                 if called:
                     run.timings.postprocess += took
                 else:
                     run.timings.preprocess += took
+            working |= made
+            size = sum(array.nbytes for array in made.values())
+            run.held += size
+            self._threads.room.grow(size)
         return working
 
     async def _run_step(self, part: LocalStep, working: Tensors, rows: int, run: Run) -> dict[str, Array]:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from gateway.deadline import Deadline
 from gateway.errors import DeadlineExceeded, GatewayError, Overloaded
+from gateway.hooks import StepNow
+from gateway.infer.room import Room
 from gateway.stages import Array, StepFailed, Work
 
 _log = logging.getLogger(__name__)
@@ -35,16 +37,6 @@ class Owner:
 
 
 NOBODY = Owner()
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What one step takes now."""
-
-    owner: Owner
-    running: int  # threads
-    waiting: int  # tasks without one
-    oldest: float  # seconds for which the longest of the running ones has been at it
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +78,8 @@ class Threads:
         self._handed: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._idle = 0  # threads
         self._is_closed = False
+        self.room = Room()  # for what pipelines' requests hold while their steps run and wait
+        self.left_behind = False  # is there a step that still ran when this was left?
 
     async def __aenter__(self) -> Threads:
         self._loop = asyncio.get_running_loop()
@@ -99,11 +93,12 @@ class Threads:
         self._waiting.clear()
         for _ in range(self._idle):
             self._handed.put(None)
+        self.left_behind = bool(self._running)
         for usage in self.usage():
             _log.warning(  # the process ends all the same
                 "pipeline '%s': step '%s' still runs, for %.1f s, and is left behind",
-                usage.owner.pipeline,
-                usage.owner.step,
+                usage.pipeline,
+                usage.step,
                 usage.oldest,
             )
 
@@ -139,7 +134,7 @@ class Threads:
             raise error
         return work.result()
 
-    def usage(self) -> list[Usage]:
+    def usage(self) -> list[StepNow]:
         """By step. May be asked from any thread."""
         now = time.monotonic()
         found: dict[Owner, tuple[int, int, float]] = {}
@@ -150,7 +145,7 @@ class Threads:
             for task in list(tasks):
                 running, waiting, oldest = found.get(task.batch.owner, (0, 0, 0.0))
                 found[task.batch.owner] = running, waiting + 1, oldest
-        return [Usage(owner, *numbers) for owner, numbers in found.items()]
+        return [StepNow(owner.pipeline, owner.step, *numbers) for owner, numbers in found.items()]
 
     def _expire(self, batch: _Batch, tasks: list[_Task]) -> None:
         owner = batch.owner
@@ -163,8 +158,8 @@ class Threads:
     def _busy(self, pipeline: str) -> Iterator[str]:
         """What a pipeline's own threads are at."""
         for usage in self.usage():
-            if usage.owner.pipeline == pipeline and usage.running:
-                yield f"'{usage.owner.step}' has run for {usage.oldest:.1f} s"
+            if usage.pipeline == pipeline and usage.running:
+                yield f"'{usage.step}' has run for {usage.oldest:.1f} s"
 
     def _withdraw(self, pipeline: str, tasks: list[_Task]) -> None:
         """What has not begun need not be done any more."""

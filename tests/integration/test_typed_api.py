@@ -229,7 +229,8 @@ async def test_each_item_of_a_stream_has_the_time_of_a_unary_call(changed_gatewa
     async with limited as running, channel_to(running.listen) as channel:
         stub = classification_pb2_grpc.ClassificationServiceStub(channel)
         code, details = await refused(stub.Classify(item("photo-labels", image=large)))
-        assert (code, details) == (Code.DEADLINE_EXCEEDED, "The deadline passed before an answer came.")
+        assert code == Code.DEADLINE_EXCEEDED
+        assert details.startswith(("The deadline passed while the step 'decode_image'", "The deadline passed before"))
         answers = await stream(
             stub.StreamClassify,
             classification_pb2.StreamClassifyRequest,
