@@ -147,10 +147,10 @@ class Pipelines(Section):
     memory: Annotated[int, Size(16 * MIB, 1024 * GIB)] | None = Field(
         default=None,
         description="Memory that pictures may take while they are decoded, in all workers together; each has its "
-        "share. What comes while it is taken waits up to 2s, then gets RESOURCE_EXHAUSTED; a picture that can't fit at "
-        "all gets INVALID_ARGUMENT. The messages and tensors of pipelines' requests may take half as much again; what "
-        "comes then gets RESOURCE_EXHAUSTED. Without it: half of the container's limit (cgroup), or of the machine's "
-        "memory.",
+        "share. What comes while it is taken waits up to 2s, then gets RESOURCE_EXHAUSTED; a picture that takes more "
+        "than 7/8 of it gets INVALID_ARGUMENT, and the last eighth is for small ones. The messages and tensors of "
+        "pipelines' requests may take half as much again; what comes then gets RESOURCE_EXHAUSTED. Without it: half of "
+        "the container's limit (cgroup), or of the machine's memory.",
     )
 
 

@@ -289,7 +289,8 @@ class PipelineModel:
     def faults(self) -> list[str]:
         """What is wrong between this pipeline and the models that it calls, as far as is known now."""
         since = time.monotonic() - _FAULT_SECONDS
-        return [*self.mismatches, *(text for at, text in self._refused.values() if at >= since)]
+        refused = list(self._refused.values())  # metrics ask from another thread
+        return [*self.mismatches, *(text for at, text in refused if at >= since)]
 
     def served(self, run: Run) -> Served:
         """Who answered one run: the last call's variant, under the pipeline's name."""

@@ -19,21 +19,29 @@ PATIENCE_SECONDS: Final = 2.0
 """How long a step waits for others to give memory back: several pictures of many megapixels take 0.1 to 1 s each."""
 
 
+_SMALL: Final = 16
+_KEPT_FOR_SMALL: Final = 8
+"""What is up to 1/16 of all is small; 1/8 of all is for small ones only. Of 512 MiB that is 32 and 64 MiB: a photo that
+is decoded at a fraction of its size takes 3."""
+
+
 class TooLarge(Exception):
     """More than there is in all: no waiting helps. The text is fit for the caller."""
 
 
 class Budget:
-    """So many bytes, taken and given back by threads, first come first served: many small ones starve no large one.
+    """So many bytes, taken and given back by threads.
 
-    Nobody who holds some may take more, so nobody waits for somebody who waits.
+    Large ones queue, first come first served, so that none starves; they leave an eighth of it alone. Small ones pass
+    them, so that nobody's photo waits for somebody's poster. Nobody who holds some may take more, so nobody waits for
+    somebody who waits.
     """
 
     def __init__(self, most: int | None = None) -> None:
         """most: bytes; None is no limit."""
         self.most = most
         self.held = 0
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[object] = deque()  # large ones
         self._changed = threading.Condition()
 
     @contextmanager
@@ -55,25 +63,33 @@ class Budget:
                 self._changed.notify_all()
 
     def _take(self, size: int, what: str, patience: float) -> None:
-        ticket = object()
         with self._changed:
-            most = self.most
-            if most is not None and size > most:
-                raise TooLarge(f"{what} takes {_mib(size)}; {_mib(most)} are there for all (pipelines.memory)")
+            if self.most is not None:
+                self._wait(self.most, size, what, patience)
+            self.held += size
+
+    def _wait(self, most: int, size: int, what: str, patience: float) -> None:
+        """Return when it can be taken. most: in all."""
+        for_large = most - most // _KEPT_FOR_SMALL
+        if size > for_large:
+            raise TooLarge(f"{what} takes {_mib(size)}; {_mib(for_large)} are there for one (pipelines.memory)")
+        if size <= most // _SMALL:
+            has_room = self._changed.wait_for(lambda: self.held + size <= most, patience)
+        else:
+            ticket = object()
             self._waiting.append(ticket)
             try:
-                if not self._changed.wait_for(lambda: self._waiting[0] is ticket and self._has(size), patience):
-                    raise Overloaded(
-                        f"{what} takes {_mib(size)}, which others hold: {_mib(self.held)} of {_mib(most or 0)} "
-                        "(pipelines.memory) are in use"
-                    )
-                self.held += size
+                has_room = self._changed.wait_for(
+                    lambda: self._waiting[0] is ticket and self.held + size <= for_large, patience
+                )
             finally:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
-
-    def _has(self, size: int) -> bool:
-        return self.most is None or self.held + size <= self.most
+        if not has_room:
+            raise Overloaded(
+                f"{what} takes {_mib(size)}, and others hold or wait for what there is: {_mib(self.held)} of "
+                f"{_mib(most)} (pipelines.memory) are in use"
+            )
 
 
 def _mib(size: int) -> str:

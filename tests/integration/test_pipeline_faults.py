@@ -4,6 +4,7 @@ else notices, and who must mend it is told what and where."""
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 import time
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 import grpc
 import pytest
 from command_line import command, run
+from PIL import Image
 from traffic import config, http, write
 from v2_calls import call, channel_to, infer, read_all, stream
 
 from gateway.triton import LocalTriton
 from gateway.v1 import prediction_pb2, prediction_pb2_grpc
+
+MIB = 1 << 20
 
 pytestmark = pytest.mark.integration
 
@@ -144,6 +148,63 @@ async def test_a_step_that_sleeps_for_ever_holds_up_neither_others_nor_the_end(
         began = time.monotonic()
         assert await gateway.wait(20) == 0
         assert time.monotonic() - began < 15  # it would be a day
+
+
+PICTURES = {
+    "pipeline": {
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1]}],
+        "outputs": [{"name": "image", "datatype": "FP32", "shape": [3, 32, 32]}],
+        "steps": [{"step": "decode_image", "with": {"size": 32, "resize": 32}}],
+    }
+}
+
+
+def peak(pid: int) -> int:
+    """The most resident memory that a process has had, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+
+async def test_few_bytes_that_claim_many_pixels_take_no_more_memory_than_the_budget_however_many_come(
+    triton: LocalTriton, tmp_path: Path
+) -> None:
+    """Each of 5,000 x 1,500 takes some 90 MiB; what takes 480 is refused from its header. Honest ones are answered."""
+    fits, never = ((5000, 1500), (8000, 2800))
+    flat = {
+        size: _encoded(Image.new("RGBA", size), "WebP", lossless=True, method=0, quality=0) for size in (fits, never)
+    }
+    assert max(map(len, flat.values())) < 200
+    photo = _encoded(Image.new("RGB", (400, 300), "red"), "JPEG")
+    more = {"pipelines": {"memory": "200MiB", "threads": 8}}
+    models = {"pictures": PICTURES, "others": PICTURES}
+    async with served(written(tmp_path, triton, models, **more)) as gateway:
+        address, admin = await gateway.until_serving()
+        async with channel_to(address) as channel:
+
+            async def ask(model: str, picture: bytes) -> grpc.StatusCode:
+                return (await call(channel, infer(model, [[picture]], "BYTES", name="image"), timeout=60)).code
+
+            assert await ask("pictures", photo) is grpc.StatusCode.OK
+            before = peak(gateway.pid)
+            hostile = [asyncio.ensure_future(ask("pictures", flat[fits])) for _ in range(24)]
+            hostile += [asyncio.ensure_future(ask("pictures", flat[never])) for _ in range(24)]
+            honest = [await ask("others", photo) for _ in range(10)]
+            ended = await asyncio.gather(*hostile)
+            grown = peak(gateway.pid) - before
+        _, metrics = await http(admin, "/metrics")
+    assert set(honest) == {grpc.StatusCode.OK}
+    assert set(ended[:24]) <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert grpc.StatusCode.OK in ended[:24]
+    assert set(ended[24:]) == {grpc.StatusCode.INVALID_ARGUMENT}
+    assert grown < 240 * MIB
+    assert f"gateway_step_memory_limit_bytes {200 * MIB:.1f}" in str(metrics) or "2.097152e+08" in str(metrics)
+    assert "gateway_step_memory_bytes 0.0" in str(metrics)
+
+
+def _encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, form, **options)
+    return out.getvalue()
 
 
 async def _until_compared(admin: str) -> Any:

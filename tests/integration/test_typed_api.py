@@ -224,8 +224,8 @@ async def test_a_stream_outlives_the_deadline_of_unary_calls(changed_gateway: Ca
 
 
 async def test_each_item_of_a_stream_has_the_time_of_a_unary_call(changed_gateway: Callable[..., Gateway]) -> None:
-    large = encoded(3000, 2000)
-    limited = changed_gateway(server={"default_deadline": "20ms"})
+    large = encoded(7000, 7000)
+    limited = changed_gateway(server={"default_deadline": "150ms"})
     async with limited as running, channel_to(running.listen) as channel:
         stub = classification_pb2_grpc.ClassificationServiceStub(channel)
         code, details = await refused(stub.Classify(item("photo-labels", image=large)))

@@ -5,9 +5,11 @@ Real pictures are decoded by Pillow in processes of their own, whose peak of res
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,20 +33,26 @@ from gateway.stages.picture import Fit, decode
 def resident(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
 
+taken = []
+budget.MEMORY._take = lambda size, what, patience: taken.append(size)
 for path in sys.argv[2:]:
     data = open(path, "rb").read()
     open("/proc/self/clear_refs", "w").write("5")
     before = resident("VmRSS:")
-    taken = []
-    budget.MEMORY._take = lambda size, what, patience: taken.append(size)
     decode(data, read_header(data), Fit(256, 224, draft=sys.argv[1] == "draft"))
-    print(taken[0], resident("VmHWM:") - before)
+    print(taken[-1], resident("VmHWM:") - before)
 """
 
 
 def noise(width: int, height: int) -> Image.Image:
     values = np.random.default_rng(1).integers(0, 255, (64, 64, 4), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height))
+
+
+def palette(picture: Image.Image) -> Image.Image:
+    made = Image.fromarray(np.asarray(picture.convert("L")) // 4, "P")
+    made.putpalette([number % 256 for number in range(3 * 64)])
+    return made
 
 
 def deep(picture: Image.Image) -> Image.Image:
@@ -64,8 +72,8 @@ KINDS: dict[str, Callable[[Image.Image], bytes]] = {
     "png grey alpha": lambda i: encode(i.convert("LA"), compress_level=1),
     "png 16 bits": lambda i: encode(deep(i), compress_level=1),
     "png 16 bits see-through": lambda i: encode(deep(i), compress_level=1, transparency=0),
-    "png palette": lambda i: encode(i.convert("RGB").quantize(64), compress_level=1),
-    "png palette see-through": lambda i: encode(i.convert("RGB").quantize(64), compress_level=1, transparency=3),
+    "png palette": lambda i: encode(palette(i), compress_level=1),
+    "png palette see-through": lambda i: encode(palette(i), compress_level=1, transparency=3),
     "png": lambda i: encode(i.convert("RGB"), compress_level=1),
     "png see-through": lambda i: encode(i.convert("RGB"), compress_level=1, transparency=(1, 2, 3)),
     "png alpha": lambda i: encode(i, compress_level=1),
@@ -79,15 +87,20 @@ KINDS: dict[str, Callable[[Image.Image], bytes]] = {
 @pytest.mark.parametrize("draft", ["whole", "draft"])
 def test_no_kind_of_picture_takes_more_than_is_taken_for_it(draft: str, tmp_path: Path) -> None:
     """Nor is it counted as twice as much, which would refuse pictures that fit."""
+    kinds = {name: make for name, make in KINDS.items() if draft == "whole" or name.startswith("jpeg")}
+    small, large = noise(300, 300), noise(1800, 1800)
+    files: list[Path] = []
+    for number, make in enumerate(kinds.values()):
+        for size, picture in (("small", small), ("large", large)):  # the small one loads what is loaded once
+            files.append(tmp_path / f"{number}-{size}")
+            files[-1].write_bytes(make(picture))
+    environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # so that each gives back what it took
+    run = subprocess.run(
+        [sys.executable, "-c", DECODER, draft, *files], capture_output=True, text=True, check=True, env=environ
+    )
     wrong: list[str] = []
-    for name, make in KINDS.items():
-        if draft == "draft" and not name.startswith("jpeg"):
-            continue
-        files = [tmp_path / "small", tmp_path / "large"]  # the first one loads what is loaded once
-        for file, size in zip(files, ((300, 300), (2600, 2600)), strict=True):
-            file.write_bytes(make(noise(*size)))
-        run = subprocess.run([sys.executable, "-c", DECODER, draft, *files], capture_output=True, text=True, check=True)
-        counted, peak = map(int, run.stdout.splitlines()[-1].split())
+    for name, line in zip(kinds, run.stdout.splitlines()[1::2], strict=True):
+        counted, peak = map(int, line.split())
         if not peak - MIB <= counted <= 2.2 * peak + 4 * MIB:
             wrong.append(f"{name}: {counted / MIB:.1f} MiB are counted, {peak / MIB:.1f} are taken")
     assert not wrong
@@ -109,7 +122,7 @@ def test_few_bytes_that_claim_many_pixels_are_refused_while_they_are_few(budget:
     budget(512 * MIB)
     flat = encode(Image.new("RGBA", (8192, 6400)), "WebP", lossless=True, method=0, quality=0)
     assert len(flat) < 100
-    with pytest.raises(BadPicture, match=r"8192x6400 pixels takes 1102 MiB; 512 MiB .* send it smaller, or as JPEG"):
+    with pytest.raises(BadPicture, match=r"8192x6400 pixels takes 1102 MiB; 448 MiB .* send it smaller, or as JPEG"):
         decode(flat, read_header(flat), Fit(256, 224))
 
 
@@ -130,41 +143,54 @@ def test_a_jpeg_in_one_scan_for_each_component_counts_as_one_that_is_kept_whole(
     assert read_header(bytes(data)).coefficients == 3
 
 
-def test_who_comes_while_all_is_held_waits_for_it_in_its_turn() -> None:
-    shared, order, begun = Budget(100), [], threading.Event()
-    release = threading.Event()
+class Taker:
+    """Threads that take something, in the order in which they are begun, and keep it until they are released."""
 
-    def take(name: str, size: int) -> None:
-        with shared.hold(size, name, patience=30):
-            order.append(name)
-            if name == "first":
-                begun.set()
-                assert release.wait(30)
+    def __init__(self, shared: Budget) -> None:
+        self._shared = shared
+        self._release = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.took: list[str] = []
 
-    first = threading.Thread(target=take, args=("first", 60))
-    first.start()
-    assert begun.wait(30)
-    large = threading.Thread(target=take, args=("large", 100))
-    large.start()
-    while len(shared._waiting) < 1:
-        pass
-    small = threading.Thread(target=take, args=("small", 1))
-    small.start()
-    while len(shared._waiting) < 2:
-        pass
-    assert order == ["first"], "a small one does not pass a large one that came before"
-    release.set()
-    for each in (first, large, small):
-        each.join(30)
-    assert order == ["first", "large", "small"]
-    assert shared.held == 0
+    def begin(self, name: str, size: int, queued: int) -> None:
+        """Return when it has taken it, or is one of so many that queue."""
+
+        def take() -> None:
+            with self._shared.hold(size, name, patience=30):
+                self.took.append(name)
+                assert self._release.wait(30)
+
+        self._threads.append(threading.Thread(target=take))
+        self._threads[-1].start()
+        until = time.monotonic() + 30
+        while name not in self.took and len(self._shared._waiting) < queued:
+            assert time.monotonic() < until
+
+    def release(self) -> list[str]:
+        self._release.set()
+        for each in self._threads:
+            each.join(30)
+        assert self._shared.held == 0
+        return self.took
+
+
+def test_large_ones_wait_in_their_turn_and_small_ones_pass_them() -> None:
+    taker = Taker(Budget(1000))
+    taker.begin("first", 600, queued=0)
+    taker.begin("larger", 800, queued=1)
+    taker.begin("large", 200, queued=2)
+    assert taker.took == ["first"], "what came later does not pass, though there is room for it"
+    for number in range(6):
+        taker.begin(f"small {number}", 60, queued=9)
+    assert taker.took == ["first", *(f"small {number}" for number in range(6))]
+    assert taker.release()[-2:] == ["larger", "large"]
 
 
 def test_who_waits_too_long_is_told_that_it_is_busy_and_who_never_fits_that_it_is_too_large() -> None:
-    shared = Budget(10 * MIB)
-    with shared.hold(6 * MIB, "a picture"):
-        with pytest.raises(Overloaded, match=r"takes 6 MiB, which others hold: 6 MiB of 10 MiB \(pipelines.memory\)"):
+    shared = Budget(16 * MIB)
+    with shared.hold(9 * MIB, "a picture"):
+        with pytest.raises(Overloaded, match=r"takes 6 MiB, and others .*: 9 MiB of 16 MiB \(pipelines.memory\)"):
             shared.hold(6 * MIB, "a picture", patience=0.01).__enter__()
-        with pytest.raises(TooLarge, match="takes 11 MiB; 10 MiB are there for all"):
-            shared.hold(11 * MIB, "a picture").__enter__()
+        with pytest.raises(TooLarge, match="takes 15 MiB; 14 MiB are there for one"):
+            shared.hold(15 * MIB, "a picture").__enter__()
     assert shared.held == 0
