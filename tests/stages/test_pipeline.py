@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -394,3 +395,12 @@ def test_every_parameter_of_every_step_says_what_it_is() -> None:
     for name, step in SHIPPED.items():
         for field, info in step.params_type.model_fields.items():
             assert info.description, f"{name}.{field}"
+
+
+def test_a_module_that_ends_the_process_while_it_is_imported_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_script.py").write_text("raise SystemExit(2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (found,) = findings(steps=[*STEPS[:2], {"step": "a_script:Step"}, STEPS[2]])
+    assert found.startswith("steps.2.step: step 'a_script:Step' cannot be imported: SystemExit: 2; ")
