@@ -18,17 +18,19 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.admin import Admin, ConfigHistory
-from gateway.assemble import merges_of, names_of, routes_of, upstreams_of
+from gateway.assemble import collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
 from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
-from gateway.forward.memory import default_collected_bytes
+from gateway.container import memory_limit
 from gateway.forward.server import COLLECTED, ForwardMethod
-from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged
+from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow
+from gateway.infer.contracts import Contracts
 from gateway.infer.inference import Inference
 from gateway.infer.models import Models
-from gateway.infer.pipelines import PipelineModel, Threads
+from gateway.infer.pipelines import PipelineModel
 from gateway.infer.sequences import Sequences
 from gateway.infer.streams import StreamLimits
+from gateway.infer.threads import Threads
 from gateway.infer.topology import Topology
 from gateway.merge import MergeSettings
 from gateway.native import is_compiled
@@ -42,6 +44,7 @@ from gateway.server.relay import Relay
 from gateway.server.streaming import StreamRelay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
+from gateway.stages.budget import MEMORY
 from gateway.state import state_of
 from gateway.telemetry.process import ProcessTelemetry
 from gateway.telemetry.shared_values import SharedDirectory
@@ -81,8 +84,9 @@ class Gateway:
         self._changes = Changes()
         self._history = ConfigHistory()
         self._watcher = Watcher(load, loaded, self._reloaded, self._refused)
-        collected = loaded.config.server.max_collected_bytes or default_collected_bytes()
-        self._collected = Budget(collected, COLLECTED)  # of callers' requests and upstreams' answers together
+        self._collected = Budget(
+            collected_of(loaded.config, memory_limit), COLLECTED
+        )  # of callers' requests and upstreams' answers together
         self._draining = False
         self._started = False
         self.settings: Config = loaded.config
@@ -106,13 +110,16 @@ class Gateway:
         self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed, self._endpoint_left))
         self._discovery = await exits.enter_async_context(Discovery(self._addresses_changed))
         self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
+        self._telemetry.watch(self._pipelines_now)
         sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
         self._inference = Inference(Topology(routes_of(config), {}), self._hooks, sequences)
         self._catalogue = Catalogue(self._inference)
         self._models = Models(self._inference)
+        self._contracts = Contracts(self._inference)
         await self._discovery.learn(names_of(config), _FIRST_LOOK_UPS_SECONDS)
         self._take_over(self._first, (), _declared(self._first.config))
         self.admin_address = await self._enter_admin(exits)
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
         listen = self._place.shared_listen or config.listen
         settings = self._server_settings(config, listen)
@@ -217,6 +224,9 @@ class Gateway:
         }
         capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)
         pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses, self._collected))
+        self._contracts.poke()
+        MEMORY.most = memory_of(loaded.config, memory_limit)
+        self._threads.room.most = MEMORY.most // 2
         self.settings = loaded.config
         self._inference.capture = capture
         self._inference.topology = Topology(routes, pools, pipelines, merges)
@@ -234,6 +244,12 @@ class Gateway:
         self._hooks.config_changed(ConfigChanged(self._first.source, "", False, texts, time.monotonic()))
         _log.error("the new config is refused, the old one stays:\n  %s", "\n  ".join(texts))
 
+    def _pipelines_now(self) -> PipelinesNow:
+        """For the metrics; asked from any thread."""
+        pipelines = self._inference.topology.pipelines
+        faults = {name: len(model.faults) for name, model in pipelines.items()}
+        return PipelinesNow(self._threads.usage(), MEMORY.held, MEMORY.most or 0, faults)
+
     def _is_model_ready(self, name: str) -> bool:
         return bool(self._catalogue.is_ready(name))
 
@@ -245,6 +261,7 @@ class Gateway:
         self._hooks.endpoint_changed(
             EndpointChanged(endpoint.upstream, endpoint.address, ready, models, reason, time.monotonic())
         )
+        self._contracts.poke()
         self._changes.notify()
         told = f"ready ({reason})" if ready and reason else "ready" if ready else f"{endpoint.state.value}: {reason}"
         _log.log(
@@ -283,7 +300,7 @@ class Gateway:
             "listen": self.listen,
             "ready": self.is_ready(),
             "draining": self._draining,
-            **state_of(self._inference, self._catalogue),
+            **state_of(self._inference, self._catalogue, self._threads.usage()),
             "names": self._discovery.state(),
             "traffic": self._telemetry.traffic.report() if self._telemetry.traffic else None,
         }
@@ -292,6 +309,11 @@ class Gateway:
         return self._history.config()
 
     # The end
+
+    @property
+    def left_steps_behind(self) -> bool:
+        """After exit: are there threads that nobody can stop, and that could hold up the end of the interpreter?"""
+        return self._threads.left_behind
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
         """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls.

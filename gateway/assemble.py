@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
@@ -37,6 +38,9 @@ from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
 from gateway.wire.budget import Budget
 
+MOST_COLLECTED: Final = 512 << 20  # bytes: two of the largest messages that callers may send, by default
+LEAST_COLLECTED: Final = 16 << 20
+
 
 def routes_of(config: Config) -> Routes:
     """The routes that a config declares."""
@@ -62,6 +66,22 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
         for name, m in merges.items()
         if m is not None
     }
+
+
+def memory_of(config: Config, limit: Callable[[], int]) -> int:
+    """Bytes that one worker's pictures may take. limit: of the memory that all of this may use.
+
+    A third of it by default: a sixth is for pipelines' messages and tensors, a quarter for what is collected
+    (`collected_of`), the rest for all else.
+    """
+    memory = config.pipelines.memory
+    return (limit() // 3 if memory is None else memory) // config.workers
+
+
+def collected_of(config: Config, limit: Callable[[], int]) -> int:
+    """Bytes of messages that one worker may be collecting. limit: as above; a quarter of it by default."""
+    share = limit() // 4 // config.workers
+    return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
 
 
 def upstreams_of(

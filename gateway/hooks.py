@@ -212,6 +212,27 @@ class ConnectionFull:
     calls: int
 
 
+@dataclass(frozen=True, slots=True)
+class StepNow:
+    """What one step of a pipeline takes now."""
+
+    pipeline: str
+    step: str
+    running: int  # threads
+    waiting: int  # tasks without one
+    oldest: float  # seconds for which the longest of the running ones has been at it
+
+
+@dataclass(frozen=True, slots=True)
+class PipelinesNow:
+    """What pipelines take now, and what is wrong with them. It is asked for and not reported."""
+
+    steps: Sequence[StepNow]
+    memory_held: int  # bytes, by pictures that are being decoded
+    memory_most: int
+    faults: Mapping[str, int]  # by pipeline: between its config and the models that it calls
+
+
 class CallObserver(Protocol):
     """Hears about one call, in the order in which things happen."""
 

@@ -90,6 +90,10 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
         gc.freeze()  # what is there now stays: a collection need not stop calls to look at it
         await stop.wait()
         await gateway.drain(orphaned)  # nobody says "not ready" for it any more, and a successor wants the port
+    if gateway.left_steps_behind:  # what their libraries have begun might be joined at the interpreter's end, for ever
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
     return 0
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Mark = tuple[object, ...]
 """A fingerprint of files: equal as long as none of them changed."""
 
-_LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"))
+_LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"), ("pipelines", "memory"))
 """What a running gateway takes over. All else belongs to open sockets and to what is built at the start."""
 
 

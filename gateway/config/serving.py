@@ -52,7 +52,8 @@ class Server(Section):
         description="Memory per worker for messages that must be here whole before they can be worked on: those of "
         "pipelines and streams, compressed ones, and those whose tensors come before the model's name. One connection "
         "may have half of it. Beyond that they get RESOURCE_EXHAUSTED; messages up to 64KiB have an eighth more. By "
-        "default a quarter of the container's memory limit, or of the host's memory, and at most 512MiB.",
+        "default a quarter of the container's memory limit, or of the host's memory, shared by the workers, at most "
+        "512MiB.",
     )
     tls: ServerTls | None = Field(
         default=None,
@@ -138,20 +139,29 @@ class Sequences(Section):
 
 
 class Pipelines(Section):
-    """Threads for the pipelines' own steps, such as decoding pictures."""
+    """Threads and memory for the pipelines' own steps, such as decoding pictures."""
 
     threads: Whole = Field(
         default=2,
         ge=1,
         le=64,
-        description="Threads per worker that run steps. More than the cores of the host gain nothing.",
+        description="Threads per worker that run steps. More than the cores of the host gain nothing. A pipeline that "
+        "has none while others hold them all gets one of its own, so that no pipeline's steps hold up another's.",
     )
     queue: Whole = Field(
         default=64,
         ge=0,
         le=100_000,
-        description="Requests that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, which is better "
-        "for everybody than an answer after the caller's deadline.",
+        description="Requests of one pipeline that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, "
+        "which is better for everybody than an answer after the caller's deadline.",
+    )
+    memory: Annotated[int, Size(16 * MIB, 1024 * GIB)] | None = Field(
+        default=None,
+        description="Memory that pictures may take while they are decoded, in all workers together; each has its "
+        "share. What comes while it is taken waits up to 2s, then gets RESOURCE_EXHAUSTED; a picture that takes more "
+        "than 7/8 of it gets INVALID_ARGUMENT, and the last eighth is for small ones. The messages and tensors of "
+        "pipelines' requests may take half as much again; what comes then gets RESOURCE_EXHAUSTED. Without it: a "
+        "third of the container's limit (cgroup), or of the machine's memory.",
     )
 
 

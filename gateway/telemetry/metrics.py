@@ -29,6 +29,7 @@ from gateway.hooks import (
     ConfigChanged,
     ConnectionFull,
     EndpointChanged,
+    PipelinesNow,
     StepEnded,
 )
 from gateway.infer.metadata import REPLAYED
@@ -110,6 +111,8 @@ class Metrics:
         self._flushing = threading.Lock()
         self._digest: Gauge | None = None
         self._certificates: set[str] = set()  # their config keys
+        self._pipelines: Callable[[], PipelinesNow] | None = None
+        self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
         if settings.shared:
             self.scrape = Scrape.of_directory(settings.shared.path)
@@ -123,6 +126,29 @@ class Metrics:
             for series in list(self._series.values()):
                 if series.has_moved:
                     series.flush()
+            if self._pipelines is not None:
+                self._tell_pipelines(self._pipelines())
+
+    def watch(self, pipelines: Callable[[], PipelinesNow]) -> None:
+        """Ask this, from any thread, whenever somebody wants to know."""
+        self._pipelines = pipelines
+
+    def _tell_pipelines(self, now: PipelinesNow) -> None:
+        told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
+        for step in now.steps:
+            told["running", step.pipeline, step.step] = step.running
+            told["waiting", step.pipeline, step.step] = step.waiting
+            told["oldest", step.pipeline, step.step] = step.oldest
+        for model, faults in now.faults.items():
+            told["faults", model] = faults
+        gauges = self._families.pipelines
+        for key in [key for key, value in self._gauged.items() if value and key not in told]:
+            told[key] = 0
+        for key, value in told.items():
+            if self._gauged.get(key) != value:
+                gauge = gauges[key[0]]
+                (gauge.labels(*key[1:]) if len(key) > 1 else gauge).set(value)
+        self._gauged.update(told)
 
     def call_started(self, event: CallStarted) -> None:
         series = self._of(event)
@@ -283,6 +309,7 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.pipelines = self._of_pipelines(registry)
         self.build = Gauge(
             "gateway_build_info",
             "Always 1; the labels say what runs.",
@@ -290,6 +317,34 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemax",
         )
+
+    def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
+        """Gauges of what `PipelinesNow` says."""
+        by_step = ["model", "step"]
+
+        def gauge(name: str, help_text: str, labels: list[str], mode: str) -> Gauge:
+            return Gauge(name, help_text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
+        return {
+            "running": gauge("gateway_step_threads", "Threads that run a pipeline's step now.", by_step, "livesum"),
+            "waiting": gauge("gateway_step_queued", "Tasks of a step that wait for a thread.", by_step, "livesum"),
+            "oldest": gauge(
+                "gateway_step_oldest_seconds",
+                "For how long the longest-running thread of a step has been at it.",
+                by_step,
+                "livemax",
+            ),
+            "faults": gauge(
+                "gateway_pipeline_faults",
+                "What is wrong between a pipeline's config and the models that it calls.",
+                ["model"],
+                "livemax",
+            ),
+            "held": gauge(
+                "gateway_step_memory_bytes", "Memory that is taken for decoding pictures now.", [], "livesum"
+            ),
+            "most": gauge("gateway_step_memory_limit_bytes", "How much of it may be taken.", [], "livesum"),
+        }
 
 
 class _Bounded:
@@ -373,8 +428,10 @@ class _Series:
         """Answers the seconds that they took."""
         seconds = 0.0
         for step in steps:
-            seconds += step.at - step.started
-            self._families.step.labels(self._model, step.step).observe(step.at - step.started)
+            took = step.at - step.started
+            if took or not step.error:  # what failed between two steps takes no time: see `PipelineModel`
+                seconds += took
+                self._families.step.labels(self._model, step.step).observe(took)
             if step.error:
                 self._families.step_failures.labels(self._model, step.step).inc()
         return seconds

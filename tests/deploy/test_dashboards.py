@@ -28,8 +28,8 @@ ADDED = {"instance", "job", "pod", "namespace", "pool"}
 """Labels that Prometheus adds when it scrapes: by itself, or as deploy/ tells it."""
 
 INCIDENTS = {
-    "gpu-pool-gone", "one-triton-slow", "bad-model-version", "overload", "certificate-expired", "config-rejected",
-    "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
+    "gpu-pool-gone", "one-triton-slow", "bad-model-version", "pipeline-broken", "overload", "certificate-expired",
+    "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
 }  # fmt: skip
 
 OTHERS: Mapping[str, set[str]] = {
