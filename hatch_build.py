@@ -108,7 +108,7 @@ def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
 
 
 def digests(root: Path, modules: Sequence[str]) -> dict[str, str]:
-    """Of the sources, by their paths within the package; `gateway.native` compares them when it is imported."""
+    """Of the sources, by their paths within the package; `gateway.compiled` compares them when it is imported."""
     return {name.removeprefix("gateway/"): hashlib.sha256((root / name).read_bytes()).hexdigest() for name in modules}
 
 

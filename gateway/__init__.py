@@ -2,7 +2,7 @@
 
 import os
 
-from gateway.native import ignore_native_modules, ignore_stale_modules
+from gateway.compiled import ignore_native_modules, ignore_stale_modules
 
 if os.environ.get("GATEWAY_NO_EXTENSIONS"):
     ignore_native_modules()

@@ -19,32 +19,32 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.admin import Admin, ConfigHistory
 from gateway.assemble import collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
-from gateway.changes import Changes
+from gateway.notifier import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
 from gateway.container import memory_limit
-from gateway.forward.server import COLLECTED, ForwardMethod
+from gateway.transport.listener import COLLECTED, ForwardMethod
 from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow
-from gateway.infer.contracts import Contracts
-from gateway.infer.inference import Inference
-from gateway.infer.models import Models
-from gateway.infer.pipelines import PipelineModel
-from gateway.infer.sequences import Sequences
-from gateway.infer.streams import StreamLimits
-from gateway.infer.threads import Threads
-from gateway.infer.topology import Topology
-from gateway.merge import MergeSettings
-from gateway.native import is_compiled
+from gateway.forwarding.contracts import Contracts
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.models import Models
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.sequences import Sequences
+from gateway.forwarding.streams import StreamLimits
+from gateway.forwarding.threads import Threads
+from gateway.forwarding.topology import Topology
+from gateway.forwarding.batching import MergeSettings
+from gateway.compiled import is_compiled
 from gateway.routing import Routes
-from gateway.server.calls import CallLimits
-from gateway.server.catalogue import Catalogue
-from gateway.server.control import Control, ControlPolicy
-from gateway.server.health import HealthService
-from gateway.server.listener import Listener, Register, ServerSettings, ServerTls
-from gateway.server.relay import Relay
-from gateway.server.streaming import StreamRelay
-from gateway.server.typed import ClassificationService, PredictionService
-from gateway.server.v2 import V2Service
-from gateway.stages.budget import MEMORY
+from gateway.api.calls import CallLimits
+from gateway.api.catalogue import Catalogue
+from gateway.api.control import Control, ControlPolicy
+from gateway.api.health import HealthService
+from gateway.api.listener import Listener, Register, ServerSettings, ServerTls
+from gateway.api.relay import Relay
+from gateway.api.stream_caller import StreamRelay
+from gateway.api.typed import ClassificationService, PredictionService
+from gateway.api.v2 import V2Service
+from gateway.steps.budget import MEMORY
 from gateway.state import state_of
 from gateway.telemetry.process import ProcessTelemetry
 from gateway.telemetry.shared_values import SharedDirectory
@@ -53,7 +53,7 @@ from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
 from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
-from gateway.wire.budget import Budget
+from gateway.rpc.budget import Budget
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
-from gateway.merge import MergeSettings
+from gateway.forwarding.batching import MergeSettings
 from gateway.routing import (
     AnyOf,
     Condition,
@@ -36,7 +36,7 @@ from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
-from gateway.wire.budget import Budget
+from gateway.rpc.budget import Budget
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: two of the largest messages that callers may send, by default
 LEAST_COLLECTED: Final = 16 << 20

@@ -53,7 +53,7 @@ def _errors() -> tuple[type[Exception], ...]:
     names = {
         "gateway.config": ("ConfigError",),
         "gateway.admin": ("CannotListen",),
-        "gateway.server.listener": ("CannotServe",),
+        "gateway.api.listener": ("CannotServe",),
         "gateway.telemetry.otel": ("BadTelemetrySettings",),
         "gateway.telemetry.replay": ("BadCapture",),
         "gateway.artifacts": ("FetchFailed",),

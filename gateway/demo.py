@@ -22,10 +22,10 @@ from rich.table import Table
 
 from gateway.app import Gateway, Place
 from gateway.config import load
-from gateway.infer.messages import build_request, parse_response
+from gateway.forwarding.messages import build_request, parse_response
 from gateway.models.catalogue import build
 from gateway.models.pictures import sample_photo
-from gateway.stages import Params, Read, find_step
+from gateway.steps import Params, Read, find_step
 from gateway.supervisor import reserve
 from gateway.triton import LocalTriton, install
 from gateway.triton.command import Signals

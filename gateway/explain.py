@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gateway.errors import UnknownModel
 from gateway.routing import Routes, explain
-from gateway.stages import ModelCall, Pipeline
+from gateway.steps import ModelCall, Pipeline
 from gateway.types import Facts
 
 

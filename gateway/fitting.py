@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Mapping
 from gateway.assemble import names_of, routes_of, upstreams_of
 from gateway.config import Finding, Loaded, Severity
 from gateway.config.findings import dotted
-from gateway.infer.contracts import ask_all, ask_model
-from gateway.stages.compare import ModelFacts, compare
+from gateway.forwarding.contracts import ask_all, ask_model
+from gateway.steps.compare import ModelFacts, compare
 from gateway.types import Variant
 from gateway.upstream.connection import CallFailed, Connection
 from gateway.upstream.discovery import Discovery

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gateway.hooks import StepNow
-from gateway.infer.inference import Inference
+from gateway.forwarding.inference import Inference
 from gateway.routing import Route
-from gateway.server.catalogue import Catalogue
+from gateway.api.catalogue import Catalogue
 from gateway.upstream.endpoint import Endpoint
 
 

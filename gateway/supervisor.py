@@ -24,9 +24,9 @@ import aiohttp
 from gateway.admin import Admin, merged_config, merged_state
 from gateway.app import VERSION, Place
 from gateway.config import Config, split_address
-from gateway.forward.sockets import bind
+from gateway.transport.sockets import bind
 from gateway.scratch import Scratch
-from gateway.server.listener import CannotServe
+from gateway.api.listener import CannotServe
 from gateway.stopping import Stop, StopSignals
 from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod

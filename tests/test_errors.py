@@ -12,9 +12,9 @@ import pytest
 
 import gateway
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
-from gateway.infer.pipelines import CallRefused
-from gateway.server.calls import with_errors
-from gateway.stages.step import BadTensor, StepFailed
+from gateway.forwarding.pipelines import CallRefused
+from gateway.api.calls import with_errors
+from gateway.steps.step import BadTensor, StepFailed
 from gateway.status import Code
 
 MADE_OTHERWISE = {

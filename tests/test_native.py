@@ -17,7 +17,7 @@ from types import ModuleType
 
 import pytest
 
-from gateway.native import is_compiled
+from gateway.compiled import is_compiled
 
 ROOT = Path(__file__).parents[1]
 MODULES = re.findall(r'^  "(gateway/.*\.py)",$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
@@ -38,7 +38,7 @@ def _hatch_build() -> ModuleType:
 
 
 hatch_build = _hatch_build()
-IS_COMPILED = "from gateway.native import is_compiled; print(is_compiled())"
+IS_COMPILED = "from gateway.compiled import is_compiled; print(is_compiled())"
 
 
 def asked(environ: dict[str, str]) -> str:
@@ -88,7 +88,7 @@ def told(checkout: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("age", [-3600, 3600], ids=["older", "newer"])
-@pytest.mark.parametrize("name", ["gateway/wire/engine.py", "gateway/types.py"])
+@pytest.mark.parametrize("name", ["gateway/http2/engine.py", "gateway/types.py"])
 def test_an_edited_source_runs_in_place_of_the_module_that_was_made_of_another(
     checkout: Path, name: str, age: int
 ) -> None:

@@ -25,10 +25,10 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.admin.attention import attention
+from gateway.admin.alerts import attention
 from gateway.admin.page import page_routes
 from gateway.admin.preface import FirstBytes
-from gateway.forward.sockets import bind
+from gateway.transport.sockets import bind
 
 _SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
 _GRACE_SECONDS = 1.0  # for answers under way at the end; all of them are short

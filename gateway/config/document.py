@@ -13,8 +13,8 @@ from gateway.config.load import OVERRIDES
 from gateway.config.schema import json_schema
 from gateway.config.text import MAX_BYTES, MAX_DEPTH, MAX_VALUES, plain
 from gateway.config.units import MIB, duration_text, size_text
-from gateway.stages import Step
-from gateway.stages.catalogue import SHIPPED
+from gateway.steps import Step
+from gateway.steps.catalogue import SHIPPED
 
 _INTRO = f"""\
 # Configuration

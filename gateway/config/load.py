@@ -26,7 +26,7 @@ from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted
 from gateway.config.schema import Config, json_schema
 from gateway.config.text import MAX_BYTES, Document, parse, plain
 from gateway.config.units import REFUSED
-from gateway.stages import Pipeline, PipelineError, build_pipeline
+from gateway.steps import Pipeline, PipelineError, build_pipeline
 
 OVERRIDES: Mapping[Path, tuple[str, str]] = {
     ("listen",): ("GATEWAY_LISTEN", "--listen"),

@@ -32,7 +32,7 @@ from gateway.config.units import (
     Whole,
     refused,
 )
-from gateway.stages import PipelineSpec
+from gateway.steps import PipelineSpec
 
 Scalar = bool | int | float | str
 _SCALAR_SCHEMA = {"type": ["string", "number", "boolean"], "x-kind": "value"}

@@ -32,7 +32,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.config.serving import Capture
 from gateway.hooks import CallStarted
-from gateway.infer.metadata import REPLAYED
+from gateway.forwarding.metadata import REPLAYED
 
 _log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from gateway.hooks import (
     PipelinesNow,
     StepEnded,
 )
-from gateway.infer.metadata import REPLAYED
+from gateway.forwarding.metadata import REPLAYED
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import fsspec
 import grpc
 
-from gateway.infer.metadata import REPLAYED
+from gateway.forwarding.metadata import REPLAYED
 from gateway.v2.names import INFER
 
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from gateway.status import Origin
 from gateway.types import Metadata
-from gateway.wire.client import ClientCall
-from gateway.wire.fields import Fields
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import Fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.attention import attention
+from gateway.admin.alerts import attention
 
 ENDPOINT = {"address": "t-0:8001", "state": "ready", "reason": "", "in_flight": 0, "models": {"a": True, "b": True}}
 WELL: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.cli import _parser
 from gateway.config import load
-from gateway.wire.limits import KiB, Limits, MiB
+from gateway.http2.limits import KiB, Limits, MiB
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

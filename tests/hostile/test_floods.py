@@ -1,6 +1,6 @@
 """Peers that flood: each is cut at its named limit, and costs little until then, while honest calls hold.
 
-`allowed` units of an attack are borne by the default limits (`gateway.wire.limits`) without a word; before `most` are
+`allowed` units of an attack are borne by the default limits (`gateway.http2.limits`) without a word; before `most` are
 sent, the connection is cut. Exactly where is tested on limits that do not refill, and in memory in `tests/wire`.
 """
 
@@ -36,7 +36,7 @@ from frames import (
 )
 from processes import FAST, SLEEP, Honest, Served, head, request, target
 
-from gateway.wire.limits import Limits
+from gateway.http2.limits import Limits
 
 MiB = 1 << 20
 CALM = 11  # ENHANCE_YOUR_CALM

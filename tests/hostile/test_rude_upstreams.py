@@ -34,8 +34,9 @@ from frames import (
 )
 from upstreams import RESPONSE, TRAILERS, RawServer, accept_client, reply, requests
 
-from gateway.forward.channel import ChannelOptions, WireChannel
-from gateway.wire.limits import Limits
+from gateway.transport.dialer import ChannelOptions
+from aio_channel import WireChannel
+from gateway.http2.limits import Limits
 
 MiB = 1 << 20
 PATH = "/test.Service/Method"

@@ -1,6 +1,6 @@
 """Peers that are slow or only take up room: ended by a timer of a name, never in the way of honest calls.
 
-The timers are shortened here; their defaults are in `gateway.wire.limits`.
+The timers are shortened here; their defaults are in `gateway.http2.limits`.
 """
 
 from __future__ import annotations

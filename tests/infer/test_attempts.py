@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.infer.attempts import Attempts
+from gateway.forwarding.attempts import Attempts
 from gateway.status import Code, Origin, judge
 from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint, State

@@ -11,20 +11,20 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BUG_TEXT, GatewayError
 from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
-from gateway.infer.call import Call
-from gateway.infer.caller import Caller, metadata_from_pairs
-from gateway.infer.exchange import Request
-from gateway.infer.inference import Inference
-from gateway.infer.models import Models
-from gateway.infer.sequences import Sequences
-from gateway.infer.topology import Topology
+from gateway.forwarding.call import Call
+from gateway.forwarding.caller import Caller, metadata_from_pairs
+from gateway.forwarding.exchange import Request
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.models import Models
+from gateway.forwarding.sequences import Sequences
+from gateway.forwarding.topology import Topology
 from gateway.routing import Route, Routes, Split
 from gateway.status import Code, Origin
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
-from gateway.wire.client import ClientCall
-from gateway.wire.deadlines import Deadlines
+from gateway.rpc.client import ClientCall
+from gateway.rpc.deadlines import Deadlines
 
 REQUEST = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x"]).SerializeToString()
 ANSWER = pb.ModelInferResponse(model_name="net", model_version="3", raw_output_contents=[b"y"]).SerializeToString()

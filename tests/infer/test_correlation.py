@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.infer.correlation import traced_id, with_own_id
+from gateway.forwarding.correlation import traced_id, with_own_id
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = ("traceparent", f"00-{TRACE}-{SPAN}-01")

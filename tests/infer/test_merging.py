@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.infer.attempts import Attempt
-from gateway.infer.merging import MergePoint, maybe_merge_point
-from gateway.merge import Batch, Layout, MergeSettings
+from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
+from gateway.forwarding.batching import Batch, Layout, MergeSettings
 from gateway.status import Code
 from gateway.types import Metadata, Variant
 from gateway.upstream.connection import Answer
 from gateway.upstream.endpoint import Endpoint
-from gateway.wire.client import ClientCall
-from gateway.wire.fields import Fields
-from gateway.wire.peek import Head, peek_request
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import Fields
+from gateway.v2.peek import Head, peek_request
 
 BROKEN = "this member is broken"
 

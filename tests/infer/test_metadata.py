@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.infer.metadata import echoed, first_values, passed_on, served_trailers
+from gateway.forwarding.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.types import Served
 
 PASSED = ["authorization", "x-user-id", "x-anything-bin", "grpc-status-details-bin", "triton_grpc_error", "baggage"]

@@ -12,16 +12,16 @@ import pytest
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, Bug, MalformedMessage, NoTarget, UnknownModel
 from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
-from gateway.infer.exchange import Reply, Request
-from gateway.infer.inference import Inference
-from gateway.infer.messages import build_request, build_response
-from gateway.infer.models import Models
-from gateway.infer.pipelines import PipelineModel
-from gateway.infer.sequences import Sequences
-from gateway.infer.threads import Threads
-from gateway.infer.topology import Topology
+from gateway.forwarding.exchange import Reply, Request
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.messages import build_request, build_response
+from gateway.forwarding.models import Models
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.sequences import Sequences
+from gateway.forwarding.threads import Threads
+from gateway.forwarding.topology import Topology
 from gateway.routing import Routes
-from gateway.stages import PipelineSpec, build_pipeline
+from gateway.steps import PipelineSpec, build_pipeline
 from gateway.status import Code
 from gateway.types import Served
 

@@ -17,11 +17,11 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadInput, Bug, GatewayError, NoTarget, UnknownModel
 from gateway.hooks import CallObserver, NoObserver, StepEnded
-from gateway.infer.exchange import Reply, Request
-from gateway.infer.messages import build_request, build_response, parse_request, parse_response, tensors_of
-from gateway.infer.pipelines import PipelineModel
-from gateway.infer.threads import Threads
-from gateway.stages import PipelineSpec, Work, WrongAnswer, build_pipeline
+from gateway.forwarding.exchange import Reply, Request
+from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.threads import Threads
+from gateway.steps import PipelineSpec, Work, WrongAnswer, build_pipeline
 from gateway.types import Served
 
 DECLARED = PipelineSpec.model_validate(

@@ -10,12 +10,12 @@ import pytest
 
 from gateway.errors import GatewayError, Overloaded
 from gateway.hooks import CallObserver, NoObserver
-from gateway.infer.exchange import Reply, Request
-from gateway.infer.messages import build_request, build_response
-from gateway.infer.pipelines import PipelineModel
-from gateway.infer.room import MIB, Room
-from gateway.infer.threads import Threads
-from gateway.stages import PipelineSpec, build_pipeline
+from gateway.forwarding.exchange import Reply, Request
+from gateway.forwarding.messages import build_request, build_response
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.room import MIB, Room
+from gateway.forwarding.threads import Threads
+from gateway.steps import PipelineSpec, build_pipeline
 from gateway.types import Served
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [-1]}

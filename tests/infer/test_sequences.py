@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.infer.sequences import Pin, Sequences, draw_for, text_of
+from gateway.forwarding.sequences import Pin, Sequences, draw_for, text_of
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint
 

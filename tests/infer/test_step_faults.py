@@ -15,12 +15,12 @@ import pytest
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, DeadlineExceeded, GatewayError, UpstreamFailed
 from gateway.hooks import CallObserver, NoObserver, StepEnded
-from gateway.infer.complaints import Complaints
-from gateway.infer.exchange import Reply, Request
-from gateway.infer.messages import build_request, build_response
-from gateway.infer.pipelines import PipelineModel
-from gateway.infer.threads import Owner, Threads
-from gateway.stages import (
+from gateway.forwarding.complaints import Complaints
+from gateway.forwarding.exchange import Reply, Request
+from gateway.forwarding.messages import build_request, build_response
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.threads import Owner, Threads
+from gateway.steps import (
     Array,
     BadTensor,
     Params,

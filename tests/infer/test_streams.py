@@ -11,11 +11,11 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError, MalformedMessage
 from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
-from gateway.infer.exchange import Request
-from gateway.infer.inference import Inference
-from gateway.infer.sequences import Sequences
-from gateway.infer.streams import StreamLimits, StreamSession
-from gateway.infer.topology import Topology
+from gateway.forwarding.exchange import Request
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.sequences import Sequences
+from gateway.forwarding.streams import StreamLimits, StreamSession
+from gateway.forwarding.topology import Topology
 from gateway.routing import Direct, Routes
 from gateway.status import Code, Origin
 from gateway.upstream.connection import CallFailed, StreamListener

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadInput, MalformedMessage
-from gateway.infer.messages import (
+from gateway.forwarding.messages import (
     array_of,
     build_request,
     build_response,
@@ -21,7 +21,7 @@ from gateway.infer.messages import (
     parse_response,
     tensors_of,
 )
-from gateway.stages import DATATYPES, WrongAnswer, datatype_of, dtype_of
+from gateway.steps import DATATYPES, WrongAnswer, datatype_of, dtype_of
 
 
 def typed(datatype: str, shape: list[int], field: str, values: list[Any], name: str = "x") -> Any:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from gateway.errors import BadInput, Overloaded
-from gateway.infer.threads import Threads
-from gateway.stages import Work
+from gateway.forwarding.threads import Threads
+from gateway.steps import Work
 
 
 class Gate:

@@ -14,7 +14,7 @@ from v2_gateways import gateway_of
 
 from gateway.app import Gateway
 from gateway.config import load
-from gateway.forward.channel import WireChannel
+from aio_channel import WireChannel
 from gateway.triton import LocalTriton
 from gateway.v1 import prediction_pb2, prediction_pb2_grpc
 

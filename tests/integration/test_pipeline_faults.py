@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 STEPS = """
 import sys, time
-from gateway.stages import Params, Step, TensorSpec
+from gateway.steps import Params, Step, TensorSpec
 
 class Panic(BaseException): pass
 

@@ -21,8 +21,8 @@ from v2_calls import channel_to, public_name
 from v2_gateways import wait_until
 
 from gateway.app import Gateway
-from gateway.server import typed
-from gateway.stages import dtype_of, to_raw
+from gateway.api import typed
+from gateway.steps import dtype_of, to_raw
 from gateway.v1 import (
     classification_pb2,
     classification_pb2_grpc,

@@ -18,8 +18,8 @@ from v2_gateways import Script, gateway_of
 
 from gateway.app import Gateway
 from gateway.config import load
-from gateway.server.calls import is_loopback
-from gateway.server.control import RPCS
+from gateway.api.calls import is_loopback
+from gateway.api.control import RPCS
 from gateway.triton import LocalTriton
 
 pytestmark = pytest.mark.integration

@@ -21,7 +21,7 @@ from v2_gateways import Script, endpoint_of, gateway_of, in_front_of, wait_until
 
 from gateway.app import Gateway
 from gateway.config import load
-from gateway.infer.streams import StreamLimits
+from gateway.forwarding.streams import StreamLimits
 from gateway.triton import LocalTriton
 
 pytestmark = pytest.mark.integration

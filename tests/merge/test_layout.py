@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.merge import Batch, Layout, Layouts
-from gateway.wire.fields import Fields
-from gateway.wire.peek import Head, peek_request, peek_response
+from gateway.forwarding.batching import Batch, Layout, Layouts
+from gateway.rpc.metadata import Fields
+from gateway.v2.peek import Head, peek_request, peek_response
 
 SIZES = {"FP32": 4, "INT64": 8, "UINT8": 1, "FP16": 2}
 

@@ -10,9 +10,9 @@ from random import Random
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.merge import Batch, Layout, MergeLimits, Merger, Window
-from gateway.merge.layout import Part
-from gateway.wire.fields import Fields
+from gateway.forwarding.batching import Batch, Layout, MergeLimits, Merger, Window
+from gateway.v2.layout import Part
+from gateway.rpc.metadata import Fields
 
 
 def layout(rows: int, signature: bytes = b"s") -> Layout:

@@ -9,9 +9,9 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.merge import Layout, Layouts, carried, fits, why_not
-from gateway.wire.fields import Fields
-from gateway.wire.peek import peek_response
+from gateway.forwarding.batching import Layout, Layouts, carried, fits, why_not
+from gateway.rpc.metadata import Fields
+from gateway.v2.peek import peek_response
 
 
 def described() -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.server.catalogue import add_up
+from gateway.api.catalogue import add_up
 
 
 def duration(count: int, ns: int) -> Any:

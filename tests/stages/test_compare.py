@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.stages import PipelineSpec, build_pipeline
-from gateway.stages.compare import ModelFacts, ModelTensor, compare, facts_of
+from gateway.steps import PipelineSpec, build_pipeline
+from gateway.steps.compare import ModelFacts, ModelTensor, compare, facts_of
 
 LOGITS = {"name": "logits", "datatype": "FP32", "shape": [-1]}
 CALL = {"call": "m", "inputs": ["logits"], "outputs": {"probabilities": "scores"}}

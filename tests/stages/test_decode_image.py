@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from gateway.errors import BadInput
-from gateway.stages.image import DecodeImage, DecodeImageParams
+from gateway.steps.image import DecodeImage, DecodeImageParams
 from gateway.status import Code
 
 

@@ -20,15 +20,15 @@ from drawing import encode
 from PIL import Image
 
 from gateway.errors import Overloaded
-from gateway.stages.budget import MEMORY, MIB, Budget, TooLarge
-from gateway.stages.header import BadPicture, read_header
-from gateway.stages.picture import Fit, decode
+from gateway.steps.budget import MEMORY, MIB, Budget, TooLarge
+from gateway.steps.header import BadPicture, read_header
+from gateway.steps.picture import Fit, decode
 
 DECODER = """
 import sys
-from gateway.stages import budget
-from gateway.stages.header import read_header
-from gateway.stages.picture import Fit, decode
+from gateway.steps import budget
+from gateway.steps.header import read_header
+from gateway.steps.picture import Fit, decode
 
 def resident(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024

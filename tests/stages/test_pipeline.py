@@ -13,7 +13,7 @@ from drawing import encode, photo, png
 from pydantic import Field, ValidationError
 
 from gateway.errors import BadInput
-from gateway.stages import (
+from gateway.steps import (
     LocalStep,
     ModelCall,
     Params,
@@ -27,7 +27,7 @@ from gateway.stages import (
     WrongAnswer,
     build_pipeline,
 )
-from gateway.stages.catalogue import SHIPPED
+from gateway.steps.catalogue import SHIPPED
 
 FILES = {"labels.txt": b"red\ngreen\nblue\n"}
 
@@ -371,7 +371,7 @@ def test_a_users_step_is_found_by_entry_point(tmp_path: Any, monkeypatch: pytest
         ("nowhere.to.be:found", "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         ("collections:Nothing", "cannot be imported: AttributeError: module 'collections' has no attribute 'Nothing'"),
         ("collections:OrderedDict", "is not a step"),
-        ("gateway.stages:Step", "is not a step"),
+        ("gateway.steps:Step", "is not a step"),
     ],
 )
 def test_a_users_step_that_is_none_is_a_finding(name: str, wrong: str) -> None:

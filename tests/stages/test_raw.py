@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from tritonclient.utils import serialize_byte_tensor
 
 from gateway.errors import BadInput
-from gateway.stages import DATATYPES, datatype_of, dtype_of, to_array, to_raw
+from gateway.steps import DATATYPES, datatype_of, dtype_of, to_array, to_raw
 
 NUMBERS = [datatype for datatype in DATATYPES if datatype not in ("BYTES", "BF16")]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.stages import StepError, WrongAnswer
-from gateway.stages.scores import Softmax, SoftmaxParams, TopK, TopKParams, best_of, softmax
+from gateway.steps import StepError, WrongAnswer
+from gateway.steps.scores import Softmax, SoftmaxParams, TopK, TopKParams, best_of, softmax
 
 LABELS = "ant\nbee\ncat\ndög\n\n".encode()
 

@@ -17,8 +17,8 @@ from drawing import encode
 from gateway.artifacts import fetch
 from gateway.errors import BadInput
 from gateway.models import catalogue, pictures, sources
-from gateway.stages import LocalStep, Pipeline, PipelineSpec, StepError, WrongAnswer, build_pipeline
-from gateway.stages.filetype import FileType, FileTypeParams
+from gateway.steps import LocalStep, Pipeline, PipelineSpec, StepError, WrongAnswer, build_pipeline
+from gateway.steps.filetype import FileType, FileTypeParams
 
 CHECKOUT = Path(__file__).parents[2]
 Drive = Callable[..., dict[str, Any]]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.stages import StepError
-from gateway.stages.language import TextFeatures, TextFeaturesParams, normalise
+from gateway.steps import StepError
+from gateway.steps.language import TextFeatures, TextFeaturesParams, normalise
 
 
 def npy(values: Any) -> bytes:

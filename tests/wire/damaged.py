@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError
-from gateway.wire.peek import bool_parameter
+from gateway.v2.peek import bool_parameter
 
 
 @st.composite

@@ -8,10 +8,10 @@ import h2.config
 import h2.connection
 import h2.events
 
-from gateway.wire.client import ClientCall, ClientConnection
-from gateway.wire.deadlines import Deadlines
-from gateway.wire.limits import Limits
-from gateway.wire.server import ServerCall, ServerConnection
+from gateway.rpc.client import ClientCall, ClientConnection
+from gateway.rpc.deadlines import Deadlines
+from gateway.http2.limits import Limits
+from gateway.rpc.server import ServerCall, ServerConnection
 
 Pair = tuple[str | bytes, str | bytes]
 

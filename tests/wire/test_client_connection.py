@@ -10,10 +10,10 @@ import pytest
 from h2_peers import ClientUnderTest, message
 
 from gateway.status import Code, Meaning, Origin, judge
-from gateway.wire.client import ClientCall
-from gateway.wire.fields import fields_from
-from gateway.wire.frames import frame
-from gateway.wire.limits import Limits, MiB
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import fields_from
+from gateway.http2.frames import frame
+from gateway.http2.limits import Limits, MiB
 
 OK = ("grpc-status", "0")
 LARGE, SMALL = b"h" * 4097, b"hello"

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.status import Code
-from gateway.wire.budget import SMALL_MESSAGE, Budget
-from gateway.wire.codes import CallFailed
-from gateway.wire.limits import KiB, Limits, MiB
-from gateway.wire.server import ServerCall
+from gateway.rpc.budget import SMALL_MESSAGE, Budget
+from gateway.rpc.codes import CallFailed
+from gateway.http2.limits import KiB, Limits, MiB
+from gateway.rpc.server import ServerCall
 
 LIMITS = Limits(collected_bytes=1 * MiB)
 

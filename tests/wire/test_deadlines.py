@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.wire.deadlines import FAR, FAR_TICKS, SLACK, TICK, Deadlines
+from gateway.rpc.deadlines import FAR, FAR_TICKS, SLACK, TICK, Deadlines
 
 
 class Item:

@@ -13,8 +13,8 @@ from h2_peers import lenient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.wire.engine import Engine, client_engine, server_engine
-from gateway.wire.frames import (
+from gateway.http2.engine import Engine, client_engine, server_engine
+from gateway.http2.frames import (
     PREFACE,
     WINDOW_UPDATE,
     ConnectionClosed,
@@ -29,9 +29,9 @@ from gateway.wire.frames import (
     frame,
     goaway_frame,
 )
-from gateway.wire.hpack import NeverIndexed
-from gateway.wire.limits import Limits
-from gateway.wire.states import MOST_STRAYS
+from gateway.http2.hpack import NeverIndexed
+from gateway.http2.limits import Limits
+from gateway.http2.states import MOST_STRAYS
 
 HEAD = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x"), (b":authority", b"a")]
 

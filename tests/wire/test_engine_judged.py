@@ -16,8 +16,8 @@ import h2.exceptions
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from gateway.wire.engine import Engine, client_engine, server_engine
-from gateway.wire.frames import (
+from gateway.http2.engine import Engine, client_engine, server_engine
+from gateway.http2.frames import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -44,7 +44,7 @@ from gateway.wire.frames import (
     TrailersReceived,
     frame,
 )
-from gateway.wire.limits import Limits
+from gateway.http2.limits import Limits
 
 LIMITS = Limits(stream_window=65_535, connection_window=65_535)
 FIELDS = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x"), (b":authority", b"a")]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.infer.metadata import first_values
-from gateway.wire.fields import (
+from gateway.forwarding.metadata import first_values
+from gateway.rpc.metadata import (
     MOST_MESSAGE,
     decode_message,
     encode_message,

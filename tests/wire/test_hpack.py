@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire.hpack import KEPT, NEVER_FITS, TABLE_BYTES, BadBlock, Decoder, Encoder, Field, NeverIndexed, TooLarge
+from gateway.http2.hpack import KEPT, NEVER_FITS, TABLE_BYTES, BadBlock, Decoder, Encoder, Field, NeverIndexed, TooLarge
 
 NAMES = st.sampled_from([b":path", b":authority", b"te", b"content-type", b"grpc-timeout", b"x-a", b"x" * 200])
 VALUES = st.one_of(st.sampled_from([b"", b"trailers", b"application/grpc", b"v" * 130, b"\xff" * 9]), st.binary())

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.wire import peek
+from gateway.v2 import peek
 
 raws = st.lists(st.sampled_from([b"", b"raw", bytes(200), bytes(20_000)]), max_size=3)
 

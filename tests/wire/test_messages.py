@@ -10,9 +10,9 @@ import zlib
 import pytest
 
 from gateway.status import Code
-from gateway.wire.codes import CallFailed, from_http, from_reset
-from gateway.wire.limits import Limits, MiB
-from gateway.wire.messages import Inflater, compress, decompress, prefix, read_prefix
+from gateway.rpc.codes import CallFailed, from_http, from_reset
+from gateway.http2.limits import Limits, MiB
+from gateway.rpc.framing import Inflater, compress, decompress, prefix, read_prefix
 
 LIMITS = Limits()
 

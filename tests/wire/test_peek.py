@@ -18,8 +18,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadRequest, MalformedMessage
 from gateway.types import Parameter
-from gateway.wire import peek
-from gateway.wire.peek import Buffer, Head
+from gateway.v2 import peek
+from gateway.v2.peek import Buffer, Head
 
 # Messages as lists of encoded fields, so that order, repeats and unknown fields are free
 

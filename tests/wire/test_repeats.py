@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.wire.peek import bool_parameter, peek_request, peek_stream_response, rename_request, rename_stream_response
-from gateway.wire.repeats import StreamRequestHeads, StreamResponseHeads
+from gateway.v2.peek import bool_parameter, peek_request, peek_stream_response, rename_request, rename_stream_response
+from gateway.v2.repeats import StreamRequestHeads, StreamResponseHeads
 
 ids = st.sampled_from(["", "1", "22", "i" * 127, "i" * 128, "größe"])
 raws = st.lists(st.sampled_from([b"", b"raw", bytes(200)]), max_size=3)

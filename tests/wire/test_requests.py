@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gateway.status import Code
-from gateway.wire.codes import CallFailed
-from gateway.wire.hpack import Field
-from gateway.wire.limits import Limits
-from gateway.wire.requests import KEPT, KEPT_BYTES, RequestHeads
+from gateway.rpc.codes import CallFailed
+from gateway.http2.hpack import Field
+from gateway.http2.limits import Limits
+from gateway.rpc.requests import KEPT, KEPT_BYTES, RequestHeads
 
 USUAL: tuple[Field, ...] = (
     (b":method", b"POST"),

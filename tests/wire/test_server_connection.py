@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.status import Code
-from gateway.wire.codes import CallFailed
-from gateway.wire.engine import client_engine
-from gateway.wire.fields import fields_from
-from gateway.wire.frames import ConnectionClosed, Event, GoAwayReceived, TrailersReceived
-from gateway.wire.limits import KiB, Limits, MiB
-from gateway.wire.server import ServerCall
+from gateway.rpc.codes import CallFailed
+from gateway.http2.engine import client_engine
+from gateway.rpc.metadata import fields_from
+from gateway.http2.frames import ConnectionClosed, Event, GoAwayReceived, TrailersReceived
+from gateway.http2.limits import KiB, Limits, MiB
+from gateway.rpc.server import ServerCall
 
 # Good calls
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from gateway.wire.engine import Engine, client_engine, server_engine
-from gateway.wire.frames import (
+from gateway.http2.engine import Engine, client_engine, server_engine
+from gateway.http2.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -21,8 +21,8 @@ from gateway.wire.frames import (
     StreamClosed,
     frame,
 )
-from gateway.wire.limits import Limits
-from gateway.wire.states import (
+from gateway.http2.limits import Limits
+from gateway.http2.states import (
     AWAITING,
     AWAITING_SENT,
     BODY,

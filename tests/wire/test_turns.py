@@ -9,12 +9,12 @@ import pytest
 from h2_peers import REQUEST, ClientUnderTest, ServerUnderTest, message, request
 
 from gateway.status import Code
-from gateway.wire.codes import CallFailed
-from gateway.wire.connection import TURN
-from gateway.wire.frames import INITIAL_WINDOW_SIZE, settings_frame
-from gateway.wire.limits import Limits, MiB
-from gateway.wire.messages import Inflater
-from gateway.wire.server import ServerCall
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.connection import TURN
+from gateway.http2.frames import INITIAL_WINDOW_SIZE, settings_frame
+from gateway.http2.limits import Limits, MiB
+from gateway.rpc.framing import Inflater
+from gateway.rpc.server import ServerCall
 
 MANY = 3 * TURN + 7
 

@@ -1,0 +1,99 @@
+"""Between a gRPC servicer context and the core: what arrived, and how an error leaves.
+
+The one place where `GatewayError` becomes a gRPC status. Contexts are grpc.aio's, or any that behave as they do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote
+
+import grpc
+
+from gateway.deadline import Deadline
+from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
+from gateway.forwarding.exchange import Request
+from gateway.forwarding.metadata import echoed, failed_trailers, first_values, passed_on
+from gateway.types import Metadata
+
+_log = logging.getLogger(__name__)
+
+Context = Any
+"""grpc.aio.ServicerContext; Any because its generic parameters say nothing about bytes."""
+
+Answer = TypeVar("Answer")
+Handler = Callable[[Any, Context], Awaitable[Answer]]
+"""Takes a request, or an iterator of them; returns the answer, or None if it writes its answers itself."""
+
+_STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Time that unary calls get. Seconds."""
+
+    default_deadline: float | None = None  # for callers that give none
+    longest_deadline: float | None = None  # for those that give too much
+
+    def apply(self, seconds: float | None) -> float | None:
+        """What a call gets whose caller gave it `seconds`; None is no end."""
+        if seconds is None:
+            seconds = self.default_deadline
+        if self.longest_deadline is None:
+            return seconds
+        return self.longest_deadline if seconds is None else min(seconds, self.longest_deadline)
+
+
+def request_from(context: Context, body: bytes, method: str, limits: CallLimits) -> Request:
+    """What the core needs to know of a call."""
+    seconds = limits.apply(context.time_remaining())
+    deadline = None if seconds is None else Deadline.after(seconds, time.monotonic())
+    return Request(body, tuple(context.invocation_metadata() or ()), deadline, context.peer(), method)
+
+
+def is_loopback(peer: str) -> bool:
+    """peer: as gRPC writes it, such as `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind == "unix":
+        return True
+    try:
+        address = ip_address(rest.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    # A socket that listens on IPv6 and IPv4 at once shows IPv4 callers as ::ffff:127.0.0.1.
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+async def abort(context: Context, error: GatewayError) -> None:
+    """End the call with the error's status. Does not return."""
+    trailing = error_trailing(error, first_values(context.invocation_metadata() or ()))
+    await context.abort(_STATUS[error.code], error.text, trailing_metadata=tuple(trailing))
+
+
+def error_trailing(error: GatewayError, metadata: Mapping[str, str]) -> Metadata:
+    """Trailing metadata of an error: the upstream's, who was asked, the caller's id. metadata: the caller's."""
+    upstream = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()
+    return (*upstream, *failed_trailers(error), *echoed(metadata))
+
+
+def with_errors(handler: Handler[Answer]) -> Handler[Answer]:
+    """A handler whose errors end the call with their status; unforeseen ones tell the caller nothing."""
+
+    async def guarded(request: Any, context: Context) -> Any:
+        try:
+            return await handler(request, context)
+        except GatewayError as error:
+            await abort(context, error)
+        except Exception as error:
+            if isinstance(error, grpc.aio.AbortError):
+                raise
+            _log.exception("unforeseen failure in %s", getattr(handler, "__name__", "a handler"))
+            await abort(context, Bug(BUG_TEXT))
+
+    return guarded

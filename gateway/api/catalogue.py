@@ -1,0 +1,335 @@
+"""What models there are and how they are: readiness, metadata, config, statistics and index over all upstreams.
+
+A public model looks like any other model here. What its variants have in common comes from the first that answers;
+what adds up (statistics) is added up over variants and endpoints.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.errors import GatewayError, NoTarget, UnknownModel
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.pipelines import PIPELINE_VERSION, PipelineModel
+from gateway.forwarding.topology import Topology
+from gateway.routing import Route, plan
+from gateway.status import Meaning, judge
+from gateway.types import Facts, Variant
+from gateway.upstream.ask import NOBODY, Asker, as_error, ask, usable
+from gateway.upstream.connection import CallFailed
+from gateway.upstream.endpoint import Endpoint, State
+
+_NOBODY_THERE = "no Triton endpoint can be reached now"
+
+
+class Catalogue:
+    """Answers about models, by public name or a variant's own."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    @property
+    def _topology(self) -> Topology:
+        return self._inference.topology
+
+    def is_configured(self, name: str) -> bool:
+        """Is it a public name, or a variant's own that may be called?"""
+        return self._topology.is_known(name)
+
+    def is_ready(self, name: str, version: str = "") -> bool | None:
+        """Can a call be answered, as far as is known now? None for a name that is unknown here.
+
+        For models that are watched (every variant's); others have to be asked for by `model_ready`.
+        """
+        pipeline = self._topology.pipelines.get(name)
+        if pipeline is not None:
+            return pipeline.is_ready()
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            return None
+        return any(self._inference.is_available(variant) for variant in self._order(route, version))
+
+    async def model_ready(self, name: str, version: str, asker: Asker = NOBODY) -> bool:
+        """As Triton: false, and no error, for a name that is unknown."""
+        pipeline = self._topology.pipelines.get(name)
+        if pipeline is not None:
+            return pipeline.is_ready() and version in ("", PIPELINE_VERSION)
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            return False
+        refusal: CallFailed | None = None
+        for variant in self._order(route, version):
+            request = pb.ModelReadyRequest(name=variant.model, version=variant.version or version)
+            for endpoint in self._endpoints(variant):
+                try:
+                    if (await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse, asker)).ready:
+                        return True
+                except CallFailed as failure:
+                    _raise_if_callers_fault(failure, request.name, request.version)
+                    refusal = failure if failure.from_server else refusal
+        if refusal is not None:
+            raise as_error(refusal)
+        return False
+
+    async def model_metadata(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelMetadataResponse:
+        pipeline = self._pipeline_of(name, version)
+        if pipeline is not None:
+            return pipeline.metadata()
+        answer = await self._first(
+            name, version, "ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse, asker
+        )
+        answer.name = name
+        return answer
+
+    async def model_config(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelConfigResponse:
+        pipeline = self._pipeline_of(name, version)
+        if pipeline is not None:
+            return pipeline.config()
+        answer = await self._first(name, version, "ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse, asker)
+        answer.config.name = name
+        return answer
+
+    async def model_statistics(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelStatisticsResponse:
+        """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
+        if name:
+            stats, failures = await self._statistics_of(name, version, asker)
+            if not stats:
+                raise self._no_answer(name, version, failures)
+            return pb.ModelStatisticsResponse(model_stats=stats)
+        # As Triton: a version without a name means nothing.
+        everything = await self._everywhere(
+            "ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse, asker
+        )
+        answers = await asyncio.gather(*(self._statistics_of(each, "", asker) for each in self._names()))
+        stats = [entry for found, _ in answers for entry in found]
+        stats += self._other_statistics({entry.name for entry in stats}, everything)
+        return pb.ModelStatisticsResponse(model_stats=stats)
+
+    async def repository_index(
+        self, request: pb.RepositoryIndexRequest, asker: Asker = NOBODY
+    ) -> pb.RepositoryIndexResponse:
+        """Public models, then the others that an upstream lists and that may be called; READY if one endpoint says so.
+
+        A public model has, as at Triton, an entry for each version that is ready: those of its variants' models.
+        """
+        answers = await self._everywhere("RepositoryIndex", request, pb.RepositoryIndexResponse, asker)
+        listed: dict[tuple[str, str], pb.RepositoryIndexResponse.ModelIndex] = {}
+        for entry in (entry for answer in answers for entry in answer.models):
+            known = listed.get((entry.name, entry.version))
+            if known is None or (entry.state == "READY" and known.state != "READY"):
+                listed[entry.name, entry.version] = entry
+        public = dict.fromkeys(self._public_names())
+        models = [entry for name in public for entry in self._index_entries(name, listed.values())]
+        lookup = self._topology.routes.lookup
+        models += [e for e in listed.values() if e.name not in public and lookup(e.name) is not None]
+        return pb.RepositoryIndexResponse(models=[e for e in models if e.state == "READY" or not request.ready])
+
+    def _index_entries(
+        self, name: str, listed: Iterable[pb.RepositoryIndexResponse.ModelIndex]
+    ) -> list[pb.RepositoryIndexResponse.ModelIndex]:
+        """Of one public model. listed: what upstreams have."""
+        index = pb.RepositoryIndexResponse.ModelIndex
+        if not self.is_ready(name):
+            return [index(name=name, state="UNAVAILABLE", reason="no variant can answer now")]
+        if name in self._topology.pipelines:
+            return [index(name=name, version=PIPELINE_VERSION, state="READY")]
+        variants = self._topology.routes.public[name].variants
+        ready = {
+            entry.version
+            for variant in variants
+            for entry in listed
+            if (entry.name, entry.state) == (variant.model, "READY") and variant.version in ("", entry.version)
+        }
+        return [index(name=name, version=version, state="READY") for version in sorted(ready, key=_as_number)]
+
+    async def server_metadata(self, asker: Asker = NOBODY) -> pb.ServerMetadataResponse:
+        """Triton's own, with the extensions that every endpoint has."""
+        answers = await self._everywhere("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse, asker)
+        if not answers:
+            raise NoTarget(_NOBODY_THERE)
+        first = answers[0]
+        common = [name for name in first.extensions if all(name in answer.extensions for answer in answers)]
+        return pb.ServerMetadataResponse(name=first.name, version=first.version, extensions=common)
+
+    def problems(self) -> list[str]:
+        """Why the gateway as a whole can't serve; empty if it can: some endpoint has answered a probe."""
+        endpoints = [endpoint for pool in self._topology.pools.values() for endpoint in pool.endpoints]
+        if any(endpoint.state in (State.READY, State.SUSPECT) for endpoint in endpoints):
+            return []
+        unknown = [f"upstream {name}: no address found" for name, p in self._topology.pools.items() if not p.endpoints]
+        down = [f"upstream {e.upstream}: endpoint {e.address} is {e.state.value}: {e.reason}" for e in endpoints]
+        return [*unknown, *down]
+
+    # How answers are gathered
+
+    def _public_names(self) -> list[str]:
+        return [*self._topology.routes.public, *self._topology.pipelines]
+
+    def _names(self) -> list[str]:
+        """Every name that is known without asking: public models, pipelines, variants' own."""
+        return list(dict.fromkeys([*self._topology.pipelines, *self._topology.routes.names]))
+
+    def _pipeline_of(self, name: str, version: str) -> PipelineModel | None:
+        pipeline = self._topology.pipelines.get(name)
+        if pipeline is not None and version not in ("", PIPELINE_VERSION):
+            raise UnknownModel(name, version)
+        return pipeline
+
+    def _order(self, route: Route, version: str) -> Sequence[Variant]:
+        """The variants as a call without metadata would try them."""
+        facts = Facts(version=version)
+        return plan(route, facts, draw=0.0, available=self._inference.is_available).targets
+
+    def _endpoints(self, variant: Variant) -> Sequence[Endpoint]:
+        pool = self._topology.pools.get(variant.upstream)
+        return usable(pool, variant.model, variant.version) if pool else ()
+
+    async def _first(  # noqa: PLR0917
+        self, name: str, version: str, method: str, request: Any, answer: type[Any], asker: Asker
+    ) -> Any:
+        """The first answer among the variants in their order of preference. Any: protobuf classes."""
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            raise UnknownModel(name, version)
+        failures: list[CallFailed] = []
+        for variant in self._order(route, version):
+            question = request(name=variant.model, version=variant.version or version)
+            for endpoint in self._endpoints(variant):
+                try:
+                    return await ask(endpoint, method, question, answer, asker)
+                except CallFailed as failure:
+                    _raise_if_callers_fault(failure, question.name, question.version)
+                    failures.append(failure)
+        raise self._no_answer(name, version, failures)
+
+    def _no_answer(self, name: str, version: str, failures: Sequence[CallFailed]) -> GatewayError:
+        """Of a Triton's own model its own error, of a public one an error that tells no variant's name."""
+        route = self._topology.routes.lookup(name)
+        if failures and name not in self._topology.routes.public:
+            return as_error(failures[-1])
+        if route is None or (version and any(map(self._endpoints, self._order(route, version)))):
+            return UnknownModel(name, version)
+        return NoTarget(f"model '{name}': no variant can answer now")
+
+    async def _statistics_of(
+        self, name: str, version: str, asker: Asker
+    ) -> tuple[list[pb.ModelStatistics], list[CallFailed]]:
+        """What was found, and what went wrong where nothing was."""
+        pipeline = self._pipeline_of(name, version)
+        if pipeline is not None:
+            return [pipeline.statistics()], []
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            return [], []
+        asked: list[Awaitable[pb.ModelStatisticsResponse]] = []
+        for variant in _distinct(route.variants):
+            request = pb.ModelStatisticsRequest(name=variant.model, version=variant.version or version)
+            for endpoint in self._endpoints(variant):
+                asked.append(ask(endpoint, "ModelStatistics", request, pb.ModelStatisticsResponse, asker))
+        answers, failures = await _results(asked)
+        return add_up(name, answers), failures
+
+    def _other_statistics(
+        self, known: set[str], answers: Sequence[pb.ModelStatisticsResponse]
+    ) -> list[pb.ModelStatistics]:
+        """Of models that no variant uses but that may be called directly. answers: of every endpoint."""
+        routes = self._topology.routes
+        others = {entry.name for answer in answers for entry in answer.model_stats} - known
+        return [
+            merged
+            for name in sorted(others)
+            if routes.lookup(name) is not None
+            for merged in add_up(name, [_only(answer, name) for answer in answers])
+        ]
+
+    async def _everywhere(self, method: str, request: Any, answer: type[Any], asker: Asker) -> list[Any]:
+        """The answers of all endpoints that give one, in the order of the config. Any: protobuf classes.
+
+        :raises GatewayError: if none does, as the last one of those that said why.
+        """
+        pools = self._topology.pools.values()
+        answers, failures = await _results([ask(e, method, request, answer, asker) for p in pools for e in usable(p)])
+        if not answers and pools:
+            said = [failure for failure in failures if failure.from_server]
+            raise as_error(said[-1]) if said else NoTarget(_NOBODY_THERE)
+        return answers
+
+
+def add_up(name: str, answers: Iterable[pb.ModelStatisticsResponse]) -> list[pb.ModelStatistics]:
+    """One entry per version under `name`: counts and times summed, the last inference the latest."""
+    by_version: dict[str, pb.ModelStatistics] = {}
+    for entry in (entry for answer in answers for entry in answer.model_stats):
+        total = by_version.get(entry.version)
+        if total is None:
+            total = by_version[entry.version] = pb.ModelStatistics()
+            total.CopyFrom(entry)
+            total.name = name
+        else:
+            _add(total, entry)
+    return [by_version[version] for version in sorted(by_version, key=_as_number)]
+
+
+def _as_number(version: str) -> tuple[int, str]:
+    """To sort by: versions are positive integers without leading zeros, and 10 comes after 9."""
+    return len(version), version
+
+
+def _add(total: pb.ModelStatistics, entry: pb.ModelStatistics) -> None:
+    total.last_inference = max(total.last_inference, entry.last_inference)
+    total.inference_count += entry.inference_count
+    total.execution_count += entry.execution_count
+    _add_durations(total.inference_stats, entry.inference_stats)
+    batches = {batch.batch_size: batch for batch in total.batch_stats}
+    for batch in entry.batch_stats:
+        if batch.batch_size in batches:
+            _add_durations(batches[batch.batch_size], batch)
+        else:
+            total.batch_stats.append(batch)
+    for key, stats in entry.response_stats.items():
+        _add_durations(total.response_stats[key], stats)
+    total.memory_usage.extend(entry.memory_usage)
+
+
+def _add_durations(total: Any, entry: Any) -> None:
+    """Add every StatisticDuration field of a message to the same field of another. Any: several message types."""
+    for descriptor, value in entry.ListFields():
+        if descriptor.message_type is not None:
+            sum_ = getattr(total, descriptor.name)
+            sum_.count += value.count
+            sum_.ns += value.ns
+
+
+def _only(answer: pb.ModelStatisticsResponse, name: str) -> pb.ModelStatisticsResponse:
+    return pb.ModelStatisticsResponse(model_stats=[entry for entry in answer.model_stats if entry.name == name])
+
+
+def _distinct(variants: Iterable[Variant]) -> list[Variant]:
+    """One of each Triton model, so that two variants on the same one are not counted twice."""
+    by_model = {(variant.upstream, variant.model, variant.version): variant for variant in variants}
+    return list(by_model.values())
+
+
+async def _results(asked: Iterable[Awaitable[Any]]) -> tuple[list[Any], list[CallFailed]]:
+    """What came of several questions: the answers, and how those without one failed."""
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    answers: list[Any] = []
+    failures: list[CallFailed] = []
+    for result in results:
+        if isinstance(result, CallFailed):
+            failures.append(result)
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            answers.append(result)
+    return answers, failures
+
+
+def _raise_if_callers_fault(failure: CallFailed, name: str, version: str) -> None:
+    """raises: UpstreamFailed if no other endpoint would answer otherwise. name, version: that were asked about."""
+    verdict = judge(failure.code, failure.text, failure.origin, model=name, version=version)
+    if not verdict.elsewhere and verdict.meaning is not Meaning.UNCLEAR:
+        raise as_error(failure) from failure

@@ -1,0 +1,69 @@
+"""`grpc.health.v1.Health`: the server as a whole, and each public model by its name.
+
+Source: grpc `doc/health-checking.md`: Check answers NOT_FOUND for an unknown name; Watch answers at once, then at every
+change, and keeps an unknown name open as SERVICE_UNKNOWN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.notifier import Changes
+from gateway.api.calls import Context
+from gateway.api.catalogue import Catalogue
+
+_Status = health_pb2.HealthCheckResponse
+
+
+class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
+    """Check and Watch."""
+
+    def __init__(
+        self, catalogue: Catalogue, changes: Changes, is_ready: Callable[[], bool], services: Sequence[str]
+    ) -> None:
+        """services: full names of the gRPC services; each is as healthy as the whole server."""
+        self._catalogue = catalogue
+        self._changes = changes
+        self._is_ready = is_ready
+        self._whole = frozenset(("", *services))
+        self._closed = False
+
+    def close(self) -> None:
+        """End every Watch, which is a call in flight that would hold up the server's end for nothing."""
+        self._closed = True
+        self._changes.notify()
+
+    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802  (the RPC's name)
+        status = self._status(request.service)
+        if status is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"'{request.service[:200]}' is no service and no public model; '' asks for the whole server",
+            )
+        return _Status(status=status)
+
+    async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
+        told = None
+        while True:
+            status = self._status(request.service)
+            if status is None:
+                status = _Status.SERVICE_UNKNOWN
+            if status != told:
+                told = status
+                yield _Status(status=status)
+            elif self._closed:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is shutting down.")
+            else:
+                await self._changes.wait()
+
+    def _status(self, service: str) -> int | None:
+        if service in self._whole:
+            return int(_Status.SERVING if self._is_ready() else _Status.NOT_SERVING)
+        if not self._catalogue.is_configured(service):
+            return None
+        serving = self._is_ready() and self._catalogue.is_ready(service)
+        return int(_Status.SERVING if serving else _Status.NOT_SERVING)

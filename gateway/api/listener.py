@@ -1,0 +1,151 @@
+"""I/O: the listening side: the services of one worker on `forward`'s server, at the address that the config says."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tritonclient.grpc import service_pb2 as v2
+
+from gateway.transport.listener import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
+from gateway.rpc.budget import Budget
+from gateway.http2.limits import Limits
+
+_log = logging.getLogger(__name__)
+
+_RESERVED: Final = 64  # descriptors that no caller gets: for health, upstreams, the config and what it names
+_QUIET_SECONDS: Final = 60.0
+
+Register = Callable[[Any], None]
+"""Adds a service's handlers to a server, as generated `add_…_to_server` functions do."""
+
+
+class CannotServe(Exception):
+    """The gRPC address can't be listened on; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """PEM files. With `client_ca` clients must show a certificate of that authority."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Where and how to listen."""
+
+    listen: str  # HOST:PORT, port 0 for a free one
+    max_message_bytes: int
+    share_port: bool = False  # with other workers, by SO_REUSEPORT
+    tls: ServerTls | None = None
+    max_collected_bytes: int = 512 << 20  # of messages that must be here whole, of all connections
+    max_streams: int = 1000  # calls at once on one connection
+    max_connections: int = 10_000
+    max_connection_age: float | None = None  # seconds, ± 10 %
+    refused: Callable[[str], None] = lambda why: None  # hears of each connection that could not stay, and why
+
+
+_LARGE: Final = ("ModelInfer", "ModelStreamInfer", "RepositoryModelLoad")  # tensors, and the files of a model
+_V2: Final = v2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SMALL_REQUESTS: Final = (
+    *(f"/{_V2.full_name}/{method.name}" for method in _V2.methods if method.name not in _LARGE),
+    *(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch")),
+    *(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")),
+)
+"""Methods whose requests are names and settings."""
+
+
+class Listener:
+    """A gRPC server with these services, some of whose methods are forwarded as bytes."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        services: Sequence[Register],
+        forward: Mapping[str, ForwardMethod],
+        *,
+        budget: Budget | None = None,
+        on_full: Callable[[str], None] = lambda peer: None,
+    ) -> None:
+        """forward: by full method path; these win over services. budget: of `max_collected_bytes`, if it is shared.
+        on_full: told, by its peer, when a connection has as many calls at once as it may.
+        """
+        self._settings = settings
+        limits = Limits(
+            message_bytes=settings.max_message_bytes,
+            max_streams=settings.max_streams,
+            collected_bytes=settings.max_collected_bytes // 2,
+            age_seconds=settings.max_connection_age or 0.0,
+        )
+        self._server = WireServer(
+            forward,
+            limits,
+            max_connections=settings.max_connections,
+            budget=budget or Budget(settings.max_collected_bytes, COLLECTED),
+            small=SMALL_REQUESTS,
+            on_full=on_full,
+            descriptors=_descriptors_for_connections(),
+            refused=self._refused,
+        )
+        for register in services:
+            register(self._server)
+        self._quiet_until = -math.inf
+        self._refusals = 0  # since the last line about them
+        self.port = 0  # the one it has got, after `start`
+        self._context: ssl.SSLContext | None = None
+
+    async def start(self) -> None:
+        """:raises CannotServe: if the address is taken or not ours, or the TLS files can't be used."""
+        listen, tls = self._settings.listen, self._settings.tls
+        try:
+            self._context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
+            self.port = self._server.listen(listen, self._context, reuse_port=self._settings.share_port)
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with --listen"
+            ) from error
+        await self._server.start()
+
+    def renew_certificate(self) -> None:
+        """Read the TLS files again, if there are any, for connections that begin from now on.
+
+        :raises OSError: if they can't be used; then those before stay in use.
+        """
+        tls = self._settings.tls
+        if self._context is None or tls is None:
+            return
+        server_tls(tls.certificate, tls.key, tls.client_ca)  # what fails must leave the context in use as it was
+        self._context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            self._context.load_verify_locations(tls.client_ca)
+
+    def _refused(self, why: str) -> None:
+        self._settings.refused(why)
+        self._refusals += 1
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        limit = f"max_connections is {self._settings.max_connections}"
+        if why == DESCRIPTORS:
+            limit = "the process has no more descriptors to give (LimitNOFILE, ulimit -n)"
+        _log.warning("%d connections were refused: %s; told at most once a minute", self._refusals, limit)
+        self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
+
+    async def stop(self, grace: float) -> None:
+        """Take no more calls, give those in flight `grace` seconds, then cut them."""
+        await self._server.stop(grace)
+
+
+def _descriptors_for_connections() -> int | None:
+    """Where they end, of all that this process may open; None is nowhere."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else limit - min(_RESERVED, limit // 4)

@@ -1,0 +1,144 @@
+"""ModelInfer from the wire to `infer.Call`, as bytes: with no task, no future and no context object per request.
+
+What a pipeline answers becomes an ordinary request of `Models`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from gateway.deadline import Deadline
+from gateway.errors import BUG_TEXT, Bug, GatewayError
+from gateway.forwarding.call import Call
+from gateway.forwarding.caller import Caller, metadata_of
+from gateway.forwarding.exchange import Request
+from gateway.forwarding.models import Models
+from gateway.api.calls import CallLimits, error_trailing
+from gateway.status import Code
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
+from gateway.v2.peek import peek_front
+from gateway.rpc.server import ServerCall
+from gateway.rpc.stream import pipe
+
+_log = logging.getLogger(__name__)
+
+METHOD: Final = "ModelInfer"
+
+
+class Relay:
+    """Takes the ModelInfer calls of one server."""
+
+    def __init__(self, models: Models, limits: CallLimits) -> None:
+        self._inference = models.inference
+        self._models = models
+        self._limits = limits
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(self, call: ServerCall) -> None:
+        """A request is complete, or enough of a large one is here."""
+        inference = self._inference
+        try:
+            body = call.body
+            if call.missing > 0:
+                head = peek_front(body)
+                if head is None or head.model_name in inference.topology.pipelines:
+                    return  # called again when there is more
+            else:
+                head = inference.requests.peek(body)
+                if head.model_name in inference.topology.pipelines:
+                    self._answer_in_task(call, body)
+                    return
+        except GatewayError as error:
+            self._refuse(call, error)
+        except Exception as error:
+            _log.error("unforeseen failure in %s", METHOD, exc_info=error)
+            self._refuse(call, Bug(BUG_TEXT))
+        else:
+            Call(inference, WireCaller(call, self.deadline_of(call)), METHOD, body, head).begin()
+
+    def _refuse(self, call: ServerCall, error: GatewayError) -> None:
+        """End a call that can't be read, and report it as any other."""
+        metadata = metadata_of(call.head)
+        self._inference.refuse(METHOD, metadata, call.peer, error)
+        call.fail(error.code, error.text, metadata.echo)
+
+    def deadline_of(self, call: ServerCall) -> float | None:
+        """When a call must have ended, on the event loop's clock."""
+        limits, deadline = self._limits, call.deadline
+        if limits.default_deadline is None and limits.longest_deadline is None:
+            return deadline
+        now = call.connection.now
+        seconds = limits.apply(None if deadline is None else deadline - now)
+        return None if seconds is None else now + seconds
+
+    def _answer_in_task(self, call: ServerCall, body: bytes) -> None:
+        deadline = self.deadline_of(call)
+        metadata = metadata_from(call.head.fields)
+        request = Request(body, metadata, Deadline(deadline) if deadline is not None else None, call.peer, METHOD)
+        task = asyncio.ensure_future(self._infer(call, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+        def cancelled(code: Code) -> None:
+            task.cancel()
+
+        call.on_cancel = cancelled
+
+    async def _infer(self, call: ServerCall, request: Request) -> None:
+        call.server.hold()
+        try:
+            reply = await self._models.infer(request)
+            call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
+        except GatewayError as error:
+            call.fail(error.code, error.text, legal_fields(error_trailing(error, metadata_of(call.head).values)))
+        except Exception:
+            _log.exception("unforeseen failure in %s", METHOD)
+            call.fail(Code.INTERNAL, BUG_TEXT)
+        finally:
+            call.server.release()
+
+
+class WireCaller(Caller):
+    """A call on the wire."""
+
+    takes_parts = True
+
+    def __init__(self, call: ServerCall, deadline: float | None) -> None:
+        self._call = call
+        self.metadata = metadata_of(call.head)
+        self.peer = call.peer
+        self.deadline = deadline
+        self.number = call.server.number
+
+    @property
+    def missing(self) -> int:
+        return max(0, self._call.missing)
+
+    def listen(self, call: Call | None) -> None:
+        self._call.on_cancel = call.cancelled if call is not None else None
+
+    def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
+        self._call.reply(body, initial, trailing)
+
+    def fail(self, error: GatewayError, trailing: Fields) -> None:
+        self._call.fail(error.code, error.text, trailing)
+
+    def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
+        def complete(_: ServerCall) -> None:
+            upstream.send_chunk(ending)
+            upstream.half_close()
+
+        self._call.on_request = complete
+        pipe(self._call, upstream)
+
+    def pass_answer(self, upstream: ClientCall, front: bytes, initial: Fields) -> None:
+        call = self._call
+        call.send_headers(initial)
+        call.send_front(front, upstream.missing)
+        pipe(upstream, call)
+
+    def finish(self, trailing: Fields) -> None:
+        self._call.finish(Code.OK, "", trailing)

@@ -1,0 +1,347 @@
+"""One inference request, from its arrival to its end, whoever asks for it: by callbacks on the event loop.
+
+    arrived → decided → attempts, one after the other or merged with others' → answered or failed → ended
+
+`Call.begin` reads in that order. What is decided, and what comes of a failure, is `Inference`'s; which endpoint is next
+is `Attempts`'; who gets the answer is a `Caller`. A message that is here whole is kept until it is answered, so that it
+can be sent again; a larger one is passed on as it arrives, as is a large answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
+from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
+from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.caller import Caller
+from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for
+from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
+from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
+from gateway.forwarding.batching import Batch, Layout
+from gateway.status import OK, Code, Meaning
+from gateway.types import Metadata, Served
+from gateway.upstream.connection import CallFailed
+from gateway.upstream.endpoint import Endpoint
+from gateway.v2.names import INFER
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
+from gateway.http2.hpack import NeverIndexed
+from gateway.v2.peek import Head, peek_front, rename_request, tail
+
+_log = logging.getLogger(__name__)
+
+_PATH: Final = INFER.encode()
+_CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
+
+
+class Call:
+    """One ModelInfer of a model that a Triton answers. Also a `Mergeable`."""
+
+    layout: Layout
+    spans: Sequence[tuple[int, int]]
+    carried: Fields
+    batch: Batch[Any] | None = None  # of members that a merge point knows by their Protocol
+    added: Metadata = ()  # by telemetry, for upstream
+    is_over = False
+    served: Served | None = None  # who answered, once that is known
+    _observer: CallObserver
+    _is_reported = True  # is its arrival and end reported here, or by a pipeline of which it is a part?
+    _point: MergePoint | None = None  # where it was left, if it was
+    _work: Work
+    _attempt: Attempt | None = None
+    _busy: Endpoint | None = None  # that counts this call as one of its own
+    _client: ClientCall | None = None
+    _fields: Fields  # the caller's, with those that telemetry adds for this attempt
+    _answered_bytes = 0
+    _is_passed_on = False  # is the front of the answer with the caller?
+    _tell_alone: Callable[[bool], None] | None = None
+
+    def __init__(self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head) -> None:
+        """method: the RPC that the caller used, for telemetry. body: whole, or as much of it as is here."""
+        self._inference = inference
+        self._caller = caller
+        self._method = method
+        self.body = body
+        self.head = head
+        self.caller: Hashable = caller.number
+        self._request_bytes = len(body) + caller.missing
+
+    def begin(self, observer: CallObserver | None = None) -> None:
+        """Decide where it may go, and make the first attempt.
+
+        observer: of the pipeline that this call is a part of, which reports the whole.
+        """
+        inference = self._inference
+        decision = inference.decision(self._caller.metadata, self.head)
+        if observer is None:
+            observer = self._report(decision)
+        else:
+            self._is_reported = False
+        self._observer = observer
+        try:
+            self._work = inference.begin(decision, observer)
+            self._caller.listen(self)
+            self._try_next()
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def _report(self, decision: Decision) -> CallObserver:
+        caller = self._caller
+        body = b"" if caller.missing > 0 else self.body
+        return self._inference.report(self._method, decision, caller.peer, body)
+
+    # Attempts
+
+    def _try_next(self) -> None:
+        """Send the request to the next endpoint; the end of the call if there is none."""
+        work, inference, caller = self._work, self._inference, self._caller
+        attempt = work.attempts.maybe_next()
+        if attempt is None:
+            self._fail(inference.given_up(work))
+            return
+        self._attempt = attempt
+        self._client = None
+        added = self.added = inference.attempt_started(work, attempt)
+        passed = caller.metadata.passed
+        self._fields = (*passed, *fields_from(added)) if added else passed
+        self._busy = attempt.endpoint
+        attempt.endpoint.begin()
+        if caller.missing > 0:
+            self._send_front(attempt)
+        elif not self._merged(attempt):
+            self._send(attempt)
+
+    def _new_client(self, attempt: Attempt) -> ClientCall:
+        client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
+        client.on_done = self._upstream_done
+        if self._caller.takes_parts:
+            client.on_front = self._answer_front
+        self._client = client
+        return client
+
+    def _send(self, attempt: Attempt) -> None:
+        """Send a request that is here whole."""
+        client = self._new_client(attempt)
+        client.request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
+        attempt.endpoint.connection.submit(client)
+
+    def _send_front(self, attempt: Attempt) -> None:
+        """Send what is here of a large request, and let the rest follow as it comes.
+
+        Its last bytes name the model once more: see `peek_front`.
+        """
+        client, head, variant = self._new_client(attempt), self.head, attempt.variant
+        version = variant.version or head.model_version
+        ending = tail(variant.model, version)
+        client.request = rename_request(
+            self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
+        )
+        client.request_more = self._caller.missing + len(ending)
+        self._caller.pass_request(client, ending)
+        attempt.endpoint.connection.submit(client)
+
+    def _leave_endpoint(self) -> None:
+        endpoint, self._busy = self._busy, None
+        if endpoint is not None:
+            endpoint.end()
+
+    # Merging, as `Mergeable`
+
+    def _merged(self, attempt: Attempt) -> bool:
+        """Leave the request to a merge point, if it is one that can be merged."""
+        settings = self._inference.topology.merges.get(self._work.route.model)
+        if settings is None or self._work.sequence is not None:
+            return False
+        point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
+        if point is None or not point.takes(self):
+            return False
+        self._point = point
+        point.submit(self)
+        return True
+
+    @property
+    def passed(self) -> Fields:
+        return self._caller.metadata.passed
+
+    @property
+    def upstream_id(self) -> str | None:
+        return self._work.upstream_id
+
+    def rides(self, requests: int, carrier: Metadata) -> None:
+        self._observer.attempt_merged(AttemptMerged(requests, str(dict(carrier).get("traceparent", ""))))
+
+    def send_alone(self, ended: Callable[[bool], None]) -> None:
+        self.batch = None
+        self._tell_alone = ended
+        assert self._attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
+        self._send(self._attempt)
+
+    def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
+        self._leave_endpoint()
+        batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
+        try:
+            self._inference.attempt_answered(self._work)
+            self._reply(client, body, head, (batch,))
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def failed(self, client: ClientCall) -> None:
+        self.batch = None
+        self._leave_endpoint()
+        try:
+            self._upstream_failed(client)
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def broken(self) -> None:
+        self.batch = None
+        if self._client is not None:
+            self._client.cancel()
+        self._leave_endpoint()
+        if not self.is_over:
+            self._fail(Bug(BUG_TEXT))
+
+    # Answer
+
+    def _answer_front(self, client: ClientCall) -> None:
+        """Enough of a large answer may be here to pass it on as it comes."""
+        if self.is_over:
+            return
+        try:
+            head = peek_front(client.body)
+            if head is not None:
+                self._begin_answer(client, head)
+        except Exception as error:
+            client.cancel()  # which tells `_upstream_done`, unless this call is over
+            self._fail_unforeseen(error)
+
+    def _begin_answer(self, client: ClientCall, head: Head) -> None:
+        front = as_asked(self._work, client.body, head)
+        self.served = self._who(head.model_version)[0]
+        self._is_passed_on = True
+        self._answered_bytes = len(front) + client.missing
+        self._caller.pass_answer(client, front, _answer_fields(client.initial))
+
+    def _upstream_done(self, client: ClientCall) -> None:
+        self._leave_endpoint()
+        if self._tell_alone is not None:
+            tell, self._tell_alone = self._tell_alone, None
+            tell(client.code in _CALLERS_FAULT)
+        if self.is_over:
+            return
+        try:
+            if client.code is OK:
+                self._take_answer(client)
+            else:
+                self._upstream_failed(client)
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def _take_answer(self, client: ClientCall) -> None:
+        if self._is_passed_on:
+            assert self.served is not None  # noqa: S101  (its front said who)
+            self._inference.attempt_answered(self._work)
+            self._caller.finish(self._trailing(client, self.served.model_version))
+            self._end(OK, "")
+            return
+        self._inference.attempt_answered(self._work)
+        body = client.body
+        head = self._inference.answers.peek(body)
+        if self._point is not None:
+            self._point.saw(self, body, head)
+        self._reply(client, as_asked(self._work, body, head), head, ())
+
+    def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
+        self._answered_bytes = len(body)
+        trailing = self._trailing(client, head.model_version)
+        self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
+        self._end(OK, "")
+
+    def _trailing(self, client: ClientCall, model_version: str) -> Fields:
+        """What an answer ends with; notes who gave it."""
+        self.served, who = self._who(model_version)
+        from_upstream, echo = _answer_fields(client.trailing), self._caller.metadata.echo
+        return (*from_upstream, *who, *echo) if from_upstream or echo else who
+
+    def _who(self, model_version: str) -> tuple[Served, Fields]:
+        attempt = self._attempt
+        assert attempt is not None  # noqa: S101  (something came of one)
+        address = attempt.endpoint.address
+        return _who(self._work.route.model, attempt.variant.name, model_version, address, attempt.number)
+
+    def _upstream_failed(self, client: ClientCall) -> None:
+        """Try elsewhere, if that may help and the request can be sent again.
+
+        :raises GatewayError: if not.
+        """
+        failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
+        assert self._attempt is not None  # noqa: S101  (it is what failed)
+        self._inference.attempt_failed(self._work, self._attempt, failure)
+        if self._is_passed_on or self._caller.missing > 0 or client.request_more:
+            # Part of the answer is out, or part of the request is gone: it can't be sent again.
+            raise self._inference.given_up(self._work)
+        self._try_next()
+
+    # End
+
+    def cancelled(self, code: Code) -> None:
+        """The caller has gone, or its deadline has passed; it has its answer, or wants none."""
+        if self.is_over:
+            return
+        self.is_over = True
+        if self._client is not None:
+            self._client.cancel()
+        else:  # it waits at a merge point, or is part of a batch
+            self._leave_endpoint()
+            if self._point is not None and self.batch is not None:
+                self._point.left(self.batch)
+        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        self._observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, self._inference.clock()))
+        self._end(code, text)
+
+    def _fail(self, error: GatewayError) -> None:
+        if self._attempt is not None and error.served is None:
+            error.served = self._who(self._attempt.variant.version)[0]
+        trailing = (*legal_fields(failed_trailers(error)), *self._caller.metadata.echo)
+        if isinstance(error, UpstreamFailed):
+            trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
+        self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer
+        self._end(error.code, error.text, error.is_callers)
+
+    def _fail_unforeseen(self, error: Exception) -> None:
+        """Our own fault: this call ends, and no other."""
+        _log.error("model %s: unforeseen failure", self.head.model_name, exc_info=error)
+        self._leave_endpoint()
+        if not self.is_over:
+            self._fail(Bug(BUG_TEXT))
+
+    def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
+        self.is_over = True
+        self._caller.listen(None)
+        if self._is_reported:
+            sizes = self._request_bytes, self._answered_bytes
+            now = self._inference.clock()
+            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault))
+
+
+@lru_cache(256)
+def _answer_fields(fields: Fields) -> Fields:
+    """What of an upstream's headers or trailers the caller gets."""
+    return tuple(field for field in fields if is_field_passed_on(field[0]))
+
+
+@lru_cache(4096)
+def _who(model: str, variant: str, version: str, endpoint: str, attempts: int) -> tuple[Served, Fields]:
+    """Who answered, and how the caller is told. The fields may be kept in compression tables: no caller chose them."""
+    served = Served(model, variant, version, endpoint, attempts)
+    return served, tuple((name, value) for name, value in fields_from(served_trailers(served)))

@@ -1,0 +1,170 @@
+"""V2 messages as named arrays and back, for models whose tensors the gateway itself must see: pipelines.
+
+Uses the protobuf classes; pure otherwise. Forwarded requests never come here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.errors import BadInput, MalformedMessage
+from gateway.steps import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
+from gateway.v2.peek import encode_varint
+
+_RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
+"""Tags of `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2, what has a length."""
+
+_TYPED_FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def parse_request(body: bytes) -> Any:
+    """A pb.ModelInferRequest (Any: protobuf classes carry no types). raises: MalformedMessage."""
+    try:
+        return pb.ModelInferRequest.FromString(body)
+    except DecodeError as error:
+        raise MalformedMessage("The request is no valid ModelInferRequest.") from error
+
+
+def tensors_of(named: Sequence[Any], raw: Sequence[bytes]) -> dict[str, Array]:
+    """The inputs of a request, or outputs of a response, as arrays by name.
+
+    named:   the `inputs` or `outputs` messages.
+    raw:     `raw_input_contents` or `raw_output_contents`: one for each, or none if all have typed contents.
+    raises:  BadInput naming the tensor.
+    """
+    if raw and len(raw) != len(named):
+        raise BadInput(f"raw contents for {len(raw)} tensors, but {len(named)} are declared; each needs one")
+    arrays: dict[str, Array] = {}
+    for number, tensor in enumerate(named):
+        if tensor.name in arrays:
+            raise BadInput(f"input '{tensor.name}' is given twice")
+        if "shared_memory_region" in tensor.parameters:
+            raise BadInput(f"input '{tensor.name}': pipelines take no shared memory; send the contents")
+        if raw:
+            if tensor.HasField("contents"):
+                raise BadInput(f"input '{tensor.name}' has both raw and typed contents; send one of them")
+            arrays[tensor.name] = to_array(tensor.name, tensor.datatype, tensor.shape, raw[number])
+        else:
+            arrays[tensor.name] = _typed(tensor)
+    return arrays
+
+
+def _typed(tensor: Any) -> Array:
+    field = _TYPED_FIELDS.get(tensor.datatype)
+    if field is None:
+        shown = tensor.datatype[:40] or "no datatype"
+        raise BadInput(f"input '{tensor.name}': {shown} has no typed contents; send raw contents")
+    return array_of(tensor.name, tensor.datatype, tensor.shape, getattr(tensor.contents, field))
+
+
+def array_of(name: str, datatype: str, shape: Sequence[int], values: Sequence[Any]) -> Array:
+    """An array from a list of its elements.
+
+    name:    the tensor's, for the error.
+    values:  row-major; bytes for BYTES, floats for floating-point datatypes, else integers or bools.
+    raises:  BadInput if they are not as many as the shape says, or one does not fit the datatype.
+    """
+    if any(size < 0 for size in shape) or math.prod(shape) != len(values):
+        shown = [*shape[:8], "…"] if len(shape) > 8 else [*shape]
+        raise BadInput(f"input '{name}': shape {shown} does not fit {len(values)} elements")
+    try:
+        return _narrowed(dtype_of(datatype), values).reshape(tuple(shape))
+    except OverflowError:
+        raise BadInput(f"input '{name}': a value does not fit {datatype}") from None
+    except ValueError:  # more axes than numpy can do, or a zero among sizes that it can't address
+        raise BadInput(f"input '{name}': a shape of {len(shape)} axes is not possible") from None
+
+
+def _narrowed(dtype: np.dtype[Any], values: Sequence[Any]) -> Array:
+    """As numpy holds them; OverflowError instead of an infinity or a wrapped number that nobody sent."""
+    if dtype.kind == "O":
+        array = np.empty(len(values), dtype)
+        array[:] = list(values)
+        return array
+    if dtype.kind == "f":
+        wide = np.array(values, np.float64)
+        with np.errstate(over="ignore"):
+            array = wide.astype(dtype)
+        lost = np.isinf(array) & np.isfinite(wide)
+    else:
+        if dtype.kind == "u" and min(values, default=0) < 0:
+            raise OverflowError
+        wide = np.array(values, np.uint64 if dtype == np.uint64 else np.int64)
+        array = wide.astype(dtype)
+        lost = array != wide
+    if lost.any():
+        raise OverflowError
+    return array
+
+
+def build_request(
+    model: str,
+    tensors: Tensors,
+    *,
+    outputs: Sequence[str] = (),
+    version: str = "",
+    id: str = "",
+    parameters: Mapping[str, Any] | None = None,
+) -> bytes:
+    """A serialized ModelInferRequest with raw contents. parameters: InferParameter messages by key."""
+    request = pb.ModelInferRequest(model_name=model, model_version=version, id=id)
+    for key, parameter in (parameters or {}).items():
+        request.parameters[key].CopyFrom(parameter)
+    raw: list[Buffer] = []
+    for name, array in tensors.items():
+        datatype = datatype_of(array)
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        raw.append(raw_view(datatype, array))
+    for name in outputs:
+        request.outputs.add(name=name)
+    return _followed_by(request.SerializeToString(), _RAW_INPUT, raw)
+
+
+def _followed_by(front: bytes, tag: bytes, raw: Sequence[Buffer]) -> bytes:
+    """A message whose last field is `raw`, copied once; protobuf would copy each tensor three times."""
+    parts: list[Buffer] = [front]
+    for each in raw:
+        parts += (tag, encode_varint(len(each)), each)
+    return b"".join(parts)
+
+
+def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
+    """Datatype and array of each output of a serialized ModelInferResponse, by name.
+
+    :raises WrongAnswer: if it is none: what an upstream got wrong is not the caller's fault.
+    """
+    try:
+        response = pb.ModelInferResponse.FromString(body)
+        arrays = tensors_of(response.outputs, response.raw_output_contents)
+    except (BadInput, DecodeError) as error:
+        raise WrongAnswer(f"a model's answer cannot be read ({error})") from error
+    return {output.name: (output.datatype, arrays[output.name]) for output in response.outputs}
+
+
+def build_response(model: str, version: str, id: str, tensors: Mapping[str, tuple[str, Array]]) -> bytes:
+    """A serialized ModelInferResponse with raw contents. tensors: datatype and array by name."""
+    response = pb.ModelInferResponse(model_name=model, model_version=version, id=id)
+    raw: list[Buffer] = []
+    for name, (datatype, array) in tensors.items():
+        response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        raw.append(raw_view(datatype, array))
+    return _followed_by(response.SerializeToString(), _RAW_OUTPUT, raw)

@@ -1,0 +1,163 @@
+"""Every model that can be called, whoever answers it: a pipeline in this process, or a Triton, by a `Call`.
+
+Where servicers take inference requests that a coroutine waits for. What is forwarded as bytes comes to `Call` by
+`server.relay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from gateway.errors import BUG_TEXT, Bug, DeadlineExceeded, GatewayError
+from gateway.hooks import CallEnded, CallObserver
+from gateway.forwarding.call import Call
+from gateway.forwarding.caller import Caller, CallerMetadata, metadata_from_pairs
+from gateway.forwarding.exchange import Reply, Request
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.streams import Caller as StreamCaller
+from gateway.forwarding.streams import StreamLimits, StreamSession
+from gateway.status import Code
+from gateway.rpc.metadata import Fields, metadata_from
+from gateway.v2.peek import Head
+
+_log = logging.getLogger(__name__)
+
+_TOO_LATE = "The deadline passed before an answer came."
+
+
+class Models:
+    """Answers requests for all of them."""
+
+    def __init__(self, inference: Inference) -> None:
+        self.inference = inference
+
+    async def infer(self, request: Request) -> Reply:
+        """Answer one request and report how it went.
+
+        :raises GatewayError: with the status that the caller gets.
+        """
+        with self.refusals(request, ""):
+            head = self.inference.requests.peek(request.body)
+        pipeline = self.inference.topology.pipelines.get(head.model_name)
+        if pipeline is not None:
+            return await self._run(pipeline, request, head)
+        return await self._call(request, head, None)
+
+    async def call(self, request: Request, observer: CallObserver) -> Reply:
+        """Answer a pipeline's call of a model, which reports to the pipeline's observer."""
+        head = self.inference.requests.peek(request.body)
+        pipeline = self.inference.topology.pipelines.get(head.model_name)
+        if pipeline is not None:
+            return await pipeline.infer(request, observer)
+        return await self._call(request, head, observer)
+
+    def stream(self, opening: Request, caller: StreamCaller, limits: StreamLimits) -> StreamSession:
+        """Begin a ModelStreamInfer. opening: its metadata, deadline and peer."""
+        return StreamSession(self.inference, opening, caller, limits)
+
+    @contextmanager
+    def refusals(self, opening: Request, model: str) -> Iterator[None]:
+        """Report a GatewayError in the block as a call's end: for what comes before there is a request to `infer`."""
+        try:
+            yield
+        except GatewayError as error:
+            self.inference.refuse(opening.method, metadata_from_pairs(opening.metadata), opening.peer, error, model)
+            raise
+
+    async def _call(self, request: Request, head: Head, observer: CallObserver | None) -> Reply:
+        caller = AwaitingCaller(request, metadata_from_pairs(request.metadata))
+        call = Call(self.inference, caller, request.method, request.body, head)
+        caller.start(call, observer)
+        try:
+            return await caller.answer
+        except asyncio.CancelledError:
+            call.cancelled(Code.CANCELLED)
+            raise
+        finally:
+            caller.close()
+
+    async def _run(self, pipeline: PipelineModel, request: Request, head: Head) -> Reply:
+        """Answer by a pipeline, and report it as one call."""
+        inference = self.inference
+        metadata = metadata_from_pairs(request.metadata)
+        decision = inference.decision(metadata, head)
+        observer = inference.report(request.method, decision, request.peer, request.body)
+        code, text, reply, callers_fault = Code.INTERNAL, BUG_TEXT, None, False
+        try:
+            reply = await pipeline.infer(request, observer)
+        except asyncio.CancelledError:
+            code, text = self._how_cancelled(request)
+            raise
+        except GatewayError as error:
+            code, text, callers_fault = error.code, error.text, error.is_callers
+            raise
+        except Exception as error:
+            _log.exception("model %s: unforeseen failure", head.model_name)
+            raise Bug(BUG_TEXT) from error
+        else:
+            code, text = Code.OK, ""
+            return replace(reply, trailing=(*reply.trailing, *metadata_from(metadata.echo)))
+        finally:
+            served, size = (reply.served, len(reply.body)) if reply else (None, 0)
+            observer.ended(CallEnded(code, text, served, len(request.body), size, inference.clock(), callers_fault))
+
+    def _how_cancelled(self, request: Request) -> tuple[Code, str]:
+        """A caller whose deadline has passed goes away like one that lost interest."""
+        if request.deadline and request.deadline.remaining(self.inference.clock()) <= 0:
+            return Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"
+        return Code.CANCELLED, "the caller went away"
+
+
+class AwaitingCaller(Caller):
+    """A coroutine in this process, which waits for `answer`."""
+
+    def __init__(self, request: Request, metadata: CallerMetadata) -> None:
+        loop = asyncio.get_running_loop()
+        self.metadata = metadata
+        self.peer = request.peer
+        self.deadline = request.deadline.at if request.deadline is not None else None
+        self.number = request.peer
+        self.answer: asyncio.Future[Reply] = loop.create_future()
+        self._call: Call | None = None
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, call: Call, observer: CallObserver | None) -> None:
+        self._call = call
+        if self.deadline is not None:
+            self._timer = self._loop.call_at(self.deadline, self._expire)
+        call.begin(observer)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        call = self._call
+        if call is not None and not call.is_over:
+            call.cancelled(Code.DEADLINE_EXCEEDED)
+            self._settle(None, DeadlineExceeded(_TOO_LATE))
+
+    def listen(self, call: Call | None) -> None:
+        """Its coroutine tells the call itself."""
+
+    def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
+        call = self._call
+        assert call is not None and call.served is not None  # noqa: S101, PT018  (an answer says who gave it)
+        self._settle(Reply(body, metadata_from(initial), metadata_from(trailing), call.served), None)
+
+    def fail(self, error: GatewayError, trailing: Fields) -> None:
+        self._settle(None, error)  # which knows who was asked; what else there is to say is its servicer's
+
+    def _settle(self, reply: Reply | None, error: GatewayError | None) -> None:
+        if self.answer.done():
+            return
+        if reply is not None:
+            self.answer.set_result(reply)
+        elif error is not None:
+            self.answer.set_exception(error)

@@ -1,0 +1,372 @@
+"""The use-case of a pipeline: its local steps on threads, its calls through `Inference`, as one public model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tritonclient.grpc import model_config_pb2 as config_pb
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.errors import BUG_TEXT, BadInput, Bug, GatewayError, UnknownModel, UpstreamFailed
+from gateway.hooks import CallObserver, StepEnded
+from gateway.forwarding.complaints import Complaints
+from gateway.forwarding.exchange import Reply, Request, Timings
+from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
+from gateway.forwarding.metadata import REQUEST_ID, first_values, served_trailers
+from gateway.forwarding.threads import Owner, Threads
+from gateway.steps import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
+from gateway.status import Code
+from gateway.types import Served
+
+_log = logging.getLogger(__name__)
+
+PIPELINE_VERSION = "1"
+"""What a pipeline says its version is, and the only one it has: the protocol wants one."""
+
+_PLATFORM = "gateway_pipeline"
+
+_RESERVED = frozenset(
+    {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"}
+)
+"""Parameters of a pipeline's request that Triton interprets: meant for one model, not for each that is called."""
+
+_REFUSALS: Final = frozenset(
+    {
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.UNIMPLEMENTED,
+    }
+)
+"""What a model says of a request that it takes for wrong. A pipeline's caller did not write that request, and what it
+did send has been checked. (PERMISSION_DENIED and UNAUTHENTICATED are about metadata, which is the caller's.)"""
+
+_BRIEF_SECONDS: Final = 0.05
+_MOST_NOT_BRIEF: Final = 3
+"""A step that says it is brief runs on the event loop until it took so long so often; a busy machine may be to blame
+once or twice."""
+
+_COPIES: Final = 3
+"""How often a request's bytes are there: as they came, as a message, and as elements or as what a model is sent."""
+
+_FAULT_SECONDS: Final = 300.0
+_MOST_TOLD: Final = 500
+"""For how long a call that was refused is remembered, if no later one succeeds; and characters of why."""
+
+Call = Callable[[Request, CallObserver], Awaitable[Reply]]
+"""Answers a pipeline's call of a public model, reporting to the pipeline's own observer."""
+
+
+class CallRefused(UpstreamFailed):
+    """A model refuses what a pipeline sends it: the pipeline's config does not fit the model. Not its caller's fault.
+
+    Carries the answer's trailers, and who refused.
+    """
+
+    def __init__(self, pipeline: str, model: str, refusal: GatewayError) -> None:
+        super().__init__(
+            Code.INTERNAL,
+            f"pipeline '{pipeline}' does not fit the model '{model}' that it calls, which refused its request "
+            f"({refusal.code.name}); the gateway's log has the details",
+            refusal.trailers if isinstance(refusal, UpstreamFailed) else (),
+        )
+        self.served = refusal.served
+        self.detail = f"'{model}' refused the pipeline's call: {refusal.code.name}: {refusal.text}"  # not for callers
+
+
+@dataclass(slots=True)
+class Run:
+    """One request of a pipeline: what it works on, and what came of its calls."""
+
+    request: Request
+    observer: CallObserver
+    id: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    held: int = 0  # bytes that are counted for it in the room
+    timings: Timings = field(default_factory=Timings)
+    served: Served | None = None  # by the last call
+    attempts: int = 0
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What ModelStatistics tells of one pipeline in this process."""
+
+    ok: int = 0
+    ok_ns: int = 0
+    failed: int = 0
+    failed_ns: int = 0
+    rows: int = 0
+    last: int = 0  # milliseconds since the epoch
+
+    def add(self, rows: int, ns: int) -> None:
+        self.ok += 1
+        self.ok_ns += ns
+        self.rows += rows
+        self.last = time.time_ns() // 1_000_000
+
+    def add_failure(self, ns: int) -> None:
+        self.failed += 1
+        self.failed_ns += ns
+
+
+class PipelineModel:
+    """One pipeline as a public model: it answers requests, and questions about itself."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        threads: Threads,
+        call: Call,
+        is_ready: Callable[[str], bool],
+        before: PipelineModel | None = None,
+    ) -> None:
+        """is_ready: can a public model be called now? before: of the same name, whose statistics go on here."""
+        self.name = pipeline.name
+        self.pipeline = pipeline
+        self._threads = threads
+        self._call = call
+        self._is_model_ready = is_ready
+        self._totals: _Totals = before._totals if before else _Totals()
+        self._complaints = Complaints(pipeline.name)
+        self._not_brief: dict[str, int] = {}  # how often a step that says it is brief was not
+        self._refused: dict[str, tuple[float, str]] = {}  # by part: when the last call was refused, and why
+        self.mismatches: Sequence[str] = ()  # what of it does not fit the models as they are: set by who compares them
+
+    async def infer(self, request: Request, observer: CallObserver) -> Reply:
+        """Answer a ModelInferRequest.
+
+        :raises GatewayError: with the status that the caller gets; nothing else but that this is cancelled.
+        """
+        run = Run(request, observer, held=_COPIES * len(request.body))
+        self._threads.room.enter(run.held)
+        try:
+            return await self._infer(request, run)
+        except GatewayError:
+            raise
+        except Exception as error:
+            _log.exception("pipeline '%s': unforeseen failure", self.name)
+            raise Bug(BUG_TEXT) from error
+        finally:
+            self._threads.room.leave(run.held)
+
+    async def _infer(self, request: Request, run: Run) -> Reply:
+        message = parse_request(request.body)
+        if message.model_version not in ("", PIPELINE_VERSION):
+            raise UnknownModel(self.name, message.model_version)
+        tensors = tensors_of(message.inputs, message.raw_input_contents)
+        wanted = self._wanted(message.outputs)
+        run.id = message.id
+        run.parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
+        try:
+            made = await self.run(tensors, run)
+        except GatewayError as error:
+            error.served = self._asked_last(run, error.served)
+            raise
+        types = {spec.name: spec.datatype for spec in self.pipeline.outputs}
+        body = build_response(
+            self.name, PIPELINE_VERSION, message.id, {name: (types[name], made[name]) for name in wanted}
+        )
+        served = self.served(run)
+        return Reply(body, (), served_trailers(served), served, run.timings)
+
+    async def run(self, tensors: Tensors, run: Run) -> dict[str, Array]:
+        """Run the pipeline on arrays; answers its outputs.
+
+        :raises GatewayError: with the status that the caller gets.
+        """
+        began = time.perf_counter_ns()
+        try:
+            rows = self.pipeline.accept(tensors)
+            made = self._answer(await self._run_parts(dict(tensors), rows, run), rows, run)
+        except BaseException:  # cancellations and bugs count as well
+            self._totals.add_failure(time.perf_counter_ns() - began)
+            raise
+        self._totals.add(rows, time.perf_counter_ns() - began)
+        return made
+
+    async def _run_parts(self, working: dict[str, Array], rows: int, run: Run) -> dict[str, Array]:
+        called = False
+        for part in self.pipeline.parts:
+            began = time.monotonic()
+            if isinstance(part, ModelCall):
+                made = await self._call_model(part, working, rows, run)
+                called = True
+                run.timings.model += time.monotonic() - began
+            else:
+                made = await self._run_step(part, working, rows, run)
+                took = time.monotonic() - began
+                if called:
+                    run.timings.postprocess += took
+                else:
+                    run.timings.preprocess += took
+            working |= made
+            size = sum(array.nbytes for array in made.values())
+            run.held += size
+            self._threads.room.grow(size)
+        return working
+
+    async def _run_step(self, part: LocalStep, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
+        began, error = time.monotonic(), ""
+        try:
+            work = part.start(working, self._threads.threads)
+            if work.is_brief and self._not_brief.get(part.name, 0) < _MOST_NOT_BRIEF:
+                made = self._run_brief(part, work)
+            else:
+                made = await self._threads.run(work, Owner(self.name, part.name), run.request.deadline)
+            self._refused.pop(part.name, None)
+            return made
+        except GatewayError as exc:
+            error = exc.text or type(exc).__name__
+            if isinstance(exc, StepFailed):
+                self._complaints.log(part.name, _id_of(run), exc.text, exc.__cause__)
+            elif isinstance(exc, WrongAnswer):
+                self._refused[part.name] = time.monotonic(), error
+                self._complaints.log(part.name, _id_of(run), error)
+            raise
+        finally:
+            run.observer.step_ended(StepEnded(part.name, rows, began, time.monotonic(), error))
+
+    def _run_brief(self, part: LocalStep, work: Work) -> dict[str, Array]:
+        """Run a step here, where everybody waits for it; one that is not as brief as it says is not believed again."""
+        began = time.monotonic()
+        try:
+            return work.run()
+        finally:
+            if time.monotonic() - began > _BRIEF_SECONDS:
+                self._not_brief[part.name] = self._not_brief.get(part.name, 0) + 1
+
+    async def _call_model(self, part: ModelCall, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
+        """A call of a model. Who may be called, and with what, the config says: no fault in it is the caller's."""
+        try:
+            made = part.results(await self._ask_model(part, working, run), rows)
+        except CallRefused as exc:
+            self._blame(f"call {part.name}", exc.detail, rows, run)
+            raise
+        except WrongAnswer as exc:
+            self._blame(f"call {part.name}", exc.text, rows, run)
+            raise
+        self._refused.pop(f"call {part.name}", None)
+        return made
+
+    async def _ask_model(self, part: ModelCall, working: Tensors, run: Run) -> dict[str, Array]:
+        body = build_request(
+            part.model, part.arguments(working), outputs=part.requested, id=run.id, parameters=run.parameters
+        )
+        request = run.request
+        try:
+            reply = await self._call(
+                Request(body, request.metadata, request.deadline, request.peer, request.method), run.observer
+            )
+        except BadTensor:  # what a step of a pipeline that is called found in the caller's data
+            raise
+        except GatewayError as exc:
+            if exc.code not in _REFUSALS:
+                raise
+            raise CallRefused(self.name, part.model, exc) from exc
+        run.served = reply.served
+        run.attempts += reply.served.attempts
+        return {name: array for name, (_, array) in parse_response(reply.body).items()}
+
+    def _answer(self, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
+        try:
+            made = self.pipeline.answer(working)
+        except WrongAnswer as exc:
+            self._blame("outputs", exc.text, rows, run)
+            raise
+        self._refused.pop("outputs", None)
+        return made
+
+    def _blame(self, part: str, text: str, rows: int, run: Run) -> None:
+        """Note a fault between this pipeline's config and its models: for the log, the metrics and the page."""
+        now = time.monotonic()
+        self._refused[part] = now, text[:_MOST_TOLD]
+        self._complaints.log(part, _id_of(run), text)
+        run.observer.step_ended(StepEnded(part, rows, now, now, text))
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong between this pipeline and the models that it calls, as far as is known now."""
+        since = time.monotonic() - _FAULT_SECONDS
+        refused = list(self._refused.values())  # metrics ask from another thread
+        return [*self.mismatches, *(text for at, text in refused if at >= since)]
+
+    def served(self, run: Run) -> Served:
+        """Who answered one run: the last call's variant, under the pipeline's name."""
+        last = run.served
+        if last is None:
+            return Served(self.name, "", PIPELINE_VERSION, "", 0)
+        return Served(self.name, last.variant, last.model_version, last.endpoint, run.attempts)
+
+    def _asked_last(self, run: Run, by_call: Served | None) -> Served | None:
+        """Of a run that failed: by_call is who was asked by the call that did, None if it was no call."""
+        if by_call is None:
+            return self.served(run) if run.served is not None else None
+        attempts = run.attempts + by_call.attempts
+        return Served(self.name, by_call.variant, by_call.model_version, by_call.endpoint, attempts)
+
+    def _wanted(self, requested: Sequence[Any]) -> list[str]:
+        """Names of the outputs to answer. requested: InferRequestedOutputTensor messages; none means all."""
+        names = [spec.name for spec in self.pipeline.outputs]
+        for output in requested:
+            if output.name not in names:
+                raise BadInput(f"output '{output.name}' is unknown; '{self.name}' has {', '.join(names)}")
+            if output.parameters:
+                keys = ", ".join(sorted(output.parameters))
+                raise BadInput(f"output '{output.name}': a pipeline's output takes no parameters, but {keys} is given")
+        return [output.name for output in requested] or names
+
+    # What it says of itself, as any model
+
+    def is_ready(self) -> bool:
+        return all(map(self._is_model_ready, self.pipeline.models))
+
+    def metadata(self) -> pb.ModelMetadataResponse:
+        answer = pb.ModelMetadataResponse(name=self.name, versions=[PIPELINE_VERSION], platform=_PLATFORM)
+        for spec in self.pipeline.inputs:
+            answer.inputs.add(name=spec.name, datatype=spec.datatype, shape=(-1, *spec.shape))
+        for spec in self.pipeline.outputs:
+            answer.outputs.add(name=spec.name, datatype=spec.datatype, shape=(-1, *spec.shape))
+        return answer
+
+    def config(self) -> pb.ModelConfigResponse:
+        config = config_pb.ModelConfig(name=self.name, platform=_PLATFORM, max_batch_size=self.pipeline.max_batch_size)
+        for spec in self.pipeline.inputs:
+            config.input.add(name=spec.name, data_type=_config_type(spec.datatype), dims=spec.shape)
+        for spec in self.pipeline.outputs:
+            config.output.add(name=spec.name, data_type=_config_type(spec.datatype), dims=spec.shape)
+        return pb.ModelConfigResponse(config=config)
+
+    def statistics(self) -> pb.ModelStatistics:
+        """Of this process."""
+        totals = self._totals
+        return pb.ModelStatistics(
+            name=self.name,
+            version=PIPELINE_VERSION,
+            last_inference=totals.last,
+            inference_count=totals.rows,
+            execution_count=totals.ok,
+            inference_stats=pb.InferStatistics(
+                success=pb.StatisticDuration(count=totals.ok, ns=totals.ok_ns),
+                fail=pb.StatisticDuration(count=totals.failed, ns=totals.failed_ns),
+            ),
+        )
+
+
+def _id_of(run: Run) -> str:
+    return run.id or first_values(run.request.metadata).get(REQUEST_ID, "")
+
+
+def _is_passed_on(parameter: str) -> bool:
+    return parameter not in _RESERVED and not parameter.startswith("triton_")
+
+
+def _config_type(datatype: str) -> int:
+    name = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+    return int(config_pb.DataType.Value(name))

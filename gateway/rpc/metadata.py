@@ -1,0 +1,159 @@
+"""Header fields and what gRPC says in them: metadata, timeouts, status messages.
+
+Source: grpc `doc/PROTOCOL-HTTP2.md`.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from gateway.types import Metadata, MetadataValue
+from gateway.http2.hpack import Field, NeverIndexed
+
+Fields = Sequence[Field]
+
+_KEY_BYTES: Final = b"abcdefghijklmnopqrstuvwxyz0123456789_-."
+_BASE64_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=,"
+_CONTROL_BYTES: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])  # but the tab, as HTTP has it
+_MESSAGE_SAFE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+_RESERVED: Final = frozenset(
+    b"te content-type content-length host connection keep-alive proxy-connection transfer-encoding upgrade trailer "
+    b"grpc-timeout grpc-encoding grpc-accept-encoding grpc-status grpc-message "
+    b"grpc-previous-rpc-attempts grpc-retry-pushback-ms".split()
+)
+"""Fields that belong to one hop or to the protocol; they are never metadata."""
+
+MOST_MESSAGE: Final = 32_768
+"""Bytes of a `grpc-message`: half of what most peers take as a header list at all. Texts repeat what callers wrote."""
+
+_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
+
+def is_metadata(name: bytes) -> bool:
+    return name not in _RESERVED and not name.startswith(b":")
+
+
+def is_legal(name: bytes, value: bytes) -> bool:
+    """May this field be handed to other peers as metadata?
+
+    Names and `-bin` values as strict as C-core, which fails calls over them. Other values as HTTP has them: they may be
+    text of any encoding, which gRPC's own API does not send but every peer takes (Triton 2.51 does).
+    """
+    if not name or name.translate(None, _KEY_BYTES):
+        return False
+    if name.endswith(b"-bin"):
+        return not value.translate(None, _BASE64_BYTES) and _decodes(value)
+    return value.translate(None, _CONTROL_BYTES) == value
+
+
+def _decodes(value: bytes) -> bool:
+    try:
+        _decode_binary(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _decode_binary(value: bytes) -> list[bytes]:
+    """Values may come comma-joined, padded or not."""
+    return [
+        b64decode(part.rstrip(b"=") + b"=" * (-len(part.rstrip(b"=")) % 4), validate=True) for part in value.split(b",")
+    ]
+
+
+def text_of(value: bytes) -> str:
+    """A value as text, for whoever reads it: UTF-8, and what is not is taken for Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
+    """The metadata among `fields`, in order. A value that is not UTF-8 stays bytes: `fields_from` gives the same again.
+
+    raises: ValueError if a field is not legal.
+    """
+    found: list[tuple[str, MetadataValue]] = []
+    for name, value in fields:
+        if is_metadata(name):
+            key = name.decode("ascii")
+            if name.endswith(b"-bin"):
+                found.extend((key, part) for part in _decode_binary(value))
+            else:
+                try:
+                    found.append((key, value.decode()))
+                except UnicodeDecodeError:
+                    found.append((key, value))
+    return found
+
+
+def fields_from(metadata: Metadata | None) -> list[Field]:
+    """Metadata as fields that no HPACK table will hold.
+
+    raises: ValueError if a key or value is not legal or the key is reserved.
+    """
+    fields: list[Field] = []
+    for key, value in metadata or ():
+        name = key.encode("utf-8")
+        if name.endswith(b"-bin"):
+            raw = b64encode(value if isinstance(value, bytes) else value.encode("utf-8")).rstrip(b"=")
+        else:
+            raw = value if isinstance(value, bytes) else value.encode("utf-8")
+        if not is_metadata(name) or not is_legal(name, raw):
+            raise ValueError(
+                f"metadata {key!r} is reserved, or its key or value has characters that gRPC does not allow"
+            )
+        fields.append(NeverIndexed(name, raw))
+    return fields
+
+
+def legal_fields(metadata: Metadata) -> list[Field]:
+    """As `fields_from`, without what is not legal: not every peer or transport may send what another let in."""
+    fields: list[Field] = []
+    for pair in metadata:
+        with suppress(ValueError):
+            fields += fields_from([pair])
+    return fields
+
+
+def encode_message(text: str) -> bytes:
+    """A status message for `grpc-message`; one that no peer would take in a header list is cut."""
+    encoded = quote_from_bytes(text[:MOST_MESSAGE].encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")
+    if len(encoded) <= MOST_MESSAGE:
+        return encoded
+    cut = encoded[: MOST_MESSAGE - 3]
+    escape = cut.find(b"%", -2)
+    return (cut if escape < 0 else cut[:escape]) + b"..."
+
+
+def decode_message(value: bytes) -> str:
+    """Broken escapes are kept as they are: a status must never be lost over its text."""
+    return unquote_to_bytes(value).decode("utf-8", "replace")
+
+
+def parse_timeout(value: bytes) -> float:
+    """Seconds.
+
+    raises: ValueError unless it is one to eight digits and a unit.
+    """
+    digits, unit = value[:-1], _UNITS.get(value[-1:])
+    if unit is None or not digits.isdigit() or len(digits) > 8:
+        raise ValueError("bad grpc-timeout")
+    return int(digits) * unit
+
+
+def format_timeout(seconds: float) -> bytes:
+    """Rounded up, in the finest unit that eight digits can hold."""
+    if seconds <= 0:
+        return b"0n"
+    if seconds < 99:
+        return b"%du" % -int(-seconds * 1e6 // 1)
+    if seconds < 99_999:
+        return b"%dm" % -int(-seconds * 1e3 // 1)
+    return b"%dS" % min(99_999_999, -int(-seconds // 1))

@@ -1,0 +1,128 @@
+"""The heads of requests: checked and read once, and then known by their fields.
+
+A client sends the same few header lists again and again, so reading them costs once what looking them up costs always.
+
+Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.bounded import make_room
+from gateway.status import Code
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.metadata import Fields, is_legal, parse_timeout
+from gateway.http2.header_lists import is_authority
+from gateway.http2.hpack import Field
+from gateway.http2.limits import Limits
+
+KEPT: Final = 1024  # heads; callers choose what is in them, so only so many ...
+KEPT_BYTES: Final = 1024  # ... and none that is larger, as HTTP/2 counts: about 6 MB at most, with what Python adds
+
+_PROTOCOL_FIELDS: Final = frozenset(
+    b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
+    b"content-length grpc-previous-rpc-attempts".split()
+)
+_HOST_FIELDS: Final = frozenset((b":authority", b"host"))
+"""Either says which host is meant (RFC 9113 section 8.3.1, gRFC A41); nginx can send `host` alone. Both must agree."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestHead:
+    """What the header list of a request says. Requests with equal lists share it, so only `made` may be changed."""
+
+    path: bytes
+    fields: Fields  # the client's metadata, checked, as `NeverIndexed` or plain pairs
+    encoding: bytes  # grpc-encoding
+    accepts: bytes  # grpc-accept-encoding
+    timeout: float | None  # seconds
+    size: int = 0  # as HTTP/2 counts, of one that no other request shares; else 0
+    http_status: bytes = b""  # not gRPC: how to refuse it in HTTP's own terms
+    made: Any = None  # what a handler made of the fields, for the next request that has them; of a type it knows
+
+
+NO_HEAD: Final = RequestHead(b"", (), b"", b"", None)
+
+
+class RequestHeads:
+    """One per server."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._known: dict[tuple[Field, ...], RequestHead] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def read(self, headers: tuple[Field, ...]) -> RequestHead:
+        """raises: CallFailed if the request is not one that can be served."""
+        head = self._known.get(headers)
+        return head if head is not None else self._read(headers)
+
+    def _read(self, headers: tuple[Field, ...]) -> RequestHead:
+        known: dict[bytes, bytes] = {}
+        fields: list[Field] = []
+        hosts: set[bytes] = set()
+        size = 0
+        illegal = False
+        for field in headers:
+            name, value = field
+            size += len(name) + len(value) + 32
+            if name in _PROTOCOL_FIELDS:
+                known[name] = value
+                if name in _HOST_FIELDS and value:
+                    hosts.add(value.lower())
+            else:
+                fields.append(field)
+                illegal = illegal or not is_legal(name, value)
+        if size > self._limits.header_list_bytes or len(headers) > self._limits.header_count:
+            raise CallFailed(
+                Code.RESOURCE_EXHAUSTED,
+                f"Request headers of {size} bytes in {len(headers)} fields are over the limit of "
+                f"{self._limits.header_list_bytes} bytes, {self._limits.header_count} fields",
+            )
+        head = _understand(known, hosts, tuple(fields), illegal)
+        if size <= KEPT_BYTES:
+            make_room(self._known, KEPT)
+            self._known[headers] = head
+        else:
+            head.size = size
+        return head
+
+
+def _understand(known: dict[bytes, bytes], hosts: set[bytes], fields: Fields, illegal: bool) -> RequestHead:
+    refusal = b""
+    if known.get(b":method") != b"POST":
+        refusal = b"405"
+    elif not _is_grpc(known.get(b"content-type", b"")):
+        refusal = b"415"
+    elif len(hosts) > 1 or not all(map(is_authority, hosts)):
+        refusal = b"400"
+    elif illegal:
+        raise CallFailed(Code.INTERNAL, "Request metadata has a key or value with characters that gRPC does not allow")
+    return RequestHead(
+        known.get(b":path", b""),
+        fields,
+        known.get(b"grpc-encoding", b""),
+        known.get(b"grpc-accept-encoding", b""),
+        None if refusal else _timeout(known.get(b"grpc-timeout")),
+        http_status=refusal,
+    )
+
+
+def _timeout(value: bytes | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = parse_timeout(value)
+    except ValueError:
+        raise CallFailed(Code.INTERNAL, "Bad grpc-timeout") from None
+    if seconds <= 0:
+        raise CallFailed(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
+    return seconds
+
+
+def _is_grpc(content_type: bytes) -> bool:
+    return content_type == b"application/grpc" or content_type.startswith((b"application/grpc+", b"application/grpc;"))

@@ -1,0 +1,208 @@
+"""stages (pure): from a declared pipeline to one that works, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway.steps.catalogue import UnknownStep, did_you_mean, find_step, told
+from gateway.steps.declare import PartDeclaration, PipelineSpec, TensorDeclaration
+from gateway.steps.pipeline import LocalStep, ModelCall, Part, Pipeline
+from gateway.v2.spec import DATATYPES, TensorSpec
+from gateway.steps.step import Read, RowStep, Step, StepError
+
+Where = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with a declared pipeline, and what would be right."""
+
+    where: Where  # keys from the PipelineSpec down, such as ("steps", 2, "with", "k")
+    wrong: str
+    right: str = ""
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.where))}: {self.wrong}" + (f"; {self.right}" if self.right else "")
+
+
+class PipelineError(Exception):
+    """A declared pipeline cannot work; `findings` has everything that is wrong with it."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        super().__init__("\n".join(map(str, findings)))
+        self.findings = tuple(findings)
+
+
+def build_pipeline(name: str, declared: PipelineSpec, read: Read) -> Pipeline:
+    """Build a pipeline, with its steps and their files.
+
+    name:    the public model's, for errors.
+    read:    reads the files that parameters of steps name.
+    raises:  PipelineError with every finding: an unknown step or parameter, a file that is missing, a tensor that
+             nothing makes or that is of another datatype or shape than what reads it.
+    """
+    check = _Check(read)
+    check.begin(declared.inputs)
+    parts = [check.part(number, part) for number, part in enumerate(declared.steps)]
+    check.end(declared.inputs, declared.outputs)
+    if check.findings:
+        raise PipelineError(check.findings)
+    return Pipeline(
+        name=name,
+        inputs=tuple(tensor.spec for tensor in declared.inputs),
+        outputs=tuple(tensor.spec for tensor in declared.outputs),
+        max_batch_size=declared.max_batch_size,
+        parts=tuple(part for part in parts if part is not None),
+    )
+
+
+@dataclass(slots=True)
+class _Check:
+    """The working set as far as it is known while the parts are gone through in order."""
+
+    read: Read
+    findings: list[Finding] = field(default_factory=list)
+    known: dict[str, TensorSpec | None] = field(default_factory=dict)  # None: from a model, so its type is not known
+    used: set[str] = field(default_factory=set)
+    latest: list[str] | None = field(default_factory=list)  # what the part before made; None: a model's unnamed outputs
+    open: bool = False  # may there be more tensors than those in `known`?
+    broken: bool = False  # is there a step that is not known, so that nobody knows what it would have read and made?
+
+    def begin(self, inputs: tuple[TensorDeclaration, ...]) -> None:
+        for number, tensor in enumerate(inputs):
+            if tensor.name in self.known:
+                self._find(("inputs", number, "name"), f"a second input '{tensor.name}'", "each name once")
+            self.known[tensor.name] = tensor.spec
+        self.latest = list(self.known)
+
+    def end(self, inputs: tuple[TensorDeclaration, ...], outputs: tuple[TensorDeclaration, ...]) -> None:
+        seen: set[str] = set()
+        for number, tensor in enumerate(outputs):
+            if tensor.name in seen:
+                self._find(("outputs", number, "name"), f"a second output '{tensor.name}'", "each name once")
+            seen.add(tensor.name)
+            self._use(("outputs", number), "the pipeline promises", tensor.spec, tensor.name)
+        for number, tensor in enumerate(inputs):
+            if tensor.name not in self.used and not self.broken:
+                self._find(("inputs", number, "name"), f"nothing reads the input '{tensor.name}'", "drop it, or use it")
+
+    def part(self, number: int, declared: PartDeclaration) -> Part | None:
+        where = ("steps", number)
+        if declared.call is not None:
+            return self._call(where, declared.call, declared)
+        step = self._construct(where, declared)
+        if step is None:
+            self.open, self.latest, self.broken = True, None, True
+            return None
+        return self._local(where, step, declared)
+
+    def _construct(self, where: Where, declared: PartDeclaration) -> Step[Any] | None:
+        """The step, if its name and parameters are right."""
+        try:
+            step_type = find_step(declared.step or "")
+        except UnknownStep as exc:
+            self._find((*where, "step"), exc.wrong, exc.right)
+            return None
+        try:
+            step = step_type(step_type.params_type.model_validate(declared.with_), self.read)
+            _check_declared(step)
+            return step
+        except ValidationError as exc:
+            fields = [info.alias or name for name, info in step_type.params_type.model_fields.items()]
+            self._refuse_parameters((*where, "with"), exc, fields)
+        except StepError as exc:
+            at = (*where, "with", *([exc.parameter] if exc.parameter else []))
+            self._find(at, f"step '{declared.step}': {exc.wrong}", exc.right)
+        except BaseException as exc:  # whatever a user's step raises while it is built, `SystemExit` too
+            self._find((*where, "step"), f"step '{declared.step}' cannot be built: {told(exc)}")
+        return None
+
+    def _refuse_parameters(self, where: Where, refused: ValidationError, fields: list[str]) -> None:
+        """One finding for each parameter, though pydantic has one for each form that its value could have had."""
+        texts: dict[Where, list[str]] = {}
+        for error in refused.errors():
+            at = (*where, *error["loc"][:1])
+            if error["type"] == "extra_forbidden":
+                name = str(at[-1])
+                known = f"known: {', '.join(fields)}" if fields else "it takes none"
+                self._find(at, f"unknown parameter '{name}'", known + did_you_mean(name, fields))
+            else:
+                texts.setdefault(at, []).append(error["msg"].removeprefix("Value error, "))
+        for at, reasons in texts.items():
+            self._find(at, ", or: ".join(dict.fromkeys(reasons)))
+
+    def _local(self, where: Where, step: Step[Any], declared: PartDeclaration) -> LocalStep:
+        name = declared.step or ""
+        inputs = self._names((*where, "inputs"), name, [spec.name for spec in step.reads], declared.inputs)
+        outputs = self._names((*where, "outputs"), name, [spec.name for spec in step.writes], declared.outputs)
+        for spec in step.reads:
+            self._use(where, f"step '{name}' reads", spec, inputs[spec.name])
+        for spec in step.writes:
+            self.known[outputs[spec.name]] = spec
+        self.latest = list(outputs.values())
+        return LocalStep(name, step, inputs, outputs)
+
+    def _names(self, where: Where, step: str, own: list[str], renamed: dict[str, str] | None) -> dict[str, str]:
+        for name in renamed or {}:
+            if name not in own:
+                right = f"known: {', '.join(own) or 'none'}{did_you_mean(name, own)}"
+                self._find((*where, name), f"step '{step}' has no tensor '{name}'", right)
+        return {name: (renamed or {}).get(name, name) for name in own}
+
+    def _call(self, where: Where, model: str, declared: PartDeclaration) -> ModelCall:
+        inputs = declared.inputs
+        if inputs is None:
+            if self.latest is None and not self.broken:
+                self._find(where, f"call of '{model}': not known what to send it", "name them: inputs: [...]")
+            inputs = {name: name for name in self.latest or ()}
+        for name in inputs.values():
+            self._use(where, f"call of '{model}' sends", None, name)
+        outputs = declared.outputs or {}
+        self.known.update(dict.fromkeys(outputs.values()))
+        if outputs:
+            self.latest = list(outputs.values())
+        else:
+            self.open, self.latest = True, None
+            self.known = dict.fromkeys(self.known)  # any of them may be replaced by what the model answers
+        return ModelCall(model, inputs, outputs)
+
+    def _use(self, where: Where, who: str, spec: TensorSpec | None, name: str) -> None:
+        """Note that a tensor is read, and check that it is there and (if it is known) what it should be."""
+        self.used.add(name)
+        if name not in self.known:
+            if not self.open:
+                there = ", ".join(self.known)
+                self._find(
+                    where,
+                    f"{who} '{name}', which nothing before makes",
+                    f"there are: {there}{did_you_mean(name, list(self.known))}",
+                )
+            return
+        found = self.known[name]
+        if spec is not None and found is not None and not spec.agrees(found):
+            self._find(where, f"{who} '{name}' as {spec} a row, but it is {found}")
+
+    def _find(self, where: Where, wrong: str, right: str = "") -> None:
+        self.findings.append(Finding(where, wrong, right))
+
+
+def _check_declared(step: Step[Any]) -> None:
+    """What a step says that it reads and writes is looked at once, so that no call fails of it.
+
+    :raises TypeError: if it can't be meant.
+    """
+    for side in ("reads", "writes"):
+        specs = getattr(step, side)
+        if not isinstance(specs, tuple) or not all(isinstance(spec, TensorSpec) for spec in specs):
+            raise TypeError(f"'{side}' must be a tuple of TensorSpec")
+        for spec in specs:
+            if spec.datatype not in DATATYPES or not all(isinstance(size, int) for size in spec.shape):
+                raise TypeError(f"'{side}' has '{spec.name}' as {spec}, which is no tensor of the V2 protocol")
+    if isinstance(step, RowStep):
+        if not step.reads:
+            raise TypeError("a step that makes rows must read something")
+        if any(-1 in spec.shape for spec in step.writes):
+            raise TypeError("a step that makes rows one by one must know their shapes: no -1 in 'writes'")

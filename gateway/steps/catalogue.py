@@ -1,0 +1,94 @@
+"""stages (pure): steps by name. May use the steps; imports a user's step only when it is asked for.
+
+A name is one of ours, or that of an entry point in the group `inference_gateway.steps`, or `module:attribute`. All
+three lead to a subclass of `Step`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from pydantic import BaseModel
+
+from gateway.steps.filetype import FileBlocks, FileType
+from gateway.steps.image import DecodeImage
+from gateway.steps.language import TextFeatures
+from gateway.steps.scores import Softmax, TopK
+from gateway.steps.step import Step
+
+GROUP = "inference_gateway.steps"
+
+AnyStep = type[Step[Any]]  # Any: each step has parameters of its own type, which `params_type` names
+
+SHIPPED: dict[str, AnyStep] = {
+    "decode_image": DecodeImage,
+    "file_blocks": FileBlocks,
+    "file_type": FileType,
+    "softmax": Softmax,
+    "text_features": TextFeatures,
+    "top_k": TopK,
+}
+
+
+class UnknownStep(Exception):
+    """No step can be had by this name. `wrong` says why, `right` what could be meant."""
+
+    def __init__(self, wrong: str, right: str) -> None:
+        super().__init__(f"{wrong}; {right}")
+        self.wrong = wrong
+        self.right = right
+
+
+def find_step(name: str) -> AnyStep:
+    """The step of this name; our own win over entry points.
+
+    :raises UnknownStep: if there is none, or importing it fails, or it is no subclass of `Step`.
+    """
+    if name in SHIPPED:
+        return SHIPPED[name]
+    where = name if ":" in name else _entry_points().get(name)
+    if where is None:
+        known = [*SHIPPED, *_entry_points()]
+        raise UnknownStep(f"unknown step '{name}'", f"known: {', '.join(sorted(known))}{did_you_mean(name, known)}")
+    return _load(name, where)
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """` (did you mean 'x'?)` if one of the known names is close, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _entry_points() -> dict[str, str]:
+    from importlib.metadata import entry_points  # noqa: PLC0415  # scans all installed packages; rarely needed
+
+    return {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def _load(name: str, where: str) -> AnyStep:
+    module, _, attribute = where.partition(":")
+    right = "a subclass of gateway.stages.Step, as module:attribute, with params_type set"
+    try:
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except BaseException as exc:  # whatever a user's module raises while it is imported, `SystemExit` too
+        raise UnknownStep(f"step '{name}' cannot be imported: {told(exc)}", right) from exc
+    if not (isinstance(found, type) and issubclass(found, Step) and _is_params(getattr(found, "params_type", None))):
+        raise UnknownStep(f"step '{name}' is not a step", right)
+    return found
+
+
+def _is_params(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, BaseModel)
+
+
+def told(thrown: BaseException) -> str:
+    """What a user's code threw, on one line; also of an exception whose own text can't be had."""
+    try:
+        text = " ".join(str(thrown).split())[:500]
+    except BaseException:  # it is the user's code that makes the text
+        text = ""
+    return f"{type(thrown).__name__}: {text}" if text else type(thrown).__name__

@@ -1,0 +1,96 @@
+"""stages (pure): a pipeline as a config file declares it. May use spec, pydantic. Only form is checked here.
+
+Whether the steps exist and fit together is found when the pipeline is built (`pipeline`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from gateway.v2.spec import Datatype, TensorSpec
+
+Size = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+
+
+def _as_map(names: object) -> object:
+    return {name: name for name in names} if isinstance(names, list) else names
+
+
+Names = Annotated[dict[str, str], BeforeValidator(_as_map, json_schema_input_type=dict[str, str] | list[str])]
+"""The step's or model's name of a tensor → the pipeline's name of it, as in the maps of Triton's ensembles. A list
+stands for tensors whose names are the same."""
+
+
+class Declared(BaseModel):
+    """Base of what is declared here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class TensorDeclaration(Declared):
+    """An input or output of a pipeline, as in a Triton model's config."""
+
+    name: str = Field(min_length=1, description="The tensor's name, as callers see it.")
+    datatype: Datatype = Field(description="Datatype of the V2 protocol. BF16 is not possible here: use FP32.")
+    shape: tuple[Size, ...] = Field(
+        description="Sizes of the axes of one row, the batch axis left out; -1 for any. [1] is one element a row."
+    )
+
+    @model_validator(mode="after")
+    def _is_representable(self) -> TensorDeclaration:
+        if self.datatype == "BF16":
+            raise ValueError("a pipeline's tensor cannot be BF16; use FP32")
+        if 0 in self.shape:
+            raise ValueError("an axis of size 0 holds nothing; use -1 for any size")
+        return self
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.datatype, self.shape)
+
+
+class PartDeclaration(Declared):
+    """One part of a pipeline: a step that runs in the gateway, or a call of another public model."""
+
+    step: str | None = Field(
+        default=None,
+        description="A shipped step, an entry point in the group inference_gateway.steps, or module:attribute.",
+    )
+    with_: dict[str, Any] = Field(  # Any: checked against the step's own parameters when the pipeline is built
+        default_factory=dict, alias="with", description="The step's parameters."
+    )
+    call: str | None = Field(default=None, description="Public name of the model to call.")
+    inputs: Names | None = Field(
+        default=None,
+        description="The step's or model's name of a tensor → the pipeline's; a list if they are the same. A step "
+        "reads what it reads anyway, so it needs renames only; a call sends exactly these, or, if left out, what the "
+        "part right before it made (the pipeline's inputs, if it comes first).",
+    )
+    outputs: Names | None = Field(
+        default=None,
+        description="As `inputs`, for what comes out. A call asks for exactly these outputs, or, if left out, for all.",
+    )
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> PartDeclaration:
+        if (self.step is None) == (self.call is None):
+            raise ValueError("needs either 'step' or 'call'")
+        if self.call is not None and self.with_:
+            raise ValueError("a call takes no parameters ('with')")
+        return self
+
+
+class PipelineSpec(Declared):
+    """Pre-processing, calls of public models and post-processing, behind one public model."""
+
+    inputs: tuple[TensorDeclaration, ...] = Field(min_length=1, description="What callers send.")
+    outputs: tuple[TensorDeclaration, ...] = Field(min_length=1, description="What callers get.")
+    max_batch_size: int = Field(
+        default=16,
+        ge=1,
+        le=4096,
+        description="Most rows of one request: at most what the called models take. 16 is what the image models take.",
+    )
+    steps: tuple[PartDeclaration, ...] = Field(min_length=1, description="What is done, in this order.")

@@ -1,0 +1,129 @@
+"""stages (pure): `text_features`, before the model that tells languages. May use step, numpy. `top_k` comes after it.
+
+Same features as the `py3langid` package 0.4.0; its rules are in model_repository/README.md.
+"""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+
+import numpy as np
+from pydantic import Field
+
+from gateway.v2.spec import Array, Tensors, TensorSpec
+from gateway.steps.step import BadTensor, Params, Read, Step, StepError
+
+LEAST_PLACES = 64
+"""Places for features in a request: this, or the next power of two. Triton merges only requests of one shape."""
+
+
+class TextFeaturesParams(Params):
+    """Where the automaton is, and how long a text may be."""
+
+    tables: str = Field(
+        description="Folder with the automaton that recognises features: next_state.npy, row_base.npy, feature.npy. "
+        "Relative to the config file."
+    )
+    max_bytes: int = Field(
+        default=1 << 20,
+        ge=1,
+        le=1 << 28,
+        description="Longest text, in bytes of UTF-8. Each takes up to 80 ns of one core: 1 MiB 80 ms.",
+    )
+
+
+class TextFeatures(Step[TextFeaturesParams]):
+    """Texts → how often each feature (a sequence of bytes that tells languages apart) occurs in them."""
+
+    params_type = TextFeaturesParams
+
+    def __init__(self, params: TextFeaturesParams, read: Read) -> None:
+        self.reads = (TensorSpec("text", "BYTES", (1,)),)
+        self.writes = (
+            TensorSpec("features", "INT32", (-1,)),
+            TensorSpec("counts", "FP32", (-1,)),
+            TensorSpec("length", "INT32", (1,)),
+        )
+        self._max_bytes = params.max_bytes
+        next_state, row_base, self._feature = (
+            _load_table(f"{params.tables}/{name}.npy", read) for name in ("next_state", "row_base", "feature")
+        )
+        _check_tables(params.tables, next_state, row_base, self._feature)
+        # Plain memoryviews: a Python loop reads them several times faster than numpy arrays.
+        self._next_state, self._row_base = next_state.data, row_base.data
+
+    def __call__(self, tensors: Tensors) -> dict[str, Array]:
+        texts = [self._encode(data, row) for row, data in enumerate(tensors["text"][:, 0])]
+        found = [np.unique(self._visit(text), return_counts=True) for text in texts]
+        most = max((len(features) for features, _ in found), default=0)
+        shape = (len(texts), max(LEAST_PLACES, 1 << (most - 1).bit_length() if most else 0))
+        features, counts = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        for row, (which, how_often) in enumerate(found):
+            features[row, : len(which)] = which
+            counts[row, : len(which)] = how_often
+        lengths = np.array([len(text) for text in texts], np.int32)
+        return {"features": features, "counts": counts, "length": lengths.reshape(-1, 1)}
+
+    def _encode(self, data: bytes, row: int) -> bytes:
+        if len(data) > self._max_bytes:
+            raise BadTensor("text", f"{len(data)} bytes; at most {self._max_bytes} are allowed", row)
+        return normalise(data)
+
+    def _visit(self, text: bytes) -> Array:
+        """The features met on the way through the text, one for each time."""
+        next_state, row_base = self._next_state, self._row_base
+        state = 0
+        states = [state := next_state[row_base[state] + byte] for byte in text]
+        features = self._feature[np.array(states, np.intp)]
+        return features[features >= 0]
+
+
+def normalise(data: bytes) -> bytes:
+    """Bring a text to the form that the features were learnt from: no shouting, composed characters (NFC).
+
+    Bytes that are not UTF-8 stay as they are; up to three bytes of a last character that was cut are dropped.
+    """
+    text = _decode(data)
+    if text is None:
+        return data
+    if text.isupper():
+        text = text.lower()
+    return unicodedata.normalize("NFC", text).encode()
+
+
+def _decode(data: bytes) -> str | None:
+    for trim in range(4):
+        try:
+            return data[: len(data) - trim].decode()
+        except UnicodeDecodeError as exc:
+            if exc.start < len(data) - 3:  # not at the end, so dropping more of it cannot help
+                return None
+    return None
+
+
+def _load_table(path: str, read: Read) -> Array:
+    """View a .npy file of one axis without copying it."""
+    try:
+        data = read(path)
+    except OSError as exc:
+        raise StepError("tables", f"cannot read '{path}': {exc.strerror or type(exc).__name__}") from exc
+    stream = io.BytesIO(data)
+    try:
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        table = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
+    except ValueError as exc:
+        raise StepError("tables", f"'{path}' is not a .npy file of format 1.0 ({exc})") from exc
+    if dtype.kind not in "iu":
+        raise StepError("tables", f"'{path}' holds {dtype}, not integers")
+    return table
+
+
+def _check_tables(folder: str, next_state: Array, row_base: Array, feature: Array) -> None:
+    """Prove once that no text can lead out of the tables."""
+    states = len(row_base)
+    if not (next_state.ndim == row_base.ndim == feature.ndim == 1 and states and len(feature) == states):
+        raise StepError("tables", f"the tables in '{folder}' do not belong together")
+    if int(row_base.max()) + 256 > len(next_state) or int(next_state.max()) >= states or int(next_state.min()) < 0:
+        raise StepError("tables", f"the tables in '{folder}' lead to states that do not exist")

@@ -1,0 +1,122 @@
+"""stages (pure): the interface of a step, and what steps raise. May use spec, errors, pydantic.
+
+A step is a function over named tensors that declares what it reads and writes. It is built once, from typed parameters
+and a reader for its files, and is then called from many threads at the same time: it keeps no state of a call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from gateway.errors import BadInput, GatewayError
+from gateway.v2.spec import Array, Tensors, TensorSpec, dtype_of
+from gateway.status import Code
+
+Read = Callable[[str], bytes]
+"""Gives the content of the file that a parameter names, or raises OSError. Who reads decides where paths begin."""
+
+
+class Params(BaseModel):
+    """Parameters of a step. Every field says unit, range, default and why."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+P = TypeVar("P", bound=Params)
+
+
+class BadTensor(BadInput):
+    """An input, or one row of it, is not what a step needs. `tensor` is the step's own name for it."""
+
+    def __init__(self, tensor: str, reason: str, row: int | None = None) -> None:
+        at = "" if row is None else f", row {row}"
+        super().__init__(f"input '{tensor}'{at}: {reason}")
+        self.tensor = tensor
+        self.reason = reason
+        self.row = row
+
+
+class WrongAnswer(GatewayError):
+    """A model that a pipeline calls did not answer what the next part needs: the config is wrong, or the model."""
+
+    code = Code.INTERNAL
+
+
+class StepFailed(GatewayError):
+    """A step threw something, or made what it does not declare: a fault of the step, whoever wrote it.
+
+    The caller hears the step's name and the kind of what was thrown; `__cause__` has the rest, for the log.
+    """
+
+    code = Code.INTERNAL
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(f"step '{step}' failed ({reason}); the gateway's log has the details")
+        self.step = step
+
+
+class StepError(Exception):
+    """A step cannot be built: `parameter` is at fault ("" for all of them)."""
+
+    def __init__(self, parameter: str, wrong: str, right: str = "") -> None:
+        super().__init__(f"{parameter}: {wrong}" if parameter else wrong)
+        self.parameter = parameter
+        self.wrong = wrong
+        self.right = right
+
+
+class Step(ABC, Generic[P]):
+    """One step. Subclasses set `params_type`, and `reads` and `writes` when they are built."""
+
+    params_type: ClassVar[type[Params]]
+    reads: tuple[TensorSpec, ...]
+    writes: tuple[TensorSpec, ...]
+
+    @abstractmethod
+    def __init__(self, params: P, read: Read) -> None:
+        """Load what every call needs.
+
+        :raises StepError: if a file is missing or not what it should be, or the parameters contradict one another.
+        """
+
+    @abstractmethod
+    def __call__(self, tensors: Tensors) -> dict[str, Array]:
+        """Make what `writes` says of what `reads` says.
+
+        tensors:  each as declared in `reads`, all with the same number of rows, which may be 0; not to be changed.
+        returns:  each as declared in `writes`, same number of rows.
+        raises:   BadTensor naming the first row that cannot be used; WrongAnswer if a model's answer cannot.
+        """
+
+    def is_brief(self, tensors: Tensors) -> bool:
+        """Is making this of them done within some 100 µs, so that handing it to a thread would cost more?"""
+        return False
+
+
+class RowStep(Step[P]):
+    """A step that makes each row on its own, so that rows of one request can be made on several threads.
+
+    Shapes in `writes` are fixed: no -1.
+    """
+
+    @abstractmethod
+    def fill(self, tensors: Tensors, out: Tensors, rows: range) -> None:
+        """Make these rows, in place. Calls with disjoint rows may run at the same time.
+
+        raises:   as `Step.__call__`.
+        """
+
+    def allocate(self, rows: int) -> dict[str, Array]:
+        """Uninitialised arrays for `writes`."""
+        return {spec.name: np.empty((rows, *spec.shape), dtype_of(spec.datatype)) for spec in self.writes}
+
+    def __call__(self, tensors: Tensors) -> dict[str, Array]:
+        rows = len(tensors[self.reads[0].name])
+        out = self.allocate(rows)
+        self.fill(tensors, out, range(rows))
+        return out

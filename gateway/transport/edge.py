@@ -1,0 +1,200 @@
+"""One socket and the wire connection on it: bytes in, a few writes per turn of the loop, pressure carried over."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import sys
+import termios
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar, cast
+
+from gateway.transport.inflating import inflate_elsewhere
+from gateway.rpc.connection import Connection
+from gateway.rpc.deadlines import Deadlines
+from gateway.http2.engine import WRITE_SIZE
+
+SOCKET_BUFFER: Final = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
+
+TURN_BYTES: Final = (
+    262_144  # that are read from one connection in a turn of the loop, which else reads on for megabytes
+)
+
+LINGER_SECONDS: Final = 5.0  # for the last bytes of a connection that is closing
+
+Wire = TypeVar("Wire", bound=Connection[Any])  # of any of its roles
+
+log = logging.getLogger("gateway.transport")
+
+
+class Edge(Generic[Wire]):
+    """Owned by the transport; `make` gives the wire connection once there is one."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        make: Callable[[Edge[Wire]], Wire],
+        gone: Callable[[Edge[Wire]], None],
+        *,
+        stops_reading: bool,
+    ) -> None:
+        """stops_reading: while the peer takes nothing, is nothing read from it either?"""
+        self.loop = loop
+        self.transport: asyncio.Transport
+        self.wire: Wire
+        self._make = make
+        self._gone = gone
+        self._stops_reading = stops_reading
+        self._scheduled = False
+        self._turn_bytes = 0
+        self._rests = False  # has had its part of this turn
+        self._full_since: float | None = None
+        self._waiting = 0  # bytes that the peer had not taken at the last tick at which the socket was full
+        self._closing_since: float | None = None
+
+    # asyncio's side
+
+    @property
+    def protocol(self) -> asyncio.Protocol:
+        """Itself: it is one in all but the base class, which would keep it from being compiled into a native class."""
+        itself: Any = self
+        return itself  # type: ignore[no-any-return]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=SOCKET_BUFFER)
+        tls = transport.get_extra_info("ssl_object")
+        self.wire = self._make(self)
+        self.wire.on_bug = _log_bug
+        self.wire.elsewhere = inflate_elsewhere
+        if tls is not None and tls.selected_alpn_protocol() != "h2":
+            self.wire.close("TLS peer did not choose h2")
+            self.transport.abort()
+        self.wake()
+
+    def data_received(self, data: bytes) -> None:
+        self.wire.receive(data, self.loop.time())
+        self._turn_bytes += len(data)
+        if self._turn_bytes > TURN_BYTES or self.wire.turn_left <= 0:
+            self._rests = True
+            self.transport.pause_reading()
+        if not self._scheduled and (self._rests or self.wire.has_output or self.wire.has_work):
+            self._scheduled = True
+            self.loop.call_soon(self._flush)
+
+    def pause_writing(self) -> None:
+        self._full_since = self.loop.time()
+        self.wire.full = True
+        if self._stops_reading:
+            self.wire.reads = False
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._full_since = None
+        self.wire.full, self.wire.reads = False, True
+        if self._stops_reading and not self.transport.is_closing():
+            self.transport.resume_reading()
+        self.wake()
+
+    def eof_received(self) -> bool:
+        return False  # half-open connections mean nothing in HTTP/2: close
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.wire.close(self.wire.reason or "the peer closed the connection")
+        self._gone(self)
+
+    # The wire's side
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        self._turn_bytes = 0
+        self.wire.advance()
+        if self._closing_since is None and self.transport.is_closing():
+            return  # it is lost, or whoever dialled gave up: uvloop takes no more, not even to drop it
+        if self._rests and not self.wire.is_late:
+            self._rests = False
+            if self.wire.reads and not self.transport.is_closing():
+                self.transport.resume_reading()
+        while self._full_since is None:
+            data = self.wire.output()
+            if data:
+                self.transport.write(data)
+            if not data or (len(data) < WRITE_SIZE and not self.wire.closed):  # its last words come last
+                break
+        if self.wire.closed and self._closing_since is None:
+            self._closing_since = self.loop.time()
+            self.transport.close()  # once what is written has left
+
+    # The owner's side
+
+    def tick(self, now: float) -> None:
+        """Once a second."""
+        self.wire.tick(now)
+        if self._full_since is not None and self._has_moved():
+            self._full_since = now
+        stalled = self._full_since is not None and now - self._full_since > self.wire.limits.write_stall_seconds
+        lingers = self._closing_since is not None and now - self._closing_since > LINGER_SECONDS
+        if stalled or lingers:
+            self.wire.close("the peer takes nothing")
+            self.transport.abort()
+
+    def _has_moved(self) -> bool:
+        """Has the peer taken bytes since the last tick? A slow one never makes the socket's buffers less than full."""
+        waiting = self.transport.get_write_buffer_size() + _unacknowledged(self.transport)
+        moved = self._waiting - waiting
+        self._waiting = waiting
+        return moved >= self.wire.limits.min_rate
+
+    def cut(self, reason: str) -> None:
+        """Close now."""
+        self.wire.break_off(0, reason)
+        self._flush()
+
+
+class Alarm:
+    """The loop's timer for `Deadlines`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.deadlines = Deadlines()
+        self.deadlines.on_earlier = self._set
+        self.deadlines.on_bug = _log_bug
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def _set(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.deadlines.expire(self._loop.time())
+        if self._timer is None:
+            following = self.deadlines.next_at()
+            if following is not None:
+                self._set(following)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel holds for the peer (on Linux; elsewhere 0)."""
+    sock = transport.get_extra_info("socket")
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:  # it has just been closed, or the system can't tell
+        return 0
+
+
+def _log_bug(error: Exception) -> None:
+    log.error("a call's handler failed", exc_info=error)

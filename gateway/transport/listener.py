@@ -1,0 +1,329 @@
+"""The listener: `WireServer` takes the servicers of grpcio's generated code, and handlers of forwarded bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import ssl
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import grpc
+
+from gateway.transport.edge import Alarm, Edge
+from gateway.transport.servicer import MethodHandler, Servicing
+from gateway.transport.sockets import bind
+from gateway.status import Code
+from gateway.rpc.budget import Budget
+from gateway.http2.limits import Limits
+from gateway.rpc.requests import RequestHeads
+from gateway.rpc.server import Ends, ServerCall, ServerConnection
+
+BACKLOG: Final = 1024
+AGE_JITTER: Final = 0.1  # of the maximum age, so that clients which came together do not leave together
+TICK_SECONDS: Final = 1.0
+CLOSE_SECONDS: Final = 1.0  # for the last bytes of connections that were cut
+SMALL_REQUEST: Final = 65_536  # bytes of a message of a method that needs no large ones; a name has 1,000 or so
+COLLECTED: Final = "server.max_collected_bytes"
+CONNECTIONS_PART: Final = f"half of {COLLECTED}, which one connection may have"
+TICKED_AT_ONCE: Final = 1000  # connections and calls whose time is looked at in one turn of the loop
+
+ServerEdge = Edge[ServerConnection]
+
+log = logging.getLogger("gateway.transport")
+
+
+MAX_CONNECTIONS: Final = "max_connections"  # why a connection was refused
+DESCRIPTORS: Final = "descriptors"
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardMethod:
+    """A method whose bytes are handled as they are, by callbacks on the event loop.
+
+    A unary one is called with its message complete; with `cut_through` a large message comes front first (see
+    `ServerCall.on_request`). A streaming one is called as soon as the request's head is there, and sets `on_message`.
+    """
+
+    handle: Callable[[ServerCall], None]
+    streaming: bool = False
+    cut_through: bool = False
+
+
+class WireServer:
+    """A gRPC server. Add handlers, then `listen`, then `start`; all on one event loop."""
+
+    def __init__(
+        self,
+        forward: Mapping[str, ForwardMethod] | None = None,
+        limits: Limits | None = None,
+        *,
+        max_connections: int = 10_000,
+        age_grace: float | None = None,
+        budget: Budget | None = None,
+        small: Collection[str] = (),
+        on_full: Callable[[str], None] | None = None,
+        descriptors: int | None = None,
+        refused: Callable[[str], None] | None = None,
+    ) -> None:
+        """forward: by full method path, "/package.Service/Method"; these win over servicers.
+
+        max_connections: more are closed as they come. age_grace: seconds that calls keep after their connection was
+        asked to leave for its age; None is as long as they take. budget: for messages that are collected whole, if
+        others share it. small: methods, by full path, whose requests are never large. on_full: told, by its
+        peer, when a connection has as many calls at once as it may. descriptors: a connection whose own is this one or
+        above is closed too, so that some are left for all else that the process opens. refused: hears why one was.
+        """
+        self.limits = limits or Limits()
+        self.draining = False
+        self._forward = {path.encode(): method for path, method in (forward or {}).items()}
+        self._registered: dict[bytes, MethodHandler] = {}
+        self._generic: list[grpc.GenericRpcHandler] = []
+        self._on_full = on_full
+        self._budget = budget or Budget(2 * self.limits.collected_bytes, COLLECTED)
+        self._small = frozenset(path.encode() for path in small)
+        self._max_connections = max_connections
+        self._age_grace = age_grace
+        self._descriptors = descriptors
+        self._refused = refused
+        self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
+        self._servers: list[asyncio.AbstractServer] = []
+        self._edges: set[ServerEdge] = set()
+        self._empty = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._alarm: Alarm
+        self._ticker: asyncio.TimerHandle | None = None
+        self._servicing = Servicing(self.limits)
+        self._heads = RequestHeads(self.limits)
+
+    # What is served
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._generic.extend(generic_rpc_handlers)
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        for method, handler in method_handlers.items():
+            self._registered[f"/{service_name}/{method}".encode()] = handler
+
+    # Where
+
+    def listen(self, address: str, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False) -> int:
+        """Bind "host:port", "[ipv6]:port" or "unix:path"; answers the port (0 for a unix socket).
+
+        tls: as `server_tls` makes it. raises: OSError if the address can't be had.
+        """
+        if address.startswith("unix:"):
+            bound = socket.socket(socket.AF_UNIX)
+            bound.bind(address.removeprefix("unix:"))
+            port = 0
+        else:
+            host, _, number = address.rpartition(":")
+            bound = bind(host.strip("[]"), int(number), reuse_port=reuse_port)
+            try:
+                bound.listen(BACKLOG)  # only then it is sure that nobody else has it
+            except BaseException:
+                bound.close()
+                raise
+            port = bound.getsockname()[1]
+        self.adopt(bound, tls)
+        return port
+
+    def adopt(self, bound: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Serve on a socket that was bound elsewhere."""
+        bound.setblocking(False)
+        self._sockets.append((bound, tls))
+
+    # Life
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._alarm = Alarm(loop)
+        for bound, tls in self._sockets:
+            patience = self.limits.handshake_seconds if tls is not None else None
+            if bound.family == socket.AF_UNIX:
+                server: asyncio.AbstractServer = await loop.create_unix_server(
+                    self._protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
+                )
+            else:
+                server = await loop.create_server(
+                    self._protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
+                )
+            self._servers.append(server)
+        self._tick()
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Accept nothing new, ask clients to leave, wait `grace` seconds for their calls, cut what is left."""
+        self.draining = True
+        for server in self._servers:
+            server.close()
+        self._empty.clear()
+        if grace and self._edges:
+            for edge in list(self._edges):
+                edge.wire.drain()
+            try:
+                await asyncio.wait_for(self._empty.wait(), grace)
+            except asyncio.TimeoutError:
+                log.warning("cut %d connections that were still busy after %g s", len(self._edges), grace)
+        for edge in list(self._edges):
+            edge.cut("the server is shutting down")
+        if self._edges:
+            try:
+                await asyncio.wait_for(self._empty.wait(), CLOSE_SECONDS)
+            except asyncio.TimeoutError:
+                for edge in list(self._edges):
+                    edge.transport.abort()
+        for bound, _ in self._sockets:
+            bound.close()
+        await self._servicing.stop()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._alarm.stop()
+        self._stopped.set()
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Answers whether `timeout` came first, as grpc.aio's does."""
+        try:
+            await asyncio.wait_for(self._stopped.wait(), timeout)
+        except asyncio.TimeoutError:
+            return True
+        return False
+
+    # Connections
+
+    @property
+    def connections(self) -> int:
+        return len(self._edges)
+
+    @property
+    def calls(self) -> int:
+        return sum(len(edge.wire.streams) for edge in self._edges)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True).protocol
+
+    def _connection(self, edge: ServerEdge) -> ServerConnection:
+        now = edge.loop.time()
+        connection = ServerConnection(
+            self.limits,
+            now,
+            edge.wake,
+            accept=self._accept,
+            deadlines=self._alarm.deadlines,
+            heads=self._heads,
+            peer=_peer_name(edge.transport),
+            ends=self._ends(now),
+            budget=Budget(self.limits.collected_bytes, CONNECTIONS_PART, self._budget),
+        )
+        if self._on_full is not None:
+            connection.on_full = partial(self._on_full, connection.peer)
+        refusal = self._refusal(edge)
+        if refusal:
+            connection.break_off(0, "no more connections")
+            if self._refused is not None and not self.draining:
+                self._refused(refusal)
+        self._edges.add(edge)
+        return connection
+
+    def _refusal(self, edge: ServerEdge) -> str:
+        """Why a new connection can't stay; "" if it can. The kernel gives the lowest descriptor that is free."""
+        if self.draining:
+            return "draining"
+        if len(self._edges) >= self._max_connections:
+            return MAX_CONNECTIONS
+        if self._descriptors is None:
+            return ""
+        return DESCRIPTORS if edge.transport.get_extra_info("socket").fileno() >= self._descriptors else ""
+
+    def _ends(self, now: float) -> Ends:
+        age = self.limits.age_seconds
+        if not age:
+            return Ends()
+        spread = random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)  # noqa: S311  # spreads load, guards nothing
+        return Ends(now + age * spread, self._age_grace)
+
+    def _gone(self, edge: ServerEdge) -> None:
+        self._edges.discard(edge)
+        if not self._edges:
+            self._empty.set()
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ticker = loop.call_later(TICK_SECONDS, self._tick)
+        self._tick_some(iter(list(self._edges)))
+
+    def _tick_some(self, edges: Iterator[ServerEdge]) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        looked_at = 0
+        for edge in edges:
+            edge.tick(now)
+            looked_at += 1 + len(edge.wire.streams)
+            if looked_at >= TICKED_AT_ONCE:
+                loop.call_soon(self._tick_some, edges)
+                return
+
+    # Calls
+
+    def _accept(self, call: ServerCall) -> None:
+        method = self._forward.get(call.head.path)
+        if method is None:
+            if call.head.path in self._small:
+                call.most_bytes = SMALL_REQUEST
+            handler = self._registered.get(call.head.path) or self._find(call)
+            if handler is None:
+                call.finish(Code.UNIMPLEMENTED, "Method not found!")
+            else:
+                self._servicing.accept(call, handler)
+        elif method.streaming:
+            call.streaming = True
+            method.handle(call)
+        else:
+            call.cut_through = method.cut_through
+            call.on_request = method.handle
+
+    def _find(self, call: ServerCall) -> MethodHandler | None:
+        if not self._generic:
+            return None
+        details = _Details(call.head.path.decode("latin-1"), ())
+        for generic in self._generic:
+            handler: MethodHandler | None = generic.service(details)
+            if handler is not None:
+                return handler
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """grpc.HandlerCallDetails."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+def _peer_name(transport: asyncio.Transport) -> str:
+    """In the form that grpc uses."""
+    name = transport.get_extra_info("peername")
+    if not isinstance(name, tuple):
+        return "unix:"
+    host, port = name[0].removeprefix("::ffff:"), name[1]  # an IPv4 peer of a socket for both, as grpc shows it
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+def server_tls(certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:
+    """A TLS context for `listen`: TLS 1.2 or later, h2 only; with `client_ca` clients must show a certificate of it.
+
+    Arguments are file names. raises: OSError, ssl.SSLError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(certificate, key)
+    if client_ca is not None:
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -1,0 +1,372 @@
+"""The dialer: connecting, waiting, failing, reconnecting, and retrying what was never looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_peers import Service, grpcio_server, path, wire_server
+
+from gateway.transport.dialer import UPSTREAM, ChannelOptions, State
+from aio_channel import WireChannel, start_unary
+from gateway.transport.listener import ForwardMethod, WireServer
+from gateway.status import Code
+from gateway.rpc.client import ClientCall
+from gateway.http2.frames import ErrorCode
+from gateway.http2.limits import Limits
+from gateway.rpc.server import ServerCall, _numbers
+
+UNARY = path("Unary")
+QUICK = ChannelOptions(backoff_first=0.02, backoff_most=0.1, connect_seconds=0.5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail("it never came true")
+
+
+async def call_code(channel: WireChannel, body: bytes = b"x", **options: Any) -> grpc.StatusCode:
+    call = channel.unary_unary(UNARY)(body, **options)
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()  # type: ignore[no-any-return]
+    return grpc.StatusCode.OK
+
+
+async def test_nothing_is_connected_before_the_first_call() -> None:
+    async with wire_server(Service()) as (server, address), WireChannel(address) as channel:
+        assert channel.state is State.IDLE
+        await asyncio.sleep(0.05)
+        assert server.connections == 0
+        assert await call_code(channel) is grpc.StatusCode.OK
+        assert channel.state is State.READY
+
+
+async def test_a_channel_keeps_its_number_of_connections_and_spreads_calls() -> None:
+    service = Service()
+    three = ChannelOptions(connections=3, together=2)
+    async with wire_server(service) as (server, address), WireChannel(address, three) as channel:
+        await channel.channel_ready()
+        await until(lambda: len(channel._edges) == 3)
+        calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(2)]
+        await until(lambda: service.running == 2)
+        assert sorted(len(edge.wire.streams) for edge in server._edges) == [0, 0, 2]  # they travel together
+        calls += [channel.unary_unary(UNARY)(b"sleep") for _ in range(7)]
+        await until(lambda: service.running == 9)
+        assert [len(edge.wire.streams) for edge in server._edges] == [3, 3, 3]
+        for call in calls:
+            call.cancel()
+
+
+async def test_an_unreachable_target_fails_at_once_and_says_so() -> None:
+    async with WireChannel(f"127.0.0.1:{free_port()}", QUICK) as channel:
+        error = await _error(channel)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "Failed to connect" in str(error.details())
+        assert channel.state is State.TRANSIENT_FAILURE
+        started = asyncio.get_running_loop().time()
+        for _ in range(20):
+            assert await call_code(channel, timeout=5) is grpc.StatusCode.UNAVAILABLE
+        assert asyncio.get_running_loop().time() - started < 4
+
+
+async def test_attempts_on_a_dead_target_back_off() -> None:
+    dialled: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled.append(loop.time())
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    options = ChannelOptions(backoff_first=0.05, backoff_factor=2.0, backoff_most=0.4)
+    async with WireChannel(f"127.0.0.1:{port}", options) as channel:
+        channel.connect()
+        await asyncio.sleep(1.5)
+    server.close()
+    gaps = [dialled[number + 1] - dialled[number] for number in range(len(dialled) - 1)]
+    for gap, expected in zip(gaps, [0.05, 0.1, 0.2, 0.4, 0.4], strict=False):
+        assert 0.8 * expected <= gap <= 1.2 * expected + 0.1
+    assert 4 <= len(dialled) <= 8
+
+
+@pytest.mark.parametrize("kind", ["silent", "http1", "garbage"])
+async def test_a_target_that_does_not_speak_http2_is_unavailable(kind: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if kind != "silent":
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" if kind == "http1" else bytes(100))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
+        assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+    server.close()
+
+
+async def test_wait_for_ready_waits_until_the_server_is_there() -> None:
+    port = free_port()
+    async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
+        assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+        waiting = asyncio.create_task(call_code(channel, wait_for_ready=True))
+        await asyncio.sleep(0.1)
+        async with grpcio_server(Service(), port):
+            assert await asyncio.wait_for(waiting, 3) is grpc.StatusCode.OK
+
+
+async def test_a_waiting_call_can_expire_or_be_cancelled() -> None:
+    async with WireChannel(f"127.0.0.1:{free_port()}", QUICK) as channel:
+        assert await call_code(channel, timeout=0.1, wait_for_ready=True) is grpc.StatusCode.DEADLINE_EXCEEDED
+        call = channel.unary_unary(UNARY)(b"x", wait_for_ready=True)
+        await asyncio.sleep(0.01)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_a_restarted_server_is_found_again() -> None:
+    port = free_port()
+    async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
+        for _ in range(3):
+            async with grpcio_server(Service(), port):
+                assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 3) is grpc.StatusCode.OK
+            assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_connection_that_dies_ends_its_calls_and_is_replaced() -> None:
+    service = Service()
+    async with wire_server(service) as (server, address), WireChannel(address, QUICK) as channel:
+        call = channel.unary_unary(UNARY)(b"sleep")
+        await service.started.wait()
+        for edge in list(server._edges):
+            edge.transport.abort()
+        with pytest.raises(grpc.aio.AioRpcError, match="Connection lost"):
+            await call
+        assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 2) is grpc.StatusCode.OK
+
+
+async def test_a_call_that_was_refused_goes_out_once_more_by_itself() -> None:
+    tries: list[int] = []
+
+    def handle(call: ServerCall) -> None:
+        tries.append(call.id)
+        if len(tries) == 1:
+            call.reset(ErrorCode.REFUSED_STREAM)
+        else:
+            call.reply(call.body)
+
+    async with wire_server(forward={UNARY: ForwardMethod(handle)}) as (_, address), WireChannel(address) as channel:
+        assert await call_code(channel) is grpc.StatusCode.OK
+        assert len(tries) == 2
+
+
+async def test_a_stream_that_was_refused_is_whole_when_it_goes_out_again() -> None:
+    tries: list[int] = []
+
+    def handle(call: ServerCall) -> None:
+        tries.append(call.id)
+        if len(tries) == 1:
+            call.reset(ErrorCode.REFUSED_STREAM)
+            return
+        call.send_headers([(b"i", b"1")])
+        call.on_message = lambda body, compressed: (call.send_message(body), call.feed())[0]
+        call.on_request = lambda done: done.finish(Code.OK)
+
+    streaming = {UNARY: ForwardMethod(handle, streaming=True)}
+    async with wire_server(forward=streaming) as (_, address), WireChannel(address) as channel:
+        call = channel.unary_stream(UNARY)(b"hello")
+        assert [message async for message in call] == [b"hello"]
+        assert list(await call.initial_metadata()) == [("i", "1")]
+        assert len(tries) == 2
+
+
+async def test_a_call_that_is_always_refused_goes_out_twice_only() -> None:
+    tries: list[int] = []
+
+    def handle(call: ServerCall) -> None:
+        tries.append(call.id)
+        call.reset(ErrorCode.REFUSED_STREAM)
+
+    async with wire_server(forward={UNARY: ForwardMethod(handle)}) as (_, address), WireChannel(address) as channel:
+        assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+        assert len(tries) == 2
+
+
+async def test_goaways_in_mid_load_fail_no_call() -> None:
+    def handle(call: ServerCall) -> None:
+        asyncio.get_running_loop().call_later(0.002, lambda: call.reply(call.body))
+
+    async with (
+        wire_server(forward={UNARY: ForwardMethod(handle)}) as (server, address),
+        WireChannel(address) as channel,
+    ):
+
+        async def caller(number: int) -> None:
+            for turn in range(60):
+                body = b"%d %d" % (number, turn)
+                assert await channel.unary_unary(UNARY)(body) == body
+
+        callers = [asyncio.create_task(caller(number)) for number in range(10)]
+        leavings = 0
+        while not all(task.done() for task in callers):
+            await asyncio.sleep(0.02)
+            for edge in list(server._edges)[:1]:
+                edge.wire.drain()
+                leavings += 1
+        await asyncio.gather(*callers)
+        assert leavings >= 5
+
+
+async def test_calls_wait_for_room_on_a_connection_and_their_number_is_bounded() -> None:
+    service = Service()
+    options = ChannelOptions(connections=1, max_pending=5)
+    limits = Limits(max_streams=100)
+    async with wire_server(service, limits=limits) as (_, address), WireChannel(address, options) as channel:
+        calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(5)]
+        await service.started.wait()
+        calls += [channel.unary_unary(UNARY)(b"sleep") for _ in range(100)]
+        await asyncio.sleep(0.05)
+        assert service.running == 100
+        assert channel.calls == 105
+        assert await call_code(channel) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        calls[0].cancel()
+        await until(lambda: service.running == 100 and channel.calls == 104)
+        for call in calls:
+            call.cancel()
+
+
+async def test_a_target_that_was_dead_for_days_is_still_tried() -> None:
+    port = free_port()
+    async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
+        assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+        channel._failures = 1_000_000
+        await asyncio.sleep(0.3)
+        async with grpcio_server(Service(), port):
+            assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 3) is grpc.StatusCode.OK
+
+
+async def test_a_server_that_leaves_as_soon_as_it_is_reached_is_unavailable_and_not_hammered() -> None:
+    async with wire_server(Service()) as (server, address):
+        server.draining = True  # accepts, and says GOAWAY
+        before = next(_numbers)
+        async with WireChannel(address, QUICK) as channel:
+            assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(0.5)
+            assert next(_numbers) - before - 1 <= 15
+
+
+async def test_callbacks_never_come_before_submit_returns() -> None:
+    order: list[str] = []
+    done = asyncio.Event()
+
+    def on_done(call: ClientCall) -> None:
+        order.append(f"done {call.code.name}")
+        done.set()
+
+    async with WireChannel(f"127.0.0.1:{free_port()}", QUICK) as channel:
+        await call_code(channel)  # the target is known to be dead now
+        start_unary(channel, UNARY.encode(), (), b"x", None, on_done)
+        order.append("returned")
+        await done.wait()
+    assert order == ["returned", "done UNAVAILABLE"]
+
+
+async def test_a_callback_that_raises_harms_no_other_call() -> None:
+    done = asyncio.Event()
+
+    def boom(call: ClientCall) -> None:
+        done.set()
+        raise RuntimeError("boom")
+
+    async with wire_server(Service()) as (_, address), WireChannel(address, ChannelOptions(connections=1)) as channel:
+        await channel.channel_ready()
+        other = channel.unary_unary(UNARY)(b"other")
+        start_unary(channel, UNARY.encode(), (), b"x", None, boom)
+        await done.wait()
+        assert await other == b"other"
+        assert await call_code(channel) is grpc.StatusCode.OK
+
+
+async def test_a_server_that_is_pinged_too_often_is_pinged_half_as_often_from_then_on() -> None:
+    limits = replace(UPSTREAM, keepalive_seconds=10.0)
+    options = ChannelOptions(connections=1, limits=limits)
+    async with wire_server(Service()) as (server, address), WireChannel(address, options) as channel:
+        for seconds in (10.0, 20.0, 40.0):
+            assert await call_code(channel, wait_for_ready=True) is grpc.StatusCode.OK
+            assert [edge.wire.limits.keepalive_seconds for edge in channel._edges] == [seconds]
+            before = set(server._edges)
+            for edge in before:
+                edge.wire.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+            await until(partial(_replaced, server, channel, before))
+
+
+async def test_closing_ends_what_runs_and_what_comes_later() -> None:
+    service = Service()
+    async with wire_server(service) as (_, address):
+        channel = WireChannel(address)
+        call = channel.unary_unary(UNARY)(b"sleep")
+        await service.started.wait()
+        await channel.close()
+        with pytest.raises(grpc.aio.AioRpcError, match="The channel is closed"):
+            await call
+        assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+        await asyncio.wait_for(service.cancelled.wait(), 2)
+        assert channel.state is State.SHUTDOWN
+
+
+async def test_states_are_reported_in_order() -> None:
+    states: list[State] = []
+    port = free_port()
+    async with WireChannel(f"127.0.0.1:{port}", QUICK) as channel:
+        channel.on_state = states.append
+        channel.connect()
+        await asyncio.sleep(0.1)
+        async with grpcio_server(Service(), port):
+            await asyncio.wait_for(channel.channel_ready(), 3)
+    assert states[:3] == [State.CONNECTING, State.TRANSIENT_FAILURE, State.READY]
+    assert states[-1] is State.SHUTDOWN
+
+
+@pytest.mark.parametrize("target", ["", "host", "host:", ":", "host:port"])
+def test_a_target_that_is_no_address_is_refused(target: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        WireChannel(target)
+
+
+@pytest.mark.parametrize("form", ["{}:{}", "dns:///{}:{}", "ipv4:{}:{}"])
+async def test_targets_may_be_written_as_grpc_does(form: str) -> None:
+    async with wire_server(Service()) as (_, address), WireChannel(form.format(*address.split(":"))) as channel:
+        assert await call_code(channel) is grpc.StatusCode.OK
+
+
+def _replaced(server: WireServer, channel: WireChannel, before: set[Any]) -> bool:
+    return server.connections == 1 and not server._edges & before and len(channel._edges) == 1
+
+
+async def _error(channel: WireChannel) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await channel.unary_unary(UNARY)(b"x")
+    return error.value
+
+
+def test_codes_are_the_same_numbers_as_grpcs() -> None:
+    assert {code.name: int(code) for code in Code} == {code.name: code.value[0] for code in grpc.StatusCode}

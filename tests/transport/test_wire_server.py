@@ -1,0 +1,247 @@
+"""The listener: draining, ageing, refusing, TLS, and the byte lane, with grpcio as the client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from certificates import Authority, read
+from grpc_peers import SERVICE, Service, handlers, path, wire_server
+
+from gateway.transport.dialer import ChannelOptions, State, client_tls
+from aio_channel import WireChannel
+from gateway.transport.listener import ForwardMethod, WireServer, server_tls
+from gateway.status import Code
+from gateway.http2.hpack import NeverIndexed
+from gateway.http2.limits import Limits
+from gateway.rpc.server import ServerCall
+
+FAST = path("Fast")
+
+
+async def test_a_forwarded_call_is_answered_by_a_callback_alone() -> None:
+    def handle(call: ServerCall) -> None:
+        call.reply(call.body[::-1], [(b"i", b"1")], [NeverIndexed(b"t", b"2")])
+
+    async with (
+        wire_server(forward={FAST: ForwardMethod(handle)}) as (_, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        call = channel.unary_unary(FAST)(b"hello")
+        assert await call == b"olleh"
+        assert list(await call.initial_metadata()) == [("i", "1")]
+        assert list(await call.trailing_metadata()) == [("t", "2")]
+
+
+async def test_a_forwarded_call_can_fail_with_status_and_trailers() -> None:
+    def handle(call: ServerCall) -> None:
+        call.fail(Code.RESOURCE_EXHAUSTED, "full – try later", [(b"grpc-retry-after", b"1")])
+
+    async with (
+        wire_server(forward={FAST: ForwardMethod(handle)}) as (_, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await channel.unary_unary(FAST)(b"hello")
+        assert (error.value.code(), error.value.details()) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "full – try later",
+        )
+
+
+async def test_a_forward_handler_that_raises_fails_its_call_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def handle(call: ServerCall) -> None:
+        raise RuntimeError("secret")
+
+    async with (
+        wire_server(Service(), {FAST: ForwardMethod(handle)}) as (_, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        with caplog.at_level(logging.ERROR), pytest.raises(grpc.aio.AioRpcError) as error:
+            await channel.unary_unary(FAST)(b"hello")
+        assert error.value.details() == "Internal error"
+        assert "secret" in caplog.text
+        assert await channel.unary_unary(path("Unary"))(b"neighbour") == b"neighbour"
+
+
+async def test_a_handler_gets_a_compressed_message_plain() -> None:
+    seen: list[tuple[bytes, bool]] = []
+
+    def handle(call: ServerCall) -> None:
+        seen.append((call.encoding, call.compressed))
+        call.reply(call.body)
+
+    async with (
+        wire_server(forward={FAST: ForwardMethod(handle)}) as (_, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        assert await channel.unary_unary(FAST)(bytes(5000), compression=grpc.Compression.Gzip) == bytes(5000)
+    assert seen == [(b"gzip", False)]
+
+
+async def test_stopping_with_grace_lets_calls_end_and_refuses_new_ones() -> None:
+    async with (
+        wire_server(forward={FAST: ForwardMethod(_late_reply(0.3))}) as (server, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        unary = channel.unary_unary(FAST)
+        running = [unary(b"%d" % number) for number in range(10)]
+        await asyncio.sleep(0.1)
+        stopping = asyncio.create_task(server.stop(5))
+        assert await asyncio.gather(*running) == [b"%d" % number for number in range(10)]
+        await asyncio.wait_for(stopping, 2)
+        assert server.connections == 0
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await unary(b"new", timeout=1)
+        assert error.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+async def test_stopping_cuts_what_outlasts_the_grace() -> None:
+    service = Service()
+    async with wire_server(service) as (server, address), grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(path("Unary"))(b"sleep")
+        await service.started.wait()
+        await asyncio.wait_for(server.stop(0.1), 3)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert service.running == 0
+
+
+async def test_connections_leave_at_their_age_and_no_call_fails() -> None:
+    async with (
+        wire_server(Service(), limits=Limits(age_seconds=0.5)) as (server, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        unary = channel.unary_unary(path("Unary"))
+        peers = set[Any]()
+        until = asyncio.get_running_loop().time() + 4
+        while asyncio.get_running_loop().time() < until:
+            assert await unary(b"x") == b"x"
+            peers |= {edge.wire.peer for edge in server._edges}
+            await asyncio.sleep(0.005)
+        assert len(peers) >= 2
+
+
+async def test_connections_beyond_the_limit_are_refused_and_the_others_serve() -> None:
+    server = WireServer(max_connections=1)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(Service())),))
+    port = server.listen("127.0.0.1:0")
+    await server.start()
+    async with WireChannel(f"127.0.0.1:{port}", ChannelOptions(connections=1)) as first:
+        assert await first.unary_unary(path("Unary"))(b"1") == b"1"
+        async with WireChannel(f"127.0.0.1:{port}", ChannelOptions(connections=1)) as second:
+            with pytest.raises(grpc.aio.AioRpcError, match="Failed to connect"):
+                await second.unary_unary(path("Unary"))(b"2")
+            assert await first.unary_unary(path("Unary"))(b"3") == b"3"
+    await server.stop()
+
+
+async def test_an_http1_client_is_closed_and_nobody_else() -> None:
+    async with wire_server(Service()) as (_, address):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(reader.read(), 2)
+        writer.close()
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
+
+
+async def test_a_unix_socket_serves(tmp_path: Path) -> None:
+    server = WireServer()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(Service())),))
+    server.listen(f"unix:{tmp_path}/s")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as theirs, WireChannel(f"unix:{tmp_path}/s") as ours:
+        assert await theirs.unary_unary(path("Unary"))(b"x") == b"x"
+        assert await ours.unary_unary(path("Unary"))(b"x") == b"x"
+    await server.stop()
+
+
+async def test_tls_serves_grpcio_and_our_own_channel(tmp_path: Path) -> None:
+    files = Authority(tmp_path).issue("localhost")
+    async with _tls_server(server_tls(files.certificate, files.key)) as port:
+        credentials = grpc.ssl_channel_credentials(read(files.ca))
+        async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as theirs:
+            assert await theirs.unary_unary(path("Unary"))(bytes(500_000)) == bytes(500_000)
+        options = ChannelOptions(tls=client_tls(files.ca), server_name="localhost")
+        async with WireChannel(f"127.0.0.1:{port}", options) as ours:
+            assert await ours.unary_unary(path("Unary"))(bytes(500_000)) == bytes(500_000)
+
+
+async def test_our_channel_speaks_tls_to_grpcio(tmp_path: Path) -> None:
+    files = Authority(tmp_path).issue("localhost")
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(Service())),))
+    pair = (read(files.key), read(files.certificate))
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.start()
+    options = ChannelOptions(tls=client_tls(files.ca), server_name="localhost")
+    async with WireChannel(f"127.0.0.1:{port}", options) as channel:
+        assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
+    await server.stop(None)
+
+
+async def test_mtls_lets_in_only_who_shows_a_certificate(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    files, mine = authority.issue("localhost"), authority.issue("client")
+    async with _tls_server(server_tls(files.certificate, files.key, client_ca=files.ca)) as port:
+        good = ChannelOptions(tls=client_tls(files.ca, mine.certificate, mine.key), server_name="localhost")
+        async with WireChannel(f"127.0.0.1:{port}", good) as channel:
+            assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
+        bad = ChannelOptions(tls=client_tls(files.ca), server_name="localhost")
+        async with WireChannel(f"127.0.0.1:{port}", bad) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await channel.unary_unary(path("Unary"))(b"x")
+            assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("name", ["other.example", None], ids=["wrong name", "address instead of name"])
+async def test_a_certificate_for_someone_else_is_refused(tmp_path: Path, name: str | None) -> None:
+    files = Authority(tmp_path).issue("localhost")
+    async with (
+        _tls_server(server_tls(files.certificate, files.key)) as port,
+        WireChannel(f"127.0.0.1:{port}", ChannelOptions(tls=client_tls(files.ca), server_name=name)) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await channel.unary_unary(path("Unary"))(b"x")
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert channel.state is State.TRANSIENT_FAILURE
+
+
+async def test_tls_without_h2_is_closed(tmp_path: Path) -> None:
+    files = Authority(tmp_path).issue("localhost")
+    async with _tls_server(server_tls(files.certificate, files.key)) as port:
+        context = ssl.create_default_context(cafile=files.ca)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert await asyncio.wait_for(reader.read(), 2) == b""
+        writer.close()
+
+
+class _tls_server:  # noqa: N801  # reads as a function where it is used
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self._server = WireServer()
+
+    async def __aenter__(self) -> int:
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(Service())),))
+        port = self._server.listen("127.0.0.1:0", self._context)
+        await self._server.start()
+        return port
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop()
+
+
+def _late_reply(seconds: float) -> Any:
+    def handle(call: ServerCall) -> None:
+        asyncio.get_running_loop().call_later(seconds, lambda: call.reply(call.body))
+
+    return handle
