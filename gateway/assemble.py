@@ -61,7 +61,13 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
     merges = {name: model.merge for name, model in config.models.items()}
     return {
         name: MergeSettings(
-            m.rows, m.bytes, m.in_flight, m.delay, None if m.metadata is None else frozenset(m.metadata), m.ignore_ids
+            m.rows,
+            m.bytes,
+            m.in_flight,
+            m.delay,
+            None if m.metadata is None else frozenset(m.metadata),
+            m.ignore_ids,
+            m.recheck,
         )
         for name, m in merges.items()
         if m is not None

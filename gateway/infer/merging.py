@@ -4,8 +4,8 @@ A point lives as long as its model stays as it is (`KnownModel`). It learns from
 first answer whether and how far it batches. Until it knows, and for every request that can't be merged, the request
 goes its way alone. A model that once gave an answer that can't be taken apart is not merged again until it changes.
 
-While requests are merged, a look at the model's counts goes along with one of them every 10 ms, sent just after it, and
-with each that comes after a rest. Triton counts anew when a model was loaded anew, so a batch that may have met another
+A look at the model's counts goes along with a merged request, sent just after it, if the last one is older than the
+config allows (`merge.recheck`). Triton counts anew when a model was loaded anew, so a batch that may have met another
 model than the one that was asked about is seen by that; then its answer is thrown away, and its members are sent alone.
 """
 
@@ -45,7 +45,6 @@ _SPOILT_MOST: Final = 3  # batches that a caller may spoil …
 _APART_SECONDS: Final = 10.0  # … before its requests go alone for so long
 _SPOILERS_KEPT: Final = 1024  # callers come and go
 _ASK_AGAIN_SECONDS: Final = 5.0  # after a model's config could not be had
-_FRESH_SECONDS: Final = 0.01  # for which a look holds: each costs Triton as much as some requests
 _LOOK_SECONDS: Final = 0.1  # that an answer waits for the look at its side: Triton answers none while a model loads
 
 
@@ -198,7 +197,7 @@ class MergePoint:
         client.request = batch.request(self._known.name, self._known.version, id)
         client.on_done = lambda done: self._done(batch, merger, done, id)
         now = self._loop.time()
-        look = self._look(batch, merger, now) if now - self._seen_same_at > _FRESH_SECONDS else None
+        look = self._look(batch, merger, now) if now - self._seen_same_at >= self.settings.recheck else None
         for member in batch.members:
             member.batch = batch
             if leader is not None and member.added:
