@@ -97,7 +97,13 @@ class Catalogue:
         """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
         if name:
             stats, failures = await self._statistics_of(name, version, asker)
-            if not stats and version and any(failure.code == Code.INVALID_ARGUMENT for failure in failures):
+            is_public = name in self._topology.routes.public
+            if (
+                not stats
+                and version
+                and is_public
+                and any(failure.code == Code.INVALID_ARGUMENT for failure in failures)
+            ):
                 raise BadRequest(f"requested model version is not available for model '{name}'")  # as Triton's
             if not stats:
                 raise self._no_answer(name, version, failures)

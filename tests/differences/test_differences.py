@@ -452,6 +452,9 @@ async def _until_known(ways: Ways) -> None:
 
 async def test_a_batch_says_how_many_travelled(ways: Ways) -> None:
     """So that the tests above have tried what they are about."""
-    outcomes = await ways.merged.ask_all([simple("counted", [n]) for n in range(12)])
-    assert max(map(batch_of, outcomes)) > 1
+    largest = 1
+    for _ in range(20):  # a model that was loaded anew a moment ago is not merged yet
+        outcomes = await ways.merged.ask_all([simple("counted", [n]) for n in range(12)])
+        largest = max(largest, *map(batch_of, outcomes))
+    assert largest > 1
     assert set(UNARY) <= set(MODELS)
