@@ -12,8 +12,8 @@ run: setup
 # The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand.
 test: $(VENV)/.tools $(VENV)/.compiled
 	$(BIN)/python -m pytest
-	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q tests/wire tests/forward tests/merge tests/routing tests/server \
-	  tests/telemetry tests/test_native.py
+	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
+	  tests/forwarding tests/routing tests/api tests/telemetry tests/test_compiled.py
 
 # What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own.
 # SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed.
@@ -63,4 +63,4 @@ $(VENV)/.tools: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) gateway__mypyc.*.so gateway/*.so gateway/*/*.so gateway/native.json build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis gateway/v1
+	rm -rf $(VENV) gateway__mypyc.*.so gateway/*.so gateway/*/*.so gateway/*/*/*.so gateway/compiled.json build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis gateway/v1

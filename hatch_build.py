@@ -23,7 +23,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-MADE_OF = "gateway/native.json"
+MADE_OF = "gateway/compiled.json"
 """Beside the native modules: what they were compiled from."""
 
 

@@ -18,23 +18,6 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.admin import Admin, ConfigHistory
-from gateway.assemble import collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
-from gateway.notifier import Changes
-from gateway.config import Config, Finding, Loaded, Watcher
-from gateway.container import memory_limit
-from gateway.transport.listener import COLLECTED, ForwardMethod
-from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow
-from gateway.forwarding.contracts import Contracts
-from gateway.forwarding.inference import Inference
-from gateway.forwarding.models import Models
-from gateway.forwarding.pipelines import PipelineModel
-from gateway.forwarding.sequences import Sequences
-from gateway.forwarding.streams import StreamLimits
-from gateway.forwarding.threads import Threads
-from gateway.forwarding.topology import Topology
-from gateway.forwarding.batching import MergeSettings
-from gateway.compiled import is_compiled
-from gateway.routing import Routes
 from gateway.api.calls import CallLimits
 from gateway.api.catalogue import Catalogue
 from gateway.api.control import Control, ControlPolicy
@@ -44,16 +27,33 @@ from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.typed import ClassificationService, PredictionService
 from gateway.api.v2 import V2Service
-from gateway.steps.budget import MEMORY
+from gateway.assemble import collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
+from gateway.compiled import is_compiled
+from gateway.config import Config, Finding, Loaded, Watcher
+from gateway.container import memory_limit
+from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.contracts import Contracts
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.models import Models
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.sequences import Sequences
+from gateway.forwarding.streams import StreamLimits
+from gateway.forwarding.threads import Threads
+from gateway.forwarding.topology import Topology
+from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow
+from gateway.notifier import Changes
+from gateway.routing import Routes
+from gateway.rpc.budget import Budget
 from gateway.state import state_of
+from gateway.steps.budget import MEMORY
 from gateway.telemetry.process import ProcessTelemetry
 from gateway.telemetry.shared_values import SharedDirectory
+from gateway.transport.listener import COLLECTED, ForwardMethod
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
 from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
-from gateway.rpc.budget import Budget
 
 _log = logging.getLogger(__name__)
 

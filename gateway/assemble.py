@@ -29,6 +29,7 @@ from gateway.routing import (
     as_text,
 )
 from gateway.routing.match import Test
+from gateway.rpc.budget import Budget
 from gateway.types import Variant
 from gateway.upstream.channel import ChannelConnection, Tls, wire_channel
 from gateway.upstream.connection import Connection
@@ -36,7 +37,6 @@ from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
-from gateway.rpc.budget import Budget
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: two of the largest messages that callers may send, by default
 LEAST_COLLECTED: Final = 16 << 20
@@ -61,7 +61,13 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
     merges = {name: model.merge for name, model in config.models.items()}
     return {
         name: MergeSettings(
-            m.rows, m.bytes, m.in_flight, m.delay, None if m.metadata is None else frozenset(m.metadata), m.ignore_ids
+            m.rows,
+            m.bytes,
+            m.in_flight,
+            m.delay,
+            None if m.metadata is None else frozenset(m.metadata),
+            m.ignore_ids,
+            m.recheck,
         )
         for name, m in merges.items()
         if m is not None

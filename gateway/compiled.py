@@ -20,8 +20,8 @@ from types import ModuleType
 _log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_MADE_OF = _FOLDER / "native.json"  # written by hatch_build.py
-_NATIVE = "wire/connection"  # one of them: where it is, all are
+_MADE_OF = _FOLDER / "compiled.json"  # written by hatch_build.py
+_NATIVE = "rpc/connection"  # one of them: where it is, all are
 
 
 class _SourcesFirst:

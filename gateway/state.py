@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gateway.hooks import StepNow
-from gateway.forwarding.inference import Inference
-from gateway.routing import Route
 from gateway.api.catalogue import Catalogue
+from gateway.forwarding.inference import Inference
+from gateway.hooks import StepNow
+from gateway.routing import Route
 from gateway.upstream.endpoint import Endpoint
 
 

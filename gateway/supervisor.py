@@ -22,16 +22,16 @@ from pathlib import Path
 import aiohttp
 
 from gateway.admin import Admin, merged_config, merged_state
+from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.config import Config, split_address
-from gateway.transport.sockets import bind
 from gateway.scratch import Scratch
-from gateway.api.listener import CannotServe
 from gateway.stopping import Stop, StopSignals
 from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
 from gateway.telemetry.traffic import Traffic
+from gateway.transport.sockets import bind
 
 _log = logging.getLogger(__name__)
 

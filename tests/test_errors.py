@@ -11,11 +11,11 @@ import grpc
 import pytest
 
 import gateway
+from gateway.api.calls import with_errors
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
 from gateway.forwarding.pipelines import CallRefused
-from gateway.api.calls import with_errors
-from gateway.steps.step import BadTensor, StepFailed
 from gateway.status import Code
+from gateway.steps.step import BadTensor, StepFailed
 
 MADE_OTHERWISE = {
     UnknownModel: lambda: UnknownModel("m", "3"),

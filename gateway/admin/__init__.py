@@ -1,7 +1,7 @@
 """Admin: the HTTP side, for people, Prometheus and Kubernetes."""
 
-from gateway.admin.config_history import ConfigHistory
 from gateway.admin.aggregate import merged_config, merged_state
+from gateway.admin.config_history import ConfigHistory
 from gateway.admin.server import Admin, CannotListen, StateSource
 
 __all__ = ["Admin", "CannotListen", "ConfigHistory", "StateSource", "merged_config", "merged_state"]

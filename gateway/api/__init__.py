@@ -1,1 +1,1 @@
-"""I/O: the servicers (V2, gateway.v1, health) and the listening sides that carry them."""
+"""api (I/O): the services: V2, `gateway.v1`, health, reflection, and the listener that carries them."""

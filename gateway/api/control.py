@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.api.calls import is_loopback
 from gateway.errors import BadRequest, ControlRefused, NoTarget, UpstreamFailed
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.metadata import UPSTREAM_KEY, first_values, passed_on
-from gateway.api.calls import is_loopback
 from gateway.types import Metadata
 from gateway.upstream.ask import Asker, as_error, ask
 from gateway.upstream.connection import CallFailed

@@ -12,9 +12,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.notifier import Changes
 from gateway.api.calls import Context
 from gateway.api.catalogue import Catalogue
+from gateway.notifier import Changes
 
 _Status = health_pb2.HealthCheckResponse
 

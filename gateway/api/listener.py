@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as v2
 
-from gateway.transport.listener import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
-from gateway.rpc.budget import Budget
 from gateway.http2.limits import Limits
+from gateway.rpc.budget import Budget
+from gateway.transport.listener import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
 
 _log = logging.getLogger(__name__)
 

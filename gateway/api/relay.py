@@ -9,19 +9,19 @@ import asyncio
 import logging
 from typing import Final
 
+from gateway.api.calls import CallLimits, error_trailing
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError
 from gateway.forwarding.call import Call
 from gateway.forwarding.caller import Caller, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
-from gateway.api.calls import CallLimits, error_trailing
-from gateway.status import Code
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.v2.peek import peek_front
 from gateway.rpc.server import ServerCall
 from gateway.rpc.stream import pipe
+from gateway.status import Code
+from gateway.v2.peek import peek_front
 
 _log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from gateway.forwarding.exchange import Request
 from gateway.forwarding.metadata import passed_on
 from gateway.forwarding.models import Models
 from gateway.forwarding.streams import StreamLimits, StreamSession
-from gateway.status import Code
-from gateway.rpc.metadata import Fields, legal_fields, metadata_from
 from gateway.rpc.framing import PREFIX
+from gateway.rpc.metadata import Fields, legal_fields, metadata_from
 from gateway.rpc.server import ServerCall
+from gateway.status import Code
 
 _log = logging.getLogger(__name__)
 
-_MESSAGES_PER_UNIT: Final = 8  # what cancelling them costs, in units of a turn of the loop (`wire.connection.TURN`)
+_MESSAGES_PER_UNIT: Final = 8  # what cancelling them costs, in units of a turn of the loop (`rpc.connection.TURN`)
 
 METHOD: Final = "ModelStreamInfer"
 

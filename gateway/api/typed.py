@@ -16,15 +16,15 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from tritonclient.grpc import service_pb2 as v2
 
+from gateway.api.calls import CallLimits, Context, request_from, with_errors
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, UnknownModel
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.messages import array_of, build_request, parse_response
 from gateway.forwarding.models import Models
-from gateway.api.calls import CallLimits, Context, request_from, with_errors
-from gateway.steps import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
 from gateway.status import Code
+from gateway.steps import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
 from gateway.v1 import (
     classification_pb2,
     classification_pb2_grpc,

@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.forwarding.metadata import passed_on
 from gateway.api.calls import Context, with_errors
 from gateway.api.catalogue import Catalogue
 from gateway.api.control import RPCS, Control
+from gateway.forwarding.metadata import passed_on
 from gateway.upstream.ask import TIMEOUT, Asker
 from gateway.v2.names import SERVICE_NAME
 

@@ -214,6 +214,12 @@ class Merge(Section):
         description="Merge requests that have an `id`, too. Triton and its models do not see it then; the caller gets "
         "it back all the same.",
     )
+    recheck: Annotated[float, Duration(0, 1 * SECONDS)] = Field(
+        default=0.01,
+        description="For how long it holds that the model is still the one that was found to batch. It matters only "
+        "while a model is loaded anew, at Triton itself and under load, with a config that no longer batches: merged "
+        "answers of that time may be wrong. 0s asks with every merged request, for up to a third more CPU.",
+    )
 
 
 def _forbid(value: object) -> object:

@@ -1,1 +1,1 @@
-"""The use-case: one inference request in, one answer out. Knows routing, stages, a peek at messages, pools."""
+"""forwarding: the use-case. One inference request in, one answer out: decided, attempted, merged, reported."""

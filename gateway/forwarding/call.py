@@ -15,21 +15,21 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
-from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.batching import Batch, Layout
+from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
 from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for
-from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
-from gateway.forwarding.batching import Batch, Layout
+from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
+from gateway.http2.hpack import NeverIndexed
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
 from gateway.status import OK, Code, Meaning
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
-from gateway.rpc.client import ClientCall
-from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.http2.hpack import NeverIndexed
 from gateway.v2.peek import Head, peek_front, rename_request, tail
 
 _log = logging.getLogger(__name__)
@@ -108,8 +108,9 @@ class Call:
         self._attempt = attempt
         self._client = None
         added = self.added = inference.attempt_started(work, attempt)
-        passed = caller.metadata.passed
-        self._fields = (*passed, *fields_from(added)) if added else passed
+        self._fields = (*caller.metadata.passed, *self.context)
+        if added:
+            self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
         if caller.missing > 0:
@@ -168,6 +169,11 @@ class Call:
     @property
     def passed(self) -> Fields:
         return self._caller.metadata.passed
+
+    @property
+    def context(self) -> Fields:
+        """Its caller's own place in a trace, for upstream."""
+        return () if self._inference.hooks.traces else self._caller.metadata.trace
 
     @property
     def upstream_id(self) -> str | None:

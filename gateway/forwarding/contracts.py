@@ -13,9 +13,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.inference import Inference
 from gateway.routing import Route
+from gateway.status import Code
 from gateway.steps import Pipeline
 from gateway.steps.compare import ModelFacts, ModelTensor, compare, facts_of
-from gateway.status import Code
 from gateway.types import Variant
 from gateway.upstream.connection import CallFailed, Connection
 from gateway.upstream.endpoint import State

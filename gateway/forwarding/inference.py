@@ -24,13 +24,13 @@ from gateway.errors import (
     UnknownModel,
     UpstreamFailed,
 )
-from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
 from gateway.forwarding.attempts import Attempt, Attempts
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.forwarding.topology import Topology
+from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
 from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
@@ -229,9 +229,13 @@ class Inference:
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None
-        if self.hooks.traces or "traceparent" not in work.facts.metadata:
-            return extra
-        return (*extra, *trace_context(work.facts.metadata))
+        return extra
+
+    def context_of(self, facts: Facts) -> Metadata:
+        """A caller's own place in a trace, to add upstream: nothing where calls are traced here."""
+        if self.hooks.traces or "traceparent" not in facts.metadata:
+            return ()
+        return trace_context(facts.metadata)
 
     def attempt_answered(self, work: Work) -> None:
         work.observer.attempt_ended(AttemptEnded(OK, "", None, self.clock()))

@@ -10,8 +10,8 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.errors import GatewayError
-from gateway.types import Metadata, MetadataValue, Served
 from gateway.rpc.metadata import text_of
+from gateway.types import Metadata, MetadataValue, Served
 
 _DROPPED: Final = frozenset(
     {

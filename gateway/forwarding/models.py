@@ -1,7 +1,7 @@
 """Every model that can be called, whoever answers it: a pipeline in this process, or a Triton, by a `Call`.
 
 Where servicers take inference requests that a coroutine waits for. What is forwarded as bytes comes to `Call` by
-`server.relay`.
+`api.relay`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from gateway.errors import BUG_TEXT, Bug, DeadlineExceeded, GatewayError
-from gateway.hooks import CallEnded, CallObserver
 from gateway.forwarding.call import Call
 from gateway.forwarding.caller import Caller, CallerMetadata, metadata_from_pairs
 from gateway.forwarding.exchange import Reply, Request
@@ -21,8 +20,9 @@ from gateway.forwarding.inference import Inference
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.streams import Caller as StreamCaller
 from gateway.forwarding.streams import StreamLimits, StreamSession
-from gateway.status import Code
+from gateway.hooks import CallEnded, CallObserver
 from gateway.rpc.metadata import Fields, metadata_from
+from gateway.status import Code
 from gateway.v2.peek import Head
 
 _log = logging.getLogger(__name__)

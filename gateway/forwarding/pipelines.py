@@ -12,14 +12,14 @@ from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BUG_TEXT, BadInput, Bug, GatewayError, UnknownModel, UpstreamFailed
-from gateway.hooks import CallObserver, StepEnded
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
 from gateway.forwarding.metadata import REQUEST_ID, first_values, served_trailers
 from gateway.forwarding.threads import Owner, Threads
-from gateway.steps import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
+from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
+from gateway.steps import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
 from gateway.types import Served
 
 _log = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from gateway.deadline import Deadline
 from gateway.errors import DeadlineExceeded, GatewayError, Overloaded
-from gateway.hooks import StepNow
 from gateway.forwarding.room import Room
+from gateway.hooks import StepNow
 from gateway.steps import Array, StepFailed, Work
 
 _log = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.pipelines import PipelineModel
 from gateway.routing import Routes
 from gateway.upstream.pool import Pool
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.status import Code
 from gateway.rpc.codes import CallFailed
+from gateway.status import Code
 
 SMALL_MESSAGE: Final = 64 * 1024  # bytes; what is no larger is still collected when larger ones have used all ...
 _FOR_SMALL: Final = 8  # ... for which there is an eighth more

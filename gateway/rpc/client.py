@@ -9,13 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 
-from gateway.status import OK, Code, Origin
-from gateway.rpc.budget import Budget
-from gateway.rpc.codes import CallFailed, from_field, from_http, from_reset
-from gateway.rpc.connection import Connection
-from gateway.rpc.deadlines import Deadlines
 from gateway.http2.engine import client_engine
-from gateway.rpc.metadata import Fields, decode_message, format_timeout, is_legal
 from gateway.http2.frames import (
     BOTH,
     MAX_CONCURRENT_STREAMS,
@@ -30,8 +24,14 @@ from gateway.http2.frames import (
 )
 from gateway.http2.hpack import Field, NeverIndexed
 from gateway.http2.limits import Limits, MiB
+from gateway.rpc.budget import Budget
+from gateway.rpc.codes import CallFailed, from_field, from_http, from_reset
+from gateway.rpc.connection import Connection
+from gateway.rpc.deadlines import Deadlines
 from gateway.rpc.framing import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
+from gateway.rpc.metadata import Fields, decode_message, format_timeout, is_legal
 from gateway.rpc.stream import Stream
+from gateway.status import OK, Code, Origin
 
 _RESPONSE: Final = ResponseReceived  # as in `connection`
 _JUST_OK: Final = ((b"grpc-status", b"0"),)

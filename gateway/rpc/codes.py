@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.status import Code
 from gateway.http2.frames import ErrorCode
+from gateway.status import Code
 
 _BY_HTTP: Final = {
     400: Code.INTERNAL,

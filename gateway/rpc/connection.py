@@ -14,9 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
-from gateway.status import Code
-from gateway.rpc.budget import Budget
-from gateway.rpc.codes import CallFailed
 from gateway.http2.engine import WRITE_SIZE, Engine
 from gateway.http2.frames import (
     BOTH,
@@ -40,7 +37,6 @@ from gateway.http2.frames import (
     goaway_frame,
 )
 from gateway.http2.limits import Bucket, Limits
-from gateway.rpc.framing import PREFIX, SMALL, SMALL_PREFIXES, Inflater
 from gateway.http2.prices import (
     BYTES_PER_UPDATE,
     CONTROL_FRAME,
@@ -49,7 +45,11 @@ from gateway.http2.prices import (
     MESSAGE_EXPLAINS,
     WINDOW_UPDATE_FRAME,
 )
+from gateway.rpc.budget import Budget
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.framing import PREFIX, SMALL, SMALL_PREFIXES, Inflater
 from gateway.rpc.stream import Stream
+from gateway.status import Code
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
 

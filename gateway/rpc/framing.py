@@ -8,9 +8,9 @@ from __future__ import annotations
 import zlib
 from typing import Final
 
-from gateway.status import Code
-from gateway.rpc.codes import CallFailed
 from gateway.http2.limits import Limits
+from gateway.rpc.codes import CallFailed
+from gateway.status import Code
 
 PREFIX: Final = 5  # one byte says whether the message is compressed, four its length
 SMALL: Final = 4096  # bytes; a body up to this is joined with its prefix, a larger one is not copied for it
@@ -38,7 +38,8 @@ def read_prefix(data: bytes | bytearray, at: int, limit: int) -> tuple[int, bool
     length = int.from_bytes(data[at + 1 : at + PREFIX], "big")
     if length > limit:
         raise CallFailed(
-            Code.RESOURCE_EXHAUSTED, f"Message of {length} bytes is larger than the limit of {limit} bytes"
+            Code.RESOURCE_EXHAUSTED,
+            f"Message of {length} bytes is larger than the limit of {limit} bytes (max_message_bytes)",
         )
     return length, flag == 1
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Final
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from gateway.types import Metadata, MetadataValue
 from gateway.http2.hpack import Field, NeverIndexed
+from gateway.types import Metadata, MetadataValue
 
 Fields = Sequence[Field]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.bounded import make_room
-from gateway.status import Code
-from gateway.rpc.codes import CallFailed
-from gateway.rpc.metadata import Fields, is_legal, parse_timeout
 from gateway.http2.header_lists import is_authority
 from gateway.http2.hpack import Field
 from gateway.http2.limits import Limits
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.metadata import Fields, is_legal, parse_timeout
+from gateway.status import Code
 
 KEPT: Final = 1024  # heads; callers choose what is in them, so only so many ...
 KEPT_BYTES: Final = 1024  # ... and none that is larger, as HTTP/2 counts: about 6 MB at most, with what Python adds

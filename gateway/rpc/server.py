@@ -10,13 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.status import Code
-from gateway.rpc.budget import Budget
-from gateway.rpc.codes import CallFailed
-from gateway.rpc.connection import BUG_TEXT, DRAIN_STEP, Connection
-from gateway.rpc.deadlines import Deadlines
 from gateway.http2.engine import WRITE_SIZE, server_engine
-from gateway.rpc.metadata import Fields, encode_message
 from gateway.http2.frames import (
     LEAST_FRAME,
     EndedBy,
@@ -30,10 +24,16 @@ from gateway.http2.frames import (
 )
 from gateway.http2.hpack import Field, NeverIndexed
 from gateway.http2.limits import Bucket, Limits
-from gateway.rpc.framing import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
 from gateway.http2.prices import ANSWERED, EARLY, FORCED, PATIENT, REFUSED_HEAD, WASTED
+from gateway.rpc.budget import Budget
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.connection import BUG_TEXT, DRAIN_STEP, Connection
+from gateway.rpc.deadlines import Deadlines
+from gateway.rpc.framing import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
+from gateway.rpc.metadata import Fields, encode_message
 from gateway.rpc.requests import NO_HEAD, RequestHead, RequestHeads
 from gateway.rpc.stream import Stream
+from gateway.status import Code
 
 RESPONSE: Final[tuple[Field, ...]] = (
     (b":status", b"200"),

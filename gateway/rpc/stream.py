@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.status import Code
-from gateway.rpc.codes import CallFailed
 from gateway.http2.frames import BOTH, EngineError, ErrorCode
+from gateway.rpc.codes import CallFailed
 from gateway.rpc.framing import PREFIX, SMALL, prefix, read_prefix
+from gateway.status import Code
 
 if TYPE_CHECKING:
     from gateway.rpc.connection import Connection

@@ -1,4 +1,4 @@
-"""stages (pure): pre- and post-processing as functions on bytes and arrays; pipelines; the catalogue of steps.
+"""steps (pure): pre- and post-processing as functions on bytes and arrays; pipelines; the catalogue of steps.
 
 May use values, numpy, Pillow, pydantic. Knows no gRPC, no event loop, no clock and no files: who builds a pipeline
 gives it a reader. What a caller's data makes go wrong is `BadInput`, whose text names input, row and reason.
@@ -8,9 +8,9 @@ from gateway.steps.build import Finding, PipelineError, build_pipeline
 from gateway.steps.catalogue import UnknownStep, find_step
 from gateway.steps.declare import PartDeclaration, PipelineSpec, TensorDeclaration
 from gateway.steps.pipeline import LocalStep, ModelCall, Part, Pipeline, Work
+from gateway.steps.step import BadTensor, Params, Read, RowStep, Step, StepError, StepFailed, WrongAnswer
 from gateway.v2.raw import Buffer, raw_view, to_array, to_raw
 from gateway.v2.spec import DATATYPES, Array, Datatype, Tensors, TensorSpec, datatype_of, dtype_of
-from gateway.steps.step import BadTensor, Params, Read, RowStep, Step, StepError, StepFailed, WrongAnswer
 
 __all__ = [
     "DATATYPES",

@@ -1,4 +1,4 @@
-"""stages (pure): memory that steps share. A step takes what it needs before it needs it, waits a little, or is refused.
+"""steps (pure): memory that steps share. A step takes what it needs before it needs it, waits a little, or is refused.
 
 There is one budget in a process, as there is one memory: `MEMORY`. Whoever runs the process says how much it is.
 """

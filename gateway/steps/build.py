@@ -1,4 +1,4 @@
-"""stages (pure): from a declared pipeline to one that works, or to everything that is wrong with it."""
+"""steps (pure): from a declared pipeline to one that works, or to everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from gateway.steps.catalogue import UnknownStep, did_you_mean, find_step, told
 from gateway.steps.declare import PartDeclaration, PipelineSpec, TensorDeclaration
 from gateway.steps.pipeline import LocalStep, ModelCall, Part, Pipeline
-from gateway.v2.spec import DATATYPES, TensorSpec
 from gateway.steps.step import Read, RowStep, Step, StepError
+from gateway.v2.spec import DATATYPES, TensorSpec
 
 Where = tuple[str | int, ...]
 

@@ -1,4 +1,4 @@
-"""stages (pure): steps by name. May use the steps; imports a user's step only when it is asked for.
+"""steps (pure): steps by name. May use the steps; imports a user's step only when it is asked for.
 
 A name is one of ours, or that of an entry point in the group `inference_gateway.steps`, or `module:attribute`. All
 three lead to a subclass of `Step`.
@@ -69,7 +69,7 @@ def _entry_points() -> dict[str, str]:
 
 def _load(name: str, where: str) -> AnyStep:
     module, _, attribute = where.partition(":")
-    right = "a subclass of gateway.stages.Step, as module:attribute, with params_type set"
+    right = "a subclass of gateway.steps.Step, as module:attribute, with params_type set"
     try:
         found = importlib.import_module(module)
         for part in attribute.split("."):

@@ -1,4 +1,4 @@
-"""stages (pure): does a pipeline fit the models that it calls, as they say they are? May use build, pipeline, spec.
+"""steps (pure): does a pipeline fit the models that it calls, as they say they are? May use build, pipeline, spec.
 
 `build` checks what a config file says by itself; what a model takes and answers, only its server knows.
 """

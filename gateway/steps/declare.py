@@ -1,4 +1,4 @@
-"""stages (pure): a pipeline as a config file declares it. May use spec, pydantic. Only form is checked here.
+"""steps (pure): a pipeline as a config file declares it. May use spec, pydantic. Only form is checked here.
 
 Whether the steps exist and fit together is found when the pipeline is built (`pipeline`).
 """

@@ -1,4 +1,4 @@
-"""stages (pure): `file_blocks` and `file_type`, before and after magika, the model that tells file types. May use step.
+"""steps (pure): `file_blocks` and `file_type`, before and after magika, the model that tells file types. May use step.
 
 Same answers as the `magika` package 1.0.3; its rules are in model_repository/README.md.
 """
@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.steps.labels import read_labels, read_text
-from gateway.v2.spec import Array, Tensors, TensorSpec
 from gateway.steps.step import BadTensor, Params, Read, Step, StepError, WrongAnswer
+from gateway.v2.spec import Array, Tensors, TensorSpec
 
 PADDING = 256
 """The token where there is no byte."""

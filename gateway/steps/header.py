@@ -1,4 +1,4 @@
-"""stages (pure): what an encoded picture says it is, read before anything is decoded. Bytes in, values out.
+"""steps (pure): what an encoded picture says it is, read before anything is decoded. Bytes in, values out.
 
 A picture that is too large, or made to cost more than its size, is refused here while it is still small, and whatever
 Pillow's own limits and warnings, which are global to the process, would say never comes into play.

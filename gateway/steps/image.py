@@ -1,4 +1,4 @@
-"""stages (pure): `decode_image`, from encoded pictures to a model's pixels. May use header, picture, step, numpy."""
+"""steps (pure): `decode_image`, from encoded pictures to a model's pixels. May use header, picture, step, numpy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from gateway.steps.header import BadPicture, Header, read_header
 from gateway.steps.picture import MOST_PIXELS, Fit, decode
-from gateway.v2.spec import Array, Tensors, TensorSpec
 from gateway.steps.step import BadTensor, Params, Read, RowStep
+from gateway.v2.spec import Array, Tensors, TensorSpec
 
 MEBI = 1 << 20
 

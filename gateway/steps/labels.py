@@ -1,4 +1,4 @@
-"""stages (pure): files of class names. May use step."""
+"""steps (pure): files of class names. May use step."""
 
 from __future__ import annotations
 

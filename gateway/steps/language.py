@@ -1,4 +1,4 @@
-"""stages (pure): `text_features`, before the model that tells languages. May use step, numpy. `top_k` comes after it.
+"""steps (pure): `text_features`, before the model that tells languages. May use step, numpy. `top_k` comes after it.
 
 Same features as the `py3langid` package 0.4.0; its rules are in model_repository/README.md.
 """
@@ -11,8 +11,8 @@ import unicodedata
 import numpy as np
 from pydantic import Field
 
-from gateway.v2.spec import Array, Tensors, TensorSpec
 from gateway.steps.step import BadTensor, Params, Read, Step, StepError
+from gateway.v2.spec import Array, Tensors, TensorSpec
 
 LEAST_PLACES = 64
 """Places for features in a request: this, or the next power of two. Triton merges only requests of one shape."""

@@ -1,4 +1,4 @@
-"""stages (pure): one encoded picture → its pixels. May use Pillow, numpy, header; knows no tensors.
+"""steps (pure): one encoded picture → its pixels. May use Pillow, numpy, header; knows no tensors.
 
 Pillow sees only what `header` has passed, and never reads EXIF: some of its versions spend gigabytes on a hostile one,
 of a JPEG as soon as it is opened.
@@ -28,7 +28,7 @@ MOST_PIXELS = 89_000_000
 
 # Bytes that one pixel takes at the worst moment, from `load` to what `_fit` cuts out of it: the peak of the resident
 # memory over that before, divided by the pixels, of pictures of 3000 x 3000 and 7000 x 1400, rounded up (Pillow 12,
-# Linux). tests/stages/test_picture_memory.py measures it anew. Pillow keeps RGB in 4 bytes.
+# Linux). tests/steps/test_picture_memory.py measures it anew. Pillow keeps RGB in 4 bytes.
 _WEBP_BYTES: Final = 22  # two canvases, what the decoder works on, the frame as bytes, the picture, its opaque copy
 _BYTES: Final = {"1": 3, "L": 2, "P": 9, "RGB": 8, "CMYK": 13, "LA": 14, "RGBA": 13}
 _BYTES_16_BIT: Final = 8

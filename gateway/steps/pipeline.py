@@ -1,4 +1,4 @@
-"""stages (pure): pipelines and their parts, as they run. May use step, spec; `build` makes them.
+"""steps (pure): pipelines and their parts, as they run. May use step, spec; `build` makes them.
 
 A pipeline works on a set of named tensors: its inputs at first; each part adds what it makes, or replaces it; the
 outputs are taken from the set at the end. Whoever drives it runs the local parts on threads and carries out the calls:
@@ -23,8 +23,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from gateway.errors import BadInput, GatewayError, Overloaded
-from gateway.v2.spec import Array, Tensors, TensorSpec, describe
 from gateway.steps.step import BadTensor, RowStep, Step, StepFailed, WrongAnswer
+from gateway.v2.spec import Array, Tensors, TensorSpec, describe
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""stages (pure): `softmax` and `top_k`, from a classifier's scores to labels. May use labels, step, numpy."""
+"""steps (pure): `softmax` and `top_k`, from a classifier's scores to labels. May use labels, step, numpy."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from gateway.steps.labels import read_labels
-from gateway.v2.spec import Array, Tensors, TensorSpec
 from gateway.steps.step import Params, Read, Step, WrongAnswer
+from gateway.v2.spec import Array, Tensors, TensorSpec
 
 _SCORES = TensorSpec("scores", "FP32", (-1,))
 

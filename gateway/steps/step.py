@@ -1,4 +1,4 @@
-"""stages (pure): the interface of a step, and what steps raise. May use spec, errors, pydantic.
+"""steps (pure): the interface of a step, and what steps raise. May use spec, errors, pydantic.
 
 A step is a function over named tensors that declares what it reads and writes. It is built once, from typed parameters
 and a reader for its files, and is then called from many threads at the same time: it keeps no state of a call.
@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from gateway.errors import BadInput, GatewayError
-from gateway.v2.spec import Array, Tensors, TensorSpec, dtype_of
 from gateway.status import Code
+from gateway.v2.spec import Array, Tensors, TensorSpec, dtype_of
 
 Read = Callable[[str], bytes]
 """Gives the content of the file that a parameter names, or raises OSError. Who reads decides where paths begin."""

@@ -31,8 +31,8 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.config.serving import Capture
-from gateway.hooks import CallStarted
 from gateway.forwarding.metadata import REPLAYED
+from gateway.hooks import CallStarted
 
 _log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.forwarding.metadata import REPLAYED
 from gateway.garbage import no_collections
 from gateway.hooks import (
     CallHistory,
@@ -32,7 +33,6 @@ from gateway.hooks import (
     PipelinesNow,
     StepEnded,
 )
-from gateway.forwarding.metadata import REPLAYED
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times

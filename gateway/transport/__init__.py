@@ -1,4 +1,4 @@
-"""I/O room, the asyncio edge of `wire`: a gRPC server and channel on one event loop, callbacks where bytes pass.
+"""transport (I/O): the asyncio edge of `rpc`: a gRPC listener and dialer on one event loop, callbacks where bytes pass.
 
-May import `wire`, values, asyncio, ssl, and of `grpc` the vocabulary (StatusCode, AioRpcError, Metadata, handlers).
+May import `rpc`, values, asyncio, ssl, and of `grpc` the vocabulary of generated servicers (StatusCode, handlers).
 """

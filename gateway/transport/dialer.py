@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import socket
 import ssl
 import sys
 from collections import deque
@@ -19,14 +21,14 @@ from enum import Enum
 from functools import partial
 from typing import Any, Final
 
-from gateway.transport.edge import Alarm, Edge
-from gateway.transport.sockets import connect
-from gateway.status import Code, Origin
+from gateway.http2.frames import EngineError
+from gateway.http2.limits import UPSTREAM, Limits
 from gateway.rpc.budget import Budget
 from gateway.rpc.client import ClientCall, ClientConnection
 from gateway.rpc.metadata import Fields, text_of
-from gateway.http2.frames import EngineError
-from gateway.http2.limits import UPSTREAM, Limits
+from gateway.status import Code, Origin
+from gateway.transport.edge import Alarm, Edge
+from gateway.transport.sockets import connect
 
 ClientEdge = Edge[ClientConnection]
 
@@ -291,7 +293,7 @@ class WireChannel:
 
     def _dial_failed(self, error: OSError) -> None:
         self._failures += 1
-        self._last_error = error.strerror or str(error) or type(error).__name__
+        self._last_error = _reason(error)
         if self._failures == 1:
             log.warning("%s can't be reached: %s", self.target, self._last_error)
         if not self._usable():
@@ -416,3 +418,10 @@ def client_tls(ca: str | None = None, certificate: str | None = None, key: str |
     if certificate is not None:
         context.load_cert_chain(certificate, key)
     return context
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection, as the system names it: libraries put addresses into their texts."""
+    if error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):  # whose numbers are their own
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__

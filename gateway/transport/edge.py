@@ -10,10 +10,10 @@ import termios
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar, cast
 
-from gateway.transport.inflating import inflate_elsewhere
+from gateway.http2.engine import WRITE_SIZE
 from gateway.rpc.connection import Connection
 from gateway.rpc.deadlines import Deadlines
-from gateway.http2.engine import WRITE_SIZE
+from gateway.transport.inflating import inflate_elsewhere
 
 SOCKET_BUFFER: Final = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
 

@@ -24,7 +24,7 @@ def _thread() -> ThreadPoolExecutor:
 
 
 def inflate_elsewhere(inflater: Inflater, stepped: Callable[[CallFailed | None], None]) -> None:
-    """See `wire.connection.Elsewhere`."""
+    """See `rpc.connection.Elsewhere`."""
     step = asyncio.get_running_loop().run_in_executor(_thread(), _step, inflater)
     step.add_done_callback(lambda done: None if done.cancelled() else stepped(done.result()))
 

@@ -14,14 +14,14 @@ from typing import Any, Final
 
 import grpc
 
+from gateway.http2.limits import Limits
+from gateway.rpc.budget import Budget
+from gateway.rpc.requests import RequestHeads
+from gateway.rpc.server import Ends, ServerCall, ServerConnection
+from gateway.status import Code
 from gateway.transport.edge import Alarm, Edge
 from gateway.transport.servicer import MethodHandler, Servicing
 from gateway.transport.sockets import bind
-from gateway.status import Code
-from gateway.rpc.budget import Budget
-from gateway.http2.limits import Limits
-from gateway.rpc.requests import RequestHeads
-from gateway.rpc.server import Ends, ServerCall, ServerConnection
 
 BACKLOG: Final = 1024
 AGE_JITTER: Final = 0.1  # of the maximum age, so that clients which came together do not leave together

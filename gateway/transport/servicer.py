@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple, NoReturn, Protocol
 import grpc
 import grpc.aio
 
+from gateway.http2.limits import Limits
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.framing import compress
+from gateway.rpc.metadata import Fields, fields_from, metadata_from
+from gateway.rpc.server import ServerCall
 from gateway.status import Code
 from gateway.types import Metadata, MetadataValue
-from gateway.rpc.codes import CallFailed
-from gateway.rpc.metadata import Fields, fields_from, metadata_from
-from gateway.http2.limits import Limits
-from gateway.rpc.framing import compress
-from gateway.rpc.server import ServerCall
 
 log = logging.getLogger("gateway.transport")
 

@@ -6,15 +6,15 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gateway.transport.dialer import ChannelOptions, WireChannel, client_tls
-from gateway.status import OK, Code
-from gateway.types import Metadata
-from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
+from gateway.http2.limits import UPSTREAM
 from gateway.rpc.budget import Budget
 from gateway.rpc.client import ClientCall
-from gateway.rpc.metadata import Fields, fields_from, metadata_from
-from gateway.http2.limits import UPSTREAM
 from gateway.rpc.framing import PREFIX
+from gateway.rpc.metadata import Fields, fields_from, metadata_from
+from gateway.status import OK, Code
+from gateway.transport.dialer import ChannelOptions, WireChannel, client_tls
+from gateway.types import Metadata
+from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 
 MOST_DISCARDED: Final = 100
 """Small calls that were given up and that a Triton may finish all the same, at once on a connection: told of very many

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.status import Origin
-from gateway.types import Metadata
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields
+from gateway.status import Origin
+from gateway.types import Metadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.admin.alerts import attention
 from gateway.admin.aggregate import merged_state
+from gateway.admin.alerts import attention
 
 NOBODY: dict[str, Any] = {"models": {}, "upstreams": {}, "names": {}}
 

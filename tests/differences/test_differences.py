@@ -248,7 +248,8 @@ async def test_metadata_that_triton_forwards_reaches_the_model(
     async with public(tmp_path, own_triton.grpc_address, ["batched_echo"], merge=merge) as (plain, merged):
         told = replace(ways, public=plain, merged=merged)
         for _ in range(5):
-            assert not await differences(round_, told, copies=2)
+            found = await differences(round_, told, copies=2)
+            assert not found, "\n".join(found)
         assert merged.largest_batch > 1
 
 
@@ -451,6 +452,9 @@ async def _until_known(ways: Ways) -> None:
 
 async def test_a_batch_says_how_many_travelled(ways: Ways) -> None:
     """So that the tests above have tried what they are about."""
-    outcomes = await ways.merged.ask_all([simple("counted", [n]) for n in range(12)])
-    assert max(map(batch_of, outcomes)) > 1
+    largest = 1
+    for _ in range(20):  # a model that was loaded anew a moment ago is not merged yet
+        outcomes = await ways.merged.ask_all([simple("counted", [n]) for n in range(12)])
+        largest = max(largest, *map(batch_of, outcomes))
+    assert largest > 1
     assert set(UNARY) <= set(MODELS)

@@ -231,7 +231,7 @@ async def transparent(address: str) -> AsyncIterator[Way]:
 
 @contextlib.asynccontextmanager
 async def public(
-    folder: Path, address: str, models: Iterable[str] = PUBLIC, *, merge: str = "{}", more: str = ""
+    folder: Path, address: str, models: Iterable[str] = PUBLIC, *, merge: str = "{ignore_ids: true}", more: str = ""
 ) -> AsyncIterator[tuple[Way, Way]]:
     """Through a public model of each, without and with `merge`, which is settled when this is entered."""
     file = folder / "gateway.yaml"

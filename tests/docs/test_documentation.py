@@ -173,4 +173,4 @@ def test_every_table_that_peers_can_grow_names_an_owner_and_a_test_that_are_ther
         for path in (ROOT / "gateway").rglob("*.py")
         if "make_room(" in path.read_text() and path.name != "bounded.py"
     }
-    assert bounded <= set(re.findall(r"`([a-z/]+\.py)`", page))
+    assert bounded <= set(re.findall(r"`([a-z0-9_/]+\.py)`", page))

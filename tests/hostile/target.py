@@ -18,9 +18,9 @@ from typing import Any
 import grpc
 import uvloop
 
-from gateway.transport.listener import ForwardMethod, WireServer
 from gateway.http2.limits import Limits
 from gateway.rpc.server import ServerCall
+from gateway.transport.listener import ForwardMethod, WireServer
 
 BEAT = 0.005  # seconds
 

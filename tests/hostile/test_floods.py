@@ -1,7 +1,7 @@
 """Peers that flood: each is cut at its named limit, and costs little until then, while honest calls hold.
 
 `allowed` units of an attack are borne by the default limits (`gateway.http2.limits`) without a word; before `most` are
-sent, the connection is cut. Exactly where is tested on limits that do not refill, and in memory in `tests/wire`.
+sent, the connection is cut. Exactly where is tested on limits that do not refill, and in memory in `tests/rpc`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 import grpc
 import grpc.aio
 import pytest
+from aio_channel import WireChannel
 from frames import (
     CODES,
     CONTINUATION,
@@ -34,9 +35,8 @@ from frames import (
 )
 from upstreams import RESPONSE, TRAILERS, RawServer, accept_client, reply, requests
 
-from gateway.transport.dialer import ChannelOptions
-from aio_channel import WireChannel
 from gateway.http2.limits import Limits
+from gateway.transport.dialer import ChannelOptions
 
 MiB = 1 << 20
 PATH = "/test.Service/Method"

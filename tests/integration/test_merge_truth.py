@@ -188,7 +188,7 @@ async def test_a_model_that_stops_batching_while_it_is_called_answers_nobody_wro
         return how != "wrong"
 
     async with (
-        merging(tmp_path, server.grpc_address) as gateway,
+        merging(tmp_path, server.grpc_address, recheck="0s") as gateway,
         callers(gateway.listen) as through,
         channel_to(server.grpc_address if way == "at Triton" else gateway.listen) as control,
     ):
@@ -207,6 +207,32 @@ async def test_a_model_that_stops_batching_while_it_is_called_answers_nobody_wro
             await load_totals(control, 16)
     assert counts["whole"] > 200
     assert counts["rows"] > 200
+
+
+async def test_a_model_that_stopped_batching_between_calls_answers_nobody_wrongly(
+    tmp_path: Path, server: LocalTriton
+) -> None:
+    """As a config is by default, and before any probe could have told."""
+
+    def make(caller: int, number: int) -> tuple[Any, Metadata]:
+        return infer("totals-m", own_numbers(caller, number)), ()
+
+    def is_right(message: Any, _: Metadata, outcome: Outcome) -> bool:
+        alone, got = sent(message), numbers_of(outcome)
+        return bool((got == alone + alone.sum()).all())
+
+    async with (
+        merging(tmp_path, server.grpc_address) as gateway,
+        callers(gateway.listen) as through,
+        channel_to(server.grpc_address) as control,
+    ):
+        try:
+            _, _, largest = await at_once(through, 10, make, lambda *_: True)
+            assert largest > 1
+            await load_totals(control, 0)
+            assert (await at_once(through, 10, make, is_right))[:2] == (0, 240)
+        finally:
+            await load_totals(control, 16)
 
 
 async def test_what_is_remembered_of_a_model_ends_when_it_is_loaded_anew_from_the_same_files(

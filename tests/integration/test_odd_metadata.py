@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aio_channel import WireChannel
 from triton_fixture import FAST_START, for_the_whole_run
 from v2_calls import Outcome, call, infer, read_all, stream
 from v2_gateways import gateway_of
 
 from gateway.app import Gateway
 from gateway.config import load
-from aio_channel import WireChannel
 from gateway.triton import LocalTriton
 from gateway.v1 import prediction_pb2, prediction_pb2_grpc
 
@@ -68,7 +68,7 @@ async def brazil(forwarding: LocalTriton, tmp_path_factory: pytest.TempPathFacto
               steps: [{{call: labels, inputs: {{IN: x}}, outputs: {{OUT: scores}}}}]
         """
     )
-    async with gateway_of(load(file, {}), "wire") as running:
+    async with gateway_of(load(file, {})) as running:
         yield running
 
 

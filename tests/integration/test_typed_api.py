@@ -20,8 +20,8 @@ from triton_fixture import DTYPES
 from v2_calls import channel_to, public_name
 from v2_gateways import wait_until
 
-from gateway.app import Gateway
 from gateway.api import typed
+from gateway.app import Gateway
 from gateway.steps import dtype_of, to_raw
 from gateway.v1 import (
     classification_pb2,

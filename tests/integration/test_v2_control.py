@@ -16,10 +16,10 @@ from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
 from v2_gateways import Script, gateway_of
 
-from gateway.app import Gateway
-from gateway.config import load
 from gateway.api.calls import is_loopback
 from gateway.api.control import RPCS
+from gateway.app import Gateway
+from gateway.config import load
 from gateway.triton import LocalTriton
 
 pytestmark = pytest.mark.integration

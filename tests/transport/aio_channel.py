@@ -13,13 +13,13 @@ from typing import Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
+from gateway.rpc.client import ClientCall
+from gateway.rpc.framing import compress
+from gateway.rpc.metadata import Fields, fields_from, metadata_from
 from gateway.status import Code, Origin
 from gateway.transport import dialer
 from gateway.transport.dialer import ChannelOptions, State
 from gateway.types import Metadata
-from gateway.rpc.client import ClientCall
-from gateway.rpc.metadata import Fields, fields_from, metadata_from
-from gateway.rpc.framing import compress
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ENCODINGS = {grpc.Compression.Gzip: b"gzip", grpc.Compression.Deflate: b"deflate"}
@@ -325,7 +325,7 @@ class OneRequest(_Multicallable[AnyCall]):
 class ManyRequests(_Multicallable[AnyManyRequests]):
     """See `grpc.aio.StreamUnaryMultiCallable` and `StreamStreamMultiCallable`."""
 
-    def __call__(  # noqa: PLR0917  # grpc.aio's own signature
+    def __call__(  # grpc.aio's own signature
         self,
         request_iterator: AsyncIterable[Any] | Iterable[Any] | None = None,
         timeout: float | None = None,
@@ -395,11 +395,13 @@ class WireChannel:
     async def channel_ready(self) -> None:
         """Wait until a connection is up."""
         self.wire.connect()
-        while self.wire.state is not State.READY:
+        while self.wire.state is not State.READY:  # noqa: ASYNC110  (the wire has no event to wait for)
             await asyncio.sleep(0.005)
 
 
-def start_unary(channel: WireChannel, path: bytes, fields: Fields, body: bytes, deadline: float | None, on_done: Any) -> None:
+def start_unary(
+    channel: WireChannel, path: bytes, fields: Fields, body: bytes, deadline: float | None, on_done: Any
+) -> None:
     """By the callbacks alone."""
     call = channel.wire.call(path, fields, deadline)
     call.request, call.on_done = body, on_done

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from gateway.transport.listener import ForwardMethod, WireServer
 from gateway.http2.limits import Limits
+from gateway.transport.listener import ForwardMethod, WireServer
 
 SERVICE = "test.Service"
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.transport.dialer import WireChannel
-from gateway.transport.listener import ForwardMethod
-from gateway.status import Code
+from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import is_metadata
-from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.server import ServerCall
 from gateway.rpc.stream import pipe
+from gateway.status import Code
+from gateway.transport.dialer import WireChannel
+from gateway.transport.listener import ForwardMethod
 
 
 def never_indexed(fields: object) -> list[Field]:

@@ -13,15 +13,15 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from aio_channel import WireChannel
 from grpc_peers import UNLIMITED, Service, grpcio_server, path, wire_server
 from plain_relay import relay
 
-from gateway.transport.dialer import ChannelOptions
-from aio_channel import WireChannel
-from gateway.transport.listener import ForwardMethod
-from gateway.rpc.client import ClientCall
 from gateway.http2.limits import KiB, Limits, MiB
+from gateway.rpc.client import ClientCall
 from gateway.rpc.server import ServerCall
+from gateway.transport.dialer import ChannelOptions
+from gateway.transport.listener import ForwardMethod
 
 UNARY = path("Unary")
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import grpc
 import pytest
+from aio_channel import WireChannel
 
 from gateway.admin import Admin
-from gateway.transport import sockets
-from gateway.transport.dialer import ChannelOptions, State
-from aio_channel import WireChannel
-from gateway.transport.listener import WireServer
-from gateway.transport.sockets import bind, connect, in_turns
 from gateway.api.listener import CannotServe
 from gateway.supervisor import reserve
+from gateway.transport import sockets
+from gateway.transport.dialer import ChannelOptions, State
+from gateway.transport.listener import WireServer
+from gateway.transport.sockets import bind, connect, in_turns
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 

@@ -11,9 +11,8 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
-from grpc_peers import UNLIMITED, Service, grpcio_server, path, wire_server
-
 from aio_channel import WireChannel
+from grpc_peers import UNLIMITED, Service, grpcio_server, path, wire_server
 
 PAIRS = ["grpcio to wire", "wire to grpcio", "wire to wire"]
 

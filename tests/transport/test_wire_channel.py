@@ -12,16 +12,16 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from aio_channel import WireChannel, start_unary
 from grpc_peers import Service, grpcio_server, path, wire_server
 
-from gateway.transport.dialer import UPSTREAM, ChannelOptions, State
-from aio_channel import WireChannel, start_unary
-from gateway.transport.listener import ForwardMethod, WireServer
-from gateway.status import Code
-from gateway.rpc.client import ClientCall
 from gateway.http2.frames import ErrorCode
 from gateway.http2.limits import Limits
+from gateway.rpc.client import ClientCall
 from gateway.rpc.server import ServerCall, _numbers
+from gateway.status import Code
+from gateway.transport.dialer import UPSTREAM, ChannelOptions, State
+from gateway.transport.listener import ForwardMethod, WireServer
 
 UNARY = path("Unary")
 QUICK = ChannelOptions(backoff_first=0.02, backoff_most=0.1, connect_seconds=0.5)

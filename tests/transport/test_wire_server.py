@@ -11,16 +11,16 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from aio_channel import WireChannel
 from certificates import Authority, read
 from grpc_peers import SERVICE, Service, handlers, path, wire_server
 
-from gateway.transport.dialer import ChannelOptions, State, client_tls
-from aio_channel import WireChannel
-from gateway.transport.listener import ForwardMethod, WireServer, server_tls
-from gateway.status import Code
 from gateway.http2.hpack import NeverIndexed
 from gateway.http2.limits import Limits
 from gateway.rpc.server import ServerCall
+from gateway.status import Code
+from gateway.transport.dialer import ChannelOptions, State, client_tls
+from gateway.transport.listener import ForwardMethod, WireServer, server_tls
 
 FAST = path("Fast")
 

@@ -1,9 +1,9 @@
-"""merge (pure): several callers' small requests as one, and one answer as theirs. No I/O, no clock, no event loop."""
+"""batching: several callers' small requests as one, and one answer as theirs. All but `merge_point` is pure."""
 
-from gateway.v2.layout import Layout, Layouts, Part
+from gateway.forwarding.batching.concurrency_limit import Window
 from gateway.forwarding.batching.merger import Batch, Member, MergeLimits, Merger, MergeSettings
 from gateway.forwarding.batching.proof import carried, fits, why_not
-from gateway.forwarding.batching.concurrency_limit import Window
+from gateway.v2.layout import Layout, Layouts, Part
 
 __all__ = [
     "Batch",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-from gateway.v2.layout import Layout, split_rows
 from gateway.forwarding.batching.concurrency_limit import Window
 from gateway.rpc.metadata import Fields
+from gateway.v2.layout import Layout, split_rows
 from gateway.v2.peek import Head, encode_varint, scalars
 
 
@@ -27,6 +27,7 @@ class MergeSettings:
     delay: float = 0.0  # seconds
     metadata: frozenset[str] | None = None  # keys that must be equal; None: all, without those that differ by nature
     ignore_ids: bool = False  # merge requests that have an id, which then does not reach Triton
+    recheck: float = 0.01  # seconds for which it holds that the model has not changed
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.v2.layout import Layout
 from gateway.rpc.metadata import Fields
+from gateway.v2.layout import Layout
 
 PER_CALL: Final = frozenset({
     b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id",

@@ -9,11 +9,11 @@ from h2_peers import REQUEST, ServerUnderTest, message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.status import Code
+from gateway.http2.limits import KiB, Limits, MiB
 from gateway.rpc.budget import SMALL_MESSAGE, Budget
 from gateway.rpc.codes import CallFailed
-from gateway.http2.limits import KiB, Limits, MiB
 from gateway.rpc.server import ServerCall
+from gateway.status import Code
 
 LIMITS = Limits(collected_bytes=1 * MiB)
 

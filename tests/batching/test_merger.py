@@ -11,8 +11,8 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.batching import Batch, Layout, MergeLimits, Merger, Window
-from gateway.v2.layout import Part
 from gateway.rpc.metadata import Fields
+from gateway.v2.layout import Part
 
 
 def layout(rows: int, signature: bytes = b"s") -> Layout:

@@ -9,10 +9,10 @@ import zlib
 
 import pytest
 
-from gateway.status import Code
-from gateway.rpc.codes import CallFailed, from_http, from_reset
 from gateway.http2.limits import Limits, MiB
+from gateway.rpc.codes import CallFailed, from_http, from_reset
 from gateway.rpc.framing import Inflater, compress, decompress, prefix, read_prefix
+from gateway.status import Code
 
 LIMITS = Limits()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.status import Code
-from gateway.rpc.codes import CallFailed
 from gateway.http2.hpack import Field
 from gateway.http2.limits import Limits
+from gateway.rpc.codes import CallFailed
 from gateway.rpc.requests import KEPT, KEPT_BYTES, RequestHeads
+from gateway.status import Code
 
 USUAL: tuple[Field, ...] = (
     (b":method", b"POST"),

@@ -8,9 +8,9 @@ import h2.config
 import h2.connection
 import h2.events
 
+from gateway.http2.limits import Limits
 from gateway.rpc.client import ClientCall, ClientConnection
 from gateway.rpc.deadlines import Deadlines
-from gateway.http2.limits import Limits
 from gateway.rpc.server import ServerCall, ServerConnection
 
 Pair = tuple[str | bytes, str | bytes]

@@ -10,7 +10,6 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BUG_TEXT, GatewayError
-from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.forwarding.call import Call
 from gateway.forwarding.caller import Caller, metadata_from_pairs
 from gateway.forwarding.exchange import Request
@@ -18,13 +17,14 @@ from gateway.forwarding.inference import Inference
 from gateway.forwarding.models import Models
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import Topology
+from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Route, Routes, Split
+from gateway.rpc.client import ClientCall
+from gateway.rpc.deadlines import Deadlines
 from gateway.status import Code, Origin
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
-from gateway.rpc.client import ClientCall
-from gateway.rpc.deadlines import Deadlines
 
 REQUEST = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x"]).SerializeToString()
 ANSWER = pb.ModelInferResponse(model_name="net", model_version="3", raw_output_contents=[b"y"]).SerializeToString()

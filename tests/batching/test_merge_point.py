@@ -11,14 +11,15 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.attempts import Attempt
-from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.batching import Batch, Layout, MergeSettings
+from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
+from gateway.rpc.client import ClientCall
+from gateway.rpc.deadlines import Deadlines
+from gateway.rpc.metadata import Fields
 from gateway.status import Code
 from gateway.types import Metadata, Variant
 from gateway.upstream.connection import Answer
 from gateway.upstream.endpoint import Endpoint
-from gateway.rpc.client import ClientCall
-from gateway.rpc.metadata import Fields
 from gateway.v2.peek import Head, peek_request
 
 BROKEN = "this member is broken"
@@ -47,7 +48,7 @@ class Server:
         return answer
 
     def call(self, path: bytes, fields: Fields = (), deadline: float | None = None) -> ClientCall:
-        return ClientCall(path, fields, None, None, 0.0)  # type: ignore[arg-type]  (there is no deadline)
+        return ClientCall(path, fields, Deadlines(), None, 0.0)
 
     def submit(self, call: ClientCall) -> None:
         if call.path in self.refuses:
@@ -86,6 +87,7 @@ class Caller:
     passed: Fields = ()
     added: Metadata = ()
     upstream_id: str | None = None
+    context: Fields = ()
     is_over = False
 
     def __init__(self, server: Server, number: int, *breaks: str) -> None:

@@ -13,14 +13,14 @@ import pytest
 from gateways import running
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.notifier import Changes
-from gateway.hooks import NoHooks
+from gateway.api.catalogue import Catalogue
+from gateway.api.health import HealthService
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import Topology
+from gateway.hooks import NoHooks
+from gateway.notifier import Changes
 from gateway.routing import Route, Routes, Split
-from gateway.api.catalogue import Catalogue
-from gateway.api.health import HealthService
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool

@@ -18,8 +18,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from gateway.errors import BadInput
-from gateway.steps.image import DecodeImage, DecodeImageParams
 from gateway.status import Code
+from gateway.steps.image import DecodeImage, DecodeImageParams
 
 
 def step(**params: Any) -> DecodeImage:

@@ -10,12 +10,12 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError, MalformedMessage
-from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.forwarding.topology import Topology
+from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Direct, Routes
 from gateway.status import Code, Origin
 from gateway.upstream.connection import CallFailed, StreamListener

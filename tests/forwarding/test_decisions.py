@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.hooks import NoHooks
 from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.batching.merge_point import maybe_merge_point
 from gateway.forwarding.caller import CallerMetadata, metadata_from_pairs, metadata_of
 from gateway.forwarding.inference import Inference
-from gateway.forwarding.batching.merge_point import maybe_merge_point
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import Topology
-from gateway.forwarding.batching import MergeSettings
+from gateway.hooks import NoHooks
 from gateway.routing import Route, Routes, Split
+from gateway.rpc.requests import RequestHead
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint
-from gateway.rpc.requests import RequestHead
 
 UNUSED: Any = None
 

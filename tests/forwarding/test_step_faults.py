@@ -14,12 +14,13 @@ import pytest
 
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, DeadlineExceeded, GatewayError, UpstreamFailed
-from gateway.hooks import CallObserver, NoObserver, StepEnded
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.messages import build_request, build_response
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.threads import Owner, Threads
+from gateway.hooks import CallObserver, NoObserver, StepEnded
+from gateway.status import Code
 from gateway.steps import (
     Array,
     BadTensor,
@@ -36,7 +37,6 @@ from gateway.steps import (
     WrongAnswer,
     build_pipeline,
 )
-from gateway.status import Code
 from gateway.types import Served
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, Bug, MalformedMessage, NoTarget, UnknownModel
-from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.messages import build_request, build_response
@@ -20,9 +19,10 @@ from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import Topology
+from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Routes
-from gateway.steps import PipelineSpec, build_pipeline
 from gateway.status import Code
+from gateway.steps import PipelineSpec, build_pipeline
 from gateway.types import Served
 
 NOW = 100.0

@@ -9,11 +9,11 @@ import hpack
 import pytest
 from h2_peers import ClientUnderTest, message
 
-from gateway.status import Code, Meaning, Origin, judge
-from gateway.rpc.client import ClientCall
-from gateway.rpc.metadata import fields_from
 from gateway.http2.frames import frame
 from gateway.http2.limits import Limits, MiB
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import fields_from
+from gateway.status import Code, Meaning, Origin, judge
 
 OK = ("grpc-status", "0")
 LARGE, SMALL = b"h" * 4097, b"hello"

@@ -11,13 +11,13 @@ from h2_peers import Pair, ServerUnderTest, message, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.status import Code
-from gateway.rpc.codes import CallFailed
 from gateway.http2.engine import client_engine
-from gateway.rpc.metadata import fields_from
 from gateway.http2.frames import ConnectionClosed, Event, GoAwayReceived, TrailersReceived
 from gateway.http2.limits import KiB, Limits, MiB
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.metadata import fields_from
 from gateway.rpc.server import ServerCall
+from gateway.status import Code
 
 # Good calls
 
@@ -261,7 +261,7 @@ def test_an_oversized_message_is_refused_before_any_of_it_is_kept() -> None:
     server.pump()
     answer = server.answers[stream]
     assert answer.status == "8"
-    assert answer.text == "Message of 1001 bytes is larger than the limit of 1000 bytes"
+    assert answer.text == "Message of 1001 bytes is larger than the limit of 1000 bytes (max_message_bytes)"
     assert answer.reset == 0
 
 

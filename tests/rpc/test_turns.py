@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 from h2_peers import REQUEST, ClientUnderTest, ServerUnderTest, message, request
 
-from gateway.status import Code
-from gateway.rpc.codes import CallFailed
-from gateway.rpc.connection import TURN
 from gateway.http2.frames import INITIAL_WINDOW_SIZE, settings_frame
 from gateway.http2.limits import Limits, MiB
+from gateway.rpc.codes import CallFailed
+from gateway.rpc.connection import TURN
 from gateway.rpc.framing import Inflater
 from gateway.rpc.server import ServerCall
+from gateway.status import Code
 
 MANY = 3 * TURN + 7
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from gateway.errors import GatewayError, Overloaded
-from gateway.hooks import CallObserver, NoObserver
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.messages import build_request, build_response
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.room import MIB, Room
 from gateway.forwarding.threads import Threads
+from gateway.hooks import CallObserver, NoObserver
 from gateway.steps import PipelineSpec, build_pipeline
 from gateway.types import Served
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 from h2_peers import ServerUnderTest, message
 
-from gateway.status import Code
 from gateway.http2.limits import Bucket, KiB, Limits
 from gateway.rpc.server import ServerCall
+from gateway.status import Code
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 8, 9

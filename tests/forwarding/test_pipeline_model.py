@@ -16,11 +16,11 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadInput, Bug, GatewayError, NoTarget, UnknownModel
-from gateway.hooks import CallObserver, NoObserver, StepEnded
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.threads import Threads
+from gateway.hooks import CallObserver, NoObserver, StepEnded
 from gateway.steps import PipelineSpec, Work, WrongAnswer, build_pipeline
 from gateway.types import Served
 

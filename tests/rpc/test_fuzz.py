@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_abuse import ACK, END_HEADERS, END_STREAM, HEAD, HEADERS, PREFACE, SETTINGS, frame
 
-from gateway.status import Code
 from gateway.rpc.client import ClientCall
 from gateway.rpc.server import ServerCall
+from gateway.status import Code
 
 STREAMS = st.sampled_from([0, 1, 3, 5, 2, 99, 2**31 - 1])
 PAYLOADS = st.one_of(
