@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from certificates import Authority
-from deployment_files import KUBERNETES, ROOT, Object, kustomize
+from deployment_files import KUBERNETES, ROOT, SURROUNDINGS, Object, elsewhere, kustomize
 from manifests import containers, name_of, of_kind, only, pods, resolved, selected, selects, walk
 from pod_security import violations
 
@@ -121,11 +121,44 @@ def _grpc_route(thing: Object) -> None:
             assert isinstance(backend["port"], int)
 
 
+def _backend_tls_policy(thing: Object) -> None:
+    """Written from the Gateway API's reference (1.4), since no package ships that schema."""
+    spec = thing["spec"]
+    assert spec.keys() <= {"targetRefs", "validation", "options"}
+    assert 1 <= len(spec["targetRefs"]) <= 16
+    for target in spec["targetRefs"]:
+        assert {"group", "kind", "name"} <= target.keys() <= {"group", "kind", "name", "sectionName"}
+    validation = spec["validation"]
+    assert validation.keys() <= {"caCertificateRefs", "hostname", "subjectAltNames", "wellKnownCACertificates"}
+    assert re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", validation["hostname"])
+    assert ("caCertificateRefs" in validation) != ("wellKnownCACertificates" in validation)
+    for authority in validation["caCertificateRefs"]:
+        assert authority.keys() == {"group", "kind", "name"}
+        assert authority["kind"] == "ConfigMap", "what every implementation can read"
+
+
+def _scaled_object(thing: Object) -> None:
+    """KEDA's schema, and what its admission and its Prometheus scaler want beyond it (2.18, from the reference)."""
+    _by_schema("cloudcoil.models.keda.v1alpha1", "ScaledObject")(thing)
+    spec = thing["spec"]
+    assert {"failureThreshold", "replicas"} <= spec["fallback"].keys() <= {"failureThreshold", "replicas", "behavior"}
+    assert any(trigger["type"] not in ("cpu", "memory") for trigger in spec["triggers"]), "or there is no fallback"
+    for trigger in spec["triggers"]:
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+        if trigger["type"] == "prometheus":
+            assert trigger["metricType"] in ("AverageValue", "Value")  # Value with fallback since 2.18
+            assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold", "ignoreNullValues"}
+            assert trigger["metadata"]["ignoreNullValues"] == "false", "or lost scraping scales to the minimum"
+        else:
+            assert trigger["type"] == "cpu"
+            assert trigger["metricType"] in ("AverageValue", "Utilization")
+
+
 def _inference_service(thing: Object) -> None:
     """Written from KServe's reference, since no package ships that schema."""
     assert thing["spec"].keys() == {"predictor"}
     predictor = thing["spec"]["predictor"]
-    assert predictor.keys() <= {"minReplicas", "maxReplicas", "model"}
+    assert predictor.keys() <= {"minReplicas", "maxReplicas", "model", "serviceAccountName"}
     model = predictor["model"]
     assert model.keys() <= {"modelFormat", "protocolVersion", "runtime", "storageUri", "args", "ports", "resources"}
     assert model["modelFormat"].keys() <= {"name", "version"}
@@ -133,12 +166,13 @@ def _inference_service(thing: Object) -> None:
 
 _CUSTOM: dict[tuple[str, str], Callable[[Object], None]] = {
     ("cert-manager.io/v1", "Certificate"): _by_schema("cloudcoil.models.cert_manager.v1", "Certificate"),
-    ("keda.sh/v1alpha1", "ScaledObject"): _by_schema("cloudcoil.models.keda.v1alpha1", "ScaledObject"),
+    ("keda.sh/v1alpha1", "ScaledObject"): _scaled_object,
     **{
         ("monitoring.coreos.com/v1", kind): _by_schema("cloudcoil.models.prometheus_operator.v1", kind)
         for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")
     },
     ("gateway.networking.k8s.io/v1", "GRPCRoute"): _grpc_route,
+    ("gateway.networking.k8s.io/v1", "BackendTLSPolicy"): _backend_tls_policy,
     ("serving.kserve.io/v1beta1", "InferenceService"): _inference_service,
 }
 
@@ -275,10 +309,79 @@ def test_routes_lead_to_services_and_certificates_are_made_out_to_them(objects: 
         assert certificate["spec"]["secretName"] in GIVEN_SECRETS
 
 
+def test_where_there_are_a_route_and_tls_the_route_knows_whom_to_trust(objects: tuple[Object, ...]) -> None:
+    if of_kind(objects, "GRPCRoute") and of_kind(objects, "Certificate"):
+        (policy,), (certificate,) = of_kind(objects, "BackendTLSPolicy"), of_kind(objects, "Certificate")
+        assert policy["spec"]["validation"]["hostname"] in certificate["spec"]["dnsNames"]
+        backends = {
+            b["name"] for r in of_kind(objects, "GRPCRoute") for rule in r["spec"]["rules"] for b in rule["backendRefs"]
+        }
+        assert backends == {target["name"] for target in policy["spec"]["targetRefs"]}
+
+
+def test_pods_that_stay_have_a_service_account_of_their_own_without_a_token(objects: tuple[Object, ...]) -> None:
+    accounts = {}
+    for deployment in of_kind(objects, "Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        assert only(objects, "ServiceAccount", spec["serviceAccountName"])["automountServiceAccountToken"] is False
+        assert accounts.setdefault(spec["serviceAccountName"], name_of(deployment)) == name_of(deployment)
+
+
+def test_names_can_be_looked_up_whoever_answers_them(objects: tuple[Object, ...]) -> None:
+    """A cache on the node is no pod, and OpenShift's listen on 5353."""
+    everywhere = [rule for rule in _egress(objects) if "to" not in rule]
+    ports = {(port["protocol"], port["port"]) for rule in everywhere for port in rule["ports"]}
+    assert ports == {(protocol, port) for protocol in ("TCP", "UDP") for port in (53, 5353)}
+
+
 def test_names_in_the_namespace_are_used_once(objects: tuple[Object, ...]) -> None:
     names = [name_of(each) for each in objects]
     assert len(names) == len(set(names))
-    assert all(each["metadata"].get("namespace", "inference") == "inference" for each in objects)
+    (namespace,) = of_kind(objects, "Namespace")
+    assert {each["metadata"].get("namespace", namespace["metadata"]["name"]) for each in objects} == {
+        namespace["metadata"]["name"]
+    }
+
+
+WITH_PARAMETERS = [name for name in OVERLAYS if name != "base"]
+
+
+@pytest.mark.parametrize("overlay", WITH_PARAMETERS)
+def test_whatever_spells_the_namespace_out_follows_it(overlay: str) -> None:
+    before = next(each["metadata"]["name"] for each in kustomize(OVERLAYS[overlay]) if each["kind"] == "Namespace")
+    for thing in elsewhere(OVERLAYS[overlay]):
+        assert (thing["metadata"].get("namespace") or thing["metadata"]["name"]) == "elsewhere"
+        if thing["kind"] == "ConfigMap":
+            continue
+        for text in (each for each in walk(thing) if isinstance(each, str)):
+            assert f".{before}.svc" not in text, name_of(thing)
+            assert f'"{before}"' not in text, name_of(thing)
+        for trigger in thing["spec"].get("triggers", ()) if thing["kind"] == "ScaledObject" else ():
+            query = trigger["metadata"].get("query", "")
+            assert query.count('namespace="elsewhere"') == len(re.findall(r"(?:gateway|nv)_\w+\{", query)), query
+
+
+@pytest.mark.parametrize("overlay", WITH_PARAMETERS)
+def test_what_the_cluster_around_is_called_is_said_once(overlay: str) -> None:
+    """Parameters reach whatever repeats them, and are no object themselves."""
+    objects = elsewhere(OVERLAYS[overlay])
+    assert not [each for each in objects if each["metadata"]["name"] == "parameters"]
+    for thing in objects:
+        if thing["apiVersion"].startswith("monitoring.coreos.com/"):
+            assert thing["metadata"]["labels"]["release"] == SURROUNDINGS["prometheus-release"]
+        for node in (each for each in walk(thing) if isinstance(each, Mapping)):
+            assert node.get("serverAddress", SURROUNDINGS["prometheus-address"]) == SURROUNDINGS["prometheus-address"]
+            assert node.get("kubernetes.io/metadata.name") != "monitoring"
+            if "runbook_url" in node:
+                assert node["runbook_url"].startswith(SURROUNDINGS["runbooks"] + "#")
+
+
+def test_gateways_honor_their_own_labels_and_tritons_do_not(composed: Compose) -> None:
+    """A Triton's backends may show metrics of their own; none of them may say of which namespace and pool it is."""
+    objects = composed("triton-cpu", "monitoring")
+    (gateway,), (triton,) = of_kind(objects, "ServiceMonitor"), of_kind(objects, "PodMonitor")
+    assert all(endpoint["honorLabels"] for endpoint in gateway["spec"]["endpoints"])
+    assert not any(endpoint.get("honorLabels") for endpoint in triton["spec"]["podMetricsEndpoints"])
 
 
 # The gateway's own config
@@ -379,7 +482,7 @@ def _egress(objects: tuple[Object, ...]) -> Iterator[Mapping[str, Any]]:
 
 def _admits(rule: Mapping[str, Any], labels: Mapping[str, str], port: int) -> bool:
     return port in [each["port"] for each in rule["ports"]] and any(
-        "podSelector" in to and selects(to["podSelector"], labels) for to in rule["to"]
+        "podSelector" in to and selects(to["podSelector"], labels) for to in rule.get("to", ())
     )
 
 

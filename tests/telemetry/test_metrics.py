@@ -208,7 +208,7 @@ def test_what_is_judged_by_being_there_is_there_before_anything_has_happened(met
     assert scraped("gateway_config_reloads_total", result="accepted") == 0
 
 
-# What a scraper sets: Prometheus itself, its operator for ServiceMonitors, PodMonitors and Probes, and what people add to
+# What a scraper sets: Prometheus itself, its operator for ServiceMonitors and PodMonitors, and what people add to
 # tell clusters and replicas apart.
 SCRAPERS_OWN = {
     "job", "instance", "namespace", "pod", "container", "endpoint", "service", "node", "cluster", "region", "zone",
