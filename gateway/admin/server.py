@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,13 +23,29 @@ from types import TracebackType
 from typing import Protocol
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.admin.attention import attention
 from gateway.admin.page import page_routes
 
+_log = logging.getLogger(__name__)
+
 _SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
 _GRACE_SECONDS = 1.0  # for answers under way at the end; all of them are short
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """Bytes that are no HTTP/1 request (an HTTP/2 client's, TLS, a scanner's) are their sender's: no traceback, ever."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    _log.debug("not an HTTP/1 request: %s", " ".join(str(error).split()))
+    return False
+
+
+_http_log = logging.getLogger(f"{__name__}.http")  # aiohttp's part
+_http_log.addFilter(_is_our_fault)
 
 
 class StateSource(Protocol):
@@ -80,7 +97,9 @@ class Admin:
 
     async def __aenter__(self) -> Admin:
         """:raises CannotListen: if the address is taken, forbidden or not of this machine."""
-        runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_GRACE_SECONDS, handle_signals=False)
+        runner = web.AppRunner(
+            self._app(), access_log=None, logger=_http_log, shutdown_timeout=_GRACE_SECONDS, handle_signals=False
+        )
         await runner.setup()
         try:
             await self._site(runner).start()

@@ -142,6 +142,38 @@ async def test_nothing_else_is_served(get):
     assert (await get("/models"))[0] == 404
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), id="HTTP/2"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", id="TLS"),
+        pytest.param(b"GET / HTTP/1.1\r\nno header\r\n\r\n", id="a bad header"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="a bad chunk"),
+        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", id="a bad length"),
+    ],
+)
+async def test_what_is_no_http1_is_refused_without_a_word_in_the_log(source, scrape, caplog, sent):
+    """It is whoever sends it who is wrong: a gRPC client at this port must not page for a traceback."""
+    caplog.set_level("INFO")
+    async with Admin(source, "127.0.0.1:0", scrape.render) as admin:
+        host, _, port = admin.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert b" 400 " in answer.partition(b"\r\n")[0] or b" 405 " in answer.partition(b"\r\n")[0]
+        writer.close()
+    assert not caplog.records
+
+
+async def test_a_fault_of_our_own_is_still_told(source, scrape, caplog):
+    async with Admin(source, "127.0.0.1:0", scrape.render) as admin, aiohttp.ClientSession() as session:
+        source.live = property()  # what can't be shown as JSON
+        async with session.get(f"http://{admin.address}/healthz") as answer:
+            assert answer.status == 500
+    (record,) = caplog.records
+    assert record.exc_info
+
+
 async def test_nothing_can_be_changed(source, scrape):
     async with Admin(source, "127.0.0.1:0", scrape.render) as admin, aiohttp.ClientSession() as session:
         for path in ("/healthz", "/readyz", "/metrics", "/config", "/state"):
