@@ -36,7 +36,7 @@ _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
 def _is_our_fault(record: logging.LogRecord) -> bool:
-    """Bytes that are no HTTP/1 request (an HTTP/2 client's, TLS, a scanner's) are their sender's: no traceback, ever."""
+    """Bytes that are no HTTP/1 request (an HTTP/2 client's, TLS, a scanner's) are their sender's: no traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if not isinstance(error, HttpProcessingError):
         return True

@@ -39,7 +39,7 @@ REPLAYED_LABEL: Final = "replayed"  # in place of the model, of requests that we
 """The label of a model that nobody configured, and of whatever comes after a limit is reached."""
 
 ADDRESS: Final = "address"
-"""The label of an endpoint. Not `endpoint`: the Prometheus operator sets that, and it would be lost with every scrape."""
+"""The label of an endpoint. Not `endpoint`: the Prometheus operator sets that, and ours would be lost."""
 
 # 1-2-5 steps: a quantile read from them is off by a factor of 2.5 at most. A tiny model answers in half a millisecond;
 # nobody waits interactively beyond 30 s.
