@@ -138,15 +138,26 @@ class Pod:
         folder = self.folder / "volumes" / volume["name"]
         folder.mkdir(parents=True)
         if "configMap" in volume:
-            data = only(self.cluster.objects, "ConfigMap", volume["configMap"]["name"])["data"]
-            (folder / "..2026_01_01").mkdir()
-            for name, content in data.items():
-                (folder / "..2026_01_01" / name).write_text(content)
-                (folder / name).symlink_to(Path("..data") / name)
-            (folder / "..data").symlink_to("..2026_01_01")
+            self._lay_out(folder, volume["configMap"]["name"], "..turn-0")
         else:
             assert "emptyDir" in volume, volume
         return folder
+
+    def turn(self, config_map: str, generation: str) -> None:
+        """Lay out a ConfigMap anew in the volumes that are made of it."""
+        for volume in self.spec.get("volumes", ()):
+            if volume.get("configMap", {}).get("name") == config_map:
+                self._lay_out(self._volumes[volume["name"]], config_map, generation)
+
+    def _lay_out(self, folder: Path, config_map: str, generation: str) -> None:
+        """Links to `..data`, which is a link to a folder that is replaced as a whole."""
+        (folder / generation).mkdir()
+        for name, content in only(self.cluster.objects, "ConfigMap", config_map)["data"].items():
+            (folder / generation / name).write_text(content)
+            if not (folder / name).is_symlink():
+                (folder / name).symlink_to(Path("..data") / name)
+        (folder / "..new").symlink_to(generation)
+        (folder / "..new").rename(folder / "..data")
 
     async def _run(self, container: Mapping[str, Any]) -> asyncio.subprocess.Process:
         root = self.folder / container["name"]
@@ -260,6 +271,7 @@ class Cluster:
     services: dict[str, Service] = field(default_factory=dict)
     entry_points: dict[str, Sequence[str]] = field(default_factory=dict)
     _number: int = 0
+    _turns: int = 0
     _network: str = ""
     _told: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -336,6 +348,36 @@ class Cluster:
         for pod in old:
             self.pods[name].remove(pod)
         return old
+
+    async def drain(self, name: str) -> list[Pod]:
+        """All pods of a Deployment are evicted from their node, as many at once as its budget lets go; the old pods.
+
+        A ReplicaSet makes a new one when an old one begins to end, and not before.
+        """
+        deployment, budget = (
+            only(self.objects, "Deployment", name)["spec"],
+            only(self.objects, "PodDisruptionBudget", name),
+        )
+        wanted = deployment["replicas"] - budget["spec"]["maxUnavailable"]
+        old, ending = [*self.pods[name]], []
+        for pod in old:
+            end = time.monotonic() + 60
+            while sum(each.is_ready and not each.is_ending for each in self.pods[name]) <= wanted:
+                assert time.monotonic() < end, "the budget lets nobody go"
+                await asyncio.sleep(0.1)
+            ending.append(asyncio.ensure_future(pod.delete()))
+            await self._new(name, deployment["template"])
+        await asyncio.gather(*ending, *(pod.until_ready(60) for pod in self.pods[name] if pod not in old))
+        for pod in old:
+            self.pods[name].remove(pod)
+        return old
+
+    def apply(self, config_map: str, data: Mapping[str, str]) -> None:
+        """Other content of a ConfigMap, in the volumes of every pod that mounts it, by one turn of a link."""
+        only(self.objects, "ConfigMap", config_map)["data"].update(data)
+        self._turns += 1
+        for pod in (pod for pods in self.pods.values() for pod in pods):
+            pod.turn(config_map, f"..turn-{self._turns}")
 
     async def _new(self, name: str, template: Mapping[str, Any]) -> Pod:
         pod = Pod(self, f"{name}-{self._number:03}", copy.deepcopy(template))

@@ -255,6 +255,15 @@ def test_what_the_cluster_around_is_called_is_said_once(overlay: str) -> None:
                 assert node["runbook_url"].startswith(SURROUNDINGS["runbooks"] + "#")
 
 
+def test_kserves_pods_are_let_into_their_namespace_and_may_read_their_models() -> None:
+    """Its storage initializer does not meet `restricted`, and reads with what a ServiceAccount names."""
+    objects = kustomize(OVERLAYS["kserve"])
+    (namespace,), (service,) = of_kind(objects, "Namespace"), of_kind(objects, "InferenceService")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+    account = only(objects, "ServiceAccount", service["spec"]["predictor"]["serviceAccountName"])
+    assert account["secrets"]
+
+
 def test_gateways_honor_their_own_labels_and_tritons_do_not(composed: Compose) -> None:
     """A Triton's backends may show metrics of their own; none of them may say of which namespace and pool it is."""
     objects = composed("triton-cpu", "monitoring")

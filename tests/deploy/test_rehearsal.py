@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from deployment_files import KUBERNETES, ROOT, Object, kustomize
-from rehearsal import Cluster, calling
+from rehearsal import Cluster, Pod, calling
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.models.catalogue import build
@@ -91,22 +92,53 @@ def next_release(image: str) -> Sequence[Object]:
     return tuple(newer)
 
 
+@asynccontextmanager
+async def under_load(cluster: Cluster) -> AsyncIterator[None]:
+    """Calls all the while, of which none may fail; and no pod that lives may be restarted for it."""
+    async with AsyncExitStack() as channels:
+        callers = Callers(cluster, channels)
+        async with calling([callers.by_service, callers.among_pods], pause=0.05):
+            await asyncio.sleep(1)
+            yield
+            await asyncio.sleep(1)
+    assert callers.ended.keys() == {"OK"}, callers.ended
+    assert callers.ended["OK"] > 30
+    assert not [pod.name for pods in cluster.pods.values() for pod in pods if pod.restarts]
+
+
+def assert_all_replaced(cluster: Cluster, deployment: str, before: set[Pod], old: Sequence[Pod]) -> None:
+    assert before == set(old)
+    assert not before & set(cluster.pods[deployment])
+    assert [pod.exit_code for pod in old] == [0] * len(old), old[0].log[-3000:]
+
+
 @pytest.mark.parametrize(
     ("deployment", "image"),
     [("inference-gateway", "inference-gateway"), ("triton-cpu", "nvcr.io/nvidia/tritonserver")],
     ids=["gateway", "triton"],
 )
-async def test_no_call_fails_while_every_pod_is_replaced(cluster: Cluster, deployment: str, image: str) -> None:
-    async with AsyncExitStack() as channels:
-        callers = Callers(cluster, channels)
-        async with calling([callers.by_service, callers.among_pods], pause=0.05):
-            await asyncio.sleep(1)
-            before = set(cluster.pods[deployment])
-            old = await cluster.roll(deployment, next_release(image))
-            await asyncio.sleep(1)
-    assert before == set(old)
-    assert not before & set(cluster.pods[deployment])
-    assert [pod.exit_code for pod in old] == [0] * len(old), old[0].log[-3000:]
-    assert not [pod.name for pods in cluster.pods.values() for pod in pods if pod.restarts]
-    assert callers.ended.keys() == {"OK"}, callers.ended
-    assert callers.ended["OK"] > 50
+async def test_no_call_fails_while_a_deployment_rolls(cluster: Cluster, deployment: str, image: str) -> None:
+    before = set(cluster.pods[deployment])
+    async with under_load(cluster):
+        old = await cluster.roll(deployment, next_release(image))
+    assert_all_replaced(cluster, deployment, before, old)
+
+
+async def test_no_call_fails_while_the_node_of_all_gateways_is_drained(cluster: Cluster) -> None:
+    """The budget lets one go at a time, and the next when another is ready in its place."""
+    before = set(cluster.pods["inference-gateway"])
+    async with under_load(cluster):
+        old = await cluster.drain("inference-gateway")
+    assert_all_replaced(cluster, "inference-gateway", before, old)
+
+
+async def test_a_changed_configmap_reaches_every_gateway_without_a_restart(cluster: Cluster) -> None:
+    gateways = cluster.pods["inference-gateway"]
+    config = (OVERLAY / "config" / "gateway.yaml").read_text()
+    async with under_load(cluster):
+        cluster.apply("inference-gateway", {"gateway.yaml": config.replace("{onnx: 90, int8: 10}", "{int8: 1}")})
+        end = time.monotonic() + 10
+        while not all(pod.log.count("is in force") >= 2 for pod in gateways):
+            assert time.monotonic() < end, gateways[0].log[-3000:]
+            await asyncio.sleep(0.1)
+    assert cluster.pods["inference-gateway"] == gateways
