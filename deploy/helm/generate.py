@@ -32,7 +32,7 @@ Node = Any
 """A part of a Kubernetes object: mapping, list or scalar, or a `_Value` in its place."""
 
 _POOLS: Final = ("triton-cpu", "triton-gpu")
-_FEATURES: Final[Mapping[str, str]] = {
+FEATURES: Final[Mapping[str, str]] = {
     "triton-cpu": ".Values.triton.cpu.enabled",
     "triton-gpu": ".Values.triton.gpu.enabled",
     "models-embedded": '(eq .Values.models.delivery "embedded")',
@@ -285,7 +285,7 @@ class _Values:
         last = last.replace("~1", "/")
         if place.form == "more":
             self.defaults.setdefault(place.key, {})
-            thing[last] = {**thing[last], "~": _Value(place.key, "more")}
+            thing[last] = {**thing[last], "~": _Value(place.key, "more")}  # "~" comes after all other keys
         elif place.form.startswith("range "):
             prefix = place.form.removeprefix("range ")
             found = [item.removeprefix(prefix) for item in thing[last] if item.startswith(prefix)]
@@ -486,21 +486,21 @@ def chart() -> dict[str, str]:
         feature: values.put_into(
             _kustomize([*_POOLS, *([feature] if feature != "grafana" else [])], feature == "grafana")
         )
-        for feature in _FEATURES
+        for feature in FEATURES
         if feature not in _POOLS
     }
     of_pool = {name: pool for pool in _POOLS for name in base if name not in alone and _belongs(base[name], pool)}
     files: dict[str, list[str]] = {}
     for name, thing in base.items():
-        under = [(_FEATURES[feature], built[name]) for feature, built in variants.items() if built[name] != thing]
+        under = [(FEATURES[feature], built[name]) for feature, built in variants.items() if built[name] != thing]
         pool = of_pool.get(name)
-        written = _document(thing, under, [_FEATURES[pool]] if pool else [])
+        written = _document(thing, under, [FEATURES[pool]] if pool else [])
         files.setdefault(pool or "gateway", []).extend(written)
     for feature, built in variants.items():
         for name, thing in built.items():
             if name not in base:
-                needs = [_FEATURES[_NEEDS[feature]]] if feature in _NEEDS else []
-                files.setdefault(feature, []).extend(_document(thing, [], [*needs, _FEATURES[feature]]))
+                needs = [FEATURES[_NEEDS[feature]]] if feature in _NEEDS else []
+                files.setdefault(feature, []).extend(_document(thing, [], [*needs, FEATURES[feature]]))
     templates = {
         f"templates/{name}.yaml": "\n".join([_HEAD.format(_source(name)), *_joined(lines), ""])
         for name, lines in files.items()

@@ -132,7 +132,7 @@ def test_every_feature_is_a_component(feature: str, composed: Any) -> None:
 def test_every_component_can_be_switched_on_in_the_chart() -> None:
     """One that is new and forgotten in generate.py is not in the chart at all."""
     components = {each.name for each in (KUBERNETES / "components").iterdir()}
-    assert components | {"grafana"} == set(generator()._FEATURES)
+    assert components | {"grafana"} == set(generator().FEATURES)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
