@@ -101,7 +101,6 @@ def _pool(pool: str) -> list[_Place]:
     return [
         _Place(f"triton.{pool}.replicas", deployment, "spec/replicas"),
         _Place(f"triton.{pool}.image", deployment, f"{where}/containers/[triton]/image"),
-        _Place(f"triton.{pool}.image", deployment, f"{where}/initContainers/[wait-for-plan]/image"),
         _Place(f"triton.{pool}.models", deployment, f"{where}/containers/[triton]/args", "range --load-model="),
         _Place(f"triton.{pool}.resources", deployment, f"{where}/containers/[triton]/resources", "block"),
         _Place(f"triton.{pool}.nodeSelector", deployment, f"{where}/nodeSelector", "optional"),
@@ -143,6 +142,7 @@ _PLACES: Final[Sequence[_Place]] = (
     ),
     *_pool("cpu"),
     *_pool("gpu"),
+    _Place("triton.gpu.image", "Deployment/triton-gpu", "spec/template/spec/initContainers/[wait-for-plan]/image"),
     _Place("models.volume.size", "PersistentVolumeClaim/model-repository", "spec/resources/requests/storage"),
     _Place("models.volume.accessModes", "PersistentVolumeClaim/model-repository", "spec/accessModes", "block"),
     _Place(
@@ -263,6 +263,7 @@ class _Values:
 
     def __init__(self) -> None:
         self.defaults: dict[str, Node] = dict(_GIVEN)
+        self.unused = set(_PLACES)
 
     def put_into(self, objects: dict[str, Node]) -> dict[str, Node]:
         for place in _PLACES:
@@ -283,6 +284,8 @@ class _Values:
             if thing is None:
                 return
         last = last.replace("~1", "/")
+        if place.form == "optional" or last in thing:
+            self.unused.discard(place)
         if place.form == "more":
             self.defaults.setdefault(place.key, {})
             thing[last] = {**thing[last], "~": _Value(place.key, "more")}  # "~" comes after all other keys
@@ -505,6 +508,8 @@ def chart() -> dict[str, str]:
         f"templates/{name}.yaml": "\n".join([_HEAD.format(_source(name)), *_joined(lines), ""])
         for name, lines in files.items()
     }
+    if values.unused:
+        raise SystemExit("\n".join(f"{place.owner} has no {place.path}, for {place.key}" for place in values.unused))
     _marked_defaults(values)
     return {**templates, "values.yaml": _values_file(values.defaults), "values.schema.json": _schema(values.defaults)}
 
