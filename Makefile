@@ -4,13 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run test check perf setup clean
+.PHONY: run test soak check perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
 
-test: $(VENV)/.tools
+# The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand.
+test: $(VENV)/.tools $(VENV)/.compiled
 	$(BIN)/python -m pytest
+	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q tests/wire tests/forward tests/merge tests/routing tests/server \
+	  tests/telemetry tests/test_native.py
+
+# What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own.
+# SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed.
+soak: export SOAK_SECONDS := $(or $(SOAK_SECONDS),3600)
+soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
+soak: $(VENV)/.tools
+	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
+	$(BIN)/python -m pytest -rA tests/neighbours tests/differences
 
 check: $(VENV)/.tools
 	$(BIN)/ruff format --check .
@@ -21,23 +32,29 @@ check: $(VENV)/.tools
 
 # Load tests against Envoy, nginx and HAProxy, 30 minutes; see perf/README.md. For a first look: make perf ROUNDS=1 ONLY=tiny
 ROUNDS := 5
-perf: setup $(VENV)/.perf
+perf: setup $(VENV)/.perf $(VENV)/.compiled
 	@$(BIN)/python -m perf --rounds $(ROUNDS) $(if $(ONLY),--only $(ONLY))
 
 $(VENV)/.perf: $(VENV)/.installed
 	$(INSTALL) -e '.[local,perf]'
 	@touch $@
 
-setup: $(VENV)/.installed
+# A checkout runs its sources, so that what is edited is what runs; COMPILE=1 compiles the hot path.
+setup: $(VENV)/.installed $(if $(COMPILE),$(VENV)/.compiled)
+	@$(BIN)/python -c 'from gateway.native import is_compiled as c; print("The hot path is", "compiled." if c() else \
+	  "interpreted, which takes half as much CPU again; make setup COMPILE=1 compiles it, in about a minute.")'
 
-# The files that are compiled where a C compiler is: a change of one needs a new native module.
 COMPILED := $(shell sed -n 's/^  "\(gateway\/.*\.py\)",$$/\1/p' pyproject.toml)
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard protos/gateway/v1/*.proto) $(COMPILED)
+$(VENV)/.compiled: $(VENV)/.installed $(COMPILED)
+	@echo "Compiling the hot path, where a C compiler is, without a word, for about a minute."
+	GATEWAY_COMPILE=1 $(INSTALL) --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py $(wildcard protos/gateway/v1/*.proto)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check pip==26.3
-	@echo "Installing. Where a C compiler is, the hot path is compiled on the way, without a word, for about a minute."
 	$(INSTALL) -e '.[local]'
 	@touch $@
 
@@ -46,4 +63,4 @@ $(VENV)/.tools: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) gateway__mypyc.*.so gateway/*.so gateway/*/*.so build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis gateway/v1
+	rm -rf $(VENV) gateway__mypyc.*.so gateway/*.so gateway/*/*.so gateway/native.json build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis gateway/v1

@@ -2,11 +2,16 @@
 nothing generated is committed.
 
 The hot path is ordinary typed Python. Compiled, a forwarded call takes about two thirds of the CPU; where there is no C
-compiler the same files are simply interpreted. `GATEWAY_NO_EXTENSIONS=1` makes an installed gateway ignore them.
+compiler the same files are simply interpreted. A wheel is always compiled where that is possible, a checkout (an
+editable install) only with `GATEWAY_COMPILE=1`: whoever edits it wants the edited source to run.
+`GATEWAY_NO_EXTENSIONS=1` makes an installed gateway ignore native modules, and it does so by itself where a source is
+not the one that they are made of.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -18,6 +23,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+MADE_OF = "gateway/native.json"
+"""Beside the native modules: what they were compiled from."""
+
 
 class BuildHook(BuildHookInterface):
     """Runs for wheels and for editable installs alike."""
@@ -25,7 +33,12 @@ class BuildHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         generate(root)
-        for made in compile_modules(root, self.config["compiled"]):
+        modules = self.config["compiled"]
+        if version == "editable" and not os.environ.get("GATEWAY_COMPILE"):
+            if not is_current(root, modules):
+                remove_native(root)
+            return
+        for made in compile_modules(root, modules):
             build_data["pure_python"] = False
             build_data["infer_tag"] = True
             if version == "standard":
@@ -59,18 +72,16 @@ def generate(root: Path) -> None:
 
 
 def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
-    """Make a native module beside each of these files, and one in `root` that holds the code of all; answers them.
+    """Make a native module beside each of these files, and one in `root` that holds the code of all; answers them, and
+    the file that says what they are made of.
 
     None are made, and none are left, where there is no C compiler or no Python headers.
 
     raises: SystemExit if mypyc refuses a file; it has printed where and why.
     """
-    made = _native(root)
-    changed = max(Path(root, name).stat().st_mtime for name in (*modules, "hatch_build.py", "pyproject.toml"))
-    if len(made) == len(modules) + 1 and all(file.stat().st_mtime > changed for file in made):
-        return made  # pip calls twice
-    for old in (*root.glob("*__mypyc*.so"), *(root / "gateway").rglob("*.so")):  # those of other Pythons too
-        old.unlink()
+    if is_current(root, modules):
+        return [*_native(root), root / MADE_OF]  # pip calls twice
+    remove_native(root)
     compiler = os.environ.get("CC") or (sysconfig.get_config_var("CC") or "cc").split()[0]
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if shutil.which(compiler) is None or not headers.exists():
@@ -92,10 +103,27 @@ def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
         command.run()
     finally:
         os.chdir(before)
-    made = _native(root)
-    for file in made:
-        file.touch()  # one that a change left as it was is as new as the others
-    return made
+    (root / MADE_OF).write_text(json.dumps(digests(root, modules), indent=1) + "\n")
+    return [*_native(root), root / MADE_OF]
+
+
+def digests(root: Path, modules: Sequence[str]) -> dict[str, str]:
+    """Of the sources, by their paths within the package; `gateway.native` compares them when it is imported."""
+    return {name.removeprefix("gateway/"): hashlib.sha256((root / name).read_bytes()).hexdigest() for name in modules}
+
+
+def is_current(root: Path, modules: Sequence[str]) -> bool:
+    """Are there native modules for this Python, made of these sources?"""
+    made_of = root / MADE_OF
+    if not made_of.is_file() or len(_native(root)) != len(modules) + 1:
+        return False
+    return bool(json.loads(made_of.read_text()) == digests(root, modules))
+
+
+def remove_native(root: Path) -> None:
+    for old in (*root.glob("*__mypyc*.so"), *(root / "gateway").rglob("*.so")):  # those of other Pythons too
+        old.unlink()
+    (root / MADE_OF).unlink(missing_ok=True)
 
 
 def _native(root: Path) -> Sequence[Path]:

@@ -2,7 +2,9 @@
 
 import os
 
-if os.environ.get("GATEWAY_NO_EXTENSIONS"):
-    from gateway.native import ignore_native_modules
+from gateway.native import ignore_native_modules, ignore_stale_modules
 
+if os.environ.get("GATEWAY_NO_EXTENSIONS"):
     ignore_native_modules()
+else:
+    ignore_stale_modules()

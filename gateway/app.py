@@ -18,18 +18,23 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from gateway.admin import Admin, ConfigHistory
-from gateway.assemble import merges_of, names_of, routes_of, upstreams_of
+from gateway.assemble import collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
 from gateway.changes import Changes
 from gateway.config import Config, Finding, Loaded, Watcher
-from gateway.forward.server import ForwardMethod
-from gateway.hooks import ConfigChanged, EndpointChanged
+from gateway.container import memory_limit
+from gateway.forward.server import COLLECTED, ForwardMethod
+from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow
+from gateway.infer.contracts import Contracts
 from gateway.infer.inference import Inference
 from gateway.infer.models import Models
-from gateway.infer.pipelines import PipelineModel, Threads
+from gateway.infer.pipelines import PipelineModel
 from gateway.infer.sequences import Sequences
 from gateway.infer.streams import StreamLimits
+from gateway.infer.threads import Threads
 from gateway.infer.topology import Topology
+from gateway.merge import MergeSettings
 from gateway.native import is_compiled
+from gateway.routing import Routes
 from gateway.server.calls import CallLimits
 from gateway.server.catalogue import Catalogue
 from gateway.server.control import Control, ControlPolicy
@@ -39,6 +44,7 @@ from gateway.server.relay import Relay
 from gateway.server.streaming import StreamRelay
 from gateway.server.typed import ClassificationService, PredictionService
 from gateway.server.v2 import V2Service
+from gateway.stages.budget import MEMORY
 from gateway.state import state_of
 from gateway.telemetry.process import ProcessTelemetry
 from gateway.telemetry.shared_values import SharedDirectory
@@ -47,6 +53,7 @@ from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
 from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
+from gateway.wire.budget import Budget
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +84,9 @@ class Gateway:
         self._changes = Changes()
         self._history = ConfigHistory()
         self._watcher = Watcher(load, loaded, self._reloaded, self._refused)
+        self._collected = Budget(
+            collected_of(loaded.config, memory_limit), COLLECTED
+        )  # of callers' requests and upstreams' answers together
         self._draining = False
         self._started = False
         self.settings: Config = loaded.config
@@ -100,13 +110,16 @@ class Gateway:
         self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed, self._endpoint_left))
         self._discovery = await exits.enter_async_context(Discovery(self._addresses_changed))
         self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
+        self._telemetry.watch(self._pipelines_now)
         sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
         self._inference = Inference(Topology(routes_of(config), {}), self._hooks, sequences)
         self._catalogue = Catalogue(self._inference)
         self._models = Models(self._inference)
+        self._contracts = Contracts(self._inference)
         await self._discovery.learn(names_of(config), _FIRST_LOOK_UPS_SECONDS)
-        self._take_over(self._first, ())
+        self._take_over(self._first, (), _declared(self._first.config))
         self.admin_address = await self._enter_admin(exits)
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
         listen = self._place.shared_listen or config.listen
         settings = self._server_settings(config, listen)
@@ -133,11 +146,13 @@ class Gateway:
         return ServerSettings(
             listen,
             server.max_message_bytes,
+            max_collected_bytes=self._collected.most,
             share_port=bool(self._place.shared_listen),
             tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
             max_streams=server.max_streams,
             max_connections=server.max_connections,
             max_connection_age=server.max_connection_age,
+            refused=self._telemetry.connection_refused,
         )
 
     def _make_server(self, settings: ServerSettings) -> Listener:
@@ -150,7 +165,11 @@ class Gateway:
             INFER: ForwardMethod(relay.handle, cut_through=True),
             STREAM: ForwardMethod(streams.handle, streaming=True),
         }
-        return Listener(settings, services, forward)
+
+        def on_full(peer: str) -> None:
+            self._hooks.connection_full(ConnectionFull(peer, settings.max_streams))
+
+        return Listener(settings, services, forward, budget=self._collected, on_full=on_full)
 
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
         control = Control(self._inference, ControlPolicy(config.server.control))
@@ -181,26 +200,33 @@ class Gateway:
         await self._discovery.learn(names_of(loaded.config), _FIRST_LOOK_UPS_SECONDS)
         if loaded.config.server.tls == self._first.config.server.tls:  # else the files in use are no longer looked at
             self._server.renew_certificate()
-        self._take_over(loaded, notices)
+        # Thousands of models take a while, which calls on this loop must not wait for.
+        declared = await asyncio.to_thread(_declared, loaded.config)
+        self._take_over(loaded, notices, declared)
         self._discovery.keep(names_of(loaded.config))
 
     def _addresses_changed(self) -> None:
         """Pods came or went: new pools, all else as it is."""
-        pools = self._fleet.apply(upstreams_of(self.settings, self._discovery.addresses))
+        pools = self._fleet.apply(upstreams_of(self.settings, self._discovery.addresses, self._collected))
         self._inference.topology = replace(self._inference.topology, pools=pools)
         self._changes.notify()
 
-    def _take_over(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
+    def _take_over(
+        self, loaded: Loaded, notices: tuple[Finding, ...], declared: tuple[Routes, dict[str, MergeSettings]]
+    ) -> None:
         """Put a config in force, in one step: who began with the old topology ends with it."""
         # What can fail comes first: a config that can't be taken over must leave everything as it was.
-        routes, merges = routes_of(loaded.config), merges_of(loaded.config)
+        routes, merges = declared
         before = self._inference.topology.pipelines
         pipelines = {
             name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready, before.get(name))
             for name, pipeline in loaded.pipelines.items()
         }
         capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)
-        pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses))
+        pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses, self._collected))
+        self._contracts.poke()
+        MEMORY.most = memory_of(loaded.config, memory_limit)
+        self._threads.room.most = MEMORY.most // 2
         self.settings = loaded.config
         self._inference.capture = capture
         self._inference.topology = Topology(routes, pools, pipelines, merges)
@@ -226,6 +252,12 @@ class Gateway:
         self._hooks.config_changed(ConfigChanged(self._first.source, "", False, texts, time.monotonic()))
         _log.error("the new config is refused, the old one stays:\n  %s", "\n  ".join(texts))
 
+    def _pipelines_now(self) -> PipelinesNow:
+        """For the metrics; asked from any thread."""
+        pipelines = self._inference.topology.pipelines
+        faults = {name: len(model.faults) for name, model in pipelines.items()}
+        return PipelinesNow(self._threads.usage(), MEMORY.held, MEMORY.most or 0, faults)
+
     def _is_model_ready(self, name: str) -> bool:
         return bool(self._catalogue.is_ready(name))
 
@@ -237,6 +269,7 @@ class Gateway:
         self._hooks.endpoint_changed(
             EndpointChanged(endpoint.upstream, endpoint.address, ready, models, reason, time.monotonic())
         )
+        self._contracts.poke()
         self._changes.notify()
         told = f"ready ({reason})" if ready and reason else "ready" if ready else f"{endpoint.state.value}: {reason}"
         _log.log(
@@ -275,7 +308,7 @@ class Gateway:
             "listen": self.listen,
             "ready": self.is_ready(),
             "draining": self._draining,
-            **state_of(self._inference, self._catalogue),
+            **state_of(self._inference, self._catalogue, self._threads.usage()),
             "names": self._discovery.state(),
             "traffic": self._telemetry.traffic.report() if self._telemetry.traffic else None,
         }
@@ -285,15 +318,28 @@ class Gateway:
 
     # The end
 
-    async def drain(self) -> None:
-        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls."""
+    @property
+    def left_steps_behind(self) -> bool:
+        """After exit: are there threads that nobody can stop, and that could hold up the end of the interpreter?"""
+        return self._threads.left_behind
+
+    async def drain(self, hurry: asyncio.Event | None = None) -> None:
+        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls.
+
+        hurry: from when it is set, do not wait for more calls.
+        """
         server = self._first.config.server  # as the supervisor knows it, which waits for so long
         self._draining = True
         self._changes.notify()
         _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)
-        await asyncio.sleep(server.drain_delay)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for((hurry or asyncio.Event()).wait(), server.drain_delay)
         self._health.close()
         await self._server.stop(server.drain)
+
+
+def _declared(config: Config) -> tuple[Routes, dict[str, MergeSettings]]:
+    return routes_of(config), merges_of(config)
 
 
 async def _cancel(task: asyncio.Future[None]) -> None:

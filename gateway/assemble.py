@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
@@ -35,6 +36,10 @@ from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
+from gateway.wire.budget import Budget
+
+MOST_COLLECTED: Final = 512 << 20  # bytes: two of the largest messages that callers may send, by default
+LEAST_COLLECTED: Final = 16 << 20
 
 
 def routes_of(config: Config) -> Routes:
@@ -54,13 +59,37 @@ def names_of(config: Config) -> frozenset[Name]:
 def merges_of(config: Config) -> dict[str, MergeSettings]:
     """The public models whose requests are merged."""
     merges = {name: model.merge for name, model in config.models.items()}
-    return {name: MergeSettings(m.rows, m.bytes, m.in_flight, m.delay) for name, m in merges.items() if m is not None}
+    return {
+        name: MergeSettings(
+            m.rows, m.bytes, m.in_flight, m.delay, None if m.metadata is None else frozenset(m.metadata), m.ignore_ids
+        )
+        for name, m in merges.items()
+        if m is not None
+    }
 
 
-def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda _: ()) -> dict[str, UpstreamSettings]:
+def memory_of(config: Config, limit: Callable[[], int]) -> int:
+    """Bytes that one worker's pictures may take. limit: of the memory that all of this may use.
+
+    A third of it by default: a sixth is for pipelines' messages and tensors, a quarter for what is collected
+    (`collected_of`), the rest for all else.
+    """
+    memory = config.pipelines.memory
+    return (limit() // 3 if memory is None else memory) // config.workers
+
+
+def collected_of(config: Config, limit: Callable[[], int]) -> int:
+    """Bytes of messages that one worker may be collecting. limit: as above; a quarter of it by default."""
+    share = limit() // 4 // config.workers
+    return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
+
+
+def upstreams_of(
+    config: Config, found: Callable[[Name], Sequence[str]] = lambda _: (), budget: Budget | None = None
+) -> dict[str, UpstreamSettings]:
     """The upstreams that a config declares, each with the models to watch there.
 
-    found: the addresses of a name (`Discovery.addresses`).
+    found: the addresses of a name (`Discovery.addresses`). budget: for answers that are collected whole.
     :raises OSError: if a file with a certificate or key can't be read.
     """
     settings = {}
@@ -70,7 +99,7 @@ def upstreams_of(config: Config, found: Callable[[Name], Sequence[str]] = lambda
             endpoints=tuple(hosts),
             models=_watched(name, config),
             probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
-            dial=_dial(upstream, config, hosts),
+            dial=_dial(upstream, config, hosts, budget),
             identity=_identity(upstream.tls),
         )
     return settings
@@ -100,12 +129,14 @@ def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
     return tuple(dict.fromkeys((v.model, v.version) for v in variants if v.upstream == upstream))
 
 
-def _dial(upstream: Upstream, config: Config, hosts: Mapping[str, str | None]) -> Callable[[str], Connection]:
+def _dial(
+    upstream: Upstream, config: Config, hosts: Mapping[str, str | None], budget: Budget | None
+) -> Callable[[str], Connection]:
     tls = upstream.tls
 
     def dial(address: str) -> Connection:
         files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
-        return ChannelConnection(wire_channel(address, config.server.max_message_bytes, files))
+        return ChannelConnection(wire_channel(address, config.server.max_message_bytes, files, budget))
 
     return dial
 

@@ -13,7 +13,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from gateway.config import Finding, Loaded
 
 _ROOT = Path(__file__).resolve().parent.parent
 """The checkout, where the demo's config and the model repository are."""
@@ -102,6 +105,11 @@ def _add_serve(commands: Commands) -> None:
 def _add_config_commands(commands: Commands) -> None:
     check = _add(commands, "check", _check, "check a config file: exit 0, or 2 with every finding and its line")
     check.add_argument("file", metavar="FILE")
+    check.add_argument(
+        "--ask-triton",
+        action="store_true",
+        help="also compare pipelines with their models, as the servers describe these",
+    )
     explain = _add(commands, "explain", _explain, "say which variant a call would get, and why")
     explain.add_argument("file", metavar="FILE")
     explain.add_argument("--model", required=True, help="public model that the call names")
@@ -184,7 +192,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a reload; until somebody listens it must not kill
     from gateway import supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
-    from gateway.config import Loaded, load, transparent  # noqa: PLC0415
+    from gateway.config import load, transparent  # noqa: PLC0415
 
     _log_to_stderr(arguments.log_level)
     given = {"--listen": arguments.listen, "--admin-listen": arguments.admin_listen, "--workers": arguments.workers}
@@ -213,10 +221,33 @@ def _check(arguments: argparse.Namespace) -> int:
     loaded = load(arguments.file, os.environ)
     for finding in loaded.warnings:
         _say(str(finding))
+    if arguments.ask_triton:
+        code = _check_fitting(loaded)
+        if code:
+            return code
     _say(
         f"{arguments.file}: valid, {len(loaded.config.models)} public models, {len(loaded.config.upstreams)} upstreams"
     )
     return 0
+
+
+def _check_fitting(loaded: Loaded) -> int:
+    from gateway import worker  # noqa: PLC0415
+    from gateway.config import Severity  # noqa: PLC0415
+    from gateway.fitting import fitting  # noqa: PLC0415
+
+    found: list[Finding] = []
+
+    async def ask() -> int:
+        found.extend(await fitting(loaded))
+        return 0
+
+    worker.run(ask())
+    for finding in found:
+        print(finding, file=sys.stderr)  # noqa: T201
+    if any(finding.severity is Severity.ERROR for finding in found):
+        return 2
+    return 1 if found else 0
 
 
 def _explain(arguments: argparse.Namespace) -> int:

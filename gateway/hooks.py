@@ -205,6 +205,35 @@ class ConfigChanged:
     upstreams: tuple[str, ...] = ()  # the names of all that it has
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionFull:
+    """A caller's connection has as many calls at once as it may: the next one waits at the client."""
+
+    peer: str
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepNow:
+    """What one step of a pipeline takes now."""
+
+    pipeline: str
+    step: str
+    running: int  # threads
+    waiting: int  # tasks without one
+    oldest: float  # seconds for which the longest of the running ones has been at it
+
+
+@dataclass(frozen=True, slots=True)
+class PipelinesNow:
+    """What pipelines take now, and what is wrong with them. It is asked for and not reported."""
+
+    steps: Sequence[StepNow]
+    memory_held: int  # bytes, by pictures that are being decoded
+    memory_most: int
+    faults: Mapping[str, int]  # by pipeline: between its config and the models that it calls
+
+
 class CallObserver(Protocol):
     """Hears about one call, in the order in which things happen."""
 
@@ -233,6 +262,8 @@ class Hooks(Protocol):
 
     def config_changed(self, event: ConfigChanged) -> None: ...
 
+    def connection_full(self, event: ConnectionFull) -> None: ...
+
 
 class Listener(Protocol):
     """Who hears what the core reports, by way of `Hooks` that tell all listeners."""
@@ -246,6 +277,8 @@ class Listener(Protocol):
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
+
+    def connection_full(self, event: ConnectionFull) -> None: ...
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -277,6 +310,8 @@ class NoHooks:
 
     def config_changed(self, event: ConfigChanged) -> None: ...
 
+    def connection_full(self, event: ConnectionFull) -> None: ...
+
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class NoListener:
@@ -292,3 +327,5 @@ class NoListener:
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
+
+    def connection_full(self, event: ConnectionFull) -> None: ...

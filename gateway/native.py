@@ -1,15 +1,27 @@
 """Importing: is the hot path the native modules that were compiled when the gateway was installed, or its source?
 
-Depends on nothing. `GATEWAY_NO_EXTENSIONS=1` chooses the source, for whoever debugs, profiles or tests it.
+Depends on nothing. `GATEWAY_NO_EXTENSIONS=1` chooses the source, for whoever debugs, profiles or tests it. Where a
+source is not the one that its native module was made of, somebody has edited it and expects it to run: then all are
+chosen, since native modules are made for one another.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import sys
 from collections.abc import Sequence
-from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
+
+_log = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
+_MADE_OF = _FOLDER / "native.json"  # written by hatch_build.py
+_NATIVE = "wire/connection"  # one of them: where it is, all are
 
 
 class _SourcesFirst:
@@ -26,6 +38,33 @@ class _SourcesFirst:
 def ignore_native_modules() -> None:
     """From now on; modules that are imported already stay."""
     sys.meta_path.insert(0, _SourcesFirst)
+
+
+def ignore_stale_modules() -> None:
+    """Choose the sources where native modules are made of others, and say so."""
+    edited = _edited()
+    if edited:
+        _log.warning(
+            "%s: not what the native modules were compiled from, so all sources are interpreted; install the gateway "
+            "anew (in a checkout: make setup COMPILE=1) to have the hot path compiled",
+            edited,
+        )
+        ignore_native_modules()
+
+
+def _edited() -> str:
+    """The first source that has changed since, "" if there is none or nothing is compiled for this Python."""
+    if not any((_FOLDER / f"{_NATIVE}{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+        return ""
+    try:
+        made_of: dict[str, str] = json.loads(_MADE_OF.read_bytes())
+    except (OSError, ValueError):
+        return _MADE_OF.name
+    for name, digest in made_of.items():
+        source = _FOLDER / name
+        if source.exists() and hashlib.sha256(source.read_bytes()).hexdigest() != digest:
+            return name
+    return ""
 
 
 def is_compiled() -> bool:

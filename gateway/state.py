@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from gateway.hooks import StepNow
 from gateway.infer.inference import Inference
 from gateway.routing import Route
 from gateway.server.catalogue import Catalogue
 from gateway.upstream.endpoint import Endpoint
 
 
-def state_of(inference: Inference, catalogue: Catalogue) -> dict[str, object]:
-    """JSON values: public models → variants, pipelines → the models they call, upstreams → endpoints."""
+def state_of(inference: Inference, catalogue: Catalogue, steps: Sequence[StepNow] = ()) -> dict[str, object]:
+    """JSON values: public models → variants, pipelines → the models they call, upstreams → endpoints.
+
+    steps: of pipelines, those that run or wait.
+    """
     topology = inference.topology
     return {
         "models": {
@@ -19,7 +23,20 @@ def state_of(inference: Inference, catalogue: Catalogue) -> dict[str, object]:
             for name, route in topology.routes.public.items()
         },
         "pipelines": {
-            name: {"ready": model.is_ready(), "calls": list(model.pipeline.models)}
+            name: {
+                "ready": model.is_ready(),
+                "calls": list(model.pipeline.models),
+                "faults": model.faults,
+                "steps": {
+                    step.step: {
+                        "running": step.running,
+                        "waiting": step.waiting,
+                        "oldest_seconds": round(step.oldest, 1),
+                    }
+                    for step in steps
+                    if step.pipeline == name
+                },
+            }
             for name, model in topology.pipelines.items()
         },
         "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},

@@ -43,6 +43,17 @@ def code_of(number: int) -> Code:
     return Code(number) if number in Code._value2member_map_ else Code.UNKNOWN
 
 
+class Origin(Enum):
+    """Who ended a call, and at what. Whoever ends it says so; it can't be told from a code or a text."""
+
+    SERVER = "server"  # it gave a status of gRPC's
+    PEER = "peer"  # it, or a proxy before it, reset the stream or answered in HTTP's terms
+    CONNECTION = "connection"  # there was none, it broke, or it takes nothing of the request
+    QUEUE = "queue"  # too many calls wait for a connection
+    ANSWER = "answer"  # this end refused what came: too large, or not gRPC
+    GIVEN_UP = "given_up"  # this end: the deadline passed, or the caller went away
+
+
 class Meaning(Enum):
     """What a failed attempt says: whose fault it is and what to do next."""
 
@@ -76,9 +87,6 @@ _VERDICTS: Final = {
     Meaning.ENDED: Verdict(Meaning.ENDED, elsewhere=False, ejects=False),
 }
 
-NO_CONNECTION_TEXT: Final = "Too many calls wait for a connection"
-"""Of RESOURCE_EXHAUSTED that `forward` makes itself: one endpoint has too much before it, another may not."""
-
 UNKNOWN_ID: Final = "<id_unknown>"
 """What Triton's error texts say of a request without an id. source: triton core, infer_request.h, `LogRequest`."""
 
@@ -110,25 +118,44 @@ _BY_CODE: Final = {
 }
 
 
-def judge(code: int, text: str, *, from_server: bool, model: str = "", version: str = "", id: str = "") -> Verdict:
+_BY_ORIGIN: Final = {  # where that says it all
+    Origin.CONNECTION: Meaning.UNREACHABLE,
+    Origin.QUEUE: Meaning.OVERLOADED,  # this endpoint has too much before it, another may not
+    Origin.ANSWER: Meaning.SERVER,  # the answer would be the same anywhere
+    Origin.GIVEN_UP: Meaning.ENDED,
+}
+
+_BY_PEER: Final = {  # that gave no status of gRPC's, where that changes what the code means
+    Code.UNAVAILABLE: Meaning.UNREACHABLE,
+    Code.CANCELLED: Meaning.SERVER,  # it gave up, not the caller
+}
+
+
+def judge(
+    code: int, text: str, origin: Origin = Origin.SERVER, *, model: str = "", version: str = "", id: str = ""
+) -> Verdict:
     """Say what an upstream's failure means.
 
     code, text:   the status as received; an unknown number counts as UNKNOWN.
-    from_server:  False if the transport made the status itself (no connection, reset, GOAWAY).
     model, version, id:  as the server was asked, since its sentences name them.
     """
-    meaning = _BY_CODE.get(code_of(code), Meaning.SERVER)
+    meaning = _BY_ORIGIN.get(origin)
+    if meaning is None and origin is Origin.PEER:
+        meaning = _BY_PEER.get(code_of(code))
+    return _VERDICTS[meaning or _by_status(code, text, model, version, id)]
+
+
+def _by_status(code: int, text: str, model: str, version: str, id: str) -> Meaning:
+    """Of a status that the server gave."""
     if code == Code.UNAVAILABLE:
-        meaning = _unavailable(text, model, version, id) if from_server else Meaning.UNREACHABLE
-    elif code == Code.RESOURCE_EXHAUSTED and not from_server and text != NO_CONNECTION_TEXT:
-        meaning = Meaning.SERVER  # its answer was larger than we take: it would be so anywhere
-    elif code == Code.RESOURCE_EXHAUSTED and _TOO_LARGE.fullmatch(text):
-        meaning = Meaning.CALLER
-    elif code == Code.NOT_FOUND and _is_model_gone(_own_words(text, model, id), model, version):
-        meaning = Meaning.MODEL_GONE
-    elif code == Code.INTERNAL and text == _UNREADABLE:
-        meaning = Meaning.CALLER
-    return _VERDICTS[meaning]
+        return _unavailable(text, model, version, id)
+    if code == Code.NOT_FOUND and _is_model_gone(_own_words(text, model, id), model, version):
+        return Meaning.MODEL_GONE
+    if code == Code.INTERNAL and text == _UNREADABLE:
+        return Meaning.CALLER
+    if code == Code.RESOURCE_EXHAUSTED and _TOO_LARGE.fullmatch(text):
+        return Meaning.CALLER
+    return _BY_CODE.get(code_of(code), Meaning.SERVER)
 
 
 def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:

@@ -11,11 +11,9 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +24,10 @@ import aiohttp
 from gateway.admin import Admin, merged_config, merged_state
 from gateway.app import VERSION, Place
 from gateway.config import Config, split_address
+from gateway.forward.sockets import bind
+from gateway.scratch import Scratch
 from gateway.server.listener import CannotServe
+from gateway.stopping import Stop, StopSignals
 from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
@@ -107,16 +108,21 @@ class Supervisor:
         self._environ = environ
         self._workers = [_Worker(str(number)) for number in range(config.workers)]
         self._stopping = asyncio.Event()
+        self._signals = StopSignals(config.server.drain_delay + config.server.drain)
         self._runtime = Path()
+        self._scratch: Scratch
         self._traffic: Traffic
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT; then every worker drains. A second signal kills them. The exit code."""
+        """Until SIGTERM or SIGINT; then every worker drains. A third signal, or one after the grace, kills them. The
+        exit code.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
-        self._runtime = Path(tempfile.mkdtemp(prefix="inference-gateway-"))
+        self._scratch = Scratch("workers")
+        self._runtime = self._scratch.path
         try:
             prepare_directory(self._runtime / "metrics")
             with reserve(self._config.listen) as address:
@@ -128,12 +134,15 @@ class Supervisor:
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
                     return await self._run_workers(address)
         finally:
-            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._scratch.close()
 
     def _told_to_stop(self) -> None:
-        if self._stopping.is_set():
-            _log.warning("told to stop twice: ending now")
+        asked = self._signals.arrived(time.monotonic())
+        if asked is Stop.NOW:
+            _log.warning("told to stop once more: ending now")
             self._signal_all(signal.SIGKILL)
+        elif asked is Stop.AGAIN:
+            _log.info("told to stop twice: calls in flight may still end; a third signal cuts them")
         self._stopping.set()
 
     async def _run_workers(self, address: str) -> int:
@@ -185,6 +194,7 @@ class Supervisor:
             stdin=asyncio.subprocess.DEVNULL,
             # In a session of its own, so that Ctrl-C reaches this process alone, which then has the workers drain.
             start_new_session=True,
+            pass_fds=() if self._scratch.lock is None else (self._scratch.lock,),  # a worker may outlive this process
         )
         worker.process = process
         if self._stopping.is_set():  # while it was started, so nobody has told it
@@ -282,15 +292,11 @@ def reserve(listen: str, flag: str = "--listen") -> Iterator[str]:
     host, port = split_address(listen)
     with contextlib.ExitStack() as exits:
         try:
-            family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            probe = exits.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            held = exits.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            taken = probe.getsockname()[1]
-            probe.close()
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((place[0], taken, *place[2:]))
+            with bind(host, port) as probe:
+                probe.listen(1)  # a port that is held and not listened on is refused only now
+                taken = probe.getsockname()[1]
+            held = exits.enter_context(bind(host, taken, reuse_port=True))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # else it would stop no other's probe
         except OSError as error:
             raise CannotServe(
                 f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with {flag}"
@@ -299,5 +305,8 @@ def reserve(listen: str, flag: str = "--listen") -> Iterator[str]:
 
 
 def worker_command() -> list[str]:
-    """The command line of this process, for its workers."""
-    return [sys.executable, "-m", "gateway", *sys.argv[1:]]
+    """The command line of this process, for its workers: the same way in, so that they import what it imports.
+
+    `python -m` would put the current directory first, whose `yaml.py` is a user's; the console command does not.
+    """
+    return [sys.executable, *sys.orig_argv[1:]]

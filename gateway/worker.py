@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import gc
 import logging
 import os
+import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -15,40 +19,81 @@ import uvloop
 
 from gateway.app import Gateway, Place
 from gateway.config import Loaded
+from gateway.stopping import Stop, StopSignals
 
 _log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PARENT_DIED = signal.SIGUSR1
+
+_LAST_SECONDS = 0.5  # for threads to end by themselves
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 MIB = 1 << 20
 
+_OTHER_DESCRIPTORS = 512  # beyond callers' connections: upstreams, the admin plane, files
+
 
 def run(main: Coroutine[Any, Any, int]) -> int:
-    """Run an asynchronous command on uvloop and return its exit code."""
-    return uvloop.run(main)  # type: ignore[no-any-return]
+    """Run an asynchronous command on uvloop and return its exit code.
+
+    Once that is known, nothing holds up the end of the process: the interpreter would wait for every thread, also for
+    one that reads a file system or sends to a receiver that is gone.
+    """
+
+    async def to_its_end() -> int:
+        code = await main
+        last = threading.Timer(_LAST_SECONDS, _end, [code])
+        last.daemon = True
+        last.start()
+        return code
+
+    return uvloop.run(to_its_end())  # type: ignore[no-any-return]
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> int:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process without waiting."""
+    """Serve until SIGTERM or SIGINT, then drain. A third signal, or one after the grace, ends the process at once."""
     keep_freed_memory(environ)
-    stop = asyncio.Event()
+    raise_descriptor_limit(loaded.config.server.max_connections)
+    stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    server = loaded.config.server
+    signals = StopSignals(server.drain_delay + server.drain)
 
     def stopped() -> None:
-        if stop.is_set():
-            _log.warning("told to stop twice: ending now")
+        asked = signals.arrived(loop.time())
+        if asked is Stop.NOW:
+            _log.warning("told to stop once more: ending now")
             os._exit(1)
+        if asked is Stop.AGAIN:
+            _log.info("told to stop twice: calls in flight may still end; a third signal cuts them")
+        stop.set()
+
+    def parent_died() -> None:
+        orphaned.set()
         stop.set()
 
     gateway = Gateway(loaded, load, environ, place)
+    loop.add_signal_handler(_PARENT_DIED, parent_died)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     async with gateway:
+        gc.freeze()  # what is there now stays: a collection need not stop calls to look at it
         await stop.wait()
-        await gateway.drain()
+        await gateway.drain(orphaned)  # nobody says "not ready" for it any more, and a successor wants the port
+    if gateway.left_steps_behind:  # what their libraries have begun might be joined at the interpreter's end, for ever
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
     return 0
 
 
@@ -67,9 +112,32 @@ def keep_freed_memory(environ: Mapping[str, str]) -> None:
         mallopt(_M_TRIM_THRESHOLD, 16 * MIB)
 
 
+def raise_descriptor_limit(connections: int) -> None:
+    """Let this process open what so many connections need, as far as its hard limit goes; a shortage is logged."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    except (OSError, ValueError):  # a sandbox, or a kernel with a lower bound of its own
+        raised = soft
+    if raised < wanted:
+        _log.warning(
+            "server.max_connections is %d, but this process may open %d files and sockets: callers beyond that are "
+            "refused; raise LimitNOFILE or `ulimit -n`, or lower max_connections",
+            connections,
+            raised,
+        )
+
+
 def end_with(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent dies, so that no worker is left behind. Linux only."""
+    """Have the kernel send a signal when the parent dies, so that no worker is left behind. Linux only.
+
+    It is not SIGTERM, of which every thread of the parent sends one as it dies: three of them mean now.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _PARENT_DIED)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)  # it died before we asked
+        os.kill(os.getpid(), _PARENT_DIED)  # it died before we asked

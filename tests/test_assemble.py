@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.assemble import upstreams_of
+import pytest
+
+from gateway.assemble import collected_of, memory_of, upstreams_of
 from gateway.config import Config
 
 
@@ -21,3 +23,17 @@ def test_a_renewed_certificate_makes_new_connections_and_nothing_else_does(tmp_p
     assert identity("2s") == before
     authority.write_text("new")
     assert identity() != before
+
+
+@pytest.mark.parametrize(
+    ("memory", "workers", "collected"),
+    [(32, 1, 16), (1024, 1, 256), (1024, 2, 128), (2048, 1, 512), (4096, 1, 512)],
+    ids=["little", "a container", "two workers", "more", "much"],
+)
+def test_budgets_follow_the_memory_and_leave_some(memory: int, workers: int, collected: int) -> None:
+    config = Config.model_validate({"upstreams": {"u": {"endpoints": ["t:1"]}}, "direct": {"models": "all"}})
+    config = config.model_copy(update={"workers": workers})
+    assert collected_of(config, lambda: memory << 20) == collected << 20
+    pictures = memory_of(config, lambda: memory << 20)
+    if memory >= 512:
+        assert workers * (pictures + pictures // 2 + (collected << 20)) <= (memory << 20) * 0.8

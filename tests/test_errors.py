@@ -12,14 +12,17 @@ import pytest
 
 import gateway
 from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
+from gateway.infer.pipelines import CallRefused
 from gateway.server.calls import with_errors
-from gateway.stages.step import BadTensor
+from gateway.stages.step import BadTensor, StepFailed
 from gateway.status import Code
 
 MADE_OTHERWISE = {
     UnknownModel: lambda: UnknownModel("m", "3"),
     UpstreamFailed: lambda: UpstreamFailed(Code.ABORTED, "text", (("k", "v"),)),
     BadTensor: lambda: BadTensor("image", "empty", 2),
+    StepFailed: lambda: StepFailed("decode", "ValueError"),
+    CallRefused: lambda: CallRefused("p", "m", UnknownModel("m")),
 }
 
 
@@ -33,7 +36,8 @@ def _all_errors() -> list[type[GatewayError]]:
     for module in pkgutil.walk_packages(gateway.__path__, "gateway."):
         if ".triton.backends" not in module.name and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    return sorted(set(_subclasses(GatewayError)) - {GatewayError}, key=lambda cls: cls.__name__)
+    ours = (cls for cls in _subclasses(GatewayError) if cls.__module__.startswith("gateway."))
+    return sorted(set(ours) - {GatewayError}, key=lambda cls: cls.__name__)
 
 
 def _make(cls: type[GatewayError]) -> GatewayError:

@@ -32,7 +32,10 @@ MODELS = (
     *("add_one_a", "add_one_b", "add_two", "classifier"),
     *("repeat", "by_id", "slow", "accumulate", "accumulate_text", "params_echo", "fails", "picky"),
 )
-"""Every model of the test repository."""
+"""What `triton` serves."""
+
+ODD_MODELS = ("counted", "silent", "words", "batched_echo", "changes", "größe")
+"""The others in the test repository, for those who start a Triton with them."""
 
 LABELS = ("ant", "bee", "cat", "dog")
 
@@ -48,7 +51,7 @@ class TritonFactory(Protocol):
 
 @pytest.fixture(scope="session")
 def triton_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository with all of MODELS."""
+    """A model repository with all of MODELS and ODD_MODELS."""
     return build_repository(tmp_path_factory.mktemp("triton") / "models")
 
 
@@ -98,11 +101,13 @@ async def triton_factory(triton_repository: Path) -> AsyncIterator[TritonFactory
 
 
 def build_repository(folder: Path) -> Path:
-    """Write all of MODELS into `folder`."""
+    """Write all of MODELS and ODD_MODELS into `folder`."""
     for source in SOURCES.iterdir():
         if (source / "config.pbtxt").is_file():
             shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(SOURCES / "accumulate" / "1", folder / "accumulate_text" / "1")
+    shutil.copytree(SOURCES / "counted" / "1", folder / "counted" / "2")
+    (folder / "größe" / "1").mkdir()
     for dtype in DTYPES:
         _build_identity(folder / f"identity_{dtype.lower()}", "STRING" if dtype == "BYTES" else dtype)
     _build_onnx_models(folder)

@@ -13,6 +13,7 @@ Json = Mapping[str, Any]
 
 # Errors that are not the caller's fault. CANCELLED is its wish, DEADLINE_EXCEEDED may be either's.
 _OUR_FAULTS = ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED", "DATA_LOSS", "DEADLINE_EXCEEDED")
+_STUCK_SECONDS = 30.0  # that a step runs; nobody waits interactively for longer
 _WARN_SHARE, _ALARM_SHARE = 0.01, 0.1  # of a model's calls in the last minute
 
 
@@ -57,6 +58,12 @@ def _models(state: Json) -> Iterator[Notice]:
     for name, pipeline in state.get("pipelines", {}).items():
         if not pipeline["ready"]:
             yield Notice("error", "model", name, f"a model it calls can't answer: {', '.join(pipeline['calls'])}")
+        for fault in pipeline.get("faults", ()):
+            yield Notice("error", "model", name, f"does not fit the models that it calls: {fault}")
+        for step, now in pipeline.get("steps", {}).items():
+            if now["oldest_seconds"] >= _STUCK_SECONDS:
+                held = f"holds {now['running']} threads, for up to {now['oldest_seconds']:.0f} s"
+                yield Notice("error", "model", name, f"step {step} {held}; {now['waiting']} wait")
 
 
 def _endpoints(state: Json) -> Iterator[Notice]:

@@ -25,7 +25,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "ready": all(state["ready"] for state in serving),
         "draining": any(state["draining"] for state in serving),
         "models": _by_name(serving, "models", _model),
-        "pipelines": _by_name(serving, "pipelines", _least_ready),
+        "pipelines": _by_name(serving, "pipelines", _pipeline),
         "upstreams": _by_name(serving, "upstreams", _upstream),
         "names": _by_name(serving, "names", lambda found: max(found, key=lambda each: bool(each["failure"]))),
     }
@@ -55,6 +55,23 @@ def _by_name(states: Sequence[Json], key: str, join: Any) -> dict[str, Any]:
 
 def _least_ready(found: Sequence[Json]) -> Json:
     return min(found, key=lambda each: bool(each["ready"]))
+
+
+def _pipeline(found: Sequence[Json]) -> Json:
+    faults = dict.fromkeys(fault for each in found for fault in each.get("faults", ()))
+    return {
+        **_least_ready(found),
+        "faults": list(faults),
+        "steps": _by_name([{"steps": {}, **each} for each in found], "steps", _step),
+    }
+
+
+def _step(found: Sequence[Json]) -> Json:
+    return {
+        "running": sum(each["running"] for each in found),
+        "waiting": sum(each["waiting"] for each in found),
+        "oldest_seconds": max(each["oldest_seconds"] for each in found),
+    }
 
 
 def _model(found: Sequence[Json]) -> Json:

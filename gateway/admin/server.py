@@ -1,4 +1,4 @@
-"""Admin: the HTTP server. May depend on values and aiohttp; what it shows comes through `StateSource`.
+"""Admin: the HTTP server. May depend on values, sockets and aiohttp; what it shows comes through `StateSource`.
 
 GET /          the page that an on-call person opens first; what it loads is under /page/
 GET /healthz   200 while the process does its work, 503 when it should be restarted
@@ -27,25 +27,21 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.admin.attention import attention
 from gateway.admin.page import page_routes
-
-_log = logging.getLogger(__name__)
+from gateway.admin.preface import FirstBytes
+from gateway.forward.sockets import bind
 
 _SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
 _GRACE_SECONDS = 1.0  # for answers under way at the end; all of them are short
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
-def _is_our_fault(record: logging.LogRecord) -> bool:
-    """Bytes that are no HTTP/1 request (an HTTP/2 client's, TLS, a scanner's) are their sender's: no traceback."""
+_log = logging.getLogger(__name__)
+
+
+def _is_no_bad_request(record: logging.LogRecord) -> bool:
+    """Whoever sends what is no HTTP gets 400 and is no event here; aiohttp would log it with a stack."""
     error = record.exc_info[1] if record.exc_info else None
-    if not isinstance(error, HttpProcessingError):
-        return True
-    _log.debug("not an HTTP/1 request: %s", " ".join(str(error).split()))
-    return False
-
-
-_http_log = logging.getLogger(f"{__name__}.http")  # aiohttp's part
-_http_log.addFilter(_is_our_fault)
+    return not isinstance(error, HttpProcessingError)
 
 
 class StateSource(Protocol):
@@ -86,23 +82,25 @@ class Admin:
         self._metrics = metrics
         self._place = _parse(listen)
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server
 
     @property
     def address(self) -> str:
         """Where it listens, in the form of `listen`, with the port it really has."""
-        if self._runner is None or isinstance(self._place, str) or not self._runner.addresses:
+        if self._runner is None or isinstance(self._place, str) or not self._server.sockets:
             return self._listen
-        host, port = self._runner.addresses[0][:2]
+        host, port = self._server.sockets[0].getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     async def __aenter__(self) -> Admin:
         """:raises CannotListen: if the address is taken, forbidden or not of this machine."""
+        _log.addFilter(_is_no_bad_request)
         runner = web.AppRunner(
-            self._app(), access_log=None, logger=_http_log, shutdown_timeout=_GRACE_SECONDS, handle_signals=False
+            self._app(), access_log=None, logger=_log, shutdown_timeout=_GRACE_SECONDS, handle_signals=False
         )
         await runner.setup()
         try:
-            await self._site(runner).start()
+            self._server = await self._listening(runner)
         except OSError as error:
             await runner.cleanup()
             raise CannotListen(_explain(error, self._listen)) from error
@@ -116,16 +114,25 @@ class Admin:
     ) -> None:
         runner, self._runner = self._runner, None
         if runner:
+            self._server.close()
             await runner.cleanup()
             if isinstance(self._place, str):
                 with suppress(FileNotFoundError):
                     os.unlink(self._place)  # event loops before Python 3.13 leave it
 
-    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+    async def _listening(self, runner: web.AppRunner) -> asyncio.Server:
+        loop, http = asyncio.get_running_loop(), runner.server
+        assert http is not None  # noqa: S101  # for the type checker: it is set up
+
+        def first_bytes() -> FirstBytes:
+            return FirstBytes(http)
+
         if isinstance(self._place, str):
-            return web.UnixSite(runner, self._place)
+            return await loop.create_unix_server(first_bytes, self._place)
         host, port = self._place
-        return web.TCPSite(runner, host, port)
+        if ":" in host:
+            return await loop.create_server(first_bytes, sock=bind(host, port))  # the loop's own takes no IPv4
+        return await loop.create_server(first_bytes, host, port)
 
     def _app(self) -> web.Application:
         app = web.Application()

@@ -9,7 +9,7 @@ from typing import Any
 from gateway.config.findings import Path, Severity, known
 from gateway.config.models import Model
 from gateway.config.schema import Config
-from gateway.config.units import duration_text, split_address, split_endpoint
+from gateway.config.units import duration_text, is_loopback_host, split_address, split_endpoint
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
@@ -45,6 +45,14 @@ class Names:
         )
 
 
+def with_safe_control(config: Config) -> Config:
+    """A listener that others reach serves no RPCs that change a server, unless the file says so."""
+    if "control" in config.server.model_fields_set or is_loopback_host(split_address(config.listen)[0]):
+        return config
+    server = config.server.model_copy(update={"control": "none"})
+    return config.model_copy(update={"server": server})
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
@@ -52,6 +60,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def check(config: Config, names: Names) -> Iterator[Problem]:
     """All problems between the fields of `config`."""
     yield from _listening(config)
+    yield from _control(config)
     yield from _deadlines(config)
     yield from _upstreams(config, names)
     yield from _direct(config, names)
@@ -95,6 +104,12 @@ def _listening(config: Config) -> Iterator[Problem]:
             if to_port == port and itself:
                 path = ("upstreams", name, "endpoints", index)
                 yield Problem(path, f"'{endpoint}' is where this gateway listens", "the address of a Triton server")
+
+
+def _control(config: Config) -> Iterator[Problem]:
+    if config.server.control == "loopback" and not is_loopback_host(split_address(config.listen)[0]):
+        wrong = f"'loopback' lets everybody in whom a proxy or sidecar on this host forwards to '{config.listen}'"
+        yield Problem(("server", "control"), wrong, "'none', or nothing, which means that here", Severity.WARNING)
 
 
 def _deadlines(config: Config) -> Iterator[Problem]:

@@ -29,8 +29,9 @@ you type (a first line `# yaml-language-server: $schema=gateway.schema.json`). E
 
 - **Durations** are a number of seconds or `250ms`, `5s`, `2m`, `1h`. **Sizes** are a number of bytes or `64KiB`,
   `256MiB`, `1GiB` (also `kB`, `MB`, `GB`).
-- **Addresses** are `HOST:PORT`, the host a name, an IPv4 address or an IPv6 address in brackets. An upstream's endpoint
-  may also be `dns:///NAME:PORT`: every address of the name, looked up again and again.
+- **Addresses** are `HOST:PORT`, the host a name, an IPv4 address or an IPv6 address in brackets. What
+  listens on `[::]:PORT` takes IPv4 as well. An upstream's endpoint may also be `dns:///NAME:PORT`: every address of the
+  name, looked up again and again.
 - **Files** are found relative to the folder of the config file, and must exist.
 - **YAML** is read as in its version 1.2: `true` and `false` are the only booleans, `no` and `on` are text. Keys are
   always text. A key written twice is a finding. Anchors and aliases work; tags and merge keys (`<<`) do not. A file has

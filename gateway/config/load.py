@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path as FilePath
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from gateway.config import certificates, words
-from gateway.config.check import Names, check
+from gateway.config.check import Names, check, with_safe_control
 from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted, in_order, known, show
 from gateway.config.schema import Config, json_schema
 from gateway.config.text import MAX_BYTES, Document, parse, plain
@@ -49,6 +49,7 @@ class Loaded:
     warnings: tuple[Finding, ...] = ()
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)  # by public model, built, with their files read
     expiries: Mapping[str, float] = field(default_factory=dict)  # of its own certificates, Unix time, by config key
+    line_of: Callable[[Path], int] = field(default=lambda path: 0, compare=False)  # in the file; 0 if there is none
 
 
 def load(path: str | FilePath, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Loaded:
@@ -115,7 +116,10 @@ class _Loader:
         if config is None or any(finding.severity is Severity.ERROR for finding in self.findings):
             raise ConfigError(self.findings, files)
         digest, expiries = self._digest(config), certificates.expiries(config)
-        return Loaded(config, self.source, digest, files, in_order(self.findings), self.pipelines, expiries)
+        warnings = in_order(self.findings)
+        return Loaded(
+            config, self.source, digest, files, warnings, self.pipelines, expiries, line_of=self.document.line
+        )
 
     def _config(self) -> Config | None:
         data = self._mapping()
@@ -126,6 +130,7 @@ class _Loader:
         self._override(data)
         config = self._validated(data)
         if config is not None:
+            config = with_safe_control(config)
             now = datetime.now(timezone.utc)
             for problem in (*check(config, Names.of(data)), *certificates.problems(config, now)):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)

@@ -202,6 +202,18 @@ class Merge(Section):
         description="How long a request may wait for company although it could go. 0 never waits: what arrives while "
         "requests are in flight leaves together.",
     )
+    metadata: tuple[MetadataKey, ...] | None = Field(
+        default=None,
+        description="Metadata keys that requests must have with equal values to be merged, and that go along. Others "
+        "do not reach Triton then. By default every key that would reach Triton, apart from ids and trace context of "
+        "single calls (docs/merging.md).",
+        examples=[["x-tenant"]],
+    )
+    ignore_ids: bool = Field(
+        default=False,
+        description="Merge requests that have an `id`, too. Triton and its models do not see it then; the caller gets "
+        "it back all the same.",
+    )
 
 
 def _forbid(value: object) -> object:

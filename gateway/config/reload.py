@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path as FilePath
@@ -15,13 +16,14 @@ from gateway.config.findings import ConfigError, Finding, Severity, show
 from gateway.config.load import Loaded, fingerprint
 from gateway.config.schema import Config
 from gateway.config.section import Section
+from gateway.garbage import no_collections
 
 log = logging.getLogger(__name__)
 
 Mark = tuple[object, ...]
 """A fingerprint of files: equal as long as none of them changed."""
 
-_LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"))
+_LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"), ("pipelines", "memory"))
 """What a running gateway takes over. All else belongs to open sockets and to what is built at the start."""
 
 
@@ -131,7 +133,9 @@ class Watcher:
             # In a thread: a network file system may hang, and a large file takes long to check.
             mark = await asyncio.to_thread(fingerprint, self._files)
             if self._tracker.is_due(mark, poked):
-                await self._take(await asyncio.to_thread(self._load), poked)
+                with no_collections():  # a config of thousands of models would cause several, of a second each
+                    await self._take(await asyncio.to_thread(self._load), poked)
+                    gc.freeze()  # none of what is there now is looked at again; what is replaced goes by its counts
         except ConfigError as error:
             self._files = error.files or self._files
             self._refuse(error.findings)

@@ -43,7 +43,7 @@ class Config(Section):
         default_factory=dict, max_length=10_000, description="Public models, by the names that clients call."
     )
     pipelines: Pipelines = Field(
-        default=Pipelines(), description="Threads for the pipelines' own steps, such as decoding pictures."
+        default=Pipelines(), description="Threads and memory for the pipelines' own steps, such as decoding pictures."
     )
     sequences: Sequences = Field(
         default=Sequences(),

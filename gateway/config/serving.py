@@ -47,6 +47,14 @@ class Server(Section):
         description="The largest message accepted from a caller or an upstream; a larger one gets RESOURCE_EXHAUSTED. "
         "Protobuf itself ends at 2 GiB. Memory is used only for messages that are really this large.",
     )
+    max_collected_bytes: Annotated[int, Size(16 * MIB, 1024 * GIB)] | None = Field(
+        default=None,
+        description="Memory per worker for messages that must be here whole before they can be worked on: those of "
+        "pipelines and streams, compressed ones, and those whose tensors come before the model's name. One connection "
+        "may have half of it. Beyond that they get RESOURCE_EXHAUSTED; messages up to 64KiB have an eighth more. By "
+        "default a quarter of the container's memory limit, or of the host's memory, shared by the workers, at most "
+        "512MiB.",
+    )
     tls: ServerTls | None = Field(
         default=None,
         description="Serve TLS instead of plain text. Renewed files are taken over while it runs, by connections "
@@ -59,11 +67,12 @@ class Server(Section):
         description="Connections per worker; more are closed as they come. An idle one takes some 20 KiB. (`wire`)",
     )
     max_streams: Whole = Field(
-        default=100,
+        default=1000,
         ge=1,
         le=10_000,
-        description="Calls at once on one connection; a client waits with the next one. It bounds the work that one "
-        "peer can start; 100 is what HTTP/2 recommends at least.",
+        description="Calls at once on one connection; a client waits with the next one, and "
+        "`gateway_connections_full_total` counts it. It bounds the work that one peer can start. Clients of one "
+        "process often share a connection, and each may have a stream open, so it must not be small.",
     )
     max_connection_age: Annotated[float, Duration(1 * SECONDS, 24 * HOURS)] | None = Field(
         default=None,
@@ -83,7 +92,9 @@ class Server(Section):
     control: Literal["loopback", "all", "none"] = Field(
         default="loopback",
         description="Who may call the RPCs that change a server (load, unload, shared memory, trace, log): callers on "
-        "this host, everybody, or nobody. Some of them let a caller read or write a server's files and memory.",
+        "this host, everybody, or nobody. Where `listen` is no loopback address the default is `none`: a proxy or "
+        "sidecar on this host makes every caller one of this host. Where one forwards to a loopback address, say "
+        "`none` here. Some of these RPCs let a caller read or write a server's files and memory.",
     )
     reflection: Switch = Field(
         default=True, description="Serve gRPC reflection, which tools such as grpcurl need to list and call methods."
@@ -128,20 +139,29 @@ class Sequences(Section):
 
 
 class Pipelines(Section):
-    """Threads for the pipelines' own steps, such as decoding pictures."""
+    """Threads and memory for the pipelines' own steps, such as decoding pictures."""
 
     threads: Whole = Field(
         default=2,
         ge=1,
         le=64,
-        description="Threads per worker that run steps. More than the cores of the host gain nothing.",
+        description="Threads per worker that run steps. More than the cores of the host gain nothing. A pipeline that "
+        "has none while others hold them all gets one of its own, so that no pipeline's steps hold up another's.",
     )
     queue: Whole = Field(
         default=64,
         ge=0,
         le=100_000,
-        description="Requests that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, which is better "
-        "for everybody than an answer after the caller's deadline.",
+        description="Requests of one pipeline that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, "
+        "which is better for everybody than an answer after the caller's deadline.",
+    )
+    memory: Annotated[int, Size(16 * MIB, 1024 * GIB)] | None = Field(
+        default=None,
+        description="Memory that pictures may take while they are decoded, in all workers together; each has its "
+        "share. What comes while it is taken waits up to 2s, then gets RESOURCE_EXHAUSTED; a picture that takes more "
+        "than 7/8 of it gets INVALID_ARGUMENT, and the last eighth is for small ones. The messages and tensors of "
+        "pipelines' requests may take half as much again; what comes then gets RESOURCE_EXHAUSTED. Without it: a "
+        "third of the container's limit (cgroup), or of the machine's memory.",
     )
 
 

@@ -142,6 +142,14 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def is_loopback_host(host: str) -> bool:
+    """Is this, of an address to listen on, reached from this host alone? A name other than localhost is not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 DISCOVERED = "dns:///"
 """What an endpoint begins with that stands for every address of its name; gRPC's own spelling of it."""
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import grpc
 import grpc.aio
 
-from gateway.status import Code
+from gateway.status import Code, Origin
 from gateway.types import Metadata
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed
 from gateway.wire.fields import Fields, fields_from, metadata_from
-from gateway.wire.messages import compress, decompress
+from gateway.wire.messages import compress
 
 if TYPE_CHECKING:
     from gateway.forward.channel import WireChannel
@@ -25,6 +24,12 @@ _ENCODINGS = {grpc.Compression.Gzip: b"gzip", grpc.Compression.Deflate: b"deflat
 
 Serializer = Callable[[Any], bytes] | None
 Deserializer = Callable[[bytes], Any] | None
+
+
+class CallError(grpc.aio.AioRpcError):  # type: ignore[misc]  # grpcio has no types
+    """A call ended with another status than OK; `origin` says at whose hands."""
+
+    origin = Origin.SERVER
 
 
 class Call:
@@ -112,17 +117,19 @@ class Call:
 
     def _error(self) -> Exception:
         wire = self._wire
-        return grpc.aio.AioRpcError(  # type: ignore[no-any-return]
+        error = CallError(
             _STATUS_CODES[int(wire.code)],
             _metadata(wire.initial),
             _metadata(wire.trailing),
             wire.text,
             self.debug_error_string(),
         )
+        error.origin = wire.origin
+        return error
 
     def _raise_if_failed(self) -> None:
         wire = self._wire
-        if wire.code is Code.CANCELLED and not wire.from_server and not wire.was_reset:  # from this side
+        if wire.code is Code.CANCELLED and wire.origin is Origin.GIVEN_UP:
             raise asyncio.CancelledError
         if self._wire.code is not Code.OK:
             raise self._error()
@@ -131,15 +138,12 @@ class Call:
         body = message if self._serializer is None else self._serializer(message)
         return compress(body, self._encoding) if self._encoding else body
 
-    def _decode(self, body: bytes, compressed: bool) -> Any:
+    def _decode(self, body: bytes) -> Any:
         try:
-            if compressed:
-                body = decompress(body, self._wire.encoding, self._limits)
             return body if self._deserializer is None else self._deserializer(body)
-        except CallFailed as failure:
-            self._wire.code, self._wire.text = failure.code, failure.text
         except Exception:
             self._wire.code, self._wire.text = Code.INTERNAL, "The response message can't be parsed"
+            self._wire.origin = Origin.ANSWER
         raise self._error()
 
 
@@ -156,7 +160,7 @@ class _OneAnswer(Call):
             self.cancel()
             raise
         self._raise_if_failed()
-        return self._decode(self._wire.body, self._wire.compressed)
+        return self._decode(self._wire.body)
 
 
 class _ManyAnswers(Call):
@@ -164,12 +168,12 @@ class _ManyAnswers(Call):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._messages: deque[bytes] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._wire.on_message = self._message_arrived
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
-        self._messages.append((body, compressed))
+        self._messages.append(body)
         if self._reader is not None:
             _resolve(self._reader)
 
@@ -192,8 +196,7 @@ class _ManyAnswers(Call):
             except asyncio.CancelledError:
                 self.cancel()
                 raise
-        body, compressed = self._messages.popleft()
-        return self._decode(body, compressed)
+        return self._decode(self._messages.popleft())
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         while (message := await self.read()) is not grpc.aio.EOF:
@@ -342,7 +345,4 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 def _metadata(fields: Fields) -> Any:
-    try:
-        return grpc.aio.Metadata(*metadata_from(fields))
-    except ValueError:  # a server's broken `-bin` value must not hide its answer
-        return grpc.aio.Metadata(*metadata_from([f for f in fields if not f[0].endswith(b"-bin")]))
+    return grpc.aio.Metadata(*metadata_from(fields))

@@ -30,25 +30,26 @@ from gateway.forward.calls import (
     UnaryUnaryCall,
 )
 from gateway.forward.edge import Alarm, Edge
-from gateway.status import NO_CONNECTION_TEXT, Code
+from gateway.forward.sockets import connect
+from gateway.status import Code, Origin
+from gateway.wire.budget import Budget
 from gateway.wire.client import ClientCall, ClientConnection
-from gateway.wire.fields import Fields
+from gateway.wire.fields import Fields, text_of
 from gateway.wire.frames import EngineError
-from gateway.wire.limits import Limits, MiB
+from gateway.wire.limits import UPSTREAM, Limits
 
 ClientEdge = Edge[ClientConnection]
 
-UPSTREAM: Final = Limits(
-    stream_window=MiB,  # held for a caller who does not read, as by Envoy's default; 602 KB answers take 6 % less CPU
-    connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
-    glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
-)
 CLOSED: Final = "The channel is closed"
+CROWDED: Final = "Too many calls wait for a connection"
+_NO_CONNECTION: Final = Origin.CONNECTION
 LONG_LIVED: Final = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt
 
 log = logging.getLogger("gateway.forward")
 
 TICK_SECONDS: Final = 1.0
+SAY_AGAIN_SECONDS: Final = 60.0  # what may go on for long is logged no more often
+AT_ONCE: Final = 100  # calls that waited, begun or ended in one turn of the loop
 
 
 class State(Enum):
@@ -76,7 +77,9 @@ class ChannelOptions:
     backoff_factor: float = 1.6
     backoff_most: float = 1.5  # ... and a dead one asked less than once a second
     backoff_jitter: float = 0.2
+    most_discarded: int = 0  # small calls that are given up and may finish all the same, at once on a connection
     max_pending: int = 1000  # calls that wait for a connection or for room on one
+    budget: Budget | None = None  # for answers that are collected whole; None: each connection has its own
 
 
 class WireChannel:
@@ -100,6 +103,7 @@ class WireChannel:
         self._waiters: set[asyncio.Future[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._last_error = ""
+        self._say_dropped_at = 0.0
         self._limits = self.options.limits
         self._together = self.options.together
         self._address, self._authority = _parse(target)
@@ -186,12 +190,13 @@ class WireChannel:
 
     def _wait(self, call: ClientCall, wait_for_ready: bool) -> None:
         if self.state is State.SHUTDOWN:
-            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, CLOSED)
+            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, CLOSED, _NO_CONNECTION)
         elif self.state is State.TRANSIENT_FAILURE and not wait_for_ready:
             self._dial()
-            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+            text = f"Failed to connect: {self._last_error}"
+            self._loop.call_soon(call.cancel, Code.UNAVAILABLE, text, _NO_CONNECTION)
         elif len(self._pending) >= self.options.max_pending:
-            self._loop.call_soon(call.cancel, Code.RESOURCE_EXHAUSTED, NO_CONNECTION_TEXT)
+            self._loop.call_soon(call.cancel, Code.RESOURCE_EXHAUSTED, CROWDED, Origin.QUEUE)
         else:
             call.patient = wait_for_ready
             self._pending.append(call)
@@ -199,11 +204,13 @@ class WireChannel:
 
     def _room(self) -> None:
         """A connection may take more calls."""
-        while self._pending:
+        for _ in range(min(AT_ONCE, len(self._pending))):
             call = self._pending[0]
             if not call.done and not self._start(call):
                 return
             self._pending.popleft()
+        if self._pending:
+            self._loop.call_soon(self._room)
 
     def _try_once_more(self, call: ClientCall) -> bool:
         if call.retried or self.state is State.SHUTDOWN:
@@ -302,16 +309,9 @@ class WireChannel:
         options = self.options
         made = Edge(loop, partial(self._connection, greeted), self._gone, stops_reading=False)
 
-        tls: dict[str, Any] = {"ssl": options.tls}  # the keyword arguments of two methods of the loop
-        if options.tls is not None and (options.server_name or isinstance(self._address, str)):
-            tls["server_hostname"] = options.server_name or "localhost"
-        if isinstance(self._address, str):
-            dialing = loop.create_unix_connection(lambda: made.protocol, self._address, **tls)
-        else:
-            dialing = loop.create_connection(lambda: made.protocol, *self._address, **tls)
         until = loop.time() + options.connect_seconds
         try:
-            await asyncio.wait_for(dialing, options.connect_seconds)
+            await asyncio.wait_for(self._open_transport(made), options.connect_seconds)
             try:
                 await asyncio.wait_for(greeted, until - loop.time())
                 if made.wire.draining:
@@ -323,6 +323,19 @@ class WireChannel:
             raise OSError("no answer in time") from None
         self._greeted(made)
 
+    async def _open_transport(self, made: ClientEdge) -> None:
+        """raises: OSError."""
+        tls: dict[str, Any] = {"ssl": self.options.tls}  # the keyword arguments of two methods of the loop
+        if isinstance(self._address, str):
+            if self.options.tls is not None:
+                tls["server_hostname"] = self.options.server_name or "localhost"
+            await self._loop.create_unix_connection(lambda: made.protocol, self._address, **tls)
+            return
+        host, port = self._address
+        if self.options.tls is not None:
+            tls["server_hostname"] = self.options.server_name or host
+        await self._loop.create_connection(lambda: made.protocol, sock=await connect(host, port), **tls)
+
     def _connection(self, greeted: asyncio.Future[None], edge: ClientEdge) -> ClientConnection:
         connection = ClientConnection(
             self._limits,
@@ -331,6 +344,8 @@ class WireChannel:
             authority=self.options.server_name or self._authority,
             scheme="https" if self.options.tls else "http",
             user_agent=self.options.user_agent,
+            most_discarded=self.options.most_discarded,
+            budget=self.options.budget,
         )
         connection.on_greeted = lambda: _settle(greeted, None)
         connection.on_closed = lambda: _settle(greeted, OSError(connection.reason))
@@ -343,6 +358,7 @@ class WireChannel:
         connection = edge.wire
         connection.on_room = self._room
         connection.on_leave = self._dial
+        connection.on_dropped = self._dropped
         self._edges.append(edge)
         self._set_state(State.READY)
         self._room()
@@ -357,11 +373,17 @@ class WireChannel:
 
     def _unreachable(self) -> None:
         self._set_state(State.TRANSIENT_FAILURE)
-        waiting = list(self._pending)
-        self._pending = deque(call for call in waiting if call.patient)
-        for call in waiting:
-            if not call.patient and not call.done:
-                call.end(Code.UNAVAILABLE, f"Failed to connect: {self._last_error}")
+        waiting = [call for call in self._pending if not call.patient]
+        self._pending = deque(call for call in self._pending if call.patient)
+        self._give_up(deque(waiting), f"Failed to connect: {self._last_error}")
+
+    def _give_up(self, calls: deque[ClientCall], text: str) -> None:
+        for _ in range(min(AT_ONCE, len(calls))):
+            call = calls.popleft()
+            if not call.done:
+                call.end(Code.UNAVAILABLE, text, _NO_CONNECTION)
+        if calls:
+            self._loop.call_soon(self._give_up, calls, text)
 
     def _gone(self, edge: ClientEdge) -> None:
         if edge not in self._edges:
@@ -384,6 +406,13 @@ class WireChannel:
             else:
                 self._set_state(State.CONNECTING)
         self._dial()
+
+    def _dropped(self, name: bytes) -> None:
+        now = self._loop.time()
+        if now >= self._say_dropped_at:
+            self._say_dropped_at = now + SAY_AGAIN_SECONDS
+            shown = text_of(name[:40])
+            log.warning("%s: the field %r of an answer is no legal metadata, and is dropped", self.target, shown)
 
     def _tick(self) -> None:
         if self.state is State.SHUTDOWN:
@@ -411,7 +440,7 @@ class WireChannel:
         while self.calls and self._loop.time() < until:  # noqa: ASYNC110  # an event would cost every call
             await asyncio.sleep(min(0.01, until - self._loop.time()))
         for call in [*self._pending, *(call for edge in self._edges for call in edge.wire.streams.values())]:
-            call.cancel(Code.UNAVAILABLE, CLOSED)
+            call.cancel(Code.UNAVAILABLE, CLOSED, _NO_CONNECTION)
         self._pending.clear()
         for edge in list(self._edges):
             edge.cut("the channel is closed")

@@ -10,15 +10,16 @@ import termios
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar, cast
 
+from gateway.forward.inflating import inflate_elsewhere
 from gateway.wire.connection import Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import WRITE_SIZE
 
 SOCKET_BUFFER: Final = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
 
-# What one connection may have of a turn of the loop, which else reads on for megabytes: some 5 ms of work.
-TURN_EVENTS: Final = 2000
-TURN_BYTES: Final = 262_144
+TURN_BYTES: Final = (
+    262_144  # that are read from one connection in a turn of the loop, which else reads on for megabytes
+)
 
 LINGER_SECONDS: Final = 5.0  # for the last bytes of a connection that is closing
 
@@ -66,6 +67,7 @@ class Edge(Generic[Wire]):
         tls = transport.get_extra_info("ssl_object")
         self.wire = self._make(self)
         self.wire.on_bug = _log_bug
+        self.wire.elsewhere = inflate_elsewhere
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.wire.close("TLS peer did not choose h2")
             self.transport.abort()
@@ -74,10 +76,10 @@ class Edge(Generic[Wire]):
     def data_received(self, data: bytes) -> None:
         self.wire.receive(data, self.loop.time())
         self._turn_bytes += len(data)
-        if self._turn_bytes > TURN_BYTES or self.wire.work > TURN_EVENTS:
+        if self._turn_bytes > TURN_BYTES or self.wire.turn_left <= 0:
             self._rests = True
             self.transport.pause_reading()
-        if not self._scheduled and (self._rests or self.wire.has_output):
+        if not self._scheduled and (self._rests or self.wire.has_output or self.wire.has_work):
             self._scheduled = True
             self.loop.call_soon(self._flush)
 
@@ -112,8 +114,11 @@ class Edge(Generic[Wire]):
 
     def _flush(self) -> None:
         self._scheduled = False
-        self._turn_bytes = self.wire.work = 0
-        if self._rests:
+        self._turn_bytes = 0
+        self.wire.advance()
+        if self._closing_since is None and self.transport.is_closing():
+            return  # it is lost, or whoever dialled gave up: uvloop takes no more, not even to drop it
+        if self._rests and not self.wire.is_late:
             self._rests = False
             if self.wire.reads and not self.transport.is_closing():
                 self.transport.resume_reading()

@@ -7,15 +7,18 @@ import logging
 import random
 import socket
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
 
 from gateway.forward.edge import Alarm, Edge
 from gateway.forward.servicer import MethodHandler, Servicing
+from gateway.forward.sockets import bind
 from gateway.status import Code
+from gateway.wire.budget import Budget
 from gateway.wire.limits import Limits
 from gateway.wire.requests import RequestHeads
 from gateway.wire.server import Ends, ServerCall, ServerConnection
@@ -24,10 +27,18 @@ BACKLOG: Final = 1024
 AGE_JITTER: Final = 0.1  # of the maximum age, so that clients which came together do not leave together
 TICK_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 1.0  # for the last bytes of connections that were cut
+SMALL_REQUEST: Final = 65_536  # bytes of a message of a method that needs no large ones; a name has 1,000 or so
+COLLECTED: Final = "server.max_collected_bytes"
+CONNECTIONS_PART: Final = f"half of {COLLECTED}, which one connection may have"
+TICKED_AT_ONCE: Final = 1000  # connections and calls whose time is looked at in one turn of the loop
 
 ServerEdge = Edge[ServerConnection]
 
 log = logging.getLogger("gateway.forward")
+
+
+MAX_CONNECTIONS: Final = "max_connections"  # why a connection was refused
+DESCRIPTORS: Final = "descriptors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +64,32 @@ class WireServer:
         *,
         max_connections: int = 10_000,
         age_grace: float | None = None,
+        budget: Budget | None = None,
+        small: Collection[str] = (),
+        on_full: Callable[[str], None] | None = None,
+        descriptors: int | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         """forward: by full method path, "/package.Service/Method"; these win over servicers.
 
         max_connections: more are closed as they come. age_grace: seconds that calls keep after their connection was
-        asked to leave for its age; None is as long as they take.
+        asked to leave for its age; None is as long as they take. budget: for messages that are collected whole, if
+        others share it. small: methods, by full path, whose requests are never large. on_full: told, by its
+        peer, when a connection has as many calls at once as it may. descriptors: a connection whose own is this one or
+        above is closed too, so that some are left for all else that the process opens. refused: hears why one was.
         """
         self.limits = limits or Limits()
         self.draining = False
         self._forward = {path.encode(): method for path, method in (forward or {}).items()}
         self._registered: dict[bytes, MethodHandler] = {}
         self._generic: list[grpc.GenericRpcHandler] = []
+        self._on_full = on_full
+        self._budget = budget or Budget(2 * self.limits.collected_bytes, COLLECTED)
+        self._small = frozenset(path.encode() for path in small)
         self._max_connections = max_connections
         self._age_grace = age_grace
+        self._descriptors = descriptors
+        self._refused = refused
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._servers: list[asyncio.AbstractServer] = []
         self._edges: set[ServerEdge] = set()
@@ -98,10 +122,12 @@ class WireServer:
             port = 0
         else:
             host, _, number = address.rpartition(":")
-            host = host.strip("[]")
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            where = (host or "0.0.0.0", int(number))  # noqa: S104  # ":port" says every interface
-            bound = socket.create_server(where, family=family, backlog=BACKLOG, reuse_port=reuse_port)
+            bound = bind(host.strip("[]"), int(number), reuse_port=reuse_port)
+            try:
+                bound.listen(BACKLOG)  # only then it is sure that nobody else has it
+            except BaseException:
+                bound.close()
+                raise
             port = bound.getsockname()[1]
         self.adopt(bound, tls)
         return port
@@ -190,11 +216,27 @@ class WireServer:
             heads=self._heads,
             peer=_peer_name(edge.transport),
             ends=self._ends(now),
+            budget=Budget(self.limits.collected_bytes, CONNECTIONS_PART, self._budget),
         )
-        if len(self._edges) >= self._max_connections or self.draining:
+        if self._on_full is not None:
+            connection.on_full = partial(self._on_full, connection.peer)
+        refusal = self._refusal(edge)
+        if refusal:
             connection.break_off(0, "no more connections")
+            if self._refused is not None and not self.draining:
+                self._refused(refusal)
         self._edges.add(edge)
         return connection
+
+    def _refusal(self, edge: ServerEdge) -> str:
+        """Why a new connection can't stay; "" if it can. The kernel gives the lowest descriptor that is free."""
+        if self.draining:
+            return "draining"
+        if len(self._edges) >= self._max_connections:
+            return MAX_CONNECTIONS
+        if self._descriptors is None:
+            return ""
+        return DESCRIPTORS if edge.transport.get_extra_info("socket").fileno() >= self._descriptors else ""
 
     def _ends(self, now: float) -> Ends:
         age = self.limits.age_seconds
@@ -211,15 +253,26 @@ class WireServer:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(TICK_SECONDS, self._tick)
+        self._tick_some(iter(list(self._edges)))
+
+    def _tick_some(self, edges: Iterator[ServerEdge]) -> None:
+        loop = asyncio.get_running_loop()
         now = loop.time()
-        for edge in list(self._edges):
+        looked_at = 0
+        for edge in edges:
             edge.tick(now)
+            looked_at += 1 + len(edge.wire.streams)
+            if looked_at >= TICKED_AT_ONCE:
+                loop.call_soon(self._tick_some, edges)
+                return
 
     # Calls
 
     def _accept(self, call: ServerCall) -> None:
         method = self._forward.get(call.head.path)
         if method is None:
+            if call.head.path in self._small:
+                call.most_bytes = SMALL_REQUEST
             handler = self._registered.get(call.head.path) or self._find(call)
             if handler is None:
                 call.finish(Code.UNIMPLEMENTED, "Method not found!")
@@ -256,7 +309,8 @@ def _peer_name(transport: asyncio.Transport) -> str:
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple):
         return "unix:"
-    return f"ipv6:[{name[0]}]:{name[1]}" if len(name) > 2 else f"ipv4:{name[0]}:{name[1]}"
+    host, port = name[0].removeprefix("::ffff:"), name[1]  # an IPv4 peer of a socket for both, as grpc shows it
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def server_tls(certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import grpc
 import grpc.aio
@@ -17,10 +17,13 @@ from gateway.types import Metadata, MetadataValue
 from gateway.wire.codes import CallFailed
 from gateway.wire.fields import Fields, fields_from, metadata_from
 from gateway.wire.limits import Limits
-from gateway.wire.messages import compress, decompress
+from gateway.wire.messages import compress
 from gateway.wire.server import ServerCall
 
 log = logging.getLogger("gateway.forward")
+
+QUEUED: Final = 16  # messages of one call that may wait for its handler ...
+QUEUED_BYTES: Final = 65_536  # ... unless they have so much; the others stay bytes that no window is given for
 
 UNEXPECTED_TEXT = "Unexpected error in the service"  # what is known about it is in the log
 
@@ -91,7 +94,8 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         self._handler = handler
         self._limits = limits
         self._task: asyncio.Task[None] | None = None
-        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._messages: deque[bytes] = deque()
+        self._queued_bytes = 0  # of those
         self._no_more = False
         self._reader: asyncio.Future[None] | None = None
         self._code = Code.OK
@@ -108,7 +112,9 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
     # The call's side
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
-        self._messages.append((body, compressed))
+        self._messages.append(body)
+        self._queued_bytes += len(body)
+        self._call.hungry = len(self._messages) < QUEUED and self._queued_bytes < QUEUED_BYTES
         self._wake_reader()
 
     def _half_closed(self, call: ServerCall) -> None:
@@ -156,7 +162,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
             request: Any = self._requests()
         else:
             behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
-            request = self._decode(self._call.body, self._call.compressed)
+            request = self._decode(self._call.body)
             self._call.body = b""
         if behaviour is None:
             raise CallFailed(Code.UNIMPLEMENTED, "Method not found!")
@@ -190,9 +196,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
 
     # Messages
 
-    def _decode(self, body: bytes, compressed: bool) -> Any:
-        if compressed:
-            body = decompress(body, self._call.encoding, self._limits)
+    def _decode(self, body: bytes) -> Any:
         deserialize = self._handler.request_deserializer
         if deserialize is None:
             return body
@@ -214,14 +218,18 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
 
     async def read(self) -> Any:
         """The next request, or `grpc.aio.EOF`."""
-        while not self._messages:
-            if self._no_more or self._call.done:
+        messages, call = self._messages, self._call
+        while not messages:
+            if self._no_more or call.done:
                 return grpc.aio.EOF
-            self._call.feed()
+            call.feed()
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
-        body, compressed = self._messages.popleft()
-        return self._decode(body, compressed)
+        body = messages.popleft()
+        self._queued_bytes -= len(body)
+        if not call.hungry and len(messages) < QUEUED // 2 and self._queued_bytes < QUEUED_BYTES:
+            call.feed()  # the next ones may come while this one is worked on
+        return self._decode(body)
 
     async def write(self, message: Any) -> None:
         """Send one answer, once the client has room for it."""

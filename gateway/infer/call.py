@@ -19,7 +19,7 @@ from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.infer.attempts import Attempt
 from gateway.infer.caller import Caller
 from gateway.infer.inference import Decision, Inference, Work, as_asked, request_for
-from gateway.infer.merging import MergePoint, merge_point
+from gateway.infer.merging import MergePoint, maybe_merge_point
 from gateway.infer.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.merge import Batch, Layout
 from gateway.status import OK, Code, Meaning
@@ -28,10 +28,8 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import Fields, fields_from, legal_fields, legible_metadata
+from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
 from gateway.wire.hpack import NeverIndexed
-from gateway.wire.messages import decompress
 from gateway.wire.peek import Head, peek_front, rename_request, tail
 
 _log = logging.getLogger(__name__)
@@ -45,6 +43,7 @@ class Call:
 
     layout: Layout
     spans: Sequence[tuple[int, int]]
+    carried: Fields
     batch: Batch[Any] | None = None  # of members that a merge point knows by their Protocol
     added: Metadata = ()  # by telemetry, for upstream
     is_over = False
@@ -159,14 +158,16 @@ class Call:
         settings = self._inference.topology.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
-        point = merge_point(self._work.route.model, attempt, settings)
-        found = point.maybe_layout(self.body, self.head, self.caller)
-        if found is None:
+        point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
+        if point is None or not point.takes(self):
             return False
-        self.layout, self.spans = found
         self._point = point
         point.submit(self)
         return True
+
+    @property
+    def passed(self) -> Fields:
+        return self._caller.metadata.passed
 
     @property
     def upstream_id(self) -> str | None:
@@ -200,12 +201,20 @@ class Call:
         except Exception as error:
             self._fail_unforeseen(error)
 
+    def broken(self) -> None:
+        self.batch = None
+        if self._client is not None:
+            self._client.cancel()
+        self._leave_endpoint()
+        if not self.is_over:
+            self._fail(Bug(BUG_TEXT))
+
     # Answer
 
     def _answer_front(self, client: ClientCall) -> None:
         """Enough of a large answer may be here to pass it on as it comes."""
-        if client.compressed or self.is_over:
-            return  # a compressed one is collected whole, since its name must be read
+        if self.is_over:
+            return
         try:
             head = peek_front(client.body)
             if head is not None:
@@ -247,12 +256,9 @@ class Call:
             return
         self._inference.attempt_answered(self._work)
         body = client.body
-        if client.compressed:
-            try:
-                body = decompress(body, client.encoding, client.connection.limits)
-            except WireFailed as failure:
-                raise UpstreamFailed(failure.code, failure.text) from failure
         head = self._inference.answers.peek(body)
+        if self._point is not None:
+            self._point.saw(self, body, head)
         self._reply(client, as_asked(self._work, body, head), head, ())
 
     def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
@@ -278,8 +284,7 @@ class Call:
 
         :raises GatewayError: if not.
         """
-        trailing = legible_metadata(client.trailing)
-        failure = CallFailed(client.code, client.text, trailing, from_server=client.from_server)
+        failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         self._inference.attempt_failed(self._work, self._attempt, failure)
         if self._is_passed_on or self._caller.missing > 0 or client.request_more:

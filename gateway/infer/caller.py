@@ -16,7 +16,7 @@ from gateway.errors import GatewayError
 from gateway.infer.metadata import echoed, first_values, is_field_passed_on, passed_on
 from gateway.types import Facts, Metadata
 from gateway.wire.client import ClientCall
-from gateway.wire.fields import Fields, fields_from, legal_fields
+from gateway.wire.fields import Fields, fields_from, legal_fields, text_of
 from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.peek import Head
 from gateway.wire.requests import RequestHead
@@ -55,7 +55,7 @@ def _read(fields: Fields) -> CallerMetadata:
             passed.append(NeverIndexed(name, value))
         key = name.decode()
         if key not in values and not key.endswith("-bin"):
-            values[key] = value.decode("latin-1").strip()
+            values[key] = text_of(value).strip()
     return CallerMetadata(values, tuple(passed), tuple(fields_from(echoed(values))), is_shared=True)
 
 

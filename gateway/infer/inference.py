@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from gateway.bounded import make_room
 from gateway.deadline import Deadline
 from gateway.errors import (
     DeadlineExceeded,
@@ -31,7 +32,7 @@ from gateway.infer.metadata import REQUEST_ID, trace_context
 from gateway.infer.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.infer.topology import Topology
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
-from gateway.status import OK, Code, Meaning, Verdict, code_of, judge
+from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import State
@@ -46,13 +47,6 @@ from gateway.wire.peek import (
     rename_request,
     rename_response,
 )
-
-_MADE_HERE: Final = {
-    Code.CANCELLED: "The call was cancelled.",
-    Code.DEADLINE_EXCEEDED: "The deadline passed before an answer came.",
-    Code.RESOURCE_EXHAUSTED: "The answer is larger than server.max_message_bytes in the gateway's config.",
-}
-"""For the caller, of what a connection says itself; its own words may tell addresses."""
 
 
 @dataclass(slots=True)
@@ -129,7 +123,6 @@ class Inference:
         self._decided_for = topology
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
         self.capture: Mapping[str, Callable[[CallStarted, bytes], None]] = {}  # who keeps requests of a model, if any
-        self.decoupled: set[str] = set()  # models seen to answer several times; grows by what Tritons serve only
 
     def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
         """Report that a request has arrived. body: whole, if it is here."""
@@ -158,8 +151,7 @@ class Inference:
         if decided is None:
             decided = self.decide(head, metadata.facts_with(head))
             if head.fronts is not None and metadata.is_shared:  # else no other request will have these very ones
-                if len(self._decisions) >= _DECISIONS_KEPT:
-                    self._decisions.clear()
+                make_room(self._decisions, _DECISIONS_KEPT)
                 self._decisions[metadata, id(head)] = decided  # which holds the head, so its id stays its own
         return decided
 
@@ -253,27 +245,19 @@ class Inference:
         """
         if work.upstream_id is not None:
             text = with_own_id(failure.text, work.upstream_id, work.head.id)
-            failure = CallFailed(failure.code, text, failure.trailing, from_server=failure.from_server)
+            failure = CallFailed(failure.code, text, failure.trailing, origin=failure.origin)
         variant = attempt.variant
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
         asked = (variant.model, variant.version or work.head.model_version)
         if verdict is None:
             verdict = judge(
-                failure.code,
-                failure.text,
-                from_server=failure.from_server,
-                model=asked[0],
-                version=asked[1],
-                id=work.head.id,
+                failure.code, failure.text, failure.origin, model=asked[0], version=asked[1], id=work.head.id
             )
         code = code_of(failure.code)
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         attempt.endpoint.failed(asked, verdict, failure.text)
         if not verdict.elsewhere:
-            text = (
-                failure.text if failure.from_server else _MADE_HERE.get(code, "The connection to the endpoint failed.")
-            )
-            raise last_asked(UpstreamFailed(code, text, failure.trailing), work)
+            raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
 
@@ -338,6 +322,18 @@ def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:
 
 
 _served = lru_cache(4096)(Served)  # names of the config, addresses of its upstreams, versions that these have told
+
+
+def _shown(code: Code, failure: CallFailed) -> str:
+    """A failure's text for the caller. What a connection says of itself may tell addresses."""
+    if failure.origin is Origin.SERVER:
+        return failure.text
+    if failure.origin is Origin.ANSWER:
+        return f"The endpoint's answer can't be used: {failure.text}"
+    if failure.origin is Origin.GIVEN_UP:
+        late = code is Code.DEADLINE_EXCEEDED
+        return "The deadline passed before an answer came." if late else "The call was cancelled."
+    return "The connection to the endpoint failed."
 
 
 def _overload_text(work: Work) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from gateway.errors import GatewayError
 from gateway.types import Metadata, MetadataValue, Served
+from gateway.wire.fields import text_of
 
 _DROPPED: Final = frozenset(
     {
@@ -56,8 +57,8 @@ def first_values(metadata: Iterable[tuple[str, MetadataValue]]) -> dict[str, str
     """Text values by key; of a repeated key the first one. Values are trimmed: perf_analyzer sends leading spaces."""
     facts: dict[str, str] = {}
     for key, value in metadata:
-        if isinstance(value, str) and key not in facts:
-            facts[key] = value.strip()
+        if key not in facts and not key.endswith("-bin"):
+            facts[key] = (value if isinstance(value, str) else text_of(value)).strip()
     return facts
 
 

@@ -22,7 +22,7 @@ from gateway.infer.pipelines import PipelineModel
 from gateway.infer.streams import Caller as StreamCaller
 from gateway.infer.streams import StreamLimits, StreamSession
 from gateway.status import Code
-from gateway.wire.fields import Fields, legible_metadata
+from gateway.wire.fields import Fields, metadata_from
 from gateway.wire.peek import Head
 
 _log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Models:
             raise Bug(BUG_TEXT) from error
         else:
             code, text = Code.OK, ""
-            return replace(reply, trailing=(*reply.trailing, *legible_metadata(metadata.echo)))
+            return replace(reply, trailing=(*reply.trailing, *metadata_from(metadata.echo)))
         finally:
             served, size = (reply.served, len(reply.body)) if reply else (None, 0)
             observer.ended(CallEnded(code, text, served, len(request.body), size, inference.clock(), callers_fault))
@@ -149,7 +149,7 @@ class AwaitingCaller(Caller):
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
         call = self._call
         assert call is not None and call.served is not None  # noqa: S101, PT018  (an answer says who gave it)
-        self._settle(Reply(body, legible_metadata(initial), legible_metadata(trailing), call.served), None)
+        self._settle(Reply(body, metadata_from(initial), metadata_from(trailing), call.served), None)
 
     def fail(self, error: GatewayError, trailing: Fields) -> None:
         self._settle(None, error)  # which knows who was asked; what else there is to say is its servicer's

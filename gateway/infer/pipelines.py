@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BadInput, GatewayError, Overloaded, UnknownModel
+from gateway.errors import BUG_TEXT, BadInput, Bug, GatewayError, UnknownModel, UpstreamFailed
 from gateway.hooks import CallObserver, StepEnded
+from gateway.infer.complaints import Complaints
 from gateway.infer.exchange import Reply, Request, Timings
 from gateway.infer.messages import build_request, build_response, parse_request, parse_response, tensors_of
-from gateway.infer.metadata import served_trailers
-from gateway.stages import Array, LocalStep, ModelCall, Pipeline, Tensors, Work
+from gateway.infer.metadata import REQUEST_ID, first_values, served_trailers
+from gateway.infer.threads import Owner, Threads
+from gateway.stages import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
+from gateway.status import Code
 from gateway.types import Served
+
+_log = logging.getLogger(__name__)
 
 PIPELINE_VERSION = "1"
 """What a pipeline says its version is, and the only one it has: the protocol wants one."""
@@ -30,71 +34,50 @@ _RESERVED = frozenset(
 )
 """Parameters of a pipeline's request that Triton interprets: meant for one model, not for each that is called."""
 
+_REFUSALS: Final = frozenset(
+    {
+        Code.INVALID_ARGUMENT,
+        Code.NOT_FOUND,
+        Code.ALREADY_EXISTS,
+        Code.FAILED_PRECONDITION,
+        Code.OUT_OF_RANGE,
+        Code.UNIMPLEMENTED,
+    }
+)
+"""What a model says of a request that it takes for wrong. A pipeline's caller did not write that request, and what it
+did send has been checked. (PERMISSION_DENIED and UNAUTHENTICATED are about metadata, which is the caller's.)"""
+
+_BRIEF_SECONDS: Final = 0.05
+_MOST_NOT_BRIEF: Final = 3
+"""A step that says it is brief runs on the event loop until it took so long so often; a busy machine may be to blame
+once or twice."""
+
+_COPIES: Final = 3
+"""How often a request's bytes are there: as they came, as a message, and as elements or as what a model is sent."""
+
+_FAULT_SECONDS: Final = 300.0
+_MOST_TOLD: Final = 500
+"""For how long a call that was refused is remembered, if no later one succeeds; and characters of why."""
+
 Call = Callable[[Request, CallObserver], Awaitable[Reply]]
 """Answers a pipeline's call of a public model, reporting to the pipeline's own observer."""
 
 
-class Threads:
-    """Runs local steps off the event loop, on a few threads with a bounded queue before them."""
+class CallRefused(UpstreamFailed):
+    """A model refuses what a pipeline sends it: the pipeline's config does not fit the model. Not its caller's fault.
 
-    def __init__(self, threads: int, queue: int) -> None:
-        """threads: how many tasks run at once. queue: how many steps may be under way beyond as many as threads."""
-        self.threads = threads
-        self._queue = queue
-        self._under_way = 0
-        # Tasks wait here and not in the executor, which would keep a cancelled one, and its tensors, in its queue.
-        self._free = asyncio.Semaphore(threads)
-        self._executor: ThreadPoolExecutor | None = None
+    Carries the answer's trailers, and who refused.
+    """
 
-    async def __aenter__(self) -> Threads:
-        self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="step")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._executor is not None:
-            await asyncio.to_thread(self._executor.shutdown)
-
-    async def run(self, work: Work) -> dict[str, Array]:
-        """Run all tasks of a step; the first error ends it.
-
-        :raises Overloaded: if the queue is full.
-        """
-        if self._under_way >= self.threads + self._queue:
-            raise Overloaded(
-                f"{self._under_way} requests are being prepared or wait for that: pipelines.threads is {self.threads} "
-                f"and pipelines.queue {self._queue}"
-            )
-        self._under_way += 1
-        try:
-            if len(work.tasks) == 1:
-                await self._run(work.tasks[0])
-            else:
-                await self._run_all(work.tasks)
-        finally:
-            self._under_way -= 1
-        return work.result()
-
-    async def _run_all(self, tasks: Sequence[Callable[[], None]]) -> None:
-        running = [asyncio.ensure_future(self._run(task)) for task in tasks]
-        try:
-            await asyncio.gather(*running)
-        finally:
-            for each in running:
-                each.cancel()
-
-    async def _run(self, task: Callable[[], None]) -> None:
-        """A thread that has begun can't be stopped: it stays taken, also when nobody waits for it any more."""
-        await self._free.acquire()
-        loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._executor, task)
-        running.add_done_callback(self._one_more_free)
-        await asyncio.wait([running])  # which, unlike awaiting it, leaves it alone when this is cancelled
-        running.result()
-
-    def _one_more_free(self, running: asyncio.Future[None]) -> None:
-        self._free.release()
-        if not running.cancelled():
-            running.exception()  # nobody may be there any more to take it
+    def __init__(self, pipeline: str, model: str, refusal: GatewayError) -> None:
+        super().__init__(
+            Code.INTERNAL,
+            f"pipeline '{pipeline}' does not fit the model '{model}' that it calls, which refused its request "
+            f"({refusal.code.name}); the gateway's log has the details",
+            refusal.trailers if isinstance(refusal, UpstreamFailed) else (),
+        )
+        self.served = refusal.served
+        self.detail = f"'{model}' refused the pipeline's call: {refusal.code.name}: {refusal.text}"  # not for callers
 
 
 @dataclass(slots=True)
@@ -103,8 +86,9 @@ class Run:
 
     request: Request
     observer: CallObserver
-    id: str
-    parameters: Mapping[str, Any]
+    id: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    held: int = 0  # bytes that are counted for it in the room
     timings: Timings = field(default_factory=Timings)
     served: Served | None = None  # by the last call
     attempts: int = 0
@@ -150,19 +134,36 @@ class PipelineModel:
         self._call = call
         self._is_model_ready = is_ready
         self._totals: _Totals = before._totals if before else _Totals()
+        self._complaints = Complaints(pipeline.name)
+        self._not_brief: dict[str, int] = {}  # how often a step that says it is brief was not
+        self._refused: dict[str, tuple[float, str]] = {}  # by part: when the last call was refused, and why
+        self.mismatches: Sequence[str] = ()  # what of it does not fit the models as they are: set by who compares them
 
     async def infer(self, request: Request, observer: CallObserver) -> Reply:
         """Answer a ModelInferRequest.
 
-        :raises GatewayError: with the status that the caller gets.
+        :raises GatewayError: with the status that the caller gets; nothing else but that this is cancelled.
         """
+        run = Run(request, observer, held=_COPIES * len(request.body))
+        self._threads.room.enter(run.held)
+        try:
+            return await self._infer(request, run)
+        except GatewayError:
+            raise
+        except Exception as error:
+            _log.exception("pipeline '%s': unforeseen failure", self.name)
+            raise Bug(BUG_TEXT) from error
+        finally:
+            self._threads.room.leave(run.held)
+
+    async def _infer(self, request: Request, run: Run) -> Reply:
         message = parse_request(request.body)
         if message.model_version not in ("", PIPELINE_VERSION):
             raise UnknownModel(self.name, message.model_version)
         tensors = tensors_of(message.inputs, message.raw_input_contents)
         wanted = self._wanted(message.outputs)
-        parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
-        run = Run(request, observer, message.id, parameters)
+        run.id = message.id
+        run.parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
         try:
             made = await self.run(tensors, run)
         except GatewayError as error:
@@ -183,7 +184,7 @@ class PipelineModel:
         began = time.perf_counter_ns()
         try:
             rows = self.pipeline.accept(tensors)
-            made = self.pipeline.answer(await self._run_parts(dict(tensors), rows, run))
+            made = self._answer(await self._run_parts(dict(tensors), rows, run), rows, run)
         except BaseException:  # cancellations and bugs count as well
             self._totals.add_failure(time.perf_counter_ns() - began)
             raise
@@ -195,40 +196,106 @@ class PipelineModel:
         for part in self.pipeline.parts:
             began = time.monotonic()
             if isinstance(part, ModelCall):
-                working |= part.results(await self._call_model(part, working, run), rows)
+                made = await self._call_model(part, working, rows, run)
                 called = True
                 run.timings.model += time.monotonic() - began
             else:
-                working |= await self._run_step(part, working, rows, run)
+                made = await self._run_step(part, working, rows, run)
                 took = time.monotonic() - began
                 if called:
                     run.timings.postprocess += took
                 else:
                     run.timings.preprocess += took
+            working |= made
+            size = sum(array.nbytes for array in made.values())
+            run.held += size
+            self._threads.room.grow(size)
         return working
 
     async def _run_step(self, part: LocalStep, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
         began, error = time.monotonic(), ""
         try:
             work = part.start(working, self._threads.threads)
-            return work.run() if work.is_brief else await self._threads.run(work)
+            if work.is_brief and self._not_brief.get(part.name, 0) < _MOST_NOT_BRIEF:
+                made = self._run_brief(part, work)
+            else:
+                made = await self._threads.run(work, Owner(self.name, part.name), run.request.deadline)
+            self._refused.pop(part.name, None)
+            return made
         except GatewayError as exc:
-            error = exc.text
+            error = exc.text or type(exc).__name__
+            if isinstance(exc, StepFailed):
+                self._complaints.log(part.name, _id_of(run), exc.text, exc.__cause__)
+            elif isinstance(exc, WrongAnswer):
+                self._refused[part.name] = time.monotonic(), error
+                self._complaints.log(part.name, _id_of(run), error)
             raise
         finally:
             run.observer.step_ended(StepEnded(part.name, rows, began, time.monotonic(), error))
 
-    async def _call_model(self, part: ModelCall, working: Tensors, run: Run) -> dict[str, Array]:
+    def _run_brief(self, part: LocalStep, work: Work) -> dict[str, Array]:
+        """Run a step here, where everybody waits for it; one that is not as brief as it says is not believed again."""
+        began = time.monotonic()
+        try:
+            return work.run()
+        finally:
+            if time.monotonic() - began > _BRIEF_SECONDS:
+                self._not_brief[part.name] = self._not_brief.get(part.name, 0) + 1
+
+    async def _call_model(self, part: ModelCall, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
+        """A call of a model. Who may be called, and with what, the config says: no fault in it is the caller's."""
+        try:
+            made = part.results(await self._ask_model(part, working, run), rows)
+        except CallRefused as exc:
+            self._blame(f"call {part.name}", exc.detail, rows, run)
+            raise
+        except WrongAnswer as exc:
+            self._blame(f"call {part.name}", exc.text, rows, run)
+            raise
+        self._refused.pop(f"call {part.name}", None)
+        return made
+
+    async def _ask_model(self, part: ModelCall, working: Tensors, run: Run) -> dict[str, Array]:
         body = build_request(
             part.model, part.arguments(working), outputs=part.requested, id=run.id, parameters=run.parameters
         )
         request = run.request
-        reply = await self._call(
-            Request(body, request.metadata, request.deadline, request.peer, request.method), run.observer
-        )
+        try:
+            reply = await self._call(
+                Request(body, request.metadata, request.deadline, request.peer, request.method), run.observer
+            )
+        except BadTensor:  # what a step of a pipeline that is called found in the caller's data
+            raise
+        except GatewayError as exc:
+            if exc.code not in _REFUSALS:
+                raise
+            raise CallRefused(self.name, part.model, exc) from exc
         run.served = reply.served
         run.attempts += reply.served.attempts
         return {name: array for name, (_, array) in parse_response(reply.body).items()}
+
+    def _answer(self, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
+        try:
+            made = self.pipeline.answer(working)
+        except WrongAnswer as exc:
+            self._blame("outputs", exc.text, rows, run)
+            raise
+        self._refused.pop("outputs", None)
+        return made
+
+    def _blame(self, part: str, text: str, rows: int, run: Run) -> None:
+        """Note a fault between this pipeline's config and its models: for the log, the metrics and the page."""
+        now = time.monotonic()
+        self._refused[part] = now, text[:_MOST_TOLD]
+        self._complaints.log(part, _id_of(run), text)
+        run.observer.step_ended(StepEnded(part, rows, now, now, text))
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong between this pipeline and the models that it calls, as far as is known now."""
+        since = time.monotonic() - _FAULT_SECONDS
+        refused = list(self._refused.values())  # metrics ask from another thread
+        return [*self.mismatches, *(text for at, text in refused if at >= since)]
 
     def served(self, run: Run) -> Served:
         """Who answered one run: the last call's variant, under the pipeline's name."""
@@ -290,6 +357,10 @@ class PipelineModel:
                 fail=pb.StatisticDuration(count=totals.failed, ns=totals.failed_ns),
             ),
         )
+
+
+def _id_of(run: Run) -> str:
+    return run.id or first_values(run.request.metadata).get(REQUEST_ID, "")
 
 
 def _is_passed_on(parameter: str) -> bool:

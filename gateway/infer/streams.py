@@ -35,7 +35,7 @@ from gateway.infer.exchange import Request
 from gateway.infer.inference import Inference, Work, request_for, served_by
 from gateway.infer.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.infer.pipelines import PipelineModel
-from gateway.status import Code, Meaning, Verdict, code_of, judge_in_band
+from gateway.status import Code, Meaning, Origin, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
 from gateway.upstream.endpoint import Endpoint
@@ -59,13 +59,15 @@ _ERRORS_END_STREAM: Final = "triton_grpc_error"
 _LANES: Final = 4
 """Legs to one endpoint for one model, for requests that share an id and are under way at once."""
 
-_DECOUPLED_KEPT: Final = 4096
-"""Names of models known to be decoupled. A name that is forgotten is learnt again with the next answer."""
+_DECOUPLED: Final = "decoupled"
+"""Key of what an endpoint remembers of a model that has been seen to answer several times, or to end with nothing."""
 
 _NAMES_TOLD: Final = 1024
 """Characters of each list of who answered: it becomes one header field, and servers choose what their versions are."""
 
 _FAREWELL_SECONDS: Final = 1.0  # how long a server may take to end a stream on which all is said
+
+_SENT_AGAIN_AT_ONCE: Final = 32  # messages of an upstream stream that has ended; half a millisecond
 
 _MANY_LEGS: Final = 32
 """Upstream streams of one caller's; clients call a few models on one stream. Beyond this idle ones are ended."""
@@ -109,12 +111,12 @@ class Message:
     done = False
     key = ""  # its id upstream
 
-    def __init__(self, body: bytes, head: Head, observer: CallObserver, in_order: bool) -> None:
+    def __init__(self, body: bytes, head: Head, observer: CallObserver) -> None:
         self.body: bytes | None = body  # None once an answer has come: it can't be sent again
         self.size = len(body)
         self.head = head
         self.observer = observer
-        self.in_order = in_order  # must its answers keep the order of the requests?
+        self.in_order = True  # its answers keep the order of the requests, until its model is known to be decoupled
 
 
 LegKey = tuple[Endpoint, str, int]
@@ -141,7 +143,7 @@ class Leg:
         self._session.leg_has_room(self)
 
     def ended(self, failure: CallFailed | None) -> None:
-        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", from_server=False))
+        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", origin=Origin.PEER))
 
 
 class Names:
@@ -198,6 +200,7 @@ class StreamSession:
         self.tasks: set[asyncio.Task[None]] = set()  # of pipelines
         self._farewell: asyncio.TimerHandle | None = None
         self._is_over = False
+        self._bereft: deque[tuple[Message, CallFailed]] = deque()  # messages whose leg has ended, to be sent again
         self._waiting: deque[bytes] = deque()  # requests that came while there was no room
         self._is_fed = True  # more requests are wanted
         self._is_going_on = False
@@ -211,6 +214,11 @@ class StreamSession:
         self._who = (Names(), Names(), Names())  # variants, versions, endpoints
         self._last_served: Served | None = None
         self._attempts = 0
+
+    @property
+    def open_messages(self) -> int:
+        """Those without their last answer."""
+        return len(self._open)
 
     def trailing_metadata(self) -> Metadata:
         """Who answered on this stream: each name once, in order of their first answer; the attempts in total."""
@@ -263,7 +271,15 @@ class StreamSession:
                 message.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self._inference.clock()))
         for message in list(self._open):
             self._ended(message, Code.CANCELLED, "the stream ended before the last answer")
-        for left in (self._legs, self._leaving, self._full_legs, self._paused, self._waiting, self._order):
+        for left in (
+            self._legs,
+            self._leaving,
+            self._full_legs,
+            self._paused,
+            self._bereft,
+            self._waiting,
+            self._order,
+        ):
             left.clear()
 
     def fail(self, error: Exception) -> None:
@@ -283,6 +299,7 @@ class StreamSession:
             len(self._open) < limits.requests
             and self._kept_bytes + self._held_bytes < limits.bytes
             and not self._full_legs
+            and not self._bereft
             and not self._is_choked
         )
 
@@ -323,11 +340,10 @@ class StreamSession:
         name = head.model_name
         decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
-        message = Message(body, head, observer, name not in inference.decoupled)
+        message = Message(body, head, observer)
         self._open.add(message)
         self._kept_bytes += message.size
-        if message.in_order:
-            self._order.append(message)
+        self._order.append(message)
         pipeline = inference.topology.pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
@@ -364,6 +380,8 @@ class StreamSession:
         timeout = inference.remaining(self._opening.deadline)
         extra = inference.attempt_started(work, attempt)
         endpoint, variant = attempt.endpoint, attempt.variant
+        if message.in_order and endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
+            self._let_pass(message)
         key = self._place(work, attempt)
         leg = self._legs.get(key)
         if leg is None:
@@ -479,7 +497,7 @@ class StreamSession:
         # Triton's own end of a decoupled answer names no version. An answer of a model does, also one without tensors.
         is_closing = last and not response.has_tensors and not response.model_version
         if is_closing or not last:
-            self._is_decoupled(message.head.model_name)
+            self._saw_decoupled(message.attempt)
         if message.served is None or not is_closing:
             message.served = served_by(work, message.attempt, response.model_version)
         code, text = Code.OK, ""
@@ -503,11 +521,10 @@ class StreamSession:
         self._learn(work, attempt, failure, verdict)
         return code_of(failure.code), failure.text
 
-    def _is_decoupled(self, model: str) -> None:
-        known = self._inference.decoupled
-        if len(known) >= _DECOUPLED_KEPT:
-            known.clear()
-        known.add(model)
+    @staticmethod
+    def _saw_decoupled(attempt: Attempt) -> None:
+        """Remember it until the model changes, so that later requests need not wait for their turn."""
+        attempt.endpoint.known(attempt.variant.model, attempt.variant.version).kept[_DECOUPLED] = True
 
     def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
         """Try the message elsewhere if that may help; else hand Triton's own error on."""
@@ -520,7 +537,8 @@ class StreamSession:
             if self._retried(message, CallFailed(code, text), verdict):
                 return
         else:
-            self._is_decoupled(message.head.model_name)
+            if message.attempt is not None:
+                self._saw_decoupled(message.attempt)
             message.failed = message.failed or (CallFailed(code, text), verdict)
         name = message.head.model_name if response and response.model_name else None
         renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.head.id)
@@ -546,18 +564,31 @@ class StreamSession:
         messages = list(leg.messages.values())
         for message in messages:
             self._leave(leg, message)
+        is_new = not self._bereft
+        self._bereft.extend((message, failure) for message in messages)
+        if is_new:
+            self._find_others()
+
+    def _find_others(self) -> None:
+        """Send messages whose leg has ended once more: some in this turn of the loop, the others in the next ones."""
         self._is_going_on = True  # what waits is for later: it may end the session, and with it what this loop is about
         try:
-            for message in messages:
-                if self._is_over:
-                    return
+            for _ in range(min(_SENT_AGAIN_AT_ONCE, len(self._bereft))):
+                message, failure = self._bereft.popleft()
                 if not self._retried(message, failure, None):
                     text = "The stream to the endpoint broke before the last answer."
                     self._fail_message(message, UpstreamFailed(Code.UNAVAILABLE, text))
+                if self._is_over:
+                    return
         except Exception as error:
             self.fail(error)
+            return
         finally:
             self._is_going_on = False
+        if self._bereft:
+            self._is_fed = False  # what comes meanwhile must not overtake them
+            asyncio.get_running_loop().call_soon(self._find_others)
+            return
         self._go_on()
 
     def _ended_by_error(self, leg: Leg, failure: CallFailed) -> GatewayError:
@@ -654,8 +685,12 @@ class StreamSession:
     def _let_pass(self, message: Message) -> None:
         """It is a decoupled model's: its answers need not wait."""
         message.in_order = False
-        was_first = self._order[0] is message
-        self._order.remove(message)
+        order = self._order
+        was_first = order[0] is message
+        if order[-1] is message:  # it has only just come
+            order.pop()
+        else:
+            order.remove(message)
         self._write_held(message, at_once=True)
         if was_first:
             self._write_in_order()

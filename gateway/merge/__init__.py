@@ -2,6 +2,20 @@
 
 from gateway.merge.layout import Layout, Layouts, Part
 from gateway.merge.merger import Batch, Member, MergeLimits, Merger, MergeSettings
+from gateway.merge.proof import carried, fits, why_not
 from gateway.merge.window import Window
 
-__all__ = ["Batch", "Layout", "Layouts", "Member", "MergeLimits", "MergeSettings", "Merger", "Part", "Window"]
+__all__ = [
+    "Batch",
+    "Layout",
+    "Layouts",
+    "Member",
+    "MergeLimits",
+    "MergeSettings",
+    "Merger",
+    "Part",
+    "Window",
+    "carried",
+    "fits",
+    "why_not",
+]

@@ -31,6 +31,7 @@ _KEPT: Final = 1024
 _LENGTHS: Final = 8  # different lengths that are tried before a message is parsed anew
 
 _HARMLESS: Final = frozenset({"triton_enable_empty_final_response"})  # NVIDIA's C++ client sends it with every request
+_FINAL: Final = "triton_final_response"  # of an answer: true of each part, since each is its request's only one
 _RESERVED: Final = ("sequence_", "priority", "timeout", "triton_", "headers", "binary_data_output")
 
 
@@ -41,6 +42,7 @@ class Part:
     name: str
     element: int  # bytes of one element; 0 for BYTES, whose elements carry their own length
     row_elements: int  # elements of one row
+    dims: tuple[int, ...] = ()  # of one row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +89,8 @@ class Layouts:
         """A message's layout and where each raw content is; None if it can't be merged or taken apart.
 
         That is: typed or missing contents, shared memory, contents that do not fit their shape, a parameter with a
-        meaning of its own, no batch axis. Such a request goes its way alone, and Triton says what is wrong with it.
+        meaning of its own, no batch axis, fields that are unknown here; of an answer any parameter, since it is the
+        whole's. Such a request goes its way alone, and Triton says what is wrong with it.
         """
         if head.strays:
             return None
@@ -136,7 +139,7 @@ class Layouts:
             message = self._message.FromString(text)
         except Exception:  # protobuf's DecodeError is not the same class in all its implementations
             return None
-        if self._is_request and not _is_mergeable(message):
+        if not (_is_mergeable(message) if self._is_request else _is_divisible(message)) or _has_unknown(message):
             return None
         tensors = _tensors(message)
         rows = {tensor.shape[0] if tensor.shape else 0 for tensor in tensors}
@@ -148,7 +151,8 @@ class Layouts:
                 return None
             if any(key.startswith("shared_memory") for key in tensor.parameters):
                 return None
-            parts.append(Part(tensor.name, _SIZES[tensor.datatype], math.prod(tensor.shape[1:])))
+            dims = tuple(tensor.shape[1:])
+            parts.append(Part(tensor.name, _SIZES[tensor.datatype], math.prod(dims), dims))
         return Layout(_signature(message), rows.pop(), tuple(parts), self._tag, message)
 
 
@@ -168,6 +172,22 @@ def _is_mergeable(message: Any) -> bool:
     if any(key.startswith(_RESERVED) and key not in _HARMLESS for key in message.parameters):
         return False
     return not any(key.startswith("shared_memory") for output in message.outputs for key in output.parameters)
+
+
+def _is_divisible(answer: Any) -> bool:
+    """Has it no parameters? They are said of the whole batch, and whose they are nobody knows."""
+    return not any(
+        key != _FINAL or value.WhichOneof("parameter_choice") != "bool_param" or not value.bool_param
+        for key, value in answer.parameters.items()
+    ) and not any(output.parameters for output in answer.outputs)
+
+
+def _has_unknown(message: Any) -> bool:
+    """Are there fields, on any level, that this version of the protocol does not know?"""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    copy.DiscardUnknownFields()
+    return bool(copy.ByteSize() != message.ByteSize())
 
 
 def _raw_spans(layout: Layout, body: bytes, at: int) -> list[tuple[int, int]] | None:

@@ -13,6 +13,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from gateway.merge.layout import Layout, split_rows
 from gateway.merge.window import Window
+from gateway.wire.fields import Fields
 from gateway.wire.peek import Head, encode_varint, scalars
 
 
@@ -24,6 +25,8 @@ class MergeSettings:
     bytes: int = 1 << 20
     in_flight: int = 4
     delay: float = 0.0  # seconds
+    metadata: frozenset[str] | None = None  # keys that must be equal; None: all, without those that differ by nature
+    ignore_ids: bool = False  # merge requests that have an id, which then does not reach Triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class Member(Protocol):
     head: Head
     layout: Layout
     spans: Sequence[tuple[int, int]]
+    carried: Fields  # metadata that goes along with the merged request: equal for all its members
     caller: Hashable
     is_over: bool  # its caller has gone
 
@@ -53,10 +57,12 @@ M = TypeVar("M", bound=Member)
 class Batch(Generic[M]):
     """Requests that leave as one."""
 
-    __slots__ = ("members", "rows")
+    __slots__ = ("counts", "members", "rows")
 
-    def __init__(self, members: list[M]) -> None:
+    def __init__(self, members: list[M], counts: bool = True) -> None:
+        """counts: among those in flight."""
         self.members = members
+        self.counts = counts
         self.rows = sum([member.layout.rows for member in members])
 
     @property
@@ -104,6 +110,12 @@ class Batch(Generic[M]):
 _QUIET_TURNS: Final = 3  # of the loop, some microseconds each, after which nobody else is thought to come ...
 _MOST_TURNS: Final = 10  # ... and how many a batch waits at most
 
+_MOST_AT_ONCE: Final = 16  # batches sent in one turn of the loop: callers choose how many kinds of request wait
+_MOST_MISFITS: Final = 32  # requests found too large for the rest of a batch, before it leaves with the room it has
+
+_Kind = tuple[bytes, Fields]
+"""What must be equal: the signature, and the metadata that goes along."""
+
 
 class Merger(Generic[M]):
     """The queue before one model on one endpoint."""
@@ -127,7 +139,7 @@ class Merger(Generic[M]):
         self._send = send
         self._call_later = call_later
         self._call_soon = call_soon
-        self._callers: dict[Hashable, deque[M]] = {}  # whose turn is next comes first
+        self._kinds: dict[_Kind, dict[Hashable, deque[M]]] = {}  # by caller; whose turn is next comes first in both
         self._delaying = False
         self._turns = 0  # of the loop since the last batch came back, while more may be at the door
         self._quiet_turns = 0  # the last of those, in which nothing came
@@ -139,9 +151,13 @@ class Merger(Generic[M]):
             self.in_flight += 1
             self._send(Batch([member]))
             return
-        queue = self._callers.get(member.caller)
+        kind = (member.layout.signature, member.carried)
+        callers = self._kinds.get(kind)
+        if callers is None:
+            callers = self._kinds[kind] = {}
+        queue = callers.get(member.caller)
         if queue is None:
-            queue = self._callers[member.caller] = deque()
+            queue = callers[member.caller] = deque()
         queue.append(member)
         self.waiting += 1
         if self.limits.delay and self.in_flight < self._window.allowed:
@@ -149,6 +165,8 @@ class Merger(Generic[M]):
 
     def ended(self, batch: Batch[M], now: float) -> None:
         """A batch has been answered, or has failed."""
+        if not batch.counts:
+            return
         self.in_flight -= 1
         self._window.ended(batch.rows, self.waiting > 0, now)
         if self.limits.delay:
@@ -171,8 +189,9 @@ class Merger(Generic[M]):
 
     def abandon(self) -> list[M]:
         """Give back what waits. This is the end of the merger; batches in flight may still end."""
-        left = [member for queue in self._callers.values() for member in queue if not member.is_over]
-        self._callers.clear()
+        queues = [queue for callers in self._kinds.values() for queue in callers.values()]
+        left = [member for queue in queues for member in queue if not member.is_over]
+        self._kinds.clear()
         self.waiting = 0
         return left
 
@@ -188,54 +207,66 @@ class Merger(Generic[M]):
         self._pump()
 
     def _pump(self) -> None:
-        while self.waiting and self.in_flight < self._window.allowed:
+        for _ in range(_MOST_AT_ONCE):
+            if not self.waiting or self.in_flight >= self._window.allowed:
+                return
             members = self._take()
             if members:
-                self.in_flight += 1
-                self._send(Batch(members))
+                # One that nobody could join waits for nothing: it takes no place from those that travel together.
+                counts = len(members) > 1 or not self.waiting
+                self.in_flight += counts
+                self._send(Batch(members, counts))
+        if self.waiting:
+            self._call_soon(self._pump)
 
     def _take(self) -> list[M]:
-        """The next batch: in turn one request of each caller that has the first one's signature, within the limits.
+        """The next batch: of the kind whose turn it is in turn one request of each caller, within the limits.
 
         A caller that is passed over keeps its place, so that its request is the first of a later batch.
         """
+        kind = next(iter(self._kinds))
+        callers = self._kinds.pop(kind)
         members: list[M] = []
-        rows = size = 0
+        rows = size = misfits = 0
         more = True
-        while more and rows < self.limits.rows:
+        while more and rows < self.limits.rows and misfits < _MOST_MISFITS:
             more = False
-            for caller in list(self._callers):
-                member = self._maybe_first(caller)
+            for caller in list(callers):
+                member = self._maybe_first(callers, caller)
                 if member is None:
                     continue
                 fits = not members or (
-                    member.layout.signature == members[0].layout.signature
-                    and rows + member.layout.rows <= self.limits.rows
-                    and size + len(member.body) <= self.limits.bytes
+                    rows + member.layout.rows <= self.limits.rows and size + len(member.body) <= self.limits.bytes
                 )
                 if fits:
                     members.append(member)
                     rows += member.layout.rows
                     size += len(member.body)
-                    self._turn(caller)
+                    self._turn(callers, caller)
                     more = True
+                else:
+                    misfits += 1
+                if rows >= self.limits.rows or misfits >= _MOST_MISFITS:
+                    break
+        if callers:
+            self._kinds[kind] = callers
         return members
 
-    def _maybe_first(self, caller: Hashable) -> M | None:
+    def _maybe_first(self, callers: dict[Hashable, deque[M]], caller: Hashable) -> M | None:
         """A caller's first request, without those whose callers have gone."""
-        queue = self._callers[caller]
+        queue = callers[caller]
         while queue and queue[0].is_over:
             queue.popleft()
             self.waiting -= 1
         if queue:
             return queue[0]
-        del self._callers[caller]
+        del callers[caller]
         return None
 
-    def _turn(self, caller: Hashable) -> None:
+    def _turn(self, callers: dict[Hashable, deque[M]], caller: Hashable) -> None:
         """Take a caller's first request; its next one waits until the others had their turn."""
-        queue = self._callers.pop(caller)
+        queue = callers.pop(caller)
         queue.popleft()
         self.waiting -= 1
         if queue:
-            self._callers[caller] = queue
+            callers[caller] = queue

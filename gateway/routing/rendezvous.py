@@ -13,6 +13,8 @@ from hashlib import blake2b
 from math import log
 from typing import Final
 
+from gateway.bounded import make_room
+
 _UNIT: Final = 2.0**-52
 _KEPT, _LONGEST_KEPT = 256, 128  # keys that are remembered, and their characters
 
@@ -44,8 +46,7 @@ class Rendezvous:
         if chosen is None:
             chosen = self._choose(key)
             if len(key) <= _LONGEST_KEPT:  # callers choose the keys
-                if len(self._chosen) >= _KEPT:
-                    self._chosen.clear()
+                make_room(self._chosen, _KEPT)
                 self._chosen[key] = chosen
         return chosen
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -162,8 +162,9 @@ class Routes:
             raise ValueError("direct: all needs a default upstream")
         own_names = {} if direct is Direct.NONE else _direct_routes(routes)
         self._known: dict[str, Route] = {**own_names, **self.public}
-        # Callers invent these names, so only so many are kept.
-        self._elsewhere = lru_cache(1024)(self._to_default_upstream)
+        # Callers invent these names, so only so many are kept. Not bound to `self`: a table that was replaced goes at
+        # once, not with a collection that looks at all there is.
+        self._elsewhere = lru_cache(1024)(partial(_to_upstream, default_upstream))
 
     def lookup(self, model: str) -> Route | None:
         """The route for a name that a caller used; None if no such model may be called."""
@@ -181,8 +182,9 @@ class Routes:
         """Is it a public name or a callable variant's own? The number of these is bounded: they may label metrics."""
         return model in self._known
 
-    def _to_default_upstream(self, model: str) -> Route:
-        return _direct_route(model, (self.default_upstream,), ATTEMPTS)
+
+def _to_upstream(upstream: str, model: str) -> Route:
+    return _direct_route(model, (upstream,), ATTEMPTS)
 
 
 def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:

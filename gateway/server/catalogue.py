@@ -330,6 +330,6 @@ async def _results(asked: Iterable[Awaitable[Any]]) -> tuple[list[Any], list[Cal
 
 def _raise_if_callers_fault(failure: CallFailed, name: str, version: str) -> None:
     """raises: UpstreamFailed if no other endpoint would answer otherwise. name, version: that were asked about."""
-    verdict = judge(failure.code, failure.text, from_server=failure.from_server, model=name, version=version)
+    verdict = judge(failure.code, failure.text, failure.origin, model=name, version=version)
     if not verdict.elsewhere and verdict.meaning is not Meaning.UNCLEAR:
         raise as_error(failure) from failure

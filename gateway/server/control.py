@@ -167,10 +167,24 @@ class Control:
         asker = Asker(passed_on(metadata))
         async with self._one_at_a_time:
             await self._check_reachable(method, endpoints, asker)
-            answer = await _to_its_end(self._apply(method, rpc, request, endpoints, asker))
-            if rpc.loads:
-                await asyncio.gather(*(_look_again(endpoint, model, asker) for endpoint in endpoints))
-            return answer
+            return await _to_its_end(self._carry_out(method, rpc, request, endpoints, asker))
+
+    async def _carry_out(
+        self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint], asker: Asker
+    ) -> Any:
+        if not rpc.loads:
+            return await self._apply(method, rpc, request, endpoints, asker)
+        model = getattr(request, rpc.model_field)
+        addresses = {endpoint.address for endpoint in endpoints}
+        pools = self._inference.topology.pools.values()
+        same = [endpoint for pool in pools for endpoint in pool.endpoints if endpoint.address in addresses]
+        try:
+            answer = await self._apply(method, rpc, request, endpoints, asker)
+        finally:  # also where it was refused: then it has been undone
+            for endpoint in same:
+                endpoint.forget()  # all models: a load may reach some that it does not name, as an ensemble's
+        await asyncio.gather(*(_look_again(endpoint, model, asker) for endpoint in same))
+        return answer
 
     def _check_allowed(self, method: str, peer: str) -> None:
         if self._policy is ControlPolicy.ALL or (self._policy is ControlPolicy.LOOPBACK and is_loopback(peer)):

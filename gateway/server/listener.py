@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import resource
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from gateway.forward.server import ForwardMethod, WireServer, server_tls
+from tritonclient.grpc import service_pb2 as v2
+
+from gateway.forward.server import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
+from gateway.wire.budget import Budget
 from gateway.wire.limits import Limits
+
+_log = logging.getLogger(__name__)
+
+_RESERVED: Final = 64  # descriptors that no caller gets: for health, upstreams, the config and what it names
+_QUIET_SECONDS: Final = 60.0
 
 Register = Callable[[Any], None]
 """Adds a service's handlers to a server, as generated `add_…_to_server` functions do."""
@@ -35,27 +47,59 @@ class ServerSettings:
     max_message_bytes: int
     share_port: bool = False  # with other workers, by SO_REUSEPORT
     tls: ServerTls | None = None
-    max_streams: int = 100  # calls at once on one connection
+    max_collected_bytes: int = 512 << 20  # of messages that must be here whole, of all connections
+    max_streams: int = 1000  # calls at once on one connection
     max_connections: int = 10_000
     max_connection_age: float | None = None  # seconds, ± 10 %
+    refused: Callable[[str], None] = lambda why: None  # hears of each connection that could not stay, and why
+
+
+_LARGE: Final = ("ModelInfer", "ModelStreamInfer", "RepositoryModelLoad")  # tensors, and the files of a model
+_V2: Final = v2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SMALL_REQUESTS: Final = (
+    *(f"/{_V2.full_name}/{method.name}" for method in _V2.methods if method.name not in _LARGE),
+    *(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch")),
+    *(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo" for version in ("v1", "v1alpha")),
+)
+"""Methods whose requests are names and settings."""
 
 
 class Listener:
     """A gRPC server with these services, some of whose methods are forwarded as bytes."""
 
     def __init__(
-        self, settings: ServerSettings, services: Sequence[Register], forward: Mapping[str, ForwardMethod]
+        self,
+        settings: ServerSettings,
+        services: Sequence[Register],
+        forward: Mapping[str, ForwardMethod],
+        *,
+        budget: Budget | None = None,
+        on_full: Callable[[str], None] = lambda peer: None,
     ) -> None:
-        """forward: by full method path; these win over services."""
+        """forward: by full method path; these win over services. budget: of `max_collected_bytes`, if it is shared.
+        on_full: told, by its peer, when a connection has as many calls at once as it may.
+        """
         self._settings = settings
         limits = Limits(
             message_bytes=settings.max_message_bytes,
             max_streams=settings.max_streams,
+            collected_bytes=settings.max_collected_bytes // 2,
             age_seconds=settings.max_connection_age or 0.0,
         )
-        self._server = WireServer(forward, limits, max_connections=settings.max_connections)
+        self._server = WireServer(
+            forward,
+            limits,
+            max_connections=settings.max_connections,
+            budget=budget or Budget(settings.max_collected_bytes, COLLECTED),
+            small=SMALL_REQUESTS,
+            on_full=on_full,
+            descriptors=_descriptors_for_connections(),
+            refused=self._refused,
+        )
         for register in services:
             register(self._server)
+        self._quiet_until = -math.inf
+        self._refusals = 0  # since the last line about them
         self.port = 0  # the one it has got, after `start`
         self._context: ssl.SSLContext | None = None
 
@@ -84,6 +128,24 @@ class Listener:
         if tls.client_ca is not None:
             self._context.load_verify_locations(tls.client_ca)
 
+    def _refused(self, why: str) -> None:
+        self._settings.refused(why)
+        self._refusals += 1
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        limit = f"max_connections is {self._settings.max_connections}"
+        if why == DESCRIPTORS:
+            limit = "the process has no more descriptors to give (LimitNOFILE, ulimit -n)"
+        _log.warning("%d connections were refused: %s; told at most once a minute", self._refusals, limit)
+        self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
+
     async def stop(self, grace: float) -> None:
         """Take no more calls, give those in flight `grace` seconds, then cut them."""
         await self._server.stop(grace)
+
+
+def _descriptors_for_connections() -> int | None:
+    """Where they end, of all that this process may open; None is nowhere."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if limit == resource.RLIM_INFINITY else limit - min(_RESERVED, limit // 4)

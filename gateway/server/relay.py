@@ -10,7 +10,7 @@ import logging
 from typing import Final
 
 from gateway.deadline import Deadline
-from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
+from gateway.errors import BUG_TEXT, Bug, GatewayError
 from gateway.infer.call import Call
 from gateway.infer.caller import Caller, metadata_of
 from gateway.infer.exchange import Request
@@ -18,9 +18,7 @@ from gateway.infer.models import Models
 from gateway.server.calls import CallLimits, error_trailing
 from gateway.status import Code
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed as WireFailed
 from gateway.wire.fields import Fields, fields_from, legal_fields, metadata_from
-from gateway.wire.messages import decompress
 from gateway.wire.peek import peek_front
 from gateway.wire.server import ServerCall
 from gateway.wire.stream import pipe
@@ -45,20 +43,16 @@ class Relay:
         try:
             body = call.body
             if call.missing > 0:
-                head = None if call.compressed else peek_front(body)
+                head = peek_front(body)
                 if head is None or head.model_name in inference.topology.pipelines:
                     return  # called again when there is more
             else:
-                if call.compressed:
-                    body = decompress(body, call.encoding, call.connection.limits)
                 head = inference.requests.peek(body)
                 if head.model_name in inference.topology.pipelines:
                     self._answer_in_task(call, body)
                     return
         except GatewayError as error:
             self._refuse(call, error)
-        except WireFailed as failure:
-            self._refuse(call, UpstreamFailed(failure.code, failure.text))
         except Exception as error:
             _log.error("unforeseen failure in %s", METHOD, exc_info=error)
             self._refuse(call, Bug(BUG_TEXT))

@@ -14,10 +14,12 @@ from gateway.infer.models import Models
 from gateway.infer.streams import StreamLimits, StreamSession
 from gateway.status import Code
 from gateway.wire.fields import Fields, legal_fields, metadata_from
-from gateway.wire.messages import PREFIX, decompress
+from gateway.wire.messages import PREFIX
 from gateway.wire.server import ServerCall
 
 _log = logging.getLogger(__name__)
+
+_MESSAGES_PER_UNIT: Final = 8  # what cancelling them costs, in units of a turn of the loop (`wire.connection.TURN`)
 
 METHOD: Final = "ModelStreamInfer"
 
@@ -54,16 +56,14 @@ class _WireCaller:
     # The call's side
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
-        call = self._call
-        if compressed:
-            body = decompress(body, call.encoding, call.connection.limits)
-        call.hungry = self._session.take(body)
+        self._call.hungry = self._session.take(body)
 
     def _half_closed(self, call: ServerCall) -> None:
         self._session.end_of_requests()
 
     def _cancelled(self, code: Code) -> None:
         tasks = list(self._session.tasks)
+        self._call.server.turn_left -= self._session.open_messages // _MESSAGES_PER_UNIT
         self._session.cancel()
         if tasks:  # their work outlives the call
             connection = self._call.server

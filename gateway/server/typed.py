@@ -6,6 +6,7 @@ Each call is turned into one V2 request and answered by `Models`, so routing, fa
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -16,13 +17,14 @@ from google.protobuf.duration_pb2 import Duration
 from tritonclient.grpc import service_pb2 as v2
 
 from gateway.deadline import Deadline
-from gateway.errors import BadInput, BadRequest, GatewayError, UnknownModel
+from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, UnknownModel
 from gateway.infer.exchange import Reply, Request, Timings
 from gateway.infer.inference import Inference
 from gateway.infer.messages import array_of, build_request, parse_response
 from gateway.infer.models import Models
 from gateway.server.calls import CallLimits, Context, request_from, with_errors
 from gateway.stages import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
+from gateway.status import Code
 from gateway.v1 import (
     classification_pb2,
     classification_pb2_grpc,
@@ -30,6 +32,8 @@ from gateway.v1 import (
     prediction_pb2,
     prediction_pb2_grpc,
 )
+
+_log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
 """Items of one stream that are worked on at a time: enough to fill a batch, few enough to be fair."""
@@ -239,6 +243,9 @@ def _stream(
             return response(id=item.id, response=await answer_item(item.request, _within(opening, limits)))
         except GatewayError as error:
             return response(id=item.id, error=common_pb2.StreamError(code=error.code, message=error.text))
+        except Exception:  # ends this item, and none of the others
+            _log.exception("unforeseen failure in an item of a stream")
+            return response(id=item.id, error=common_pb2.StreamError(code=Code.INTERNAL, message=BUG_TEXT))
 
     async def handle(items: AsyncIterator[Any], context: Context) -> None:
         opening = request_from(context, b"", "", CallLimits())  # a stream may last

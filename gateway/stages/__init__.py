@@ -10,7 +10,7 @@ from gateway.stages.declare import PartDeclaration, PipelineSpec, TensorDeclarat
 from gateway.stages.pipeline import LocalStep, ModelCall, Part, Pipeline, Work
 from gateway.stages.raw import Buffer, raw_view, to_array, to_raw
 from gateway.stages.spec import DATATYPES, Array, Datatype, Tensors, TensorSpec, datatype_of, dtype_of
-from gateway.stages.step import BadTensor, Params, Read, RowStep, Step, StepError, WrongAnswer
+from gateway.stages.step import BadTensor, Params, Read, RowStep, Step, StepError, StepFailed, WrongAnswer
 
 __all__ = [
     "DATATYPES",
@@ -31,6 +31,7 @@ __all__ = [
     "RowStep",
     "Step",
     "StepError",
+    "StepFailed",
     "TensorDeclaration",
     "TensorSpec",
     "Tensors",

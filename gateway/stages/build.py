@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.stages.catalogue import UnknownStep, did_you_mean, find_step
+from gateway.stages.catalogue import UnknownStep, did_you_mean, find_step, told
 from gateway.stages.declare import PartDeclaration, PipelineSpec, TensorDeclaration
 from gateway.stages.pipeline import LocalStep, ModelCall, Part, Pipeline
-from gateway.stages.spec import TensorSpec
-from gateway.stages.step import Read, Step, StepError
+from gateway.stages.spec import DATATYPES, TensorSpec
+from gateway.stages.step import Read, RowStep, Step, StepError
 
 Where = tuple[str | int, ...]
 
@@ -106,16 +106,18 @@ class _Check:
         except UnknownStep as exc:
             self._find((*where, "step"), exc.wrong, exc.right)
             return None
-        fields = [info.alias or name for name, info in step_type.params_type.model_fields.items()]
         try:
-            return step_type(step_type.params_type.model_validate(declared.with_), self.read)
+            step = step_type(step_type.params_type.model_validate(declared.with_), self.read)
+            _check_declared(step)
+            return step
         except ValidationError as exc:
+            fields = [info.alias or name for name, info in step_type.params_type.model_fields.items()]
             self._refuse_parameters((*where, "with"), exc, fields)
         except StepError as exc:
             at = (*where, "with", *([exc.parameter] if exc.parameter else []))
             self._find(at, f"step '{declared.step}': {exc.wrong}", exc.right)
-        except Exception as exc:  # whatever a user's step raises while it is built
-            self._find((*where, "step"), f"step '{declared.step}' cannot be built: {type(exc).__name__}: {exc}")
+        except BaseException as exc:  # whatever a user's step raises while it is built, `SystemExit` too
+            self._find((*where, "step"), f"step '{declared.step}' cannot be built: {told(exc)}")
         return None
 
     def _refuse_parameters(self, where: Where, refused: ValidationError, fields: list[str]) -> None:
@@ -185,3 +187,22 @@ class _Check:
 
     def _find(self, where: Where, wrong: str, right: str = "") -> None:
         self.findings.append(Finding(where, wrong, right))
+
+
+def _check_declared(step: Step[Any]) -> None:
+    """What a step says that it reads and writes is looked at once, so that no call fails of it.
+
+    :raises TypeError: if it can't be meant.
+    """
+    for side in ("reads", "writes"):
+        specs = getattr(step, side)
+        if not isinstance(specs, tuple) or not all(isinstance(spec, TensorSpec) for spec in specs):
+            raise TypeError(f"'{side}' must be a tuple of TensorSpec")
+        for spec in specs:
+            if spec.datatype not in DATATYPES or not all(isinstance(size, int) for size in spec.shape):
+                raise TypeError(f"'{side}' has '{spec.name}' as {spec}, which is no tensor of the V2 protocol")
+    if isinstance(step, RowStep):
+        if not step.reads:
+            raise TypeError("a step that makes rows must read something")
+        if any(-1 in spec.shape for spec in step.writes):
+            raise TypeError("a step that makes rows one by one must know their shapes: no -1 in 'writes'")

@@ -10,6 +10,8 @@ import difflib
 import importlib
 from typing import Any
 
+from pydantic import BaseModel
+
 from gateway.stages.filetype import FileBlocks, FileType
 from gateway.stages.image import DecodeImage
 from gateway.stages.language import TextFeatures
@@ -72,10 +74,21 @@ def _load(name: str, where: str) -> AnyStep:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as exc:  # whatever a user's module raises while it is imported
-        raise UnknownStep(f"step '{name}' cannot be imported: {type(exc).__name__}: {exc}", right) from exc
-    if not (
-        isinstance(found, type) and issubclass(found, Step) and isinstance(getattr(found, "params_type", None), type)
-    ):
+    except BaseException as exc:  # whatever a user's module raises while it is imported, `SystemExit` too
+        raise UnknownStep(f"step '{name}' cannot be imported: {told(exc)}", right) from exc
+    if not (isinstance(found, type) and issubclass(found, Step) and _is_params(getattr(found, "params_type", None))):
         raise UnknownStep(f"step '{name}' is not a step", right)
     return found
+
+
+def _is_params(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, BaseModel)
+
+
+def told(thrown: BaseException) -> str:
+    """What a user's code threw, on one line; also of an exception whose own text can't be had."""
+    try:
+        text = " ".join(str(thrown).split())[:500]
+    except BaseException:  # it is the user's code that makes the text
+        text = ""
+    return f"{type(thrown).__name__}: {text}" if text else type(thrown).__name__

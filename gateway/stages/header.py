@@ -29,6 +29,7 @@ MOST_SEGMENTS = 10_000
 _SCAN = re.compile(rb"\xff\xda")
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # starts of a frame: not DHT, JPG, DAC
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _STANDALONE = frozenset({0x01, 0xD8})  # TEM, SOI: no length after them
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _APP1 = 0xE1
@@ -49,6 +50,7 @@ class Header:
     width: int  # pixels, as stored: before it is turned
     height: int
     orientation: int = 1  # EXIF's: 1 to 8, 1 is upright
+    coefficients: float = 0  # of a JPEG that comes in several scans: how many a pixel has, kept until the last scan
 
 
 def read_header(data: bytes) -> Header:
@@ -96,17 +98,27 @@ def _jpeg(data: bytes) -> Header:
     # fast as `data.count` at finding two bytes in what looks like noise; it stops at what is too much.
     if next(islice(_SCAN.finditer(data), MOST_SCANS, None), None) is not None:
         _check_scans(data)
-    size, exif = None, b""
+    size, exif, in_scans, components, samples = None, b"", False, 0, 0.0
     for marker, at in _segments(data):
-        if marker in _FRAMES and size is None and at + 7 <= len(data):
+        if marker in _FRAMES and size is None and at + 8 <= len(data):
             size = struct.unpack_from(">HH", data, at + 3)
+            components, samples = data[at + 7], _samples(data, at + 7)
+            in_scans = marker in _PROGRESSIVE
         elif marker == _APP1 and not exif and data[at + 2 : at + 8] == b"Exif\0\0":
             exif = data[at + 8 : at + int.from_bytes(data[at : at + 2], "big")]
         elif marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            in_scans = in_scans or data[at + 2 : at + 3] != bytes([components])
             break
     if size is None:
         raise _damaged("JPEG")
-    return Header("JPEG", size[1], size[0], _orientation(exif))
+    return Header("JPEG", size[1], size[0], _orientation(exif), samples if in_scans else 0)
+
+
+def _samples(data: bytes, at: int) -> float:
+    """Samples of all components for one pixel: 3 where each has its own, 1.5 where four share their colour (4:2:0)."""
+    factors = [(each >> 4, each & 15) for each in data[at + 2 : at + 1 + 3 * data[at] : 3]]
+    across, down = (max((each[axis] for each in factors), default=1) or 1 for axis in (0, 1))
+    return sum(wide * high for wide, high in factors) / (across * down)
 
 
 def _check_scans(data: bytes) -> None:

@@ -73,8 +73,9 @@ class DecodeImageParams(Params):
         ge=1,
         le=MOST_PIXELS,
         description="Largest picture, width times height. A few kilobytes can claim to be billions of pixels; "
-        "while it is decoded, each takes 4 bytes (JPEG, PNG) to 16 (WebP) on each thread. The default, 50 Mi, lets the "
-        "photo of a 50-megapixel phone pass, and takes 0.2 to 0.8 GB per thread at worst.",
+        "while it is decoded, each takes 2 to 8 bytes (JPEG; with `draft` less than one, or 3 if it is progressive), 2 "
+        "to 14 (PNG) or 22 (WebP), out of `pipelines.memory`. The default, 50 Mi, lets the photo of a 50-megapixel "
+        "phone pass.",
     )
 
     @model_validator(mode="after")

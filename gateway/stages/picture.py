@@ -11,6 +11,7 @@ import math
 import threading
 import warnings
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -18,10 +19,22 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from gateway.errors import Overloaded
+from gateway.stages.budget import MEMORY, TooLarge
 from gateway.stages.header import BadPicture, Format, Header, strip_jpeg
 
 MOST_PIXELS = 89_000_000
 """What a limit on pixels can be at most: just below the size at which Pillow begins to warn (2^30 / 12 pixels)."""
+
+# Bytes that one pixel takes at the worst moment, from `load` to what `_fit` cuts out of it: the peak of the resident
+# memory over that before, divided by the pixels, of pictures of 3000 x 3000 and 7000 x 1400, rounded up (Pillow 12,
+# Linux). tests/stages/test_picture_memory.py measures it anew. Pillow keeps RGB in 4 bytes.
+_WEBP_BYTES: Final = 22  # two canvases, what the decoder works on, the frame as bytes, the picture, its opaque copy
+_BYTES: Final = {"1": 3, "L": 2, "P": 9, "RGB": 8, "CMYK": 13, "LA": 14, "RGBA": 13}
+_BYTES_16_BIT: Final = 8
+_BYTES_TRANSPARENT: Final = 14  # a grey, palette or colour PNG that names a see-through colour; 16 bits too
+_JPEG_COEFFICIENT: Final = 2  # bytes; beside the pixels, but gone before these are cut
+_AT_LEAST: Final = 2 << 20  # bytes: tables, rows in between, the part that is resized
 
 _OPENERS: dict[Format, type[ImageFile.ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile}
 
@@ -63,18 +76,39 @@ def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...],
     """Decode the first frame, turn it upright, fit it.
 
     returns:  (3, crop, crop) RGB, or (1, crop, crop) if the picture is grey; a view whose last axis alone is dense.
-    raises:   BadPicture if the data is damaged or incomplete.
+    raises:   BadPicture if the data is damaged or incomplete, or takes more memory than there is in all;
+              Overloaded if others hold it.
     """
     try:
         # Pillow documents no closed set of what damaged data makes it raise; nothing but Pillow runs in here.
         with _open(data, header) as picture:
             extent = _draft(picture, fit.resize) if fit.draft and header.format == "JPEG" else picture.size
-            picture.load()
-            return _planes(_fit(_opaque(picture, fit.background), extent, _TURNS.get(header.orientation), fit))
-    except (BadPicture, MemoryError):
+            what = f"to decode this {header.format} of {header.width}x{header.height} pixels"
+            with MEMORY.hold(_memory_of(picture, header), what):
+                picture.load()
+                return _planes(_fit(_opaque(picture, fit.background), extent, _TURNS.get(header.orientation), fit))
+    except TooLarge as exc:
+        right = "send it smaller, or as JPEG" if header.format != "JPEG" else "send it smaller"
+        raise BadPicture(f"{exc}; {right}") from exc
+    except MemoryError as exc:
+        raise Overloaded("there is no memory left to decode a picture") from exc
+    except (BadPicture, Overloaded):
         raise
     except Exception as exc:
         raise BadPicture(f"the {header.format} data is damaged or incomplete") from exc
+
+
+def _memory_of(picture: ImageFile.ImageFile, header: Header) -> int:
+    """Bytes that decoding takes. picture: opened but not loaded, so its mode is what Pillow will really make."""
+    pixels = picture.width * picture.height  # less than the header says, of a JPEG that is decoded at a fraction
+    if header.format == "WebP":
+        each = _WEBP_BYTES
+    elif picture.has_transparency_data:
+        each = max(_BYTES_TRANSPARENT, _BYTES.get(picture.mode, 0))
+    else:
+        each = _BYTES_16_BIT if picture.mode.startswith("I") else _BYTES.get(picture.mode, _WEBP_BYTES)
+    coefficients = header.width * header.height * header.coefficients * _JPEG_COEFFICIENT
+    return _AT_LEAST + int(max(pixels * each, pixels * 4 + coefficients))
 
 
 def _planes(picture: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

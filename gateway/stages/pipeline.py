@@ -15,15 +15,21 @@ outputs are taken from the set at the end. Whoever drives it runs the local part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final, TypeVar
 
-from gateway.errors import BadInput
+import numpy as np
+
+from gateway.errors import BadInput, GatewayError, Overloaded
 from gateway.stages.spec import Array, Tensors, TensorSpec, describe
-from gateway.stages.step import BadTensor, RowStep, Step, WrongAnswer
+from gateway.stages.step import BadTensor, RowStep, Step, StepFailed, WrongAnswer
+
+T = TypeVar("T")
+
+_MOST_TEXT: Final = 1000
+"""Characters of a step's own text: a status travels in a header, whose size is limited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,36 +58,37 @@ class LocalStep:
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """What the step makes of the working set, by the pipeline's names.
 
-        raises:  BadInput naming the pipeline's tensor; WrongAnswer if what a model answered is not what the step reads.
+        raises:  BadInput naming the pipeline's tensor; WrongAnswer if what a model answered is not what the step reads;
+                 Overloaded if there is no memory for it; StepFailed for whatever else the step throws or makes.
         """
         return self.start(tensors, 1).run()
 
     def start(self, tensors: Tensors, most: int) -> Work:
         """Get ready to run, in at most `most` tasks (more than one only if the step makes rows one by one).
 
-        raises:  as `run`, here or in a task.
+        tensors: the working set, which is not empty, and all of the same number of rows.
+        raises:  as `run`, here or in a task or in its result. Nothing else leaves a step's code, in any of them.
         """
         given = {spec.name: self._given(spec, tensors) for spec in self.step.reads}
-        rows = len(next(iter(given.values()))) if given else 0
+        rows = len(next(iter(tensors.values())))
         if isinstance(self.step, RowStep) and most > 1 and rows > 1:
             return self._by_rows(self.step, given, rows, min(most, rows))
-        made: dict[str, Array] = {}
+        made: list[dict[str, Array]] = []
 
         def task() -> None:
-            with self._naming():
-                made.update(self.step(given))
+            made.append(self._guarded(lambda: self._rename(self.step(given), rows)))
 
-        return Work((task,), lambda: self._rename(made), self.step.is_brief(given))
+        return Work((task,), lambda: made[0], self._guarded(lambda: bool(self.step.is_brief(given))))
 
     def _by_rows(self, step: RowStep[Any], given: dict[str, Array], rows: int, tasks: int) -> Work:
-        out = step.allocate(rows)
+        out = self._guarded(lambda: step.allocate(rows))
 
         def task(share: range) -> None:
-            with self._naming():
-                step.fill(given, out, share)
+            self._guarded(lambda: step.fill(given, out, share))
 
         shares = [range(rows * number // tasks, rows * (number + 1) // tasks) for number in range(tasks)]
-        return Work(tuple(partial(task, share) for share in shares), lambda: self._rename(out))
+        tasks_of = tuple(partial(task, share) for share in shares)
+        return Work(tasks_of, lambda: self._guarded(lambda: self._rename(out, rows)))
 
     def _given(self, spec: TensorSpec, tensors: Tensors) -> Array:
         name = self.inputs[spec.name]
@@ -91,21 +98,58 @@ class LocalStep:
             raise WrongAnswer(f"step '{self.name}' needs '{name}' as {spec} a row, got {describe(tensors[name])}")
         return tensors[name]
 
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        """A step's errors, with the pipeline's name of the tensor, which is the one that callers know."""
-        try:
-            yield
-        except BadTensor as exc:
-            raise BadTensor(self.inputs.get(exc.tensor, exc.tensor), exc.reason, exc.row) from exc.__cause__
+    def _guarded(self, act: Callable[[], T]) -> T:
+        """Run a step's code where it may throw anything: `sys.exit` in a library, a panic of a Rust extension.
 
-    def _rename(self, made: Tensors) -> dict[str, Array]:
-        """What was made, by the pipeline's names; TypeError, a bug of the step, if that is not what it declares."""
-        for spec in self.step.writes:
-            if spec.name not in made or not spec.admits(made[spec.name]):
-                got = describe(made[spec.name]) if spec.name in made else "nothing"
-                raise TypeError(f"step '{self.name}' declares '{spec.name}' as {spec} a row and made {got}")
-        return {self.outputs[spec.name]: made[spec.name] for spec in self.step.writes}
+        What is no `Exception` would end the event loop, or leave a caller without an answer, so nothing of it leaves.
+        """
+        try:
+            return act()
+        except BaseException as thrown:
+            told = self._maybe_told(thrown)
+            if told is not None:
+                raise told from thrown.__cause__
+            raise StepFailed(self.name, type(thrown).__name__) from thrown
+
+    def _maybe_told(self, thrown: BaseException) -> GatewayError | None:
+        """What a step may tell the caller itself, by the pipeline's names, which are those that callers know."""
+        try:
+            if isinstance(thrown, BadTensor):
+                return BadTensor(self.inputs.get(thrown.tensor, thrown.tensor), _readable(thrown.reason), thrown.row)
+            if isinstance(thrown, StepFailed):
+                return thrown
+            for kind in (BadInput, WrongAnswer, Overloaded):
+                if isinstance(thrown, kind):
+                    return kind(_readable(thrown.text))
+        except Exception:  # noqa: S110  (an exception that can't even be read is one more way to fail)
+            pass
+        return None
+
+    def _rename(self, made: object, rows: int) -> dict[str, Array]:
+        """What was made, by the pipeline's names. raises: StepFailed if that is not what the step declares."""
+        if not isinstance(made, Mapping):
+            raise StepFailed(self.name, f"it made {type(made).__name__}, no arrays by name")
+        return {self.outputs[spec.name]: self._checked(spec, made.get(spec.name), rows) for spec in self.step.writes}
+
+    def _checked(self, spec: TensorSpec, array: object, rows: int) -> Array:
+        declared = f"declares '{spec.name}' as {spec} a row and made"
+        if not isinstance(array, np.ndarray):
+            got = "nothing" if array is None else type(array).__name__
+            raise StepFailed(self.name, f"it {declared} {got}")
+        if not spec.admits(array):
+            raise StepFailed(self.name, f"it {declared} {describe(array)}")
+        if len(array) != rows:
+            raise StepFailed(self.name, f"it made {len(array)} rows of '{spec.name}' from {rows}")
+        if spec.datatype == "BYTES":
+            other = next((type(each) for each in array.flat if not isinstance(each, bytes)), None)
+            if other is not None:
+                raise StepFailed(self.name, f"it {declared} elements of type {other.__name__}")
+        return array
+
+
+def _readable(text: str) -> str:
+    """A text that can travel in a status: no surrogates, not too long."""
+    return text[:_MOST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)

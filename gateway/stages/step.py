@@ -47,6 +47,19 @@ class WrongAnswer(GatewayError):
     code = Code.INTERNAL
 
 
+class StepFailed(GatewayError):
+    """A step threw something, or made what it does not declare: a fault of the step, whoever wrote it.
+
+    The caller hears the step's name and the kind of what was thrown; `__cause__` has the rest, for the log.
+    """
+
+    code = Code.INTERNAL
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(f"step '{step}' failed ({reason}); the gateway's log has the details")
+        self.step = step
+
+
 class StepError(Exception):
     """A step cannot be built: `parameter` is at fault ("" for all of them)."""
 

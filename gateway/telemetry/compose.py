@@ -25,6 +25,7 @@ from gateway.hooks import (
     CallObserver,
     CallStarted,
     ConfigChanged,
+    ConnectionFull,
     EndpointChanged,
     Hooks,
     Listener,
@@ -93,6 +94,9 @@ class _Together:
 
     def config_changed(self, event: ConfigChanged) -> None:
         self.tell(self._listeners, "config_changed", event)
+
+    def connection_full(self, event: ConnectionFull) -> None:
+        self.tell(self._listeners, "connection_full", event)
 
     def tell(self, hearers: Iterable[Listener | CallObserver], method: str, event: object) -> None:
         """Call the method of this name of each."""

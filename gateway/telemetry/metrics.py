@@ -22,11 +22,14 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.garbage import no_collections
 from gateway.hooks import (
     CallHistory,
     CallStarted,
     ConfigChanged,
+    ConnectionFull,
     EndpointChanged,
+    PipelinesNow,
     StepEnded,
 )
 from gateway.infer.metadata import REPLAYED
@@ -90,7 +93,8 @@ class Scrape:
         """Answer body and content type for an Accept header. Takes milliseconds: call it in a thread."""
         self._flush()
         encode, content_type = exposition.choose_encoder(accept)
-        return encode(self._registry), content_type
+        with no_collections():  # ten thousand series are half a million objects, which go when they are written
+            return encode(self._registry), content_type
 
 
 class Metrics:
@@ -107,6 +111,8 @@ class Metrics:
         self._families.in_flight.labels(OTHER).set(0)  # an idle gateway has 0 in flight; none would be no answer
         for result in ("accepted", "refused"):  # from 0, or `increase` does not see the first one
             self._families.reloads.labels(result)
+        for why in ("max_connections", "descriptors"):
+            self._families.refused.labels(why)
         self._models = _Bounded(settings.max_models)
         self._endpoints = _Bounded(settings.max_endpoints)
         self._series: dict[tuple[str, str], _Series] = {}
@@ -115,6 +121,8 @@ class Metrics:
         self._ready: dict[str, set[str]] = {}  # endpoints that are usable, by upstream
         self._upstreams: set[str] = set()  # of the config
         self._certificates: set[str] = set()  # their config keys
+        self._pipelines: Callable[[], PipelinesNow] | None = None
+        self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
         if settings.shared:
             self.scrape = Scrape.of_directory(settings.shared.path)
@@ -128,6 +136,29 @@ class Metrics:
             for series in list(self._series.values()):
                 if series.has_moved:
                     series.flush()
+            if self._pipelines is not None:
+                self._tell_pipelines(self._pipelines())
+
+    def watch(self, pipelines: Callable[[], PipelinesNow]) -> None:
+        """Ask this, from any thread, whenever somebody wants to know."""
+        self._pipelines = pipelines
+
+    def _tell_pipelines(self, now: PipelinesNow) -> None:
+        told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
+        for step in now.steps:
+            told["running", step.pipeline, step.step] = step.running
+            told["waiting", step.pipeline, step.step] = step.waiting
+            told["oldest", step.pipeline, step.step] = step.oldest
+        for model, faults in now.faults.items():
+            told["faults", model] = faults
+        gauges = self._families.pipelines
+        for key in [key for key, value in self._gauged.items() if value and key not in told]:
+            told[key] = 0
+        for key, value in told.items():
+            if self._gauged.get(key) != value:
+                gauge = gauges[key[0]]
+                (gauge.labels(*key[1:]) if len(key) > 1 else gauge).set(value)
+        self._gauged.update(told)
 
     def call_started(self, event: CallStarted) -> None:
         series = self._of(event)
@@ -191,6 +222,12 @@ class Metrics:
             self._families.expiry.labels(key).set(at)
         self._certificates = set(event.expiries)
 
+    def connection_full(self, event: ConnectionFull) -> None:
+        self._families.connections_full.inc()
+
+    def connection_refused(self, why: str) -> None:
+        self._families.refused.labels(why).inc()
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._is_shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -247,8 +284,19 @@ class _Families:
             "model",
             "code",
         )
+        self.connections_full = counter(
+            "gateway_connections_full",
+            "Times a connection had as many calls at once as it may, and its client waits.",
+        )
         self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
         self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")
+        self.refused = counter(
+            "gateway_connections_refused",
+            "Callers' connections closed as they came, by what there were too many of.",
+            "reason",
+        )
+        for reason in ("descriptors", "max_connections"):
+            self.refused.labels(reason)  # 0 from the start, so that the first one is an increase
         self.in_flight = Gauge(
             "gateway_requests_in_flight",
             "Calls and stream messages not yet ended.",
@@ -291,6 +339,7 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.pipelines = self._of_pipelines(registry)
         self.build = Gauge(
             "gateway_build_info",
             "Always 1; the labels say what runs.",
@@ -298,6 +347,34 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemax",
         )
+
+    def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
+        """Gauges of what `PipelinesNow` says."""
+        by_step = ["model", "step"]
+
+        def gauge(name: str, help_text: str, labels: list[str], mode: str) -> Gauge:
+            return Gauge(name, help_text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
+        return {
+            "running": gauge("gateway_step_threads", "Threads that run a pipeline's step now.", by_step, "livesum"),
+            "waiting": gauge("gateway_step_queued", "Tasks of a step that wait for a thread.", by_step, "livesum"),
+            "oldest": gauge(
+                "gateway_step_oldest_seconds",
+                "For how long the longest-running thread of a step has been at it.",
+                by_step,
+                "livemax",
+            ),
+            "faults": gauge(
+                "gateway_pipeline_faults",
+                "What is wrong between a pipeline's config and the models that it calls.",
+                ["model"],
+                "livemax",
+            ),
+            "held": gauge(
+                "gateway_step_memory_bytes", "Memory that is taken for decoding pictures now.", [], "livesum"
+            ),
+            "most": gauge("gateway_step_memory_limit_bytes", "How much of it may be taken.", [], "livesum"),
+        }
 
 
 class _Bounded:
@@ -381,8 +458,10 @@ class _Series:
         """Answers the seconds that they took."""
         seconds = 0.0
         for step in steps:
-            seconds += step.at - step.started
-            self._families.step.labels(self._model, step.step).observe(step.at - step.started)
+            took = step.at - step.started
+            if took or not step.error:  # what failed between two steps takes no time: see `PipelineModel`
+                seconds += took
+                self._families.step.labels(self._model, step.step).observe(took)
             if step.error:
                 self._families.step_failures.labels(self._model, step.step).inc()
         return seconds

@@ -7,7 +7,6 @@ OpenTelemetry's data model, so both ways tell the same. One process of a pod sen
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import time
@@ -31,12 +30,13 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client import Metric as Family
 from prometheus_client.samples import Sample
 
+from gateway.telemetry.ending import finish
 from gateway.telemetry.otel import exporters, resource
 
 _log = logging.getLogger(__name__)
 
 _SECONDS = 60.0  # OTEL_METRIC_EXPORT_INTERVAL's default
-_LAST_SECONDS = 5.0  # for the last export, at the end; a collector that is gone must not hold up a drained process
+_LAST_SECONDS = 1.5  # for the last export, at the end; a collector that is gone must not hold up a drained process
 _UNITS = {"seconds": "s", "bytes": "By"}  # source: UCUM, by the last word of a name
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
 
@@ -65,10 +65,7 @@ class MetricsExport:
     async def __aexit__(self, *_: object) -> None:
         self._sending.cancel()
         await asyncio.gather(self._sending, return_exceptions=True)
-        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.to_thread(self._send, _LAST_SECONDS), _LAST_SECONDS)
-        for exporter in self._exporters:
-            await asyncio.to_thread(exporter.shutdown)
+        await finish(self._send_the_last, _LAST_SECONDS, "the last metrics")
 
     async def _run(self, interval: float) -> None:
         while True:
@@ -87,6 +84,11 @@ class MetricsExport:
         if failed and not self._fails:
             _log.warning("metrics could not be exported; it is tried again at every interval")
         self._fails = failed
+
+    def _send_the_last(self) -> None:
+        self._send(_LAST_SECONDS)
+        for exporter in self._exporters:
+            exporter.shutdown()
 
     def _read(self) -> MetricsData:
         scope = InstrumentationScope("gateway", self._version)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import TypeVar
 
 from gateway.config.serving import Telemetry
-from gateway.hooks import Hooks, Listener
+from gateway.hooks import Hooks, Listener, PipelinesNow
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
+from gateway.telemetry.ending import finish
 from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
 from gateway.telemetry.metrics_export import MetricsExport
 from gateway.telemetry.otel import is_configured
@@ -19,6 +22,9 @@ from gateway.telemetry.shared_values import SharedDirectory
 from gateway.telemetry.traces import Traces
 from gateway.telemetry.traffic import Traffic
 
+Entered = TypeVar("Entered")
+
+_LAST_SECONDS = 2.5  # for what is left at the end
 _FLUSH_SECONDS = 0.1  # how old the numbers of one of several workers may be; and what is lost of one that is killed
 
 
@@ -34,46 +40,77 @@ class ProcessTelemetry:
         self._version = version
         self._is_alone = shared is None
         self._metrics = Metrics(MetricsSettings(version, shared))
-        self._exits = contextlib.AsyncExitStack()
+        self._parts = _Parts()
         self.captures = Captures(shared.worker if shared else "0")
         self.traffic: Traffic | None = None  # None: the supervisor has it, for all workers
         self.hooks: Hooks
 
+    def watch(self, pipelines: Callable[[], PipelinesNow]) -> None:
+        """Tell what pipelines take. pipelines: is asked from any thread."""
+        self._metrics.watch(pipelines)
+
     @property
     def scrape(self) -> Scrape:
         return self._metrics.scrape
+
+    def connection_refused(self, why: str) -> None:
+        self._metrics.connection_refused(why)
 
     async def enter(self, more: Sequence[Listener]) -> ProcessTelemetry:
         """Start it. more: listeners beyond those of the settings.
 
         :raises BadTelemetrySettings: if an OTEL_* variable names an exporter that is not installed.
         """
+        parts = self._parts
         async with contextlib.AsyncExitStack() as exits:
-            self.hooks = compose([*await self._listeners(exits), *more])
-            exits.enter_context(self.captures)
+            exits.push_async_callback(parts.leave)
+            self.hooks = compose([*await self._listeners(parts), *more])
+            parts.enter(self.captures, "captured requests")
             if not self._is_alone:
-                await exits.enter_async_context(_flushed_often(self._metrics))
+                await parts.enter_async(_flushed_often(self._metrics))
             else:
                 numbers = numbers_of_pod(self.scrape, self._environ, self._version)
-                self.traffic = await exits.enter_async_context(numbers)
-            self._exits = exits.pop_all()
+                self.traffic = await parts.enter_async(numbers)
+            exits.pop_all()
         return self
 
     async def aclose(self) -> None:
-        """Send and write what is left."""
-        await self._exits.aclose()
+        """Send and write what is left, for 2.5 s in all; the log tells what was given up."""
+        await self._parts.leave()
 
-    async def _listeners(self, exits: contextlib.AsyncExitStack) -> Sequence[Listener]:
+    async def _listeners(self, parts: _Parts) -> Sequence[Listener]:
         listeners: list[Listener] = []
         if is_configured("traces", self._environ):
-            listeners.append(await exits.enter_async_context(Traces(self._environ, self._version)))
+            listeners.append(await parts.enter_async(Traces(self._environ, self._version)))
         listeners.append(self._metrics)
         log = self._settings.access_log
         if log.destination != "none":
             stream = sys.stdout if log.destination == "stdout" else sys.stderr
-            writer = exits.enter_context(LineWriter(stream, per_second=log.most_per_second))
+            writer = parts.enter(LineWriter(stream, per_second=log.most_per_second), "lines of the access log")
             listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer.write_nowait))
         return listeners
+
+
+class _Parts:
+    """What is left at the same time: each has a receiver of its own, which may be gone."""
+
+    def __init__(self) -> None:
+        self._ends: list[Callable[[], Awaitable[object]]] = []
+
+    async def enter_async(self, part: AbstractAsyncContextManager[Entered]) -> Entered:
+        entered = await part.__aenter__()
+        self._ends.append(lambda: part.__aexit__(None, None, None))
+        return entered
+
+    def enter(self, part: AbstractContextManager[Entered], what: str) -> Entered:
+        """what: is written at its end, for the log."""
+        entered = part.__enter__()
+        self._ends.append(lambda: finish(lambda: part.__exit__(None, None, None), _LAST_SECONDS, what))
+        return entered
+
+    async def leave(self) -> None:
+        ends, self._ends = self._ends, []
+        await asyncio.gather(*(end() for end in ends))
 
 
 @contextlib.asynccontextmanager

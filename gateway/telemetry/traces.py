@@ -6,7 +6,6 @@ unsampled call costs here is a few microseconds, and nothing of it is sent upstr
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Mapping
@@ -40,6 +39,7 @@ from gateway.hooks import (
 )
 from gateway.status import Code, Meaning, is_server_fault
 from gateway.telemetry.compose import TracedCall
+from gateway.telemetry.ending import finish
 from gateway.telemetry.otel import exporters, resource
 from gateway.telemetry.w3c import is_unsampled
 from gateway.types import Metadata
@@ -55,6 +55,7 @@ _SERVICES = {
 }
 _W3C = TraceContextTextMapPropagator()
 _NO_PARENT = Context()  # not None, which would mean the context of the running task
+_LAST_SECONDS = 2.5  # for what is left at the end
 _TEXT_LIMIT = 500  # characters of an error text kept in a span's status
 
 
@@ -100,7 +101,7 @@ class Traces(NoListener):
     ) -> None:
         provider, self._provider, self._tracer = self._provider, None, None
         if provider:
-            await asyncio.to_thread(provider.shutdown)  # it waits for the last export
+            await finish(provider.shutdown, _LAST_SECONDS, "the last spans")  # by itself it would wait for 30 s
 
     def call_started(self, event: CallStarted) -> CallObserver | None:
         if self._tracer is None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 from collections.abc import Callable, Iterator
 
+from gateway.stopping import Stop, StopSignals
 from gateway.triton.server import LocalTriton, StartFailed
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM arrived while things were still being started, or a second one while they were ended."""
+    """SIGINT or SIGTERM arrived while things were still being started, or a third one while they were ended."""
 
 
 class Signals:
@@ -19,6 +21,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
+        self._signals = StopSignals(math.inf)
         self._task: asyncio.Task[object] | None = None
         self.up = False
 
@@ -41,7 +44,8 @@ class Signals:
                 loop.remove_signal_handler(number)
 
     def _arrived(self) -> None:
-        if self._task is not None and (self._asked.is_set() or not self.up):
+        asked = self._signals.arrived(0.0)
+        if self._task is not None and (asked is Stop.NOW or not self.up):
             self._task.cancel()
         self._asked.set()
 

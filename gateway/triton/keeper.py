@@ -1,6 +1,6 @@
 """Runs a server for exactly as long as somebody wants it, and leaves nothing behind.
 
-    python keeper.py SHM_PREFIX COMMAND…
+    python keeper.py SHM_PREFIX FOLDER COMMAND…
 
 A process of its own between the gateway and its local Triton, because whoever is killed cannot clean up any more. It
 is run by its path and knows only the standard library, so it starts in milliseconds.
@@ -10,7 +10,9 @@ stdout:  one line, the server's process id.
 stderr:  goes to the server as its stdout and stderr.
 SIGTERM, SIGINT: passed on to the server as SIGTERM.
 exit:    the server's status, 128 + n if signal n ended it; by then its whole process group is gone, and so is every
-         shared memory region whose name begins with SHM_PREFIX.
+         shared memory region whose name begins with SHM_PREFIX, the FOLDER, and what Triton's Python backend left.
+
+FOLDER is the server's current directory, from which its stubs import, and the one for its temporary files.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,24 +35,55 @@ _REAP = 5.0  # seconds that killed processes get to vanish
 
 
 def main(arguments: list[str]) -> int:
-    prefix, *command = arguments
+    prefix, folder, *command = arguments
+    began = time.time()
     prctl = ctypes.CDLL(None).prctl
     prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the server come to us instead of to init
     with _Signals() as signals:
-        server = _start(command, prctl)
+        server = _start(command, folder, prctl)
         os.write(sys.stdout.fileno(), f"{server.pid}\n".encode())
         try:
             _watch(server, signals)
         finally:
             status = _end(server)
-            remove_shared_memory(prefix)
+            remove_leftovers(prefix, folder, began)
     return status if status >= 0 else 128 - status
 
 
-def remove_shared_memory(prefix: str) -> None:
-    """Unlink the regions whose names begin with `prefix`."""
+def remove_leftovers(prefix: str, folder: str, began: float) -> None:
+    """What a dead server leaves: the shared memory whose names begin with `prefix`, its folder, its backend's folders.
+
+    began:  Unix time before which it made nothing.
+    """
     for region in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108  # where Linux keeps them; shm_overview(7)
         region.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _remove_environments(began)
+
+
+def _remove_environments(began: float) -> None:
+    """Unlink the empty folders that no server can own which still runs.
+
+    Triton's Python backend makes one where no variable leads it elsewhere, and forgets it when it is killed.
+    source: python_backend, pb_env.cc, PythonEnvironmentManager.
+    """
+    others = list(_starts_of_others())
+    for folder in Path("/tmp").glob("python_env_??????"):  # noqa: S108
+        with suppress(OSError):  # it is not empty, not ours, or gone
+            made = folder.stat()
+            late = [start for start in others if start <= made.st_mtime]
+            if made.st_uid == os.geteuid() and made.st_mtime >= began and not late:
+                folder.rmdir()
+
+
+def _starts_of_others() -> Iterator[float]:
+    """When the processes began that have Triton's Python backend loaded; Unix time, some 10 ms too early."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # another user's, or gone
+            if "/libtriton_python.so" in (process / "maps").read_text():
+                since_boot = int((process / "stat").read_text().rpartition(")")[2].split()[19]) / ticks
+                yield time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot - 1 / ticks
 
 
 class _Signals:
@@ -69,7 +103,7 @@ class _Signals:
         return os.read(self.reader, 1024)
 
 
-def _start(command: list[str], prctl: Callable[[int, int], int]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], folder: str, prctl: Callable[[int, int], int]) -> subprocess.Popen[bytes]:
     keeper = os.getpid()
 
     def die_with_the_keeper() -> None:
@@ -82,6 +116,8 @@ def _start(command: list[str], prctl: Callable[[int, int], int]) -> subprocess.P
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),
         stderr=sys.stderr.fileno(),
+        cwd=folder,
+        env={**os.environ, "TMPDIR": folder},
         start_new_session=True,
         preexec_fn=die_with_the_keeper,  # noqa: PLW1509  # this process has one thread
     )

@@ -9,17 +9,18 @@ import asyncio
 import os
 import random
 import re
-import secrets
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from gateway.artifacts import Progress
+from gateway.scratch import Scratch, left_over
 from gateway.triton.host import Installation, LocalTritonError, has_gpu, install
-from gateway.triton.keeper import remove_shared_memory
+from gateway.triton.keeper import remove_leftovers
 from gateway.triton.repository import survey
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -90,6 +91,7 @@ class LocalTriton:
         self._log: BinaryIO | None = None
         self._log_start = 0
         self._shm_prefix = ""
+        self._scratch: Scratch | None = None
         self._keeper: asyncio.subprocess.Process | None = None
 
     def __repr__(self) -> str:
@@ -154,8 +156,11 @@ class LocalTriton:
             return 0
         status = await self._keeper.wait()
         self.pid = None
-        if status < 0:  # the keeper itself was killed; the server died with it, and the regions are left to us
-            remove_shared_memory(self._shm_prefix)
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            if status < 0:  # the keeper itself was killed; the server died with it, and the rest is left to us
+                await asyncio.to_thread(_remove_leftovers, scratch.path)
+            scratch.close()
         return status
 
     async def aclose(self) -> None:
@@ -218,7 +223,7 @@ class LocalTriton:
         raise PortTaken(f"No free {what} port was found on {self.host} between 20000 and 32767.")
 
     def _command(self, installation: Installation, models: Sequence[str]) -> list[str]:
-        command = [str(installation.tritonserver), f"--model-repository={self.repository}"]
+        command = [str(installation.tritonserver), f"--model-repository={self.repository.absolute()}"]
         command += [f"--backend-directory={installation.backends}", f"--cache-directory={installation.caches}"]
         command += [f"--grpc-address={self.host}", f"--grpc-port={self.grpc_port}"]
         command += [f"--http-address={self.host}", f"--http-port={self.http_port}"]
@@ -231,14 +236,15 @@ class LocalTriton:
         return [*command, *self._extra]
 
     async def _spawn(self, installation: Installation, models: Sequence[str]) -> None:
-        # Unique to this start, because the keeper removes every region that has it.
-        self._shm_prefix = f"inference-gateway-{os.getpid()}-{secrets.token_hex(4)}-"
+        self._scratch = await asyncio.to_thread(_new_scratch)
+        self._shm_prefix = _shm_prefix(self._scratch.path)
         if self._log is None:
             self._log = open(self._log_path, "ab+") if self._log_path else tempfile.TemporaryFile("ab+")  # noqa: SIM115, ASYNC230
         self._log_start = os.fstat(self._log.fileno()).st_size
         # In a session of its own, so that Ctrl-C reaches the gateway alone, which then ends it in its own order.
         self._keeper = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", str(_KEEPER), self._shm_prefix, *self._command(installation, models)),
+            *(sys.executable, "-I", str(_KEEPER), self._shm_prefix, str(self._scratch.path)),
+            *self._command(installation, models),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log.fileno(),
@@ -263,6 +269,30 @@ class LocalTriton:
     def _with_log(self, text: str) -> str:
         where = f"Its log, {self._log_path}, ends with:" if self._log_path else "Its log ends with:"
         return "\n".join([text, where, *(f"  {line}" for line in self.log_tail())])
+
+
+_KIND = "triton"
+_BEGAN = "began"  # an empty file, as old as the start
+
+
+def _new_scratch() -> Scratch:
+    """A folder for one start, after the end of what starts left whose gateways were killed with their keepers."""
+    for path in left_over(_KIND):
+        _remove_leftovers(path)
+    scratch = Scratch(_KIND)
+    (scratch.path / _BEGAN).touch()
+    return scratch
+
+
+def _shm_prefix(folder: Path) -> str:
+    """Unique to one start, because every region that has it goes with the folder."""
+    return folder.name.removesuffix(_KIND)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    began = folder / _BEGAN
+    since = began.stat().st_mtime if began.exists() else time.time()
+    remove_leftovers(_shm_prefix(folder), str(folder), since)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Final
 
-from gateway.forward.channel import UPSTREAM, ChannelOptions, WireChannel, client_tls
+from gateway.forward.channel import ChannelOptions, WireChannel, client_tls
 from gateway.status import OK, Code
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
+from gateway.wire.budget import Budget
 from gateway.wire.client import ClientCall
-from gateway.wire.codes import CallFailed as WireFailed
-from gateway.wire.fields import Fields, fields_from, legible_metadata
-from gateway.wire.messages import PREFIX, decompress
+from gateway.wire.fields import Fields, fields_from, metadata_from
+from gateway.wire.limits import UPSTREAM
+from gateway.wire.messages import PREFIX
+
+MOST_DISCARDED: Final = 100
+"""Small calls that were given up and that a Triton may finish all the same, at once on a connection: told of very many
+that ended early, it may crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +31,17 @@ class Tls:
     server_name: str | None = None
 
 
-def wire_channel(address: str, max_message_bytes: int, tls: Tls | None) -> WireChannel:
-    """raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
+def wire_channel(address: str, max_message_bytes: int, tls: Tls | None, budget: Budget | None = None) -> WireChannel:
+    """budget: for answers that are collected whole. raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
     # No keepalive pings: Triton's default is to answer GOAWAY to more than one per 5 minutes without data. The probes
     # ask every second and notice a connection that hangs.
     limits = replace(UPSTREAM, message_bytes=max_message_bytes, keepalive_seconds=0.0)
     context = client_tls(tls.ca, tls.certificate, tls.key) if tls else None
     server_name = tls.server_name if tls else None
-    return WireChannel(address, ChannelOptions(limits=limits, tls=context, server_name=server_name))
+    options = ChannelOptions(
+        limits=limits, tls=context, server_name=server_name, most_discarded=MOST_DISCARDED, budget=budget
+    )
+    return WireChannel(address, options)
 
 
 class ChannelConnection:
@@ -63,7 +72,7 @@ class ChannelConnection:
             raise
         if call.code is not OK:
             raise _failure_of(call)
-        return Answer(_body_of(call), legible_metadata(call.initial), legible_metadata(call.trailing))
+        return Answer(call.body, metadata_from(call.initial), metadata_from(call.trailing))
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
         return WireStream(self.channel, path, metadata, timeout, listener)
@@ -73,17 +82,7 @@ class ChannelConnection:
 
 
 def _failure_of(call: ClientCall) -> CallFailed:
-    return CallFailed(call.code, call.text, legible_metadata(call.trailing), from_server=call.from_server)
-
-
-def _body_of(call: ClientCall) -> bytes:
-    """:raises CallFailed: if it can't be decompressed."""
-    if not call.compressed:
-        return call.body
-    try:
-        return decompress(call.body, call.encoding, call.connection.limits)
-    except WireFailed as failure:
-        raise CallFailed(failure.code, failure.text, from_server=False) from failure
+    return CallFailed(call.code, call.text, metadata_from(call.trailing), origin=call.origin)
 
 
 class WireStream:
@@ -143,14 +142,7 @@ class WireStream:
             self._listener.has_room()
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
-        wire = self._wire
-        if compressed:
-            try:
-                body = decompress(body, wire.encoding, wire.connection.limits)
-            except WireFailed as failure:
-                wire.cancel(failure.code, failure.text)
-                return
-        wire.hungry = self._listener.message_arrived(body)
+        self._wire.hungry = self._listener.message_arrived(body)
 
     def _ended(self, wire: ClientCall) -> None:
         if wire.code is Code.OK:

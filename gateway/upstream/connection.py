@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.status import Origin
 from gateway.types import Metadata
 from gateway.wire.client import ClientCall
 from gateway.wire.fields import Fields
@@ -23,17 +24,19 @@ class Answer:
 
 
 class CallFailed(Exception):
-    """A call to an endpoint ended with another status than OK.
+    """A call to an endpoint ended with another status than OK."""
 
-    from_server is False if the transport made the status itself: no connection, reset, GOAWAY.
-    """
-
-    def __init__(self, code: int, text: str, trailing: Metadata = (), *, from_server: bool = True) -> None:
+    def __init__(self, code: int, text: str, trailing: Metadata = (), *, origin: Origin = Origin.SERVER) -> None:
         super().__init__(f"{code}: {text}")
         self.code = code
         self.text = text
         self.trailing = trailing
-        self.from_server = from_server
+        self.origin = origin
+
+    @property
+    def from_server(self) -> bool:
+        """Did the endpoint give the status itself?"""
+        return self.origin is Origin.SERVER
 
 
 class StreamListener(Protocol):

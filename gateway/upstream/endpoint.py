@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any, Final
+from typing import Final
 
 from gateway.status import Meaning, Verdict
 from gateway.upstream.connection import Connection
+from gateway.upstream.known import MOST_KNOWN, KnownModel
 
 ModelKey = tuple[str, str]
 """A Triton model's name and version; version "" stands for the server's policy."""
@@ -42,7 +43,7 @@ class Endpoint:
         self._in_flight = 0
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
-        self.kept: dict[object, Any] = {}  # by its users, under keys of their own, for as long as it lives
+        self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
 
     def __repr__(self) -> str:
@@ -51,6 +52,27 @@ class Endpoint:
     def can_serve(self, model: str, version: str) -> bool:
         """Is there no reason to think that it can't? Models that nobody watches get the benefit of the doubt."""
         return self.state is not _DOWN and self.models.get((model, version), True)
+
+    def known(self, model: str, version: str) -> KnownModel:
+        """Where to remember something of a model as it is now. Ask each time: another one follows when it changes."""
+        found = self.remembered.get((model, version))
+        if found is None:
+            if len(self.remembered) >= MOST_KNOWN:
+                self.remembered.pop(next(iter(self.remembered))).forget()
+            found = self.remembered[model, version] = KnownModel(model, version)
+        return found
+
+    def has_seen(self, model: str, version: str, what: str) -> bool:
+        """Is this remembered of a model? Unlike `known`, asking makes nothing be remembered."""
+        found = self.remembered.get((model, version))
+        return found is not None and what in found.kept
+
+    def forget(self, model: str | None = None) -> None:
+        """A model, or with None any of them, has been loaded or unloaded, or may have been: what is remembered ends."""
+        for key in [key for key in self.remembered if model is None or key[0] == model]:
+            known = self.remembered.pop(key, None)
+            if known is not None:
+                known.forget()
 
     @property
     def in_flight(self) -> int:
@@ -81,6 +103,7 @@ class Endpoint:
         """Take no more calls, for good: who still knows this endpoint began before the config changed."""
         self.state = State.DOWN
         self.reason = "removed from the config"
+        self.forget()
 
     async def wait_idle(self) -> None:
         """Return when no call is in flight."""
@@ -100,6 +123,9 @@ class Endpoint:
             if self.state is not State.DOWN:
                 self.state = State.SUSPECT
                 self.reason = text
-        elif meaning is not Meaning.UNCLEAR and not (meaning is Meaning.MODEL_GONE and model in self.models):
+            self.forget()  # it may have been started again
+        elif meaning is Meaning.MODEL_GONE and model in self.models:
+            self.forget(model[0])
+        elif meaning is not Meaning.UNCLEAR:
             return
         self.on_suspicion()

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.status import Code
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, ModelKey, State
+from gateway.upstream.known import KnownModel
 from gateway.v2.names import SERVICE
 
 _MODELS_AT_ONCE = 8  # concurrent ModelReady calls to one endpoint
@@ -78,6 +79,7 @@ class Prober:
         while True:
             await self._probe()
             self._first.set()
+            await self._look_again()
             now = (self.endpoint.state, self.endpoint.reason, dict(self.endpoint.models))
             if now != self._told and self.endpoint.state is not State.UNPROBED:
                 self._told = now
@@ -109,7 +111,12 @@ class Prober:
             self._note_failure(failure)
             return
         self._slow, self._took = 0, clock() - began
+        for name, version in ready:
+            if ready[name, version] != endpoint.models.get((name, version), ready[name, version]):
+                endpoint.forget(name)
         endpoint.models = ready
+        if live.live and endpoint.state is not State.READY:
+            endpoint.forget()  # it may have been started again since it was last heard of
         if live.live:
             endpoint.state, endpoint.reason = State.READY, ""
         else:
@@ -137,6 +144,29 @@ class Prober:
 
         models = self._models
         return dict(zip(models, await asyncio.gather(*map(ask, models)), strict=True))
+
+    async def _look_again(self) -> None:
+        """Ask whether the models that something is remembered of are still as they were; see `known`."""
+        if self.endpoint.state is State.READY and self.endpoint.remembered:
+            limit = asyncio.Semaphore(_MODELS_AT_ONCE)
+            await asyncio.gather(*(self._look_at(known, limit) for known in list(self.endpoint.remembered.values())))
+
+    async def _look_at(self, known: KnownModel, limit: asyncio.Semaphore) -> None:
+        name, version = known.name, known.version
+        async with limit:
+            if not known.is_current:
+                return
+            before = known.counts
+            try:
+                config = pb.ModelConfigRequest(name=name, version=version)
+                same = known.is_same_config((await self._ask("ModelConfig", config, pb.ModelConfigResponse)).config)
+                counts = pb.ModelStatisticsRequest(name=name, version=version)
+                statistics = await self._ask("ModelStatistics", counts, pb.ModelStatisticsResponse)
+                same = known.is_same_count(statistics, before) and same
+            except CallFailed:
+                same = False  # it is gone, or nobody knows
+            if not same and known.is_current:
+                self.endpoint.forget(name)
 
     async def _ask(self, method: str, request: Any, response: Any) -> Any:
         """raises: CallFailed. Any: protobuf message classes, which carry no types of their own."""

@@ -2,25 +2,32 @@
 
 Bytes go in by `receive`, come out by `output`; `wake` is called whenever there may be output that the owner of the
 socket does not know of. `tick` wants to be called about once a second.
+
+No event has as many things done at once as a peer likes: in a turn of the loop only so many calls begin, move or end.
+What is left waits in order; `has_work` says so, and `advance` does the next turn's part.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from gateway.status import Code
+from gateway.wire.budget import Budget
 from gateway.wire.codes import CallFailed
 from gateway.wire.engine import WRITE_SIZE, Engine
 from gateway.wire.frames import (
+    BOTH,
     ConnectionClosed,
     DataReceived,
+    EndedBy,
     EngineError,
     ErrorCode,
     Event,
     GoAwayReceived,
+    HeadersDropped,
     HeadersEvent,
     PingAcknowledged,
     RequestReceived,
@@ -33,7 +40,15 @@ from gateway.wire.frames import (
     goaway_frame,
 )
 from gateway.wire.limits import Bucket, Limits
-from gateway.wire.messages import PREFIX, SMALL, SMALL_PREFIXES
+from gateway.wire.messages import PREFIX, SMALL, SMALL_PREFIXES, Inflater
+from gateway.wire.prices import (
+    BYTES_PER_UPDATE,
+    CONTROL_FRAME,
+    HEAD_EXPLAINS,
+    HEADER_BYTES_PER_EVENT,
+    MESSAGE_EXPLAINS,
+    WINDOW_UPDATE_FRAME,
+)
 from gateway.wire.stream import Stream
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
@@ -46,11 +61,12 @@ _RESPONSE: Final = ResponseReceived
 _TRAILERS: Final = TrailersReceived
 _WINDOW: Final = WindowUpdated
 _RESET: Final = StreamReset
+_DROPPED: Final = HeadersDropped
 
-BYTES_PER_UPDATE: Final = 4096  # sent bytes that explain one WINDOW_UPDATE
-UPDATES_PER_CALL: Final = 6  # control frames that an honest head explains (C-core: up to three updates, and BDP pings)
-UPDATES_PER_MESSAGE: Final = 3  # those that a small message on a stream explains: C-core's two updates and a BDP ping
 MANY_EVENTS: Final = 50  # of one read
+TURN: Final = 200  # calls begun, moved or ended, and messages handed on, in one turn of the loop: a few ms of work
+INFLATED_AT_ONCE: Final = 65_536  # bytes; what grows to no more takes 0.2 ms or so ...
+INFLATED_AS: Final = 5  # ... as long as so many of those
 DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
 BUG_TEXT: Final = "Internal error"
 
@@ -58,12 +74,22 @@ BUG_TEXT: Final = "Internal error"
 def _ignore(error: Exception) -> None: ...
 
 
+Elsewhere = Callable[[Inflater, Callable[[CallFailed | None], None]], None]
+"""Takes a step of an inflater beside the event loop, and tells on the loop how that went."""
+
+
 class Connection(ABC, Generic[AnyStream]):
     """Base of `ServerConnection` and `ClientConnection`."""
 
-    def __init__(self, engine: Engine, limits: Limits, now: float, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Engine, limits: Limits, now: float, wake: Callable[[], None], budget: Budget | None = None
+    ) -> None:
+        """budget: for messages that are collected whole, if it is not this connection's alone."""
         self.engine = engine
         self.limits = limits
+        self.budget = budget or Budget(limits.collected_bytes, "collected_bytes")
+        self.elsewhere: Elsewhere | None = None  # without it everything is inflated at once
+        self.turn_left = TURN  # see there
         self._small = min(SMALL, limits.message_bytes)
         self.wake = wake
         self.now = now
@@ -73,7 +99,6 @@ class Connection(ABC, Generic[AnyStream]):
         self.draining = False  # no new calls
         self.reason = ""  # why it was closed, for the log
         self.greeted = False  # the peer's first SETTINGS came
-        self.work = 0  # events handled since the owner set this to 0
         self.full = False  # does the socket take no more now? Its owner sees to it that it is not so for ever ...
         self.reads = True  # ... and may not read meanwhile; then the peer can't be late with what it sends
         self.born = now
@@ -86,6 +111,91 @@ class Connection(ABC, Generic[AnyStream]):
         self._active_at = now
         self._pinged_at: float | None = None
         self._watched: set[Stream] = set()
+        self._later: list[Event] = []  # that this turn had no room for
+        self._behind: dict[AnyStream, None] = {}  # streams with messages that their readers want
+        self._ending: deque[AnyStream] = deque()  # calls that the connection's end has ended, and that are not told yet
+        self._writers_wait = False
+
+    # Turns
+
+    @property
+    def is_late(self) -> bool:
+        """Has more come than it could be dealt with in a turn?"""
+        return bool(self._later)
+
+    @property
+    def has_work(self) -> bool:
+        """Is there anything for `advance` to do?"""
+        return bool(self._later) or bool(self._behind) or bool(self._ending) or self._writers_wait
+
+    def advance(self) -> None:
+        """A new turn of the loop: go on with what is left of the ones before."""
+        self.turn_left = TURN
+        if not self.has_work:
+            return
+        self._tell_ends()
+        if self._later:
+            events, self._later = self._later, []
+            self._handle(events)
+        for stream in list(self._behind):
+            if self.turn_left <= 0:
+                break
+            del self._behind[stream]
+            self._work_off(stream)
+        if self._writers_wait:
+            self._notify_writable()
+        if self.has_work:
+            self.wake()
+
+    def go_on_with(self, stream: AnyStream) -> None:
+        """It has messages that its reader wants: hand them on in a later turn."""
+        self._behind[stream] = None
+        self.wake()
+
+    def _work_off(self, stream: AnyStream) -> None:
+        if stream.done:
+            return
+        try:
+            stream.work_off()
+            if stream._ends_late and not stream.is_behind:
+                stream._ends_late = False
+                self._all_read(stream)
+        except CallFailed as failure:
+            self._call_failed(stream, failure)
+        except Exception as error:  # as in `_data`
+            self.on_bug(error)
+            self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
+
+    # Compression
+
+    def inflate(self, stream: AnyStream, body: bytes, then: Callable[[bytes], None]) -> None:
+        """Have a message's plain form handed to `then`: at once if that is small, else when it has been made elsewhere.
+
+        raises: CallFailed if it can't be had; what is found later ends the call.
+        """
+        inflater = Inflater(body, stream.encoding, stream._limit())
+        self.turn_left -= INFLATED_AS
+        is_all = inflater.step(INFLATED_AT_ONCE)
+        stream._charge(inflater.size)
+        elsewhere = self.elsewhere
+        if elsewhere is None:
+            while not is_all:
+                before = inflater.size
+                is_all = inflater.step(INFLATED_AT_ONCE)
+                stream._charge(inflater.size - before)
+        if is_all or elsewhere is None:
+            then(inflater.body)
+            return
+        stream._is_inflating = True
+        elsewhere(inflater, _Inflation(self, stream, inflater, then).stepped)
+
+    def failed(self, stream: AnyStream, error: Exception) -> None:
+        """What was done for a call has raised this. Only that call ends."""
+        if isinstance(error, CallFailed):
+            self._call_failed(stream, error)
+        else:
+            self.on_bug(error)
+            self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
 
     # Bytes
 
@@ -106,8 +216,13 @@ class Connection(ABC, Generic[AnyStream]):
             self._partial_since = now
         events = engine.events()
         if events:
-            self.work += len(events)
-            self._handle(events if len(events) <= MANY_EVENTS else self._thinned_out(events))
+            if self._later:
+                self._later = list(self._thinned_out([*self._later, *events]))
+            else:
+                self._handle(events if len(events) <= MANY_EVENTS else self._thinned_out(events))
+        if engine.decoded:
+            self.turn_left -= engine.decoded // HEADER_BYTES_PER_EVENT
+            engine.decoded = 0
         if engine.glitches:
             if not self._glitches.take(engine.glitches, now):
                 self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that mean nothing")
@@ -128,7 +243,10 @@ class Connection(ABC, Generic[AnyStream]):
         data = self.engine.data_to_send(WRITE_SIZE)
         events = self.engine.events()
         if events:
-            self._handle(events)
+            if self._later:
+                self._later += events
+            else:
+                self._handle(events)
         if len(data) > BYTES_PER_UPDATE:
             self._control.take(-len(data) / BYTES_PER_UPDATE, self.now)
         if self._watched:
@@ -137,31 +255,40 @@ class Connection(ABC, Generic[AnyStream]):
 
     def expect_updates(self) -> None:
         """A message goes out on a stream, and a peer that reads at once answers each however small it is."""
-        self._control.take(-UPDATES_PER_MESSAGE, self.now)
+        self._control.take(-MESSAGE_EXPLAINS, self.now)
 
     # Events
 
     def _handle(self, events: Sequence[Event]) -> None:
         streams = self.streams
         control = 0.0
-        for event in events:
+        for at, event in enumerate(events):
             if self.closed:
                 return  # one of them was the last straw
+            if self.turn_left <= 0:
+                self._later = list(events[at:])
+                self.wake()
+                break
             kind = type(event)
             try:
                 if kind is _DATA:
+                    self.turn_left -= 1
                     self._data(streams.get(event.stream_id), event)  # type: ignore[attr-defined, arg-type]
                 elif kind is _CLOSED:
+                    self.turn_left -= 1
                     self._stream_closed(event)  # type: ignore[arg-type]
                 elif kind is _REQUEST or kind is _RESPONSE or kind is _TRAILERS:
-                    control -= UPDATES_PER_CALL
+                    control -= HEAD_EXPLAINS
+                    self.turn_left -= 1
                     self._headers(event)  # type: ignore[arg-type]
                 elif kind is _WINDOW:
-                    control += 1.0
+                    control += WINDOW_UPDATE_FRAME
                 elif kind is _RESET:  # its StreamClosed follows
                     self._reset_by_peer(event)  # type: ignore[arg-type]
+                elif kind is _DROPPED:
+                    self._headers_dropped(event)  # type: ignore[arg-type]
                 else:
-                    control += 1.0
+                    control += CONTROL_FRAME
                     self._control_event(event)
             except Exception as error:  # as in `_safely`, without the call
                 self.on_bug(error)
@@ -171,7 +298,7 @@ class Connection(ABC, Generic[AnyStream]):
     def _data(self, stream: AnyStream | None, event: DataReceived) -> None:
         data = event.data
         if stream is None or stream.done or stream.deaf:  # the bytes are dropped, their window still goes back
-            self.give_back(len(data), event.stream_id)
+            self.give_back(len(data), event.stream_id if stream is None or stream.wants_window else 0)
             return
         try:
             size = len(data) - PREFIX
@@ -180,7 +307,7 @@ class Connection(ABC, Generic[AnyStream]):
                 and data.startswith(SMALL_PREFIXES[size])
                 and stream.missing < 0
                 and stream.on_message is None
-                and stream._buffer is None
+                and not stream._prefix
             ):  # nearly always: the one message of a unary call, whole
                 stream.body = data[PREFIX:]
                 stream.missing = 0
@@ -201,20 +328,36 @@ class Connection(ABC, Generic[AnyStream]):
             self.wake()
 
     def _stream_closed(self, event: StreamClosed) -> None:
-        if event.error_code:
-            self._count_reset(event.stream_id)
+        if event.by is not BOTH:
+            self._count_end(event)
         stream = self.streams.pop(event.stream_id, None)
         if stream is not None:
             if self._watched:
                 self._watched.discard(stream)
-            stream.closed = True
-            if stream._held or stream.on_writable is not None:
-                stream._close()
-            self._call_closed(stream, event.error_code)
-            if stream.done:  # and is not under way again
-                stream._forget()
+            if event.by is not BOTH:
+                stream.ended_by = event.by
+            self._end_stream(stream, event.error_code)
         if self.draining and not self.streams:
             self.wake()
+
+    def _end_stream(self, stream: AnyStream, error_code: int) -> None:
+        """The engine has forgotten the stream. Its end is told before those are let go who wait for room on it: what
+        they have kept is for nobody now."""
+        stream.closed = True
+        if stream._held:
+            held, stream._held = stream._held, 0
+            self.give_back(held, stream.id)
+        waiting = stream.on_writable
+        if waiting is not None:
+            stream.on_writable = None
+        try:
+            self._call_closed(stream, error_code)
+        except Exception as error:  # as in `_safely`
+            self.on_bug(error)
+        if waiting is not None:
+            self._safely(waiting)
+        if stream.done:  # and is not under way again
+            stream._forget()
 
     def _control_event(self, event: Event) -> None:
         if isinstance(event, SettingsReceived):
@@ -247,9 +390,15 @@ class Connection(ABC, Generic[AnyStream]):
     @abstractmethod
     def _call_closed(self, stream: AnyStream, error_code: int) -> None: ...
 
+    def _all_read(self, stream: AnyStream) -> None:
+        """The reader has the last message of a stream that ended before."""
+
     def _reset_by_peer(self, event: StreamReset) -> None: ...
 
-    def _count_reset(self, stream_id: int) -> None: ...
+    def _headers_dropped(self, event: HeadersDropped) -> None: ...
+
+    def _count_end(self, event: StreamClosed) -> None:
+        """Of a stream that was reset, whatever the code."""
 
     def _ping_answered(self) -> None: ...
 
@@ -264,7 +413,13 @@ class Connection(ABC, Generic[AnyStream]):
         self.wake()
 
     def _notify_writable(self) -> None:
+        self._writers_wait = False
         for stream in [s for s in self._watched if s.unsent <= self.limits.unsent_bytes]:
+            if self.turn_left <= 0:
+                self._writers_wait = True
+                self.wake()
+                return
+            self.turn_left -= 1
             self._watched.discard(stream)
             self._safely(stream._let_go)
 
@@ -281,19 +436,25 @@ class Connection(ABC, Generic[AnyStream]):
             self.close(reason)
 
     def close(self, reason: str) -> None:
-        """End at once: every call that runs is told. Also to be called when the socket is lost."""
+        """End at once: every call that runs is told, in this turn or the next ones. Also to be called when the socket
+        is lost."""
         if self.closed:
             return
         self.closed = True
         self.draining = True
         self.reason = reason
+        self._later.clear()
         streams, self.streams = self.streams, {}
         for stream in streams.values():
-            self._safely(stream._close)
-            self._safely(partial(self._call_closed, stream, -1))
-            if stream.done:
-                stream._forget()
+            stream.ended_by = EndedBy.CONNECTION
+        self._ending.extend(streams.values())
+        self._tell_ends()
         self.wake()
+
+    def _tell_ends(self) -> None:
+        while self._ending and self.turn_left > 0:
+            self.turn_left -= 1
+            self._end_stream(self._ending.popleft(), -1)
 
     def _safely(self, callback: Callable[[], None]) -> None:
         """A callback's own fault must not reach other calls."""
@@ -336,3 +497,37 @@ class Connection(ABC, Generic[AnyStream]):
             self._pinged_at = now
             self.engine.ping()
             self.wake()
+
+
+class _Inflation:
+    """A message while it is inflated elsewhere. Nothing of it refers to itself, so that it goes with its last step."""
+
+    def __init__(
+        self, connection: Connection[Any], stream: Stream, inflater: Inflater, then: Callable[[bytes], None]
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._inflater = inflater
+        self._then = then
+        self._charged = inflater.size
+
+    def stepped(self, failure: CallFailed | None) -> None:
+        connection, stream, inflater = self._connection, self._stream, self._inflater
+        if stream.done:
+            return
+        if failure is not None:
+            connection.failed(stream, failure)
+            return
+        try:
+            stream._charge(inflater.size - self._charged)
+            self._charged = inflater.size
+            if not inflater.body:
+                if connection.elsewhere is not None:
+                    connection.elsewhere(inflater, self.stepped)
+                return
+            stream._is_inflating = False
+            self._then(inflater.body)
+            if stream._ends_late or stream._chunks:
+                connection.go_on_with(stream)
+        except Exception as error:
+            connection.failed(stream, error)

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from gateway.bounded import make_room
 from gateway.wire.frames import (
     ACK,
+    BOTH,
     CONTINUATION,
     DATA,
     ENABLE_PUSH,
@@ -46,10 +48,12 @@ from gateway.wire.frames import (
     WITH_PRIORITY,
     ConnectionClosed,
     DataReceived,
+    EndedBy,
     EngineError,
     ErrorCode,
     Event,
     GoAwayReceived,
+    HeadersDropped,
     PingAcknowledged,
     PingReceived,
     RequestReceived,
@@ -64,20 +68,44 @@ from gateway.wire.frames import (
     number,
     settings_frame,
 )
-from gateway.wire.heads import Head, Malformed, request_head, response_head, trailers_head
+from gateway.wire.heads import TOO_LARGE, Head, Malformed, request_head, response_head, trailers_head
 from gateway.wire.hpack import KEPT, KEPT_BYTES, BadBlock, Decoder, Encoder, Field, TooLarge
 from gateway.wire.limits import Limits
+from gateway.wire.prices import (
+    EMPTY_DATA,
+    LEAST_CONTINUATION,
+    MALFORMED_HEAD,
+    PRIORITY_FRAME,
+    SMALL_CONTINUATION,
+    UNKNOWN_FRAME,
+)
+from gateway.wire.states import (
+    ALL_SENT,
+    AWAITING,
+    BODY,
+    BODY_END,
+    CLOSED,
+    HEAD,
+    HEAD_END,
+    NEXT,
+    OPEN,
+    RECEIVED,
+    TRAILERS,
+    Strays,
+    fault_text,
+)
 
 WRITE_SIZE: Final = 262_144  # bytes; more than this is given by several calls of `data_to_send`
 SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
 FRAME_BYTES: Final = 65_536  # in one frame, either way: some per MiB cost little, and each is one turn
-MOST_LEFT_OPEN: Final = 1000  # streams that we ended and the peer has not, whose frames are no fault of the peer's
+MOST_RESIZED: Final = 20_000  # windows that the peer's SETTINGS may change in one go: some ms of work
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
 _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
 _SIZE: Final = ErrorCode.FRAME_SIZE_ERROR
 _FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
 _CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
+_DROPPED: Final = b"\x80"  # stands for a block that was dropped: no block that means anything
 
 
 class _Stream:
@@ -88,15 +116,12 @@ class _Stream:
         self.window = window  # bytes that we may send
         self.allowance = allowance  # bytes that the peer may send
         self.owed = 0  # bytes that were taken, and the peer not told
-        self.has_head = False  # the peer's head came
-        self.local_done = False
-        self.remote_done = False
-        self.closed = False
+        self.state = AWAITING
         self.length = -1  # content-length, until it is wrong
         self.received = 0  # bytes of body
         self.queue: deque[bytes | memoryview] | None = None
         self.queued = 0  # bytes in it
-        self.ends = False  # with the last byte of the queue
+        self.ends = False  # END_STREAM was sent, or will be with the last byte of the queue
         self.trailers: Sequence[Field] | None = None  # after it
         self.is_ready = False  # has a place among those that take turns
 
@@ -106,14 +131,14 @@ class Engine:
 
     def __init__(self, limits: Limits, is_client: bool) -> None:
         self.glitches = 0  # frames that an honest peer has little reason to send; the owner sets it back
+        self.decoded = 0  # bytes of header blocks that had to be decoded; likewise
         self._limits = limits
         self._is_client = is_client
         self._events: list[Event] = []
         self._streams: dict[int, _Stream] = {}
         self._next_id = 1
         self._last_id = 0  # the highest stream that the peer has opened
-        self._left_open: set[int] = set()  # streams that we have ended and the peer not yet
-        self._forgotten = 0  # of streams up to here it is not known any more whether they are among them
+        self._strays = Strays()
         # In
         self._decoder = Decoder(limits.header_list_bytes_hard)
         self._heads: dict[bytes, Head] = {}  # by their blocks, while the decoder's table stays as it is
@@ -127,6 +152,8 @@ class Engine:
         self._block_id = 0  # its stream, or 0
         self._block_flags = 0
         self._block_frames = 0
+        self._block_size = 0  # bytes that have come of it
+        self._block_dropped = False  # it is larger than any that is kept
         self._body_left = 0  # bytes of a DATA frame that are still to come ...
         self._body_id = 0  # ... on this stream
         self._body_ends = False
@@ -134,12 +161,15 @@ class Engine:
         self._owed = 0
         self._owed_most = limits.connection_window // 2  # what the peer is told of at once
         self._owed_most_stream = limits.stream_window // 2
+        self._stream_window = limits.stream_window  # that the peer has on a new stream ...
+        self._announced = deque((limits.stream_window,))  # ... and those that it has not acknowledged yet
         # Out
         self._encoder = Encoder()
         self._out: list[bytes | memoryview] = []
         self._out_size = 0  # bytes of bodies in it
         self._window = FIRST_WINDOW  # bytes that we may send on the connection
         self._first_window = FIRST_WINDOW  # and on a new stream
+        self._resized = 0  # windows of streams by the peer's SETTINGS, since output was taken
         self._frame_most = LEAST_FRAME  # bytes that one may have
         self._ready: deque[_Stream] = deque()  # with a body to send
         self._queued = 0  # bytes of those
@@ -257,7 +287,7 @@ class Engine:
         elif kind == PUSH_PROMISE:
             raise EngineError(_PROTOCOL, "PUSH_PROMISE, which is not allowed here")
         else:
-            self.glitches += 1  # of a kind that we don't know, to be ignored
+            self.glitches += UNKNOWN_FRAME  # to be ignored
 
     # Bodies
 
@@ -268,11 +298,11 @@ class Engine:
         if length > self._allowance:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
         self._allowance -= length
-        if stream is None or stream.remote_done or not stream.has_head or length > stream.allowance:
+        if stream is None or stream.state >= AWAITING or length > stream.allowance:
             self._body_fault(stream_id, stream, ends)
             stream = None  # its bytes are dropped
         elif not length and not ends:
-            self.glitches += 1
+            self.glitches += EMPTY_DATA
         if stream is not None:
             stream.allowance -= length
         self._body_id = stream_id
@@ -311,26 +341,22 @@ class Engine:
             stream.received += len(data)
             if stream.received > stream.length or (ends and stream.received != stream.length):
                 self.acknowledge(len(data), 0)
-                self.reset_stream(stream.id, _PROTOCOL)
+                self._refuse(stream, _PROTOCOL)
                 return
         self._events.append(DataReceived(stream.id, data, ends))
         if ends:
-            self._remote_done(stream)
+            self._move(stream, BODY_END)
 
     def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool) -> None:
         """DATA on a stream that can't take it. raises: EngineError if the peer must know better."""
         if stream is None:
             self._on_no_stream(stream_id, "DATA")
             if ends:
-                self._left_open.discard(stream_id)
-        elif stream.remote_done:
-            if not self._is_client:
-                raise EngineError(ErrorCode.STREAM_CLOSED, "DATA on a stream that the client has ended")
-            self.reset_stream(stream_id, ErrorCode.STREAM_CLOSED)
-        elif not stream.has_head:
-            self.reset_stream(stream_id, _PROTOCOL)
+                self._strays.discard(stream_id)
+        elif stream.state >= AWAITING:
+            self._fault(stream, BODY_END if ends else BODY)
         else:
-            self.reset_stream(stream_id, _FLOW)
+            self._refuse(stream, _FLOW)
 
     def _on_no_stream(self, stream_id: int, what: str) -> None:
         """A frame on a stream that is not open. raises: EngineError if the peer must know better."""
@@ -340,7 +366,7 @@ class Engine:
             return  # we may have closed it just now
         if not stream_id & 1 or stream_id > self._last_id:
             raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
-        if stream_id > self._forgotten and stream_id not in self._left_open:
+        if stream_id not in self._strays:
             raise EngineError(
                 ErrorCode.STREAM_CLOSED, f"{what} on a stream that the client has ended, reset or skipped"
             )
@@ -366,19 +392,42 @@ class Engine:
         else:
             self._block = bytearray(payload)
             self._block_id, self._block_flags, self._block_frames = stream_id, flags, 0
+            self._block_size = len(payload)
 
     def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not self._block_id or stream_id != self._block_id:
             raise EngineError(_PROTOCOL, "CONTINUATION of nothing")
         self._block_frames += 1
+        self._block_size += len(payload)
         self._block += payload
-        if self._block_frames > self._limits.max_continuations:
+        is_last = flags & END_HEADERS != 0
+        if self._is_client:
+            if len(payload) < LEAST_CONTINUATION and not is_last:
+                self.glitches += SMALL_CONTINUATION
+        elif self._block_frames > self._limits.max_continuations:
             raise EngineError(_CALM, "too many CONTINUATION frames")
-        if len(self._block) > self._limits.header_list_bytes_hard:
-            raise EngineError(_CALM, "too large a header block")
-        if flags & END_HEADERS:
-            block, self._block, self._block_id = bytes(self._block), bytearray(), 0
+        if self._block_dropped or len(self._block) > self._limits.header_list_bytes_hard:
+            if not self._is_client:
+                raise EngineError(_CALM, "too large a header block")
+            self._drop(bytes(self._block), 0, not self._block_dropped, is_last)
+            self._block_dropped = True
+            self._tell_dropped(stream_id)
+        if is_last:
+            block = _DROPPED if self._block_dropped else bytes(self._block)
+            self._block, self._block_id = bytearray(), 0
             self._whole_block(self._block_flags, stream_id, block)
+            self._block_dropped = False
+
+    def _drop(self, part: bytes, at: int, is_start: bool, is_last: bool) -> None:
+        """Take in what of a block's part matters to later blocks; what has not come whole of it waits in `_block`."""
+        self.decoded += len(part) - at
+        try:
+            at = self._decoder.drop(part, at, is_start)
+        except BadBlock as fault:
+            raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
+        if is_last and (at < len(part) or self._decoder.is_within_field):
+            raise EngineError(ErrorCode.COMPRESSION_ERROR, "a header block ends within a field")
+        self._block = bytearray(part[at:])
 
     def _whole_block(self, flags: int, stream_id: int, block: bytes) -> None:
         stream = self._streams.get(stream_id)
@@ -388,88 +437,110 @@ class Engine:
                 self._on_no_stream(stream_id, "HEADERS")
                 self._decode(block)  # or later blocks would mean something else
                 if ends:
-                    self._left_open.discard(stream_id)
+                    self._strays.discard(stream_id)
                 return
             self._new_request(stream_id, block, ends)
-        elif stream.remote_done:
-            if not self._is_client:
-                raise EngineError(ErrorCode.STREAM_CLOSED, "HEADERS on a stream that the client has ended")
+        elif stream.state >= RECEIVED:
+            self._fault(stream, HEAD_END if ends else HEAD)
             self._decode(block)
-            self.reset_stream(stream_id, ErrorCode.STREAM_CLOSED)
-        elif stream.has_head:
-            self._last_head(stream, block, ends)
-        else:
+        elif stream.state >= AWAITING:
             self._response(stream, block, ends)
+        else:
+            self._last_head(stream, block, ends)
 
     def _new_request(self, stream_id: int, block: bytes, ends: bool) -> None:
         if len(self._streams) >= self._limits.max_streams and not self._unacknowledged:
             raise EngineError(_PROTOCOL, "more streams at once than the client knows that it may open")
         self._last_id = stream_id
-        stream = _Stream(stream_id, self._first_window, self._limits.stream_window)
+        stream = _Stream(stream_id, self._first_window, self._stream_window)
         head = self._head(self._heads, block, is_trailers=False)
         if stream_id > self._goaway_id:
             if not ends:
-                self._leave_open(stream_id)
+                self._strays.add(stream_id, self._last_id)
             return  # the peer knows by our GOAWAY that it is not looked at
         self._streams[stream_id] = stream
+        stream.state = RECEIVED if ends else OPEN
         if head is None or (ends and head.length > 0):
-            stream.remote_done = ends
-            self.reset_stream(stream_id, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL)
             return
-        stream.has_head = True
         stream.length = head.length
-        stream.remote_done = ends
         self._events.append(RequestReceived(stream_id, head.fields, ends))
 
     def _response(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._head(self._heads, block, is_trailers=False)
         if head is None or (ends and head.is_informational):
-            self.reset_stream(stream.id, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL)
+        elif head is TOO_LARGE:
+            self._headers_dropped(stream, ends)
         elif not head.is_informational:
-            stream.has_head = True
             if not ends:
                 stream.length = head.length  # of an answer without a body it may be what another has
             self._events.append(ResponseReceived(stream.id, head.fields, ends))
             if ends:
-                self._remote_done(stream)
+                self._move(stream, HEAD_END)
+            else:
+                stream.state = NEXT[stream.state + HEAD]
 
     def _last_head(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._head(self._trailers, block, is_trailers=True)
-        if head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
-            self.reset_stream(stream.id, _PROTOCOL)
-            return
-        self._events.append(TrailersReceived(stream.id, head.fields, True))
-        self._remote_done(stream)
+        if head is TOO_LARGE and ends:
+            self._headers_dropped(stream, ends)
+        elif head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
+            self._refuse(stream, _PROTOCOL)
+        else:
+            self._events.append(TrailersReceived(stream.id, head.fields, True))
+            self._move(stream, TRAILERS)
+
+    def _tell_dropped(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.state < RECEIVED:
+            limit = self._limits.header_list_bytes_hard
+            self._events.append(HeadersDropped(stream_id, stream.state < AWAITING, limit, self._block_size))
+
+    def _headers_dropped(self, stream: _Stream, ends: bool) -> None:
+        if not self._block_dropped:
+            self._tell_dropped(stream.id)
+        if ends:
+            self._move(stream, TRAILERS if stream.state < AWAITING else HEAD_END)
+        else:
+            self.reset_stream(stream.id)
 
     def _head(self, known: dict[bytes, Head], block: bytes, is_trailers: bool) -> Head | None:
-        """None if it is malformed. raises: EngineError if it can't be decoded."""
+        """None if it is malformed, TOO_LARGE if it was dropped. raises: EngineError if it can't be decoded."""
         head = known.get(block)
         if head is not None:
             return head
         as_of = self._heads_as_of
         fields = self._decode(block)
+        if fields is None:
+            return TOO_LARGE
         try:
             if is_trailers:
                 head = trailers_head(fields)
             else:
                 head = response_head(fields) if self._is_client else request_head(fields)
         except Malformed:
-            self.glitches += 1
+            self.glitches += MALFORMED_HEAD
             return None
         size = sum([len(name) + len(value) for name, value in fields])
         if self._heads_as_of == as_of and len(block) <= KEPT_BYTES and size <= KEPT_BYTES:
-            if len(known) >= KEPT:
-                known.clear()
+            make_room(known, KEPT)
             known[block] = head
         return head
 
-    def _decode(self, block: bytes) -> tuple[Field, ...]:
-        try:
-            fields = self._decoder.decode(block)
-        except BadBlock as fault:
-            raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
-        except TooLarge as excess:
-            raise EngineError(_CALM, str(excess)) from excess
+    def _decode(self, block: bytes) -> tuple[Field, ...] | None:
+        """None if the list is too large. raises: EngineError if it can't be decoded, or the peer must know better."""
+        fields: tuple[Field, ...] | None = None
+        if not self._block_dropped:
+            self.decoded += len(block)
+            try:
+                fields = self._decoder.decode(block)
+            except BadBlock as fault:
+                raise EngineError(ErrorCode.COMPRESSION_ERROR, str(fault)) from fault
+            except TooLarge as excess:
+                if not self._is_client:
+                    raise EngineError(_CALM, str(excess)) from excess
+                self._drop(block, excess.at, False, True)
         if self._heads_as_of != self._decoder.changes:  # what other blocks say may be something else now
             self._heads_as_of = self._decoder.changes
             self._heads.clear()
@@ -494,9 +565,9 @@ class Engine:
         if stream is None:
             self._check_known(stream_id, "WINDOW_UPDATE")
         elif not more:
-            self.reset_stream(stream_id, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL)
         elif stream.window + more > MOST_WINDOW:
-            self.reset_stream(stream_id, _FLOW)
+            self._refuse(stream, _FLOW)
         else:
             stream.window += more
             self._get_ready(stream)
@@ -513,12 +584,12 @@ class Engine:
         stream = self._streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id, "RST_STREAM")
-            self._left_open.discard(stream_id)
+            self._strays.discard(stream_id)
             return
         code = number(payload, 0)
-        stream.remote_done = True
+        stream.state = CLOSED  # for the peer; it sends no more on it
         self._events.append(StreamReset(stream_id, code))
-        self._close(stream, code)
+        self._close(stream, code, EndedBy.PEER)
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if len(payload) % 6 or (flags & ACK and payload):
@@ -527,6 +598,7 @@ class Engine:
             self._unacknowledged -= 1
             if self._unacknowledged < 0:
                 raise EngineError(_PROTOCOL, "an acknowledgement of SETTINGS that were not sent")
+            self._windows_resized(self._announced.popleft())
             return
         self._greeted = True
         settings = {
@@ -550,6 +622,9 @@ class Engine:
             raise EngineError(_FLOW, "too large an INITIAL_WINDOW_SIZE")
         more, self._first_window = window - self._first_window, window
         if more:
+            self._resized += len(self._streams)
+            if self._resized > MOST_RESIZED:
+                raise EngineError(_CALM, "windows are resized too often")
             for stream in self._streams.values():
                 stream.window += more
                 if stream.window > MOST_WINDOW:
@@ -580,7 +655,7 @@ class Engine:
         if self._is_client:
             for stream in list(self._streams.values()):
                 if stream.id > last:
-                    self._close(stream, ErrorCode.REFUSED_STREAM)
+                    self._close(stream, ErrorCode.REFUSED_STREAM, EndedBy.PEER)
 
     def _priority(self, stream_id: int, payload: bytes) -> None:
         if not stream_id:
@@ -589,36 +664,42 @@ class Engine:
             raise EngineError(_SIZE, "PRIORITY has 5 bytes")
         if number(payload, 0) & MOST_ID == stream_id:
             raise EngineError(_PROTOCOL, "a stream that depends on itself")
-        self.glitches += 1
+        self.glitches += PRIORITY_FRAME
 
     # Ends of streams
 
-    def _remote_done(self, stream: _Stream) -> None:
-        stream.remote_done = True
-        if stream.local_done:
+    def _refuse(self, stream: _Stream, code: ErrorCode) -> None:
+        """Reset a stream for a fault of the peer's."""
+        self._out.append(frame(RST_STREAM, 0, stream.id, code.to_bytes(4, "big")))
+        self._close(stream, code, EndedBy.FAULT)
+
+    def _fault(self, stream: _Stream, what: int) -> None:
+        """The peer sent what can't come in the stream's state. raises: EngineError if it must know better."""
+        if stream.state < RECEIVED:
+            self._refuse(stream, _PROTOCOL)
+        elif self._is_client:
+            self._refuse(stream, ErrorCode.STREAM_CLOSED)
+        else:
+            raise EngineError(ErrorCode.STREAM_CLOSED, fault_text(stream.state, what))
+
+    def _move(self, stream: _Stream, what: int) -> None:
+        state = stream.state = NEXT[stream.state + what]
+        if state == CLOSED:
+            self._close(stream, 0)
+        elif state == RECEIVED and self._is_client:  # the answer is whole: nobody waits for the rest of the request
+            self._out.append(frame(RST_STREAM, 0, stream.id, bytes(4)))
             self._close(stream, 0)
 
-    def _local_done(self, stream: _Stream) -> None:
-        stream.local_done = True
-        if stream.remote_done:
-            self._close(stream, 0)
-
-    def _close(self, stream: _Stream, code: int) -> None:
+    def _close(self, stream: _Stream, code: int, by: EndedBy = BOTH) -> None:
         del self._streams[stream.id]
-        stream.closed = True
         if stream.queued:
             self._queued -= stream.queued
             stream.queued = 0
         stream.queue = None
-        if not stream.remote_done and not self._is_client:
-            self._leave_open(stream.id)
-        self._events.append(StreamClosed(stream.id, code))
-
-    def _leave_open(self, stream_id: int) -> None:
-        if len(self._left_open) >= MOST_LEFT_OPEN:
-            self._left_open.clear()
-            self._forgotten = self._last_id
-        self._left_open.add(stream_id)
+        if stream.state < RECEIVED and not self._is_client:
+            self._strays.add(stream.id, self._last_id)
+        stream.state = CLOSED
+        self._events.append(StreamClosed(stream.id, code, by))
 
     # Out
 
@@ -628,7 +709,7 @@ class Engine:
             self._take_turns(amount)
         data = b"".join(self._out)
         self._out.clear()
-        self._out_size = self._replies = 0
+        self._out_size = self._replies = self._resized = 0
         if self._is_ending and not self._streams and not self._has_ended:
             self._has_ended = True
             self._events.append(ConnectionClosed())
@@ -648,7 +729,7 @@ class Engine:
         if self._is_ending or stream_id > MOST_ID:
             raise EngineError(ErrorCode.REFUSED_STREAM, "no more streams can be opened on this connection")
         self._next_id += 2
-        stream = self._streams[stream_id] = _Stream(stream_id, self._first_window, self._limits.stream_window)
+        stream = self._streams[stream_id] = _Stream(stream_id, self._first_window, self._stream_window)
         block = self._encoder.encode(head)
         if more:
             block += self._encoder.encode(more)
@@ -676,7 +757,8 @@ class Engine:
             stream.window -= size
             self._window -= size
             if end_stream:
-                self._local_done(stream)
+                stream.ends = True
+                self._move(stream, ALL_SENT)
             return
         if stream.queue is None:
             stream.queue = deque()
@@ -702,7 +784,7 @@ class Engine:
         if stream is None:
             raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
         self._out.append(frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
-        self._close(stream, code)
+        self._close(stream, code, EndedBy.US)
 
     def acknowledge(self, amount: int, stream_id: int) -> None:
         """Give `amount` bytes of window back to the peer, on the connection and, while it is open, on the stream."""
@@ -712,12 +794,34 @@ class Engine:
             self._allowance += self._owed
             self._owed = 0
         stream = self._streams.get(stream_id)
-        if stream is not None and not stream.remote_done:
+        if stream is not None and stream.state < RECEIVED:
             stream.owed += amount
             if stream.owed >= self._owed_most_stream:
                 self._update_window(stream_id, stream.owed)
                 stream.allowance += stream.owed
                 stream.owed = 0
+
+    def resize_windows(self, size: int) -> bool:
+        """Have the peer send `size` bytes ahead on each stream, on those that are open too (RFC 9113 section 6.9.2).
+
+        False: not now, since it has not acknowledged the last change.
+        """
+        if self._announced:
+            return False
+        self._out.append(settings_frame({INITIAL_WINDOW_SIZE: size}))
+        self._unacknowledged += 1
+        self._announced.append(size)
+        return True
+
+    def _windows_resized(self, size: int) -> None:
+        """The peer counts with this size from here on."""
+        more, self._stream_window = size - self._stream_window, size
+        if not more:
+            return
+        self._owed_most_stream = size // 2
+        for stream in self._streams.values():
+            stream.allowance += more
+            self.acknowledge(0, stream.id)  # what is owed may be enough to be told now
 
     def queued_body_size(self, stream_id: int = 0) -> int:
         """Bytes that wait for window or their turn, of a stream or of all."""
@@ -741,7 +845,7 @@ class Engine:
 
     def _open(self, stream_id: int) -> _Stream:
         stream = self._streams.get(stream_id)
-        if stream is None or stream.local_done or stream.ends or stream.trailers is not None:
+        if stream is None or stream.ends or stream.trailers is not None:
             raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
         return stream
 
@@ -758,7 +862,8 @@ class Engine:
             last = at + most >= len(block)
             self._out.append(frame(CONTINUATION, END_HEADERS if last else 0, stream.id, block[at : at + most]))
         if ends:
-            self._local_done(stream)
+            stream.ends = True
+            self._move(stream, ALL_SENT)
 
     def _get_ready(self, stream: _Stream) -> None:
         if not stream.is_ready and stream.queue is not None and (stream.window > 0 or not stream.queued):
@@ -774,7 +879,7 @@ class Engine:
                 return
             ready.popleft()
             stream.is_ready = False
-            if not stream.closed:
+            if stream.state != CLOSED:
                 if not stream.queued or stream.window > 0:
                     self._send_body(stream)
                 self._get_ready(stream)
@@ -812,7 +917,7 @@ class Engine:
             if trailers is not None:
                 self._send_block(stream, self._encoder.encode(trailers), True)
             elif ends:
-                self._local_done(stream)
+                self._move(stream, ALL_SENT)
 
 
 def server_engine(limits: Limits) -> Engine:

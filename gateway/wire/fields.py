@@ -18,7 +18,7 @@ Fields = Sequence[Field]
 
 _KEY_BYTES: Final = b"abcdefghijklmnopqrstuvwxyz0123456789_-."
 _BASE64_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=,"
-_CONTROL_BYTES: Final = bytes([*range(0x20), 0x7F])
+_CONTROL_BYTES: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])  # but the tab, as HTTP has it
 _MESSAGE_SAFE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 _RESERVED: Final = frozenset(
@@ -27,6 +27,9 @@ _RESERVED: Final = frozenset(
     b"grpc-previous-rpc-attempts grpc-retry-pushback-ms".split()
 )
 """Fields that belong to one hop or to the protocol; they are never metadata."""
+
+MOST_MESSAGE: Final = 32_768
+"""Bytes of a `grpc-message`: half of what most peers take as a header list at all. Texts repeat what callers wrote."""
 
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
@@ -38,13 +41,14 @@ def is_metadata(name: bytes) -> bool:
 def is_legal(name: bytes, value: bytes) -> bool:
     """May this field be handed to other peers as metadata?
 
-    Stricter than HTTP: what C-core refuses would otherwise break the upstream connection that callers share.
+    Names and `-bin` values as strict as C-core, which fails calls over them. Other values as HTTP has them: they may be
+    text of any encoding, which gRPC's own API does not send but every peer takes (Triton 2.51 does).
     """
     if not name or name.translate(None, _KEY_BYTES):
         return False
     if name.endswith(b"-bin"):
         return not value.translate(None, _BASE64_BYTES) and _decodes(value)
-    return value.isascii() and value.translate(None, _CONTROL_BYTES) == value
+    return value.translate(None, _CONTROL_BYTES) == value
 
 
 def _decodes(value: bytes) -> bool:
@@ -62,10 +66,18 @@ def _decode_binary(value: bytes) -> list[bytes]:
     ]
 
 
-def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
-    """The metadata among `fields`, in order.
+def text_of(value: bytes) -> str:
+    """A value as text, for whoever reads it: UTF-8, and what is not is taken for Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
-    raises: ValueError if a `-bin` value is not base64.
+
+def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
+    """The metadata among `fields`, in order. A value that is not UTF-8 stays bytes: `fields_from` gives the same again.
+
+    raises: ValueError if a field is not legal.
     """
     found: list[tuple[str, MetadataValue]] = []
     for name, value in fields:
@@ -74,7 +86,10 @@ def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
             if name.endswith(b"-bin"):
                 found.extend((key, part) for part in _decode_binary(value))
             else:
-                found.append((key, value.decode("latin-1")))
+                try:
+                    found.append((key, value.decode()))
+                except UnicodeDecodeError:
+                    found.append((key, value))
     return found
 
 
@@ -107,17 +122,14 @@ def legal_fields(metadata: Metadata) -> list[Field]:
     return fields
 
 
-def legible_metadata(fields: Iterable[Field]) -> Metadata:
-    """As `metadata_from`, or none at all: a broken `-bin` value must not hide the status that it came with."""
-    try:
-        return metadata_from(fields)
-    except ValueError:
-        return ()
-
-
 def encode_message(text: str) -> bytes:
-    """A status message for `grpc-message`."""
-    return quote_from_bytes(text.encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")
+    """A status message for `grpc-message`; one that no peer would take in a header list is cut."""
+    encoded = quote_from_bytes(text[:MOST_MESSAGE].encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")
+    if len(encoded) <= MOST_MESSAGE:
+        return encoded
+    cut = encoded[: MOST_MESSAGE - 3]
+    escape = cut.find(b"%", -2)
+    return (cut if escape < 0 else cut[:escape]) + b"..."
 
 
 def decode_message(value: bytes) -> str:

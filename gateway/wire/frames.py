@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import Final
 
 from gateway.wire.hpack import Field
@@ -69,6 +69,19 @@ class EngineError(Exception):
         self.code = code
 
 
+class EndedBy(Enum):
+    """Who ended a stream."""
+
+    BOTH = "both"  # had said all
+    PEER = "peer"  # by RST_STREAM, or GOAWAY
+    US = "us"  # by RST_STREAM, as our owner wished
+    FAULT = "fault"  # by our RST_STREAM, for what the peer did wrong
+    CONNECTION = "connection"  # it ended, and the stream with it
+
+
+BOTH: Final = EndedBy.BOTH  # of nearly all; see `gateway.status.OK`
+
+
 class Event:
     """Something that happened on a connection."""
 
@@ -94,6 +107,19 @@ class TrailersReceived(HeadersEvent):
     """The last header list of a stream."""
 
 
+class HeadersDropped(Event):
+    """A header list is larger than `limit` bytes, and its stream will end or be reset for it once all of it has come.
+
+    Told again as more of its block comes; `size`: bytes of the block so far.
+    """
+
+    def __init__(self, stream_id: int, are_trailers: bool, limit: int, size: int) -> None:
+        self.stream_id = stream_id
+        self.are_trailers = are_trailers
+        self.limit = limit
+        self.size = size
+
+
 class DataReceived(Event):
     """Bytes of a body, as they arrive. Each must be acknowledged, else the peer runs out of window."""
 
@@ -103,20 +129,21 @@ class DataReceived(Event):
         self.end_stream = end_stream
 
 
-class EndEvent(Event):
-    """A stream ends. error_code: HTTP/2's; 0 if both ends had said all."""
+class StreamReset(Event):
+    """The peer reset a stream. Its `StreamClosed` follows."""
 
     def __init__(self, stream_id: int, error_code: int) -> None:
         self.stream_id = stream_id
         self.error_code = error_code
 
 
-class StreamReset(EndEvent):
-    """The peer reset a stream. Its `StreamClosed` follows."""
+class StreamClosed(Event):
+    """Nothing more comes or goes on a stream. error_code: HTTP/2's; 0 if both ends had said all."""
 
-
-class StreamClosed(EndEvent):
-    """Nothing more comes or goes on a stream."""
+    def __init__(self, stream_id: int, error_code: int, by: EndedBy = BOTH) -> None:
+        self.stream_id = stream_id
+        self.error_code = error_code
+        self.by = by
 
 
 class WindowUpdated(Event):

@@ -33,11 +33,19 @@ class Head:
         self.is_informational = is_informational
 
 
+TOO_LARGE: Final = Head((), -1)  # of a list that was dropped
+
+
+def is_authority(value: bytes) -> bool:
+    """May it name a host? (RFC 3986 section 3.2)"""
+    return not value.translate(None, _AUTHORITY_BYTES)
+
+
 def request_head(fields: tuple[Field, ...]) -> Head:
     """raises: Malformed."""
     pseudo, fields, length = _read(fields, _REQUEST)
     method, path, authority = pseudo.get(b":method", b""), pseudo.get(b":path", b""), pseudo.get(b":authority", b"")
-    if authority.translate(None, _AUTHORITY_BYTES):
+    if not is_authority(authority):
         raise Malformed("a bad :authority")
     if method == b"CONNECT":
         if b":scheme" in pseudo or b":path" in pseudo or not authority:

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.table import HeaderTable
 
+from gateway.bounded import make_room
+
 Field = tuple[bytes, ...]
 """A header field: name and value. One of class `NeverIndexed` is sent so that no HPACK table ever holds its value; for
 it to stay one, the length is not in the type: compiled code takes a tuple of known length apart and makes a new one."""
@@ -27,6 +29,7 @@ class NeverIndexed(NamedTuple):
 TABLE_BYTES: Final = 4096  # of a dynamic table, as HTTP/2 begins with and as all peers allow
 FIELD_BYTES: Final = 32  # what a field counts beside its name and value (section 4.1)
 MOST_INTEGER: Final = 1 << 28  # far beyond any length that is let in
+NEVER_FITS: Final = 16_384  # encoded bytes of a field that no table can hold, at 30 bits a byte
 KEPT: Final = 16  # blocks whose meaning is kept, of either kind; those of one connection differ but little
 KEPT_BYTES: Final = 1024  # and none that says more
 
@@ -36,21 +39,67 @@ _STATIC_INDEX: Final[dict[Field, int]] = {field: n for n, field in enumerate(_ST
 _STATIC_NAMES: Final[dict[bytes, int]] = {field[0]: n for n, field in reversed(list(enumerate(_STATIC, 1)))}
 
 _EOS: Final = 256
-_LENGTHS: Final[list[int]] = sorted(set(REQUEST_CODES_LENGTH))
-_SHORTEST: Final = 5  # bits
-_SYMBOLS: Final[dict[int, int]] = {
-    1 << length | code: symbol
-    for symbol, (code, length) in enumerate(zip(REQUEST_CODES, REQUEST_CODES_LENGTH, strict=True))
-}
-"""Symbols by their code, with a one before it that tells its length."""
+_HALVES: Final = 16  # values of half a byte
+_PADDING: Final = 7  # bits of ones that may end a string
+_LONGEST_CODE: Final = 30  # bits
+
+
+def _huffman_tables() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
+    """What half a byte does, by state + half, and the states in which a string may end.
+
+    A state is a node of the code's tree, times 16. Half a byte leads to another, -1 if it ends EOS, and ends one symbol
+    or none, as no code is shorter than five bits.
+    """
+    zero: list[int] = [0]  # of each node: where a bit leads, to another node or to -1 - symbol
+    one: list[int] = [0]
+    for symbol, (code, length) in enumerate(zip(REQUEST_CODES, REQUEST_CODES_LENGTH, strict=True)):
+        node = 0
+        for bit in range(length - 1, 0, -1):
+            side = one if code >> bit & 1 else zero
+            if not side[node]:
+                side[node] = len(zero)
+                zero.append(0)
+                one.append(0)
+            node = side[node]
+        (one if code & 1 else zero)[node] = -1 - symbol
+    steps = [_huffman_step(zero, one, start, half) for start in range(len(zero)) for half in range(_HALVES)]
+    ends, node = {0}, 0
+    for _ in range(_PADDING):
+        node = one[node]
+        ends.add(node * _HALVES)
+    return steps, frozenset(ends)
+
+
+def _huffman_step(zero: list[int], one: list[int], node: int, half: int) -> tuple[int, bytes]:
+    ended = b""
+    for bit in (3, 2, 1, 0):
+        node = (one if half >> bit & 1 else zero)[node]
+        if node == -1 - _EOS:
+            return -1, b""
+        if node < 0:
+            node, ended = 0, bytes([-1 - node])
+    return node * _HALVES, ended
+
+
+_tables: Final = _huffman_tables()
+_HUFFMAN: Final[list[tuple[int, bytes]]] = _tables[0]
+_HUFFMAN_ENDS: Final[frozenset[int]] = _tables[1]
 
 
 class BadBlock(Exception):
     """The peer's block can't be decoded, and with it no later one (RFC 9113 section 4.3)."""
 
 
+class Cut(BadBlock):
+    """The block ends within a field."""
+
+
 class TooLarge(Exception):
-    """A field list is over the limit. Its decoding was given up, so the connection is lost too."""
+    """A field list is over the limit. What begins at `at` was not decoded: see `Decoder.drop`."""
+
+    def __init__(self, text: str, at: int) -> None:
+        super().__init__(text)
+        self.at = at
 
 
 class Decoder:
@@ -63,6 +112,8 @@ class Decoder:
         self._table: list[Field] = []  # the newest last
         self._size = 0
         self._capacity = TABLE_BYTES
+        self._strings = 0  # of the field that is being dropped: those that are still to come ...
+        self._passing = 0  # ... and bytes of the one that has begun
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
         """raises: BadBlock, TooLarge."""
@@ -95,8 +146,67 @@ class Decoder:
             fields.append(field)
             size += len(field[0]) + len(field[1]) + FIELD_BYTES
             if size > self._most:
-                raise TooLarge(f"a header list of more than {self._most} bytes")
+                raise TooLarge(f"a header list of more than {self._most} bytes", at)
         return tuple(fields)
+
+    def drop(self, part: bytes, at: int, is_start: bool) -> int:
+        """Let fields pass that nobody will read, so that later blocks are still understood.
+
+        Nothing is kept but what belongs into the table, so that a list may have any size. `part` may end anywhere;
+        answers where the part begins that is to be given again, with more behind it. raises: BadBlock.
+        """
+        end = len(part)
+        while at < end:
+            begin = at
+            if self._passing:
+                step = min(self._passing, end - at)
+                self._passing -= step
+                at += step
+                continue
+            try:
+                if self._strings:
+                    self._passing, at = _integer(part, at, 0x7F)
+                    self._strings -= 1
+                elif part[at] & 0xE0 == 0x20:
+                    at = self._resize(part, at, is_start)
+                    continue
+                else:
+                    at = self._drop_field(part, at)
+            except Cut:
+                return begin
+            is_start = False
+        return at
+
+    @property
+    def is_within_field(self) -> bool:
+        """Is a field that is being dropped not whole yet?"""
+        return bool(self._strings or self._passing)
+
+    def _drop_field(self, part: bytes, at: int) -> int:
+        first = part[at]
+        if first >= 0x80:
+            index, after = _integer(part, at, 0x7F)
+            self._entry(index)
+            return after
+        indexed = first >= 0x40
+        index, after = _integer(part, at, 0x3F if indexed else 0x0F)
+        name = self._entry(index)[0] if index else b""
+        if indexed:
+            try:
+                value_at = after
+                if not index:
+                    name, value_at = _string(part, after)
+                value, value_at = _string(part, value_at)
+            except Cut:
+                if len(part) - at <= NEVER_FITS:
+                    raise
+                self.changes += 1
+                self._evict(0)  # as by any field that is larger than the table (section 4.4)
+            else:
+                self._insert((name, value))
+                return value_at
+        self._strings = 1 if index else 2
+        return after
 
     def _entry(self, index: int) -> Field:
         if 0 < index < _DYNAMIC:
@@ -138,7 +248,7 @@ def _integer(data: bytes, at: int, mask: int) -> tuple[int, int]:
     """The integer whose first byte is at `at` (section 5.1), and where it ends."""
     end = len(data)
     if at >= end:
-        raise BadBlock("a header block ends within a field")
+        raise Cut("a header block ends within a field")
     value = data[at] & mask
     at += 1
     if value < mask:
@@ -148,12 +258,12 @@ def _integer(data: bytes, at: int, mask: int) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value += (byte & 0x7F) << shift
-        if byte < 0x80 and value < MOST_INTEGER:
+        if value >= MOST_INTEGER or shift > 28:
+            raise BadBlock("an integer in a header block is too large")
+        if byte < 0x80:
             return value, at
         shift += 7
-        if shift > 28:
-            raise BadBlock("an integer in a header block is too large")
-    raise BadBlock("a header block ends within a field, or an integer in it is too large")
+    raise Cut("a header block ends within a field")
 
 
 def _string(data: bytes, at: int) -> tuple[bytes, int]:
@@ -161,35 +271,24 @@ def _string(data: bytes, at: int) -> tuple[bytes, int]:
     length, start = _integer(data, at, 0x7F)
     end = start + length
     if end > len(data):
-        raise BadBlock("a header block ends within a string")
+        raise Cut("a header block ends within a string")
     raw = data[start:end]
     return (_from_huffman(raw) if data[at] >= 0x80 else raw), end
 
 
 def _from_huffman(data: bytes) -> bytes:
-    out = bytearray()
-    bits = have = 0  # those that are not decoded yet
+    table, state, out = _HUFFMAN, 0, bytearray()
     for byte in data:
-        bits = bits << 8 | byte
-        have += 8
-        while have >= _SHORTEST:
-            symbol = -1
-            left = 0
-            for length in _LENGTHS:
-                left = have - length
-                if left < 0:
-                    break
-                symbol = _SYMBOLS.get(bits >> left | 1 << length, -1)
-                if symbol >= 0:
-                    break
-            if symbol < 0:
-                break  # it goes on in the next byte
-            if symbol == _EOS:
-                raise BadBlock("a Huffman string contains EOS")
-            out.append(symbol)
-            have = left
-            bits &= (1 << have) - 1
-    if have >= 8 or bits != (1 << have) - 1:
+        state, ended = table[state + (byte >> 4)]
+        if ended:
+            out += ended
+        if state >= 0:
+            state, ended = table[state + (byte & 15)]
+            if ended:
+                out += ended
+        if state < 0:
+            raise BadBlock("a Huffman string contains EOS")
+    if state not in _HUFFMAN_ENDS:
         raise BadBlock("a Huffman string ends in wrong padding")
     return bytes(out)
 
@@ -233,8 +332,7 @@ class Encoder:
         if len(self._table) != before:
             self._known.clear()  # indices have moved
         elif keep and isinstance(fields, tuple):
-            if len(self._known) >= KEPT:
-                self._known.clear()
+            make_room(self._known, KEPT)
             self._known[fields] = block
         return block
 

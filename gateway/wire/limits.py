@@ -13,22 +13,22 @@ class Limits:
     """Limits of one connection. Rates are (burst, per second): a bucket of `burst` tokens that refills."""
 
     # Work
-    max_streams: int = 100  # calls at once on a connection; RFC 9113's own lower bound and every proxy's default
+    max_streams: int = 1000  # calls at once on a connection, which all clients of one process may share
     message_bytes: int = 256 * MiB  # one message, as declared by its prefix; refused before any of it is kept
     whole_bytes: int = 64 * KiB  # up to here a forwarded message is collected; a larger one is passed on as it arrives
-    inflate_floor: int = 4 * MiB  # a compressed message may always grow to this ...
-    inflate_ratio: int = 100  # ... and beyond it to this multiple of its size; real tensors reach single digits
+    collected_bytes: int = 256 * MiB  # at once, of a connection's messages that must be here whole; one of the largest
 
     # Flow control: what a peer may send ahead of whoever takes the bytes
     stream_window: int = 1 * MiB  # what one call may hold that waits; a picture as a tensor, 602 KB, never stops for it
-    connection_window: int = 128 * MiB  # all windows of `max_streams` calls: none that waits holds up its neighbours
+    connection_window: int = 128 * MiB  # of all calls together; beyond 64 at once each has less than `stream_window`
     unsent_bytes: int = 64 * KiB  # a stream with more than this to send makes its producer wait
 
     # Headers
     header_list_bytes: int = 16 * KiB  # gRPC suggests 8; a request beyond it is refused, the connection lives on
-    header_list_bytes_hard: int = 64 * KiB  # beyond this decoding stops and the connection ends (HPACK bombs)
+    header_list_bytes_hard: int = 64 * KiB  # beyond it a caller's connection ends (HPACK bombs), an answer is dropped
     header_count: int = 100
-    max_continuations: int = 8  # as nghttp2 since the CONTINUATION flood of 2024
+    open_heads_bytes: int = 4 * MiB  # of a connection's open calls, in heads over 1 KiB: 1000 of them with a token each
+    max_continuations: int = 8  # of a caller's head, as nghttp2 since the CONTINUATION flood of 2024
 
     # Floods
     resets: tuple[int, int] = (1000, 33)  # streams ended by RST, whoever sent it; as nghttp2 since rapid reset
@@ -53,6 +53,15 @@ class Limits:
                 raise ValueError(f"{name} must be at least {low}")
         if self.connection_window < self.stream_window:
             raise ValueError("connection_window must not be smaller than stream_window")
+
+
+UPSTREAM = Limits(
+    stream_window=MiB,  # held for a caller who does not read, as by Envoy's default; 602 KB answers take 6 % less CPU
+    connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
+    header_list_bytes=64 * KiB,  # a Triton echoes what callers wrote, and models' own error texts can be long
+    glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
+)
+"""Limits of a connection to an upstream: no caller's words may end it, as all of them share it."""
 
 
 class Bucket:

@@ -1,4 +1,4 @@
-"""gRPC messages: the 5-byte prefix, and compression with a bound.
+"""gRPC messages: the 5-byte prefix, and compression in slices.
 
 Source: grpc `doc/PROTOCOL-HTTP2.md` (Length-Prefixed-Message), `doc/compression.md`.
 """
@@ -18,6 +18,8 @@ SMALL_PREFIXES: Final = tuple(length.to_bytes(PREFIX, "big") for length in range
 """Of messages that are not compressed, by their length."""
 
 ACCEPT_ENCODING: Final = b"identity,deflate,gzip"
+_INPUT: Final = 65_536  # bytes that zlib is given at once: what it leaves of them, it copies
+_SLICE: Final = 1 << 20
 _WINDOW_BITS: Final = {b"deflate": zlib.MAX_WBITS, b"gzip": zlib.MAX_WBITS | 16}
 
 
@@ -41,24 +43,73 @@ def read_prefix(data: bytes | bytearray, at: int, limit: int) -> tuple[int, bool
     return length, flag == 1
 
 
+class Inflater:
+    """Inflates one message, a slice at a time, so that whoever does it can do other things between."""
+
+    def __init__(self, body: bytes, encoding: bytes, limit: int) -> None:
+        """limit: bytes that it may grow to. raises: CallFailed if the encoding is none that is known."""
+        if encoding in (b"", b"identity"):
+            raise CallFailed(Code.INTERNAL, "Message is flagged as compressed, but no grpc-encoding was given")
+        bits = _WINDOW_BITS.get(encoding)
+        if bits is None:
+            raise CallFailed(Code.UNIMPLEMENTED, f"grpc-encoding {encoding.decode('latin-1')[:40]!r} is not supported")
+        self.body = b""  # once it is whole
+        self.size = 0  # bytes made so far
+        self._encoding = encoding.decode()
+        self._limit = limit
+        self._inflater = zlib.decompressobj(bits)
+        self._compressed = memoryview(body)
+        self._at = 0
+        self._parts: list[bytes] = []
+
+    def step(self, most: int) -> bool:
+        """Make up to `most` bytes more. True: that was all, and `body` has it.
+
+        raises: CallFailed if it is broken, or grows beyond the limit.
+        """
+        until = self.size + most
+        while not self._inflater.eof and self.size < until:
+            self._inflate(min(until, self._limit + 1) - self.size)
+        if not self._inflater.eof:
+            return False
+        if self._inflater.unused_data or self._at < len(self._compressed):
+            raise self._not_one_stream()
+        self.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        return True
+
+    def _inflate(self, most: int) -> None:
+        inflater = self._inflater
+        given: bytes | memoryview = inflater.unconsumed_tail
+        if not given:
+            given = self._compressed[self._at : self._at + _INPUT]
+            self._at += len(given)
+        try:
+            made = inflater.decompress(given, most)
+        except zlib.error as error:
+            raise CallFailed(Code.INTERNAL, f"Message is not valid {self._encoding}") from error
+        if made:
+            self.size += len(made)
+            self._parts.append(made)
+            if self.size > self._limit:
+                self._parts.clear()  # whoever keeps the error must not keep them
+                raise CallFailed(Code.RESOURCE_EXHAUSTED, f"Message grows beyond {self._limit} bytes when decompressed")
+        elif not given and not inflater.eof:
+            raise self._not_one_stream()
+
+    def _not_one_stream(self) -> CallFailed:
+        return CallFailed(Code.INTERNAL, f"Message is not exactly one {self._encoding} stream")
+
+
 def decompress(body: bytes, encoding: bytes, limits: Limits) -> bytes:
-    """raises: CallFailed if the encoding is unknown, the body broken, or what it grows to beyond the limits."""
-    if encoding in (b"", b"identity"):
-        raise CallFailed(Code.INTERNAL, "Message is flagged as compressed, but no grpc-encoding was given")
-    bits = _WINDOW_BITS.get(encoding)
-    if bits is None:
-        raise CallFailed(Code.UNIMPLEMENTED, f"grpc-encoding {encoding.decode('latin-1')[:40]!r} is not supported")
-    bound = min(limits.message_bytes, max(limits.inflate_floor, limits.inflate_ratio * len(body)))
-    inflater = zlib.decompressobj(bits)
-    try:
-        plain = inflater.decompress(body, bound + 1)
-    except zlib.error as error:
-        raise CallFailed(Code.INTERNAL, f"Message is not valid {encoding.decode()}") from error
-    if len(plain) > bound:
-        raise CallFailed(Code.RESOURCE_EXHAUSTED, f"Message grows beyond {bound} bytes when decompressed")
-    if not inflater.eof or inflater.unused_data:
-        raise CallFailed(Code.INTERNAL, f"Message is not exactly one {encoding.decode()} stream")
-    return plain
+    """At once, however long it takes.
+
+    raises: CallFailed if the encoding is unknown, the body broken, or what it grows to larger than a message may be.
+    """
+    inflater = Inflater(body, encoding, limits.message_bytes)
+    while not inflater.step(_SLICE):
+        pass
+    return inflater.body
 
 
 def compress(body: bytes, encoding: bytes) -> bytes:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from gateway.bounded import make_room
 from gateway.errors import BadRequest, GatewayError, MalformedMessage
 from gateway.types import Parameter
 
@@ -28,18 +29,27 @@ MAX_FIELDS: Final = 16_384
 MAX_PARAMETERS: Final = 1024
 """Entries of `parameters`. Models take a handful; decoding this many takes a few milliseconds at worst."""
 
+MAX_NAME: Final = 1024
+"""Bytes of a request's model name, and of its version. A model is a folder, whose name has 255 at most."""
+
+MAX_ID: Final = 4096
+"""Bytes of a request's id. Triton repeats it in error texts, which must fit into what peers take as a header list."""
+
 _MAX_ENTRY_FIELDS: Final = 4
 """Fields of one map entry, and of its value. Serializers write two and one; protobuf allows repeats."""
 
 # Tags as they are on the wire: field number << 3 | wire type. Requests and responses share numbers 1 to 5.
 _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _NAME, _VERSION, _ID, _PARAMETER = 0x0A, 0x12, 0x1A, 0x22
+_SCALARS: Final = {_NAME: "model_name", _VERSION: "model_version", _ID: "id"}
 _TENSOR: Final = 0x2A  # one of `inputs` of a request, of `outputs` of a response
 _REQUESTED_OUTPUT: Final = 0x32
 RAW_INPUT, RAW_OUTPUT = 0x3A, 0x32  # a raw tensor of a request, of a response
 _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
+_TENSORS: Final = (_TENSOR, _REQUESTED_OUTPUT, RAW_INPUT)  # of either kind of message: no scalar is written after these
+_NO_END: Final = 1 << 40  # more bytes than a message can have, for fields that may go on behind what has come
 
-_KEPT: Final = 1024  # entries of a KnownHeads, ...
+_KEPT: Final = 1024  # entries of each table of a KnownHeads, ...
 _LONGEST_KEPT: Final = 1024  # ... whose bytes are no longer: models have a few tensors with short names
 _PLACES: Final = 4  # where raw tensors may begin in messages of one size
 _MOST_RAW: Final = 64  # raw tensors of a message that may be known
@@ -101,7 +111,8 @@ def peek_request(body: Buffer) -> Head:
     """Read a ModelInferRequest's head.
 
     :raises MalformedMessage: if the top level is no protobuf message, has groups, or a name is not UTF-8.
-    :raises BadRequest: if it has more than MAX_FIELDS top-level fields or MAX_PARAMETERS parameters.
+    :raises BadRequest: if it has more than MAX_FIELDS top-level fields or MAX_PARAMETERS parameters, or a name, version
+        or id that is too long.
     """
     return _peek(body, 0, len(body), RAW_INPUT, BadRequest)
 
@@ -135,9 +146,8 @@ class KnownHeads:
         return head
 
     def _kept(self, body: bytes, head: Head) -> Head:
-        if len(self) >= _KEPT:  # callers choose what is in them: who fills it costs the others one reading each
-            self._known.clear()
-            self._raw_at.clear()
+        make_room(self._known, _KEPT)  # callers choose what is in them
+        make_room(self._raw_at, _KEPT)
         places = self._raw_at.get(len(body), ())
         if head.raw not in places:
             self._raw_at[len(body)] = (head.raw, *places)[:_PLACES]
@@ -169,8 +179,9 @@ def peek_front(front: Buffer) -> Head | None:
 
     It is enough once a tensor has begun and the name came before: every serializer seen writes fields by number. A
     scalar that comes later all the same is not seen here, so whoever passes the rest on must end it with `tail`.
+    Where the bytes end says nothing: whatever field they cut, of whatever kind, the answer is "not enough yet".
 
-    :raises MalformedMessage: as `peek_request`.
+    :raises MalformedMessage: as `peek_request`, of what no further bytes can mend.
     """
     name = version = id = ""
     entries: list[bytes] = []
@@ -181,23 +192,34 @@ def peek_front(front: Buffer) -> Head | None:
             begin = at
             tag, value = _tag(front, begin)
             if tag & 7 != _LEN or tag < _NAME:
-                at = _skip(front, tag, value, end)
+                at = _skip(front, tag, value, _NO_END)
                 continue
             size, value = read_varint(front, value)
             at = value + size
-            if tag > _PARAMETER and at >= end:
-                return Head(name, version, id, True, entries, 0, 0, end, strays) if name else None
+            if tag in _TENSORS and at >= end:
+                is_enough = name and len(entries) <= MAX_PARAMETERS
+                return Head(name, version, id, True, entries, 0, 0, end, strays) if is_enough else None
             if at > end:
                 return None
             if tag == _PARAMETER:
                 entries.append(bytes(front[value:at]))
             elif tag < _PARAMETER:
+                if size > MAX_NAME and size > _longest(tag):
+                    return None  # a request that is refused once it is whole, as all that is wrong with it is then
                 text = _text(front[value:at])
                 strays.append((begin, at))
                 name, version, id = _with(tag, text, name, version, id)
     except IndexError:
         return None
     return None
+
+
+def _longest(tag: int) -> int:
+    return MAX_ID if tag == _ID else MAX_NAME
+
+
+def _too_long(tag: int, size: int) -> BadRequest:
+    return BadRequest(f"The {_SCALARS[tag]} of a request has {size} bytes; {_longest(tag)} are allowed.")
 
 
 def _with(tag: int, text: str, name: str, version: str, id: str) -> tuple[str, str, str]:
@@ -353,6 +375,8 @@ def _peek(  # noqa: PLR0912, PLR0915
             elif tag == _PARAMETER:
                 entries.append(bytes(body[at:stop]))
             else:
+                if size > MAX_NAME and raw_tag == RAW_INPUT and tag in _SCALARS and size > _longest(tag):
+                    raise _too_long(tag, size)
                 text = str(body[at:stop], "utf-8")
                 if tag == _NAME:
                     name = text

@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.bounded import make_room
 from gateway.status import Code
 from gateway.wire.codes import CallFailed
 from gateway.wire.fields import Fields, is_legal, parse_timeout
+from gateway.wire.heads import is_authority
 from gateway.wire.hpack import Field
 from gateway.wire.limits import Limits
 
@@ -23,6 +25,8 @@ _PROTOCOL_FIELDS: Final = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
     b"content-length grpc-previous-rpc-attempts".split()
 )
+_HOST_FIELDS: Final = frozenset((b":authority", b"host"))
+"""Either says which host is meant (RFC 9113 section 8.3.1, gRFC A41); nginx can send `host` alone. Both must agree."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +38,7 @@ class RequestHead:
     encoding: bytes  # grpc-encoding
     accepts: bytes  # grpc-accept-encoding
     timeout: float | None  # seconds
+    size: int = 0  # as HTTP/2 counts, of one that no other request shares; else 0
     http_status: bytes = b""  # not gRPC: how to refuse it in HTTP's own terms
     made: Any = None  # what a handler made of the fields, for the next request that has them; of a type it knows
 
@@ -59,6 +64,7 @@ class RequestHeads:
     def _read(self, headers: tuple[Field, ...]) -> RequestHead:
         known: dict[bytes, bytes] = {}
         fields: list[Field] = []
+        hosts: set[bytes] = set()
         size = 0
         illegal = False
         for field in headers:
@@ -66,6 +72,8 @@ class RequestHeads:
             size += len(name) + len(value) + 32
             if name in _PROTOCOL_FIELDS:
                 known[name] = value
+                if name in _HOST_FIELDS and value:
+                    hosts.add(value.lower())
             else:
                 fields.append(field)
                 illegal = illegal or not is_legal(name, value)
@@ -75,22 +83,22 @@ class RequestHeads:
                 f"Request headers of {size} bytes in {len(headers)} fields are over the limit of "
                 f"{self._limits.header_list_bytes} bytes, {self._limits.header_count} fields",
             )
-        head = _understand(known, tuple(fields), illegal)
+        head = _understand(known, hosts, tuple(fields), illegal)
         if size <= KEPT_BYTES:
-            if len(self._known) >= KEPT:
-                self._known.clear()  # who fills it costs the others one reading each
+            make_room(self._known, KEPT)
             self._known[headers] = head
+        else:
+            head.size = size
         return head
 
 
-def _understand(known: dict[bytes, bytes], fields: Fields, illegal: bool) -> RequestHead:
-    authority = known.get(b":authority", b"")
+def _understand(known: dict[bytes, bytes], hosts: set[bytes], fields: Fields, illegal: bool) -> RequestHead:
     refusal = b""
     if known.get(b":method") != b"POST":
         refusal = b"405"
     elif not _is_grpc(known.get(b"content-type", b"")):
         refusal = b"415"
-    elif known.get(b"host", authority) != authority:
+    elif len(hosts) > 1 or not all(map(is_authority, hosts)):
         refusal = b"400"
     elif illegal:
         raise CallFailed(Code.INTERNAL, "Request metadata has a key or value with characters that gRPC does not allow")
@@ -100,7 +108,7 @@ def _understand(known: dict[bytes, bytes], fields: Fields, illegal: bool) -> Req
         known.get(b"grpc-encoding", b""),
         known.get(b"grpc-accept-encoding", b""),
         None if refusal else _timeout(known.get(b"grpc-timeout")),
-        refusal,
+        http_status=refusal,
     )
 
 

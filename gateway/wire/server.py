@@ -11,15 +11,27 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.status import Code
+from gateway.wire.budget import Budget
 from gateway.wire.codes import CallFailed
 from gateway.wire.connection import BUG_TEXT, DRAIN_STEP, Connection
 from gateway.wire.deadlines import Deadlines
 from gateway.wire.engine import WRITE_SIZE, server_engine
 from gateway.wire.fields import Fields, encode_message
-from gateway.wire.frames import EngineError, ErrorCode, Event, HeadersEvent, RequestReceived, StreamReset
-from gateway.wire.hpack import Field
+from gateway.wire.frames import (
+    LEAST_FRAME,
+    EndedBy,
+    EngineError,
+    ErrorCode,
+    Event,
+    HeadersEvent,
+    RequestReceived,
+    StreamClosed,
+    StreamReset,
+)
+from gateway.wire.hpack import Field, NeverIndexed
 from gateway.wire.limits import Bucket, Limits
 from gateway.wire.messages import ACCEPT_ENCODING, SMALL, SMALL_PREFIXES, prefix
+from gateway.wire.prices import ANSWERED, EARLY, FORCED, PATIENT, REFUSED_HEAD, WASTED
 from gateway.wire.requests import NO_HEAD, RequestHead, RequestHeads
 from gateway.wire.stream import Stream
 
@@ -35,7 +47,8 @@ _STATUS_FIELDS: Final[dict[Code, Field]] = {code: (b"grpc-status", b"%d" % code)
 _REQUEST: Final = RequestReceived  # as in `connection`
 _numbers: Final = itertools.count()
 
-FORCED_RESET: Final = 4  # tokens for a stream that we had to reset over a fault of the peer's ("MadeYouReset")
+
+def _nothing() -> None: ...
 
 
 class ServerCall(Stream):
@@ -58,10 +71,12 @@ class ServerCall(Stream):
     """The call ended without our doing: CANCELLED or DEADLINE_EXCEEDED. Not called after it was answered."""
     _head_sent = False
     _deadline_key = 0
+    _head_bytes = 0
 
     def __init__(self, connection: ServerConnection, stream_id: int) -> None:
         self.connection = self.server = connection
         self.id = stream_id
+        self.begun = connection.now
         self.head = NO_HEAD
 
     @property
@@ -106,9 +121,9 @@ class ServerCall(Stream):
         """End the answer with a status; trailers-only if nothing was sent before."""
         if self.done:
             return
-        status = [_STATUS_FIELDS[code], *trailing]
+        status: list[Field] = [_STATUS_FIELDS[code], *trailing]
         if text:
-            status.insert(1, (b"grpc-message", encode_message(text)))
+            status.insert(1, NeverIndexed(b"grpc-message", encode_message(text)))  # texts would fill the table
         try:
             if self._head_sent:
                 self.connection.engine.send_trailers(self.id, status)
@@ -137,6 +152,13 @@ class ServerCall(Stream):
                 self.reset(ErrorCode.CANCEL)  # a status would wait behind an answer that nobody waits for
             self.finish(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
             self._end(Code.DEADLINE_EXCEEDED)
+
+    def is_wasted(self, now: float) -> bool:
+        """Does a reset now throw away work that the client never waited for?"""
+        age = now - self.begun
+        if self.done or self._head_sent or age >= PATIENT:
+            return False
+        return self.deadline is None or 2 * age < self.deadline - self.begun  # else its time is, or was nearly, up
 
     def _forget(self) -> None:
         self.on_request = self.on_cancel = None
@@ -170,10 +192,12 @@ class ServerConnection(Connection[ServerCall]):
         heads: RequestHeads | None = None,
         peer: str = "",
         ends: Ends = Ends(),
+        budget: Budget | None = None,
     ) -> None:
         """accept: told of each good request; sets the call's callbacks or ends it. heads: if connections share them."""
-        super().__init__(server_engine(limits), limits, now, wake)
+        super().__init__(server_engine(limits), limits, now, wake, budget)
         self.peer = peer
+        self.on_full: Callable[[], None] = _nothing  # as many calls at once as may be: the next one waits at the client
         self.number = next(_numbers)  # its own in this process
         self._accept = accept
         self._deadlines = deadlines
@@ -182,8 +206,12 @@ class ServerConnection(Connection[ServerCall]):
         self._usual = NO_HEAD  # of the last request, and probably of the next one
         self._usual_fields: tuple[Field, ...] = ()
         self._resets = Bucket(limits.resets, now)
-        self._peer_reset = 0  # the stream that the peer reset last
+        self._answered = 0  # calls, since streams were last counted
         self._early: set[ServerCall] = set()  # answered before the client was done
+        self._wide_most = limits.connection_window // 2 // limits.stream_window  # calls that may have `stream_window`
+        self._few = min(self._wide_most, limits.max_streams - 1)  # calls at once with which there is nothing to do
+        self._is_narrow = False  # has the peer less on each, since there are more?
+        self._heads_bytes = 0  # of open calls, where no others share theirs
         self._working = 0  # calls that are over on the wire while their work still runs
         self._second_goaway_at: float | None = None
         self._cut_at: float | None = None
@@ -205,16 +233,20 @@ class ServerConnection(Connection[ServerCall]):
         self.streams[stream_id] = call
         if event.end_stream:
             call.remote_done = True
-        if len(self.streams) + self._working > self.limits.max_streams:
+        if len(self.streams) + self._working > self._few and self._is_beyond_limit():
             call.done = True
             call.reset(ErrorCode.REFUSED_STREAM)
             return
         try:
             if event.headers is not self._usual_fields:
-                self._usual = self._heads.read(event.headers)
+                self._usual = self._read(event.headers)
                 self._usual_fields = event.headers
-            head = call.head = self._usual
+            head = self._usual
+            if head.size:
+                self._hold_head(call, head)
+            call.head = head
             if head.http_status:
+                self.engine.glitches += REFUSED_HEAD
                 call.refuse_http(head.http_status)
                 return
             if head.encoding:
@@ -231,6 +263,42 @@ class ServerConnection(Connection[ServerCall]):
             self.on_bug(error)
             self._call_failed(call, CallFailed(Code.INTERNAL, BUG_TEXT))
 
+    def _read(self, headers: tuple[Field, ...]) -> RequestHead:
+        """raises: CallFailed, of a head that can't be served; it is counted, whatever the request's flags."""
+        try:
+            return self._heads.read(headers)
+        except CallFailed as failure:
+            if failure.code is not Code.DEADLINE_EXCEEDED:  # which is a busy client's, who waited too long elsewhere
+                self.engine.glitches += REFUSED_HEAD
+            raise
+
+    def _is_beyond_limit(self) -> bool:
+        """Of calls at once, with the one that has just come."""
+        taken = len(self.streams) + self._working
+        if taken > self._wide_most and not self._is_narrow:
+            self._is_narrow = self._resize(self.limits.connection_window // 2 // self.limits.max_streams)
+        if taken == self.limits.max_streams:
+            self.on_full()
+        return taken > self.limits.max_streams
+
+    def _hold_head(self, call: ServerCall, head: RequestHead) -> None:
+        """raises: CallFailed if the open calls have too much in theirs."""
+        if self._heads_bytes + head.size > self.limits.open_heads_bytes:
+            raise CallFailed(
+                Code.RESOURCE_EXHAUSTED,
+                "Request headers of the calls that are open on this connection are over the limit of "
+                f"{self.limits.open_heads_bytes} bytes",
+            )
+        self._heads_bytes += head.size
+        call._head_bytes = head.size
+
+    def _resize(self, window: int) -> bool:
+        """Of each call. All are no more than the connection's, so that none that waits holds up its neighbours."""
+        if self.limits.max_streams <= 2 * self._wide_most:
+            return False
+        self.wake()
+        return self.engine.resize_windows(max(window, LEAST_FRAME))
+
     def _request_trailers(self, stream_id: int) -> None:
         call = self.streams.get(stream_id)
         if call is not None and not call.done:
@@ -243,7 +311,10 @@ class ServerConnection(Connection[ServerCall]):
         if ended:
             if stream.missing == 0 and stream.on_request is not None and not stream.streaming:  # nearly always
                 stream.remote_done = True
-                stream.on_request(stream)
+                if stream.compressed:
+                    self._inflate_request(stream)
+                else:
+                    stream.on_request(stream)
             else:
                 self._half_closed(stream)
         elif stream.cut_through and stream.missing > self.limits.whole_bytes and stream.on_request is not None:
@@ -251,12 +322,35 @@ class ServerConnection(Connection[ServerCall]):
 
     def _half_closed(self, call: ServerCall) -> None:
         call.remote_done = True
-        if call.missing != 0 and not call.streaming:
-            raise CallFailed(Code.INTERNAL, "A unary call ended before its message was complete")
-        if call.streaming and call.has_partial_message:
+        if call.done:
+            return
+        if not call.streaming:
+            if call.missing != 0:
+                raise CallFailed(Code.INTERNAL, "A unary call ended before its message was complete")
+            if call.compressed:
+                self._inflate_request(call)
+                return
+        elif call.is_behind:
+            call._ends_late = True
+            return
+        elif call.has_partial_message:
             raise CallFailed(Code.INTERNAL, "The call ended within a message")
-        if call.on_request is not None and not call.done:
+        if call.on_request is not None:
             call.on_request(call)
+
+    def _all_read(self, stream: ServerCall) -> None:
+        self._half_closed(stream)
+
+    def _inflate_request(self, call: ServerCall) -> None:
+        compressed, call.body = call.body, b""
+
+        def plain(body: bytes) -> None:
+            call.body = body
+            call.compressed = False
+            if call.on_request is not None:
+                call.on_request(call)
+
+        self.inflate(call, compressed, plain)
 
     # Endings of calls
 
@@ -267,14 +361,22 @@ class ServerConnection(Connection[ServerCall]):
     def answered(self, call: ServerCall) -> None:
         """All of the answer is with the engine."""
         call.done = True
+        if call._charged:
+            call.release()
         if call.deadline is not None:
             self._deadlines.discard(call._deadline_key, call)
-        if not call.remote_done:
+        if call.remote_done:
+            self._answered += 1
+        else:
             self._early.add(call)
         self.wake()
 
     def _call_closed(self, stream: ServerCall, error_code: int) -> None:
         self._early.discard(stream)
+        if stream._head_bytes:
+            self._heads_bytes -= stream._head_bytes
+        if self._is_narrow and len(self.streams) < self._wide_most // 2:
+            self._is_narrow = not self._resize(self.limits.stream_window)
         if not stream.done:
             stream.done = True
             if stream.deadline is not None:
@@ -298,8 +400,7 @@ class ServerConnection(Connection[ServerCall]):
         """Once an early answer is written, tell the client to stop sending (RFC 9113 section 8.1)."""
         for call in [c for c in self._early if not c.unsent]:
             self._early.discard(call)
-            self._peer_reset = call.id  # half its own doing
-            self._count_reset(call.id)
+            self._charge(EARLY)
             call.reset(ErrorCode.NO_ERROR)
 
     # Endings of the connection
@@ -340,12 +441,20 @@ class ServerConnection(Connection[ServerCall]):
             self.engine.send_goaway()
             self.wake()
 
-    def _reset_by_peer(self, event: StreamReset) -> None:
-        self._peer_reset = event.stream_id
+    def _count_end(self, event: StreamClosed) -> None:
+        if event.by is EndedBy.FAULT:
+            self._charge(FORCED)
+        elif event.by is EndedBy.PEER:
+            call = self.streams.get(event.stream_id)
+            if call is None or call.is_wasted(self.now):  # None: it was reset by the read that brought it
+                self._charge(WASTED)
+        elif event.error_code == ErrorCode.REFUSED_STREAM:
+            self._charge(WASTED)  # as what it has reset still runs
 
-    def _count_reset(self, stream_id: int) -> None:
-        cost = 1 if stream_id == self._peer_reset else FORCED_RESET
-        if not self._resets.take(cost, self.now):
+    def _charge(self, tokens: float) -> None:
+        self._resets.take(self._answered * ANSWERED, self.now)
+        self._answered = 0
+        if not self._resets.take(tokens, self.now):
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many streams were reset")
 
     def _tick_stream(self, stream: ServerCall) -> None:

@@ -9,6 +9,10 @@ import stat
 import threading
 
 import aiohttp
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
@@ -142,29 +146,6 @@ async def test_nothing_else_is_served(get):
     assert (await get("/models"))[0] == 404
 
 
-@pytest.mark.parametrize(
-    "sent",
-    [
-        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), id="HTTP/2"),
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", id="TLS"),
-        pytest.param(b"GET / HTTP/1.1\r\nno header\r\n\r\n", id="a bad header"),
-        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", id="a bad chunk"),
-        pytest.param(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n", id="a bad length"),
-    ],
-)
-async def test_what_is_no_http1_is_refused_without_a_word_in_the_log(source, scrape, caplog, sent):
-    """It is whoever sends it who is wrong: a gRPC client at this port must not page for a traceback."""
-    caplog.set_level("INFO")
-    async with Admin(source, "127.0.0.1:0", scrape.render) as admin:
-        host, _, port = admin.address.rpartition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(sent)
-        answer = await asyncio.wait_for(reader.read(), 5)
-        assert b" 400 " in answer.partition(b"\r\n")[0] or b" 405 " in answer.partition(b"\r\n")[0]
-        writer.close()
-    assert not caplog.records
-
-
 async def test_a_fault_of_our_own_is_still_told(source, scrape, caplog):
     async with Admin(source, "127.0.0.1:0", scrape.render) as admin, aiohttp.ClientSession() as session:
         source.live = property()  # what can't be shown as JSON
@@ -179,6 +160,43 @@ async def test_nothing_can_be_changed(source, scrape):
         for path in ("/healthz", "/readyz", "/metrics", "/config", "/state"):
             async with session.post(f"http://{admin.address}{path}") as answer:
                 assert answer.status == 405
+
+
+@pytest.mark.parametrize("pieces", [[24], [1, 23], [10, 14]], ids=["whole", "one byte first", "in two parts"])
+async def test_an_http2_client_is_told_which_protocol_is_spoken(source, scrape, caplog, pieces):
+    """As a gRPC client begins that was given the admin port: RFC 9113's preface and SETTINGS."""
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    data = client.data_to_send()
+    async with Admin(source, "127.0.0.1:0", scrape.render) as admin:
+        host, _, port = admin.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for piece in [*pieces, len(data)]:
+            writer.write(data[:piece])
+            data = data[piece:]
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        events = client.receive_data(await reader.read())
+        writer.close()
+    (ended,) = [event for event in events if isinstance(event, h2.events.ConnectionTerminated)]
+    assert ended.error_code == h2.errors.ErrorCodes.HTTP_1_1_REQUIRED
+    assert b"admin plane" in ended.additional_data
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET / HTTP/1.1\r\nno header\r\n\r\n", b"\x16\x03\x01\x00\xf4\x01\x00\x00\xf0", b"PRI\r\n\r\n", b"P" * 20_000],
+    ids=["a broken header", "TLS", "nearly HTTP/2", "a long line"],
+)
+async def test_what_is_no_http_is_refused_without_a_stack_in_the_log(source, scrape, caplog, sent):
+    async with Admin(source, "127.0.0.1:0", scrape.render) as admin:
+        host, _, port = admin.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent + b"\r\n\r\n")
+        assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]
 
 
 async def test_a_worker_is_asked_over_a_unix_socket(source, scrape, tmp_path):

@@ -427,6 +427,34 @@ def test_defaults_serve_only_this_host(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("listen", "written", "control"),
+    [
+        ("127.0.0.1:9001", "", "loopback"),
+        ("127.0.0.9:9001", "", "loopback"),
+        ("localhost:9001", "", "loopback"),
+        ("'[::1]:9001'", "", "loopback"),
+        ("0.0.0.0:9001", "", "none"),
+        ("'[::]:9001'", "", "none"),
+        ("10.0.0.1:9001", "", "none"),
+        ("gateway.example:9001", "", "none"),
+        ("0.0.0.0:9001", "all", "all"),
+        ("0.0.0.0:9001", "loopback", "loopback"),
+        ("127.0.0.1:9001", "none", "none"),
+    ],
+)
+def test_nobody_changes_a_server_through_a_public_listener_unless_the_file_says_so(
+    file: Path, listen: str, written: str, control: str
+) -> None:
+    """Behind a proxy on the same host every caller comes from loopback."""
+    text = MODEL + f"listen: {listen}\n" + (f"server: {{control: {written}}}\n" if written else "")
+    found = loaded(file, text)
+    assert found.config.server.control == control
+    warned = [str(each) for each in found.warnings if "server.control" in str(each)]
+    assert bool(warned) == (written == "loopback" and listen.startswith("0"))
+    assert all("proxy" in each for each in warned)
+
+
+@pytest.mark.parametrize(
     ("written", "seconds"),
     [("5", 5), ("0.5", 0.5), ("250ms", 0.25), ("5s", 5), ("2m", 120), ("1h", 3600), ("1.5 s", 1.5)],
 )
@@ -543,6 +571,7 @@ def test_transparent_serves_every_model_of_one_triton() -> None:
     result = transparent("triton:8001", {}, {"--listen": "0.0.0.0:9001"})
     assert result.config.upstreams["triton"].endpoints == ("triton:8001",)
     assert (result.config.direct.models, result.config.listen, result.files) == ("all", "0.0.0.0:9001", ())
+    assert result.config.server.control == "none"
 
 
 def test_transparent_names_the_wrong_flag() -> None:

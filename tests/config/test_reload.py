@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -297,3 +298,31 @@ async def test_a_missing_file_that_appears_is_enough(file: Path, tmp_path: Path)
     for _ in range(3):
         await watching.look()
     assert ear.take() == ["changed"]
+
+
+async def test_a_reload_stops_nobody_to_look_for_garbage(file: Path) -> None:
+    """A collection holds every thread, and thousands of models would make it a second."""
+    write(file, GOOD)
+    stops: list[int] = []
+
+    def collected(phase: str, told: dict[str, int]) -> None:
+        if phase == "start":
+            stops.append(told["generation"])
+
+    def many() -> Loaded:
+        kept.extend([number] for number in range(200_000))  # as many objects as make Python look
+        return load(file, {})
+
+    async def taken(loaded: Loaded, notices: tuple[Finding, ...]) -> None:
+        kept.extend([number] for number in range(200_000))
+
+    kept: list[list[int]] = []
+    watcher = Watcher(many, load(file, {}), taken, lambda findings: None)
+    gc.callbacks.append(collected)
+    try:
+        await watcher.look(poked=True)
+    finally:
+        gc.callbacks.remove(collected)
+    assert len(kept) == 400_000
+    assert not stops
+    assert gc.isenabled()

@@ -107,7 +107,7 @@ def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
 
 
 INCIDENTS = (
-    *("gpu-pool-gone", "one-triton-slow", "bad-model-version", "overload", "certificate-expired"),
+    *("gpu-pool-gone", "one-triton-slow", "bad-model-version", "pipeline-broken", "overload", "certificate-expired"),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
 )
 
@@ -158,3 +158,19 @@ def cell(name: str) -> str:
 def test_the_page_of_limits_has_each_with_its_default(name: str) -> None:
     rows = re.findall(r"^\|[^|]*\| ([^|]*) \| `([^`]*)`", text_of(ROOT / "docs" / "limits.md"), re.MULTILINE)
     assert [default for setting, default in rows if f"`{name}`" in setting.split(" = ")[0]] == [cell(name)]
+
+
+def test_every_table_that_peers_can_grow_names_an_owner_and_a_test_that_are_there() -> None:
+    page = text_of(ROOT / "docs" / "limits.md").partition("## Tables that peers can grow")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) >= 13
+    for _, owners, _, _, test in rows:
+        for owner in re.findall(r"`([^`]+)`", owners):
+            assert (ROOT / "gateway" / owner).exists()
+        assert (ROOT / test.strip(" `")).exists()
+    bounded = {
+        str(path.relative_to(ROOT / "gateway"))
+        for path in (ROOT / "gateway").rglob("*.py")
+        if "make_room(" in path.read_text() and path.name != "bounded.py"
+    }
+    assert bounded <= set(re.findall(r"`([a-z/]+\.py)`", page))

@@ -19,6 +19,7 @@ from gateway.forward.server import ForwardMethod, WireServer
 from gateway.status import Code
 from gateway.wire.client import ClientCall
 from gateway.wire.frames import ErrorCode
+from gateway.wire.limits import Limits
 from gateway.wire.server import ServerCall, _numbers
 
 UNARY = path("Unary")
@@ -237,7 +238,8 @@ async def test_goaways_in_mid_load_fail_no_call() -> None:
 async def test_calls_wait_for_room_on_a_connection_and_their_number_is_bounded() -> None:
     service = Service()
     options = ChannelOptions(connections=1, max_pending=5)
-    async with wire_server(service) as (_, address), WireChannel(address, options) as channel:
+    limits = Limits(max_streams=100)
+    async with wire_server(service, limits=limits) as (_, address), WireChannel(address, options) as channel:
         calls = [channel.unary_unary(UNARY)(b"sleep") for _ in range(5)]
         await service.started.wait()
         calls += [channel.unary_unary(UNARY)(b"sleep") for _ in range(100)]

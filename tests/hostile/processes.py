@@ -107,11 +107,14 @@ models:
 
 
 @contextmanager
-def gateway(upstream: int) -> Iterator[Served]:
-    """The whole product on `wire`, with the public model `m`, in front of one server."""
+def gateway(upstream: int, more: str = "", given: str = CONFIG) -> Iterator[Served]:
+    """The whole product in front of one server; as `given` says, by default with the public model `m`.
+
+    more: lines of config beside those.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config, log = Path(folder, "gateway.yaml"), Path(folder, "log")
-        config.write_text(CONFIG.format(port=upstream))
+        config.write_text(given.format(port=upstream) + more)
         command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
         with log.open("w") as told:
             process = subprocess.Popen(command, stdout=told, stderr=told, cwd=ROOT)

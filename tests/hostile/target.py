@@ -20,7 +20,6 @@ import uvloop
 
 from gateway.forward.server import ForwardMethod, WireServer
 from gateway.wire.limits import Limits
-from gateway.wire.messages import decompress
 from gateway.wire.server import ServerCall
 
 BEAT = 0.005  # seconds
@@ -44,8 +43,6 @@ class Counters:
 
 def methods(counters: Counters, server: list[WireServer]) -> dict[str, ForwardMethod]:
     def fast(call: ServerCall) -> None:
-        if call.compressed:
-            call.body = decompress(call.body, call.encoding, call.connection.limits)
         counters.executions += 1
         call.reply(call.body)
 
@@ -66,7 +63,10 @@ def methods(counters: Counters, server: list[WireServer]) -> dict[str, ForwardMe
         counters.most_sleeping = counters.sleeping
         call.reply(json.dumps(told).encode())
 
-    unary = {"Fast": fast, "Large": large, "Stats": stats}
+    def count(call: ServerCall) -> None:
+        call.reply(b"%d" % len(call.body))
+
+    unary = {"Fast": fast, "Count": count, "Large": large, "Stats": stats}
     return {f"/test.Service/{name}": ForwardMethod(handle) for name, handle in unary.items()}
 
 

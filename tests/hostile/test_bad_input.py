@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import random
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -169,7 +169,7 @@ ROWS: dict[str, tuple[Send, Want]] = {
     "a -bin of impossible length": (with_fields((b"x-bin", b"abcde")), INTERNAL),
     "control character": (with_fields((b"x-a", b"\x01")), BROKEN),
     "DEL": (with_fields((b"x-a", b"a\x7fb")), BROKEN),
-    "not ASCII": (with_fields((b"x-a", "ä".encode())), INTERNAL),
+    "not ASCII": (with_fields((b"x-a", "ä".encode())), OK),  # as Triton has it
     "CR LF": (with_fields((b"x-a", b"a\r\nb: c")), BROKEN),
     "NUL": (with_fields((b"x-a", b"a\0b")), BROKEN),
     "name in uppercase": (with_fields((b"X-a", b"b")), BROKEN),
@@ -190,7 +190,7 @@ ROWS: dict[str, tuple[Send, Want]] = {
         BROKEN,
     ),
 }
-GOOD = {"content-type +proto", "no te"}
+GOOD = {"content-type +proto", "no te", "not ASCII"}
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -290,22 +290,28 @@ def _bombs() -> Iterable[tuple[str, bytes, Want]]:
     yield "not gzip", b"\x08\x01", INTERNAL
 
 
+@pytest.fixture(scope="module")
+def small() -> Iterator[Served]:
+    with target(limits={"message_bytes": 4 * MiB}) as served:
+        yield served
+
+
 @pytest.mark.parametrize(("name", "body", "want"), [pytest.param(*row, id=row[0]) for row in _bombs()])
 def test_compressed_messages_are_bounded_while_they_are_inflated(
-    name: str, body: bytes, want: Want, echo: Served, product: Served, triton: FakeTriton
+    name: str, body: bytes, want: Want, small: Served, product: Served
 ) -> None:
+    """Up to what a message may have, however well it is compressed; ServerLive's may have little."""
     encoding = (b"grpc-encoding", b"deflate" if name.startswith("deflate") else b"gzip")
-    fronts = ((echo, b"/inference.GRPCInferenceService/ServerLive", b"\x08\x01"), (product, INFER, infer_request()))
-    for served, path, good in fronts:
-        executions, memory, cpu = triton.executions, served.memory, served.cpu
-        with served.connect() as peer, Honest(served.port, path, good) as honest:
+    path = b"/inference.GRPCInferenceService/ServerLive"
+    for served in (small, product):
+        memory, cpu = served.memory, served.cpu
+        with served.connect() as peer, Honest(served.port, path, b"") as honest:
             for stream in range(1, 21, 2):
                 peer.send(head(path, encoding, stream=stream) + split_body(stream, message(body, 1)))
                 assert want.is_met_by(peer.answer(stream))
         assert honest.held()
-        assert served.memory - memory < 12 * MiB  # the floor of 4 MiB, and what malloc keeps
+        assert served.memory - memory < 32 * MiB  # twice the limit of 4 MiB, and what malloc keeps of two threads
         assert served.cpu - cpu < 10 * 0.05 + 0.2
-        assert triton.executions - executions == (len(honest.seconds) if served is product else 0)
 
 
 def split_body(stream: int, whole: bytes) -> bytes:

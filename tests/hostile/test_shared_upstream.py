@@ -8,7 +8,25 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from frames import CODES, INITIAL_WINDOW, Frame, Pair, Peer, connect, data, literal, message, rst, window
+from frames import (
+    CODES,
+    CONTINUATION,
+    END_HEADERS,
+    END_STREAM,
+    INITIAL_WINDOW,
+    Frame,
+    Pair,
+    Peer,
+    block,
+    connect,
+    data,
+    frame,
+    headers,
+    literal,
+    message,
+    rst,
+    window,
+)
 from processes import Honest, Served, gateway, head, request
 from upstreams import INFER, FakeTriton, RawServer, accept_client, infer_request, raw_triton, requests
 
@@ -247,3 +265,37 @@ def test_a_slow_reader_gets_every_byte_and_costs_a_window(product: Served) -> No
     assert peer.answers[1].status == "0"
     assert len(peer.answers[1].body) > 16 * MiB
     assert most < 12 * MiB
+
+
+def test_an_answer_whose_trailers_are_too_large_ends_one_call_once_and_no_shared_connection() -> None:
+    """As of a Triton that repeats a long name, or of a model with a long error text."""
+    asked = 0
+
+    def script(peer: Peer, number: int) -> None:
+        nonlocal asked
+        accept_client(peer)
+        for got in requests(peer):
+            if dict(got.fields).get("x-long") is None:
+                raw_triton(peer, got)
+                continue
+            asked += 1
+            text = ((b"grpc-status", b"3"), (b"grpc-message", b"%7Fe" * 50_000))
+            fragment = block(((b":status", b"200"), (b"content-type", b"application/grpc"), *text))
+            pieces = [fragment[at : at + 16_384] for at in range(0, len(fragment), 16_384)]
+            peer.send(headers(got.stream, pieces[0], END_STREAM))
+            for piece in pieces[1:-1]:
+                peer.send(frame(CONTINUATION, 0, got.stream, piece))
+            peer.send(frame(CONTINUATION, END_HEADERS, got.stream, pieces[-1]))
+
+    with RawServer(script) as upstream, gateway(upstream.port) as served, served.connect() as attacker:
+        with Honest(served.port, INFER, infer_request()) as honest:
+            connections = 0
+            for stream in range(1, 101, 2):
+                attacker.send(request(INFER, infer_request(), (b"x-long", b"1"), stream=stream))
+                answer = attacker.answer(stream)
+                assert answer.status == "8"
+                assert "larger than the limit of 65536 bytes" in answer.heads[-1]["grpc-message"]
+                connections = connections or upstream.connections
+        assert honest.held()
+        assert asked == 50
+        assert upstream.connections == connections

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from gateway.infer.attempts import Attempts
-from gateway.status import Code, judge
+from gateway.status import Code, Origin, judge
 from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
-UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", from_server=False)
-DRAINING = judge(Code.UNAVAILABLE, STOPPING, from_server=True)
-OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size", from_server=True)
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'x' is not found", from_server=True, model="x")
+UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+DRAINING = judge(Code.UNAVAILABLE, STOPPING)
+OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
+MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'x' is not found", model="x")
 
 
 def pool(name: str, *addresses: str) -> Pool:

@@ -19,7 +19,7 @@ from gateway.infer.models import Models
 from gateway.infer.sequences import Sequences
 from gateway.infer.topology import Topology
 from gateway.routing import Route, Routes, Split
-from gateway.status import Code
+from gateway.status import Code, Origin
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
@@ -124,8 +124,8 @@ class World:
 
     def end(self, code: Code = Code.OK, body: bytes = ANSWER) -> None:
         for client in self.connection.sent:
-            client.body, client.from_server = body, True
-            client.end(code, "")
+            client.body = body
+            client.end(code, "", Origin.SERVER)
 
 
 AT_THE_BEGINNING = ["connection.call", "connection.submit", "caller.listen", "hooks.attempt_started"]

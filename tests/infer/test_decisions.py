@@ -12,7 +12,7 @@ from gateway.hooks import NoHooks
 from gateway.infer.attempts import Attempt
 from gateway.infer.caller import CallerMetadata, metadata_from_pairs, metadata_of
 from gateway.infer.inference import Inference
-from gateway.infer.merging import merge_point
+from gateway.infer.merging import maybe_merge_point
 from gateway.infer.sequences import Sequences
 from gateway.infer.topology import Topology
 from gateway.merge import MergeSettings
@@ -86,8 +86,17 @@ async def test_public_models_before_one_triton_model_are_merged_by_their_own_set
     endpoint = Endpoint("u", "t:1", UNUSED)
     attempt = Attempt(Variant("only", "u", "net"), endpoint, 1, "only", "")
     few, many = MergeSettings(rows=4), MergeSettings(rows=64)
-    points = [merge_point(*each) for each in (("a", attempt, few), ("b", attempt, many)) * 2]
+    points = [maybe_merge_point(*each, "") for each in (("a", attempt, few), ("b", attempt, many)) * 2]
     assert points[0] is points[2]
     assert points[1] is points[3]
     assert points[0] is not points[1]
-    assert merge_point("a", attempt, many) is not points[0]  # reloaded
+    assert maybe_merge_point("a", attempt, many, "") is not points[0]  # reloaded
+
+
+async def test_a_version_that_the_server_is_not_known_to_have_is_merged_with_nothing() -> None:
+    """Else callers could make the gateway remember as many as they invent."""
+    endpoint = Endpoint("u", "t:1", UNUSED)
+    attempt = Attempt(Variant("only", "u", "net"), endpoint, 1, "only", "")
+    for version in range(1000):
+        assert maybe_merge_point("a", attempt, MergeSettings(), str(version)) is None
+    assert len(endpoint.remembered) == 1

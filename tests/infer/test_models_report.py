@@ -16,8 +16,9 @@ from gateway.infer.exchange import Reply, Request
 from gateway.infer.inference import Inference
 from gateway.infer.messages import build_request, build_response
 from gateway.infer.models import Models
-from gateway.infer.pipelines import PipelineModel, Threads
+from gateway.infer.pipelines import PipelineModel
 from gateway.infer.sequences import Sequences
+from gateway.infer.threads import Threads
 from gateway.infer.topology import Topology
 from gateway.routing import Routes
 from gateway.stages import PipelineSpec, build_pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any
 
@@ -16,7 +17,7 @@ from gateway.infer.sequences import Sequences
 from gateway.infer.streams import StreamLimits, StreamSession
 from gateway.infer.topology import Topology
 from gateway.routing import Direct, Routes
-from gateway.status import Code
+from gateway.status import Code, Origin
 from gateway.upstream.connection import CallFailed, StreamListener
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
@@ -354,7 +355,7 @@ def test_a_cancelled_session_leaves_nothing() -> None:
     assert not world.ask("m", "5")
 
 
-BROKEN = CallFailed(Code.UNAVAILABLE, "gone", from_server=False)
+BROKEN = CallFailed(Code.UNAVAILABLE, "gone", origin=Origin.CONNECTION)
 
 
 def test_a_session_that_ends_while_it_moves_a_leg_s_messages_leaves_nothing_behind() -> None:
@@ -384,3 +385,19 @@ def test_no_leg_is_begun_after_the_end() -> None:
     assert len(world.ends) == 1
     assert all(each.is_cancelled for each in world.connection.calls[1:])
     assert (world.endpoint.in_flight, other.in_flight) == (0, 9)
+
+
+async def test_a_leg_with_many_messages_ends_in_slices_and_keeps_their_order() -> None:
+    """And what comes meanwhile does not overtake them."""
+    world = World()
+    for number in range(500):
+        world.ask("m", str(number))
+    lost = CallFailed(Code.UNAVAILABLE, "lost", (), origin=Origin.CONNECTION)
+    world.calls[0].listener.ended(lost)
+    assert len(world.got) + sum(len(call.sent) for call in world.calls[1:]) < 100
+    world.ask("m", "late")
+    for _ in range(50):
+        await asyncio.sleep(0)
+    again = [request.id for call in world.calls[1:] for request in call.sent]
+    assert world.ids + again == [*map(str, range(500)), "late"]
+    assert not world.ends

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gateway.errors import BadInput, Overloaded
-from gateway.infer.pipelines import Threads
+from gateway.infer.threads import Threads
 from gateway.stages import Work
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import sys
@@ -78,8 +80,15 @@ async def command(
     environ: Mapping[str, str] | None = None,
     group: bool = False,
     output: int | None = None,
+    start: Sequence[str] = ("-m", "gateway"),
+    cwd: Path | None = None,
+    descriptors: int | tuple[int, int] | None = None,
 ) -> AsyncIterator[Command]:
     """Start the command; kill it at the end if it still runs.
+
+    start:   what Python is given before the arguments.
+    cwd:     the directory that it is started in.
+    descriptors:  how many files it may open; or a soft and a hard limit.
 
     folder:  where its output goes.
     output:  a file descriptor for its output instead of a file.
@@ -90,12 +99,14 @@ async def command(
     with written.open("wb") as out, errors.open("wb") as err:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "gateway", *arguments),
+            *(*start, *arguments),
+            cwd=cwd,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out if output is None else output,
             stderr=err,
             env={**os.environ, **(environ or {})},
             start_new_session=group,
+            preexec_fn=None if descriptors is None else functools.partial(_limit, descriptors),
         )
     try:
         yield Command(process, written, errors)
@@ -103,6 +114,11 @@ async def command(
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+def _limit(descriptors: int | tuple[int, int]) -> None:
+    limits = (descriptors, descriptors) if isinstance(descriptors, int) else descriptors
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def run(*arguments: str, folder: Path, environ: Mapping[str, str] | None = None) -> tuple[int, str, str]:

@@ -81,6 +81,19 @@ def request(model: str, array: object, id: str = "") -> pb.ModelInferRequest:
     return message
 
 
+async def picky_config(body: bytes, context: object) -> bytes:
+    """What a scripted server says of `picky`."""
+    message = pb.ModelConfigResponse()
+    message.config.max_batch_size = 8
+    return message.SerializeToString()
+
+
+async def picky_metadata(body: bytes, context: object) -> bytes:
+    message = pb.ModelMetadataResponse(name="picky", versions=["1"])
+    message.outputs.add(name="OUT", datatype="FP32", shape=[-1, 2])
+    return message.SerializeToString()
+
+
 def batch_of(outcome: Outcome) -> int:
     return int(outcome.trailers.get("gateway-batch", 1))
 
@@ -206,14 +219,13 @@ async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> N
         answer.outputs.add(name="OUT", datatype="FP32", shape=[1, 2])
         return answer.SerializeToString()
 
-    async def config(body: bytes, context: object) -> bytes:
-        message = pb.ModelConfigResponse()
-        message.config.max_batch_size = 8
-        return message.SerializeToString()
+    async def statistics(body: bytes, context: object) -> bytes:
+        return pb.ModelStatisticsResponse().SerializeToString()
 
     go_on.set()
+    others = {"ModelConfig": picky_config, "ModelMetadata": picky_metadata, "ModelStatistics": statistics}
     async with (
-        Script(infer=infer, others={"ModelConfig": config}).serve() as address,
+        Script(infer=infer, others=others).serve() as address,
         merging(tmp_path, address) as gateway,
         callers(gateway.listen, 4) as through,
     ):
@@ -234,6 +246,55 @@ async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> N
         assert (await first).code is grpc.StatusCode.OK
         [endpoint] = gateway._inference.topology.pools["main"].endpoints
         await asyncio.wait_for(endpoint.wait_idle(), 5)
+
+
+async def test_an_answer_with_parameters_is_not_divided_and_its_model_not_merged_until_it_changes(
+    tmp_path: Path,
+) -> None:
+    """They are said of the whole. On a scripted server: the Python backend of this Triton knows no such answers."""
+    sizes: list[int] = []
+    told = pb.ModelStatistics(name="picky", version="1", inference_count=100, execution_count=100)
+
+    async def infer(body: bytes, context: object) -> bytes:
+        asked = pb.ModelInferRequest.FromString(body)
+        rows = asked.inputs[0].shape[0]
+        sizes.append(rows)
+        await asyncio.sleep(0.02)
+        answer = pb.ModelInferResponse(model_name="picky", model_version="1")
+        answer.raw_output_contents.extend(asked.raw_input_contents)
+        answer.outputs.add(name="OUT", datatype="FP32", shape=[rows, 2])
+        if rows > 1:
+            answer.parameters["rows"].int64_param = rows
+        return answer.SerializeToString()
+
+    async def statistics(body: bytes, context: object) -> bytes:
+        return pb.ModelStatisticsResponse(model_stats=[told]).SerializeToString()
+
+    others = {"ModelConfig": picky_config, "ModelMetadata": picky_metadata, "ModelStatistics": statistics}
+    async with (
+        Script(infer=infer, others=others).serve() as address,
+        merging(tmp_path, address) as gateway,
+        callers(gateway.listen, 8) as through,
+    ):
+
+        async def all_call() -> None:
+            outcomes = await asyncio.gather(*(call(c, request("picky", floats(1, n))) for n, c in enumerate(through)))
+            for n, outcome in enumerate(outcomes):
+                assert not outcome.response.parameters
+                assert list(np.frombuffer(outcome.response.raw_output_contents[0], np.float32)) == [n, n + 1]
+
+        for _ in range(4):
+            await all_call()
+        assert max(sizes) > 1  # it was tried
+        sizes.clear()
+        await asyncio.sleep(1.0)  # some probes
+        await all_call()
+        assert max(sizes) == 1
+        told.inference_count = 1  # loaded anew
+        await asyncio.sleep(1.0)
+        for _ in range(4):
+            await all_call()
+        assert max(sizes) > 1
 
 
 async def test_a_deadline_ends_its_own_member_only(gateway: Gateway) -> None:

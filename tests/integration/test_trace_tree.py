@@ -161,7 +161,10 @@ async def gateway(
                     ],
                 }
             },
-            "merged": {"variants": {"only": {"upstream": "main", "model": "add_one_a"}}, "merge": {}},
+            "merged": {
+                "variants": {"only": {"upstream": "main", "model": "add_one_a"}},
+                "merge": {"ignore_ids": True},
+            },
         },
     }
     file = tmp_path / "gateway.yaml"

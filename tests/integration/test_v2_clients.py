@@ -99,6 +99,29 @@ async def test_the_blocking_clients_stream_works(gateway: Gateway, compression: 
     assert counted[3].get_response().parameters["triton_final_response"].bool_param
 
 
+async def test_many_clients_of_one_process_have_a_stream_each(gateway: Gateway) -> None:
+    """They share one connection, as grpcio has it, so that it carries 130 streams, and the calls of one more client."""
+
+    def use(client: sync.InferenceServerClient) -> np.ndarray[Any, Any]:
+        done: queue.Queue[Any] = queue.Queue()
+        clients = [sync.InferenceServerClient(gateway.listen) for _ in range(130)]
+        try:
+            for each in clients:
+                each.start_stream(lambda result, error: done.put((result, error)))
+                each.async_stream_infer("adder", [tensor(sync, VALUES)])
+            for _ in clients:
+                result, error = done.get(timeout=20)
+                assert error is None
+                np.testing.assert_array_equal(result.as_numpy("OUT"), VALUES + 1)
+            return client.infer("adder", [tensor(sync, VALUES)], client_timeout=10).as_numpy("OUT")
+        finally:
+            for each in clients:
+                each.stop_stream(cancel_requests=True)
+                each.close()
+
+    np.testing.assert_array_equal(await with_client(gateway, use), VALUES + 1)
+
+
 async def test_the_asyncio_client_infers(client: aio.InferenceServerClient) -> None:
     results = await asyncio.gather(*(client.infer("adder", [tensor(aio, VALUES)]) for _ in range(20)))
     for result in results:

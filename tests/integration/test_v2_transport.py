@@ -305,3 +305,14 @@ async def test_metadata_of_the_server_reaches_the_caller(fails: bool) -> None:
     else:
         assert ("x-first", "1") in outcome.initial
         assert outcome.trailers["gateway-attempts"] == "1"
+
+
+@pytest.mark.parametrize("size", [100_000, 2_000_000])
+async def test_an_error_text_that_repeats_a_long_name_ends_one_call_only(channel: grpc.aio.Channel, size: int) -> None:
+    """Triton names the input that it does not know, in trailers on a connection that callers share."""
+    neighbours = []
+    for _ in range(10):
+        outcome = await call(channel, infer("adder", name="n" * size))
+        assert outcome.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        neighbours.append(asyncio.ensure_future(call(channel, infer("adder"))))
+    assert {(await each).code for each in neighbours} == {grpc.StatusCode.OK}

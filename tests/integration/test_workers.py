@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -153,21 +154,31 @@ async def test_ctrl_c_lets_calls_finish_too(triton: LocalTriton, tmp_path: Path,
     assert "Traceback" not in running.errors
 
 
-async def test_a_second_ctrl_c_ends_at_once(triton: LocalTriton, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_second_signal_lets_calls_finish_and_a_third_ends_at_once(
+    triton: LocalTriton, tmp_path: Path, workers: str, number: signal.Signals
+) -> None:
+    """systemd sends SIGTERM to every process of a service, and the supervisor sends its own to the workers."""
     file = write_config(triton, tmp_path)
-    async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path, group=True) as running:
+    async with command("serve", "--config", str(file), "--workers", workers, folder=tmp_path, group=True) as running:
         address, admin = await running.until_serving()
-        await until_all_up(admin)
-        workers = children(running.pid)
-        async with channel_to(address) as channel:
-            slow = asyncio.ensure_future(call(channel, infer("waiter", [[5000]], "INT32"), timeout=6))
-            await asyncio.sleep(0.1)
-            os.killpg(running.pid, signal.SIGINT)
+        await until_all_up(admin, workers)
+        processes = [running.pid, *children(running.pid)]
+        async with channel_to(address) as channel, channel_to(address) as other:
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[1500]], "INT32")))
+            await asyncio.sleep(0.2)  # the model has one instance
+            long = asyncio.ensure_future(call(other, infer("waiter", [[9000]], "INT32"), timeout=15))
+            await asyncio.sleep(0.2)
+            for pid in processes:
+                os.kill(pid, number)
             await running.until_said("draining")
-            os.killpg(running.pid, signal.SIGINT)
-            await running.wait(2)
-            assert (await slow).code is not OK
-        assert not any(map(is_running, workers))
+            os.kill(running.pid, number)
+            assert (await slow).code is OK
+            os.kill(running.pid, number)
+            await running.wait(3)
+            assert (await long).code is not OK
+        assert not any(map(is_running, processes))
 
 
 async def test_no_worker_outlives_its_supervisor(triton: LocalTriton, tmp_path: Path) -> None:
@@ -179,6 +190,49 @@ async def test_no_worker_outlives_its_supervisor(triton: LocalTriton, tmp_path: 
         assert len(workers) == 2
         supervisor.signal(signal.SIGKILL)
         await until(lambda: not any(map(is_running, workers)), 5, "the workers' end")
+
+
+async def test_the_successor_of_a_killed_supervisor_starts_at_once(triton: LocalTriton, tmp_path: Path) -> None:
+    """Whatever drains still, and whatever connections linger: some of one worker, which did not share the port."""
+    file = write_config(triton, tmp_path, server={"drain_delay": "20s"})
+    arguments = ("serve", "--config", str(file), "--workers")
+    async with command(*arguments, "1", folder=tmp_path) as alone:
+        address, _ = await alone.until_serving()
+        async with channel_to(address) as channel:
+            assert (await call(channel, infer("adder"))).code is OK
+            alone.signal(signal.SIGKILL)  # its side ends first, and lingers
+            await alone.wait()
+    async with command(*arguments, "2", folder=tmp_path) as first:
+        _, admin = await first.until_serving()
+        await until_all_up(admin)
+        workers = children(first.pid)
+        async with channel_to(address) as channel:
+            slow = asyncio.ensure_future(call(channel, infer("waiter", [[8000]], "INT32"), timeout=20))
+            await asyncio.sleep(0.3)
+            first.signal(signal.SIGKILL)
+            await first.wait()
+            async with command(*arguments, "2", folder=tmp_path) as second:
+                assert (await second.until_serving())[0] == address
+                assert any(map(is_running, workers))
+                assert (await slow).code is OK
+                second.signal(signal.SIGTERM)
+
+
+async def test_workers_import_what_the_supervisor_imports(triton: LocalTriton, tmp_path: Path) -> None:
+    """The console command has no current directory among its places for modules, `python -m` has."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("yaml", "gateway", "grpc"):
+        (here / f"{name}.py").write_text("raise SystemExit('a file of the user')")
+    file = write_config(triton, tmp_path)
+    script = Path(sys.executable).with_name("inference-gateway")
+    arguments = (str(script), "serve", "--config", str(file), "--workers", "2")
+    async with command(*arguments, folder=tmp_path, start=(), cwd=here) as running:
+        address, admin = await running.until_serving()
+        await until_all_up(admin)
+        async with channel_to(address) as channel:
+            assert (await call(channel, infer("adder"))).code is OK
+    assert "a file of the user" not in running.errors
 
 
 class TestAConfigThatIsBrokenOnDisk:

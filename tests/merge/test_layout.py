@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.merge import Batch, Layout, Layouts
+from gateway.wire.fields import Fields
 from gateway.wire.peek import Head, peek_request, peek_response
 
 SIZES = {"FP32": 4, "INT64": 8, "UINT8": 1, "FP16": 2}
@@ -31,6 +32,7 @@ class Request:
     spans: Sequence[tuple[int, int]]
     caller: Hashable = 0
     is_over: bool = field(default=False)
+    carried: Fields = ()
 
 
 def request_message(rows: int, *, id: str = "", seed: int = 0, outputs: Sequence[str] = ("y",)) -> pb.ModelInferRequest:

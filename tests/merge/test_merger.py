@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.merge import Batch, Layout, MergeLimits, Merger, Window
 from gateway.merge.layout import Part
+from gateway.wire.fields import Fields
 
 
 def layout(rows: int, signature: bytes = b"s") -> Layout:
@@ -25,6 +26,7 @@ class Request:
     layout: Layout = field(default_factory=lambda: layout(1))
     body: bytes = b""
     is_over: bool = False
+    carried: Fields = ()
 
     def __repr__(self) -> str:
         return self.name
@@ -106,6 +108,45 @@ def test_different_signatures_never_share_a_batch() -> None:
     wire.answer()
     wire.answer()
     assert wire.names[1:] == [["a1", "c1"], ["b1"]]
+
+
+def test_requests_with_other_metadata_never_share_a_batch() -> None:
+    wire = Wire()
+    wire.merger.submit(Request("first"))
+    for caller, tenant in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        wire.merger.submit(Request(caller, caller, carried=((b"x-tenant", tenant),)))
+    wire.answer()
+    wire.answer()
+    assert wire.names[1:] == [["a", "c"], ["b"]]
+
+
+def test_requests_that_have_no_likes_wait_for_each_other_no_longer_than_unmerged_ones() -> None:
+    """Else one caller with metadata of its own for each call would be served one by one, and hold up the others."""
+    wire = Wire()
+    wire.merger.submit(Request("first"))
+    for number in range(100):
+        wire.merger.submit(Request(f"{number}", number, carried=((b"x-session", b"%d" % number),)))
+    wire.answer(0)
+    assert len(wire.sent) == 101
+    for number in range(1, 101):
+        wire.answer(number)
+    assert wire.merger.in_flight == 0
+
+
+def test_one_turn_of_the_loop_sends_a_bounded_number_of_batches() -> None:
+    wire = Wire(rows=2)
+    wire.merger.submit(Request("first"))
+    for number in range(1000):
+        wire.merger.submit(Request(f"{number}", number, carried=((b"x-session", b"%d" % number),)))
+    wire.merger.ended(wire.sent[0], 0.0)
+    before = len(wire.sent)
+    most = 0
+    while wire.turns:
+        wire.turn()
+        most = max(most, len(wire.sent) - before)
+        before = len(wire.sent)
+    assert before == 1001
+    assert most <= 16
 
 
 def test_a_caller_that_was_passed_over_is_first_in_the_next_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -127,3 +128,22 @@ def test_two_routes_of_one_name_are_refused() -> None:
 def test_calling_all_models_needs_a_default_upstream() -> None:
     with pytest.raises(ValueError, match="default upstream"):
         Routes([NET], direct=Direct.ALL)
+
+
+def test_a_replaced_table_goes_without_a_collection_of_garbage() -> None:
+    """One of thousands of models is a quarter of a million objects, which a collection stops all calls to look at."""
+
+    def tables() -> int:
+        return sum(isinstance(each, Routes) for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = tables()
+        table = Routes(direct=Direct.ALL, default_upstream="cpu")
+        assert table.lookup("anything") is not None
+        assert tables() == before + 1
+        del table
+        assert tables() == before
+    finally:
+        gc.enable()

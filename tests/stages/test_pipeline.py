@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gateway.stages import (
     PipelineSpec,
     Read,
     Step,
+    StepFailed,
     TensorSpec,
     WrongAnswer,
     build_pipeline,
@@ -385,7 +387,7 @@ def test_a_users_step_that_cannot_be_built_is_a_finding() -> None:
 
 def test_a_users_step_that_makes_something_else_than_it_declares_is_noticed() -> None:
     steps = [*STEPS[:2], {"step": f"{__name__}:Forgetful"}, STEPS[2]]
-    with pytest.raises(TypeError, match="declares 'scores' as FP32 \\[-1\\] a row and made nothing"):
+    with pytest.raises(StepFailed, match="declares 'scores' as FP32 \\[-1\\] a row and made nothing"):
         run(build(steps=steps), {"image": column(filled("red"))})
 
 
@@ -393,3 +395,12 @@ def test_every_parameter_of_every_step_says_what_it_is() -> None:
     for name, step in SHIPPED.items():
         for field, info in step.params_type.model_fields.items():
             assert info.description, f"{name}.{field}"
+
+
+def test_a_module_that_ends_the_process_while_it_is_imported_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_script.py").write_text("raise SystemExit(2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (found,) = findings(steps=[*STEPS[:2], {"step": "a_script:Step"}, STEPS[2]])
+    assert found.startswith("steps.2.step: step 'a_script:Step' cannot be imported: SystemExit: 2; ")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,6 +137,58 @@ async def test_one_that_does_not_end_is_killed(triton_repository: Path) -> None:
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
     assert traces(os.getpid()) == before
+
+
+def in_temp(owner: int) -> list[str]:
+    """The folders that servers of process `owner` have in the temporary directory, and the Python backend's."""
+    temp = Path(tempfile.gettempdir())
+    return sorted(map(str, [*temp.glob(f"inference-gateway-{owner}-*"), *Path("/tmp").glob("python_env_*")]))
+
+
+async def test_a_killed_server_leaves_no_folder_in_the_temporary_directory(triton_factory: TritonFactory) -> None:
+    before = in_temp(os.getpid())
+    server = await triton_factory(["slow"])
+    assert len(in_temp(os.getpid())) >= len(before) + 2
+    await server.kill()
+    assert not [folder for folder in set(in_temp(os.getpid())) - set(before) if is_nobodys(Path(folder))]
+
+
+def is_nobodys(folder: Path) -> bool:
+    """Tests that run at the same time have servers of their own, whose folders stay for them to take away."""
+    if folder.name.startswith("inference-gateway"):
+        return True
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            others = "libtriton_python" in (process / "maps").read_text()
+            if others and process.stat().st_ctime <= folder.stat().st_mtime:
+                return False
+    return folder.exists()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_the_next_start_takes_away_what_a_gateway_left_that_was_killed_with_its_keeper(
+    parent: subprocess.Popen[str], triton_factory: TritonFactory
+) -> None:
+    for pid in (*children_of(parent.pid), parent.pid):  # the keeper first: it would clean up
+        os.kill(pid, signal.SIGKILL)
+    parent.wait(10)
+    assert [folder for folder in in_temp(parent.pid) if f"-{parent.pid}-" in folder]
+    await triton_factory(["add_two"])
+    assert not [folder for folder in in_temp(parent.pid) if f"-{parent.pid}-" in folder]
+    wait_until_gone(parent.pid)
+
+
+async def test_models_import_nothing_from_the_directory_that_the_gateway_was_started_in(
+    triton_factory: TritonFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "numpy", "time"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    server = await triton_factory(["add_two"])
+    assert await works(server)
 
 
 async def test_a_cancelled_start_leaves_nothing(triton_repository: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.status import Code
+from gateway.status import Code, Origin
 from gateway.types import Metadata
 from gateway.upstream.connection import Answer, CallFailed, StreamCall, StreamListener
 
@@ -45,5 +45,5 @@ class ScriptedConnection:
         self.closed = True
 
 
-TIMED_OUT = CallFailed(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", from_server=False)
-REFUSED = CallFailed(Code.UNAVAILABLE, "connection refused", from_server=False)
+TIMED_OUT = CallFailed(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", origin=Origin.GIVEN_UP)
+REFUSED = CallFailed(Code.UNAVAILABLE, "connection refused", origin=Origin.CONNECTION)

@@ -7,16 +7,16 @@ import asyncio
 import pytest
 from scripted import ScriptedConnection
 
-from gateway.status import Code, Verdict, judge
+from gateway.status import Code, Origin, Verdict, judge
 from gateway.upstream.endpoint import Endpoint, State
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
-UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", from_server=False)
-DRAINING = judge(Code.UNAVAILABLE, STOPPING, from_server=True)
-OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size", from_server=True)
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", from_server=True, model="m")
-UNCLEAR = judge(Code.UNAVAILABLE, "the feature store is gone", from_server=True)
-CALLERS = judge(Code.INVALID_ARGUMENT, "bad", from_server=True)
+UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+DRAINING = judge(Code.UNAVAILABLE, STOPPING)
+OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
+MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", model="m")
+UNCLEAR = judge(Code.UNAVAILABLE, "the feature store is gone")
+CALLERS = judge(Code.INVALID_ARGUMENT, "bad")
 
 
 @pytest.fixture

@@ -113,8 +113,9 @@ class ServerUnderTest:
 
     def read(self) -> bytes:
         pieces = []
-        while piece := self.connection.output():
+        while (piece := self.connection.output()) or self.connection.has_work:
             pieces.append(piece)
+            self.connection.advance()
         return b"".join(pieces)
 
     def raw(self, data: bytes) -> bytes:
@@ -171,10 +172,12 @@ def echo(call: ServerCall) -> None:
 class ClientUnderTest:
     """A `ClientConnection` with an h2 server on it, which the test plays by hand."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, most_discarded: int = 0) -> None:
         self.now = 1000.0
         self.deadlines = Deadlines()
-        self.connection = ClientConnection(limits or Limits(), self.now, lambda: None, authority="test:1")
+        self.connection = ClientConnection(
+            limits or Limits(), self.now, lambda: None, authority="test:1", most_discarded=most_discarded
+        )
         self.h2 = h2.connection.H2Connection(lenient(client=False))
         self.events: list[h2.events.Event] = []
         self.h2.initiate_connection()
@@ -183,8 +186,9 @@ class ClientUnderTest:
     def pump(self, chunk: int = 0) -> None:
         while True:
             up = b""
-            while piece := self.connection.output():
+            while (piece := self.connection.output()) or self.connection.has_work:
                 up += piece
+                self.connection.advance()
             if up:
                 self.events += self.h2.receive_data(up)
             down = self.h2.data_to_send()

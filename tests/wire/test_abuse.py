@@ -71,10 +71,10 @@ class Attacker:
         return code
 
 
-def rapid_reset(attacker: Attacker) -> Callable[[], bytes]:
+def rapid_reset(attacker: Attacker, code: int = 8) -> Callable[[], bytes]:
     def unit() -> bytes:
         stream = attacker.next()
-        return frame(HEADERS, END_HEADERS, stream, HEAD) + frame(RST, 0, stream, struct.pack(">I", 8))
+        return frame(HEADERS, END_HEADERS, stream, HEAD) + frame(RST, 0, stream, struct.pack(">I", code))
 
     return unit
 
@@ -100,7 +100,141 @@ def test_honest_cancelling_below_the_rate_is_never_cut() -> None:
     for _ in range(95):  # the engine keeps the same limit by the real clock, doubled
         attacker.send(unit())
         attacker.server.now += 0.2  # 5 a second
-    assert not attacker.cut
+    assert not attacker.cut, attacker.server.connection.reason
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 5, 7, 8, 11, 99, 0xFFFF_FFFF])
+@pytest.mark.parametrize("in_one_read", [True, False])
+def test_every_reset_counts_whatever_its_code(code: int, in_one_read: bool) -> None:
+    attacker = Attacker()
+    unit = rapid_reset(attacker, code)
+
+    def in_two_reads() -> bytes:
+        whole = unit()
+        attacker.send(whole[:-13])
+        attacker.server.now += 0.001
+        attacker.send(whole[-13:])
+        return b""
+
+    assert attacker.cut_after(unit if in_one_read else in_two_reads, most=1100) >= 1000
+    assert attacker.goaway_code == 11
+
+
+def test_a_few_answered_calls_do_not_hide_a_rapid_reset() -> None:
+    attacker = Attacker(accept=answering)
+    reset = rapid_reset(attacker)
+    attacker.cut_after(lambda: b"".join(reset() for _ in range(30)) + whole_call(attacker), most=100, per_turn=1)
+
+
+def answering(call: ServerCall) -> None:
+    call.on_request = lambda done: done.reply(b"x")
+
+
+def whole_call(attacker: Attacker, *fields: bytes) -> bytes:
+    stream = attacker.next()
+    head = frame(HEADERS, END_HEADERS, stream, HEAD + b"".join(fields))
+    return head + frame(DATA, END_STREAM, stream, message(b"hello"))
+
+
+TIMEOUT = b"\x00\x0cgrpc-timeout\x0610000u"  # 10 ms
+
+
+@pytest.mark.parametrize(
+    ("given_up", "after", "timeout"),
+    [
+        pytest.param(8, 0.005, b"", id="eight of ten are hedged"),
+        pytest.param(10, 0.009, TIMEOUT, id="all, just before their deadline"),
+        pytest.param(10, 0.02, TIMEOUT, id="all, after their deadline"),
+        pytest.param(10, 1.2, b"", id="all, after a second"),
+    ],
+)
+def test_a_client_that_gives_up_many_calls_is_never_cut(given_up: int, after: float, timeout: bytes) -> None:
+    """300 calls a second, for two minutes."""
+    waiting: list[ServerCall] = []
+
+    def accept(call: ServerCall) -> None:
+        call.on_request = waiting.append
+        call.on_cancel = lambda code: waiting.remove(call)
+
+    attacker = Attacker(Limits(max_streams=1000), accept)
+    attacker.send(frame(WINDOW_UPDATE, 0, 0, b"\x40\0\0\0"))
+    resets: list[tuple[float, int]] = []
+    for n in range(300 * 120):
+        attacker.server.now += 1 / 300
+        while resets and resets[0][0] <= attacker.server.now:
+            attacker.send(frame(RST, 0, resets.pop(0)[1], struct.pack(">I", 8)))
+        attacker.send(whole_call(attacker, timeout))
+        if n % 10 < given_up:
+            resets.append((attacker.server.now + after, attacker.stream))
+        else:
+            waiting.pop().reply(b"x")
+        if attacker.cut:
+            break
+    assert not attacker.cut, attacker.server.connection.reason
+
+
+def test_a_reset_after_the_answer_wastes_nothing() -> None:
+    attacker = Attacker(accept=answering)
+    for _ in range(3000):
+        attacker.send(whole_call(attacker))
+        attacker.send(frame(RST, 0, attacker.stream, bytes(4)))
+    assert not attacker.cut, attacker.server.connection.reason
+
+
+def test_what_we_end_ourselves_is_not_the_clients_doing() -> None:
+    """As an answer that is not read until the call's deadline."""
+
+    def accept(call: ServerCall) -> None:
+        call.streaming = True
+        call.on_message = lambda body, compressed: call.send_message(bytes(100_000))
+        call.send_headers()
+
+    attacker = Attacker(accept=accept)
+    for _ in range(1000):
+        attacker.send(whole_call(attacker, TIMEOUT))
+        attacker.server.now += 0.02
+        attacker.server.deadlines.expire(attacker.server.now)
+    assert not attacker.cut, attacker.server.connection.reason
+
+
+LARGE_VALUE = b"\x00\x01x\x7f\x81\xfc\x00" + b"v" * 16_128
+
+
+@pytest.mark.parametrize("flags", [END_HEADERS, END_HEADERS | END_STREAM], ids=["open", "ended"])
+@pytest.mark.parametrize(
+    "rest",
+    [LARGE_VALUE, b"\x00\x01x\x01\x01", b"\x00\x04host\x04else"],
+    ids=["too large", "illegal metadata", "another host"],
+)
+def test_refused_heads_are_counted_whatever_flags_they_have(flags: int, rest: bytes) -> None:
+    attacker = Attacker()
+    attacker.cut_after(lambda: frame(HEADERS, flags, attacker.next(), HEAD + rest), most=500)
+
+
+def test_heads_that_must_be_decoded_count_as_work() -> None:
+    """So that others have their turn in between."""
+    attacker = Attacker()
+    connection = attacker.server.connection
+    connection.advance()
+    before = connection.turn_left
+    large = HEAD + b"\x00\x01x\x7f\x81\x6d" + b"v" * 14_000
+    connection.receive(frame(HEADERS, END_HEADERS, attacker.next(), large), attacker.server.now)
+    assert before - connection.turn_left > 14_000 / 640
+    connection.advance()
+    before = connection.turn_left
+    connection.receive(frame(HEADERS, END_HEADERS, attacker.next(), HEAD), attacker.server.now)
+    assert before - connection.turn_left < 10
+
+
+def test_error_texts_take_no_place_in_the_table_of_fields() -> None:
+    texts = iter(range(1000))
+    server = ServerUnderTest(
+        lambda call: setattr(call, "on_request", lambda c: c.finish(Code.NOT_FOUND, f"{next(texts)}"))
+    )
+    for _ in range(100):
+        assert server.call().status == "5"
+    names = {name for name, _ in server.h2.decoder.header_table.dynamic_entries}
+    assert b"grpc-message" not in names
 
 
 # MadeYouReset: ways to have the server reset a stream
@@ -202,7 +336,7 @@ def test_honest_traffic_is_never_taken_for_a_flood() -> None:
             + frame(WINDOW_UPDATE, 0, stream, b"\0\0\0\x05")
         )
         attacker.server.now += 0.0001
-    assert not attacker.cut
+    assert not attacker.cut, attacker.server.connection.reason
     assert attacker.server.connection.streams == {}
 
 
@@ -281,7 +415,7 @@ def test_an_idle_client_that_has_greeted_stays() -> None:
     for _ in range(600):
         attacker.server.now += 1
         attacker.server.connection.tick(attacker.server.now)
-    assert not attacker.cut
+    assert not attacker.cut, attacker.server.connection.reason
 
 
 @pytest.mark.parametrize("body", [b"", message(b"hello")[:3], message(b"hello")[:-1]], ids=["none", "prefix", "part"])
@@ -377,4 +511,4 @@ def test_a_request_that_is_reset_in_the_same_read_is_never_begun() -> None:
     unit = rapid_reset(attacker)
     attacker.send(b"".join(unit() for _ in range(100)) + frame(HEADERS, END_HEADERS, attacker.next(), HEAD))
     assert begun == [attacker.stream]
-    assert not attacker.cut
+    assert not attacker.cut, attacker.server.connection.reason

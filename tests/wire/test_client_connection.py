@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import h2.events
 import hpack
 import pytest
 from h2_peers import ClientUnderTest, message
 
-from gateway.status import Code
+from gateway.status import Code, Meaning, Origin, judge
 from gateway.wire.client import ClientCall
 from gateway.wire.fields import fields_from
-from gateway.wire.limits import Limits
+from gateway.wire.frames import frame
+from gateway.wire.limits import Limits, MiB
 
 OK = ("grpc-status", "0")
+LARGE, SMALL = b"h" * 4097, b"hello"
 
 
 def requests(client: ClientUnderTest) -> list[h2.events.RequestReceived]:
@@ -374,3 +378,294 @@ def test_a_large_request_does_not_hold_up_a_small_one() -> None:
     assert ended == [calls[1].id, calls[0].id]
     data = [event for event in client.events if isinstance(event, h2.events.DataReceived)]
     assert sum(len(event.data) for event in data if event.stream_id == calls[0].id) == 2 * 1024 * 1024 + 5
+
+
+@pytest.mark.parametrize("where", ["head", "trailers", "trailers only"])
+@pytest.mark.parametrize("odd", [(b"x!y", b"v"), (b"x-bin", b"!")], ids=["key", "base64"])
+def test_a_field_that_no_grpc_peer_takes_is_dropped_and_told_and_the_answer_stays(
+    where: str, odd: tuple[bytes, bytes]
+) -> None:
+    client, dropped = ClientUnderTest(), list[bytes]()
+    client.connection.on_dropped = dropped.append
+    call = client.start()
+    kept = (b"x-city", "São Paulo".encode())
+    status = (b"grpc-status", b"5")
+    if where == "trailers only":
+        client.respond(call, status, odd, kept, end=True)
+        client.pump()
+    else:
+        client.respond(call, *((odd, kept) if where == "head" else ()))
+        client.finish(call, status, *((odd, kept) if where == "trailers" else ()))
+    got = [*call.initial, *call.trailing]
+    assert call.code is Code.NOT_FOUND
+    assert dropped == [odd[0]]
+    assert kept in got
+    assert odd not in got
+
+
+# Who ended it
+
+LIMITS = Limits(stream_window=65_535, write_stall_seconds=3)
+
+
+def stalled(client: ClientUnderTest, body: bytes | None) -> ClientCall:
+    """A call whose request does not fit the window, which nobody opens any further."""
+    call = client.start(None)
+    if body is None:
+        call.send_message(bytes(100_000))  # of a stream: its end is not sent either
+    else:
+        call.send_chunk(message(body))
+        call.half_close()
+    client.pump()
+    assert call.unsent
+    return call
+
+
+@pytest.mark.parametrize("body", [bytes(100_000), None], ids=["unary", "stream"])
+def test_a_server_that_takes_nothing_of_a_request_is_unreachable_and_not_an_answer_too_large(
+    body: bytes | None,
+) -> None:
+    client = ClientUnderTest(LIMITS)
+    call = stalled(client, body)
+    for second in range(1, 6):
+        client.connection.tick(client.now + second)
+    client.pump()
+    assert (call.code, call.origin, call.from_server) == (Code.UNAVAILABLE, Origin.CONNECTION, False)
+    assert judge(call.code, call.text, call.origin).meaning is Meaning.UNREACHABLE
+    assert any(isinstance(event, h2.events.StreamReset) and event.error_code == 8 for event in client.events)
+    assert client.connection.streams == {}
+
+
+@pytest.mark.parametrize("body", [bytes(100_000), None], ids=["unary", "stream"])
+@pytest.mark.parametrize("answer", ["trailers", "trailers only", "error page", "no trailers"])
+def test_an_answer_that_ends_before_the_request_is_sent_ends_the_call_at_once(body: bytes | None, answer: str) -> None:
+    client, ends = ClientUnderTest(LIMITS), list[ClientCall]()
+    call = stalled(client, body)
+    call.on_done = ends.append
+    expected = Code.RESOURCE_EXHAUSTED
+    if answer == "trailers only":
+        client.respond(call, ("grpc-status", "8"), end=True)
+    elif answer == "trailers":
+        client.respond(call)
+        client.finish(call, ("grpc-status", "8"))
+    else:
+        expected = Code.UNAVAILABLE if answer == "error page" else Code.UNKNOWN
+        client.respond(call, status="503" if answer == "error page" else "200")
+        client.h2.send_data(call.id, b"", end_stream=True)
+    client.pump()
+    assert ends == [call]
+    assert call.code is expected
+    assert client.connection.streams == {}
+    assert client.connection.engine.queued_body_size() == 0
+    assert any(isinstance(event, h2.events.StreamReset) and event.error_code == 0 for event in client.events)
+
+
+@pytest.mark.parametrize("is_all_sent", [True, False], ids=["half closed", "open"])
+def test_a_stream_with_nothing_unsent_ends_with_its_trailers(is_all_sent: bool) -> None:
+    client = ClientUnderTest()
+    call = client.start(None)
+    call.on_message = lambda body, compressed: None
+    call.send_message(b"one")
+    if is_all_sent:
+        call.half_close()
+    client.pump()
+    client.respond(call)
+    client.finish(call, OK)
+    assert (call.done, call.code, call.origin) == (True, Code.OK, Origin.SERVER)
+    assert client.connection.streams == {}
+    resets = [event for event in client.events if isinstance(event, h2.events.StreamReset)]
+    assert len(resets) == (0 if is_all_sent else 1)
+
+
+ENDS: dict[str, tuple[Callable[[ClientUnderTest, ClientCall], None], Origin, Meaning]] = {
+    "the server's status": (
+        lambda client, call: client.respond(call, ("grpc-status", "14"), end=True),
+        Origin.SERVER,
+        Meaning.UNCLEAR,
+    ),
+    "reset: out of calm": (lambda client, call: client.h2.reset_stream(call.id, 11), Origin.PEER, Meaning.OVERLOADED),
+    "reset: cancelled": (lambda client, call: client.h2.reset_stream(call.id, 8), Origin.PEER, Meaning.SERVER),
+    "reset: refused": (lambda client, call: client.h2.reset_stream(call.id, 7), Origin.PEER, Meaning.UNREACHABLE),
+    "a proxy's 503": (
+        lambda client, call: client.respond(call, status="503", end=True),
+        Origin.PEER,
+        Meaning.UNREACHABLE,
+    ),
+    "lost": (lambda client, call: client.connection.close("cable cut"), Origin.CONNECTION, Meaning.UNREACHABLE),
+    "cancelled here": (lambda client, call: call.cancel(), Origin.GIVEN_UP, Meaning.ENDED),
+    "late": (lambda client, call: client.deadlines.expire(client.now + 99), Origin.GIVEN_UP, Meaning.ENDED),
+    "breaks the rules": (
+        lambda client, call: client.connection.receive(bytes(4) + b"\0" + call.id.to_bytes(4, "big"), client.now),
+        Origin.ANSWER,
+        Meaning.SERVER,
+    ),
+}
+
+
+@pytest.mark.parametrize(("end", "origin", "meaning"), ENDS.values(), ids=ENDS)
+def test_who_ended_a_call_is_a_fact_and_decides_what_it_means(
+    end: Callable[[ClientUnderTest, ClientCall], None], origin: Origin, meaning: Meaning
+) -> None:
+    client = ClientUnderTest()
+    call = client.start(deadline=client.now + 60)
+    end(client, call)
+    client.pump()
+    assert call.done
+    assert call.origin is origin
+    assert judge(call.code, call.text, call.origin).meaning is meaning
+
+
+def test_an_answer_too_large_is_refused_here_and_never_repeated() -> None:
+    client = ClientUnderTest(Limits(message_bytes=1000))
+    call = client.start()
+    client.respond(call)
+    client.h2.send_data(call.id, b"\0\0\1\0\0")
+    client.pump()
+    assert (call.code, call.origin) == (Code.RESOURCE_EXHAUSTED, Origin.ANSWER)
+    assert judge(call.code, call.text, call.origin).elsewhere is False
+
+
+def test_a_server_whose_clock_is_ahead_does_not_turn_a_deadline_into_a_cancelled_call() -> None:
+    """C-core's servers reset a call with CANCEL once its deadline has passed."""
+    client = ClientUnderTest()
+    call = client.start(deadline=client.now + 1)
+    client.now += 1.001
+    client.h2.reset_stream(call.id, 8)
+    client.pump()
+    assert (call.code, call.origin) == (Code.DEADLINE_EXCEEDED, Origin.GIVEN_UP)
+
+
+def resets(client: ClientUnderTest) -> list[int | None]:
+    return [event.stream_id for event in client.events if isinstance(event, h2.events.StreamReset)]
+
+
+def test_a_small_call_that_is_given_up_may_finish_and_its_answer_is_dropped() -> None:
+    client, ends = ClientUnderTest(most_discarded=100), list[ClientCall]()
+    calls = [client.start(SMALL, deadline=client.now + 100) for _ in range(3)]
+    for call in calls:
+        call.on_done = ends.append
+        call.cancel()
+    assert ends == calls
+    client.respond(calls[0])
+    client.h2.send_data(calls[0].id, message(b"late"))
+    client.finish(calls[0], OK)
+    assert (calls[0].code, calls[0].body, resets(client)) == (Code.CANCELLED, b"", [])
+    assert len(client.connection.streams) == client.connection.discarded == 2  # still in flight
+    client.now += 0.25
+    client.deadlines.expire(client.now)
+    client.pump()
+    assert sorted(resets(client)) == [calls[1].id, calls[2].id]
+    assert len(client.deadlines) == 0
+    assert client.connection.streams == {}
+    assert client.connection.discarded == 0
+    assert ends == calls
+
+
+@pytest.mark.parametrize(("body", "told"), [(SMALL, b"200000u"), (LARGE, b"20000u"), (None, b"20000u")])
+def test_the_server_sees_no_short_deadline_of_a_small_call(body: bytes | None, told: bytes) -> None:
+    """It is kept here; a Triton that sees very many pass may crash."""
+    client = ClientUnderTest(most_discarded=100)
+    call = client.start(body, deadline=client.now + 0.02)
+    (event,) = requests(client)
+    assert dict(event.headers)[b"grpc-timeout"] == told
+    client.deadlines.expire(client.now + 0.03)
+    assert call.code is Code.DEADLINE_EXCEEDED
+
+
+def test_only_so_many_calls_are_left_to_finish() -> None:
+    client = ClientUnderTest(most_discarded=100)
+    client.h2.update_settings({3: 1000})
+    client.pump()
+    calls = [client.start(SMALL) for _ in range(150)]
+    for call in calls:
+        call.cancel()
+    client.pump()
+    assert len(resets(client)) == 50
+    client.connection.close("end of test")
+    assert client.connection.discarded == 0
+
+
+def test_an_answer_that_is_dropped_gets_no_more_window() -> None:
+    client = ClientUnderTest(Limits(stream_window=65_535), most_discarded=100)
+    call = client.start(SMALL)
+    call.cancel()
+    client.respond(call)
+    client.h2.send_data(call.id, message(bytes(60_000))[:50_000])
+    client.pump()
+    assert client.h2.local_flow_control_window(call.id) == 15_535
+    assert client.h2.outbound_flow_control_window > 15_535
+
+
+@pytest.mark.parametrize("how", ["large", "stream", "unsent"])
+def test_other_calls_that_are_given_up_are_reset(how: str) -> None:
+    client = ClientUnderTest(most_discarded=100)
+    if how == "unsent":
+        client.h2.update_settings({4: 0})
+        client.pump()
+    call = client.start(None if how == "stream" else LARGE if how == "large" else SMALL)
+    if how == "stream":
+        call.on_message = lambda body, compressed: None
+    call.cancel()
+    client.pump()
+    assert resets(client) == [call.id]
+
+
+@pytest.mark.parametrize(("size", "huffman"), [(70_000, False), (70_000, True), (3_000_000, False)])
+@pytest.mark.parametrize("part", ["trailers", "headers", "trailers only"])
+def test_an_answer_with_too_large_a_header_list_ends_its_own_call_and_no_other(
+    size: int, part: str, huffman: bool
+) -> None:
+    client, ends = ClientUnderTest(), list[ClientCall]()
+    neighbour = client.start(b"h" * 4097)
+    calls = [client.start(b"hello") for _ in range(3)]
+    encode = client.h2.encoder.encode
+    client.h2.encoder.encode = lambda headers, huffman_=True: encode(headers, huffman)  # type: ignore[method-assign]
+    for call in calls:
+        call.on_done = ends.append
+        text = [("grpc-status", "3"), ("grpc-message", "Q" * size), ("x-new", str(call.id))]
+        if part == "trailers":
+            client.respond(call)
+            client.h2.send_headers(call.id, text, end_stream=True)
+        else:
+            client.respond(call, *text, end=part == "trailers only")
+    client.pump(chunk=10_000)
+    assert ends == calls
+    for call in calls:
+        assert call.code is Code.RESOURCE_EXHAUSTED
+        what = "trailers" if part == "trailers" else "headers"
+        assert call.text == f"The {what} of the server's answer are larger than the limit of 65536 bytes"
+        verdict = judge(call.code, call.text, call.origin)
+        assert (verdict.meaning, verdict.elsewhere, verdict.ejects) == (Meaning.SERVER, False, False)
+    client.respond(neighbour, ("x-new", str(calls[0].id)))
+    client.h2.send_data(neighbour.id, message(b"world"))
+    client.finish(neighbour, OK, ("x-new", str(calls[1].id)))
+    assert (neighbour.code, neighbour.body) == (Code.OK, b"world")
+    assert (b"x-new", str(calls[0].id).encode()) in neighbour.initial
+    assert (b"x-new", str(calls[1].id).encode()) in neighbour.trailing
+    assert not client.connection.closed
+    assert client.connection.streams == {}
+    assert client.connection.has_room
+
+
+def test_a_header_block_without_end_ends_its_call_at_once_and_the_connection_in_time() -> None:
+    """In little memory; no new call waits for its end, nor do the others for ever."""
+    client, leaves, ends = ClientUnderTest(), list[int](), list[ClientCall]()
+    client.connection.on_leave = lambda: leaves.append(size)
+    call, neighbour = client.start(b"hello"), client.start(b"hello")
+    call.on_done = neighbour.on_done = ends.append
+    size = 0
+    client.connection.receive(frame(1, 0, call.id, b"\x00\x01x\x01y"), client.now)
+    for _ in range(13):
+        for _ in range(100):
+            client.connection.receive(frame(9, 0, call.id, b"\x00\x01x\x7f\x81\x7d" + bytes(16_128)), client.now)
+            size += 16_134
+            client.connection.advance()  # the next turn of the loop
+            assert len(client.connection.engine._block) < 200_000
+            assert client.connection.closed or size < 66_000 or (ends == [call] and not client.connection.has_room)
+        client.now += 1
+        client.connection.tick(client.now)
+    client.connection.advance()
+    assert (call.code, neighbour.code) == (Code.RESOURCE_EXHAUSTED, Code.UNAVAILABLE)
+    assert leaves
+    assert 15 * MiB < leaves[0] < 17 * MiB
+    assert client.connection.closed

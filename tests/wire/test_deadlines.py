@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.wire.deadlines import FAR, FAR_TICKS, TICK, Deadlines
+from gateway.wire.deadlines import FAR, FAR_TICKS, SLACK, TICK, Deadlines
 
 
 class Item:
@@ -64,3 +64,32 @@ def test_a_million_short_calls_with_long_deadlines_leave_few_sets() -> None:
         now = 1000.0 + number / 1000
         deadlines.discard(deadlines.add(now + 3600, item, now), item)
     assert len(deadlines._due) < 200
+
+
+@pytest.mark.parametrize("at_once", [1, 50])
+@pytest.mark.parametrize("first", [0.02, 5.0, 86_400.0, 99_999_000.0], ids=["ms", "seconds", "a day", "the most"])
+def test_deadlines_of_ended_calls_cost_nothing_however_far_and_different_they_are(first: float, at_once: int) -> None:
+    """Callers choose them: 10,000 a second, each another, each call over at once."""
+    deadlines, now = Deadlines(), 1000.0
+    running: list[tuple[int, Item]] = []
+    for number in range(50_000):
+        now += 0.0001
+        item = Item()
+        running.append((deadlines.add(now + first + number, item, now), item))
+        if len(running) > at_once:
+            deadlines.discard(*running.pop(0))
+        deadlines.expire(now)
+    assert len(deadlines) <= at_once + 1
+    assert deadlines.size <= 2 * at_once + FAR / TICK + SLACK
+
+
+def test_a_far_tick_that_was_dropped_and_comes_again_is_still_noticed() -> None:
+    deadlines, dropped, kept = Deadlines(), Item(), Item()
+    for _ in range(3):
+        deadlines.discard(deadlines.add(5000.0, dropped, 1000.0), dropped)
+    deadlines.add(5000.0, kept, 1000.0)
+    at = deadlines.next_at()
+    assert at is not None
+    deadlines.expire(at)
+    assert (kept.expired, dropped.expired) == (1, 0)
+    assert deadlines.next_at() is None

@@ -13,7 +13,7 @@ from h2_peers import lenient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.wire.engine import MOST_LEFT_OPEN, Engine, client_engine, server_engine
+from gateway.wire.engine import Engine, client_engine, server_engine
 from gateway.wire.frames import (
     PREFACE,
     WINDOW_UPDATE,
@@ -31,6 +31,7 @@ from gateway.wire.frames import (
 )
 from gateway.wire.hpack import NeverIndexed
 from gateway.wire.limits import Limits
+from gateway.wire.states import MOST_STRAYS
 
 HEAD = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/x"), (b":authority", b"a")]
 
@@ -318,13 +319,13 @@ def test_only_faults_are_found_however_the_bytes_are_cut(name: str, cut: str) ->
 def test_streams_that_the_client_leaves_open_are_forgotten_in_time_and_then_tolerated() -> None:
     """After we reset a stream, the client may send on it for a while, or never again."""
     server = begun()
-    for n in range(3 * MOST_LEFT_OPEN):
+    for n in range(3 * MOST_STRAYS):
         server.receive_data(opened(2 * n + 1))
         server.reset_stream(2 * n + 1)
         server.events(), server.data_to_send()
-        assert len(server._left_open) <= MOST_LEFT_OPEN
+        assert len(server._strays) <= MOST_STRAYS
     server.receive_data(frame(DATA, 0, 1))
-    last = 2 * (3 * MOST_LEFT_OPEN) + 1
+    last = 2 * (3 * MOST_STRAYS) + 1
     server.receive_data(ended(last))
     with pytest.raises(EngineError):
         server.receive_data(frame(DATA, 0, last))

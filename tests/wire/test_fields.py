@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.infer.metadata import first_values
 from gateway.wire.fields import (
+    MOST_MESSAGE,
     decode_message,
     encode_message,
     fields_from,
@@ -14,6 +16,7 @@ from gateway.wire.fields import (
     is_legal,
     metadata_from,
     parse_timeout,
+    text_of,
 )
 
 KEYS = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-.", min_size=1).map(lambda key: f"x-{key}")
@@ -52,8 +55,6 @@ def test_binary_values_may_be_padded_or_not_and_joined(value: bytes, parts: list
         (b"with space", b"v"),
         (b"x\xff", b"v"),
         (b"x!", b"v"),
-        (b"x", b"caf\xc3\xa9"),
-        (b"x", b"a\tb"),
         (b"x", b"a\r\nb: c"),
         (b"x", b"a\0b"),
         (b"x", b"\x7f"),
@@ -63,6 +64,27 @@ def test_binary_values_may_be_padded_or_not_and_joined(value: bytes, parts: list
 )
 def test_what_other_peers_would_choke_on_is_not_legal(name: bytes, value: bytes) -> None:
     assert not is_legal(name, value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told", "read"),
+    [
+        ("São Paulo".encode(), "São Paulo", "São Paulo"),
+        (b"S\xe3o Paulo", b"S\xe3o Paulo", "São Paulo"),
+        (b"\xff\x80", b"\xff\x80", "ÿ\x80"),
+        (b"a\tb", "a\tb", "a\tb"),
+    ],
+    ids=["UTF-8", "Latin-1", "neither", "tab"],
+)
+def test_a_value_that_is_not_ascii_survives_to_the_byte_and_can_be_read(
+    value: bytes, told: str | bytes, read: str
+) -> None:
+    assert is_legal(b"x", value)
+    metadata = metadata_from([(b"x", value)])
+    assert metadata == [("x", told)]
+    assert fields_from(metadata) == [(b"x", value)]
+    assert text_of(value) == read
+    assert first_values(metadata) == {"x": read}
 
 
 @pytest.mark.parametrize("key", ["te", "content-type", "grpc-timeout", "grpc-status", ":path", "connection", "host"])
@@ -114,3 +136,11 @@ def test_a_timeout_is_never_shortened_and_hardly_lengthened(seconds: float) -> N
 @pytest.mark.parametrize("seconds", [0.0, -1.0])
 def test_a_timeout_in_the_past_is_zero(seconds: float) -> None:
     assert parse_timeout(format_timeout(seconds)) == 0
+
+
+@pytest.mark.parametrize("text", ["e" * 100_000, "é" * 20_000, "%" * 11_000, "x" * 32_766 + "%"])
+def test_a_message_is_cut_to_what_peers_take(text: str) -> None:
+    encoded = encode_message(text)
+    assert len(encoded) <= MOST_MESSAGE
+    assert decode_message(encoded).removesuffix("...").rstrip("\ufffd") in text
+    assert encode_message("e" * MOST_MESSAGE) == b"e" * MOST_MESSAGE

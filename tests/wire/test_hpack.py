@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import hpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire.hpack import KEPT, TABLE_BYTES, BadBlock, Decoder, Encoder, Field, NeverIndexed, TooLarge
+from gateway.wire.hpack import KEPT, NEVER_FITS, TABLE_BYTES, BadBlock, Decoder, Encoder, Field, NeverIndexed, TooLarge
 
 NAMES = st.sampled_from([b":path", b":authority", b"te", b"content-type", b"grpc-timeout", b"x-a", b"x" * 200])
 VALUES = st.one_of(st.sampled_from([b"", b"trailers", b"application/grpc", b"v" * 130, b"\xff" * 9]), st.binary())
@@ -28,6 +30,60 @@ def test_we_read_what_another_writes(turns: list[tuple[list[Field], int | None, 
         assert list(got) == fields
         # theirs refers to a field that is in the table already, whatever it is marked as
         assert all(isinstance(sent, NeverIndexed) for sent, f in zip(fields, got, strict=True) if type(f) is not tuple)
+
+
+LONG = st.builds(bytes.__mul__, st.sampled_from([b"v", b"\x0b", b"aZ9"]), st.integers(0, 30_000))
+LONG_FIELDS = st.lists(st.tuples(NAMES, st.one_of(VALUES, LONG)), max_size=6)
+CUTS = st.lists(st.integers(1, 20_000), max_size=20)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(LONG_FIELDS, st.booleans(), st.booleans(), CUTS, RESIZED), max_size=6))
+def test_after_a_list_that_was_dropped_later_ones_are_read(
+    turns: list[tuple[list[Field], bool, bool, list[int], int | None]],
+) -> None:
+    """In any pieces, and both tables hold the same in the end."""
+    theirs, ours = hpack.Encoder(), Decoder(1 << 20)
+    for fields, is_dropped, huffman, cuts, resized in turns:
+        if resized is not None:
+            theirs.header_table_size = resized
+        block = theirs.encode(fields, huffman=huffman)
+        if not is_dropped:
+            assert list(ours.decode(block)) == fields
+            continue
+        waiting, is_start = b"", True
+        for size in [20, *cuts, len(block)]:
+            waiting, block = waiting + block[:size], block[size:]
+            waiting, is_start = waiting[ours.drop(waiting, 0, is_start) :], False
+            assert len(waiting) <= NEVER_FITS
+        assert waiting == b""
+        assert not ours.is_within_field
+        assert [*reversed(ours._table)] == [*theirs.header_table.dynamic_entries]
+
+
+def test_a_field_of_any_size_is_dropped_without_being_kept_or_decoded() -> None:
+    """100 MB that are to be indexed: such a field empties the table (RFC 7541 section 4.4)."""
+    decoder, waiting = Decoder(1000), b"\x40\x01x\xff\x81\xc1\xd7\x2f"
+    assert len(decoder.decode(b"\x40\x01a\x01b")) == len(decoder._table) == 1
+    started = time.thread_time()
+    for _ in range(100):
+        waiting += bytes(1_000_000)
+        waiting = waiting[decoder.drop(waiting, 0, is_start=False) :]
+        assert len(waiting) <= NEVER_FITS
+    assert not decoder.is_within_field
+    assert decoder._table == []
+    assert time.thread_time() - started < 1.0
+
+
+@pytest.mark.parametrize("text", [b"\n\r\x16" * 4000, b"aeiost012c" * 1500, bytes(range(256)) * 40])
+def test_no_huffman_code_is_slow_to_read(text: bytes) -> None:
+    """At least 4 MB/s, interpreted; by looking up one code after another it was 1."""
+    block = hpack.Encoder().encode([(b"x", text)], huffman=True)
+    started, size = time.thread_time(), 0
+    while size < 400_000:
+        assert Decoder(1 << 20).decode(block) == ((b"x", text),)
+        size += len(block)
+    assert time.thread_time() - started < 0.1
 
 
 def test_a_mark_is_read() -> None:

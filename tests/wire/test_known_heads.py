@@ -61,8 +61,8 @@ def test_what_callers_choose_is_kept_within_bounds() -> None:
     heads = peek.KnownHeads(peek.peek_request, peek.RAW_INPUT)
     for number in range(3000):
         heads.peek(request(f"model-{number}", "", "", False, [bytes(number)]))
-        assert len(heads) <= 1024 + 2
+        assert len(heads) <= 2 * 1024
     before = len(heads)
-    heads.peek(request("m" * 2000, "", "", False, [b"x"]))
+    heads.peek(request("m" * 1024, "", "", False, [b"x"]))
     heads.peek(request("m", "", "an id of its own", False, [b"x"]))
     assert len(heads) == before

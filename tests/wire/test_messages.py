@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import zlib
 
@@ -11,7 +12,7 @@ import pytest
 from gateway.status import Code
 from gateway.wire.codes import CallFailed, from_http, from_reset
 from gateway.wire.limits import Limits, MiB
-from gateway.wire.messages import compress, decompress, prefix, read_prefix
+from gateway.wire.messages import Inflater, compress, decompress, prefix, read_prefix
 
 LIMITS = Limits()
 
@@ -32,8 +33,11 @@ def test_other_compressors_are_understood() -> None:
 @pytest.mark.parametrize(
     ("body", "encoding", "code"),
     [
-        (gzip.compress(bytes(64 * MiB)), b"gzip", Code.RESOURCE_EXHAUSTED),
-        (gzip.compress(bytes(4 * MiB + 1)), b"gzip", Code.RESOURCE_EXHAUSTED),
+        (gzip.compress(bytes(8 * MiB + 1)), b"gzip", Code.RESOURCE_EXHAUSTED),
+        (gzip.compress(os.urandom(8 * MiB + 1), 1), b"gzip", Code.RESOURCE_EXHAUSTED),
+        (gzip.compress(b"abc") * 2, b"gzip", Code.INTERNAL),
+        (gzip.compress(b"abc") + bytes(100_000), b"gzip", Code.INTERNAL),
+        (gzip.compress(bytes(4 * MiB))[:-1], b"gzip", Code.INTERNAL),
         (gzip.compress(b"abc") + b"junk", b"gzip", Code.INTERNAL),
         (gzip.compress(b"abc")[:-1], b"gzip", Code.INTERNAL),
         (b"not gzip", b"gzip", Code.INTERNAL),
@@ -42,16 +46,47 @@ def test_other_compressors_are_understood() -> None:
         (b"abc", b"", Code.INTERNAL),
         (b"abc", b"identity", Code.INTERNAL),
     ],
-    ids=["bomb", "over-floor", "junk", "cut", "garbage", "empty", "unknown", "unnamed", "identity"],
+    ids=[
+        "bomb",
+        "large",
+        "two",
+        "much-junk",
+        "large-cut",
+        "junk",
+        "cut",
+        "garbage",
+        "empty",
+        "unknown",
+        "unnamed",
+        "identity",
+    ],
 )
 def test_what_cannot_be_decompressed_safely_fails_the_call(body: bytes, encoding: bytes, code: Code) -> None:
     with pytest.raises(CallFailed) as failure:
-        decompress(body, encoding, LIMITS)
+        decompress(body, encoding, Limits(message_bytes=8 * MiB))
     assert failure.value.code is code
 
 
-def test_a_message_may_grow_up_to_the_floor() -> None:
-    assert len(decompress(gzip.compress(bytes(4 * MiB)), b"gzip", LIMITS)) == 4 * MiB
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
+@pytest.mark.parametrize(
+    "body",
+    [bytes(8 * MiB), b"\xff\x00" * (4 * MiB), b"\0\0\0\1" * 77 * 1000, os.urandom(8 * MiB)],
+    ids=["zeros", "mask", "padded ids", "random"],
+)
+def test_whatever_a_message_may_hold_may_come_compressed(body: bytes, encoding: bytes) -> None:
+    """However well it compresses: a mask does so 910-fold, zeros 1024-fold. Its size is the only bound."""
+    assert decompress(compress(body, encoding), encoding, Limits(message_bytes=8 * MiB)) == body
+
+
+@pytest.mark.parametrize("step", [1, 1000, 65_536, 1 << 20])
+def test_a_message_inflates_in_slices_no_larger_than_asked_for(step: int) -> None:
+    body = bytes(100_000) if step > 1 else b"abc" * 30
+    inflater = Inflater(gzip.compress(body), b"gzip", len(body))
+    sizes = [0]
+    while not inflater.step(step):
+        sizes.append(inflater.size)
+    assert inflater.body == body
+    assert all(after - before <= step for before, after in itertools.pairwise(sizes))
 
 
 def test_a_message_never_grows_beyond_the_message_limit() -> None:

@@ -418,6 +418,29 @@ def test_the_head_of_a_front_is_that_of_the_whole_or_not_known_yet(body: bytes, 
         assert head.parameters == whole.parameters
 
 
+@st.composite
+def requests_with_unknown_fields(draw: st.DrawFn) -> bytes:
+    """Scalars and parameters in any order, then tensors; fields of every kind that nobody knows between them."""
+    heads = st.one_of(scalars, st.builds(delimited, st.just(4), entries), unknown_fields)
+    begun = st.one_of(tensors, st.builds(delimited, st.sampled_from([6, 7]), st.binary(max_size=50)), unknown_fields)
+    return b"".join([*draw(st.lists(heads, max_size=8)), *draw(st.lists(begun, max_size=4))])
+
+
+@given(body=requests_with_unknown_fields())
+@example(body=delimited(1, b"m") + varint(9 << 3 | 5) + b"1234" + delimited(5, b""))
+@example(body=delimited(1, b"m") + varint(9 << 3 | 1) + b"12345678" + delimited(5, b""))
+@example(body=delimited(1, b"m") + varint(1 << 3 | 5) + b"1234" + delimited(2, b"7") + delimited(5, b""))
+@example(body=delimited(1, b"m") + delimited(99, b"unknown") + delimited(2, b"7") + delimited(5, b""))
+@example(body=delimited(1, b"m") + delimited(4, b"") * (peek.MAX_PARAMETERS + 1) + delimited(5, b"x"))
+def test_a_message_cut_at_any_byte_is_not_enough_or_says_what_the_whole_says(body: bytes) -> None:
+    for cut in range(len(body)) if len(body) < 2000 else range(len(body) - 10, len(body)):
+        head = peek.peek_front(body[:cut])
+        if head is not None:
+            whole = peek.peek_request(body)
+            assert peeked(head)[:3] == peeked(whole)[:3]
+            assert head.entries == whole.entries
+
+
 def test_a_front_is_enough_once_a_tensor_has_begun() -> None:
     message = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x" * 1000])
     message.inputs.add(name="image", datatype="UINT8", shape=[1000])
@@ -432,3 +455,21 @@ def test_a_tail_decides_the_model_whatever_came_before(body: bytes, name: str, v
     parsed = pb.ModelInferRequest.FromString(body + peek.tail(name, version))
 
     assert (parsed.model_name, parsed.model_version) == (name, version)
+
+
+@pytest.mark.parametrize(("field", "most"), [("model_name", 1024), ("model_version", 1024), ("id", 4096)])
+def test_names_versions_and_ids_have_bounds_on_the_way_in(field: str, most: int) -> None:
+    """Triton and the gateway repeat them in error texts and metadata; what a model answers has no such bound."""
+
+    def request(size: int) -> bytes:
+        message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(100_000)])
+        setattr(message, field, "\u00fc" * (size // 2))
+        message.inputs.add(name="x", datatype="FP32", shape=[1])
+        return bytes(message.SerializeToString())
+
+    assert peek.peek_request(request(most))
+    assert peek.peek_front(request(most)[:90_000]) is not None
+    with pytest.raises(BadRequest, match=rf"The {field} of a request has {most + 2} bytes; {most} are allowed"):
+        peek.peek_request(request(most + 2))
+    assert peek.peek_front(request(most + 2)[:90_000]) is None
+    assert getattr(peek.peek_response(request(most + 2)), field)

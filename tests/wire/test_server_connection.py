@@ -127,6 +127,20 @@ def test_every_grpc_content_type_is_served(content_type: str) -> None:
     assert ServerUnderTest().call(fields=fields).status == "0"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        request(("host", "test:1"), without=[":authority"]),
+        request(("host", "Test:1"), ("host", "test:1")),
+        request(("host", "test:1"), authority=""),
+        request(without=[":authority"]),
+    ],
+    ids=["host alone, as nginx may send it", "both", "an empty authority", "neither"],
+)
+def test_host_says_what_authority_says(fields: list[Pair]) -> None:
+    assert ServerUnderTest().call(fields=fields).status == "0"
+
+
 def test_an_answer_before_the_end_of_the_request_stops_the_client_with_no_error() -> None:
     server = ServerUnderTest(lambda call: call.finish(Code.UNAUTHENTICATED, "who?"))
     stream = server.open()
@@ -145,6 +159,8 @@ BAD_REQUESTS = [
     ("get", request(method="GET"), b"x", "http 405"),
     ("put", request(method="PUT"), b"x", "http 405"),
     ("other host", request(("host", "else:1")), b"x", "http 400"),
+    ("two hosts", request(("host", "a"), ("host", "b"), without=[":authority"]), b"x", "http 400"),
+    ("no host's name", request(("host", "a/b c"), without=[":authority"]), b"x", "http 400"),
     ("timeout -1S", request(("grpc-timeout", "-1S")), b"x", Code.INTERNAL),
     ("timeout 10", request(("grpc-timeout", "10")), b"x", Code.INTERNAL),
     ("timeout abc", request(("grpc-timeout", "abc")), b"x", Code.INTERNAL),
@@ -152,8 +168,6 @@ BAD_REQUESTS = [
     ("timeout 9 digits", request(("grpc-timeout", "123456789S")), b"x", Code.INTERNAL),
     ("timeout 0n", request(("grpc-timeout", "0n")), b"x", Code.DEADLINE_EXCEEDED),
     ("bad bin", request(("x-bin", "!!!")), b"x", Code.INTERNAL),
-    ("latin-1 value", request((b"x", b"caf\xe9")), b"x", Code.INTERNAL),
-    ("tab in value", request(("x", "a\tb")), b"x", Code.INTERNAL),
     ("odd key", request(("x!y", "v")), b"x", Code.INTERNAL),
     ("key with space", request(("x y", "v")), b"x", "reset 1"),
     ("upper-case key", request(("X-Key", "v")), b"x", "reset 1"),
@@ -349,9 +363,10 @@ def test_window_is_held_while_nobody_takes_a_streamed_message() -> None:
         server.pump()
     server.tick(20)
     assert server.h2.local_flow_control_window(stream) == 0
-    server.calls[0].feed()
-    server.pump()
-    assert server.h2.local_flow_control_window(stream) >= before
+    for _ in range(10):  # a message each
+        server.calls[0].feed()
+        server.pump()
+    assert server.h2.local_flow_control_window(stream) >= before // 2  # what is told at once
 
 
 def test_calls_that_wait_do_not_hold_up_another_on_their_connection() -> None:
@@ -610,3 +625,14 @@ def test_a_large_answer_does_not_hold_up_a_small_one() -> None:
     while piece := server.connection.output():
         order += [e.stream_id for e in server.h2.receive_data(piece) if isinstance(e, h2.events.StreamEnded)]
     assert order == [small, large]
+
+
+def test_error_texts_enter_no_table() -> None:
+    """Behind a proxy several callers share a connection: one's errors must not fill what serves the others."""
+    texts = iter(f"no such city: {number}" for number in range(100))
+    server = ServerUnderTest(lambda call: call.finish(Code.NOT_FOUND, next(texts)))
+    server.call()
+    entries = len(server.h2.decoder.header_table.dynamic_entries)
+    answers = [server.call() for _ in range(50)]
+    assert answers[-1].text == "no such city: 50"
+    assert len(server.h2.decoder.header_table.dynamic_entries) == entries

@@ -1,0 +1,111 @@
+"""Sockets of one address: to listen on, for both IPs, and to a peer of which not every address may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import zip_longest
+from typing import Any, Final
+
+NEXT_ADDRESS_SECONDS: Final = 0.25  # until the next address is tried beside those that have not answered (RFC 8305)
+EVERY_ADDRESS: Final = "::"
+_NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+Address = tuple[int, Any]
+"""A family, and an address as its sockets take it."""
+
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """A socket that is bound and does not listen yet. host: a name, an IP, or "" for every IPv4 address.
+
+    "::" takes IPv4 as well, as gRPC's own servers do, and on a machine without IPv6 that alone.
+
+    :raises OSError: if the address can't be had.
+    """
+    if ":" not in host:
+        return _bind(socket.AF_INET, (host, port), reuse_port)
+    try:
+        return _bind(socket.AF_INET6, (host, port), reuse_port)
+    except OSError as error:
+        if host != EVERY_ADDRESS or error.errno not in _NO_IPV6:
+            raise
+        return _bind(socket.AF_INET, ("", port), reuse_port)
+
+
+def _bind(family: int, place: tuple[str, int], reuse_port: bool) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind(place)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+async def connect(host: str, port: int) -> socket.socket:
+    """A connected socket: of the host's addresses, the first that answers (RFC 8305, "happy eyeballs").
+
+    :raises OSError: if none does; it waits for as long as the system does.
+    """
+    left = deque(in_turns(await _resolve(host, port)))
+    trying: set[asyncio.Task[socket.socket]] = set()
+    failure: BaseException = OSError(f"{host} has no address")
+    try:
+        while left or trying:
+            if left:
+                trying.add(asyncio.ensure_future(_connect(*left.popleft())))
+            wait = NEXT_ADDRESS_SECONDS if left else None
+            done, trying = await asyncio.wait(trying, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    trying |= done - {task}  # another one may have been as quick
+                    return task.result()
+                failure = error
+    finally:
+        for task in trying:
+            task.add_done_callback(_close)
+            task.cancel()
+    raise failure
+
+
+async def _resolve(host: str, port: int) -> list[Address]:
+    try:  # an IP needs no thread
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(int(family), place) for family, _, _, _, place in found]
+
+
+def in_turns(addresses: Iterable[Address]) -> Sequence[Address]:
+    """The families in turns, beginning with that of the first; within one the order stays (RFC 8305 section 4)."""
+    families: dict[int, list[Address]] = {}
+    for address in addresses:
+        families.setdefault(address[0], []).append(address)
+    return [address for row in zip_longest(*families.values()) for address in row if address is not None]
+
+
+async def _connect(family: int, place: Any) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(made, place)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _close(task: asyncio.Task[socket.socket]) -> None:
+    """It connected all the same, and nobody wants it."""
+    with suppress(asyncio.CancelledError, OSError):
+        task.result().close()

@@ -1,0 +1,118 @@
+"""The use-case of comparing pipelines with the models that they call: asks the models, when they become ready."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.infer.inference import Inference
+from gateway.routing import Route
+from gateway.stages import Pipeline
+from gateway.stages.compare import ModelFacts, ModelTensor, compare, facts_of
+from gateway.status import Code
+from gateway.types import Variant
+from gateway.upstream.connection import CallFailed, Connection
+from gateway.upstream.endpoint import State
+
+_log = logging.getLogger(__name__)
+
+_SERVICE: Final = "/inference.GRPCInferenceService/"
+_PAUSE_SECONDS: Final = 2.0  # between two rounds: when many endpoints change at once, few questions
+_AGAIN_SECONDS: Final = 60.0  # a model that is replaced in place changes no readiness
+_PATIENCE_SECONDS: Final = 5.0  # for one answer
+
+Ask = Callable[[Variant], Awaitable[ModelFacts | None]]
+"""What a variant's model says of itself; None if it can't be asked now."""
+
+
+async def ask_model(connection: Connection, variant: Variant) -> ModelFacts:
+    """Ask one endpoint.
+
+    :raises CallFailed: if it does not answer, or not in Triton's protocol.
+    """
+    name, version = variant.model, variant.version
+
+    async def ask(method: str, request: Any, response: Any) -> Any:
+        """Any: protobuf message classes, which carry no types of their own."""
+        answer = await connection.unary(_SERVICE + method, request.SerializeToString(), (), _PATIENCE_SECONDS)
+        try:
+            return response.FromString(answer.body)
+        except DecodeError as error:
+            raise CallFailed(Code.INTERNAL, f"its answer to {method} is no message of Triton's protocol") from error
+
+    metadata, config = await asyncio.gather(
+        ask("ModelMetadata", pb.ModelMetadataRequest(name=name, version=version), pb.ModelMetadataResponse),
+        ask("ModelConfig", pb.ModelConfigRequest(name=name, version=version), pb.ModelConfigResponse),
+    )
+    optional = {tensor.name for tensor in config.config.input if tensor.optional}
+
+    def tensors(named: Iterable[Any]) -> tuple[ModelTensor, ...]:
+        return tuple(ModelTensor(each.name, each.datatype, tuple(each.shape), each.name in optional) for each in named)
+
+    who = f"variant '{variant.name}' ({name} at {variant.upstream})"
+    return ModelFacts(who, tensors(metadata.inputs), tensors(metadata.outputs), config.config.max_batch_size)
+
+
+async def ask_all(
+    pipelines: Mapping[str, Pipeline], routes: Mapping[str, Route], ask: Ask
+) -> dict[str, list[ModelFacts]]:
+    """What is behind each public name that a pipeline calls, by name."""
+    facts: dict[str, list[ModelFacts]] = {}
+    for name in dict.fromkeys(model for pipeline in pipelines.values() for model in pipeline.models):
+        if name in pipelines:
+            facts[name] = [facts_of(pipelines[name])]
+        elif name in routes:
+            told = await asyncio.gather(*map(ask, routes[name].variants))
+            facts[name] = [each for each in told if each is not None]
+    return facts
+
+
+class Contracts:
+    """Keeps `PipelineModel.mismatches` as the models are, until its `run` is cancelled."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+        self._poked = asyncio.Event()
+
+    def poke(self) -> None:
+        """Compare soon: a model, an endpoint or the config has changed."""
+        self._poked.set()
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # two classes until Python 3.11
+                await asyncio.wait_for(self._poked.wait(), _AGAIN_SECONDS)
+            self._poked.clear()
+            try:
+                await self.compare()
+            except Exception:  # the edge: nobody waits for this
+                _log.exception("pipelines could not be compared with their models")
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def compare(self) -> None:
+        """Compare every pipeline with what its models say now, and log what is new."""
+        topology = self._inference.topology
+        pipelines = {name: model.pipeline for name, model in topology.pipelines.items()}
+        facts = await ask_all(pipelines, topology.routes.public, self._ask)
+        for name, model in topology.pipelines.items():
+            found = tuple(map(str, compare(model.pipeline, facts)))
+            for text in found:
+                if text not in model.mismatches:
+                    _log.error("pipeline '%s' does not fit the models that it calls: %s", name, text)
+            if model.mismatches and not found:
+                _log.info("pipeline '%s' fits the models that it calls", name)
+            model.mismatches = found
+
+    async def _ask(self, variant: Variant) -> ModelFacts | None:
+        pool = self._inference.topology.pools.get(variant.upstream)
+        for endpoint in pool.endpoints if pool is not None else ():
+            if endpoint.state is State.READY and endpoint.can_serve(variant.model, variant.version):
+                with contextlib.suppress(CallFailed):  # its probes see whether that means anything
+                    return await ask_model(endpoint.connection, variant)
+        return None

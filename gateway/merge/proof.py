@@ -1,0 +1,69 @@
+"""What must be known before anything is merged: that a model's rows are its callers', and who may travel with whom.
+
+A model is not merged because nothing speaks against it, but because its config and metadata say that every tensor has
+a batch axis of rows that have nothing to do with each other. Sources: Triton's model_config.proto; grpc_service.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.merge.layout import Layout
+from gateway.wire.fields import Fields
+
+PER_CALL: Final = frozenset({
+    b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id",
+    b"traceparent", b"tracestate", b"baggage", b"b3", b"uber-trace-id", b"x-cloud-trace-context", b"x-amzn-trace-id",
+    b"x-real-ip", b"forwarded", b"via",
+})  # fmt: skip
+"""Keys that differ from one call to the next by their nature, and that Triton does not read."""
+PER_CALL_PREFIXES: Final = (b"x-b3-", b"x-datadog-", b"x-envoy-", b"x-forwarded-")
+
+_PASSES: Final = b"triton-grpc-protocol-"  # keys of `--grpc-restricted-protocol`: nobody may travel on another's
+
+
+def why_not(config: Any, metadata: Any) -> str:
+    """Why a model's requests can't be merged; "" if it is proven that they can.
+
+    config, metadata: its ModelConfig and ModelMetadataResponse (Any: protobuf classes carry no types).
+    """
+    inputs, outputs = config.input, config.output
+    shapes = [tensor.shape for tensor in [*metadata.inputs, *metadata.outputs]]
+    against = {
+        "it does not batch": config.max_batch_size < 2,
+        "its requests are parts of sequences": config.HasField("sequence_batching"),
+        "it is decoupled": config.model_transaction_policy.decoupled,
+        "it is an ensemble, whose models can't be seen": config.HasField("ensemble_scheduling"),
+        "it has a response cache, which knows requests as they are alone": config.response_cache.enable,
+        "it has tensors that belong to a whole batch": bool(config.batch_input or config.batch_output),
+        "it has ragged inputs": any(tensor.allow_ragged_batch for tensor in inputs),
+        "it has shape tensors": any(tensor.is_shape_tensor for tensor in [*inputs, *outputs]),
+        "a tensor has no batch axis": not metadata.outputs or any(list(shape[:1]) != [-1] for shape in shapes),
+    }
+    return next((reason for reason, holds in against.items() if holds), "")
+
+
+def fits(answer: Layout, outputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> bool:
+    """Is an answer what the model's metadata say? outputs: datatype and shape by name, with the batch axis."""
+    for part in answer.parts:
+        told = outputs.get(part.name)
+        if told is None:
+            return False
+        datatype, shape = told
+        if not part.element and datatype != "BYTES":
+            continue  # a classification: Triton makes the shape
+        if len(part.dims) != len(shape) - 1:
+            return False
+        if any(size not in (-1, dim) for dim, size in zip(part.dims, shape[1:], strict=True)):
+            return False
+    return True
+
+
+def carried(passed: Fields, keys: frozenset[str] | None) -> Fields:
+    """What of a request's metadata must be equal, and goes along with the merged one. passed: what would go alone."""
+    if not passed:
+        return ()
+    if keys is not None:
+        return tuple([field for field in passed if field[0].decode() in keys or field[0].startswith(_PASSES)])
+    return tuple([field for field in passed if field[0] not in PER_CALL and not field[0].startswith(PER_CALL_PREFIXES)])

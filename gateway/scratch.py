@@ -1,0 +1,68 @@
+"""I/O: folders in the temporary directory that go with their owner, or else when the next one comes.
+
+Depends on nothing. An owner that is killed cleans nothing up; but the kernel then drops its lock, by which the next one
+knows whose folder is nobody's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_PREFIX = "inference-gateway-"
+
+
+class Scratch:
+    """A folder, `path`, from its making until `close`. Removes those of its kind whose owners are dead.
+
+    lock: a descriptor; whoever inherits it is an owner too.
+    """
+
+    def __init__(self, kind: str) -> None:
+        """raises: OSError if the temporary directory can't be written to."""
+        for path in left_over(kind):
+            shutil.rmtree(path, ignore_errors=True)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", suffix=f"-{kind}"))
+            self.lock = _maybe_lock(self.path)
+            if self.path.exists():
+                return
+            self.close()  # somebody took it for a dead one's before it was locked
+
+    def close(self) -> None:
+        """Can be called again."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+
+def left_over(kind: str) -> Iterator[Path]:
+    """The folders of a kind whose owners are dead; each is held until the next one is asked for."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-{kind}"):
+        lock = _maybe_lock(path)
+        if lock is None:
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.geteuid():
+                yield path
+        finally:
+            os.close(lock)
+
+
+def _maybe_lock(path: Path) -> int | None:
+    """A descriptor that holds it; None if it is gone, another user's, or held."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock

@@ -1,0 +1,162 @@
+"""stages (pure): does a pipeline fit the models that it calls, as they say they are? May use build, pipeline, spec.
+
+`build` checks what a config file says by itself; what a model takes and answers, only its server knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gateway.stages.build import Finding, Where
+from gateway.stages.pipeline import LocalStep, ModelCall, Pipeline
+from gateway.stages.spec import DATATYPES, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """An input or output as a model's metadata has it: `shape` with all axes, the batch axis too if there is one."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a model says of itself."""
+
+    who: str  # for texts: which of the models behind the public name it is
+    inputs: tuple[ModelTensor, ...]
+    outputs: tuple[ModelTensor, ...]
+    max_batch_size: int  # 0: it does no batching, so its first axis is no more than an axis
+
+
+def facts_of(pipeline: Pipeline) -> ModelFacts:
+    """What a pipeline is to another one that calls it."""
+
+    def tensors(specs: Sequence[TensorSpec]) -> tuple[ModelTensor, ...]:
+        return tuple(ModelTensor(spec.name, spec.datatype, (-1, *spec.shape)) for spec in specs)
+
+    who = f"pipeline '{pipeline.name}'"
+    return ModelFacts(who, tensors(pipeline.inputs), tensors(pipeline.outputs), pipeline.max_batch_size)
+
+
+def compare(pipeline: Pipeline, facts: Mapping[str, Sequence[ModelFacts]]) -> list[Finding]:
+    """Everything of a pipeline that does not fit the models.
+
+    facts:  by public model, one of each variant that could be asked; a model that is not there is not compared.
+    """
+    findings = _Comparison(pipeline, facts).findings()
+    return list({str(finding): finding for finding in findings}.values())  # variants may say the same
+
+
+@dataclass(slots=True)
+class _Comparison:
+    """The working set as the models' answers make it while the parts are gone through in order."""
+
+    pipeline: Pipeline
+    facts: Mapping[str, Sequence[ModelFacts]]
+    made: dict[str, list[tuple[str, TensorSpec]]] = field(default_factory=dict)  # who makes a tensor, and as what
+    is_open: bool = False  # may there be more, of a model that was not asked?
+
+    def findings(self) -> Iterator[Finding]:
+        for spec in self.pipeline.inputs:
+            self.made[spec.name] = [("", spec)]
+        for number, part in enumerate(self.pipeline.parts):
+            where = ("steps", number)
+            if isinstance(part, ModelCall):
+                for model in self.facts.get(part.model, ()):
+                    yield from self._call(where, part, model)
+                self._take_outputs(part)
+            else:
+                yield from self._step(where, part)
+        for number, spec in enumerate(self.pipeline.outputs):
+            yield from self._use(("outputs", number), "the pipeline promises", spec, spec.name)
+
+    def _call(self, where: Where, part: ModelCall, model: ModelFacts) -> Iterator[Finding]:
+        """What of a call one model would refuse."""
+        takes = {tensor.name: tensor for tensor in model.inputs}
+        for own, name in part.inputs.items():
+            if own not in takes:
+                yield Finding((*where, "inputs", own), f"{model.who} has no input '{own}'", _known(model.inputs))
+                continue
+            yield from self._send((*where, "inputs", own), name, model, takes[own])
+        for tensor in model.inputs:
+            if tensor.name not in part.inputs and not tensor.optional:
+                yield Finding((*where, "inputs"), f"{model.who} needs an input '{tensor.name}'", _known(model.inputs))
+        answers = {tensor.name for tensor in model.outputs}
+        for own in part.outputs:
+            if own not in answers:
+                yield Finding((*where, "outputs", own), f"{model.who} has no output '{own}'", _known(model.outputs))
+        most = self.pipeline.max_batch_size
+        if 0 < model.max_batch_size < most:
+            yield Finding(
+                ("max_batch_size",),
+                f"is {most}, but {model.who} takes {model.max_batch_size} rows at most",
+                f"at most {model.max_batch_size}",
+            )
+
+    def _send(self, where: Where, name: str, model: ModelFacts, tensor: ModelTensor) -> Iterator[Finding]:
+        wanted = _row_of(tensor, model, self.pipeline.max_batch_size)
+        if wanted is None:
+            shown = f"{tensor.datatype} {list(tensor.shape)}"
+            yield Finding(where, f"{model.who} takes '{tensor.name}' as {shown}, which has no batch axis")
+            return
+        for who, spec in self.made.get(name, ()):
+            if not wanted.agrees(spec):
+                sent = f"'{name}' is {spec} a row" + (f" from {who}" if who else "")
+                yield Finding(where, f"{model.who} takes '{tensor.name}' as {wanted} a row, but {sent}")
+
+    def _take_outputs(self, part: ModelCall) -> None:
+        models = self.facts.get(part.model, ())
+        if not models:
+            for name in part.outputs.values():
+                self.made[name] = []
+            if not part.outputs:  # it may answer anything, and so replace anything
+                self.made, self.is_open = {}, True
+            return
+        made: dict[str, list[tuple[str, TensorSpec]]] = {name: [] for name in part.outputs.values()}
+        for model in models:
+            for tensor in model.outputs:
+                if part.outputs and tensor.name not in part.outputs:
+                    continue
+                row = _row_of(tensor, model, self.pipeline.max_batch_size, answered=True)
+                name = part.outputs.get(tensor.name, tensor.name)
+                made.setdefault(name, []).extend([(model.who, row)] if row is not None else [])
+        self.made |= made
+
+    def _step(self, where: Where, part: LocalStep) -> Iterator[Finding]:
+        for spec in part.step.reads:
+            yield from self._use(where, f"step '{part.name}' reads", spec, part.inputs[spec.name])
+        for spec in part.step.writes:
+            self.made[part.outputs[spec.name]] = [("", spec)]
+
+    def _use(self, where: Where, who: str, spec: TensorSpec, name: str) -> Iterator[Finding]:
+        if name not in self.made:
+            if not self.is_open:
+                yield Finding(where, f"{who} '{name}', which no model answers")
+            return
+        for maker, made in self.made[name]:
+            if not spec.agrees(made):
+                yield Finding(where, f"{who} '{name}' as {spec} a row, but {maker} answers {made}")
+
+
+def _row_of(tensor: ModelTensor, model: ModelFacts, most: int, *, answered: bool = False) -> TensorSpec | None:
+    """One row of a model's tensor, as it is inside the gateway; None if it has no batch axis.
+
+    most:  rows that there can be.
+    """
+    if not tensor.shape or tensor.datatype not in DATATYPES:
+        return None
+    if model.max_batch_size == 0 and tensor.shape[0] != -1 and (tensor.shape[0], most) != (1, 1):
+        return None
+    datatype = next(known for known in DATATYPES if known == tensor.datatype)
+    if answered and datatype == "BF16":
+        datatype = "FP32"  # which is what an answer becomes here
+    return TensorSpec(tensor.name, datatype, tensor.shape[1:])
+
+
+def _known(tensors: Sequence[ModelTensor]) -> str:
+    return f"it has {', '.join(tensor.name for tensor in tensors) or 'none'}"

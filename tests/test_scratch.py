@@ -1,0 +1,45 @@
+"""Folders in the temporary directory go with their owner, or with the next one's start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gateway.scratch import Scratch
+
+KILLED = """
+import os, signal
+from gateway.scratch import Scratch
+print(Scratch("a").path, Scratch("b").path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_folder_goes_with_its_owner(temp: Path) -> None:
+    scratch = Scratch("a")
+    (scratch.path / "file").touch()
+    scratch.close()
+    scratch.close()
+    assert not list(temp.iterdir())
+
+
+def test_what_a_killed_owner_left_goes_when_the_next_one_comes_and_nothing_else(temp: Path) -> None:
+    told = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False).stdout.split()
+    of_the_dead, of_another_kind = map(Path, told)
+    mine, foreign = Scratch("a"), temp / "somebody-elses-a"
+    foreign.mkdir()
+    (temp / "inference-gateway-link-a").symlink_to(foreign)
+    new = Scratch("a")
+    assert not of_the_dead.exists()
+    assert all(path.exists() for path in (of_another_kind, mine.path, new.path, foreign))
