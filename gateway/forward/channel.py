@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import socket
 import ssl
 import sys
 from collections import deque
@@ -365,7 +367,7 @@ class WireChannel:
 
     def _dial_failed(self, error: OSError) -> None:
         self._failures += 1
-        self._last_error = error.strerror or str(error) or type(error).__name__
+        self._last_error = _reason(error)
         if self._failures == 1:
             log.warning("%s can't be reached: %s", self.target, self._last_error)
         if not self._usable():
@@ -490,3 +492,10 @@ def client_tls(ca: str | None = None, certificate: str | None = None, key: str |
     if certificate is not None:
         context.load_cert_chain(certificate, key)
     return context
+
+
+def _reason(error: OSError) -> str:
+    """Why there is no connection, as the system names it: libraries put addresses into their texts."""
+    if error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):  # whose numbers are their own
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__

@@ -108,8 +108,9 @@ class Call:
         self._attempt = attempt
         self._client = None
         added = self.added = inference.attempt_started(work, attempt)
-        passed = caller.metadata.passed
-        self._fields = (*passed, *fields_from(added)) if added else passed
+        self._fields = (*caller.metadata.passed, *self.context)
+        if added:
+            self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
         if caller.missing > 0:
@@ -168,6 +169,11 @@ class Call:
     @property
     def passed(self) -> Fields:
         return self._caller.metadata.passed
+
+    @property
+    def context(self) -> Fields:
+        """Its caller's own place in a trace, for upstream."""
+        return () if self._inference.hooks.traces else self._caller.metadata.trace
 
     @property
     def upstream_id(self) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mypy_extensions import mypyc_attr
 
 from gateway.errors import GatewayError
-from gateway.infer.metadata import echoed, first_values, is_field_passed_on, passed_on
+from gateway.infer.metadata import echoed, first_values, is_field_passed_on, passed_on, trace_context
 from gateway.types import Facts, Metadata
 from gateway.wire.client import ClientCall
 from gateway.wire.fields import Fields, fields_from, legal_fields, text_of
@@ -31,6 +31,7 @@ class CallerMetadata:
 
     values: dict[str, str]  # as `Facts` has them
     passed: Fields  # those that go upstream, in no compression table
+    trace: Fields  # its place in a trace, which goes upstream where the gateway does not trace
     echo: Fields  # those that the answer repeats
     is_shared: bool = False  # have other calls this very object, so that it is worth remembering what follows from it?
 
@@ -56,13 +57,15 @@ def _read(fields: Fields) -> CallerMetadata:
         key = name.decode()
         if key not in values and not key.endswith("-bin"):
             values[key] = text_of(value).strip()
-    return CallerMetadata(values, tuple(passed), tuple(fields_from(echoed(values))), is_shared=True)
+    trace = tuple(legal_fields(trace_context(values)))
+    return CallerMetadata(values, tuple(passed), trace, tuple(fields_from(echoed(values))), is_shared=True)
 
 
 def metadata_from_pairs(metadata: Metadata) -> CallerMetadata:
     """The same, of metadata that a servicer got."""
     values = first_values(metadata)
-    return CallerMetadata(values, tuple(legal_fields(passed_on(metadata))), tuple(fields_from(echoed(values))))
+    passed, trace = legal_fields(passed_on(metadata)), legal_fields(trace_context(values))
+    return CallerMetadata(values, tuple(passed), tuple(trace), tuple(fields_from(echoed(values))))
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -229,9 +229,13 @@ class Inference:
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None
-        if self.hooks.traces or "traceparent" not in work.facts.metadata:
-            return extra
-        return (*extra, *trace_context(work.facts.metadata))
+        return extra
+
+    def context_of(self, facts: Facts) -> Metadata:
+        """A caller's own place in a trace, to add upstream: nothing where calls are traced here."""
+        if self.hooks.traces or "traceparent" not in facts.metadata:
+            return ()
+        return trace_context(facts.metadata)
 
     def attempt_answered(self, work: Work) -> None:
         work.observer.attempt_ended(AttemptEnded(OK, "", None, self.clock()))

@@ -4,15 +4,16 @@ A point lives as long as its model stays as it is (`KnownModel`). It learns from
 first answer whether and how far it batches. Until it knows, and for every request that can't be merged, the request
 goes its way alone. A model that once gave an answer that can't be taken apart is not merged again until it changes.
 
-Each merged request has a look at the model's counts at its side, sent just after it. Triton counts anew when a model
-was loaded anew, so a batch that may have met another model than the one that was asked about is seen by that; then its
-answer is thrown away, and its members are sent alone.
+While requests are merged, a look at the model's counts goes along with one of them every 10 ms, sent just after it, and
+with each that comes after a rest. Triton counts anew when a model was loaded anew, so a batch that may have met another
+model than the one that was asked about is seen by that; then its answer is thrown away, and its members are sent alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, Protocol
 
@@ -44,8 +45,8 @@ _SPOILT_MOST: Final = 3  # batches that a caller may spoil …
 _APART_SECONDS: Final = 10.0  # … before its requests go alone for so long
 _SPOILERS_KEPT: Final = 1024  # callers come and go
 _ASK_AGAIN_SECONDS: Final = 5.0  # after a model's config could not be had
+_FRESH_SECONDS: Final = 0.01  # for which a look holds: each costs Triton as much as some requests
 _LOOK_SECONDS: Final = 0.1  # that an answer waits for the look at its side: Triton answers none while a model loads
-_TRACE: Final = (b"traceparent", b"tracestate")
 
 
 class Mergeable(Member, Protocol):
@@ -59,8 +60,12 @@ class Mergeable(Member, Protocol):
         """Of its caller's metadata, what goes upstream."""
 
     @property
+    def context(self) -> Fields:
+        """Its caller's own place in a trace, if the gateway traces nothing."""
+
+    @property
     def upstream_id(self) -> str | None:
-        """Names that place."""
+        """The request id upstream; None if it is not traced here."""
 
     def rides(self, requests: int, carrier: Metadata) -> None:
         """It is traced, and one of so many that travel together, with what telemetry added for one of them."""
@@ -104,14 +109,14 @@ def _point(model: str, attempt: Attempt, settings: MergeSettings, version: str) 
 
 
 class _Flight:
-    """A batch on its way, and the look at its side."""
+    """A batch on its way, and the look at its side, if it has one."""
 
     __slots__ = ("client", "is_confirmed", "look", "timer")
 
-    def __init__(self, client: ClientCall, look: ClientCall) -> None:
+    def __init__(self, client: ClientCall, look: ClientCall | None) -> None:
         self.client = client
         self.look = look
-        self.is_confirmed: bool | None = None  # None: not known yet
+        self.is_confirmed: bool | None = None if look is not None else True  # None: not known yet
         self.timer: asyncio.TimerHandle | None = None  # runs while the answer is here and the look is not
 
 
@@ -128,6 +133,7 @@ class MergePoint:
         self._answers = Layouts(pb.ModelInferResponse)
         self._outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._merger: Merger[Mergeable] | None = None  # None unless it is known that the model can be merged
+        self._seen_same_at = -math.inf  # when the last look that saw no change was sent
         self._is_seen = False  # has an answer to a request alone been as its metadata say?
         self._never = False  # it can't be merged
         self._asking: asyncio.Task[None] | None = None
@@ -191,14 +197,16 @@ class MergePoint:
         id = traced_id(leader.added, "") or "" if leader is not None else ""
         client.request = batch.request(self._known.name, self._known.version, id)
         client.on_done = lambda done: self._done(batch, merger, done, id)
-        look = self._look(batch, merger)
+        now = self._loop.time()
+        look = self._look(batch, merger, now) if now - self._seen_same_at > _FRESH_SECONDS else None
         for member in batch.members:
             member.batch = batch
             if leader is not None and member.added:
                 member.rides(len(batch.members), leader.added)
         self._in_flight[batch] = _Flight(client, look)
         connection.submit(client)
-        connection.submit(look)
+        if look is not None:
+            connection.submit(look)
 
     def left(self, batch: Batch[Mergeable]) -> None:
         """A member's caller has gone. When all have, nobody waits for the answer."""
@@ -218,12 +226,12 @@ class MergePoint:
         else:
             self._end_flight(batch, merger, flight)
 
-    def _look(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None) -> ClientCall:
+    def _look(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, now: float) -> ClientCall:
         """Ask whether the model is still the same, by its counts if these can tell."""
         before: Counts = {} if self._known.is_young else self._known.counts
         look = self._endpoint.connection.call(_COUNTS_PATH if before else _CONFIG_PATH, (), None)
         look.request = self._question
-        look.on_done = lambda done: self._looked(batch, merger, done, before)
+        look.on_done = lambda done: self._looked(batch, merger, done, before, now)
         return look
 
     def _is_same(self, look: ClientCall, before: Counts) -> bool:
@@ -237,10 +245,17 @@ class MergePoint:
             return False
 
     def _looked(
-        self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, look: ClientCall, before: Counts
+        self,
+        batch: Batch[Mergeable],
+        merger: Merger[Mergeable] | None,
+        look: ClientCall,
+        before: Counts,
+        sent_at: float,
     ) -> None:
         """The look at a batch's side has come back."""
         same = self._is_same(look, before)
+        if same:
+            self._seen_same_at = sent_at
         flight = self._in_flight.get(batch)
         if flight is None:
             if look.code is OK and not same:
@@ -258,7 +273,8 @@ class MergePoint:
         if flight is not None:
             self._changed()  # for all that is known
             self._end_flight(batch, merger, flight)
-            flight.look.cancel()
+            if flight.look is not None:
+                flight.look.cancel()
 
     def _end_flight(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, flight: _Flight) -> None:
         del self._in_flight[batch]
@@ -418,8 +434,4 @@ def _trace_fields(batch: Batch[Mergeable], leader: Mergeable | None) -> Fields:
     """The place in a trace of one of the members: Triton takes one parent."""
     if leader is not None:
         return tuple(fields_from(leader.added))
-    for member in batch.members:
-        found = tuple([field for field in member.passed if field[0] in _TRACE])
-        if found:
-            return found
-    return ()
+    return next((member.context for member in batch.members if member.context), ())

@@ -115,6 +115,7 @@ class Message:
         self.body: bytes | None = body  # None once an answer has come: it can't be sent again
         self.size = len(body)
         self.head = head
+        self.id = head.id.partition("\0")[0]  # as Triton has it, which keeps ids as C does
         self.observer = observer
         self.in_order = True  # its answers keep the order of the requests, until its model is known to be decoupled
 
@@ -382,11 +383,12 @@ class StreamSession:
         endpoint, variant = attempt.endpoint, attempt.variant
         if message.in_order and endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
             self._let_pass(message)
-        key = self._place(work, attempt)
+        key = self._place(message, work, attempt)
         leg = self._legs.get(key)
         if leg is None:
-            leg = self._new_leg(key, (*self._passed_on, *extra), timeout)
-        wanted = message.head.id or work.upstream_id
+            context = inference.context_of(work.facts)
+            leg = self._new_leg(key, (*self._passed_on, *extra, *context), timeout)
+        wanted = message.id or work.upstream_id
         message.key = own_id(leg.messages) if wanted is None else distinct_id(wanted, leg.messages)
         leg.messages[message.key] = message
         endpoint.begin()
@@ -397,9 +399,9 @@ class StreamSession:
             self._full_legs.add(leg)
             self._is_fed = False
 
-    def _place(self, work: Work, attempt: Attempt) -> LegKey:
+    def _place(self, message: Message, work: Work, attempt: Attempt) -> LegKey:
         """The first leg that has no request of the same id under way. A sequence stays on one, whatever its ids are."""
-        id = work.head.id
+        id = message.id
         if id and work.sequence is None:
             for lane in range(_LANES):
                 key = (attempt.endpoint, attempt.variant.model, lane)
@@ -507,7 +509,7 @@ class StreamSession:
         if is_closing and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
             self._answer(message, None, last=True, code=code, text=text)
             return
-        renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.head.id)
+        renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.id)
         self._answer(message, renamed, last=last, in_turn=last and not is_closing, code=code, text=text)
 
     def _how_ended(self, message: Message) -> tuple[Code, str]:
@@ -530,7 +532,7 @@ class StreamSession:
         """Try the message elsewhere if that may help; else hand Triton's own error on."""
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
-        text = with_own_id(head.error, message.key, message.head.id)
+        text = with_own_id(head.error, message.key, message.id)
         code, verdict = self._judge(message, text, by_model=response is not None and response.model_name != "")
         if last:
             self._leave(leg, message)
@@ -541,7 +543,7 @@ class StreamSession:
                 self._saw_decoupled(message.attempt)
             message.failed = message.failed or (CallFailed(code, text), verdict)
         name = message.head.model_name if response and response.model_name else None
-        renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.head.id)
+        renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.id)
         self._answer(message, renamed, last=last, in_turn=last, code=code, text=text)
 
     @staticmethod
@@ -595,7 +597,7 @@ class StreamSession:
         """Triton ended its stream with the error of one of its requests, as the caller has asked it to."""
         code, text = code_of(failure.code), failure.text
         for message in list(leg.messages.values()):
-            text = with_own_id(text, message.key, message.head.id)
+            text = with_own_id(text, message.key, message.id)
             self._leave(leg, message)
             work, attempt = message.work, message.attempt
             if work is not None and attempt is not None:
@@ -632,7 +634,7 @@ class StreamSession:
 
     def _fail_message(self, message: Message, error: GatewayError) -> None:
         message.asked = message.asked or error.served
-        self._answer_unasked(message, stream_error(error.text, message.head.id), error.code, error.text)
+        self._answer_unasked(message, stream_error(error.text, message.id), error.code, error.text)
 
     def _answer_unasked(self, message: Message, body: bytes, code: Code = Code.OK, text: str = "") -> None:
         """The only answer, made here: no server can be told to wait, so the caller must be if it reads slowly."""

@@ -12,12 +12,12 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import GatewayError, NoTarget, UnknownModel
+from gateway.errors import BadRequest, GatewayError, NoTarget, UnknownModel
 from gateway.infer.inference import Inference
 from gateway.infer.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.infer.topology import Topology
 from gateway.routing import Route, plan
-from gateway.status import Meaning, judge
+from gateway.status import Code, Meaning, judge
 from gateway.types import Facts, Variant
 from gateway.upstream.ask import NOBODY, Asker, as_error, ask, usable
 from gateway.upstream.connection import CallFailed
@@ -97,6 +97,8 @@ class Catalogue:
         """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
         if name:
             stats, failures = await self._statistics_of(name, version, asker)
+            if not stats and version and any(failure.code == Code.INVALID_ARGUMENT for failure in failures):
+                raise BadRequest(f"requested model version is not available for model '{name}'")  # as Triton's
             if not stats:
                 raise self._no_answer(name, version, failures)
             return pb.ModelStatisticsResponse(model_stats=stats)

@@ -38,7 +38,8 @@ def read_prefix(data: bytes | bytearray, at: int, limit: int) -> tuple[int, bool
     length = int.from_bytes(data[at + 1 : at + PREFIX], "big")
     if length > limit:
         raise CallFailed(
-            Code.RESOURCE_EXHAUSTED, f"Message of {length} bytes is larger than the limit of {limit} bytes"
+            Code.RESOURCE_EXHAUSTED,
+            f"Message of {length} bytes is larger than the limit of {limit} bytes (max_message_bytes)",
         )
     return length, flag == 1
 

@@ -248,7 +248,8 @@ async def test_metadata_that_triton_forwards_reaches_the_model(
     async with public(tmp_path, own_triton.grpc_address, ["batched_echo"], merge=merge) as (plain, merged):
         told = replace(ways, public=plain, merged=merged)
         for _ in range(5):
-            assert not await differences(round_, told, copies=2)
+            found = await differences(round_, told, copies=2)
+            assert not found, "\n".join(found)
         assert merged.largest_batch > 1
 
 

@@ -18,6 +18,7 @@ from gateway.types import Metadata, Variant
 from gateway.upstream.connection import Answer
 from gateway.upstream.endpoint import Endpoint
 from gateway.wire.client import ClientCall
+from gateway.wire.deadlines import Deadlines
 from gateway.wire.fields import Fields
 from gateway.wire.peek import Head, peek_request
 
@@ -47,7 +48,7 @@ class Server:
         return answer
 
     def call(self, path: bytes, fields: Fields = (), deadline: float | None = None) -> ClientCall:
-        return ClientCall(path, fields, None, None, 0.0)  # type: ignore[arg-type]  (there is no deadline)
+        return ClientCall(path, fields, Deadlines(), None, 0.0)
 
     def submit(self, call: ClientCall) -> None:
         if call.path in self.refuses:
@@ -86,6 +87,7 @@ class Caller:
     passed: Fields = ()
     added: Metadata = ()
     upstream_id: str | None = None
+    context: Fields = ()
     is_over = False
 
     def __init__(self, server: Server, number: int, *breaks: str) -> None:

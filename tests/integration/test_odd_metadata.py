@@ -68,7 +68,7 @@ async def brazil(forwarding: LocalTriton, tmp_path_factory: pytest.TempPathFacto
               steps: [{{call: labels, inputs: {{IN: x}}, outputs: {{OUT: scores}}}}]
         """
     )
-    async with gateway_of(load(file, {}), "wire") as running:
+    async with gateway_of(load(file, {})) as running:
         yield running
 
 

@@ -15,7 +15,7 @@ from perf.children import Child, NotStarted, Ports
 from perf.load import Found, LoadFailed, believe, late, slope
 from perf.merging import most
 from perf.report import Memory, Run, markdown
-from perf.summary import DIRECT, ENVOY, KSERVE, MERGING, SYSTEMS, WIRE, Sample, Spread, of, ratio, spread
+from perf.summary import DIRECT, ENVOY, GATEWAY, KSERVE, MERGING, SYSTEMS, Sample, Spread, of, ratio, spread
 
 
 def sample(system: str, number: int, rate: float, *, scenario: str = "tiny-16", cpu: float = 50.0) -> Sample:
@@ -29,23 +29,23 @@ def test_a_median_comes_with_its_extremes() -> None:
 
 
 def test_figures_of_other_scenarios_and_systems_do_not_mix() -> None:
-    samples = [sample(WIRE, 0, 10.0), sample(ENVOY, 0, 99.0), sample(WIRE, 0, 77.0, scenario="tiny-1")]
-    assert of(samples, "tiny-16", WIRE, "rate") == Spread(10.0, 10.0, 10.0, 1)
+    samples = [sample(GATEWAY, 0, 10.0), sample(ENVOY, 0, 99.0), sample(GATEWAY, 0, 77.0, scenario="tiny-1")]
+    assert of(samples, "tiny-16", GATEWAY, "rate") == Spread(10.0, 10.0, 10.0, 1)
 
 
 def test_a_ratio_is_taken_within_each_round() -> None:
     """A machine that is ten times slower for one round changes no ratio."""
-    samples = [sample(WIRE, n, 120.0 / slow) for n, slow in enumerate((1, 10, 1))]
+    samples = [sample(GATEWAY, n, 120.0 / slow) for n, slow in enumerate((1, 10, 1))]
     samples += [sample(ENVOY, n, 100.0 / slow) for n, slow in enumerate((1, 10, 1))]
-    found = ratio(samples, "tiny-16", "rate", WIRE, ENVOY)
+    found = ratio(samples, "tiny-16", "rate", GATEWAY, ENVOY)
     assert found is not None
     assert (found.low, found.middle, found.high) == pytest.approx((1.2, 1.2, 1.2))
 
 
 def test_a_round_that_one_side_lacks_counts_for_nothing() -> None:
-    samples = [sample(WIRE, 0, 50.0), sample(WIRE, 1, 300.0), sample(ENVOY, 1, 100.0)]
-    assert ratio(samples, "tiny-16", "rate", WIRE, ENVOY) == Spread(3.0, 3.0, 3.0, 1)
-    assert ratio(samples, "tiny-16", "rate", WIRE, KSERVE) is None
+    samples = [sample(GATEWAY, 0, 50.0), sample(GATEWAY, 1, 300.0), sample(ENVOY, 1, 100.0)]
+    assert ratio(samples, "tiny-16", "rate", GATEWAY, ENVOY) == Spread(3.0, 3.0, 3.0, 1)
+    assert ratio(samples, "tiny-16", "rate", GATEWAY, KSERVE) is None
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_a_round_that_one_side_lacks_counts_for_nothing() -> None:
     [pytest.param(120.0, "aim", id="aim"), pytest.param(100.0, "must", id="must"), pytest.param(99.0, "no", id="not")],
 )
 def test_a_bar_says_whether_must_or_aim_is_met(rate: float, met: str) -> None:
-    samples = [sample(WIRE, 0, rate), sample(ENVOY, 0, 100.0)]
+    samples = [sample(GATEWAY, 0, rate), sample(ENVOY, 0, 100.0)]
     line = next(each for each in lines(samples) if each.what == "throughput ÷ Envoy · tiny-16")
     assert (line.met, line.must, line.aim) == (met, "≥ 1", "≥ 1.2")
 
 
 def test_a_bar_may_be_the_other_systems_cost_over_ours() -> None:
     samples = [
-        sample(WIRE, 0, 1.0, scenario="picture", cpu=100.0),
+        sample(GATEWAY, 0, 1.0, scenario="picture", cpu=100.0),
         sample(KSERVE, 0, 1.0, scenario="picture", cpu=350.0),
     ]
     (line,) = lines(samples)
@@ -77,7 +77,7 @@ def test_the_merging_gateways_cpu_counts_with_tritons() -> None:
 
 
 def test_one_caller_of_the_merging_gateway_is_held_against_the_one_that_does_not_merge() -> None:
-    samples = [sample(MERGING, 0, 98.0, scenario="single"), sample(WIRE, 0, 100.0, scenario="single")]
+    samples = [sample(MERGING, 0, 98.0, scenario="single"), sample(GATEWAY, 0, 100.0, scenario="single")]
     assert [(each.must, each.measured[:4], each.met) for each in lines(samples)] == [
         ("≥ 0.97", "0.98", "must"),
         ("≤ 1.03", "1.00", "aim"),
@@ -134,8 +134,8 @@ def test_bars_without_samples_are_left_out() -> None:
 
 
 def test_the_report_has_the_machine_every_scenario_and_what_failed() -> None:
-    run = Run({"CPU": "2 cores"}, {"rounds": "1"}, [sample(WIRE, 0, 1234.0)])
-    run.memory.append(Memory("1000 idle connections", WIRE, 90 << 20, 104 << 20))
+    run = Run({"CPU": "2 cores"}, {"rounds": "1"}, [sample(GATEWAY, 0, 1234.0)])
+    run.memory.append(Memory("1000 idle connections", GATEWAY, 90 << 20, 104 << 20))
     run.failures.append("HAProxy: gone")
     text = markdown(run, {"tiny-16": "Tiny tensors, 16 clients"})
     for part in (
@@ -157,14 +157,14 @@ def test_a_rate_is_taken_where_the_count_rises() -> None:
 
 def test_only_the_merging_gateway_merges() -> None:
     for merge in (True, False):
-        public = gateways.config("wire", 8001, merge=merge)["models"]
+        public = gateways.config(8001, merge=merge)["models"]
         assert {name for name, model in public.items() if "merge" in model} == (
             {gateways.TINY, gateways.IMAGENET} if merge else set()
         )
 
 
 def test_every_public_model_is_split_and_sticky() -> None:
-    config = gateways.config("wire", 8001, routes=10, variants=5)
+    config = gateways.config(8001, routes=10, variants=5)
     split = [model for model in config["models"].values() if "split" in model]
     assert len(split) == 10
     assert all(model["sticky"] for model in split)

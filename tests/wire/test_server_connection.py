@@ -261,7 +261,7 @@ def test_an_oversized_message_is_refused_before_any_of_it_is_kept() -> None:
     server.pump()
     answer = server.answers[stream]
     assert answer.status == "8"
-    assert answer.text == "Message of 1001 bytes is larger than the limit of 1000 bytes"
+    assert answer.text == "Message of 1001 bytes is larger than the limit of 1000 bytes (max_message_bytes)"
     assert answer.reset == 0
 
 
