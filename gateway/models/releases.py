@@ -12,6 +12,7 @@ report it. None of these images was run here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ OLDEST = RELEASES[0]
 
 DEPLOYED = RELEASES[-1]
 """What deploy/ names, and the newest that is supported."""
+
+CHECKED = date(2026, 11, 28)
+"""When the rows were last looked up. Of the releases after the last row not all versions were found."""
 
 _ALWAYS_STRONG = 11  # TensorRT's major version from which every network is strongly typed and no flag says so
 

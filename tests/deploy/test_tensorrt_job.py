@@ -194,6 +194,18 @@ def test_a_pod_knows_its_tensorrt_by_the_images_word_or_by_the_library(
     assert load_later.tensorrt({}, tmp_path) == "10.5.0"
 
 
+def test_a_pod_that_cannot_tell_what_it_is_takes_no_plan_and_loads_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(COMPONENTS / "triton-gpu"))
+    import load_later  # noqa: PLC0415
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # without nvidia-smi
+    environ = {"PLANS": str(tmp_path), "PLANS_WANTED": f"{MODEL}=graph", "LOAD_LATER": "other", "TRT_VERSION": "11.2.1"}
+    loader = load_later.Loader(environ)
+    assert (loader.open, loader.plans) == (["other"], {})
+
+
 def test_triton_is_the_containers_process_that_signals_reach(tmp_path: Path) -> None:
     """The loader runs behind it, and Triton gets the arguments as they are."""
     (container,) = only(kustomize(KUBERNETES / "overlays" / "gpu"), "Deployment", "triton-gpu")["spec"]["template"][

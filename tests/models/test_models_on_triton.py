@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gateway.artifacts import fetch
 from gateway.models.measure import scores
 from gateway.models.pictures import picture, to_input
 from gateway.models.sources import PICTURES
-from gateway.triton import LocalTriton
+from gateway.triton import LocalTriton, StartFailed
 
 pytestmark = pytest.mark.integration
 IMAGE_MODELS = ("efficientnet_lite0_onnx", "efficientnet_lite0_onnx_int8")
@@ -86,3 +87,35 @@ async def test_a_text_without_features_has_equal_probabilities(client: Any) -> N
     }
     (probabilities,) = await _infer(client, "langid", inputs, "probabilities")
     assert probabilities.max() < 0.05
+
+
+README = Path(__file__).parents[2] / "model_repository" / "README.md"
+START_WITH_WHAT_LOADS = re.findall(
+    r"^tritonserver --model-repository=/models (--exit-on-error.*)$", README.read_text(), re.M
+)
+
+
+@pytest.fixture
+def with_an_unbuilt_plan(repository: Path, tmp_path: Path) -> Path:
+    """A repository that Triton's default mode can't load as a whole."""
+    for model in ("magika", "efficientnet_lite0_tensorrt", "efficientnet_lite0_onnx_cuda"):
+        (tmp_path / model).symlink_to(repository / model)
+    return tmp_path
+
+
+async def test_in_its_default_mode_triton_ends_over_a_model_that_is_not_built(with_an_unbuilt_plan: Path) -> None:
+    server = LocalTriton(with_an_unbuilt_plan, models=(), extra=["--model-control-mode=none"])
+    with pytest.raises(StartFailed, match="status 1"):
+        await server.start()
+
+
+async def test_with_the_flags_of_the_readme_triton_serves_what_it_can_load(with_an_unbuilt_plan: Path) -> None:
+    (flags,) = START_WITH_WHAT_LOADS
+    extra = ["--model-control-mode=none", *flags.split()]
+    async with (
+        LocalTriton(with_an_unbuilt_plan, models=(), extra=extra) as server,
+        triton_client.InferenceServerClient(server.grpc_address) as client,
+    ):
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("magika")
+        assert not await client.is_model_ready("efficientnet_lite0_tensorrt")

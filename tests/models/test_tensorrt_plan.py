@@ -64,6 +64,16 @@ def test_a_tensorrt_that_nobody_looked_up_is_refused_with_those_that_are_support
         typing_flags(version)
 
 
+def test_the_page_of_the_models_shows_the_table() -> None:
+    page = (CONFIG.parents[1] / "README.md").read_text()
+    rows = [
+        f"| tritonserver:{each.container}-py3 | {each.triton} | {each.tensorrt} | {each.onnxruntime} "
+        f"| tensorrt:{each.builder}-py3 | {' '.join(f'`{flag}`' for flag in typing_flags(each.tensorrt)) or '–'} |"
+        for each in RELEASES
+    ]
+    assert "\n".join(["| --- | --- | --- | --- | --- | --- |", *rows, ""]) in page
+
+
 # The command
 
 

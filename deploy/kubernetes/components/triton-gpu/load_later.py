@@ -51,14 +51,21 @@ class Loader:
         self.own = Path(environ.get("OWN_REPOSITORY", "/own"))
         self.plans: dict[str, Path] = {}
         self.open: list[str] = []
-        if environ.get("PLANS"):
-            here = f"cc{capability()}-trt{tensorrt(environ)}"
-            for each in environ.get("PLANS_WANTED", "").split():
-                model, _, wanted = each.partition("=")
-                self.plans[model] = Path(environ["PLANS"], model, f"{wanted}-{here}")
-                self.open.append(model)
-        self.open += environ.get("LOAD_LATER", "").split()
         self._said: dict[str, str] = {}
+        if environ.get("PLANS"):
+            self._want_plans(environ)
+        self.open += environ.get("LOAD_LATER", "").split()
+
+    def _want_plans(self, environ: Mapping[str, str]) -> None:
+        try:
+            here = f"cc{capability()}-trt{tensorrt(environ)}"
+        except (LookupError, OSError, subprocess.SubprocessError) as e:
+            self._say("plans", f"none are taken, since it can't be told which run here: {e}")
+            return
+        for each in environ.get("PLANS_WANTED", "").split():
+            model, _, wanted = each.partition("=")
+            self.plans[model] = Path(environ["PLANS"], model, f"{wanted}-{here}")
+            self.open.append(model)
 
     def wait_until_up(self) -> None:
         while True:
