@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,14 @@ def test_old_versions_go_if_so_many_are_to_stay(publish: Publish, tmp_path: Path
     assert {file.name for file in (tmp_path / "repository" / "it").iterdir() if file.is_dir()} == {"9", "10"}
 
 
+@pytest.mark.parametrize("number", ["0", "", "-1", "two", "1 2"])
+def test_no_number_of_versions_to_keep_takes_the_last_one(publish: Publish, tmp_path: Path, number: str) -> None:
+    model(tmp_path / "repository" / "it", v1="one")
+    model(tmp_path / "models" / "it", v1="one")
+    assert publish(KEEP_VERSIONS=number).returncode == 2
+    assert (tmp_path / "repository" / "it" / "1").is_dir()
+
+
 def test_a_changed_version_under_an_old_number_is_refused_and_the_others_are_published(
     publish: Publish, tmp_path: Path
 ) -> None:
@@ -240,11 +250,30 @@ def test_a_job_that_was_killed_is_done_again(publish: Publish, tmp_path: Path) -
     assert state(tmp_path / "repository") == state(tmp_path / "models")
 
 
-def test_what_triton_reads_is_whole_at_every_moment(publish: Publish, tmp_path: Path) -> None:
-    """Every step that makes something visible is a rename within one folder."""
-    script = (KUBERNETES / "components" / "models-pvc" / "publish_models.sh").read_text()
-    written = [line.strip() for line in script.splitlines() if re.match(r"\s*(cp|mv) ", line)]
-    for line in written:
-        assert not line.startswith("cp") or re.search(r'"\$2/\.\$3"$', line), line
-        assert not line.startswith("mv") or re.search(r"\.\$(3|number)", line), line
-    assert written
+def test_who_looks_all_the_time_never_sees_half_a_version(publish: Publish, tmp_path: Path) -> None:
+    """Nor half a label file, nor a config that names a version before it is there."""
+    model(tmp_path / "repository" / "it", "old", v1="one")
+    image = model(tmp_path / "models" / "it", "new" * 100_000, v2="two")
+    for n in range(200):
+        (image / "2" / f"part{n}").write_bytes(bytes(10_000))
+    repository, seen, done = tmp_path / "repository" / "it", set(), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            config = (repository / "config.pbtxt").read_text()
+            version = repository / "2"
+            parts = len(list(version.iterdir())) if version.is_dir() else 0
+            seen.add((len(config), len((repository / "labels.txt").read_text()), parts))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            assert publish().returncode == 0
+        finally:
+            done.set()
+        looking.result()
+    sizes, labels = {3, 300_000}, {len("labels of old"), len("labels of ") + 300_000}
+    assert {each[0] for each in seen} <= sizes
+    assert {each[1] for each in seen} <= labels
+    assert {each[2] for each in seen} <= {0, 201}
+    assert not [each for each in seen if each[0] == 300_000 and each[2] == 0]

@@ -21,6 +21,14 @@ put_file() { # put_file FROM PARENT NAME
   mv -f "$2/.$3" "$2/$3"
 }
 
+case "$KEEP_VERSIONS" in
+  all) ;;
+  '' | 0* | *[!0-9]*)
+    echo "KEEP_VERSIONS is 'all' or a number from 1 on, not '$KEEP_VERSIONS'" >&2
+    exit 2
+    ;;
+esac
+
 refused=0
 cd "$SOURCE"
 for model in *; do
