@@ -89,6 +89,7 @@ async def test_a_text_without_features_has_equal_probabilities(client: Any) -> N
     assert probabilities.max() < 0.05
 
 
+GPU_GRAPHS = ("efficientnet_lite0_onnx_cuda", "efficientnet_lite0_onnx_trt")
 README = Path(__file__).parents[2] / "model_repository" / "README.md"
 START_WITH_WHAT_LOADS = re.findall(
     r"^tritonserver --model-repository=/models (--exit-on-error.*)$", README.read_text(), re.M
@@ -119,3 +120,30 @@ async def test_with_the_flags_of_the_readme_triton_serves_what_it_can_load(with_
         assert await client.is_server_ready()
         assert await client.is_model_ready("magika")
         assert not await client.is_model_ready("efficientnet_lite0_tensorrt")
+
+
+@pytest.fixture
+async def on_cpu(repository: Path, tmp_path: Path) -> AsyncIterator[triton_client.InferenceServerClient]:
+    """The ONNX models for GPUs as they are, but for the kind of their instances."""
+    for model in GPU_GRAPHS:
+        (tmp_path / model).mkdir()
+        config = (repository / model / "config.pbtxt").read_text()
+        (tmp_path / model / "config.pbtxt").write_text(config.replace("KIND_GPU", "KIND_CPU"))
+        for name in ("labels.txt", "1"):
+            (tmp_path / model / name).symlink_to(repository / model / name)
+    async with (
+        LocalTriton(tmp_path, models=GPU_GRAPHS) as server,
+        triton_client.InferenceServerClient(server.grpc_address) as client,
+    ):
+        yield client
+
+
+async def test_triton_takes_the_configs_for_gpus_and_warms_up_with_the_half_graph(on_cpu: Any) -> None:
+    """A model is ready only when it has answered every request of its `model_warmup`; the class is FP32's."""
+    image = to_input(picture(fetch(PICTURES), "coffee.png"))[None]
+    for model in GPU_GRAPHS:
+        assert await on_cpu.is_model_ready(model)
+        ((best,),) = await _infer(on_cpu, model, {"image": image}, "scores", class_count=1)
+        assert best.decode().split(":")[1:] == ["967", "espresso"]
+        config = (await on_cpu.get_model_config(model, as_json=True))["config"]
+        assert len(config["model_warmup"]) >= 3
