@@ -13,6 +13,7 @@ from pathlib import Path
 
 import kubelet
 import pytest
+import yaml
 from deployment_files import KUBERNETES, ROOT, kustomize
 from manifests import only
 
@@ -167,6 +168,23 @@ def test_a_jobs_name_changes_with_its_image_and_it_goes_by_itself() -> None:
         assert re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", job["metadata"]["name"])
         assert len(job["metadata"]["name"]) <= 63
         assert job["spec"]["ttlSecondsAfterFinished"] > 0
+
+
+def test_another_tag_in_an_overlay_is_another_job(tmp_path: Path) -> None:
+    up = Path(*[".."] * len(tmp_path.resolve().parts[1:])) / COMPONENTS.relative_to("/")
+    jobs = {"models-pvc": "publish-models", "tensorrt-build": "build-tensorrt"}
+    overlay = {
+        "resources": [str(up.parent / "base")],
+        "components": [str(up / name) for name in ("triton-gpu", *jobs)],
+        "transformers": [str(up / name / "job-name") for name in jobs],
+        "images": [
+            {"name": f"inference-gateway-{name}", "newName": "registry.test/it", "newTag": "7.0"}
+            for name in ("models", "tensorrt")
+        ],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    names = {each["metadata"]["name"] for each in kustomize(tmp_path) if each["kind"] == "Job"}
+    assert names == {f"{name}--7.0" for name in jobs.values()}
 
 
 def test_the_builders_tag_names_the_release_of_its_tensorrt() -> None:
