@@ -39,6 +39,7 @@ FEATURES: Final[Mapping[str, str]] = {
     "models-image-volume": '(eq .Values.models.delivery "image-volume")',
     "models-pvc": '(eq .Values.models.delivery "pvc")',
     "models-object-store": '(eq .Values.models.delivery "object-store")',
+    "gateway-model-files": ".Values.gateway.modelFiles",
     "tensorrt-build": ".Values.tensorrt.enabled",
     "autoscale-hpa": '(eq .Values.gateway.autoscaling.by "hpa")',
     "autoscale-keda-gateway": '(eq .Values.gateway.autoscaling.by "keda")',
@@ -142,7 +143,6 @@ _PLACES: Final[Sequence[_Place]] = (
     ),
     *_pool("cpu"),
     *_pool("gpu"),
-    _Place("triton.gpu.image", "Deployment/triton-gpu", "spec/template/spec/initContainers/[wait-for-plan]/image"),
     _Place("models.volume.size", "PersistentVolumeClaim/model-repository", "spec/resources/requests/storage"),
     _Place("models.volume.accessModes", "PersistentVolumeClaim/model-repository", "spec/accessModes", "block"),
     _Place(
@@ -178,6 +178,7 @@ _PLACES: Final[Sequence[_Place]] = (
 _GIVEN: Final[Mapping[str, Node]] = {
     "gateway.config": "",
     "gateway.autoscaling.by": "",
+    "gateway.modelFiles": False,
     "triton.cpu.enabled": True,
     "triton.gpu.enabled": False,
     "triton.cpu.autoscaling.enabled": False,
@@ -201,6 +202,7 @@ _CHOICES: Final = {
 
 _SAID: Final[Mapping[str, str]] = {
     "gateway.config": "As text: --set-file gateway.config=gateway.yaml. If empty, files/gateway.yaml.",
+    "gateway.modelFiles": "Labels and tables of the models in the gateway's pods, for pipelines.",
     "gateway.gracePeriodSeconds": "At least drain_delay + drain of the config, and some to spare.",
     "gateway.callers": "Who may call: peers of a NetworkPolicy.",
     "gateway.tritons": "Whom it may call on port 8001, for Tritons that this chart does not bring.",
@@ -215,12 +217,19 @@ _SAID: Final[Mapping[str, str]] = {
     "triton.gpu.autoscaling.queueMilliseconds": "The mean wait in queues beyond which more are wanted (KEDA 2.18).",
     "models.delivery": "embedded: copied from an image; image-volume: that image, mounted; pvc; object-store.",
     "models.objectStore.url": "Credentials: the Secret model-store, or the identity of the pods.",
-    "tensorrt.enabled": "Builds plans on the GPUs that serve them; needs delivery pvc.",
+    "tensorrt.enabled": "Builds plans on the GPUs that serve them, into a volume of their own.",
     "monitoring.namespace": "Whose pods may scrape.",
     "monitoring.release": "The label by which kube-prometheus-stack finds what to scrape: its own release's name.",
     "monitoring.runbooks": "Where docs/operations.md is read.",
     "tls.enabled": "A certificate from cert-manager; the config must name it: server.tls.",
     "gatewayApi.enabled": "A GRPCRoute; with TLS a BackendTLSPolicy too, whose CA is in the ConfigMap internal-ca.",
+}
+
+
+_IMAGES: Final = {
+    "gateway": "inference-gateway",
+    "models": "inference-gateway-models",
+    "tensorrt": "inference-gateway-tensorrt",
 }
 
 
@@ -234,12 +243,9 @@ def _kustomize(components: Sequence[str], grafana: bool = False) -> dict[str, No
         root = up / KUBERNETES.relative_to("/")
         images = [
             {"name": name, "newName": f"mark-{mark}-name", "newTag": f"mark-{mark}-tag"}
-            for name, mark in (
-                ("inference-gateway", "gateway"),
-                ("inference-gateway-models", "models"),
-                ("inference-gateway-tensorrt", "tensorrt"),
-            )
+            for mark, name in _IMAGES.items()
         ]
+        names = [root / "components" / component / "job-name" for component in components]
         literals = [f"{key}=mark-{key}" for key in ("prometheus-namespace", "prometheus-address", "prometheus-release")]
         overlay = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -247,7 +253,10 @@ def _kustomize(components: Sequence[str], grafana: bool = False) -> dict[str, No
             "namespace": "mark-namespace",
             "resources": [str(root / "base"), *([str(root.parent / "grafana")] if grafana else [])],
             "components": [str(root / "components" / name) for name in components],
-            "transformers": [str(root / "parameters")],
+            "transformers": [
+                *(str(folder) for folder in names if (KUBERNETES / folder.relative_to(root)).is_dir()),
+                str(root / "parameters"),
+            ],
             "images": images,
             "configMapGenerator": [{"name": "parameters", "behavior": "merge", "literals": literals}],
         }
@@ -267,9 +276,9 @@ class _Values:
 
     def put_into(self, objects: dict[str, Node]) -> dict[str, Node]:
         for place in _PLACES:
-            thing = objects.get(place.owner)
-            if thing is not None:
-                self._put(place, thing)
+            for name, thing in objects.items():
+                if name.partition("--")[0] == place.owner:  # a Job's name ends in its image's tag
+                    self._put(place, thing)
         for name, thing in objects.items():
             if thing["kind"] == "ConfigMap":
                 thing["data"] = {key: _Value(key, "file") for key in thing["data"]}
@@ -571,10 +580,11 @@ def _marked_defaults(values: _Values) -> None:
         }
     )
     assert given["runbooks"] == _RUNBOOKS
-    version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
-    for key, name in (("gateway", ""), ("models", "-models"), ("tensorrt", "-tensorrt")):
-        values.defaults[f"{key}.image.repository"] = f"inference-gateway{name}"
-        values.defaults[f"{key}.image.tag"] = version
+    files = "".join(path.read_text(encoding="utf-8") for path in sorted(KUBERNETES.rglob("*.yaml")))
+    for key, name in _IMAGES.items():
+        (tag,) = set(re.findall(rf"\b{name}:([0-9][\w.-]*)", files))
+        values.defaults[f"{key}.image.repository"] = name
+        values.defaults[f"{key}.image.tag"] = tag
 
 
 def _nested(defaults: Mapping[str, Node]) -> dict[str, Node]:

@@ -66,6 +66,11 @@ SURROUNDINGS = {
 }
 
 
+def named_jobs(component: str) -> bool:
+    """Whether a component has Jobs, whose names an overlay lets end in their image's tag."""
+    return (KUBERNETES / "components" / component / "job-name").is_dir()
+
+
 @pytest.fixture(scope="session")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Object, ...]]:
     """The base with some components, as an overlay of one's own would have them."""
@@ -80,7 +85,10 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Ob
             "namespace": "inference",
             "resources": [str(up / "base")],
             "components": [str(up / "components" / name) for name in components],
-            "transformers": [str(up / "parameters")],
+            "transformers": [
+                *(str(up / "components" / name / "job-name") for name in components if named_jobs(name)),
+                str(up / "parameters"),
+            ],
             "images": [{"name": "inference-gateway-models", "newName": "registry.test/models", "newTag": "2"}],
         }
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))

@@ -115,7 +115,8 @@ def _inference_service(thing: Object) -> None:
     predictor = thing["spec"]["predictor"]
     assert predictor.keys() <= {"minReplicas", "maxReplicas", "model", "serviceAccountName"}
     model = predictor["model"]
-    assert model.keys() <= {"modelFormat", "protocolVersion", "runtime", "storageUri", "args", "ports", "resources"}
+    known = {"modelFormat", "protocolVersion", "runtime", "runtimeVersion", "storageUri", "args", "ports", "resources"}
+    assert model.keys() <= known
     assert model["modelFormat"].keys() <= {"name", "version"}
 
 

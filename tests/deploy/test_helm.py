@@ -188,7 +188,7 @@ def test_the_chart_is_made_from_the_manifests_as_they_are() -> None:
         pytest.param({"gateway": {"replica": 3}}, id="a misspelled value"),
         pytest.param({"gateway": {"replicas": "three"}}, id="a number that is none"),
         pytest.param({"gateway": {"config": "listen: ["}}, id="a config that is no YAML"),
-        pytest.param({"tensorrt": {"enabled": True}}, id="plans without a volume"),
+        pytest.param({"tensorrt": {"enabled": True}}, id="plans without a GPU pool"),
         pytest.param({"tls": {"enabled": True}}, id="a certificate that no config names"),
     ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import kubelet
 import pytest
 import yaml
 from certificates import Authority
@@ -26,6 +27,8 @@ OVERLAYS = {
 }
 COMPONENTS = sorted(each.name for each in (KUBERNETES / "components").iterdir())
 
+TRITON = {"app.kubernetes.io/name": "triton"}
+
 # What an overlay relies on and does not bring: made by cert-manager, by the operator of the cluster, or not needed.
 GIVEN_SECRETS = {"inference-gateway-tls", "model-store"}
 
@@ -36,12 +39,16 @@ def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
 
 
 Compose = Callable[..., tuple[Object, ...]]
-REPLICAS_GONE = {"autoscale-keda-cpu": ["triton-cpu"], "autoscale-keda-gpu": ["triton-gpu"]}
+NEEDED = {
+    "autoscale-keda-cpu": ["triton-cpu"],
+    "autoscale-keda-gpu": ["triton-gpu"],
+    "tensorrt-build": ["triton-gpu"],
+}
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_can_be_added_to_the_base(composed: Compose, component: str) -> None:
-    pools = REPLICAS_GONE.get(component, ["triton-cpu"] if not component.startswith("triton-") else [])
+    pools = NEEDED.get(component, ["triton-cpu"] if not component.startswith("triton-") else [])
     objects = composed(*pools, component)
     for thing in objects:
         check_schema(thing, VERSIONS[-1])
@@ -335,7 +342,7 @@ def test_the_pod_gets_more_time_to_end_than_the_gateway_may_take(objects: tuple[
 
 
 def test_triton_gets_the_time_that_its_flags_promise(objects: tuple[Object, ...]) -> None:
-    for template in selected({"app.kubernetes.io/name": "triton"}, objects):
+    for template in selected(TRITON, objects):
         (container,) = template["spec"]["containers"]
         (exit_timeout,) = [int(a.partition("=")[2]) for a in container["args"] if a.startswith("--exit-timeout-secs")]
         before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -383,7 +390,38 @@ def test_every_variant_is_a_model_that_its_pool_loads_and_the_repository_has(
             assert variant.model in repository
             host, _ = split_endpoint(mounted.config.upstreams[variant.upstream].endpoints[0])
             for template in selected({"app.kubernetes.io/component": host}, objects):
-                assert f"--load-model={variant.model}" in template["spec"]["containers"][0]["args"]
+                assert variant.model in _loaded(template["spec"]["containers"][0])
+            for service in of_kind(objects, "InferenceService"):
+                assert f"--load-model={variant.model}" in service["spec"]["predictor"]["model"]["args"]
+
+
+def _loaded(triton: Mapping[str, Any]) -> set[str]:
+    """What a pool's Triton loads, at its start or when it is there."""
+    environ = kubelet.environment(triton)
+    plans = {each.partition("=")[0] for each in environ.get("PLANS_WANTED", "").split()}
+    return {
+        *(argument.partition("=")[2] for argument in triton["args"] if argument.startswith("--load-model=")),
+        *environ.get("LOAD_LATER", "").split(),
+        *plans,
+    }
+
+
+def test_no_triton_loads_all_that_there_is(objects: tuple[Object, ...]) -> None:
+    """In the default mode a model that can't run in this pool keeps the server from starting."""
+    arguments = [template["spec"]["containers"][0]["args"] for template in selected(TRITON, objects)]
+    arguments += [each["spec"]["predictor"]["model"]["args"] for each in of_kind(objects, "InferenceService")]
+    assert all("--model-control-mode=explicit" in each for each in arguments)
+
+
+def test_a_gpu_pools_variants_fall_back_from_the_fastest_to_what_is_always_there() -> None:
+    """TensorRT, ONNX on a GPU, ONNX on a CPU, in one list."""
+    config = yaml.safe_load((KUBERNETES / "overlays" / "gpu" / "config" / "gateway.yaml").read_text())
+    imagenet = config["models"]["imagenet"]
+    order = [next(iter(imagenet["variants"])), *imagenet["fallback"]]
+    assert [imagenet["variants"][name]["model"].removeprefix("efficientnet_lite0_") for name in order] == [
+        "tensorrt", "onnx_trt", "onnx_cuda", "onnx_int8", "onnx",
+    ]  # fmt: skip
+    assert imagenet["attempts"] == len(order)
 
 
 def test_gateways_reach_every_pool_and_monitoring_reaches_everybody(objects: tuple[Object, ...]) -> None:
