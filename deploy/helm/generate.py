@@ -224,6 +224,13 @@ _SAID: Final[Mapping[str, str]] = {
 }
 
 
+_IMAGES: Final = {
+    "gateway": "inference-gateway",
+    "models": "inference-gateway-models",
+    "tensorrt": "inference-gateway-tensorrt",
+}
+
+
 # Building
 
 
@@ -234,11 +241,7 @@ def _kustomize(components: Sequence[str], grafana: bool = False) -> dict[str, No
         root = up / KUBERNETES.relative_to("/")
         images = [
             {"name": name, "newName": f"mark-{mark}-name", "newTag": f"mark-{mark}-tag"}
-            for name, mark in (
-                ("inference-gateway", "gateway"),
-                ("inference-gateway-models", "models"),
-                ("inference-gateway-tensorrt", "tensorrt"),
-            )
+            for mark, name in _IMAGES.items()
         ]
         literals = [f"{key}=mark-{key}" for key in ("prometheus-namespace", "prometheus-address", "prometheus-release")]
         overlay = {
@@ -571,10 +574,11 @@ def _marked_defaults(values: _Values) -> None:
         }
     )
     assert given["runbooks"] == _RUNBOOKS
-    version = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))["appVersion"]
-    for key, name in (("gateway", ""), ("models", "-models"), ("tensorrt", "-tensorrt")):
-        values.defaults[f"{key}.image.repository"] = f"inference-gateway{name}"
-        values.defaults[f"{key}.image.tag"] = version
+    files = "".join(path.read_text(encoding="utf-8") for path in sorted(KUBERNETES.rglob("*.yaml")))
+    for key, name in _IMAGES.items():
+        (tag,) = set(re.findall(rf"\b{name}:([0-9][\w.-]*)", files))
+        values.defaults[f"{key}.image.repository"] = name
+        values.defaults[f"{key}.image.tag"] = tag
 
 
 def _nested(defaults: Mapping[str, Node]) -> dict[str, Node]:
