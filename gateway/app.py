@@ -232,7 +232,15 @@ class Gateway:
         self._inference.topology = Topology(routes, pools, pipelines, merges)
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
         self._hooks.config_changed(
-            ConfigChanged(loaded.source, loaded.digest, True, texts, time.monotonic(), loaded.expiries)
+            ConfigChanged(
+                loaded.source,
+                loaded.digest,
+                True,
+                texts,
+                time.monotonic(),
+                loaded.expiries,
+                tuple(loaded.config.upstreams),
+            )
         )
         self._changes.notify()
         _log.info("config %s from %s is in force", loaded.digest[:12], loaded.source)

@@ -202,6 +202,7 @@ class ConfigChanged:
     findings: tuple[str, ...]
     at: float
     expiries: Mapping[str, float] = field(default_factory=dict)  # of its certificates, Unix time, by config key
+    upstreams: tuple[str, ...] = ()  # the names of all that it has
 
 
 @dataclass(frozen=True, slots=True)

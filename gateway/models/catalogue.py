@@ -17,13 +17,14 @@ from enum import Enum
 from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, fetch
-from gateway.models import efficientnet, langid, magika, pictures, quantize, sources, tensorrt
+from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt
 
 Files = Mapping[str, bytes]  # path within the model's folder → content
 Report = Callable[[str], None]
 
 STAMP = "1/.built.json"
 _LOCK = "1/.lock"
+PLANS = "plans"  # Triton reads folders that are numbers, so this one is ours
 
 
 class BuildFailed(Exception):
@@ -38,6 +39,7 @@ class Kit:
     folder: Path  # the model's own in it, with its config.pbtxt
     cache: Path | None
     progress: Progress | None
+    anew: bool = False  # what was built before is not to be used
 
     def wheel(self, artifact: Artifact) -> Path:
         """The folder with the artifact's members, fetched if need be."""
@@ -50,6 +52,8 @@ class Recipe:
 
     revision:  raised whenever `make` gives other files from the same sources.
     needs_gpu: it can only be built on a host with a GPU, and is left out unless it is asked for by name.
+    place:     what of this host and the model's folder the files depend on; raises BuildFailed where they can't be
+               built. None: they are the same everywhere.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Recipe:
     sources: tuple[Artifact, ...]
     make: Callable[[Kit], Files] = field(repr=False)
     needs_gpu: bool = False
+    place: Callable[[Path], Mapping[str, str]] | None = field(default=None, repr=False)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -100,12 +105,36 @@ def _onnx_int8(kit: Kit) -> Files:
     return {"1/model.onnx": quantize.quantize(_onnx(kit)["1/model.onnx"], inputs)}
 
 
+def half_graph(kit: Kit) -> bytes:
+    """The FP16 graph that everything on a GPU computes."""
+    return half.to_half(_onnx(kit)["1/model.onnx"])
+
+
+def _onnx_half(kit: Kit) -> Files:
+    return {"1/model.onnx": half_graph(kit)}
+
+
 def _tensorrt(kit: Kit) -> Files:
+    """The plan for this host as `1/model.plan`, and all plans that were built in this folder beside each other."""
     try:
-        files = tensorrt.build(_onnx(kit)["1/model.onnx"], kit.folder / "config.pbtxt")
+        graph, profile = half_graph(kit), tensorrt.read_profile(kit.folder / "config.pbtxt")
+        host = tensorrt.look_at_host()
+        name = tensorrt.identity(graph, profile, host)
+        files = {} if kit.anew else tensorrt.find_built(kit.folder / PLANS, name)
+        files = files or tensorrt.build(graph, profile, host)
     except tensorrt.TensorRtFailed as e:
         raise BuildFailed(str(e)) from e
-    return {f"1/{name}": content for name, content in files.items()}
+    beside = {f"{PLANS}/{file.replace('model', name, 1)}": content for file, content in files.items()}
+    return {**beside, **{f"1/{file}": content for file, content in files.items()}}
+
+
+def _tensorrt_place(folder: Path) -> Mapping[str, str]:
+    try:
+        profile, host = tensorrt.read_profile(folder / "config.pbtxt"), tensorrt.look_at_host()
+    except tensorrt.TensorRtFailed as e:
+        raise BuildFailed(str(e)) from e
+    batch = f"{profile.least}-{profile.usual}-{profile.most}"
+    return {"batch": batch, "compute_capability": host.capability, "tensorrt": host.tensorrt}
 
 
 def _magika(kit: Kit) -> Files:
@@ -127,13 +156,16 @@ RECIPES = (
         (sources.EFFICIENTNET, sources.PICTURES),
         _onnx_int8,
     ),
+    Recipe("efficientnet_lite0_onnx_cuda", "image → ImageNet class, GPU, FP16", 1, (sources.EFFICIENTNET,), _onnx_half),
+    Recipe("efficientnet_lite0_onnx_trt", "image → ImageNet class, GPU, FP16", 1, (sources.EFFICIENTNET,), _onnx_half),
     Recipe(
         "efficientnet_lite0_tensorrt",
         "image → ImageNet class, GPU, FP16",
-        1,
+        2,
         (sources.EFFICIENTNET,),
         _tensorrt,
         needs_gpu=True,
+        place=_tensorrt_place,
     ),
     Recipe("magika", "bytes → file type", 1, (sources.MAGIKA,), _magika),
     Recipe("langid", "text → language", 1, (sources.LANGID,), _langid),
@@ -170,13 +202,23 @@ def state_of(recipe: Recipe, repository: Path) -> State:
     folder = repository / recipe.name
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-        is_current = stamp["recipe"] == recipe.identity
+        is_current = stamp["recipe"] == recipe.identity and _is_of_here(recipe, folder, stamp.get("place"))
         is_whole = all((folder / path).stat().st_size == file["size"] for path, file in stamp["files"].items())
     except FileNotFoundError:
         return State.STALE if _size(folder / "1") else State.MISSING
     except (ValueError, KeyError, TypeError, AttributeError):  # another format of the stamp
         return State.STALE
     return State.BUILT if is_current and is_whole else State.STALE
+
+
+def _is_of_here(recipe: Recipe, folder: Path, built_for: object) -> bool:
+    """Whether what was built for that place is right in this one. Where it can't be built, nobody can tell: it is."""
+    if recipe.place is None:
+        return True
+    try:
+        return bool(recipe.place(folder) == built_for)
+    except BuildFailed:
+        return True
 
 
 def _size(version: Path) -> int:
@@ -211,12 +253,14 @@ def build(
     for recipe in recipes:
         if not (repository / recipe.name / "config.pbtxt").is_file():
             raise BuildFailed(f"{repository} has no {recipe.name}/config.pbtxt, so it is not the model repository.")
-    kits = [(recipe, Kit(repository, repository / recipe.name, cache, progress)) for recipe in recipes]
+    kits = [(recipe, Kit(repository, repository / recipe.name, cache, progress, force)) for recipe in recipes]
     return [recipe.name for recipe, kit in kits if _build(recipe, kit, force, report)]
 
 
 def _build(recipe: Recipe, kit: Kit, force: bool, report: Report) -> bool:
     """Was there anything to do?"""
+    if recipe.place is not None:
+        recipe.place(kit.folder)  # where it can't be built, whether it is current can't be told either
     if not force and state_of(recipe, kit.repository) is State.BUILT:
         return False
     (kit.folder / "1").mkdir(exist_ok=True)
@@ -235,13 +279,15 @@ def _write(folder: Path, recipe: Recipe, files: Files) -> None:
     described = {
         path: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for path, content in files.items()
     }
-    stamp = {"recipe": recipe.identity, "files": described}
+    place = {} if recipe.place is None else {"place": dict(recipe.place(folder))}
+    stamp = {"recipe": recipe.identity, **place, "files": described}
     _put(folder / STAMP, (json.dumps(stamp, indent=2) + "\n").encode())
 
 
 def _put(path: Path, content: bytes) -> None:
     """Write the file whole or not at all; the lock keeps the partial file's name free for us."""
     partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(exist_ok=True)
     try:
         partial.write_bytes(content)
         partial.replace(path)

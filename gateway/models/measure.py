@@ -1,7 +1,7 @@
 """Measure the built models on this machine: `python -m gateway.models.measure [model_repository]`.
 
-How often int8 agrees with FP32 on photos that it was not calibrated on, how long a batch takes, how large the files
-are. These are the figures in `model_repository/README.md`.
+How often int8 and FP16 agree with FP32 on photos that nothing was calibrated on, how long a batch takes, how large the
+files are. These are the figures in `model_repository/README.md`.
 """
 
 from __future__ import annotations
@@ -68,15 +68,20 @@ def milliseconds(model: Path, inputs: Inputs, threads: int) -> float:
 def agreement(repository: Path) -> list[str]:
     inputs, classes = held_out()
     fp32 = scores(repository / "efficientnet_lite0_onnx/1/model.onnx", inputs)
-    int8 = scores(repository / "efficientnet_lite0_onnx_int8/1/model.onnx", inputs)
-    same = fp32.argmax(1) == int8.argmax(1)
-    in_five = (np.argsort(int8, 1)[:, -5:] == fp32.argmax(1)[:, None]).any(1)
-    return [
-        f"{len(same)} views of {len(same[::10])} held-out photos",
-        f"int8 has FP32's first class: {same.mean():.1%} (whole photos: {same[::10].mean():.0%}), "
-        f"has it among its first five: {in_five.mean():.1%}",
-        f"correct: FP32 {(fp32.argmax(1) == classes).mean():.1%}, int8 {(int8.argmax(1) == classes).mean():.1%}",
+    lines = [
+        f"{len(inputs)} views of {len(inputs[::10])} held-out photos",
+        f"correct: FP32 {(fp32.argmax(1) == classes).mean():.1%}",
     ]
+    for name, model in (("int8", "efficientnet_lite0_onnx_int8"), ("FP16", "efficientnet_lite0_onnx_cuda")):
+        other = scores(repository / model / "1/model.onnx", inputs)
+        same = fp32.argmax(1) == other.argmax(1)
+        in_five = (np.argsort(other, 1)[:, -5:] == fp32.argmax(1)[:, None]).any(1)
+        lines.append(
+            f"{name} has FP32's first class: {same.mean():.1%} (whole photos: {same[::10].mean():.0%}), "
+            f"has it among its first five: {in_five.mean():.1%}, correct: {(other.argmax(1) == classes).mean():.1%}, "
+            f"largest difference of a logit: {np.abs(fp32 - other).max():.3f}"
+        )
+    return lines
 
 
 def speed(repository: Path) -> list[str]:

@@ -1,13 +1,17 @@
-"""The TensorRT variant: an FP16 plan built by NVIDIA's `trtexec` from the same ONNX graph, on the GPU that will run it.
+"""The TensorRT variant: a plan built by NVIDIA's `trtexec` from the FP16 graph, on the GPU that will run it.
 
-A plan only runs on the kind of GPU and with the TensorRT version it was built with, so it is built where it is served:
-in NVIDIA's TensorRT container of the same release as the Triton container. The record beside it says with what.
+A plan belongs to the graph and the batch sizes that it was built from, to the GPU's compute capability, and to one
+release of TensorRT; that is its identity, and its name. So it is built where it is served, in NVIDIA's TensorRT
+container with the TensorRT of the Triton container (`gateway.models.releases`), and plans of several identities lie
+side by side.
 
-source: NVIDIA TensorRT documentation, "Command-Line Programs: trtexec" and "Working with Dynamic Shapes".
+source: NVIDIA TensorRT documentation, "Command-Line Programs: trtexec", "Working with Dynamic Shapes" and "Migrating
+trtexec Usage from TensorRT 10.x to 11.x".
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -18,6 +22,8 @@ from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
+
+from gateway.models.releases import UnsupportedRelease, typing_flags
 
 _VERSION = re.compile(r"TensorRT v(\d+)")
 _MOST_WORDS = 20  # lines of trtexec's output that an error shows; its cause is at the end
@@ -56,13 +62,67 @@ def read_profile(config: Path) -> Profile:
     return Profile(tensor.name, tuple(tensor.dims), 1, preferred, parsed.max_batch_size)
 
 
-def command(trtexec: str, onnx: Path, plan: Path, profile: Profile) -> list[str]:
-    """The command line that builds `plan`. Inputs and outputs stay FP32 (trtexec's default), as the contract says."""
+@dataclass(frozen=True)
+class Host:
+    """What of this host a plan depends on.
+
+    gpu:  name, compute capability and driver, as nvidia-smi says it.
+    capability:  "8.9".
+    tensorrt:    "11.2.1", of the `trtexec` here, which is also the library that it builds with.
+    """
+
+    gpu: str
+    capability: str
+    tensorrt: str
+
+
+def look_at_host(*, trtexec: str = "trtexec", nvidia_smi: str = "nvidia-smi") -> Host:
+    """
+    :raises TensorRtFailed: if there is no trtexec or no GPU, GPUs of several kinds, or a TensorRT of another time.
+    """
+    if shutil.which(trtexec) is None:
+        raise TensorRtFailed(
+            f"A TensorRT plan is built by `{trtexec}`, which is not here. Run this on a host with the GPU that will "
+            "serve the model, in NVIDIA's TensorRT container of the same release as the Triton container."
+        )
+    gpus = _ask_for_gpus(nvidia_smi)
+    capabilities = sorted({gpu.split(",")[1].strip() for gpu in gpus})
+    if len(capabilities) > 1:
+        raise TensorRtFailed(
+            f"The GPUs here have the compute capabilities {', '.join(capabilities)}, and a plan is for one of them. "
+            "Show this container one kind of GPU."
+        )
+    version = read_version(_run([trtexec, "--help"]))  # the banner comes first, whatever is asked
+    try:
+        typing_flags(version)
+    except UnsupportedRelease as e:
+        raise TensorRtFailed(str(e)) from e
+    return Host(gpus[0], capabilities[0], version)
+
+
+def identity(onnx: bytes, profile: Profile, host: Host) -> str:
+    """The name under which plans lie side by side: `<graph>-b1-8-16-cc8.9-trt11.2.1`.
+
+    Whoever serves a plan knows the first two parts from the model, the other two from itself.
+    """
+    return f"{wanted(onnx, profile)}-cc{host.capability}-trt{host.tensorrt}"
+
+
+def wanted(onnx: bytes, profile: Profile) -> str:
+    """The part of the identity that belongs to the model: the graph's digest and the batch sizes."""
+    return f"{hashlib.sha256(onnx).hexdigest()[:16]}-b{profile.least}-{profile.usual}-{profile.most}"
+
+
+def command(trtexec: str, onnx: Path, plan: Path, profile: Profile, tensorrt: str) -> list[str]:
+    """The command line that builds `plan`. Every tensor's type is the graph's: FP32 at the edges, FP16 inside.
+
+    :raises UnsupportedRelease: if nobody knows the flags of this TensorRT.
+    """
     return [
         trtexec,
         f"--onnx={onnx}",
         f"--saveEngine={plan}",
-        "--fp16",
+        *typing_flags(tensorrt),
         f"--minShapes={profile.shapes(profile.least)}",
         f"--optShapes={profile.shapes(profile.usual)}",
         f"--maxShapes={profile.shapes(profile.most)}",
@@ -70,32 +130,39 @@ def command(trtexec: str, onnx: Path, plan: Path, profile: Profile) -> list[str]
     ]
 
 
-def build(onnx: bytes, config: Path, *, trtexec: str = "trtexec", nvidia_smi: str = "nvidia-smi") -> dict[str, bytes]:
-    """The plan and the record of what it was built with, by file name: `model.plan`, `model.plan.json`.
+def build(onnx: bytes, profile: Profile, host: Host, *, trtexec: str = "trtexec") -> dict[str, bytes]:
+    """The plan and the record of what it was built from and on, by file name: `model.plan`, `model.plan.json`.
 
-    config:  the model's config.pbtxt, whose batch range the plan takes.
-    :raises TensorRtFailed: if there is no trtexec or no GPU, or the build fails.
+    onnx:  the graph in the precision that is to be computed in.
+    :raises TensorRtFailed: if the build fails.
     """
-    if shutil.which(trtexec) is None:
-        raise TensorRtFailed(
-            f"A TensorRT plan is built by `{trtexec}`, which is not here. Run this on a host with the GPU that will "
-            "serve the model, in NVIDIA's TensorRT container of the same release as the Triton container."
-        )
-    gpu = _ask_for_gpu(nvidia_smi)
     with tempfile.TemporaryDirectory() as folder:
-        source, plan = Path(folder) / "model.onnx", Path(folder) / "model.plan"
+        source, file = Path(folder) / "model.onnx", Path(folder) / "model.plan"
         source.write_bytes(onnx)
-        profile = read_profile(config)
-        said = _run(command(trtexec, source, plan, profile))
-        if not plan.is_file():
+        said = _run(command(trtexec, source, file, profile, host.tensorrt))
+        if not file.is_file():
             raise TensorRtFailed(f"trtexec ended well and wrote no plan. It said:\n{_last_words(said)}")
-        record = {
-            "gpu": gpu,
-            "tensorrt": read_version(said),
-            "precision": "fp16",
-            "batch": {"min": profile.least, "opt": profile.usual, "max": profile.most},
-        }
-        return {"model.plan": plan.read_bytes(), "model.plan.json": (json.dumps(record, indent=2) + "\n").encode()}
+        plan = file.read_bytes()
+    record = {
+        "identity": identity(onnx, profile, host),
+        "graph": hashlib.sha256(onnx).hexdigest(),
+        "batch": {"min": profile.least, "opt": profile.usual, "max": profile.most},
+        "gpu": host.gpu,
+        "compute_capability": host.capability,
+        "tensorrt": host.tensorrt,
+        "plan": hashlib.sha256(plan).hexdigest(),
+    }
+    return {"model.plan": plan, "model.plan.json": (json.dumps(record, indent=2) + "\n").encode()}
+
+
+def find_built(plans: Path, name: str) -> dict[str, bytes]:
+    """The files of the plan of that identity, as `build` gives them; {} if it is not in the folder whole."""
+    try:
+        plan, record = (plans / f"{name}.plan").read_bytes(), (plans / f"{name}.plan.json").read_bytes()
+        is_whole = json.loads(record)["plan"] == hashlib.sha256(plan).hexdigest()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {}
+    return {"model.plan": plan, "model.plan.json": record} if is_whole else {}
 
 
 def read_version(said: str) -> str:
@@ -111,13 +178,16 @@ def read_version(said: str) -> str:
     return f"{major}.{rest // 100}.{rest % 100}"
 
 
-def _ask_for_gpu(nvidia_smi: str) -> str:
+def _ask_for_gpus(nvidia_smi: str) -> list[str]:
     if shutil.which(nvidia_smi) is None:
         raise TensorRtFailed(
             f"A TensorRT plan needs a GPU to be built on, and there is no `{nvidia_smi}` here to find one."
         )
     said = _run([nvidia_smi, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"])
-    return said.strip().splitlines()[0] if said.strip() else "unknown"
+    gpus = [line.strip() for line in said.splitlines() if line.strip()]
+    if not gpus or not all(re.fullmatch(r"[^,]+, *\d+\.\d+ *,.*", gpu) for gpu in gpus):
+        raise TensorRtFailed(f"nvidia-smi names no GPU with a compute capability; it said:\n{_last_words(said)}")
+    return gpus
 
 
 def _run(arguments: list[str]) -> str:

@@ -41,6 +41,9 @@ OTHER: Final = "other"
 REPLAYED_LABEL: Final = "replayed"  # in place of the model, of requests that were captured before and are sent again
 """The label of a model that nobody configured, and of whatever comes after a limit is reached."""
 
+ADDRESS: Final = "address"
+"""The label of an endpoint. Not `endpoint`: the Prometheus operator sets that, and ours would be lost."""
+
 # 1-2-5 steps: a quantile read from them is off by a factor of 2.5 at most. A tiny model answers in half a millisecond;
 # nobody waits interactively beyond 30 s.
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -105,11 +108,18 @@ class Metrics:
         registry = CollectorRegistry()
         self._families = _Families(registry)
         self._families.build.labels(settings.version, platform.python_version()).set(1)
+        self._families.in_flight.labels(OTHER).set(0)  # an idle gateway has 0 in flight; none would be no answer
+        for result in ("accepted", "refused"):  # from 0, or `increase` does not see the first one
+            self._families.reloads.labels(result)
+        for why in ("max_connections", "descriptors"):
+            self._families.refused.labels(why)
         self._models = _Bounded(settings.max_models)
         self._endpoints = _Bounded(settings.max_endpoints)
         self._series: dict[tuple[str, str], _Series] = {}
         self._flushing = threading.Lock()
         self._digest: Gauge | None = None
+        self._ready: dict[str, set[str]] = {}  # endpoints that are usable, by upstream
+        self._upstreams: set[str] = set()  # of the config
         self._certificates: set[str] = set()  # their config keys
         self._pipelines: Callable[[], PipelinesNow] | None = None
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
@@ -178,6 +188,13 @@ class Metrics:
         return series
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
+        ready = self._ready.setdefault(event.upstream, set())
+        if event.ready and not event.gone:
+            ready.add(event.endpoint)
+        else:
+            ready.discard(event.endpoint)
+        if event.upstream in self._upstreams:
+            self._families.usable.labels(event.upstream).set(len(ready))
         labels = event.upstream, self._endpoints(event.endpoint)
         if not event.gone:
             self._families.endpoint_up.labels(*labels).set(int(event.ready))
@@ -193,6 +210,12 @@ class Metrics:
             self._digest.set(0)  # shared files can't remove a series
         self._digest = self._families.config.labels(event.digest)
         self._digest.set(1)
+        for upstream in self._upstreams.difference(event.upstreams):
+            self._forget(self._families.usable, upstream)
+            self._ready.pop(upstream, None)
+        self._upstreams = set(event.upstreams)
+        for upstream in event.upstreams:  # 0 and not nothing: an alert must see the one whose name was never found
+            self._families.usable.labels(upstream).set(len(self._ready.get(upstream, ())))
         for key in self._certificates - event.expiries.keys():
             self._forget(self._families.expiry, key)
         for key, at in event.expiries.items():
@@ -242,7 +265,7 @@ class _Families:
         self.attempts = counter(
             "gateway_attempts",
             "Attempts ended, by what the answer meant.",
-            *("model", "variant", "upstream", "endpoint", "meaning"),
+            *("model", "variant", "upstream", ADDRESS, "meaning"),
         )
         self.fallbacks = counter(
             "gateway_fallbacks",
@@ -284,7 +307,14 @@ class _Families:
         self.endpoint_up = Gauge(
             "gateway_endpoint_up",
             "1 if the endpoint is usable; 0 if any worker finds it is not.",
-            ["upstream", "endpoint"],
+            ["upstream", ADDRESS],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.usable = Gauge(
+            "gateway_upstream_usable_endpoints",
+            "How many endpoints of an upstream of the config are usable; 0 also when its name was never found.",
+            ["upstream"],
             registry=registry,
             multiprocess_mode="livemin",
         )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from prometheus_client import Metric as Family
 
-from gateway.telemetry.metrics import OVERHEAD_SECONDS, SECONDS
+from gateway.telemetry.metrics import ADDRESS, OVERHEAD_SECONDS, SECONDS
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _LABELS: Mapping[str, tuple[str, ...]] = {
     "gateway_overhead_duration_seconds_bucket": ("model", "le"),
     "gateway_fallbacks_total": ("model",),
     "gateway_queue_full_total": ("model",),
-    "gateway_attempts_total": ("upstream", "endpoint", "meaning"),
+    "gateway_attempts_total": ("upstream", ADDRESS, "meaning"),
 }
 _IN_FLIGHT = "gateway_requests_in_flight"
 _NAMES = (*_LABELS, _IN_FLIGHT)

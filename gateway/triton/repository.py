@@ -67,6 +67,8 @@ def _judge(name: str, repository: Path, configs: Configs, within: tuple[str, ...
         return FoundModel(name, "ensemble", _problem_of_steps(steps, repository, configs, (*within, name)))
     if backend not in _SERVED:
         return FoundModel(name, backend, _why_not(backend))
+    if _only_on_gpu(config):
+        return FoundModel(name, backend, "its instance_group is KIND_GPU, and the local server runs models on the CPU")
     file = config.default_model_filename or _DEFAULT_FILES[backend]
     there = any((version / file).is_file() for version in _versions(repository / name))
     return FoundModel(name, backend, "" if there else f"its weights are missing: no {file} in a version folder")
@@ -80,6 +82,11 @@ def _problem_of_steps(steps: list[str], repository: Path, configs: Configs, with
         if part.problem:
             return f"its step {step} is not served: {part.problem}"
     return ""
+
+
+def _only_on_gpu(config: model_config_pb2.ModelConfig) -> bool:
+    gpu = model_config_pb2.ModelInstanceGroup.KIND_GPU
+    return bool(config.instance_group) and all(group.kind == gpu for group in config.instance_group)
 
 
 def _why_not(backend: str) -> str:

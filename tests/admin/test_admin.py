@@ -146,6 +146,15 @@ async def test_nothing_else_is_served(get):
     assert (await get("/models"))[0] == 404
 
 
+async def test_a_fault_of_our_own_is_still_told(source, scrape, caplog):
+    async with Admin(source, "127.0.0.1:0", scrape.render) as admin, aiohttp.ClientSession() as session:
+        source.live = property()  # what can't be shown as JSON
+        async with session.get(f"http://{admin.address}/healthz") as answer:
+            assert answer.status == 500
+    (record,) = caplog.records
+    assert record.exc_info
+
+
 async def test_nothing_can_be_changed(source, scrape):
     async with Admin(source, "127.0.0.1:0", scrape.render) as admin, aiohttp.ClientSession() as session:
         for path in ("/healthz", "/readyz", "/metrics", "/config", "/state"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,42 @@ def kustomize(folder: Path) -> tuple[Object, ...]:
     return tuple(yaml.safe_load_all(done.stdout))
 
 
+@cache
+def elsewhere(overlay: Path) -> tuple[Object, ...]:
+    """An overlay's objects in the namespace `elsewhere` of a cluster whose own things are called otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        up = Path(*[".."] * len(Path(folder).resolve().parts[1:]))
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "namespace": "elsewhere",
+            "resources": [str(up / overlay.relative_to("/"))],
+            "transformers": [str(up / KUBERNETES.relative_to("/") / "parameters")],
+            "configMapGenerator": [
+                {
+                    "name": "parameters",
+                    "behavior": "merge",
+                    "literals": [f"{key}={value}" for key, value in SURROUNDINGS.items()],
+                }
+            ],
+        }
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return kustomize(Path(folder))
+
+
+SURROUNDINGS = {
+    "prometheus-namespace": "watching",
+    "prometheus-address": "http://prometheus.watching.svc:80",
+    "prometheus-release": "watch",
+    "runbooks": "https://wiki.test/runbooks",
+}
+
+
+def named_jobs(component: str) -> bool:
+    """Whether a component has Jobs, whose names an overlay lets end in their image's tag."""
+    return (KUBERNETES / "components" / component / "job-name").is_dir()
+
+
 @pytest.fixture(scope="session")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Object, ...]]:
     """The base with some components, as an overlay of one's own would have them."""
@@ -48,6 +85,10 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Ob
             "namespace": "inference",
             "resources": [str(up / "base")],
             "components": [str(up / "components" / name) for name in components],
+            "transformers": [
+                *(str(up / "components" / name / "job-name") for name in components if named_jobs(name)),
+                str(up / "parameters"),
+            ],
             "images": [{"name": "inference-gateway-models", "newName": "registry.test/models", "newTag": "2"}],
         }
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))

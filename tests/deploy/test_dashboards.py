@@ -24,8 +24,14 @@ DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "inference-gateway.json").
 ALERTS = yaml.safe_load((PROMETHEUS / "alerts.yaml").read_text(encoding="utf-8"))
 RULES = {rule["alert"]: rule for group in ALERTS["groups"] for rule in group["rules"]}
 
-ADDED = {"instance", "job", "pod", "namespace", "pool"}
-"""Labels that Prometheus adds when it scrapes: by itself, or as deploy/ tells it."""
+OPERATORS_OWN = {"namespace", "pod", "container", "endpoint", "service", "job", "instance"}
+"""Labels that the Prometheus operator sets on whatever a ServiceMonitor or PodMonitor names, over a metric's own."""
+
+ADDED = (OPERATORS_OWN - {"endpoint"}) | {"pool"}
+"""Those that a query may ask for, with what deploy/ adds itself. `endpoint` is the scraped port's name there and
+nothing at all in compose: who asks for it takes it for something else."""
+
+RUNBOOKS = "https://git.example.com/inference-gateway/docs/operations.md"
 
 INCIDENTS = {
     "gpu-pool-gone", "one-triton-slow", "bad-model-version", "pipeline-broken", "overload", "certificate-expired",
@@ -42,6 +48,11 @@ OTHERS: Mapping[str, set[str]] = {
     # Of Triton on a machine with a GPU (docs/user_guide/metrics.md there).
     "nv_gpu_utilization": {"gpu_uuid"},
     "nv_gpu_memory_used_bytes": {"gpu_uuid"},
+    # Of NVIDIA's DCGM exporter (etc/default-counters.csv there); GPU_I_ID where there is MIG.
+    **{
+        f"DCGM_FI_DEV_{name}": {"Hostname", "gpu", "GPU_I_ID"}
+        for name in ("GPU_UTIL", "FB_USED", "FB_FREE", "XID_ERRORS", "GPU_TEMP", "SM_CLOCK", "POWER_USAGE")
+    },
 }
 
 
@@ -92,13 +103,42 @@ def queries() -> dict[str, str]:
         found[f"annotation {annotation['name']}"] = annotation["expr"]
     for file in KUBERNETES.glob("components/*/scaled-object.yaml"):
         scaled = yaml.safe_load(file.read_text())
-        found[f"scaler {scaled['metadata']['name']}"] = scaled["spec"]["triggers"][0]["metadata"]["query"]
+        for trigger in scaled["spec"]["triggers"]:
+            if "query" in trigger["metadata"]:
+                found[f"scaler {scaled['metadata']['name']}"] = trigger["metadata"]["query"]
     return found
 
 
 def plain(query: str) -> str:
     """A query without Grafana's variables."""
-    return query.replace("$__rate_interval", "1m").replace("$model", ".*").replace("$upstream", ".*")
+    query = query.replace("$__rate_interval", "1m").replace("$namespace", ".*")
+    return query.replace("$model", ".*").replace("$upstream", ".*")
+
+
+def test_no_metric_loses_a_label_to_the_operator(known: Mapping[str, set[str]]) -> None:
+    ours = {name: labels & OPERATORS_OWN for name, labels in known.items() if name.startswith(("gateway_", "nv_"))}
+    assert not any(ours.values()), {name: labels for name, labels in ours.items() if labels}
+
+
+def test_every_alert_and_every_scaler_looks_at_each_namespace_by_itself() -> None:
+    """Staging and production share a Prometheus: one must neither hide nor scale the other."""
+    for name, query in queries().items():
+        if name.startswith("scaler"):
+            selectors = re.findall(r"\b(?:gateway|nv)_\w+(?:\{([^}]*)\})?", query)
+            assert all('namespace="inference"' in selector for selector in selectors), name
+        if name.startswith("alert") and "node_" not in query:  # a node is in no namespace
+            groups = re.findall(r"\b(?:by|on) \(([^)]*)\)", query)
+            assert groups, name
+            assert all("namespace" in re.split(r",\s*", group) for group in groups), name
+            wanted = "job" if "gateway_" in query else "namespace"  # two gateways in one namespace, too
+            assert all(wanted in re.split(r",\s*", group) for group in groups), name
+
+
+def test_the_dashboard_shows_the_chosen_namespaces_only() -> None:
+    for name, query in queries().items():
+        if name.startswith(("panel", "annotation")):
+            selectors = re.findall(r"\b(?:gateway|nv|process)_\w+(\{[^}]*\})?", query)
+            assert all('namespace=~"$namespace"' in selector for selector in selectors), name
 
 
 @pytest.mark.parametrize("query", queries().values(), ids=queries())
@@ -106,7 +146,7 @@ def test_every_query_is_promql_about_metrics_and_labels_that_exist(query: str, k
     text = plain(query)
     promql_parser.parse(text)
     without_strings = re.sub(r'"[^"]*"', '""', text)
-    metrics = set(re.findall(r"\b(?:gateway|nv|process|kubelet|node)_\w+|\bALERTS\b", without_strings))
+    metrics = set(re.findall(r"\b(?:gateway|nv|process|kubelet|node|DCGM)_\w+|\bALERTS\b", without_strings))
     assert metrics
     assert metrics <= known.keys(), metrics - known.keys()
     allowed = set().union(ADDED, *(known[name] for name in metrics))
@@ -128,7 +168,7 @@ def test_every_alert_says_what_it_means_and_where_the_way_out_is_written() -> No
         assert rule["labels"]["severity"] in ("page", "ticket"), name
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}, name
         page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-        assert (page, anchor in INCIDENTS) == ("docs/operations.md", True), name
+        assert (page, anchor in INCIDENTS) == (RUNBOOKS, True), name
 
 
 def test_every_incident_has_an_alert() -> None:

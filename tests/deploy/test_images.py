@@ -23,6 +23,7 @@ from deployment_files import KUBERNETES, ROOT, tool
 from gateway.admin import Admin
 from gateway.cli import _parser
 from gateway.config import load, split_endpoint
+from gateway.models.releases import CHECKED, DEPLOYED
 
 DOCKER = ROOT / "deploy" / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
@@ -75,16 +76,33 @@ def test_packages_are_those_of_the_constraints() -> None:
     assert all("-c constraints.txt" in line for line in installs)
 
 
-def test_base_images_are_pinned_to_a_version_and_tensorrt_to_tritons_release() -> None:
+def test_base_images_are_pinned_to_a_version() -> None:
     images = re.findall(r"^(?:ARG \w+=|FROM )([^$\s]+:\S+)", DOCKERFILE, re.MULTILINE)
     assert len(images) == 4
     assert all(re.search(r":\d+(\.\d+)+", image) for image in images), images
-    (tensorrt,) = [image.rpartition(":")[2] for image in images if "tensorrt" in image]
-    tritons = re.findall(r"tritonserver:(\S+)", (DOCKER / "compose.yaml").read_text())
-    tritons += [
-        tag for file in KUBERNETES.rglob("*.yaml") for tag in re.findall(r"tritonserver:(\S+)", file.read_text())
-    ]
-    assert set(tritons) == {tensorrt}
+
+
+def test_every_image_of_nvidia_is_of_the_release_that_the_table_deploys() -> None:
+    """And plans are built with the TensorRT that runs them."""
+    files = [*DOCKER.rglob("*"), *KUBERNETES.rglob("*.yaml")]
+    text = "\n".join(file.read_text() for file in files if file.is_file())
+    assert set(re.findall(r"tritonserver:(\S+)", text)) == {f"{DEPLOYED.container}-py3"}
+    assert set(re.findall(r"nvidia/tensorrt:(\S+)", text)) == {f"{DEPLOYED.builder}-py3"}
+    assert set(re.findall(r"runtimeVersion: (\S+)", text)) == {f"{DEPLOYED.container}-py3"}
+    tags = set(re.findall(r"inference-gateway-tensorrt:(\S+)", text))
+    assert {tag.partition("-")[2] for tag in tags} == {DEPLOYED.builder}
+
+
+def test_the_deployed_release_was_at_most_half_a_year_old_when_the_table_was_looked_over() -> None:
+    year, month = map(int, DEPLOYED.container.split("."))
+    assert (CHECKED.year - 2000 - year) * 12 + CHECKED.month - month <= 6
+
+
+def test_an_environment_in_a_foreign_image_needs_no_venv_of_its_python() -> None:
+    """NVIDIA's images and Debian's python3 lack ensurepip, without which a plain `venv` ends with an error."""
+    made = [line for lines in stages().values() for line in lines if "-m venv" in line]
+    assert len(made) == 2
+    assert all("-m venv --without-pip " in line for line in made)
 
 
 def test_the_images_command_is_one_that_the_program_has() -> None:

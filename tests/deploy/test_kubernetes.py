@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import kubernetes_validate
+import kubelet
 import pytest
 import yaml
 from certificates import Authority
-from deployment_files import KUBERNETES, ROOT, Object, kustomize
+from deployment_files import KUBERNETES, ROOT, SURROUNDINGS, Object, elsewhere, kustomize
 from manifests import containers, name_of, of_kind, only, pods, resolved, selected, selects, walk
 from pod_security import violations
+from schemas import VERSIONS, check_schema
 
 from gateway.cli import _parser
 from gateway.config import Loaded, load, split_endpoint
 from gateway.config.load import fingerprint
-
-VERSIONS = ("1.34", "1.35", "1.36", "1.37")
-"""The Kubernetes versions that are supported."""
 
 OVERLAYS = {
     **{each.name: each for each in sorted((KUBERNETES / "overlays").iterdir())},
@@ -33,6 +26,8 @@ OVERLAYS = {
     "kserve": KUBERNETES / "examples" / "kserve",
 }
 COMPONENTS = sorted(each.name for each in (KUBERNETES / "components").iterdir())
+
+TRITON = {"app.kubernetes.io/name": "triton"}
 
 # What an overlay relies on and does not bring: made by cert-manager, by the operator of the cluster, or not needed.
 GIVEN_SECRETS = {"inference-gateway-tls", "model-store"}
@@ -44,15 +39,19 @@ def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
 
 
 Compose = Callable[..., tuple[Object, ...]]
-REPLICAS_GONE = {"autoscale-keda-cpu": ["triton-cpu"], "autoscale-keda-gpu": ["triton-gpu"]}
+NEEDED = {
+    "autoscale-keda-cpu": ["triton-cpu"],
+    "autoscale-keda-gpu": ["triton-gpu"],
+    "tensorrt-build": ["triton-gpu"],
+}
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_every_component_can_be_added_to_the_base(composed: Compose, component: str) -> None:
-    pools = REPLICAS_GONE.get(component, ["triton-cpu"] if not component.startswith("triton-") else [])
+    pools = NEEDED.get(component, ["triton-cpu"] if not component.startswith("triton-") else [])
     objects = composed(*pools, component)
     for thing in objects:
-        _check_schema(thing, VERSIONS[-1])
+        check_schema(thing, VERSIONS[-1])
 
 
 # What Kubernetes accepts
@@ -61,86 +60,7 @@ def test_every_component_can_be_added_to_the_base(composed: Compose, component: 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_passes_the_schemas_of_every_supported_version(objects: tuple[Object, ...], version: str) -> None:
     for thing in objects:
-        _check_schema(thing, version)
-
-
-def _check_schema(thing: Object, version: str) -> None:
-    group = thing["apiVersion"].rpartition("/")[0]
-    if "." not in group or (group.endswith(".k8s.io") and group != "gateway.networking.k8s.io"):
-        _check_standard(json.dumps(thing), version)
-        return
-    check = _CUSTOM.get((thing["apiVersion"], thing["kind"]))
-    assert check, f"nobody checks {thing['apiVersion']} {thing['kind']}"
-    check(thing)
-
-
-@cache  # most objects are the same in several overlays, and the schemas are large
-def _check_standard(thing: str, version: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the package's own
-        kubernetes_validate.validate(json.loads(thing), version, strict=True)
-
-
-@cache
-def _published(module: str, kind: str) -> Mapping[str, Any]:
-    """The JSON Schema of a custom resource, made strict: a key that it does not know is an error."""
-    schema: dict[str, Any] = getattr(importlib.import_module(module), kind).model_json_schema()
-    for node in [each for each in walk(schema) if isinstance(each, dict)]:
-        if "properties" in node:
-            node.setdefault("additionalProperties", False)
-        if str(node.get("pattern", "")).startswith("^(?i)"):  # Go's way to say that case doesn't matter
-            node["pattern"] = "(?i)^" + node["pattern"].removeprefix("^(?i)")
-    return schema
-
-
-def _by_schema(module: str, kind: str) -> Callable[[Object], None]:
-    def check(thing: Object) -> None:
-        spec = {"apiVersion": thing["apiVersion"], "kind": kind, "spec": thing["spec"]}
-        jsonschema.validate(spec, _published(module, kind))
-
-    return check
-
-
-def _grpc_route(thing: Object) -> None:
-    """Written from the Gateway API's reference, since no package ships that schema."""
-    spec = thing["spec"]
-    assert spec.keys() <= {"parentRefs", "hostnames", "rules"}
-    for parent in spec["parentRefs"]:
-        assert parent.keys() <= {"group", "kind", "name", "namespace", "sectionName", "port"}
-        assert parent["name"]
-    assert all(re.fullmatch(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)+", host) for host in spec["hostnames"])
-    assert 1 <= len(spec["rules"]) <= 16
-    for rule in spec["rules"]:
-        assert rule.keys() <= {"name", "matches", "filters", "backendRefs", "sessionPersistence"}
-        for match in rule["matches"]:
-            assert match.keys() <= {"method", "headers"}
-            assert match["method"].keys() <= {"type", "service", "method"}
-            assert match["method"].get("type", "Exact") in ("Exact", "RegularExpression")
-        for backend in rule["backendRefs"]:
-            assert backend.keys() <= {"group", "kind", "name", "namespace", "port", "weight", "filters"}
-            assert isinstance(backend["port"], int)
-
-
-def _inference_service(thing: Object) -> None:
-    """Written from KServe's reference, since no package ships that schema."""
-    assert thing["spec"].keys() == {"predictor"}
-    predictor = thing["spec"]["predictor"]
-    assert predictor.keys() <= {"minReplicas", "maxReplicas", "model"}
-    model = predictor["model"]
-    assert model.keys() <= {"modelFormat", "protocolVersion", "runtime", "storageUri", "args", "ports", "resources"}
-    assert model["modelFormat"].keys() <= {"name", "version"}
-
-
-_CUSTOM: dict[tuple[str, str], Callable[[Object], None]] = {
-    ("cert-manager.io/v1", "Certificate"): _by_schema("cloudcoil.models.cert_manager.v1", "Certificate"),
-    ("keda.sh/v1alpha1", "ScaledObject"): _by_schema("cloudcoil.models.keda.v1alpha1", "ScaledObject"),
-    **{
-        ("monitoring.coreos.com/v1", kind): _by_schema("cloudcoil.models.prometheus_operator.v1", kind)
-        for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule")
-    },
-    ("gateway.networking.k8s.io/v1", "GRPCRoute"): _grpc_route,
-    ("serving.kserve.io/v1beta1", "InferenceService"): _inference_service,
-}
+        check_schema(thing, version)
 
 
 # What the pods are
@@ -275,10 +195,88 @@ def test_routes_lead_to_services_and_certificates_are_made_out_to_them(objects: 
         assert certificate["spec"]["secretName"] in GIVEN_SECRETS
 
 
+def test_where_there_are_a_route_and_tls_the_route_knows_whom_to_trust(objects: tuple[Object, ...]) -> None:
+    if of_kind(objects, "GRPCRoute") and of_kind(objects, "Certificate"):
+        (policy,), (certificate,) = of_kind(objects, "BackendTLSPolicy"), of_kind(objects, "Certificate")
+        assert policy["spec"]["validation"]["hostname"] in certificate["spec"]["dnsNames"]
+        backends = {
+            b["name"] for r in of_kind(objects, "GRPCRoute") for rule in r["spec"]["rules"] for b in rule["backendRefs"]
+        }
+        assert backends == {target["name"] for target in policy["spec"]["targetRefs"]}
+
+
+def test_pods_that_stay_have_a_service_account_of_their_own_without_a_token(objects: tuple[Object, ...]) -> None:
+    accounts = {}
+    for deployment in of_kind(objects, "Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        assert only(objects, "ServiceAccount", spec["serviceAccountName"])["automountServiceAccountToken"] is False
+        assert accounts.setdefault(spec["serviceAccountName"], name_of(deployment)) == name_of(deployment)
+
+
+def test_names_can_be_looked_up_whoever_answers_them(objects: tuple[Object, ...]) -> None:
+    """A cache on the node is no pod, and OpenShift's listen on 5353."""
+    everywhere = [rule for rule in _egress(objects) if "to" not in rule]
+    ports = {(port["protocol"], port["port"]) for rule in everywhere for port in rule["ports"]}
+    assert ports == {(protocol, port) for protocol in ("TCP", "UDP") for port in (53, 5353)}
+
+
 def test_names_in_the_namespace_are_used_once(objects: tuple[Object, ...]) -> None:
     names = [name_of(each) for each in objects]
     assert len(names) == len(set(names))
-    assert all(each["metadata"].get("namespace", "inference") == "inference" for each in objects)
+    (namespace,) = of_kind(objects, "Namespace")
+    assert {each["metadata"].get("namespace", namespace["metadata"]["name"]) for each in objects} == {
+        namespace["metadata"]["name"]
+    }
+
+
+WITH_PARAMETERS = [name for name in OVERLAYS if name != "base"]
+
+
+@pytest.mark.parametrize("overlay", WITH_PARAMETERS)
+def test_whatever_spells_the_namespace_out_follows_it(overlay: str) -> None:
+    before = next(each["metadata"]["name"] for each in kustomize(OVERLAYS[overlay]) if each["kind"] == "Namespace")
+    for thing in elsewhere(OVERLAYS[overlay]):
+        assert (thing["metadata"].get("namespace") or thing["metadata"]["name"]) == "elsewhere"
+        if thing["kind"] == "ConfigMap":
+            continue
+        for text in (each for each in walk(thing) if isinstance(each, str)):
+            assert f".{before}.svc" not in text, name_of(thing)
+            assert f'"{before}"' not in text, name_of(thing)
+        for trigger in thing["spec"].get("triggers", ()) if thing["kind"] == "ScaledObject" else ():
+            query = trigger["metadata"].get("query", "")
+            assert query.count('namespace="elsewhere"') == len(re.findall(r"(?:gateway|nv)_\w+\{", query)), query
+
+
+@pytest.mark.parametrize("overlay", WITH_PARAMETERS)
+def test_what_the_cluster_around_is_called_is_said_once(overlay: str) -> None:
+    """Parameters reach whatever repeats them, and are no object themselves."""
+    objects = elsewhere(OVERLAYS[overlay])
+    assert not [each for each in objects if each["metadata"]["name"] == "parameters"]
+    for thing in objects:
+        if thing["apiVersion"].startswith("monitoring.coreos.com/"):
+            assert thing["metadata"]["labels"]["release"] == SURROUNDINGS["prometheus-release"]
+        for node in (each for each in walk(thing) if isinstance(each, Mapping)):
+            assert node.get("serverAddress", SURROUNDINGS["prometheus-address"]) == SURROUNDINGS["prometheus-address"]
+            assert node.get("kubernetes.io/metadata.name") != "monitoring"
+            if "runbook_url" in node:
+                assert node["runbook_url"].startswith(SURROUNDINGS["runbooks"] + "#")
+
+
+def test_kserves_pods_are_let_into_their_namespace_and_may_read_their_models() -> None:
+    """Its storage initializer does not meet `restricted`, and reads with what a ServiceAccount names."""
+    objects = kustomize(OVERLAYS["kserve"])
+    (namespace,), (service,) = of_kind(objects, "Namespace"), of_kind(objects, "InferenceService")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+    account = only(objects, "ServiceAccount", service["spec"]["predictor"]["serviceAccountName"])
+    assert account["secrets"]
+
+
+def test_gateways_honor_their_own_labels_and_tritons_do_not(composed: Compose) -> None:
+    """A Triton's backends may show metrics of their own; none of them may say of which namespace and pool it is."""
+    objects = composed("triton-cpu", "monitoring")
+    (gateway,), (triton,) = of_kind(objects, "ServiceMonitor"), of_kind(objects, "PodMonitor")
+    assert all(endpoint["honorLabels"] for endpoint in gateway["spec"]["endpoints"])
+    assert not any(endpoint.get("honorLabels") for endpoint in triton["spec"]["podMetricsEndpoints"])
 
 
 # The gateway's own config
@@ -344,7 +342,7 @@ def test_the_pod_gets_more_time_to_end_than_the_gateway_may_take(objects: tuple[
 
 
 def test_triton_gets_the_time_that_its_flags_promise(objects: tuple[Object, ...]) -> None:
-    for template in selected({"app.kubernetes.io/name": "triton"}, objects):
+    for template in selected(TRITON, objects):
         (container,) = template["spec"]["containers"]
         (exit_timeout,) = [int(a.partition("=")[2]) for a in container["args"] if a.startswith("--exit-timeout-secs")]
         before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -379,7 +377,7 @@ def _egress(objects: tuple[Object, ...]) -> Iterator[Mapping[str, Any]]:
 
 def _admits(rule: Mapping[str, Any], labels: Mapping[str, str], port: int) -> bool:
     return port in [each["port"] for each in rule["ports"]] and any(
-        "podSelector" in to and selects(to["podSelector"], labels) for to in rule["to"]
+        "podSelector" in to and selects(to["podSelector"], labels) for to in rule.get("to", ())
     )
 
 
@@ -392,7 +390,38 @@ def test_every_variant_is_a_model_that_its_pool_loads_and_the_repository_has(
             assert variant.model in repository
             host, _ = split_endpoint(mounted.config.upstreams[variant.upstream].endpoints[0])
             for template in selected({"app.kubernetes.io/component": host}, objects):
-                assert f"--load-model={variant.model}" in template["spec"]["containers"][0]["args"]
+                assert variant.model in _loaded(template["spec"]["containers"][0])
+            for service in of_kind(objects, "InferenceService"):
+                assert f"--load-model={variant.model}" in service["spec"]["predictor"]["model"]["args"]
+
+
+def _loaded(triton: Mapping[str, Any]) -> set[str]:
+    """What a pool's Triton loads, at its start or when it is there."""
+    environ = kubelet.environment(triton)
+    plans = {each.partition("=")[0] for each in environ.get("PLANS_WANTED", "").split()}
+    return {
+        *(argument.partition("=")[2] for argument in triton["args"] if argument.startswith("--load-model=")),
+        *environ.get("LOAD_LATER", "").split(),
+        *plans,
+    }
+
+
+def test_no_triton_loads_all_that_there_is(objects: tuple[Object, ...]) -> None:
+    """In the default mode a model that can't run in this pool keeps the server from starting."""
+    arguments = [template["spec"]["containers"][0]["args"] for template in selected(TRITON, objects)]
+    arguments += [each["spec"]["predictor"]["model"]["args"] for each in of_kind(objects, "InferenceService")]
+    assert all("--model-control-mode=explicit" in each for each in arguments)
+
+
+def test_a_gpu_pools_variants_fall_back_from_the_fastest_to_what_is_always_there() -> None:
+    """TensorRT, ONNX on a GPU, ONNX on a CPU, in one list."""
+    config = yaml.safe_load((KUBERNETES / "overlays" / "gpu" / "config" / "gateway.yaml").read_text())
+    imagenet = config["models"]["imagenet"]
+    order = [next(iter(imagenet["variants"])), *imagenet["fallback"]]
+    assert [imagenet["variants"][name]["model"].removeprefix("efficientnet_lite0_") for name in order] == [
+        "tensorrt", "onnx_trt", "onnx_cuda", "onnx_int8", "onnx",
+    ]  # fmt: skip
+    assert imagenet["attempts"] == len(order)
 
 
 def test_gateways_reach_every_pool_and_monitoring_reaches_everybody(objects: tuple[Object, ...]) -> None:

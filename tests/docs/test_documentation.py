@@ -123,7 +123,7 @@ def test_every_incident_says_symptom_where_to_look_cause_and_what_to_do(incident
 
 
 def test_every_alert_leads_to_an_incident() -> None:
-    urls = re.findall(r"runbook_url: docs/operations\.md#(\S+)", text_of(ALERTS))
+    urls = re.findall(r"runbook_url: https://\S+/docs/operations\.md#(\S+)", text_of(ALERTS))
     assert len(urls) == text_of(ALERTS).count("- alert: ")
     assert set(urls) <= set(INCIDENTS)
 

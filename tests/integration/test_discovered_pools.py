@@ -105,8 +105,12 @@ async def test_a_gateway_starts_without_its_pool_and_is_ready_when_that_appears(
         content = config({"pool": f"dns:///pool.test:{port}"}, MODELS)
         async with gateway(write(tmp_path / "gateway.yaml", content)) as running:
             assert running.readiness() == (False, ["upstream pool: no address found"])
+            # 0 and not nothing, or the alert UpstreamGone would not see it.
+            usable = 'gateway_upstream_usable_endpoints{upstream="pool"}'
+            assert f"{usable} 0.0" in (await http(running.admin_address, "/metrics"))[1]
             hosts.append("127.0.0.1")
             await until(running.is_ready, 10, "ready")
+            assert f"{usable} 1.0" in (await http(running.admin_address, "/metrics"))[1]
 
 
 async def test_a_reload_may_bring_a_name_and_take_it_away(tmp_path: Path, hosts: list[str]) -> None:

@@ -129,6 +129,7 @@ async def test_gpu_pool_gone(site: Site, gpu: LocalTriton) -> None:
             await calls.more(50)
             assert await site.metric("gateway_fallbacks_total", from_variant="fp32", variant="int8") >= before + 50
             assert await site.metric("gateway_endpoint_up", upstream="gpu") == 0
+            assert await site.metric("gateway_upstream_usable_endpoints", upstream="gpu") == 0
             assert (await http(site.admin, "/readyz"))[0] == 200
         finally:
             await gpu.start()
@@ -167,7 +168,7 @@ async def test_bad_model_version(site: Site, triton: LocalTriton) -> None:
         outcome = await call(channel, infer("broken", [b"the new version is broken"], "BYTES"))
     assert outcome.code is grpc.StatusCode.INTERNAL
     assert "the new version is broken" in outcome.text
-    assert await site.metric("gateway_attempts_total", endpoint=triton.grpc_address, meaning="server") == 1
+    assert await site.metric("gateway_attempts_total", address=triton.grpc_address, meaning="server") == 1
     where = {"model": "broken", "variant": "new", "endpoint": triton.grpc_address}
     await until(lambda: bool(site.access(logged="error", **where)), 5, "its line")
     assert site.access(**where)[0]["error"] == outcome.text

@@ -10,9 +10,17 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from gateway.models import catalogue
+from gateway.models.tensorrt import read_profile
 
-VARIANTS = ("efficientnet_lite0_onnx", "efficientnet_lite0_onnx_int8", "efficientnet_lite0_tensorrt")
-ON_CPU = tuple(recipe.name for recipe in catalogue.RECIPES if not recipe.needs_gpu)
+VARIANTS = {  # with backend and kind of instances
+    "efficientnet_lite0_onnx": ("onnxruntime", "KIND_CPU"),
+    "efficientnet_lite0_onnx_int8": ("onnxruntime", "KIND_CPU"),
+    "efficientnet_lite0_onnx_cuda": ("onnxruntime", "KIND_GPU"),
+    "efficientnet_lite0_onnx_trt": ("onnxruntime", "KIND_GPU"),
+    "efficientnet_lite0_tensorrt": ("tensorrt_plan", "KIND_GPU"),
+}
+ON_GPU = [model for model, (_, kind) in VARIANTS.items() if kind == "KIND_GPU"]
+BUILT_ANYWHERE = tuple(recipe.name for recipe in catalogue.RECIPES if not recipe.needs_gpu)
 _ONNX_TYPES = {"TYPE_FP32": "tensor(float)", "TYPE_INT32": "tensor(int32)"}
 
 
@@ -26,7 +34,11 @@ def test_the_variants_of_the_image_model_have_one_contract(repository: Path) -> 
         (list(map(str, config.input)), list(map(str, config.output)), config.max_batch_size)
         for config in (_config(repository, variant) for variant in VARIANTS)
     ]
-    assert contracts[0] == contracts[1] == contracts[2]
+    assert all(contract == contracts[0] for contract in contracts)
+
+
+def test_every_variant_of_the_image_model_is_in_the_table_above() -> None:
+    assert VARIANTS.keys() == {recipe.name for recipe in catalogue.RECIPES if recipe.name.startswith("efficientnet")}
 
 
 def test_every_model_batches_dynamically(repository: Path) -> None:
@@ -36,12 +48,36 @@ def test_every_model_batches_dynamically(repository: Path) -> None:
         assert all(size <= config.max_batch_size for size in config.dynamic_batching.preferred_batch_size)
 
 
-def test_each_kind_of_variant_names_the_backend_that_runs_it(repository: Path) -> None:
-    configs = [_config(repository, variant) for variant in VARIANTS]
-    assert [config.backend or config.platform for config in configs] == ["onnxruntime", "onnxruntime", "tensorrt_plan"]
-    kinds = [config.instance_group[0].kind for config in configs]
-    group = model_config_pb2.ModelInstanceGroup
-    assert kinds == [group.KIND_CPU, group.KIND_CPU, group.KIND_GPU]
+@pytest.mark.parametrize("model", VARIANTS)
+def test_each_variant_names_the_backend_and_the_device_that_run_it(repository: Path, model: str) -> None:
+    config = _config(repository, model)
+    kinds = {model_config_pb2.ModelInstanceGroup.Kind.Name(group.kind) for group in config.instance_group}
+    assert (config.backend or config.platform, kinds) == (VARIANTS[model][0], {VARIANTS[model][1]})
+
+
+@pytest.mark.parametrize("model", ON_GPU)
+def test_a_model_on_a_gpu_is_warm_before_it_is_ready(repository: Path, model: str) -> None:
+    """With the smallest batch, the largest, and those that are preferred; of the tensors that the config names."""
+    config = _config(repository, model)
+    sizes = {warmup.batch_size for warmup in config.model_warmup}
+    assert sizes >= {1, config.max_batch_size, *config.dynamic_batching.preferred_batch_size}
+    (tensor,) = config.input
+    for warmup in config.model_warmup:
+        assert warmup.inputs.keys() == {tensor.name}
+        tried = warmup.inputs[tensor.name]
+        assert (tried.data_type, list(tried.dims), tried.zero_data) == (tensor.data_type, list(tensor.dims), True)
+
+
+def test_the_engine_takes_every_batch_that_triton_may_make(repository: Path) -> None:
+    model = repository / "efficientnet_lite0_onnx_trt" / "config.pbtxt"
+    (accelerator,) = _config(
+        repository, model.parent.name
+    ).optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == "tensorrt"
+    profile = read_profile(model)
+    for key, size in (("min", profile.least), ("opt", profile.usual), ("max", profile.most)):
+        assert accelerator.parameters[f"trt_profile_{key}_shapes"] == profile.shapes(size)
+    assert "precision_mode" not in accelerator.parameters, "types are the graph's; TensorRT 11 knows no other way"
 
 
 @pytest.mark.parametrize("model", [recipe.name for recipe in catalogue.RECIPES])
@@ -52,7 +88,7 @@ def test_each_output_has_as_many_labels_as_scores(repository: Path, model: str) 
     assert all(label and label == label.strip() for label in labels)
 
 
-@pytest.mark.parametrize("model", ON_CPU)
+@pytest.mark.parametrize("model", BUILT_ANYWHERE)
 def test_the_weights_take_and_give_what_the_config_says(repository: Path, model: str) -> None:
     config = _config(repository, model)
     session = onnxruntime.InferenceSession(str(repository / model / "1/model.onnx"), providers=["CPUExecutionProvider"])

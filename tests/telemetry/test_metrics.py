@@ -100,8 +100,8 @@ def test_a_fallback_is_counted_with_both_attempts(metrics, call, fallen_back):
     call(attempts=fallen_back).report_to(metrics)
     scraped = Scraped(metrics.scrape)
     assert scraped("gateway_fallbacks_total", model="photos", from_variant="tensorrt", variant="onnx") == 1
-    assert scraped("gateway_attempts_total", endpoint="gpu-0:8001", meaning="unreachable") == 1
-    assert scraped("gateway_attempts_total", endpoint="cpu-0:8001", meaning="ok") == 1
+    assert scraped("gateway_attempts_total", address="gpu-0:8001", meaning="unreachable") == 1
+    assert scraped("gateway_attempts_total", address="cpu-0:8001", meaning="ok") == 1
     assert scraped("gateway_requests_total", variant="onnx", code="OK") == 1
 
 
@@ -157,13 +157,13 @@ def test_labels_stay_bounded_when_a_cluster_is_larger_than_the_limit(call, attem
         call(model=f"m{number}", attempts=[attempt(endpoint=f"e{number}")]).report_to(metrics)
     scraped = Scraped(metrics.scrape)
     assert scraped.labels("gateway_requests_total", "model") == {"m0", "m1", "other"}
-    assert scraped.labels("gateway_attempts_total", "endpoint") == {"e0", "e1", "e2", "other"}
+    assert scraped.labels("gateway_attempts_total", "address") == {"e0", "e1", "e2", "other"}
 
 
 def test_an_endpoint_is_up_until_it_is_not(metrics):
     for ready in (True, False):
         metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", ready, (), "probe", 1.0))
-        up = Scraped(metrics.scrape)("gateway_endpoint_up", upstream="cpu", endpoint="cpu-0:8001")
+        up = Scraped(metrics.scrape)("gateway_endpoint_up", upstream="cpu", address="cpu-0:8001")
         assert up == int(ready)
 
 
@@ -171,9 +171,58 @@ def test_an_endpoint_that_has_left_is_no_series_until_it_comes_back(metrics):
     up = EndpointChanged("cpu", "10.0.0.1:8001", True, (), "probe", 1.0)
     metrics.endpoint_changed(up)
     metrics.endpoint_changed(EndpointChanged("cpu", "10.0.0.1:8001", False, (), "left", 2.0, gone=True))
-    assert Scraped(metrics.scrape)("gateway_endpoint_up", endpoint="10.0.0.1:8001") is None
+    assert Scraped(metrics.scrape)("gateway_endpoint_up", address="10.0.0.1:8001") is None
     metrics.endpoint_changed(up)
-    assert Scraped(metrics.scrape)("gateway_endpoint_up", endpoint="10.0.0.1:8001") == 1
+    assert Scraped(metrics.scrape)("gateway_endpoint_up", address="10.0.0.1:8001") == 1
+
+
+def test_an_upstream_of_the_config_has_a_number_of_usable_endpoints_also_before_its_name_is_found(metrics):
+    name = "gateway_upstream_usable_endpoints"
+
+    def config(*upstreams: str) -> ConfigChanged:
+        return ConfigChanged("g.yaml", "d1", True, (), 1.0, upstreams=upstreams)
+
+    def endpoint(address: str, ready: bool, gone: bool = False) -> EndpointChanged:
+        return EndpointChanged("cpu", address, ready, (), "", 1.0, gone)
+
+    metrics.endpoint_changed(endpoint("cpu-0:8001", True))
+    metrics.config_changed(config("cpu", "gpu"))
+    scraped = Scraped(metrics.scrape)
+    assert (scraped(name, upstream="cpu"), scraped(name, upstream="gpu")) == (1, 0)
+    for event, usable in (
+        (endpoint("cpu-1:8001", True), 2),
+        (endpoint("cpu-1:8001", True), 2),
+        (endpoint("cpu-0:8001", False), 1),
+        (endpoint("cpu-1:8001", False, gone=True), 0),
+    ):
+        metrics.endpoint_changed(event)
+        assert Scraped(metrics.scrape)(name, upstream="cpu") == usable
+    metrics.config_changed(config("gpu"))
+    assert Scraped(metrics.scrape).labels(name, "upstream") == {"gpu"}
+
+
+def test_what_is_judged_by_being_there_is_there_before_anything_has_happened(metrics):
+    """An autoscaler takes no series for no answer, and `increase` does not see the step from nothing to 1."""
+    scraped = Scraped(metrics.scrape)
+    assert scraped("gateway_requests_in_flight") == 0
+    assert scraped("gateway_config_reloads_total", result="refused") == 0
+    assert scraped("gateway_config_reloads_total", result="accepted") == 0
+    assert scraped.labels("gateway_connections_refused_total", "reason") == {"max_connections", "descriptors"}
+
+
+# What a scraper sets: Prometheus itself, its operator for ServiceMonitors and PodMonitors, and what people add to
+# tell clusters and replicas apart.
+SCRAPERS_OWN = {
+    "job", "instance", "namespace", "pod", "container", "endpoint", "service", "node", "cluster", "region", "zone",
+    "environment", "env", "replica", "prometheus", "prometheus_replica", "monitor", "host", "target", "app", "release",
+    "pool",  # deploy/kubernetes/components/monitoring
+}  # fmt: skip
+
+
+def test_no_label_is_one_that_scrapers_set_themselves() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    labels = re.findall(r"^\| `gateway_\w+` \| \w+ \|([^|]*)\|", page, re.MULTILINE)
+    assert not set(re.findall(r"`(\w+)`", " ".join(labels))) & SCRAPERS_OWN
 
 
 def test_a_connection_on_which_calls_wait_is_counted(metrics):
@@ -215,7 +264,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     call(attempts=[], code=Code.RESOURCE_EXHAUSTED).report_to(metrics)
     call(attempts=[], code=Code.INTERNAL).report_to(metrics)
     metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0))
-    metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}))
+    metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
     metrics.watch(lambda: PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1}))
     real = set()
     for family in Scraped(metrics.scrape).families:
@@ -239,7 +288,7 @@ from gateway.telemetry.shared_values import SharedDirectory
 
 directory, name, calls, is_up = sys.argv[1:]
 metrics = Metrics(MetricsSettings("1.2.3", SharedDirectory(Path(directory), name)))
-metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0))
+metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, upstreams=("cpu", "gpu")))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", is_up == "up", (), "probe", 1.0))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", True, (), "probe", 1.0))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", False, (), "left", 1.0, gone=True))
@@ -292,8 +341,10 @@ def test_workers_add_up_to_one_scrape(workers):
     assert scraped("gateway_request_duration_seconds_bucket", le="0.002") == 0
     assert scraped("gateway_request_duration_seconds_sum") == pytest.approx(42 * 0.004)
     assert scraped("gateway_requests_in_flight") == 2
-    assert scraped("gateway_endpoint_up", endpoint="cpu-0:8001") == 0  # one of them finds it down
-    assert scraped.labels("gateway_endpoint_up", "endpoint") == {"cpu-0:8001"}  # the other has left
+    assert scraped("gateway_endpoint_up", address="cpu-0:8001") == 0  # one of them finds it down
+    assert scraped.labels("gateway_endpoint_up", "address") == {"cpu-0:8001"}  # the other has left
+    assert scraped("gateway_upstream_usable_endpoints", upstream="cpu") == 0  # as one of them finds
+    assert scraped.labels("gateway_upstream_usable_endpoints", "upstream") == {"cpu", "gpu"}
     assert scraped("gateway_config_info", digest="d1") == 2
     assert scraped("gateway_build_info", version="1.2.3") == 1
     assert list(parse_openmetrics(Scrape.of_directory(workers.directory).render(OPENMETRICS)[0].decode()))

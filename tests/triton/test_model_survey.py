@@ -37,6 +37,9 @@ def add(folder: Path, name: str, config: str | None, *files: str) -> None:
         pytest.param('backend: "onnxruntime"', ["01/model.onnx"], "weights are missing", id="no version"),
         pytest.param('backend: "onnxruntime"', ["1/model.plan"], "no model.onnx in a version folder", id="no weights"),
         pytest.param('platform: "tensorrt_plan"', ["1/model.plan"], "it needs a GPU", id="tensorrt"),
+        pytest.param(
+            'backend: "onnxruntime" instance_group [{ kind: KIND_GPU }]', ["1/model.onnx"], "is KIND_GPU", id="on a GPU"
+        ),
         pytest.param('backend: "pytorch"', ["1/model.pt"], "the local server has no pytorch backend", id="other"),
         pytest.param("backend: ", ["1/model.onnx"], "its config.pbtxt cannot be read: 1:", id="broken config"),
         pytest.param(ENSEMBLE.format("part"), [], "", id="ensemble"),

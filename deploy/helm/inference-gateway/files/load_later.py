@@ -1,0 +1,1 @@
+../../../kubernetes/components/triton-gpu/load_later.py

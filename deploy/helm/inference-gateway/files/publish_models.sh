@@ -1,0 +1,1 @@
+../../../kubernetes/components/models-pvc/publish_models.sh

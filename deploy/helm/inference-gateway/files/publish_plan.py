@@ -1,0 +1,1 @@
+../../../kubernetes/components/tensorrt-build/publish_plan.py
