@@ -1,4 +1,4 @@
-"""I/O: the listening side: the services of one worker on `forward`'s server, at the address that the config says."""
+"""I/O: the listening side: the services of one worker on `transport`'s server, at the address that the config says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ModelInfer from the wire to `infer.Call`, as bytes: with no task, no future and no context object per request.
+"""ModelInfer from the wire to `forwarding.Call`, as bytes: with no task, no future and no context object per request.
 
 What a pipeline answers becomes an ordinary request of `Models`.
 """

@@ -1,4 +1,4 @@
-"""I/O: a `Connection` on one of `forward`'s channels."""
+"""I/O: a `Connection` on one of `transport`'s channels."""
 
 from __future__ import annotations
 

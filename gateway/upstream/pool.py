@@ -1,4 +1,4 @@
-"""The interchangeable endpoints of one upstream: which one a call goes to. Decides only; `infer` acts."""
+"""The interchangeable endpoints of one upstream: which one a call goes to. Decides only; `forwarding` acts."""
 
 from __future__ import annotations
 

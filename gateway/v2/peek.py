@@ -1,4 +1,4 @@
-"""wire (sans-IO): the top-level fields of V2 inference messages, read and replaced without parsing tensors.
+"""v2 (pure): the top-level fields of V2 inference messages, read and replaced without parsing tensors.
 
 May use values only: no protobuf, no I/O. It must not know what a name or a parameter means to routing.
 

@@ -1,4 +1,4 @@
-"""steps (pure): tensors as the V2 protocol's raw buffers, and back. May use numpy, ml_dtypes; knows no protobuf.
+"""v2 (pure): tensors as the V2 protocol's raw buffers, and back. May use numpy, ml_dtypes; knows no protobuf.
 
 Source: grpc_service.proto, `raw_input_contents` and `raw_output_contents`: row-major, little-endian, no padding; a
 BYTES element is its length in four little-endian bytes, then the element.

@@ -1,4 +1,4 @@
-"""wire (sans-IO): the heads of messages on one stream, of which most are like the one before.
+"""v2 (pure): the heads of messages on one stream, of which most are like the one before.
 
 What a caller sends on a stream, and what one model answers, differs from message to message in the id and the raw
 tensors only. So the last head is kept with the bytes around its id; a message with the same bytes there needs no other

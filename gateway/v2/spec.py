@@ -1,4 +1,4 @@
-"""steps (pure): what a tensor is called, what it holds and how large one row of it is. May use numpy only.
+"""v2 (pure): what a tensor is called, what it holds and how large one row of it is. May use numpy only.
 
 Inside this room a tensor is a numpy array whose axis 0 is the batch (one row per item). BYTES are object arrays of
 `bytes`. BF16, which numpy lacks, is FP32 while it is here: widening loses nothing.
