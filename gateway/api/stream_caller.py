@@ -25,7 +25,7 @@ METHOD: Final = "ModelStreamInfer"
 
 
 class StreamRelay:
-    """Takes the streams of one server on `wire`."""
+    """Takes the streams of one server."""
 
     def __init__(self, models: Models, limits: StreamLimits) -> None:
         self._models = models

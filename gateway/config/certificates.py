@@ -1,6 +1,6 @@
 """Config: the PEM files of TLS sections: do they hold what they should, does the key fit, until when is it all valid?
 
-Reads files and a given clock. TLS itself is `forward`'s and grpcio's; this says beforehand what they would refuse.
+Reads files and a given clock. TLS itself is `transport`'s; this says beforehand what it would refuse.
 """
 
 from __future__ import annotations

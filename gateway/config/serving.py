@@ -58,13 +58,13 @@ class Server(Section):
     tls: ServerTls | None = Field(
         default=None,
         description="Serve TLS instead of plain text. Renewed files are taken over while it runs, by connections "
-        "that begin then. (`wire`: an authority that is taken out of `client_ca` counts until a restart.)",
+        "that begin then. (An authority that is taken out of `client_ca` counts until a restart.)",
     )
     max_connections: Whole = Field(
         default=10_000,
         ge=1,
         le=1_000_000,
-        description="Connections per worker; more are closed as they come. An idle one takes some 20 KiB. (`wire`)",
+        description="Connections per worker; more are closed as they come. An idle one takes some 20 KiB.",
     )
     max_streams: Whole = Field(
         default=1000,

@@ -62,7 +62,7 @@ class Models:
 
     @contextmanager
     def refusals(self, opening: Request, model: str) -> Iterator[None]:
-        """Report a GatewayError in the block as a call's end: for what comes before there is a request to `infer`."""
+        """Report a GatewayError in the block as a call's end: for what comes before there is a `Call`."""
         try:
             yield
         except GatewayError as error:

@@ -1,6 +1,6 @@
 """One Triton server as a pool sees it: its connection, what it can serve, what it is doing now.
 
-No I/O of its own: `health` feeds it, `pool` asks it, `infer` counts its calls on it.
+No I/O of its own: `health` feeds it, `pool` asks it, `forwarding` counts its calls on it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,6 @@ def triton() -> FakeTriton:
 
 @pytest.fixture(scope="session")
 def product(triton: FakeTriton) -> Iterator[Served]:
-    """The whole gateway on `wire`, in front of a grpcio server."""
+    """The whole gateway, in front of a grpcio server."""
     with triton.served() as upstream, gateway(upstream) as served:
         yield served
