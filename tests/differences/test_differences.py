@@ -100,11 +100,18 @@ async def test_any_request_gets_tritons_own_answer_whichever_way_it_takes(ways: 
 @settings(max_examples=80 * TIMES, phases=[Phase.generate], derandomize=TIMES == 1)
 @given(rounds())
 async def test_a_stream_gets_tritons_own_answers_whichever_way_it_takes(ways: Ways, round_: list[Asked]) -> None:
+    round_ = _one_decoupled(round_)
     _tell_apart(round_)
     expected = (await ways.direct.stream_all(round_)).under(ways.direct)
     for way in ways.through:
         got = (await way.stream_all(round_)).under(way)
         assert got == expected, way.name
+
+
+def _one_decoupled(round_: list[Asked]) -> list[Asked]:
+    """Of several requests of a decoupled model on one stream Triton 2.51 dies now and then, without a gateway too."""
+    first = next((asked for asked in round_ if asked.message.model_name == "repeat"), None)
+    return [asked for asked in round_ if asked is first or asked.message.model_name != "repeat"]
 
 
 def _tell_apart(round_: list[Asked]) -> None:

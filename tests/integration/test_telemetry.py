@@ -132,7 +132,7 @@ async def test_state_has_what_was_called_lately(start: Start, get_json: Callable
     (minute, _) = state["traffic"]["windows"]
     assert minute["models"]["adder"]["calls"] == 3
     assert minute["models"]["adder"]["variants"]["only"]["ms"]["p99"] > 0
-    assert state["traffic"]["in_flight"] == {"adder": 0}
+    assert state["traffic"]["in_flight"] == {"adder": 0, "other": 0}  # other: names that no model has
 
 
 async def test_one_process_sends_the_metrics_of_all_workers(triton: LocalTriton, tmp_path: Path) -> None:
