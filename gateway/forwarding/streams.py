@@ -115,7 +115,7 @@ class Message:
         self.body: bytes | None = body  # None once an answer has come: it can't be sent again
         self.size = len(body)
         self.head = head
-        self.id = head.id.partition("\0")[0]  # as Triton has it, which keeps ids as C does
+        self.id = head.id.partition("\0")[0]  # as a model's answer has it: Triton's core keeps ids as C does
         self.observer = observer
         self.in_order = True  # its answers keep the order of the requests, until its model is known to be decoupled
 
@@ -533,7 +533,8 @@ class StreamSession:
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
         text = with_own_id(head.error, message.key, message.id)
-        code, verdict = self._judge(message, text, by_model=response is not None and response.model_name != "")
+        by_model = response is not None and response.model_name != ""
+        code, verdict = self._judge(message, text, by_model=by_model)
         if last:
             self._leave(leg, message)
             if self._retried(message, CallFailed(code, text), verdict):
@@ -543,7 +544,8 @@ class StreamSession:
                 self._saw_decoupled(message.attempt)
             message.failed = message.failed or (CallFailed(code, text), verdict)
         name = message.head.model_name if response and response.model_name else None
-        renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=message.id)
+        id = message.id if by_model else message.head.id  # Triton's front has the id as it came
+        renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=id)
         self._answer(message, renamed, last=last, in_turn=last, code=code, text=text)
 
     @staticmethod
@@ -634,7 +636,7 @@ class StreamSession:
 
     def _fail_message(self, message: Message, error: GatewayError) -> None:
         message.asked = message.asked or error.served
-        self._answer_unasked(message, stream_error(error.text, message.id), error.code, error.text)
+        self._answer_unasked(message, stream_error(error.text, message.head.id), error.code, error.text)
 
     def _answer_unasked(self, message: Message, body: bytes, code: Code = Code.OK, text: str = "") -> None:
         """The only answer, made here: no server can be told to wait, so the caller must be if it reads slowly."""
