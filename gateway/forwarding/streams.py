@@ -354,17 +354,18 @@ class StreamSession:
             self._end(None)
 
     def _accept(self, body: bytes) -> None:
-        inference = self._inference
+        inference, name = self._inference, ""
         try:
             head = self._heads.peek(body)
+            name = head.model_name
             facts = Facts(self._facts, parameters_of(head), head.model_version)
         except GatewayError as error:
-            self._refuse(body, error)
+            self._refuse(body, error, name)
             return
         decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
-        pipeline = inference.topology.pipelines.get(head.model_name)
+        pipeline = inference.topology.pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
             return
@@ -381,16 +382,17 @@ class StreamSession:
         self._order.append(message)
         return message
 
-    def _refuse(self, body: bytes, error: GatewayError) -> None:
+    def _refuse(self, body: bytes, error: GatewayError, name: str) -> None:
         """Answer a message that can't be read as far as it must be; those beside it are no worse for it.
 
         It costs what any message does that is answered here, so however many come, the limits of the stream hold.
+
+        name: of its model, if that can be read.
         """
         inference, id = self._inference, maybe_id(body)
-        started = CallStarted(
-            "ModelStreamInfer", "", False, id, self._opening.peer, inference.clock(), Facts(self._facts)
-        )
-        head = Head("", "", id, False, [], 0, 0, None, [])
+        known, now = inference.topology.is_known(name), inference.clock()
+        started = CallStarted("ModelStreamInfer", name, known, id, self._opening.peer, now, Facts(self._facts))
+        head = Head(name, "", id, False, [], 0, 0, None, [])
         message = self._enter(Message(body, head, inference.hooks.call_started(started)))
         self._fail_message(message, error)
 

@@ -79,9 +79,11 @@ class Connection:
 
 class Reports(NoHooks):
     def __init__(self) -> None:
+        self.started: list[CallStarted] = []
         self.ended: list[CallEnded] = []
 
     def call_started(self, event: CallStarted) -> CallObserver:
+        self.started.append(event)
         reports = self
 
         class Observer(NoObserver):
@@ -286,6 +288,12 @@ REFUSED = {
     "a string": (with_parameter(b"\x0a\x01a\x12\x03\x1a\x01\xff"), "2", Code.INVALID_ARGUMENT),
     "an entry cut": (with_parameter(b"\x0a\x05a"), "2", Code.INVALID_ARGUMENT),
 }
+
+
+def test_a_message_that_is_refused_for_its_parameters_is_reported_under_its_model() -> None:
+    world = World()
+    world.session.take(REFUSED["a key"][0])
+    assert [(start.model, start.request_id) for start in world.reports.started] == [("m", "2")]
 
 
 @pytest.mark.parametrize(("body", "id", "code"), REFUSED.values(), ids=REFUSED)
