@@ -76,20 +76,33 @@ class Call:
         observer: of the pipeline that this call is a part of, which reports the whole.
         """
         inference = self._inference
-        decision = inference.decision(self._caller.metadata, self.head)
-        if observer is None:
-            observer = self._report(decision)
-        else:
-            self._is_reported = False
-        self._observer = observer
+        self._is_reported = observer is None
         try:
-            self._work = inference.begin(decision, observer)
+            decision = inference.decision(self._caller.metadata, self.head)
+            self._observer = observer if observer is not None else self._report(decision)
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        except Exception as error:
+            _log.error("model %s: unforeseen failure", self.head.model_name, exc_info=error)
+            self._refuse(Bug(BUG_TEXT))
+            return
+        try:
+            self._work = inference.begin(decision, self._observer)
             self._caller.listen(self)
             self._try_next()
         except GatewayError as error:
             self._fail(error)
         except Exception as error:
             self._fail_unforeseen(error)
+
+    def _refuse(self, error: GatewayError) -> None:
+        """End a call about which nothing could be decided, and report it as any other."""
+        self.is_over = True
+        caller = self._caller
+        caller.fail(error, caller.metadata.echo)
+        if self._is_reported:
+            self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
 
     def _report(self, decision: Decision) -> CallObserver:
         caller = self._caller

@@ -19,7 +19,7 @@ from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, text_of
 from gateway.rpc.requests import RequestHead
 from gateway.types import Facts, Metadata
-from gateway.v2.peek import Head
+from gateway.v2.peek import Head, parameters_of
 
 if TYPE_CHECKING:
     from gateway.forwarding.call import Call
@@ -36,7 +36,8 @@ class CallerMetadata:
     is_shared: bool = False  # have other calls this very object, so that it is worth remembering what follows from it?
 
     def facts_with(self, head: Head) -> Facts:
-        return Facts(self.values, head.parameters if head.entries else {}, head.model_version)
+        """:raises BadRequest: if the head has parameters that can't be read."""
+        return Facts(self.values, parameters_of(head), head.model_version)
 
 
 def metadata_of(head: RequestHead) -> CallerMetadata:

@@ -143,7 +143,10 @@ class Inference:
         self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
 
     def decision(self, metadata: CallerMetadata, head: Head) -> Decision:
-        """What is decided for these two; made once for all requests that share them."""
+        """What is decided for these two; made once for all requests that share them.
+
+        :raises BadRequest: if the head has parameters that can't be read.
+        """
         if self._decided_for is not self.topology:
             self._decided_for = self.topology
             self._decisions.clear()

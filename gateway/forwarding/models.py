@@ -85,7 +85,8 @@ class Models:
         """Answer by a pipeline, and report it as one call."""
         inference = self.inference
         metadata = metadata_from_pairs(request.metadata)
-        decision = inference.decision(metadata, head)
+        with self.refusals(request, head.model_name):
+            decision = inference.decision(metadata, head)
         observer = inference.report(request.method, decision, request.peer, request.body)
         code, text, reply, callers_fault = Code.INTERNAL, BUG_TEXT, None, False
         try:

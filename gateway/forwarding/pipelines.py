@@ -11,7 +11,7 @@ from typing import Any, Final
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BUG_TEXT, BadInput, Bug, GatewayError, UnknownModel, UpstreamFailed
+from gateway.errors import BUG_TEXT, BadInput, BadRequest, Bug, GatewayError, UnknownModel, UpstreamFailed
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
@@ -33,6 +33,24 @@ _RESERVED = frozenset(
     {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"}
 )
 """Parameters of a pipeline's request that Triton interprets: meant for one model, not for each that is called."""
+
+_TRITONS_OWN: Final = "triton_"
+_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
+
+_BOOL: Final = (("bool_param",), "bool_param")
+_PARAMETER_TYPES: Final = {
+    "sequence_id": (("int64_param", "string_param"), "int64_param or string_param"),
+    "sequence_start": _BOOL,
+    "sequence_end": _BOOL,
+    "priority": (("int64_param", "uint64_param"), "int64_param or uint64_param"),
+    "timeout": (("int64_param",), "int64_param"),
+    _EMPTY_FINAL: _BOOL,
+}
+_ANY_MODELS: Final = (
+    ("int64_param", "bool_param", "string_param", "double_param"),
+    "int64_param, bool_param, or string_param",
+)
+"""What Triton takes as the value of a request's parameter, by its key, and how it says so."""
 
 _REFUSALS: Final = frozenset(
     {
@@ -160,6 +178,7 @@ class PipelineModel:
         message = parse_request(request.body)
         if message.model_version not in ("", PIPELINE_VERSION):
             raise UnknownModel(self.name, message.model_version)
+        _check_parameters(message.parameters)
         tensors = tensors_of(message.inputs, message.raw_input_contents)
         wanted = self._wanted(message.outputs)
         run.id = message.id
@@ -363,8 +382,24 @@ def _id_of(run: Run) -> str:
     return run.id or first_values(run.request.metadata).get(REQUEST_ID, "")
 
 
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse what Triton refuses, in its words, before it goes to a model: it is the caller's and no pipeline's fault.
+
+    parameters: InferParameter messages by key.
+    """
+    for key, parameter in parameters.items():
+        if key.startswith(_TRITONS_OWN) and key != _EMPTY_FINAL:
+            raise BadRequest(
+                f"parameter keys starting with '{_TRITONS_OWN}' are reserved for Triton usage. Only the following keys "
+                f"starting with '{_TRITONS_OWN}' are allowed: {_EMPTY_FINAL}"
+            )
+        types, expected = _PARAMETER_TYPES.get(key, _ANY_MODELS)
+        if parameter.WhichOneof("parameter_choice") not in types:
+            raise BadRequest(f"invalid value type for '{key}' parameter, expected {expected}.")
+
+
 def _is_passed_on(parameter: str) -> bool:
-    return parameter not in _RESERVED and not parameter.startswith("triton_")
+    return parameter not in _RESERVED and not parameter.startswith(_TRITONS_OWN)
 
 
 def _config_type(datatype: str) -> int:

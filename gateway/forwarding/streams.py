@@ -44,6 +44,10 @@ from gateway.v2.peek import (
     ENABLE_EMPTY_FINAL,
     Head,
     StreamHead,
+    bool_parameter,
+    has_entry,
+    maybe_id,
+    parameters_of,
     rename_stream_response,
     stream_error,
     stream_response,
@@ -54,6 +58,9 @@ _log = logging.getLogger(__name__)
 
 _FINAL: Final = "triton_final_response"
 _WANTS_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
+_IS_FINAL: Final = bool_parameter(_FINAL, True)
+"""Part of the only answer of a pipeline, as of any model's last answer on a stream, asked for or not."""
+
 _ERRORS_END_STREAM: Final = "triton_grpc_error"
 
 _LANES: Final = 4
@@ -106,6 +113,7 @@ class Message:
     answer_bytes = 0
     served: Served | None = None
     asked: Served | None = None  # who was asked last, if the message has failed
+    callers_fault = False  # has it failed by its caller's fault, although the code does not say so?
     failed: tuple[CallFailed, Verdict] | None = None  # an error among its answers, after which it went on
     held: deque[bytes] | None = None  # answers that wait for their turn
     done = False
@@ -180,6 +188,16 @@ def distinct_id(id: str, taken: Collection[str]) -> str:
         made = f"{id}{mark}{count}"
         count += 1
     return made
+
+
+def _asks_wrongly(head: Head) -> bool:
+    """Does it ask for the empty last message with something else than a bool? That is for Triton to refuse."""
+    if not head.entries:
+        return False
+    asked = head.parameters.get(_WANTS_EMPTY_FINAL)
+    if asked is None:
+        return has_entry(head, _WANTS_EMPTY_FINAL)
+    return not isinstance(asked, bool)
 
 
 class StreamSession:
@@ -336,15 +354,17 @@ class StreamSession:
             self._end(None)
 
     def _accept(self, body: bytes) -> None:
-        inference = self._inference
-        head, facts = self._read(body)
-        name = head.model_name
+        inference, name = self._inference, ""
+        try:
+            head = self._heads.peek(body)
+            name = head.model_name
+            facts = Facts(self._facts, parameters_of(head), head.model_version)
+        except GatewayError as error:
+            self._refuse(body, error, name)
+            return
         decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
-        message = Message(body, head, observer)
-        self._open.add(message)
-        self._kept_bytes += message.size
-        self._order.append(message)
+        message = self._enter(Message(body, head, observer))
         pipeline = inference.topology.pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
@@ -355,17 +375,26 @@ class StreamSession:
         except GatewayError as error:
             self._fail_message(message, error)
 
-    def _read(self, body: bytes) -> tuple[Head, Facts]:
-        """:raises GatewayError: if it is no request; it has been reported then."""
-        try:
-            head = self._heads.peek(body)
-            return head, Facts(self._facts, head.parameters if head.entries else {}, head.model_version)
-        except GatewayError as error:
-            inference, now = self._inference, self._inference.clock()
-            started = CallStarted("ModelStreamInfer", "", False, "", self._opening.peer, now, Facts(self._facts))
-            observer = inference.hooks.call_started(started)
-            observer.ended(CallEnded(error.code, error.text, None, len(body), 0, now, error.is_callers))
-            raise
+    def _enter(self, message: Message) -> Message:
+        """It has its place among the others of the stream."""
+        self._open.add(message)
+        self._kept_bytes += message.size
+        self._order.append(message)
+        return message
+
+    def _refuse(self, body: bytes, error: GatewayError, name: str) -> None:
+        """Answer a message that can't be read as far as it must be; those beside it are no worse for it.
+
+        It costs what any message does that is answered here, so however many come, the limits of the stream hold.
+
+        name: of its model, if that can be read.
+        """
+        inference, id = self._inference, maybe_id(body)
+        known, now = inference.topology.is_known(name), inference.clock()
+        started = CallStarted("ModelStreamInfer", name, known, id, self._opening.peer, now, Facts(self._facts))
+        head = Head(name, "", id, False, [], 0, 0, None, [])
+        message = self._enter(Message(body, head, inference.hooks.call_started(started)))
+        self._fail_message(message, error)
 
     def _send(self, message: Message) -> None:
         """Put a message on the leg of the next endpoint to try.
@@ -379,7 +408,7 @@ class StreamSession:
             raise inference.given_up(work)
         message.attempt = attempt
         timeout = inference.remaining(self._opening.deadline)
-        extra = inference.attempt_started(work, attempt)
+        added = inference.attempt_started(work, attempt)
         endpoint, variant = attempt.endpoint, attempt.variant
         if message.in_order and endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
             self._let_pass(message)
@@ -387,14 +416,15 @@ class StreamSession:
         leg = self._legs.get(key)
         if leg is None:
             context = inference.context_of(work.facts)
-            leg = self._new_leg(key, (*self._passed_on, *extra, *context), timeout)
+            leg = self._new_leg(key, (*self._passed_on, *added, *context), timeout)
         wanted = message.id or work.upstream_id
         message.key = own_id(leg.messages) if wanted is None else distinct_id(wanted, leg.messages)
         leg.messages[message.key] = message
         endpoint.begin()
         if leg in self._paused:  # it may be the one whose answers are waited for now
             self._feed_legs()
-        request = request_for(variant, body, message.head, id=message.key, extra=ENABLE_EMPTY_FINAL)
+        extra = b"" if _asks_wrongly(message.head) else ENABLE_EMPTY_FINAL
+        request = request_for(variant, body, message.head, id=message.key, extra=extra)
         if not leg.call.send(request):
             self._full_legs.add(leg)
             self._is_fed = False
@@ -443,7 +473,7 @@ class StreamSession:
             self._fail_message(message, error)
         else:
             message.served = reply.served
-            self._answer_unasked(message, stream_response(reply.body))
+            self._answer_unasked(message, stream_response(reply.body, _IS_FINAL))
 
     def _pipeline_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -636,6 +666,7 @@ class StreamSession:
 
     def _fail_message(self, message: Message, error: GatewayError) -> None:
         message.asked = message.asked or error.served
+        message.callers_fault = error.is_callers
         self._answer_unasked(message, stream_error(error.text, message.head.id), error.code, error.text)
 
     def _answer_unasked(self, message: Message, body: bytes, code: Code = Code.OK, text: str = "") -> None:
@@ -734,6 +765,5 @@ class StreamSession:
                 self._last_served = who
                 for names, name in zip(self._who, (who.variant, who.model_version, who.endpoint), strict=True):
                     names.add(name)
-        message.observer.ended(
-            CallEnded(code, text, served, message.size, message.answer_bytes, self._inference.clock())
-        )
+        now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
+        message.observer.ended(CallEnded(code, text, served, *sizes, now, message.callers_fault))

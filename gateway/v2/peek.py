@@ -3,8 +3,9 @@
 May use values only: no protobuf, no I/O. It must not know what a name or a parameter means to routing.
 
 Tensors are skipped by their length, so the cost of a peek grows with the number of top-level fields and not with the
-size of the message. Fields may come in any order; of a repeated scalar the last one counts, as in protobuf; unknown
-fields are kept. The outermost level and what is read of it are checked, the inside of tensors is Triton's to check.
+size of the message. Fields may come in any order; of a repeated scalar the last one counts, as in protobuf, where the
+message is here whole (`peek_front` says what counts where it is not). Unknown fields, groups too, are kept. The
+outermost level and what is read of it are checked, the inside of tensors is Triton's to check.
 Field numbers: grpc_service.proto (triton-inference-server/common). Encoding: protobuf.dev/programming-guides/encoding.
 """
 
@@ -35,11 +36,18 @@ MAX_NAME: Final = 1024
 MAX_ID: Final = 4096
 """Bytes of a request's id. Triton repeats it in error texts, which must fit into what peers take as a header list."""
 
-_MAX_ENTRY_FIELDS: Final = 4
-"""Fields of one map entry, and of its value. Serializers write two and one; protobuf allows repeats."""
+MAX_PARAMETER_FIELDS: Final = MAX_FIELDS
+"""Fields of all `parameters` entries and of their values together. Serializers write three an entry; protobuf allows
+repeats and unknown ones."""
+
+_MAX_GROUPS_DEEP: Final = 100
+"""Groups within each other: protobuf's own limit, beyond which no server reads them."""
+
+_ID_WITHIN: Final = 64
+"""Fields among which the id of a refused request is looked for. Serializers write it before all that repeats."""
 
 # Tags as they are on the wire: field number << 3 | wire type. Requests and responses share numbers 1 to 5.
-_VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
+_VARINT, _I64, _LEN, _GROUP, _GROUP_END, _I32 = 0, 1, 2, 3, 4, 5
 _NAME, _VERSION, _ID, _PARAMETER = 0x0A, 0x12, 0x1A, 0x22
 _SCALARS: Final = {_NAME: "model_name", _VERSION: "model_version", _ID: "id"}
 _TENSOR: Final = 0x2A  # one of `inputs` of a request, of `outputs` of a response
@@ -110,11 +118,39 @@ class StreamHead:
 def peek_request(body: Buffer) -> Head:
     """Read a ModelInferRequest's head.
 
-    :raises MalformedMessage: if the top level is no protobuf message, has groups, or a name is not UTF-8.
+    :raises MalformedMessage: if the top level is no protobuf message, or a name is not UTF-8.
     :raises BadRequest: if it has more than MAX_FIELDS top-level fields or MAX_PARAMETERS parameters, or a name, version
         or id that is too long.
     """
     return _peek(body, 0, len(body), RAW_INPUT, BadRequest)
+
+
+def parameters_of(head: Head) -> dict[str, Parameter]:
+    """A request's `parameters`.
+
+    :raises BadRequest: if they can't be read. The message around them can, so its sender is told what is wrong.
+    """
+    try:
+        return head.parameters if head.entries else {}
+    except MalformedMessage as error:
+        raise BadRequest(f"A parameter of the request cannot be read: {error.text}") from None
+
+
+def has_entry(head: Head, key: str) -> bool:
+    """Is there an entry of `parameters` with this key, also one without a value, which `Head.parameters` leaves out?"""
+    raw = key.encode()
+    return any(raw in entry and _decode_entry(entry)[0] == key for entry in head.entries)
+
+
+def maybe_id(body: bytes) -> str:
+    """The id of a request that is refused, for its answer; "" if it has none that can be read or may be repeated."""
+    try:
+        for tag, _, at, stop in fields(body, 0, len(body), _ID_WITHIN):
+            if tag == _ID:
+                return _text(body[at:stop]) if stop - at <= MAX_ID else ""
+    except MalformedMessage:
+        pass
+    return ""
 
 
 class KnownHeads:
@@ -180,17 +216,25 @@ def peek_front(front: Buffer) -> Head | None:
     It is enough once a tensor has begun and the name came before: every serializer seen writes fields by number. A
     scalar that comes later all the same is not seen here, so whoever passes the rest on must end it with `tail`.
     Where the bytes end says nothing: whatever field they cut, of whatever kind, the answer is "not enough yet".
+    So of a message that is passed on as it comes, the name and version before the tensors decide, not the last ones
+    as in a message that is whole, and parameters behind the tensors are Triton's to see but no rule's.
 
     :raises MalformedMessage: as `peek_request`, of what no further bytes can mend.
     """
     name = version = id = ""
     entries: list[bytes] = []
     strays: list[tuple[int, int]] = []
-    at, end = 0, len(front)
+    at, end, grouped = 0, len(front), 0
     try:
         for _ in range(MAX_FIELDS):
             begin = at
             tag, value = _tag(front, begin)
+            if tag & 7 == _GROUP:
+                at, inside = _skip_group(front, tag, value, _NO_END)
+                grouped += inside
+                if grouped > MAX_FIELDS:
+                    return None  # refused once it is whole
+                continue
             if tag & 7 != _LEN or tag < _NAME:
                 at = _skip(front, tag, value, _NO_END)
                 continue
@@ -317,9 +361,9 @@ def stream_error(text: str, id: str, model_name: str = "") -> bytes:
     return _string(_STREAM_ERROR, text) + stream_response(scalars(model_name, "", id))
 
 
-def stream_response(body: Buffer) -> bytes:
-    """A ModelStreamInferResponse around a ModelInferResponse."""
-    return b"".join((b"\x12", encode_varint(len(body)), body))
+def stream_response(body: Buffer, extra: bytes = b"") -> bytes:
+    """A ModelStreamInferResponse around a ModelInferResponse. extra: encoded fields to append to that."""
+    return b"".join((b"\x12", encode_varint(len(body) + len(extra)), body, extra))
 
 
 def bool_parameter(key: str, value: bool) -> bytes:
@@ -344,6 +388,7 @@ def _peek(  # noqa: PLR0912, PLR0915
     strays: list[tuple[int, int]] = []
     at = front = start
     raw = -1
+    grouped = 0  # fields within groups
     try:
         for _ in range(MAX_FIELDS + 1):
             if at == end:
@@ -358,7 +403,13 @@ def _peek(  # noqa: PLR0912, PLR0915
             if tag > 0x7F:
                 tag, at = _tag(body, begin)
             if tag & 7 != _LEN:
-                at = _skip(body, tag, at, end)
+                if tag & 7 == _GROUP:
+                    at, inside = _skip_group(body, tag, at, end)
+                    grouped += inside
+                    if grouped > MAX_FIELDS:
+                        raise too_many(f"A message has more than {MAX_FIELDS} fields in groups.")
+                else:
+                    at = _skip(body, tag, at, end)
                 continue
             size = body[at]
             at += 1
@@ -400,13 +451,20 @@ def _peek(  # noqa: PLR0912, PLR0915
 
 def fields(body: Buffer, at: int, end: int, most: int = MAX_FIELDS) -> Iterator[tuple[int, int, int, int]]:
     """Each field as (tag, where it begins, where its value begins, where it ends); the plain form of `_peek`'s loop."""
+    left = most
     try:
-        for _ in range(most + 1):
+        while True:
             if at == end:
                 return
+            left -= 1
+            if left < 0:
+                break
             begin = at
             tag, value = _tag(body, begin)
-            if tag & 7 == _LEN:
+            if tag & 7 == _GROUP:
+                at, inside = _skip_group(body, tag, value, end)
+                left -= inside
+            elif tag & 7 == _LEN:
                 size, value = read_varint(body, value)
                 at = value + size
                 if at > end or tag < 8:
@@ -431,10 +489,42 @@ def _skip(body: Buffer, tag: int, at: int, end: int) -> int:
     elif kind == _I32:
         stop = at + 4
     else:
-        raise MalformedMessage("A field is a group or of an unknown wire type; the V2 protocol has none.")
+        raise MalformedMessage("A field is of an unknown wire type, or the end of a group that has not begun.")
     if stop > end:
         raise _truncated()
     return stop
+
+
+def _skip_group(body: Buffer, tag: int, at: int, end: int) -> tuple[int, int]:
+    """Where a group ends, and how many fields are in it. The protocol has no groups, but protobuf keeps unknown ones.
+
+    tag: with which it begins; `at` is behind it.
+    """
+    if tag < 8:
+        raise MalformedMessage("A field has number 0.")
+    ends = [tag + 1]  # tags that end those that are open; one more than those that begin them
+    for count in range(MAX_FIELDS + 1):
+        tag, at = _tag(body, at)
+        kind = tag & 7
+        if kind == _GROUP_END:
+            if tag != ends.pop():
+                raise MalformedMessage("A group ends that has not begun.")
+        elif tag < 8:
+            raise MalformedMessage("A field has number 0.")
+        elif kind == _GROUP:
+            if len(ends) == _MAX_GROUPS_DEEP:
+                raise MalformedMessage(f"Groups are more than {_MAX_GROUPS_DEEP} deep.")
+            ends.append(tag + 1)
+        elif kind == _LEN:
+            size, at = read_varint(body, at)
+            at += size
+        else:
+            at = _skip(body, tag, at, end)
+        if at > end:
+            raise _truncated()
+        if not ends:
+            return at, count
+    raise MalformedMessage(f"A group has more than {MAX_FIELDS} fields.")
 
 
 def _tag(body: Buffer, at: int) -> tuple[int, int]:
@@ -458,8 +548,12 @@ def read_varint(body: Buffer, at: int) -> tuple[int, int]:
 
 def _decode_parameters(entries: list[bytes]) -> dict[str, Parameter]:
     parameters: dict[str, Parameter] = {}
+    left = MAX_PARAMETER_FIELDS
     for entry in entries:
-        key, value = _decode_short_entry(entry) if len(entry) <= 128 else _decode_entry(entry)
+        key, value, count = _decode_short_entry(entry) if len(entry) <= 128 else _decode_entry(entry)
+        left -= count
+        if left < 0:
+            raise _too_many_parameter_fields()
         if value is None:
             parameters.pop(key, None)
         else:
@@ -467,24 +561,35 @@ def _decode_parameters(entries: list[bytes]) -> dict[str, Parameter]:
     return parameters
 
 
-def _decode_entry(entry: bytes) -> tuple[str, Parameter | None]:
+def _decode_entry(entry: bytes) -> tuple[str, Parameter | None, int]:
+    """Key, value, and how many fields the entry and its value have."""
     key = ""
     value: Parameter | None = None
-    for tag, _, at, stop in fields(entry, 0, len(entry), _MAX_ENTRY_FIELDS):
+    count = 0
+    for tag, _, at, stop in fields(entry, 0, len(entry), MAX_PARAMETER_FIELDS):
+        count += 1
         if tag == 0x0A:
             key = _text(entry[at:stop])
         elif tag == 0x12:
-            value = _decode_value(entry, at, stop, value)
-    return key, value
+            value, inside = _decode_value(entry, at, stop, value)
+            count += inside
+        if count > MAX_PARAMETER_FIELDS:
+            raise _too_many_parameter_fields()
+    return key, value, count
 
 
 # Most clients send the same few entries with every request. Bounded in number and size: callers choose the bytes.
 _decode_short_entry = functools.lru_cache(1024)(_decode_entry)
 
 
-def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> Parameter | None:
-    """An InferParameter: the last alternative wins, and `value` stays if there is none (protobuf merges repeats)."""
-    for tag, _, begin, end in fields(entry, at, stop, _MAX_ENTRY_FIELDS):
+def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> tuple[Parameter | None, int]:
+    """An InferParameter: the last alternative wins, and `value` stays if there is none (protobuf merges repeats).
+
+    Answers how many fields it has, too.
+    """
+    count = 0
+    for tag, _, begin, end in fields(entry, at, stop, MAX_PARAMETER_FIELDS):
+        count += 1
         if tag == 1 << 3 | _VARINT:
             value = read_varint(entry, begin)[0] != 0
         elif tag == 2 << 3 | _VARINT:
@@ -496,7 +601,11 @@ def _decode_value(entry: bytes, at: int, stop: int, value: Parameter | None) -> 
             value = struct.unpack("<d", entry[begin:end])[0]
         elif tag == 5 << 3 | _VARINT:
             value = read_varint(entry, begin)[0]
-    return value
+    return value, count
+
+
+def _too_many_parameter_fields() -> MalformedMessage:
+    return MalformedMessage(f"The parameters have more than {MAX_PARAMETER_FIELDS} fields.")
 
 
 def _without_strays(body: Buffer, head: Head) -> list[Buffer]:
@@ -558,4 +667,4 @@ def _truncated() -> MalformedMessage:
 
 
 def _not_utf8() -> MalformedMessage:
-    return MalformedMessage("A name is not valid UTF-8.")
+    return MalformedMessage("A string is not valid UTF-8.")

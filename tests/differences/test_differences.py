@@ -283,6 +283,52 @@ async def test_bytes_that_are_no_message_get_tritons_code(ways: Ways, body: byte
         assert (await call(way.channels[0], body)).code is direct.code
 
 
+READABLE = {
+    "group": b"\x43\x4b\x08\x01\x4c\x44",
+    "group in a parameter": b"\x22\x0b\x43\x44\x0a\x01a\x12\x04\x10\x05\x43\x44",
+    "parameter of many fields": b"\x22\x15" + b"\x0a\x01a" * 3 + b"\x12\x02\x10\x05" * 3,
+}
+UNREADABLE = {
+    "key": b"\x22\x06\x0a\x02\xff\xfe\x12\x00",
+    "string": b"\x22\x09\x0a\x01a\x12\x04\x1a\x02\xff\xfe",
+    "length": b"\x22\x03\x0a\x09a",
+}
+
+
+@pytest.mark.parametrize("more", READABLE.values(), ids=READABLE)
+async def test_what_protobuf_lets_pass_is_answered_alike(ways: Ways, more: bytes) -> None:
+    for way in (ways.direct, *ways.through):
+        request = simple("counted", [1]).to(way.name_of("counted"))
+        outcome = await call(way.channels[0], more + request.SerializeToString())
+        assert outcome.code is Code.OK, (way.name, outcome.text)
+
+
+@pytest.mark.parametrize("more", UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_parameter_that_cannot_be_read_is_refused_as_the_table_says(ways: Ways, more: bytes) -> None:
+    for way in ways.through:
+        request = simple("counted", [1]).to(way.name_of("counted"))
+        outcome = await call(way.channels[0], more + request.SerializeToString())
+        assert outcome.code is Code.INVALID_ARGUMENT, way.name
+        assert outcome.text.startswith("A parameter of the request cannot be read: ")
+    direct = await call(ways.direct.channels[0], more + simple("counted", [1]).message.SerializeToString())
+    assert (direct.code, direct.text) == (Code.INTERNAL, "Unable to parse request")
+
+
+EMPTY_FINAL = "triton_enable_empty_final_response"
+
+
+@pytest.mark.parametrize("kind", ["bool_param", "int64_param", "uint64_param", "string_param", "double_param", ""])
+async def test_who_asks_for_the_empty_last_answer_gets_it_or_tritons_refusal(ways: Ways, kind: str) -> None:
+    values = {"bool_param": True, "string_param": "true", "double_param": 1.0}
+    asked = simple("counted", [1], id="1", parameters={EMPTY_FINAL: pb.InferParameter()})
+    if kind:
+        setattr(asked.message.parameters[EMPTY_FINAL], kind, values.get(kind, 1))
+    assert not await differences([asked], ways, copies=1)
+    expected = (await ways.direct.stream_all([asked])).under(ways.direct)
+    for way in ways.through:
+        assert (await way.stream_all([asked])).under(way) == expected, way.name
+
+
 async def test_an_empty_message_is_answered_alike(ways: Ways) -> None:
     assert not await differences([Asked(pb.ModelInferRequest())], ways, copies=1)
 

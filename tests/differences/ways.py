@@ -158,6 +158,7 @@ ALLOWED: dict[str, Callable[[Pair], bool]] = {
     "ids on streams": _is_seen,
     "a full queue": _is_overload,
     "bytes that are no message": _is_no_message,
+    "large messages": _is_seen,
     "metadata with a space at an edge": _is_space_at_an_edge,
     "RPCs that change a server": _is_control,
     "what there is": _is_seen,

@@ -86,6 +86,9 @@ class Hooks(NoHooks):
 
     def call_started(self, event: CallStarted) -> CallObserver:
         hooks = self
+        if self.fault == "hooks.call_started":
+            self.fault = ""  # once
+            raise Fault
 
         class Observer(NoObserver):
             def attempt_started(self, event: Any) -> Any:
@@ -116,6 +119,12 @@ class World:
             Topology(routes, {"u": Pool("u", [self.endpoint])}), self.hooks, Sequences(idle=1, most=1)
         )
         self.caller = Asking(fault)
+        if fault == "inference.decide":
+            inference: Any = self.inference
+            inference.decide = self._throw
+
+    def _throw(self, *_: Any) -> Any:
+        raise Fault
 
     def begin(self) -> Call:
         call = Call(self.inference, self.caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST))
@@ -128,7 +137,14 @@ class World:
             client.end(code, "", Origin.SERVER)
 
 
-AT_THE_BEGINNING = ["connection.call", "connection.submit", "caller.listen", "hooks.attempt_started"]
+AT_THE_BEGINNING = [
+    "inference.decide",
+    "hooks.call_started",
+    "connection.call",
+    "connection.submit",
+    "caller.listen",
+    "hooks.attempt_started",
+]
 AT_THE_END = ["caller.reply", "hooks.attempt_ended"]
 
 

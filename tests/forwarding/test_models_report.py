@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from gateway.deadline import Deadline
-from gateway.errors import BadInput, Bug, MalformedMessage, NoTarget, UnknownModel
+from gateway.errors import BadInput, BadRequest, Bug, MalformedMessage, NoTarget, UnknownModel
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.messages import build_request, build_response
@@ -134,6 +135,15 @@ async def test_what_is_refused_before_it_is_a_request_is_reported_too(world: Wor
         refuse()
     assert [(start.method, start.model, start.known) for start in world.reports.started] == [("Classify", "same", True)]
     assert [(end.code, end.text) for end in world.reports.ended] == [(Code.INVALID_ARGUMENT, "item is missing")]
+
+
+async def test_a_parameter_that_cannot_be_read_is_reported_once_and_its_callers_fault(world: World) -> None:
+    for model in ("same", "m"):
+        body = pb.ModelInferRequest(model_name=model).SerializeToString() + b"\x22\x03\x0a\x01\xff"
+        with pytest.raises(BadRequest, match=r"A parameter of the request cannot be read: .* UTF-8"):
+            await world.models.infer(Request(body))
+    assert [start.model for start in world.reports.started] == ["same", "m"]
+    assert [end.code for end in world.reports.ended] == [Code.INVALID_ARGUMENT] * 2
 
 
 async def test_bytes_that_are_no_request_are_reported_without_a_model(world: World) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BadInput, Bug, GatewayError, NoTarget, UnknownModel
+from gateway.errors import BadInput, BadRequest, Bug, GatewayError, NoTarget, UnknownModel
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
 from gateway.forwarding.pipelines import PipelineModel
@@ -39,6 +39,9 @@ DECLARED = PipelineSpec.model_validate(
         ],
     }
 )
+
+
+EMPTY_FINAL = "triton_enable_empty_final_response"
 
 
 class Calibrator:
@@ -119,9 +122,9 @@ async def test_metadata_id_and_own_parameters_reach_the_model_and_tritons_do_not
     model: PipelineModel, calibrator: Calibrator
 ) -> None:
     kept = {"tenant": "t", "timeout_policy": "x", "priority_lane": "y"}
-    dropped = ("sequence_id", "sequence_start", "priority", "timeout", "triton_enable_empty_final_response")
     parameters = {key: pb.InferParameter(string_param=value) for key, value in kept.items()}
-    parameters |= {key: pb.InferParameter(int64_param=1) for key in dropped}
+    parameters |= {key: pb.InferParameter(int64_param=1) for key in ("sequence_id", "priority", "timeout", "headers")}
+    parameters |= {key: pb.InferParameter(bool_param=True) for key in ("sequence_start", EMPTY_FINAL)}
     await infer(model, request(id="r-1", parameters=parameters))
     assert {key: value.string_param for key, value in calibrator.asked[0].parameters.items()} == kept
     assert calibrator.asked[0].id == "r-1"
@@ -152,6 +155,29 @@ async def test_a_request_that_does_not_fit_is_refused_before_any_call(
     with pytest.raises(error, match=text):
         await model.infer(asked, NoObserver())
     assert not calibrator.asked
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("p", pb.InferParameter(uint64_param=1), "invalid value type for 'p' parameter, expected int64_param, bool_"),
+        ("p", pb.InferParameter(), "invalid value type for 'p' parameter"),
+        ("sequence_id", pb.InferParameter(bool_param=True), "'sequence_id' parameter, expected int64_param or string_"),
+        ("priority", pb.InferParameter(string_param="1"), "'priority' parameter, expected int64_param or uint64_param"),
+        (EMPTY_FINAL, pb.InferParameter(int64_param=1), f"'{EMPTY_FINAL}' parameter, expected bool_param."),
+        ("triton_x", pb.InferParameter(int64_param=1), "keys starting with 'triton_' are reserved for Triton usage."),
+    ],
+    ids=str,
+)
+async def test_a_parameter_that_triton_refuses_is_its_callers_fault_and_none_of_the_pipelines(
+    model: PipelineModel, calibrator: Calibrator, key: str, value: Any, text: str
+) -> None:
+    observer = Steps()
+    with pytest.raises(BadRequest, match=text):
+        await model.infer(request(parameters={key: value}), observer)
+    assert not calibrator.asked
+    assert not model.faults
+    assert not observer.ended_steps
 
 
 async def test_the_models_error_is_the_pipelines(model: PipelineModel, calibrator: Calibrator) -> None:

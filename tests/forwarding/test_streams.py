@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import GatewayError, MalformedMessage
+from gateway.errors import GatewayError
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
@@ -79,9 +79,11 @@ class Connection:
 
 class Reports(NoHooks):
     def __init__(self) -> None:
+        self.started: list[CallStarted] = []
         self.ended: list[CallEnded] = []
 
     def call_started(self, event: CallStarted) -> CallObserver:
+        self.started.append(event)
         reports = self
 
         class Observer(NoObserver):
@@ -120,6 +122,15 @@ class World:
     def ask(self, model: str, id: str = "", size: int = 1) -> bool:
         request = pb.ModelInferRequest(model_name=model, id=id, raw_input_contents=[bytes(size)])
         return self.session.take(request.SerializeToString())
+
+    def break_down(self) -> None:
+        """Fail at whatever request is decided about next."""
+
+        def fail(*_: Any) -> Any:
+            raise RuntimeError("unforeseen")
+
+        inference: Any = self.session._inference
+        inference.decide = fail
 
     @property
     def ids(self) -> list[str]:
@@ -253,17 +264,93 @@ def test_a_caller_that_asks_for_it_gets_the_servers_status_and_nothing_is_left_i
     assert [end.code for end in world.reports.ended] == [Code.INVALID_ARGUMENT, Code.CANCELLED]
 
 
-def test_bytes_that_are_no_request_end_the_stream_and_are_reported_as_their_caller_s_fault() -> None:
+def with_parameter(entry: bytes) -> bytes:
+    return pb.ModelInferRequest(model_name="m", id="2").SerializeToString() + bytes((0x22, len(entry))) + entry
+
+
+REFUSED = {
+    "no message": (b"\xff\xff", "", Code.INTERNAL),
+    "a field cut": (pb.ModelInferRequest(model_name="m", id="2").SerializeToString() + b"\x2a\x05", "2", Code.INTERNAL),
+    "an id": (pb.ModelInferRequest(model_name="m", id="9" * 5000).SerializeToString(), "", Code.INVALID_ARGUMENT),
+    "a name": (
+        pb.ModelInferRequest(model_name="m" * 2000, id="2").SerializeToString(),
+        "2",
+        Code.INVALID_ARGUMENT,
+    ),
+    "parameters": (
+        pb.ModelInferRequest(
+            id="2", parameters={str(number): pb.InferParameter(bool_param=True) for number in range(1100)}
+        ).SerializeToString(),
+        "2",
+        Code.INVALID_ARGUMENT,
+    ),
+    "a key": (with_parameter(b"\x0a\x01\xff"), "2", Code.INVALID_ARGUMENT),
+    "a string": (with_parameter(b"\x0a\x01a\x12\x03\x1a\x01\xff"), "2", Code.INVALID_ARGUMENT),
+    "an entry cut": (with_parameter(b"\x0a\x05a"), "2", Code.INVALID_ARGUMENT),
+}
+
+
+def test_a_message_that_is_refused_for_its_parameters_is_reported_under_its_model() -> None:
+    world = World()
+    world.session.take(REFUSED["a key"][0])
+    assert [(start.model, start.request_id) for start in world.reports.started] == [("m", "2")]
+
+
+@pytest.mark.parametrize(("body", "id", "code"), REFUSED.values(), ids=REFUSED)
+async def test_a_refused_message_is_answered_in_its_turn_and_ends_nothing(body: bytes, id: str, code: Code) -> None:
     world = World()
     world.ask("m", "1")
-    assert not world.session.take(b"\xff\xff")
-    (error,) = world.ends
-    assert isinstance(error, MalformedMessage)
+    assert world.session.take(body)
+    world.ask("m", "3")
+    (call,) = world.calls
+    assert world.got == []
+    call.answer()
+    call.answer()
+    world.session.end_of_requests()
+    assert world.ids == ["1", id, "3"]
+    assert [bool(answer.error_message) for answer in world.got] == [False, True, False]
+    call.listener.ended(None)
+    assert world.ends == [None]
     assert world.endpoint.in_flight == 0
     assert [(end.code, end.callers_fault) for end in world.reports.ended] == [
-        (Code.INTERNAL, True),
-        (Code.CANCELLED, False),
+        (code, code is Code.INTERNAL),
+        (Code.OK, False),
+        (Code.OK, False),
     ]
+
+
+def test_refused_messages_do_not_pile_up_before_a_caller_that_reads_slowly() -> None:
+    world = World()
+    world.reads = False
+    assert [world.session.take(b"\xff") for _ in range(3)] == [False] * 3
+    assert len(world.got) == 1
+    world.reads = True
+    world.session.caller_has_room()
+    assert len(world.got) == 3
+
+
+FINAL = "triton_enable_empty_final_response"
+
+
+@pytest.mark.parametrize(
+    ("asked", "added"),
+    [
+        (None, True),
+        (pb.InferParameter(bool_param=False), True),
+        (pb.InferParameter(bool_param=True), True),
+        (pb.InferParameter(int64_param=1), False),
+        (pb.InferParameter(string_param="true"), False),
+        (pb.InferParameter(), False),
+    ],
+    ids=["not", "false", "true", "int", "string", "no value"],
+)
+def test_who_asks_wrongly_for_the_empty_last_answer_is_left_to_triton_to_refuse(asked: Any, added: bool) -> None:
+    world = World()
+    parameters = {"other": pb.InferParameter(string_param=FINAL)} | ({FINAL: asked} if asked is not None else {})
+    request = pb.ModelInferRequest(model_name="m", id="1", parameters=parameters)
+    world.session.take(request.SerializeToString())
+    sent = world.calls[0].sent[0].parameters[FINAL]
+    assert sent == (pb.InferParameter(bool_param=True) if added else asked)
 
 
 def test_a_decoupled_answer_with_an_error_in_it_counts_as_failed() -> None:
@@ -363,9 +450,10 @@ def test_a_session_that_ends_while_it_moves_a_leg_s_messages_leaves_nothing_behi
     world = World(StreamLimits(requests=4))
     for id in "1234":
         world.ask("a", id)
-    world.session.take(b"\xff")
+    world.ask("b", "5")
+    world.break_down()
     world.connection.calls[0].listener.ended(BROKEN)
-    assert [type(end) for end in world.ends] == [MalformedMessage]
+    assert [str(end) for end in world.ends] == ["unforeseen"]
     assert world.endpoint.in_flight == 0
 
 
@@ -380,7 +468,8 @@ def test_no_leg_is_begun_after_the_end() -> None:
         world.ask("a", id)
     [call] = world.connection.calls
     call.answer(last=False)  # so that the first can't be sent again
-    world.session.take(b"\xff")
+    world.ask("b", "5")
+    world.break_down()
     call.listener.ended(BROKEN)
     assert len(world.ends) == 1
     assert all(each.is_cancelled for each in world.connection.calls[1:])

@@ -77,6 +77,19 @@ async def test_each_message_is_routed_on_its_own(channel: grpc.aio.Channel) -> N
     assert len(trailers["gateway-endpoint"].split(",")) == 2
 
 
+@pytest.mark.parametrize("parameters", [{}, OPT_IN], ids=["plain", "with empty final"])
+async def test_a_pipelines_answer_says_that_it_is_the_last_as_a_models_does(
+    channel: grpc.aio.Channel, direct: grpc.aio.Channel, parameters: dict[str, Any]
+) -> None:
+    [model] = await stream_all(direct, [infer("add_two", [[1.0]], parameters=parameters)])
+    asked = infer("best-label", [[0, 9, 3, 1]], name="scores", parameters=parameters)
+    [pipeline] = await stream_all(channel, [asked])
+    assert model.infer_response.parameters["triton_final_response"].bool_param
+    assert pipeline.infer_response.parameters == model.infer_response.parameters
+    assert pipeline.infer_response.raw_output_contents[0][4:] == b"1"
+    assert not (await call(channel, asked)).response.parameters
+
+
 @pytest.mark.parametrize("opted", [False, True], ids=["plain", "with empty final"])
 @pytest.mark.parametrize("times", [0, 1, 3])
 async def test_decoupled_answers_are_tritons(
@@ -229,11 +242,22 @@ async def test_a_stream_without_requests_ends_well(channel: grpc.aio.Channel) ->
     assert await stream_all(channel, []) == []
 
 
-async def test_bytes_that_are_no_request_end_the_stream(channel: grpc.aio.Channel) -> None:
+async def test_bytes_that_are_no_request_are_answered_in_their_turn_and_end_nothing(channel: grpc.aio.Channel) -> None:
     method = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-    streaming = method(timeout=5)
-    await streaming.write(b"\xff\xff")
-    assert await streaming.code() is grpc.StatusCode.INTERNAL
+    streaming = method(timeout=20)
+    for body in (
+        infer("adder", [[1.0]], id="1").SerializeToString(),
+        b"\xff\xff",
+        infer("adder", [[1.0]], id="9" * 5000).SerializeToString(),
+        infer("best-label", [[0, 9, 3, 1]], id="4", name="scores").SerializeToString() + b"\x22\x03\x0a\x01\xff",
+        infer("adder", [[2.0]], id="5").SerializeToString(),
+    ):
+        await streaming.write(body)
+    await streaming.done_writing()
+    answers = [pb.ModelStreamInferResponse.FromString(answer) async for answer in streaming]
+    assert [answer.infer_response.id for answer in answers] == ["1", "", "", "4", "5"]
+    assert [bool(answer.error_message) for answer in answers] == [False, True, True, True, False]
+    assert await streaming.code() is grpc.StatusCode.OK
 
 
 async def test_two_thousand_requests_may_be_sent_before_one_answer_is_read(channel: grpc.aio.Channel) -> None:

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BadRequest, MalformedMessage
+from gateway.errors import BadRequest, GatewayError, MalformedMessage
 from gateway.types import Parameter
 from gateway.v2 import peek
 from gateway.v2.peek import Buffer, Head
@@ -52,6 +52,17 @@ unknown_fields = st.one_of(
     st.builds(lambda n, v: varint(n << 3 | 1) + v, st.integers(1, 2**29 - 1), st.binary(min_size=8, max_size=8)),
     st.builds(lambda n, v: varint(n << 3 | 5) + v, st.integers(1, 2**29 - 1), st.binary(min_size=4, max_size=4)),
 )
+
+
+def group(number: int, inside: bytes) -> bytes:
+    return varint(number << 3 | 3) + inside + varint(number << 3 | 4)
+
+
+def groups(inside: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    return st.builds(group, st.integers(1, 2**29 - 1), st.lists(inside, max_size=3).map(b"".join))
+
+
+unknown_fields = st.recursive(unknown_fields, groups, max_leaves=4)
 parameter_values = st.one_of(
     st.builds(lambda v: pb.InferParameter(bool_param=v), st.booleans()),
     st.builds(lambda v: pb.InferParameter(int64_param=v), st.integers(-(2**63), 2**63 - 1)),
@@ -64,9 +75,11 @@ keys = st.one_of(st.sampled_from(["sequence_id", "triton_final_response", ""]), 
 entries = st.lists(
     st.one_of(
         st.builds(delimited, st.just(1), keys.map(str.encode)),
-        st.builds(delimited, st.just(2), st.lists(parameter_values, max_size=2).map(b"".join)),
+        st.builds(
+            delimited, st.just(2), st.lists(parameter_values | groups(parameter_values), max_size=4).map(b"".join)
+        ),
     ),
-    max_size=3,
+    max_size=6,
 ).map(b"".join)
 scalars = st.builds(
     lambda number, text, pad: long_varint(number << 3 | 2, pad) + long_varint(len(text), pad) + text,
@@ -202,7 +215,13 @@ MALFORMED = {
     "id_not_utf8": b"\x1a\x01\xc0",
     "field_number_0": b"\x02\x00",
     "field_number_0_varint": b"\x00\x00",
-    "group_start": b"\x43\x44",
+    "group_without_an_end": b"\x43\x08\x01",
+    "group_that_ends_as_another": b"\x43\x4c",
+    "group_that_ends_within_another": b"\x43\x4b\x44\x4c",
+    "group_with_a_field_that_is_too_long": b"\x43\x0a\x05\x44",
+    "group_with_field_number_0": b"\x43\x00\x00\x44",
+    "group_number_0": b"\x03\x04",
+    "groups_too_deep": b"\x43" * 101 + b"\x44" * 101,
     "group_end": b"\x44",
     "wire_type_7": b"\x47",
     "tag_above_32_bits": b"\x82\x80\x80\x80\x10\x00",
@@ -255,11 +274,66 @@ def test_a_request_may_have_max_parameters_and_no_more(count: int) -> None:
         assert peek.peek_request(body).parameters == {"key": True}
 
 
-def test_a_parameter_that_repeats_its_value_endlessly_is_refused() -> None:
-    head = peek.peek_request(delimited(4, delimited(2, b"\x08\x01") * 1000))
+ENDLESS = {
+    "values": lambda count: [delimited(2, b"\x08\x01") * (count // 2)],
+    "fields of a value": lambda count: [delimited(2, b"\x08\x01" * (count - 1))],
+    "entries": lambda count: [delimited(2, b"\x08\x01" * 99)] * (count // 100),
+    "short entries": lambda count: [delimited(2, b"\x08\x01" * 31)] * (count // 32),
+    "groups": lambda count: [group(8, b"\x08\x01" * (count - 1))],
+}
 
-    with pytest.raises(MalformedMessage):
-        _ = head.parameters
+
+@pytest.mark.parametrize("made", ENDLESS.values(), ids=ENDLESS)
+def test_parameters_may_have_so_many_fields_and_no_more(made: Callable[[int], list[bytes]]) -> None:
+    most = peek.MAX_PARAMETER_FIELDS
+    for count in (most, most + 200):
+        head = peek.peek_request(b"".join(delimited(4, entry) for entry in made(count)))
+        started = time.thread_time()
+        if count > most:
+            with pytest.raises(MalformedMessage, match=str(most)):
+                _ = head.parameters
+        else:
+            _ = head.parameters
+        assert time.thread_time() - started < 1
+
+
+@pytest.mark.parametrize("count", [1, 100, 1000])
+def test_groups_do_not_hide_fields_from_the_limit(count: int) -> None:
+    inside = b"\x08\x01" * (peek.MAX_FIELDS // count)
+    peek.peek_request(group(8, inside) * count)
+    with pytest.raises(GatewayError, match=str(peek.MAX_FIELDS)):
+        peek.peek_request(group(8, inside + b"\x08\x01") * count + group(8, b"\x08\x01" * 1000))
+
+
+def test_a_group_that_has_not_come_whole_may_go_on() -> None:
+    front = b"\x0a\x01m" + group(8, group(9, b"\x08\x01") + delimited(1, bytes(9)))
+    for end in range(3, len(front)):
+        assert peek.peek_front(front[:end]) is None
+    head = peek.peek_front(front + b"\x2a\x7f")
+    assert head is not None
+    assert head.model_name == "m"
+
+
+@pytest.mark.parametrize(
+    ("body", "id"),
+    [
+        (b"\x0a\x01m\x1a\x01a\xff", "a"),
+        (b"\x0a\x01m\xff", ""),
+        (b"\x1a\x01\xff", ""),
+        (delimited(3, b"9" * peek.MAX_ID), "9" * peek.MAX_ID),
+        (delimited(3, b"9" * (peek.MAX_ID + 1)), ""),
+    ],
+    ids=["before what is wrong", "behind it", "not UTF-8", "at the limit", "too long"],
+)
+def test_the_id_of_a_refused_request_is_found_if_it_may_be_repeated(body: bytes, id: str) -> None:
+    assert peek.maybe_id(body) == id
+
+
+def test_a_key_without_a_value_is_an_entry_all_the_same() -> None:
+    bare = delimited(4, delimited(1, b"a"))
+    other = delimited(4, delimited(1, b"b") + delimited(2, delimited(3, b"a")))
+    assert peek.has_entry(peek.peek_request(other + bare), "a")
+    assert not peek.has_entry(peek.peek_request(other), "a")
 
 
 def test_a_response_with_too_many_fields_is_not_the_callers_fault() -> None:
