@@ -21,6 +21,7 @@ from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
 from gateway.steps import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
 from gateway.types import Served
+from gateway.v2.versions import read_version
 
 _log = logging.getLogger(__name__)
 
@@ -158,8 +159,9 @@ class PipelineModel:
 
     async def _infer(self, request: Request, run: Run) -> Reply:
         message = parse_request(request.body)
-        if message.model_version not in ("", PIPELINE_VERSION):
-            raise UnknownModel(self.name, message.model_version)
+        version = read_version(message.model_version)
+        if version not in ("", PIPELINE_VERSION):
+            raise UnknownModel(self.name, version)
         tensors = tensors_of(message.inputs, message.raw_input_contents)
         wanted = self._wanted(message.outputs)
         run.id = message.id
