@@ -304,9 +304,9 @@ class Direct(Section):
         description="Which of Triton's own names can be called besides the public ones: those of the variants below "
         "`models`, every model of the upstreams, or none. A public name always wins over the same name at Triton. "
         "Such a call is for the Triton model, not for the public one: no rule, split, `merge` or `fallback` of the "
-        "latter holds for it. If variants of several upstreams use the model, it is tried on each of them, in the order in "
-        "which they are written, also if a public model over it says `fallback: forbid`. Say `none` where a model must "
-        "be reached by its public name only.",
+        "latter holds for it. If variants of several upstreams use the model, it is tried on each of them, in the "
+        "order in which they are written, also if a public model over it says `fallback: forbid`. Say `none` where a "
+        "model must be reached by its public name only.",
     )
     upstream: Name | None = Field(
         default=None,
