@@ -23,7 +23,7 @@ from gateway.types import Facts, Variant
 from gateway.upstream.ask import NOBODY, Asker, as_error, ask, usable
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, State
-from gateway.v2.versions import read_version
+from gateway.v2.versions import maybe_version, read_version
 
 _Entry: TypeAlias = pb.RepositoryIndexResponse.ModelIndex
 
@@ -59,12 +59,13 @@ class Catalogue:
 
     async def model_ready(self, name: str, version: str, asker: Asker = NOBODY) -> bool:
         """As Triton: false, and no error, for a name that is unknown."""
-        version = read_version(version)
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
         pipeline = self._topology.pipelines.get(name)
         if pipeline is not None:
-            return pipeline.is_ready() and version in ("", PIPELINE_VERSION)
+            return read_version(version) in ("", PIPELINE_VERSION) and pipeline.is_ready()
         route = self._topology.routes.lookup(name)
-        if route is None:
+        if route is None or route.maybe_for_version(version) is None:
+            read_version(version)
             return False
         refusal: CallFailed | None = None
         for variant in self._order(route, version):
@@ -81,7 +82,7 @@ class Catalogue:
         return False
 
     async def model_metadata(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelMetadataResponse:
-        version = read_version(version)
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.metadata()
@@ -92,7 +93,7 @@ class Catalogue:
         return answer
 
     async def model_config(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelConfigResponse:
-        version = read_version(version)
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.config()
@@ -102,19 +103,21 @@ class Catalogue:
 
     async def model_statistics(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelStatisticsResponse:
         """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
-        version = read_version(version)
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
         if not name:  # as at Triton: a version without a name means nothing
-            return pb.ModelStatisticsResponse(model_stats=await self._all_statistics(asker))
+            return pb.ModelStatisticsResponse(model_stats=await self._all_statistics(version, asker))
         pipeline = self._topology.pipelines.get(name)
         if pipeline is not None:
-            if version not in ("", PIPELINE_VERSION):
+            if read_version(version) not in ("", PIPELINE_VERSION):
                 raise _no_statistics_of_version(name)
             return pb.ModelStatisticsResponse(model_stats=[pipeline.statistics()])
         route = self._topology.routes.lookup(name)
         if route is None:
+            read_version(version)
             raise BadRequest(f"requested model '{shown(name)}' is not available")  # as Triton's
         route = route.maybe_for_version(version)
         if route is None:
+            read_version(version)
             raise _no_statistics_of_version(name)
         told, failures = await self._statistics_of(route, version, asker)
         stats = add_up(name, _counted_once(route, _entries(told)))
@@ -122,6 +125,7 @@ class Catalogue:
             return pb.ModelStatisticsResponse(model_stats=stats)
         is_public = name in self._topology.routes.public
         if version and is_public and any(failure.code == Code.INVALID_ARGUMENT for failure in failures):
+            read_version(version)
             raise _no_statistics_of_version(name)
         raise self._no_answer(name, version, failures)
 
@@ -198,7 +202,7 @@ class Catalogue:
 
     def _pipeline_of(self, name: str, version: str) -> PipelineModel | None:
         pipeline = self._topology.pipelines.get(name)
-        if pipeline is not None and version not in ("", PIPELINE_VERSION):
+        if pipeline is not None and read_version(version) not in ("", PIPELINE_VERSION):
             raise UnknownModel(name, version)
         return pipeline
 
@@ -217,6 +221,7 @@ class Catalogue:
         """The first answer among the variants in their order of preference. Any: protobuf classes."""
         route = self._topology.routes.lookup(name)
         if route is None:
+            read_version(version)
             raise UnknownModel(name)
         failures: list[CallFailed] = []
         for variant in self._order(route, version):
@@ -236,7 +241,7 @@ class Catalogue:
             return as_error(failures[-1])
         left = route.maybe_for_version(version) if route is not None else None
         if left is None or (version and any(map(self._endpoints, left.variants))):
-            return UnknownModel(name, version)
+            return UnknownModel(name, read_version(version))
         return NoTarget(f"model '{name}': no variant can answer now")
 
     async def _statistics_of(
@@ -252,9 +257,10 @@ class Catalogue:
                     asked[key] = _tell(endpoint, "ModelStatistics", question, pb.ModelStatisticsResponse, asker)
         return await _results(asked.values())
 
-    async def _all_statistics(self, asker: Asker) -> list[pb.ModelStatistics]:
+    async def _all_statistics(self, version: str, asker: Asker) -> list[pb.ModelStatistics]:
         """Of every model: those that are known without asking, then others that may be called directly."""
-        told = await self._everywhere("ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse, asker)
+        question = pb.ModelStatisticsRequest(version=version)
+        told = await self._everywhere("ModelStatistics", question, pb.ModelStatisticsResponse, asker)
         by_model: dict[str, list[tuple[Endpoint, pb.ModelStatistics]]] = {}
         for endpoint, entry in _entries(told):
             by_model.setdefault(entry.name, []).append((endpoint, entry))
