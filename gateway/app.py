@@ -46,6 +46,7 @@ from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.state import state_of
 from gateway.steps.budget import MEMORY
+from gateway.telemetry.pipeline_totals import PipelineTotals
 from gateway.telemetry.process import ProcessTelemetry
 from gateway.telemetry.shared_values import SharedDirectory
 from gateway.transport.listener import COLLECTED, ForwardMethod
@@ -105,6 +106,7 @@ class Gateway:
     async def _enter(self, exits: contextlib.AsyncExitStack) -> None:
         config = self.settings
         self._telemetry = ProcessTelemetry(config.telemetry, self._environ, VERSION, self._place.shared)
+        self._totals = PipelineTotals(self._place.shared) if self._place.shared else None
         self._hooks = (await self._telemetry.enter([self._history])).hooks
         exits.push_async_callback(self._telemetry.aclose)
         self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed, self._endpoint_left))
@@ -219,7 +221,14 @@ class Gateway:
         routes, merges = declared
         before = self._inference.topology.pipelines
         pipelines = {
-            name: PipelineModel(pipeline, self._threads, self._models.call, self._is_model_ready, before.get(name))
+            name: PipelineModel(
+                pipeline,
+                self._threads,
+                self._models.call,
+                self._is_model_ready,
+                before.get(name),
+                shared=self._totals,
+            )
             for name, pipeline in loaded.pipelines.items()
         }
         capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)

@@ -254,10 +254,11 @@ def _explain(arguments: argparse.Namespace) -> int:
     from gateway.assemble import routes_of  # noqa: PLC0415
     from gateway.config import load  # noqa: PLC0415
     from gateway.explain import explain_call  # noqa: PLC0415
+    from gateway.forwarding.metadata import first_values  # noqa: PLC0415
     from gateway.types import Facts  # noqa: PLC0415
 
     loaded = load(arguments.file, os.environ)
-    metadata = {key.lower(): value for key, value in arguments.metadata}  # as gRPC has them
+    metadata = first_values((key.lower(), value) for key, value in arguments.metadata)  # as a call's are read
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
     lines = explain_call(routes_of(loaded.config), loaded.pipelines, arguments.model, facts, draw=draw)

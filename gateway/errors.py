@@ -25,7 +25,7 @@ class GatewayError(Exception):
         self.served: Served | None = None  # who was asked last, if the request reached anybody
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A caller's text as an error repeats it: a status travels in a header, whose size is limited."""
     return name if len(name) <= 200 else name[:200] + "…"
 
@@ -56,8 +56,8 @@ class UnknownModel(GatewayError):
     code = Code.NOT_FOUND
 
     def __init__(self, model: str, version: str = "") -> None:
-        at = f" version {_shown(version)}" if version else ""
-        super().__init__(f"Request for unknown model: '{_shown(model)}'{at} is not found")
+        at = f" version {shown(version)}" if version else ""
+        super().__init__(f"Request for unknown model: '{shown(model)}'{at} is not found")
 
 
 class ControlRefused(GatewayError):

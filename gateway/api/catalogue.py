@@ -7,12 +7,13 @@ what adds up (statistics) is added up over variants and endpoints.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BadRequest, GatewayError, NoTarget, UnknownModel
+from gateway.errors import BadRequest, GatewayError, NoTarget, UnknownModel, shown
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.forwarding.topology import Topology
@@ -22,6 +23,9 @@ from gateway.types import Facts, Variant
 from gateway.upstream.ask import NOBODY, Asker, as_error, ask, usable
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, State
+from gateway.v2.versions import maybe_version, read_version
+
+_Entry: TypeAlias = pb.RepositoryIndexResponse.ModelIndex
 
 _NOBODY_THERE = "no Triton endpoint can be reached now"
 
@@ -55,11 +59,13 @@ class Catalogue:
 
     async def model_ready(self, name: str, version: str, asker: Asker = NOBODY) -> bool:
         """As Triton: false, and no error, for a name that is unknown."""
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
         pipeline = self._topology.pipelines.get(name)
         if pipeline is not None:
-            return pipeline.is_ready() and version in ("", PIPELINE_VERSION)
+            return read_version(version) in ("", PIPELINE_VERSION) and pipeline.is_ready()
         route = self._topology.routes.lookup(name)
-        if route is None:
+        if route is None or route.maybe_for_version(version) is None:
+            read_version(version)
             return False
         refusal: CallFailed | None = None
         for variant in self._order(route, version):
@@ -76,6 +82,7 @@ class Catalogue:
         return False
 
     async def model_metadata(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelMetadataResponse:
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.metadata()
@@ -86,6 +93,7 @@ class Catalogue:
         return answer
 
     async def model_config(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelConfigResponse:
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.config()
@@ -95,27 +103,31 @@ class Catalogue:
 
     async def model_statistics(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelStatisticsResponse:
         """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
-        if name:
-            stats, failures = await self._statistics_of(name, version, asker)
-            is_public = name in self._topology.routes.public
-            if (
-                not stats
-                and version
-                and is_public
-                and any(failure.code == Code.INVALID_ARGUMENT for failure in failures)
-            ):
-                raise BadRequest(f"requested model version is not available for model '{name}'")  # as Triton's
-            if not stats:
-                raise self._no_answer(name, version, failures)
+        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
+        if not name:  # as at Triton: a version without a name means nothing
+            return pb.ModelStatisticsResponse(model_stats=await self._all_statistics(version, asker))
+        pipeline = self._topology.pipelines.get(name)
+        if pipeline is not None:
+            if read_version(version) not in ("", PIPELINE_VERSION):
+                raise _no_statistics_of_version(name)
+            return pb.ModelStatisticsResponse(model_stats=[pipeline.statistics()])
+        route = self._topology.routes.lookup(name)
+        if route is None:
+            read_version(version)
+            raise BadRequest(f"requested model '{shown(name)}' is not available")  # as Triton's
+        route = route.maybe_for_version(version)
+        if route is None:
+            read_version(version)
+            raise _no_statistics_of_version(name)
+        told, failures = await self._statistics_of(route, version, asker)
+        stats = add_up(name, _counted_once(route, _entries(told)))
+        if stats:
             return pb.ModelStatisticsResponse(model_stats=stats)
-        # As Triton: a version without a name means nothing.
-        everything = await self._everywhere(
-            "ModelStatistics", pb.ModelStatisticsRequest(), pb.ModelStatisticsResponse, asker
-        )
-        answers = await asyncio.gather(*(self._statistics_of(each, "", asker) for each in self._names()))
-        stats = [entry for found, _ in answers for entry in found]
-        stats += self._other_statistics({entry.name for entry in stats}, everything)
-        return pb.ModelStatisticsResponse(model_stats=stats)
+        is_public = name in self._topology.routes.public
+        if version and is_public and any(failure.code == Code.INVALID_ARGUMENT for failure in failures):
+            read_version(version)
+            raise _no_statistics_of_version(name)
+        raise self._no_answer(name, version, failures)
 
     async def repository_index(
         self, request: pb.RepositoryIndexRequest, asker: Asker = NOBODY
@@ -125,38 +137,45 @@ class Catalogue:
         A public model has, as at Triton, an entry for each version that is ready: those of its variants' models.
         """
         answers = await self._everywhere("RepositoryIndex", request, pb.RepositoryIndexResponse, asker)
-        listed: dict[tuple[str, str], pb.RepositoryIndexResponse.ModelIndex] = {}
-        for entry in (entry for answer in answers for entry in answer.models):
-            known = listed.get((entry.name, entry.version))
-            if known is None or (entry.state == "READY" and known.state != "READY"):
-                listed[entry.name, entry.version] = entry
+        listed: dict[str, dict[tuple[str, str], _Entry]] = {}  # model -> (upstream, version) -> the best that is said
+        for told in answers:
+            for entry in told.answer.models:
+                of_model = listed.setdefault(entry.name, {})
+                key = told.endpoint.upstream, entry.version
+                of_model[key] = _better(of_model.get(key), entry)
         public = dict.fromkeys(self._public_names())
-        models = [entry for name in public for entry in self._index_entries(name, listed.values())]
-        lookup = self._topology.routes.lookup
-        models += [e for e in listed.values() if e.name not in public and lookup(e.name) is not None]
+        models = [entry for name in public for entry in self._public_entries(name, listed)]
+        models += [entry for name in listed if name not in public for entry in self._direct_entries(name, listed[name])]
         return pb.RepositoryIndexResponse(models=[e for e in models if e.state == "READY" or not request.ready])
 
-    def _index_entries(
-        self, name: str, listed: Iterable[pb.RepositoryIndexResponse.ModelIndex]
-    ) -> list[pb.RepositoryIndexResponse.ModelIndex]:
-        """Of one public model. listed: what upstreams have."""
-        index = pb.RepositoryIndexResponse.ModelIndex
+    def _public_entries(self, name: str, listed: Mapping[str, Mapping[tuple[str, str], _Entry]]) -> list[_Entry]:
+        """Of one public model. listed: what each upstream has, by model."""
         if not self.is_ready(name):
-            return [index(name=name, state="UNAVAILABLE", reason="no variant can answer now")]
+            return [_Entry(name=name, state="UNAVAILABLE", reason="no variant can answer now")]
         if name in self._topology.pipelines:
-            return [index(name=name, version=PIPELINE_VERSION, state="READY")]
-        variants = self._topology.routes.public[name].variants
+            return [_Entry(name=name, version=PIPELINE_VERSION, state="READY")]
         ready = {
-            entry.version
-            for variant in variants
-            for entry in listed
-            if (entry.name, entry.state) == (variant.model, "READY") and variant.version in ("", entry.version)
+            version
+            for variant in self._topology.routes.public[name].variants
+            for (upstream, version), entry in listed.get(variant.model, {}).items()
+            if entry.state == "READY" and upstream == variant.upstream and variant.version in ("", version)
         }
-        return [index(name=name, version=version, state="READY") for version in sorted(ready, key=_as_number)]
+        return [_Entry(name=name, version=version, state="READY") for version in sorted(ready, key=_as_number)]
+
+    def _direct_entries(self, name: str, listed: Mapping[tuple[str, str], _Entry]) -> list[_Entry]:
+        """Of one Triton model under its own name, as the upstreams that such a call goes to have it."""
+        route = self._topology.routes.lookup(name)
+        upstreams = {variant.upstream for variant in route.variants} if route is not None else ()
+        best: dict[str, _Entry] = {}
+        for (upstream, version), entry in listed.items():
+            if upstream in upstreams:
+                best[version] = _better(best.get(version), entry)
+        return list(best.values())
 
     async def server_metadata(self, asker: Asker = NOBODY) -> pb.ServerMetadataResponse:
         """Triton's own, with the extensions that every endpoint has."""
-        answers = await self._everywhere("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse, asker)
+        told = await self._everywhere("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse, asker)
+        answers = [each.answer for each in told]
         if not answers:
             raise NoTarget(_NOBODY_THERE)
         first = answers[0]
@@ -183,7 +202,7 @@ class Catalogue:
 
     def _pipeline_of(self, name: str, version: str) -> PipelineModel | None:
         pipeline = self._topology.pipelines.get(name)
-        if pipeline is not None and version not in ("", PIPELINE_VERSION):
+        if pipeline is not None and read_version(version) not in ("", PIPELINE_VERSION):
             raise UnknownModel(name, version)
         return pipeline
 
@@ -202,7 +221,8 @@ class Catalogue:
         """The first answer among the variants in their order of preference. Any: protobuf classes."""
         route = self._topology.routes.lookup(name)
         if route is None:
-            raise UnknownModel(name, version)
+            read_version(version)
+            raise UnknownModel(name)
         failures: list[CallFailed] = []
         for variant in self._order(route, version):
             question = request(name=variant.model, version=variant.version or version)
@@ -219,58 +239,59 @@ class Catalogue:
         route = self._topology.routes.lookup(name)
         if failures and name not in self._topology.routes.public:
             return as_error(failures[-1])
-        if route is None or (version and any(map(self._endpoints, self._order(route, version)))):
-            return UnknownModel(name, version)
+        left = route.maybe_for_version(version) if route is not None else None
+        if left is None or (version and any(map(self._endpoints, left.variants))):
+            return UnknownModel(name, read_version(version))
         return NoTarget(f"model '{name}': no variant can answer now")
 
     async def _statistics_of(
-        self, name: str, version: str, asker: Asker
-    ) -> tuple[list[pb.ModelStatistics], list[CallFailed]]:
-        """What was found, and what went wrong where nothing was."""
-        pipeline = self._pipeline_of(name, version)
-        if pipeline is not None:
-            return [pipeline.statistics()], []
-        route = self._topology.routes.lookup(name)
-        if route is None:
-            return [], []
-        asked: list[Awaitable[pb.ModelStatisticsResponse]] = []
-        for variant in _distinct(route.variants):
-            request = pb.ModelStatisticsRequest(name=variant.model, version=variant.version or version)
+        self, route: Route, version: str, asker: Asker
+    ) -> tuple[Sequence[_Told], Sequence[CallFailed]]:
+        """What the endpoints of a route's variants say, and what went wrong where nothing was said."""
+        asked: dict[tuple[str, str, str, str], Awaitable[_Told]] = {}
+        for variant in route.variants:
+            question = pb.ModelStatisticsRequest(name=variant.model, version=variant.version or version)
             for endpoint in self._endpoints(variant):
-                asked.append(ask(endpoint, "ModelStatistics", request, pb.ModelStatisticsResponse, asker))
-        answers, failures = await _results(asked)
-        return add_up(name, answers), failures
+                key = endpoint.upstream, endpoint.address, question.name, question.version
+                if key not in asked:
+                    asked[key] = _tell(endpoint, "ModelStatistics", question, pb.ModelStatisticsResponse, asker)
+        return await _results(asked.values())
 
-    def _other_statistics(
-        self, known: set[str], answers: Sequence[pb.ModelStatisticsResponse]
-    ) -> list[pb.ModelStatistics]:
-        """Of models that no variant uses but that may be called directly. answers: of every endpoint."""
-        routes = self._topology.routes
-        others = {entry.name for answer in answers for entry in answer.model_stats} - known
-        return [
-            merged
-            for name in sorted(others)
-            if routes.lookup(name) is not None
-            for merged in add_up(name, [_only(answer, name) for answer in answers])
-        ]
+    async def _all_statistics(self, version: str, asker: Asker) -> list[pb.ModelStatistics]:
+        """Of every model: those that are known without asking, then others that may be called directly."""
+        question = pb.ModelStatisticsRequest(version=version)
+        told = await self._everywhere("ModelStatistics", question, pb.ModelStatisticsResponse, asker)
+        by_model: dict[str, list[tuple[Endpoint, pb.ModelStatistics]]] = {}
+        for endpoint, entry in _entries(told):
+            by_model.setdefault(entry.name, []).append((endpoint, entry))
+        stats: list[pb.ModelStatistics] = []
+        for name in dict.fromkeys([*self._names(), *sorted(by_model)]):
+            pipeline, route = self._topology.pipelines.get(name), self._topology.routes.lookup(name)
+            if pipeline is not None:
+                stats.append(pipeline.statistics())
+            elif route is not None:
+                models = dict.fromkeys(variant.model for variant in route.variants)
+                entries = [pair for model in models for pair in by_model.get(model, ())]
+                stats += add_up(name, _counted_once(route, entries))
+        return stats
 
-    async def _everywhere(self, method: str, request: Any, answer: type[Any], asker: Asker) -> list[Any]:
-        """The answers of all endpoints that give one, in the order of the config. Any: protobuf classes.
+    async def _everywhere(self, method: str, request: Any, answer: type[Any], asker: Asker) -> list[_Told]:
+        """What all endpoints say that answer, in the order of the config. Any: protobuf classes.
 
         :raises GatewayError: if none does, as the last one of those that said why.
         """
         pools = self._topology.pools.values()
-        answers, failures = await _results([ask(e, method, request, answer, asker) for p in pools for e in usable(p)])
+        answers, failures = await _results([_tell(e, method, request, answer, asker) for p in pools for e in usable(p)])
         if not answers and pools:
             said = [failure for failure in failures if failure.from_server]
             raise as_error(said[-1]) if said else NoTarget(_NOBODY_THERE)
         return answers
 
 
-def add_up(name: str, answers: Iterable[pb.ModelStatisticsResponse]) -> list[pb.ModelStatistics]:
+def add_up(name: str, entries: Iterable[pb.ModelStatistics]) -> list[pb.ModelStatistics]:
     """One entry per version under `name`: counts and times summed, the last inference the latest."""
     by_version: dict[str, pb.ModelStatistics] = {}
-    for entry in (entry for answer in answers for entry in answer.model_stats):
+    for entry in entries:
         total = by_version.get(entry.version)
         if total is None:
             total = by_version[entry.version] = pb.ModelStatistics()
@@ -311,20 +332,50 @@ def _add_durations(total: Any, entry: Any) -> None:
             sum_.ns += value.ns
 
 
-def _only(answer: pb.ModelStatisticsResponse, name: str) -> pb.ModelStatisticsResponse:
-    return pb.ModelStatisticsResponse(model_stats=[entry for entry in answer.model_stats if entry.name == name])
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What one endpoint answers. Any: protobuf classes."""
+
+    endpoint: Endpoint
+    answer: Any
 
 
-def _distinct(variants: Iterable[Variant]) -> list[Variant]:
-    """One of each Triton model, so that two variants on the same one are not counted twice."""
-    by_model = {(variant.upstream, variant.model, variant.version): variant for variant in variants}
-    return list(by_model.values())
+async def _tell(endpoint: Endpoint, method: str, request: Any, answer: type[Any], asker: Asker) -> _Told:
+    return _Told(endpoint, await ask(endpoint, method, request, answer, asker))
 
 
-async def _results(asked: Iterable[Awaitable[Any]]) -> tuple[list[Any], list[CallFailed]]:
+def _entries(told: Iterable[_Told]) -> Iterator[tuple[Endpoint, pb.ModelStatistics]]:
+    for each in told:
+        for entry in each.answer.model_stats:
+            yield each.endpoint, entry
+
+
+def _counted_once(route: Route, entries: Iterable[tuple[Endpoint, pb.ModelStatistics]]) -> Iterable[pb.ModelStatistics]:
+    """The entries of versions that a route's variants can be. entries: each with who gave it.
+
+    Variants and pools may overlap: a version on one server counts once, however many of them lead to it.
+    """
+    wanted = {(variant.upstream, variant.model, variant.version) for variant in route.variants}
+    found: dict[tuple[str, str, str], pb.ModelStatistics] = {}
+    for endpoint, entry in entries:
+        if {(endpoint.upstream, entry.name, ""), (endpoint.upstream, entry.name, entry.version)} & wanted:
+            found.setdefault((endpoint.address, entry.name, entry.version), entry)
+    return found.values()
+
+
+def _better(known: _Entry | None, entry: _Entry) -> _Entry:
+    """Of two endpoints' entries for one version: the one that says that it is ready."""
+    return entry if known is None or (entry.state == "READY" and known.state != "READY") else known
+
+
+def _no_statistics_of_version(name: str) -> BadRequest:
+    return BadRequest(f"requested model version is not available for model '{name}'")  # as Triton's
+
+
+async def _results(asked: Iterable[Awaitable[_Told]]) -> tuple[list[_Told], list[CallFailed]]:
     """What came of several questions: the answers, and how those without one failed."""
     results = await asyncio.gather(*asked, return_exceptions=True)
-    answers: list[Any] = []
+    answers: list[_Told] = []
     failures: list[CallFailed] = []
     for result in results:
         if isinstance(result, CallFailed):

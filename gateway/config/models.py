@@ -267,7 +267,8 @@ class Model(Section):
         default=None,
         max_length=100,
         description="The variants to try, in this order, when the chosen one is unavailable or fails in a way that "
-        "another may not. `forbid`: the chosen one or an error. Without it: every other variant, in the order written.",
+        "another may not. `forbid`: the chosen one or an error. Without it: every other variant, in the order written. "
+        "It holds for calls of the public name; for calls of the variants' own Triton names see `direct.models`.",
         examples=[["cpu", "int8"]],
     )
     attempts: Whole = Field(
@@ -301,7 +302,11 @@ class Direct(Section):
     models: Literal["variants", "all", "none"] = Field(
         default="variants",
         description="Which of Triton's own names can be called besides the public ones: those of the variants below "
-        "`models`, every model of the upstreams, or none. A public name always wins over the same name at Triton.",
+        "`models`, every model of the upstreams, or none. A public name always wins over the same name at Triton. "
+        "Such a call is for the Triton model, not for the public one: no rule, split, `merge` or `fallback` of the "
+        "latter holds for it. If variants of several upstreams use the model, it is tried on each of them, in the "
+        "order in which they are written, also if a public model over it says `fallback: forbid`. Say `none` where a "
+        "model must be reached by its public name only.",
     )
     upstream: Name | None = Field(
         default=None,

@@ -47,6 +47,7 @@ from gateway.v2.peek import (
     rename_request,
     rename_response,
 )
+from gateway.v2.versions import maybe_version, read_version
 
 
 @dataclass(slots=True)
@@ -172,18 +173,20 @@ class Inference:
         """Decide where a request may go.
 
         :raises UnknownModel: if no such model may be called.
+        :raises BadRequest: if nobody is to be called, and what the caller asks for is no version.
         :raises SequenceLost: if its sequence's endpoint can't be reached.
         """
         route, head, facts, chosen = decision.route, decision.head, decision.facts, decision.plan
         if route is None:
-            raise UnknownModel(head.model_name, head.model_version)
+            read_version(head.model_version)  # as at Triton: what is no version is refused before the name is looked up
+            raise UnknownModel(head.model_name)
         if chosen is None:
             sequence = facts.parameters.get("sequence_id")
             if sequence:
                 return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
             chosen = drawn(route, facts, self._draw())
         if not chosen.targets:
-            raise UnknownModel(route.model, facts.version)
+            raise UnknownModel(route.model, read_version(facts.version))
         return Work(route, head, facts, Attempts(chosen, self.topology.pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
@@ -202,7 +205,7 @@ class Inference:
         """Where a sequence of this id begins: the same endpoint for every worker that sees the same health."""
         chosen = plan(route, facts, draw=draw_for(key), available=self.is_available)
         if not chosen.targets:
-            raise UnknownModel(route.model, facts.version)
+            raise UnknownModel(route.model, read_version(facts.version))
         for variant in chosen.targets:
             pool = self.topology.pools.get(variant.upstream)
             able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
@@ -255,7 +258,7 @@ class Inference:
             failure = CallFailed(failure.code, text, failure.trailing, origin=failure.origin)
         variant = attempt.variant
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
-        asked = (variant.model, variant.version or work.head.model_version)
+        asked = (variant.model, variant.version or maybe_version(work.head.model_version) or "")
         if verdict is None:
             verdict = judge(
                 failure.code, failure.text, failure.origin, model=asked[0], version=asked[1], id=work.head.id
@@ -284,7 +287,7 @@ class Inference:
         if Meaning.OVERLOADED in meanings:
             return Overloaded(f"model '{work.route.model}': {_overload_text(work)}")
         if meanings == {Meaning.MODEL_GONE} and work.facts.version:
-            return UnknownModel(work.route.model, work.facts.version)
+            return UnknownModel(work.route.model, maybe_version(work.facts.version) or "")
         return _nothing_available(
             work.route, [f"{attempt.variant.name}: {v.meaning.value}" for attempt, _, v in work.failures]
         )

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as pb
@@ -21,6 +21,7 @@ from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
 from gateway.steps import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
 from gateway.types import Served
+from gateway.v2.versions import read_version
 
 _log = logging.getLogger(__name__)
 
@@ -112,9 +113,21 @@ class Run:
     attempts: int = 0
 
 
+class SharedTotals(Protocol):
+    """What several workers count of their pipelines, each for itself, and any of them can add up."""
+
+    def own(self, pipeline: str) -> Sequence[int]:
+        """What was kept last by this worker, or by the one that it replaces; empty if nothing."""
+
+    def keep(self, pipeline: str, numbers: Sequence[int]) -> None: ...
+
+    def of_all(self, pipeline: str) -> Sequence[Sequence[int]]:
+        """What each worker has kept, this one too."""
+
+
 @dataclass(slots=True)
 class _Totals:
-    """What ModelStatistics tells of one pipeline in this process."""
+    """What ModelStatistics tells of one pipeline."""
 
     ok: int = 0
     ok_ns: int = 0
@@ -122,6 +135,20 @@ class _Totals:
     failed_ns: int = 0
     rows: int = 0
     last: int = 0  # milliseconds since the epoch
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        return self.ok, self.ok_ns, self.failed, self.failed_ns, self.rows, self.last
+
+    def include(self, numbers: Sequence[int]) -> None:
+        """Add up with another worker's."""
+        ok, ok_ns, failed, failed_ns, rows, last = numbers
+        self.ok += ok
+        self.ok_ns += ok_ns
+        self.failed += failed
+        self.failed_ns += failed_ns
+        self.rows += rows
+        self.last = max(self.last, last)
 
     def add(self, rows: int, ns: int) -> None:
         self.ok += 1
@@ -144,14 +171,20 @@ class PipelineModel:
         call: Call,
         is_ready: Callable[[str], bool],
         before: PipelineModel | None = None,
+        *,
+        shared: SharedTotals | None = None,
     ) -> None:
-        """is_ready: can a public model be called now? before: of the same name, whose statistics go on here."""
+        """is_ready: can a public model be called now? before: of the same name, whose statistics go on here.
+
+        shared: how statistics become those of all workers; None if this process is alone.
+        """
         self.name = pipeline.name
         self.pipeline = pipeline
         self._threads = threads
         self._call = call
         self._is_model_ready = is_ready
-        self._totals: _Totals = before._totals if before else _Totals()
+        self._shared = shared
+        self._totals: _Totals = before._totals if before else _Totals(*(shared.own(self.name) if shared else ()))
         self._complaints = Complaints(pipeline.name)
         self._not_brief: dict[str, int] = {}  # how often a step that says it is brief was not
         self._refused: dict[str, tuple[float, str]] = {}  # by part: when the last call was refused, and why
@@ -176,8 +209,9 @@ class PipelineModel:
 
     async def _infer(self, request: Request, run: Run) -> Reply:
         message = parse_request(request.body)
-        if message.model_version not in ("", PIPELINE_VERSION):
-            raise UnknownModel(self.name, message.model_version)
+        version = read_version(message.model_version)
+        if version not in ("", PIPELINE_VERSION):
+            raise UnknownModel(self.name, version)
         _check_parameters(message.parameters)
         tensors = tensors_of(message.inputs, message.raw_input_contents)
         wanted = self._wanted(message.outputs)
@@ -207,8 +241,12 @@ class PipelineModel:
         except BaseException:  # cancellations and bugs count as well
             self._totals.add_failure(time.perf_counter_ns() - began)
             raise
-        self._totals.add(rows, time.perf_counter_ns() - began)
-        return made
+        else:
+            self._totals.add(rows, time.perf_counter_ns() - began)
+            return made
+        finally:
+            if self._shared is not None:  # at once: another worker may be asked next
+                self._shared.keep(self.name, self._totals.numbers)
 
     async def _run_parts(self, working: dict[str, Array], rows: int, run: Run) -> dict[str, Array]:
         called = False
@@ -363,8 +401,12 @@ class PipelineModel:
         return pb.ModelConfigResponse(config=config)
 
     def statistics(self) -> pb.ModelStatistics:
-        """Of this process."""
+        """Of all workers."""
         totals = self._totals
+        if self._shared is not None:
+            totals = _Totals()
+            for numbers in self._shared.of_all(self.name):
+                totals.include(numbers)
         return pb.ModelStatistics(
             name=self.name,
             version=PIPELINE_VERSION,

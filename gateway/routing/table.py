@@ -13,6 +13,7 @@ from gateway.routing.match import Rule
 from gateway.routing.rendezvous import Rendezvous
 from gateway.routing.split import Split, Sticky
 from gateway.types import Plan, Variant
+from gateway.v2.versions import maybe_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,11 +75,13 @@ class Route:
         """This route for a request that asks for a version: variants that pin another one are out.
 
         The others keep their proportions, and sticky callers whose variant is left stay on it. If none of them has a
-        share, the first in fallback order (or as listed) gets everything. None if no variant is left.
+        share, the first in fallback order (or as listed) gets everything. None if no variant is left. What is no
+        version counts as one that nobody pins: a variant that may be asked for any has Triton itself refuse it.
         """
         if not version:
             return self
-        return self._by_version.get(version, self._by_version[""])
+        asked = version if version in self._by_version else maybe_version(version) or ""
+        return self._by_version.get(asked, self._by_version[""])
 
     def _validate(self) -> None:
         names = [variant.name for variant in self.variants]

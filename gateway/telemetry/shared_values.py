@@ -10,10 +10,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from prometheus_client import Metric, multiprocess, values
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
+
+TOTALS_SUFFIX: Final = ".totals"
+"""Of the files beside prometheus_client's in which each worker counts its pipelines' requests: `pipeline_totals`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,9 @@ class SharedDirectory:
 def prepare_directory(path: Path) -> None:
     """Make the shared directory, empty of what an earlier run left. For the supervisor, before it starts workers."""
     path.mkdir(parents=True, exist_ok=True)
-    for file in path.glob("*.db"):
-        file.unlink()
+    for pattern in ("*.db", f"*{TOTALS_SUFFIX}"):
+        for file in path.glob(pattern):
+            file.unlink()
 
 
 def worker_ended(shared: SharedDirectory) -> None:

@@ -31,12 +31,8 @@ def entry(version: str, last: int, count: int, batches: dict[int, int]) -> Any:
     )
 
 
-def answer(*entries: Any) -> Any:
-    return pb.ModelStatisticsResponse(model_stats=entries)
-
-
 def test_counts_and_times_are_summed_and_the_last_inference_is_the_latest() -> None:
-    (total,) = add_up("adder", [answer(entry("1", 500, 3, {1: 3})), answer(entry("1", 400, 4, {1: 1, 2: 2}))])
+    (total,) = add_up("adder", [entry("1", 500, 3, {1: 3}), entry("1", 400, 4, {1: 1, 2: 2})])
     assert (total.name, total.version, total.last_inference) == ("adder", "1", 500)
     assert (total.inference_count, total.execution_count) == (7, 6)
     assert total.inference_stats.success == duration(7, 70)
@@ -51,17 +47,16 @@ def test_counts_and_times_are_summed_and_the_last_inference_is_the_latest() -> N
 
 
 def test_versions_stay_apart_and_are_in_order_of_their_numbers() -> None:
-    totals = add_up("adder", [answer(entry("10", 1, 1, {}), entry("9", 1, 2, {})), answer(entry("9", 1, 5, {}))])
+    totals = add_up("adder", [entry("10", 1, 1, {}), entry("9", 1, 2, {}), entry("9", 1, 5, {})])
     assert [(total.version, total.inference_count) for total in totals] == [("9", 7), ("10", 1)]
 
 
-def test_the_answers_that_are_added_up_stay_as_they_are() -> None:
-    first = answer(entry("1", 1, 1, {1: 1}))
+def test_the_entries_that_are_added_up_stay_as_they_are() -> None:
+    first = entry("1", 1, 1, {1: 1})
     before = first.SerializeToString(deterministic=True)
     add_up("adder", [first, first])
     assert first.SerializeToString(deterministic=True) == before
 
 
-def test_nobodys_answer_is_nothing() -> None:
+def test_nobodys_entries_are_nothing() -> None:
     assert add_up("adder", []) == []
-    assert add_up("adder", [answer()]) == []

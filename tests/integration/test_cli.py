@@ -152,6 +152,11 @@ class TestExplain:
         assert "reason: sticky" in text
         assert "key 'u1'" in text
 
+    async def test_metadata_is_read_as_a_call_s(self, config_file: Path) -> None:
+        """Values are trimmed, and the first of several counts: else another variant is named than would be served."""
+        given = ("--metadata", "x-user-id=  u1 ", "X-User-Id=u2")
+        assert "key 'u1'" in await self.explain(config_file, "--model", "adder", *given)
+
     @pytest.mark.parametrize(("draw", "variant"), [("0.7499", "a"), ("0.7501", "b")])
     async def test_without_a_key_the_draw_decides(self, config_file: Path, draw: str, variant: str) -> None:
         said = await self.explain(config_file, "--model", "adder", "--draw", draw)

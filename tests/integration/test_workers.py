@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import children, command, free_address, is_running, run
 from traffic import OK, UNAVAILABLE, Traffic, config, http, traffic, until, until_readyz, write
+from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
 
 from gateway.triton import LocalTriton
@@ -100,6 +101,48 @@ async def test_workers_answer_together_and_one_that_dies_is_replaced(triton: Loc
 
         supervisor.signal(signal.SIGTERM)
         assert await supervisor.wait() == 0
+
+
+PIPED = {
+    "piped": {
+        "pipeline": {
+            "inputs": [{"name": "IN", "datatype": "FP32", "shape": [1]}],
+            "outputs": [{"name": "OUT", "datatype": "FP32", "shape": [1]}],
+            "steps": [{"call": "adder", "inputs": {"IN": "IN"}, "outputs": {"OUT": "OUT"}}],
+        }
+    }
+}
+
+
+async def pipeline_statistics(address: str) -> tuple[int, int, int]:
+    """As told by whichever worker the kernel gives a new connection to: answered, failed, rows."""
+    async with channel_to(address) as channel:
+        outcome = await call(channel, pb.ModelStatisticsRequest(name="piped"), "ModelStatistics")
+    (entry,) = pb.ModelStatisticsResponse.FromString(outcome.body).model_stats
+    return entry.inference_stats.success.count, entry.inference_stats.fail.count, entry.inference_count
+
+
+async def test_a_pipelines_statistics_are_those_of_all_workers(triton: LocalTriton, tmp_path: Path) -> None:
+    """Whoever is asked: tools take differences of two answers, which may come from two workers."""
+    content = config({"one": triton.grpc_address}, {**ADDER, **PIPED})
+    content["listen"] = free_address()
+    file = write(tmp_path / "g.yaml", content)
+    async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
+        address, admin = await supervisor.until_serving()
+        await until_all_up(admin)
+        for number in range(1, 21):
+            async with channel_to(address) as channel:
+                assert (await call(channel, infer("piped", [[1.0], [2.0]]))).code is OK
+            assert await pipeline_statistics(address) == (number, 0, 2 * number)
+        async with channel_to(address) as channel:
+            assert (await call(channel, infer("piped", [[1.0, 2.0]]))).code is not OK
+        assert {await pipeline_statistics(address) for _ in range(10)} == {(20, 1, 40)}
+
+        before = children(supervisor.pid)
+        os.kill(before[0], signal.SIGKILL)
+        await until(lambda: len(now := children(supervisor.pid)) == 2 and before[0] not in now, 5, "another worker")
+        await until_all_up(admin)
+        assert {await pipeline_statistics(address) for _ in range(10)} == {(20, 1, 40)}
 
 
 async def test_sighup_reaches_every_worker(triton: LocalTriton, tmp_path: Path) -> None:

@@ -143,6 +143,9 @@ PINNED = Route("net", (V1, V2), Split.all_to("v1"))
         pytest.param(PINNED, Facts(version="1"), 0.0, ("v1", "version"), id="pinned"),
         pytest.param(PINNED, Facts(version="2"), 0.0, ("v2", "version"), id="asked_for_though_without_a_share"),
         pytest.param(PINNED, Facts(version="3"), 0.0, ("", "version"), id="nobody_can_be_it"),
+        pytest.param(PINNED, Facts(version="+02"), 0.0, ("v2", "version"), id="in_another_spelling"),
+        pytest.param(PINNED, Facts(version="two"), 0.0, ("", "version"), id="no_version_at_all"),
+        pytest.param(VERSIONS, Facts(version="two"), 0.0, ("any", "version"), id="no_version_is_for_triton_to_refuse"),
         pytest.param(ROUTE, Facts(version="3"), 0.0, ("gpu cpu int8", "split"), id="no_variant_pins_one"),
     ],
 )
