@@ -5,7 +5,6 @@ Uses the protobuf classes; pure otherwise. Forwarded requests never come here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.errors import BadInput, MalformedMessage
 from gateway.steps import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
 from gateway.v2.peek import encode_varint
+from gateway.v2.shapes import ImpossibleShape, elements_of, shown
 
 _RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
 """Tags of `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2, what has a length."""
@@ -83,15 +83,18 @@ def array_of(name: str, datatype: str, shape: Sequence[int], values: Sequence[An
     values:  row-major; bytes for BYTES, floats for floating-point datatypes, else integers or bools.
     raises:  BadInput if they are not as many as the shape says, or one does not fit the datatype.
     """
-    if any(size < 0 for size in shape) or math.prod(shape) != len(values):
-        shown = [*shape[:8], "…"] if len(shape) > 8 else [*shape]
-        raise BadInput(f"input '{name}': shape {shown} does not fit {len(values)} elements")
+    try:
+        count = elements_of(shape)
+    except ImpossibleShape as error:
+        raise BadInput(f"input '{name}': {error}") from None
+    if count != len(values):
+        raise BadInput(f"input '{name}': shape {shown(shape)} does not fit {len(values)} elements")
     try:
         return _narrowed(dtype_of(datatype), values).reshape(tuple(shape))
     except OverflowError:
         raise BadInput(f"input '{name}': a value does not fit {datatype}") from None
-    except ValueError:  # more axes than numpy can do, or a zero among sizes that it can't address
-        raise BadInput(f"input '{name}': a shape of {len(shape)} axes is not possible") from None
+    except ValueError:  # a zero among sizes that numpy can't address
+        raise BadInput(f"input '{name}': shape {shown(shape)} is not possible") from None
 
 
 def _narrowed(dtype: np.dtype[Any], values: Sequence[Any]) -> Array:
