@@ -51,9 +51,14 @@ def parse_request(body: bytes) -> Any:
 
     raises:  MalformedMessage; TooHeavy, before anything is made of it.
     """
-    weigh(body, V2_REQUEST)
+    return weigh_and_parse(body)[1]
+
+
+def weigh_and_parse(body: bytes) -> tuple[int, Any]:
+    """As `parse_request`, with the weight of what is not in its raw contents."""
+    weight = weigh(body, V2_REQUEST)
     try:
-        return pb.ModelInferRequest.FromString(body)
+        return weight, pb.ModelInferRequest.FromString(body)
     except DecodeError as error:
         raise MalformedMessage("The request is no valid ModelInferRequest.") from error
 

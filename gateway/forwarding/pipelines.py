@@ -16,7 +16,7 @@ from gateway.errors import BUG_TEXT, BadInput, Bug, GatewayError, UnknownModel, 
 from gateway.forwarding.beside import beside
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
-from gateway.forwarding.messages import build_request, build_response, parse_request, read_response, tensors_of
+from gateway.forwarding.messages import build_request, build_response, read_response, tensors_of, weigh_and_parse
 from gateway.forwarding.metadata import REQUEST_ID, first_values, served_trailers
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
@@ -166,12 +166,12 @@ class PipelineModel:
 
     async def _infer(self, request: Request, run: Run) -> Reply:
         is_brief = weight.is_brief(request.body, weight.V2_REQUEST)
-        message = await beside(is_brief, partial(parse_request, request.body))
+        units, message = await beside(is_brief, partial(weigh_and_parse, request.body))
         if message.model_version not in ("", PIPELINE_VERSION):
             raise UnknownModel(self.name, message.model_version)
         texts = weight.weight_of_texts(message.inputs, message.raw_input_contents)
         if texts or not is_brief:
-            self._pay(run, texts + (0 if is_brief else weight.weigh(request.body, weight.V2_REQUEST)))
+            self._pay(run, texts + units)
         is_brief = is_brief and texts <= weight.BRIEF
         tensors = await beside(is_brief, partial(tensors_of, message.inputs, message.raw_input_contents))
         wanted = self._wanted(message.outputs)
