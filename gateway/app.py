@@ -25,7 +25,7 @@ from gateway.api.health import HealthService
 from gateway.api.listener import Listener, Register, ServerSettings, ServerTls
 from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
-from gateway.api.typed import ClassificationService, PredictionService
+from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
 from gateway.assemble import collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
 from gateway.compiled import is_compiled
@@ -53,7 +53,7 @@ from gateway.transport.listener import COLLECTED, ForwardMethod
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.fleet import Fleet
-from gateway.v1 import classification_pb2_grpc, prediction_pb2_grpc
+from gateway.v1 import classification_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
 
 _log = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class Gateway:
             server.add_generic_rpc_handlers((service.handlers(),))
             health_pb2_grpc.add_HealthServicer_to_server(health, server)
             classification_pb2_grpc.add_ClassificationServiceServicer_to_server(typed[0], server)
-            prediction_pb2_grpc.add_PredictionServiceServicer_to_server(typed[1], server)
+            add_prediction_service(typed[1], server)
             if config.server.reflection:
                 shown = (*names, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflector = reflection.aio.ReflectionServicer(shown)

@@ -8,20 +8,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import grpc
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as v2
 
 from gateway.api.calls import CallLimits, Context, request_from, with_errors
 from gateway.deadline import Deadline
-from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, UnknownModel
+from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, MalformedMessage, UnknownModel
+from gateway.forwarding.beside import beside
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.inference import Inference
-from gateway.forwarding.messages import array_of, build_request, parse_response
+from gateway.forwarding.messages import array_of, build_request, parse_response, read_response
 from gateway.forwarding.models import Models
 from gateway.status import Code
 from gateway.steps import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
@@ -32,11 +36,16 @@ from gateway.v1 import (
     prediction_pb2,
     prediction_pb2_grpc,
 )
+from gateway.v2 import weight
+from gateway.v2.shapes import ImpossibleShape, elements_of
 
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
 """Items of one stream that are worked on at a time: enough to fill a batch, few enough to be fair."""
+
+_PIECE = 1 << 14
+"""Elements of an answer that are converted in one go."""
 
 _DEFAULT_DATATYPES = {"floats": "FP32", "integers": "INT64", "strings": "BYTES"}
 
@@ -103,9 +112,10 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
         self._models = models
         self._limits = limits
         self.Predict = with_errors(self._predict)
-        self.StreamPredict = _stream(self._predict_item, prediction_pb2.StreamPredictResponse, limits)
+        self.StreamPredict = _stream(self._predict_item, prediction_pb2.StreamPredictResponse, limits, _read_streamed)
 
-    async def _predict(self, request: Any, context: Context) -> Any:
+    async def _predict(self, body: bytes, context: Context) -> Any:
+        request = await _read(body, prediction_pb2.PredictRequest, weight.PREDICT_REQUEST)
         reply, answer = await self._answer(request, request_from(context, b"", "Predict", self._limits))
         context.set_trailing_metadata(tuple(reply.trailing))
         return answer
@@ -117,13 +127,70 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
     async def _answer(self, request: Any, opening: Request) -> tuple[Reply, Any]:
         began = time.monotonic()
         with self._models.refusals(opening, request.model):
-            body = _body_of(request)
+            body = await beside(_is_brief_request(request), partial(_body_of, request))
         reply, took = await _infer(self._models, replace(opening, body=body))
-        arrays = parse_response(reply.body)
-        answer = prediction_pb2.PredictResponse(served=_served(reply, began, took))
-        for name, (datatype, array) in arrays.items():
-            _fill(answer.outputs[name], datatype, array)
-        return reply, answer
+        arrays = await read_response(reply.body)
+        is_brief = sum(array.size for _, array in arrays.values()) * weight.TEXT <= weight.BRIEF
+        outputs = await beside(is_brief, partial(_outputs_of, arrays))
+        outputs.served.CopyFrom(_served(reply, began, took))
+        return reply, outputs
+
+
+def add_prediction_service(service: PredictionService, server: Any) -> None:
+    """As grpcio's generated function, but that requests stay bytes: a heavy one is parsed beside the event loop.
+
+    server: a gateway.transport server (Any: grpcio's types are not checked).
+    """
+    handlers = {
+        "Predict": grpc.unary_unary_rpc_method_handler(
+            service.Predict, response_serializer=prediction_pb2.PredictResponse.SerializeToString
+        ),
+        "StreamPredict": grpc.stream_stream_rpc_method_handler(
+            service.StreamPredict, response_serializer=prediction_pb2.StreamPredictResponse.SerializeToString
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gateway.v1.PredictionService", handlers),))
+    server.add_registered_method_handlers("gateway.v1.PredictionService", handlers)
+
+
+async def _read(body: bytes, message: type[Any], parts: weight.Parts) -> Any:
+    """A message of this class.
+
+    :raises MalformedMessage: if it is none.
+    :raises TooHeavy: before anything is made of it.
+    """
+
+    def read() -> Any:
+        weight.weigh(body, parts)
+        try:
+            return message.FromString(body)
+        except DecodeError as error:
+            raise MalformedMessage("The request message can't be parsed") from error
+
+    return await beside(weight.is_brief(body, parts), read)
+
+
+async def _read_streamed(body: bytes) -> Any:
+    return await _read(body, prediction_pb2.StreamPredictRequest, weight.STREAM_PREDICT_REQUEST)
+
+
+def _is_brief_request(request: Any) -> bool:
+    """Does it have so few elements that they may be converted where everybody waits for it?"""
+    units = len(request.outputs) * weight.TEXT
+    for tensor in request.inputs.values():
+        kind = tensor.WhichOneof("content")
+        if kind == "raw":
+            units += len(tensor.raw) // 4 * weight.TEXT if tensor.datatype == "BYTES" else 0
+        elif kind is not None:
+            units += len(getattr(tensor, kind).values) * (weight.TEXT if kind == "strings" else weight.NUMBER)
+    return units <= weight.BRIEF
+
+
+def _outputs_of(arrays: Mapping[str, tuple[str, Array]]) -> Any:
+    answer = prediction_pb2.PredictResponse()
+    for name, (datatype, array) in arrays.items():
+        _fill(answer.outputs[name], datatype, array)
+    return answer
 
 
 def _body_of(request: Any) -> bytes:
@@ -136,6 +203,8 @@ def _body_of(request: Any) -> bytes:
     message = v2.ModelInferRequest(model_name=request.model, model_version=request.model_version)
     for key, value in request.parameters.items():
         message.parameters[key].string_param = value
+    if sum(map(_texts_of, request.inputs.values())) * weight.TEXT > weight.MOST:
+        raise weight.TooHeavy
     for name, tensor in request.inputs.items():
         datatype, shape, raw = _raw_of(name, tensor)
         message.inputs.add(name=name, datatype=datatype, shape=shape)
@@ -180,8 +249,18 @@ def _raw_of(name: str, tensor: Any) -> tuple[str, list[int], bytes]:
     if kind != _list_for(datatype):
         raise BadInput(f"input '{name}': {datatype} contents come as {_list_for(datatype)} or raw")
     values = getattr(tensor, kind).values
-    shape = list(tensor.shape) or [len(values)]
-    return datatype, shape, to_raw(datatype, array_of(name, datatype, shape, values))
+    array = array_of(name, datatype, tensor.shape or [len(values)], values)
+    return datatype, list(array.shape), to_raw(datatype, array)
+
+
+def _texts_of(tensor: Any) -> int:
+    """How many texts a tensor of raw contents can have; lists are counted before they are parsed."""
+    if tensor.datatype != "BYTES" or tensor.WhichOneof("content") != "raw":
+        return 0
+    try:
+        return min(elements_of(tensor.shape), len(tensor.raw) // 4)
+    except ImpossibleShape:
+        return 0  # it is refused by its shape
 
 
 def _list_for(datatype: str) -> str:
@@ -194,13 +273,15 @@ def _fill(tensor: Any, datatype: str, array: Array) -> None:
     """Give an answer's tensor the list that reads best, or raw bytes where no list can hold it."""
     tensor.datatype = datatype
     tensor.shape.extend(array.shape)
-    if datatype == "UINT64":
+    if datatype == "UINT64" or array.size * weight.NUMBER > weight.MOST:
         tensor.raw = to_raw(datatype, array)
         return
     content = getattr(tensor, _list_for(datatype))
     content.SetInParent()  # a list without elements is still the content that is set
     flat = array.ravel()
-    content.values.extend((flat.astype(np.int64) if flat.dtype == np.bool_ else flat).tolist())
+    for at in range(0, len(flat), _PIECE):  # the interpreter's lock is kept for a piece
+        piece = flat[at : at + _PIECE]
+        content.values.extend((piece.astype(np.int64) if piece.dtype == np.bool_ else piece).tolist())
 
 
 async def _infer(models: Models, request: Request) -> tuple[Reply, float]:
@@ -234,9 +315,16 @@ def _duration(seconds: float) -> Duration:
 
 
 def _stream(
-    answer_item: Callable[[Any, Request], Awaitable[Any]], response: type[Any], limits: CallLimits
+    answer_item: Callable[[Any, Request], Awaitable[Any]],
+    response: type[Any],
+    limits: CallLimits,
+    parse: Callable[[Any], Awaitable[Any]] | None = None,
 ) -> Callable[[AsyncIterator[Any], Context], Awaitable[None]]:
-    """A stream handler that works on several items at a time and answers in their order."""
+    """A stream handler that works on several items at a time and answers in their order.
+
+    parse:  makes an item of the bytes that came; without it they come parsed. What it raises ends the stream, since
+            who an item is from is in it.
+    """
 
     async def answer(item: Any, opening: Request) -> Any:
         try:
@@ -263,7 +351,8 @@ def _stream(
             try:
                 async for item in items:
                     await room.acquire()
-                    in_order.put_nowait(begin(answer(item, opening)))
+                    parsed = await parse(item) if parse is not None else item
+                    in_order.put_nowait(begin(answer(parsed, opening)))
             finally:
                 in_order.put_nowait(None)
 

@@ -5,17 +5,20 @@ Uses the protobuf classes; pure otherwise. Forwarded requests never come here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import BadInput, MalformedMessage
+from gateway.errors import BadInput, BadRequest, MalformedMessage
+from gateway.forwarding.beside import beside
 from gateway.steps import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
 from gateway.v2.peek import encode_varint
+from gateway.v2.shapes import ImpossibleShape, elements_of, shown
+from gateway.v2.weight import BRIEF, MOST, TEXT, V2_REQUEST, V2_RESPONSE, TooHeavy, is_brief, weigh, weight_of_texts
 
 _RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
 """Tags of `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2, what has a length."""
@@ -36,10 +39,26 @@ _TYPED_FIELDS = {
 }
 
 
+_FRONT: Final = 1 << 16
+"""Bytes of an answer among which its tensors are named; a server writes them before their raw contents."""
+
+_AT_ONCE: Final = 1 << 14
+"""Elements that are converted in one go: numpy keeps the interpreter's lock for so long."""
+
+
 def parse_request(body: bytes) -> Any:
-    """A pb.ModelInferRequest (Any: protobuf classes carry no types). raises: MalformedMessage."""
+    """A pb.ModelInferRequest (Any: protobuf classes carry no types).
+
+    raises:  MalformedMessage; TooHeavy, before anything is made of it.
+    """
+    return weigh_and_parse(body)[1]
+
+
+def weigh_and_parse(body: bytes) -> tuple[int, Any]:
+    """As `parse_request`, with the weight of what is not in its raw contents."""
+    weight = weigh(body, V2_REQUEST)
     try:
-        return pb.ModelInferRequest.FromString(body)
+        return weight, pb.ModelInferRequest.FromString(body)
     except DecodeError as error:
         raise MalformedMessage("The request is no valid ModelInferRequest.") from error
 
@@ -49,10 +68,12 @@ def tensors_of(named: Sequence[Any], raw: Sequence[bytes]) -> dict[str, Array]:
 
     named:   the `inputs` or `outputs` messages.
     raw:     `raw_input_contents` or `raw_output_contents`: one for each, or none if all have typed contents.
-    raises:  BadInput naming the tensor.
+    raises:  BadInput naming the tensor; TooHeavy.
     """
     if raw and len(raw) != len(named):
         raise BadInput(f"raw contents for {len(raw)} tensors, but {len(named)} are declared; each needs one")
+    if weight_of_texts(named, raw) > MOST:
+        raise TooHeavy
     arrays: dict[str, Array] = {}
     for number, tensor in enumerate(named):
         if tensor.name in arrays:
@@ -83,19 +104,25 @@ def array_of(name: str, datatype: str, shape: Sequence[int], values: Sequence[An
     values:  row-major; bytes for BYTES, floats for floating-point datatypes, else integers or bools.
     raises:  BadInput if they are not as many as the shape says, or one does not fit the datatype.
     """
-    if any(size < 0 for size in shape) or math.prod(shape) != len(values):
-        shown = [*shape[:8], "…"] if len(shape) > 8 else [*shape]
-        raise BadInput(f"input '{name}': shape {shown} does not fit {len(values)} elements")
+    try:
+        count = elements_of(shape)
+    except ImpossibleShape as error:
+        raise BadInput(f"input '{name}': {error}") from None
+    if count != len(values):
+        raise BadInput(f"input '{name}': shape {shown(shape)} does not fit {len(values)} elements")
     try:
         return _narrowed(dtype_of(datatype), values).reshape(tuple(shape))
     except OverflowError:
         raise BadInput(f"input '{name}': a value does not fit {datatype}") from None
-    except ValueError:  # more axes than numpy can do, or a zero among sizes that it can't address
-        raise BadInput(f"input '{name}': a shape of {len(shape)} axes is not possible") from None
+    except ValueError:  # a zero among sizes that numpy can't address
+        raise BadInput(f"input '{name}': shape {shown(shape)} is not possible") from None
 
 
 def _narrowed(dtype: np.dtype[Any], values: Sequence[Any]) -> Array:
     """As numpy holds them; OverflowError instead of an infinity or a wrapped number that nobody sent."""
+    if len(values) > _AT_ONCE:
+        pieces = range(0, len(values), _AT_ONCE)
+        return np.concatenate([_narrowed(dtype, values[at : at + _AT_ONCE]) for at in pieces])
     if dtype.kind == "O":
         array = np.empty(len(values), dtype)
         array[:] = list(values)
@@ -153,11 +180,23 @@ def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
     :raises WrongAnswer: if it is none: what an upstream got wrong is not the caller's fault.
     """
     try:
+        weigh(body, V2_RESPONSE)
         response = pb.ModelInferResponse.FromString(body)
         arrays = tensors_of(response.outputs, response.raw_output_contents)
-    except (BadInput, DecodeError) as error:
+    except (BadRequest, MalformedMessage, DecodeError) as error:
         raise WrongAnswer(f"a model's answer cannot be read ({error})") from error
     return {output.name: (output.datatype, arrays[output.name]) for output in response.outputs}
+
+
+async def read_response(body: bytes) -> dict[str, tuple[str, Array]]:
+    """As `parse_response`, beside the event loop if it is heavy."""
+    return await beside(_is_brief_response(body), partial(parse_response, body))
+
+
+def _is_brief_response(body: bytes) -> bool:
+    """Can it have few texts only? Each has four bytes at least in raw contents, behind a tensor that says BYTES."""
+    has_few_texts = len(body) // 4 * TEXT <= BRIEF or b"BYTES" not in body[:_FRONT]
+    return has_few_texts and is_brief(body, V2_RESPONSE)
 
 
 def build_response(model: str, version: str, id: str, tensors: Mapping[str, tuple[str, Array]]) -> bytes:

@@ -6,21 +6,24 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Protocol
 
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, Bug, GatewayError, UnknownModel, UpstreamFailed
+from gateway.forwarding.beside import beside
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
-from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
+from gateway.forwarding.messages import build_request, build_response, read_response, tensors_of, weigh_and_parse
 from gateway.forwarding.metadata import REQUEST_ID, first_values, served_trailers
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
 from gateway.steps import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
 from gateway.types import Served
+from gateway.v2 import weight
 from gateway.v2.versions import read_version
 
 _log = logging.getLogger(__name__)
@@ -80,6 +83,11 @@ _MOST_TOLD: Final = 500
 
 Call = Callable[[Request, CallObserver], Awaitable[Reply]]
 """Answers a pipeline's call of a public model, reporting to the pipeline's own observer."""
+
+
+def _is_brief(tensors: Tensors) -> bool:
+    """Do they have so few texts that they may be written where everybody waits for it?"""
+    return sum(array.size for array in tensors.values() if array.dtype.kind == "O") * weight.TEXT <= weight.BRIEF
 
 
 class CallRefused(UpstreamFailed):
@@ -208,12 +216,17 @@ class PipelineModel:
             self._threads.room.leave(run.held)
 
     async def _infer(self, request: Request, run: Run) -> Reply:
-        message = parse_request(request.body)
+        is_brief = weight.is_brief(request.body, weight.V2_REQUEST)
+        units, message = await beside(is_brief, partial(weigh_and_parse, request.body))
         version = read_version(message.model_version)
         if version not in ("", PIPELINE_VERSION):
             raise UnknownModel(self.name, version)
         _check_parameters(message.parameters)
-        tensors = tensors_of(message.inputs, message.raw_input_contents)
+        texts = weight.weight_of_texts(message.inputs, message.raw_input_contents)
+        if texts or not is_brief:
+            self._pay(run, texts + units)
+        is_brief = is_brief and texts <= weight.BRIEF
+        tensors = await beside(is_brief, partial(tensors_of, message.inputs, message.raw_input_contents))
         wanted = self._wanted(message.outputs)
         run.id = message.id
         run.parameters = {key: value for key, value in message.parameters.items() if _is_passed_on(key)}
@@ -223,11 +236,23 @@ class PipelineModel:
             error.served = self._asked_last(run, error.served)
             raise
         types = {spec.name: spec.datatype for spec in self.pipeline.outputs}
-        body = build_response(
-            self.name, PIPELINE_VERSION, message.id, {name: (types[name], made[name]) for name in wanted}
-        )
+        answer = {name: (types[name], made[name]) for name in wanted}
+        build = partial(build_response, self.name, PIPELINE_VERSION, message.id, answer)
+        body = await beside(_is_brief(made), build)
         served = self.served(run)
         return Reply(body, (), served_trailers(served), served, run.timings)
+
+    def _pay(self, run: Run, units: int) -> None:
+        """Count what a request becomes beyond its bytes, before it is made.
+
+        :raises TooHeavy: if that is more than any request may take.
+        :raises Overloaded: if there is no room for it now.
+        """
+        if units > weight.MOST:
+            raise weight.TooHeavy
+        size = units * weight.BYTES_EACH
+        self._threads.room.enter_more(size, run.held)
+        run.held += size
 
     async def run(self, tensors: Tensors, run: Run) -> dict[str, Array]:
         """Run the pipeline on arrays; answers its outputs.
@@ -313,9 +338,11 @@ class PipelineModel:
         return made
 
     async def _ask_model(self, part: ModelCall, working: Tensors, run: Run) -> dict[str, Array]:
-        body = build_request(
-            part.model, part.arguments(working), outputs=part.requested, id=run.id, parameters=run.parameters
+        arguments = part.arguments(working)
+        build = partial(
+            build_request, part.model, arguments, outputs=part.requested, id=run.id, parameters=run.parameters
         )
+        body = await beside(_is_brief(arguments), build)
         request = run.request
         try:
             reply = await self._call(
@@ -329,7 +356,7 @@ class PipelineModel:
             raise CallRefused(self.name, part.model, exc) from exc
         run.served = reply.served
         run.attempts += reply.served.attempts
-        return {name: array for name, (_, array) in parse_response(reply.body).items()}
+        return {name: array for name, (_, array) in (await read_response(reply.body)).items()}
 
     def _answer(self, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
         try:

@@ -27,6 +27,18 @@ class Room:
             )
         self.held += size
 
+    def enter_more(self, size: int, has: int) -> None:
+        """Count what a request takes that is in already, with `has`; unlike `grow`, before it is there.
+
+        :raises Overloaded: as `enter`.
+        """
+        self.held -= has
+        try:
+            self.enter(has + size)
+        except Overloaded:
+            self.held += has
+            raise
+
     def grow(self, size: int) -> None:
         """Count what a step or a model has made of it, which must be left as well."""
         self.held += size

@@ -33,6 +33,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.config.serving import Capture
 from gateway.forwarding.metadata import REPLAYED
 from gateway.hooks import CallStarted
+from gateway.v2.shapes import ImpossibleShape, elements_of
 
 _log = logging.getLogger(__name__)
 
@@ -272,10 +273,11 @@ def _zeros(tensor: Any, size: int) -> bytes:
     """Raw contents without values: as many elements; of texts each is an empty one, its length in four bytes."""
     if tensor.datatype != "BYTES":
         return bytes(size)
-    elements = 1
-    for length in tensor.shape:
-        elements *= length
-    return bytes(4 * min(max(elements, 0), size // 4))  # never more than came, whatever the shape claims
+    try:
+        elements = elements_of(tensor.shape)
+    except ImpossibleShape:
+        elements = size
+    return bytes(4 * min(elements, size // 4))  # never more than came, whatever the shape claims
 
 
 def _clear_typed(contents: Any) -> None:

@@ -10,7 +10,6 @@ Source: grpc_service.proto: ModelInferRequest `inputs` 5, `outputs` 6, `raw_inpu
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,13 +19,14 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import MalformedMessage
 from gateway.v2.peek import RAW_INPUT, RAW_OUTPUT, Head, fields, read_varint
+from gateway.v2.shapes import ImpossibleShape, elements_of
 
 _SIZES: Final = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8, "BYTES": 0,
 }  # fmt: skip
 
-_LONGEST: Final = 4096  # bytes of a layout that is kept; models have a few tensors with short names
+_LONGEST: Final = 4096  # bytes of a layout that is kept, and of a caller's that is read; models have a few tensors
 _KEPT: Final = 1024
 _LENGTHS: Final = 8  # different lengths that are tried before a message is parsed anew
 
@@ -119,6 +119,8 @@ class Layouts:
         return (layout, spans) if layout is not None and spans is not None else None
 
     def _known_layout(self, text: bytes) -> Layout | None:
+        if self._is_request and len(text) > _LONGEST:
+            return None  # it would be parsed anew with every request, for everybody to wait
         if text in self._known:
             return self._known[text]
         layout = self._maybe_layout(text)
@@ -147,13 +149,24 @@ class Layouts:
             return None
         parts = []
         for tensor in tensors:
-            if tensor.datatype not in _SIZES or min(tensor.shape) < 0 or tensor.HasField("contents"):
+            part = _maybe_part(tensor)
+            if part is None:
                 return None
-            if any(key.startswith("shared_memory") for key in tensor.parameters):
-                return None
-            dims = tuple(tensor.shape[1:])
-            parts.append(Part(tensor.name, _SIZES[tensor.datatype], math.prod(dims), dims))
+            parts.append(part)
         return Layout(_signature(message), rows.pop(), tuple(parts), self._tag, message)
+
+
+def _maybe_part(tensor: Any) -> Part | None:
+    if tensor.datatype not in _SIZES or tensor.HasField("contents"):
+        return None
+    if any(key.startswith("shared_memory") for key in tensor.parameters):
+        return None
+    try:
+        elements_of(tensor.shape)
+    except ImpossibleShape:
+        return None
+    dims = tuple(tensor.shape[1:])
+    return Part(tensor.name, _SIZES[tensor.datatype], elements_of(dims), dims)
 
 
 def _tensors(message: Any) -> Sequence[Any]:

@@ -6,7 +6,6 @@ BYTES element is its length in four little-endian bytes, then the element.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Sequence
 from typing import cast
@@ -16,12 +15,10 @@ import numpy.typing as npt
 from ml_dtypes import bfloat16
 
 from gateway.errors import BadInput
+from gateway.v2.shapes import ImpossibleShape, elements_of
 from gateway.v2.spec import DATATYPES, Array, dtype_of
 
 Buffer = bytes | bytearray | memoryview
-
-MAX_AXES = 32
-"""Axes of one tensor; numpy 1's limit, far above any model's."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -37,10 +34,10 @@ def to_array(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> Arr
     """
     if datatype not in DATATYPES:
         raise BadInput(f"input '{name}': unknown datatype '{datatype[:40]}'; known: {', '.join(DATATYPES)}")
-    if len(shape) > MAX_AXES or any(not 0 <= size < 2**31 for size in shape):
-        shown = [*shape[:8], "…"] if len(shape) > 8 else [*shape]
-        raise BadInput(f"input '{name}': shape {shown} is not possible: at most {MAX_AXES} axes of 0 to 2^31-1 each")
-    count = math.prod(shape)
+    try:
+        count = elements_of(shape)
+    except ImpossibleShape as error:
+        raise BadInput(f"input '{name}': {error}") from None
     if datatype == "BYTES":
         flat = _split_elements(name, count, raw)
     elif datatype == "BF16":

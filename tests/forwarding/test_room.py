@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError, Overloaded
+from gateway.forwarding import messages, pipelines
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.messages import build_request, build_response
 from gateway.forwarding.pipelines import PipelineModel
@@ -58,6 +62,37 @@ async def test_one_that_is_alone_gets_in_whatever_its_size() -> None:
 
     await model_of(room, at_once).infer(request(2), NoObserver())
     assert room.held == 0
+
+
+async def test_texts_are_weighed_off_the_loop_and_paid_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop_thread, on_loop, paid = threading.get_ident(), [], []
+    room, tensors_of = Room(64 * MIB), pipelines.tensors_of
+    weigh = messages.weigh
+
+    def weighing(*args: Any) -> int:
+        on_loop.append(threading.get_ident() == loop_thread)
+        return weigh(*args)
+
+    def making(*args: Any) -> Any:
+        paid.append(room.held)
+        return tensors_of(*args)
+
+    monkeypatch.setattr(messages, "weigh", weighing)
+    monkeypatch.setattr(pipelines, "tensors_of", making)
+    model = model_of(room, asyncio.Event().wait)
+    body = build_request("p", {"x": np.full((1, 100_000), b"", object)})
+    typed = pb.ModelInferRequest(model_name="p")
+    typed.inputs.add(name="x", datatype="BYTES", shape=[1, 100_000]).contents.bytes_contents.extend([b""] * 100_000)
+    for sent in (body, typed.SerializeToString()):
+        with pytest.raises(GatewayError):  # the pipeline takes no texts
+            await model.infer(Request(sent), NoObserver())
+    assert min(paid) >= 100_000 * 320
+    assert on_loop == [True, False], "raw contents have nothing to weigh"
+    room.held = 40 * MIB
+    with pytest.raises(Overloaded):
+        await model.infer(Request(body), NoObserver())
+    assert len(paid) == 2
+    assert room.held == 40 * MIB
 
 
 @pytest.mark.parametrize("error", [Overloaded("full"), RuntimeError("a bug"), asyncio.CancelledError()])

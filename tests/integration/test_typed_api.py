@@ -372,7 +372,7 @@ NOT_PREDICTED = {
     "negative shape": (
         request_of("same-fp32", tensor("floats", [1, 2], "FP32", (-1, -2))),
         INVALID,
-        "input 'IN': shape [-1, -2] does not fit",
+        "input 'IN': shape [-1, -2] is not possible",
     ),
     "too large a number": (
         request_of("same-int8", tensor("integers", [128], "INT8", (1, 1))),

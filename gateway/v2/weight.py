@@ -1,0 +1,119 @@
+"""v2 (pure): what becomes objects when a message is parsed, counted before it is.
+
+A tensor's raw numbers are a view of the bytes that came. Everything else becomes an object for each piece, at many
+times the bytes that it took: an empty text takes two bytes of a message and hundreds of memory. So pieces have a
+weight, and a message that weighs too much is refused from its bytes, whatever it would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from gateway.errors import BadRequest
+from gateway.v2.peek import fields
+from gateway.v2.shapes import ImpossibleShape, elements_of
+
+NUMBER: Final = 1
+"""Weight of a number in a list. Other pieces weigh by what they take of time and memory beside it."""
+TEXT: Final = 16
+FIELD: Final = 256
+
+MOST: Final = 1 << 22
+"""Of one message: 4,194,304 numbers in lists, or 262,144 texts, or 16,384 other fields, or some of each."""
+
+BRIEF: Final = 1 << 15
+"""What weighs no more takes some milliseconds, and is not worth a thread."""
+
+BYTES_EACH: Final = 20
+"""Memory for one unit of weight, measured: 300 bytes a text from its message to the request that is made of it."""
+
+# What is in a part, by its field's number: parts of it, texts, or numbers and how they are written.
+Parts = Mapping[int, Any]  # Any: a Parts, or one of these. mypy's recursive aliases would say no more
+_TEXTS: Final = "texts"
+_VARINTS: Final = "varints"
+_FOURS: Final = "4 bytes each"
+_EIGHTS: Final = "8 bytes each"
+
+_CONTENTS: Final[Parts] = {
+    1: _VARINTS, 2: _VARINTS, 3: _VARINTS, 4: _VARINTS, 5: _VARINTS, 6: _FOURS, 7: _EIGHTS, 8: _TEXTS,
+}  # fmt: skip
+_TENSOR: Final[Parts] = {3: _VARINTS, 4: {}, 5: _CONTENTS}
+
+V2_REQUEST: Final[Parts] = {5: _TENSOR, 6: {2: {}}}
+V2_RESPONSE: Final[Parts] = {5: _TENSOR}
+
+_VALUES: Final[Parts] = {2: _VARINTS, 4: {1: _EIGHTS}, 5: {1: _VARINTS}, 6: {1: _TEXTS}}
+PREDICT_REQUEST: Final[Parts] = {3: {2: _VALUES}}
+STREAM_PREDICT_REQUEST: Final[Parts] = {2: PREDICT_REQUEST}
+
+_NOT_LAST: Final = bytes(range(0x80, 0x100))  # bytes of a varint that others follow
+_LONGEST_VARINT: Final = 10
+_LENGTH: Final = 2  # wire type of what has a length
+
+
+class TooHeavy(BadRequest):
+    """A message would become too many objects."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"A message holds more than {MOST // TEXT} texts, {MOST // NUMBER} numbers in lists or {MOST // FIELD} "
+            "fields; send numbers as raw contents, and texts in several requests."
+        )
+
+
+def weigh(body: bytes, parts: Parts, most: int = MOST) -> int:
+    """The weight of a message, without what its raw tensors hold.
+
+    :raises TooHeavy: when it is more than `most`; no more is looked at than that.
+    :raises MalformedMessage: if it is no protobuf message, as far as is looked at.
+    """
+    return _weigh(body, 0, len(body), parts, most)
+
+
+def is_brief(body: bytes, parts: Parts) -> bool:
+    """Does it weigh so little that it may be parsed where everybody waits for it?"""
+    try:
+        return weigh(body, parts, BRIEF) <= BRIEF
+    except TooHeavy:
+        return False
+
+
+def weight_of_texts(named: Iterable[Any], raw: Iterable[bytes]) -> int:
+    """The weight of the texts in raw BYTES tensors. named: their InferInputTensor or InferOutputTensor messages."""
+    return sum(_texts(tensor, len(contents)) for tensor, contents in zip(named, raw, strict=False)) * TEXT
+
+
+def _texts(tensor: Any, size: int) -> int:
+    if tensor.datatype != "BYTES":
+        return 0
+    try:
+        return min(elements_of(tensor.shape), size // 4)  # each has its length, in four bytes
+    except ImpossibleShape:
+        return 0  # it is refused by its shape
+
+
+def _weigh(body: bytes, at: int, end: int, parts: Parts, most: int) -> int:
+    weight = 0
+    for tag, _, begin, stop in fields(body, at, end, most + 1):
+        inside = parts.get(tag >> 3)
+        left = most - weight
+        if isinstance(inside, str):
+            is_list = tag & 7 == _LENGTH and inside != _TEXTS
+            weight += NUMBER * _numbers(body, begin, stop, inside, left) if is_list else TEXT
+        else:
+            weight += FIELD
+            if inside is not None and tag & 7 == _LENGTH and weight <= most:
+                weight += _weigh(body, begin, stop, inside, most - weight)
+        if weight > most:
+            raise TooHeavy
+    return weight
+
+
+def _numbers(body: bytes, at: int, end: int, kind: str, most: int) -> int:
+    """How many a list has; where that is surely more than `most`, some number above it."""
+    if kind != _VARINTS:
+        return (end - at) // (4 if kind == _FOURS else 8)
+    if end - at > most * _LONGEST_VARINT:
+        return most + 1
+    return len(body[at:end].translate(None, _NOT_LAST))
