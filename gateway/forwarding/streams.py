@@ -27,7 +27,7 @@ from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from gateway.errors import GatewayError, UpstreamFailed
+from gateway.errors import GatewayError, MalformedMessage, UpstreamFailed
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request
@@ -465,6 +465,10 @@ class StreamSession:
                 self._take_error(leg, message, head, body)
             else:
                 self._take_answer(leg, message, head, body)
+        except MalformedMessage as error:  # by the server: what it has of other messages can't be told either
+            leg.call.cancel()
+            self.leg_ended(leg, CallFailed(error.code, error.text, origin=Origin.ANSWER))
+            return False
         except Exception as error:
             self.fail(error)
             return False
