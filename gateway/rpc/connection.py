@@ -103,6 +103,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.closed = False  # the socket can go once what `output` gave is written
         self.draining = False  # no new calls
         self.reason = ""  # why it was closed, for the log
+        self.peer_erred = False  # was it closed for a rule, or a limit, that the peer has broken?
         self.greeted = False  # the peer's first SETTINGS came
         self.full = False  # does the socket take no more now? Its owner sees to it that it is not so for ever ...
         self.reads = True  # ... and may not read meanwhile; then the peer can't be late with what it sends
@@ -468,6 +469,7 @@ class Connection(ABC, Generic[AnyStream]):
     def break_off(self, code: int, reason: str) -> None:
         """End at once, saying why to the peer."""
         if not self.closed:
+            self.peer_erred = code != ErrorCode.NO_ERROR
             self._last_words = goaway_frame(self._last_id, code, reason.encode("ascii", "replace")[:100])
             self.close(reason)
 
