@@ -7,7 +7,7 @@ change, and keeps an unknown name open as SERVICE_UNKNOWN.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,8 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.api.calls import Context
 from gateway.api.catalogue import Catalogue
 from gateway.notifier import Changes
+from gateway.v2.peek import MAX_NAME
 
 _Status = health_pb2.HealthCheckResponse
+
+_MOST_BYTES: Final = MAX_NAME + 3  # of a request, with the tag and the length before the name
+_TOO_LONG: Final = f"A name has at most {MAX_NAME} bytes, and a request nothing else"
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
@@ -38,6 +42,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
         self._changes.notify()
 
     async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802  (the RPC's name)
+        await _refuse_long(request, context)
         status = self._status(request.service)
         if status is None:
             await context.abort(
@@ -47,9 +52,10 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
         return _Status(status=status)
 
     async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
-        told = None
+        service, told = request.service, None
+        await _refuse_long(request, context)
         while True:
-            status = self._status(request.service)
+            status = self._status(service)
             if status is None:
                 status = _Status.SERVICE_UNKNOWN
             if status != told:
@@ -67,3 +73,9 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
             return None
         serving = self._is_ready() and self._catalogue.is_ready(service)
         return int(_Status.SERVING if serving else _Status.NOT_SERVING)
+
+
+async def _refuse_long(request: Any, context: Context) -> None:
+    """A watch keeps its request, with fields that nobody knows, for as long as it is open."""
+    if request.ByteSize() > _MOST_BYTES:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _TOO_LONG)

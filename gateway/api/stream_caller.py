@@ -48,7 +48,7 @@ class _WireCaller:
         self._begun = False
         self._limit = call.connection.limits.unsent_bytes
         self._unsent = 0  # bytes that may be waiting; a bound, so that asking is rare
-        self._session: StreamSession = models.stream(self._opening, self, limits)
+        self._session: StreamSession = models.stream(self._opening, self, limits, call.connection.budget)
         call.on_message = self._message_arrived
         call.on_request = self._half_closed
         call.on_cancel = self._cancelled

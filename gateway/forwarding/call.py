@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
+from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
@@ -25,7 +25,7 @@ from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import OK, Code, Meaning
+from gateway.status import OK, Code, Meaning, Origin
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -238,9 +238,11 @@ class Call:
             head = peek_front(client.body)
             if head is not None:
                 self._begin_answer(client, head)
+        except MalformedMessage as error:
+            client.cancel(error.code, error.text, Origin.ANSWER)  # which tells `_upstream_done`
         except Exception as error:
-            client.cancel()  # which tells `_upstream_done`, unless this call is over
-            self._fail_unforeseen(error)
+            self._fail_unforeseen(error)  # first, or the call would end as one that was cancelled
+            client.cancel()
 
     def _begin_answer(self, client: ClientCall, head: Head) -> None:
         front = as_asked(self._work, client.body, head)
@@ -273,9 +275,14 @@ class Call:
             self._caller.finish(self._trailing(client, self.served.model_version))
             self._end(OK, "")
             return
-        self._inference.attempt_answered(self._work)
         body = client.body
-        head = self._inference.answers.peek(body)
+        try:
+            head = self._inference.answers.peek(body)
+        except MalformedMessage as error:
+            client.code, client.text, client.origin = error.code, error.text, Origin.ANSWER
+            self._upstream_failed(client)
+            return
+        self._inference.attempt_answered(self._work)
         if self._point is not None:
             self._point.saw(self, body, head)
         self._reply(client, as_asked(self._work, body, head), head, ())

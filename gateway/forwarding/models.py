@@ -21,6 +21,7 @@ from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.streams import Caller as StreamCaller
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.hooks import CallEnded, CallObserver
+from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import Fields, metadata_from
 from gateway.status import Code
 from gateway.v2.peek import Head
@@ -56,9 +57,9 @@ class Models:
             return await pipeline.infer(request, observer)
         return await self._call(request, head, observer)
 
-    def stream(self, opening: Request, caller: StreamCaller, limits: StreamLimits) -> StreamSession:
-        """Begin a ModelStreamInfer. opening: its metadata, deadline and peer."""
-        return StreamSession(self.inference, opening, caller, limits)
+    def stream(self, opening: Request, caller: StreamCaller, limits: StreamLimits, budget: Budget) -> StreamSession:
+        """Begin a ModelStreamInfer. opening: its metadata, deadline and peer. budget: of its connection."""
+        return StreamSession(self.inference, opening, caller, limits, budget)
 
     @contextmanager
     def refusals(self, opening: Request, model: str) -> Iterator[None]:

@@ -27,7 +27,7 @@ from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from gateway.errors import GatewayError, UpstreamFailed
+from gateway.errors import GatewayError, MalformedMessage, UpstreamFailed
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request
@@ -35,6 +35,7 @@ from gateway.forwarding.inference import Inference, Work, request_for, served_by
 from gateway.forwarding.metadata import echoed, first_values, passed_on, served_trailers
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.hooks import AttemptEnded, CallEnded, CallObserver, CallStarted
+from gateway.rpc.budget import Budget
 from gateway.status import Code, Meaning, Origin, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
@@ -180,6 +181,13 @@ def own_id(taken: Container[str]) -> str:
     return id
 
 
+def _lost(failure: CallFailed) -> UpstreamFailed:
+    """What the caller is told of a message whose leg has ended for good."""
+    if failure.origin is Origin.ANSWER:
+        return UpstreamFailed(code_of(failure.code), f"The endpoint's answer can't be used: {failure.text}")
+    return UpstreamFailed(Code.UNAVAILABLE, "The stream to the endpoint broke before the last answer.")
+
+
 def distinct_id(id: str, taken: Collection[str]) -> str:
     """The id, or one that begins with it and is not taken; of a number it is a number."""
     mark = "" if id.isascii() and id.isdigit() else "-"
@@ -203,14 +211,18 @@ def _asks_wrongly(head: Head) -> bool:
 class StreamSession:
     """One caller's ModelStreamInfer, from its first message to its end."""
 
-    def __init__(self, inference: Inference, opening: Request, caller: Caller, limits: StreamLimits) -> None:
-        """opening: the call's metadata, deadline and peer; its body is not used."""
+    def __init__(
+        self, inference: Inference, opening: Request, caller: Caller, limits: StreamLimits, budget: Budget
+    ) -> None:
+        """opening: the call's metadata, deadline and peer; its body is not used. budget: of its connection, from which
+        the bytes that are kept and held here are paid."""
         self._inference = inference
         self._opening = opening
         self._facts = first_values(opening.metadata)
         self._passed_on = passed_on(opening.metadata)
         self._caller = caller
         self._limits = limits
+        self._budget = budget
         self._heads = StreamRequestHeads()
         self._legs: dict[LegKey, Leg] = {}
         self._leaving: set[Leg] = set()  # those that take no more messages and have not ended
@@ -226,8 +238,8 @@ class StreamSession:
         self._no_more = False  # the caller has said that there are no more requests
         self._open: set[Message] = set()
         self._order: deque[Message] = deque()  # those whose answers must keep the order of the requests
-        self._kept_bytes = 0  # of requests without an answer yet
         self._held_bytes = 0  # of answers that wait for their turn
+        self._bytes = 0  # of those, of requests without an answer yet, and of requests that wait
         self._caller_full = False  # the caller reads slowly
         self._is_choked = False  # and answers that no server held back are piling up meanwhile
         self._who = (Names(), Names(), Names())  # variants, versions, endpoints
@@ -256,6 +268,7 @@ class StreamSession:
                 self._accept(body)
             else:
                 self._waiting.append(body)
+                self._hold(len(body))
         except Exception as error:
             self.fail(error)
             return False
@@ -279,6 +292,8 @@ class StreamSession:
         if self._is_over:
             return
         self._is_over = True
+        self._budget.give(self._bytes)
+        self._bytes = 0
         if self._farewell is not None:
             self._farewell.cancel()
         for task in self.tasks:
@@ -316,11 +331,27 @@ class StreamSession:
         limits = self._limits
         return (
             len(self._open) < limits.requests
-            and self._kept_bytes + self._held_bytes < limits.bytes
+            and self._has_bytes_left()
             and not self._full_legs
             and not self._bereft
             and not self._is_choked
         )
+
+    def _has_bytes_left(self) -> bool:
+        """May more be kept? Always one message, whatever others hold: so each session goes on with its own answers."""
+        return not self._bytes or self._is_within(self._bytes)
+
+    def _is_within(self, size: int) -> bool:
+        return size < self._limits.bytes and self._budget.has_room
+
+    def _hold(self, size: int) -> None:
+        self._bytes += size
+        self._budget.hold(size)
+
+    def _give(self, size: int) -> None:
+        if not self._is_over:  # else all has been given
+            self._bytes -= size
+            self._budget.give(size)
 
     def _go_on(self) -> None:
         """Take what waits if there is room for it, then have the caller send more; or end, if that was all."""
@@ -329,7 +360,9 @@ class StreamSession:
         self._is_going_on = True
         try:
             while self._waiting and self._has_room():
-                self._accept(self._waiting.popleft())
+                body = self._waiting.popleft()
+                self._give(len(body))
+                self._accept(body)
         except Exception as error:
             self.fail(error)
             return
@@ -378,7 +411,7 @@ class StreamSession:
     def _enter(self, message: Message) -> Message:
         """It has its place among the others of the stream."""
         self._open.add(message)
-        self._kept_bytes += message.size
+        self._hold(message.size)
         self._order.append(message)
         return message
 
@@ -495,6 +528,10 @@ class StreamSession:
                 self._take_error(leg, message, head, body)
             else:
                 self._take_answer(leg, message, head, body)
+        except MalformedMessage as error:  # by the server: what it has of other messages can't be told either
+            leg.call.cancel()
+            self.leg_ended(leg, CallFailed(error.code, error.text, origin=Origin.ANSWER))
+            return False
         except Exception as error:
             self.fail(error)
             return False
@@ -507,7 +544,7 @@ class StreamSession:
         """May it bring more? Not while answers held here are many, unless all wait for one of this leg's."""
         if self._caller_full:
             return False
-        return self._held_bytes < self._limits.bytes or self._order[0].key in leg.messages
+        return not self._held_bytes or self._is_within(self._held_bytes) or self._order[0].key in leg.messages
 
     def _feed_legs(self) -> None:
         for leg in [leg for leg in self._paused if self._may_read(leg)]:
@@ -610,8 +647,7 @@ class StreamSession:
             for _ in range(min(_SENT_AGAIN_AT_ONCE, len(self._bereft))):
                 message, failure = self._bereft.popleft()
                 if not self._retried(message, failure, None):
-                    text = "The stream to the endpoint broke before the last answer."
-                    self._fail_message(message, UpstreamFailed(Code.UNAVAILABLE, text))
+                    self._fail_message(message, _lost(failure))
                 if self._is_over:
                     return
         except Exception as error:
@@ -691,14 +727,14 @@ class StreamSession:
             return
         if message.body is not None:
             message.body = None
-            self._kept_bytes -= message.size
+            self._give(message.size)
         if not in_turn and message.in_order:
             self._let_pass(message)
         if body is not None:
             message.answers += 1
             message.answer_bytes += len(body)
             if message.in_order and (message.held or self._order[0] is not message):
-                self._hold(message, body)
+                self._hold_answer(message, body)
             elif not self._caller.send(body):
                 self._caller_full = True
         if last:
@@ -711,11 +747,12 @@ class StreamSession:
         if not self._is_fed:
             self._go_on()
 
-    def _hold(self, message: Message, body: bytes) -> None:
+    def _hold_answer(self, message: Message, body: bytes) -> None:
         if message.held is None:
             message.held = deque()
         message.held.append(body)
         self._held_bytes += len(body)
+        self._hold(len(body))
 
     def _let_pass(self, message: Message) -> None:
         """It is a decoupled model's: its answers need not wait."""
@@ -746,6 +783,7 @@ class StreamSession:
         while held and (at_once or not self._caller_full):
             body = held.popleft()
             self._held_bytes -= len(body)
+            self._give(len(body))
             if not self._caller.send(body):
                 self._caller_full = True
 

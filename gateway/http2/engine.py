@@ -61,6 +61,7 @@ from gateway.http2.frames import (
     SettingsReceived,
     StreamClosed,
     StreamReset,
+    TinyReceived,
     TrailersReceived,
     frame,
     frame_head,
@@ -72,11 +73,16 @@ from gateway.http2.header_lists import TOO_LARGE, Head, Malformed, request_head,
 from gateway.http2.hpack import KEPT, KEPT_BYTES, BadBlock, Decoder, Encoder, Field, TooLarge
 from gateway.http2.limits import Limits
 from gateway.http2.prices import (
+    BODIES_AT_ONCE,
     EMPTY_DATA,
+    LATE_BULK,
+    LATE_END,
+    LATE_FRAME,
     LEAST_CONTINUATION,
     MALFORMED_HEAD,
     PRIORITY_FRAME,
     SMALL_CONTINUATION,
+    TINY,
     UNKNOWN_FRAME,
 )
 from gateway.http2.states import (
@@ -131,6 +137,8 @@ class Engine:
 
     def __init__(self, limits: Limits, is_client: bool) -> None:
         self.glitches = 0  # frames that an honest peer has little reason to send; the owner sets it back
+        self.tiny = 0  # tokens of `Limits.tiny` that frames of closed streams cost; likewise
+        self.is_behind = False  # is there more to read of what has come? `receive_data` reads on, also with nothing new
         self.decoded = 0  # bytes of header blocks that had to be decoded; likewise
         self._limits = limits
         self._is_client = is_client
@@ -156,7 +164,8 @@ class Engine:
         self._block_dropped = False  # it is larger than any that is kept
         self._body_left = 0  # bytes of a DATA frame that are still to come ...
         self._body_id = 0  # ... on this stream
-        self._body_ends = False
+        self._body_ends = self._body_is_tiny = False
+        self._bodies_left = 0  # DATA and late frames that are still read in this go
         self._allowance = FIRST_WINDOW  # bytes that the peer may send on the connection
         self._owed = 0
         self._owed_most = limits.connection_window // 2  # what the peer is told of at once
@@ -213,10 +222,12 @@ class Engine:
     # In
 
     def receive_data(self, data: bytes) -> None:
-        """raises: EngineError."""
+        """Read a part, if it is very many frames; see `is_behind`. raises: EngineError."""
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        self.is_behind = False
+        self._bodies_left = BODIES_AT_ONCE
         at, size = 0, len(data)
         if self._in_preface:
             at = self._read_preface(data)
@@ -224,6 +235,9 @@ class Engine:
             if self._body_left:
                 at = self._more_body(data, at)
                 continue
+            if self._bodies_left <= 0:
+                self.is_behind = True
+                break
             start = at + HEADER
             if start > size:
                 break
@@ -294,12 +308,13 @@ class Engine:
     def _body(self, stream_id: int, length: int, ends: bool, part: bytes) -> None:
         """A DATA frame of `length` bytes, of which `part` is here."""
         self._units += 1
+        self._bodies_left -= 1
         stream = self._streams.get(stream_id)
         if length > self._allowance:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
         self._allowance -= length
         if stream is None or stream.state >= AWAITING or length > stream.allowance:
-            self._body_fault(stream_id, stream, ends)
+            self._body_fault(stream_id, stream, ends, length)
             stream = None  # its bytes are dropped
         elif not length and not ends:
             self.glitches += EMPTY_DATA
@@ -307,6 +322,7 @@ class Engine:
             stream.allowance -= length
         self._body_id = stream_id
         self._body_ends = ends
+        self._body_is_tiny = length < TINY and not ends
         self._body_left = length - len(part)
         self._deliver(stream, part)
 
@@ -343,16 +359,18 @@ class Engine:
                 self.acknowledge(len(data), 0)
                 self._refuse(stream, _PROTOCOL)
                 return
-        self._events.append(DataReceived(stream.id, data, ends))
+        if self._body_is_tiny:
+            self._events.append(TinyReceived(stream.id, data, ends))
+        else:
+            self._events.append(DataReceived(stream.id, data, ends))
         if ends:
             self._move(stream, BODY_END)
 
-    def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool) -> None:
+    def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool, length: int) -> None:
         """DATA on a stream that can't take it. raises: EngineError if the peer must know better."""
         if stream is None:
             self._on_no_stream(stream_id, "DATA")
-            if ends:
-                self._strays.discard(stream_id)
+            self._late_frame(stream_id, ends, length)
         elif stream.state >= AWAITING:
             self._fault(stream, BODY_END if ends else BODY)
         else:
@@ -370,6 +388,13 @@ class Engine:
             raise EngineError(
                 ErrorCode.STREAM_CLOSED, f"{what} on a stream that the client has ended, reset or skipped"
             )
+
+    def _late_frame(self, stream_id: int, ends: bool, length: int) -> None:
+        """Count a frame of a closed stream: a peer may send what it had begun to, and not go on for ever."""
+        if ends and self._strays.discard(stream_id):
+            self.tiny += LATE_END
+        elif length < LATE_BULK:
+            self.tiny += LATE_FRAME
 
     # Heads
 
@@ -436,8 +461,8 @@ class Engine:
             if self._is_client or not stream_id & 1 or stream_id <= self._last_id:
                 self._on_no_stream(stream_id, "HEADERS")
                 self._decode(block)  # or later blocks would mean something else
-                if ends:
-                    self._strays.discard(stream_id)
+                self._bodies_left -= 1
+                self._late_frame(stream_id, ends, 0)
                 return
             self._new_request(stream_id, block, ends)
         elif stream.state >= RECEIVED:
@@ -584,6 +609,7 @@ class Engine:
         stream = self._streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id, "RST_STREAM")
+            self._bodies_left -= 1  # it is free, since it may have crossed the stream's end, but waits for its turn
             self._strays.discard(stream_id)
             return
         code = number(payload, 0)

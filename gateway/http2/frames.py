@@ -129,6 +129,10 @@ class DataReceived(Event):
         self.end_stream = end_stream
 
 
+class TinyReceived(DataReceived):
+    """The same, out of a frame so small that it has a price unless it brings a message's end; see `prices.TINY`."""
+
+
 class StreamReset(Event):
     """The peer reset a stream. Its `StreamClosed` follows."""
 

@@ -33,6 +33,7 @@ class Limits:
     # Floods
     resets: tuple[int, int] = (1000, 33)  # streams ended by RST, whoever sent it; as nghttp2 since rapid reset
     glitches: tuple[int, int] = (400, 33)  # PRIORITY, unknown and empty frames, malformed requests
+    tiny: tuple[int, int] = (10_000, 1_000)  # small frames of bodies that complete no message, or come too late
     control: tuple[int, int] = (1000, 100)  # PING, SETTINGS, WINDOW_UPDATE beyond those that honest work explains
     max_queued_replies: int = 1000  # SETTINGS and PING acknowledgements that a peer doesn't read
 
@@ -60,6 +61,7 @@ UPSTREAM = Limits(
     connection_window=(1 << 31) - 1,  # none: callers share the connection, and one who does not read must stop no other
     header_list_bytes=64 * KiB,  # a Triton echoes what callers wrote, and models' own error texts can be long
     glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
+    tiny=(100_000, 10_000),  # likewise: answers that were on their way; 0.1 s of work, then 1 % of a core
 )
 """Limits of a connection to an upstream: no caller's words may end it, as all of them share it."""
 

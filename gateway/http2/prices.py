@@ -17,6 +17,15 @@ MALFORMED_HEAD: Final = 1
 REFUSED_HEAD: Final = 1  # one that gRPC, or a limit, does not allow
 LEAST_CONTINUATION: Final = 1024  # bytes; one that is smaller, and not the last of its block, is small
 
+# `Limits.tiny`: frames of bodies that are no bulk, and complete nothing
+TINY: Final = 256  # bytes; a DATA frame of an open stream that is smaller, and not its last, is tiny
+LEAST_WAITING: Final = 32  # bytes; no request on a stream is smaller, so no frame that waits for a slow reader is
+TINY_DATA: Final = 1  # brings no message's end, or is on a call that is over
+MESSAGE_END: Final = -2  # a message may come in two tiny frames that are not its end: its prefix, and what is left over
+LATE_FRAME: Final = 1  # DATA or HEADERS of a stream that is closed
+LATE_BULK: Final = 1024  # bytes; a late DATA frame that is no smaller is a body on its way, and is free
+LATE_END: Final = -1  # the peer ends a stream that we ended before: that it had sent a little is no wonder
+
 # `Limits.control`: frames of the connection, beyond what honest work explains
 WINDOW_UPDATE_FRAME: Final = 1.0
 CONTROL_FRAME: Final = 1.0  # SETTINGS, PING, GOAWAY
@@ -32,4 +41,5 @@ ANSWERED: Final = -9.0  # who resets nine calls of ten is a client that hedges, 
 PATIENT: Final = 1.0  # seconds; who resets a call that is older has waited for it
 
 # Of a turn of the event loop, counted in events
+BODIES_AT_ONCE: Final = 500  # DATA frames that are read in one go, half a millisecond; the rest waits for later turns
 HEADER_BYTES_PER_EVENT: Final = 320  # bytes of Huffman code that take as long to decode as an event to handle

@@ -97,6 +97,9 @@ class Strays:
             self._up_to = last_id
         self._ids.add(stream_id)
 
-    def discard(self, stream_id: int) -> None:
-        """The peer has ended it."""
-        self._ids.discard(stream_id)
+    def discard(self, stream_id: int) -> bool:
+        """The peer has ended it. Was it remembered by itself?"""
+        if stream_id not in self._ids:
+            return False
+        self._ids.remove(stream_id)
+        return True

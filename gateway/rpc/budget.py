@@ -13,6 +13,7 @@ from gateway.status import Code
 
 SMALL_MESSAGE: Final = 64 * 1024  # bytes; what is no larger is still collected when larger ones have used all ...
 _FOR_SMALL: Final = 8  # ... for which there is an eighth more
+_FOR_WAITING: Final = 2  # what can be made to wait stops at a half, and leaves the other to what can only be refused
 
 
 class Budget:
@@ -43,6 +44,19 @@ class Budget:
         if self._parent is not None:
             self._parent.take(size, so_far)
         self.held += size
+
+    @property
+    def has_room(self) -> bool:
+        """May more be held of what need not come now? Whoever asks can make its peer wait, and does if not."""
+        if self.held >= self.most // _FOR_WAITING:
+            return False
+        return self._parent is None or self._parent.has_room
+
+    def hold(self, size: int) -> None:
+        """Hold bytes that are here already, whether there is room or not: see `has_room`."""
+        self.held += size
+        if self._parent is not None:
+            self._parent.hold(size)
 
     def give(self, size: int) -> None:
         """Hold them no longer."""

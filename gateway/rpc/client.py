@@ -153,7 +153,6 @@ class ClientCall(Stream):
         connection.discarded += 1
         self._discarded = True
         self._discard_key = self._deadlines.add(connection.now + DISCARD_SECONDS, self, connection.now)
-        self.wants_window = False  # so a large answer stops by itself
         return True
 
     @property

@@ -32,6 +32,7 @@ from gateway.http2.frames import (
     SettingsReceived,
     StreamClosed,
     StreamReset,
+    TinyReceived,
     TrailersReceived,
     WindowUpdated,
     goaway_frame,
@@ -42,7 +43,9 @@ from gateway.http2.prices import (
     CONTROL_FRAME,
     HEAD_EXPLAINS,
     HEADER_BYTES_PER_EVENT,
+    LATE_END,
     MESSAGE_EXPLAINS,
+    TINY_DATA,
     WINDOW_UPDATE_FRAME,
 )
 from gateway.rpc.budget import Budget
@@ -55,6 +58,7 @@ AnyStream = TypeVar("AnyStream", bound=Stream)
 
 # Under names that compiled code need not look up.
 _DATA: Final = DataReceived
+_TINY: Final = TinyReceived
 _CLOSED: Final = StreamClosed
 _REQUEST: Final = RequestReceived
 _RESPONSE: Final = ResponseReceived
@@ -90,6 +94,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.budget = budget or Budget(limits.collected_bytes, "collected_bytes")
         self.elsewhere: Elsewhere | None = None  # without it everything is inflated at once
         self.turn_left = TURN  # see there
+        self.tiny = 0  # tokens of `Limits.tiny` that were not taken yet; negative ones give back
         self._small = min(SMALL, limits.message_bytes)
         self.wake = wake
         self.now = now
@@ -98,6 +103,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.closed = False  # the socket can go once what `output` gave is written
         self.draining = False  # no new calls
         self.reason = ""  # why it was closed, for the log
+        self.peer_erred = False  # was it closed for a rule, or a limit, that the peer has broken?
         self.greeted = False  # the peer's first SETTINGS came
         self.full = False  # does the socket take no more now? Its owner sees to it that it is not so for ever ...
         self.reads = True  # ... and may not read meanwhile; then the peer can't be late with what it sends
@@ -106,6 +112,7 @@ class Connection(ABC, Generic[AnyStream]):
         self._last_words = b""
         self._control = Bucket(limits.control, now)
         self._glitches = Bucket(limits.glitches, now)
+        self._tiny = Bucket(limits.tiny, now)
         self._partial = 0  # the number of the frame or header block that has come in part, or 0
         self._partial_since = now
         self._active_at = now
@@ -121,12 +128,12 @@ class Connection(ABC, Generic[AnyStream]):
     @property
     def is_late(self) -> bool:
         """Has more come than it could be dealt with in a turn?"""
-        return bool(self._later)
+        return bool(self._later) or self.engine.is_behind
 
     @property
     def has_work(self) -> bool:
         """Is there anything for `advance` to do?"""
-        return bool(self._later) or bool(self._behind) or bool(self._ending) or self._writers_wait
+        return self.is_late or bool(self._behind) or bool(self._ending) or self._writers_wait
 
     def advance(self) -> None:
         """A new turn of the loop: go on with what is left of the ones before."""
@@ -137,6 +144,8 @@ class Connection(ABC, Generic[AnyStream]):
         if self._later:
             events, self._later = self._later, []
             self._handle(events)
+        if self.engine.is_behind and not self._later and self.turn_left > 0:
+            self._take_in(b"")
         for stream in list(self._behind):
             if self.turn_left <= 0:
                 break
@@ -205,7 +214,11 @@ class Connection(ABC, Generic[AnyStream]):
             return
         self.now = self._active_at = now
         self._pinged_at = None  # any byte is as good as the answer
-        engine = self.engine
+        self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        """Read what has come, or a part of it if it is very many frames; the rest in later turns."""
+        now, engine = self.now, self.engine
         failure: EngineError | None = None
         try:
             engine.receive_data(data)
@@ -227,8 +240,16 @@ class Connection(ABC, Generic[AnyStream]):
             if not self._glitches.take(engine.glitches, now):
                 self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that mean nothing")
             engine.glitches = 0
+        tiny = self.tiny + engine.tiny
+        if tiny:
+            if not self._tiny.take(tiny, now):
+                self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many small frames that complete no message")
+            self.tiny = engine.tiny = 0
         if failure is not None:
             self.break_off(failure.code, str(failure))
+        elif engine.is_behind:
+            self.turn_left = 0
+            self.wake()
 
     @property
     def has_output(self) -> bool:
@@ -274,6 +295,9 @@ class Connection(ABC, Generic[AnyStream]):
                 if kind is _DATA:
                     self.turn_left -= 1
                     self._data(streams.get(event.stream_id), event)  # type: ignore[attr-defined, arg-type]
+                elif kind is _TINY:
+                    self.turn_left -= 1
+                    self._tiny_data(streams.get(event.stream_id), event)  # type: ignore[attr-defined, arg-type]
                 elif kind is _CLOSED:
                     self.turn_left -= 1
                     self._stream_closed(event)  # type: ignore[arg-type]
@@ -283,10 +307,8 @@ class Connection(ABC, Generic[AnyStream]):
                     self._headers(event)  # type: ignore[arg-type]
                 elif kind is _WINDOW:
                     control += WINDOW_UPDATE_FRAME
-                elif kind is _RESET:  # its StreamClosed follows
-                    self._reset_by_peer(event)  # type: ignore[arg-type]
-                elif kind is _DROPPED:
-                    self._headers_dropped(event)  # type: ignore[arg-type]
+                elif kind is _RESET or kind is _DROPPED:
+                    self._rare_event(event)
                 else:
                     control += CONTROL_FRAME
                     self._control_event(event)
@@ -297,8 +319,11 @@ class Connection(ABC, Generic[AnyStream]):
 
     def _data(self, stream: AnyStream | None, event: DataReceived) -> None:
         data = event.data
-        if stream is None or stream.done or stream.deaf:  # the bytes are dropped, their window still goes back
-            self.give_back(len(data), event.stream_id if stream is None or stream.wants_window else 0)
+        if stream is None or stream.done or stream.deaf:  # the bytes are dropped, the connection's window goes back ...
+            is_awaited = stream is not None and not stream.done  # ... and the stream's only if more of it is wanted
+            self.give_back(len(data), event.stream_id if is_awaited else 0)
+            if event.end_stream:
+                self.tiny += LATE_END
             return
         try:
             size = len(data) - PREFIX
@@ -320,6 +345,12 @@ class Connection(ABC, Generic[AnyStream]):
         except Exception as error:  # a callback's own fault must not end its neighbours' calls
             self.on_bug(error)
             self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
+
+    def _tiny_data(self, stream: AnyStream | None, event: DataReceived) -> None:
+        is_late = stream is None or stream.done or stream.deaf
+        self._data(stream, event)
+        if is_late or stream is None or stream.completes_nothing(len(event.data)):
+            self.tiny += TINY_DATA
 
     def give_back(self, size: int, stream_id: int) -> None:
         """Window to the peer, for bytes that are no longer ours to keep."""
@@ -358,6 +389,12 @@ class Connection(ABC, Generic[AnyStream]):
             self._safely(waiting)
         if stream.done:  # and is not under way again
             stream._forget()
+
+    def _rare_event(self, event: Event) -> None:
+        if isinstance(event, StreamReset):  # its StreamClosed follows
+            self._reset_by_peer(event)
+        elif isinstance(event, HeadersDropped):
+            self._headers_dropped(event)
 
     def _control_event(self, event: Event) -> None:
         if isinstance(event, SettingsReceived):
@@ -432,6 +469,7 @@ class Connection(ABC, Generic[AnyStream]):
     def break_off(self, code: int, reason: str) -> None:
         """End at once, saying why to the peer."""
         if not self.closed:
+            self.peer_erred = code != ErrorCode.NO_ERROR
             self._last_words = goaway_frame(self._last_id, code, reason.encode("ascii", "replace")[:100])
             self.close(reason)
 
@@ -444,6 +482,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.draining = True
         self.reason = reason
         self._later.clear()
+        self.engine.is_behind = False
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.ended_by = EndedBy.CONNECTION

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.http2.frames import BOTH, EngineError, ErrorCode
+from gateway.http2.prices import LEAST_WAITING, MESSAGE_END
 from gateway.rpc.codes import CallFailed
 from gateway.rpc.framing import PREFIX, SMALL, prefix, read_prefix
 from gateway.status import Code
@@ -47,7 +48,6 @@ class Stream:
     deaf = False  # what comes is dropped: no messages, but an error page
     closed = False  # the engine has forgotten the stream
     ended_by = BOTH  # once it is closed
-    wants_window = True  # is the peer to send more than it may by now?
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
     on_writable: Callable[[], None] | None = None
@@ -144,7 +144,9 @@ class Stream:
 
     def _count(self, size: int) -> None:
         self.missing -= size
-        if self.missing < 0:
+        if self.missing == 0:
+            self.connection.tiny += MESSAGE_END
+        elif self.missing < 0:
             raise CallFailed(Code.UNIMPLEMENTED, "A unary call has exactly one message")
 
     def _is_passed_on(self) -> bool:
@@ -186,6 +188,7 @@ class Stream:
                 return
             self.hungry = False
             connection.turn_left -= 1
+            connection.tiny += MESSAGE_END
             if self._compressed_now:
                 connection.inflate(self, message, self._deliver)
             else:
@@ -244,6 +247,14 @@ class Stream:
         self._left, self._compressed_now = read_prefix(self._prefix, 0, self._limit())
         self._prefix = b""
         return stop
+
+    def completes_nothing(self, size: int) -> bool:
+        """Has a frame of `size` bytes, which has just been taken in, left a message without its end?"""
+        if self.on_message is None:
+            return self.missing != 0
+        if self._chunks:  # the reader is slow, so what is in them is not known yet
+            return size < LEAST_WAITING
+        return self._left >= 0 or bool(self._prefix)
 
     @property
     def has_partial_message(self) -> bool:

@@ -86,6 +86,7 @@ class WireChannel:
         self.options = options or ChannelOptions()
         self.state = State.IDLE
         self.on_state: Callable[[State], None] | None = None
+        self.on_fault: Callable[[str], None] | None = None  # told why a connection was cut for what the server did
         self._loop: asyncio.AbstractEventLoop
         self._alarm: Alarm | None = None
         self._edges: list[ClientEdge] = []
@@ -320,6 +321,8 @@ class WireChannel:
         log.info("%s: a connection ended: %s", self.target, edge.wire.reason)
         if self.state is State.SHUTDOWN:
             return
+        if edge.wire.peer_erred and self.on_fault is not None:
+            self.on_fault(edge.wire.reason)
         if edge.wire.pinged_too_often:
             self._limits = replace(self._limits, keepalive_seconds=2 * self._limits.keepalive_seconds)
         useful = edge.wire.answered or self._loop.time() - edge.wire.born > LONG_LIVED

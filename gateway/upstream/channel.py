@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -76,6 +77,9 @@ class ChannelConnection:
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
         return WireStream(self.channel, path, metadata, timeout, listener)
+
+    def tell_faults(self, told: Callable[[str], None]) -> None:
+        self.channel.on_fault = told
 
     async def aclose(self) -> None:
         await self.channel.close(None)

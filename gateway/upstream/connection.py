@@ -5,6 +5,7 @@ Bodies are serialized messages. `channel` implements `Connection`; it alone know
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,5 +88,9 @@ class Connection(Protocol):
         ...
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall: ...
+
+    def tell_faults(self, told: Callable[[str], None]) -> None:
+        """Have `told` hear why, whenever the server has broken a rule or a limit and was cut for it."""
+        ...
 
     async def aclose(self) -> None: ...

@@ -112,6 +112,14 @@ class Endpoint:
             self._idle.append(waiter)
             await waiter
 
+    def suspect(self, reason: str) -> None:
+        """It is in doubt as a whole until a probe has asked it, which comes soon."""
+        if self.state is not State.DOWN:
+            self.state = State.SUSPECT
+            self.reason = reason
+        self.forget()  # it may have been started again
+        self.on_suspicion()
+
     def failed(self, model: ModelKey, verdict: Verdict, text: str) -> None:
         """Take note of a call that this endpoint did not answer.
 
@@ -120,11 +128,9 @@ class Endpoint:
         """
         meaning = verdict.meaning
         if verdict.ejects:
-            if self.state is not State.DOWN:
-                self.state = State.SUSPECT
-                self.reason = text
-            self.forget()  # it may have been started again
-        elif meaning is Meaning.MODEL_GONE and model in self.models:
+            self.suspect(text)
+            return
+        if meaning is Meaning.MODEL_GONE and model in self.models:
             self.forget(model[0])
         elif meaning is not Meaning.UNCLEAR:
             return

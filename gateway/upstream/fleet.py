@@ -93,6 +93,7 @@ class Fleet:
                 wait.cancel()
 
     def _begin(self, endpoint: Endpoint, settings: UpstreamSettings) -> _Member:
+        endpoint.connection.tell_faults(endpoint.suspect)
         prober = Prober(endpoint, settings.models, settings.probe, self._changed)
         return _Member(endpoint, prober, asyncio.ensure_future(prober.run()), settings.identity)
 

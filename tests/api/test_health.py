@@ -127,6 +127,18 @@ async def test_a_watch_repeats_nothing_when_something_else_changed(stub: Any, wo
     watch.cancel()
 
 
+@pytest.mark.parametrize(("size", "extra"), [(1025, b""), (60_000, b""), (1, b"\x12\x80\x08" + bytes(1024))])
+async def test_a_watch_keeps_no_large_request(stub: Any, size: int, extra: bytes) -> None:
+    large = health_pb2.HealthCheckRequest.FromString(asked("x" * size).SerializeToString() + extra)
+    for call in (stub.Check(large), stub.Watch(large).read()):
+        with pytest.raises(grpc.aio.AioRpcError, match="A name has at most 1024 bytes") as caught:
+            await asyncio.wait_for(call, 5)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    watch = stub.Watch(asked("x" * 1024))
+    assert await read(watch) == SERVICE_UNKNOWN
+    watch.cancel()
+
+
 async def test_an_unknown_name_can_be_watched_until_a_config_has_it(stub: Any, world: World) -> None:
     watch = stub.Watch(asked("later"))
     assert await read(watch) == SERVICE_UNKNOWN

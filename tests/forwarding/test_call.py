@@ -21,7 +21,7 @@ from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Route, Routes, Split
 from gateway.rpc.client import ClientCall
 from gateway.rpc.deadlines import Deadlines
-from gateway.status import Code, Origin
+from gateway.status import Code, Meaning, Origin
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
@@ -60,6 +60,7 @@ class Asking(Caller):
         self.metadata = metadata_from_pairs(())
         self.peer, self.deadline, self.number = "ipv4:127.0.0.1:5", None, 1
         self.ends: list[Code] = []
+        self.text = ""
         self.trailing: dict[bytes, bytes] = {}
 
     def listen(self, call: Call | None) -> None:
@@ -74,6 +75,7 @@ class Asking(Caller):
 
     def fail(self, error: GatewayError, trailing: Any) -> None:
         self.ends.append(error.code)
+        self.text = error.text
         self.trailing = dict(trailing)
 
 
@@ -83,6 +85,7 @@ class Hooks(NoHooks):
     def __init__(self, fault: str) -> None:
         self.fault = fault
         self.ended = 0
+        self.meanings: list[Meaning | None] = []
 
     def call_started(self, event: CallStarted) -> CallObserver:
         hooks = self
@@ -97,6 +100,7 @@ class Hooks(NoHooks):
                 return ()
 
             def attempt_ended(self, event: Any) -> None:
+                hooks.meanings.append(event.meaning)
                 if hooks.fault == "hooks.attempt_ended":
                     raise Fault
 
@@ -203,3 +207,38 @@ async def test_who_awaits_a_call_and_is_cancelled_ends_it() -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     assert world.endpoint.in_flight == 0
     assert world.hooks.ended == 1
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["whole", "its front"])
+def test_an_answer_that_is_no_message_is_its_server_s_fault(is_large: bool, caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.caller.takes_parts = True
+    world.begin()
+    (client,) = world.connection.sent
+    if is_large:
+        client.body, client.missing = bytes(70_000), 130_000
+        assert client.on_front is not None
+        client.on_front(client)
+    else:
+        world.end(body=bytes(1000))
+    assert world.caller.ends == [Code.INTERNAL]
+    assert world.caller.text == "The endpoint's answer can't be used: A field has number 0."
+    assert world.hooks.meanings == [Meaning.SERVER]
+    assert world.hooks.ended == 1
+    assert world.endpoint.in_flight == 0
+    assert client.done
+    assert not caplog.text
+
+
+def test_a_fault_at_the_front_of_an_answer_is_not_taken_for_a_cancelled_call(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.caller.takes_parts = True
+    world.begin()
+    (client,) = world.connection.sent
+    client.body, client.missing = ANSWER, 130_000
+    world.caller.pass_answer = None  # type: ignore[assignment,method-assign]  # which throws
+    assert client.on_front is not None
+    client.on_front(client)
+    assert (world.caller.ends, world.caller.text) == ([Code.INTERNAL], BUG_TEXT)
+    assert client.done
+    assert caplog.text.count("Traceback") == 1

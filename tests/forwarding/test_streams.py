@@ -17,6 +17,7 @@ from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.forwarding.topology import Topology
 from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Direct, Routes
+from gateway.rpc.budget import Budget
 from gateway.status import Code, Origin
 from gateway.upstream.connection import CallFailed, StreamListener
 from gateway.upstream.endpoint import Endpoint
@@ -96,7 +97,7 @@ class Reports(NoHooks):
 class World:
     """A caller of a transparent gateway, whose session is under test."""
 
-    def __init__(self, limits: StreamLimits | None = None, metadata: Any = ()) -> None:
+    def __init__(self, limits: StreamLimits | None = None, metadata: Any = (), budget: Budget | None = None) -> None:
         self.connection = Connection()
         self.endpoint = Endpoint("triton", "t:1", self.connection)  # type: ignore[arg-type]
         self.reports = Reports()
@@ -107,7 +108,9 @@ class World:
         self.ends: list[Exception | None] = []
         self.fed = 0
         self.reads = True
-        self.session = StreamSession(inference, Request(b"", metadata), self, limits or StreamLimits())
+        self.budget = budget or Budget(1 << 30, "test")
+        opening = Request(b"", metadata)
+        self.session = StreamSession(inference, opening, self, limits or StreamLimits(), self.budget)
 
     def send(self, body: bytes) -> bool:
         self.got.append(pb.ModelStreamInferResponse.FromString(body))
@@ -490,3 +493,82 @@ async def test_a_leg_with_many_messages_ends_in_slices_and_keeps_their_order() -
     again = [request.id for call in world.calls[1:] for request in call.sent]
     assert world.ids + again == [*map(str, range(500)), "late"]
     assert not world.ends
+
+
+def test_an_answer_that_is_no_message_costs_the_messages_of_its_leg_and_no_others() -> None:
+    world = World()
+    world.ask("a", "1")
+    world.ask("b", "2")
+    first, second = world.calls
+    first.listener.message_arrived(b"\0\0")
+    second.answer()
+    assert first.is_cancelled
+    assert not world.ends
+    told = ["The endpoint's answer can't be used: A field has number 0.", ""]
+    assert [answer.error_message for answer in world.got] == told
+    assert [end.code for end in world.reports.ended] == [Code.INTERNAL, Code.OK]
+    assert world.endpoint.in_flight == 0
+
+
+def test_sessions_stop_reading_when_they_hold_half_of_what_their_connection_may_and_each_goes_on_by_itself() -> None:
+    process = Budget(100_000, "process")
+    connection = Budget(10_000, "connection", process)
+    first, second, other = (
+        World(budget=connection),
+        World(budget=connection),
+        World(budget=Budget(10_000, "o", process)),
+    )
+    assert first.ask("m", "1", size=3000)
+    assert not second.ask("m", "1", size=3000)
+    assert not second.ask("m", "2", size=10)  # it was on its way
+    assert other.ask("m", "1", size=3000)
+    assert not first.ask("m", "2", size=10)
+    second.calls[0].answer()
+    assert len(second.calls[0].sent) == 1
+    assert second.fed == 1
+    second.calls[0].answer()
+    first.calls[0].answer()
+    first.calls[0].answer()
+    assert first.fed == 1
+    other.session.cancel()
+    assert connection.held == process.held == 0
+
+
+def test_what_all_sessions_hold_stops_at_half_of_what_the_process_may() -> None:
+    process = Budget(10_000, "process")
+    worlds = [World(budget=Budget(8000, "connection", process)) for _ in range(3)]
+    assert [world.ask("m", "1", size=3000) for world in worlds] == [True, False, False]
+    assert [len(world.calls[0].sent) for world in worlds] == [1, 1, 1]  # one message is always taken
+    for world in worlds:
+        world.session.cancel()
+    assert process.held == 0
+
+
+def test_answers_that_wait_for_their_turn_are_paid_from_the_connection_s_budget() -> None:
+    connection = Budget(2000, "connection")
+    world = World(budget=connection)
+    world.ask("slow", "1")
+    for number in range(3):
+        world.ask("large", str(number + 2))
+    slow, large = world.calls
+    large.answer(size=1200)
+    assert connection.held > 1200
+    assert not large.hungry
+    slow.answer()
+    assert slow.hungry
+    assert large.hungry
+    large.answer()
+    large.answer()
+    assert world.ids == ["1", "2", "3", "4"]
+    assert connection.held == 0
+
+
+def test_a_session_that_is_cut_gives_back_what_it_holds_once() -> None:
+    connection = Budget(10_000, "connection")
+    world = World(StreamLimits(requests=1), budget=connection)
+    for id in "123":
+        world.ask("m", id, size=500)
+    assert connection.held > 1500
+    world.session.cancel()
+    world.session.cancel()
+    assert connection.held == 0

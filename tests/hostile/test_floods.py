@@ -66,6 +66,7 @@ def answered(then: Unit) -> Unit:
 
 
 HELD = head(FAST)  # a call on stream 1 that does not end
+UNFINISHED = HELD + data(1, b"\0" + u32(MiB))  # nor does its message
 BOMB = literal(b"x", b"v" * 3900, kind=0x40)
 
 FLOODS = {
@@ -90,6 +91,10 @@ FLOODS = {
     "WINDOW_UPDATE by 1": Flood(lambda _: window(0, 1), "control", 900, 2000),
     "WINDOW_UPDATE by 1 on a stream": Flood(lambda _: window(1, 1), "control", 900, 2000, HELD),
     "empty DATA": Flood(lambda _: data(1, b""), "glitches", 300, 1500, HELD),
+    "DATA of one byte, a hundred": Flood(lambda _: data(1, b"x") * 100, "tiny", 90, 400, UNFINISHED),
+    "DATA of one byte on a call that is over, a hundred": Flood(
+        lambda _: data(1, b"x") * 100, "tiny", 90, 400, head(b"/x/y")
+    ),
     "PRIORITY": Flood(lambda stream: frame(PRIORITY, 0, stream, u32(0) + b"x"), "glitches", 300, 1500),
     "unknown frames": Flood(lambda _: frame(0xFA, 0, 0, b"unknown"), "glitches", 300, 1500),
     "CONTINUATION": Flood(

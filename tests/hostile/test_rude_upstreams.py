@@ -403,6 +403,30 @@ async def test_nonsense_harms_no_call_on_another_connection(name: str) -> None:
             assert [code.name for code, _ in results].count("OK") >= 5
 
 
+@pytest.mark.parametrize("over", [True, False], ids=["of a call that is over", "of a message that takes for ever"])
+async def test_a_server_that_floods_with_small_frames_is_cut(over: bool) -> None:
+    def flood(peer: Peer, got: Frame) -> bool:
+        begun = headers(got.stream, RESPONSE) + data(got.stream, b"\0\0\xff\xff\xff")
+        ended = headers(got.stream, TRAILERS, END_HEADERS | END_STREAM) if over else b""
+        peer.send(begun + ended)
+        frames = data(got.stream, b"\0") * 1000
+        return all(peer.send(frames) for _ in range(1000))
+
+    faults: list[str] = []
+    limits = Limits(stream_window=4 * MiB, tiny=(5000, 100))
+    with upstream(flood, rude=1) as server:
+        async with channel(server, limits=limits) as to:
+            to.on_fault = faults.append
+            code, _ = await ask(to)
+            assert code.name == ("INTERNAL" if over else "UNAVAILABLE")
+            for _ in range(500):
+                if faults:
+                    break
+                await asyncio.sleep(0.01)
+            assert faults == ["too many small frames that complete no message"]
+            assert await ask(to, patient=True) == (grpc.StatusCode.OK, "")
+
+
 async def test_data_after_the_trailers_harms_nobody() -> None:
     def answer(stream: int) -> bytes:
         return reply(stream, b"well") + data(stream, b"more")

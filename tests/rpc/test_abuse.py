@@ -512,3 +512,108 @@ def test_a_request_that_is_reset_in_the_same_read_is_never_begun() -> None:
     attacker.send(b"".join(unit() for _ in range(100)) + frame(HEADERS, END_HEADERS, attacker.next(), HEAD))
     assert begun == [attacker.stream]
     assert not attacker.cut, attacker.server.connection.reason
+
+
+# Small frames of bodies
+
+ONE_BYTE = b"\x01"
+LONG = b"\0\x0f\xff\xff\xff"  # the prefix of a message that does not get whole
+
+
+def refusing(call: ServerCall) -> None:
+    call.finish(Code.UNIMPLEMENTED, "no")
+
+
+def collecting(call: ServerCall) -> None:
+    call.on_request = lambda done: None
+
+
+def reading(call: ServerCall) -> None:
+    call.streaming = True
+
+    def take(body: bytes, compressed: bool) -> None:
+        call.hungry = True
+
+    call.on_message = take
+
+
+def waiting(call: ServerCall) -> None:
+    """Reads one message and wants no other."""
+    call.streaming = True
+    call.on_message = lambda body, compressed: None
+
+
+@pytest.mark.parametrize(
+    ("accept", "first", "payload"),
+    [
+        pytest.param(refusing, b"", ONE_BYTE, id="on a call that is over"),
+        pytest.param(refusing, b"", b"\x00" * 1000, id="small ones on a call that is over"),
+        pytest.param(collecting, LONG, ONE_BYTE, id="of one message"),
+        pytest.param(collecting, LONG, b"\x01" * 255, id="tiny ones of one message"),
+        pytest.param(reading, LONG, ONE_BYTE, id="of a stream's message"),
+        pytest.param(waiting, message(b""), ONE_BYTE, id="to a reader that is slow"),
+    ],
+)
+def test_small_frames_that_complete_nothing_are_cut(
+    accept: Callable[[ServerCall], None], first: bytes, payload: bytes
+) -> None:
+    attacker = Attacker(Limits(tiny=(2000, 0)), accept)
+    stream = attacker.next()
+    attacker.send(frame(HEADERS, END_HEADERS, stream, HEAD) + frame(DATA, 0, stream, first))
+    assert attacker.cut_after(lambda: frame(DATA, 0, stream, payload), most=2050) >= 1950
+    assert attacker.goaway_code == 11
+    assert attacker.server.connection.reason == "too many small frames that complete no message"
+
+
+def test_heads_on_a_call_that_is_over_are_cut() -> None:
+    attacker = Attacker(Limits(tiny=(2000, 0)), refusing)
+    stream = attacker.next()
+    attacker.send(frame(HEADERS, END_HEADERS, stream, HEAD))
+    assert attacker.cut_after(lambda: frame(HEADERS, END_HEADERS, stream, b"\x83"), most=2050) >= 1950
+
+
+NONE = Limits(tiny=(4, 0))
+
+
+def test_small_messages_on_a_stream_are_never_cut() -> None:
+    attacker = Attacker(NONE, reading)
+    stream = attacker.next()
+    attacker.send(frame(HEADERS, END_HEADERS, stream, HEAD))
+    for _ in range(200):
+        attacker.send(frame(DATA, 0, stream, message(b"x" * 60)) * 50)
+    for _ in range(200):  # as some libraries write them: the prefix first
+        attacker.send((frame(DATA, 0, stream, message(b"x" * 60)[:5]) + frame(DATA, 0, stream, b"x" * 60)) * 3)
+    assert not attacker.cut, attacker.server.connection.reason
+
+
+def test_small_messages_that_wait_for_a_slow_reader_are_never_cut() -> None:
+    attacker = Attacker(NONE, waiting)
+    stream = attacker.next()
+    attacker.send(frame(HEADERS, END_HEADERS, stream, HEAD))
+    for _ in range(100):
+        attacker.send(frame(DATA, 0, stream, message(b"x" * 60)) * 100)
+    assert not attacker.cut, attacker.server.connection.reason
+
+
+@pytest.mark.parametrize("accept", [answering, refusing], ids=["answered", "refused early"])
+def test_small_calls_are_never_cut_however_their_frames_are_cut(accept: Callable[[ServerCall], None]) -> None:
+    attacker = Attacker(Limits(tiny=(10, 0), resets=(1_000_000, 0)), accept)
+    for _ in range(3000):
+        stream, body = attacker.next(), message(b"hello")
+        for part in (
+            frame(HEADERS, END_HEADERS, stream, HEAD),
+            frame(DATA, 0, stream, body[:5]),
+            frame(DATA, 0, stream, body[5:]) if accept is answering else b"",
+            frame(DATA, END_STREAM, stream),
+        ):
+            attacker.send(part)
+    assert not attacker.cut, attacker.server.connection.reason
+
+
+def test_a_body_on_its_way_to_a_call_that_is_over_is_never_cut() -> None:
+    attacker = Attacker(NONE, refusing)
+    stream = attacker.next()
+    attacker.send(frame(HEADERS, END_HEADERS, stream, HEAD))
+    for _ in range(1000):
+        attacker.send(frame(DATA, 0, stream, bytes(16_384)))
+    assert not attacker.cut, attacker.server.connection.reason

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 from h2_peers import REQUEST, ClientUnderTest, ServerUnderTest, message, request
 
-from gateway.http2.frames import INITIAL_WINDOW_SIZE, settings_frame
+from gateway.http2.frames import ACK, DATA, END_STREAM, INITIAL_WINDOW_SIZE, PING, frame, settings_frame
 from gateway.http2.limits import Limits, MiB
+from gateway.http2.prices import BODIES_AT_ONCE
 from gateway.rpc.codes import CallFailed
 from gateway.rpc.connection import TURN
 from gateway.rpc.framing import Inflater
@@ -371,3 +372,42 @@ def test_an_upstreams_answer_that_is_inflated_elsewhere_is_told_and_paid_back(en
     want = {"answer": (Code.OK, MiB), "cancel": (Code.CANCELLED, 0), "too large": (Code.RESOURCE_EXHAUSTED, 0)}
     assert ended == [want[end]]
     assert client.connection.budget.held == 0
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["on a call that runs", "on a call that is over"])
+def test_a_read_full_of_small_frames_is_taken_in_slices_and_all_of_it(late: bool) -> None:
+    def accept(call: ServerCall) -> None:
+        call.on_request = lambda done: done.reply(done.body)
+        if late:
+            call.finish(Code.UNIMPLEMENTED)
+
+    server = ServerUnderTest(accept, Limits(tiny=(1_000_000, 0)))
+    stream = server.open()
+    server.pump()
+    size = 20 * BODIES_AT_ONCE
+    server.connection.receive(frame(DATA, 0, stream, message(bytes(size))[:5]), server.now)
+    server.connection.receive(frame(DATA, 0, stream, b"\0") * size + frame(PING, 0, 0, bytes(8)), server.now)
+    assert server.connection.is_late
+    turns = 0
+    while server.connection.has_work:
+        before = server.connection.engine._units
+        server.connection.advance()
+        assert server.connection.engine._units - before <= BODIES_AT_ONCE
+        turns += 1
+    assert turns >= size // BODIES_AT_ONCE - 1
+    assert frame(PING, ACK, 0, bytes(8)) in server.connection.output()
+    if not late:
+        server.connection.receive(frame(DATA, END_STREAM, stream), server.now)
+        server.pump()
+        assert server.answers[stream].body == message(bytes(size))
+
+
+def test_what_was_not_read_of_a_connection_that_ends_is_forgotten() -> None:
+    server = ServerUnderTest(Reader().accept)
+    stream = server.open()
+    server.pump()
+    server.connection.receive(frame(DATA, 0, stream, b"\0") * (10 * BODIES_AT_ONCE), server.now)
+    server.connection.close("lost")
+    while server.connection.has_work:
+        server.connection.advance()
+    assert not server.connection.is_late

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tritonclient.grpc import service_pb2 as pb
@@ -23,6 +24,7 @@ class ScriptedConnection:
     garbage: bytes | None = None
     asked: list[str] = field(default_factory=list)  # "ServerLive", or a model's name and version
     closed: bool = False
+    fault: Callable[[str], None] = print  # to be told that the server was cut for its faults
 
     async def unary(self, path: str, body: bytes, metadata: Metadata, timeout: float | None) -> Answer:
         await asyncio.sleep(0)
@@ -40,6 +42,9 @@ class ScriptedConnection:
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
         raise AssertionError("probes open no streams")
+
+    def tell_faults(self, told: Callable[[str], None]) -> None:
+        self.fault = told
 
     async def aclose(self) -> None:
         self.closed = True

@@ -142,3 +142,21 @@ async def test_waiting_for_first_probes_gives_up_in_time(fleet: Fleet, network: 
     pools = fleet.apply({"main": network.upstream("a")})
     await fleet.wait_first_probes(0)
     assert pools["main"].endpoints[0].state is State.UNPROBED
+
+
+async def test_an_endpoint_whose_connection_is_cut_for_its_faults_is_in_doubt_and_asked_soon(
+    fleet: Fleet, network: Network
+) -> None:
+    """Whoever's call it was, and even if it was nobody's any more."""
+    (endpoint,) = fleet.apply({"u": network.upstream("a:1")})["u"].endpoints
+    await fleet.wait_first_probes(5)
+    (connection,) = network.dialled
+    asked = len(connection.asked)
+    connection.fault("too many small frames")
+    assert (endpoint.state, endpoint.reason) == (State.SUSPECT, "too many small frames")
+    for _ in range(500):
+        if endpoint.state is State.READY:
+            break
+        await asyncio.sleep(0.01)
+    assert endpoint.state is State.READY
+    assert len(connection.asked) > asked
