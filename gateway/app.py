@@ -125,6 +125,7 @@ class Gateway:
         settings = self._server_settings(config, listen)
         self._server = self._make_server(settings)
         await self._server.start()
+        exits.push_async_callback(self._control.aclose)
         exits.push_async_callback(self._server.stop, 0)
         host = listen.rpartition(":")[0]
         self.listen = f"{host}:{self._server.port}"
@@ -172,8 +173,8 @@ class Gateway:
         return Listener(settings, services, forward, budget=self._collected, on_full=on_full)
 
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
-        control = Control(self._inference, ControlPolicy(config.server.control))
-        service = V2Service(self._catalogue, control, self.is_ready)
+        self._control = Control(self._inference, ControlPolicy(config.server.control))
+        service = V2Service(self._catalogue, self._control, self.is_ready)
         names = [SERVICE_NAME, *_TYPED_SERVICES]
         self._health = health = HealthService(self._catalogue, self._changes, self.is_ready, names)
         typed = ClassificationService(self._models, limits), PredictionService(self._models, limits)
@@ -335,7 +336,7 @@ class Gateway:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for((hurry or asyncio.Event()).wait(), server.drain_delay)
         self._health.close()
-        await self._server.stop(server.drain)
+        await asyncio.gather(self._server.stop(server.drain), self._control.finish(server.drain))
 
 
 def _declared(config: Config) -> tuple[Routes, dict[str, MergeSettings]]:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError
 
 from gateway.errors import UpstreamFailed
-from gateway.status import Code, code_of
+from gateway.status import Code, Origin, code_of
 from gateway.types import Metadata
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -66,4 +66,6 @@ def usable(pool: Pool, model: str = "", version: str = "") -> Sequence[Endpoint]
 def as_error(failure: CallFailed) -> UpstreamFailed:
     """An endpoint's failure as the caller gets it; what the transport says of addresses stays here."""
     text = failure.text if failure.from_server else "The endpoint cannot be reached."
+    if failure.origin is Origin.GIVEN_UP:
+        text = "The endpoint did not answer in time."
     return UpstreamFailed(code_of(failure.code), text, failure.trailing)
