@@ -17,7 +17,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from gateway.admin import Admin, ConfigHistory
+from gateway.admin import Admin, ConfigHistory, Connections
 from gateway.api.calls import CallLimits
 from gateway.api.catalogue import Catalogue
 from gateway.api.control import Control, ControlPolicy
@@ -138,7 +138,8 @@ class Gateway:
         _log.info("serving gRPC on %s, admin on %s", self.listen, self.admin_address)
 
     async def _enter_admin(self, exits: contextlib.AsyncExitStack) -> str:
-        admin = Admin(self, self._place.admin_listen, self._telemetry.scrape.render)
+        connections = Connections(self._telemetry.connection_refused)
+        admin = Admin(self, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)
         return admin.address
 
