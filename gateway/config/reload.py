@@ -94,7 +94,7 @@ class Watcher:
                  config counts as refused.
     on_refused:  hears why the old config stays.
     period:      seconds between two looks. One look is one `stat` per file.
-    slow:        seconds after which `on_refused` hears that a config is still being read, since a step's constructor may
+    slow:        seconds after which `on_refused` hears that a config is still being read: a constructor of a step may
                  hang.
     """
 
