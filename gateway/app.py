@@ -17,7 +17,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from gateway.admin import Admin, ConfigHistory
+from gateway.admin import Admin, ConfigHistory, Connections
 from gateway.api.calls import CallLimits
 from gateway.api.catalogue import Catalogue
 from gateway.api.control import Control, ControlPolicy
@@ -127,6 +127,7 @@ class Gateway:
         settings = self._server_settings(config, listen)
         self._server = self._make_server(settings)
         await self._server.start()
+        exits.push_async_callback(self._control.aclose)
         exits.push_async_callback(self._server.stop, 0)
         host = listen.rpartition(":")[0]
         self.listen = f"{host}:{self._server.port}"
@@ -139,7 +140,8 @@ class Gateway:
         _log.info("serving gRPC on %s, admin on %s", self.listen, self.admin_address)
 
     async def _enter_admin(self, exits: contextlib.AsyncExitStack) -> str:
-        admin = Admin(self, self._place.admin_listen, self._telemetry.scrape.render)
+        connections = Connections(self._telemetry.connection_refused)
+        admin = Admin(self, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)
         return admin.address
 
@@ -174,8 +176,8 @@ class Gateway:
         return Listener(settings, services, forward, budget=self._collected, on_full=on_full)
 
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
-        control = Control(self._inference, ControlPolicy(config.server.control))
-        service = V2Service(self._catalogue, control, self.is_ready)
+        self._control = Control(self._inference, ControlPolicy(config.server.control))
+        service = V2Service(self._catalogue, self._control, self.is_ready)
         names = [SERVICE_NAME, *_TYPED_SERVICES]
         self._health = health = HealthService(self._catalogue, self._changes, self.is_ready, names)
         typed = ClassificationService(self._models, limits), PredictionService(self._models, limits)
@@ -344,7 +346,7 @@ class Gateway:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for((hurry or asyncio.Event()).wait(), server.drain_delay)
         self._health.close()
-        await self._server.stop(server.drain)
+        await asyncio.gather(self._server.stop(server.drain), self._control.finish(server.drain))
 
 
 def _declared(config: Config) -> tuple[Routes, dict[str, MergeSettings]]:

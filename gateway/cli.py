@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import random
 import signal
@@ -180,9 +179,9 @@ def _port(given: str) -> int:
 
 
 def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    from gateway.telemetry.process_log import log_to_stderr  # noqa: PLC0415
+
+    log_to_stderr(level)
 
 
 # The commands. Each imports what it needs, so that `--help` and `check` need not load a gRPC server.

@@ -42,6 +42,9 @@ _POLL_SECONDS = 0.5
 _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
 _FAILED_STARTS = 3  # in a row, in one slot and with no worker up, before the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
+_ASK_SECONDS = 2.0  # for one answer of a worker
+_DOUBT_SECONDS = 10.0  # of silence, after which a worker does not count as one that answers
+_SILENT_SECONDS = 30.0  # after which it is killed: what blocks it for so long has made its callers leave
 _MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
 
 
@@ -79,6 +82,7 @@ class _Worker:
     process: asyncio.subprocess.Process | None = None
     started: float = 0.0
     failed_starts: int = 0  # in a row
+    silent_since: float | None = None  # when it first gave no answer in time, after the last that it gave
     ready: bool = False
     reasons: Sequence[str] = _STARTING
     state: Mapping[str, object] = field(default_factory=dict)
@@ -91,6 +95,11 @@ class _Worker:
     @property
     def is_young(self) -> bool:
         return time.monotonic() - self.started < _YOUNG_SECONDS
+
+    @property
+    def silence(self) -> float:
+        """Seconds. By questions without an answer, so that it is 0 when this process itself was stopped for a while."""
+        return 0.0 if self.silent_since is None else time.monotonic() - self.silent_since
 
     @property
     def gets_calls(self) -> bool:
@@ -187,7 +196,7 @@ class Supervisor:
     async def _run_once(self, worker: _Worker, address: str) -> int:
         """Start a process in a slot; its exit code, once it has ended."""
         told = {"slot": worker.slot, "runtime": str(self._runtime), "listen": address, "parent": os.getpid()}
-        worker.reasons, worker.state, worker.started = _STARTING, {}, time.monotonic()
+        worker.reasons, worker.state, worker.started, worker.silent_since = _STARTING, {}, time.monotonic(), None
         process = await asyncio.create_subprocess_exec(
             *self._command,
             env={**self._environ, WORKER_VARIABLE: json.dumps(told)},
@@ -234,11 +243,12 @@ class Supervisor:
 
     async def _ask(self, worker: _Worker) -> None:
         connector = aiohttp.UnixConnector(str(_socket(self._runtime, worker.slot)))
-        timeout = aiohttp.ClientTimeout(total=2.0)
+        timeout = aiohttp.ClientTimeout(total=_ASK_SECONDS)
         try:
             async with aiohttp.ClientSession("http://worker", connector=connector, timeout=timeout) as session:
                 async with session.get("/readyz") as answer:
                     told = await answer.json()
+                    worker.silent_since = None
                     worker.ready, worker.reasons = told["ready"], tuple(told["reasons"])
                 if worker.reasons == _STARTING:
                     return
@@ -249,9 +259,20 @@ class Supervisor:
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
             if worker.gets_calls:
                 worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)
+                if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+                    self._heard_nothing(worker)
+
+    def _heard_nothing(self, worker: _Worker) -> None:
+        """A worker that hangs keeps its part of the port, and the calls that the kernel gives it wait for ever."""
+        if worker.silent_since is None:
+            worker.silent_since = time.monotonic()
+        elif worker.silence >= _SILENT_SECONDS and worker.process is not None:
+            _log.error("worker %s has not answered for %.0f s and is killed", worker.slot, worker.silence)
+            worker.process.send_signal(signal.SIGKILL)
 
     def is_live(self) -> bool:
-        return True
+        """Does a worker answer, or is one being started?"""
+        return any(worker.silence < _DOUBT_SECONDS for worker in self._workers)
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
         """Ready when every worker that gets calls is, and there is one."""

@@ -53,6 +53,7 @@ def run(main: Coroutine[Any, Any, int]) -> int:
 
 
 def _end(code: int) -> None:
+    logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed
             stream.flush()
@@ -72,6 +73,7 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
         asked = signals.arrived(loop.time())
         if asked is Stop.NOW:
             _log.warning("told to stop once more: ending now")
+            logging.shutdown()  # which gives the last lines 2 s
             os._exit(1)
         if asked is Stop.AGAIN:
             _log.info("told to stop twice: calls in flight may still end; a third signal cuts them")

@@ -2,6 +2,7 @@
 
 from gateway.admin.aggregate import merged_config, merged_state
 from gateway.admin.config_history import ConfigHistory
+from gateway.admin.connections import Connections
 from gateway.admin.server import Admin, CannotListen, StateSource
 
-__all__ = ["Admin", "CannotListen", "ConfigHistory", "StateSource", "merged_config", "merged_state"]
+__all__ = ["Admin", "CannotListen", "ConfigHistory", "Connections", "StateSource", "merged_config", "merged_state"]

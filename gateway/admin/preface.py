@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import TypeAlias, cast
+
+from gateway.admin.connections import Connection, Connections
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"  # how such a client begins; source: RFC 9113, section 3.4
 _TEXT = b"this port is the admin plane and speaks HTTP/1.1; gRPC has a port of its own"
 _SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # an empty frame, which a server sends first
-_PATIENCE_SECONDS = 30.0
 _HTTP_1_1_REQUIRED = 0x0D
 _GOAWAY = (
     (8 + len(_TEXT)).to_bytes(3, "big")
@@ -24,30 +25,58 @@ _GOAWAY = (
 )
 
 
-class FirstBytes(asyncio.Protocol):
-    """Waits for enough of a connection to know what it is, then leaves it to the HTTP/1.1 server."""
+Asked: TypeAlias = dict[asyncio.Protocol, Connection]
 
-    def __init__(self, http: Callable[[], asyncio.Protocol]) -> None:
-        self._http = http
+
+class FirstBytes(asyncio.Protocol):
+    """Waits for enough of a connection to know what it is, then passes all of it on to the HTTP/1.1 server."""
+
+    def __init__(self, http: Callable[[], asyncio.Protocol], connections: Connections, asked: Asked) -> None:
+        """asked: gets the connection of each HTTP/1.1 protocol, for as long as that is open."""
+        self._make_http = http
+        self._connections = connections
+        self._asked = asked
         self._transport: asyncio.Transport
+        self._connection: Connection | None = None
+        self._http: asyncio.Protocol | None = None
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # What is never said costs a descriptor; the HTTP server has patience of its own for what comes after.
-        self._late = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._transport.abort)
+        self._connection = self._connections.maybe_add(self._transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._connection is None:
+            return
+        self._connection.head_begins()
+        if self._http is not None:
+            self._http.data_received(data)
+            return
         self._seen += data
         if self._seen.startswith(_PREFACE):
             self._transport.write(_SETTINGS + _GOAWAY)
             self._transport.close()
         elif not _PREFACE.startswith(self._seen):
-            self._late.cancel()
-            protocol = self._http()
-            self._transport.set_protocol(protocol)
-            protocol.connection_made(self._transport)
-            protocol.data_received(self._seen)
+            seen, self._seen = self._seen, b""
+            self._http = self._make_http()
+            self._asked[self._http] = self._connection
+            self._http.connection_made(self._transport)
+            self._http.data_received(seen)
+
+    def eof_received(self) -> bool | None:
+        return self._http.eof_received() if self._http is not None else None
+
+    def pause_writing(self) -> None:
+        if self._http is not None:
+            self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._http is not None:
+            self._http.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._late.cancel()
+        if self._connection is not None:
+            self._connection.gone()
+        if self._http is not None:
+            self._asked.pop(self._http, None)
+            self._http.connection_lost(exc)

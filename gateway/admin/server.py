@@ -18,16 +18,18 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler
 
 from gateway.admin.alerts import attention
+from gateway.admin.connections import Connections
 from gateway.admin.page import page_routes
-from gateway.admin.preface import FirstBytes
+from gateway.admin.preface import Asked, FirstBytes
 from gateway.transport.sockets import bind
 
 _SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
@@ -71,16 +73,25 @@ class CannotListen(Exception):
 class Admin:
     """Serves the admin plane between enter and exit."""
 
-    def __init__(self, source: StateSource, listen: str, metrics: Callable[[str], tuple[bytes, str]]) -> None:
+    def __init__(
+        self,
+        source: StateSource,
+        listen: str,
+        metrics: Callable[[str], tuple[bytes, str]],
+        connections: Connections | None = None,
+    ) -> None:
         """
         listen:  "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
         metrics: an Accept header's value → body and content type (`Scrape.render`); it is called in a thread.
+        connections: how many there may be, and for how long.
         raises:  ValueError if `listen` is neither.
         """
         self._source = source
         self._listen = listen
         self._metrics = metrics
         self._place = _parse(listen)
+        self._connections = Connections() if connections is None else connections
+        self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server
 
@@ -125,7 +136,7 @@ class Admin:
         assert http is not None  # noqa: S101  # for the type checker: it is set up
 
         def first_bytes() -> FirstBytes:
-            return FirstBytes(http)
+            return FirstBytes(http, self._connections, self._asked)
 
         if isinstance(self._place, str):
             return await loop.create_unix_server(first_bytes, self._place)
@@ -135,7 +146,7 @@ class Admin:
         return await loop.create_server(first_bytes, host, port)
 
     def _app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[self._answering])
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),
@@ -147,6 +158,13 @@ class Admin:
             ]
         )
         return app
+
+    @web.middleware
+    async def _answering(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Tell the connection that it has asked, and for how long it is being answered."""
+        connection = self._asked.get(request.protocol)
+        with connection.answering() if connection is not None else nullcontext():
+            return await handler(request)
 
     async def _healthz(self, request: web.Request) -> web.Response:
         live = self._source.is_live()

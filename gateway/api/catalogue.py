@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from tritonclient.grpc import service_pb2 as pb
 
@@ -387,8 +387,12 @@ async def _results(asked: Iterable[Awaitable[_Told]]) -> tuple[list[_Told], list
     return answers, failures
 
 
+_OF_ONE_SERVER: Final = (Meaning.SERVER, Meaning.UNCLEAR)
+"""Failures after which another server is asked: questions change nothing, so asking twice does no harm."""
+
+
 def _raise_if_callers_fault(failure: CallFailed, name: str, version: str) -> None:
     """raises: UpstreamFailed if no other endpoint would answer otherwise. name, version: that were asked about."""
     verdict = judge(failure.code, failure.text, failure.origin, model=name, version=version)
-    if not verdict.elsewhere and verdict.meaning is not Meaning.UNCLEAR:
+    if not verdict.elsewhere and verdict.meaning not in _OF_ONE_SERVER:
         raise as_error(failure) from failure

@@ -2,32 +2,41 @@
 
 First every endpoint is asked whether it lives; then all get the request; if some refuse, what the others did is undone,
 as far as their state before is known. The caller gets the refusing endpoint's own status and text.
+
+Changes of the same server are made one after the other, since two at once could undo each other. Others, and whatever
+only asks, wait for nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.api.calls import is_loopback
-from gateway.errors import BadRequest, ControlRefused, NoTarget, UpstreamFailed
+from gateway.errors import BadRequest, ControlRefused, DeadlineExceeded, NoTarget, UpstreamFailed
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.metadata import UPSTREAM_KEY, first_values, passed_on
+from gateway.status import Origin
 from gateway.types import Metadata
-from gateway.upstream.ask import Asker, as_error, ask
+from gateway.upstream.ask import TIMEOUT, Asker, as_error, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
-Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
 
 _REACHABLE_SECONDS = 2.0  # in which an endpoint must say that it lives, before anything is changed
+_NOTICE: Final = 0.1  # the part of a caller's time that is left when it is told what it waits for in vain
+_MOST_NOTICE_SECONDS: Final = 0.5
+_MOST_OF_NAME: Final = 200  # characters of a model's name in texts
 
 
 class ControlPolicy(Enum):
@@ -144,30 +153,117 @@ RPCS: Mapping[str, ControlRpc] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ControlLimits:
+    """Time that changes get. Seconds."""
+
+    longest: float = 600.0  # for one request that changes a server: a model may take minutes to load
+    slow: float = 60.0  # from when on a change is worth a line in the log
+
+
+@dataclass(eq=False, slots=True)
+class _Change:
+    """One that is made, or waits for those before it."""
+
+    what: str
+    addresses: frozenset[str]  # of the servers that it changes
+    began: float = 0.0  # when it stopped waiting; 0: it waits
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __str__(self) -> str:
+        return f"{self.what} (for {time.monotonic() - self.began:.0f} s)" if self.began else self.what
+
+
 class Control:
     """Carries them out."""
 
-    def __init__(self, inference: Inference, policy: ControlPolicy) -> None:
+    def __init__(self, inference: Inference, policy: ControlPolicy, limits: ControlLimits | None = None) -> None:
         self._inference = inference
         self._policy = policy
-        self._one_at_a_time = asyncio.Lock()  # two changes at once could undo each other
+        self._limits = limits or ControlLimits()
+        self._changes: list[_Change] = []  # that have not ended, in the order in which they came
+        self._tasks: set[asyncio.Task[Any]] = set()  # of those that are being made
 
-    async def call(self, method: str, request: Any, *, metadata: Metadata, peer: str) -> Any:
+    async def call(
+        self, method: str, request: Any, *, metadata: Metadata, peer: str, remaining: float | None = None
+    ) -> Any:
         """Carry out one RPC and return the first endpoint's answer.
 
+        A change that has begun goes on when its caller goes away: it must not be left half done.
+
+        remaining: seconds that the caller gives it, None if any number.
         :raises ControlRefused: if the caller may not.
         :raises BadRequest: if the model named is public, or the upstream can't be told.
         :raises NoTarget: if an endpoint can't be reached; then nothing was changed.
         :raises UpstreamFailed: as an endpoint refused.
+        :raises DeadlineExceeded: if changes that came before take too long; then nothing was changed.
         """
         self._check_allowed(method, peer)
         rpc = RPCS[method]
         model = getattr(request, rpc.model_field) if rpc.model_field else ""
         endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
         asker = Asker(passed_on(metadata))
-        async with self._one_at_a_time:
+        if _only_asks(rpc, request):
+            asker = replace(asker, timeout=TIMEOUT if remaining is None else remaining)
             await self._check_reachable(method, endpoints, asker)
-            return await _to_its_end(self._carry_out(method, rpc, request, endpoints, asker))
+            return await self._apply(method, rpc, request, endpoints, asker)
+        change = _Change(_named(method, model, endpoints), frozenset(each.address for each in endpoints))
+        with contextlib.ExitStack() as unless_begun:
+            self._changes.append(change)
+            unless_begun.callback(self._end, change)
+            await self._wait_for_others(change, remaining)
+            await self._check_reachable(method, endpoints, asker)
+            task = asyncio.ensure_future(self._carry_out(method, rpc, request, endpoints, asker))
+            self._tasks.add(task)
+            slow = asyncio.get_running_loop().call_later(self._limits.slow, _tell_slow, change)
+            task.add_done_callback(lambda done: self._made(change, done, slow))
+            unless_begun.pop_all()
+        return await asyncio.shield(task)
+
+    async def finish(self, seconds: float) -> None:
+        """Give changes that are being made so much time to end, whether their callers are still there or not."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    async def aclose(self) -> None:
+        """Give up what is still being made."""
+        for change in self._changes:
+            if change.began:
+                _log.error("%s is given up: the gateway ends", change)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _wait_for_others(self, change: _Change, remaining: float | None) -> None:
+        """Wait for the changes of the same servers that came before.
+
+        :raises DeadlineExceeded: shortly before the caller's time ends, so that it hears what it waited for.
+        """
+        before = [other for other in self._changes if other is not change and other.addresses & change.addresses]
+        if not before:
+            change.began = time.monotonic()
+            return
+        patience = None if remaining is None else remaining - min(_NOTICE * remaining, _MOST_NOTICE_SECONDS)
+        try:
+            await asyncio.wait_for(_all_ended(before), patience)
+        except (TimeoutError, asyncio.TimeoutError):
+            running = ", ".join(str(other) for other in before if not other.ended.is_set())
+            raise DeadlineExceeded(
+                f"{change.what} waits for what changes the same servers: {running}; nothing was changed"
+            ) from None
+        change.began = time.monotonic()
+
+    def _end(self, change: _Change) -> None:
+        self._changes.remove(change)
+        change.ended.set()
+
+    def _made(self, change: _Change, task: asyncio.Task[Any], slow: asyncio.TimerHandle) -> None:
+        slow.cancel()
+        self._tasks.discard(task)
+        self._end(change)
+        if not task.cancelled():
+            task.exception()  # its caller may be gone, and asyncio would log that nobody took it
 
     async def _carry_out(
         self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint], asker: Asker
@@ -231,8 +327,9 @@ class Control:
     async def _apply(
         self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint], asker: Asker
     ) -> Any:
-        undos = await self._how_to_undo(rpc, request, endpoints, asker)
-        patient = replace(asker, timeout=None)  # a model may take minutes to load
+        changes = not _only_asks(rpc, request)
+        undos = await self._how_to_undo(rpc, request, endpoints, asker) if changes else [[] for _ in endpoints]
+        patient = replace(asker, timeout=self._limits.longest) if changes else asker
         asked = [ask(endpoint, method, request, rpc.answer, patient) for endpoint in endpoints]
         results = await asyncio.gather(*asked, return_exceptions=True)
         failures = [result for result in results if isinstance(result, CallFailed)]
@@ -240,7 +337,12 @@ class Control:
             return results[0]
         done = [(e, u) for e, u, result in zip(endpoints, undos, results, strict=True) if not _failed(result)]
         error = as_error(failures[0])
-        if done and rpc.changes:
+        if changes and failures[0].origin is Origin.GIVEN_UP:
+            text = (
+                f"{method} did not end within {self._limits.longest:g} s and is given up; the server may go on with it"
+            )
+            error = UpstreamFailed(error.code, text, error.trailers)
+        if done and changes:
             left = await self._undo(done, asker)
             outcome = f"could not be undone on {', '.join(left)}" if left else "was undone on the others"
             error = UpstreamFailed(error.code, f"{error.text} ({method} {outcome})", error.trailers)
@@ -276,14 +378,25 @@ def _servers(pools: Iterable[Pool]) -> Sequence[Endpoint]:
     return list({endpoint.address: endpoint for pool in pools for endpoint in pool.endpoints}.values())
 
 
-async def _to_its_end(work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Wait for work that must not be left half done, also if the caller goes away meanwhile."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
+def _only_asks(rpc: ControlRpc, request: Any) -> bool:
+    """TraceSetting and LogSettings change nothing where no setting is given."""
+    return not rpc.changes or ("settings" in request.DESCRIPTOR.fields_by_name and not request.settings)
+
+
+def _named(method: str, model: str, endpoints: Sequence[Endpoint]) -> str:
+    """A change as callers and the log hear of it; of addresses only the log's readers may know."""
+    upstreams = ", ".join(dict.fromkeys(endpoint.upstream for endpoint in endpoints))
+    of = f" of '{model[:_MOST_OF_NAME]}'" if model else ""
+    return f"{method}{of} on {upstreams}"
+
+
+def _tell_slow(change: _Change) -> None:
+    _log.warning("%s has not ended yet; other changes of the same servers wait for it", change)
+
+
+async def _all_ended(changes: Iterable[_Change]) -> None:
+    for change in changes:
+        await change.ended.wait()
 
 
 async def _is_ready(endpoint: Endpoint, model: str, version: str, asker: Asker) -> bool:

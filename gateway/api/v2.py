@@ -77,7 +77,8 @@ class V2Service:
     def _controlled(self, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             metadata = tuple(context.invocation_metadata() or ())
-            return await self.control.call(method, request, metadata=metadata, peer=context.peer())
+            remaining = context.time_remaining()
+            return await self.control.call(method, request, metadata=metadata, peer=context.peer(), remaining=remaining)
 
         return call
 

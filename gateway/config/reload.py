@@ -94,6 +94,8 @@ class Watcher:
                  config counts as refused.
     on_refused:  hears why the old config stays.
     period:      seconds between two looks. One look is one `stat` per file.
+    slow:        seconds after which `on_refused` hears that a config is still being read: a constructor of a step may
+                 hang.
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class Watcher:
         on_change: Callable[[Loaded, tuple[Finding, ...]], Awaitable[None]],
         on_refused: Callable[[tuple[Finding, ...]], None],
         period: float = 1.0,
+        *,
+        slow: float = 60.0,
     ) -> None:
         self._load = load
         self._running = first.config
@@ -111,6 +115,7 @@ class Watcher:
         self._on_change = on_change
         self._on_refused = on_refused
         self._period = period
+        self._slow = slow
         self._poked = asyncio.Event()
         self._tracker = Tracker(fingerprint(first.files), first.digest)
 
@@ -133,7 +138,12 @@ class Watcher:
             # In a thread: a network file system may hang, and a large file takes long to check.
             mark = await asyncio.to_thread(fingerprint, self._files)
             if self._tracker.is_due(mark, poked):
-                with no_collections():  # a config of thousands of models would cause several, of a second each
+                with contextlib.ExitStack() as while_quick:
+                    while_quick.enter_context(
+                        no_collections()
+                    )  # thousands of models would cause some, of a second each
+                    timer = asyncio.get_running_loop().call_later(self._slow, self._is_slow, while_quick)
+                    while_quick.callback(timer.cancel)
                     await self._take(await asyncio.to_thread(self._load), poked)
                     gc.freeze()  # none of what is there now is looked at again; what is replaced goes by its counts
         except ConfigError as error:
@@ -143,6 +153,13 @@ class Watcher:
             log.exception("a new config could not be taken over")
             wrong = f"could not be taken over: {type(error).__name__}"
             self._refuse((Finding(self._source, 0, "", wrong, "see the log of this process"),))
+
+    def _is_slow(self, while_quick: contextlib.ExitStack) -> None:
+        """Say so, and let memory be collected again. What is read may still be taken over, whenever it is done."""
+        while_quick.close()
+        wrong = f"is still being read after {self._slow:g} s, and no later change is seen before that ends"
+        needs = "files and steps that answer; a step whose constructor hangs is ended by a restart alone"
+        self._refuse((Finding(self._source, 0, "", wrong, needs),))
 
     async def _take(self, loaded: Loaded, poked: bool) -> None:
         self._files = loaded.files

@@ -8,15 +8,14 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.inference import Inference
 from gateway.routing import Route
-from gateway.status import Code
 from gateway.steps import Pipeline
 from gateway.steps.compare import ModelFacts, ModelTensor, compare, facts_of
 from gateway.types import Variant
+from gateway.upstream.ask import decoded
 from gateway.upstream.connection import CallFailed, Connection
 from gateway.upstream.endpoint import State
 
@@ -41,10 +40,7 @@ async def ask_model(connection: Connection, variant: Variant) -> ModelFacts:
     async def ask(method: str, request: Any, response: Any) -> Any:
         """Any: protobuf message classes, which carry no types of their own."""
         answer = await connection.unary(_SERVICE + method, request.SerializeToString(), (), _PATIENCE_SECONDS)
-        try:
-            return response.FromString(answer.body)
-        except DecodeError as error:
-            raise CallFailed(Code.INTERNAL, f"its answer to {method} is no message of Triton's protocol") from error
+        return decoded(method, answer.body, response)
 
     metadata, config = await asyncio.gather(
         ask("ModelMetadata", pb.ModelMetadataRequest(name=name, version=version), pb.ModelMetadataResponse),

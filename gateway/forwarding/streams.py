@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
@@ -72,6 +73,8 @@ _DECOUPLED: Final = "decoupled"
 
 _NAMES_TOLD: Final = 1024
 """Characters of each list of who answered: it becomes one header field, and servers choose what their versions are."""
+
+_QUIET_SECONDS: Final = 60.0  # between two lines about an endpoint's answers that nobody asked for
 
 _FAREWELL_SECONDS: Final = 1.0  # how long a server may take to end a stream on which all is said
 
@@ -523,7 +526,7 @@ class StreamSession:
             head = leg.heads.peek(body)
             message = self._addressee(leg, head)
             if message is None:
-                _log.warning("endpoint %s answered a request that it was not sent", leg.endpoint.address)
+                self._answered_unsent(leg.endpoint)
             elif head.error:
                 self._take_error(leg, message, head, body)
             else:
@@ -550,6 +553,19 @@ class StreamSession:
         for leg in [leg for leg in self._paused if self._may_read(leg)]:
             self._paused.discard(leg)
             leg.call.feed()
+
+    @staticmethod
+    def _answered_unsent(endpoint: Endpoint) -> None:
+        """Log it once a minute: a server that does it once may do it without end."""
+        endpoint.unasked_answers += 1
+        now = time.monotonic()
+        if now >= endpoint.unasked_quiet_until:
+            _log.warning(
+                "endpoint %s answered %d requests that it was not sent; told at most once a minute",
+                endpoint.address,
+                endpoint.unasked_answers,
+            )
+            endpoint.unasked_answers, endpoint.unasked_quiet_until = 0, now + _QUIET_SECONDS
 
     @staticmethod
     def _addressee(leg: Leg, head: StreamHead) -> Message | None:

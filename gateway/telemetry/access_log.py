@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Final, TextIO
+from typing import Final, Protocol
 
 from gateway.hooks import CallHistory, NoListener
 from gateway.status import OK
@@ -99,21 +99,40 @@ def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | i
     }
 
 
+class Stream(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
+def _json_gap(dropped: int) -> str:
+    return json.dumps({"logged": "gap", "dropped": dropped}) + "\n"
+
+
 class LineWriter:
     """Writes lines to a stream in a thread. When the stream can't keep up, lines are dropped, never calls delayed."""
 
     def __init__(
         self,
-        stream: TextIO,
+        stream: Stream,
         limit: int = _QUEUED_LINES,
         per_second: int | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        what: str = "access log",
+        gap: Callable[[int], str] = _json_gap,
     ) -> None:
-        """per_second: the most lines that are taken in one second, however fast the stream is; None is any number."""
+        """what: of whose lines, for complaints. gap: the line that tells of so many that were dropped.
+
+        per_second: the most lines that are taken in one second, however fast the stream is; None is any number."""
         self._stream = stream
         self._limit = limit
         self._per_second = per_second
         self._clock = clock
+        self._what = what
+        self._gap = gap
         self._second = 0  # the one that is counted
         self._taken = 0  # lines in it
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -122,7 +141,7 @@ class LineWriter:
         self._quiet_until = 0.0
 
     def __enter__(self) -> LineWriter:
-        self._writing = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._writing = threading.Thread(target=self._run, name=self._what, daemon=True)
         self._writing.start()
         return self
 
@@ -161,12 +180,12 @@ class LineWriter:
     def _write(self, lines: list[str]) -> None:
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            lines.append(json.dumps({"logged": "gap", "dropped": dropped}) + "\n")
+            lines.append(self._gap(dropped))
         try:
             self._stream.write("".join(lines))
             self._stream.flush()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             now = self._clock()
             if now >= self._quiet_until:  # a full disk takes a line now and then, so that it worked once says little
-                _log.error("access log: lines are lost while the stream can't be written: %s", error)
+                _log.error("%s: lines are lost while the stream can't be written: %s", self._what, error)
                 self._quiet_until = now + _QUIET_SECONDS

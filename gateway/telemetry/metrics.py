@@ -111,7 +111,7 @@ class Metrics:
         self._families.in_flight.labels(OTHER).set(0)  # an idle gateway has 0 in flight; none would be no answer
         for result in ("accepted", "refused"):  # from 0, or `increase` does not see the first one
             self._families.reloads.labels(result)
-        for why in ("max_connections", "descriptors"):
+        for why in ("max_connections", "descriptors", "admin"):
             self._families.refused.labels(why)
         self._models = _Bounded(settings.max_models)
         self._endpoints = _Bounded(settings.max_endpoints)
@@ -295,7 +295,7 @@ class _Families:
             "Callers' connections closed as they came, by what there were too many of.",
             "reason",
         )
-        for reason in ("descriptors", "max_connections"):
+        for reason in ("descriptors", "max_connections", "admin"):
             self.refused.labels(reason)  # 0 from the start, so that the first one is an increase
         self.in_flight = Gauge(
             "gateway_requests_in_flight",

@@ -22,6 +22,7 @@ from gateway.status import Code
 from gateway.transport.edge import Alarm, Edge
 from gateway.transport.servicer import MethodHandler, Servicing
 from gateway.transport.sockets import bind
+from gateway.transport.tls_acceptor import TlsAcceptor
 
 BACKLOG: Final = 1024
 AGE_JITTER: Final = 0.1  # of the maximum age, so that clients which came together do not leave together
@@ -92,7 +93,9 @@ class WireServer:
         self._refused = refused
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._servers: list[asyncio.AbstractServer] = []
+        self._acceptors: list[TlsAcceptor] = []
         self._edges: set[ServerEdge] = set()
+        self._shaking: set[Any] = set()  # those whose TLS handshake has not ended
         self._empty = asyncio.Event()
         self._stopped = asyncio.Event()
         self._alarm: Alarm
@@ -143,15 +146,24 @@ class WireServer:
         loop = asyncio.get_running_loop()
         self._alarm = Alarm(loop)
         for bound, tls in self._sockets:
-            patience = self.limits.handshake_seconds if tls is not None else None
+            if tls is not None:
+                acceptor = TlsAcceptor(
+                    bound,
+                    tls,
+                    protocol=self._shaking_protocol,
+                    refuses=self._refuses,
+                    shaken=self._shaken,
+                    patience=self.limits.handshake_seconds,
+                )
+                acceptor.start(BACKLOG)
+                self._acceptors.append(acceptor)
+                continue
             if bound.family == socket.AF_UNIX:
                 server: asyncio.AbstractServer = await loop.create_unix_server(
-                    self._protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
+                    self._protocol, sock=bound, backlog=BACKLOG
                 )
             else:
-                server = await loop.create_server(
-                    self._protocol, sock=bound, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience
-                )
+                server = await loop.create_server(self._protocol, sock=bound, backlog=BACKLOG)
             self._servers.append(server)
         self._tick()
 
@@ -160,6 +172,8 @@ class WireServer:
         self.draining = True
         for server in self._servers:
             server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         self._empty.clear()
         if grace and self._edges:
             for edge in list(self._edges):
@@ -205,6 +219,14 @@ class WireServer:
     def _protocol(self) -> asyncio.Protocol:
         return Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True).protocol
 
+    def _shaking_protocol(self) -> asyncio.Protocol:
+        protocol = self._protocol()
+        self._shaking.add(protocol)
+        return protocol
+
+    def _shaken(self, protocol: asyncio.Protocol) -> None:
+        self._shaking.discard(protocol)
+
     def _connection(self, edge: ServerEdge) -> ServerConnection:
         now = edge.loop.time()
         connection = ServerConnection(
@@ -220,23 +242,29 @@ class WireServer:
         )
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
-        refusal = self._refusal(edge)
-        if refusal:
+        was_admitted = edge in self._shaking and not self.draining
+        self._shaking.discard(edge)
+        if not was_admitted and self._refuses(edge.transport.get_extra_info("socket").fileno()):
             connection.break_off(0, "no more connections")
-            if self._refused is not None and not self.draining:
-                self._refused(refusal)
         self._edges.add(edge)
         return connection
 
-    def _refusal(self, edge: ServerEdge) -> str:
+    def _refuses(self, descriptor: int) -> bool:
+        """Must a new connection go? Then it is counted. descriptor: its own."""
+        refusal = self._refusal(descriptor)
+        if refusal and self._refused is not None and not self.draining:
+            self._refused(refusal)
+        return bool(refusal)
+
+    def _refusal(self, descriptor: int) -> str:
         """Why a new connection can't stay; "" if it can. The kernel gives the lowest descriptor that is free."""
         if self.draining:
             return "draining"
-        if len(self._edges) >= self._max_connections:
+        if len(self._edges) + len(self._shaking) >= self._max_connections:
             return MAX_CONNECTIONS
         if self._descriptors is None:
             return ""
-        return DESCRIPTORS if edge.transport.get_extra_info("socket").fileno() >= self._descriptors else ""
+        return DESCRIPTORS if descriptor >= self._descriptors else ""
 
     def _ends(self, now: float) -> Ends:
         age = self.limits.age_seconds

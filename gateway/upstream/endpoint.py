@@ -44,6 +44,8 @@ class Endpoint:
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
+        self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
+        self.unasked_quiet_until = 0.0  # on the monotonic clock
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
 
     def __repr__(self) -> str:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.status import Code
+from gateway.upstream.ask import decoded
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, ModelKey, State
 from gateway.upstream.known import KnownModel
@@ -173,7 +173,4 @@ class Prober:
         answer = await self.endpoint.connection.unary(
             SERVICE + method, request.SerializeToString(), (), self._settings.timeout
         )
-        try:
-            return response.FromString(answer.body)
-        except DecodeError as error:
-            raise CallFailed(Code.INTERNAL, f"its answer to {method} is no message of Triton's protocol") from error
+        return decoded(method, answer.body, response)

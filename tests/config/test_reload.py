@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -326,3 +327,27 @@ async def test_a_reload_stops_nobody_to_look_for_garbage(file: Path) -> None:
     assert len(kept) == 400_000
     assert not stops
     assert gc.isenabled()
+
+
+async def test_a_config_that_is_read_for_too_long_is_told_and_taken_over_when_it_is_read(file: Path) -> None:
+    """As with a step whose constructor hangs."""
+    ear, told, release = Ear(), asyncio.Event(), threading.Event()
+
+    def slowly() -> Loaded:
+        assert release.wait(60)
+        return load(file, {})
+
+    def refused(findings: tuple[Finding, ...]) -> None:
+        ear.refused(findings)
+        told.set()
+
+    watcher = Watcher(slowly, load(file, {}), ear.changed, refused, slow=0.01)
+    looking = asyncio.ensure_future(watcher.look(poked=True))
+    await asyncio.wait_for(told.wait(), 30)
+    assert gc.isenabled()
+    first, text = ear.take()
+    assert first == "refused"
+    assert "is still being read after 0.01 s" in text
+    release.set()
+    await looking
+    assert ear.take() == ["changed"]

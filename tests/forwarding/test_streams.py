@@ -572,3 +572,18 @@ def test_a_session_that_is_cut_gives_back_what_it_holds_once() -> None:
     world.session.cancel()
     world.session.cancel()
     assert connection.held == 0
+
+
+def test_answers_to_requests_that_were_not_sent_are_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    world.ask("m", "a")
+    call = world.connection.calls[0]
+    stray = pb.ModelInferResponse(model_name="m", id="nobody's")
+    for _ in range(1000):
+        call.listener.message_arrived(pb.ModelStreamInferResponse(infer_response=stray).SerializeToString())
+    assert caplog.text.count("was not sent") == 1
+    world.endpoint.unasked_quiet_until = 0.0  # a minute later
+    call.listener.message_arrived(pb.ModelStreamInferResponse(infer_response=stray).SerializeToString())
+    assert "answered 1000 requests that it was not sent" in caplog.text
+    call.answer()
+    assert len(world.got) == 1

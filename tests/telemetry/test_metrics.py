@@ -207,7 +207,7 @@ def test_what_is_judged_by_being_there_is_there_before_anything_has_happened(met
     assert scraped("gateway_requests_in_flight") == 0
     assert scraped("gateway_config_reloads_total", result="refused") == 0
     assert scraped("gateway_config_reloads_total", result="accepted") == 0
-    assert scraped.labels("gateway_connections_refused_total", "reason") == {"max_connections", "descriptors"}
+    assert scraped.labels("gateway_connections_refused_total", "reason") == {"max_connections", "descriptors", "admin"}
 
 
 # What a scraper sets: Prometheus itself, its operator for ServiceMonitors and PodMonitors, and what people add to

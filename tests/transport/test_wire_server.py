@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from pathlib import Path
@@ -245,3 +246,71 @@ def _late_reply(seconds: float) -> Any:
         asyncio.get_running_loop().call_later(seconds, lambda: call.reply(call.body))
 
     return handle
+
+
+CLIENT_HELLO = b"\x16\x03\x01\x02\x00\x01"  # the first bytes of one
+
+
+async def tls_server(folder: Path, **settings: Any) -> tuple[WireServer, str, ssl.SSLContext]:
+    """A server, its address, and the context of a client that trusts it."""
+    files = Authority(folder).issue("localhost")
+    server = WireServer(**settings)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(Service())),))
+    port = server.listen("127.0.0.1:0", server_tls(files.certificate, files.key))
+    await server.start()
+    return server, f"localhost:{port}", client_tls(files.ca, None, None)
+
+
+async def test_connections_in_their_tls_handshake_count_and_those_beyond_the_limit_are_refused(tmp_path: Path) -> None:
+    refused: list[str] = []
+    server, address, context = await tls_server(
+        tmp_path, max_connections=3, refused=refused.append, limits=Limits(handshake_seconds=0.5)
+    )
+    halves = [await asyncio.open_connection(*address.split(":")) for _ in range(3)]
+    for _, writer in halves:
+        writer.write(CLIENT_HELLO)
+    late, writer = await asyncio.open_connection(*address.split(":"))
+    assert await asyncio.wait_for(late.read(), 5) == b""
+    writer.close()
+    assert refused == ["max_connections"]
+    for reader, writer in halves:  # they are cut for their slowness
+        with contextlib.suppress(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    async with WireChannel(address, ChannelOptions(tls=context, connections=1)) as channel:
+        assert await channel.unary_unary(path("Unary"))(b"1") == b"1"
+    await server.stop()
+
+
+async def test_tls_connections_up_to_the_limit_are_served(tmp_path: Path) -> None:
+    refused: list[str] = []
+    server, address, context = await tls_server(tmp_path, max_connections=3, refused=refused.append)
+    async with contextlib.AsyncExitStack() as exits:
+        for _ in range(3):
+            options = ChannelOptions(tls=context, connections=1)
+            channel = await exits.enter_async_context(WireChannel(address, options))
+            assert await channel.unary_unary(path("Unary"))(b"1") == b"1"
+    assert not refused
+    await server.stop()
+
+
+async def test_a_tls_connection_whose_descriptor_is_reserved_is_refused(tmp_path: Path) -> None:
+    refused: list[str] = []
+    server, address, _ = await tls_server(tmp_path, descriptors=3, refused=refused.append)
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    await server.stop()
+    assert refused == ["descriptors"]
+
+
+async def test_a_server_that_stops_ends_handshakes(tmp_path: Path) -> None:
+    server, address, _ = await tls_server(tmp_path)
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    writer.write(CLIENT_HELLO)
+    while not server._shaking:  # noqa: ASYNC110  (no event tells of it)
+        await asyncio.sleep(0.001)
+    await server.stop()
+    with contextlib.suppress(ConnectionResetError):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()

@@ -1,0 +1,122 @@
+"""Admin: how many connections there may be and for how long. May depend on asyncio alone.
+
+A connection costs a descriptor, which callers and upstreams need too, and whoever asks for health must find one. So the
+one that has waited for longest without asking anything gives way to the one that comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Final
+
+_log = logging.getLogger(__name__)
+
+MOST_CONNECTIONS: Final = 32  # half of the descriptors that callers never get
+HEAD_SECONDS: Final = 10.0  # for the head of a request, from the connection's begin or the head's first byte
+IDLE_SECONDS: Final = 75.0  # for taking an answer and asking again; beyond the minute that scrapes are apart at most
+ADMIN: Final = "admin"  # why a connection was closed, for the counter
+_QUIET_SECONDS: Final = 60.0
+
+
+class Connection:
+    """One of them: closed unless it asks in time."""
+
+    def __init__(self, among: Connections, transport: asyncio.Transport) -> None:
+        self._among = among
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._in_head = False
+        self._end: asyncio.TimerHandle | None = None
+        self.is_answered = False  # does a handler work for it now?
+        self.head_begins()
+
+    def head_begins(self) -> None:
+        """Bytes have come. Those that follow give no more time."""
+        if not self._in_head:
+            self._in_head = True
+            self._close_after(self._among.head_seconds)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """A head is complete, and its handler works until exit."""
+        self._in_head, self.is_answered = False, True
+        self._close_after(self._among.idle_seconds)
+        try:
+            yield
+        finally:
+            self.is_answered = False
+
+    def close(self) -> None:
+        self.gone()
+        self._transport.abort()
+
+    def gone(self) -> None:
+        """It is lost, or closed."""
+        if self._end is not None:
+            self._end.cancel()
+        self._among.remove(self)
+
+    def _close_after(self, seconds: float) -> None:
+        if self._end is not None:
+            self._end.cancel()
+        self._end = self._loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        if self._in_head:
+            self._among.tell("did not send a whole request in time")
+        self.close()
+
+
+class Connections:
+    """Those of one admin plane, the one that asked last at the end."""
+
+    def __init__(
+        self,
+        closed: Callable[[str], None] = lambda why: None,
+        *,
+        most: int = MOST_CONNECTIONS,
+        head_seconds: float = HEAD_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        """closed: hears of each connection that was closed because there were too many."""
+        self.head_seconds = head_seconds
+        self.idle_seconds = idle_seconds
+        self._closed = closed
+        self._most = most
+        self._open: dict[Connection, None] = {}
+        self._quiet_until = -math.inf
+        self._untold = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def maybe_add(self, transport: asyncio.Transport) -> Connection | None:
+        """None: there is no room, since all the others are being answered; the new one has been closed."""
+        if len(self._open) >= self._most:
+            self._closed(ADMIN)
+            self.tell(f"were more than {self._most} at once")
+            waiting = next((each for each in self._open if not each.is_answered), None)
+            if waiting is None:
+                transport.abort()
+                return None
+            waiting.close()
+        connection = Connection(self, transport)
+        self._open[connection] = None
+        return connection
+
+    def remove(self, connection: Connection) -> None:
+        self._open.pop(connection, None)
+
+    def tell(self, why: str) -> None:
+        """Log that a connection is closed, at most once a minute."""
+        self._untold += 1
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until:
+            _log.warning(
+                "%d connections to the admin plane were closed: they %s; told at most once a minute", self._untold, why
+            )
+            self._quiet_until, self._untold = now + _QUIET_SECONDS, 0

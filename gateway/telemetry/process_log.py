@@ -1,0 +1,61 @@
+"""Telemetry: the process' own log on stderr, written by a thread, since a pipe that nobody reads would stop the event
+loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Final
+
+from gateway.telemetry.access_log import LineWriter
+
+_STDERR: Final = 2
+_QUEUED_LINES: Final = 2000  # stacks make them longer than those of the access log
+_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class Descriptor:
+    """A file descriptor as a stream without a buffer, so that no lock of Python's is held while a write blocks."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def write(self, text: str) -> None:
+        data = text.encode(errors="backslashreplace")
+        while data:
+            data = data[os.write(self._number, data) :]
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+
+class QueuedHandler(logging.Handler):
+    """Hands formatted records to a thread. It never waits, but at its end: 2 s at most for what is queued."""
+
+    def __init__(self, descriptor: int = _STDERR, limit: int = _QUEUED_LINES) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(_FORMAT))
+        self._writer = LineWriter(Descriptor(descriptor), limit, what="this log", gap=_gap).__enter__()
+        self._is_open = True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write_nowait(self.format(record) + "\n")
+        except Exception:  # as all handlers of `logging`: what can't be formatted is told on stderr
+            self.handleError(record)
+
+    def close(self) -> None:
+        """`logging.shutdown` calls it, which Python does at its end."""
+        if self._is_open:
+            self._is_open = False
+            self._writer.__exit__(None, None, None)
+        super().close()
+
+
+def _gap(dropped: int) -> str:
+    return f"{dropped} log lines were dropped, since this stream was not read in time\n"
+
+
+def log_to_stderr(level: str) -> None:
+    logging.basicConfig(level=level.upper(), handlers=[QueuedHandler()])
