@@ -27,6 +27,9 @@ from gateway.v2.versions import maybe_version, read_version
 
 _Entry: TypeAlias = pb.RepositoryIndexResponse.ModelIndex
 
+_LISTS_AT_ONCE: Final = 4
+"""Questions about everything, each of which asks every endpoint and reads what it says of every model. Others wait."""
+
 _NOBODY_THERE = "no Triton endpoint can be reached now"
 
 
@@ -35,6 +38,7 @@ class Catalogue:
 
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
+        self._lists = asyncio.Semaphore(_LISTS_AT_ONCE)
 
     @property
     def _topology(self) -> Topology:
@@ -280,8 +284,10 @@ class Catalogue:
 
         :raises GatewayError: if none does, as the last one of those that said why.
         """
-        pools = self._topology.pools.values()
-        answers, failures = await _results([_tell(e, method, request, answer, asker) for p in pools for e in usable(p)])
+        async with self._lists:
+            pools = self._topology.pools.values()
+            questions = [_tell(e, method, request, answer, asker) for pool in pools for e in usable(pool)]
+            answers, failures = await _results(questions)
         if not answers and pools:
             said = [failure for failure in failures if failure.from_server]
             raise as_error(said[-1]) if said else NoTarget(_NOBODY_THERE)
