@@ -11,9 +11,9 @@ run: setup
 
 # The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand.
 test: $(VENV)/.tools $(VENV)/.compiled
-	$(BIN)/python -m pytest
-	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
-	  tests/forwarding tests/routing tests/api tests/telemetry tests/test_compiled.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 2 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
+	  tests/forwarding tests/routing tests/telemetry tests/test_compiled.py
 
 # What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own.
 # SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed.

@@ -112,23 +112,23 @@ class Hooks(NoHooks):
         return Observer()
 
 
+class BrokenRoutes(Routes):
+    def lookup(self, model: str) -> Route | None:
+        raise Fault
+
+
 class World:
     def __init__(self, fault: str = "") -> None:
         self.connection = Connection(fault)
         self.endpoint = Endpoint("u", "t:1", self.connection)
         self.endpoint.state = State.READY
-        routes = Routes([Route("m", (Variant("größe 1", "u", "net"),), Split.all_to("größe 1"))])
+        kind = BrokenRoutes if fault == "routes.lookup" else Routes
+        routes = kind([Route("m", (Variant("größe 1", "u", "net"),), Split.all_to("größe 1"))])
         self.hooks = Hooks(fault)
         self.inference = Inference(
             Topology(routes, {"u": Pool("u", [self.endpoint])}), self.hooks, Sequences(idle=1, most=1)
         )
         self.caller = Asking(fault)
-        if fault == "inference.decide":
-            inference: Any = self.inference
-            inference.decide = self._throw
-
-    def _throw(self, *_: Any) -> Any:
-        raise Fault
 
     def begin(self) -> Call:
         call = Call(self.inference, self.caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST))
@@ -142,7 +142,7 @@ class World:
 
 
 AT_THE_BEGINNING = [
-    "inference.decide",
+    "routes.lookup",
     "hooks.call_started",
     "connection.call",
     "connection.submit",

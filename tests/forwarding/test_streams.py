@@ -16,7 +16,7 @@ from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.forwarding.topology import Topology
 from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
-from gateway.routing import Direct, Routes
+from gateway.routing import Direct, Route, Routes
 from gateway.rpc.budget import Budget
 from gateway.status import Code, Origin
 from gateway.upstream.connection import CallFailed, StreamListener
@@ -129,11 +129,12 @@ class World:
     def break_down(self) -> None:
         """Fail at whatever request is decided about next."""
 
-        def fail(*_: Any) -> Any:
-            raise RuntimeError("unforeseen")
+        class Broken(Routes):
+            def lookup(self, model: str) -> Route | None:
+                raise RuntimeError("unforeseen")
 
-        inference: Any = self.session._inference
-        inference.decide = fail
+        inference = self.session._inference
+        inference.topology = Topology(Broken(), inference.topology.pools)
 
     @property
     def ids(self) -> list[str]:

@@ -142,11 +142,13 @@ async def test_a_version_that_a_pipeline_has_not_is_not_found(client: Any, coffe
     for call in (
         client.infer("photo-labels", [column("image", coffee)], model_version="2"),
         client.get_model_metadata("photo-labels", "2"),
-        client.get_inference_statistics("photo-labels", "2"),
     ):
         with pytest.raises(InferenceServerException, match="unknown model: 'photo-labels' version 2") as caught:
             await call
         assert caught.value.status() == "StatusCode.NOT_FOUND"
+    with pytest.raises(InferenceServerException, match="version is not available for model 'photo-labels'") as caught:
+        await client.get_inference_statistics("photo-labels", "2")
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"  # as Triton's
 
 
 async def test_statistics_count_a_pipelines_requests_and_rows(client: Any, coffee: bytes) -> None:

@@ -67,6 +67,8 @@ async def test_nobody_notices_one_kind_of_abuse(beside: Neighbourhood, kind: str
     await asyncio.to_thread(beside.play, *EVERY[kind])
 
 
+# It draws in a thread, beside which others use `random`; it is only to be told what was drawn, not to be repeated.
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 async def test_nobody_notices_whatever_one_caller_does(beside: Neighbourhood) -> None:
     until = time.monotonic() + max(20.0, SECONDS - 40)  # the kinds alone have taken the others
 

