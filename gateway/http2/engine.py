@@ -121,7 +121,7 @@ class _Stream:
         self.id = stream_id
         self.window = window  # bytes that we may send
         self.allowance = allowance  # bytes that the peer may send
-        self.owed = 0  # bytes that were taken, and the peer not told
+        self.unacknowledged = 0  # bytes that were taken, and no WINDOW_UPDATE sent for them
         self.state = AWAITING
         self.length = -1  # content-length, until it is wrong
         self.received = 0  # bytes of body
@@ -167,9 +167,9 @@ class Engine:
         self._body_ends = self._body_is_tiny = False
         self._bodies_left = 0  # DATA and late frames that are still read in this go
         self._allowance = FIRST_WINDOW  # bytes that the peer may send on the connection
-        self._owed = 0
-        self._owed_most = limits.connection_window // 2  # what the peer is told of at once
-        self._owed_most_stream = limits.stream_window // 2
+        self._unacknowledged = 0
+        self._unacknowledged_most = limits.connection_window // 2  # what the peer is told of at once
+        self._unacknowledged_most_stream = limits.stream_window // 2
         self._stream_window = limits.stream_window  # that the peer has on a new stream ...
         self._announced = deque((limits.stream_window,))  # ... and those that it has not acknowledged yet
         # Out
@@ -814,18 +814,18 @@ class Engine:
 
     def acknowledge(self, amount: int, stream_id: int) -> None:
         """Give `amount` bytes of window back to the peer, on the connection and, while it is open, on the stream."""
-        self._owed += amount
-        if self._owed >= self._owed_most:
-            self._update_window(0, self._owed)
-            self._allowance += self._owed
-            self._owed = 0
+        self._unacknowledged += amount
+        if self._unacknowledged >= self._unacknowledged_most:
+            self._update_window(0, self._unacknowledged)
+            self._allowance += self._unacknowledged
+            self._unacknowledged = 0
         stream = self._streams.get(stream_id)
         if stream is not None and stream.state < RECEIVED:
-            stream.owed += amount
-            if stream.owed >= self._owed_most_stream:
-                self._update_window(stream_id, stream.owed)
-                stream.allowance += stream.owed
-                stream.owed = 0
+            stream.unacknowledged += amount
+            if stream.unacknowledged >= self._unacknowledged_most_stream:
+                self._update_window(stream_id, stream.unacknowledged)
+                stream.allowance += stream.unacknowledged
+                stream.unacknowledged = 0
 
     def resize_windows(self, size: int) -> bool:
         """Have the peer send `size` bytes ahead on each stream, on those that are open too (RFC 9113 section 6.9.2).
@@ -844,7 +844,7 @@ class Engine:
         more, self._stream_window = size - self._stream_window, size
         if not more:
             return
-        self._owed_most_stream = size // 2
+        self._unacknowledged_most_stream = size // 2
         for stream in self._streams.values():
             stream.allowance += more
             self.acknowledge(0, stream.id)  # what is owed may be enough to be told now
