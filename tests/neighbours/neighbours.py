@@ -137,9 +137,11 @@ def decoupled(stub: Any, model: str) -> Turn:
         answers = [answer async for answer in stub.ModelStreamInfer(once(), timeout=SECONDS)]
         if errors := [answer.error_message for answer in answers if answer.error_message]:
             raise Failed(errors[0])
-        expect(len(answers), 4)
         for n, answer in enumerate(answers):
             check(answer.infer_response, asked, [n])
+        if len(answers) < 4:  # seen once, of a Triton that was dying: its death, not a wrong answer
+            raise Failed(f"{len(answers)} answers in place of 4")
+        expect(len(answers), 4)
 
     return turn
 
