@@ -43,7 +43,7 @@ def config(triton: int, *, routes: int = 1, variants: int = 2, merge: bool = Fal
     public[TINY]["variants"] |= extra
     public[TINY]["split"] |= dict.fromkeys(extra, 10 / max(1, len(extra)))
     for name in (TINY, IMAGENET) if merge else ():
-        public[name]["merge"] = {}
+        public[name]["merge"] = {"recheck": "10ms"}
     for n in range(routes - len(public)):
         public[f"route-{n}"] = _split([models.TINY_A, models.TINY_B])
     public["scores"] = {"variants": {"only": {"upstream": "triton", "model": models.SCORES}}}

@@ -27,7 +27,7 @@ class MergeSettings:
     delay: float = 0.0  # seconds
     metadata: frozenset[str] | None = None  # keys that must be equal; None: all, without those that differ by nature
     ignore_ids: bool = False  # merge requests that have an id, which then does not reach Triton
-    recheck: float = 0.01  # seconds for which it holds that the model has not changed
+    recheck: float = 0.0  # seconds for which it holds that the model has not changed
 
 
 @dataclass(frozen=True, slots=True)
