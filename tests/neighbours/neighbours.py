@@ -139,8 +139,6 @@ def decoupled(stub: Any, model: str) -> Turn:
             raise Failed(errors[0])
         for n, answer in enumerate(answers):
             check(answer.infer_response, asked, [n])
-        if len(answers) < 4:  # seen once, cause unknown, in a run in which Triton died; excused by that alone
-            raise Failed(f"{len(answers)} answers in place of 4")
         expect(len(answers), 4)
 
     return turn

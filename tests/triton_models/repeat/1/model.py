@@ -33,7 +33,9 @@ class TritonPythonModel:
 def _answer(sender, times, pause, fail):
     for number in range(times):
         time.sleep(pause)
-        if sender.is_cancelled():
+        if sender.is_cancelled():  # said, so that nobody takes what has come so far for all
+            cancelled = pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED)
+            sender.send(pb_utils.InferenceResponse(error=cancelled))
             break
         if number == fail:
             sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("told to fail")))
