@@ -164,31 +164,39 @@ class Peer:
         return True
 
     def read(self, seconds: float = 2.0) -> Frame | None:
-        """The next frame; None when the peer has closed. raises: TimeoutError."""
-        head = self._take(9, seconds)
-        body = self._take(int.from_bytes(head[:3], "big"), seconds) if head is not None else None
-        if head is None or body is None:
-            self.closed = True
-            return None
-        got = Frame(head[3], head[4], int.from_bytes(head[5:9], "big") & 0x7FFF_FFFF, body)
-        return self._note(got)
+        """The next frame, with the header block whole if it begins one; None when the peer has closed.
 
-    def _take(self, size: int, seconds: float) -> bytes | None:
+        raises: TimeoutError. What has come until then is kept.
+        """
+        until = time.monotonic() + seconds
+        while not (size := _whole_frames(self.received)):
+            if not self._receive(until):
+                self.closed = True
+                return None
+        taken = bytes(self.received[:size])
+        del self.received[:size]
+        return self._note(_first_frame(taken))
+
+    def take(self, size: int, seconds: float) -> bytes | None:
+        """So many bytes; None when the peer has closed before. raises: TimeoutError."""
         until = time.monotonic() + seconds
         while len(self.received) < size:
-            self.sock.settimeout(max(0.001, until - time.monotonic()))
-            try:
-                piece = self.sock.recv(65_536)
-            except TimeoutError:
-                raise
-            except OSError:  # reset
+            if not self._receive(until):
                 return None
-            if not piece:
-                return None
-            self.received += piece
         taken = bytes(self.received[:size])
         del self.received[:size]
         return taken
+
+    def _receive(self, until: float) -> bool:
+        self.sock.settimeout(max(0.001, until - time.monotonic()))
+        try:
+            piece = self.sock.recv(65_536)
+        except TimeoutError:
+            raise
+        except OSError:  # reset
+            return False
+        self.received += piece
+        return bool(piece)
 
     def _note(self, got: Frame) -> Frame:
         if got.kind == SETTINGS:
@@ -233,6 +241,31 @@ class Peer:
         answer = self.answers.setdefault(stream, Answer())
         self.wait(lambda: answer.over, seconds)
         return answer
+
+
+def _whole_frames(received: bytearray) -> int:
+    """Bytes of the first frame, with the CONTINUATION frames that belong to it; 0 if they have not all come."""
+    at, flags = 0, 0
+    while at == 0 or not flags & END_HEADERS:
+        if len(received) < at + 9:
+            return 0
+        kind = received[at + 3]
+        flags = received[at + 4] if kind in (HEADERS, CONTINUATION) else END_HEADERS
+        at += 9 + int.from_bytes(received[at : at + 3], "big")
+    return at if at <= len(received) else 0
+
+
+def _first_frame(taken: bytes) -> Frame:
+    size, flags = int.from_bytes(taken[:3], "big"), taken[4]
+    got = Frame(taken[3], flags, int.from_bytes(taken[5:9], "big") & 0x7FFF_FFFF, taken[9 : 9 + size])
+    if len(taken) == 9 + size:
+        return got
+    block, at = _fragment(got), 9 + size
+    while at < len(taken):
+        size = int.from_bytes(taken[at : at + 3], "big")
+        block += taken[at + 9 : at + 9 + size]
+        at += 9 + size
+    return got._replace(flags=flags & END_STREAM | END_HEADERS, payload=block)
 
 
 def _fragment(got: Frame) -> bytes:

@@ -156,7 +156,7 @@ class RawServer:
 
 def accept_client(peer: Peer, values: tuple[tuple[int, int], ...] = ()) -> None:
     """The server's half of the greeting."""
-    if peer._take(len(PREFACE), 5.0) != PREFACE:
+    if peer.take(len(PREFACE), 5.0) != PREFACE:
         raise ConnectionError("the client went away before it greeted")
     peer.send(settings(values))
 
