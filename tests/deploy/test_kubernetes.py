@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubelet
 import pytest
 import yaml
@@ -61,6 +63,27 @@ def test_every_component_can_be_added_to_the_base(composed: Compose, component: 
 def test_every_object_passes_the_schemas_of_every_supported_version(objects: tuple[Object, ...], version: str) -> None:
     for thing in objects:
         check_schema(thing, version)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("ScaledObject", ("spec", "fallback"), {"failureThreshold": 4, "replica": 6}),
+        ("ScaledObject", ("spec", "triggers", 0, "metricType"), 7),
+        ("ScaledObject", ("spec", "pollInterval"), 15),
+        ("GRPCRoute", ("spec", "rules", 0, "backendRefs", 0, "port"), "grpc"),
+        ("BackendTLSPolicy", ("spec", "validation", "hostname"), "no host"),
+        ("BackendTLSPolicy", ("spec", "targetRefs", 0, "namespace"), "inference"),
+    ],
+)
+def test_what_an_operator_would_refuse_or_drop_is_found(kind: str, path: Sequence[Any], value: object) -> None:
+    (thing, *_) = copy.deepcopy(of_kind(kustomize(OVERLAYS["gpu"]), kind))
+    node: Any = thing
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        check_schema(thing, VERSIONS[-1])
 
 
 # What the pods are
