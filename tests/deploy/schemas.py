@@ -1,4 +1,4 @@
-"""What Kubernetes and the operators beside it accept, by their published schemas and what their admission wants more."""
+"""What Kubernetes and the operators beside it accept: their published schemas, and what admission wants more."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _backend_tls_policy(thing: Object) -> None:
 
 
 def _scaled_object(thing: Object) -> None:
-    """KEDA's schema, and what its admission and its Prometheus scaler want beyond it (their sources at 2.18 and 2.20)."""
+    """The schema, and what KEDA's admission and Prometheus scaler want beyond it (their sources, 2.18 and 2.20)."""
     _by_crds("scaledobject-keda-2.18.0", "scaledobject-keda-2.20.2")(thing)
     spec = thing["spec"]
     assert spec["minReplicaCount"] <= spec["maxReplicaCount"]
