@@ -373,7 +373,7 @@ def test_triton_gets_the_time_that_its_flags_promise(objects: tuple[Object, ...]
         assert template["spec"]["terminationGracePeriodSeconds"] >= before + exit_timeout + 5
 
 
-def test_every_upstream_is_a_headless_service_that_the_gateway_may_reach(
+def test_every_upstream_is_a_headless_service(
     objects: tuple[Object, ...], mounted: Loaded, request: pytest.FixtureRequest
 ) -> None:
     alone = "base" in request.node.callspec.id  # without any Triton
@@ -389,19 +389,12 @@ def test_every_upstream_is_a_headless_service_that_the_gateway_may_reach(
         (port,) = [each for each in service["spec"]["ports"] if each["port"] == number]
         for template in selected(service["spec"]["selector"], objects):
             assert resolved(port["targetPort"], template) == number, "a headless name leads to the pods' own ports"
-        assert any(_admits(rule, service["spec"]["selector"], number) for rule in _egress(objects))
 
 
 def _egress(objects: tuple[Object, ...]) -> Iterator[Mapping[str, Any]]:
     for policy in of_kind(objects, "NetworkPolicy"):
         if policy["spec"]["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "inference-gateway"}}:
             yield from policy["spec"].get("egress", ())
-
-
-def _admits(rule: Mapping[str, Any], labels: Mapping[str, str], port: int) -> bool:
-    return port in [each["port"] for each in rule["ports"]] and any(
-        "podSelector" in to and selects(to["podSelector"], labels) for to in rule.get("to", ())
-    )
 
 
 def test_every_variant_is_a_model_that_its_pool_loads_and_the_repository_has(
@@ -445,24 +438,6 @@ def test_a_gpu_pools_variants_fall_back_from_the_fastest_to_what_is_always_there
         "tensorrt", "onnx_trt", "onnx_cuda", "onnx_int8", "onnx",
     ]  # fmt: skip
     assert imagenet["attempts"] == len(order)
-
-
-def test_gateways_reach_every_pool_and_monitoring_reaches_everybody(objects: tuple[Object, ...]) -> None:
-    gateway = {"app.kubernetes.io/name": "inference-gateway"}
-    for owner, template in pods(objects):
-        labels = template["metadata"]["labels"]
-        rules = [
-            rule
-            for policy in of_kind(objects, "NetworkPolicy")
-            if selects(policy["spec"]["podSelector"], labels)
-            for rule in policy["spec"].get("ingress", ())
-        ]
-        peers = [(peer, port["port"]) for rule in rules for peer in rule["from"] for port in rule["ports"]]
-        if labels["app.kubernetes.io/name"] == "triton":
-            assert ({"podSelector": {"matchLabels": gateway}}, "grpc") in peers, name_of(owner)
-        if "app.kubernetes.io/component" in labels:
-            monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
-            assert any(peer == monitoring for peer, _ in peers), name_of(owner)
 
 
 # What is there twice
