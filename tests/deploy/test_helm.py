@@ -142,6 +142,7 @@ BOX = f"{POD}containers__0__"
 OWN_VALUES: Mapping[str, tuple[Values, Sequence[str], Mapping[str, Any]]] = {
     "images": (
         {
+            "imagePullSecrets": [{"name": "registry"}],
             "gateway": {"image": {"repository": "registry.test/gateway", "tag": "7"}},
             "triton": {"gpu": {"enabled": True}},
             "models": {"delivery": "pvc", "image": {"repository": "registry.test/models", "tag": "8"}},
@@ -153,7 +154,11 @@ OWN_VALUES: Mapping[str, tuple[Values, Sequence[str], Mapping[str, Any]]] = {
                 {"name": "inference-gateway", "newName": "registry.test/gateway", "newTag": "7"},
                 {"name": "inference-gateway-models", "newName": "registry.test/models", "newTag": "8"},
                 {"name": "inference-gateway-tensorrt", "newName": "registry.test/tensorrt", "newTag": "9-26.08"},
-            ]
+            ],
+            "patches": [
+                patch(kind, ".*", **{f"{POD}imagePullSecrets": [{"name": "registry"}]})
+                for kind in ("Deployment", "Job")
+            ],
         },
     ),
     "sizes": (
@@ -206,7 +211,7 @@ OWN_VALUES: Mapping[str, tuple[Values, Sequence[str], Mapping[str, Any]]] = {
                 "gpu": {"enabled": True, "nodeSelector": PRODUCT, "serviceAccount": {"annotations": ROLE}},
             },
             "models": {"delivery": "object-store", "objectStore": {"url": "s3://mine/here", "region": "us-east-1"}},
-            "tensorrt": {"enabled": True},
+            "tensorrt": {"enabled": True, "volume": {"size": "9Gi", "storageClassName": "nfs"}},
         },
         ["triton-gpu", "models-object-store", "tensorrt-build"],
         {
@@ -221,6 +226,12 @@ OWN_VALUES: Mapping[str, tuple[Values, Sequence[str], Mapping[str, Any]]] = {
                     },
                 ),
                 patch("Job", "build-tensorrt.*", **{f"{POD}nodeSelector": PRODUCT}),
+                patch(
+                    "PersistentVolumeClaim",
+                    "tensorrt-plans",
+                    spec__resources__requests__storage="9Gi",
+                    spec__storageClassName="nfs",
+                ),
                 patch("ServiceAccount", "triton-gpu", metadata__annotations=ROLE),
             ]
         },
