@@ -112,6 +112,17 @@ def test_tritons_are_reached_by_gateways_and_scrapers_only(objects: tuple[Object
         assert reached == {("a gateway", "grpc"), ("monitoring", "metrics")}, pool
 
 
+def test_a_predictor_of_kserves_is_reached_by_gateways_and_scrapers_only() -> None:
+    objects = kustomize(OVERLAYS["kserve"])
+    reached = {
+        (name, port)
+        for name, source in sources(objects).items()
+        for port in (8002, 8080, 9000)
+        if allowed(objects, source, PREDICTOR, port)
+    }
+    assert reached == {("a gateway", 9000), ("monitoring", 8002)}
+
+
 def upstreams(objects: tuple[Object, ...]) -> Iterator[tuple[str, int]]:
     """Host and port of every endpoint in the config that the gateway mounts."""
     config = yaml.safe_load(only(objects, "ConfigMap", "inference-gateway")["data"]["gateway.yaml"])
@@ -145,6 +156,8 @@ def test_scrapers_are_let_in_where_they_are_called_otherwise(overlay: str) -> No
         port = port_names(template).get("metrics") or port_names(template)["admin"]
         assert allowed(objects, Peer.elsewhere(SURROUNDINGS["prometheus-namespace"]), Peer.of(template), port)
         assert not allowed(objects, MONITORING, Peer.of(template), port)
+    if overlay == "kserve":
+        assert allowed(objects, Peer.elsewhere(SURROUNDINGS["prometheus-namespace"]), PREDICTOR, 8002)
 
 
 # The rules themselves, as the reference has them
