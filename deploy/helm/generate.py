@@ -120,6 +120,15 @@ def _pool(pool: str) -> list[_Place]:
     ]
 
 
+def _volume(part: str, claim: str) -> list[_Place]:
+    owner, key = f"PersistentVolumeClaim/{claim}", f"{part}.volume"
+    return [
+        _Place(f"{key}.size", owner, "spec/resources/requests/storage"),
+        _Place(f"{key}.accessModes", owner, "spec/accessModes", "block"),
+        _Place(f"{key}.storageClassName", owner, "spec/storageClassName", "optional"),
+    ]
+
+
 _GATEWAY: Final = "spec/template/spec/containers/[gateway]"
 _PLACES: Final[Sequence[_Place]] = (
     _Place("gateway.replicas", "Deployment/inference-gateway", "spec/replicas"),
@@ -143,10 +152,16 @@ _PLACES: Final[Sequence[_Place]] = (
     ),
     *_pool("cpu"),
     *_pool("gpu"),
-    _Place("models.volume.size", "PersistentVolumeClaim/model-repository", "spec/resources/requests/storage"),
-    _Place("models.volume.accessModes", "PersistentVolumeClaim/model-repository", "spec/accessModes", "block"),
-    _Place(
-        "models.volume.storageClassName", "PersistentVolumeClaim/model-repository", "spec/storageClassName", "optional"
+    *_volume("models", "model-repository"),
+    *_volume("tensorrt", "tensorrt-plans"),
+    *(
+        _Place("imagePullSecrets", owner, "spec/template/spec/imagePullSecrets", "optional")
+        for owner in (
+            "Deployment/inference-gateway",
+            *(f"Deployment/{pool}" for pool in _POOLS),
+            "Job/publish-models",
+            "Job/build-tensorrt",
+        )
     ),
     *(
         _Place(
@@ -216,6 +231,9 @@ _SAID: Final[Mapping[str, str]] = {
     "triton.cpu.autoscaling.queueMilliseconds": "The mean wait in queues beyond which more are wanted (KEDA 2.18).",
     "triton.gpu.autoscaling.queueMilliseconds": "The mean wait in queues beyond which more are wanted (KEDA 2.18).",
     "models.delivery": "embedded: copied from an image; image-volume: that image, mounted; pvc; object-store.",
+    "models.volume.storageClassName": "One that can do the access mode; empty: the cluster's default.",
+    "tensorrt.volume.storageClassName": "One that can do the access mode; empty: the cluster's default.",
+    "imagePullSecrets": "Names of Secrets, [{name: …}], for the pods of this chart.",
     "models.objectStore.url": "Credentials: the Secret model-store, or the identity of the pods.",
     "tensorrt.enabled": "Builds plans on the GPUs that serve them, into a volume of their own.",
     "monitoring.namespace": "Whose pods may scrape.",
@@ -306,7 +324,9 @@ class _Values:
             rest = [item for item in thing[last] if not item.startswith(prefix)]
             thing[last] = [*rest[:first], _Value(place.key, place.form), *rest[first:]]
         elif last in thing or place.form == "optional":
-            default = thing.get(last, "" if last.endswith("Name") else [] if last == "tolerations" else {})
+            default = thing.get(
+                last, "" if last.endswith("Name") else [] if last in ("tolerations", "imagePullSecrets") else {}
+            )
             self.defaults.setdefault(place.key, default)
             form = ("number" if isinstance(default, int) else "text") if place.form == "scalar" else place.form
             thing[last] = _Value(place.key, form)
@@ -625,7 +645,18 @@ def _values_file(defaults: Mapping[str, Node]) -> str:
             )
             lines.extend(margin + line for line in default.rstrip().split("\n"))
 
-    order = ["gateway", "triton", "models", "tensorrt", "monitoring", "dashboard", "tls", "gatewayApi", "traces"]
+    order = [
+        "imagePullSecrets",
+        "gateway",
+        "triton",
+        "models",
+        "tensorrt",
+        "monitoring",
+        "dashboard",
+        "tls",
+        "gatewayApi",
+        "traces",
+    ]
     tree = _nested(
         dict(sorted(defaults.items(), key=lambda pair: (not pair[0].endswith((".enabled", ".by", ".delivery")), 0)))
     )

@@ -73,9 +73,9 @@ def named_jobs(component: str) -> bool:
 
 @pytest.fixture(scope="session")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Object, ...]]:
-    """The base with some components, as an overlay of one's own would have them."""
+    """The base with some components, as an overlay of one's own would have them, and whatever else it may say."""
 
-    def build(*components: str) -> tuple[Object, ...]:
+    def build(*components: str, **more: Any) -> tuple[Object, ...]:
         # kustomize wants relative paths, and nothing is to be written into the checkout.
         folder = tmp_path_factory.mktemp("overlay")
         up = Path(*[".."] * len(folder.resolve().parts[1:])) / KUBERNETES.relative_to("/")
@@ -91,7 +91,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Ob
             ],
             "images": [{"name": "inference-gateway-models", "newName": "registry.test/models", "newTag": "2"}],
         }
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay | more))
         return kustomize(folder)
 
     return build

@@ -2,7 +2,8 @@
 
 A container's command runs as the manifests have it, with its environment, its arguments, and its volumes as folders;
 the kubelet's part is played by `Pod` (init containers, probes, preStop hook, SIGTERM, grace period), the controllers'
-by `Cluster` (Deployments roll, Services list the pods that are ready, names answer with them). Time is not scaled.
+by `Cluster` (Deployments roll, Jobs run, Services list the pods that are ready, names answer with them). A claimed
+volume is one folder for all pods. Time is not scaled.
 
 Three things differ from containers, since processes share one network and one file system. A pod's address is one of
 127.0.0.0/8, and its servers are told to listen there, on the manifests' ports. Paths of mounts lie under the pod's own
@@ -22,9 +23,10 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,11 @@ from balancing import Service
 from deployment_files import ROOT, Object
 from manifests import of_kind, only, resolved, selects
 
+from gateway.models.catalogue import build
 from gateway.triton import install
+
+BACK_OFF_SECONDS = 10.0
+"""Before a container that ended is started again, the first time."""
 
 REMOVAL_SECONDS = 1.0
 """From a pod's end until Services and names have left it out: endpoint controller, kube-proxy, CoreDNS' watch."""
@@ -59,6 +65,14 @@ Folders = Mapping[str, Path]
 """Path in an image → the folder that stands for it, of images that are only copied from."""
 
 
+def models_image(folder: Path) -> Folders:
+    """What the image `models` has, as far as a CPU pool loads it, built as its Dockerfile does."""
+    repository = folder / "models"
+    shutil.copytree(ROOT / "model_repository", repository)
+    build(["efficientnet_lite0_onnx", "efficientnet_lite0_onnx_int8"], repository)
+    return {"/models": repository}
+
+
 class Pod:
     """One pod, from its first init container to its end."""
 
@@ -72,11 +86,17 @@ class Pod:
         self.folder = cluster.folder / name
         self.is_ready = False
         self.is_ending = False
-        self.restarts = 0
+        self.restarts = 0  # for the sake of a liveness probe; counted, not played
+        self.crashes = 0
         self.exit_code: int | None = None
         self._volumes: dict[str, Path] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._kubelet: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the container's process; 0 if none runs."""
+        return self._process.pid if self._process and self._process.returncode is None else 0
 
     @property
     def log(self) -> str:
@@ -84,22 +104,36 @@ class Pod:
 
     async def start(self) -> None:
         """Volumes, init containers, the container. Readiness comes later."""
+        await self._prepare()
+        (container,) = self.spec["containers"]
+        self._process = await self._run(container)
+        self._kubelet = asyncio.ensure_future(self._look_after(container))
+
+    async def run_to_end(self) -> int:
+        """The same of a Job's pod; its exit code."""
+        await self._prepare()
+        (container,) = self.spec["containers"]
+        return await (await self._run(container)).wait()
+
+    async def _prepare(self) -> None:
         self.folder.mkdir()
         for volume in self.spec.get("volumes", ()):
             self._volumes[volume["name"]] = self._volume(volume)
         for container in self.spec.get("initContainers", ()):
             process = await self._run(container)
             assert await process.wait() == 0, self.log
-        (container,) = self.spec["containers"]
-        self._process = await self._run(container)
-        self._kubelet = asyncio.ensure_future(self._probe(container))
 
-    async def until_ready(self, within: float) -> None:
+    async def until_ready(self, within: float, *, may_crash: bool = False) -> None:
         end = time.monotonic() + within
         while not self.is_ready:
             assert time.monotonic() < end, self.log[-3000:]
-            assert self._process is not None
-            assert self._process.returncode is None, self.log[-3000:]
+            assert may_crash or not self.crashes, self.log[-3000:]
+            await asyncio.sleep(0.05)
+
+    async def until_crashed(self, within: float) -> None:
+        end = time.monotonic() + within
+        while not self.crashes:
+            assert time.monotonic() < end, self.log[-3000:]
             await asyncio.sleep(0.05)
 
     async def delete(self) -> float:
@@ -135,10 +169,15 @@ class Pod:
     # Containers
 
     def _volume(self, volume: Mapping[str, Any]) -> Path:
+        if "persistentVolumeClaim" in volume:
+            return self.cluster.claim(volume["persistentVolumeClaim"]["claimName"])
         folder = self.folder / "volumes" / volume["name"]
         folder.mkdir(parents=True)
         if "configMap" in volume:
-            self._lay_out(folder, volume["configMap"]["name"], "..turn-0")
+            data = only(self.cluster.objects, "ConfigMap", volume["configMap"]["name"])["data"]
+            self._lay_out(folder, data, "..turn-0")
+        elif "secret" in volume:
+            self._lay_out(folder, self.cluster.secrets[volume["secret"]["secretName"]], "..turn-0")
         else:
             assert "emptyDir" in volume, volume
         return folder
@@ -147,12 +186,13 @@ class Pod:
         """Lay out a ConfigMap anew in the volumes that are made of it."""
         for volume in self.spec.get("volumes", ()):
             if volume.get("configMap", {}).get("name") == config_map:
-                self._lay_out(self._volumes[volume["name"]], config_map, generation)
+                data = only(self.cluster.objects, "ConfigMap", config_map)["data"]
+                self._lay_out(self._volumes[volume["name"]], data, generation)
 
-    def _lay_out(self, folder: Path, config_map: str, generation: str) -> None:
+    def _lay_out(self, folder: Path, data: Mapping[str, str], generation: str) -> None:
         """Links to `..data`, which is a link to a folder that is replaced as a whole."""
         (folder / generation).mkdir()
-        for name, content in only(self.cluster.objects, "ConfigMap", config_map)["data"].items():
+        for name, content in data.items():
             (folder / generation / name).write_text(content)
             if not (folder / name).is_symlink():
                 (folder / name).symlink_to(Path("..data") / name)
@@ -163,14 +203,10 @@ class Pod:
         root = self.folder / container["name"]
         mounts = {mount["mountPath"]: self._volumes[mount["name"]] for mount in container.get("volumeMounts", ())}
         for path, volume in mounts.items():
-            place = root / path[1:]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(volume)
+            _link(root / path[1:], volume)
         image = container["image"].rpartition(":")[0].rpartition("/")[2]
         for path, folder in self.cluster.images.get(image, {}).items():
-            place = root / path[1:]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(folder)
+            _link(root / path[1:], folder)
             mounts[path] = folder
         environment = self._environment(container)
         command = [*container.get("command", self.cluster.entry_points.get(image, ())), *container.get("args", ())]
@@ -179,7 +215,7 @@ class Pod:
         program, listening, more = self.cluster.program(command[0])
         if container in self.spec["containers"]:
             command += [argument.format(ip=self.ip, **self._ports()) for argument in listening]
-        with (self.folder / f"{container['name']}.log").open("wb") as log:
+        with (self.folder / f"{container['name']}.log").open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *program,
                 *command[1:],
@@ -205,6 +241,23 @@ class Pod:
         return {port["name"]: port["containerPort"] for port in container["ports"]}
 
     # Probes
+
+    async def _look_after(self, container: Mapping[str, Any]) -> None:
+        """Probe it while it runs; start it again when it ends by itself."""
+        while True:
+            assert self._process is not None
+            probing = asyncio.ensure_future(self._probe(container))
+            try:
+                await self._process.wait()
+            finally:
+                probing.cancel()
+                await asyncio.gather(probing, return_exceptions=True)
+            if self.is_ending:
+                return
+            self.crashes += 1
+            self._set_ready(False)
+            await asyncio.sleep(BACK_OFF_SECONDS)
+            self._process = await self._run(container)
 
     async def _probe(self, container: Mapping[str, Any]) -> None:
         startup = container["startupProbe"]
@@ -249,6 +302,12 @@ class Pod:
         self.restarts += not live and not self.is_ending
 
 
+def _link(place: Path, folder: Path) -> None:
+    if not place.is_symlink():  # a container that is started again has it
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(folder)
+
+
 def _expanded(text: str, environment: Mapping[str, str]) -> str:
     """`$(NAME)`, as the kubelet replaces it."""
     return re.sub(r"\$\((\w+)\)", lambda found: environment.get(found[1], found[0]), text)
@@ -266,7 +325,9 @@ class Cluster:
 
     objects: Sequence[Object]
     folder: Path
-    images: Mapping[str, Folders]  # by the image's name
+    images: dict[str, Folders]  # by the image's name
+    secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)  # names of other namespaces' Services, and their addresses
     pods: dict[str, list[Pod]] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
     entry_points: dict[str, Sequence[str]] = field(default_factory=dict)
@@ -274,6 +335,7 @@ class Cluster:
     _turns: int = 0
     _network: str = ""
     _told: set[asyncio.Task[None]] = field(default_factory=set)
+    _leaving: list[Pod] = field(default_factory=list)
 
     @property
     def names(self) -> Path:
@@ -295,7 +357,7 @@ class Cluster:
         for task in self._told:
             task.cancel()
         await asyncio.gather(*self._told, return_exceptions=True)
-        await asyncio.gather(*(pod.kill() for pods in self.pods.values() for pod in pods))
+        await asyncio.gather(*(pod.kill() for pods in (*self.pods.values(), self._leaving) for pod in pods))
 
     def next_ip(self) -> str:
         self._number += 1
@@ -316,12 +378,44 @@ class Cluster:
         assert found, f"{name} is not here: {shlex.quote(name)}"
         return [found], (), mine
 
+    def claim(self, name: str) -> Path:
+        """The folder of a PersistentVolumeClaim."""
+        assert only(self.objects, "PersistentVolumeClaim", name)
+        folder = self.folder / "claims" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def connections(self) -> set[tuple[str, str, int]]:
+        """Who holds a connection to whom at which port, as Linux lists them: names of pods, or of others."""
+        pods = [pod for pods in self.pods.values() for pod in pods if pod.pid]
+        names = {pod.ip: pod.name for pod in pods} | {ip: name for name, ip in self.elsewhere.items()}
+        return {(pod.name, names[ip], port) for pod in pods for ip, port in _peers(pod.pid) if ip in names}
+
     # Controllers
+
+    async def run_job(self, prefix: str) -> Pod:
+        """A Job's pod from start to end; its name ends in its image's tag. It must succeed."""
+        (job,) = [each for each in of_kind(self.objects, "Job") if each["metadata"]["name"].startswith(prefix)]
+        pod = Pod(self, f"{prefix}-{self._number:03}", copy.deepcopy(job["spec"]["template"]))
+        assert await pod.run_to_end() == 0, pod.log
+        return pod
+
+    async def evict(self, name: str) -> tuple[Pod, asyncio.Task[float]]:
+        """One pod of a Deployment goes; the one in its place, and the other's end."""
+        pod = self.pods[name].pop(0)
+        self._leaving.append(pod)
+        going = asyncio.ensure_future(pod.delete())
+        return await self._new(name, only(self.objects, "Deployment", name)["spec"]["template"]), going
+
+    def replicas(self, name: str) -> int:
+        """As the Deployment says, or as its scaler begins."""
+        deployment = only(self.objects, "Deployment", name)["spec"]
+        return int(deployment.get("replicas") or only(self.objects, "ScaledObject", name)["spec"]["minReplicaCount"])
 
     async def deploy(self, name: str) -> None:
         """A Deployment from nothing."""
         deployment = only(self.objects, "Deployment", name)["spec"]
-        for _ in range(deployment["replicas"]):
+        for _ in range(self.replicas(name)):
             await self._new(name, deployment["template"])
         await asyncio.gather(*(pod.until_ready(60) for pod in self.pods[name]))
 
@@ -358,7 +452,7 @@ class Cluster:
             only(self.objects, "Deployment", name)["spec"],
             only(self.objects, "PodDisruptionBudget", name),
         )
-        wanted = deployment["replicas"] - budget["spec"]["maxUnavailable"]
+        wanted = self.replicas(name) - budget["spec"]["maxUnavailable"]
         old, ending = [*self.pods[name]], []
         for pod in old:
             end = time.monotonic() + 60
@@ -397,7 +491,7 @@ class Cluster:
         task.add_done_callback(self._told.discard)
 
     def _list(self) -> None:
-        names: dict[str, list[str]] = {}
+        names: dict[str, list[str]] = {name: [ip] for name, ip in self.elsewhere.items()}
         pods = [pod for pods in self.pods.values() for pod in pods]
         for service in of_kind(self.objects, "Service"):
             name, spec = service["metadata"]["name"], service["spec"]
@@ -410,6 +504,21 @@ class Cluster:
         partial = self.names.with_suffix(".partial")
         partial.write_text(json.dumps(names))
         partial.rename(self.names)
+
+
+def _peers(pid: int) -> Iterator[tuple[str, int]]:
+    """Address and port at the other end of each connection that a process has opened or accepted (proc(5))."""
+    sockets, lines = set(), []
+    with contextlib.suppress(OSError):  # it, or a descriptor of it, may be gone by now
+        lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.update(re.findall(r"socket:\[(\d+)\]", os.readlink(descriptor)))
+    for line in lines:
+        _, _, remote, state, *_, inode = line.split()[:10]
+        if state == "01" and inode in sockets:
+            address, _, port = remote.partition(":")
+            yield socket.inet_ntoa(int(address, 16).to_bytes(4, "little")), int(port, 16)
 
 
 @contextlib.asynccontextmanager

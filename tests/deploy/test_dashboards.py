@@ -34,16 +34,18 @@ nothing at all in compose: who asks for it takes it for something else."""
 RUNBOOKS = "https://git.example.com/inference-gateway/docs/operations.md"
 
 INCIDENTS = {
-    "gpu-pool-gone", "one-triton-slow", "bad-model-version", "pipeline-broken", "overload", "certificate-expired",
-    "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
+    "gateways-gone", "gpu-pool-gone", "one-triton-slow", "bad-model-version", "pipeline-broken", "overload",
+    "certificate-expired", "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
 }  # fmt: skip
 
 OTHERS: Mapping[str, set[str]] = {
-    # Of others, by their documentation: Prometheus, the kubelet, the node exporter, prometheus_client.
+    # Of others, by their documentation: Prometheus, kubelet, node exporter, kube-state-metrics, prometheus_client.
     "ALERTS": {"alertname", "alertstate"},
     "kubelet_volume_stats_available_bytes": {"persistentvolumeclaim"},
     "kubelet_volume_stats_capacity_bytes": {"persistentvolumeclaim"},
     "node_timex_offset_seconds": set(),
+    "kube_deployment_status_replicas_available": {"deployment"},
+    "kube_deployment_spec_replicas": {"deployment"},
     "process_cpu_seconds_total": set(),
     # Of Triton on a machine with a GPU (docs/user_guide/metrics.md there).
     "nv_gpu_utilization": {"gpu_uuid"},
@@ -146,7 +148,7 @@ def test_every_query_is_promql_about_metrics_and_labels_that_exist(query: str, k
     text = plain(query)
     promql_parser.parse(text)
     without_strings = re.sub(r'"[^"]*"', '""', text)
-    metrics = set(re.findall(r"\b(?:gateway|nv|process|kubelet|node|DCGM)_\w+|\bALERTS\b", without_strings))
+    metrics = set(re.findall(r"\b(?:gateway|nv|process|kubelet|kube|node|DCGM)_\w+|\bALERTS\b", without_strings))
     assert metrics
     assert metrics <= known.keys(), metrics - known.keys()
     allowed = set().union(ADDED, *(known[name] for name in metrics))

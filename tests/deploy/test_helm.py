@@ -129,6 +129,143 @@ def test_every_feature_is_a_component(feature: str, composed: Any) -> None:
     assert chart == built
 
 
+def patch(kind: str, name: str, **values: Any) -> dict[str, Any]:
+    """A patch of an overlay; `spec__replicas=5` is 5 at /spec/replicas."""
+    changes = [{"op": "add", "path": "/" + path.replace("__", "/"), "value": value} for path, value in values.items()]
+    return {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump(changes)}
+
+
+PRODUCT = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"}
+ROLE = {"eks.amazonaws.com/role-arn": "arn:aws:iam::111122223333:role/models-reader"}
+POD = "spec__template__spec__"
+BOX = f"{POD}containers__0__"
+OWN_VALUES: Mapping[str, tuple[Values, Sequence[str], Mapping[str, Any]]] = {
+    "images": (
+        {
+            "imagePullSecrets": [{"name": "registry"}],
+            "gateway": {"image": {"repository": "registry.test/gateway", "tag": "7"}},
+            "triton": {"gpu": {"enabled": True}},
+            "models": {"delivery": "pvc", "image": {"repository": "registry.test/models", "tag": "8"}},
+            "tensorrt": {"enabled": True, "image": {"repository": "registry.test/tensorrt", "tag": "9-26.08"}},
+        },
+        ["triton-cpu", "triton-gpu", "models-pvc", "tensorrt-build"],
+        {
+            "images": [
+                {"name": "inference-gateway", "newName": "registry.test/gateway", "newTag": "7"},
+                {"name": "inference-gateway-models", "newName": "registry.test/models", "newTag": "8"},
+                {"name": "inference-gateway-tensorrt", "newName": "registry.test/tensorrt", "newTag": "9-26.08"},
+            ],
+            "patches": [
+                patch(kind, ".*", **{f"{POD}imagePullSecrets": [{"name": "registry"}]})
+                for kind in ("Deployment", "Job")
+            ],
+        },
+    ),
+    "sizes": (
+        {
+            "gateway": {"replicas": 5, "resources": {"requests": {"cpu": "2"}}, "gracePeriodSeconds": 90},
+            "triton": {"cpu": {"replicas": 7, "resources": {"limits": {"memory": "9Gi"}}}},
+        },
+        ["triton-cpu", "models-embedded"],
+        {
+            "replicas": [{"name": "inference-gateway", "count": 5}, {"name": "triton-cpu", "count": 7}],
+            "patches": [
+                patch(
+                    "Deployment",
+                    "inference-gateway",
+                    **{f"{BOX}resources__requests__cpu": "2", f"{POD}terminationGracePeriodSeconds": 90},
+                ),
+                patch("Deployment", "triton-cpu", **{f"{BOX}resources__limits__memory": "9Gi"}),
+            ],
+        },
+    ),
+    "scalers": (
+        {
+            "gateway": {"autoscaling": {"by": "keda", "min": 4, "max": 9, "fallback": 8, "inFlight": "200"}},
+            "triton": {"cpu": {"autoscaling": {"enabled": True, "min": 1, "queueMilliseconds": "35"}}},
+        },
+        ["triton-cpu", "models-embedded", "autoscale-keda-gateway", "autoscale-keda-cpu"],
+        {
+            "patches": [
+                patch(
+                    "ScaledObject",
+                    "inference-gateway",
+                    spec__minReplicaCount=4,
+                    spec__maxReplicaCount=9,
+                    spec__fallback__replicas=8,
+                    spec__triggers__0__metadata__threshold="200",
+                ),
+                patch(
+                    "ScaledObject",
+                    "triton-cpu",
+                    spec__minReplicaCount=1,
+                    spec__triggers__0__metadata__threshold="35",
+                ),
+            ]
+        },
+    ),
+    "the pool's place and identity": (
+        {
+            "triton": {
+                "cpu": {"enabled": False},
+                "gpu": {"enabled": True, "nodeSelector": PRODUCT, "serviceAccount": {"annotations": ROLE}},
+            },
+            "models": {"delivery": "object-store", "objectStore": {"url": "s3://mine/here", "region": "us-east-1"}},
+            "tensorrt": {"enabled": True, "volume": {"size": "9Gi", "storageClassName": "nfs"}},
+        },
+        ["triton-gpu", "models-object-store", "tensorrt-build"],
+        {
+            "patches": [
+                patch(
+                    "Deployment",
+                    "triton-gpu",
+                    **{
+                        f"{POD}nodeSelector": PRODUCT,
+                        f"{BOX}env__2__value": "s3://mine/here",  # MODEL_REPOSITORY
+                        f"{BOX}env__3__value": "us-east-1",  # AWS_DEFAULT_REGION
+                    },
+                ),
+                patch("Job", "build-tensorrt.*", **{f"{POD}nodeSelector": PRODUCT}),
+                patch(
+                    "PersistentVolumeClaim",
+                    "tensorrt-plans",
+                    spec__resources__requests__storage="9Gi",
+                    spec__storageClassName="nfs",
+                ),
+                patch("ServiceAccount", "triton-gpu", metadata__annotations=ROLE),
+            ]
+        },
+    ),
+    "what is in front and around": (
+        {
+            "gatewayApi": {"enabled": True, "hostnames": ["models.shop.test"]},
+            "models": {"delivery": "pvc", "volume": {"size": "100Gi", "storageClassName": "nfs"}},
+        },
+        ["triton-cpu", "models-pvc", "gateway-api"],
+        {
+            "patches": [
+                patch("GRPCRoute", "inference-gateway", spec__hostnames=["models.shop.test"]),
+                patch(
+                    "PersistentVolumeClaim",
+                    "model-repository",
+                    spec__resources__requests__storage="100Gi",
+                    spec__storageClassName="nfs",
+                ),
+            ]
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_VALUES)
+def test_values_of_ones_own_do_what_an_overlays_patches_do(case: str, composed: Any) -> None:
+    values, components, more = OWN_VALUES[case]
+    config = (KUBERNETES / "base" / "config" / "gateway.yaml").read_text()
+    chart = compared(rendered(merged(values, {"gateway": {"config": config}})))
+    built = compared(composed(*components, **{"images": [], **more}))
+    assert chart == built
+
+
 def test_every_component_can_be_switched_on_in_the_chart() -> None:
     """One that is new and forgotten in generate.py is not in the chart at all."""
     components = {each.name for each in (KUBERNETES / "components").iterdir()}

@@ -112,6 +112,27 @@ async def until_ready(site: Site) -> None:
         await asyncio.sleep(0.1)
 
 
+async def test_gateways_gone(triton: LocalTriton, tmp_path: Path) -> None:
+    """Nobody is there, for callers and for scrapes; back is back at once, but not with a file that it would refuse."""
+    file, models = tmp_path / "gateway.yaml", {"adder": MODELS["adder"]}
+    for life in ("killed", "started again"):
+        upstreams = dict.fromkeys(("gpu", "cpu"), triton.grpc_address)
+        async with serving(tmp_path, upstreams, models) as site:
+            async with channel_to(site.listen) as channel:
+                assert (await call(channel, infer("adder"))).code is OK, life
+            assert await site.metric("gateway_build_info") == 1  # what GatewaysGone looks at
+            site.process.signal(signal.SIGKILL)
+            await site.process.wait()
+            async with channel_to(site.listen) as channel:
+                gone = await call(channel, infer("adder"))
+            assert (gone.code.name, "Connection refused" in gone.text) == ("UNAVAILABLE", True)
+            with pytest.raises(OSError, match="Cannot connect"):
+                await http(site.admin, "/metrics")
+    file.write_text(file.read_text().replace("upstream: cpu", "upstream: cpuu"))
+    code, _, errors = await run("serve", "--config", str(file), folder=tmp_path)
+    assert (code, "models.adder.variants.int8.upstream: no upstream 'cpuu'" in errors) == (2, True)
+
+
 async def test_gpu_pool_gone(site: Site, gpu: LocalTriton) -> None:
     """Every call on its fallback counts and has a line; the state and the log name pool, variant and reason."""
     endpoint = f"gpu/{gpu.grpc_address}"
