@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.forwarding.batching import Batch, Layout, MergeLimits, Merger, Window
 from gateway.rpc.metadata import Fields
 from gateway.v2.layout import Part
+from gateway.v2.peek import Head
 
 
 def layout(rows: int, signature: bytes = b"s") -> Layout:
@@ -24,6 +25,8 @@ class Request:
     name: str
     caller: Hashable = "a"
     layout: Layout = field(default_factory=lambda: layout(1))
+    head: Head = field(default_factory=lambda: Head("m", "", "", True, [], 0, 0, None, []))
+    spans: Sequence[tuple[int, int]] = ()
     body: bytes = b""
     is_over: bool = False
     carried: Fields = ()
