@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run test soak check perf setup clean
+.PHONY: run test pythons coverage soak check perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -15,6 +15,19 @@ test: $(VENV)/.tools $(VENV)/.compiled
 	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 2 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
 	  tests/forwarding tests/routing tests/telemetry tests/test_compiled.py
 
+# A wheel on each Python from 3.10 to 3.14 that is here; PYTHONS=FOLDER make pythons finds more.
+pythons: $(VENV)/.installed
+	.ci/pythons
+
+# Which lines of each room its tests run, on the sources. Nothing holds it to a figure; ROOMS=tests make coverage takes all
+# tests, of which those that bound CPU time may fail, since counting costs.
+ROOMS := tests/admin tests/api tests/batching tests/config tests/forwarding tests/http2 tests/routing tests/rpc tests/smoke \
+  tests/steps tests/telemetry tests/transport tests/upstream tests/v2 $(wildcard tests/test_*.py)
+coverage: export GATEWAY_NO_EXTENSIONS := 1
+coverage: $(VENV)/.tools
+	-$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report= $(ROOMS)
+	@$(BIN)/coverage json -q -o - | $(BIN)/python .ci/coverage-by-room
+
 # What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own.
 # SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed.
 soak: export SOAK_SECONDS := $(or $(SOAK_SECONDS),3600)
@@ -23,10 +36,16 @@ soak: $(VENV)/.tools
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
 	$(BIN)/python -m pytest -rA tests/neighbours tests/differences
 
+# Has each Python what the sources use of it? NumPy's own types are for 3.11 and later, so before that they say nothing.
+OTHER_PYTHON := --no-warn-return-any --no-warn-unused-ignores --python-version
+
 check: $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy $(OTHER_PYTHON) 3.10
+	$(BIN)/mypy $(OTHER_PYTHON) 3.14
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/config/test_reference.py   # is docs/configuration.md what the schema says?
 

@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         description="A gRPC gateway in front of NVIDIA Triton. Clients of Triton only change the address.",
         epilog="Exit codes: 0 done, 1 not possible here and now, 2 wrong command line or config.",
     )
-    parser.set_defaults(run=None)
+    parser.add_argument(
+        "--version", dest="run", action="store_const", const=_version, help="print the version and exit"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_serve(commands)
     _add_config_commands(commands)
@@ -185,6 +187,13 @@ def _log_to_stderr(level: str) -> None:
 
 
 # The commands. Each imports what it needs, so that `--help` and `check` need not load a gRPC server.
+
+
+def _version(_: argparse.Namespace) -> int:
+    from importlib.metadata import version  # noqa: PLC0415
+
+    print(version("inference-gateway"))  # noqa: T201
+    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -93,8 +93,10 @@ class _Builder:
             mark = error.problem_mark
             context = f" {error.context}" if error.context else ""
             raise _Stop(mark.line + 1 if mark else 0, f"is not YAML: {error.problem}{context}") from None
-        except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as an escape beyond Unicode
+        except yaml.YAMLError as error:
             raise _Stop(0, f"is not YAML: {error}") from None
+        except (ValueError, OverflowError):  # what Python says of them differs between its versions
+            raise _Stop(0, "is not YAML: an escape, or the number in a %YAML line, is out of range") from None
 
     def _document(self) -> None:
         for event in self._events:

@@ -132,7 +132,8 @@ def _read(families: Iterable[Family]) -> tuple[dict[Key, float], dict[str, float
             for sample in family.samples:
                 labels = _LABELS.get(sample.name)
                 if labels:
-                    values[(sample.name, *(sample.labels[label] for label in labels))] += sample.value
+                    key = (sample.name, *(sample.labels[label] for label in labels))
+                    values[key] += sample.value
     return dict(values), in_flight
 
 

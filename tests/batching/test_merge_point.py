@@ -216,7 +216,7 @@ async def test_when_the_look_at_its_side_shows_another_model_a_merged_answer_is_
     point = await point_of(server)
     members = [Caller(server, n) for n in range(4)]
     submit(point, *members)
-    server.config = pb.ModelConfigResponse  # type: ignore[method-assign]  (loaded anew without batching)
+    server.config = pb.ModelConfigResponse  # type: ignore[method-assign]  # loaded anew without batching
     merged: list[int] = []
     for _ in range(40):
         await asyncio.sleep(0)

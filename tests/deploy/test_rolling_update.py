@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -26,6 +24,7 @@ import grpc
 import numpy as np
 import pytest
 from balancing import Service
+from command_line import free_address
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.triton import LocalTriton
@@ -53,15 +52,6 @@ def request(model: str) -> bytes:
     message.inputs.add(name="IN", datatype="INT32" if model == "slow" else "FP32", shape=[1, 1])
     message.raw_input_contents.append(value.tobytes())
     return bytes(message.SerializeToString())
-
-
-def free_address() -> str:
-    """A loopback address that nobody listens on; below the ports that outgoing connections get."""
-    while True:
-        port = random.randrange(20000, 32768)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return f"127.0.0.1:{port}"
 
 
 @dataclass

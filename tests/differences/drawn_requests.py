@@ -249,6 +249,6 @@ def load_config(batches: bool) -> str:
     """For RepositoryModelLoad of `changes`."""
     dims = [1] if batches else [-1, 1]
     tensor = {"data_type": "TYPE_INT32", "dims": dims}
-    config = {"backend": "python", "max_batch_size": 8 if batches else 0}
+    config: dict[str, object] = {"backend": "python", "max_batch_size": 8 if batches else 0}
     config |= {"input": [{"name": "IN", **tensor}], "output": [{"name": "OUT", **tensor}]}
     return json.dumps(config | {"instance_group": [{"kind": "KIND_CPU", "count": 1}]})

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reports import Reports
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.deadline import Deadline
@@ -20,7 +21,7 @@ from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import Topology
-from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
+from gateway.hooks import CallObserver
 from gateway.routing import Routes
 from gateway.status import Code
 from gateway.steps import PipelineSpec, build_pipeline
@@ -28,24 +29,6 @@ from gateway.types import Served
 
 NOW = 100.0
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1]}
-
-
-class Reports(NoHooks):
-    """Notes what is told of calls."""
-
-    def __init__(self) -> None:
-        self.started: list[CallStarted] = []
-        self.ended: list[CallEnded] = []
-
-    def call_started(self, event: CallStarted) -> CallObserver:
-        self.started.append(event)
-        reports = self
-
-        class Observer(NoObserver):
-            def ended(self, event: CallEnded) -> None:
-                reports.ended.append(event)
-
-        return Observer()
 
 
 class World:

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Any
 
 import pytest
+from reports import Reports
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError
@@ -15,7 +16,6 @@ from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.forwarding.topology import Topology
-from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Direct, Route, Routes
 from gateway.rpc.budget import Budget
 from gateway.status import Code, Origin
@@ -76,22 +76,6 @@ class Connection:
         self.calls.append(Call(listener))
         self.calls[-1].takes = self.takes
         return self.calls[-1]
-
-
-class Reports(NoHooks):
-    def __init__(self) -> None:
-        self.started: list[CallStarted] = []
-        self.ended: list[CallEnded] = []
-
-    def call_started(self, event: CallStarted) -> CallObserver:
-        self.started.append(event)
-        reports = self
-
-        class Observer(NoObserver):
-            def ended(self, event: CallEnded) -> None:
-                reports.ended.append(event)
-
-        return Observer()
 
 
 class World:

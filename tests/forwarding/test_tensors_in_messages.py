@@ -175,7 +175,11 @@ def test_a_request_is_read_as_it_was_written() -> None:
 
 def test_a_message_is_written_byte_for_byte_as_protobuf_would() -> None:
     planes = np.arange(2 * 3 * 50_000, dtype=np.float32).reshape(2, 3, 50_000).transpose(0, 2, 1)  # not as in memory
-    tensors = {"x": planes, "none": np.empty((2, 0), np.int64), "text": np.array([b"", b"\xff"], np.object_)}
+    tensors: dict[str, np.ndarray] = {
+        "x": planes,
+        "none": np.empty((2, 0), np.int64),
+        "text": np.array([b"", b"\xff"], np.object_),
+    }
     request = pb.ModelInferRequest(model_name="m", id="7", outputs=[{"name": "y"}])
     response = pb.ModelInferResponse(model_name="m", model_version="1", id="7")
     for (name, array), raw in zip(tensors.items(), (planes.tobytes(), b"", b"\0\0\0\0\1\0\0\0\xff"), strict=True):

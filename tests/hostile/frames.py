@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import hpack
 
@@ -129,6 +129,9 @@ class Answer:
         return self.ended or self.reset is not None
 
 
+Own = TypeVar("Own", bound="Peer")
+
+
 class Peer:
     """One end of a connection. Sends nothing by itself but acknowledgements of SETTINGS."""
 
@@ -142,7 +145,7 @@ class Peer:
         self.received = bytearray()
         self._decoder = hpack.Decoder(max_header_list_size=1 << 20)
 
-    def __enter__(self) -> Peer:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -234,11 +234,11 @@ async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> N
         go_on.clear()
         first = asyncio.ensure_future(call(through[0], request("picky", floats(1, 0))))
         await wait_until(lambda: len(sizes) == 2, 5)
-        others = [asyncio.ensure_future(call(channel, request("picky", floats(1, 1)))) for channel in through[1:]]
+        waiting = [asyncio.ensure_future(call(channel, request("picky", floats(1, 1)))) for channel in through[1:]]
         await asyncio.sleep(0.2)  # they wait for the first one
         go_on.set()
         await wait_until(lambda: sizes[-1] == 3, 5)
-        for number, task in enumerate(others):
+        for number, task in enumerate(waiting):
             assert not cancelled
             task.cancel()
             await asyncio.sleep(0.1 if number < 2 else 0)

@@ -16,6 +16,7 @@ import yaml
 from aiohttp import web
 from command_line import command, free_address, run
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from receiver import receiving
 from traffic import until_readyz
 from v2_calls import call, channel_to, infer, numbers, stream
 from v2_gateways import gateway_of
@@ -142,12 +143,6 @@ async def test_one_process_sends_the_metrics_of_all_workers(triton: LocalTriton,
         received.append(ExportMetricsServiceRequest.FromString(await request.read()))
         return web.Response(content_type="application/x-protobuf")
 
-    app = web.Application()
-    app.router.add_post("/v1/metrics", post)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    endpoint = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/metrics"
     content = {
         "listen": free_address(),
         "admin": {"listen": "127.0.0.1:0"},
@@ -157,8 +152,17 @@ async def test_one_process_sends_the_metrics_of_all_workers(triton: LocalTriton,
     }
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump(content))
-    environ = {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": endpoint, "OTEL_METRIC_EXPORT_INTERVAL": "60000"}
-    async with command("serve", "--config", str(file), folder=tmp_path, environ=environ) as supervisor:
+    async with (
+        receiving("/v1/metrics", post) as url,
+        command(
+            *("serve", "--config", str(file)),
+            folder=tmp_path,
+            environ={
+                "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{url}/v1/metrics",
+                "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+            },
+        ) as supervisor,
+    ):
         address, admin = await supervisor.until_serving()
         await until_readyz(admin, True, within=20)
         for _ in range(8):  # a connection each, so that the kernel spreads them
@@ -166,7 +170,6 @@ async def test_one_process_sends_the_metrics_of_all_workers(triton: LocalTriton,
                 await call(channel, infer("adder"))
         supervisor.signal(signal.SIGTERM)
         assert await supervisor.wait() == 0
-    await runner.cleanup()
     (last,) = received  # of the supervisor alone, at its end
     (group,) = last.resource_metrics
     metrics = {metric.name: metric for scope in group.scope_metrics for metric in scope.metrics}

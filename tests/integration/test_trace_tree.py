@@ -16,6 +16,7 @@ import pytest
 import yaml
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from receiver import receiving
 from triton_fixture import FAST_START
 from v2_calls import call, channel_to, infer, numbers, stream_all
 from v2_gateways import wait_until
@@ -93,14 +94,8 @@ def _values(message: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 async def receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
-    app = web.Application()
-    app.router.add_post("/v1/traces", receiver.post)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield receiver
-    await runner.cleanup()
+    async with receiving("/v1/traces", receiver.post) as receiver.url:
+        yield receiver
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,9 @@ from gateway.hooks import (
     CallObserver,
     CallStarted,
     ConfigChanged,
+    ConnectionFull,
     EndpointChanged,
+    Hooks,
     NoHooks,
     NoListener,
     StepEnded,
@@ -50,6 +52,9 @@ class Listener:
     def config_changed(self, event: ConfigChanged) -> None:
         self.note("config_changed")
 
+    def connection_full(self, event: ConnectionFull) -> None:
+        self.note("connection_full")
+
 
 class Observer:
     def __init__(self, listener):
@@ -72,28 +77,34 @@ class Observer:
 CALL = ["call_started", "step_ended", "attempt_started", "attempt_ended", "ended", "call_ended"]
 ENDPOINT = EndpointChanged("cpu", "cpu-0:8001", True, ("m",), "probe", 1.0)
 CONFIG = ConfigChanged("gateway.yaml", "abc", True, (), 1.0)
+FULL = ConnectionFull("10.0.0.9:5", 1000)
+THE_REST = ["endpoint_changed", "config_changed", "connection_full"]
+
+
+def tell_the_rest(hooks: Hooks) -> None:
+    hooks.endpoint_changed(ENDPOINT)
+    hooks.config_changed(CONFIG)
+    hooks.connection_full(FULL)
 
 
 def test_every_listener_hears_everything_in_order(call):
     first, second = Listener("a"), Listener("b")
     hooks = compose([first, second])
     sent = call(steps=[("decode", 0.002, "")]).report_to(hooks)
-    hooks.endpoint_changed(ENDPOINT)
-    hooks.config_changed(CONFIG)
-    assert first.heard == second.heard == [*CALL, "endpoint_changed", "config_changed"]
+    tell_the_rest(hooks)
+    assert first.heard == second.heard == [*CALL, *THE_REST]
     assert sent == [(("x-from", "a"), ("x-from", "b"))]
 
 
-@pytest.mark.parametrize("part", [*CALL, "endpoint_changed", "config_changed"])
+@pytest.mark.parametrize("part", [*CALL, *THE_REST])
 def test_a_listener_that_raises_disturbs_nobody_and_is_logged_once(part, call, caplog):
     broken, sound = Listener("broken", raises_in=part), Listener("sound")
     hooks = compose([broken, sound])
     with caplog.at_level(logging.ERROR):
         for _ in range(3):
             call(steps=[("decode", 0.002, "")]).report_to(hooks)
-            hooks.endpoint_changed(ENDPOINT)
-            hooks.config_changed(CONFIG)
-    assert sound.heard == 3 * [*CALL, "endpoint_changed", "config_changed"]
+            tell_the_rest(hooks)
+    assert sound.heard == 3 * [*CALL, *THE_REST]
     assert len(caplog.records) == 1
     assert "a defect in " + part in caplog.text
 

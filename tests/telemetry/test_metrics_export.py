@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
+from receiver import receiving
 
 from gateway.telemetry.metrics import Metrics, MetricsSettings
 from gateway.telemetry.metrics_export import MetricsExport
@@ -24,16 +25,10 @@ async def received():
         requests.append(ExportMetricsServiceRequest.FromString(await request.read()))
         return web.Response(content_type="application/x-protobuf")
 
-    app = web.Application()
-    app.router.add_post("/v1/metrics", post)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port = runner.addresses[0][1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"http://127.0.0.1:{port}/v1/metrics")
-        yield requests
-    await runner.cleanup()
+    async with receiving("/v1/metrics", post) as url:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", f"{url}/v1/metrics")
+            yield requests
 
 
 def values(message):

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from receiver import receiving
 
 from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted
 from gateway.status import Code, Meaning
@@ -57,14 +58,8 @@ class Receiver:
 @pytest.fixture
 async def receiver():
     receiver = Receiver()
-    app = web.Application()
-    app.router.add_post("/v1/traces", receiver.post)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield receiver
-    await runner.cleanup()
+    async with receiving("/v1/traces", receiver.post) as receiver.url:
+        yield receiver
 
 
 @pytest.fixture

@@ -86,10 +86,10 @@ def test_what_is_older_than_a_window_is_not_in_it(metrics, traffic, clock, call)
 def test_what_was_counted_before_the_first_look_is_in_no_window(metrics, clock, call):
     call().report_to(metrics)
     late = Traffic(metrics.scrape.collect, clock)
-    assert [window["models"] for window in late.report()["windows"]] == [{}, {}]
+    assert [window["models"] for window in windows(late).values()] == [{}, {}]
     late.look()
     tick(late, clock)
-    assert [window["models"] for window in late.report()["windows"]] == [{}, {}]
+    assert [window["models"] for window in windows(late).values()] == [{}, {}]
 
 
 def test_a_window_is_as_long_as_its_name_says_however_rarely_it_is_looked_at(metrics, traffic, clock, call):

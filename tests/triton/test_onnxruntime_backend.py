@@ -132,7 +132,7 @@ async def test_a_bad_request_fails_alone(client: grpcclient.InferenceServerClien
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-async def test_half_precision_works(client: grpcclient.InferenceServerClient, rows: int) -> None:
+async def test_half_works(client: grpcclient.InferenceServerClient, rows: int) -> None:
     values = np.full((rows, 2), 0.5, np.float16)
     assert np.array_equal((await infer(client, "half", values))["OUT0"], -values)
 

@@ -59,6 +59,8 @@ def test_every_value_has_a_line() -> None:
     assert document.line(("b", "c", 1, "missing")) == 5
 
 
+OUT_OF_RANGE = ["f: is not YAML: an escape, or the number in a %YAML line, is out of range"]
+
 BAD_TEXTS = {
     "key written twice": ("a: 1\nb: 2\na: 3\n", ["f:3: a: is written twice, first on line 1; each key once"]),
     "key written twice deep down": (
@@ -85,7 +87,8 @@ BAD_TEXTS = {
     "control character": ("a: \x07\n", ["f:1: has the character 7; printable text only"]),
     "not UTF-8": (b"a: 1\nb: \xff\n", ["f:2: is not UTF-8 text; save the file as UTF-8"]),
     "surrogate": ('a: "\\ud800"\n', ["f:1: a: has half of a surrogate pair; the character itself"]),
-    "escape beyond Unicode": ('a: "\\Uffffffff"\n', ["f: is not YAML: Python int too large to convert to C int"]),
+    "escape beyond Unicode": ('a: "\\Uffffffff"\n', OUT_OF_RANGE),
+    "version beyond measure": (f"%YAML 1.{'9' * 5000}\n---\na: 1\n", OUT_OF_RANGE),
 }
 
 
