@@ -79,12 +79,20 @@ POISON: tuple[tuple[Pair, ...], ...] = (
 )
 
 
+def warmed(product: Served, triton: FakeTriton) -> set[str]:
+    """Both connections to the upstream, once each has had a call: the second gets none before the first has 32."""
+    for _ in range(100):
+        with product.connect() as warming:
+            warming.send(b"".join(request(INFER, infer_request(), stream=stream) for stream in range(1, 201, 2)))
+            assert {warming.answer(stream).status for stream in range(1, 201, 2)} == {"0"}
+        if len(triton.connections) >= 2:
+            break
+    return set(triton.connections)
+
+
 def test_malformed_metadata_of_one_caller_reaches_no_other(product: Served, triton: FakeTriton) -> None:
     """For two seconds, with four honest callers who use the same names; the gateway never has to connect anew."""
-    with product.connect() as warming:  # every connection to the upstream
-        warming.send(b"".join(request(INFER, infer_request(), stream=stream) for stream in range(1, 61, 2)))
-        assert {warming.answer(stream).status for stream in range(1, 61, 2)} == {"0"}
-    before = set(triton.connections)
+    before = warmed(product, triton)
     order = random.Random(11)
     with ExitStack() as exits:
         honest = [exits.enter_context(Honest(product.port, INFER, infer_request(), *NAMES)) for _ in range(4)]
@@ -97,17 +105,6 @@ def test_malformed_metadata_of_one_caller_reaches_no_other(product: Served, trit
                 assert not attacker.closed
     assert all(one.held() for one in honest)
     assert triton.connections == before
-
-
-def warmed(product: Served, triton: FakeTriton) -> set[str]:
-    """Both connections to the upstream, once each has had a call: the second gets none before the first has 32."""
-    for _ in range(100):
-        with product.connect() as warming:
-            warming.send(b"".join(request(INFER, infer_request(), stream=stream) for stream in range(1, 201, 2)))
-            assert {warming.answer(stream).status for stream in range(1, 201, 2)} == {"0"}
-        if len(triton.connections) >= 2:
-            break
-    return set(triton.connections)
 
 
 def test_callers_who_reset_their_calls_do_not_get_the_shared_connections_cut(
