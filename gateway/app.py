@@ -39,7 +39,7 @@ from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits
 from gateway.forwarding.threads import Threads
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow
 from gateway.notifier import Changes
 from gateway.routing import Routes
@@ -114,10 +114,11 @@ class Gateway:
         self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
         self._telemetry.watch(self._pipelines_now)
         sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
-        self._inference = Inference(Topology(routes_of(config), {}), self._hooks, sequences)
-        self._catalogue = Catalogue(self._inference)
+        self._topology = CurrentTopology(Topology(routes_of(config), {}))
+        self._inference = Inference(self._topology, self._hooks, sequences)
+        self._catalogue = Catalogue(self._topology)
         self._models = Models(self._inference)
-        self._contracts = Contracts(self._inference)
+        self._contracts = Contracts(self._topology)
         await self._discovery.learn(names_of(config), _FIRST_LOOK_UPS_SECONDS)
         self._take_over(self._first, (), _declared(self._first.config))
         self.admin_address = await self._enter_admin(exits)
@@ -176,11 +177,11 @@ class Gateway:
         return Listener(settings, services, forward, budget=self._collected, on_full=on_full)
 
     def _services(self, config: Config, limits: CallLimits) -> Sequence[Register]:
-        self._control = Control(self._inference, ControlPolicy(config.server.control))
+        self._control = Control(self._topology, ControlPolicy(config.server.control))
         service = V2Service(self._catalogue, self._control, self.is_ready)
         names = [SERVICE_NAME, *_TYPED_SERVICES]
         self._health = health = HealthService(self._catalogue, self._changes, self.is_ready, names)
-        typed = ClassificationService(self._models, limits), PredictionService(self._models, limits)
+        typed = ClassificationService(self._models, self._topology, limits), PredictionService(self._models, limits)
 
         def register(server: Any) -> None:
             server.add_generic_rpc_handlers((service.handlers(),))
@@ -212,7 +213,7 @@ class Gateway:
     def _addresses_changed(self) -> None:
         """Pods came or went: new pools, all else as it is."""
         pools = self._fleet.apply(upstreams_of(self.settings, self._discovery.addresses, self._collected))
-        self._inference.topology = replace(self._inference.topology, pools=pools)
+        self._topology.now = replace(self._topology.now, pools=pools)
         self._changes.notify()
 
     def _take_over(
@@ -221,7 +222,7 @@ class Gateway:
         """Put a config in force, in one step: who began with the old topology ends with it."""
         # What can fail comes first: a config that can't be taken over must leave everything as it was.
         routes, merges = declared
-        before = self._inference.topology.pipelines
+        before = self._topology.now.pipelines
         pipelines = {
             name: PipelineModel(
                 pipeline,
@@ -233,14 +234,13 @@ class Gateway:
             )
             for name, pipeline in loaded.pipelines.items()
         }
-        capture = self._telemetry.captures.apply(loaded.config.telemetry.capture)
+        captures = self._telemetry.captures.apply(loaded.config.telemetry.capture)
         pools = self._fleet.apply(upstreams_of(loaded.config, self._discovery.addresses, self._collected))
         self._contracts.poke()
         MEMORY.most = memory_of(loaded.config, memory_limit)
         self._threads.room.most = MEMORY.most // 2
         self.settings = loaded.config
-        self._inference.capture = capture
-        self._inference.topology = Topology(routes, pools, pipelines, merges)
+        self._topology.now = Topology(routes, pools, pipelines, merges, captures)
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
         self._hooks.config_changed(
             ConfigChanged(
@@ -265,7 +265,7 @@ class Gateway:
 
     def _pipelines_now(self) -> PipelinesNow:
         """For the metrics; asked from any thread."""
-        pipelines = self._inference.topology.pipelines
+        pipelines = self._topology.now.pipelines
         faults = {name: len(model.faults) for name, model in pipelines.items()}
         return PipelinesNow(self._threads.usage(), MEMORY.held, MEMORY.most or 0, faults)
 
@@ -319,7 +319,7 @@ class Gateway:
             "listen": self.listen,
             "ready": self.is_ready(),
             "draining": self._draining,
-            **state_of(self._inference, self._catalogue, self._threads.usage()),
+            **state_of(self._topology.now, self._catalogue, self._threads.usage()),
             "names": self._discovery.state(),
             "traffic": self._telemetry.traffic.report() if self._telemetry.traffic else None,
         }

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gateway.api.catalogue import Catalogue
-from gateway.forwarding.inference import Inference
+from gateway.forwarding.topology import Topology
 from gateway.hooks import StepNow
 from gateway.routing import Route
 from gateway.upstream.endpoint import Endpoint
 
 
-def state_of(inference: Inference, catalogue: Catalogue, steps: Sequence[StepNow] = ()) -> dict[str, object]:
+def state_of(topology: Topology, catalogue: Catalogue, steps: Sequence[StepNow] = ()) -> dict[str, object]:
     """JSON values: public models → variants, pipelines → the models they call, upstreams → endpoints.
 
     steps: of pipelines, those that run or wait.
     """
-    topology = inference.topology
     return {
         "models": {
-            name: {"ready": bool(catalogue.is_ready(name)), **_route_state(route, inference)}
+            name: {"ready": bool(catalogue.is_ready(name)), **_route_state(route, topology)}
             for name, route in topology.routes.public.items()
         },
         "pipelines": {
@@ -43,7 +42,7 @@ def state_of(inference: Inference, catalogue: Catalogue, steps: Sequence[StepNow
     }
 
 
-def _route_state(route: Route, inference: Inference) -> Mapping[str, object]:
+def _route_state(route: Route, topology: Topology) -> Mapping[str, object]:
     return {
         "shares": dict(route.split.shares),
         "fallback": None if route.fallback is None else list(route.fallback),
@@ -52,7 +51,7 @@ def _route_state(route: Route, inference: Inference) -> Mapping[str, object]:
                 "upstream": v.upstream,
                 "model": v.model,
                 "version": v.version,
-                "ready": inference.is_available(v),
+                "ready": topology.is_available(v),
             }
             for v in route.variants
         },

@@ -16,7 +16,7 @@ from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.models import Models
 from gateway.forwarding.sequences import Sequences
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Route, Routes, Split
 from gateway.rpc.client import ClientCall
@@ -125,9 +125,8 @@ class World:
         kind = BrokenRoutes if fault == "routes.lookup" else Routes
         routes = kind([Route("m", (Variant("größe 1", "u", "net"),), Split.all_to("größe 1"))])
         self.hooks = Hooks(fault)
-        self.inference = Inference(
-            Topology(routes, {"u": Pool("u", [self.endpoint])}), self.hooks, Sequences(idle=1, most=1)
-        )
+        topology = CurrentTopology(Topology(routes, {"u": Pool("u", [self.endpoint])}))
+        self.inference = Inference(topology, self.hooks, Sequences(idle=1, most=1))
         self.caller = Asking(fault)
 
     def begin(self) -> Call:

@@ -19,7 +19,7 @@ from gateway.forwarding.models import Models
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.threads import Threads
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Routes
 from gateway.status import Code
@@ -58,7 +58,7 @@ class World:
         pipeline = build_pipeline("same", spec, lambda _: b"")
         model = PipelineModel(pipeline, threads, self.call, lambda _: True)
         topology = Topology(Routes(), {}, {"same": model})
-        inference = Inference(topology, self.reports, Sequences(idle=1, most=1), clock=lambda: NOW)
+        inference = Inference(CurrentTopology(topology), self.reports, Sequences(idle=1, most=1), clock=lambda: NOW)
         self.models = Models(inference)
 
     async def call(self, request: Request, observer: CallObserver) -> Reply:

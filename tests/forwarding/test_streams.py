@@ -14,7 +14,7 @@ from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits, StreamSession
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Direct, Route, Routes
 from gateway.rpc.budget import Budget
@@ -103,7 +103,8 @@ class World:
         self.reports = Reports()
         routes = Routes((), direct=Direct.ALL, default_upstream="triton")
         topology = Topology(routes, {"triton": Pool("triton", [self.endpoint])})
-        inference = Inference(topology, self.reports, Sequences(idle=1, most=1))
+        self.current = CurrentTopology(topology)
+        inference = Inference(self.current, self.reports, Sequences(idle=1, most=1))
         self.got: list[Any] = []
         self.ends: list[Exception | None] = []
         self.fed = 0
@@ -133,8 +134,7 @@ class World:
             def lookup(self, model: str) -> Route | None:
                 raise RuntimeError("unforeseen")
 
-        inference = self.session._inference
-        inference.topology = Topology(Broken(), inference.topology.pools)
+        self.current.now = Topology(Broken(), self.current.now.pools)
 
     @property
     def ids(self) -> list[str]:
@@ -464,7 +464,7 @@ def test_a_session_that_ends_while_it_moves_a_leg_s_messages_leaves_nothing_behi
 def test_no_leg_is_begun_after_the_end() -> None:
     world = World(StreamLimits(requests=4))
     other = Endpoint("triton", "t:2", world.connection)  # type: ignore[arg-type]
-    pools: Any = world.session._inference.topology.pools
+    pools: Any = world.current.now.pools
     pools["triton"] = Pool("triton", [world.endpoint, other])
     for _ in range(9):
         other.begin()
