@@ -2,8 +2,15 @@
 
     arrived → decided → attempts, one after the other or merged with others' → answered or failed → ended
 
-`Call.begin` reads in that order. What is decided, and what comes of a failure, is `Inference`'s; which endpoint is next
-is `Attempts`'; who gets the answer is a `Caller`. A message that is here whole is kept until it is answered, so that it
+Whatever has a say in a call has its place in that life:
+
+    before deciding    `begin`, before it asks for a decision
+    deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
+    beside an attempt  `_try_next`, where `_merged` lets it travel with others
+    between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
+    after              `_end`, whatever the end was
+
+Who gets the answer is a `Caller`. A message that is here whole is kept until it is answered, so that it
 can be sent again; a larger one is passed on as it arrives, as is a large answer.
 """
 
