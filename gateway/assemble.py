@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
+from gateway.container import memory_limit
 from gateway.forwarding.batching import MergeSettings
 from gateway.routing import (
     AnyOf,
@@ -88,6 +90,22 @@ def collected_of(config: Config, limit: Callable[[], int]) -> int:
     """Bytes of messages that one worker may be collecting. limit: as above; a quarter of it by default."""
     share = limit() // 4 // config.workers
     return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
+
+
+def server_of(config: Config, listen: str, *, share_port: bool, refused: Callable[[str], None]) -> ServerSettings:
+    """Where and how calls come in. refused: hears of each connection that could not stay, and why."""
+    server, tls = config.server, config.server.tls
+    return ServerSettings(
+        listen,
+        server.max_message_bytes,
+        max_collected_bytes=collected_of(config, memory_limit),
+        share_port=share_port,
+        tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
+        max_streams=server.max_streams,
+        max_connections=server.max_connections,
+        max_connection_age=server.max_connection_age,
+        refused=refused,
+    )
 
 
 def upstreams_of(

@@ -172,7 +172,7 @@ async def gateway(
     loaded = load(file, {})
     receiver.spans.clear()
     async with Gateway(loaded, lambda: loaded, os.environ, Place("127.0.0.1:0")) as running:
-        await wait_until(running.is_ready, 20)
+        await wait_until(lambda: running.shown.readiness()[0], 20)
         yield running
 
 
