@@ -178,7 +178,7 @@ class Gateway:
         settings = server_of(config, listen, share_port=bool(shared), refused=self._telemetry.connection_refused)
         limits = CallLimits(config.server.default_deadline, config.server.max_deadline)
         forward = {
-            INFER: ForwardMethod(Relay(self._models, limits).handle, cut_through=True),
+            INFER: ForwardMethod(Relay(self._models, self._topology, limits).handle, cut_through=True),
             STREAM: ForwardMethod(StreamRelay(self._models, StreamLimits()).handle, streaming=True),
         }
 

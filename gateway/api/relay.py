@@ -16,6 +16,7 @@ from gateway.forwarding.call import Call
 from gateway.forwarding.caller import Caller, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
+from gateway.forwarding.topology import CurrentTopology
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
 from gateway.rpc.server import ServerCall
@@ -31,8 +32,9 @@ METHOD: Final = "ModelInfer"
 class Relay:
     """Takes the ModelInfer calls of one server."""
 
-    def __init__(self, models: Models, limits: CallLimits) -> None:
+    def __init__(self, models: Models, topology: CurrentTopology, limits: CallLimits) -> None:
         self._inference = models.inference
+        self._topology = topology
         self._models = models
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
@@ -44,11 +46,11 @@ class Relay:
             body = call.body
             if call.missing > 0:
                 head = peek_front(body)
-                if head is None or head.model_name in inference.topology.pipelines:
+                if head is None or head.model_name in self._topology.now.pipelines:
                     return  # called again when there is more
             else:
                 head = inference.requests.peek(body)
-                if head.model_name in inference.topology.pipelines:
+                if head.model_name in self._topology.now.pipelines:
                     self._answer_in_task(call, body)
                     return
         except GatewayError as error:
@@ -57,7 +59,9 @@ class Relay:
             _log.error("unforeseen failure in %s", METHOD, exc_info=error)
             self._refuse(call, Bug(BUG_TEXT))
         else:
-            Call(inference, WireCaller(call, self.deadline_of(call)), METHOD, body, head).begin()
+            asked = Call(inference, WireCaller(call, self.deadline_of(call)), METHOD, body, head)
+            call.on_cancel = asked.cancelled
+            asked.begin()
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:
         """End a call that can't be read, and report it as any other."""
@@ -109,16 +113,13 @@ class WireCaller(Caller):
     def __init__(self, call: ServerCall, deadline: float | None) -> None:
         self._call = call
         self.metadata = metadata_of(call.head)
-        self.peer = call.peer
+        self.peer = call.server.peer
         self.deadline = deadline
         self.number = call.server.number
 
     @property
     def missing(self) -> int:
         return max(0, self._call.missing)
-
-    def listen(self, call: Call | None) -> None:
-        self._call.on_cancel = call.cancelled if call is not None else None
 
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
         self._call.reply(body, initial, trailing)

@@ -75,7 +75,9 @@ class Call:
         self.body = body
         self.head = head
         self.caller: Hashable = caller.number
-        self._request_bytes = len(body) + caller.missing
+        missing = caller.missing
+        self._is_whole = missing == 0  # is the request here, so that it can be sent again?
+        self._request_bytes = len(body) + missing
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -96,7 +98,6 @@ class Call:
             return
         try:
             self._work = inference.begin(decision, self._observer)
-            self._caller.listen(self)
             self._try_next()
         except GatewayError as error:
             self._fail(error)
@@ -113,7 +114,7 @@ class Call:
 
     def _report(self, decision: Decision) -> CallObserver:
         caller = self._caller
-        body = b"" if caller.missing > 0 else self.body
+        body = self.body if self._is_whole else b""
         return self._inference.report(self._method, decision, caller.peer, body)
 
     # Attempts
@@ -133,7 +134,7 @@ class Call:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
-        if caller.missing > 0:
+        if not self._is_whole:
             self._send_front(attempt)
         elif not self._merged(attempt):
             self._send(attempt)
@@ -148,8 +149,9 @@ class Call:
 
     def _send(self, attempt: Attempt) -> None:
         """Send a request that is here whole."""
+        request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
         client = self._new_client(attempt)
-        client.request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
+        client.request = request
         attempt.endpoint.connection.submit(client)
 
     def _send_front(self, attempt: Attempt) -> None:
@@ -176,7 +178,7 @@ class Call:
 
     def _merged(self, attempt: Attempt) -> bool:
         """Leave the request to a merge point, if it is one that can be merged."""
-        settings = self._inference.topology.merges.get(self._work.route.model)
+        settings = self._inference.current.now.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
         point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
@@ -320,7 +322,7 @@ class Call:
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         self._inference.attempt_failed(self._work, self._attempt, failure)
-        if self._is_passed_on or self._caller.missing > 0 or client.request_more:
+        if self._is_passed_on or not self._is_whole:
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)
         self._try_next()
@@ -360,7 +362,6 @@ class Call:
 
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
-        self._caller.listen(None)
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()

@@ -22,7 +22,7 @@ from gateway.types import Facts, Metadata
 from gateway.v2.peek import Head, parameters_of
 
 if TYPE_CHECKING:
-    from gateway.forwarding.call import Call
+    pass
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,10 +83,6 @@ class Caller(ABC):
     def missing(self) -> int:
         """Bytes of the request that are still to come."""
         return 0
-
-    @abstractmethod
-    def listen(self, call: Call | None) -> None:
-        """Who is to be told, by `Call.cancelled`, that the caller has gone or its deadline has passed."""
 
     @abstractmethod
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:

@@ -114,7 +114,7 @@ class Inference:
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._current = current
+        self.current = current
         self.hooks = hooks
         self.sequences = sequences
         self.clock = clock
@@ -127,13 +127,13 @@ class Inference:
     @property
     def topology(self) -> Topology:
         """The one in force."""
-        return self._current.now
+        return self.current.now
 
     def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
         """Report that a request has arrived. body: whole, if it is here."""
         model = decision.head.model_name
         started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
-        captures = self.topology.captures
+        captures = self.current.now.captures
         if captures:
             take = captures.get(model)
             if take is not None:
@@ -153,7 +153,7 @@ class Inference:
 
         :raises BadRequest: if the head has parameters that can't be read.
         """
-        topology = self.topology
+        topology = self.current.now
         if self._decided_for is not topology:
             self._decided_for = topology
             self._decisions.clear()
@@ -167,7 +167,7 @@ class Inference:
 
     def decide(self, head: Head, facts: Facts) -> Decision:
         """Everything that does not depend on chance, on other requests or on what is available now."""
-        topology, model = self.topology, head.model_name
+        topology, model = self.current.now, head.model_name
         route = topology.routes.lookup(model)
         chosen: Plan | None = None
         if route is not None and not facts.parameters.get("sequence_id"):
@@ -193,7 +193,7 @@ class Inference:
             chosen = drawn(route, facts, self._draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
-        return Work(route, head, facts, Attempts(chosen, self.topology.pools, route.attempts), observer)
+        return Work(route, head, facts, Attempts(chosen, self.current.now.pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else, not even the first."""

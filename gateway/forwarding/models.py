@@ -145,9 +145,6 @@ class AwaitingCaller(Caller):
             call.cancelled(Code.DEADLINE_EXCEEDED)
             self._settle(None, DeadlineExceeded(_TOO_LATE))
 
-    def listen(self, call: Call | None) -> None:
-        """Its coroutine tells the call itself."""
-
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
         call = self._call
         assert call is not None and call.served is not None  # noqa: S101, PT018  (an answer says who gave it)

@@ -401,7 +401,7 @@ class StreamSession:
         decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
-        pipeline = inference.topology.pipelines.get(name)
+        pipeline = inference.current.now.pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
             return

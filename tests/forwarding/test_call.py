@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,10 +63,6 @@ class Asking(Caller):
         self.ends: list[Code] = []
         self.text = ""
         self.trailing: dict[bytes, bytes] = {}
-
-    def listen(self, call: Call | None) -> None:
-        if self.fault == "caller.listen" and call is not None:
-            raise Fault
 
     def reply(self, body: bytes, initial: Any, trailing: Any) -> None:
         if self.fault == "caller.reply":
@@ -145,7 +142,6 @@ AT_THE_BEGINNING = [
     "hooks.call_started",
     "connection.call",
     "connection.submit",
-    "caller.listen",
     "hooks.attempt_started",
 ]
 AT_THE_END = ["caller.reply", "hooks.attempt_ended"]
@@ -189,6 +185,35 @@ def test_answers_and_errors_name_the_variant_that_was_reached(end: Callable[[Wor
     end(world)
     assert world.caller.trailing[b"gateway-variant"] == b"gr%C3%B6%C3%9Fe%201"
     assert world.caller.trailing[b"gateway-attempts"] == b"1"
+
+
+class Arriving(Asking):
+    """A caller whose request is large and has not arrived whole."""
+
+    still = 100
+
+    @property
+    def missing(self) -> int:
+        return self.still
+
+    def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
+        """The test does."""
+
+
+def test_a_request_that_was_passed_on_is_not_sent_again_by_its_front_alone() -> None:
+    """Even if it has arrived by now and its endpoint could not be reached: only its front is kept."""
+    world = World()
+    other = Endpoint("u", "t:2", world.connection)
+    other.state = State.READY
+    now = world.inference.current.now
+    world.inference.current.now = replace(now, pools={"u": Pool("u", [world.endpoint, other])})
+    world.caller = caller = Arriving("")
+    world.begin()
+    [client] = world.connection.sent
+    caller.still = client.request_more = 0
+    client.end(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+    assert world.connection.sent == [client]
+    assert caller.ends == [Code.UNAVAILABLE]
 
 
 async def test_who_awaits_a_call_gets_the_fault_too() -> None:
