@@ -33,7 +33,7 @@ from gateway.routing import (
 from gateway.routing.match import Test
 from gateway.rpc.budget import Budget
 from gateway.types import Variant
-from gateway.upstream.channel import ChannelConnection, Tls, wire_channel
+from gateway.upstream.channel import Tls, wire_channel
 from gateway.upstream.connection import Connection
 from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
@@ -160,7 +160,7 @@ def _dial(
 
     def dial(address: str) -> Connection:
         files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
-        return ChannelConnection(wire_channel(address, config.server.max_message_bytes, files, budget))
+        return wire_channel(address, config.server.max_message_bytes, files, budget)
 
     return dial
 

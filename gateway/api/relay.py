@@ -59,7 +59,8 @@ class Relay:
             _log.error("unforeseen failure in %s", METHOD, exc_info=error)
             self._refuse(call, Bug(BUG_TEXT))
         else:
-            asked = Call(inference, WireCaller(call, self.deadline_of(call)), METHOD, body, head)
+            caller = WireCaller(call, self.deadline_of(call))
+            asked = Call(inference, caller, METHOD, body, head, max(0, call.missing))
             call.on_cancel = asked.cancelled
             asked.begin()
 

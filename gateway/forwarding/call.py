@@ -67,15 +67,16 @@ class Call:
     _is_passed_on = False  # is the front of the answer with the caller?
     _tell_alone: Callable[[bool], None] | None = None
 
-    def __init__(self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head) -> None:
-        """method: the RPC that the caller used, for telemetry. body: whole, or as much of it as is here."""
+    def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
+        self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
+    ) -> None:
+        """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it."""
         self._inference = inference
         self._caller = caller
         self._method = method
         self.body = body
         self.head = head
         self.caller: Hashable = caller.number
-        missing = caller.missing
         self._is_whole = missing == 0  # is the request here, so that it can be sent again?
         self._request_bytes = len(body) + missing
 

@@ -126,8 +126,9 @@ class World:
         self.inference = Inference(topology, self.hooks, Sequences(idle=1, most=1))
         self.caller = Asking(fault)
 
-    def begin(self) -> Call:
-        call = Call(self.inference, self.caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST))
+    def begin(self, missing: int = 0) -> Call:
+        head = self.inference.requests.peek(REQUEST)
+        call = Call(self.inference, self.caller, "ModelInfer", REQUEST, head, missing)
         call.begin()
         return call
 
@@ -208,7 +209,7 @@ def test_a_request_that_was_passed_on_is_not_sent_again_by_its_front_alone() -> 
     now = world.inference.current.now
     world.inference.current.now = replace(now, pools={"u": Pool("u", [world.endpoint, other])})
     world.caller = caller = Arriving("")
-    world.begin()
+    world.begin(caller.still)
     [client] = world.connection.sent
     caller.still = client.request_more = 0
     client.end(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
