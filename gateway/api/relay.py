@@ -18,11 +18,11 @@ from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
 from gateway.forwarding.topology import CurrentTopology
 from gateway.rpc.client import ClientCall
-from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
+from gateway.rpc.metadata import Fields, fields_from, legal_fields
 from gateway.rpc.server import ServerCall
 from gateway.rpc.stream import pipe
 from gateway.status import Code
-from gateway.v2.peek import peek_front
+from gateway.v2.peek import Head, peek_front
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Relay:
             else:
                 head = inference.requests.peek(body)
                 if head.model_name in self._topology.now.pipelines:
-                    self._answer_in_task(call, body)
+                    self._answer_in_task(call, body, head)
                     return
         except GatewayError as error:
             self._refuse(call, error)
@@ -79,11 +79,11 @@ class Relay:
         seconds = limits.apply(None if deadline is None else deadline - now)
         return None if seconds is None else now + seconds
 
-    def _answer_in_task(self, call: ServerCall, body: bytes) -> None:
+    def _answer_in_task(self, call: ServerCall, body: bytes, head: Head) -> None:
         deadline = self.deadline_of(call)
-        metadata = metadata_from(call.head.fields)
+        metadata = metadata_of(call.head)
         request = Request(body, metadata, Deadline(deadline) if deadline is not None else None, call.peer, METHOD)
-        task = asyncio.ensure_future(self._infer(call, request))
+        task = asyncio.ensure_future(self._infer(call, request, head))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -92,13 +92,13 @@ class Relay:
 
         call.on_cancel = cancelled
 
-    async def _infer(self, call: ServerCall, request: Request) -> None:
+    async def _infer(self, call: ServerCall, request: Request, head: Head) -> None:
         call.server.hold()
         try:
-            reply = await self._models.infer(request)
+            reply = await self._models.infer(request, head)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
         except GatewayError as error:
-            call.fail(error.code, error.text, legal_fields(error_trailing(error, metadata_of(call.head).values)))
+            call.fail(error.code, error.text, legal_fields(error_trailing(error, request.metadata.values)))
         except Exception:
             _log.exception("unforeseen failure in %s", METHOD)
             call.fail(Code.INTERNAL, BUG_TEXT)

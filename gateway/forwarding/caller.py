@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -38,6 +38,9 @@ class CallerMetadata:
     def facts_with(self, head: Head) -> Facts:
         """:raises BadRequest: if the head has parameters that can't be read."""
         return Facts(self.values, parameters_of(head), head.model_version)
+
+
+NO_METADATA: Final = CallerMetadata({}, (), (), ())
 
 
 def metadata_of(head: RequestHead) -> CallerMetadata:

@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, BadRequest, Bug, MalformedMessage, NoTarget, UnknownModel
+from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.messages import build_request, build_response
@@ -76,7 +77,7 @@ async def world() -> AsyncIterator[World]:
 
 def request(model: str = "same", **fields: Any) -> Request:
     body = build_request(model, {"x": np.ones((1, 1), np.float32)}, id="r-1")
-    return Request(body, (("x-user", " me "),), peer="ipv4:127.0.0.1:5", **fields)
+    return Request(body, metadata_from_pairs([("x-user", " me ")]), peer="ipv4:127.0.0.1:5", **fields)
 
 
 async def test_a_good_call_is_reported_with_what_is_known_of_it(world: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError
+from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
@@ -110,7 +111,7 @@ class World:
         self.fed = 0
         self.reads = True
         self.budget = budget or Budget(1 << 30, "test")
-        opening = Request(b"", metadata)
+        opening = Request(b"", metadata_from_pairs(metadata))
         self.session = StreamSession(inference, opening, self, limits or StreamLimits(), self.budget)
 
     def send(self, body: bytes) -> bool:
