@@ -1,9 +1,10 @@
 """`python -m perf.trace`: what one call runs through in the gateway, as numbers of Python calls.
 
-For each kind of call: the functions of the gateway that are called on the event loop, how often one of another room
-(package) is called than the one that was running or was called before, and how often routing is asked. It runs the
-sources, whatever is compiled, in front of a real Triton. Each figure is the least of many alike calls, so that no probe
-or timer is in it. Clients are threads of their own, which are not counted.
+For each kind of call: the functions of the gateway that are called on the event loop; how often the next one is of
+another room (package) than the one before, with the transport's three rooms as one and each by itself; and how often
+routing is asked for a plan or a draw. It runs the sources, whatever is compiled, in front of a real Triton. Each figure
+is that of the shortest of many alike calls, so that no probe or timer is in it. Clients have threads of their own,
+which are not counted. `-v` lists the functions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ os.environ["GATEWAY_NO_EXTENSIONS"] = "1"  # before the gateway is imported: nat
 
 import asyncio
 import io
+import queue
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -40,53 +42,43 @@ _ROOT = str(Path(package.__file__).parent) + os.sep
 _TIMES = 40
 _MEMBERS = 16  # calls at once, where they are merged
 _SERVICE = "/inference.GRPCInferenceService/"
+_VALUES = frozenset({"bounded", "deadline", "errors", "hooks", "status", "types"})  # to make one is to enter no room
+_TRANSPORT = frozenset({"http2", "rpc", "transport"})
 
 
 @dataclass(slots=True)
 class Trace:
-    """What was called, function by function: its room, and that of the function of the gateway that called it."""
+    """What was called, function by function, each with its room."""
 
-    called: list[tuple[str, str, str]]
+    called: list[tuple[str, str]]
 
     @property
     def calls(self) -> int:
         return len(self.called)
 
-    @property
-    def changes(self) -> int:
+    def changes(self, *, transport_is_one: bool) -> int:
         """How often the function called next is of another room than the one called before."""
-        rooms = [room for room, _, _ in self.called]
+        rooms = [room for room, _ in self.called if room not in _VALUES]
+        if transport_is_one:
+            rooms = ["transport" if room in _TRANSPORT else room for room in rooms]
         return sum(a != b for a, b in pairwise(rooms))
-
-    @property
-    def crossings(self) -> int:
-        """How often a function is called by one of another room."""
-        return sum(room != by for room, by, _ in self.called if by)
 
     @property
     def routing(self) -> int:
         """How often routing is asked for a plan."""
-        return sum(name in ("choose", "drawn", "plan") for room, _, name in self.called if room == "routing")
+        return sum(name in ("choose", "drawn", "plan") for room, name in self.called if room == "routing")
 
     def watch(self, frame: FrameType, event: str, argument: object) -> None:
         if event == "call":
             room = _room_of(frame)
             if room:
-                self.called.append((room, _room_of(_caller_of(frame)), frame.f_code.co_name))
+                self.called.append((room, frame.f_code.co_name))
 
 
-def _room_of(frame: FrameType | None) -> str:
+def _room_of(frame: FrameType) -> str:
     """ "" of code that is none of the gateway's."""
-    file = frame.f_code.co_filename if frame is not None else ""
+    file = frame.f_code.co_filename
     return file.removeprefix(_ROOT).split(os.sep)[0].removesuffix(".py") if file.startswith(_ROOT) else ""
-
-
-def _caller_of(frame: FrameType) -> FrameType | None:
-    """The nearest function of the gateway."""
-    found = frame.f_back
-    while found is not None and not _room_of(found):
-        found = found.f_back
-    return found
 
 
 Act = Callable[[grpc.Channel], None]
@@ -127,8 +119,6 @@ class _Stream:
 
     def __call__(self, channel: grpc.Channel) -> None:
         if self._answers is None:
-            import queue  # noqa: PLC0415
-
             self._sent = queue.SimpleQueue()
             self._answers = channel.stream_stream(_SERVICE + "ModelStreamInfer")(iter(self._sent.get, None))
         self._sent.put(self._body)
@@ -136,7 +126,7 @@ class _Stream:
         assert not answer.error_message, answer.error_message
 
 
-async def _traced(act: Act, channel: grpc.Channel, each: int = 1) -> Trace:
+async def _traced(act: Act, channel: grpc.Channel) -> Trace:
     """The shortest of many traces of an act."""
     loop = asyncio.get_running_loop()
     found: list[Trace] = []
@@ -174,16 +164,17 @@ async def _figures(stack: Stack, folder: Path, *, merge: bool) -> None:
 
 async def _tell(kind: str, act: Act, channel: grpc.Channel, calls: int = 1) -> None:
     trace = await _traced(act, channel)
-    figures = (trace.calls, trace.changes, trace.crossings, trace.routing)
+    changes = [trace.changes(transport_is_one=is_one) for is_one in (True, False)]
+    figures = (trace.calls, *changes, trace.routing)
     print(f"{kind:16}" + "".join(f"{figure / calls:12.4g}" for figure in figures), flush=True)
     if "-v" in sys.argv:
-        for room, by, name in trace.called:
-            print(f"    {room:12} {name}  (by {by})")
+        for room, name in trace.called:
+            print(f"    {room:12} {name}")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="inference-gateway-trace-") as folder, Stack(Path(folder)) as stack:
-        print(f"{'one call':16}{'calls':>12}{'changes':>12}{'crossings':>12}{'routing':>12}")
+        print(f"{'one call':16}{'calls':>12}{'changes':>12}{'of all':>12}{'routing':>12}")
         for merge in (False, True):
             asyncio.run(_figures(stack, Path(folder), merge=merge))
 
