@@ -49,7 +49,7 @@ class World(NoHooks):
             captures=Captures("0"),
             events=EventLog(self),
             pipeline=UNUSED,
-            collected=Budget(1 << 20, UNUSED),
+            collected=Budget(1 << 20, "answers"),
             changed=self.changed,
         )
 
