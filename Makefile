@@ -63,9 +63,9 @@ setup: $(VENV)/.installed $(if $(COMPILE),$(VENV)/.compiled)
 	@$(BIN)/python -c 'from gateway.compiled import is_compiled as c; print("The hot path is", "compiled." if c() else \
 	  "interpreted, which takes half as much CPU again; make setup COMPILE=1 compiles it, in about a minute.")'
 
-COMPILED := $(shell sed -n 's/^  "\(gateway\/.*\.py\)",$$/\1/p' pyproject.toml)
+SOURCES := pyproject.toml $(shell find gateway -name '*.py' -not -path 'gateway/v1/*')
 
-$(VENV)/.compiled: $(VENV)/.installed $(COMPILED)
+$(VENV)/.compiled: $(VENV)/.installed $(SOURCES)
 	@echo "Compiling the hot path, where a C compiler is, without a word, for about a minute."
 	GATEWAY_COMPILE=1 $(INSTALL) --no-deps -e .
 	@touch $@

@@ -33,7 +33,7 @@ class BuildHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         generate(root)
-        modules = self.config["compiled"]
+        modules = modules_of(root, self.config["compiled"], self.config["interpreted"])
         if version == "editable" and not os.environ.get("GATEWAY_COMPILE"):
             if not is_current(root, modules):
                 remove_native(root)
@@ -69,6 +69,18 @@ def generate(root: Path) -> None:
     (out / "__init__.py").write_text('"""Generated from protos/gateway/v1 at build time."""\n')
     if protoc.main(arguments) != 0:
         raise RuntimeError("protoc refused a file in protos/; see its message above")
+
+
+def modules_of(root: Path, compiled: Sequence[str], interpreted: Sequence[str]) -> list[str]:
+    """The files to compile, by their paths within `root`.
+
+    compiled: files, and folders with all that is in them but `__init__.py`. interpreted: those that are left out.
+    """
+    found: list[Path] = []
+    for name in compiled:
+        place = root / name
+        found += [place] if place.is_file() else [f for f in place.rglob("*.py") if f.name != "__init__.py"]
+    return sorted({file.relative_to(root).as_posix() for file in found} - set(interpreted))
 
 
 def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:

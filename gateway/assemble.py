@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
+from gateway.container import memory_limit
 from gateway.forwarding.batching import MergeSettings
 from gateway.routing import (
     AnyOf,
@@ -31,7 +33,7 @@ from gateway.routing import (
 from gateway.routing.match import Test
 from gateway.rpc.budget import Budget
 from gateway.types import Variant
-from gateway.upstream.channel import ChannelConnection, Tls, wire_channel
+from gateway.upstream.channel import Tls, wire_channel
 from gateway.upstream.connection import Connection
 from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
@@ -90,6 +92,22 @@ def collected_of(config: Config, limit: Callable[[], int]) -> int:
     return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
 
 
+def server_of(config: Config, listen: str, *, share_port: bool, refused: Callable[[str], None]) -> ServerSettings:
+    """Where and how calls come in. refused: hears of each connection that could not stay, and why."""
+    server, tls = config.server, config.server.tls
+    return ServerSettings(
+        listen,
+        server.max_message_bytes,
+        max_collected_bytes=collected_of(config, memory_limit),
+        share_port=share_port,
+        tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
+        max_streams=server.max_streams,
+        max_connections=server.max_connections,
+        max_connection_age=server.max_connection_age,
+        refused=refused,
+    )
+
+
 def upstreams_of(
     config: Config, found: Callable[[Name], Sequence[str]] = lambda _: (), budget: Budget | None = None
 ) -> dict[str, UpstreamSettings]:
@@ -142,7 +160,7 @@ def _dial(
 
     def dial(address: str) -> Connection:
         files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
-        return ChannelConnection(wire_channel(address, config.server.max_message_bytes, files, budget))
+        return wire_channel(address, config.server.max_message_bytes, files, budget)
 
     return dial
 

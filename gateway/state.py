@@ -1,28 +1,83 @@
-"""What a worker says of itself on `/state`: models, pipelines, upstreams and endpoints as they are now. Reads only."""
+"""What a worker says of itself on the admin plane and to the metrics, as it is now. Reads only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from gateway.api.catalogue import Catalogue
-from gateway.forwarding.inference import Inference
-from gateway.hooks import StepNow
+from gateway.forwarding.threads import Threads
+from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.hooks import PipelinesNow
+from gateway.readiness import Readiness
 from gateway.routing import Route
+from gateway.steps.budget import MEMORY
 from gateway.upstream.endpoint import Endpoint
 
+Json = Mapping[str, object]
 
-def state_of(inference: Inference, catalogue: Catalogue, steps: Sequence[StepNow] = ()) -> dict[str, object]:
-    """JSON values: public models → variants, pipelines → the models they call, upstreams → endpoints.
 
-    steps: of pipelines, those that run or wait.
-    """
-    topology = inference.topology
-    return {
-        "models": {
-            name: {"ready": bool(catalogue.is_ready(name)), **_route_state(route, inference)}
-            for name, route in topology.routes.public.items()
-        },
-        "pipelines": {
+class WorkerState:
+    """A `StateSource` of the admin plane."""
+
+    def __init__(
+        self,
+        version: str,
+        readiness: Readiness,
+        topology: CurrentTopology,
+        catalogue: Catalogue,
+        threads: Threads,
+        *,
+        listen: Callable[[], str],
+        names: Callable[[], Json],
+        traffic: Callable[[], object],
+        config: Callable[[], Json],
+    ) -> None:
+        """listen: where calls come in. names: that are looked up.
+
+        traffic: numbers of the last minutes; None if another process has them.
+        """
+        self._version = version
+        self._readiness = readiness
+        self._topology = topology
+        self._catalogue = catalogue
+        self._threads = threads
+        self._listen = listen
+        self._names = names
+        self._traffic = traffic
+        self._config = config
+
+    def is_live(self) -> bool:
+        """Nothing that we know of would be mended by a restart."""
+        return True
+
+    def readiness(self) -> tuple[bool, Sequence[str]]:
+        reasons = self._readiness.reasons()
+        return not reasons, reasons
+
+    def config(self) -> Json:
+        return self._config()
+
+    def state(self) -> Json:
+        """Public models → variants, pipelines → the models they call and what runs, upstreams → endpoints."""
+        topology = self._topology.now
+        return {
+            "version": self._version,
+            "listen": self._listen(),
+            "ready": self._readiness.is_ready(),
+            "draining": self._readiness.is_draining,
+            "models": {
+                name: {"ready": bool(self._catalogue.is_ready(name)), **_route_state(route, topology)}
+                for name, route in topology.routes.public.items()
+            },
+            "pipelines": self._pipelines(topology),
+            "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
+            "names": self._names(),
+            "traffic": self._traffic(),
+        }
+
+    def _pipelines(self, topology: Topology) -> Json:
+        steps = self._threads.usage()
+        return {
             name: {
                 "ready": model.is_ready(),
                 "calls": list(model.pipeline.models),
@@ -38,12 +93,15 @@ def state_of(inference: Inference, catalogue: Catalogue, steps: Sequence[StepNow
                 },
             }
             for name, model in topology.pipelines.items()
-        },
-        "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
-    }
+        }
+
+    def pipelines_now(self) -> PipelinesNow:
+        """For the metrics; asked from any thread."""
+        faults = {name: len(model.faults) for name, model in self._topology.now.pipelines.items()}
+        return PipelinesNow(self._threads.usage(), MEMORY.held, MEMORY.most or 0, faults)
 
 
-def _route_state(route: Route, inference: Inference) -> Mapping[str, object]:
+def _route_state(route: Route, topology: Topology) -> Mapping[str, object]:
     return {
         "shares": dict(route.split.shares),
         "fallback": None if route.fallback is None else list(route.fallback),
@@ -52,7 +110,7 @@ def _route_state(route: Route, inference: Inference) -> Mapping[str, object]:
                 "upstream": v.upstream,
                 "model": v.model,
                 "version": v.version,
-                "ready": inference.is_available(v),
+                "ready": topology.is_available(v),
             }
             for v in route.variants
         },

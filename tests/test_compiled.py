@@ -20,7 +20,6 @@ import pytest
 from gateway.compiled import is_compiled
 
 ROOT = Path(__file__).parents[1]
-MODULES = re.findall(r'^  "(gateway/.*\.py)",$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def _hatch_build() -> ModuleType:
@@ -37,7 +36,17 @@ def _hatch_build() -> ModuleType:
         return module
 
 
+def _listed(key: str) -> list[str]:
+    """The paths of one list of the hook's settings. Python 3.10 has no reader of TOML."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(rf"^{key} = \[\n(.*?)^\]$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return re.findall(r'^  "(gateway/[^"]+)",', found[1], re.MULTILINE)
+
+
 hatch_build = _hatch_build()
+SETTINGS = {key: _listed(key) for key in ("compiled", "interpreted")}
+MODULES: list[str] = hatch_build.modules_of(ROOT, **SETTINGS)
 IS_COMPILED = "from gateway.compiled import is_compiled; print(is_compiled())"
 
 
@@ -48,7 +57,7 @@ def asked(environ: dict[str, str]) -> str:
 
 def test_what_is_to_be_compiled_is_there() -> None:
     assert MODULES
-    assert all((ROOT / name).is_file() for name in MODULES)
+    assert all((ROOT / name).exists() for names in SETTINGS.values() for name in names)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -61,6 +70,12 @@ def test_nothing_compiled_is_suspended_while_it_handles_an_exception(name: str) 
         if isinstance(node, ast.Try):
             handling += [inner for part in (*node.handlers, *node.finalbody) for inner in ast.walk(part)]
     assert not [node.lineno for node in handling if isinstance(node, waiting)]
+
+
+def test_what_is_left_out_of_a_package_has_its_reason_beside_it() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for name in SETTINGS["interpreted"]:
+        assert re.search(rf'^  "{re.escape(name)}", *# \w+', text, re.MULTILINE), name
 
 
 def test_native_modules_run_where_they_are_made_of_these_sources_and_nobody_chose_otherwise() -> None:
@@ -121,7 +136,7 @@ def test_a_checkout_is_compiled_when_asked_and_a_wheel_always(
     monkeypatch.setattr(hatch_build, "generate", lambda root: None)
     monkeypatch.setattr(hatch_build, "compile_modules", lambda *given: tried.append(given) or ())
     hook = hatch_build.BuildHook()
-    hook.root, hook.config = str(tmp_path), {"compiled": MODULES}
+    hook.root, hook.config = str(tmp_path), SETTINGS
     hook.initialize(version, {"force_include": {}})
     assert bool(tried) is compiles
 

@@ -17,6 +17,7 @@ import grpc
 
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
+from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.metadata import echoed, failed_trailers, first_values, passed_on
 from gateway.types import Metadata
@@ -53,7 +54,8 @@ def request_from(context: Context, body: bytes, method: str, limits: CallLimits)
     """What the core needs to know of a call."""
     seconds = limits.apply(context.time_remaining())
     deadline = None if seconds is None else Deadline.after(seconds, time.monotonic())
-    return Request(body, tuple(context.invocation_metadata() or ()), deadline, context.peer(), method)
+    metadata = metadata_from_pairs(context.invocation_metadata() or ())
+    return Request(body, metadata, deadline, context.peer(), method)
 
 
 def is_loopback(peer: str) -> bool:

@@ -14,9 +14,8 @@ from typing import Any, Final, TypeAlias
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadRequest, GatewayError, NoTarget, UnknownModel, shown
-from gateway.forwarding.inference import Inference
 from gateway.forwarding.pipelines import PIPELINE_VERSION, PipelineModel
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Route, plan
 from gateway.status import Code, Meaning, judge
 from gateway.types import Facts, Variant
@@ -36,13 +35,13 @@ _NOBODY_THERE = "no Triton endpoint can be reached now"
 class Catalogue:
     """Answers about models, by public name or a variant's own."""
 
-    def __init__(self, inference: Inference) -> None:
-        self._inference = inference
+    def __init__(self, topology: CurrentTopology) -> None:
+        self._current = topology
         self._lists = asyncio.Semaphore(_LISTS_AT_ONCE)
 
     @property
     def _topology(self) -> Topology:
-        return self._inference.topology
+        return self._current.now
 
     def is_configured(self, name: str) -> bool:
         """Is it a public name, or a variant's own that may be called?"""
@@ -59,7 +58,7 @@ class Catalogue:
         route = self._topology.routes.lookup(name)
         if route is None:
             return None
-        return any(self._inference.is_available(variant) for variant in self._order(route, version))
+        return any(self._topology.is_available(variant) for variant in self._order(route, version))
 
     async def model_ready(self, name: str, version: str, asker: Asker = NOBODY) -> bool:
         """As Triton: false, and no error, for a name that is unknown."""
@@ -213,7 +212,7 @@ class Catalogue:
     def _order(self, route: Route, version: str) -> Sequence[Variant]:
         """The variants as a call without metadata would try them."""
         facts = Facts(version=version)
-        return plan(route, facts, draw=0.0, available=self._inference.is_available).targets
+        return plan(route, facts, draw=0.0, available=self._topology.is_available).targets
 
     def _endpoints(self, variant: Variant) -> Sequence[Endpoint]:
         pool = self._topology.pools.get(variant.upstream)

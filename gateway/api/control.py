@@ -22,8 +22,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.api.calls import is_loopback
 from gateway.errors import BadRequest, ControlRefused, DeadlineExceeded, NoTarget, UpstreamFailed
-from gateway.forwarding.inference import Inference
 from gateway.forwarding.metadata import UPSTREAM_KEY, first_values, passed_on
+from gateway.forwarding.topology import CurrentTopology
 from gateway.status import Origin
 from gateway.types import Metadata
 from gateway.upstream.ask import TIMEOUT, Asker, as_error, ask
@@ -177,8 +177,8 @@ class _Change:
 class Control:
     """Carries them out."""
 
-    def __init__(self, inference: Inference, policy: ControlPolicy, limits: ControlLimits | None = None) -> None:
-        self._inference = inference
+    def __init__(self, topology: CurrentTopology, policy: ControlPolicy, limits: ControlLimits | None = None) -> None:
+        self._topology = topology
         self._policy = policy
         self._limits = limits or ControlLimits()
         self._changes: list[_Change] = []  # that have not ended, in the order in which they came
@@ -272,7 +272,7 @@ class Control:
             return await self._apply(method, rpc, request, endpoints, asker)
         model = getattr(request, rpc.model_field)
         addresses = {endpoint.address for endpoint in endpoints}
-        pools = self._inference.topology.pools.values()
+        pools = self._topology.now.pools.values()
         same = [endpoint for pool in pools for endpoint in pool.endpoints if endpoint.address in addresses]
         try:
             answer = await self._apply(method, rpc, request, endpoints, asker)
@@ -291,7 +291,7 @@ class Control:
         )
 
     def _endpoints(self, method: str, model: str, upstream: str) -> Sequence[Endpoint]:
-        topology = self._inference.topology
+        topology = self._topology.now
         if model in topology.pipelines:
             raise BadRequest(f"'{model}' is a pipeline of the gateway; {method} takes a Triton model's own name")
         if model in topology.routes.public:

@@ -16,12 +16,13 @@ from gateway.forwarding.call import Call
 from gateway.forwarding.caller import Caller, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
+from gateway.forwarding.topology import CurrentTopology
 from gateway.rpc.client import ClientCall
-from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
+from gateway.rpc.metadata import Fields, fields_from, legal_fields
 from gateway.rpc.server import ServerCall
 from gateway.rpc.stream import pipe
 from gateway.status import Code
-from gateway.v2.peek import peek_front
+from gateway.v2.peek import Head, peek_front
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +32,9 @@ METHOD: Final = "ModelInfer"
 class Relay:
     """Takes the ModelInfer calls of one server."""
 
-    def __init__(self, models: Models, limits: CallLimits) -> None:
+    def __init__(self, models: Models, topology: CurrentTopology, limits: CallLimits) -> None:
         self._inference = models.inference
+        self._topology = topology
         self._models = models
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
@@ -44,12 +46,12 @@ class Relay:
             body = call.body
             if call.missing > 0:
                 head = peek_front(body)
-                if head is None or head.model_name in inference.topology.pipelines:
+                if head is None or head.model_name in self._topology.now.pipelines:
                     return  # called again when there is more
             else:
                 head = inference.requests.peek(body)
-                if head.model_name in inference.topology.pipelines:
-                    self._answer_in_task(call, body)
+                if head.model_name in self._topology.now.pipelines:
+                    self._answer_in_task(call, body, head)
                     return
         except GatewayError as error:
             self._refuse(call, error)
@@ -57,7 +59,10 @@ class Relay:
             _log.error("unforeseen failure in %s", METHOD, exc_info=error)
             self._refuse(call, Bug(BUG_TEXT))
         else:
-            Call(inference, WireCaller(call, self.deadline_of(call)), METHOD, body, head).begin()
+            caller = WireCaller(call, self.deadline_of(call))
+            asked = Call(inference, caller, METHOD, body, head, max(0, call.missing))
+            call.on_cancel = asked.cancelled
+            asked.begin()
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:
         """End a call that can't be read, and report it as any other."""
@@ -74,11 +79,11 @@ class Relay:
         seconds = limits.apply(None if deadline is None else deadline - now)
         return None if seconds is None else now + seconds
 
-    def _answer_in_task(self, call: ServerCall, body: bytes) -> None:
+    def _answer_in_task(self, call: ServerCall, body: bytes, head: Head) -> None:
         deadline = self.deadline_of(call)
-        metadata = metadata_from(call.head.fields)
+        metadata = metadata_of(call.head)
         request = Request(body, metadata, Deadline(deadline) if deadline is not None else None, call.peer, METHOD)
-        task = asyncio.ensure_future(self._infer(call, request))
+        task = asyncio.ensure_future(self._infer(call, request, head))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -87,13 +92,13 @@ class Relay:
 
         call.on_cancel = cancelled
 
-    async def _infer(self, call: ServerCall, request: Request) -> None:
+    async def _infer(self, call: ServerCall, request: Request, head: Head) -> None:
         call.server.hold()
         try:
-            reply = await self._models.infer(request)
+            reply = await self._models.infer(request, head)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
         except GatewayError as error:
-            call.fail(error.code, error.text, legal_fields(error_trailing(error, metadata_of(call.head).values)))
+            call.fail(error.code, error.text, legal_fields(error_trailing(error, request.metadata.values)))
         except Exception:
             _log.exception("unforeseen failure in %s", METHOD)
             call.fail(Code.INTERNAL, BUG_TEXT)
@@ -109,16 +114,13 @@ class WireCaller(Caller):
     def __init__(self, call: ServerCall, deadline: float | None) -> None:
         self._call = call
         self.metadata = metadata_of(call.head)
-        self.peer = call.peer
+        self.peer = call.server.peer
         self.deadline = deadline
         self.number = call.server.number
 
     @property
     def missing(self) -> int:
         return max(0, self._call.missing)
-
-    def listen(self, call: Call | None) -> None:
-        self._call.on_cancel = call.cancelled if call is not None else None
 
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
         self._call.reply(body, initial, trailing)

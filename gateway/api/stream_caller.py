@@ -8,12 +8,13 @@ from typing import Final
 
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
+from gateway.forwarding.caller import metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.metadata import passed_on
 from gateway.forwarding.models import Models
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.rpc.framing import PREFIX
-from gateway.rpc.metadata import Fields, legal_fields, metadata_from
+from gateway.rpc.metadata import Fields, legal_fields
 from gateway.rpc.server import ServerCall
 from gateway.status import Code
 
@@ -43,7 +44,7 @@ class _WireCaller:
 
     def __init__(self, models: Models, call: ServerCall, limits: StreamLimits) -> None:
         deadline = Deadline(call.deadline) if call.deadline is not None else None
-        self._opening = Request(b"", metadata_from(call.head.fields), deadline, call.peer, METHOD)
+        self._opening = Request(b"", metadata_of(call.head), deadline, call.peer, METHOD)
         self._call = call
         self._begun = False
         self._limit = call.connection.limits.unsent_bytes

@@ -24,9 +24,9 @@ from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
 from gateway.forwarding.exchange import Reply, Request, Timings
-from gateway.forwarding.inference import Inference
 from gateway.forwarding.messages import array_of, build_request, parse_response, read_response
 from gateway.forwarding.models import Models
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.status import Code
 from gateway.steps import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
 from gateway.v1 import (
@@ -53,8 +53,9 @@ _DEFAULT_DATATYPES = {"floats": "FP32", "integers": "INT64", "strings": "BYTES"}
 class ClassificationService(classification_pb2_grpc.ClassificationServiceServicer):  # type: ignore[misc]
     """Items in, labels out, by pipelines with one BYTES input and the outputs `label` and `score`."""
 
-    def __init__(self, models: Models, limits: CallLimits) -> None:
+    def __init__(self, models: Models, topology: CurrentTopology, limits: CallLimits) -> None:
         self._models = models
+        self._topology = topology
         self._limits = limits
         self.Classify = with_errors(self._classify)
         self.StreamClassify = _stream(self._classify_item, classification_pb2.StreamClassifyResponse, limits)
@@ -91,9 +92,10 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
 
     def _input_of(self, model: str) -> TensorSpec:
         """:raises GatewayError: if `model` is no classification pipeline."""
-        found = self._models.inference.topology.pipelines.get(model)
+        topology = self._topology.now
+        found = topology.pipelines.get(model)
         if found is None:
-            raise _no_pipeline(model, self._models.inference)
+            raise _no_pipeline(model, topology)
         pipeline = found.pipeline
         outputs = {spec.name: spec.datatype for spec in pipeline.outputs}
         makes_labels = outputs.get("label") == "BYTES" and outputs.get("score") in ("FP32", "FP64")
@@ -214,11 +216,11 @@ def _body_of(request: Any) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def _no_pipeline(model: str, inference: Inference) -> GatewayError:
-    known = ", ".join(inference.topology.pipelines) or "none is configured"
+def _no_pipeline(model: str, topology: Topology) -> GatewayError:
+    known = ", ".join(topology.pipelines) or "none is configured"
     if not model:
         return BadRequest(f"model is empty; pipelines: {known}")
-    if inference.topology.routes.lookup(model) is not None:
+    if topology.routes.lookup(model) is not None:
         return BadRequest(
             f"'{model}' is no pipeline; pipelines: {known}. Call it by PredictionService.Predict or ModelInfer"
         )

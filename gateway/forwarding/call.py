@@ -2,8 +2,15 @@
 
     arrived → decided → attempts, one after the other or merged with others' → answered or failed → ended
 
-`Call.begin` reads in that order. What is decided, and what comes of a failure, is `Inference`'s; which endpoint is next
-is `Attempts`'; who gets the answer is a `Caller`. A message that is here whole is kept until it is answered, so that it
+Whatever has a say in a call has its place in that life:
+
+    before deciding    `begin`, before it asks for a decision
+    deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
+    beside an attempt  `_try_next`, where `_merged` lets it travel with others
+    between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
+    after              `_end`, whatever the end was
+
+Who gets the answer is a `Caller`. A message that is here whole is kept until it is answered, so that it
 can be sent again; a larger one is passed on as it arrives, as is a large answer.
 """
 
@@ -60,15 +67,18 @@ class Call:
     _is_passed_on = False  # is the front of the answer with the caller?
     _tell_alone: Callable[[bool], None] | None = None
 
-    def __init__(self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head) -> None:
-        """method: the RPC that the caller used, for telemetry. body: whole, or as much of it as is here."""
+    def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
+        self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
+    ) -> None:
+        """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it."""
         self._inference = inference
         self._caller = caller
         self._method = method
         self.body = body
         self.head = head
         self.caller: Hashable = caller.number
-        self._request_bytes = len(body) + caller.missing
+        self._is_whole = missing == 0  # is the request here, so that it can be sent again?
+        self._request_bytes = len(body) + missing
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -89,7 +99,6 @@ class Call:
             return
         try:
             self._work = inference.begin(decision, self._observer)
-            self._caller.listen(self)
             self._try_next()
         except GatewayError as error:
             self._fail(error)
@@ -106,7 +115,7 @@ class Call:
 
     def _report(self, decision: Decision) -> CallObserver:
         caller = self._caller
-        body = b"" if caller.missing > 0 else self.body
+        body = self.body if self._is_whole else b""
         return self._inference.report(self._method, decision, caller.peer, body)
 
     # Attempts
@@ -126,7 +135,7 @@ class Call:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
-        if caller.missing > 0:
+        if not self._is_whole:
             self._send_front(attempt)
         elif not self._merged(attempt):
             self._send(attempt)
@@ -141,8 +150,9 @@ class Call:
 
     def _send(self, attempt: Attempt) -> None:
         """Send a request that is here whole."""
+        request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
         client = self._new_client(attempt)
-        client.request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
+        client.request = request
         attempt.endpoint.connection.submit(client)
 
     def _send_front(self, attempt: Attempt) -> None:
@@ -169,7 +179,7 @@ class Call:
 
     def _merged(self, attempt: Attempt) -> bool:
         """Leave the request to a merge point, if it is one that can be merged."""
-        settings = self._inference.topology.merges.get(self._work.route.model)
+        settings = self._inference.current.now.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
         point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
@@ -313,7 +323,7 @@ class Call:
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         self._inference.attempt_failed(self._work, self._attempt, failure)
-        if self._is_passed_on or self._caller.missing > 0 or client.request_more:
+        if self._is_passed_on or not self._is_whole:
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)
         self._try_next()
@@ -353,7 +363,6 @@ class Call:
 
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
-        self._caller.listen(None)
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Final
 
 from mypy_extensions import mypyc_attr
 
@@ -20,9 +20,6 @@ from gateway.rpc.metadata import Fields, fields_from, legal_fields, text_of
 from gateway.rpc.requests import RequestHead
 from gateway.types import Facts, Metadata
 from gateway.v2.peek import Head, parameters_of
-
-if TYPE_CHECKING:
-    from gateway.forwarding.call import Call
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +35,9 @@ class CallerMetadata:
     def facts_with(self, head: Head) -> Facts:
         """:raises BadRequest: if the head has parameters that can't be read."""
         return Facts(self.values, parameters_of(head), head.model_version)
+
+
+NO_METADATA: Final = CallerMetadata({}, (), (), ())
 
 
 def metadata_of(head: RequestHead) -> CallerMetadata:
@@ -83,10 +83,6 @@ class Caller(ABC):
     def missing(self) -> int:
         """Bytes of the request that are still to come."""
         return 0
-
-    @abstractmethod
-    def listen(self, call: Call | None) -> None:
-        """Who is to be told, by `Call.cancelled`, that the caller has gone or its deadline has passed."""
 
     @abstractmethod
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:

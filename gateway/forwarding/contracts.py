@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.forwarding.inference import Inference
+from gateway.forwarding.topology import CurrentTopology
 from gateway.routing import Route
 from gateway.steps import Pipeline
 from gateway.steps.compare import ModelFacts, ModelTensor, compare, facts_of
@@ -72,8 +72,8 @@ async def ask_all(
 class Contracts:
     """Keeps `PipelineModel.mismatches` as the models are, until its `run` is cancelled."""
 
-    def __init__(self, inference: Inference) -> None:
-        self._inference = inference
+    def __init__(self, topology: CurrentTopology) -> None:
+        self._topology = topology
         self._poked = asyncio.Event()
 
     def poke(self) -> None:
@@ -93,7 +93,7 @@ class Contracts:
 
     async def compare(self) -> None:
         """Compare every pipeline with what its models say now, and log what is new."""
-        topology = self._inference.topology
+        topology = self._topology.now
         pipelines = {name: model.pipeline for name, model in topology.pipelines.items()}
         facts = await ask_all(pipelines, topology.routes.public, self._ask)
         for name, model in topology.pipelines.items():
@@ -106,7 +106,7 @@ class Contracts:
             model.mismatches = found
 
     async def _ask(self, variant: Variant) -> ModelFacts | None:
-        pool = self._inference.topology.pools.get(variant.upstream)
+        pool = self._topology.now.pools.get(variant.upstream)
         for endpoint in pool.endpoints if pool is not None else ():
             if endpoint.state is State.READY and endpoint.can_serve(variant.model, variant.version):
                 with contextlib.suppress(CallFailed):  # its probes see whether that means anything

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.deadline import Deadline
+from gateway.forwarding.caller import NO_METADATA, CallerMetadata
 from gateway.types import Metadata, Served
 
 
@@ -13,7 +14,7 @@ class Request:
     """One ModelInferRequest."""
 
     body: bytes
-    metadata: Metadata = ()
+    metadata: CallerMetadata = NO_METADATA
     deadline: Deadline | None = None
     peer: str = ""
     method: str = "ModelInfer"  # the RPC that the caller used, for telemetry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -29,7 +29,7 @@ from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
 from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
@@ -107,30 +107,35 @@ class Inference:
 
     def __init__(
         self,
-        topology: Topology,
+        current: CurrentTopology,
         hooks: Hooks,
         sequences: Sequences,
         *,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self.topology = topology
+        self.current = current
         self.hooks = hooks
         self.sequences = sequences
         self.clock = clock
         self._draw = draw
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
-        self._decided_for = topology
+        self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
-        self.capture: Mapping[str, Callable[[CallStarted, bytes], None]] = {}  # who keeps requests of a model, if any
+
+    @property
+    def topology(self) -> Topology:
+        """The one in force."""
+        return self.current.now
 
     def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
         """Report that a request has arrived. body: whole, if it is here."""
         model = decision.head.model_name
         started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
-        if self.capture:
-            take = self.capture.get(model)
+        captures = self.current.now.captures
+        if captures:
+            take = captures.get(model)
             if take is not None:
                 take(started, body)
         return self.hooks.call_started(started)
@@ -148,8 +153,9 @@ class Inference:
 
         :raises BadRequest: if the head has parameters that can't be read.
         """
-        if self._decided_for is not self.topology:
-            self._decided_for = self.topology
+        topology = self.current.now
+        if self._decided_for is not topology:
+            self._decided_for = topology
             self._decisions.clear()
         decided = self._decisions.get((metadata, id(head)))
         if decided is None:
@@ -161,7 +167,7 @@ class Inference:
 
     def decide(self, head: Head, facts: Facts) -> Decision:
         """Everything that does not depend on chance, on other requests or on what is available now."""
-        topology, model = self.topology, head.model_name
+        topology, model = self.current.now, head.model_name
         route = topology.routes.lookup(model)
         chosen: Plan | None = None
         if route is not None and not facts.parameters.get("sequence_id"):
@@ -187,7 +193,7 @@ class Inference:
             chosen = drawn(route, facts, self._draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
-        return Work(route, head, facts, Attempts(chosen, self.topology.pools, route.attempts), observer)
+        return Work(route, head, facts, Attempts(chosen, self.current.now.pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else, not even the first."""
@@ -203,7 +209,7 @@ class Inference:
 
     def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
         """Where a sequence of this id begins: the same endpoint for every worker that sees the same health."""
-        chosen = plan(route, facts, draw=draw_for(key), available=self.is_available)
+        chosen = plan(route, facts, draw=draw_for(key), available=self.topology.is_available)
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
         for variant in chosen.targets:
@@ -214,10 +220,6 @@ class Inference:
                 first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
                 return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
         return None
-
-    def is_available(self, variant: Variant) -> bool:
-        pool = self.topology.pools.get(variant.upstream)
-        return pool is not None and pool.is_available(variant.model, variant.version)
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway.errors import BUG_TEXT, Bug, DeadlineExceeded, GatewayError
 from gateway.forwarding.call import Call
-from gateway.forwarding.caller import Caller, CallerMetadata, metadata_from_pairs
+from gateway.forwarding.caller import Caller
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.pipelines import PipelineModel
@@ -37,13 +37,13 @@ class Models:
     def __init__(self, inference: Inference) -> None:
         self.inference = inference
 
-    async def infer(self, request: Request) -> Reply:
-        """Answer one request and report how it went.
+    async def infer(self, request: Request, head: Head | None = None) -> Reply:
+        """Answer one request and report how it went. head: of its body, if it has been read.
 
         :raises GatewayError: with the status that the caller gets.
         """
         with self.refusals(request, ""):
-            head = self.inference.requests.peek(request.body)
+            head = head or self.inference.requests.peek(request.body)
         pipeline = self.inference.topology.pipelines.get(head.model_name)
         if pipeline is not None:
             return await self._run(pipeline, request, head)
@@ -67,11 +67,11 @@ class Models:
         try:
             yield
         except GatewayError as error:
-            self.inference.refuse(opening.method, metadata_from_pairs(opening.metadata), opening.peer, error, model)
+            self.inference.refuse(opening.method, opening.metadata, opening.peer, error, model)
             raise
 
     async def _call(self, request: Request, head: Head, observer: CallObserver | None) -> Reply:
-        caller = AwaitingCaller(request, metadata_from_pairs(request.metadata))
+        caller = AwaitingCaller(request)
         call = Call(self.inference, caller, request.method, request.body, head)
         caller.start(call, observer)
         try:
@@ -85,7 +85,7 @@ class Models:
     async def _run(self, pipeline: PipelineModel, request: Request, head: Head) -> Reply:
         """Answer by a pipeline, and report it as one call."""
         inference = self.inference
-        metadata = metadata_from_pairs(request.metadata)
+        metadata = request.metadata
         with self.refusals(request, head.model_name):
             decision = inference.decision(metadata, head)
         observer = inference.report(request.method, decision, request.peer, request.body)
@@ -118,9 +118,9 @@ class Models:
 class AwaitingCaller(Caller):
     """A coroutine in this process, which waits for `answer`."""
 
-    def __init__(self, request: Request, metadata: CallerMetadata) -> None:
+    def __init__(self, request: Request) -> None:
         loop = asyncio.get_running_loop()
-        self.metadata = metadata
+        self.metadata = request.metadata
         self.peer = request.peer
         self.deadline = request.deadline.at if request.deadline is not None else None
         self.number = request.peer
@@ -144,9 +144,6 @@ class AwaitingCaller(Caller):
         if call is not None and not call.is_over:
             call.cancelled(Code.DEADLINE_EXCEEDED)
             self._settle(None, DeadlineExceeded(_TOO_LATE))
-
-    def listen(self, call: Call | None) -> None:
-        """Its coroutine tells the call itself."""
 
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
         call = self._call

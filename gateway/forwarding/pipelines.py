@@ -17,7 +17,7 @@ from gateway.forwarding.beside import beside
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import build_request, build_response, read_response, tensors_of, weigh_and_parse
-from gateway.forwarding.metadata import REQUEST_ID, first_values, served_trailers
+from gateway.forwarding.metadata import REQUEST_ID, served_trailers
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
@@ -448,7 +448,7 @@ class PipelineModel:
 
 
 def _id_of(run: Run) -> str:
-    return run.id or first_values(run.request.metadata).get(REQUEST_ID, "")
+    return run.id or run.request.metadata.values.get(REQUEST_ID, "")
 
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:

@@ -33,10 +33,11 @@ from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference, Work, request_for, served_by
-from gateway.forwarding.metadata import echoed, first_values, passed_on, served_trailers
+from gateway.forwarding.metadata import echoed, served_trailers
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.hooks import AttemptEnded, CallEnded, CallObserver, CallStarted
 from gateway.rpc.budget import Budget
+from gateway.rpc.metadata import metadata_from
 from gateway.status import Code, Meaning, Origin, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
@@ -221,8 +222,8 @@ class StreamSession:
         the bytes that are kept and held here are paid."""
         self._inference = inference
         self._opening = opening
-        self._facts = first_values(opening.metadata)
-        self._passed_on = passed_on(opening.metadata)
+        self._facts = opening.metadata.values
+        self._passed_on = metadata_from(opening.metadata.passed)
         self._caller = caller
         self._limits = limits
         self._budget = budget
@@ -401,7 +402,7 @@ class StreamSession:
         decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
-        pipeline = inference.topology.pipelines.get(name)
+        pipeline = inference.current.now.pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
             return

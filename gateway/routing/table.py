@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+
+from mypy_extensions import mypyc_attr
 
 from gateway.routing.match import Rule
 from gateway.routing.rendezvous import Rendezvous
 from gateway.routing.split import Split, Sticky
 from gateway.types import Plan, Variant
 from gateway.v2.versions import maybe_version
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FORBID: tuple[str, ...] = ()
 """As `Route.fallback`: the chosen variant answers or nobody does."""
@@ -143,6 +141,7 @@ class Direct(Enum):
     NONE = "none"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Routes:
     """All routes at one moment; a reload makes a new one. A public name hides a Triton model of the same name.
 

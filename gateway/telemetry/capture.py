@@ -32,6 +32,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.config.serving import Capture
 from gateway.forwarding.metadata import REPLAYED
+from gateway.forwarding.topology import Take
 from gateway.hooks import CallStarted
 from gateway.v2.shapes import ImpossibleShape, elements_of
 
@@ -41,9 +42,6 @@ _WAITING_BYTES = 64 << 20  # of requests that the thread has not written yet; mo
 _IDLE_SECONDS = 1.0  # between two looks at whether a file is old enough to be closed
 _QUIET_SECONDS = 10.0  # after a write that failed, before the next is tried
 _STOP_SECONDS = 5.0  # for what waits at the end; an object store that hangs must not hold up a drained process
-
-Take = Callable[[CallStarted, bytes], None]
-"""Hears of a call of a captured model, with its ModelInferRequest; returns at once."""
 
 Job = tuple["_Ring", CallStarted, bytes, datetime]
 

@@ -11,7 +11,7 @@ from gateway.http2.limits import UPSTREAM
 from gateway.rpc.budget import Budget
 from gateway.rpc.client import ClientCall
 from gateway.rpc.framing import PREFIX
-from gateway.rpc.metadata import Fields, fields_from, metadata_from
+from gateway.rpc.metadata import fields_from, metadata_from
 from gateway.status import OK, Code
 from gateway.transport.dialer import ChannelOptions, WireChannel, client_tls
 from gateway.types import Metadata
@@ -32,7 +32,9 @@ class Tls:
     server_name: str | None = None
 
 
-def wire_channel(address: str, max_message_bytes: int, tls: Tls | None, budget: Budget | None = None) -> WireChannel:
+def wire_channel(
+    address: str, max_message_bytes: int, tls: Tls | None, budget: Budget | None = None
+) -> ChannelConnection:
     """budget: for answers that are collected whole. raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
     # No keepalive pings: Triton's default is to answer GOAWAY to more than one per 5 minutes without data. The probes
     # ask every second and notice a connection that hangs.
@@ -42,29 +44,20 @@ def wire_channel(address: str, max_message_bytes: int, tls: Tls | None, budget: 
     options = ChannelOptions(
         limits=limits, tls=context, server_name=server_name, most_discarded=MOST_DISCARDED, budget=budget
     )
-    return WireChannel(address, options)
+    return ChannelConnection(address, options)
 
 
-class ChannelConnection:
-    """One channel to one address (`host:port`)."""
-
-    def __init__(self, channel: WireChannel) -> None:
-        self.channel = channel
-
-    def call(self, path: bytes, fields: Fields, deadline: float | None) -> ClientCall:
-        return self.channel.call(path, fields, deadline)
-
-    def submit(self, call: ClientCall) -> None:
-        self.channel.submit(call)
+class ChannelConnection(WireChannel):
+    """One channel to one address (`host:port`), as a `Connection`."""
 
     async def unary(self, path: str, body: bytes, metadata: Metadata, timeout: float | None) -> Answer:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         deadline = None if timeout is None else loop.time() + timeout
-        call = self.channel.call(path.encode(), fields_from(metadata), deadline)
+        call = self.call(path.encode(), fields_from(metadata), deadline)
         call.request = body
         call.on_done = lambda _: None if ended.done() else ended.set_result(None)
-        self.channel.submit(call)
+        self.submit(call)
         try:
             await ended
         except asyncio.CancelledError:
@@ -76,13 +69,13 @@ class ChannelConnection:
         return Answer(call.body, metadata_from(call.initial), metadata_from(call.trailing))
 
     def stream(self, path: str, metadata: Metadata, timeout: float | None, listener: StreamListener) -> StreamCall:
-        return WireStream(self.channel, path, metadata, timeout, listener)
+        return WireStream(self, path, metadata, timeout, listener)
 
     def tell_faults(self, told: Callable[[str], None]) -> None:
-        self.channel.on_fault = told
+        self.on_fault = told
 
     async def aclose(self) -> None:
-        await self.channel.close(None)
+        await self.close(None)
 
 
 def _failure_of(call: ClientCall) -> CallFailed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 from gateway.upstream.connection import Connection
@@ -24,7 +24,7 @@ class UpstreamSettings:
     models: tuple[ModelKey, ...]  # those that variants use, to be watched
     probe: ProbeSettings
     dial: Callable[[str], Connection]
-    identity: object = None  # what `dial` depends on beside the address, to tell whether it has changed
+    identity: Hashable = None  # what `dial` depends on beside the address, to tell whether it has changed
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class _Member:
     endpoint: Endpoint
     prober: Prober
     task: asyncio.Task[None]
-    identity: object
+    identity: Hashable
 
 
 class Fleet:

@@ -12,10 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.api.control import RPCS, Control, ControlLimits, ControlPolicy
 from gateway.errors import DeadlineExceeded, UpstreamFailed
-from gateway.forwarding.inference import Inference
-from gateway.forwarding.sequences import Sequences
-from gateway.forwarding.topology import Topology
-from gateway.hooks import NoHooks
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Routes
 from gateway.status import Code, Origin
 from gateway.types import Metadata
@@ -53,8 +50,8 @@ class World:
         self.servers = {"a": Server(), "b": Server()}
         untyped: Any = self.servers  # they do only what is asked of them here
         pools = {name: Pool(name, [Endpoint(name, f"{name}:1", server)]) for name, server in untyped.items()}
-        inference = Inference(Topology(Routes([]), pools), NoHooks(), Sequences(idle=1, most=1))
-        self.control = Control(inference, ControlPolicy.ALL, limits)
+        topology = CurrentTopology(Topology(Routes([]), pools))
+        self.control = Control(topology, ControlPolicy.ALL, limits)
 
     async def call(self, method: str, upstream: str, remaining: float | None = 20, **fields: Any) -> Any:
         request, metadata = RPCS[method].request(**fields), (("gateway-upstream", upstream),)

@@ -15,10 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.api.catalogue import Catalogue
 from gateway.api.health import HealthService
-from gateway.forwarding.inference import Inference
-from gateway.forwarding.sequences import Sequences
-from gateway.forwarding.topology import Topology
-from gateway.hooks import NoHooks
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.notifier import Changes
 from gateway.routing import Route, Routes, Split
 from gateway.types import Variant
@@ -39,9 +36,9 @@ class World:
 
     def __post_init__(self) -> None:
         self.endpoint.state = State.READY
-        self.inference = Inference(self.topology("adder"), NoHooks(), Sequences(idle=1, most=1))
+        self.current = CurrentTopology(self.topology("adder"))
         self.service = HealthService(
-            Catalogue(self.inference), self.changes, lambda: self.is_ready, ["inference.GRPCInferenceService"]
+            Catalogue(self.current), self.changes, lambda: self.is_ready, ["inference.GRPCInferenceService"]
         )
 
     def topology(self, *models: str) -> Topology:
@@ -142,10 +139,10 @@ async def test_a_watch_keeps_no_large_request(stub: Any, size: int, extra: bytes
 async def test_an_unknown_name_can_be_watched_until_a_config_has_it(stub: Any, world: World) -> None:
     watch = stub.Watch(asked("later"))
     assert await read(watch) == SERVICE_UNKNOWN
-    world.inference.topology = world.topology("adder", "later")
+    world.current.now = world.topology("adder", "later")
     world.changes.notify()
     assert await read(watch) == SERVING
-    world.inference.topology = world.topology("adder")
+    world.current.now = world.topology("adder")
     world.changes.notify()
     assert await read(watch) == SERVICE_UNKNOWN
     watch.cancel()

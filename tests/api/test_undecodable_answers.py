@@ -12,10 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.api.catalogue import Catalogue
 from gateway.errors import GatewayError
-from gateway.forwarding.inference import Inference
-from gateway.forwarding.sequences import Sequences
-from gateway.forwarding.topology import Topology
-from gateway.hooks import NoHooks
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Route, Routes, Split
 from gateway.status import Code
 from gateway.types import Metadata, Variant
@@ -58,7 +55,7 @@ def catalogue(*connections: Any) -> Catalogue:
         endpoint.state = State.READY
     routes = Routes([Route("p", (Variant("v", "main", "m"),), Split.all_to("v"))])
     topology = Topology(routes, {"main": Pool("main", endpoints)})
-    return Catalogue(Inference(topology, NoHooks(), Sequences(idle=1, most=1)))
+    return Catalogue(CurrentTopology(topology))
 
 
 @pytest.mark.parametrize("method", QUESTIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.models import Models
 from gateway.forwarding.sequences import Sequences
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Route, Routes, Split
 from gateway.rpc.client import ClientCall
@@ -62,10 +63,6 @@ class Asking(Caller):
         self.ends: list[Code] = []
         self.text = ""
         self.trailing: dict[bytes, bytes] = {}
-
-    def listen(self, call: Call | None) -> None:
-        if self.fault == "caller.listen" and call is not None:
-            raise Fault
 
     def reply(self, body: bytes, initial: Any, trailing: Any) -> None:
         if self.fault == "caller.reply":
@@ -125,13 +122,13 @@ class World:
         kind = BrokenRoutes if fault == "routes.lookup" else Routes
         routes = kind([Route("m", (Variant("größe 1", "u", "net"),), Split.all_to("größe 1"))])
         self.hooks = Hooks(fault)
-        self.inference = Inference(
-            Topology(routes, {"u": Pool("u", [self.endpoint])}), self.hooks, Sequences(idle=1, most=1)
-        )
+        topology = CurrentTopology(Topology(routes, {"u": Pool("u", [self.endpoint])}))
+        self.inference = Inference(topology, self.hooks, Sequences(idle=1, most=1))
         self.caller = Asking(fault)
 
-    def begin(self) -> Call:
-        call = Call(self.inference, self.caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST))
+    def begin(self, missing: int = 0) -> Call:
+        head = self.inference.requests.peek(REQUEST)
+        call = Call(self.inference, self.caller, "ModelInfer", REQUEST, head, missing)
         call.begin()
         return call
 
@@ -146,7 +143,6 @@ AT_THE_BEGINNING = [
     "hooks.call_started",
     "connection.call",
     "connection.submit",
-    "caller.listen",
     "hooks.attempt_started",
 ]
 AT_THE_END = ["caller.reply", "hooks.attempt_ended"]
@@ -190,6 +186,35 @@ def test_answers_and_errors_name_the_variant_that_was_reached(end: Callable[[Wor
     end(world)
     assert world.caller.trailing[b"gateway-variant"] == b"gr%C3%B6%C3%9Fe%201"
     assert world.caller.trailing[b"gateway-attempts"] == b"1"
+
+
+class Arriving(Asking):
+    """A caller whose request is large and has not arrived whole."""
+
+    still = 100
+
+    @property
+    def missing(self) -> int:
+        return self.still
+
+    def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
+        """The test does."""
+
+
+def test_a_request_that_was_passed_on_is_not_sent_again_by_its_front_alone() -> None:
+    """Even if it has arrived by now and its endpoint could not be reached: only its front is kept."""
+    world = World()
+    other = Endpoint("u", "t:2", world.connection)
+    other.state = State.READY
+    now = world.inference.current.now
+    world.inference.current.now = replace(now, pools={"u": Pool("u", [world.endpoint, other])})
+    world.caller = caller = Arriving("")
+    world.begin(caller.still)
+    [client] = world.connection.sent
+    caller.still = client.request_more = 0
+    client.end(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+    assert world.connection.sent == [client]
+    assert caller.ends == [Code.UNAVAILABLE]
 
 
 async def test_who_awaits_a_call_gets_the_fault_too() -> None:

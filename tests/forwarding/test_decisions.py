@@ -14,7 +14,7 @@ from gateway.forwarding.batching.merge_point import maybe_merge_point
 from gateway.forwarding.caller import CallerMetadata, metadata_from_pairs, metadata_of
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import NoHooks
 from gateway.routing import Route, Routes, Split
 from gateway.rpc.requests import RequestHead
@@ -29,8 +29,13 @@ def routes(model: str) -> Routes:
 
 
 @pytest.fixture
-def inference() -> Inference:
-    return Inference(Topology(routes("first"), {}), NoHooks(), Sequences(idle=1, most=1))
+def current() -> CurrentTopology:
+    return CurrentTopology(Topology(routes("first"), {}))
+
+
+@pytest.fixture
+def inference(current: CurrentTopology) -> Inference:
+    return Inference(current, NoHooks(), Sequences(idle=1, most=1))
 
 
 def said() -> CallerMetadata:
@@ -73,10 +78,10 @@ def test_only_so_many_decisions_are_kept(inference: Inference) -> None:
     assert len(inference._decisions) <= 1024
 
 
-def test_a_reload_ends_all_decisions(inference: Inference) -> None:
+def test_a_reload_ends_all_decisions(current: CurrentTopology, inference: Inference) -> None:
     one, head = said(), inference.requests.peek(request())
     before = inference.decision(one, head)
-    inference.topology = replace(inference.topology, routes=routes("second"))
+    current.now = replace(current.now, routes=routes("second"))
     after = inference.decision(one, head)
     assert [each.plan.targets[0].model for each in (before, after) if each.plan] == ["first", "second"]
     assert len(inference._decisions) == 1

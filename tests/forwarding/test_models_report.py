@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, BadRequest, Bug, MalformedMessage, NoTarget, UnknownModel
+from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.messages import build_request, build_response
@@ -20,7 +21,7 @@ from gateway.forwarding.models import Models
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.threads import Threads
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import CallObserver
 from gateway.routing import Routes
 from gateway.status import Code
@@ -41,7 +42,7 @@ class World:
         pipeline = build_pipeline("same", spec, lambda _: b"")
         model = PipelineModel(pipeline, threads, self.call, lambda _: True)
         topology = Topology(Routes(), {}, {"same": model})
-        inference = Inference(topology, self.reports, Sequences(idle=1, most=1), clock=lambda: NOW)
+        inference = Inference(CurrentTopology(topology), self.reports, Sequences(idle=1, most=1), clock=lambda: NOW)
         self.models = Models(inference)
 
     async def call(self, request: Request, observer: CallObserver) -> Reply:
@@ -59,7 +60,7 @@ async def world() -> AsyncIterator[World]:
 
 def request(model: str = "same", **fields: Any) -> Request:
     body = build_request(model, {"x": np.ones((1, 1), np.float32)}, id="r-1")
-    return Request(body, (("x-user", " me "),), peer="ipv4:127.0.0.1:5", **fields)
+    return Request(body, metadata_from_pairs([("x-user", " me ")]), peer="ipv4:127.0.0.1:5", **fields)
 
 
 async def test_a_good_call_is_reported_with_what_is_known_of_it(world: World) -> None:

@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadInput, BadRequest, Bug, GatewayError, NoTarget, UnknownModel
+from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Reply, Request
 from gateway.forwarding.messages import build_request, build_response, parse_request, parse_response, tensors_of
 from gateway.forwarding.pipelines import PipelineModel
@@ -88,7 +89,7 @@ async def model(calibrator: Calibrator) -> AsyncIterator[PipelineModel]:
 
 def request(rows: int = 2, **fields: Any) -> Request:
     logits = np.array([[0, 0, 9], [9, 0, 0], [0, 9, 0]] * 2, np.float32)[:rows]
-    return Request(build_request("colours", {"logits": logits}, **fields), (("x-user", "me"),))
+    return Request(build_request("colours", {"logits": logits}, **fields), metadata_from_pairs([("x-user", "me")]))
 
 
 async def infer(model: PipelineModel, asked: Request) -> dict[str, Any]:
@@ -128,7 +129,7 @@ async def test_metadata_id_and_own_parameters_reach_the_model_and_tritons_do_not
     await infer(model, request(id="r-1", parameters=parameters))
     assert {key: value.string_param for key, value in calibrator.asked[0].parameters.items()} == kept
     assert calibrator.asked[0].id == "r-1"
-    assert calibrator.seen[0].metadata == (("x-user", "me"),)
+    assert calibrator.seen[0].metadata.passed == ((b"x-user", b"me"),)
 
 
 def _with_classification() -> Request:

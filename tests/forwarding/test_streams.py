@@ -11,11 +11,12 @@ from reports import Reports
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import GatewayError
+from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits, StreamSession
-from gateway.forwarding.topology import Topology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Direct, Route, Routes
 from gateway.rpc.budget import Budget
 from gateway.status import Code, Origin
@@ -87,13 +88,14 @@ class World:
         self.reports = Reports()
         routes = Routes((), direct=Direct.ALL, default_upstream="triton")
         topology = Topology(routes, {"triton": Pool("triton", [self.endpoint])})
-        inference = Inference(topology, self.reports, Sequences(idle=1, most=1))
+        self.current = CurrentTopology(topology)
+        inference = Inference(self.current, self.reports, Sequences(idle=1, most=1))
         self.got: list[Any] = []
         self.ends: list[Exception | None] = []
         self.fed = 0
         self.reads = True
         self.budget = budget or Budget(1 << 30, "test")
-        opening = Request(b"", metadata)
+        opening = Request(b"", metadata_from_pairs(metadata))
         self.session = StreamSession(inference, opening, self, limits or StreamLimits(), self.budget)
 
     def send(self, body: bytes) -> bool:
@@ -117,8 +119,7 @@ class World:
             def lookup(self, model: str) -> Route | None:
                 raise RuntimeError("unforeseen")
 
-        inference = self.session._inference
-        inference.topology = Topology(Broken(), inference.topology.pools)
+        self.current.now = Topology(Broken(), self.current.now.pools)
 
     @property
     def ids(self) -> list[str]:
@@ -448,7 +449,7 @@ def test_a_session_that_ends_while_it_moves_a_leg_s_messages_leaves_nothing_behi
 def test_no_leg_is_begun_after_the_end() -> None:
     world = World(StreamLimits(requests=4))
     other = Endpoint("triton", "t:2", world.connection)  # type: ignore[arg-type]
-    pools: Any = world.session._inference.topology.pools
+    pools: Any = world.current.now.pools
     pools["triton"] = Pool("triton", [world.endpoint, other])
     for _ in range(9):
         other.begin()

@@ -94,7 +94,7 @@ async def test_a_call_in_flight_ends_where_it_began_though_the_address_is_gone(
             await asyncio.sleep(0.1)
             hosts[:] = ["127.0.0.2"]
             await asyncio.sleep(0.2)
-            assert [e["address"] for e in running.state()["upstreams"]["pool"]] == [f"127.0.0.2:{port}"]  # type: ignore[index]
+            assert [e["address"] for e in running.shown.state()["upstreams"]["pool"]] == [f"127.0.0.2:{port}"]  # type: ignore[index]
             assert pb.ModelInferResponse.FromString(await call).model_name == "adder"
 
 
@@ -104,12 +104,12 @@ async def test_a_gateway_starts_without_its_pool_and_is_ready_when_that_appears(
     async with server("127.0.0.1", 0, Script()) as port:
         content = config({"pool": f"dns:///pool.test:{port}"}, MODELS)
         async with gateway(write(tmp_path / "gateway.yaml", content)) as running:
-            assert running.readiness() == (False, ["upstream pool: no address found"])
+            assert running.shown.readiness() == (False, ["upstream pool: no address found"])
             # 0 and not nothing, or the alert UpstreamGone would not see it.
             usable = 'gateway_upstream_usable_endpoints{upstream="pool"}'
             assert f"{usable} 0.0" in (await http(running.admin_address, "/metrics"))[1]
             hosts.append("127.0.0.1")
-            await until(running.is_ready, 10, "ready")
+            await until(lambda: running.shown.readiness()[0], 10, "ready")
             assert f"{usable} 1.0" in (await http(running.admin_address, "/metrics"))[1]
 
 
@@ -122,11 +122,11 @@ async def test_a_reload_may_bring_a_name_and_take_it_away(tmp_path: Path, hosts:
                 await made.more(5)
                 write(file, config({"pool": f"dns:///pool.test:{port}"}, MODELS))
                 running.reload()
-                await until(lambda: bool(running.state()["names"]), 10, "the name")
+                await until(lambda: bool(running.shown.state()["names"]), 10, "the name")
                 await made.more(5)
                 write(file, config({"pool": f"127.0.0.1:{port}"}, MODELS))
                 running.reload()
-                await until(lambda: not running.state()["names"], 10, "no name")
+                await until(lambda: not running.shown.state()["names"], 10, "no name")
                 await made.more(5)
             assert not made.failed, made.why()
 

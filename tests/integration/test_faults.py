@@ -103,7 +103,7 @@ async def test_a_model_that_is_unloaded_is_stepped_in_for_and_found_when_it_is_l
             assert {ended.variant for ended in await calls.more(20)} == {"gpu"}
             await repository(control, "Unload")
             await calls.until(lambda: calls.calls[-1].variant == "cpu", 3, "the other variant")
-            assert running.is_ready()
+            assert running.shown.readiness()[0]
             await repository(control, "Load")
             await calls.until(lambda: calls.calls[-1].variant == "gpu", 3, "the loaded model")
         assert not calls.failed, calls.why()
@@ -148,7 +148,7 @@ async def test_a_server_that_hangs_is_left_alone_and_used_again_when_it_answers(
         os.kill(gpu.pid, signal.SIGSTOP)
         stopped = time.monotonic()
         try:
-            await calls.until(lambda: states(running.state())[0] == "down", 5, "ejection")
+            await calls.until(lambda: states(running.shown.state())[0] == "down", 5, "ejection")
             assert time.monotonic() - stopped < 4.5  # an interval and two time-outs
             await calls.until(lambda: calls.calls[-1].variant == "cpu", 1, "the other variant")
             late = [ended for ended in calls.calls if ended.code is not OK]
@@ -249,7 +249,7 @@ async def test_the_endpoint_with_fewer_calls_in_flight_gets_the_next(
     file = write(tmp_path / "g.yaml", config(both, {**WAITER, **ALONE}))
     async with gateway(file) as running, channel_to(running.listen) as channel:
         slow = asyncio.ensure_future(call(channel, infer("waiter", [[500]], "INT32")))
-        await until(lambda: in_flight(running.state()) == 1, 2, "a call in flight")
+        await until(lambda: in_flight(running.shown.state()) == 1, 2, "a call in flight")
         served = {(await call(channel, infer("adder"))).trailers["gateway-endpoint"] for _ in range(10)}
         busy = (await slow).trailers["gateway-endpoint"]
     assert len(served) == 1

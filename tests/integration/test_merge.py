@@ -197,7 +197,7 @@ async def test_a_member_that_goes_away_takes_nobody_along(gateway: Gateway) -> N
                 assert np.frombuffer(outcome.response.raw_output_contents[0], np.float32)[0] == number
 
         await asyncio.gather(*(work(channel, n % 2 == 0) for n, channel in enumerate(through)))
-    [endpoint] = gateway._inference.topology.pools["main"].endpoints
+    [endpoint] = gateway._topology.now.pools["main"].endpoints
     await asyncio.wait_for(endpoint.wait_idle(), 5)
 
 
@@ -244,7 +244,7 @@ async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> N
             await asyncio.sleep(0.1 if number < 2 else 0)
         await wait_until(lambda: cancelled == [3], 5)
         assert (await first).code is grpc.StatusCode.OK
-        [endpoint] = gateway._inference.topology.pools["main"].endpoints
+        [endpoint] = gateway._topology.now.pools["main"].endpoints
         await asyncio.wait_for(endpoint.wait_idle(), 5)
 
 

@@ -244,7 +244,7 @@ async def test_what_is_remembered_of_a_model_ends_when_it_is_loaded_anew_from_th
         channel_to(gateway.listen) as through,
         channel_to(server.grpc_address) as direct,
     ):
-        [endpoint] = gateway._inference.topology.pools["main"].endpoints
+        [endpoint] = gateway._topology.now.pools["main"].endpoints
         for number in range(3):
             await call(through, infer("versions-m", own_numbers(0, number)))
         known = endpoint.known("versions", "")
@@ -261,7 +261,7 @@ async def test_what_is_remembered_ends_when_an_endpoint_was_started_again(
     """Also if it was so quick that every probe was answered."""
     server = await triton_factory(["totals"])
     async with merging(tmp_path, server.grpc_address) as gateway, channel_to(gateway.listen) as through:
-        [endpoint] = gateway._inference.topology.pools["main"].endpoints
+        [endpoint] = gateway._topology.now.pools["main"].endpoints
         await call(through, infer("totals-m", own_numbers(0, 0)))
         known = endpoint.known("totals", "")
         await wait_until(lambda: any(each[1] for each in known.counts.values()), 5)

@@ -50,7 +50,7 @@ async def take(running: Gateway, file: Path, content: dict[str, Any]) -> None:
 
 
 def current(running: Gateway) -> Any:
-    return running.config()["current"]["digest"]
+    return running.shown.config()["current"]["digest"]
 
 
 async def test_no_call_fails_while_variants_upstreams_and_pipelines_come_and_go(
@@ -105,7 +105,7 @@ async def test_a_calls_config_is_the_one_that_it_began_with(
 
 
 def in_flight(running: Gateway) -> int:
-    state: Any = running.state()
+    state: Any = running.shown.state()
     return sum(endpoint["in_flight"] for endpoints in state["upstreams"].values() for endpoint in endpoints)
 
 
@@ -152,7 +152,7 @@ class TestABadFile:
             async with traffic(running.listen) as calls:
                 write(file, broken)
                 running.reload()
-                await until(lambda: running.config()["last_refused"] is not None, 5, "the refusal")
+                await until(lambda: running.shown.config()["last_refused"] is not None, 5, "the refusal")
                 await calls.more(50)
             assert not calls.failed, calls.why()
             _, told = await http(running.admin_address, "/config")
@@ -179,12 +179,14 @@ class TestABadFile:
             for number, text in enumerate(("", "\0", "listen: [", "&a [*a]", "models: {x: {}}"), 1):
                 file.write_text(text)
                 running.reload()
-                await until(lambda n=number: len(running.config()["changes"]) == n + 1, 5, f"an answer to {text!r}")
+                await until(
+                    lambda n=number: len(running.shown.config()["changes"]) == n + 1, 5, f"an answer to {text!r}"
+                )
             file.unlink()
             running.reload()
-            await until(lambda: len(running.config()["changes"]) == 7, 5, "an answer to no file")
+            await until(lambda: len(running.shown.config()["changes"]) == 7, 5, "an answer to no file")
             assert current(running) == before
-            assert running.is_ready()
+            assert running.shown.readiness()[0]
 
 
 class TestASplit:

@@ -112,7 +112,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_without_a_resta
         await ask(health_pb2.HealthCheckRequest(), timeout=5)
         put(new)
         gateway.reload()
-        await until(lambda: gateway.config()["changes"][1:] != [], 10, "the renewed files are read")  # type: ignore[index]
+        await until(lambda: gateway.shown.config()["changes"][1:] != [], 10, "the renewed files are read")  # type: ignore[index]
         assert await check(gateway.listen, trusting_new) == health_pb2.HealthCheckResponse.NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError, match="CERTIFICATE_VERIFY_FAILED"):
             await check(gateway.listen, trusting_old)

@@ -167,7 +167,7 @@ async def gateway(
     loaded = load(file, {})
     receiver.spans.clear()
     async with Gateway(loaded, lambda: loaded, os.environ, Place("127.0.0.1:0")) as running:
-        await wait_until(running.is_ready, 20)
+        await wait_until(lambda: running.shown.readiness()[0], 20)
         yield running
 
 
@@ -216,7 +216,7 @@ async def test_triton_s_spans_and_the_gateway_s_are_one_tree(gateway: Gateway, r
 
 async def test_steps_attempts_and_the_fallback_are_in_the_tree(gateway: Gateway, receiver: Receiver) -> None:
     """A pipeline whose model has lost a variant since the last probe."""
-    for endpoint in gateway._inference.topology.pools["gone"].endpoints:
+    for endpoint in gateway._topology.now.pools["gone"].endpoints:
         endpoint.state = State.READY
     async with channel_to(gateway.listen) as channel:
         answer = await call(channel, infer("best", [[1.0, 2.0, 3.0, 4.0]]), metadata=[parent_of(3)])

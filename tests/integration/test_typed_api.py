@@ -258,9 +258,10 @@ async def test_a_caller_who_leaves_a_stream_leaves_nothing_behind(real_models: G
 
 
 def tasks_of(module: ModuleType) -> list[Any]:
-    """What still runs of a module's coroutines."""
+    """What still runs of a module's coroutines. Compiled ones, of other modules, have no code object."""
     coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
-    return [coroutine for coroutine in coroutines if coroutine.cr_code.co_filename == module.__file__]
+    codes = [(coroutine, getattr(coroutine, "cr_code", None)) for coroutine in coroutines]
+    return [coroutine for coroutine, code in codes if code is not None and code.co_filename == module.__file__]
 
 
 # Prediction

@@ -164,7 +164,7 @@ async def test_a_sequence_does_not_go_on_when_its_endpoint_has_started_again(
         address = begun.trailers["gateway-endpoint"]
         await servers[address].kill()
         await servers[address].start()
-        pool = gateway._inference.topology.pools["pool"].endpoints
+        pool = gateway._topology.now.pools["pool"].endpoints
         await wait_until(lambda: all(e.can_serve("accumulate", "") for e in pool))
         outcome = await call(channel, step(1, sequence))
     assert outcome.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE)

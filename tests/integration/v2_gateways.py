@@ -31,7 +31,7 @@ def transparent_to(address: str) -> Gateway:
 
 def endpoint_of(gateway: Gateway, upstream: str) -> Endpoint:
     """An upstream's first endpoint."""
-    return gateway._inference.topology.pools[upstream].endpoints[0]
+    return gateway._topology.now.pools[upstream].endpoints[0]
 
 
 async def wait_until(is_so: Callable[[], bool], seconds: float = 5) -> None:

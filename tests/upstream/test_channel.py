@@ -22,7 +22,7 @@ STREAM = "/test.Service/Stream"
 
 @pytest.fixture
 def dial() -> Callable[[str], ChannelConnection]:
-    return lambda address: ChannelConnection(wire_channel(address, LIMIT, None))
+    return lambda address: wire_channel(address, LIMIT, None)
 
 
 async def _call(body: bytes, context: Any) -> bytes:

@@ -1,0 +1,104 @@
+"""How a checked config, or a new address of an endpoint, comes into force: in one step, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from gateway.assemble import memory_of, merges_of, names_of, routes_of, upstreams_of
+from gateway.config import Config, Finding, Loaded
+from gateway.container import memory_limit
+from gateway.event_log import EventLog
+from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.threads import Threads
+from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.routing import Routes
+from gateway.rpc.budget import Budget
+from gateway.steps import Pipeline
+from gateway.steps.budget import MEMORY
+from gateway.telemetry.capture import Captures
+from gateway.upstream.discovery import Discovery
+from gateway.upstream.fleet import Fleet
+
+_LOOK_UPS_SECONDS: Final = 3.0  # how long a config waits for the addresses behind its names before it is in force
+
+PipelineMaker = Callable[[Pipeline, "PipelineModel | None"], PipelineModel]
+"""Makes a pipeline's model, given that of the same name which it replaces."""
+
+
+class Takeover:
+    """Puts configs in force: whoever began with the old topology ends with it."""
+
+    def __init__(
+        self,
+        topology: CurrentTopology,
+        fleet: Fleet,
+        discovery: Discovery,
+        *,
+        threads: Threads,
+        captures: Captures,
+        events: EventLog,
+        pipeline: PipelineMaker,
+        collected: Budget,
+        changed: Callable[[], None],
+    ) -> None:
+        """collected: of upstreams' answers. changed: hears when another topology is in force."""
+        self._topology = topology
+        self._fleet = fleet
+        self._discovery = discovery
+        self._threads = threads
+        self._captures = captures
+        self._events = events
+        self._pipeline = pipeline
+        self._collected = collected
+        self._changed = changed
+        self._config: Config
+
+    async def begin(self, loaded: Loaded) -> None:
+        """Put the first config in force.
+
+        :raises OSError: if a file that it names can't be read.
+        """
+        self._config = loaded.config  # addresses may be found before it is in force
+        await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
+        self._take_over(loaded, (), *_declared(loaded.config))
+
+    async def follow(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
+        """Put another config in the place of the one in force.
+
+        notices: what of it only a restart puts in force.
+        :raises OSError: as above; then everything is as it was.
+        """
+        await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
+        # Thousands of models take a while, which calls on this loop must not wait for.
+        routes, merges = await asyncio.to_thread(_declared, loaded.config)
+        self._take_over(loaded, notices, routes, merges)
+        self._discovery.keep(names_of(loaded.config))
+
+    def addresses_changed(self) -> None:
+        """Pods came or went: new pools, all else as it is."""
+        pools = self._fleet.apply(upstreams_of(self._config, self._discovery.addresses, self._collected))
+        self._topology.now = replace(self._topology.now, pools=pools)
+        self._changed()
+
+    def _take_over(
+        self, loaded: Loaded, notices: tuple[Finding, ...], routes: Routes, merges: dict[str, MergeSettings]
+    ) -> None:
+        # What can fail comes first: a config that can't be taken over must leave everything as it was.
+        config, before = loaded.config, self._topology.now.pipelines
+        pipelines = {name: self._pipeline(pipeline, before.get(name)) for name, pipeline in loaded.pipelines.items()}
+        captures = self._captures.apply(config.telemetry.capture)
+        pools = self._fleet.apply(upstreams_of(config, self._discovery.addresses, self._collected))
+        MEMORY.most = memory_of(config, memory_limit)
+        self._threads.room.most = MEMORY.most // 2
+        self._config = config
+        self._topology.now = Topology(routes, pools, pipelines, merges, captures)
+        self._events.config_in_force(loaded, notices)
+        self._changed()
+
+
+def _declared(config: Config) -> tuple[Routes, dict[str, MergeSettings]]:
+    return routes_of(config), merges_of(config)
