@@ -170,8 +170,10 @@ class Engine:
         self._unacknowledged = 0
         self._unacknowledged_most = limits.connection_window // 2  # what the peer is told of at once
         self._unacknowledged_most_stream = limits.stream_window // 2
-        self._stream_window = limits.stream_window  # that the peer has on a new stream ...
-        self._announced = deque((limits.stream_window,))  # ... and those that it has not acknowledged yet
+        self._stream_window = (
+            limits.stream_window
+        )  # what the peer has on a new stream, by the last acknowledged SETTINGS
+        self._pending_settings = deque((limits.stream_window,))  # INITIAL_WINDOW_SIZE of each that is unacknowledged
         # Out
         self._encoder = Encoder()
         self._out: list[bytes | memoryview] = []
@@ -183,7 +185,6 @@ class Engine:
         self._ready: deque[_Stream] = deque()  # with a body to send
         self._queued = 0  # bytes of those
         self._replies = 0  # to SETTINGS and PING, since output was taken
-        self._unacknowledged = 1  # SETTINGS of ours
         self._goaway_id = MOST_ID  # streams beyond are not looked at
         self._is_ending = False  # a GOAWAY went or came
         self._has_ended = False
@@ -474,7 +475,7 @@ class Engine:
             self._last_head(stream, block, ends)
 
     def _new_request(self, stream_id: int, block: bytes, ends: bool) -> None:
-        if len(self._streams) >= self._limits.max_streams and not self._unacknowledged:
+        if len(self._streams) >= self._limits.max_streams and not self._pending_settings:
             raise EngineError(_PROTOCOL, "more streams at once than the client knows that it may open")
         self._last_id = stream_id
         stream = _Stream(stream_id, self._first_window, self._stream_window)
@@ -621,10 +622,9 @@ class Engine:
         if len(payload) % 6 or (flags & ACK and payload):
             raise EngineError(_SIZE, "SETTINGS of a wrong size")
         if flags & ACK:
-            self._unacknowledged -= 1
-            if self._unacknowledged < 0:
+            if not self._pending_settings:
                 raise EngineError(_PROTOCOL, "an acknowledgement of SETTINGS that were not sent")
-            self._windows_resized(self._announced.popleft())
+            self._windows_resized(self._pending_settings.popleft())
             return
         self._greeted = True
         settings = {
@@ -832,11 +832,10 @@ class Engine:
 
         False: not now, since it has not acknowledged the last change.
         """
-        if self._announced:
+        if self._pending_settings:
             return False
         self._out.append(settings_frame({INITIAL_WINDOW_SIZE: size}))
-        self._unacknowledged += 1
-        self._announced.append(size)
+        self._pending_settings.append(size)
         return True
 
     def _windows_resized(self, size: int) -> None:

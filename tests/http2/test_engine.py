@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.http2.engine import Engine, client_engine, server_engine
 from gateway.http2.frames import (
+    ACK,
     PREFACE,
     WINDOW_UPDATE,
     ConnectionClosed,
@@ -99,6 +100,40 @@ def test_window_is_not_given_back_before_it_is_acknowledged() -> None:
     server.acknowledge(65_535, stream)
     exchange(client, server)
     assert client.queued_body_size(stream) == 0
+
+
+def with_bytes_not_yet_given_back(limits: Limits | None = None) -> tuple[Engine, int]:
+    """A server that has taken ten bytes of a request, too few for a WINDOW_UPDATE; and the request's stream."""
+    client, server = pair(limits)
+    stream = client.send_request(HEAD)
+    client.send_data(stream, bytes(10))
+    server.receive_data(client.data_to_send())
+    server.acknowledge(10, stream)
+    return server, stream
+
+
+def test_the_limit_of_streams_holds_whatever_window_is_not_given_back_yet() -> None:
+    server, stream = with_bytes_not_yet_given_back(Limits(max_streams=1))
+    block = hpack.Encoder().encode(HEAD)
+    with pytest.raises(EngineError, match="more streams at once"):
+        server.receive_data(frame(HEADERS, END_HEADERS, stream + 2, block))
+
+
+def test_settings_that_were_not_sent_are_not_acknowledged_whatever_window_is_not_given_back_yet() -> None:
+    server, _ = with_bytes_not_yet_given_back()
+    with pytest.raises(EngineError, match="acknowledgement of SETTINGS"):
+        server.receive_data(frame(SETTINGS, ACK, 0))
+
+
+def test_settings_may_be_acknowledged_after_a_window_was_given_back() -> None:
+    client, server = client_engine(Limits()), server_engine(Limits(connection_window=65_535, stream_window=65_535))
+    server.data_to_send()  # its SETTINGS are on their way
+    stream = client.send_request(HEAD)
+    client.send_data(stream, bytes(40_000))
+    server.receive_data(client.data_to_send())
+    server.acknowledge(40_000, stream)
+    server.receive_data(frame(SETTINGS, ACK, 0))
+    assert server.resize_windows(100_000)  # no SETTINGS are left to be acknowledged
 
 
 def test_a_never_indexed_field_arrives_as_such_and_leaves_the_table_alone() -> None:
