@@ -348,7 +348,7 @@ def test_only_faults_are_found_however_the_bytes_are_cut(name: str, cut: str) ->
     with pytest.raises(EngineError) if name in BAD else nullcontext():
         for piece in cuts({**GOOD, **BAD}[name])[cut]:
             server.receive_data(piece)
-    assert name in BAD or server.unit == 0
+    assert name in BAD or server.partial_unit == 0
 
 
 def test_streams_that_the_client_leaves_open_are_forgotten_in_time_and_then_tolerated() -> None:
@@ -382,7 +382,7 @@ def test_streams_that_the_client_leaves_open_are_forgotten_in_time_and_then_tole
 def test_what_is_half_here_is_told(data: bytes, is_partial: bool) -> None:
     server = begun()
     server.receive_data(data)
-    assert bool(server.unit) is is_partial
+    assert bool(server.partial_unit) is is_partial
 
 
 def test_bytes_that_dribble_in_do_not_make_a_half_frame_younger() -> None:
@@ -391,7 +391,7 @@ def test_bytes_that_dribble_in_do_not_make_a_half_frame_younger() -> None:
     units = set()
     for n in range(len(data)):
         server.receive_data(data[n : n + 1])
-        units.add(server.unit)
+        units.add(server.partial_unit)
     assert len(units) == 1
 
 
