@@ -67,7 +67,7 @@ class Connection:
 
     def _late(self) -> None:
         if self._in_head:
-            self._among.log_closed("did not send a whole request in time")
+            self._among.log_closed("it did not send a whole request in time")
         self.close()
 
 
@@ -98,7 +98,7 @@ class Connections:
         """A new connection; None, having closed it, if all others are being answered."""
         if len(self._open) >= self._most:
             self._closed(ADMIN)
-            self.log_closed(f"were more than {self._most} at once")
+            self.log_closed(f"there were more than {self._most} at once")
             waiting = next((each for each in self._open if not each.is_answered), None)
             if waiting is None:
                 transport.abort()
@@ -117,7 +117,7 @@ class Connections:
         now = asyncio.get_running_loop().time()
         if now >= self._quiet_until:
             _log.warning(
-                "%d connections to the admin plane were closed: they %s; told at most once a minute",
+                "%d connections to the admin plane were closed, the last one because %s; logged at most once a minute",
                 self._unlogged,
                 why,
             )

@@ -118,7 +118,7 @@ _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
 _SIZE: Final = ErrorCode.FRAME_SIZE_ERROR
 _FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
 _CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
-_DROPPED: Final = b"\x80"  # stands for a block that was dropped; it is no valid block
+_DROPPED: Final = b"\x80"  # stands for a block that was dropped; it is not a valid block
 
 
 class _Stream:
@@ -170,6 +170,7 @@ class Engine:
         self._block_frames = 0
         self._block_size = 0  # bytes of the block received so far
         self._block_dropped = False  # the block is larger than the limit, so its fields are not kept
+        # The DATA frame that is delivered in parts
         self._body_id = 0
         self._body_left = 0  # bytes still to come
         self._body_ends = self._body_is_tiny = False
@@ -273,7 +274,7 @@ class Engine:
 
     def _read_preface(self, data: bytes) -> int:
         if not PREFACE.startswith(data[: len(PREFACE)]):
-            raise EngineError(_PROTOCOL, "that is not how an HTTP/2 connection begins")
+            raise EngineError(_PROTOCOL, "the connection does not begin with the HTTP/2 preface")
         if len(data) < len(PREFACE):
             self._rest = data
             return len(data)
@@ -282,7 +283,7 @@ class Engine:
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block_id and kind != CONTINUATION:
-            raise EngineError(_PROTOCOL, "a header block was not continued")
+            raise EngineError(_PROTOCOL, "a frame came between the frames of a header block")
         if not self._greeted and (kind != SETTINGS or flags & ACK):
             raise EngineError(_PROTOCOL, "the first frame is not SETTINGS")
         if kind == HEADERS:
@@ -302,7 +303,7 @@ class Engine:
 
     def _connection_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id and kind in _OF_CONNECTION:
-            raise EngineError(_PROTOCOL, "a frame of the connection on a stream")
+            raise EngineError(_PROTOCOL, "SETTINGS, PING or GOAWAY on a stream other than 0")
         if kind == SETTINGS:
             self._settings(flags, payload)
         elif kind == PING:
@@ -310,7 +311,7 @@ class Engine:
         elif kind == GOAWAY:
             self._goaway(payload)
         elif kind == PUSH_PROMISE:
-            raise EngineError(_PROTOCOL, "PUSH_PROMISE, which is not allowed here")
+            raise EngineError(_PROTOCOL, "PUSH_PROMISE is not allowed")
         else:
             self.glitches += UNKNOWN_FRAME
 
@@ -417,14 +418,14 @@ class Engine:
             if flags & WITH_PRIORITY:
                 start += 5
             if start > end:
-                raise EngineError(_PROTOCOL, "HEADERS without room for what its flags say")
+                raise EngineError(_PROTOCOL, "HEADERS is shorter than its flags say")
             if flags & WITH_PRIORITY and number(payload, start - 5) & MOST_ID == stream_id:
                 raise EngineError(_PROTOCOL, "a stream that depends on itself")
             payload = payload[start:end]
         if flags & END_HEADERS:
             self._whole_block(flags, stream_id, payload)
         elif not stream_id:
-            raise EngineError(_PROTOCOL, "HEADERS on no stream")
+            raise EngineError(_PROTOCOL, "HEADERS on stream 0")
         else:
             self._block = bytearray(payload)
             self._block_id, self._block_flags, self._block_frames = stream_id, flags, 0
@@ -432,7 +433,7 @@ class Engine:
 
     def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not self._block_id or stream_id != self._block_id:
-            raise EngineError(_PROTOCOL, "CONTINUATION of nothing")
+            raise EngineError(_PROTOCOL, "CONTINUATION without a header block to continue")
         self._block_frames += 1
         self._block_size += len(payload)
         self._block += payload
@@ -444,7 +445,7 @@ class Engine:
             raise EngineError(_CALM, "too many CONTINUATION frames")
         if self._block_dropped or len(self._block) > self._limits.header_list_bytes_hard:
             if not self._is_client:
-                raise EngineError(_CALM, "too large a header block")
+                raise EngineError(_CALM, "a header block is too large")
             self._drop(bytes(self._block), 0, not self._block_dropped, is_last)
             self._block_dropped = True
             self._tell_dropped(stream_id)
@@ -486,7 +487,7 @@ class Engine:
 
     def _new_request(self, stream_id: int, block: bytes, ends: bool) -> None:
         if len(self._streams) >= self._limits.max_streams and not self._pending_settings:
-            raise EngineError(_PROTOCOL, "more streams at once than the client knows that it may open")
+            raise EngineError(_PROTOCOL, "more open streams than MAX_CONCURRENT_STREAMS allows")
         self._last_id = stream_id
         stream = _Stream(stream_id, self._initial_send_window, self._initial_receive_window)
         head = self._header_list(self._known_lists, block, is_trailers=False)
@@ -587,15 +588,15 @@ class Engine:
 
     def _window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise EngineError(_SIZE, "WINDOW_UPDATE has 4 bytes")
+            raise EngineError(_SIZE, "WINDOW_UPDATE must have 4 bytes")
         more = number(payload, 0) & MOST_ID
         self._events.append(WINDOW_UPDATED)
         if not stream_id:
             if not more:
-                raise EngineError(_PROTOCOL, "WINDOW_UPDATE by nothing")
+                raise EngineError(_PROTOCOL, "WINDOW_UPDATE of 0 bytes")
             self._send_window += more
             if self._send_window > MOST_WINDOW:
-                raise EngineError(_FLOW, "too large a window")
+                raise EngineError(_FLOW, "a flow-control window is too large")
             return
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -616,11 +617,11 @@ class Engine:
 
     def _rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise EngineError(_SIZE, "RST_STREAM has 4 bytes")
+            raise EngineError(_SIZE, "RST_STREAM must have 4 bytes")
         stream = self._streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id, "RST_STREAM")
-            self._bodies_left -= 1  # free, since it may have crossed the stream's end; it counts for the turn only
+            self._bodies_left -= 1  # takes time of this turn; free, as the frame may have crossed the stream's end
             self._strays.discard(stream_id)
             return
         code = number(payload, 0)
@@ -630,7 +631,7 @@ class Engine:
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if len(payload) % 6 or (flags & ACK and payload):
-            raise EngineError(_SIZE, "SETTINGS of a wrong size")
+            raise EngineError(_SIZE, "SETTINGS has a wrong size")
         if flags & ACK:
             if not self._pending_settings:
                 raise EngineError(_PROTOCOL, "an acknowledgement of SETTINGS that were not sent")
@@ -645,36 +646,36 @@ class Engine:
 
     def _apply(self, settings: dict[int, int]) -> None:
         if settings.get(ENABLE_PUSH, 0) > (0 if self._is_client else 1):
-            raise EngineError(_PROTOCOL, "a bad ENABLE_PUSH")
+            raise EngineError(_PROTOCOL, "ENABLE_PUSH has an invalid value")
         frame_most = settings.get(MAX_FRAME_SIZE, self._frame_most)
         if not LEAST_FRAME <= frame_most <= MOST_FRAME:
-            raise EngineError(_PROTOCOL, "a bad MAX_FRAME_SIZE")
+            raise EngineError(_PROTOCOL, "MAX_FRAME_SIZE has an invalid value")
         self._frame_most = min(frame_most, FRAME_BYTES)  # large frames would make other streams wait
         if HEADER_TABLE_SIZE in settings:
             self._encoder.resize(settings[HEADER_TABLE_SIZE])
         window = settings.get(INITIAL_WINDOW_SIZE, self._initial_send_window)
         if window > MOST_WINDOW:
-            raise EngineError(_FLOW, "too large an INITIAL_WINDOW_SIZE")
+            raise EngineError(_FLOW, "INITIAL_WINDOW_SIZE is too large")
         more, self._initial_send_window = window - self._initial_send_window, window
         if more:
             self._resized += len(self._streams)
             if self._resized > MOST_RESIZED:
-                raise EngineError(_CALM, "windows are resized too often")
+                raise EngineError(_CALM, "INITIAL_WINDOW_SIZE changes too often")
             for stream in self._streams.values():
                 stream.send_window += more
                 if stream.send_window > MOST_WINDOW:
-                    raise EngineError(_FLOW, "too large a window")
+                    raise EngineError(_FLOW, "a flow-control window is too large")
                 self._get_ready(stream)
 
     def _reply(self, data: bytes) -> None:
         self._replies += 1
         if self._replies > self._limits.max_queued_replies:
-            raise EngineError(_CALM, "answers are not read")
+            raise EngineError(_CALM, "acknowledgements are not read")
         self._out.append(data)
 
     def _ping(self, flags: int, payload: bytes) -> None:
         if len(payload) != 8:
-            raise EngineError(_SIZE, "PING has 8 bytes")
+            raise EngineError(_SIZE, "PING must have 8 bytes")
         if flags & ACK:
             self._events.append(PingAcknowledged())
         else:
@@ -683,7 +684,7 @@ class Engine:
 
     def _goaway(self, payload: bytes) -> None:
         if len(payload) < 8:
-            raise EngineError(_SIZE, "GOAWAY has at least 8 bytes")
+            raise EngineError(_SIZE, "GOAWAY must have at least 8 bytes")
         last = number(payload, 0) & MOST_ID
         self._is_ending = True
         self._events.append(GoAwayReceived(last, number(payload, 4), payload[8:]))
@@ -694,9 +695,9 @@ class Engine:
 
     def _priority(self, stream_id: int, payload: bytes) -> None:
         if not stream_id:
-            raise EngineError(_PROTOCOL, "PRIORITY on no stream")
+            raise EngineError(_PROTOCOL, "PRIORITY on stream 0")
         if len(payload) != 5:
-            raise EngineError(_SIZE, "PRIORITY has 5 bytes")
+            raise EngineError(_SIZE, "PRIORITY must have 5 bytes")
         if number(payload, 0) & MOST_ID == stream_id:
             raise EngineError(_PROTOCOL, "a stream that depends on itself")
         self.glitches += PRIORITY_FRAME
@@ -787,7 +788,7 @@ class Engine:
             and size <= stream.send_window
             and size <= self._send_window
             and self._out_size <= WRITE_SIZE
-        ):  # nearly always
+        ):  # the common case
             self._out.append(frame_header(size, DATA, END_STREAM if end_stream else 0, stream_id))
             self._out.append(data)
             self._out_size += size

@@ -28,7 +28,7 @@ class HeaderList:
     """A valid header list."""
 
     def __init__(self, fields: tuple[Field, ...], length: int, is_informational: bool = False) -> None:
-        self.fields = fields  # values have no white space around them: some clients send it, and HTTP/2 forbids it
+        self.fields = fields  # without white space around values, which HTTP/2 forbids and some clients send
         self.length = length  # content-length; -1 if none
         self.is_informational = is_informational
 
@@ -95,7 +95,7 @@ def _read(fields: tuple[Field, ...], known: frozenset[bytes]) -> tuple[dict[byte
 
 def _length(value: bytes, before: int) -> int:
     if not value.isdigit() or len(value) > _LONGEST_LENGTH or before not in (-1, int(value)):
-        raise Malformed("a content-length that is no number, or another than before")
+        raise Malformed("a content-length that is not a number, or differs from another")
     return int(value)
 
 

@@ -103,7 +103,7 @@ class Regex:
         try:
             object.__setattr__(self, "_compiled", re.compile(self.pattern))
         except re.error as error:
-            raise ValueError(f"'{self.pattern}' is no regular expression: {error}") from error
+            raise ValueError(f"'{self.pattern}' is not a regular expression: {error}") from error
 
     def holds(self, value: str | None) -> bool:
         return value is not None and len(value) <= MAX_REGEX_TEXT and self._compiled.fullmatch(value) is not None

@@ -11,8 +11,9 @@ from typing import Final
 from gateway.rpc.codes import CallFailed
 from gateway.status import Code
 
-SMALL_MESSAGE: Final = 64 * 1024  # bytes
-_FOR_SMALL: Final = 8  # ... for which there is an eighth more
+# A message up to SMALL_MESSAGE bytes may use an eighth more than the limit, so that large ones can't keep it out.
+SMALL_MESSAGE: Final = 64 * 1024
+_FOR_SMALL: Final = 8
 _FOR_WAITING: Final = 2  # bytes whose peer can wait get half, and leave the rest to messages that can only be refused
 
 
@@ -37,9 +38,9 @@ class Budget:
         if self.held + size > most:
             raise CallFailed(
                 Code.RESOURCE_EXHAUSTED,
-                f"Messages that are collected whole have {self.held} bytes here and {size} more are over the limit "
-                f"of {most} bytes ({self._name}); send fewer at once, or without compression and with the names before "
-                "the tensors",
+                f"Messages that have to be collected are over the limit of {most} bytes ({self._name}): {self.held} "
+                f"are in use and {size} more are needed; send fewer at once, or without compression and with the "
+                "names before the tensors",
             )
         if self._parent is not None:
             self._parent.take(size, so_far)

@@ -206,7 +206,7 @@ class ResponseHead(NamedTuple):
     fields: tuple[Field, ...]
     status: bytes  # HTTP status, followed by a content-type that is not gRPC's
     encoding: bytes  # grpc-encoding
-    dropped: bytes  # name of a field that is no legal metadata, or b""
+    dropped: bytes  # name of a field that is not legal metadata, or b""
 
 
 def _read_head(fields: tuple[Field, ...]) -> ResponseHead:
@@ -305,7 +305,7 @@ class ClientConnection(Connection[ClientCall]):
         if body is not None:
             more = call.request_more
             call._half_closed = not more
-            if len(body) <= SMALL and not more and not call.request_encoding:  # nearly always
+            if len(body) <= SMALL and not more and not call.request_encoding:  # the common case
                 engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body, end_stream=True)
             else:
                 engine.send_data(stream_id, prefix(len(body) + more, bool(call.request_encoding)))
@@ -395,7 +395,7 @@ class ClientConnection(Connection[ClientCall]):
 
     def _end(self, call: ClientCall, error_code: int) -> None:
         """End a call whose stream has closed. A status from the server wins over a reset that follows it."""
-        if call.trailing == _JUST_OK and call.missing == 0:  # nearly always
+        if call.trailing == _JUST_OK and call.missing == 0:  # the common case
             self.answered = True
             call.end(OK, "", SERVER)
             return

@@ -120,7 +120,7 @@ class Connection(ABC, Generic[AnyStream]):
         self._watched: set[Stream] = set()
         self._deferred: list[Event] = []  # events that this turn had no room for
         self._unread_streams: dict[AnyStream, None] = {}  # streams with messages that their readers want
-        self._ended: deque[AnyStream] = deque()  # calls that ended with the connection, and were not told yet
+        self._ended: deque[AnyStream] = deque()  # calls that ended with the connection, and have not heard it yet
         self._writers_wait = False
 
     # Turns
@@ -238,7 +238,7 @@ class Connection(ABC, Generic[AnyStream]):
             engine.decoded = 0
         if engine.glitches:
             if not self._glitches.take(engine.glitches, now):
-                self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that mean nothing")
+                self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without effect")
             engine.glitches = 0
         tiny = self.tiny + engine.tiny
         if tiny:
@@ -334,7 +334,7 @@ class Connection(ABC, Generic[AnyStream]):
                 and stream.missing < 0
                 and stream.on_message is None
                 and not stream._prefix
-            ):  # nearly always: the one message of a unary call, whole
+            ):  # the common case: the one message of a unary call, whole
                 stream.body = data[PREFIX:]
                 stream.missing = 0
                 self.engine.acknowledge(len(data), event.stream_id)
@@ -512,9 +512,9 @@ class Connection(ABC, Generic[AnyStream]):
             self._pinged_at = None
             self._partial_since = now
         if not self.greeted and now - self.born > limits.handshake_seconds:
-            self.break_off(ErrorCode.PROTOCOL_ERROR, "no SETTINGS came")
+            self.break_off(ErrorCode.PROTOCOL_ERROR, "no SETTINGS arrived in time")
         elif self._partial and now - self._partial_since > limits.frame_seconds:
-            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "a frame did not become complete")
+            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "a frame did not arrive whole in time")
         elif not self.closed:
             self._keep_alive(now)
             for stream in list(self.streams.values()):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 TICK: Final = 0.005  # seconds; a deadline is noticed at most so late
-FAR: Final = 20.0  # seconds
+# A deadline that is more than FAR seconds away may be noticed FAR_TICKS late (5 %), so that there are fewer sets.
+FAR: Final = 20.0
 FAR_TICKS: Final = 200
 SLACK: Final = 64  # stale ticks in the heap at which it is rebuilt
 

@@ -26,7 +26,7 @@ _RESERVED: Final = frozenset(
     b"grpc-timeout grpc-encoding grpc-accept-encoding grpc-status grpc-message "
     b"grpc-previous-rpc-attempts grpc-retry-pushback-ms".split()
 )
-"""Fields of one hop or of the protocol; they are no metadata."""
+"""Fields of one hop or of the protocol; they are not metadata."""
 
 MOST_MESSAGE: Final = 32_768
 """Largest `grpc-message` in bytes: half of the header list that most peers accept. Texts repeat what callers wrote."""

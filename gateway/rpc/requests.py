@@ -18,8 +18,9 @@ from gateway.rpc.codes import CallFailed
 from gateway.rpc.metadata import Fields, is_legal, parse_timeout
 from gateway.status import Code
 
-KEPT: Final = 1024  # heads that are remembered
-KEPT_BYTES: Final = 1024  # bytes, as HTTP/2 counts a header list; larger heads are not remembered
+# Callers choose header lists, so at most KEPT are remembered, each of at most KEPT_BYTES as HTTP/2 counts: 6 MB in all.
+KEPT: Final = 1024
+KEPT_BYTES: Final = 1024
 
 _PROTOCOL_FIELDS: Final = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "

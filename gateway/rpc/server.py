@@ -312,7 +312,7 @@ class ServerConnection(Connection[ServerCall]):
 
     def _data_taken(self, stream: ServerCall, ended: bool) -> None:
         if ended:
-            if stream.missing == 0 and stream.on_request is not None and not stream.streaming:  # nearly always
+            if stream.missing == 0 and stream.on_request is not None and not stream.streaming:  # the common case
                 stream.remote_done = True
                 if stream.compressed:
                     self._inflate_request(stream)

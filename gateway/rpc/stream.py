@@ -43,7 +43,7 @@ class Stream:
     missing = -1  # bytes of `body` yet to come; -1 until the prefix has arrived
     hungry = True  # does the reader of messages want the next one?
     done = False  # nothing more is sent or reported
-    discarding = False  # what arrives is dropped: it is no gRPC, but an error page
+    discarding = False  # what arrives is dropped: it is an error page, and not gRPC
     closed = False  # the engine has closed the stream
     ended_by = BOTH  # which end closed the stream
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
@@ -149,7 +149,7 @@ class Stream:
             raise CallFailed(Code.UNIMPLEMENTED, "A unary call has exactly one message")
 
     def _is_passed_on(self) -> bool:
-        return self.on_chunk is not None  # a method, since mypyc assumes that a callback leaves the attribute as it was
+        return self.on_chunk is not None  # a method: compiled code would not read the attribute again after a callback
 
     def _offer_front(self, taker: Callable[[Any], None]) -> None:
         """Offer a large message to `taker` before it is complete; it takes the message over by setting `on_chunk`.
@@ -176,7 +176,7 @@ class Stream:
     def deliver_messages(self) -> None:
         """Deliver complete messages, as far as the reader wants them and this turn of the loop allows.
 
-        raises: CallFailed if the bytes are no messages that the call allows.
+        raises: CallFailed if the bytes are not the messages that the call allows.
         """
         connection = self.connection
         while self.hungry and not self._is_inflating and not self.done:

@@ -200,7 +200,7 @@ def _check_declared(step: Step[Any]) -> None:
             raise TypeError(f"'{side}' must be a tuple of TensorSpec")
         for spec in specs:
             if spec.datatype not in DATATYPES or not all(isinstance(size, int) for size in spec.shape):
-                raise TypeError(f"'{side}' has '{spec.name}' as {spec}, which is no tensor of the V2 protocol")
+                raise TypeError(f"'{side}' has '{spec.name}' as {spec}, which is not a tensor of the V2 protocol")
     if isinstance(step, RowStep):
         if not step.reads:
             raise TypeError("a step that makes rows must read something")

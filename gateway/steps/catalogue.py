@@ -44,7 +44,7 @@ class UnknownStep(Exception):
 def find_step(name: str) -> AnyStep:
     """The step of this name; shipped steps win over entry points.
 
-    :raises UnknownStep: if there is none, or importing it fails, or it is no subclass of `Step`.
+    :raises UnknownStep: if there is none, or importing it fails, or it is not a subclass of `Step`.
     """
     if name in SHIPPED:
         return SHIPPED[name]

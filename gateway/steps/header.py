@@ -39,7 +39,7 @@ _ORIENTATION, _SHORT = 0x0112, 3
 
 
 class BadPicture(Exception):
-    """The bytes are no picture that can be used. The text says why, and may be shown to the caller."""
+    """The bytes are not a picture that can be used. The text says why, and may be shown to the caller."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ class WireChannel:
         """Connect until there are enough connections. While none works, only this one task tries."""
         me = asyncio.current_task()
         try:
-            # Before Python 3.12 a cancelled `wait_for` may return normally, so this checks that it is still wanted.
+            # Before Python 3.12 a cancelled `wait_for` may return normally, so this task checks if it is still wanted.
             while self._dialing is me and len(self._usable()) < self.options.connections:
                 if self._failures:
                     await asyncio.sleep(self._backoff())

@@ -22,6 +22,7 @@ from gateway.types import Metadata, MetadataValue
 
 log = logging.getLogger("gateway.transport")
 
+# QUEUED messages of a call wait for its handler, or QUEUED_BYTES; the rest stays bytes whose window is not returned.
 QUEUED: Final = 16
 QUEUED_BYTES: Final = 65_536
 

@@ -32,7 +32,7 @@ def maybe_version(text: str) -> str | None:
 def read_version(text: str) -> str:
     """The version as Triton names it, "" if none was asked for.
 
-    :raises BadRequest: if the text is no version, in Triton's words, which differ for a negative number.
+    :raises BadRequest: if the text is not a version, in Triton's words, which differ for a negative number.
     """
     version = maybe_version(text)
     if version is not None:

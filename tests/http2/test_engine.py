@@ -115,7 +115,7 @@ def with_bytes_not_yet_given_back(limits: Limits | None = None) -> tuple[Engine,
 def test_the_limit_of_streams_holds_whatever_window_is_not_given_back_yet() -> None:
     server, stream = with_bytes_not_yet_given_back(Limits(max_streams=1))
     block = hpack.Encoder().encode(HEAD)
-    with pytest.raises(EngineError, match="more streams at once"):
+    with pytest.raises(EngineError, match="more open streams"):
         server.receive_data(frame(HEADERS, END_HEADERS, stream + 2, block))
 
 
@@ -325,7 +325,7 @@ BAD = {
     "trailers twice": opened(1) + opened(1, END_STREAM, LAST) + opened(1, END_STREAM, LAST),
     "DATA after a reset": opened(1) + frame(RST, 0, 1, bytes(4)) + frame(DATA, 0, 1),
     "a stream that was skipped": opened(5) + opened(3),
-    "PRIORITY on no stream": frame(PRIORITY, 0, 0, b"\0\0\0\x03\x10"),
+    "PRIORITY on stream 0": frame(PRIORITY, 0, 0, b"\0\0\0\x03\x10"),
     "PRIORITY on itself": frame(PRIORITY, 0, 3, b"\0\0\0\x03\x10"),
     "more padding than frame": opened(1) + frame(DATA, 8 | END_STREAM, 1, b"\x05abc"),
 }
