@@ -446,7 +446,7 @@ class ClientConnection(Connection[ClientCall]):
     def _tick_stream(self, stream: ClientCall) -> None:
         """End a call whose server does not read the request."""
         if not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
-            text = f"The server took nothing of the request for {self.limits.write_stall_seconds:g} s"
+            text = f"The server did not read the request for {self.limits.write_stall_seconds:g} s"
             stream.cancel(Code.UNAVAILABLE, text, Origin.CONNECTION)
 
     def _settings(self, event: SettingsReceived) -> None:
