@@ -14,7 +14,7 @@ class Limits:
 
     # Work
     max_streams: int = 1000  # open streams of a connection, which all clients of one process may share
-    message_bytes: int = 256 * MiB  # declared by its prefix; a larger message is refused before any of it is kept
+    message_bytes: int = 256 * MiB  # of one message, by its prefix; a larger one is refused before any of it is kept
     whole_bytes: int = 64 * KiB  # a forwarded message up to this is collected; a larger one is passed on as it arrives
     collected_bytes: int = 256 * MiB  # messages that a connection collects at once; the largest message fits
 
