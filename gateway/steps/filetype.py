@@ -48,7 +48,7 @@ class FileBlocksParams(Params):
 
 
 class FileBlocks(Step[FileBlocksParams]):
-    """Files → the tokens of their ends; and the answer for files that need no model.
+    """Files → the tokens of their ends, and the answer for files that need no model.
 
     Every row goes to the model, so that a request stays one batch; in `file_type` what is `decided` wins.
     """
