@@ -1,4 +1,4 @@
-"""Admin: what several workers say of themselves, as if one did. Pure: JSON values in, JSON values out.
+"""Admin: joins the answers of several workers into one. Pure: JSON values in, JSON values out.
 
 Workers run the same config and see the same endpoints, each for itself. Where they differ, the worst counts.
 """
@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Json = Mapping[str, Any]
-"""What `/state` and `/config` of one worker answer; Any, because it is JSON."""
+"""A worker's answer to `/state` or `/config`. Any: it is JSON."""
 
 _WORST_FIRST = ("down", "unprobed", "suspect", "ready")
 
 
 def merged_state(states: Sequence[Json]) -> dict[str, Any]:
-    """One state of all that serve. states: of the workers; empty ones, which do not serve yet, are left out."""
+    """One state for all workers. states: the workers' own; an empty one is left out, since its worker does not serve
+    yet."""
     serving = [state for state in states if state]
     if not serving:
         return {"ready": False, "draining": False, "models": {}, "pipelines": {}, "upstreams": {}, "names": {}}
@@ -32,13 +33,13 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
 
 
 def merged_config(configs: Sequence[Json]) -> dict[str, Any]:
-    """One history of all: what is in force, if it is the same everywhere, and each change once."""
+    """One history for all workers: the config in force if it is the same in all of them, and each change once."""
     known = [config for config in configs if config]
     current = [config["current"] for config in known if config["current"]]
     refused = [config["last_refused"] for config in known if config["last_refused"]]
     changes: dict[tuple[Any, ...], Json] = {}
     for change in sorted((change for config in known for change in config["changes"]), key=lambda each: each["time"]):
-        # Workers read the same file within seconds of one another; a minute later it is another change.
+        # Workers read one file within seconds of one another; a minute later it is another change.
         changes.setdefault((change["digest"], change["accepted"], *change["findings"], change["time"][:16]), change)
     return {
         "current": current[0] if len({each["digest"] for each in current}) == 1 else None,
@@ -48,7 +49,7 @@ def merged_config(configs: Sequence[Json]) -> dict[str, Any]:
 
 
 def _by_name(states: Sequence[Json], key: str, join: Any) -> dict[str, Any]:
-    """Join what each worker says of everything under `key`. join: takes one name's values."""
+    """Join what the workers say under `key`, name by name. join: takes the values of one name."""
     names = dict.fromkeys(name for state in states for name in state[key])
     return {name: join([state[key][name] for state in states if name in state[key]]) for name in names}
 

@@ -1,4 +1,4 @@
-"""Admin: what of a gateway's state an on-call person should look at first. Pure: JSON values in, sentences out.
+"""Admin: what an on-call person should look at first. Pure: JSON values of the gateway's state in, sentences out.
 
 `error`: callers get errors, or would with the next failure. `warning`: something is not as configured.
 """
@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 Json = Mapping[str, Any]
 
-# Errors that are not the caller's fault. CANCELLED is its wish, DEADLINE_EXCEEDED may be either's.
+# Errors that are not the caller's fault. Callers choose to cancel (CANCELLED), and may choose too short a deadline.
 _OUR_FAULTS = ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED", "DATA_LOSS", "DEADLINE_EXCEEDED")
-_STUCK_SECONDS = 30.0  # that a step runs; nobody waits interactively for longer
-_WARN_SHARE, _ALARM_SHARE = 0.01, 0.1  # of a model's calls in the last minute
+_STUCK_SECONDS = 30.0  # that a step may run; nobody waits interactively for longer
+_WARN_SHARE, _ALARM_SHARE = 0.01, 0.1  # shares of a model's calls in the last minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Notice:
 
     severity: Literal["error", "warning"]
     kind: Literal["model", "endpoint", "upstream", "config", "gateway"]
-    name: str  # of the model, endpoint (`UPSTREAM/ADDRESS`) or upstream; "" for the others
+    name: str  # of the model, endpoint (`UPSTREAM/ADDRESS`) or upstream; else ""
     text: str
 
 
-def attention(state: Json, config: Json) -> list[dict[str, str]]:
-    """Errors first. state, config: as `/state` and `/config` show them."""
+def notices(state: Json, config: Json) -> list[dict[str, str]]:
+    """The notices, errors first. state, config: the values of `/state` and `/config`."""
     notices = [*_gateway(state), *_models(state), *_endpoints(state), *_traffic(state), *_config(config)]
     return [asdict(notice) for notice in sorted(notices, key=lambda notice: notice.severity)]
 
@@ -85,7 +85,7 @@ def _endpoints(state: Json) -> Iterator[Notice]:
 
 
 def _traffic(state: Json) -> Iterator[Notice]:
-    """Of the last minute."""
+    """Notices about a model's calls in the last minute."""
     windows = (state.get("traffic") or {}).get("windows") or [{"models": {}}]
     for name, model in windows[0]["models"].items():
         calls = model["calls"]

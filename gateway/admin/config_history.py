@@ -1,4 +1,4 @@
-"""Admin: what became of the config files that were read, for `/config`. A listener; depends on values only."""
+"""Admin: the history of the config files that were read, for `/config`. A listener; depends on values only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 
 from gateway.hooks import ConfigChanged, NoListener
 
-_KEPT = 20  # changes; enough for an on-call person's day
+_KEPT = 20  # changes that are remembered; enough for an on-call person's day
 
 
 class ConfigHistory(NoListener):
-    """Remembers the config in force, the last refusal and the latest changes. Digests and findings, never contents."""
+    """Remembers the config in force, the last refusal and the latest changes: digests and findings, and no contents."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)) -> None:
         self._now = now
@@ -35,7 +35,7 @@ class ConfigHistory(NoListener):
             self._last_refused = change
 
     def config(self) -> Mapping[str, object]:
-        """What `/config` answers; the latest change comes first."""
+        """The answer of `/config`; the latest change comes first."""
         return {
             "current": self._current,
             "last_refused": self._last_refused,

@@ -1,7 +1,7 @@
-"""Admin: how many connections there may be and for how long. May depend on asyncio alone.
+"""Admin: limits the number of connections and their time. May depend on asyncio alone.
 
-A connection costs a descriptor, which callers and upstreams need too, and whoever asks for health must find one. So the
-one that has waited for longest without asking anything gives way to the one that comes.
+A connection costs a descriptor, which callers and upstreams need too, and a health check must always get one. So when
+there are too many, the connection that has been idle for longest is closed for the new one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Final
 
 _log = logging.getLogger(__name__)
 
-MOST_CONNECTIONS: Final = 32  # half of the descriptors that callers never get
-HEAD_SECONDS: Final = 10.0  # for the head of a request, from the connection's begin or the head's first byte
-IDLE_SECONDS: Final = 75.0  # for taking an answer and asking again; beyond the minute that scrapes are apart at most
-ADMIN: Final = "admin"  # why a connection was closed, for the counter
+MOST_CONNECTIONS: Final = 32  # half of the descriptors that are kept from callers
+HEAD_SECONDS: Final = 10.0  # for a request's head, from the connection's begin or from the head's first byte
+IDLE_SECONDS: Final = 75.0  # for reading an answer and asking again; longer than the minute between two scrapes
+ADMIN: Final = "admin"  # reason for closing, as a label
 _QUIET_SECONDS: Final = 60.0
 
 
 class Connection:
-    """One of them: closed unless it asks in time."""
+    """A connection, which is closed unless it asks in time."""
 
     def __init__(self, among: Connections, transport: asyncio.Transport) -> None:
         self._among = among
@@ -31,18 +31,18 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._in_head = False
         self._end: asyncio.TimerHandle | None = None
-        self.is_answered = False  # does a handler work for it now?
+        self.is_answered = False  # is a handler making its answer?
         self.head_begins()
 
     def head_begins(self) -> None:
-        """Bytes have come. Those that follow give no more time."""
+        """Note that bytes of a head have arrived. Further bytes give no more time."""
         if not self._in_head:
             self._in_head = True
             self._close_after(self._among.head_seconds)
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """A head is complete, and its handler works until exit."""
+        """While entered, a handler answers a complete request."""
         self._in_head, self.is_answered = False, True
         self._close_after(self._among.idle_seconds)
         try:
@@ -55,7 +55,7 @@ class Connection:
         self._transport.abort()
 
     def gone(self) -> None:
-        """It is lost, or closed."""
+        """Note that the connection is lost or closed."""
         if self._end is not None:
             self._end.cancel()
         self._among.remove(self)
@@ -67,12 +67,12 @@ class Connection:
 
     def _late(self) -> None:
         if self._in_head:
-            self._among.tell("did not send a whole request in time")
+            self._among.log_closed("it did not send a whole request in time")
         self.close()
 
 
 class Connections:
-    """Those of one admin plane, the one that asked last at the end."""
+    """The connections of the admin plane; the last one is the one that asked last."""
 
     def __init__(
         self,
@@ -82,23 +82,23 @@ class Connections:
         head_seconds: float = HEAD_SECONDS,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        """closed: hears of each connection that was closed because there were too many."""
+        """closed: called with the reason for each connection that was closed because there were too many."""
         self.head_seconds = head_seconds
         self.idle_seconds = idle_seconds
         self._closed = closed
         self._most = most
         self._open: dict[Connection, None] = {}
         self._quiet_until = -math.inf
-        self._untold = 0
+        self._unlogged = 0
 
     def __len__(self) -> int:
         return len(self._open)
 
     def maybe_add(self, transport: asyncio.Transport) -> Connection | None:
-        """None: there is no room, since all the others are being answered; the new one has been closed."""
+        """A new connection; None, having closed it, if all others are being answered."""
         if len(self._open) >= self._most:
             self._closed(ADMIN)
-            self.tell(f"were more than {self._most} at once")
+            self.log_closed(f"there were more than {self._most} at once")
             waiting = next((each for each in self._open if not each.is_answered), None)
             if waiting is None:
                 transport.abort()
@@ -111,12 +111,14 @@ class Connections:
     def remove(self, connection: Connection) -> None:
         self._open.pop(connection, None)
 
-    def tell(self, why: str) -> None:
-        """Log that a connection is closed, at most once a minute."""
-        self._untold += 1
+    def log_closed(self, why: str) -> None:
+        """Log that a connection was closed, at most once a minute."""
+        self._unlogged += 1
         now = asyncio.get_running_loop().time()
         if now >= self._quiet_until:
             _log.warning(
-                "%d connections to the admin plane were closed: they %s; told at most once a minute", self._untold, why
+                "%d connections to the admin plane were closed, the last one because %s; logged at most once a minute",
+                self._unlogged,
+                why,
             )
-            self._quiet_until, self._untold = now + _QUIET_SECONDS, 0
+            self._quiet_until, self._unlogged = now + _QUIET_SECONDS, 0

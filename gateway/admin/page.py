@@ -1,4 +1,4 @@
-"""Admin: the page for people, read once from this package. It needs nothing from elsewhere and may load nothing."""
+"""Admin: the page for people, read once from this package. It may load nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import web
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
-# Whatever a model name or an error text could bring into the page, it would not run, and nothing would leave.
+# Even if a model name or an error text brought a script into the page, it could not run, nor send anything.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -23,7 +23,7 @@ _HEADERS = {
 
 
 def page_routes() -> list[web.RouteDef]:
-    """`/` and what it loads, under `/page/`."""
+    """The routes of `/` and of what the page loads, under `/page/`."""
     folder = files("gateway.admin") / "page"
     contents = {each.name: each.read_bytes() for each in folder.iterdir() if each.name.rpartition(".")[2] in _TYPES}
     index = _handler("index.html", contents.pop("index.html"))

@@ -1,4 +1,4 @@
-"""Admin: who comes with HTTP/2 is told that this port speaks HTTP/1.1. May depend on asyncio alone.
+"""Admin: tells clients that begin with HTTP/2 that this port speaks HTTP/1.1. May depend on asyncio alone.
 
 Most often it is a gRPC client, or a gRPC probe, that was given the admin port in place of the gateway's own.
 """
@@ -11,9 +11,9 @@ from typing import TypeAlias, cast
 
 from gateway.admin.connections import Connection, Connections
 
-_PREFACE = b"PRI * HTTP/2.0\r\n"  # how such a client begins; source: RFC 9113, section 3.4
+_PREFACE = b"PRI * HTTP/2.0\r\n"  # how HTTP/2 clients begin (RFC 9113 section 3.4)
 _TEXT = b"this port is the admin plane and speaks HTTP/1.1; gRPC has a port of its own"
-_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # an empty frame, which a server sends first
+_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # an empty SETTINGS frame, which a server has to send first
 _HTTP_1_1_REQUIRED = 0x0D
 _GOAWAY = (
     (8 + len(_TEXT)).to_bytes(3, "big")
@@ -29,10 +29,10 @@ Asked: TypeAlias = dict[asyncio.Protocol, Connection]
 
 
 class FirstBytes(asyncio.Protocol):
-    """Waits for enough of a connection to know what it is, then passes all of it on to the HTTP/1.1 server."""
+    """Waits for enough bytes of a connection to tell its protocol, and passes HTTP/1.1 on to the server of that."""
 
     def __init__(self, http: Callable[[], asyncio.Protocol], connections: Connections, asked: Asked) -> None:
-        """asked: gets the connection of each HTTP/1.1 protocol, for as long as that is open."""
+        """asked: gets the connection of each HTTP/1.1 protocol while it is open."""
         self._make_http = http
         self._connections = connections
         self._asked = asked

@@ -1,13 +1,13 @@
 """Admin: the HTTP server. May depend on values, sockets and aiohttp; what it shows comes through `StateSource`.
 
-GET /          the page that an on-call person opens first; what it loads is under /page/
-GET /healthz   200 while the process does its work, 503 when it should be restarted
+GET /          the page that an on-call person opens first; it loads files under /page/
+GET /healthz   200 while the process is healthy, 503 when it should be restarted
 GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "reasons": [what is not ready]}
 GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
-GET /state     JSON: public models → variants → endpoints, as they are now, and what of it needs attention
+GET /state     JSON: public models → variants → endpoints, with their current state, and what needs attention
 
-All of it is read-only and carries no secrets, but it names what is inside: listen where only operators can reach.
+All answers are read-only and contain no secrets, but name models and addresses: listen where only operators can reach.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from gateway.admin.alerts import attention
+from gateway.admin.alerts import notices
 from gateway.admin.connections import Connections
 from gateway.admin.page import page_routes
 from gateway.admin.preface import Asked, FirstBytes
 from gateway.transport.sockets import bind
 
-_SOCKET_MODE = 0o600  # the supervisor that asks a worker is the same user
-_GRACE_SECONDS = 1.0  # for answers under way at the end; all of them are short
+_SOCKET_MODE = 0o600  # the supervisor, which asks a worker, is the same user
+_GRACE_SECONDS = 1.0  # for answers at the end; all of them are short
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -41,24 +41,26 @@ _log = logging.getLogger(__name__)
 
 
 def _is_no_bad_request(record: logging.LogRecord) -> bool:
-    """Whoever sends what is no HTTP gets 400 and is no event here; aiohttp would log it with a stack."""
+    """Drop the log records, with stacks, that aiohttp writes when a client sends bytes that are not HTTP and gets
+    400."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, HttpProcessingError)
 
 
 class StateSource(Protocol):
-    """What the admin plane shows. Every method returns at once, from memory."""
+    """The data that the admin plane shows. Every method returns at once, from memory."""
 
     def is_live(self) -> bool:
-        """False asks for a restart: for what only a restart mends, never for an upstream that is down."""
+        """Is the process healthy? False asks for a restart, so only a fault that a restart mends counts, and no
+        upstream's."""
         ...
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Whether traffic may come, and what is not ready, in words."""
+        """May traffic come? And what is not ready, in words."""
         ...
 
     def state(self) -> Mapping[str, object]:
-        """JSON values: public models → variants → endpoints with their live state."""
+        """JSON values: public models → variants → endpoints, with their current state."""
         ...
 
     def config(self) -> Mapping[str, object]:
@@ -67,7 +69,7 @@ class StateSource(Protocol):
 
 
 class CannotListen(Exception):
-    """The admin address is taken or not ours to use; the text says which and what to do."""
+    """The admin address is taken or not allowed; the text says which, and what to do."""
 
 
 class Admin:
@@ -81,10 +83,10 @@ class Admin:
         connections: Connections | None = None,
     ) -> None:
         """
-        listen:  "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
-        metrics: an Accept header's value → body and content type (`Scrape.render`); it is called in a thread.
-        connections: how many there may be, and for how long.
-        raises:  ValueError if `listen` is neither.
+        listen:      "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
+        metrics:     makes body and content type for an Accept header (`Scrape.render`); it is called in a thread.
+        connections: limits their number and time.
+        raises:      ValueError if `listen` is neither form.
         """
         self._source = source
         self._listen = listen
@@ -97,7 +99,7 @@ class Admin:
 
     @property
     def address(self) -> str:
-        """Where it listens, in the form of `listen`, with the port it really has."""
+        """The address, in the form of `listen`, with the real port."""
         if self._runner is None or isinstance(self._place, str) or not self._server.sockets:
             return self._listen
         host, port = self._server.sockets[0].getsockname()[:2]
@@ -129,7 +131,7 @@ class Admin:
             await runner.cleanup()
             if isinstance(self._place, str):
                 with suppress(FileNotFoundError):
-                    os.unlink(self._place)  # event loops before Python 3.13 leave it
+                    os.unlink(self._place)  # before Python 3.13, event loops leave the socket's file
 
     async def _listening(self, runner: web.AppRunner) -> asyncio.Server:
         loop, http = asyncio.get_running_loop(), runner.server
@@ -142,7 +144,8 @@ class Admin:
             return await loop.create_unix_server(first_bytes, self._place)
         host, port = self._place
         if ":" in host:
-            return await loop.create_server(first_bytes, sock=bind(host, port))  # the loop's own takes no IPv4
+            # `bind`, since the loop's own socket for "::" would take no IPv4
+            return await loop.create_server(first_bytes, sock=bind(host, port))
         return await loop.create_server(first_bytes, host, port)
 
     def _app(self) -> web.Application:
@@ -161,7 +164,7 @@ class Admin:
 
     @web.middleware
     async def _answering(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Tell the connection that it has asked, and for how long it is being answered."""
+        """Note, while entered, that the connection is being answered."""
         connection = self._asked.get(request.protocol)
         with connection.answering() if connection is not None else nullcontext():
             return await handler(request)
@@ -175,7 +178,7 @@ class Admin:
         return _json({"ready": ready, "reasons": list(reasons)}, 200 if ready else 503)
 
     async def _scrape(self, request: web.Request) -> web.Response:
-        # A large scrape takes tens of milliseconds, which calls on this loop must not wait for.
+        # A large scrape takes tens of milliseconds, too long for the event loop.
         body, content_type = await asyncio.to_thread(self._metrics, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
 
@@ -184,8 +187,8 @@ class Admin:
 
     async def _state(self, request: web.Request) -> web.Response:
         state, config = self._source.state(), self._source.config()
-        # Of a thousand models it is megabytes, which calls on this loop must not wait for either.
-        return await asyncio.to_thread(lambda: _json({**state, "attention": attention(state, config)}))
+        # The state of a thousand models is megabytes, too much for the event loop.
+        return await asyncio.to_thread(lambda: _json({**state, "attention": notices(state, config)}))
 
 
 def _json(value: Mapping[str, object], status: int = 200) -> web.Response:

@@ -1,10 +1,10 @@
 """One end of an HTTP/2 connection, sans-IO: frames, stream states and flow control. Source: RFC 9113.
 
-Bytes go in by `receive_data` and come out by `data_to_send`; both leave `events`. It is made for many small calls: they
-are framed as they are given, and only a body that is large, or has no window, waits in its stream and takes turns with
-others. Whoever took received bytes gives their window back with `acknowledge`. What makes the connection useless is
-raised as `EngineError`; what spoils a stream only resets that. Limits that need a clock are the owner's: see
-`glitches`, `unit`, and the events.
+Bytes go in by `receive_data` and come out by `data_to_send`; both leave `events`. The engine is made for many small
+calls: it frames a small body at once. A body that is large, or has no window, waits in its stream, and streams take
+turns. Whoever consumes received bytes returns their window with `acknowledge`. A connection error is raised as
+`EngineError`; a stream error only resets the stream. The owner enforces the limits that need a clock: see `glitches`,
+`partial_unit`, and the events.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from gateway.http2.frames import (
     BOTH,
     CONTINUATION,
     DATA,
+    DEFAULT_WINDOW,
     ENABLE_PUSH,
     END_HEADERS,
     END_STREAM,
-    FIRST_WINDOW,
     GOAWAY,
     HEADER,
     HEADER_TABLE_SIZE,
@@ -64,12 +64,19 @@ from gateway.http2.frames import (
     TinyReceived,
     TrailersReceived,
     frame,
-    frame_head,
+    frame_header,
     goaway_frame,
     number,
     settings_frame,
 )
-from gateway.http2.header_lists import TOO_LARGE, Head, Malformed, request_head, response_head, trailers_head
+from gateway.http2.header_lists import (
+    TOO_LARGE,
+    HeaderList,
+    Malformed,
+    checked_request,
+    checked_response,
+    checked_trailers,
+)
 from gateway.http2.hpack import KEPT, KEPT_BYTES, BadBlock, Decoder, Encoder, Field, TooLarge
 from gateway.http2.limits import Limits
 from gateway.http2.prices import (
@@ -91,101 +98,103 @@ from gateway.http2.states import (
     BODY,
     BODY_END,
     CLOSED,
+    HALF_CLOSED_REMOTE,
     HEAD,
     HEAD_END,
     NEXT,
     OPEN,
-    RECEIVED,
     TRAILERS,
     Strays,
     fault_text,
 )
 
-WRITE_SIZE: Final = 262_144  # bytes; more than this is given by several calls of `data_to_send`
-SMALL: Final = 4096 + 5  # bytes of a body that are framed at once, not in turns
-FRAME_BYTES: Final = 65_536  # in one frame, either way: some per MiB cost little, and each is one turn
-MOST_RESIZED: Final = 20_000  # windows that the peer's SETTINGS may change in one go: some ms of work
+WRITE_SIZE: Final = 262_144  # bytes; one call of `data_to_send` returns little more
+SMALL: Final = 4096 + 5  # bytes of a body that is framed at once, without taking turns
+FRAME_BYTES: Final = 65_536  # payload of a frame, sent or received; a sender takes turns by the frame
+MOST_RESIZED: Final = 20_000  # stream windows that the peer's SETTINGS may change between two outputs: some ms of work
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
 _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
 _SIZE: Final = ErrorCode.FRAME_SIZE_ERROR
 _FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
 _CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
-_DROPPED: Final = b"\x80"  # stands for a block that was dropped: no block that means anything
+_DROPPED: Final = b"\x80"  # stands for a block that was dropped; it is not a valid block
 
 
 class _Stream:
-    """What the engine knows of one."""
+    """What the engine knows of one stream."""
 
-    def __init__(self, stream_id: int, window: int, allowance: int) -> None:
+    def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
         self.id = stream_id
-        self.window = window  # bytes that we may send
-        self.allowance = allowance  # bytes that the peer may send
-        self.unacknowledged = 0  # bytes that were taken, and no WINDOW_UPDATE sent for them
+        self.send_window = send_window  # bytes that we may send
+        self.receive_window = receive_window  # bytes that the peer may send
+        self.unacknowledged = 0  # bytes consumed, for which no WINDOW_UPDATE was sent
         self.state = AWAITING
-        self.length = -1  # content-length, until it is wrong
-        self.received = 0  # bytes of body
+        self.length = -1  # content-length; -1 if none
+        self.received = 0  # bytes of body received
         self.queue: deque[bytes | memoryview] | None = None
-        self.queued = 0  # bytes in it
+        self.queued = 0  # bytes in the queue
         self.ends = False  # END_STREAM was sent, or will be with the last byte of the queue
-        self.trailers: Sequence[Field] | None = None  # after it
-        self.is_ready = False  # has a place among those that take turns
+        self.trailers: Sequence[Field] | None = None  # the trailers to send after the queue
+        self.is_ready = False  # has a place in `Engine._ready`
 
 
 class Engine:
-    """Of either role; made by `server_engine` or `client_engine`."""
+    """One end of a connection, in either role: `server_engine` and `client_engine` make it."""
 
     def __init__(self, limits: Limits, is_client: bool) -> None:
-        self.glitches = 0  # frames that an honest peer has little reason to send; the owner sets it back
-        self.tiny = 0  # tokens of `Limits.tiny` that frames of closed streams cost; likewise
-        self.is_behind = False  # is there more to read of what has come? `receive_data` reads on, also with nothing new
-        self.decoded = 0  # bytes of header blocks that had to be decoded; likewise
+        self.glitches = 0  # frames that an honest peer has little reason to send; the owner resets the count
+        self.tiny = 0  # tokens of `Limits.tiny` for frames of closed streams; the owner resets the count
+        self.is_behind = False  # are received bytes left unread? `receive_data` reads on, with no new bytes too
+        self.decoded = 0  # bytes of header blocks that had to be decoded; the owner resets the count
         self._limits = limits
         self._is_client = is_client
         self._events: list[Event] = []
         self._streams: dict[int, _Stream] = {}
         self._next_id = 1
-        self._last_id = 0  # the highest stream that the peer has opened
+        self._last_id = 0  # the highest stream id that the peer has opened
         self._strays = Strays()
-        # In
+        # Receiving
         self._decoder = Decoder(limits.header_list_bytes_hard)
-        self._heads: dict[bytes, Head] = {}  # by their blocks, while the decoder's table stays as it is
-        self._trailers: dict[bytes, Head] = {}
-        self._heads_as_of = 0
-        self._rest = b""  # a frame that has not come whole
-        self._units = 0  # frames and header blocks that have
+        # Header lists by block, for as long as the decoder's table does not change
+        self._known_lists: dict[bytes, HeaderList] = {}
+        self._known_trailers: dict[bytes, HeaderList] = {}
+        self._known_as_of = 0
+        self._rest = b""  # the part of a frame that has arrived
+        self._units = 0  # complete frames and header blocks received
         self._in_preface = not is_client
-        self._greeted = False  # the peer's first SETTINGS came
-        self._block = bytearray()  # a header block that has not come whole
-        self._block_id = 0  # its stream, or 0
+        self._greeted = False  # the peer's first SETTINGS arrived
+        self._block = bytearray()  # the part of a header block that has arrived
+        self._block_id = 0  # the stream of `_block`, or 0
         self._block_flags = 0
         self._block_frames = 0
-        self._block_size = 0  # bytes that have come of it
-        self._block_dropped = False  # it is larger than any that is kept
-        self._body_left = 0  # bytes of a DATA frame that are still to come ...
-        self._body_id = 0  # ... on this stream
+        self._block_size = 0  # bytes of the block received so far
+        self._block_dropped = False  # the block is larger than the limit, so its fields are not kept
+        # The DATA frame that is delivered in parts
+        self._body_id = 0
+        self._body_left = 0  # bytes still to come
         self._body_ends = self._body_is_tiny = False
-        self._bodies_left = 0  # DATA and late frames that are still read in this go
-        self._allowance = FIRST_WINDOW  # bytes that the peer may send on the connection
-        self._unacknowledged = 0
-        self._unacknowledged_most = limits.connection_window // 2  # what the peer is told of at once
-        self._unacknowledged_most_stream = limits.stream_window // 2
-        self._stream_window = limits.stream_window  # that the peer has on a new stream ...
-        self._announced = deque((limits.stream_window,))  # ... and those that it has not acknowledged yet
-        # Out
+        self._bodies_left = 0  # DATA and late frames that `receive_data` may still read before it stops
+        self._receive_window = DEFAULT_WINDOW  # bytes that the peer may send on the connection
+        self._unacknowledged = 0  # bytes consumed, for which no WINDOW_UPDATE was sent
+        self._update_at = limits.connection_window // 2  # bytes to consume before a WINDOW_UPDATE is sent
+        self._update_stream_at = limits.stream_window // 2
+        # INITIAL_WINDOW_SIZE of the SETTINGS that the peer has acknowledged last, and of those that it has not
+        self._initial_receive_window = limits.stream_window
+        self._pending_settings = deque((limits.stream_window,))
+        # Sending
         self._encoder = Encoder()
         self._out: list[bytes | memoryview] = []
-        self._out_size = 0  # bytes of bodies in it
-        self._window = FIRST_WINDOW  # bytes that we may send on the connection
-        self._first_window = FIRST_WINDOW  # and on a new stream
-        self._resized = 0  # windows of streams by the peer's SETTINGS, since output was taken
-        self._frame_most = LEAST_FRAME  # bytes that one may have
-        self._ready: deque[_Stream] = deque()  # with a body to send
-        self._queued = 0  # bytes of those
-        self._replies = 0  # to SETTINGS and PING, since output was taken
-        self._unacknowledged = 1  # SETTINGS of ours
-        self._goaway_id = MOST_ID  # streams beyond are not looked at
-        self._is_ending = False  # a GOAWAY went or came
+        self._out_size = 0  # bytes of bodies in `_out`
+        self._send_window = DEFAULT_WINDOW  # bytes that we may send on the connection
+        self._initial_send_window = DEFAULT_WINDOW  # bytes that we may send on a new stream
+        self._resized = 0  # stream windows that the peer's SETTINGS changed since the last output
+        self._frame_most = LEAST_FRAME  # bytes of payload that the peer takes in a frame
+        self._ready: deque[_Stream] = deque()  # streams with a body to send
+        self._queued = 0  # bytes of bodies that wait in all streams
+        self._replies = 0  # acknowledgements of SETTINGS and PING made since the last output
+        self._goaway_id = MOST_ID  # streams with higher ids are ignored
+        self._is_ending = False  # a GOAWAY was sent or received
         self._has_ended = False
         self._greet(limits)
 
@@ -202,10 +211,10 @@ class Engine:
             settings[MAX_CONCURRENT_STREAMS] = limits.max_streams
             settings[NO_RFC7540_PRIORITIES] = 1
         self._out.append(settings_frame(settings))
-        more = limits.connection_window - FIRST_WINDOW
+        more = limits.connection_window - DEFAULT_WINDOW
         if more > 0:
             self._update_window(0, more)
-            self._allowance += more
+            self._receive_window += more
 
     def events(self) -> list[Event]:
         """What happened since the last call, in order."""
@@ -215,14 +224,17 @@ class Engine:
         return events
 
     @property
-    def unit(self) -> int:
-        """The number of the frame or header block that has come in part, or 0. Parts of bodies don't count."""
+    def partial_unit(self) -> int:
+        """The number of the frame or header block that has arrived in part, or 0. DATA frames do not count."""
         return self._units + 1 if self._rest or self._block_id else 0
 
-    # In
+    # Receiving
 
     def receive_data(self, data: bytes) -> None:
-        """Read a part, if it is very many frames; see `is_behind`. raises: EngineError."""
+        """Read received bytes, or a part of them if they hold very many frames: then `is_behind` is set.
+
+        raises: EngineError if the peer broke the protocol; the connection has to end.
+        """
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -262,7 +274,7 @@ class Engine:
 
     def _read_preface(self, data: bytes) -> int:
         if not PREFACE.startswith(data[: len(PREFACE)]):
-            raise EngineError(_PROTOCOL, "that is not how an HTTP/2 connection begins")
+            raise EngineError(_PROTOCOL, "the connection does not begin with the HTTP/2 preface")
         if len(data) < len(PREFACE):
             self._rest = data
             return len(data)
@@ -271,7 +283,7 @@ class Engine:
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block_id and kind != CONTINUATION:
-            raise EngineError(_PROTOCOL, "a header block was not continued")
+            raise EngineError(_PROTOCOL, "a frame came between the frames of a header block")
         if not self._greeted and (kind != SETTINGS or flags & ACK):
             raise EngineError(_PROTOCOL, "the first frame is not SETTINGS")
         if kind == HEADERS:
@@ -291,7 +303,7 @@ class Engine:
 
     def _connection_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id and kind in _OF_CONNECTION:
-            raise EngineError(_PROTOCOL, "a frame of the connection on a stream")
+            raise EngineError(_PROTOCOL, "SETTINGS, PING or GOAWAY on a stream other than 0")
         if kind == SETTINGS:
             self._settings(flags, payload)
         elif kind == PING:
@@ -299,27 +311,27 @@ class Engine:
         elif kind == GOAWAY:
             self._goaway(payload)
         elif kind == PUSH_PROMISE:
-            raise EngineError(_PROTOCOL, "PUSH_PROMISE, which is not allowed here")
+            raise EngineError(_PROTOCOL, "PUSH_PROMISE is not allowed")
         else:
-            self.glitches += UNKNOWN_FRAME  # to be ignored
+            self.glitches += UNKNOWN_FRAME
 
     # Bodies
 
     def _body(self, stream_id: int, length: int, ends: bool, part: bytes) -> None:
-        """A DATA frame of `length` bytes, of which `part` is here."""
+        """Take in a DATA frame of `length` bytes, of which `part` has arrived."""
         self._units += 1
         self._bodies_left -= 1
         stream = self._streams.get(stream_id)
-        if length > self._allowance:
+        if length > self._receive_window:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
-        self._allowance -= length
-        if stream is None or stream.state >= AWAITING or length > stream.allowance:
+        self._receive_window -= length
+        if stream is None or stream.state >= AWAITING or length > stream.receive_window:
             self._body_fault(stream_id, stream, ends, length)
             stream = None  # its bytes are dropped
         elif not length and not ends:
             self.glitches += EMPTY_DATA
         if stream is not None:
-            stream.allowance -= length
+            stream.receive_window -= length
         self._body_id = stream_id
         self._body_ends = ends
         self._body_is_tiny = length < TINY and not ends
@@ -337,12 +349,12 @@ class Engine:
         length = len(payload) - padding
         if length < 0:
             raise EngineError(_PROTOCOL, "the padding is longer than its frame")
-        if padding > self._allowance:
+        if padding > self._receive_window:
             raise EngineError(_FLOW, "more DATA than the connection's window allows")
-        self._allowance -= padding
+        self._receive_window -= padding
         stream = self._streams.get(stream_id)
         if stream is not None:
-            stream.allowance -= padding  # it may fall below zero, where no more DATA is let in
+            stream.receive_window -= padding  # below zero no more DATA is accepted
         self._body(stream_id, length, flags & END_STREAM != 0, payload[1 : 1 + length])
         self.acknowledge(padding, stream_id)
 
@@ -367,7 +379,7 @@ class Engine:
             self._move(stream, BODY_END)
 
     def _body_fault(self, stream_id: int, stream: _Stream | None, ends: bool, length: int) -> None:
-        """DATA on a stream that can't take it. raises: EngineError if the peer must know better."""
+        """Answer DATA on a stream that can't take it. raises: EngineError if it is a connection error."""
         if stream is None:
             self._on_no_stream(stream_id, "DATA")
             self._late_frame(stream_id, ends, length)
@@ -377,11 +389,11 @@ class Engine:
             self._refuse(stream, _FLOW)
 
     def _on_no_stream(self, stream_id: int, what: str) -> None:
-        """A frame on a stream that is not open. raises: EngineError if the peer must know better."""
+        """Check a frame on a stream that is not open. raises: EngineError if it is a connection error."""
         if self._is_client:
             if not stream_id & 1 or stream_id >= self._next_id:
                 raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
-            return  # we may have closed it just now
+            return  # we may have closed the stream while the frame was on its way
         if not stream_id & 1 or stream_id > self._last_id:
             raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
         if stream_id not in self._strays:
@@ -390,13 +402,13 @@ class Engine:
             )
 
     def _late_frame(self, stream_id: int, ends: bool, length: int) -> None:
-        """Count a frame of a closed stream: a peer may send what it had begun to, and not go on for ever."""
+        """Count a frame of a closed stream: the peer may have sent it before it knew, but not for ever."""
         if ends and self._strays.discard(stream_id):
             self.tiny += LATE_END
         elif length < LATE_BULK:
             self.tiny += LATE_FRAME
 
-    # Heads
+    # Header lists
 
     def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         start, end = 0, len(payload)
@@ -406,14 +418,14 @@ class Engine:
             if flags & WITH_PRIORITY:
                 start += 5
             if start > end:
-                raise EngineError(_PROTOCOL, "HEADERS without room for what its flags say")
+                raise EngineError(_PROTOCOL, "HEADERS is shorter than its flags say")
             if flags & WITH_PRIORITY and number(payload, start - 5) & MOST_ID == stream_id:
                 raise EngineError(_PROTOCOL, "a stream that depends on itself")
             payload = payload[start:end]
         if flags & END_HEADERS:
             self._whole_block(flags, stream_id, payload)
         elif not stream_id:
-            raise EngineError(_PROTOCOL, "HEADERS on no stream")
+            raise EngineError(_PROTOCOL, "HEADERS on stream 0")
         else:
             self._block = bytearray(payload)
             self._block_id, self._block_flags, self._block_frames = stream_id, flags, 0
@@ -421,7 +433,7 @@ class Engine:
 
     def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not self._block_id or stream_id != self._block_id:
-            raise EngineError(_PROTOCOL, "CONTINUATION of nothing")
+            raise EngineError(_PROTOCOL, "CONTINUATION without a header block to continue")
         self._block_frames += 1
         self._block_size += len(payload)
         self._block += payload
@@ -433,7 +445,7 @@ class Engine:
             raise EngineError(_CALM, "too many CONTINUATION frames")
         if self._block_dropped or len(self._block) > self._limits.header_list_bytes_hard:
             if not self._is_client:
-                raise EngineError(_CALM, "too large a header block")
+                raise EngineError(_CALM, "a header block is too large")
             self._drop(bytes(self._block), 0, not self._block_dropped, is_last)
             self._block_dropped = True
             self._tell_dropped(stream_id)
@@ -444,7 +456,7 @@ class Engine:
             self._block_dropped = False
 
     def _drop(self, part: bytes, at: int, is_start: bool, is_last: bool) -> None:
-        """Take in what of a block's part matters to later blocks; what has not come whole of it waits in `_block`."""
+        """Decode a part of a dropped block for its effect on the table; an incomplete field waits in `_block`."""
         self.decoded += len(part) - at
         try:
             at = self._decoder.drop(part, at, is_start)
@@ -460,31 +472,31 @@ class Engine:
         if stream is None:
             if self._is_client or not stream_id & 1 or stream_id <= self._last_id:
                 self._on_no_stream(stream_id, "HEADERS")
-                self._decode(block)  # or later blocks would mean something else
+                self._decode(block)  # keeps the decoder's table in step with the peer's
                 self._bodies_left -= 1
                 self._late_frame(stream_id, ends, 0)
                 return
             self._new_request(stream_id, block, ends)
-        elif stream.state >= RECEIVED:
+        elif stream.state >= HALF_CLOSED_REMOTE:
             self._fault(stream, HEAD_END if ends else HEAD)
             self._decode(block)
         elif stream.state >= AWAITING:
             self._response(stream, block, ends)
         else:
-            self._last_head(stream, block, ends)
+            self._last_list(stream, block, ends)
 
     def _new_request(self, stream_id: int, block: bytes, ends: bool) -> None:
-        if len(self._streams) >= self._limits.max_streams and not self._unacknowledged:
-            raise EngineError(_PROTOCOL, "more streams at once than the client knows that it may open")
+        if len(self._streams) >= self._limits.max_streams and not self._pending_settings:
+            raise EngineError(_PROTOCOL, "more open streams than MAX_CONCURRENT_STREAMS allows")
         self._last_id = stream_id
-        stream = _Stream(stream_id, self._first_window, self._stream_window)
-        head = self._head(self._heads, block, is_trailers=False)
+        stream = _Stream(stream_id, self._initial_send_window, self._initial_receive_window)
+        head = self._header_list(self._known_lists, block, is_trailers=False)
         if stream_id > self._goaway_id:
             if not ends:
                 self._strays.add(stream_id, self._last_id)
-            return  # the peer knows by our GOAWAY that it is not looked at
+            return  # the peer knows from our GOAWAY that the stream is ignored
         self._streams[stream_id] = stream
-        stream.state = RECEIVED if ends else OPEN
+        stream.state = HALF_CLOSED_REMOTE if ends else OPEN
         if head is None or (ends and head.length > 0):
             self._refuse(stream, _PROTOCOL)
             return
@@ -492,22 +504,22 @@ class Engine:
         self._events.append(RequestReceived(stream_id, head.fields, ends))
 
     def _response(self, stream: _Stream, block: bytes, ends: bool) -> None:
-        head = self._head(self._heads, block, is_trailers=False)
+        head = self._header_list(self._known_lists, block, is_trailers=False)
         if head is None or (ends and head.is_informational):
             self._refuse(stream, _PROTOCOL)
         elif head is TOO_LARGE:
             self._headers_dropped(stream, ends)
         elif not head.is_informational:
             if not ends:
-                stream.length = head.length  # of an answer without a body it may be what another has
+                stream.length = head.length  # a response to HEAD has one and no body
             self._events.append(ResponseReceived(stream.id, head.fields, ends))
             if ends:
                 self._move(stream, HEAD_END)
             else:
                 stream.state = NEXT[stream.state + HEAD]
 
-    def _last_head(self, stream: _Stream, block: bytes, ends: bool) -> None:
-        head = self._head(self._trailers, block, is_trailers=True)
+    def _last_list(self, stream: _Stream, block: bytes, ends: bool) -> None:
+        head = self._header_list(self._known_trailers, block, is_trailers=True)
         if head is TOO_LARGE and ends:
             self._headers_dropped(stream, ends)
         elif head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
@@ -518,7 +530,7 @@ class Engine:
 
     def _tell_dropped(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
-        if stream is not None and stream.state < RECEIVED:
+        if stream is not None and stream.state < HALF_CLOSED_REMOTE:
             limit = self._limits.header_list_bytes_hard
             self._events.append(HeadersDropped(stream_id, stream.state < AWAITING, limit, self._block_size))
 
@@ -530,31 +542,31 @@ class Engine:
         else:
             self.reset_stream(stream.id)
 
-    def _head(self, known: dict[bytes, Head], block: bytes, is_trailers: bool) -> Head | None:
-        """None if it is malformed, TOO_LARGE if it was dropped. raises: EngineError if it can't be decoded."""
+    def _header_list(self, known: dict[bytes, HeaderList], block: bytes, is_trailers: bool) -> HeaderList | None:
+        """The checked list; None if malformed, TOO_LARGE if dropped. raises: EngineError if it can't be decoded."""
         head = known.get(block)
         if head is not None:
             return head
-        as_of = self._heads_as_of
+        as_of = self._known_as_of
         fields = self._decode(block)
         if fields is None:
             return TOO_LARGE
         try:
             if is_trailers:
-                head = trailers_head(fields)
+                head = checked_trailers(fields)
             else:
-                head = response_head(fields) if self._is_client else request_head(fields)
+                head = checked_response(fields) if self._is_client else checked_request(fields)
         except Malformed:
             self.glitches += MALFORMED_HEAD
             return None
         size = sum([len(name) + len(value) for name, value in fields])
-        if self._heads_as_of == as_of and len(block) <= KEPT_BYTES and size <= KEPT_BYTES:
+        if self._known_as_of == as_of and len(block) <= KEPT_BYTES and size <= KEPT_BYTES:
             make_room(known, KEPT)
             known[block] = head
         return head
 
     def _decode(self, block: bytes) -> tuple[Field, ...] | None:
-        """None if the list is too large. raises: EngineError if it can't be decoded, or the peer must know better."""
+        """The fields; None if they exceed the limit. raises: EngineError if it is a connection error."""
         fields: tuple[Field, ...] | None = None
         if not self._block_dropped:
             self.decoded += len(block)
@@ -566,106 +578,104 @@ class Engine:
                 if not self._is_client:
                     raise EngineError(_CALM, str(excess)) from excess
                 self._drop(block, excess.at, False, True)
-        if self._heads_as_of != self._decoder.changes:  # what other blocks say may be something else now
-            self._heads_as_of = self._decoder.changes
-            self._heads.clear()
-            self._trailers.clear()
+        if self._known_as_of != self._decoder.changes:  # the same bytes may mean other fields now
+            self._known_as_of = self._decoder.changes
+            self._known_lists.clear()
+            self._known_trailers.clear()
         return fields
 
     # Other frames
 
     def _window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise EngineError(_SIZE, "WINDOW_UPDATE has 4 bytes")
+            raise EngineError(_SIZE, "WINDOW_UPDATE must have 4 bytes")
         more = number(payload, 0) & MOST_ID
         self._events.append(WINDOW_UPDATED)
         if not stream_id:
             if not more:
-                raise EngineError(_PROTOCOL, "WINDOW_UPDATE by nothing")
-            self._window += more
-            if self._window > MOST_WINDOW:
-                raise EngineError(_FLOW, "too large a window")
+                raise EngineError(_PROTOCOL, "WINDOW_UPDATE of 0 bytes")
+            self._send_window += more
+            if self._send_window > MOST_WINDOW:
+                raise EngineError(_FLOW, "a flow-control window is too large")
             return
         stream = self._streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id, "WINDOW_UPDATE")
         elif not more:
             self._refuse(stream, _PROTOCOL)
-        elif stream.window + more > MOST_WINDOW:
+        elif stream.send_window + more > MOST_WINDOW:
             self._refuse(stream, _FLOW)
         else:
-            stream.window += more
+            stream.send_window += more
             self._get_ready(stream)
 
     def _check_known(self, stream_id: int, what: str) -> None:
-        """raises: EngineError if the stream has never been open; what comes on one that was, may."""
+        """raises: EngineError if the stream was never opened. A frame on one that has closed is legal."""
         most = self._next_id - 1 if self._is_client else self._last_id
         if not stream_id & 1 or stream_id > most:
             raise EngineError(_PROTOCOL, f"{what} on a stream that was never opened")
 
     def _rst_stream(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise EngineError(_SIZE, "RST_STREAM has 4 bytes")
+            raise EngineError(_SIZE, "RST_STREAM must have 4 bytes")
         stream = self._streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id, "RST_STREAM")
-            self._bodies_left -= 1  # it is free, since it may have crossed the stream's end, but waits for its turn
+            self._bodies_left -= 1  # takes time of this turn; free, as the frame may have crossed the stream's end
             self._strays.discard(stream_id)
             return
         code = number(payload, 0)
-        stream.state = CLOSED  # for the peer; it sends no more on it
+        stream.state = CLOSED  # stops `_close` from adding it to the strays
         self._events.append(StreamReset(stream_id, code))
         self._close(stream, code, EndedBy.PEER)
 
     def _settings(self, flags: int, payload: bytes) -> None:
         if len(payload) % 6 or (flags & ACK and payload):
-            raise EngineError(_SIZE, "SETTINGS of a wrong size")
+            raise EngineError(_SIZE, "SETTINGS has a wrong size")
         if flags & ACK:
-            self._unacknowledged -= 1
-            if self._unacknowledged < 0:
+            if not self._pending_settings:
                 raise EngineError(_PROTOCOL, "an acknowledgement of SETTINGS that were not sent")
-            self._windows_resized(self._announced.popleft())
+            self._windows_resized(self._pending_settings.popleft())
             return
         self._greeted = True
-        settings = {
-            payload[at] << 8 | payload[at + 1]: number(payload, at + 2) for at in range(0, len(payload), 6)
-        }  # of one that comes twice the last counts
+        # Of a setting that occurs twice the last value counts (RFC 9113 section 6.5.3).
+        settings = {payload[at] << 8 | payload[at + 1]: number(payload, at + 2) for at in range(0, len(payload), 6)}
         self._apply(settings)
         self._events.append(SettingsReceived(settings))
         self._reply(frame(SETTINGS, ACK, 0))
 
     def _apply(self, settings: dict[int, int]) -> None:
         if settings.get(ENABLE_PUSH, 0) > (0 if self._is_client else 1):
-            raise EngineError(_PROTOCOL, "a bad ENABLE_PUSH")
+            raise EngineError(_PROTOCOL, "ENABLE_PUSH has an invalid value")
         frame_most = settings.get(MAX_FRAME_SIZE, self._frame_most)
         if not LEAST_FRAME <= frame_most <= MOST_FRAME:
-            raise EngineError(_PROTOCOL, "a bad MAX_FRAME_SIZE")
-        self._frame_most = min(frame_most, FRAME_BYTES)  # bodies take turns by the frame
+            raise EngineError(_PROTOCOL, "MAX_FRAME_SIZE has an invalid value")
+        self._frame_most = min(frame_most, FRAME_BYTES)  # large frames would make other streams wait
         if HEADER_TABLE_SIZE in settings:
             self._encoder.resize(settings[HEADER_TABLE_SIZE])
-        window = settings.get(INITIAL_WINDOW_SIZE, self._first_window)
+        window = settings.get(INITIAL_WINDOW_SIZE, self._initial_send_window)
         if window > MOST_WINDOW:
-            raise EngineError(_FLOW, "too large an INITIAL_WINDOW_SIZE")
-        more, self._first_window = window - self._first_window, window
+            raise EngineError(_FLOW, "INITIAL_WINDOW_SIZE is too large")
+        more, self._initial_send_window = window - self._initial_send_window, window
         if more:
             self._resized += len(self._streams)
             if self._resized > MOST_RESIZED:
-                raise EngineError(_CALM, "windows are resized too often")
+                raise EngineError(_CALM, "INITIAL_WINDOW_SIZE changes too often")
             for stream in self._streams.values():
-                stream.window += more
-                if stream.window > MOST_WINDOW:
-                    raise EngineError(_FLOW, "too large a window")
+                stream.send_window += more
+                if stream.send_window > MOST_WINDOW:
+                    raise EngineError(_FLOW, "a flow-control window is too large")
                 self._get_ready(stream)
 
     def _reply(self, data: bytes) -> None:
         self._replies += 1
         if self._replies > self._limits.max_queued_replies:
-            raise EngineError(_CALM, "answers are not read")
+            raise EngineError(_CALM, "acknowledgements are not read")
         self._out.append(data)
 
     def _ping(self, flags: int, payload: bytes) -> None:
         if len(payload) != 8:
-            raise EngineError(_SIZE, "PING has 8 bytes")
+            raise EngineError(_SIZE, "PING must have 8 bytes")
         if flags & ACK:
             self._events.append(PingAcknowledged())
         else:
@@ -674,7 +684,7 @@ class Engine:
 
     def _goaway(self, payload: bytes) -> None:
         if len(payload) < 8:
-            raise EngineError(_SIZE, "GOAWAY has at least 8 bytes")
+            raise EngineError(_SIZE, "GOAWAY must have at least 8 bytes")
         last = number(payload, 0) & MOST_ID
         self._is_ending = True
         self._events.append(GoAwayReceived(last, number(payload, 4), payload[8:]))
@@ -685,9 +695,9 @@ class Engine:
 
     def _priority(self, stream_id: int, payload: bytes) -> None:
         if not stream_id:
-            raise EngineError(_PROTOCOL, "PRIORITY on no stream")
+            raise EngineError(_PROTOCOL, "PRIORITY on stream 0")
         if len(payload) != 5:
-            raise EngineError(_SIZE, "PRIORITY has 5 bytes")
+            raise EngineError(_SIZE, "PRIORITY must have 5 bytes")
         if number(payload, 0) & MOST_ID == stream_id:
             raise EngineError(_PROTOCOL, "a stream that depends on itself")
         self.glitches += PRIORITY_FRAME
@@ -695,13 +705,13 @@ class Engine:
     # Ends of streams
 
     def _refuse(self, stream: _Stream, code: ErrorCode) -> None:
-        """Reset a stream for a fault of the peer's."""
+        """Reset a stream for an error of the peer's."""
         self._out.append(frame(RST_STREAM, 0, stream.id, code.to_bytes(4, "big")))
         self._close(stream, code, EndedBy.FAULT)
 
     def _fault(self, stream: _Stream, what: int) -> None:
-        """The peer sent what can't come in the stream's state. raises: EngineError if it must know better."""
-        if stream.state < RECEIVED:
+        """Answer an input that is illegal in the stream's state. raises: EngineError if it is a connection error."""
+        if stream.state < HALF_CLOSED_REMOTE:
             self._refuse(stream, _PROTOCOL)
         elif self._is_client:
             self._refuse(stream, ErrorCode.STREAM_CLOSED)
@@ -712,7 +722,9 @@ class Engine:
         state = stream.state = NEXT[stream.state + what]
         if state == CLOSED:
             self._close(stream, 0)
-        elif state == RECEIVED and self._is_client:  # the answer is whole: nobody waits for the rest of the request
+        elif (
+            state == HALF_CLOSED_REMOTE and self._is_client
+        ):  # the response is complete, so the rest of the request is of no use
             self._out.append(frame(RST_STREAM, 0, stream.id, bytes(4)))
             self._close(stream, 0)
 
@@ -722,7 +734,7 @@ class Engine:
             self._queued -= stream.queued
             stream.queued = 0
         stream.queue = None
-        if stream.state < RECEIVED and not self._is_client:
+        if stream.state < HALF_CLOSED_REMOTE and not self._is_client:
             self._strays.add(stream.id, self._last_id)
         stream.state = CLOSED
         self._events.append(StreamClosed(stream.id, code, by))
@@ -730,7 +742,7 @@ class Engine:
     # Out
 
     def data_to_send(self, amount: int = WRITE_SIZE) -> bytes:
-        """At least `amount` bytes, if there are so many now, and little more."""
+        """Bytes to send: at least `amount` if so many are ready, and little more."""
         if self._ready:
             self._take_turns(amount)
         data = b"".join(self._out)
@@ -743,11 +755,11 @@ class Engine:
 
     @property
     def want_write(self) -> bool:
-        """Might `data_to_send` give anything?"""
+        """Might `data_to_send` return bytes?"""
         return bool(self._out) or bool(self._ready) or (self._is_ending and not self._streams and not self._has_ended)
 
     def send_request(self, head: Sequence[Field], more: Sequence[Field] = (), *, end_stream: bool = False) -> int:
-        """Answers the new stream's id. head: what many requests begin with; see `Encoder.encode`.
+        """Open a stream; returns its id. `head` are the first fields, which `Encoder.encode` can remember.
 
         raises: EngineError if no more streams can be opened.
         """
@@ -755,7 +767,7 @@ class Engine:
         if self._is_ending or stream_id > MOST_ID:
             raise EngineError(ErrorCode.REFUSED_STREAM, "no more streams can be opened on this connection")
         self._next_id += 2
-        stream = self._streams[stream_id] = _Stream(stream_id, self._first_window, self._stream_window)
+        stream = self._streams[stream_id] = _Stream(stream_id, self._initial_send_window, self._initial_receive_window)
         block = self._encoder.encode(head)
         if more:
             block += self._encoder.encode(more)
@@ -763,25 +775,25 @@ class Engine:
         return stream_id
 
     def send_response(self, stream_id: int, head: Sequence[Field], *, end_stream: bool = False) -> None:
-        """raises: EngineError if the stream is not open."""
+        """Send a response's header list. raises: EngineError if the stream is not open."""
         self._send_block(self._open(stream_id), self._encoder.encode(head), end_stream)
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
-        """raises: EngineError if the stream is not open."""
+        """Send a part of a body, or queue it. raises: EngineError if the stream is not open."""
         stream = self._open(stream_id)
         size = len(data)
         if (
             stream.queue is None
             and size <= SMALL
-            and size <= stream.window
-            and size <= self._window
+            and size <= stream.send_window
+            and size <= self._send_window
             and self._out_size <= WRITE_SIZE
-        ):  # nearly always
-            self._out.append(frame_head(size, DATA, END_STREAM if end_stream else 0, stream_id))
+        ):  # the common case
+            self._out.append(frame_header(size, DATA, END_STREAM if end_stream else 0, stream_id))
             self._out.append(data)
             self._out_size += size
-            stream.window -= size
-            self._window -= size
+            stream.send_window -= size
+            self._send_window -= size
             if end_stream:
                 stream.ends = True
                 self._move(stream, ALL_SENT)
@@ -796,7 +808,7 @@ class Engine:
         self._get_ready(stream)
 
     def send_trailers(self, stream_id: int, fields: Sequence[Field]) -> None:
-        """The last of a stream, after what is queued. raises: EngineError if the stream is not open."""
+        """End the stream with trailers, after what is queued. raises: EngineError if the stream is not open."""
         stream = self._open(stream_id)
         if stream.queue is None:
             self._send_block(stream, self._encoder.encode(fields), True)
@@ -805,7 +817,7 @@ class Engine:
             self._get_ready(stream)
 
     def reset_stream(self, stream_id: int, code: int = ErrorCode.CANCEL) -> None:
-        """raises: EngineError if the stream is not open."""
+        """Send RST_STREAM. raises: EngineError if the stream is not open."""
         stream = self._streams.get(stream_id)
         if stream is None:
             raise EngineError(ErrorCode.STREAM_CLOSED, "the stream has ended")
@@ -813,44 +825,43 @@ class Engine:
         self._close(stream, code, EndedBy.US)
 
     def acknowledge(self, amount: int, stream_id: int) -> None:
-        """Give `amount` bytes of window back to the peer, on the connection and, while it is open, on the stream."""
+        """Return `amount` consumed bytes to the window of the connection and, while it is open, of the stream."""
         self._unacknowledged += amount
-        if self._unacknowledged >= self._unacknowledged_most:
+        if self._unacknowledged >= self._update_at:
             self._update_window(0, self._unacknowledged)
-            self._allowance += self._unacknowledged
+            self._receive_window += self._unacknowledged
             self._unacknowledged = 0
         stream = self._streams.get(stream_id)
-        if stream is not None and stream.state < RECEIVED:
+        if stream is not None and stream.state < HALF_CLOSED_REMOTE:
             stream.unacknowledged += amount
-            if stream.unacknowledged >= self._unacknowledged_most_stream:
+            if stream.unacknowledged >= self._update_stream_at:
                 self._update_window(stream_id, stream.unacknowledged)
-                stream.allowance += stream.unacknowledged
+                stream.receive_window += stream.unacknowledged
                 stream.unacknowledged = 0
 
     def resize_windows(self, size: int) -> bool:
-        """Have the peer send `size` bytes ahead on each stream, on those that are open too (RFC 9113 section 6.9.2).
+        """Announce an INITIAL_WINDOW_SIZE of `size` bytes; it changes open streams too (RFC 9113 section 6.9.2).
 
-        False: not now, since it has not acknowledged the last change.
+        returns: False, having done nothing, while the peer has not acknowledged the last change.
         """
-        if self._announced:
+        if self._pending_settings:
             return False
         self._out.append(settings_frame({INITIAL_WINDOW_SIZE: size}))
-        self._unacknowledged += 1
-        self._announced.append(size)
+        self._pending_settings.append(size)
         return True
 
     def _windows_resized(self, size: int) -> None:
-        """The peer counts with this size from here on."""
-        more, self._stream_window = size - self._stream_window, size
+        """The peer has acknowledged this INITIAL_WINDOW_SIZE."""
+        more, self._initial_receive_window = size - self._initial_receive_window, size
         if not more:
             return
-        self._unacknowledged_most_stream = size // 2
+        self._update_stream_at = size // 2
         for stream in self._streams.values():
-            stream.allowance += more
-            self.acknowledge(0, stream.id)  # what is owed may be enough to be told now
+            stream.receive_window += more
+            self.acknowledge(0, stream.id)  # a smaller window may make a WINDOW_UPDATE due
 
     def queued_body_size(self, stream_id: int = 0) -> int:
-        """Bytes that wait for window or their turn, of a stream or of all."""
+        """Bytes that wait for window or for their turn, of one stream or of all."""
         if not stream_id:
             return self._queued
         stream = self._streams.get(stream_id)
@@ -860,11 +871,11 @@ class Engine:
         self._out.append(frame(PING, 0, 0, bytes(8)))
 
     def send_shutdown_notice(self) -> None:
-        """The first GOAWAY of two: open no more streams; those that are on their way are still served."""
+        """Send the first GOAWAY of two: the client opens no more streams, and those on their way are still served."""
         self._out.append(goaway_frame(MOST_ID, 0))
 
     def send_goaway(self) -> None:
-        """No stream is looked at that is not here already; once the last has ended, so has the connection."""
+        """Send the last GOAWAY: streams that have not arrived are ignored. The connection ends with its last stream."""
         self._goaway_id = self._last_id
         self._is_ending = True
         self._out.append(goaway_frame(self._last_id, 0))
@@ -882,7 +893,7 @@ class Engine:
         most = self._frame_most
         first = block if len(block) <= most else block[:most]
         flags = (END_STREAM if ends else 0) | (END_HEADERS if len(block) <= most else 0)
-        self._out.append(frame_head(len(first), HEADERS, flags, stream.id))
+        self._out.append(frame_header(len(first), HEADERS, flags, stream.id))
         self._out.append(first)
         for at in range(most, len(block), most):
             last = at + most >= len(block)
@@ -892,30 +903,30 @@ class Engine:
             self._move(stream, ALL_SENT)
 
     def _get_ready(self, stream: _Stream) -> None:
-        if not stream.is_ready and stream.queue is not None and (stream.window > 0 or not stream.queued):
+        if not stream.is_ready and stream.queue is not None and (stream.send_window > 0 or not stream.queued):
             stream.is_ready = True
             self._ready.append(stream)
 
     def _take_turns(self, amount: int) -> None:
-        """Frame bodies, one frame of a stream after one of another."""
+        """Frame bodies: one frame of a stream, then one of the next."""
         ready = self._ready
         while ready and self._out_size < amount:
             stream = ready[0]
-            if stream.queued and stream.window > 0 and self._window <= 0:
+            if stream.queued and stream.send_window > 0 and self._send_window <= 0:
                 return
             ready.popleft()
             stream.is_ready = False
             if stream.state != CLOSED:
-                if not stream.queued or stream.window > 0:
+                if not stream.queued or stream.send_window > 0:
                     self._send_body(stream)
                 self._get_ready(stream)
 
     def _send_body(self, stream: _Stream) -> None:
-        """One frame of it, and if that was the last, the stream's end."""
+        """Send one frame of the stream's body, and the stream's end if the body ends with it."""
         queue = stream.queue
         if queue is None:
             return
-        most = min(self._frame_most, self._window, stream.window)
+        most = min(self._frame_most, self._send_window, stream.send_window)
         parts: list[bytes | memoryview] = []
         size = 0
         while queue and size < most:
@@ -928,14 +939,14 @@ class Engine:
             parts.append(chunk)
             size += len(chunk)
         stream.queued -= size
-        stream.window -= size
+        stream.send_window -= size
         self._queued -= size
-        self._window -= size
+        self._send_window -= size
         self._out_size += size
         is_last = not stream.queued
         ends = stream.ends and is_last
         if size or ends:
-            self._out.append(frame_head(size, DATA, END_STREAM if ends else 0, stream.id))
+            self._out.append(frame_header(size, DATA, END_STREAM if ends else 0, stream.id))
             self._out += parts
         if is_last:
             stream.queue = None

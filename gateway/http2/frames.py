@@ -1,4 +1,4 @@
-"""HTTP/2 frames and what can be said of them: kinds, settings, errors, events. Source: RFC 9113 sections 4, 6, 7."""
+"""HTTP/2 frames, settings, error codes, and the events that frames cause. Source: RFC 9113 sections 4, 6, 7."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from gateway.http2.hpack import Field
 
-HEADER: Final = 9  # bytes of a frame's header
+HEADER: Final = 9  # bytes of a frame header
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 DATA: Final = 0
@@ -35,15 +35,15 @@ MAX_FRAME_SIZE: Final = 5
 MAX_HEADER_LIST_SIZE: Final = 6
 NO_RFC7540_PRIORITIES: Final = 9
 
-FIRST_WINDOW: Final = 65_535  # bytes, of a connection and of a stream, until the peer says otherwise
+DEFAULT_WINDOW: Final = 65_535  # bytes, of the connection and of each stream, until the peer changes them
 MOST_WINDOW: Final = (1 << 31) - 1
 MOST_ID: Final = (1 << 31) - 1
-LEAST_FRAME: Final = 16_384  # bytes that every peer takes in a frame
+LEAST_FRAME: Final = 16_384  # bytes of payload that every peer takes in a frame
 MOST_FRAME: Final = (1 << 24) - 1
 
 
 class ErrorCode(IntEnum):
-    """RFC 9113 section 7."""
+    """Error codes (RFC 9113 section 7)."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -62,7 +62,7 @@ class ErrorCode(IntEnum):
 
 
 class EngineError(Exception):
-    """The peer broke the protocol so that the connection has to end, or what was asked for can't be done any more."""
+    """The peer made a connection error, or the engine's owner asked for what is no longer possible."""
 
     def __init__(self, code: ErrorCode, text: str) -> None:
         super().__init__(text)
@@ -70,16 +70,16 @@ class EngineError(Exception):
 
 
 class EndedBy(Enum):
-    """Who ended a stream."""
+    """Which end closed a stream, and how."""
 
-    BOTH = "both"  # had said all
-    PEER = "peer"  # by RST_STREAM, or GOAWAY
-    US = "us"  # by RST_STREAM, as our owner wished
-    FAULT = "fault"  # by our RST_STREAM, for what the peer did wrong
-    CONNECTION = "connection"  # it ended, and the stream with it
+    BOTH = "both"  # by END_STREAM of both ends
+    PEER = "peer"  # by the peer's RST_STREAM or GOAWAY
+    US = "us"  # by our RST_STREAM, which the engine's owner asked for
+    FAULT = "fault"  # by our RST_STREAM, for an error of the peer's
+    CONNECTION = "connection"  # by the end of the connection
 
 
-BOTH: Final = EndedBy.BOTH  # of nearly all; see `gateway.status.OK`
+BOTH: Final = EndedBy.BOTH  # a global is faster than an enum's attribute, and nearly every stream ends so
 
 
 class Event:
@@ -87,7 +87,7 @@ class Event:
 
 
 class HeadersEvent(Event):
-    """A header list came."""
+    """A header list arrived."""
 
     def __init__(self, stream_id: int, headers: tuple[Field, ...], end_stream: bool) -> None:
         self.stream_id = stream_id
@@ -96,21 +96,21 @@ class HeadersEvent(Event):
 
 
 class RequestReceived(HeadersEvent):
-    """The head of a request."""
+    """A request's header list."""
 
 
 class ResponseReceived(HeadersEvent):
-    """The head of an answer, after any that are only informational."""
+    """A response's header list. Informational ones (1xx) cause no event."""
 
 
 class TrailersReceived(HeadersEvent):
-    """The last header list of a stream."""
+    """A stream's trailers."""
 
 
 class HeadersDropped(Event):
-    """A header list is larger than `limit` bytes, and its stream will end or be reset for it once all of it has come.
+    """A header list is larger than `limit` bytes. Its stream will end or be reset when all of the list has arrived.
 
-    Told again as more of its block comes; `size`: bytes of the block so far.
+    The event repeats as more of the block arrives. size: bytes of the block so far.
     """
 
     def __init__(self, stream_id: int, are_trailers: bool, limit: int, size: int) -> None:
@@ -121,7 +121,7 @@ class HeadersDropped(Event):
 
 
 class DataReceived(Event):
-    """Bytes of a body, as they arrive. Each must be acknowledged, else the peer runs out of window."""
+    """A part of a body. The owner returns its bytes with `Engine.acknowledge`, or the peer runs out of window."""
 
     def __init__(self, stream_id: int, data: bytes, end_stream: bool) -> None:
         self.stream_id = stream_id
@@ -130,11 +130,11 @@ class DataReceived(Event):
 
 
 class TinyReceived(DataReceived):
-    """The same, out of a frame so small that it has a price unless it brings a message's end; see `prices.TINY`."""
+    """A part of a body from a frame below `prices.TINY` bytes, which has a price unless it completes a message."""
 
 
 class StreamReset(Event):
-    """The peer reset a stream. Its `StreamClosed` follows."""
+    """The peer reset a stream. `StreamClosed` follows."""
 
     def __init__(self, stream_id: int, error_code: int) -> None:
         self.stream_id = stream_id
@@ -142,7 +142,7 @@ class StreamReset(Event):
 
 
 class StreamClosed(Event):
-    """Nothing more comes or goes on a stream. error_code: HTTP/2's; 0 if both ends had said all."""
+    """A stream is closed. error_code: of RST_STREAM or GOAWAY; 0 if both ends sent END_STREAM."""
 
     def __init__(self, stream_id: int, error_code: int, by: EndedBy = BOTH) -> None:
         self.stream_id = stream_id
@@ -151,26 +151,26 @@ class StreamClosed(Event):
 
 
 class WindowUpdated(Event):
-    """The peer takes more."""
+    """The peer sent a WINDOW_UPDATE."""
 
 
 class PingReceived(Event):
-    """It is answered already."""
+    """The peer sent a PING. The engine has answered it."""
 
 
 class PingAcknowledged(Event):
-    """The answer to ours."""
+    """The peer answered our PING."""
 
 
 class SettingsReceived(Event):
-    """They are acknowledged already."""
+    """The peer sent SETTINGS. The engine has acknowledged them."""
 
     def __init__(self, settings: dict[int, int]) -> None:
         self.settings = settings
 
 
 class GoAwayReceived(Event):
-    """The peer looks at no stream beyond `last_stream_id`."""
+    """The peer sent a GOAWAY: it ignores streams beyond `last_stream_id`."""
 
     def __init__(self, last_stream_id: int, error_code: int, debug_data: bytes) -> None:
         self.last_stream_id = last_stream_id
@@ -179,33 +179,33 @@ class GoAwayReceived(Event):
 
 
 class ConnectionClosed(Event):
-    """A GOAWAY went or came, and the last stream has ended."""
+    """A GOAWAY was sent or received, and the last stream has closed."""
 
 
-WINDOW_UPDATED: Final = WindowUpdated()  # it says no more than that
+WINDOW_UPDATED: Final = WindowUpdated()  # the event has no attributes, so one object serves
 
 
-def frame_head(length: int, kind: int, flags: int, stream_id: int) -> bytes:
-    """RFC 9113 section 4.1."""
+def frame_header(length: int, kind: int, flags: int, stream_id: int) -> bytes:
+    """A frame header (RFC 9113 section 4.1)."""
     return (length << 16 | kind << 8 | flags).to_bytes(5, "big") + stream_id.to_bytes(4, "big")
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """A frame whole."""
-    return frame_head(len(payload), kind, flags, stream_id) + payload
+    """A frame with its payload (RFC 9113 section 4.1)."""
+    return frame_header(len(payload), kind, flags, stream_id) + payload
 
 
 def goaway_frame(last_stream_id: int, code: int, text: bytes = b"") -> bytes:
-    """RFC 9113 section 6.8."""
+    """A GOAWAY frame (RFC 9113 section 6.8)."""
     return frame(GOAWAY, 0, 0, last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big") + text)
 
 
 def settings_frame(settings: dict[int, int]) -> bytes:
-    """RFC 9113 section 6.5."""
+    """A SETTINGS frame (RFC 9113 section 6.5)."""
     items = settings.items()
     return frame(SETTINGS, 0, 0, b"".join(key.to_bytes(2, "big") + value.to_bytes(4, "big") for key, value in items))
 
 
 def number(data: bytes, at: int) -> int:
-    """The 32-bit number there."""
+    """The 32-bit number, in network byte order, at `at`."""
     return data[at] << 24 | data[at + 1] << 16 | data[at + 2] << 8 | data[at + 3]

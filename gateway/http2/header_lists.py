@@ -1,4 +1,4 @@
-"""Header lists that HTTP/2 allows: what is malformed is told from what is only not gRPC. Pure.
+"""Checks of header lists: what HTTP/2 calls malformed. Whether a valid one is gRPC, `rpc` decides. Pure.
 
 Source: RFC 9113 sections 8.1 to 8.3, RFC 9110 section 5.5.
 """
@@ -21,28 +21,28 @@ _LONGEST_LENGTH: Final = 18  # digits of a content-length
 
 
 class Malformed(Exception):
-    """The message that the list belongs to is (RFC 9113 section 8.1.1): its stream is to be reset."""
+    """The list makes its message malformed, so its stream has to be reset (RFC 9113 section 8.1.1)."""
 
 
-class Head:
-    """A header list that was checked."""
+class HeaderList:
+    """A valid header list."""
 
     def __init__(self, fields: tuple[Field, ...], length: int, is_informational: bool = False) -> None:
-        self.fields = fields  # values without white space around them, which clients send and HTTP/2 does not know
+        self.fields = fields  # without white space around values, which HTTP/2 forbids and some clients send
         self.length = length  # content-length; -1 if none
         self.is_informational = is_informational
 
 
-TOO_LARGE: Final = Head((), -1)  # of a list that was dropped
+TOO_LARGE: Final = HeaderList((), -1)  # stands for a list that was dropped
 
 
 def is_authority(value: bytes) -> bool:
-    """May it name a host? (RFC 3986 section 3.2)"""
+    """Has it only characters that an authority may have? (RFC 3986 section 3.2)"""
     return not value.translate(None, _AUTHORITY_BYTES)
 
 
-def request_head(fields: tuple[Field, ...]) -> Head:
-    """raises: Malformed."""
+def checked_request(fields: tuple[Field, ...]) -> HeaderList:
+    """Check a request's fields (RFC 9113 section 8.3.1). raises: Malformed."""
     pseudo, fields, length = _read(fields, _REQUEST)
     method, path, authority = pseudo.get(b":method", b""), pseudo.get(b":path", b""), pseudo.get(b":authority", b"")
     if not is_authority(authority):
@@ -54,22 +54,22 @@ def request_head(fields: tuple[Field, ...]) -> Head:
         raise Malformed("a request has a :method, a :scheme and a :path")
     elif not path.startswith(b"/") and (path, method) != (b"*", b"OPTIONS"):
         raise Malformed("a :path begins with a slash")
-    return Head(fields, length)
+    return HeaderList(fields, length)
 
 
-def response_head(fields: tuple[Field, ...]) -> Head:
-    """raises: Malformed."""
+def checked_response(fields: tuple[Field, ...]) -> HeaderList:
+    """Check a response's fields (RFC 9113 section 8.3.2). raises: Malformed."""
     pseudo, fields, length = _read(fields, _RESPONSE)
     status = pseudo.get(b":status", b"")
     if len(status) != 3 or not status.isdigit() or status == b"101":
         raise Malformed("a response has a :status of three digits")
-    return Head(fields, length, is_informational=status[0] == 0x31)
+    return HeaderList(fields, length, is_informational=status[0] == 0x31)
 
 
-def trailers_head(fields: tuple[Field, ...]) -> Head:
-    """raises: Malformed."""
+def checked_trailers(fields: tuple[Field, ...]) -> HeaderList:
+    """Check trailers (RFC 9113 section 8.1). raises: Malformed."""
     _, fields, _ = _read(fields, _NONE)
-    return Head(fields, -1)
+    return HeaderList(fields, -1)
 
 
 def _read(fields: tuple[Field, ...], known: frozenset[bytes]) -> tuple[dict[bytes, bytes], tuple[Field, ...], int]:
@@ -95,7 +95,7 @@ def _read(fields: tuple[Field, ...], known: frozenset[bytes]) -> tuple[dict[byte
 
 def _length(value: bytes, before: int) -> int:
     if not value.isdigit() or len(value) > _LONGEST_LENGTH or before not in (-1, int(value)):
-        raise Malformed("a content-length that is no number, or another than before")
+        raise Malformed("a content-length that is not a number, or differs from another")
     return int(value)
 
 

@@ -1,7 +1,7 @@
 """Header blocks (HPACK): fields out of bytes and bytes out of fields. Source: RFC 7541; its tables come from `hpack`.
 
-A peer that calls again and again sends the same few blocks, so what a block says is kept by its bytes until the table
-that it may refer to changes. Nothing is ever evicted from our own table: once it is full, fields are sent as they are.
+A peer sends the same few blocks again and again, so the encoder and the engine remember what a block says until the
+dynamic table changes. The encoder evicts nothing from its table: when that is full, it sends new fields as literals.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from hpack.table import HeaderTable
 from gateway.bounded import make_room
 
 Field = tuple[bytes, ...]
-"""A header field: name and value. One of class `NeverIndexed` is sent so that no HPACK table ever holds its value; for
-it to stay one, the length is not in the type: compiled code takes a tuple of known length apart and makes a new one."""
+"""A header field: name and value. An HPACK table never holds the value of one of class `NeverIndexed`. The length is
+not in the type, since compiled code unpacks tuples of fixed length and would lose the subclass."""
 
 
 class NeverIndexed(NamedTuple):
-    """A field whose value someone chose who must not learn what others sent (RFC 7541 section 7.1)."""
+    """A field whose value a caller chose. Indexing it would let callers probe each other's values (section 7.1)."""
 
     name: bytes
     value: bytes
 
 
-TABLE_BYTES: Final = 4096  # of a dynamic table, as HTTP/2 begins with and as all peers allow
-FIELD_BYTES: Final = 32  # what a field counts beside its name and value (section 4.1)
-MOST_INTEGER: Final = 1 << 28  # far beyond any length that is let in
-NEVER_FITS: Final = 16_384  # encoded bytes of a field that no table can hold, at 30 bits a byte
-KEPT: Final = 16  # blocks whose meaning is kept, of either kind; those of one connection differ but little
-KEPT_BYTES: Final = 1024  # and none that says more
+TABLE_BYTES: Final = 4096  # bytes of the dynamic table that every peer allows at first (RFC 9113 section 6.5.2)
+FIELD_BYTES: Final = 32  # overhead of a field in sizes of tables and lists (section 4.1)
+MOST_INTEGER: Final = 1 << 28  # above every length that is accepted
+NEVER_FITS: Final = 16_384  # encoded bytes of a field that no table can hold: a byte takes at most 30 bits
+KEPT: Final = 16  # header blocks that are remembered; those of one connection differ little
+KEPT_BYTES: Final = 1024  # bytes; larger blocks are not remembered
 
 _STATIC: Final[list[Field]] = list(HeaderTable.STATIC_TABLE)
-_DYNAMIC: Final = len(_STATIC) + 1  # the first index of the dynamic table
+_DYNAMIC: Final = len(_STATIC) + 1  # first index of the dynamic table
 _STATIC_INDEX: Final[dict[Field, int]] = {field: n for n, field in enumerate(_STATIC, 1)}
 _STATIC_NAMES: Final[dict[bytes, int]] = {field[0]: n for n, field in reversed(list(enumerate(_STATIC, 1)))}
 
 _EOS: Final = 256
 _HALVES: Final = 16  # values of half a byte
-_PADDING: Final = 7  # bits of ones that may end a string
+_PADDING: Final = 7  # bits of padding that may end a string
 _LONGEST_CODE: Final = 30  # bits
 
 
 def _huffman_tables() -> tuple[list[tuple[int, bytes]], frozenset[int]]:
-    """What half a byte does, by state + half, and the states in which a string may end.
+    """A table of steps by state + half byte, and the set of states in which a string may end.
 
-    A state is a node of the code's tree, times 16. Half a byte leads to another, -1 if it ends EOS, and ends one symbol
-    or none, as no code is shorter than five bits.
+    A state is a node of the code's tree, times 16. A step gives the next state (-1 if the half byte completes EOS) and
+    the symbol that it completes, if any; it can't complete two, as no code is shorter than five bits.
     """
-    zero: list[int] = [0]  # of each node: where a bit leads, to another node or to -1 - symbol
-    one: list[int] = [0]
+    zero: list[int] = [0]  # where a 0 bit leads from each node: to another node, or to -1 - symbol
+    one: list[int] = [0]  # where a 1 bit leads
     for symbol, (code, length) in enumerate(zip(REQUEST_CODES, REQUEST_CODES_LENGTH, strict=True)):
         node = 0
         for bit in range(length - 1, 0, -1):
@@ -87,7 +87,7 @@ _HUFFMAN_ENDS: Final[frozenset[int]] = _tables[1]
 
 
 class BadBlock(Exception):
-    """The peer's block can't be decoded, and with it no later one (RFC 9113 section 4.3)."""
+    """The block can't be decoded, and neither can any later block (RFC 9113 section 4.3)."""
 
 
 class Cut(BadBlock):
@@ -95,7 +95,7 @@ class Cut(BadBlock):
 
 
 class TooLarge(Exception):
-    """A field list is over the limit. What begins at `at` was not decoded: see `Decoder.drop`."""
+    """A header list is over the limit. `at` is the first byte that was not decoded: see `Decoder.drop`."""
 
     def __init__(self, text: str, at: int) -> None:
         super().__init__(text)
@@ -103,20 +103,20 @@ class TooLarge(Exception):
 
 
 class Decoder:
-    """Of one direction of one connection."""
+    """Decodes one direction of one connection."""
 
     def __init__(self, most_bytes: int) -> None:
-        """most_bytes: of a field list, as HTTP/2 counts them."""
-        self.changes = 0  # goes up whenever blocks may mean something else
+        """most_bytes: largest header list to decode (RFC 9113 section 6.5.2, SETTINGS_MAX_HEADER_LIST_SIZE)."""
+        self.changes = 0  # goes up when blocks may mean other fields than before
         self._most = most_bytes
-        self._table: list[Field] = []  # the newest last
+        self._table: list[Field] = []  # the newest entry comes last
         self._size = 0
         self._capacity = TABLE_BYTES
-        self._strings = 0  # of the field that is being dropped: those that are still to come ...
-        self._passing = 0  # ... and bytes of the one that has begun
+        self._strings = 0  # strings still to come of the field that `drop` skips
+        self._passing = 0  # bytes still to come of the string that `drop` skips
 
     def decode(self, block: bytes) -> tuple[Field, ...]:
-        """raises: BadBlock, TooLarge."""
+        """The fields of a whole block. raises: BadBlock, TooLarge."""
         fields: list[Field] = []
         at, end, size = 0, len(block), 0
         field: Field
@@ -150,10 +150,10 @@ class Decoder:
         return tuple(fields)
 
     def drop(self, part: bytes, at: int, is_start: bool) -> int:
-        """Let fields pass that nobody will read, so that later blocks are still understood.
+        """Skip fields, keeping only their effect on the table, so that later blocks can still be decoded.
 
-        Nothing is kept but what belongs into the table, so that a list may have any size. `part` may end anywhere;
-        answers where the part begins that is to be given again, with more behind it. raises: BadBlock.
+        part: may end anywhere. is_start: whether it begins the block. raises: BadBlock.
+        returns: where the first incomplete field begins; give the bytes from there again, with more behind them.
         """
         end = len(part)
         while at < end:
@@ -179,7 +179,7 @@ class Decoder:
 
     @property
     def is_within_field(self) -> bool:
-        """Is a field that is being dropped not whole yet?"""
+        """Is `drop` in the middle of a field?"""
         return bool(self._strings or self._passing)
 
     def _drop_field(self, part: bytes, at: int) -> int:
@@ -201,7 +201,7 @@ class Decoder:
                 if len(part) - at <= NEVER_FITS:
                     raise
                 self.changes += 1
-                self._evict(0)  # as by any field that is larger than the table (section 4.4)
+                self._evict(0)  # a field that is larger than the table empties it (section 4.4)
             else:
                 self._insert((name, value))
                 return value_at
@@ -234,7 +234,7 @@ class Decoder:
         return at
 
     def _evict(self, room: int) -> None:
-        """Until the table is no larger than `room`."""
+        """Drop the oldest entries until the table has at most `room` bytes (section 4.3)."""
         gone = 0
         while gone < len(self._table) and self._size > room:
             name, value = self._table[gone]
@@ -245,7 +245,7 @@ class Decoder:
 
 
 def _integer(data: bytes, at: int, mask: int) -> tuple[int, int]:
-    """The integer whose first byte is at `at` (section 5.1), and where it ends."""
+    """The integer that begins at `at` (section 5.1), and where it ends."""
     end = len(data)
     if at >= end:
         raise Cut("a header block ends within a field")
@@ -267,7 +267,7 @@ def _integer(data: bytes, at: int, mask: int) -> tuple[int, int]:
 
 
 def _string(data: bytes, at: int) -> tuple[bytes, int]:
-    """The string whose length is at `at` (section 5.2), and where it ends."""
+    """The string that begins at `at` (section 5.2), and where it ends."""
     length, start = _integer(data, at, 0x7F)
     end = start + length
     if end > len(data):
@@ -294,17 +294,17 @@ def _from_huffman(data: bytes) -> bytes:
 
 
 class Encoder:
-    """Of one direction of one connection."""
+    """Encodes one direction of one connection."""
 
     def __init__(self) -> None:
-        self._table: dict[Field, int] = {}  # by the order of insertion
+        self._table: dict[Field, int] = {}  # insertion number of each entry
         self._left = TABLE_BYTES
         self._capacity = TABLE_BYTES
-        self._update = b""  # to tell the peer at the start of the next block
+        self._update = b""  # the size update to send at the start of the next block (section 6.3)
         self._known: dict[tuple[Field, ...], bytes] = {}
 
     def resize(self, most_bytes: int) -> None:
-        """The peer says how large its table may be."""
+        """Follow the peer's SETTINGS_HEADER_TABLE_SIZE."""
         capacity = min(most_bytes, TABLE_BYTES)
         if capacity != self._capacity:
             self._capacity = self._left = capacity
@@ -313,7 +313,7 @@ class Encoder:
             self._update = b"\x20" + (_prefixed(0x20, 0x1F, capacity) if capacity else b"")
 
     def encode(self, fields: Sequence[Field]) -> bytes:
-        """Lists that come again should be tuples of plain fields: those are kept."""
+        """The block of these fields. It is remembered if they are a tuple without `NeverIndexed` fields."""
         if isinstance(fields, tuple):
             known = self._known.get(fields)
             if known is not None:
@@ -330,7 +330,7 @@ class Encoder:
                 parts.append(self._plain(field))
         block = b"".join(parts)
         if len(self._table) != before:
-            self._known.clear()  # indices have moved
+            self._known.clear()  # an insertion changes the indices of older entries
         elif keep and isinstance(fields, tuple):
             make_room(self._known, KEPT)
             self._known[fields] = block
@@ -358,7 +358,7 @@ def _text(data: bytes) -> bytes:
 
 
 def _prefixed(first: int, mask: int, value: int) -> bytes:
-    """An integer (section 5.1) in the low bits of a byte whose others are `first`."""
+    """An integer with a prefix of as many bits as `mask` has (section 5.1); `first` holds the byte's other bits."""
     if value < mask:
         return bytes([first | value])
     out = [first | mask]

@@ -1,59 +1,59 @@
-"""States of a stream as one end sees them, and what may come in each. Source: RFC 9113 section 5.1. Pure.
+"""States of a stream as one end sees them, and the input that each allows. Source: RFC 9113 section 5.1. Pure.
 
-Legality is a table: what is not in it is a fault, and `fault_text` names it. Two states are gRPC's and not the RFC's:
-before the peer's head has come, a body is a fault. What streams are that are not open is known by their ids: those that
-were never opened are idle, the others closed; of these `Strays` remembers which the peer may still send on.
+The table `NEXT` has every legal input; `fault_text` names an illegal one. Two states are not the RFC's: before the
+peer's header list has arrived, a body is illegal. A stream that is not open is known by its id: an id that was never
+opened is idle, any other closed. `Strays` remembers the closed streams on which the peer may still send.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# States, in an order that tells most: a body may come before AWAITING, and from RECEIVED on the peer has ended.
+# The order counts: DATA is legal below AWAITING, and from HALF_CLOSED_REMOTE on the peer has sent END_STREAM.
 OPEN: Final = 0x00
-SENT: Final = 0x10  # half-closed (local)
-AWAITING: Final = 0x20  # open; the peer's head has not come
-AWAITING_SENT: Final = 0x30  # half-closed (local); the peer's head has not come
-RECEIVED: Final = 0x40  # half-closed (remote)
+HALF_CLOSED_LOCAL: Final = 0x10
+AWAITING: Final = 0x20  # open, before the peer's header list
+AWAITING_HALF_CLOSED: Final = 0x30  # half-closed (local), before the peer's header list
+HALF_CLOSED_REMOTE: Final = 0x40
 CLOSED: Final = 0x50
 
-# What comes, and what goes
+# Inputs: what is received, and what is sent
 HEAD: Final = 1
-HEAD_END: Final = 2  # with END_STREAM
+HEAD_END: Final = 2  # HEADERS with END_STREAM
 BODY: Final = 3
 BODY_END: Final = 4
-TRAILERS: Final = 5  # which always end
+TRAILERS: Final = 5  # with END_STREAM, as trailers must have
 ALL_SENT: Final = 6  # our END_STREAM
-RESET: Final = 7  # either end's RST_STREAM
+RESET: Final = 7  # RST_STREAM of either end
 
 NEXT: Final[dict[int, int]] = {
     AWAITING + HEAD: OPEN,
-    AWAITING + HEAD_END: RECEIVED,
-    AWAITING + ALL_SENT: AWAITING_SENT,
+    AWAITING + HEAD_END: HALF_CLOSED_REMOTE,
+    AWAITING + ALL_SENT: AWAITING_HALF_CLOSED,
     AWAITING + RESET: CLOSED,
-    AWAITING_SENT + HEAD: SENT,
-    AWAITING_SENT + HEAD_END: CLOSED,
-    AWAITING_SENT + RESET: CLOSED,
+    AWAITING_HALF_CLOSED + HEAD: HALF_CLOSED_LOCAL,
+    AWAITING_HALF_CLOSED + HEAD_END: CLOSED,
+    AWAITING_HALF_CLOSED + RESET: CLOSED,
     OPEN + BODY: OPEN,
-    OPEN + BODY_END: RECEIVED,
-    OPEN + TRAILERS: RECEIVED,
-    OPEN + ALL_SENT: SENT,
+    OPEN + BODY_END: HALF_CLOSED_REMOTE,
+    OPEN + TRAILERS: HALF_CLOSED_REMOTE,
+    OPEN + ALL_SENT: HALF_CLOSED_LOCAL,
     OPEN + RESET: CLOSED,
-    SENT + BODY: SENT,
-    SENT + BODY_END: CLOSED,
-    SENT + TRAILERS: CLOSED,
-    SENT + RESET: CLOSED,
-    RECEIVED + ALL_SENT: CLOSED,
-    RECEIVED + RESET: CLOSED,
+    HALF_CLOSED_LOCAL + BODY: HALF_CLOSED_LOCAL,
+    HALF_CLOSED_LOCAL + BODY_END: CLOSED,
+    HALF_CLOSED_LOCAL + TRAILERS: CLOSED,
+    HALF_CLOSED_LOCAL + RESET: CLOSED,
+    HALF_CLOSED_REMOTE + ALL_SENT: CLOSED,
+    HALF_CLOSED_REMOTE + RESET: CLOSED,
 }
-"""The state after an input, by the sum of both."""
+"""The next state, by state + input."""
 
 STATES: Final = {
     AWAITING: "open and has no head yet",
-    AWAITING_SENT: "half-closed (local) and has no head yet",
+    AWAITING_HALF_CLOSED: "half-closed (local) and has no head yet",
     OPEN: "open",
-    SENT: "half-closed (local)",
-    RECEIVED: "half-closed (remote)",
+    HALF_CLOSED_LOCAL: "half-closed (local)",
+    HALF_CLOSED_REMOTE: "half-closed (remote)",
     CLOSED: "closed",
 }
 INPUTS: Final = {
@@ -70,19 +70,19 @@ MOST_STRAYS: Final = 1000
 
 
 def fault_text(state: int, what: int) -> str:
-    """Of an input that `NEXT` does not have."""
+    """Names an input that `NEXT` does not have."""
     return f"{INPUTS[what]} on a stream that is {STATES[state]}"
 
 
 class Strays:
-    """Streams that we ended and the peer has not: its frames on them are no fault, until it ends them.
+    """Streams that we have closed and the peer has not: its frames on them are legal until it ends them.
 
-    Only so many are remembered by themselves; then any that was opened so far may be one of them.
+    Up to MOST_STRAYS ids are remembered. When there are more, every id up to the highest counts as a stray.
     """
 
     def __init__(self) -> None:
         self._ids: set[int] = set()
-        self._up_to = 0  # ids up to this may all be strays
+        self._up_to = 0  # every id up to this counts as a stray
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -91,14 +91,14 @@ class Strays:
         return stream_id <= self._up_to or stream_id in self._ids
 
     def add(self, stream_id: int, last_id: int) -> None:
-        """last_id: the highest that was opened."""
+        """last_id: the highest stream id that the peer has opened."""
         if len(self._ids) >= MOST_STRAYS:
             self._ids.clear()
             self._up_to = last_id
         self._ids.add(stream_id)
 
     def discard(self, stream_id: int) -> bool:
-        """The peer has ended it. Was it remembered by itself?"""
+        """The peer has ended the stream. Was its id remembered?"""
         if stream_id not in self._ids:
             return False
         self._ids.remove(stream_id)

@@ -13,11 +13,11 @@ from typing import Literal
 from gateway.types import Facts, Parameter
 
 MAX_REGEX_TEXT = 1024
-"""Characters. Callers choose the text that a regex runs on, so a longer one does not match: it would cost too much."""
+"""Characters. Callers choose the text that a regex reads, and a long text is costly, so longer ones do not match."""
 
 
 def as_text(value: Parameter) -> str:
-    """A parameter as it is compared, hashed and shown."""
+    """A parameter's value as text, for comparing, hashing and showing."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -33,7 +33,7 @@ class Key:
     name: str
 
     def __post_init__(self) -> None:
-        """:raises ValueError: if the name is one that `Facts` can't have."""
+        """:raises ValueError: if the name is one that `Facts` can't contain."""
         if not self.name:
             raise ValueError("a key needs a name")
         if self.source == "metadata" and (self.name != self.name.lower() or self.name.endswith("-bin")):
@@ -103,7 +103,7 @@ class Regex:
         try:
             object.__setattr__(self, "_compiled", re.compile(self.pattern))
         except re.error as error:
-            raise ValueError(f"'{self.pattern}' is no regular expression: {error}") from error
+            raise ValueError(f"'{self.pattern}' is not a regular expression: {error}") from error
 
     def holds(self, value: str | None) -> bool:
         return value is not None and len(value) <= MAX_REGEX_TEXT and self._compiled.fullmatch(value) is not None
@@ -114,7 +114,7 @@ class Regex:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """The request has the value, whatever it is; with `wanted=False`: it has none."""
+    """The request has the value; with `wanted=False`: it does not have it."""
 
     wanted: bool = True
 
@@ -130,7 +130,7 @@ Test = Exact | AnyOf | Prefix | Regex | Present
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that a rule asks for."""
+    """One requirement of a rule."""
 
     key: Key
     test: Test
@@ -144,7 +144,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Requests that fulfil every condition go to one variant. Of a route's rules the first that matches wins."""
+    """A variant, and conditions that a request must all meet to get it. A route's first rule that matches wins."""
 
     name: str
     conditions: tuple[Condition, ...]
@@ -163,5 +163,5 @@ class Rule:
 
     @property
     def reason(self) -> str:
-        """What the plan and telemetry call it."""
+        """The rule's name in plans and telemetry."""
         return f"rule:{self.name}"

@@ -1,4 +1,4 @@
-"""routing (pure): from a route and a request's facts to the variants to try, in order, and the reason.
+"""routing (pure): from a route and a request's facts to a plan: the variants to try, in order, and the reason.
 
 The variant that is chosen is the first of these that applies:
 
@@ -30,7 +30,7 @@ _NO_SUCH_VERSION: Final = Plan((), "version")
 
 
 def plan(route: Route, facts: Facts, *, draw: float, available: Available) -> Plan:
-    """Which variants to try. A target that pins no version is to be asked for `facts.version`.
+    """A plan for a request. A target that pins no version is to be asked for `facts.version`.
 
     draw:     uniform in [0, 1).
     returns:  at least one target, also if none is available; none only if no variant can be the version asked for,
@@ -44,9 +44,9 @@ def plan(route: Route, facts: Facts, *, draw: float, available: Available) -> Pl
 
 
 def choose(route: Route, facts: Facts) -> Plan | None:
-    """As `plan`, for who finds out about the variants' availability one by one: as if all were available.
+    """A plan as if all variants were available; the caller of this function checks that as it goes.
 
-    returns: None if it takes a draw: then `drawn` answers.
+    returns: None if the choice takes a draw; then ask `drawn`.
     """
     narrowed = route.maybe_for_version(facts.version) if facts.version else route
     if narrowed is None:
@@ -56,7 +56,7 @@ def choose(route: Route, facts: Facts) -> Plan | None:
 
 
 def drawn(route: Route, facts: Facts, draw: float) -> Plan:
-    """What `choose` leaves to chance. draw: uniform in [0, 1)."""
+    """The plan when `choose` returned None. draw: uniform in [0, 1)."""
     narrowed = route.maybe_for_version(facts.version) if facts.version else route
     if narrowed is None:
         return _NO_SUCH_VERSION
@@ -64,12 +64,12 @@ def drawn(route: Route, facts: Facts, draw: float) -> Plan:
 
 
 def _maybe_choose(route: Route, facts: Facts) -> tuple[str, str] | None:
-    """The reason and the chosen variant's name; None if it takes a draw."""
+    """The reason and the name of the chosen variant; None if the choice takes a draw."""
     for rule in route.rules:
         if rule.matches(facts):
             return rule.reason, rule.variant
-    if route.alone is not None:
-        return route.sole, route.alone
+    if route.only_variant is not None:
+        return route.default_reason, route.only_variant
     if route.sticky and route.rendezvous:
         key = route.sticky.maybe_read(facts)
         if key is not None:
@@ -90,10 +90,10 @@ def _available_first(ready: Plan, available: Available) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A plan and how it came about."""
+    """A plan, and how it came about."""
 
     plan: Plan
-    lines: tuple[str, ...]  # for people, in the order of the decisions
+    lines: tuple[str, ...]  # sentences for people, in the order of the decisions
 
 
 def explain(route: Route, facts: Facts, *, draw: float, available: Available = lambda _: True) -> Explanation:

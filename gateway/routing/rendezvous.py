@@ -16,11 +16,11 @@ from typing import Final
 from gateway.bounded import make_room
 
 _UNIT: Final = 2.0**-52
-_KEPT, _LONGEST_KEPT = 256, 128  # keys that are remembered, and their characters
+_KEPT, _LONGEST_KEPT = 256, 128  # keys that are remembered, and their longest in characters
 
 
 def keyed(salt: str, candidate: str) -> blake2b:
-    """The hash of one candidate, before it has seen a key. `salt` makes assignments of two splits independent."""
+    """The hash state of a candidate before the key. `salt` makes the assignments of two splits independent."""
     state = blake2b(key=blake2b(salt.encode(), digest_size=32).digest(), digest_size=8)
     name = candidate.encode()
     state.update(len(name).to_bytes(4, "big") + name)
@@ -37,15 +37,15 @@ class Rendezvous:
     __slots__ = ("_arms", "_chosen")
 
     def __init__(self, weights: Mapping[str, float], salt: str) -> None:
-        """weights: greater than 0; only their proportions count."""
+        """weights: above 0; only proportions count."""
         self._arms = [(name, keyed(salt, name), -1.0 / weight) for name, weight in weights.items()]
-        self._chosen: dict[str, str] = {}  # of keys seen lately, since hashing costs with each candidate
+        self._chosen: dict[str, str] = {}  # choices for the last keys, since hashing costs time for each candidate
 
     def choose(self, key: str) -> str:
         chosen = self._chosen.get(key)
         if chosen is None:
             chosen = self._choose(key)
-            if len(key) <= _LONGEST_KEPT:  # callers choose the keys
+            if len(key) <= _LONGEST_KEPT:  # callers choose the keys, so their number and length are bounded
                 make_room(self._chosen, _KEPT)
                 self._chosen[key] = chosen
         return chosen
@@ -63,7 +63,7 @@ class Rendezvous:
         return winner
 
     def hashes(self, key: str) -> dict[str, int]:
-        """Each candidate's 64-bit hash of the key, for explanations."""
+        """The 64-bit hash of the key for each candidate, for explanations."""
         raw = key.encode("utf-8", "surrogatepass")
         found = {}
         for name, keyed_state, _ in self._arms:
@@ -74,7 +74,7 @@ class Rendezvous:
 
 
 def endpoint_order(key: str, endpoints: Sequence[str]) -> list[str]:
-    """Where a sequence belongs: `endpoints` from the best to the last resort, whatever order they came in.
+    """Endpoints for a sequence, the best first, whatever order they came in.
 
     When an endpoint leaves, only its own keys move, each to the next in its order; a new one takes an equal share from
     all the others.

@@ -1,4 +1,4 @@
-"""routing (pure): the routes in force, as one immutable snapshot. What can be prepared is prepared when it is made."""
+"""routing (pure): the routes in force, as one immutable snapshot, with everything precomputed."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from gateway.types import Plan, Variant
 from gateway.v2.versions import maybe_version
 
 FORBID: tuple[str, ...] = ()
-"""As `Route.fallback`: the chosen variant answers or nobody does."""
+"""As `Route.fallback`: only the chosen variant may answer."""
 
 ATTEMPTS = 3
-"""Tries of a call in total, unless the config says otherwise: two endpoints of one pool, then a fallback."""
+"""Default for the attempts of a call in total: two endpoints of one pool, then a fallback."""
 
 MAX_NAME = 255
-"""Characters. A Triton model's name is a directory's; a longer one can't exist and need not be looked up."""
+"""Characters. A model's name is a directory's name in Triton, so a longer name can't exist and is not looked up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How one public model is answered.
+    """How calls of one public model are answered.
 
     :raises ValueError: if there is no variant, two have one name, or the split, a rule or the fallback names none.
     """
 
     model: str
-    variants: tuple[Variant, ...]  # of different names, in order
+    variants: tuple[Variant, ...]  # in the order of the config, with different names
     split: Split
     sticky: Sticky | None = None
     rules: tuple[Rule, ...] = ()
-    fallback: tuple[str, ...] | None = None  # after the chosen one, in order; None means all, as listed; or FORBID
-    attempts: int = ATTEMPTS  # tries in total, over all variants and endpoints; at least 1
-    sole: str = "only"  # the plan's reason if no rule matches and there is nothing to choose: only, version, direct
+    fallback: tuple[str, ...] | None = None  # variants after the chosen one, in order; None: all, as listed; or FORBID
+    attempts: int = ATTEMPTS  # attempts in total, over all variants and endpoints; at least 1
+    default_reason: str = "only"  # why `only_variant` is chosen, for the plan: "only", "version" or "direct"
 
-    # What a request's facts must have; whatever is not needed need not be collected.
+    # Which facts of a request the rules and the sticky keys need
     needs_metadata: frozenset[str] = field(init=False, repr=False, compare=False)
     needs_parameters: bool = field(init=False, repr=False, compare=False)
-    # For `plan`: the only variant with a share, the stable split, and each plan as it is if all variants are available.
-    alone: str | None = field(init=False, repr=False, compare=False)
+    # Precomputed: the only variant with a share, the stable split, and the plans for when all variants are available
+    only_variant: str | None = field(init=False, repr=False, compare=False)
     rendezvous: Rendezvous | None = field(init=False, repr=False, compare=False)
-    plans: Mapping[str, Mapping[str, Plan]] = field(init=False, repr=False, compare=False)  # reason -> variant -> plan
+    plans: Mapping[str, Mapping[str, Plan]] = field(init=False, repr=False, compare=False)  # by reason and variant
     _by_version: Mapping[str, Route | None] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -56,12 +56,12 @@ class Route:
         keys = [condition.key for rule in self.rules for condition in rule.conditions]
         keys += self.sticky.keys if self.sticky else ()
         shares = self.split.shares
-        alone = next(iter(shares)) if len(shares) == 1 else None
-        wheel = Rendezvous(shares, self.sticky.salt) if self.sticky and not alone else None
+        only_variant = next(iter(shares)) if len(shares) == 1 else None
+        wheel = Rendezvous(shares, self.sticky.salt) if self.sticky and not only_variant else None
         prepared = {
             "needs_metadata": frozenset(key.name for key in keys if key.source == "metadata"),
             "needs_parameters": any(key.source == "parameter" for key in keys),
-            "alone": alone,
+            "only_variant": only_variant,
             "rendezvous": wheel,
             "plans": self._prepare_plans(),
             "_by_version": self._prepare_versions(),
@@ -70,11 +70,12 @@ class Route:
             object.__setattr__(self, name, value)
 
     def maybe_for_version(self, version: str) -> Route | None:
-        """This route for a request that asks for a version: variants that pin another one are out.
+        """The route for a request that asks for a version: variants that pin another version are left out.
 
-        The others keep their proportions, and sticky callers whose variant is left stay on it. If none of them has a
-        share, the first in fallback order (or as listed) gets everything. None if no variant is left. What is no
-        version counts as one that nobody pins: a variant that may be asked for any has Triton itself refuse it.
+        The others keep their proportions, and sticky callers stay where they are if their variant is left. If no
+        variant with a share is left, the first in fallback order (or as listed) gets everything; if no variant is left,
+        the answer is None. A text that is not a version leaves the variants that pin none, and Triton itself refuses
+        it.
         """
         if not version:
             return self
@@ -106,7 +107,7 @@ class Route:
             orders = {name: dict.fromkeys((name, *fallback)) for name in chosen}
             return {name: Plan(tuple(by_name[n] for n in order), reason) for name, order in orders.items()}
 
-        plans = {reason: prepared(reason, self.split.shares) for reason in ("split", "sticky", self.sole)}
+        plans = {reason: prepared(reason, self.split.shares) for reason in ("split", "sticky", self.default_reason)}
         plans.update({rule.reason: prepared(rule.reason, [rule.variant]) for rule in self.rules})
         return plans
 
@@ -115,7 +116,7 @@ class Route:
         return {version: self._maybe_narrowed(version) for version in pins | {""}}
 
     def _maybe_narrowed(self, version: str) -> Route | None:
-        """`version` is one that a variant pins, or "" for any that none does."""
+        """The route for a version that a variant pins, or, with "", for a version that none pins."""
         left = tuple(variant for variant in self.variants if variant.version in ("", version))
         if left == self.variants:
             return self
@@ -129,21 +130,21 @@ class Route:
             split=self.split.maybe_among(names) or Split.all_to((*(fallback or ()), *names)[0]),
             rules=tuple(rule for rule in self.rules if rule.variant in names),
             fallback=fallback,
-            sole="version",
+            default_reason="version",
         )
 
 
 class Direct(Enum):
-    """Which Triton models may be called by their own names, beside the public ones."""
+    """Which Triton models may be called by their own names, beside the public names."""
 
-    ALL = "all"  # every model: unknown names go to the default upstream
-    VARIANTS = "variants"  # those that stand behind a public model
+    ALL = "all"  # every model; names that are not known go to the default upstream
+    VARIANTS = "variants"  # models that stand behind a public name
     NONE = "none"
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Routes:
-    """All routes at one moment; a reload makes a new one. A public name hides a Triton model of the same name.
+    """All routes in force; a reload makes a new object. A public name hides a Triton model of the same name.
 
     public:  routes by public name, in the order of the config.
     """
@@ -164,12 +165,12 @@ class Routes:
             raise ValueError("direct: all needs a default upstream")
         own_names = {} if direct is Direct.NONE else _direct_routes(routes)
         self._known: dict[str, Route] = {**own_names, **self.public}
-        # Callers invent these names, so only so many are kept. Not bound to `self`: a table that was replaced goes at
-        # once, not with a collection that looks at all there is.
+        # Callers invent these names, so only some are remembered. The cache is not bound to `self`, so that a replaced
+        # table is freed at once, and not by a garbage collection.
         self._elsewhere = lru_cache(1024)(partial(_to_upstream, default_upstream))
 
     def lookup(self, model: str) -> Route | None:
-        """The route for a name that a caller used; None if no such model may be called."""
+        """The route for a name that a caller used; None if that model may not be called."""
         route = self._known.get(model)
         if route is None and self.direct is Direct.ALL and 0 < len(model) <= MAX_NAME:
             return self._elsewhere(model)
@@ -177,11 +178,11 @@ class Routes:
 
     @property
     def names(self) -> list[str]:
-        """Every name that is known without asking an upstream: public ones, then callable variants' own."""
+        """All names that are known without asking an upstream: public names, and models that may be called directly."""
         return list(dict.fromkeys([*self.public, *self._known]))
 
     def is_known(self, model: str) -> bool:
-        """Is it a public name or a callable variant's own? The number of these is bounded: they may label metrics."""
+        """Is it one of `names`? Their number is bounded, so they may label metrics."""
         return model in self._known
 
 
@@ -190,8 +191,8 @@ def _to_upstream(upstream: str, model: str) -> Route:
 
 
 def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:
-    """Each variant's Triton model under its own name: any version, its upstreams in order, later ones as fallback."""
-    found: dict[str, dict[str, int]] = {}  # model -> upstream -> attempts
+    """A route for each variant's Triton model under its own name: any version, its upstreams in order of the config."""
+    found: dict[str, dict[str, int]] = {}  # by model and upstream: attempts of the first route that calls it
     for route in public:
         for variant in route.variants:
             found.setdefault(variant.model, {}).setdefault(variant.upstream, route.attempts)
@@ -203,4 +204,4 @@ def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:
 def _direct_route(model: str, upstreams: tuple[str, ...], attempts: int) -> Route:
     names = [model if len(upstreams) == 1 else f"{model}@{upstream}" for upstream in upstreams]
     variants = tuple(Variant(name, upstream, model) for name, upstream in zip(names, upstreams, strict=True))
-    return Route(model, variants, Split.all_to(names[0]), attempts=attempts, sole="direct")
+    return Route(model, variants, Split.all_to(names[0]), attempts=attempts, default_reason="direct")

@@ -1,7 +1,7 @@
 """The client's end: a `ClientCall` per request on a connection that many callers share.
 
-Every field that a caller chose is sent never-indexed, so one caller's values can't disturb the compression state, and
-with it the calls, of another. Source: grpc `doc/PROTOCOL-HTTP2.md`, gRFC A6 (which failures were not processed).
+Every field that a caller chose is sent never-indexed, so that it can't change the compression state that other callers
+share. Source: grpc `doc/PROTOCOL-HTTP2.md`, gRFC A6 (which failures were not processed).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from gateway.rpc.metadata import Fields, decode_message, format_timeout, is_lega
 from gateway.rpc.stream import Stream
 from gateway.status import OK, Code, Origin
 
-_RESPONSE: Final = ResponseReceived  # as in `connection`
+_RESPONSE: Final = ResponseReceived  # a module constant, as in `connection`
 _JUST_OK: Final = ((b"grpc-status", b"0"),)
 UNKNOWN: Final = Code.UNKNOWN
 SERVER: Final = Origin.SERVER
-ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
-LEAST_TIME: Final = 0.2  # seconds that the server is told a small call has, however soon it is given up here
-MOST_DROPPED: Final = 16 * MiB  # of one header block; then nothing new is begun on a connection
-DISCARD_SECONDS: Final = 0.2  # so a call that was given up is reset then, if it has not ended
-UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
+ASSUMED_STREAMS: Final = 100  # open streams, until the server's SETTINGS arrive
+LEAST_TIME: Final = 0.2  # seconds; a small call is sent at least this timeout, and is still given up at its own
+MOST_DROPPED: Final = 16 * MiB  # bytes of one header block, above which a connection takes no new calls
+DISCARD_SECONDS: Final = 0.2  # seconds after which a call that was left to finish is reset
+UNLIMITED: Final = (1 << 31) - 1  # servers that send no limit, as C-core's, have none (RFC 9113 section 6.5.2)
 
 
 def _nothing() -> None: ...
@@ -53,33 +53,34 @@ def _ignore(name: bytes) -> None: ...
 class ClientCall(Stream):
     """One call to a server.
 
-    Give it to `ClientConnection.start`; it ends with one call of `on_done`, whatever happens. After that `code` and
-    `text` say how, `body` has a unary answer, and `initial` and `trailing` the fields that came.
+    Give it to `ClientConnection.start`. It ends with exactly one call of `on_done`. After that `code` and `text` have
+    the status, `body` the answer of a unary call, `initial` and `trailing` the metadata.
     """
 
-    request: bytes | None = None  # of a unary call: its message, or the front of it
-    request_more = 0  # bytes of it that `send_chunk` will bring
-    request_encoding = b""  # how the request is compressed, if it is
+    request: bytes | None = None  # the message of a unary call, or its front
+    request_more = 0  # bytes of the message that `send_chunk` has to send
+    request_encoding = b""  # how `request` is compressed; b"" if it is not
     code: Code
     text = ""
     initial: Fields = ()
     trailing: Fields = ()
-    origin = SERVER  # who ended it, once it is done
-    unprocessed = False  # the server did not look at it: it may be tried again by anyone
+    origin = SERVER  # who made the status of a call that is done
+    unprocessed = False  # the server has not processed the call, so any call may be tried again (gRFC A6)
     on_head: Callable[[ClientCall], None] | None = None
     on_front: Callable[[ClientCall], None] | None = None
-    """A large answer's front is in `body`, `missing` bytes are to come. Called again as more arrives, unless
-    `on_chunk` was set. Without it answers are collected whole."""
-    on_started: Callable[[ClientCall], None] | None = None  # it has a stream, and its request is on the way
+    """Called with the front of a large answer in `body` and `missing` bytes yet to come, and again as more arrives,
+    until `on_chunk` is set. None: answers are collected whole."""
+    on_started: Callable[[ClientCall], None] | None = None  # the call has a stream, and its request was given to it
     on_done: Callable[[ClientCall], None] | None = None
-    on_unprocessed: Callable[[ClientCall], bool] | None = None  # takes the call over, and says so
+    on_unprocessed: Callable[[ClientCall], bool] | None = None
+    """Called before an unprocessed call ends; True takes the call over, and it does not end."""
     retried = False
-    patient = False  # waits for a connection, however long that takes
+    patient = False  # waits for a connection without end
     _half_closed = False
     _http_status = b""
     _deadline_key = 0
     _discard_key = 0
-    _discarded = False  # it is over, and its answer will be dropped
+    _discarded = False  # the call has ended, and the server still works for it
 
     def __init__(self, path: bytes, fields: Fields, deadlines: Deadlines, deadline: float | None, now: float) -> None:
         """fields: metadata; those that a caller chose must be `NeverIndexed`. deadline: on the clock of `now`."""
@@ -93,10 +94,10 @@ class ClientCall(Stream):
 
     @property
     def from_server(self) -> bool:
-        """Did the server give the status it ended with?"""
+        """Did the server send the call's status?"""
         return self.origin is SERVER
 
-    # Before it has a stream, a request that is passed on waits in `request`; its sender is told to wait.
+    # Before the call has a stream, `request` collects what is passed on, and `unsent` makes its sender wait.
 
     def send_chunk(self, data: bytes) -> None:
         if self.id:
@@ -116,14 +117,14 @@ class ClientCall(Stream):
             self.on_writable = callback
 
     def half_close(self) -> None:
-        """No more requests."""
+        """Send END_STREAM: no more requests follow."""
         if self._half_closed or self.done or self.closed or not self.id:
             return
         self._half_closed = True
         try:
             self.connection.engine.send_data(self.id, b"", end_stream=True)
         except EngineError:
-            return  # its end is on the way
+            return  # the stream has ended, which an event will report
         self.connection.wake()
 
     def cancel(
@@ -132,18 +133,18 @@ class ClientCall(Stream):
         text: str = "Locally cancelled by application!",
         origin: Origin = Origin.GIVEN_UP,
     ) -> None:
-        """End it from this side; at any time. The server may not hear of it: see `_is_left_to_finish`."""
+        """End the call, at any time. A small call is not reset at once: see `_is_left_to_finish`."""
         if not self.done:
             if self.id and not self._is_left_to_finish():
                 self.reset(ErrorCode.CANCEL)
             self.end(code, text, origin)
 
     def _is_left_to_finish(self) -> bool:
-        """May the server finish it, and its answer be dropped?
+        """May the server finish the call, though its answer will be dropped?
 
-        Of a small unary call that it has whole: the answer is on its way, most often, and a Triton that is told of very
-        many calls that ended early, or sees their deadlines pass, may crash (seen with 2.51). What takes long is reset
-        all the same.
+        This holds for a small unary call that the server has whole. Its answer is mostly on its way, and Triton 2.51
+        may crash when very many calls are reset or outlive their deadlines. A call that takes long is reset all the
+        same.
         """
         if not self.is_small or self.on_message is not None or self.on_chunk is not None or self.unsent:
             return False
@@ -157,18 +158,18 @@ class ClientCall(Stream):
 
     @property
     def is_small(self) -> bool:
-        """Is it unary, with a small request that was or will be sent at once?"""
+        """Is it a unary call with a small request that is here whole?"""
         return self.request is not None and len(self.request) <= SMALL and not self.request_more
 
     def expire(self) -> None:
-        """The deadline has passed, or the time for an answer that will be dropped."""
+        """End the call at its deadline; reset one that was left to finish."""
         if self._discarded:
             self.reset(ErrorCode.CANCEL)
         else:
             self.cancel(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def end(self, code: Code, text: str, origin: Origin) -> None:
-        """The one end of a call."""
+        """End the call, once."""
         if self.unprocessed and self.on_unprocessed is not None and self.on_unprocessed(self):
             return
         self.done = True
@@ -176,7 +177,7 @@ class ClientCall(Stream):
         self.text = text
         self.origin = origin
         if not self.id:
-            self._let_go()
+            self._wake_writer()
         if self.deadline is not None:
             self._deadlines.discard(self._deadline_key, self)
         callback, self.on_done = self.on_done, None
@@ -190,22 +191,22 @@ class ClientCall(Stream):
         Stream._forget(self)
 
     def rewind(self) -> None:
-        """As if it had never been started."""
+        """Make the call one that was never started, to retry it."""
         self.retried = True
         self.id = 0
-        self.closed = self._half_closed = self.unprocessed = self.deaf = False
+        self.closed = self._half_closed = self.unprocessed = self.discarding = False
         self.ended_by = BOTH
         self.initial = self.trailing = ()
         self._http_status = b""
 
 
 class ResponseHead(NamedTuple):
-    """What the header list of an answer says."""
+    """The header list of a response."""
 
     fields: tuple[Field, ...]
-    status: bytes  # HTTP's; followed by what is wrong if the content is not gRPC's
+    status: bytes  # HTTP status, followed by a content-type that is not gRPC's
     encoding: bytes  # grpc-encoding
-    dropped: bytes  # the name of a field that is no legal metadata, if there is one
+    dropped: bytes  # name of a field that is not legal metadata, or b""
 
 
 def _read_head(fields: tuple[Field, ...]) -> ResponseHead:
@@ -245,18 +246,18 @@ class ClientConnection(Connection[ClientCall]):
         most_discarded: int = 0,
         budget: Budget | None = None,
     ) -> None:
-        """most_discarded: small calls that are given up and may finish all the same, at once."""
+        """most_discarded: calls that may be left to finish at once; see `ClientCall._is_left_to_finish`."""
         super().__init__(client_engine(limits), limits, now, wake, budget)
         self.max_streams = self._server_streams = ASSUMED_STREAMS
-        self._held_by = 0  # the stream whose header block is so large that it is dropped as it comes
+        self._dropping = 0  # the stream with a header block that is too large and is dropped as it arrives, or 0
         self.most_discarded = most_discarded
-        self.discarded = 0  # calls that are over, while the server still works at their answers
-        self.answered = False  # has the server ever ended a call with a status?
-        self.pinged_too_often = False  # says the server, which leaves for it
-        self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more at once
+        self.discarded = 0  # calls that have ended while the server still works for them
+        self.answered = False  # has the server ever sent a status?
+        self.pinged_too_often = False  # the server has sent GOAWAY "too_many_pings"
+        self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more calls
         self.on_leave: Callable[[], None] = _nothing  # the server takes no more calls on this connection
-        self.on_greeted: Callable[[], None] = _nothing  # the server's first SETTINGS came: it speaks HTTP/2
-        self.on_closed: Callable[[], None] = _nothing  # it ended, for `reason`
+        self.on_greeted: Callable[[], None] = _nothing  # the server's first SETTINGS arrived: it speaks HTTP/2
+        self.on_closed: Callable[[], None] = _nothing  # the connection has closed, for `reason`
         self._pseudo: tuple[Field, ...] = (
             (b":method", b"POST"),
             (b":scheme", scheme.encode()),
@@ -268,9 +269,11 @@ class ClientConnection(Connection[ClientCall]):
             (b"user-agent", user_agent.encode()),
             (b"grpc-accept-encoding", ACCEPT_ENCODING),
         )
-        self._heads: dict[bytes, tuple[Field, ...]] = {}  # by path, which our own code chooses
-        self.on_dropped: Callable[[bytes], None] = _ignore  # the name of a server's field that can't be passed on
-        self._usual = ResponseHead((), b"", b"", b"")  # of the last answer, and probably of the next one
+        self._heads: dict[bytes, tuple[Field, ...]] = {}  # by path; our own code chooses paths, so there are few
+        self.on_dropped: Callable[[bytes], None] = _ignore  # called with the name of a field that can't be passed on
+        self._last_head = ResponseHead(
+            (), b"", b"", b""
+        )  # the head of the last response, since the next one is probably the same
 
     @property
     def has_room(self) -> bool:
@@ -279,9 +282,9 @@ class ClientConnection(Connection[ClientCall]):
     # Calls
 
     def start(self, call: ClientCall) -> None:
-        """Open the stream, and send the message of a unary call.
+        """Open the stream, and send the request of a unary call.
 
-        raises: EngineError if no stream can be opened any more; then nothing was sent.
+        raises: EngineError if no stream can be opened; then nothing was sent.
         """
         path, body = call.path, call.request
         head = self._heads.get(path)
@@ -302,7 +305,7 @@ class ClientConnection(Connection[ClientCall]):
         if body is not None:
             more = call.request_more
             call._half_closed = not more
-            if len(body) <= SMALL and not more and not call.request_encoding:  # nearly always
+            if len(body) <= SMALL and not more and not call.request_encoding:  # the common case
                 engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body, end_stream=True)
             else:
                 engine.send_data(stream_id, prefix(len(body) + more, bool(call.request_encoding)))
@@ -322,11 +325,11 @@ class ClientConnection(Connection[ClientCall]):
         if type(event) is not _RESPONSE:
             call.trailing = event.headers
             return
-        head = self._usual
+        head = self._last_head
         if event.headers is not head.fields and event.headers != head.fields:
-            head = self._usual = _read_head(event.headers)
+            head = self._last_head = _read_head(event.headers)
         call._http_status = head.status
-        call.deaf = head.status != b"200"
+        call.discarding = head.status != b"200"
         if head.encoding:
             call.encoding = head.encoding
         fields: Fields = head.fields
@@ -334,10 +337,10 @@ class ClientConnection(Connection[ClientCall]):
             self.on_dropped(head.dropped)
             fields = _legal(fields)
         if event.end_stream:
-            call.trailing = fields  # trailers-only
+            call.trailing = fields  # the response is trailers-only
             return
         call.initial = fields
-        if call.on_head is not None and not call.deaf:
+        if call.on_head is not None and not call.discarding:
             call.on_head(call)
 
     def _headers_dropped(self, event: HeadersDropped) -> None:
@@ -346,8 +349,8 @@ class ClientConnection(Connection[ClientCall]):
             what = "trailers" if event.are_trailers else "headers"
             text = f"The {what} of the server's answer are larger than the limit of {event.limit} bytes"
             call.end(Code.RESOURCE_EXHAUSTED, text, Origin.ANSWER)
-        self._held_by = event.stream_id
-        self.max_streams = 0  # nothing new is begun behind the rest of the block
+        self._dropping = event.stream_id
+        self.max_streams = 0  # no new call may wait behind the rest of the block
         if event.size > MOST_DROPPED and not self.draining:
             self.reason = "a header block that does not end"
             self.drain()
@@ -379,11 +382,11 @@ class ClientConnection(Connection[ClientCall]):
             stream._deadlines.discard(stream._discard_key, stream)
         elif not stream.done:
             if stream.is_behind and stream.ended_by is EndedBy.BOTH:
-                stream._ends_late = True  # its end comes after its messages
+                stream._ended_unread = True  # the reader gets all messages before the end
             else:
                 self._end(stream, error_code)
-        if stream.id == self._held_by:
-            self._held_by = 0
+        if stream.id == self._dropping:
+            self._dropping = 0
             self.max_streams = self._server_streams
         self.on_room()
 
@@ -391,8 +394,8 @@ class ClientConnection(Connection[ClientCall]):
         self._end(stream, 0)
 
     def _end(self, call: ClientCall, error_code: int) -> None:
-        """As the stream ended. gRPC's own status wins, even where a reset follows it."""
-        if call.trailing == _JUST_OK and call.missing == 0:  # nearly always
+        """End a call whose stream has closed. A status from the server wins over a reset that follows it."""
+        if call.trailing == _JUST_OK and call.missing == 0:  # the common case
             self.answered = True
             call.end(OK, "", SERVER)
             return
@@ -419,7 +422,7 @@ class ClientConnection(Connection[ClientCall]):
             call.end(code, text, SERVER)
 
     def _end_by_http(self, call: ClientCall, error_code: int) -> None:
-        """The server gave no status of gRPC's."""
+        """End a call for which the server sent no status."""
         by = call.ended_by
         if by is EndedBy.CONNECTION:
             call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.CONNECTION)
@@ -430,7 +433,7 @@ class ClientConnection(Connection[ClientCall]):
             call.unprocessed = error_code == ErrorCode.REFUSED_STREAM and not call._http_status
             text = f"Stream was reset by the server with HTTP/2 error {error_code}"
             is_late = error_code == ErrorCode.CANCEL and call.deadline is not None and self.now >= call.deadline
-            if is_late:  # its clock noticed first, as C-core has it
+            if is_late:  # the server's clock noticed the deadline first; C-core does the same
                 call.end(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", Origin.GIVEN_UP)
             else:
                 call.end(from_reset(error_code), text, Origin.PEER)
@@ -441,16 +444,16 @@ class ClientConnection(Connection[ClientCall]):
             call.end(Code.UNKNOWN, "The server ended the call without a status", Origin.PEER)
 
     def _tick_stream(self, stream: ClientCall) -> None:
-        """A server that takes nothing of a request is as good as gone, for this call."""
+        """End a call whose server does not read the request."""
         if not self.full and stream._tick(int(self.limits.write_stall_seconds), self.limits.min_rate):
-            text = f"The server took nothing of the request for {self.limits.write_stall_seconds:g} s"
+            text = f"The server did not read the request for {self.limits.write_stall_seconds:g} s"
             stream.cancel(Code.UNAVAILABLE, text, Origin.CONNECTION)
 
     def _settings(self, event: SettingsReceived) -> None:
         limit = event.settings.get(MAX_CONCURRENT_STREAMS, None if self.greeted else UNLIMITED)
         if limit is not None:
             self._server_streams = limit
-            if not self._held_by:
+            if not self._dropping:
                 self.max_streams = limit
             self.on_room()
         self.on_greeted()
@@ -464,7 +467,7 @@ class ClientConnection(Connection[ClientCall]):
         self.on_closed()
 
     def drain(self) -> None:
-        """Take no more calls; close once the running ones have ended."""
+        """Take no new calls, and close once the running ones have ended."""
         if not self.draining:
             self.draining = True
             self.engine.send_goaway()

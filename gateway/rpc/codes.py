@@ -42,15 +42,15 @@ class CallFailed(Exception):
 
 
 def from_http(status: bytes) -> Code:
-    """For an answer with no grpc-status."""
+    """The status of a response without grpc-status, by its HTTP status."""
     return _BY_HTTP.get(int(status), Code.UNKNOWN) if status.isdigit() else Code.UNKNOWN
 
 
 def from_reset(error_code: int) -> Code:
-    """For a stream ended by RST_STREAM."""
+    """The status of a stream that RST_STREAM ended, by its error code."""
     return _BY_RESET.get(ErrorCode(error_code), Code.INTERNAL) if error_code <= max(ErrorCode) else Code.INTERNAL
 
 
 def from_field(value: bytes) -> Code:
-    """For the value of `grpc-status`; an unknown one counts as UNKNOWN."""
+    """The code that `grpc-status` names; UNKNOWN if there is none such."""
     return _CODES.get(value, Code.UNKNOWN)

@@ -1,10 +1,10 @@
-"""What both ends of a connection do: turn engine events into calls, count what a peer costs, keep the time.
+"""What both ends of a connection do: turn engine events into calls, take the price of frames, watch the time.
 
-Bytes go in by `receive`, come out by `output`; `wake` is called whenever there may be output that the owner of the
-socket does not know of. `tick` wants to be called about once a second.
+Bytes go in by `receive` and come out by `output`. The connection calls `wake` when there may be output that the owner
+of the socket does not know of. The owner calls `tick` about once a second.
 
-No event has as many things done at once as a peer likes: in a turn of the loop only so many calls begin, move or end.
-What is left waits in order; `has_work` says so, and `advance` does the next turn's part.
+In one turn of the event loop only so many calls begin, move or end, whatever one read brings. The rest waits in order:
+`has_work` says so, and `advance` does the next turn's part.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from gateway.status import Code
 
 AnyStream = TypeVar("AnyStream", bound=Stream)
 
-# Under names that compiled code need not look up.
+# As module constants: compiled code need not look them up
 _DATA: Final = DataReceived
 _TINY: Final = TinyReceived
 _CLOSED: Final = StreamClosed
@@ -67,11 +67,11 @@ _WINDOW: Final = WindowUpdated
 _RESET: Final = StreamReset
 _DROPPED: Final = HeadersDropped
 
-MANY_EVENTS: Final = 50  # of one read
-TURN: Final = 200  # calls begun, moved or ended, and messages handed on, in one turn of the loop: a few ms of work
-INFLATED_AT_ONCE: Final = 65_536  # bytes; what grows to no more takes 0.2 ms or so ...
-INFLATED_AS: Final = 5  # ... as long as so many of those
-DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for what is on its way; RFC 9113 asks for one round trip
+MANY_EVENTS: Final = 50  # events of one read, above which `_worth_handling` is asked
+TURN: Final = 200  # calls begun, moved or ended, and messages delivered, in one turn of the loop: a few ms of work
+INFLATED_AT_ONCE: Final = 65_536  # bytes; making so many takes about 0.2 ms
+INFLATED_AS: Final = 5  # what making INFLATED_AT_ONCE bytes counts of a turn
+DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for requests on their way; RFC 9113 asks for one round trip
 BUG_TEXT: Final = "Internal error"
 
 
@@ -79,7 +79,7 @@ def _ignore(error: Exception) -> None: ...
 
 
 Elsewhere = Callable[[Inflater, Callable[[CallFailed | None], None]], None]
-"""Takes a step of an inflater beside the event loop, and tells on the loop how that went."""
+"""Runs a step of an inflater beside the event loop, and then calls back on the loop: with None, or with the failure."""
 
 
 class Connection(ABC, Generic[AnyStream]):
@@ -88,99 +88,99 @@ class Connection(ABC, Generic[AnyStream]):
     def __init__(
         self, engine: Engine, limits: Limits, now: float, wake: Callable[[], None], budget: Budget | None = None
     ) -> None:
-        """budget: for messages that are collected whole, if it is not this connection's alone."""
+        """budget: for messages that are collected; None makes one of this connection's own."""
         self.engine = engine
         self.limits = limits
         self.budget = budget or Budget(limits.collected_bytes, "collected_bytes")
-        self.elsewhere: Elsewhere | None = None  # without it everything is inflated at once
-        self.turn_left = TURN  # see there
-        self.tiny = 0  # tokens of `Limits.tiny` that were not taken yet; negative ones give back
+        self.elsewhere: Elsewhere | None = None  # None: every message is inflated on the loop
+        self.turn_left = TURN  # what is left of TURN
+        self.tiny = 0  # tokens of `Limits.tiny` to take at the next read; negative ones give back
         self._small = min(SMALL, limits.message_bytes)
         self.wake = wake
         self.now = now
         self.streams: dict[int, AnyStream] = {}
-        self.on_bug: Callable[[Exception], None] = _ignore  # told of exceptions out of callbacks
-        self.closed = False  # the socket can go once what `output` gave is written
-        self.draining = False  # no new calls
-        self.reason = ""  # why it was closed, for the log
-        self.peer_erred = False  # was it closed for a rule, or a limit, that the peer has broken?
-        self.greeted = False  # the peer's first SETTINGS came
-        self.full = False  # does the socket take no more now? Its owner sees to it that it is not so for ever ...
-        self.reads = True  # ... and may not read meanwhile; then the peer can't be late with what it sends
+        self.on_bug: Callable[[Exception], None] = _ignore  # called with an exception that a callback raised
+        self.closed = False  # the socket can close once `output` was written
+        self.draining = False  # no new calls begin
+        self.reason = ""  # why the connection closed, for the log
+        self.peer_erred = False  # did it close because the peer broke a rule or a limit?
+        self.greeted = False  # the peer's first SETTINGS arrived
+        self.full = False  # does the socket take no more bytes now? Its owner cuts a peer that reads nothing
+        self.reads = True  # false while the owner reads nothing from the socket: this stops the timers for the peer
         self.born = now
-        self._last_id = 0  # the highest stream that the peer opened
-        self._last_words = b""
+        self._last_id = 0  # the highest stream id that the peer has opened
+        self._goaway = b""
         self._control = Bucket(limits.control, now)
         self._glitches = Bucket(limits.glitches, now)
         self._tiny = Bucket(limits.tiny, now)
-        self._partial = 0  # the number of the frame or header block that has come in part, or 0
+        self._partial = 0  # the number of the frame or header block that has arrived in part, or 0
         self._partial_since = now
         self._active_at = now
         self._pinged_at: float | None = None
         self._watched: set[Stream] = set()
-        self._later: list[Event] = []  # that this turn had no room for
-        self._behind: dict[AnyStream, None] = {}  # streams with messages that their readers want
-        self._ending: deque[AnyStream] = deque()  # calls that the connection's end has ended, and that are not told yet
+        self._deferred: list[Event] = []  # events that this turn had no room for
+        self._unread_streams: dict[AnyStream, None] = {}  # streams with messages that their readers want
+        self._ended: deque[AnyStream] = deque()  # calls that ended with the connection, and have not heard it yet
         self._writers_wait = False
 
     # Turns
 
     @property
     def is_late(self) -> bool:
-        """Has more come than it could be dealt with in a turn?"""
-        return bool(self._later) or self.engine.is_behind
+        """Did more arrive than one turn could handle?"""
+        return bool(self._deferred) or self.engine.is_behind
 
     @property
     def has_work(self) -> bool:
-        """Is there anything for `advance` to do?"""
-        return self.is_late or bool(self._behind) or bool(self._ending) or self._writers_wait
+        """Is there work for `advance`?"""
+        return self.is_late or bool(self._unread_streams) or bool(self._ended) or self._writers_wait
 
     def advance(self) -> None:
-        """A new turn of the loop: go on with what is left of the ones before."""
+        """Begin a turn of the loop: do what earlier turns left."""
         self.turn_left = TURN
         if not self.has_work:
             return
         self._tell_ends()
-        if self._later:
-            events, self._later = self._later, []
+        if self._deferred:
+            events, self._deferred = self._deferred, []
             self._handle(events)
-        if self.engine.is_behind and not self._later and self.turn_left > 0:
+        if self.engine.is_behind and not self._deferred and self.turn_left > 0:
             self._take_in(b"")
-        for stream in list(self._behind):
+        for stream in list(self._unread_streams):
             if self.turn_left <= 0:
                 break
-            del self._behind[stream]
-            self._work_off(stream)
+            del self._unread_streams[stream]
+            self._deliver_messages(stream)
         if self._writers_wait:
             self._notify_writable()
         if self.has_work:
             self.wake()
 
     def go_on_with(self, stream: AnyStream) -> None:
-        """It has messages that its reader wants: hand them on in a later turn."""
-        self._behind[stream] = None
+        """Deliver the stream's messages in a later turn."""
+        self._unread_streams[stream] = None
         self.wake()
 
-    def _work_off(self, stream: AnyStream) -> None:
+    def _deliver_messages(self, stream: AnyStream) -> None:
         if stream.done:
             return
         try:
-            stream.work_off()
-            if stream._ends_late and not stream.is_behind:
-                stream._ends_late = False
+            stream.deliver_messages()
+            if stream._ended_unread and not stream.is_behind:
+                stream._ended_unread = False
                 self._all_read(stream)
         except CallFailed as failure:
             self._call_failed(stream, failure)
-        except Exception as error:  # as in `_data`
+        except Exception as error:  # a bug behind one callback must not end other calls
             self.on_bug(error)
             self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
 
     # Compression
 
     def inflate(self, stream: AnyStream, body: bytes, then: Callable[[bytes], None]) -> None:
-        """Have a message's plain form handed to `then`: at once if that is small, else when it has been made elsewhere.
+        """Inflate a message and give it to `then`: at once if it is small, else after steps on another thread.
 
-        raises: CallFailed if it can't be had; what is found later ends the call.
+        raises: CallFailed if the message is broken or too large. A later step that fails ends the call.
         """
         inflater = Inflater(body, stream.encoding, stream._limit())
         self.turn_left -= INFLATED_AS
@@ -199,7 +199,7 @@ class Connection(ABC, Generic[AnyStream]):
         elsewhere(inflater, _Inflation(self, stream, inflater, then).stepped)
 
     def failed(self, stream: AnyStream, error: Exception) -> None:
-        """What was done for a call has raised this. Only that call ends."""
+        """End the call whose work raised this error; no other call ends."""
         if isinstance(error, CallFailed):
             self._call_failed(stream, error)
         else:
@@ -209,36 +209,36 @@ class Connection(ABC, Generic[AnyStream]):
     # Bytes
 
     def receive(self, data: bytes, now: float) -> None:
-        """Bytes from the peer."""
+        """Take bytes from the peer."""
         if self.closed:
             return
         self.now = self._active_at = now
-        self._pinged_at = None  # any byte is as good as the answer
+        self._pinged_at = None  # any byte answers for the PING
         self._take_in(data)
 
     def _take_in(self, data: bytes) -> None:
-        """Read what has come, or a part of it if it is very many frames; the rest in later turns."""
+        """Read bytes, or a part of them if they hold very many frames; later turns read the rest."""
         now, engine = self.now, self.engine
         failure: EngineError | None = None
         try:
             engine.receive_data(data)
         except EngineError as error:
             failure = error
-        if engine.unit != self._partial:
-            self._partial = engine.unit
+        if engine.partial_unit != self._partial:
+            self._partial = engine.partial_unit
             self._partial_since = now
         events = engine.events()
         if events:
-            if self._later:
-                self._later = list(self._thinned_out([*self._later, *events]))
+            if self._deferred:
+                self._deferred = list(self._worth_handling([*self._deferred, *events]))
             else:
-                self._handle(events if len(events) <= MANY_EVENTS else self._thinned_out(events))
+                self._handle(events if len(events) <= MANY_EVENTS else self._worth_handling(events))
         if engine.decoded:
             self.turn_left -= engine.decoded // HEADER_BYTES_PER_EVENT
             engine.decoded = 0
         if engine.glitches:
             if not self._glitches.take(engine.glitches, now):
-                self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that mean nothing")
+                self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many frames without effect")
             engine.glitches = 0
         tiny = self.tiny + engine.tiny
         if tiny:
@@ -253,19 +253,19 @@ class Connection(ABC, Generic[AnyStream]):
 
     @property
     def has_output(self) -> bool:
-        """May `output` give something now?"""
+        """Might `output` return bytes?"""
         return self.closed or self.engine.want_write
 
     def output(self) -> bytes:
-        """Bytes for the peer; b"" when there are none now. Fewer than WRITE_SIZE means that there are no more now."""
+        """Bytes for the peer. When there are fewer than WRITE_SIZE, no more are ready."""
         if self.closed:
-            words, self._last_words = self._last_words, b""
-            return words
+            goaway, self._goaway = self._goaway, b""
+            return goaway
         data = self.engine.data_to_send(WRITE_SIZE)
         events = self.engine.events()
         if events:
-            if self._later:
-                self._later += events
+            if self._deferred:
+                self._deferred += events
             else:
                 self._handle(events)
         if len(data) > BYTES_PER_UPDATE:
@@ -275,7 +275,7 @@ class Connection(ABC, Generic[AnyStream]):
         return data
 
     def expect_updates(self) -> None:
-        """A message goes out on a stream, and a peer that reads at once answers each however small it is."""
+        """A message goes out: give back the control frames with which a peer answers it, however small it is."""
         self._control.take(-MESSAGE_EXPLAINS, self.now)
 
     # Events
@@ -285,9 +285,9 @@ class Connection(ABC, Generic[AnyStream]):
         control = 0.0
         for at, event in enumerate(events):
             if self.closed:
-                return  # one of them was the last straw
+                return  # an event may have closed the connection
             if self.turn_left <= 0:
-                self._later = list(events[at:])
+                self._deferred = list(events[at:])
                 self.wake()
                 break
             kind = type(event)
@@ -312,15 +312,16 @@ class Connection(ABC, Generic[AnyStream]):
                 else:
                     control += CONTROL_FRAME
                     self._control_event(event)
-            except Exception as error:  # as in `_safely`, without the call
+            except Exception as error:  # like `_safely`, without the cost of a call
                 self.on_bug(error)
         if control and not self._control.take(control, self.now):
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
 
     def _data(self, stream: AnyStream | None, event: DataReceived) -> None:
         data = event.data
-        if stream is None or stream.done or stream.deaf:  # the bytes are dropped, the connection's window goes back ...
-            is_awaited = stream is not None and not stream.done  # ... and the stream's only if more of it is wanted
+        # The dropped bytes go back to the connection's window, and to the stream's only if it has to run on to its end.
+        if stream is None or stream.done or stream.discarding:
+            is_awaited = stream is not None and not stream.done
             self.give_back(len(data), event.stream_id if is_awaited else 0)
             if event.end_stream:
                 self.tiny += LATE_END
@@ -333,7 +334,7 @@ class Connection(ABC, Generic[AnyStream]):
                 and stream.missing < 0
                 and stream.on_message is None
                 and not stream._prefix
-            ):  # nearly always: the one message of a unary call, whole
+            ):  # the common case: the one message of a unary call, whole
                 stream.body = data[PREFIX:]
                 stream.missing = 0
                 self.engine.acknowledge(len(data), event.stream_id)
@@ -342,18 +343,18 @@ class Connection(ABC, Generic[AnyStream]):
             self._data_taken(stream, event.end_stream)
         except CallFailed as failure:
             self._call_failed(stream, failure)
-        except Exception as error:  # a callback's own fault must not end its neighbours' calls
+        except Exception as error:  # a bug behind one callback must not end other calls
             self.on_bug(error)
             self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
 
     def _tiny_data(self, stream: AnyStream | None, event: DataReceived) -> None:
-        is_late = stream is None or stream.done or stream.deaf
+        is_late = stream is None or stream.done or stream.discarding
         self._data(stream, event)
-        if is_late or stream is None or stream.completes_nothing(len(event.data)):
+        if is_late or stream is None or stream.left_incomplete(len(event.data)):
             self.tiny += TINY_DATA
 
     def give_back(self, size: int, stream_id: int) -> None:
-        """Window to the peer, for bytes that are no longer ours to keep."""
+        """Return the window of `size` bytes to the peer."""
         if size:
             self.engine.acknowledge(size, stream_id)
             self.wake()
@@ -372,22 +373,21 @@ class Connection(ABC, Generic[AnyStream]):
             self.wake()
 
     def _end_stream(self, stream: AnyStream, error_code: int) -> None:
-        """The engine has forgotten the stream. Its end is told before those are let go who wait for room on it: what
-        they have kept is for nobody now."""
+        """The engine has closed the stream. Tell its end before its writers wake, so that they write no more."""
         stream.closed = True
-        if stream._held:
-            held, stream._held = stream._held, 0
+        if stream._unacknowledged:
+            held, stream._unacknowledged = stream._unacknowledged, 0
             self.give_back(held, stream.id)
         waiting = stream.on_writable
         if waiting is not None:
             stream.on_writable = None
         try:
             self._call_closed(stream, error_code)
-        except Exception as error:  # as in `_safely`
+        except Exception as error:  # a bug behind one callback must not end other calls
             self.on_bug(error)
         if waiting is not None:
             self._safely(waiting)
-        if stream.done:  # and is not under way again
+        if stream.done:  # a call that was retried is not done
             stream._forget()
 
     def _rare_event(self, event: Event) -> None:
@@ -409,10 +409,10 @@ class Connection(ABC, Generic[AnyStream]):
         elif isinstance(event, PingAcknowledged):
             self._ping_answered()
 
-    # For the roles
+    # Overridden by the roles
 
-    def _thinned_out(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Of the many events of one read, those that are worth to be handled."""
+    def _worth_handling(self, events: Sequence[Event]) -> Sequence[Event]:
+        """The events of a large read, without those that need no work."""
         return events
 
     @abstractmethod
@@ -428,14 +428,14 @@ class Connection(ABC, Generic[AnyStream]):
     def _call_closed(self, stream: AnyStream, error_code: int) -> None: ...
 
     def _all_read(self, stream: AnyStream) -> None:
-        """The reader has the last message of a stream that ended before."""
+        """The reader has got the last message of a stream that had ended."""
 
     def _reset_by_peer(self, event: StreamReset) -> None: ...
 
     def _headers_dropped(self, event: HeadersDropped) -> None: ...
 
     def _count_end(self, event: StreamClosed) -> None:
-        """Of a stream that was reset, whatever the code."""
+        """Take the price of a stream that was reset."""
 
     def _ping_answered(self) -> None: ...
 
@@ -458,45 +458,44 @@ class Connection(ABC, Generic[AnyStream]):
                 return
             self.turn_left -= 1
             self._watched.discard(stream)
-            self._safely(stream._let_go)
+            self._safely(stream._wake_writer)
 
     # Endings
 
     @abstractmethod
     def drain(self) -> None:
-        """Tell the peer to open no more calls here (the first GOAWAY); what runs may end."""
+        """Send the first GOAWAY: the peer opens no more calls here, and running calls may end."""
 
     def break_off(self, code: int, reason: str) -> None:
-        """End at once, saying why to the peer."""
+        """Close at once, with a GOAWAY that tells the peer why."""
         if not self.closed:
             self.peer_erred = code != ErrorCode.NO_ERROR
-            self._last_words = goaway_frame(self._last_id, code, reason.encode("ascii", "replace")[:100])
+            self._goaway = goaway_frame(self._last_id, code, reason.encode("ascii", "replace")[:100])
             self.close(reason)
 
     def close(self, reason: str) -> None:
-        """End at once: every call that runs is told, in this turn or the next ones. Also to be called when the socket
-        is lost."""
+        """Close at once: running calls end in this turn or the next ones. To be called too when the socket is lost."""
         if self.closed:
             return
         self.closed = True
         self.draining = True
         self.reason = reason
-        self._later.clear()
+        self._deferred.clear()
         self.engine.is_behind = False
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.ended_by = EndedBy.CONNECTION
-        self._ending.extend(streams.values())
+        self._ended.extend(streams.values())
         self._tell_ends()
         self.wake()
 
     def _tell_ends(self) -> None:
-        while self._ending and self.turn_left > 0:
+        while self._ended and self.turn_left > 0:
             self.turn_left -= 1
-            self._end_stream(self._ending.popleft(), -1)
+            self._end_stream(self._ended.popleft(), -1)
 
     def _safely(self, callback: Callable[[], None]) -> None:
-        """A callback's own fault must not reach other calls."""
+        """Call back; an exception is reported and reaches no other call."""
         try:
             callback()
         except Exception as error:
@@ -505,7 +504,7 @@ class Connection(ABC, Generic[AnyStream]):
     # Time
 
     def tick(self, now: float) -> None:
-        """About once a second."""
+        """Check all timers, about once a second."""
         self.now = now
         limits = self.limits
         if not self.reads:
@@ -513,9 +512,9 @@ class Connection(ABC, Generic[AnyStream]):
             self._pinged_at = None
             self._partial_since = now
         if not self.greeted and now - self.born > limits.handshake_seconds:
-            self.break_off(ErrorCode.PROTOCOL_ERROR, "no SETTINGS came")
+            self.break_off(ErrorCode.PROTOCOL_ERROR, "no SETTINGS arrived in time")
         elif self._partial and now - self._partial_since > limits.frame_seconds:
-            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "a frame did not become complete")
+            self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "a frame did not arrive whole in time")
         elif not self.closed:
             self._keep_alive(now)
             for stream in list(self.streams.values()):
@@ -539,7 +538,7 @@ class Connection(ABC, Generic[AnyStream]):
 
 
 class _Inflation:
-    """A message while it is inflated elsewhere. Nothing of it refers to itself, so that it goes with its last step."""
+    """A message that is inflated on another thread. It holds no reference cycle, so its last step frees it."""
 
     def __init__(
         self, connection: Connection[Any], stream: Stream, inflater: Inflater, then: Callable[[bytes], None]
@@ -566,7 +565,7 @@ class _Inflation:
                 return
             stream._is_inflating = False
             self._then(inflater.body)
-            if stream._ends_late or stream._chunks:
+            if stream._ended_unread or stream._unread:
                 connection.go_on_with(stream)
         except Exception as error:
             connection.failed(stream, error)

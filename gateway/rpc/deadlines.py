@@ -1,4 +1,4 @@
-"""Many deadlines, cheap to set and to drop: instants are rounded up to a tick and kept in one set per tick."""
+"""Many deadlines that are cheap to add and discard: each is rounded up to a tick, and a set holds those of one tick."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import heapq
 from collections.abc import Callable
 from typing import Final, Protocol
 
-TICK: Final = 0.005  # seconds; how late a deadline may be noticed
-FAR: Final = 20.0  # seconds from now; such deadlines ...
-FAR_TICKS: Final = 200  # ... may be noticed this many ticks late (5 %), so that few sets are kept
-SLACK: Final = 64  # ticks in the heap that nobody waits for any more, before it is made anew
+TICK: Final = 0.005  # seconds; a deadline is noticed at most so late
+# A deadline that is more than FAR seconds away may be noticed FAR_TICKS late (5 %), so that there are fewer sets.
+FAR: Final = 20.0
+FAR_TICKS: Final = 200
+SLACK: Final = 64  # stale ticks in the heap at which it is rebuilt
 
 
 def _nobody(_: object) -> None: ...
@@ -20,25 +21,25 @@ class Expiring(Protocol):
 
 
 class Deadlines:
-    """One per event loop. Its owner calls `expire` when `on_earlier` or `next_at` said so.
+    """The deadlines of one event loop. The owner calls `expire` at the time that `on_earlier` or `next_at` gives.
 
-    What was dropped costs nothing for long: a far tick goes with its last deadline, since callers choose how far it is;
-    a near one may be used again, and comes due soon.
+    Discarded deadlines free their memory soon. A far tick, which callers choose, goes with its last deadline; a near
+    tick goes when it is due.
     """
 
     __slots__ = ("_due", "_heap", "on_bug", "on_earlier")
 
     def __init__(self) -> None:
-        self.on_earlier: Callable[[float], None] = _nobody  # told when what was added is due before all else
-        self.on_bug: Callable[[Exception], None] = _nobody  # told of exceptions out of `expire`
+        self.on_earlier: Callable[[float], None] = _nobody  # called with the time of a deadline that is the earliest
+        self.on_bug: Callable[[Exception], None] = _nobody  # called with an exception that `expire` of an item raised
         self._due: dict[int, set[Expiring]] = {}
-        self._heap: list[int] = []  # all ticks of `_due`, and some that were in it
+        self._heap: list[int] = []  # the ticks of `_due`, and stale ones
 
     def __len__(self) -> int:
         return sum(map(len, self._due.values()))
 
     def add(self, at: float, item: Expiring, now: float) -> int:
-        """Answers the key for `discard`."""
+        """Have `item.expire` called at `at`. Returns the key for `discard`."""
         tick = int(at / TICK) + 1
         if at - now > FAR:
             tick += FAR_TICKS - tick % FAR_TICKS
@@ -67,11 +68,11 @@ class Deadlines:
 
     @property
     def size(self) -> int:
-        """Entries that take memory, for deadlines or for none."""
+        """Entries in memory, stale ones too."""
         return max(len(self._heap), len(self._due))
 
     def next_at(self) -> float | None:
-        """When the earliest that is left is due; ticks that became empty are forgotten on the way."""
+        """When the earliest deadline is due; None if there is none. Drops stale ticks."""
         while self._heap:
             tick = self._heap[0]
             if self._due.get(tick):
@@ -81,10 +82,10 @@ class Deadlines:
         return None
 
     def expire(self, now: float) -> None:
-        """Expire everything that is due."""
+        """Call `expire` of every item that is due."""
         while self._heap and self._heap[0] * TICK <= now:
             for item in self._due.pop(heapq.heappop(self._heap), ()):
                 try:
                     item.expire()
-                except Exception as error:  # the fault of one must not keep the others waiting
+                except Exception as error:  # a bug behind one item must not keep the others waiting
                     self.on_bug(error)

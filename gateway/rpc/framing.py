@@ -12,13 +12,13 @@ from gateway.http2.limits import Limits
 from gateway.rpc.codes import CallFailed
 from gateway.status import Code
 
-PREFIX: Final = 5  # one byte says whether the message is compressed, four its length
-SMALL: Final = 4096  # bytes; a body up to this is joined with its prefix, a larger one is not copied for it
+PREFIX: Final = 5  # bytes: a compressed flag and a length of four bytes
+SMALL: Final = 4096  # bytes; a larger body is not copied to join it with its prefix
 SMALL_PREFIXES: Final = tuple(length.to_bytes(PREFIX, "big") for length in range(SMALL + 1))
-"""Of messages that are not compressed, by their length."""
+"""Prefixes of messages that are not compressed, by their length."""
 
 ACCEPT_ENCODING: Final = b"identity,deflate,gzip"
-_INPUT: Final = 65_536  # bytes that zlib is given at once: what it leaves of them, it copies
+_INPUT: Final = 65_536  # bytes given to zlib at once, since it copies what it leaves
 _SLICE: Final = 1 << 20
 _WINDOW_BITS: Final = {b"deflate": zlib.MAX_WBITS, b"gzip": zlib.MAX_WBITS | 16}
 
@@ -28,7 +28,7 @@ def prefix(length: int, compressed: bool = False) -> bytes:
 
 
 def read_prefix(data: bytes | bytearray, at: int, limit: int) -> tuple[int, bool]:
-    """Length and compressed flag of the message whose prefix is at `at`.
+    """The length and the compressed flag of the message whose prefix is at `at`.
 
     raises: CallFailed INTERNAL if the flag is neither 0 nor 1, RESOURCE_EXHAUSTED if the length is over `limit`.
     """
@@ -45,17 +45,17 @@ def read_prefix(data: bytes | bytearray, at: int, limit: int) -> tuple[int, bool
 
 
 class Inflater:
-    """Inflates one message, a slice at a time, so that whoever does it can do other things between."""
+    """Inflates one message in slices, so that other work can run between them."""
 
     def __init__(self, body: bytes, encoding: bytes, limit: int) -> None:
-        """limit: bytes that it may grow to. raises: CallFailed if the encoding is none that is known."""
+        """limit: largest plain size in bytes. raises: CallFailed UNIMPLEMENTED if the encoding is not known."""
         if encoding in (b"", b"identity"):
             raise CallFailed(Code.INTERNAL, "Message is flagged as compressed, but no grpc-encoding was given")
         bits = _WINDOW_BITS.get(encoding)
         if bits is None:
             raise CallFailed(Code.UNIMPLEMENTED, f"grpc-encoding {encoding.decode('latin-1')[:40]!r} is not supported")
-        self.body = b""  # once it is whole
-        self.size = 0  # bytes made so far
+        self.body = b""  # the plain message, once it is complete
+        self.size = 0  # plain bytes made so far
         self._encoding = encoding.decode()
         self._limit = limit
         self._inflater = zlib.decompressobj(bits)
@@ -64,9 +64,9 @@ class Inflater:
         self._parts: list[bytes] = []
 
     def step(self, most: int) -> bool:
-        """Make up to `most` bytes more. True: that was all, and `body` has it.
+        """Make up to `most` plain bytes more. Returns True when `body` is complete.
 
-        raises: CallFailed if it is broken, or grows beyond the limit.
+        raises: CallFailed if the message is broken, or larger than the limit.
         """
         until = self.size + most
         while not self._inflater.eof and self.size < until:
@@ -93,7 +93,7 @@ class Inflater:
             self.size += len(made)
             self._parts.append(made)
             if self.size > self._limit:
-                self._parts.clear()  # whoever keeps the error must not keep them
+                self._parts.clear()  # frees them, even if the error is kept
                 raise CallFailed(Code.RESOURCE_EXHAUSTED, f"Message grows beyond {self._limit} bytes when decompressed")
         elif not given and not inflater.eof:
             raise self._not_one_stream()
@@ -103,9 +103,9 @@ class Inflater:
 
 
 def decompress(body: bytes, encoding: bytes, limits: Limits) -> bytes:
-    """At once, however long it takes.
+    """The plain message, made without pause.
 
-    raises: CallFailed if the encoding is unknown, the body broken, or what it grows to larger than a message may be.
+    raises: CallFailed if the encoding is unknown, the body broken, or the message larger than `limits` allow.
     """
     inflater = Inflater(body, encoding, limits.message_bytes)
     while not inflater.step(_SLICE):

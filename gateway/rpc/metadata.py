@@ -18,7 +18,7 @@ Fields = Sequence[Field]
 
 _KEY_BYTES: Final = b"abcdefghijklmnopqrstuvwxyz0123456789_-."
 _BASE64_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=,"
-_CONTROL_BYTES: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])  # but the tab, as HTTP has it
+_CONTROL_BYTES: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])  # HTTP allows the tab (RFC 9110 section 5.5)
 _MESSAGE_SAFE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 _RESERVED: Final = frozenset(
@@ -26,10 +26,10 @@ _RESERVED: Final = frozenset(
     b"grpc-timeout grpc-encoding grpc-accept-encoding grpc-status grpc-message "
     b"grpc-previous-rpc-attempts grpc-retry-pushback-ms".split()
 )
-"""Fields that belong to one hop or to the protocol; they are never metadata."""
+"""Fields of one hop or of the protocol; they are not metadata."""
 
 MOST_MESSAGE: Final = 32_768
-"""Bytes of a `grpc-message`: half of what most peers take as a header list at all. Texts repeat what callers wrote."""
+"""Largest `grpc-message` in bytes: half of the header list that most peers accept. Texts repeat what callers wrote."""
 
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
@@ -41,8 +41,8 @@ def is_metadata(name: bytes) -> bool:
 def is_legal(name: bytes, value: bytes) -> bool:
     """May this field be handed to other peers as metadata?
 
-    Names and `-bin` values as strict as C-core, which fails calls over them. Other values as HTTP has them: they may be
-    text of any encoding, which gRPC's own API does not send but every peer takes (Triton 2.51 does).
+    Names and `-bin` values must be as C-core requires, which else fails the call. Other values must be as HTTP
+    requires: gRPC's own API sends only ASCII, but every peer takes text of any encoding (Triton 2.51 does).
     """
     if not name or name.translate(None, _KEY_BYTES):
         return False
@@ -60,14 +60,14 @@ def _decodes(value: bytes) -> bool:
 
 
 def _decode_binary(value: bytes) -> list[bytes]:
-    """Values may come comma-joined, padded or not."""
+    """The values of a `-bin` field, which may be joined by commas, and padded or not."""
     return [
         b64decode(part.rstrip(b"=") + b"=" * (-len(part.rstrip(b"=")) % 4), validate=True) for part in value.split(b",")
     ]
 
 
 def text_of(value: bytes) -> str:
-    """A value as text, for whoever reads it: UTF-8, and what is not is taken for Latin-1."""
+    """A value as text for people: UTF-8, else Latin-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -75,7 +75,7 @@ def text_of(value: bytes) -> str:
 
 
 def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
-    """The metadata among `fields`, in order. A value that is not UTF-8 stays bytes: `fields_from` gives the same again.
+    """The metadata among `fields`, in order. A value that is not UTF-8 stays bytes, as `fields_from` needs it.
 
     raises: ValueError if a field is not legal.
     """
@@ -94,7 +94,7 @@ def metadata_from(fields: Iterable[Field]) -> list[tuple[str, MetadataValue]]:
 
 
 def fields_from(metadata: Metadata | None) -> list[Field]:
-    """Metadata as fields that no HPACK table will hold.
+    """Metadata as never-indexed fields.
 
     raises: ValueError if a key or value is not legal or the key is reserved.
     """
@@ -114,7 +114,7 @@ def fields_from(metadata: Metadata | None) -> list[Field]:
 
 
 def legal_fields(metadata: Metadata) -> list[Field]:
-    """As `fields_from`, without what is not legal: not every peer or transport may send what another let in."""
+    """As `fields_from`, but illegal pairs are left out: a transport may accept what a peer does not."""
     fields: list[Field] = []
     for pair in metadata:
         with suppress(ValueError):
@@ -123,7 +123,7 @@ def legal_fields(metadata: Metadata) -> list[Field]:
 
 
 def encode_message(text: str) -> bytes:
-    """A status message for `grpc-message`; one that no peer would take in a header list is cut."""
+    """A status message, percent-encoded for `grpc-message`, and cut at MOST_MESSAGE bytes."""
     encoded = quote_from_bytes(text[:MOST_MESSAGE].encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")
     if len(encoded) <= MOST_MESSAGE:
         return encoded
@@ -133,12 +133,12 @@ def encode_message(text: str) -> bytes:
 
 
 def decode_message(value: bytes) -> str:
-    """Broken escapes are kept as they are: a status must never be lost over its text."""
+    """The text of a `grpc-message`. Broken escapes stay as they are: no status may be lost over its text."""
     return unquote_to_bytes(value).decode("utf-8", "replace")
 
 
 def parse_timeout(value: bytes) -> float:
-    """Seconds.
+    """The seconds of a `grpc-timeout`.
 
     raises: ValueError unless it is one to eight digits and a unit.
     """
@@ -149,7 +149,7 @@ def parse_timeout(value: bytes) -> float:
 
 
 def format_timeout(seconds: float) -> bytes:
-    """Rounded up, in the finest unit that eight digits can hold."""
+    """A `grpc-timeout`, rounded up, in the finest unit that fits eight digits."""
     if seconds <= 0:
         return b"0n"
     if seconds < 99:

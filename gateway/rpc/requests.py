@@ -1,6 +1,6 @@
-"""The heads of requests: checked and read once, and then known by their fields.
+"""Heads of requests: a header list is checked and read once, and looked up after that.
 
-A client sends the same few header lists again and again, so reading them costs once what looking them up costs always.
+A client sends the same few header lists again and again, and looking one up costs far less than reading it.
 
 Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
 """
@@ -18,36 +18,37 @@ from gateway.rpc.codes import CallFailed
 from gateway.rpc.metadata import Fields, is_legal, parse_timeout
 from gateway.status import Code
 
-KEPT: Final = 1024  # heads; callers choose what is in them, so only so many ...
-KEPT_BYTES: Final = 1024  # ... and none that is larger, as HTTP/2 counts: about 6 MB at most, with what Python adds
+# Callers choose header lists, so at most KEPT are remembered, each of at most KEPT_BYTES as HTTP/2 counts: 6 MB in all.
+KEPT: Final = 1024
+KEPT_BYTES: Final = 1024
 
 _PROTOCOL_FIELDS: Final = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
     b"content-length grpc-previous-rpc-attempts".split()
 )
 _HOST_FIELDS: Final = frozenset((b":authority", b"host"))
-"""Either says which host is meant (RFC 9113 section 8.3.1, gRFC A41); nginx can send `host` alone. Both must agree."""
+"""Either names the host (RFC 9113 section 8.3.1, gRFC A41): nginx can send `host` alone. Both must agree."""
 
 
 @dataclass(slots=True, eq=False)
 class RequestHead:
-    """What the header list of a request says. Requests with equal lists share it, so only `made` may be changed."""
+    """The header list of a request. Requests with equal lists share one head, so only `made` may be changed."""
 
     path: bytes
-    fields: Fields  # the client's metadata, checked, as `NeverIndexed` or plain pairs
+    fields: Fields  # the client's metadata: legal fields, as `NeverIndexed` or plain pairs
     encoding: bytes  # grpc-encoding
     accepts: bytes  # grpc-accept-encoding
     timeout: float | None  # seconds
-    size: int = 0  # as HTTP/2 counts, of one that no other request shares; else 0
-    http_status: bytes = b""  # not gRPC: how to refuse it in HTTP's own terms
-    made: Any = None  # what a handler made of the fields, for the next request that has them; of a type it knows
+    size: int = 0  # bytes, as HTTP/2 counts, if no other request shares the head; else 0
+    http_status: bytes = b""  # the HTTP status that refuses a request which is not gRPC; else b""
+    made: Any = None  # what a handler computed from the fields, for later requests with this head
 
 
 NO_HEAD: Final = RequestHead(b"", (), b"", b"", None)
 
 
 class RequestHeads:
-    """One per server."""
+    """The heads that one server remembers."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -57,7 +58,7 @@ class RequestHeads:
         return len(self._known)
 
     def read(self, headers: tuple[Field, ...]) -> RequestHead:
-        """raises: CallFailed if the request is not one that can be served."""
+        """The head of a request. raises: CallFailed if the request can't be served."""
         head = self._known.get(headers)
         return head if head is not None else self._read(headers)
 

@@ -44,7 +44,7 @@ OK_STATUS: Final[tuple[Field, ...]] = ((b"grpc-status", b"0"),)
 _STATUS_FIELDS: Final[dict[Code, Field]] = {code: (b"grpc-status", b"%d" % code) for code in Code}
 
 
-_REQUEST: Final = RequestReceived  # as in `connection`
+_REQUEST: Final = RequestReceived  # a module constant, as in `connection`
 _numbers: Final = itertools.count()
 
 
@@ -54,21 +54,21 @@ def _nothing() -> None: ...
 class ServerCall(Stream):
     """One call from a client.
 
-    Answer a unary one with `reply` or `finish`; a streaming one with `send_headers`, `send_message` and `finish`.
+    Answer a unary call with `reply` or `finish`, a streaming one with `send_headers`, `send_message` and `finish`.
     """
 
-    server: ServerConnection  # is `connection`, by its full type
+    server: ServerConnection  # the same as `connection`, with its full type
     head: RequestHead
     deadline: float | None = None  # on the clock of `now`
     remote_done = False  # the client has half-closed
-    streaming = False  # many requests may come: no timer for the first
+    streaming = False  # is it a client-streaming call? Then the first message may take its time
     cut_through = False  # may `on_request` come before the message is complete?
     on_request: Callable[[ServerCall], None] | None = None
-    """A unary call's message is in `body`; a streaming client has half-closed. With `cut_through`, of a large
-    message the front is in `body`, `missing` bytes are to come; called again as more arrives, unless `on_chunk`
-    was set."""
+    """Called when a unary call's message is complete in `body`, or a streaming client has half-closed. With
+    `cut_through` it is also called with the front of a large message in `body` and `missing` bytes yet to come, and
+    again as more arrives, until `on_chunk` is set."""
     on_cancel: Callable[[Code], None] | None = None
-    """The call ended without our doing: CANCELLED or DEADLINE_EXCEEDED. Not called after it was answered."""
+    """Called with CANCELLED or DEADLINE_EXCEEDED when the call ends before it was answered."""
     _head_sent = False
     _deadline_key = 0
     _head_bytes = 0
@@ -84,7 +84,7 @@ class ServerCall(Stream):
         return self.server.peer
 
     def reply(self, body: bytes, initial: Fields = (), trailing: Fields = (), encoding: bytes = b"") -> None:
-        """Answer a unary call whole. `encoding`: how `body` is compressed, if it is."""
+        """Answer a unary call with one message and OK. encoding: how `body` is compressed; b"" if it is not."""
         if self.done:
             return
         connection = self.server
@@ -102,11 +102,11 @@ class ServerCall(Stream):
                 engine.send_data(stream_id, body)
             engine.send_trailers(stream_id, (*OK_STATUS, *trailing))
         except EngineError:
-            pass  # the client has gone; its call is closed by the event that says so
+            pass  # the stream has ended, which an event will report
         connection.answered(self)
 
     def send_headers(self, initial: Fields = (), encoding: bytes = b"") -> None:
-        """Begin the answer; at most once."""
+        """Send the response headers, once."""
         if self.done or self._head_sent:
             return
         self._head_sent = True
@@ -118,7 +118,7 @@ class ServerCall(Stream):
         self.connection.wake()
 
     def finish(self, code: Code, text: str = "", trailing: Fields = ()) -> None:
-        """End the answer with a status; trailers-only if nothing was sent before."""
+        """End the call with a status: as trailers, or trailers-only if no headers were sent."""
         if self.done:
             return
         status: list[Field] = [_STATUS_FIELDS[code], *trailing]
@@ -130,15 +130,15 @@ class ServerCall(Stream):
             else:
                 self.connection.engine.send_response(self.id, [*RESPONSE, *status], end_stream=True)
         except EngineError:
-            pass  # as in `reply`
+            pass  # the stream has ended, which an event will report
         self.server.answered(self)
 
     def fail(self, code: Code, text: str, trailing: Fields = ()) -> None:
-        """End with an error; of a streamed answer, after what was sent of it."""
+        """End the call with an error status, after what was sent of a streamed answer."""
         self.finish(code, text, trailing)
 
     def refuse_http(self, status: bytes) -> None:
-        """Not gRPC: answer in HTTP's own terms."""
+        """Answer a request that is not gRPC with an HTTP status."""
         try:
             self.connection.engine.send_response(self.id, [(b":status", status)], end_stream=True)
         except EngineError:
@@ -146,19 +146,19 @@ class ServerCall(Stream):
         self.server.answered(self)
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """End the call: its deadline has passed."""
         if not self.done:
             if self.unsent:
-                self.reset(ErrorCode.CANCEL)  # a status would wait behind an answer that nobody waits for
+                self.reset(ErrorCode.CANCEL)  # else the status would wait behind an answer that nobody waits for
             self.finish(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
             self._end(Code.DEADLINE_EXCEEDED)
 
     def is_wasted(self, now: float) -> bool:
-        """Does a reset now throw away work that the client never waited for?"""
+        """Would a reset now waste work, done for a client that never waited for it?"""
         age = now - self.begun
         if self.done or self._head_sent or age >= PATIENT:
             return False
-        return self.deadline is None or 2 * age < self.deadline - self.begun  # else its time is, or was nearly, up
+        return self.deadline is None or 2 * age < self.deadline - self.begun  # near its deadline a client may give up
 
     def _forget(self) -> None:
         self.on_request = self.on_cancel = None
@@ -172,10 +172,10 @@ class ServerCall(Stream):
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """When a connection is asked to leave, on the clock of `now`; None is never."""
+    """When a connection gets its GOAWAY, on the clock of `now`; None is never."""
 
     at: float | None = None
-    grace: float | None = None  # seconds for its calls; None is as long as they take
+    grace: float | None = None  # seconds for running calls; None is as long as they take
 
 
 class ServerConnection(Connection[ServerCall]):
@@ -194,32 +194,35 @@ class ServerConnection(Connection[ServerCall]):
         ends: Ends = Ends(),
         budget: Budget | None = None,
     ) -> None:
-        """accept: told of each good request; sets the call's callbacks or ends it. heads: if connections share them."""
+        """accept: called with each valid request, to set the call's callbacks or end it.
+        heads: the heads that several connections share; None keeps them for this one.
+        """
         super().__init__(server_engine(limits), limits, now, wake, budget)
         self.peer = peer
-        self.on_full: Callable[[], None] = _nothing  # as many calls at once as may be: the next one waits at the client
-        self.number = next(_numbers)  # its own in this process
+        self.on_full: Callable[[], None] = _nothing  # `max_streams` calls are open: the client has to wait
+        self.number = next(_numbers)  # unique in this process
         self._accept = accept
         self._deadlines = deadlines
         self._heads = heads or RequestHeads(limits)
         self._ends = ends
-        self._usual = NO_HEAD  # of the last request, and probably of the next one
-        self._usual_fields: tuple[Field, ...] = ()
+        self._last_head = NO_HEAD  # the head of the last request, since the next one is probably the same
+        self._last_headers: tuple[Field, ...] = ()
         self._resets = Bucket(limits.resets, now)
-        self._answered = 0  # calls, since streams were last counted
-        self._early: set[ServerCall] = set()  # answered before the client was done
-        self._wide_most = limits.connection_window // 2 // limits.stream_window  # calls that may have `stream_window`
-        self._few = min(self._wide_most, limits.max_streams - 1)  # calls at once with which there is nothing to do
-        self._is_narrow = False  # has the peer less on each, since there are more?
-        self._heads_bytes = 0  # of open calls, where no others share theirs
-        self._working = 0  # calls that are over on the wire while their work still runs
+        self._answered = 0  # calls answered since the last `_charge`
+        self._answered_early: set[ServerCall] = set()  # calls answered before the client half-closed
+        # How many open calls may each have a whole `stream_window`, and up to how many no limit needs a check
+        self._full_window_calls = limits.connection_window // 2 // limits.stream_window
+        self._no_check_up_to = min(self._full_window_calls, limits.max_streams - 1)
+        self._has_small_windows = False  # are the windows reduced, because many streams are open?
+        self._heads_bytes = 0  # bytes of open calls' header lists that no other call shares
+        self._outliving = 0  # closed calls whose work still runs
         self._second_goaway_at: float | None = None
         self._cut_at: float | None = None
 
     # Requests
 
-    def _thinned_out(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Requests that the same read also resets are not even begun ("rapid reset")."""
+    def _worth_handling(self, events: Sequence[Event]) -> Sequence[Event]:
+        """All but the requests that the same read also resets ("rapid reset"): those do not begin."""
         gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
         return [e for e in events if not (isinstance(e, RequestReceived) and e.stream_id in gone)]
 
@@ -233,17 +236,17 @@ class ServerConnection(Connection[ServerCall]):
         self.streams[stream_id] = call
         if event.end_stream:
             call.remote_done = True
-        if len(self.streams) + self._working > self._few and self._is_beyond_limit():
+        if len(self.streams) + self._outliving > self._no_check_up_to and self._is_over_limit():
             call.done = True
             call.reset(ErrorCode.REFUSED_STREAM)
             return
         try:
-            if event.headers is not self._usual_fields:
-                self._usual = self._read(event.headers)
-                self._usual_fields = event.headers
-            head = self._usual
+            if event.headers is not self._last_headers:
+                self._last_head = self._read(event.headers)
+                self._last_headers = event.headers
+            head = self._last_head
             if head.size:
-                self._hold_head(call, head)
+                self._count_head(call, head)
             call.head = head
             if head.http_status:
                 self.engine.glitches += REFUSED_HEAD
@@ -264,25 +267,25 @@ class ServerConnection(Connection[ServerCall]):
             self._call_failed(call, CallFailed(Code.INTERNAL, BUG_TEXT))
 
     def _read(self, headers: tuple[Field, ...]) -> RequestHead:
-        """raises: CallFailed, of a head that can't be served; it is counted, whatever the request's flags."""
+        """The head of a request. raises: CallFailed if it can't be served, which has a price."""
         try:
             return self._heads.read(headers)
         except CallFailed as failure:
-            if failure.code is not Code.DEADLINE_EXCEEDED:  # which is a busy client's, who waited too long elsewhere
+            if failure.code is not Code.DEADLINE_EXCEEDED:  # a deadline that has passed is no fault of the client's
                 self.engine.glitches += REFUSED_HEAD
             raise
 
-    def _is_beyond_limit(self) -> bool:
-        """Of calls at once, with the one that has just come."""
-        taken = len(self.streams) + self._working
-        if taken > self._wide_most and not self._is_narrow:
-            self._is_narrow = self._resize(self.limits.connection_window // 2 // self.limits.max_streams)
+    def _is_over_limit(self) -> bool:
+        """Are there more open calls than allowed? The answer counts the new one. Many open calls reduce the windows."""
+        taken = len(self.streams) + self._outliving
+        if taken > self._full_window_calls and not self._has_small_windows:
+            self._has_small_windows = self._resize(self.limits.connection_window // 2 // self.limits.max_streams)
         if taken == self.limits.max_streams:
             self.on_full()
         return taken > self.limits.max_streams
 
-    def _hold_head(self, call: ServerCall, head: RequestHead) -> None:
-        """raises: CallFailed if the open calls have too much in theirs."""
+    def _count_head(self, call: ServerCall, head: RequestHead) -> None:
+        """raises: CallFailed if the header lists of open calls take too much memory."""
         if self._heads_bytes + head.size > self.limits.open_heads_bytes:
             raise CallFailed(
                 Code.RESOURCE_EXHAUSTED,
@@ -293,8 +296,8 @@ class ServerConnection(Connection[ServerCall]):
         call._head_bytes = head.size
 
     def _resize(self, window: int) -> bool:
-        """Of each call. All are no more than the connection's, so that none that waits holds up its neighbours."""
-        if self.limits.max_streams <= 2 * self._wide_most:
+        """Resize each stream's window, so that all together fit the connection's and no call can starve the others."""
+        if self.limits.max_streams <= 2 * self._full_window_calls:
             return False
         self.wake()
         return self.engine.resize_windows(max(window, LEAST_FRAME))
@@ -309,7 +312,7 @@ class ServerConnection(Connection[ServerCall]):
 
     def _data_taken(self, stream: ServerCall, ended: bool) -> None:
         if ended:
-            if stream.missing == 0 and stream.on_request is not None and not stream.streaming:  # nearly always
+            if stream.missing == 0 and stream.on_request is not None and not stream.streaming:  # the common case
                 stream.remote_done = True
                 if stream.compressed:
                     self._inflate_request(stream)
@@ -331,7 +334,7 @@ class ServerConnection(Connection[ServerCall]):
                 self._inflate_request(call)
                 return
         elif call.is_behind:
-            call._ends_late = True
+            call._ended_unread = True
             return
         elif call.has_partial_message:
             raise CallFailed(Code.INTERNAL, "The call ended within a message")
@@ -359,7 +362,7 @@ class ServerConnection(Connection[ServerCall]):
         stream._end(Code.CANCELLED)
 
     def answered(self, call: ServerCall) -> None:
-        """All of the answer is with the engine."""
+        """The engine has the whole answer."""
         call.done = True
         if call._charged:
             call.release()
@@ -368,15 +371,15 @@ class ServerConnection(Connection[ServerCall]):
         if call.remote_done:
             self._answered += 1
         else:
-            self._early.add(call)
+            self._answered_early.add(call)
         self.wake()
 
     def _call_closed(self, stream: ServerCall, error_code: int) -> None:
-        self._early.discard(stream)
+        self._answered_early.discard(stream)
         if stream._head_bytes:
             self._heads_bytes -= stream._head_bytes
-        if self._is_narrow and len(self.streams) < self._wide_most // 2:
-            self._is_narrow = not self._resize(self.limits.stream_window)
+        if self._has_small_windows and len(self.streams) < self._full_window_calls // 2:
+            self._has_small_windows = not self._resize(self.limits.stream_window)
         if not stream.done:
             stream.done = True
             if stream.deadline is not None:
@@ -384,33 +387,33 @@ class ServerConnection(Connection[ServerCall]):
             stream._end(Code.CANCELLED)
 
     def hold(self) -> None:
-        """A call's work outlives it on the wire: it still counts against `max_streams`. Undone by `release`."""
-        self._working += 1
+        """Count a call against `max_streams` after its end, until `release`: its work still runs."""
+        self._outliving += 1
 
     def release(self) -> None:
-        self._working -= 1
+        self._outliving -= 1
 
     def output(self) -> bytes:
         data = super().output()
-        if self._early and len(data) < WRITE_SIZE and not self.closed:
+        if self._answered_early and len(data) < WRITE_SIZE and not self.closed:
             self._reset_early()
         return data
 
     def _reset_early(self) -> None:
-        """Once an early answer is written, tell the client to stop sending (RFC 9113 section 8.1)."""
-        for call in [c for c in self._early if not c.unsent]:
-            self._early.discard(call)
+        """Stop requests whose answer was written before they were complete (RFC 9113 section 8.1)."""
+        for call in [c for c in self._answered_early if not c.unsent]:
+            self._answered_early.discard(call)
             self._charge(EARLY)
             call.reset(ErrorCode.NO_ERROR)
 
     # Endings of the connection
 
     def drain(self, grace: float | None = None) -> None:
-        """Two-step GOAWAY; calls that still run `grace` seconds later are cut."""
+        """Send the first of two GOAWAYs. grace: seconds until running calls are cut; None lets them end."""
         if not self.draining:
             self.draining = True
             self._second_goaway_at = self.now + DRAIN_STEP
-            self.engine.ping()  # its answer says that what was on its way has come
+            self.engine.ping()  # the answer shows that all requests sent before the GOAWAY have arrived
             self.engine.send_shutdown_notice()
             self.wake()
         if grace is not None:
@@ -446,10 +449,10 @@ class ServerConnection(Connection[ServerCall]):
             self._charge(FORCED)
         elif event.by is EndedBy.PEER:
             call = self.streams.get(event.stream_id)
-            if call is None or call.is_wasted(self.now):  # None: it was reset by the read that brought it
+            if call is None or call.is_wasted(self.now):  # None: the request and its reset came in one read
                 self._charge(WASTED)
         elif event.error_code == ErrorCode.REFUSED_STREAM:
-            self._charge(WASTED)  # as what it has reset still runs
+            self._charge(WASTED)  # the work of the calls that it has reset still runs
 
     def _charge(self, tokens: float) -> None:
         self._resets.take(self._answered * ANSWERED, self.now)
@@ -461,7 +464,7 @@ class ServerConnection(Connection[ServerCall]):
         super()._tick_stream(stream)
         if stream.done or stream.remote_done or (stream.streaming and not stream.has_partial_message):
             return
-        waiting_for_us = stream._held > 0 or not self.reads
+        waiting_for_us = stream._unacknowledged > 0 or not self.reads
         slow = stream._received < self.limits.min_rate and not waiting_for_us
         stream._received = 0
         stream._idle_ticks = stream._idle_ticks + 1 if slow else 0

@@ -1,13 +1,13 @@
-"""One call's half of the wire, whichever end we are: messages out of DATA, and who waits for whom.
+"""One call's half of an HTTP/2 stream, in either role: messages out of DATA, and back-pressure both ways.
 
-A stream takes in what arrives in one of three ways:
-- *collected*: the one message of a unary call, in `body`; the window is given back at once, and until the call is
-  answered the bytes are taken from a budget (see there);
-- *passed on*: once `on_chunk` is set, the rest of that message goes there as it arrives, and whoever took the bytes
-  gives the window back with `consume`;
-- *message by message*: with `on_message` set (streaming calls). The reader gets one when it is hungry, and no more of
-  them in one turn of the loop than the connection allows. What it has not got stays as it came, as bytes whose window
-  is not given back: so a sender may be one window ahead of a reader that has stopped, however small the messages.
+A stream takes what arrives in one of three ways:
+- *collected*: `body` gets the one message of a unary call. The window is returned at once. Until the call is answered,
+  the bytes count in `Connection.budget`.
+- *passed on*: once `on_chunk` is set, it gets the rest of that message as it arrives. Whoever consumes the bytes
+  returns their window with `consume`.
+- *message by message*: `on_message` (streaming calls) gets one message whenever the reader wants one, and a turn of
+  the loop delivers only as many as the connection allows. Unread bytes stay as they came, and their window is not
+  returned. So a sender can be one window ahead of a slow reader, however small the messages are.
 """
 
 from __future__ import annotations
@@ -25,74 +25,73 @@ from gateway.status import Code
 if TYPE_CHECKING:
     from gateway.rpc.connection import Connection
 
-JOINED: Final = (
-    16_384  # bytes; pieces are joined up to this as they come, so that small ones cost no more than their bytes
-)
+JOINED: Final = 16_384  # bytes up to which pieces are joined, so that small ones cost no more than their bytes
 
 
 class Stream:
     """What calls of both roles have in common.
 
-    Most calls never set most of this, so what is the same for all is kept in the class: making a call is a good part of
-    what a small one costs.
+    Most calls leave most attributes at their defaults, so the class holds those: making a call is a good part of what a
+    small call costs.
     """
 
-    connection: Connection[Any]  # any of its streams: both roles share what is used here
+    connection: Connection[Any]  # Any: both roles use only what all streams have
     id = 0
     encoding = b""  # the peer's grpc-encoding
-    body = b""  # of a unary call: the message, or as much of it as has arrived
-    compressed = False  # is it?
-    missing = -1  # bytes of it yet to come; -1 until its prefix is known
-    hungry = True  # message by message: the reader has nothing left to read
+    body = b""  # the message of a unary call, or the part of it that has arrived
+    compressed = False  # is `body` compressed?
+    missing = -1  # bytes of `body` yet to come; -1 until the prefix has arrived
+    hungry = True  # does the reader of messages want the next one?
     done = False  # nothing more is sent or reported
-    deaf = False  # what comes is dropped: no messages, but an error page
-    closed = False  # the engine has forgotten the stream
-    ended_by = BOTH  # once it is closed
+    discarding = False  # what arrives is dropped: it is an error page, and not gRPC
+    closed = False  # the engine has closed the stream
+    ended_by = BOTH  # which end closed the stream
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
     on_writable: Callable[[], None] | None = None
-    most_bytes = 0  # of a message, if that is less than the limit of the connection
-    _parts: list[bytes] | None = None  # of the message that is being collected
-    _prefix = b""  # as much of the next message's as has come, if that is not all
-    _charged = 0  # bytes that were taken from the budget
-    _chunks: deque[bytes] | None = None  # message by message: what has come and was not looked at ...
-    _at = 0  # ... from this byte of the first one on
-    _waiting = 0  # bytes of those
-    _left = -1  # bytes of the message yet to come; -1 until its prefix is known
-    _compressed_now = False  # is that message?
-    _is_inflating = False  # a message is being inflated; those behind it wait
-    _ends_late = False  # the stream has ended in good order, with messages that the reader has not got
-    _held = 0  # bytes received whose window was not given back
-    _offer_at = 0  # size of the front that is shown next
-    _received = 0  # bytes, for the rate
+    most_bytes = 0  # largest message accepted, if that is less than the connection's limit
+    _parts: list[bytes] | None = None  # parts of the message that is being collected
+    _prefix = b""  # a part of the next message's prefix
+    _charged = 0  # bytes that count in the budget
+    # What has arrived of messages and was not read: `_unread_bytes`, from `_unread_at` in the first chunk on
+    _unread: deque[bytes] | None = None
+    _unread_at = 0
+    _unread_bytes = 0
+    _message_left = -1  # bytes yet to come of the message that is being read; -1 until its prefix has arrived
+    _message_compressed = False  # is the message that is being read compressed?
+    _is_inflating = False  # a message is being inflated, and later messages wait
+    _ended_unread = False  # the stream has ended well, but its reader has not got the last messages
+    _unacknowledged = 0  # bytes received whose window was not returned
+    _offer_at = 0  # bytes of a large message at which `_offer_front` offers it again
+    _received = 0  # bytes received since the last tick
     _idle_ticks = 0
     _queued = 0  # bytes given to `send_chunk`
     _last_taken = 0
     _last_unsent = 0
     _stalled_ticks = 0
 
-    # In
+    # Receiving
 
     def _data(self, data: bytes) -> None:
         """raises: CallFailed if the bytes are not the messages that the call allows."""
         size = len(data)
         self._received += size
         if self.on_message is not None:
-            self._held += size
-            self._waiting += size
-            _append(self._chunks if self._chunks is not None else self._new_chunks(), data)
-            self.work_off()
+            self._unacknowledged += size
+            self._unread_bytes += size
+            _append(self._unread if self._unread is not None else self._new_unread(), data)
+            self.deliver_messages()
         elif self.on_chunk is not None:
-            self._held += size
+            self._unacknowledged += size
             self._count(size)
             self.on_chunk(data)
         else:
             self.connection.give_back(size, self.id)
             self._collect(data)
 
-    def _new_chunks(self) -> deque[bytes]:
+    def _new_unread(self) -> deque[bytes]:
         chunks: deque[bytes] = deque()
-        self._chunks = chunks
+        self._unread = chunks
         return chunks
 
     def _limit(self) -> int:
@@ -104,7 +103,7 @@ class Stream:
         self._charged += size
 
     def release(self) -> None:
-        """What was collected is no longer held here."""
+        """What was collected does not count in the budget any more."""
         if self._charged:
             self.connection.budget.give(self._charged)
             self._charged = 0
@@ -150,11 +149,13 @@ class Stream:
             raise CallFailed(Code.UNIMPLEMENTED, "A unary call has exactly one message")
 
     def _is_passed_on(self) -> bool:
-        return self.on_chunk is not None  # asked here, since compiled code would not ask again after a callback
+        return self.on_chunk is not None  # a method: compiled code would not read the attribute again after a callback
 
     def _offer_front(self, taker: Callable[[Any], None]) -> None:
-        """Show `taker` as much of a large message as is here. If it does not take over by `on_chunk`, it is asked again
-        when there is twice as much, so that asking stays cheap."""
+        """Offer a large message to `taker` before it is complete; it takes the message over by setting `on_chunk`.
+
+        If it does not, it is asked again when twice as much has arrived, so that asking stays cheap.
+        """
         if self._charged < self._offer_at or self._is_passed_on() or self.compressed:
             return
         self._join()
@@ -163,33 +164,33 @@ class Stream:
         if self._is_passed_on():
             self._parts = None
             if self._charged <= 2 * self.connection.limits.whole_bytes:
-                self.release()  # of a larger one, whose names came late, the front is kept until the call ends
+                self.release()  # the front of a larger message is kept, and counts until the call ends
 
     # Message by message
 
     @property
     def is_behind(self) -> bool:
-        """Is there more than the reader has got, apart from a message that is not here whole?"""
-        return bool(self._chunks) or self._is_inflating
+        """Are there unread bytes, beside a message that is not complete?"""
+        return bool(self._unread) or self._is_inflating
 
-    def work_off(self) -> None:
-        """Hand on what is here, as far as the reader wants it now and the turn of the loop allows.
+    def deliver_messages(self) -> None:
+        """Deliver complete messages, as far as the reader wants them and this turn of the loop allows.
 
         raises: CallFailed if the bytes are not the messages that the call allows.
         """
         connection = self.connection
         while self.hungry and not self._is_inflating and not self.done:
-            if connection.turn_left <= 0 and self._chunks:
+            if connection.turn_left <= 0 and self._unread:
                 connection.go_on_with(self)
                 return
             message = self._next_message()
             if message is None:
-                self.consume(self._held)
+                self.consume(self._unacknowledged)
                 return
             self.hungry = False
             connection.turn_left -= 1
             connection.tiny += MESSAGE_END
-            if self._compressed_now:
+            if self._message_compressed:
                 connection.inflate(self, message, self._deliver)
             else:
                 self._deliver(message)
@@ -200,20 +201,20 @@ class Stream:
             self.on_message(message, False)
 
     def _next_message(self) -> bytes | None:
-        """The next one that is here whole."""
-        chunks = self._chunks
+        """The next complete message."""
+        chunks = self._unread
         while chunks:
-            chunk, at = chunks[0], self._at
+            chunk, at = chunks[0], self._unread_at
             end = len(chunk)
-            if self._left < 0:
+            if self._message_left < 0:
                 at = self._read_prefix(chunk, at)
             stop = at
             message: bytes | None = None
-            if self._left >= 0:
-                stop = min(at + self._left, end)
+            if self._message_left >= 0:
+                stop = min(at + self._message_left, end)
                 piece = chunk[at:stop]
-                self._left -= len(piece)
-                if self._left:
+                self._message_left -= len(piece)
+                if self._message_left:
                     self._charge(len(piece))
                     if self._parts is None:
                         self._parts = []
@@ -224,59 +225,59 @@ class Stream:
                     self._charge(len(piece))
                     self._parts.append(piece)
                     message, self._parts = b"".join(self._parts), None
-            self._waiting -= stop - self._at
+            self._unread_bytes -= stop - self._unread_at
             if stop == end:
                 chunks.popleft()
-                self._at = 0
+                self._unread_at = 0
             else:
-                self._at = stop
+                self._unread_at = stop
             if message is not None:
-                self._left = -1
+                self._message_left = -1
                 return message
         return None
 
     def _read_prefix(self, chunk: bytes, at: int) -> int:
-        """Where what follows the prefix begins; `_left` stays -1 if that is not here whole."""
-        if not self._prefix and len(chunk) - at >= PREFIX:  # nearly always
-            self._left, self._compressed_now = read_prefix(chunk, at, self._limit())
+        """Read a prefix. Returns where the message begins; `_message_left` stays -1 if the prefix is not complete."""
+        if not self._prefix and len(chunk) - at >= PREFIX:
+            self._message_left, self._message_compressed = read_prefix(chunk, at, self._limit())
             return at + PREFIX
         stop = at + PREFIX - len(self._prefix)
         self._prefix += chunk[at:stop]
         if len(self._prefix) < PREFIX:
             return len(chunk)
-        self._left, self._compressed_now = read_prefix(self._prefix, 0, self._limit())
+        self._message_left, self._message_compressed = read_prefix(self._prefix, 0, self._limit())
         self._prefix = b""
         return stop
 
-    def completes_nothing(self, size: int) -> bool:
-        """Has a frame of `size` bytes, which has just been taken in, left a message without its end?"""
+    def left_incomplete(self, size: int) -> bool:
+        """Did the DATA frame of `size` bytes that was just taken leave a message incomplete?"""
         if self.on_message is None:
             return self.missing != 0
-        if self._chunks:  # the reader is slow, so what is in them is not known yet
+        if self._unread:  # the reader is slow, so the frame was not read yet
             return size < LEAST_WAITING
-        return self._left >= 0 or bool(self._prefix)
+        return self._message_left >= 0 or bool(self._prefix)
 
     @property
     def has_partial_message(self) -> bool:
         if self.on_message is None:
             return self.missing != 0
-        return self._left >= 0 or bool(self._prefix) or bool(self._chunks)
+        return self._message_left >= 0 or bool(self._prefix) or bool(self._unread)
 
     def consume(self, size: int) -> None:
-        """Give the peer `size` bytes of window back: they are no longer ours to keep."""
-        size = min(size, self._held)  # a stream that has closed has given back everything
-        self._held -= size
+        """Return the window of `size` bytes: the reader has consumed them."""
+        size = min(size, self._unacknowledged)  # a stream that has closed has returned everything
+        self._unacknowledged -= size
         self.connection.give_back(size, self.id)
 
     def feed(self) -> None:
-        """Message by message: the reader wants the next one. It gets it soon, never before this returns."""
+        """Message by message: ask for the next one. It never comes before this returns."""
         self.hungry = True
-        if self._held > self._waiting and not self._is_inflating:
-            self.consume(self._held - self._waiting)
-        if self._chunks:
+        if self._unacknowledged > self._unread_bytes and not self._is_inflating:
+            self.consume(self._unacknowledged - self._unread_bytes)
+        if self._unread:
             self.connection.go_on_with(self)
 
-    # Out
+    # Sending
 
     def send_message(self, body: bytes, compressed: bool = False) -> None:
         self.connection.expect_updates()
@@ -287,18 +288,18 @@ class Stream:
             self.send_chunk(body)
 
     def send_front(self, front: bytes, missing: int, compressed: bool = False) -> None:
-        """The beginning of a message; `send_chunk` brings the `missing` bytes."""
+        """Begin a message with `front`; `send_chunk` has to send the `missing` bytes."""
         self.send_chunk(prefix(len(front) + missing, compressed))
         self.send_chunk(front)
 
     def send_chunk(self, data: bytes) -> None:
-        """A piece of a message, prefix included. Lost without a word if the call has ended."""
+        """Send a part of a message, prefix included. It is dropped if the call has ended."""
         if self.done or self.closed:
             return
         try:
             self.connection.engine.send_data(self.id, data)
         except EngineError:
-            return  # its end has happened and will be reported
+            return  # the stream has ended, which an event will report
         self._queued += len(data)
         self.connection.wake()
 
@@ -308,12 +309,12 @@ class Stream:
         return 0 if self.closed else self.connection.engine.queued_body_size(self.id)
 
     def when_writable(self, callback: Callable[[], None]) -> None:
-        """Call once `unsent` is within the limit, or the call over."""
+        """Call `callback` once `unsent` is within the limit, or the call has ended."""
         self.on_writable = callback
         self.connection.watch(self)
 
     def reset(self, code: int = ErrorCode.CANCEL) -> None:
-        """Stop the stream both ways; its end is reported as such."""
+        """Reset the stream; its end is reported as that of any stream."""
         if not self.closed:
             try:
                 self.connection.engine.reset_stream(self.id, code)
@@ -322,14 +323,14 @@ class Stream:
             self.connection.wake()
 
     def _forget(self) -> None:
-        """Drop what callbacks hold, so that a call's objects go with it and not with the garbage collector."""
+        """Drop callbacks and buffers, so that reference counts free a call's objects and no collector has to."""
         if self._charged:
             self.release()
-        self._parts = self._chunks = None
+        self._parts = self._unread = None
         self.on_message = self.on_chunk = self.on_writable = None
 
-    def _let_go(self) -> None:
-        """Whoever waits for room need not wait any longer."""
+    def _wake_writer(self) -> None:
+        """Call whoever waits to write."""
         callback, self.on_writable = self.on_writable, None
         if callback is not None:
             callback()
@@ -337,7 +338,7 @@ class Stream:
     # Time
 
     def _tick(self, write_ticks: int, min_rate: int) -> bool:
-        """Once a second. Has the peer taken less than `min_rate` of what waits for it, for `write_ticks`?"""
+        """Once a second. Has the peer taken less than `min_rate` bytes per second of what waits, for `write_ticks`?"""
         unsent = self.unsent
         taken = self._queued - unsent
         slow = unsent > 0 and taken - self._last_taken < min(min_rate, self._last_unsent)
@@ -348,19 +349,19 @@ class Stream:
 
 
 def pipe(source: Stream, sink: Stream) -> None:
-    """Pass the rest of `source`'s message on to `sink` as it arrives; while `sink` can't send, `source` waits."""
-    owed = 0
+    """Pass the rest of `source`'s message on to `sink`; `source` gets no window back while `sink` can't send."""
+    unacknowledged = 0
     limit = source.connection.limits.unsent_bytes
 
     def taken() -> None:
-        nonlocal owed
-        size, owed = owed, 0
+        nonlocal unacknowledged
+        size, unacknowledged = unacknowledged, 0
         source.consume(size)
 
     def chunk(data: bytes) -> None:
-        nonlocal owed
+        nonlocal unacknowledged
         sink.send_chunk(data)
-        owed += len(data)
+        unacknowledged += len(data)
         if sink.unsent <= limit:
             taken()
         elif sink.on_writable is None:

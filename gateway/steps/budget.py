@@ -1,4 +1,4 @@
-"""steps (pure): memory that steps share. A step takes what it needs before it needs it, waits a little, or is refused.
+"""steps (pure): a budget of memory that steps share. A step reserves memory before it uses it, and may wait a little.
 
 There is one budget in a process, as there is one memory: `MEMORY`. Whoever runs the process says how much it is.
 """
@@ -16,43 +16,43 @@ from gateway.errors import Overloaded
 MIB: Final = 1 << 20
 
 PATIENCE_SECONDS: Final = 2.0
-"""How long a step waits for others to give memory back: several pictures of many megapixels take 0.1 to 1 s each."""
+"""How long a step waits for memory: others hold it for 0.1 to 1 s per picture of many megapixels."""
 
 
 _SMALL: Final = 16
 _KEPT_FOR_SMALL: Final = 8
-"""What is up to 1/16 of all is small; 1/8 of all is for small ones only. Of 512 MiB that is 32 and 64 MiB: a photo that
-is decoded at a fraction of its size takes 3."""
+"""A request of up to 1/16 of the budget is small, and only small ones get the last 1/8. Of 512 MiB that is 32 and 64
+MiB; a photo that is decoded at a fraction of its size takes 3."""
 
 
 class TooLarge(Exception):
-    """More than there is in all: no waiting helps. The text is fit for the caller."""
+    """The request exceeds the whole budget, so waiting would not help. The text may be shown to the caller."""
 
 
 class Budget:
-    """So many bytes, taken and given back by threads.
+    """A number of bytes that threads reserve and give back.
 
-    Large ones queue, first come first served, so that none starves; they leave an eighth of it alone. Small ones pass
-    them, so that nobody's photo waits for somebody's poster. Nobody who holds some may take more, so nobody waits for
-    somebody who waits.
+    Large requests queue, first come first served, so that none starves, and they leave an eighth of the budget free.
+    Small ones overtake them, so that no photo waits for a poster. A thread that holds memory may not reserve more, so
+    there is no deadlock.
     """
 
     def __init__(self, most: int | None = None) -> None:
         """most: bytes; None is no limit."""
         self.most = most
         self.held = 0
-        self._waiting: deque[object] = deque()  # large ones
+        self._waiting: deque[object] = deque()  # large requests that wait, first come first
         self._changed = threading.Condition()
 
     @contextmanager
     def hold(self, size: int, what: str, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
-        """Take `size` bytes for as long as the block runs.
+        """Reserve `size` bytes for as long as the block runs.
 
-        what:     what needs them, for the texts.
-        patience: seconds to wait for them.
+        what:     what needs the memory, for error texts.
+        patience: seconds to wait.
 
-        :raises TooLarge: if there never can be so many.
-        :raises Overloaded: if others do not give them back in time.
+        :raises TooLarge: if `size` exceeds the whole budget.
+        :raises Overloaded: if other threads do not give enough back in time.
         """
         self._take(size, what, patience)
         try:
@@ -69,10 +69,10 @@ class Budget:
             self.held += size
 
     def _wait(self, most: int, size: int, what: str, patience: float) -> None:
-        """Return when it can be taken. most: in all."""
+        """Wait until a small or large request fits. most: the limit for this request."""
         for_large = most - most // _KEPT_FOR_SMALL
         if size > for_large:
-            raise TooLarge(f"{what} takes {_mib(size)}; {_mib(for_large)} are there for one (pipelines.memory)")
+            raise TooLarge(f"{what} takes {_mib(size)}; at most {_mib(for_large)} are allowed (pipelines.memory)")
         if size <= most // _SMALL:
             has_room = self._changed.wait_for(lambda: self.held + size <= most, patience)
         else:
@@ -97,4 +97,4 @@ def _mib(size: int) -> str:
 
 
 MEMORY: Final = Budget()
-"""Of this process. Without a limit until somebody sets one."""
+"""The budget of this process; it has no limit until one is set."""

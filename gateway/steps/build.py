@@ -1,4 +1,4 @@
-"""steps (pure): from a declared pipeline to one that works, or to everything that is wrong with it."""
+"""steps (pure): builds a declared pipeline, or finds everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.steps.catalogue import UnknownStep, did_you_mean, find_step, told
+from gateway.steps.catalogue import UnknownStep, did_you_mean, find_step, one_line
 from gateway.steps.declare import PartDeclaration, PipelineSpec, TensorDeclaration
 from gateway.steps.pipeline import LocalStep, ModelCall, Part, Pipeline
 from gateway.steps.step import Read, RowStep, Step, StepError
@@ -29,7 +29,7 @@ class Finding:
 
 
 class PipelineError(Exception):
-    """A declared pipeline cannot work; `findings` has everything that is wrong with it."""
+    """The declared pipeline cannot work; `findings` says everything that is wrong."""
 
     def __init__(self, findings: list[Finding]) -> None:
         super().__init__("\n".join(map(str, findings)))
@@ -61,15 +61,15 @@ def build_pipeline(name: str, declared: PipelineSpec, read: Read) -> Pipeline:
 
 @dataclass(slots=True)
 class _Check:
-    """The working set as far as it is known while the parts are gone through in order."""
+    """What is known of the working set while the parts are checked in order."""
 
     read: Read
     findings: list[Finding] = field(default_factory=list)
-    known: dict[str, TensorSpec | None] = field(default_factory=dict)  # None: from a model, so its type is not known
+    known: dict[str, TensorSpec | None] = field(default_factory=dict)  # None: the type is not known before a call
     used: set[str] = field(default_factory=set)
-    latest: list[str] | None = field(default_factory=list)  # what the part before made; None: a model's unnamed outputs
-    open: bool = False  # may there be more tensors than those in `known`?
-    broken: bool = False  # is there a step that is not known, so that nobody knows what it would have read and made?
+    latest: list[str] | None = field(default_factory=list)  # what the last part made; None: all outputs of a model
+    open: bool = False  # may there be tensors that are not in `known`?
+    broken: bool = False  # is there an unknown step, so that what it reads and writes is not known?
 
     def begin(self, inputs: tuple[TensorDeclaration, ...]) -> None:
         for number, tensor in enumerate(inputs):
@@ -100,7 +100,7 @@ class _Check:
         return self._local(where, step, declared)
 
     def _construct(self, where: Where, declared: PartDeclaration) -> Step[Any] | None:
-        """The step, if its name and parameters are right."""
+        """The step; None, with findings, if its name or parameters are wrong."""
         try:
             step_type = find_step(declared.step or "")
         except UnknownStep as exc:
@@ -116,12 +116,12 @@ class _Check:
         except StepError as exc:
             at = (*where, "with", *([exc.parameter] if exc.parameter else []))
             self._find(at, f"step '{declared.step}': {exc.wrong}", exc.right)
-        except BaseException as exc:  # whatever a user's step raises while it is built, `SystemExit` too
-            self._find((*where, "step"), f"step '{declared.step}' cannot be built: {told(exc)}")
+        except BaseException as exc:  # a user's step may raise anything while it is built, `SystemExit` too
+            self._find((*where, "step"), f"step '{declared.step}' cannot be built: {one_line(exc)}")
         return None
 
     def _refuse_parameters(self, where: Where, refused: ValidationError, fields: list[str]) -> None:
-        """One finding for each parameter, though pydantic has one for each form that its value could have had."""
+        """One finding for each parameter; pydantic reports one for each type that the value could have."""
         texts: dict[Where, list[str]] = {}
         for error in refused.errors():
             at = (*where, *error["loc"][:1])
@@ -166,11 +166,11 @@ class _Check:
             self.latest = list(outputs.values())
         else:
             self.open, self.latest = True, None
-            self.known = dict.fromkeys(self.known)  # any of them may be replaced by what the model answers
+            self.known = dict.fromkeys(self.known)  # the model's answer may replace any of them
         return ModelCall(model, inputs, outputs)
 
     def _use(self, where: Where, who: str, spec: TensorSpec | None, name: str) -> None:
-        """Note that a tensor is read, and check that it is there and (if it is known) what it should be."""
+        """Note that a tensor is read; check that it exists, and its type if that is known."""
         self.used.add(name)
         if name not in self.known:
             if not self.open:
@@ -190,9 +190,9 @@ class _Check:
 
 
 def _check_declared(step: Step[Any]) -> None:
-    """What a step says that it reads and writes is looked at once, so that no call fails of it.
+    """Check what a step declares, once, so that no call has to.
 
-    :raises TypeError: if it can't be meant.
+    :raises TypeError: if the declaration is invalid.
     """
     for side in ("reads", "writes"):
         specs = getattr(step, side)
@@ -200,7 +200,7 @@ def _check_declared(step: Step[Any]) -> None:
             raise TypeError(f"'{side}' must be a tuple of TensorSpec")
         for spec in specs:
             if spec.datatype not in DATATYPES or not all(isinstance(size, int) for size in spec.shape):
-                raise TypeError(f"'{side}' has '{spec.name}' as {spec}, which is no tensor of the V2 protocol")
+                raise TypeError(f"'{side}' has '{spec.name}' as {spec}, which is not a tensor of the V2 protocol")
     if isinstance(step, RowStep):
         if not step.reads:
             raise TypeError("a step that makes rows must read something")

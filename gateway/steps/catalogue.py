@@ -33,7 +33,7 @@ SHIPPED: dict[str, AnyStep] = {
 
 
 class UnknownStep(Exception):
-    """No step can be had by this name. `wrong` says why, `right` what could be meant."""
+    """There is no step of this name. `wrong` says why, `right` what could be meant."""
 
     def __init__(self, wrong: str, right: str) -> None:
         super().__init__(f"{wrong}; {right}")
@@ -42,9 +42,9 @@ class UnknownStep(Exception):
 
 
 def find_step(name: str) -> AnyStep:
-    """The step of this name; our own win over entry points.
+    """The step of this name; shipped steps win over entry points.
 
-    :raises UnknownStep: if there is none, or importing it fails, or it is no subclass of `Step`.
+    :raises UnknownStep: if there is none, or importing it fails, or it is not a subclass of `Step`.
     """
     if name in SHIPPED:
         return SHIPPED[name]
@@ -56,7 +56,7 @@ def find_step(name: str) -> AnyStep:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)` if one of the known names is close, else nothing."""
+    """` (did you mean 'x'?)` if a known name is close; else ""."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
@@ -74,8 +74,8 @@ def _load(name: str, where: str) -> AnyStep:
         found = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except BaseException as exc:  # whatever a user's module raises while it is imported, `SystemExit` too
-        raise UnknownStep(f"step '{name}' cannot be imported: {told(exc)}", right) from exc
+    except BaseException as exc:  # a user's module may raise anything when it is imported, `SystemExit` too
+        raise UnknownStep(f"step '{name}' cannot be imported: {one_line(exc)}", right) from exc
     if not (isinstance(found, type) and issubclass(found, Step) and _is_params(getattr(found, "params_type", None))):
         raise UnknownStep(f"step '{name}' is not a step", right)
     return found
@@ -85,10 +85,10 @@ def _is_params(found: object) -> bool:
     return isinstance(found, type) and issubclass(found, BaseModel)
 
 
-def told(thrown: BaseException) -> str:
-    """What a user's code threw, on one line; also of an exception whose own text can't be had."""
+def one_line(thrown: BaseException) -> str:
+    """The text of an exception from a user's code, on one line; its type's name if it has no readable text."""
     try:
         text = " ".join(str(thrown).split())[:500]
-    except BaseException:  # it is the user's code that makes the text
+    except BaseException:  # the text is made by the user's code, which may raise anything
         text = ""
     return f"{type(thrown).__name__}: {text}" if text else type(thrown).__name__

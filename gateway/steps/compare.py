@@ -1,6 +1,6 @@
-"""steps (pure): does a pipeline fit the models that it calls, as they say they are? May use build, pipeline, spec.
+"""steps (pure): does a pipeline fit the models that it calls? May use build, pipeline, spec.
 
-`build` checks what a config file says by itself; what a model takes and answers, only its server knows.
+`build` checks what the config alone tells; what a model takes and answers, only its server knows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateway.v2.spec import DATATYPES, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
-    """An input or output as a model's metadata has it: `shape` with all axes, the batch axis too if there is one."""
+    """An input or output as in a model's metadata: `shape` has all axes, and the batch axis too if there is one."""
 
     name: str
     datatype: str
@@ -25,16 +25,16 @@ class ModelTensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a model says of itself."""
+    """What a model's metadata and config say."""
 
-    who: str  # for texts: which of the models behind the public name it is
+    who: str  # names the model in texts: several may stand behind one public name
     inputs: tuple[ModelTensor, ...]
     outputs: tuple[ModelTensor, ...]
-    max_batch_size: int  # 0: it does no batching, so its first axis is no more than an axis
+    max_batch_size: int  # 0: the model does no batching, and has no batch axis
 
 
 def facts_of(pipeline: Pipeline) -> ModelFacts:
-    """What a pipeline is to another one that calls it."""
+    """The facts of a pipeline, for another pipeline that calls it."""
 
     def tensors(specs: Sequence[TensorSpec]) -> tuple[ModelTensor, ...]:
         return tuple(ModelTensor(spec.name, spec.datatype, (-1, *spec.shape)) for spec in specs)
@@ -44,22 +44,22 @@ def facts_of(pipeline: Pipeline) -> ModelFacts:
 
 
 def compare(pipeline: Pipeline, facts: Mapping[str, Sequence[ModelFacts]]) -> list[Finding]:
-    """Everything of a pipeline that does not fit the models.
+    """Everything in a pipeline that does not fit the models.
 
     facts:  by public model, one of each variant that could be asked; a model that is not there is not compared.
     """
     findings = _Comparison(pipeline, facts).findings()
-    return list({str(finding): finding for finding in findings}.values())  # variants may say the same
+    return list({str(finding): finding for finding in findings}.values())  # several variants may cause one finding
 
 
 @dataclass(slots=True)
 class _Comparison:
-    """The working set as the models' answers make it while the parts are gone through in order."""
+    """The working set while the parts are compared in order."""
 
     pipeline: Pipeline
     facts: Mapping[str, Sequence[ModelFacts]]
-    made: dict[str, list[tuple[str, TensorSpec]]] = field(default_factory=dict)  # who makes a tensor, and as what
-    is_open: bool = False  # may there be more, of a model that was not asked?
+    made: dict[str, list[tuple[str, TensorSpec]]] = field(default_factory=dict)  # by tensor: who makes it, and its type
+    is_open: bool = False  # may there be more tensors, from a model whose facts are not known?
 
     def findings(self) -> Iterator[Finding]:
         for spec in self.pipeline.inputs:
@@ -76,7 +76,7 @@ class _Comparison:
             yield from self._use(("outputs", number), "the pipeline promises", spec, spec.name)
 
     def _call(self, where: Where, part: ModelCall, model: ModelFacts) -> Iterator[Finding]:
-        """What of a call one model would refuse."""
+        """Everything in a call that one model would refuse."""
         takes = {tensor.name: tensor for tensor in model.inputs}
         for own, name in part.inputs.items():
             if own not in takes:
@@ -114,7 +114,7 @@ class _Comparison:
         if not models:
             for name in part.outputs.values():
                 self.made[name] = []
-            if not part.outputs:  # it may answer anything, and so replace anything
+            if not part.outputs:  # all outputs are taken, and any of them may replace a tensor
                 self.made, self.is_open = {}, True
             return
         made: dict[str, list[tuple[str, TensorSpec]]] = {name: [] for name in part.outputs.values()}
@@ -144,7 +144,7 @@ class _Comparison:
 
 
 def _row_of(tensor: ModelTensor, model: ModelFacts, most: int, *, answered: bool = False) -> TensorSpec | None:
-    """One row of a model's tensor, as it is inside the gateway; None if it has no batch axis.
+    """One row of a model's tensor, in the gateway's types; None if it has no batch axis.
 
     most:  rows that there can be.
     """
@@ -154,7 +154,7 @@ def _row_of(tensor: ModelTensor, model: ModelFacts, most: int, *, answered: bool
         return None
     datatype = next(known for known in DATATYPES if known == tensor.datatype)
     if answered and datatype == "BF16":
-        datatype = "FP32"  # which is what an answer becomes here
+        datatype = "FP32"  # the gateway converts such an answer to FP32
     return TensorSpec(tensor.name, datatype, tensor.shape[1:])
 
 

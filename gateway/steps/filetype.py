@@ -1,6 +1,6 @@
-"""steps (pure): `file_blocks` and `file_type`, before and after magika, the model that tells file types. May use step.
+"""steps (pure): `file_blocks` and `file_type`, before and after the magika model of file types. May use step.
 
-Same answers as the `magika` package 1.0.3; its rules are in model_repository/README.md.
+They give the same answers as the `magika` package 1.0.3; model_repository/README.md has its rules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.steps.step import BadTensor, Params, Read, Step, StepError, WrongAn
 from gateway.v2.spec import Array, Tensors, TensorSpec
 
 PADDING = 256
-"""The token where there is no byte."""
+"""The token that stands where the file has no byte."""
 
 
 class FileBlocksParams(Params):
@@ -48,7 +48,7 @@ class FileBlocksParams(Params):
 
 
 class FileBlocks(Step[FileBlocksParams]):
-    """Files → the tokens of their ends, and the answer for those that need no model.
+    """Files → the tokens of their ends, and the answer for files that need no model.
 
     Every row goes to the model, so that a request stays one batch; in `file_type` what is `decided` wins.
     """
@@ -71,7 +71,7 @@ class FileBlocks(Step[FileBlocksParams]):
         return {"bytes": tokens, "decided": decided}
 
     def _fill(self, data: bytes, tokens: Array) -> bytes:
-        """Write one row of tokens; the label of a file that needs no model, else b""."""
+        """Write one row of tokens. Returns the label of a file that needs no model, else b""."""
         if not data:
             return b"empty"
         ends, block = self._params.ends, self._params.block
@@ -91,7 +91,7 @@ def _tell_text(data: bytes) -> bytes:
 
 
 class _Type(BaseModel):
-    """What is known of one label."""
+    """The facts about one label."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -104,7 +104,7 @@ class _Type(BaseModel):
 
 
 class _Types(BaseModel):
-    """The part of content_types.json that is needed here."""
+    """The part of content_types.json that is used here."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -170,7 +170,7 @@ class FileType(Step[FileTypeParams]):
             raise WrongAnswer(f"tensor 'target_label' has {classes} classes, the file of labels has {len(self._sure)}")
         best = probabilities.argmax(axis=1)
         score = probabilities.max(axis=1)
-        # In double precision, as the original compares: float32 would make 0.9 a little less than 0.9.
+        # The original compares in double precision: in float32, 0.9 would be a little less than 0.9.
         label = np.where(score.astype(np.float64) >= self._thresholds[best], self._sure[best], self._unsure[best])
         needs_model = decided[:, 0] == b""
         label = np.where(needs_model, label, decided[:, 0])[:, None]

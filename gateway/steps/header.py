@@ -1,4 +1,4 @@
-"""steps (pure): what an encoded picture says it is, read before anything is decoded. Bytes in, values out.
+"""steps (pure): reads what an encoded picture says about itself before it is decoded. Bytes in, values out.
 
 A picture that is too large, or made to cost more than its size, is refused here while it is still small, and whatever
 Pillow's own limits and warnings, which are global to the process, would say never comes into play.
@@ -16,45 +16,45 @@ from itertools import islice
 from typing import Literal
 
 Format = Literal["JPEG", "PNG", "WebP"]
-Chunks = Iterator[tuple[bytes, int, int]]  # kind, where the content begins, its size in bytes
+Chunks = Iterator[tuple[bytes, int, int]]  # kind, where the content begins, size of the content in bytes
 
 MOST_SCANS = 100
-"""Scans of one JPEG. Progressive ones have about ten; a scan may take 70 bytes, and 20 ms at 50 million pixels."""
+"""Most scans of a JPEG. Progressive ones have about ten; a scan of 70 bytes may take 20 ms at 50 million pixels."""
 
 MOST_SEGMENTS = 10_000
-"""Segments of a JPEG, chunks of a PNG or WebP: Pillow reads them one by one in Python. A PNG of 32 MiB in pieces of
-4 KiB has 8,200; an ICC profile and EXIF with previews take tens."""
+"""Most segments of a JPEG, or chunks of a PNG or WebP: Pillow reads them one by one in Python. A PNG of 32 MiB in
+chunks of 4 KiB has 8,200; an ICC profile and EXIF with previews take tens."""
 
-# JPEG markers. Inside the coded pixels FF is followed by 00 or a restart marker, D0 to D7.
+# JPEG markers. Within the coded pixels FF is followed by 00 or by a restart marker, D0 to D7.
 _SCAN = re.compile(rb"\xff\xda")
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # starts of a frame: not DHT, JPG, DAC
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame (SOF); the others are DHT, JPG, DAC
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_STANDALONE = frozenset({0x01, 0xD8})  # TEM, SOI: no length after them
+_STANDALONE = frozenset({0x01, 0xD8})  # TEM and SOI have no length field
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _APP1 = 0xE1
-_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF})  # APP1 to APP15 but APP14, which tells CMYK from its inverse
+_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF})  # APP1 to APP15 but APP14, which tells whether CMYK is inverted
 
 _ORIENTATION, _SHORT = 0x0112, 3
 
 
 class BadPicture(Exception):
-    """These bytes cannot be used as a picture; the text says why and is fit for the caller."""
+    """The bytes are not a picture that can be used. The text says why, and may be shown to the caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a picture says it is."""
+    """What a picture says about itself."""
 
     format: Format
-    width: int  # pixels, as stored: before it is turned
+    width: int  # pixels, as stored, before turning
     height: int
-    orientation: int = 1  # EXIF's: 1 to 8, 1 is upright
-    coefficients: float = 0  # of a JPEG that comes in several scans: how many a pixel has, kept until the last scan
+    orientation: int = 1  # EXIF orientation, 1 to 8; 1 is upright
+    coefficients: float = 0  # per pixel, of a JPEG with several scans: they are all kept until the last scan
 
 
 def read_header(data: bytes) -> Header:
-    """Read what a picture says it is.
+    """Read the header of a picture.
 
     raises:  BadPicture if it is not a JPEG, PNG or WebP, or its header is damaged, or it has more scans or segments
              than any honest one.
@@ -94,8 +94,8 @@ def strip_jpeg(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes) -> Header:
-    # Rarely more; what is appended to a photo, a film say, can have these bytes too. A regex, which is three times as
-    # fast as `data.count` at finding two bytes in what looks like noise; it stops at what is too much.
+    # More scans are rare, though what is appended to a photo, such as a film, may look like some. A regex finds two
+    # bytes in noise three times as fast as `data.count`, and can stop early.
     if next(islice(_SCAN.finditer(data), MOST_SCANS, None), None) is not None:
         _check_scans(data)
     size, exif, in_scans, components, samples = None, b"", False, 0, 0.0
@@ -115,7 +115,7 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _samples(data: bytes, at: int) -> float:
-    """Samples of all components for one pixel: 3 where each has its own, 1.5 where four share their colour (4:2:0)."""
+    """Samples per pixel, of all components: 3 without subsampling, 1.5 where four pixels share their colour (4:2:0)."""
     factors = [(each >> 4, each & 15) for each in data[at + 2 : at + 1 + 3 * data[at] : 3]]
     across, down = (max((each[axis] for each in factors), default=1) or 1 for axis in (0, 1))
     return sum(wide * high for wide, high in factors) / (across * down)
@@ -132,7 +132,7 @@ def _check_scans(data: bytes) -> None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers outside the coded pixels, and where what follows them begins."""
+    """Markers outside the coded pixels, and where their segments begin."""
     at = 2
     for _ in range(MOST_SEGMENTS):
         found = _MARKER.search(data, at)
@@ -160,7 +160,7 @@ def _png_chunks(data: bytes) -> Chunks:
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
         yield kind, at + 8, size
-        at += 12 + size  # a checksum comes last
+        at += 12 + size  # a checksum of 4 bytes follows the content
 
 
 # WebP
@@ -190,11 +190,11 @@ def _riff_chunks(data: bytes) -> Chunks:
         at += 8 + size + (size & 1)  # padded to an even size
 
 
-# What they share
+# Shared by the formats
 
 
 def _find(data: bytes, chunks: Chunks, wanted: bytes) -> bytes:
-    """The content of the first chunk of a kind, or b""."""
+    """The content of the first chunk of this kind; b"" if there is none."""
     found = b""
     for number, (kind, at, size) in enumerate(chunks, start=1):
         if number > MOST_SEGMENTS:
@@ -205,8 +205,8 @@ def _find(data: bytes, chunks: Chunks, wanted: bytes) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    """What the first directory of an EXIF block says, or 1 if it says nothing that can be understood."""
-    exif = exif.removeprefix(b"Exif\0\0")  # some writers of WebP keep what only JPEG needs
+    """The orientation in the first directory of an EXIF block; 1 if it can't be read."""
+    exif = exif.removeprefix(b"Exif\0\0")  # only JPEG needs this prefix, but some WebP writers keep it
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None or len(exif) < 8:
         return 1

@@ -105,7 +105,7 @@ class DecodeImage(RowStep[DecodeImageParams]):
 
     def fill(self, tensors: Tensors, out: Tensors, rows: range) -> None:
         pictures, target = tensors["image"], out["image"]
-        headers = [self._check(pictures[row, 0], row) for row in rows]  # all of them before the first costs anything
+        headers = [self._check(pictures[row, 0], row) for row in rows]  # checks all of them before decoding the first
         for row, header in zip(rows, headers, strict=True):
             try:
                 pixels = decode(pictures[row, 0], header, self._fit)
@@ -128,7 +128,7 @@ class DecodeImage(RowStep[DecodeImageParams]):
 
     def _normalise(self, pixels: Array, target: Array) -> None:
         planes = np.moveaxis(target, self._channel_axis, 0)
-        planes[...] = pixels  # a grey picture's only channel three times
+        planes[...] = pixels  # grey fills all three channels
         np.multiply(planes, self._factor, out=planes)
         np.add(planes, self._offset, out=planes)
 

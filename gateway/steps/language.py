@@ -1,6 +1,6 @@
-"""steps (pure): `text_features`, before the model that tells languages. May use step, numpy. `top_k` comes after it.
+"""steps (pure): `text_features`, before the model of languages; `top_k` comes after it. May use step, numpy.
 
-Same features as the `py3langid` package 0.4.0; its rules are in model_repository/README.md.
+It makes the same features as the `py3langid` package 0.4.0; model_repository/README.md has its rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateway.steps.step import BadTensor, Params, Read, Step, StepError
 from gateway.v2.spec import Array, Tensors, TensorSpec
 
 LEAST_PLACES = 64
-"""Places for features in a request: this, or the next power of two. Triton merges only requests of one shape."""
+"""Fewest places for features in a request; more are a power of two. Triton merges only requests of one shape."""
 
 
 class TextFeaturesParams(Params):
@@ -34,7 +34,7 @@ class TextFeaturesParams(Params):
 
 
 class TextFeatures(Step[TextFeaturesParams]):
-    """Texts → how often each feature (a sequence of bytes that tells languages apart) occurs in them."""
+    """Texts → how often each feature occurs. A feature is a sequence of bytes that tells languages apart."""
 
     params_type = TextFeaturesParams
 
@@ -71,7 +71,7 @@ class TextFeatures(Step[TextFeaturesParams]):
         return normalise(data)
 
     def _visit(self, text: bytes) -> Array:
-        """The features met on the way through the text, one for each time."""
+        """The features of a text, each as often as it occurs."""
         next_state, row_base = self._next_state, self._row_base
         state = 0
         states = [state := next_state[row_base[state] + byte] for byte in text]
@@ -80,7 +80,7 @@ class TextFeatures(Step[TextFeaturesParams]):
 
 
 def normalise(data: bytes) -> bytes:
-    """Bring a text to the form that the features were learnt from: no shouting, composed characters (NFC).
+    """Bring a text to the form of the training data: a text all in capitals in lower case, and NFC.
 
     Bytes that are not UTF-8 stay as they are; up to three bytes of a last character that was cut are dropped.
     """
@@ -97,13 +97,13 @@ def _decode(data: bytes) -> str | None:
         try:
             return data[: len(data) - trim].decode()
         except UnicodeDecodeError as exc:
-            if exc.start < len(data) - 3:  # not at the end, so dropping more of it cannot help
+            if exc.start < len(data) - 3:  # a fault before the end, which dropping bytes can't mend
                 return None
     return None
 
 
 def _load_table(path: str, read: Read) -> Array:
-    """View a .npy file of one axis without copying it."""
+    """View a .npy file of one axis, without a copy."""
     try:
         data = read(path)
     except OSError as exc:
@@ -121,7 +121,7 @@ def _load_table(path: str, read: Read) -> Array:
 
 
 def _check_tables(folder: str, next_state: Array, row_base: Array, feature: Array) -> None:
-    """Prove once that no text can lead out of the tables."""
+    """Check once that no text can lead outside the tables."""
     states = len(row_base)
     if not (next_state.ndim == row_base.ndim == feature.ndim == 1 and states and len(feature) == states):
         raise StepError("tables", f"the tables in '{folder}' do not belong together")

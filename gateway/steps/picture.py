@@ -1,7 +1,7 @@
 """steps (pure): one encoded picture → its pixels. May use Pillow, numpy, header; knows no tensors.
 
-Pillow sees only what `header` has passed, and never reads EXIF: some of its versions spend gigabytes on a hostile one,
-of a JPEG as soon as it is opened.
+Pillow sees only what `header` has accepted, and never reads EXIF: some of its versions spend gigabytes on hostile EXIF,
+for a JPEG as soon as it is opened.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from gateway.steps.budget import MEMORY, TooLarge
 from gateway.steps.header import BadPicture, Format, Header, strip_jpeg
 
 MOST_PIXELS = 89_000_000
-"""What a limit on pixels can be at most: just below the size at which Pillow begins to warn (2^30 / 12 pixels)."""
+"""The highest limit on pixels: just below the size at which Pillow begins to warn (2^30 / 12 pixels)."""
 
-# Bytes that one pixel takes at the worst moment, from `load` to what `_fit` cuts out of it: the peak of the resident
-# memory over that before, divided by the pixels, of pictures of 3000 x 3000 and 7000 x 1400, rounded up (Pillow 12,
-# Linux). tests/steps/test_picture_memory.py measures it anew. Pillow keeps RGB in 4 bytes.
-_WEBP_BYTES: Final = 22  # two canvases, what the decoder works on, the frame as bytes, the picture, its opaque copy
+# Most bytes that a pixel takes, from `load` to the cut of `_fit`. Measured: how much the peak of resident memory grew,
+# divided by the pixels, for pictures of 3000 x 3000 and 7000 x 1400; rounded up (Pillow 12, Linux).
+# tests/steps/test_picture_memory.py measures it again. Pillow keeps RGB in 4 bytes.
+_WEBP_BYTES: Final = 22  # two canvases, the decoder's buffer, the frame as bytes, the picture, its opaque copy
 _BYTES: Final = {"1": 3, "L": 2, "P": 9, "RGB": 8, "CMYK": 13, "LA": 14, "RGBA": 13}
 _BYTES_16_BIT: Final = 8
-_BYTES_TRANSPARENT: Final = 14  # a grey, palette or colour PNG that names a see-through colour; 16 bits too
-_JPEG_COEFFICIENT: Final = 2  # bytes; beside the pixels, but gone before these are cut
-_AT_LEAST: Final = 2 << 20  # bytes: tables, rows in between, the part that is resized
+_BYTES_TRANSPARENT: Final = 14  # a grey, palette or colour PNG, of 8 or 16 bits, with a transparent colour
+_JPEG_COEFFICIENT: Final = 2  # bytes of a JPEG coefficient; all are freed before the picture is cut
+_AT_LEAST: Final = 2 << 20  # bytes that any picture takes: tables, rows in between, the resized part
 
 _OPENERS: dict[Format, type[ImageFile.ImageFile]] = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile}
 
-# `warnings.catch_warnings` swaps a list that is global to the process, so only one thread at a time may be inside.
+# `warnings.catch_warnings` replaces a global list, so only one thread at a time may use it.
 _quiet = threading.Lock()
 
-# EXIF orientation → what turns the stored picture upright.
+# The transposition that turns a stored picture upright, by its EXIF orientation
 _T = Image.Transpose
 _TURNS = {
     2: _T.FLIP_LEFT_RIGHT,
@@ -53,31 +53,31 @@ _TURNS = {
     8: _T.ROTATE_90,
 }
 
-# Those that make what was the right, or the bottom, come first.
+# Transpositions that put the right side first, and the bottom
 _FROM_THE_RIGHT = (_T.FLIP_LEFT_RIGHT, _T.ROTATE_180, _T.TRANSVERSE, _T.ROTATE_90)
 _FROM_THE_BOTTOM = (_T.FLIP_TOP_BOTTOM, _T.ROTATE_180, _T.TRANSVERSE, _T.ROTATE_270)
 
-_BICUBIC_REACH = 2  # how far the filter looks to either side, in pixels of the smaller of both pictures
+_BICUBIC_REACH = 2  # pixels, of the smaller picture, that the filter reads to either side
 
-_MOST_ELONGATED = 4  # long side to short side, of what is resized
+_MOST_ELONGATED = 4  # long side to short side of a picture that is resized; a longer one is cut first
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
     """How a picture is brought to a model's size, in pixels."""
 
-    resize: int  # the short side becomes this long
-    crop: int  # and the middle square of this size is taken
-    background: tuple[int, int, int] = (255, 255, 255)  # what shows through transparent parts, RGB
-    draft: bool = False  # may JPEG be decoded at a fraction of its size, where that is still twice `resize`?
+    resize: int  # length of the short side after resizing
+    crop: int  # side of the square that is then cut from the middle
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB colour behind transparent parts
+    draft: bool = False  # may a JPEG be decoded at a fraction of its size that is still twice `resize`?
 
 
 def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Decode the first frame, turn it upright, fit it.
+    """Decode the first frame, turn it upright, resize and crop it.
 
-    returns:  (3, crop, crop) RGB, or (1, crop, crop) if the picture is grey; a view whose last axis alone is dense.
-    raises:   BadPicture if the data is damaged or incomplete, or takes more memory than there is in all;
-              Overloaded if others hold it.
+    returns:  (3, crop, crop) RGB, or (1, crop, crop) if the picture is grey; only the view's last axis is contiguous.
+    raises:   BadPicture if the data is damaged or incomplete, or needs more memory than the process may use;
+              Overloaded if others use the memory.
     """
     try:
         # Pillow documents no closed set of what damaged data makes it raise; nothing but Pillow runs in here.
@@ -99,8 +99,8 @@ def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...],
 
 
 def _memory_of(picture: ImageFile.ImageFile, header: Header) -> int:
-    """Bytes that decoding takes. picture: opened but not loaded, so its mode is what Pillow will really make."""
-    pixels = picture.width * picture.height  # less than the header says, of a JPEG that is decoded at a fraction
+    """Bytes of memory that decoding takes. picture: opened, but not loaded yet."""
+    pixels = picture.width * picture.height  # a JPEG decoded at a fraction has fewer than its header says
     if header.format == "WebP":
         each = _WEBP_BYTES
     elif picture.has_transparency_data:
@@ -112,7 +112,7 @@ def _memory_of(picture: ImageFile.ImageFile, header: Header) -> int:
 
 
 def _planes(picture: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Channels first. Pillow writes them a line at a time ("RGB;L"), and numpy then works on lines, not on pixels."""
+    """The pixels, channels first. Pillow writes them line by line ("RGB;L"), which numpy reorders much faster."""
     if picture.mode == "L":
         return np.asarray(picture)[None]
     lines = np.frombuffer(picture.tobytes("raw", "RGB;L"), np.uint8)
@@ -122,20 +122,20 @@ def _planes(picture: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uin
 def _open(data: bytes, header: Header) -> ImageFile.ImageFile:
     """Let Pillow read all that comes before the pixels.
 
-    The plugin is called without `Image.open`, which would look at several-picture JPEGs (MPO) more closely than needed.
+    This calls the plugin itself: `Image.open` would also analyse JPEGs of several pictures (MPO).
     """
     bare = strip_jpeg(data) if header.format == "JPEG" else data
     with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged APNG blocks: nobody to tell, and harmless
+        warnings.simplefilter("ignore")  # about damaged APNG blocks, which do no harm
         picture = _OPENERS[header.format](io.BytesIO(bare))
     if picture.size != (header.width, header.height):
-        raise BadPicture("its size changes")  # what was checked against the limit must be what is decoded
+        raise BadPicture("its size changes")  # the header's size was checked against the limit
     return picture
 
 
 def _opaque(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Bring any mode to 8-bit grey ("L") or RGB, transparent parts over the background."""
-    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip instead of scale
+    """The picture in 8-bit grey ("L") or RGB, with the background behind transparent parts."""
+    if picture.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
         return _from_16_bit(picture, background)
     if picture.has_transparency_data:
         layer = picture if picture.mode == "RGBA" else picture.convert("RGBA")
@@ -159,18 +159,18 @@ def _from_16_bit(picture: Image.Image, background: tuple[int, int, int]) -> Imag
 
 
 def _draft(picture: ImageFile.ImageFile, resize: int) -> tuple[float, float]:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8 where its short side is still twice `resize`; its extent then.
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8 of its size if the short side is still twice `resize`.
 
-    That is a fraction of a pixel less than its size, which is rounded up.
+    returns: the exact size; the picture's own is rounded up to whole pixels.
     """
-    told = picture.draft(None, (2 * resize, 2 * resize))
-    return told[1][2:] if told else picture.size
+    drafted = picture.draft(None, (2 * resize, 2 * resize))
+    return drafted[1][2:] if drafted else picture.size
 
 
 def _fit(picture: Image.Image, extent: tuple[float, float], turn: Image.Transpose | None, fit: Fit) -> Image.Image:
-    """The middle of the resized picture, turned upright. What will be cut off is not computed at all.
+    """The middle of the resized picture, turned upright. The parts that are cut off are never computed.
 
-    extent:  width and height of what is pictured, at most the picture's size.
+    extent:  exact width and height, at most the picture's size.
     """
     picture, extent = _middle(picture, extent)
     width, height = extent
@@ -182,7 +182,7 @@ def _fit(picture: Image.Image, extent: tuple[float, float], turn: Image.Transpos
 
 
 def _corner(size: tuple[int, int], turn: Image.Transpose | None, crop: int) -> tuple[int, int]:
-    """Where the middle begins before it is turned: an odd margin is rounded down on the left and top of the result."""
+    """Where to crop before turning. An odd margin is rounded down on the left and top of the turned picture."""
     wide, high = size
     left, top = (wide - crop) // 2, (high - crop) // 2
     if turn in _FROM_THE_RIGHT:
@@ -195,10 +195,10 @@ def _corner(size: tuple[int, int], turn: Image.Transpose | None, crop: int) -> t
 def _resized(
     picture: Image.Image, extent: tuple[float, float], size: tuple[int, int], part: tuple[int, int, int, int]
 ) -> Image.Image:
-    """`picture.resize(size, box=(0, 0, *extent)).crop(part)` at the cost of the part; few values differ, by a level.
+    """`picture.resize(size, box=(0, 0, *extent)).crop(part)` at the cost of the part; few values differ, by 1.
 
-    Along the rows first and then along the columns, as Pillow resizes whole pictures that are not very high. Given a
-    part it takes what is cheaper, and what is clipped in between differs at sharp edges.
+    It resizes rows first and then columns, as Pillow does for whole pictures that are not very high. For a part Pillow
+    chooses the cheaper order, which differs at sharp edges, where values between the two passes are clipped.
     """
     left, right, across = _window(picture.width, extent[0], size[0], part[0], part[2])
     top, bottom, down = _window(picture.height, extent[1], size[1], part[1], part[3])
@@ -209,10 +209,10 @@ def _resized(
 
 
 def _window(length: int, extent: float, size: int, start: int, end: int) -> tuple[int, int, tuple[float, float]]:
-    """Along one axis: which pixels of `length` the filter looks at, and where in them what is resized begins and ends.
+    """On one axis: the first and last pixel that the filter reads, and where among them the resized part lies.
 
-    extent, size:  of the whole, before and after.
-    start, end:    of the part, after.
+    extent, size:  length of the whole axis, before and after resizing.
+    start, end:    where the part lies after resizing.
     """
     scale = extent / size
     reach = math.ceil(_BICUBIC_REACH * max(1.0, scale))
@@ -221,7 +221,7 @@ def _window(length: int, extent: float, size: int, start: int, end: int) -> tupl
 
 
 def _middle(picture: Image.Image, extent: tuple[float, float]) -> tuple[Image.Image, tuple[float, float]]:
-    """Cut off what can never show of a long thin picture: resized, one of 1 x 50,000 pixels would take gigabytes."""
+    """Cut the ends off a long thin picture, which are never visible: 1 x 50,000 pixels resized would take gigabytes."""
     width, height = picture.size
     most = _MOST_ELONGATED * min(width, height)
     if max(width, height) <= most:

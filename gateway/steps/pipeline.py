@@ -1,7 +1,7 @@
 """steps (pure): pipelines and their parts, as they run. May use step, spec; `build` makes them.
 
-A pipeline works on a set of named tensors: its inputs at first; each part adds what it makes, or replaces it; the
-outputs are taken from the set at the end. Whoever drives it runs the local parts on threads and carries out the calls:
+A pipeline works on a set of named tensors. The set begins with the inputs; each part adds what it makes, or replaces
+it; the outputs are taken from the set at the end. The driver runs local parts on threads and carries out the calls:
 
     rows = pipeline.accept(tensors)
     for part in pipeline.parts:
@@ -29,16 +29,16 @@ from gateway.v2.spec import Array, Tensors, TensorSpec, describe
 T = TypeVar("T")
 
 _MOST_TEXT: Final = 1000
-"""Characters of a step's own text: a status travels in a header, whose size is limited."""
+"""Most characters of a step's own text: a status travels in a header, whose size is limited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A step under way: `tasks` may run at once, on any threads; `result()` is for when all are done."""
+    """A step under way: `tasks` may run at once, on any threads, and `result()` is called when all are done."""
 
     tasks: tuple[Callable[[], None], ...]
     result: Callable[[], dict[str, Array]]
-    is_brief: bool = False  # not worth a thread: see `Step.is_brief`
+    is_brief: bool = False  # too short for a thread; see `Step.is_brief`
 
     def run(self) -> dict[str, Array]:
         for task in self.tasks:
@@ -50,13 +50,13 @@ class Work:
 class LocalStep:
     """A part that runs in the gateway."""
 
-    name: str  # as declared, for telemetry
+    name: str  # from the config, for telemetry
     step: Step[Any]
-    inputs: Mapping[str, str]  # the step's name of each tensor it reads → the pipeline's
+    inputs: Mapping[str, str]  # the step's name of each tensor that it reads → the pipeline's name
     outputs: Mapping[str, str]
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
-        """What the step makes of the working set, by the pipeline's names.
+        """Run the step on the working set; returns what it makes, by the pipeline's names.
 
         raises:  BadInput naming the pipeline's tensor; WrongAnswer if what a model answered is not what the step reads;
                  Overloaded if there is no memory for it; StepFailed for whatever else the step throws or makes.
@@ -64,10 +64,10 @@ class LocalStep:
         return self.start(tensors, 1).run()
 
     def start(self, tensors: Tensors, most: int) -> Work:
-        """Get ready to run, in at most `most` tasks (more than one only if the step makes rows one by one).
+        """Prepare to run, in at most `most` tasks; only a RowStep runs in more than one.
 
-        tensors: the working set, which is not empty, and all of the same number of rows.
-        raises:  as `run`, here or in a task or in its result. Nothing else leaves a step's code, in any of them.
+        tensors: the working set: at least one tensor, and all with the same number of rows.
+        raises:  as `run`; so do the tasks and `result()`, and none raises anything else.
         """
         given = {spec.name: self._given(spec, tensors) for spec in self.step.reads}
         rows = len(next(iter(tensors.values())))
@@ -99,20 +99,20 @@ class LocalStep:
         return tensors[name]
 
     def _guarded(self, act: Callable[[], T]) -> T:
-        """Run a step's code where it may throw anything: `sys.exit` in a library, a panic of a Rust extension.
+        """Run a step's code, which may raise anything: `sys.exit` in a library, a panic of a Rust extension.
 
-        What is no `Exception` would end the event loop, or leave a caller without an answer, so nothing of it leaves.
+        An exception that is no `Exception` would end the event loop, or leave a caller unanswered; none gets out.
         """
         try:
             return act()
         except BaseException as thrown:
-            told = self._maybe_told(thrown)
-            if told is not None:
-                raise told from thrown.__cause__
+            failure = self._maybe_failure(thrown)
+            if failure is not None:
+                raise failure from thrown.__cause__
             raise StepFailed(self.name, type(thrown).__name__) from thrown
 
-    def _maybe_told(self, thrown: BaseException) -> GatewayError | None:
-        """What a step may tell the caller itself, by the pipeline's names, which are those that callers know."""
+    def _maybe_failure(self, thrown: BaseException) -> GatewayError | None:
+        """The error that a step means for the caller, with the pipeline's names of tensors; None for any other."""
         try:
             if isinstance(thrown, BadTensor):
                 return BadTensor(self.inputs.get(thrown.tensor, thrown.tensor), _readable(thrown.reason), thrown.row)
@@ -121,14 +121,14 @@ class LocalStep:
             for kind in (BadInput, WrongAnswer, Overloaded):
                 if isinstance(thrown, kind):
                     return kind(_readable(thrown.text))
-        except Exception:  # noqa: S110  (an exception that can't even be read is one more way to fail)
+        except Exception:  # noqa: S110  (reading the exception may fail too)
             pass
         return None
 
     def _rename(self, made: object, rows: int) -> dict[str, Array]:
-        """What was made, by the pipeline's names. raises: StepFailed if that is not what the step declares."""
+        """What the step made, by the pipeline's names. raises: StepFailed if it is not what the step declares."""
         if not isinstance(made, Mapping):
-            raise StepFailed(self.name, f"it made {type(made).__name__}, no arrays by name")
+            raise StepFailed(self.name, f"it made {type(made).__name__}, instead of arrays by name")
         return {self.outputs[spec.name]: self._checked(spec, made.get(spec.name), rows) for spec in self.step.writes}
 
     def _checked(self, spec: TensorSpec, array: object, rows: int) -> Array:
@@ -148,17 +148,18 @@ class LocalStep:
 
 
 def _readable(text: str) -> str:
-    """A text that can travel in a status: no surrogates, not too long."""
+    """The text without surrogates, and cut: a status has to carry it."""
     return text[:_MOST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """A part that another public model does."""
+    """A part that calls another public model."""
 
     model: str
-    inputs: Mapping[str, str]  # the model's name of each input → the pipeline's
-    outputs: Mapping[str, str]  # the model's name of each output to ask for → the pipeline's; empty: all, as they are
+    inputs: Mapping[str, str]  # the model's name of each input → the pipeline's name
+    # the model's name of each output to request → the pipeline's name; empty: all outputs, by their own names
+    outputs: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -166,11 +167,11 @@ class ModelCall:
 
     @property
     def requested(self) -> tuple[str, ...]:
-        """Names of the outputs to ask for; none means all."""
+        """Names of the outputs to request; empty: all."""
         return tuple(self.outputs)
 
     def arguments(self, tensors: Tensors) -> dict[str, Array]:
-        """The inputs to send, by the model's names.
+        """The inputs of the call, by the model's names.
 
         raises:  WrongAnswer if one should have come from an earlier call and did not.
         """
@@ -180,7 +181,7 @@ class ModelCall:
         return {own: tensors[name] for own, name in self.inputs.items()}
 
     def results(self, answer: Tensors, rows: int) -> dict[str, Array]:
-        """What was answered, by the pipeline's names.
+        """The outputs of the call, by the pipeline's names.
 
         raises:  WrongAnswer if an output that was asked for is missing, or one has not `rows` rows.
         """
@@ -210,11 +211,11 @@ class Pipeline:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Public names of the models it calls, each once."""
+        """Public names of the models that the pipeline calls, each once."""
         return tuple(dict.fromkeys(part.model for part in self.parts if isinstance(part, ModelCall)))
 
     def accept(self, tensors: Tensors) -> int:
-        """Check what a caller sent; the number of rows.
+        """Check the tensors that a caller sent; returns the number of rows.
 
         raises:  BadInput if an input is missing, unknown, of another datatype or shape, or the rows are none, too many,
                  or not as many in each.

@@ -12,14 +12,14 @@ from gateway.v2.spec import Array, Tensors, TensorSpec
 _SCORES = TensorSpec("scores", "FP32", (-1,))
 
 _BRIEF = 4096
-"""Scores that are gone through within 100 µs: four rows of ImageNet's classes."""
+"""Most scores that take no more than 100 µs: four rows of ImageNet's classes."""
 
 
 def softmax(scores: Array) -> Array:
-    """Probabilities of each row's classes: (rows, classes) → same shape, each row adding up to 1; no row overflows."""
+    """Probabilities of each row: (rows, classes) → the same shape. Each row adds up to 1, and none overflows."""
     if scores.shape[1] == 0:
         return scores
-    with np.errstate(over="ignore", invalid="ignore"):  # a difference of -inf is a probability of 0; NaN stays NaN
+    with np.errstate(over="ignore", invalid="ignore"):  # exp(-inf) is a probability of 0, and NaN stays NaN
         shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
@@ -44,7 +44,7 @@ class Softmax(Step[SoftmaxParams]):
 
 
 class TopKParams(Params):
-    """What is told of a classifier's scores."""
+    """Which part of the scores is answered."""
 
     k: int = Field(
         default=5,

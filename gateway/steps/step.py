@@ -18,7 +18,7 @@ from gateway.status import Code
 from gateway.v2.spec import Array, Tensors, TensorSpec, dtype_of
 
 Read = Callable[[str], bytes]
-"""Gives the content of the file that a parameter names, or raises OSError. Who reads decides where paths begin."""
+"""Returns the content of the file that a parameter names, or raises OSError. The reader decides where paths begin."""
 
 
 class Params(BaseModel):
@@ -31,7 +31,7 @@ P = TypeVar("P", bound=Params)
 
 
 class BadTensor(BadInput):
-    """An input, or one row of it, is not what a step needs. `tensor` is the step's own name for it."""
+    """An input, or one row of it, is not usable. `tensor` is the step's own name for the input."""
 
     def __init__(self, tensor: str, reason: str, row: int | None = None) -> None:
         at = "" if row is None else f", row {row}"
@@ -42,15 +42,15 @@ class BadTensor(BadInput):
 
 
 class WrongAnswer(GatewayError):
-    """A model that a pipeline calls did not answer what the next part needs: the config is wrong, or the model."""
+    """A model's answer is not what the next part needs: the config or the model is wrong."""
 
     code = Code.INTERNAL
 
 
 class StepFailed(GatewayError):
-    """A step threw something, or made what it does not declare: a fault of the step, whoever wrote it.
+    """A step raised an exception, or made what it does not declare: the step is at fault.
 
-    The caller hears the step's name and the kind of what was thrown; `__cause__` has the rest, for the log.
+    The caller is told the step's name and the exception's type. `__cause__` has the rest, for the log.
     """
 
     code = Code.INTERNAL
@@ -61,7 +61,7 @@ class StepFailed(GatewayError):
 
 
 class StepError(Exception):
-    """A step cannot be built: `parameter` is at fault ("" for all of them)."""
+    """A step cannot be built. `parameter` is the one at fault; "" means all of them."""
 
     def __init__(self, parameter: str, wrong: str, right: str = "") -> None:
         super().__init__(f"{parameter}: {wrong}" if parameter else wrong)
@@ -79,14 +79,14 @@ class Step(ABC, Generic[P]):
 
     @abstractmethod
     def __init__(self, params: P, read: Read) -> None:
-        """Load what every call needs.
+        """Load all that calls need.
 
-        :raises StepError: if a file is missing or not what it should be, or the parameters contradict one another.
+        :raises StepError: if a file is missing or invalid, or parameters contradict one another.
         """
 
     @abstractmethod
     def __call__(self, tensors: Tensors) -> dict[str, Array]:
-        """Make what `writes` says of what `reads` says.
+        """Make the tensors of `writes` from those of `reads`.
 
         tensors:  each as declared in `reads`, all with the same number of rows, which may be 0; not to be changed.
         returns:  each as declared in `writes`, same number of rows.
@@ -94,25 +94,25 @@ class Step(ABC, Generic[P]):
         """
 
     def is_brief(self, tensors: Tensors) -> bool:
-        """Is making this of them done within some 100 µs, so that handing it to a thread would cost more?"""
+        """Do these rows take less than some 100 µs, so that a thread would cost more?"""
         return False
 
 
 class RowStep(Step[P]):
-    """A step that makes each row on its own, so that rows of one request can be made on several threads.
+    """A step that makes each row by itself, so that several threads can make the rows of one request.
 
     Shapes in `writes` are fixed: no -1.
     """
 
     @abstractmethod
     def fill(self, tensors: Tensors, out: Tensors, rows: range) -> None:
-        """Make these rows, in place. Calls with disjoint rows may run at the same time.
+        """Make these rows, in place. Calls for different rows may run at the same time.
 
         raises:   as `Step.__call__`.
         """
 
     def allocate(self, rows: int) -> dict[str, Array]:
-        """Uninitialised arrays for `writes`."""
+        """Uninitialised arrays for all of `writes`."""
         return {spec.name: np.empty((rows, *spec.shape), dtype_of(spec.datatype)) for spec in self.writes}
 
     def __call__(self, tensors: Tensors) -> dict[str, Array]:

@@ -24,22 +24,22 @@ from gateway.telemetry.w3c import trace_id_of
 
 _log = logging.getLogger(__name__)
 
-_TEXT_LIMIT: Final = 1000  # characters of any one text; names, ids and error texts may be as long as a caller likes
-_QUEUED_LINES: Final = 10_000  # about 4 MB; more than that waiting means that nobody reads, and lines are dropped
+_TEXT_LIMIT: Final = 1000  # most characters of a text; callers choose the length of names, ids and error texts
+_QUEUED_LINES: Final = 10_000  # about 4 MB; with more, nobody reads, and lines are dropped
 _LINES_A_WRITE: Final = 500
-_QUIET_SECONDS: Final = 60.0  # between two complaints about a stream that can't be written
+_QUIET_SECONDS: Final = 60.0  # between two messages about a stream that can't be written
 
 
 @dataclass(frozen=True, slots=True)
 class AccessLogSettings:
-    """Every error, every fallback and every slow call is logged, and of the rest a share."""
+    """All errors, fallbacks and slow calls are logged, and a share of the other calls."""
 
-    share: float = 1.0  # of the calls that are none of these, in [0, 1]
+    share: float = 1.0  # part of the other calls, in [0, 1]
     slow_seconds: float = 1.0  # a call that took longer is slow
 
 
 class AccessLog(NoListener):
-    """The listener."""
+    """The listener that writes the access log."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class AccessLog(NoListener):
             self._write(json.dumps(_fields(call, because, self._now())) + "\n")
 
     def _reason(self, call: CallHistory) -> str:
-        """Why the call is logged, or "" if it is not."""
+        """Why the call is logged; "" if it is not."""
         if call.end.code is not OK:
             return "error"
         for attempt in call.attempts:
@@ -76,7 +76,7 @@ class AccessLog(NoListener):
 
 
 def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | int | float]:
-    """The line's fields in order; JSON escapes line breaks and control characters in them, so a line stays one line."""
+    """The fields of the line, in order. JSON escapes line breaks and control characters, so the line stays one line."""
     start, end, served = call.start, call.end, call.end.served
     attempt = call.attempts[-1] if call.attempts else None
     return {
@@ -100,7 +100,7 @@ def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | i
 
 
 class Stream(Protocol):
-    """Where lines go."""
+    """The stream that lines are written to."""
 
     def write(self, text: str, /) -> object: ...
 
@@ -112,7 +112,7 @@ def _json_gap(dropped: int) -> str:
 
 
 class LineWriter:
-    """Writes lines to a stream in a thread. When the stream can't keep up, lines are dropped, never calls delayed."""
+    """Writes lines to a stream in a thread. When the stream is too slow, lines are dropped, and calls never wait."""
 
     def __init__(
         self,
@@ -124,20 +124,21 @@ class LineWriter:
         what: str = "access log",
         gap: Callable[[int], str] = _json_gap,
     ) -> None:
-        """what: of whose lines, for complaints. gap: the line that tells of so many that were dropped.
-
-        per_second: the most lines that are taken in one second, however fast the stream is; None is any number."""
+        """what:       names the lines in messages about them.
+        gap:        makes the line that says how many were dropped.
+        per_second: most lines accepted in one second, however fast the stream is; None is no limit.
+        """
         self._stream = stream
         self._limit = limit
         self._per_second = per_second
         self._clock = clock
         self._what = what
         self._gap = gap
-        self._second = 0  # the one that is counted
-        self._taken = 0  # lines in it
+        self._second = 0  # the current second
+        self._taken = 0  # lines accepted in that second
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._writing: threading.Thread | None = None
-        self._dropped = 0  # since the last time it was told
+        self._dropped = 0  # lines dropped since the last gap line
         self._quiet_until = 0.0
 
     def __enter__(self) -> LineWriter:
@@ -148,7 +149,7 @@ class LineWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        """Write what waits; a stream that is stuck is given up after two seconds."""
+        """Write what is queued; a stream that hangs is given up after two seconds."""
         self._lines.put(None)
         if self._writing:
             self._writing.join(timeout=2.0)
@@ -186,6 +187,6 @@ class LineWriter:
             self._stream.flush()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             now = self._clock()
-            if now >= self._quiet_until:  # a full disk takes a line now and then, so that it worked once says little
+            if now >= self._quiet_until:  # a full disk takes a line now and then, so one success does not end the fault
                 _log.error("%s: lines are lost while the stream can't be written: %s", self._what, error)
                 self._quiet_until = now + _QUIET_SECONDS

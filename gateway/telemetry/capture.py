@@ -1,4 +1,4 @@
-"""Telemetry: requests of chosen models kept for replay, payloads and all. Off unless the config names a model.
+"""Telemetry: keeps requests of chosen models for replay, with their payloads. Off unless the config names a model.
 
 May depend on config, fsspec and the V2 message classes. A call only hands its bytes over; a thread redacts, encodes
 and writes them. What is kept is bounded: a share of the calls, a size per request, a ring of files per model, and the
@@ -38,25 +38,25 @@ from gateway.v2.shapes import ImpossibleShape, elements_of
 
 _log = logging.getLogger(__name__)
 
-_WAITING_BYTES = 64 << 20  # of requests that the thread has not written yet; more are dropped
-_IDLE_SECONDS = 1.0  # between two looks at whether a file is old enough to be closed
-_QUIET_SECONDS = 10.0  # after a write that failed, before the next is tried
-_STOP_SECONDS = 5.0  # for what waits at the end; an object store that hangs must not hold up a drained process
+_WAITING_BYTES = 64 << 20  # bytes of requests that the thread has not written; further requests are dropped
+_IDLE_SECONDS = 1.0  # between two checks whether a file is old enough to be closed
+_QUIET_SECONDS = 10.0  # after a failed write, until the next one
+_STOP_SECONDS = 5.0  # for the last writes at the end; an object store that hangs must not hold up a drained process
 
 Job = tuple["_Ring", CallStarted, bytes, datetime]
 
 
 class Captures:
-    """Keeps requests between enter and exit; `apply` says of which models."""
+    """Keeps requests between enter and exit; `apply` chooses the models."""
 
     def __init__(self, worker: str, draw: Callable[[], float] = random.random) -> None:
-        """worker: distinct among the processes of this host; a part of file names. draw: a number in [0, 1)."""
+        """worker: unique among the processes of this host, for file names. draw: a number in [0, 1)."""
         self._writer = f"{socket.gethostname()}-{os.getpid()}-{worker}"
         self._draw = draw
         self._rings: Mapping[str, _Ring] = {}
         self._jobs: queue.SimpleQueue[Job | _Ring | None] = queue.SimpleQueue()
-        self._handed = 0  # bytes, counted by the event loop's thread alone
-        self._done = 0  # bytes, counted by the writing thread alone
+        self._handed = 0  # bytes given to the thread; only the event loop's thread counts
+        self._done = 0  # bytes that the thread has finished; only that thread counts
         self._dropped = 0
         self._thread: threading.Thread | None = None
 
@@ -66,14 +66,14 @@ class Captures:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        """Write what waits and close the files."""
+        """Write what is queued, and close the files."""
         self.apply(())
         if self._thread:
             self._jobs.put(None)
             self._thread.join(_STOP_SECONDS)
 
     def apply(self, settings: Sequence[Capture]) -> Mapping[str, Take]:
-        """Follow new settings; answers who wants to hear of calls, by the model that callers name."""
+        """Follow new settings. Returns what to call for each model, by the name that callers use."""
         old, self._rings = self._rings, {}
         for each in settings:
             kept = old.get(each.model)
@@ -91,7 +91,7 @@ class Captures:
 
         def take(call: CallStarted, body: bytes) -> None:
             if not body or len(body) > most or REPLAYED in call.facts.metadata:
-                return  # a replayed one was captured before: it would go round for ever
+                return  # a replayed request was captured before, and would go round for ever
             if share < 1 and self._draw() >= share:
                 return
             if self._handed - self._done + len(body) > _WAITING_BYTES:
@@ -131,9 +131,9 @@ class Captures:
 
 
 class _Ring:
-    """The files of one model: a new one begins when the last is full or old, and the oldest one goes.
+    """The files of one model: when the last one is full or old, a new one begins, and the oldest is deleted.
 
-    All writers of a folder keep one ring together, since the files of all are counted. Only the thread calls it.
+    All writers of a folder share one ring, since all of its files count. Only the thread uses it.
     """
 
     def __init__(self, settings: Capture, writer: str) -> None:
@@ -142,7 +142,7 @@ class _Ring:
         self._name = quote(settings.model, safe="")
         self._ours = re.compile(rf"{re.escape(self._name)}-\d{{8}}T\d{{12}}Z-.*\.jsonl")
         self._file: IO[bytes] | None = None
-        self._path = ""  # of the file, at its file system
+        self._path = ""  # of the open file, on its file system
         self._written = 0
         self._opened_at = 0.0
         self._quiet_until = 0.0
@@ -159,9 +159,9 @@ class _Ring:
             file.write(line)
             file.flush()
             if self._written == 0:
-                self._drop_oldest()  # only now: on a full disk a file that keeps nothing must not cost one that does
+                self._drop_oldest()  # after the write: a file that can't grow must not cost a full one
             self._written += len(line)
-        except Exception as error:  # each file system of fsspec has its own
+        except Exception as error:  # each file system of fsspec raises errors of its own
             self._broken(error)
 
     def close_if_old(self) -> None:
@@ -169,7 +169,7 @@ class _Ring:
             self.close()
 
     def close(self) -> None:
-        """An object store shows a file only once it is closed."""
+        """Close the file; an object store shows it only then."""
         file, self._file = self._file, None
         try:
             if file is not None:
@@ -187,26 +187,26 @@ class _Ring:
             name = f"{self._name}-{at:%Y%m%dT%H%M%S%f}Z-{self._writer}.jsonl"
             self._path = f"{folder}/{name}"
             self._file = fs.open(self._path, "wb")
-            with contextlib.suppress(OSError):  # what is no file of this host has rights of its own
+            with contextlib.suppress(OSError):  # a file that is not on this host has no mode to set
                 os.fchmod(self._file.fileno(), 0o600)
             self._written, self._opened_at = 0, time.monotonic()
         return self._file
 
     def _drop_oldest(self) -> None:
-        """Delete the oldest files, so that there are no more than allowed."""
+        """Delete the oldest files until there are no more than allowed."""
         fs, folder = fsspec.core.url_to_fs(self.settings.directory)
         fs.invalidate_cache(folder)
         names = sorted(path.rpartition("/")[2] for path in fs.ls(folder, detail=False))
-        here = {self._path.rpartition("/")[2]}  # an object store does not list it yet
+        here = {self._path.rpartition("/")[2]}  # an object store does not list an open file
         ours = sorted(here.union(name for name in names if self._ours.fullmatch(name)))
         for name in ours[: max(0, len(ours) - self.settings.files)]:
             fs.rm_file(f"{folder}/{name}")
 
     def _broken(self, error: Exception) -> None:
-        """Try again later, with another file; leave none behind that holds nothing."""
+        """Close the file after a failed write, and delete it if it is empty; a later request tries again."""
         file, self._file = self._file, None
         if file is not None:
-            with contextlib.suppress(Exception):  # what it could not write it can't on closing
+            with contextlib.suppress(Exception):  # closing repeats the write that failed
                 file.close()
             if self._written == 0:
                 with contextlib.suppress(Exception):
@@ -219,7 +219,7 @@ class _Ring:
 
 
 def _line(settings: Capture, call: CallStarted, body: bytes, at: datetime) -> bytes | None:
-    """One line of a file; None if the request can't be read, since then it can't be redacted either."""
+    """One line of a file; None if the request can't be parsed, since then it can't be redacted either."""
     redacted: list[str] = []
     if settings.redact:
         try:
@@ -242,7 +242,7 @@ def _line(settings: Capture, call: CallStarted, body: bytes, at: datetime) -> by
 
 
 def redact(message: Any, names: Sequence[str]) -> list[str]:
-    """Turn the values of these inputs into zeros (texts into empty ones), and take out parameters of these names.
+    """Replace the values of these inputs by zeros (or empty texts), and remove parameters of these names.
 
     Shapes stay, so a redacted request can still be replayed.
 
@@ -268,14 +268,14 @@ def redact(message: Any, names: Sequence[str]) -> list[str]:
 
 
 def _zeros(tensor: Any, size: int) -> bytes:
-    """Raw contents without values: as many elements; of texts each is an empty one, its length in four bytes."""
+    """Raw contents of as many elements: zeros, or texts that are empty, each with its length in four bytes."""
     if tensor.datatype != "BYTES":
         return bytes(size)
     try:
         elements = elements_of(tensor.shape)
     except ImpossibleShape:
         elements = size
-    return bytes(4 * min(elements, size // 4))  # never more than came, whatever the shape claims
+    return bytes(4 * min(elements, size // 4))  # no more than arrived, whatever the shape claims
 
 
 def _clear_typed(contents: Any) -> None:

@@ -1,10 +1,10 @@
 """Telemetry: several listeners behind the one `Hooks` that the core is given.
 
-May depend on values only. It must not know what its listeners do, except for one thing: a listener that starts a trace
-says so with a `TracedCall`, so that those after it can name the same trace.
+May depend on values only. It must not know what its listeners do, with one exception: a listener that starts a trace
+says so with a `TracedCall`, so that later listeners can name the same trace.
 
-A call is remembered here while it runs, and told as a whole when it has ended; only who answered `call_started` with an
-observer hears it live.
+A call is remembered while it runs, and reported as a whole when it has ended. Only a listener that answers
+`call_started` with an observer hears of it while it runs.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from gateway.types import Metadata
 
 _log = logging.getLogger(__name__)
 
-_UNENDED: Final = CallEnded(Code.UNKNOWN, "", None, 0, 0, 0.0)  # of a history that nobody has seen yet
+_UNENDED: Final = CallEnded(Code.UNKNOWN, "", None, 0, 0, 0.0)  # of a call that nobody has seen end
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class TracedCall(NoObserver):
-    """An observer that gave its call a place in a trace; `traceparent` is that place, in W3C form."""
+    """An observer that put its call into a trace. `traceparent` is the call's place in the trace, in W3C form."""
 
     traceparent: str
 
 
 def compose(listeners: Sequence[Listener]) -> Hooks:
-    """Make one listener of several, which hear everything in the given order.
+    """Make one listener of several, which hear all events in the given order.
 
     A listener that raises, against its contract, is logged once and never disturbs the call or the other listeners.
     A listener whose observer is a `TracedCall` must come before those that want to see the traceparent: they get the
@@ -63,7 +63,7 @@ class _Together:
     def __init__(self, listeners: tuple[Listener, ...]) -> None:
         self._listeners = listeners
         self.traces = any(isinstance(each, NoListener) and each.traces for each in listeners)
-        # Calls are many, so who does not care about them is not even asked.
+        # Calls are many, so a listener without interest in them is not called.
         self._at_starts = [each for each in listeners if _cares(each, "call_started")]
         self._at_ends = [each for each in listeners if _cares(each, "call_ended")]
         self._reported: set[str] = set()
@@ -99,7 +99,7 @@ class _Together:
         self.tell(self._listeners, "connection_full", event)
 
     def tell(self, hearers: Iterable[Listener | CallObserver], method: str, event: object) -> None:
-        """Call the method of this name of each."""
+        """Call the method of this name of each listener."""
         for hearer in hearers:
             try:
                 getattr(hearer, method)(event)
@@ -107,7 +107,7 @@ class _Together:
                 self.failed(hearer)
 
     def failed(self, listener: object) -> None:
-        """Called while the exception is being handled, so that the log has its stack."""
+        """Log a failure. Called while the exception is handled, so that the log has its stack."""
         name = type(listener).__name__
         if name not in self._reported:
             self._reported.add(name)
@@ -115,12 +115,12 @@ class _Together:
 
 
 class _Call(CallHistory):
-    """What the core tells of one call, kept until it has ended."""
+    """The events of one call, kept until it has ended."""
 
     __slots__ = ("observers", "owner")
 
     def __init__(self, owner: _Together, start: CallStarted, observers: list[CallObserver] | None) -> None:
-        """observers: who hears it live, which nearly always is nobody."""
+        """observers: hear the events at once; nearly always there are none."""
         self.start = start
         self.attempts = []
         self.outcomes = []

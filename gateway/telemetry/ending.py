@@ -1,4 +1,4 @@
-"""Telemetry: blocking work at the end of a process, which a receiver that is gone must not hold up.
+"""Telemetry: blocking work at the end of a process, for as long as it may take and no longer.
 
 Depends on nothing.
 """
@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 
 
 async def finish(work: Callable[[], object], seconds: float, what: str) -> None:
-    """Do it in a thread, and wait for it no longer than this. An error is logged, and so is giving up.
+    """Do `work` in a thread, and wait at most `seconds` for it. An error is logged, and so is giving up.
 
-    The thread is a daemon, for which the interpreter's end does not wait; one of `asyncio.to_thread` it would wait for.
-    what:  for the log, as in "the last spans".
+    The thread is a daemon: the interpreter's end would wait for one of `asyncio.to_thread`.
+    what:  names the work in the log, as in "the last spans".
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -26,9 +26,9 @@ async def finish(work: Callable[[], object], seconds: float, what: str) -> None:
     def run() -> None:
         try:
             work()
-        except Exception:  # the edge: exporters come from elsewhere
+        except Exception:  # exporters are other people's code, and may raise anything
             _log.warning("%s could not be sent", what, exc_info=True)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # a closed loop has nobody waiting
             loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=run, name="last-telemetry", daemon=True).start()

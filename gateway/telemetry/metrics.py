@@ -1,4 +1,4 @@
-"""Telemetry: Prometheus metrics of what the core reports. docs/metrics.md describes every name, and they stay stable.
+"""Telemetry: Prometheus metrics of the events of the core. docs/metrics.md describes all names, which stay stable.
 
 May depend on values and prometheus_client. Label values are bounded whatever callers send. Worker processes of one pod
 write into files of one directory and so add up to one scrape (prometheus_client's multiprocess mode).
@@ -38,16 +38,16 @@ from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_
 from gateway.telemetry.tally import Count, Times
 
 OTHER: Final = "other"
-REPLAYED_LABEL: Final = "replayed"  # in place of the model, of requests that were captured before and are sent again
-"""The label of a model that nobody configured, and of whatever comes after a limit is reached."""
+REPLAYED_LABEL: Final = "replayed"  # model label of requests that were captured and are sent again
+"""Label of models that are not configured, and of all values beyond a limit."""
 
 ADDRESS: Final = "address"
-"""The label of an endpoint. Not `endpoint`: the Prometheus operator sets that, and ours would be lost."""
+"""Label of an endpoint's address. The Prometheus operator sets `endpoint` itself, which would replace ours."""
 
-# 1-2-5 steps: a quantile read from them is off by a factor of 2.5 at most. A tiny model answers in half a millisecond;
-# nobody waits interactively beyond 30 s.
+# 1-2-5 steps: a quantile read from the buckets is wrong by a factor of 2.5 at most. A tiny model answers in half a
+# millisecond, and nobody waits interactively beyond 30 s.
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# The gateway's own share is tens of microseconds when all is well.
+# The gateway's own share of a call is tens of microseconds when all is well.
 OVERHEAD_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
 
 
@@ -55,14 +55,14 @@ OVERHEAD_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005,
 class MetricsSettings:
     """How the metrics of one process are kept."""
 
-    version: str = ""  # of the gateway, for gateway_build_info
-    shared: SharedDirectory | None = None  # None: this process is alone
-    max_models: int = 2_000  # distinct model labels; a large Triton repository has hundreds
-    max_endpoints: int = 1_000  # distinct endpoint labels; pods get new addresses at every rollout
+    version: str = ""  # the gateway's version, for gateway_build_info
+    shared: SharedDirectory | None = None  # None: this process has no fellow workers
+    max_models: int = 2_000  # most distinct model labels; a large Triton repository has hundreds of models
+    max_endpoints: int = 1_000  # most distinct endpoint labels; pods get new addresses with every rollout
 
 
 class Scrape:
-    """What Prometheus is answered, from one registry."""
+    """What Prometheus reads, from one registry."""
 
     def __init__(
         self, registry: CollectorRegistry, is_shared: bool = False, flush: Callable[[], None] = lambda: None
@@ -74,13 +74,13 @@ class Scrape:
 
     @classmethod
     def of_directory(cls, path: Path) -> Scrape:
-        """The sum over all workers that share `path`; any process may ask."""
+        """The sum over all workers that share the directory `path`; any process may ask."""
         registry = CollectorRegistry()
         registry.register(SharedValues(path))
         return cls(registry, is_shared=True)
 
     def collect(self, names: Collection[str] = ()) -> Iterable[Metric]:
-        """The families as they are now. Takes milliseconds: call it in a thread.
+        """The current metric families. This takes milliseconds: call it in a thread.
 
         names: samples that are wanted; there may be others too. None given are all.
         """
@@ -90,15 +90,15 @@ class Scrape:
         return self._registry.collect()
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Answer body and content type for an Accept header. Takes milliseconds: call it in a thread."""
+        """Body and content type for an Accept header. This takes milliseconds: call it in a thread."""
         self._flush()
         encode, content_type = exposition.choose_encoder(accept)
-        with no_collections():  # ten thousand series are half a million objects, which go when they are written
+        with no_collections():  # ten thousand series make half a million objects, all freed soon
             return encode(self._registry), content_type
 
 
 class Metrics:
-    """The listener. One per process: prometheus_client keeps its storage per process."""
+    """The listener that counts. There is one per process: prometheus_client keeps its storage per process."""
 
     def __init__(self, settings: MetricsSettings) -> None:
         """:raises RuntimeError: if this process already shares another directory or worker name."""
@@ -108,8 +108,8 @@ class Metrics:
         registry = CollectorRegistry()
         self._families = _Families(registry)
         self._families.build.labels(settings.version, platform.python_version()).set(1)
-        self._families.in_flight.labels(OTHER).set(0)  # an idle gateway has 0 in flight; none would be no answer
-        for result in ("accepted", "refused"):  # from 0, or `increase` does not see the first one
+        self._families.in_flight.labels(OTHER).set(0)  # an idle gateway shows 0 in flight, and not no series
+        for result in ("accepted", "refused"):  # `increase` misses a first increment that does not start at 0
             self._families.reloads.labels(result)
         for why in ("max_connections", "descriptors", "admin"):
             self._families.refused.labels(why)
@@ -118,11 +118,11 @@ class Metrics:
         self._series: dict[tuple[str, str], _Series] = {}
         self._flushing = threading.Lock()
         self._digest: Gauge | None = None
-        self._ready: dict[str, set[str]] = {}  # endpoints that are usable, by upstream
-        self._upstreams: set[str] = set()  # of the config
-        self._certificates: set[str] = set()  # their config keys
+        self._ready: dict[str, set[str]] = {}  # usable endpoints by upstream
+        self._upstreams: set[str] = set()  # upstreams in the config
+        self._certificates: set[str] = set()  # config keys of certificates
         self._pipelines: Callable[[], PipelinesNow] | None = None
-        self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
+        self._gauged: dict[tuple[str, ...], float] = {}  # last values of the pipelines' gauges, by name and labels
         self._is_shared = settings.shared is not None
         if settings.shared:
             self.scrape = Scrape.of_directory(settings.shared.path)
@@ -131,7 +131,7 @@ class Metrics:
             self.scrape = Scrape(registry, flush=self.flush)
 
     def flush(self) -> None:
-        """Bring what prometheus_client has up to date; from any thread. Workers that share a directory do it often."""
+        """Bring prometheus_client up to date, from any thread. Workers that share a directory do this often."""
         with self._flushing:
             for series in list(self._series.values()):
                 if series.has_moved:
@@ -140,7 +140,7 @@ class Metrics:
                 self._tell_pipelines(self._pipelines())
 
     def watch(self, pipelines: Callable[[], PipelinesNow]) -> None:
-        """Ask this, from any thread, whenever somebody wants to know."""
+        """Have `pipelines` asked, from any thread, at each reading."""
         self._pipelines = pipelines
 
     def _tell_pipelines(self, now: PipelinesNow) -> None:
@@ -171,7 +171,7 @@ class Metrics:
         series.has_moved = True
 
     def _of(self, event: CallStarted) -> _Series:
-        """Names that are not known share one; so do those beyond the limit, and all requests that are replayed."""
+        """The label of a model: one for all unknown names, for names beyond the limit, and for replayed requests."""
         name = event.model if event.known else OTHER
         if REPLAYED in event.facts.metadata:
             name = REPLAYED_LABEL
@@ -214,7 +214,7 @@ class Metrics:
             self._forget(self._families.usable, upstream)
             self._ready.pop(upstream, None)
         self._upstreams = set(event.upstreams)
-        for upstream in event.upstreams:  # 0 and not nothing: an alert must see the one whose name was never found
+        for upstream in event.upstreams:  # shows 0 too: an alert must see an upstream whose name was never resolved
             self._families.usable.labels(upstream).set(len(self._ready.get(upstream, ())))
         for key in self._certificates - event.expiries.keys():
             self._forget(self._families.expiry, key)
@@ -236,7 +236,7 @@ class Metrics:
 
 
 class _Families:
-    """Every metric by name, labels and meaning. docs/metrics.md says the same in more words."""
+    """All metrics by name, labels and meaning. docs/metrics.md says more."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, help_text: str, *labels: str) -> Counter:
@@ -296,7 +296,7 @@ class _Families:
             "reason",
         )
         for reason in ("descriptors", "max_connections", "admin"):
-            self.refused.labels(reason)  # 0 from the start, so that the first one is an increase
+            self.refused.labels(reason)  # 0 from the start, so that `increase` sees the first one
         self.in_flight = Gauge(
             "gateway_requests_in_flight",
             "Calls and stream messages not yet ended.",
@@ -349,7 +349,7 @@ class _Families:
         )
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
-        """Gauges of what `PipelinesNow` says."""
+        """Gauges of `PipelinesNow`."""
         by_step = ["model", "step"]
 
         def gauge(name: str, help_text: str, labels: list[str], mode: str) -> Gauge:
@@ -378,7 +378,7 @@ class _Families:
 
 
 class _Bounded:
-    """Passes on the first `limit` distinct values; any later one becomes `other`."""
+    """Passes on the first `limit` distinct values, and replaces all others by `other`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -394,14 +394,14 @@ class _Bounded:
 
 
 class _Series:
-    """Everything that is counted of one model and method."""
+    """All counts of one model and method."""
 
     def __init__(self, families: _Families, endpoints: _Bounded, model: str, method: str) -> None:
         self._families = families
         self._endpoints = endpoints
         self._model = model
         self._method = method
-        self._is_other = model in (OTHER, REPLAYED_LABEL)  # then variants too may be named after what callers invented
+        self._is_other = model in (OTHER, REPLAYED_LABEL)  # then callers may have invented the names of variants too
         self.has_moved = False  # since the last flush
         self.started = self._ended = self._shown_in_flight = 0  # calls
         self._in_flight = families.in_flight.labels(model)
@@ -439,7 +439,7 @@ class _Series:
             self._unusual(call)
 
     def _unusual(self, call: CallHistory) -> None:
-        """Fallbacks, full queues, and whose doing a failure was."""
+        """Count fallbacks, full queues, and failures by who is at fault."""
         for attempt in call.attempts:
             if attempt.instead_of:
                 names = (OTHER, OTHER) if self._is_other else (attempt.instead_of, attempt.variant)
@@ -451,15 +451,15 @@ class _Series:
         failed = meaning is not None
         if is_server_fault(call.end.code, meaning) and not call.end.callers_fault:
             self._families.server_faults.labels(self._model, call.end.code.name).inc()
-        if call.end.code is Code.RESOURCE_EXHAUSTED and not failed:  # nobody upstream said so
+        if call.end.code is Code.RESOURCE_EXHAUSTED and not failed:  # no upstream reported it
             self._families.queue_full.labels(self._model, "gateway").inc()
 
     def _steps(self, steps: Iterable[StepEnded]) -> float:
-        """Answers the seconds that they took."""
+        """Count the steps. Returns the seconds that they took."""
         seconds = 0.0
         for step in steps:
             took = step.at - step.started
-            if took or not step.error:  # what failed between two steps takes no time: see `PipelineModel`
+            if took or not step.error:  # a failure between two steps takes no time: see `PipelineModel`
                 seconds += took
                 self._families.step.labels(self._model, step.step).observe(took)
             if step.error:
@@ -467,7 +467,7 @@ class _Series:
         return seconds
 
     def _end(self, variant: str, code: Code) -> tuple[Count, Times]:
-        """For an end not seen before."""
+        """The counters of an end (variant and code), at its first use."""
         made = self._ends[variant, code] = (
             Count(self._families.requests.labels(self._model, variant, self._method, code.name)),
             Times(self._families.duration.labels(self._model, variant, "ok" if code is OK else "error")),
@@ -475,8 +475,8 @@ class _Series:
         return made
 
     def _attempt(self, variant: str, upstream: str, endpoint: str, meaning: Meaning | None) -> tuple[Count, Times]:
-        """For an attempt not seen before, or one of an endpoint beyond the limit."""
-        endpoint = self._endpoints(endpoint)  # pods get new addresses without end: only so many are told
+        """The counters of an attempt, at its first use, or for an endpoint beyond the limit."""
+        endpoint = self._endpoints(endpoint)  # pods get new addresses without end, so only some have labels
         key = (variant, upstream, endpoint, meaning)
         found = self._attempts.get(key)
         if found is None:
@@ -488,11 +488,11 @@ class _Series:
         return found
 
     def flush(self) -> None:
-        """What was counted since the last time, to prometheus_client."""
-        self.has_moved = False  # first: what is counted meanwhile is for the next time
-        ended = self._ended  # read before what can only be more
+        """Give the counts since the last flush to prometheus_client."""
+        self.has_moved = False  # first, since calls go on: their changes set it again
+        ended = self._ended  # read before `started`, which is never smaller
         in_flight = self.started - ended
-        self._in_flight.inc(in_flight - self._shown_in_flight)  # other methods of the model share the gauge
+        self._in_flight.inc(in_flight - self._shown_in_flight)  # all methods of the model share the gauge
         self._shown_in_flight = in_flight
         for number in (self._request_bytes, self._response_bytes, self._overhead):
             number.flush()

@@ -1,4 +1,4 @@
-"""Telemetry: the numbers of `/metrics` sent by OTLP, at intervals. Configured by the standard OTEL_* variables alone.
+"""Telemetry: sends the numbers of `/metrics` by OTLP, at intervals. Only the OTEL_* variables configure it.
 
 May depend on opentelemetry-sdk and on `metrics`. It counts nothing itself: it turns what the registry says into
 OpenTelemetry's data model, so both ways tell the same. One process of a pod sends, for all of its workers.
@@ -36,8 +36,8 @@ from gateway.telemetry.otel import exporters, resource
 _log = logging.getLogger(__name__)
 
 _SECONDS = 60.0  # OTEL_METRIC_EXPORT_INTERVAL's default
-_LAST_SECONDS = 1.5  # for the last export, at the end; a collector that is gone must not hold up a drained process
-_UNITS = {"seconds": "s", "bytes": "By"}  # source: UCUM, by the last word of a name
+_LAST_SECONDS = 1.5  # for the last export at the end; a collector that hangs must not hold up a drained process
+_UNITS = {"seconds": "s", "bytes": "By"}  # UCUM units, by the last word of a metric's name
 _CUMULATIVE = AggregationTemporality.CUMULATIVE
 
 
@@ -73,12 +73,12 @@ class MetricsExport:
             await asyncio.to_thread(self._send, interval)
 
     def _send(self, seconds: float) -> None:
-        """Read and send once. A failure is logged when it begins; the next export has the same sums and more."""
+        """Read and send once. The first failure in a row is logged; the next export repeats the sums."""
         try:
             data = self._read()
             results = [each.export(data, timeout_millis=seconds * 1000) for each in self._exporters]
             failed = any(result is not MetricExportResult.SUCCESS for result in results)
-        except Exception:  # the edge: exporters come from elsewhere, and none of them is a reason to end
+        except Exception:  # exporters are other people's code, and none of their errors may end the gateway
             failed = True
             _log.debug("a metrics export failed", exc_info=True)
         if failed and not self._fails:
@@ -106,7 +106,7 @@ def _interval(environ: Mapping[str, str]) -> float:
 
 
 def to_otel(families: Iterable[Family], started: int, now: int) -> list[Metric]:
-    """A registry's families in OpenTelemetry's data model: sums cumulative, buckets no longer so.
+    """A registry's families in OpenTelemetry's data model: sums are cumulative, and buckets are not.
 
     Names stay, without the `_total` that Prometheus adds to sums; so whoever stores them as Prometheus does gets the
     names of `/metrics` again.
@@ -146,8 +146,8 @@ def _histogram_points(samples: Iterable[Sample], started: int, now: int) -> list
 def _histogram_point(
     labels: Mapping[str, str], upto: list[tuple[float, float]], total: float, started: int, now: int
 ) -> HistogramDataPoint:
-    """upto: (bound, observations up to it), the last bound infinite."""
+    """A point of a histogram. upto: (bound, observations up to it), and the last bound is infinite."""
     counts = [int(upto[0][1]), *(int(b - a) for (_, a), (_, b) in itertools.pairwise(upto))]
     bounds = [bound for bound, _ in upto[:-1]]
-    unknown: Any = None  # the SDK's type wants a number, OTLP none where the extremes were not kept
+    unknown: Any = None  # Any: the SDK's type wants numbers, though OTLP leaves out extremes that were not recorded
     return HistogramDataPoint(labels, started, now, int(upto[-1][1]), total, counts, bounds, unknown, unknown)

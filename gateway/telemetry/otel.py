@@ -1,4 +1,4 @@
-"""Telemetry: what the standard OTEL_* variables say, the same for traces and metrics. docs/metrics.md lists them.
+"""Telemetry: the settings in OTEL_* variables, the same for traces and metrics. docs/metrics.md lists them.
 
 May depend on opentelemetry-sdk. Any exporter that is installed can be named; "otlp" is the one that comes along.
 """
@@ -18,14 +18,14 @@ _SERVICE = "inference-gateway"
 
 
 class BadTelemetrySettings(Exception):
-    """An OTEL_* variable asks for what is not there; the text names it and what would be right."""
+    """An OTEL_* variable asks for what is not installed; the text names the variable and what would be right."""
 
 
 def is_configured(signal: Signal, environ: Mapping[str, str]) -> bool:
-    """Whether the environment asks for a signal: an exporter is named, or an OTLP endpoint is given for it.
+    """Does the environment ask for this signal, by an exporter or an OTLP endpoint for it?
 
-    The endpoint for all signals counts for traces alone. Metrics are at `/metrics` anyway, and many a receiver of
-    traces takes no metrics, or has them from there already.
+    The endpoint for all signals counts for traces alone: metrics are at `/metrics` anyway, and many receivers of traces
+    take no metrics, or read them there.
     """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
@@ -37,9 +37,9 @@ def is_configured(signal: Signal, environ: Mapping[str, str]) -> bool:
 
 
 def exporters(signal: Signal, environ: Mapping[str, str]) -> list[Any]:
-    """The exporters that the environment names. Any: their classes have nothing in common but `shutdown`.
+    """The exporters that the environment names. Any: their classes share nothing but `shutdown`.
 
-    :raises BadTelemetrySettings: if one is not installed.
+    :raises BadTelemetrySettings: if an exporter is not installed.
     """
     names = environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip() or "otlp"
     return [_exporter(signal, name.strip().lower(), environ) for name in names.split(",") if name.strip()]
@@ -62,7 +62,7 @@ def _exporter(signal: Signal, name: str, environ: Mapping[str, str]) -> Any:
 
 
 def resource(version: str) -> Resource:
-    """Who tells this; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win. The host's name is the pod's in Kubernetes:
-    without it the numbers of several pods would be taken for one's."""
+    """What identifies this process; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win. The host's name (in Kubernetes
+    the pod's) tells the numbers of several pods apart."""
     ours = {"service.name": _SERVICE, "service.version": version, "service.instance.id": socket.gethostname()}
     return Resource.create({**ours, **OTELResourceDetector().detect().attributes})

@@ -1,7 +1,7 @@
-"""Telemetry: what the workers of one pod have counted of their pipelines, for ModelStatistics.
+"""Telemetry: counts of pipelines, over all workers of a pod, for ModelStatistics.
 
-Each worker writes a file of its own in the shared directory, and any of them adds up all files. So whichever worker is
-asked, the answer is the same, and no count falls from one question to the next.
+Each worker writes a file of its own in the shared directory, and reads those of all. So every worker gives the same
+answer, and no count ever falls from one answer to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.telemetry.shared_values import TOTALS_SUFFIX, SharedDirectory
 
 _log = logging.getLogger(__name__)
 
-_NUMBERS: Final = struct.Struct("<16s6q")  # a pipeline, by its name's hash, and what is counted of it
+_NUMBERS: Final = struct.Struct("<16s6q")  # the hash of a pipeline's name, and its counts
 
 
 class PipelineTotals:
@@ -27,20 +27,20 @@ class PipelineTotals:
     def __init__(self, shared: SharedDirectory) -> None:
         self._folder = shared.path
         self._own = shared.path / f"{shared.worker}{TOTALS_SUFFIX}"
-        self._places: dict[str, int] = {}  # of each pipeline in the own file
+        self._places: dict[str, int] = {}  # offset of each pipeline in this worker's file
         self._failed = False
 
     def own(self, pipeline: str) -> Sequence[int]:
-        """What this worker has counted, or the dead one that it replaces; empty if nothing."""
+        """The counts of this worker, and of a dead one that it replaces; empty if there are none."""
         return next((numbers for _, numbers in _read(self._own, pipeline)), ())
 
     def of_all(self, pipeline: str) -> Sequence[Sequence[int]]:
-        """What each worker has counted that has counted something."""
+        """The counts of each worker that has any."""
         files = sorted(self._folder.glob(f"*{TOTALS_SUFFIX}"))
         return [numbers for file in files for _, numbers in _read(file, pipeline)]
 
     def keep(self, pipeline: str, numbers: Sequence[int]) -> None:
-        """Write down what this worker has counted. On a full disk it is not; calls go on."""
+        """Write this worker's counts. If the disk is full they are lost, and calls go on."""
         try:
             self._write(pipeline, _NUMBERS.pack(_key(pipeline), *numbers))
         except OSError:
@@ -66,7 +66,7 @@ def _key(pipeline: str) -> bytes:
 
 
 def _read(file: Path, pipeline: str) -> Iterator[tuple[int, Sequence[int]]]:
-    """Where in a worker's file a pipeline's numbers are, and the numbers: once or not at all."""
+    """The offset of a pipeline's counts in a worker's file, and the counts; empty if it has none."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:

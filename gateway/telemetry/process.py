@@ -1,4 +1,4 @@
-"""Telemetry: all of it that one process has, put together from its settings. The rest of this room is its parts."""
+"""Telemetry: all telemetry of one process, built from its settings out of the other modules here."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from gateway.telemetry.traffic import Traffic
 
 Entered = TypeVar("Entered")
 
-_LAST_SECONDS = 2.5  # for what is left at the end
-_FLUSH_SECONDS = 0.1  # how old the numbers of one of several workers may be; and what is lost of one that is killed
+_LAST_SECONDS = 2.5  # for all last numbers and spans at the end
+_FLUSH_SECONDS = 0.1  # age of a worker's shared numbers at most; a worker that is killed loses this much
 
 
 class ProcessTelemetry:
-    """What one serving process tells, between enter and exit."""
+    """The telemetry of one serving process, between enter and exit."""
 
     def __init__(
         self, settings: Telemetry, environ: Mapping[str, str], version: str, shared: SharedDirectory | None
     ) -> None:
-        """shared: where the workers of one pod keep their numbers; None if this process is alone."""
+        """shared: where the workers of one pod keep their numbers; None if this process has no fellow workers."""
         self._settings = settings
         self._environ = environ
         self._version = version
@@ -46,7 +46,7 @@ class ProcessTelemetry:
         self.hooks: Hooks
 
     def watch(self, pipelines: Callable[[], PipelinesNow]) -> None:
-        """Tell what pipelines take. pipelines: is asked from any thread."""
+        """Report what pipelines hold. pipelines: is called from any thread."""
         self._metrics.watch(pipelines)
 
     @property
@@ -57,7 +57,7 @@ class ProcessTelemetry:
         self._metrics.connection_refused(why)
 
     async def enter(self, more: Sequence[Listener]) -> ProcessTelemetry:
-        """Start it. more: listeners beyond those of the settings.
+        """Start telemetry. more: listeners beside those of the settings.
 
         :raises BadTelemetrySettings: if an OTEL_* variable names an exporter that is not installed.
         """
@@ -75,7 +75,7 @@ class ProcessTelemetry:
         return self
 
     async def aclose(self) -> None:
-        """Send and write what is left, for 2.5 s in all; the log tells what was given up."""
+        """Send and write what is left, within 2.5 s in all; the log says what was given up."""
         await self._parts.leave()
 
     async def _listeners(self, parts: _Parts) -> Sequence[Listener]:
@@ -92,7 +92,7 @@ class ProcessTelemetry:
 
 
 class _Parts:
-    """What is left at the same time: each has a receiver of its own, which may be gone."""
+    """Parts that end at the same time: each has a receiver of its own, which may be gone."""
 
     def __init__(self) -> None:
         self._ends: list[Callable[[], Awaitable[object]]] = []
@@ -103,7 +103,7 @@ class _Parts:
         return entered
 
     def enter(self, part: AbstractContextManager[Entered], what: str) -> Entered:
-        """what: is written at its end, for the log."""
+        """what: names the part in the log."""
         entered = part.__enter__()
         self._ends.append(lambda: finish(lambda: part.__exit__(None, None, None), _LAST_SECONDS, what))
         return entered
@@ -115,7 +115,7 @@ class _Parts:
 
 @contextlib.asynccontextmanager
 async def _flushed_often(metrics: Metrics) -> AsyncIterator[None]:
-    """Another process reads what this one counts, and can't ask it to flush."""
+    """Flush often, for other processes that read these numbers and can't ask for a flush."""
 
     async def run() -> None:
         while True:
@@ -132,7 +132,8 @@ async def _flushed_often(metrics: Metrics) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def numbers_of_pod(scrape: Scrape, environ: Mapping[str, str], version: str) -> AsyncIterator[Traffic]:
-    """What one process of a pod does with the numbers of all: look at them for the page, and send them if asked to."""
+    """What one process of a pod does with the numbers of all workers: show them on the page, and send them if
+    configured."""
     async with contextlib.AsyncExitStack() as exits:
         if is_configured("metrics", environ):
             await exits.enter_async_context(MetricsExport(scrape.collect, environ, version))

@@ -1,6 +1,5 @@
-"""Telemetry: the process' own log on stderr, written by a thread, since a pipe that nobody reads would stop the event
-loop.
-"""
+"""Telemetry: the log of the process on stderr. A thread writes it: a pipe that nobody reads would stop the event
+loop."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ from typing import Final
 from gateway.telemetry.access_log import LineWriter
 
 _STDERR: Final = 2
-_QUEUED_LINES: Final = 2000  # stacks make them longer than those of the access log
+_QUEUED_LINES: Final = 2000  # fewer than in the access log, as stacks make them longer
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class Descriptor:
-    """A file descriptor as a stream without a buffer, so that no lock of Python's is held while a write blocks."""
+    """A file descriptor as a stream without a buffer: no lock of Python's is held while a write blocks."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -27,11 +26,11 @@ class Descriptor:
             data = data[os.write(self._number, data) :]
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Do nothing: the stream has no buffer."""
 
 
 class QueuedHandler(logging.Handler):
-    """Hands formatted records to a thread. It never waits, but at its end: 2 s at most for what is queued."""
+    """Hands formatted records to a thread, and never waits, but at most 2 s for queued records at the end."""
 
     def __init__(self, descriptor: int = _STDERR, limit: int = _QUEUED_LINES) -> None:
         super().__init__()
@@ -42,11 +41,11 @@ class QueuedHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._writer.write_nowait(self.format(record) + "\n")
-        except Exception:  # as all handlers of `logging`: what can't be formatted is told on stderr
+        except Exception:  # a handler of `logging` reports on stderr what can't be formatted
             self.handleError(record)
 
     def close(self) -> None:
-        """`logging.shutdown` calls it, which Python does at its end."""
+        """Write what is queued. `logging.shutdown` calls this at Python's end."""
         if self._is_open:
             self._is_open = False
             self._writer.__exit__(None, None, None)

@@ -1,8 +1,8 @@
-"""Telemetry: captured requests sent again, to whatever speaks the V2 protocol. The reading half of `capture`.
+"""Telemetry: sends captured requests again, to a server of the V2 protocol. `capture` writes what this reads.
 
-May depend on fsspec, grpc and the names of metadata. Requests go out in the order of the file, as many at a time as
-asked for. Each says that it is a replayed one, so that a gateway neither captures it again nor counts it as its model's
-traffic.
+May depend on fsspec, grpc and the names of metadata. Requests go out in the order of the file, a given number at a
+time. Their metadata says that they are replayed, so that a gateway does not capture them again, and does not count them
+as traffic of their model.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_l
 
 
 class BadCapture(Exception):
-    """A file that is no capture; the text says where."""
+    """The file is not a capture; the text says where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """One request as it was kept."""
+    """One captured request."""
 
     model: str
-    body: bytes  # a ModelInferRequest
+    body: bytes  # an encoded ModelInferRequest
     metadata: Mapping[str, str]
 
 
 @dataclass
 class Replayed:
-    """What came of a replay."""
+    """The results of a replay."""
 
     codes: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)  # of each call
+    seconds: list[float] = field(default_factory=list)  # duration of each call
     first_error: str = ""
     took: float = 0.0
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """The results as lines of text."""
         total = self.codes.total()
         yield f"{total} requests in {self.took:.2f} s ({total / self.took if self.took else 0:.0f}/s)"
         for code, count in self.codes.most_common():
@@ -62,12 +62,12 @@ class Replayed:
 
 
 def read(url: str) -> Iterator[Captured]:
-    """The requests of one captured file. url: a path, or any URL that fsspec can open.
+    """The requests of a captured file. url: a path, or any URL that fsspec can open.
 
     It is read to the end that it has now. A last line without its end is left out: the file is being written, or its
     writer was killed.
 
-    :raises BadCapture: if a line is no captured request.
+    :raises BadCapture: if a line is not a captured request.
     """
     fs, path = fsspec.core.url_to_fs(url)
     left = fs.size(path)
@@ -80,7 +80,7 @@ def read(url: str) -> Iterator[Captured]:
                 kept = json.loads(line)
                 yield Captured(kept["model"], base64.b64decode(kept["request"], validate=True), dict(kept["metadata"]))
             except (ValueError, KeyError, TypeError, binascii.Error) as error:
-                raise BadCapture(f"{url}, line {number}: is no captured request ({type(error).__name__})") from error
+                raise BadCapture(f"{url}, line {number}: is not a captured request ({type(error).__name__})") from error
 
 
 async def replay(
@@ -96,10 +96,10 @@ async def replay(
 
     to:          HOST:PORT, without TLS.
     at_once:     calls in flight.
-    model:       only requests of this one; None sends all.
+    model:       send only requests of this model; None sends all.
     timeout:     seconds for each call.
-    as_traffic:  let them count as if callers had sent them: in metrics, in captures.
-    :raises BadCapture: if a file is no capture; what came before it has been sent.
+    as_traffic:  count them, in metrics and captures, as if callers had sent them.
+    :raises BadCapture: if a file is not a capture; the requests before the fault have been sent.
     """
     result = Replayed()
     requests = (each for file in files for each in read(file) if model in (None, each.model))
@@ -109,7 +109,7 @@ async def replay(
         infer = channel.unary_unary(INFER)
 
         async def send_some() -> None:
-            for request in requests:  # shared: each sender takes the next one
+            for request in requests:  # all senders share the iterator
                 await _send(infer, request, marks, timeout, result)
 
         await asyncio.gather(*(send_some() for _ in range(at_once)))

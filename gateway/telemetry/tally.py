@@ -1,4 +1,4 @@
-"""Telemetry: numbers that one thread counts cheaply, and that any one other thread brings to prometheus_client.
+"""Telemetry: counts that one thread adds to cheaply, and that any one other thread brings to prometheus_client.
 
 Counting only ever adds, and `flush` only reads and remembers how far it came, so neither needs a lock.
 """
@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 
 
 class Count:
-    """A counter's child, to be."""
+    """What a counter's child will be told at the next flush."""
 
     __slots__ = ("_child", "_flushed", "total")
 
@@ -28,12 +28,12 @@ class Count:
 
 
 class Times:
-    """A histogram's child, to be. Seconds."""
+    """What a histogram's child will be told at the next flush, in seconds."""
 
     __slots__ = ("_bounds", "_child", "_counts", "_flushed", "_flushed_sum", "_sum")
 
     def __init__(self, child: Histogram) -> None:
-        # The library offers no way to add many observations at once, so its child's own parts are used.
+        # The library can't add many observations at once, so `flush` writes to private parts of the child.
         self._child = child
         self._bounds = child._upper_bounds
         self._counts = [0] * len(self._bounds)

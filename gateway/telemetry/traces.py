@@ -54,13 +54,13 @@ _SERVICES = {
     "StreamPredict": "gateway.v1.PredictionService",
 }
 _W3C = TraceContextTextMapPropagator()
-_NO_PARENT = Context()  # not None, which would mean the context of the running task
-_LAST_SECONDS = 2.5  # for what is left at the end
-_TEXT_LIMIT = 500  # characters of an error text kept in a span's status
+_NO_PARENT = Context()  # None would mean the context of the running task
+_LAST_SECONDS = 2.5  # for the last spans at the end
+_TEXT_LIMIT = 500  # most characters of an error text in a span's status
 
 
 class Traces(NoListener):
-    """The listener. Entering starts the exporter's thread, leaving sends what is left.
+    """The listener that traces. Entering it starts the exporter's thread, and leaving it sends the last spans.
 
     Do not make one unless traces are configured (`otel.is_configured`); one that has not been entered hears nothing.
     """
@@ -75,12 +75,12 @@ class Traces(NoListener):
         self._version = version
         self._provider: TracerProvider | None = None
         self._tracer: Tracer | None = None
-        # By the specification these samplers never record what a remote caller does not.
+        # The specification says that these samplers never record what a remote caller does not.
         sampler = environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
         self._follows_caller = sampler.strip().lower().startswith("parentbased_")
         ratio = _maybe_ratio(sampler, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
-        self._bound = ratio.bound if ratio else 0  # ids below it are recorded
-        self._rate = ratio.rate if ratio else 1.0  # of the traces that begin here; 1: the SDK decides
+        self._bound = ratio.bound if ratio else 0  # a trace is recorded if its id is below
+        self._rate = ratio.rate if ratio else 1.0  # part of the traces that begin here; 1: the SDK decides
         self._ids = _DrawnIds()
 
     async def __aenter__(self) -> Traces:
@@ -90,7 +90,7 @@ class Traces(NoListener):
             resource=resource(self._version), id_generator=self._ids, shutdown_on_exit=False
         )
         for exporter in named:
-            # Text on a terminal is read by a person who waits for it.
+            # A person reads text on a terminal, and does not want to wait for a batch.
             is_console = isinstance(exporter, ConsoleSpanExporter)
             self._provider.add_span_processor((SimpleSpanProcessor if is_console else BatchSpanProcessor)(exporter))
         self._tracer = self._provider.get_tracer("gateway", self._version)
@@ -101,7 +101,7 @@ class Traces(NoListener):
     ) -> None:
         provider, self._provider, self._tracer = self._provider, None, None
         if provider:
-            await finish(provider.shutdown, _LAST_SECONDS, "the last spans")  # by itself it would wait for 30 s
+            await finish(provider.shutdown, _LAST_SECONDS, "the last spans")  # its own timeout is 30 s
 
     def call_started(self, event: CallStarted) -> CallObserver | None:
         if self._tracer is None:
@@ -128,13 +128,13 @@ class Traces(NoListener):
 
 
 class _DrawnIds(RandomIdGenerator):
-    """Trace ids that can be drawn before there is a span: the SDK's way to a span that nobody records costs 10 us."""
+    """Draws a trace id before there is a span: a span that the SDK does not record would cost 10 µs."""
 
     def __init__(self) -> None:
         self._drawn: int | None = None
 
     def draw(self, bound: int) -> None:
-        """The trace that begins now is to be recorded: draw its id, as one that the ratio's sampler takes."""
+        """Draw the id of the next trace: one that the ratio's sampler records."""
         self._drawn = random.getrandbits(64) << 64 | random.randrange(bound)  # noqa: S311
 
     def generate_trace_id(self) -> int:
@@ -143,23 +143,23 @@ class _DrawnIds(RandomIdGenerator):
 
 
 def _maybe_ratio(sampler: str, argument: str) -> TraceIdRatioBased | None:
-    """What decides over traces that begin here, if that is a ratio; None leaves it to the SDK."""
+    """The sampling ratio of traces that begin here; None if the SDK has to decide."""
     if sampler.strip().lower() not in ("traceidratio", "parentbased_traceidratio"):
         return None
     try:
         return TraceIdRatioBased(float(argument))
     except ValueError:
-        return None  # the SDK complains, and records everything
+        return None  # the SDK logs the fault, and records all traces
 
 
 class _Call(TracedCall):
-    """Hears one call that is recorded."""
+    """Observes one call that is recorded."""
 
     def __init__(self, tracer: Tracer, span: Span, service: str | None, event: CallStarted, clock_offset: int) -> None:
         self._tracer = tracer
         self._span = span
         self._within = set_span_in_context(span, _NO_PARENT)
-        self._clock_offset = clock_offset  # from monotonic to Unix time, in ns; one per call keeps its spans consistent
+        self._clock_offset = clock_offset  # ns from monotonic to Unix time, for all spans of the call
         self._attempt: Span | None = None
         self._meaning: Meaning | None = None  # of the last attempt that ended
         self._rpc: dict[str, str] = {"rpc.system": "grpc"}
@@ -189,13 +189,13 @@ class _Call(TracedCall):
             },
             start_time=self._unix_ns(event.at),
         )
-        # Triton traces every request that brings a parent, whatever the flag says: only a sampled one may.
+        # Triton traces every request with a parent, whatever the flag says, so only sampled requests get one.
         if not self._attempt.get_span_context().trace_flags.sampled:
             return ()
         return tuple(_context_of(self._attempt).items())
 
     def attempt_merged(self, event: AttemptMerged) -> None:
-        """Of several calls' attempts one is the parent of what the server records; the others link to it."""
+        """Of several calls in a batch, one attempt is the parent of what the server records; the others link to it."""
         span = self._attempt
         if span is None:
             return
@@ -230,7 +230,7 @@ class _Call(TracedCall):
 
     def ended(self, event: CallEnded) -> None:
         span, attempt, self._attempt = self._span, self._attempt, None
-        if attempt:  # the call ended before its attempt did
+        if attempt:  # the call ended before its attempt
             attempt.end(self._unix_ns(event.at))
         span.set_attribute("rpc.grpc.status_code", int(event.code))
         if event.served:
@@ -251,7 +251,7 @@ class _Call(TracedCall):
 
 
 def _context_of(span: Span) -> dict[str, str]:
-    """`traceparent`, and `tracestate` if there is one."""
+    """The context of `traceparent`, and of `tracestate` if there is one."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, set_span_in_context(span, _NO_PARENT))
     return carrier

@@ -1,4 +1,4 @@
-"""Telemetry: what the metrics say of the last minute and the last quarter of an hour, for the admin page.
+"""Telemetry: the metrics of the last minute and the last quarter of an hour, for the admin page.
 
 May depend on `metrics`. Only increments are kept, and only of series that moved, so what nobody calls costs nothing.
 Reading takes a thread 0.5 ms for each model that is called; it never takes more than one hundredth of the time.
@@ -19,8 +19,8 @@ from gateway.telemetry.metrics import ADDRESS, OVERHEAD_SECONDS, SECONDS
 _log = logging.getLogger(__name__)
 
 _TICK = 5.0  # seconds
-_SHARE = 0.01  # of the time, at most, that reading may take
-_MINUTE, _QUARTER = 60.0, 900.0  # seconds; the quarter is kept in minutes, the minute in ticks
+_SHARE = 0.01  # part of the time that reading may take at most
+_MINUTE, _QUARTER = 60.0, 900.0  # seconds; windows of increments, kept by the tick and by the minute
 
 _LABELS: Mapping[str, tuple[str, ...]] = {
     "gateway_requests_total": ("model", "variant", "code"),
@@ -34,19 +34,19 @@ _IN_FLIGHT = "gateway_requests_in_flight"
 _NAMES = (*_LABELS, _IN_FLIGHT)
 
 Key = tuple[str, ...]
-"""A sample's name, then the values of those of its labels that count here."""
+"""A sample's name, then the values of the labels that count here."""
 
 
 class Traffic:
-    """Looks at the registry every few seconds between enter and exit."""
+    """Reads the registry every few seconds between enter and exit."""
 
     def __init__(
         self, collect: Callable[[Collection[str]], Iterable[Family]], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """collect: reads at least the named samples (`Scrape.collect`); it is called in a thread."""
+        """collect: reads at least these samples (`Scrape.collect`); it is called in a thread."""
         self._collect = collect
         self._clock = clock
-        self._last: dict[Key, float] | None = None  # None: nothing was read yet
+        self._last: dict[Key, float] | None = None  # None: the registry was not read yet
         self._last_at = clock()
         self._minute: deque[_Increments] = deque()
         self._quarter: deque[_Increments] = deque()
@@ -65,12 +65,12 @@ class Traffic:
             began = self._clock()
             try:
                 await asyncio.to_thread(self.look)
-            except Exception:  # the edge: the next look may go well, and what the page shows is no reason to end
+            except Exception:  # reading again may succeed, and a fault of the page must not end the gateway
                 _log.exception("the metrics could not be read for the page")
             await asyncio.sleep(max(_TICK, (self._clock() - began) / _SHARE))
 
     def look(self) -> None:
-        """Read the registry, and sum up what has been added lately."""
+        """Read the registry, and add up the increments of each window."""
         values, in_flight = _read(self._collect(_NAMES))
         now = self._clock()
         if self._last is not None:
@@ -95,12 +95,12 @@ class Traffic:
         return {"in_flight": in_flight, "windows": [{"name": name, **_window(_together(ring))} for name, ring in rings]}
 
     def report(self) -> Mapping[str, object]:
-        """JSON values: what was called in each window; docs/metrics.md has the keys. As of the last look."""
+        """JSON values: the calls of each window, as of the last reading. docs/metrics.md has the keys."""
         return self._report
 
 
 class _Increments:
-    """What was added to counters between two instants."""
+    """Increments of counters between two instants."""
 
     __slots__ = ("added", "since", "until")
 
@@ -111,7 +111,7 @@ class _Increments:
 
 
 def _together(parts: Iterable[_Increments]) -> _Increments:
-    """parts: in order and without gaps."""
+    """The sum of increments. parts: in order and without gaps."""
     added: defaultdict[Key, float] = defaultdict(float)
     since, until = 0.0, 0.0
     for index, part in enumerate(parts):
@@ -122,7 +122,7 @@ def _together(parts: Iterable[_Increments]) -> _Increments:
 
 
 def _read(families: Iterable[Family]) -> tuple[dict[Key, float], dict[str, float]]:
-    """Counters by key, and calls in flight by model."""
+    """The counters by key, and the calls in flight by model."""
     values: defaultdict[Key, float] = defaultdict(float)
     in_flight: dict[str, float] = {}
     for family in families:
@@ -173,7 +173,7 @@ def _of_variant(values: Mapping[Key, float], variant: str) -> dict[Key, float]:
 
 
 def _calls(codes: Mapping[Key, float], buckets: Mapping[Key, float], seconds: float) -> dict[str, object]:
-    """What callers got. codes, buckets: of one model or variant; the last part of a key is the code, or the bound."""
+    """The calls of one model or variant. codes, buckets: the last part of a key is the code, or the bound."""
     ended: defaultdict[str, float] = defaultdict(float)
     for key, count in codes.items():
         ended[key[-1]] += count
@@ -187,8 +187,8 @@ def _calls(codes: Mapping[Key, float], buckets: Mapping[Key, float], seconds: fl
 
 
 def _quantiles(bounds: Sequence[float], buckets: Mapping[Key, float]) -> dict[str, float] | None:
-    """Milliseconds within which half, 95 and 99 of 100 calls ended; None if there was none."""
-    upto = dict.fromkeys((*bounds, float("inf")), 0.0)  # a bucket to which nothing was added is not in `buckets`
+    """Milliseconds within which 50, 95 and 99 of 100 calls ended; None if there were none."""
+    upto = dict.fromkeys((*bounds, float("inf")), 0.0)  # a bucket without increments is not in `buckets`
     for key, count in buckets.items():
         upto[float(key[-1])] += count
     steps = tuple(upto.items())
@@ -198,7 +198,7 @@ def _quantiles(bounds: Sequence[float], buckets: Mapping[Key, float]) -> dict[st
 
 
 def quantile(steps: Sequence[tuple[float, float]], q: float) -> float:
-    """A quantile of a histogram, as Prometheus' histogram_quantile gives it: even within a bucket.
+    """A quantile of a histogram, as Prometheus' histogram_quantile: it assumes even spread within a bucket.
 
     steps:   (upper bound, observations up to it) in order, the last bound infinite and its count not 0.
     returns: the highest finite bound if the quantile is beyond that.

@@ -1,4 +1,4 @@
-"""Telemetry: what a `traceparent` says, read without the cost of a whole propagator. Pure.
+"""Telemetry: reads a `traceparent`, without the cost of a whole propagator. Pure.
 
 Source: W3C Trace Context Level 2, section 3.2 (version "-" trace-id "-" parent-id "-" trace-flags).
 """
@@ -21,7 +21,7 @@ def trace_id_of(traceparent: str) -> str:
 
 
 def is_unsampled(traceparent: str) -> bool:
-    """Whether it is valid and says that the caller does not record this trace."""
+    """Is the text a valid traceparent that says that the caller does not record the trace?"""
     match = _match(traceparent)
     return match is not None and not int(match[3], 16) & _SAMPLED
 

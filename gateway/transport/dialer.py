@@ -1,8 +1,8 @@
 """The dialer: `WireChannel` keeps a few connections to one target and puts calls on them.
 
-A call waits only while a connection is first being tried; once the target is known to be unreachable, calls
-fail at once until it answers again (`wait_for_ready` waits instead). A call that the server says it has not looked at
-goes out once more by itself (gRFC A6, transparent retry).
+While the first connection is being tried, calls wait. Once the target is known to be unreachable, calls fail at once
+until it answers again; a call with `patient` waits instead. A call that the server says it has not processed is sent
+once more (gRFC A6, transparent retry).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ ClientEdge = Edge[ClientConnection]
 CLOSED: Final = "The channel is closed"
 CROWDED: Final = "Too many calls wait for a connection"
 _NO_CONNECTION: Final = Origin.CONNECTION
-LONG_LIVED: Final = 5.0  # seconds; a connection that ended sooner and answered nothing counts as a failed attempt
+LONG_LIVED: Final = 5.0  # seconds; a connection that ended sooner, without an answer, counts as a failed attempt
 
 log = logging.getLogger("gateway.transport")
 
 TICK_SECONDS: Final = 1.0
-SAY_AGAIN_SECONDS: Final = 60.0  # what may go on for long is logged no more often
-AT_ONCE: Final = 100  # calls that waited, begun or ended in one turn of the loop
+SAY_AGAIN_SECONDS: Final = 60.0  # seconds between two log lines about one lasting fault
+AT_ONCE: Final = 100  # waiting calls begun or ended in one turn of the loop
 
 
 class State(Enum):
-    """As gRPC's connectivity API names them."""
+    """Connectivity states by the names of gRPC's connectivity API."""
 
     IDLE = "idle"
     CONNECTING = "connecting"
@@ -58,27 +58,27 @@ class State(Enum):
 class ChannelOptions:
     """How a channel keeps its connections."""
 
-    connections: int = 2  # one can be replaced while the other serves; more only cost Triton threads
-    together: int = 32  # calls that one takes before the next gets any: what travels together costs less
+    connections: int = 2  # with two, one can be replaced while the other serves; each costs Triton threads
+    together: int = 32  # calls given to one connection before the next gets any: calls that share packets cost less
     limits: Limits = UPSTREAM
-    tls: ssl.SSLContext | None = None  # as `client_tls` makes it
-    server_name: str | None = None  # to check the certificate against, if not the target's host
+    tls: ssl.SSLContext | None = None  # made by `client_tls`
+    server_name: str | None = None  # the name that the certificate must have; None: the target's host
     user_agent: str = "inference-gateway"
     connect_seconds: float = 5.0  # for TCP, TLS and the server's SETTINGS
-    backoff_first: float = 0.1  # seconds; a restarted server is found again quickly ...
+    backoff_first: float = 0.1  # seconds; short, to find a restarted server quickly
     backoff_factor: float = 1.6
-    backoff_most: float = 1.5  # ... and a dead one asked less than once a second
+    backoff_most: float = 1.5  # seconds; a dead server is tried about this often
     backoff_jitter: float = 0.2
-    most_discarded: int = 0  # small calls that are given up and may finish all the same, at once on a connection
-    max_pending: int = 1000  # calls that wait for a connection or for room on one
-    budget: Budget | None = None  # for answers that are collected whole; None: each connection has its own
+    most_discarded: int = 0  # calls per connection that may be left to finish; see `ClientCall`
+    max_pending: int = 1000  # calls that may wait for a connection, or for room on one
+    budget: Budget | None = None  # for answers that are collected; None: each connection has its own
 
 
 class WireChannel:
     """Connections to one target: "host:port", "dns:///host:port", "ipv4:…", "ipv6:[…]:port" or "unix:path".
 
-    Names are resolved anew for every connection. Belongs to the event loop it is first used on; nothing is connected
-    before the first call or `connect`.
+    Names are resolved anew for every connection. A channel belongs to the event loop that uses it first, and connects
+    with the first call or `connect`.
     """
 
     def __init__(self, target: str, options: ChannelOptions | None = None) -> None:
@@ -86,7 +86,8 @@ class WireChannel:
         self.options = options or ChannelOptions()
         self.state = State.IDLE
         self.on_state: Callable[[State], None] | None = None
-        self.on_fault: Callable[[str], None] | None = None  # told why a connection was cut for what the server did
+        # called with the reason when a connection closed for a fault of the server's
+        self.on_fault: Callable[[str], None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self._alarm: Alarm | None = None
         self._edges: list[ClientEdge] = []
@@ -106,12 +107,12 @@ class WireChannel:
     # Calls
 
     def call(self, path: bytes, fields: Fields = (), deadline: float | None = None) -> ClientCall:
-        """A call to fill in and `submit`. deadline: on the loop's clock (that of `time.monotonic()`)."""
+        """A call to fill in and `submit`. deadline: on the loop's clock, that of `time.monotonic()`."""
         alarm = self._alarm or self._open()
         return ClientCall(path, fields, alarm.deadlines, deadline, self._loop.time() if deadline is not None else 0.0)
 
     def submit(self, call: ClientCall, *, wait_for_ready: bool = False) -> None:
-        """Put a call on a connection, now or as soon as there is one. Its `on_done` never comes before this returns."""
+        """Put a call on a connection, now or when there is one. `on_done` is never called before this returns."""
         if not call.retried and not call.request_more:
             call.on_unprocessed = self._try_once_more
         if self._pending or not self._start(call):
@@ -132,7 +133,7 @@ class WireChannel:
         try:
             best.start(call)
         except EngineError as error:
-            log.info("%s: %s", self.target, error)  # its ids are used up, or it has just died
+            log.info("%s: %s", self.target, error)  # the connection has just died, or used all of its stream ids
             best.drain()
             return self._start(call)
         return True
@@ -152,7 +153,7 @@ class WireChannel:
             self._dial()
 
     def _room(self) -> None:
-        """A connection may take more calls."""
+        """A connection may take more calls: give it those that wait."""
         for _ in range(min(AT_ONCE, len(self._pending))):
             call = self._pending[0]
             if not call.done and not self._start(call):
@@ -175,7 +176,7 @@ class WireChannel:
     # Connectivity
 
     def connect(self) -> None:
-        """Begin to connect, if that is not under way."""
+        """Begin to connect, unless that has begun."""
         self._open()
         self._dial()
 
@@ -209,16 +210,16 @@ class WireChannel:
         return [edge for edge in self._edges if not edge.wire.draining]
 
     async def _keep_dialing(self) -> None:
-        """Until there are enough connections. While none works, this one task is the only one that tries."""
+        """Connect until there are enough connections. While none works, only this one task tries."""
         me = asyncio.current_task()
         try:
-            # A cancelled `wait_for` may return all the same (before Python 3.12), so who was replaced looks for itself.
+            # Before Python 3.12 a cancelled `wait_for` may return normally, so this task checks if it is still wanted.
             while self._dialing is me and len(self._usable()) < self.options.connections:
                 if self._failures:
                     await asyncio.sleep(self._backoff())
                 try:
                     await self._connect_one()
-                except OSError as error:  # ssl.SSLError and TimeoutError are such too
+                except OSError as error:  # ssl.SSLError and TimeoutError are OSErrors
                     self._dial_failed(error)
         finally:
             if self._dialing is me:
@@ -226,13 +227,13 @@ class WireChannel:
 
     def _backoff(self) -> float:
         options = self.options
-        growth = options.backoff_factor ** min(self._failures - 1, 64)  # a float can't grow for ever
+        growth = options.backoff_factor ** min(self._failures - 1, 64)  # a float overflows
         seconds = min(options.backoff_first * growth, options.backoff_most)
         spread = random.uniform(1 - options.backoff_jitter, 1 + options.backoff_jitter)  # noqa: S311  # no secret
         return seconds * spread
 
     async def _connect_one(self) -> None:
-        """raises: OSError if there is no connection within the time allowed."""
+        """Make one connection. raises: OSError if that fails, or takes longer than `connect_seconds`."""
         loop = self._loop
         greeted: asyncio.Future[None] = loop.create_future()
         options = self.options
@@ -253,8 +254,8 @@ class WireChannel:
         self._greeted(made)
 
     async def _open_transport(self, made: ClientEdge) -> None:
-        """raises: OSError."""
-        tls: dict[str, Any] = {"ssl": self.options.tls}  # the keyword arguments of two methods of the loop
+        """Connect the socket, with TLS if configured. raises: OSError."""
+        tls: dict[str, Any] = {"ssl": self.options.tls}  # Any: keyword arguments of two methods of the loop
         if isinstance(self._address, str):
             if self.options.tls is not None:
                 tls["server_hostname"] = self.options.server_name or "localhost"
@@ -316,7 +317,7 @@ class WireChannel:
 
     def _gone(self, edge: ClientEdge) -> None:
         if edge not in self._edges:
-            return  # it never came up; whoever dialled knows
+            return  # the connection never came up, and its dialer reports that
         self._edges.remove(edge)
         log.info("%s: a connection ended: %s", self.target, edge.wire.reason)
         if self.state is State.SHUTDOWN:
@@ -328,7 +329,8 @@ class WireChannel:
         useful = edge.wire.answered or self._loop.time() - edge.wire.born > LONG_LIVED
         self._failures = 0 if useful else self._failures + 1
         if not self._usable():
-            if self._dialing is not None:  # it may be sleeping over a second connection; this is the first now
+            # The dialer may be waiting to try a second connection, which would be the first one now.
+            if self._dialing is not None:
                 self._dialing.cancel()
                 self._dialing = None
             self._last_error = edge.wire.reason
@@ -343,7 +345,7 @@ class WireChannel:
         if now >= self._say_dropped_at:
             self._say_dropped_at = now + SAY_AGAIN_SECONDS
             shown = text_of(name[:40])
-            log.warning("%s: the field %r of an answer is no legal metadata, and is dropped", self.target, shown)
+            log.warning("%s: the field %r of an answer is not legal metadata, and is dropped", self.target, shown)
 
     def _tick(self) -> None:
         if self.state is State.SHUTDOWN:
@@ -356,9 +358,9 @@ class WireChannel:
     # End
 
     async def close(self, grace: float | None = None) -> None:
-        """Let calls end for `grace` seconds; then they are UNAVAILABLE, and the connections closed.
+        """Let calls end for `grace` seconds; then end them as UNAVAILABLE, and close the connections.
 
-        (grpc.aio would raise CancelledError where such a call is awaited, which looks as if its task was cancelled.)
+        grpc.aio would raise CancelledError where such a call is awaited, as if its task had been cancelled.
         """
         self._set_state(State.SHUTDOWN)
         if self._alarm is None:
@@ -387,7 +389,7 @@ class WireChannel:
 
 
 def _parse(target: str) -> tuple[tuple[str, int] | str, str]:
-    """Where to connect (host and port, or a unix socket's path), and the authority."""
+    """Host and port, or the path of a unix socket; and the authority (RFC 9113 section 8.3.1)."""
     if target.startswith("unix:"):
         return target.removeprefix("unix:").removeprefix("//"), "localhost"
     bare = target
@@ -406,14 +408,15 @@ def _settle(future: asyncio.Future[None], error: OSError | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(error)
-        future.exception()  # seen: whoever waits for it may have given up before
+        future.exception()  # marks it as seen: its dialer may have given up before
 
 
 def client_tls(ca: str | None = None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
-    """A TLS context for `ChannelOptions`: TLS 1.2 or later, h2 only. `ca`: file of trusted authorities, if not the
-    system's. `certificate`, `key`: our own, for mTLS.
+    """A TLS context for `ChannelOptions`: TLS 1.2 or later, h2 only.
 
-    raises: OSError, ssl.SSLError.
+    ca:               file of trusted authorities; None: the system's.
+    certificate, key: files of our own certificate, for mutual TLS.
+    raises:           OSError, ssl.SSLError.
     """
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -424,7 +427,7 @@ def client_tls(ca: str | None = None, certificate: str | None = None, key: str |
 
 
 def _reason(error: OSError) -> str:
-    """Why there is no connection, as the system names it: libraries put addresses into their texts."""
-    if error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):  # whose numbers are their own
+    """Why there is no connection, in the system's words, since texts of libraries contain addresses."""
+    if error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):  # these have error numbers of their own
         return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__

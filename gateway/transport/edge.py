@@ -1,4 +1,4 @@
-"""One socket and the wire connection on it: bytes in, a few writes per turn of the loop, pressure carried over."""
+"""One socket and the wire connection on it: reads, a few writes per turn of the loop, and back-pressure both ways."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from gateway.rpc.connection import Connection
 from gateway.rpc.deadlines import Deadlines
 from gateway.transport.inflating import inflate_elsewhere
 
-SOCKET_BUFFER: Final = 65_536  # bytes that a socket has not taken; beyond it nothing more is framed, and little is read
+SOCKET_BUFFER: Final = 65_536  # unsent bytes of a socket, above which nothing more is framed, and little is read
 
-TURN_BYTES: Final = (
-    262_144  # that are read from one connection in a turn of the loop, which else reads on for megabytes
-)
+TURN_BYTES: Final = 262_144  # bytes read from one connection in a turn of the loop; without it, megabytes
 
-LINGER_SECONDS: Final = 5.0  # for the last bytes of a connection that is closing
+LINGER_SECONDS: Final = 5.0  # seconds for the last bytes of a connection that is closing
 
-Wire = TypeVar("Wire", bound=Connection[Any])  # of any of its roles
+Wire = TypeVar("Wire", bound=Connection[Any])  # a connection of either role
 
 log = logging.getLogger("gateway.transport")
 
 
 class Edge(Generic[Wire]):
-    """Owned by the transport; `make` gives the wire connection once there is one."""
+    """The socket's side of a wire connection, which `make` creates when the socket is connected."""
 
     def __init__(
         self,
@@ -39,7 +37,7 @@ class Edge(Generic[Wire]):
         *,
         stops_reading: bool,
     ) -> None:
-        """stops_reading: while the peer takes nothing, is nothing read from it either?"""
+        """stops_reading: is nothing read from a peer that reads nothing itself?"""
         self.loop = loop
         self.transport: asyncio.Transport
         self.wire: Wire
@@ -48,16 +46,16 @@ class Edge(Generic[Wire]):
         self._stops_reading = stops_reading
         self._scheduled = False
         self._turn_bytes = 0
-        self._rests = False  # has had its part of this turn
+        self._rests = False  # reading is paused until the next turn of the loop
         self._full_since: float | None = None
-        self._waiting = 0  # bytes that the peer had not taken at the last tick at which the socket was full
+        self._waiting = 0  # bytes that the peer had not taken at the last tick with a full socket
         self._closing_since: float | None = None
 
-    # asyncio's side
+    # Called by asyncio
 
     @property
     def protocol(self) -> asyncio.Protocol:
-        """Itself: it is one in all but the base class, which would keep it from being compiled into a native class."""
+        """This object: it has the methods of asyncio.Protocol, but a native class can't have that as its base."""
         itself: Any = self
         return itself  # type: ignore[no-any-return]
 
@@ -98,16 +96,16 @@ class Edge(Generic[Wire]):
         self.wake()
 
     def eof_received(self) -> bool:
-        return False  # half-open connections mean nothing in HTTP/2: close
+        return False  # closes: HTTP/2 has no half-open connections
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.wire.close(self.wire.reason or "the peer closed the connection")
         self._gone(self)
 
-    # The wire's side
+    # Called by the wire connection
 
     def wake(self) -> None:
-        """There may be something to write."""
+        """Write soon: there may be output."""
         if not self._scheduled:
             self._scheduled = True
             self.loop.call_soon(self._flush)
@@ -117,7 +115,7 @@ class Edge(Generic[Wire]):
         self._turn_bytes = 0
         self.wire.advance()
         if self._closing_since is None and self.transport.is_closing():
-            return  # it is lost, or whoever dialled gave up: uvloop takes no more, not even to drop it
+            return  # the socket is lost, or its dialer gave up; uvloop allows no more calls on it
         if self._rests and not self.wire.is_late:
             self._rests = False
             if self.wire.reads and not self.transport.is_closing():
@@ -126,40 +124,42 @@ class Edge(Generic[Wire]):
             data = self.wire.output()
             if data:
                 self.transport.write(data)
-            if not data or (len(data) < WRITE_SIZE and not self.wire.closed):  # its last words come last
+            # When `output` closes the connection, the next call returns the GOAWAY.
+            if not data or (len(data) < WRITE_SIZE and not self.wire.closed):
                 break
         if self.wire.closed and self._closing_since is None:
             self._closing_since = self.loop.time()
-            self.transport.close()  # once what is written has left
+            self.transport.close()  # closes when all is written
 
-    # The owner's side
+    # Called by the owner
 
     def tick(self, now: float) -> None:
-        """Once a second."""
+        """Check timers, once a second."""
         self.wire.tick(now)
         if self._full_since is not None and self._has_moved():
             self._full_since = now
         stalled = self._full_since is not None and now - self._full_since > self.wire.limits.write_stall_seconds
         lingers = self._closing_since is not None and now - self._closing_since > LINGER_SECONDS
         if stalled or lingers:
-            self.wire.close("the peer takes nothing")
+            self.wire.close("the peer reads nothing")
             self.transport.abort()
 
     def _has_moved(self) -> bool:
-        """Has the peer taken bytes since the last tick? A slow one never makes the socket's buffers less than full."""
+        """Has the peer taken bytes since the last tick? A slow peer leaves the buffer full, so its size tells too
+        little."""
         waiting = self.transport.get_write_buffer_size() + _unacknowledged(self.transport)
         moved = self._waiting - waiting
         self._waiting = waiting
         return moved >= self.wire.limits.min_rate
 
     def cut(self, reason: str) -> None:
-        """Close now."""
+        """Close now, with a GOAWAY."""
         self.wire.break_off(0, reason)
         self._flush()
 
 
 class Alarm:
-    """The loop's timer for `Deadlines`."""
+    """The timer of the event loop that expires `Deadlines`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.deadlines = Deadlines()
@@ -192,7 +192,7 @@ def _unacknowledged(transport: asyncio.Transport) -> int:
     sock = transport.get_extra_info("socket")
     try:
         return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:  # it has just been closed, or the system can't tell
+    except OSError:  # the socket has just closed, or the system can't tell
         return 0
 
 

@@ -1,7 +1,7 @@
-"""Inflating beside the event loop: one thread for the whole process, which takes a slice of one message after another.
+"""Inflating beside the event loop: one thread for the whole process inflates a slice of one message, then of the next.
 
-So a body of any size holds the loop no longer than a small one, all that callers compress costs one core at most, and
-a small message waits for one slice of each larger one. zlib lets go of the interpreter's lock while it works.
+A message of any size blocks the loop no longer than a small one. All compressed requests together cost one core at
+most, and a small message waits for one slice of each larger one. zlib releases the interpreter's lock while it works.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from gateway.rpc.codes import CallFailed
 from gateway.rpc.framing import Inflater
 
-SLICE: Final = 1 << 20  # bytes made in one go: some milliseconds
+SLICE: Final = 1 << 20  # bytes made in one step: some milliseconds
 
 
 @cache
@@ -24,7 +24,7 @@ def _thread() -> ThreadPoolExecutor:
 
 
 def inflate_elsewhere(inflater: Inflater, stepped: Callable[[CallFailed | None], None]) -> None:
-    """See `rpc.connection.Elsewhere`."""
+    """Do a step of an inflater on the thread. See `rpc.connection.Elsewhere`."""
     step = asyncio.get_running_loop().run_in_executor(_thread(), _step, inflater)
     step.add_done_callback(lambda done: None if done.cancelled() else stepped(done.result()))
 

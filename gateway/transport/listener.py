@@ -25,29 +25,30 @@ from gateway.transport.sockets import bind
 from gateway.transport.tls_acceptor import TlsAcceptor
 
 BACKLOG: Final = 1024
-AGE_JITTER: Final = 0.1  # of the maximum age, so that clients which came together do not leave together
+AGE_JITTER: Final = 0.1  # part of the maximum age, so that clients which came together leave one by one
 TICK_SECONDS: Final = 1.0
-CLOSE_SECONDS: Final = 1.0  # for the last bytes of connections that were cut
-SMALL_REQUEST: Final = 65_536  # bytes of a message of a method that needs no large ones; a name has 1,000 or so
+CLOSE_SECONDS: Final = 1.0  # seconds for the last bytes of connections that were cut
+SMALL_REQUEST: Final = 65_536  # bytes of the largest message of a method in `small`; a name has 1,000 at most
 COLLECTED: Final = "server.max_collected_bytes"
 CONNECTIONS_PART: Final = f"half of {COLLECTED}, which one connection may have"
-TICKED_AT_ONCE: Final = 1000  # connections and calls whose time is looked at in one turn of the loop
+TICKED_AT_ONCE: Final = 1000  # connections and calls whose timers are checked in one turn of the loop
 
 ServerEdge = Edge[ServerConnection]
 
 log = logging.getLogger("gateway.transport")
 
 
-MAX_CONNECTIONS: Final = "max_connections"  # why a connection was refused
+MAX_CONNECTIONS: Final = "max_connections"  # reasons for refusing a connection
 DESCRIPTORS: Final = "descriptors"
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardMethod:
-    """A method whose bytes are handled as they are, by callbacks on the event loop.
+    """A method whose messages stay bytes, handled by callbacks on the event loop.
 
-    A unary one is called with its message complete; with `cut_through` a large message comes front first (see
-    `ServerCall.on_request`). A streaming one is called as soon as the request's head is there, and sets `on_message`.
+    A unary method is called when its message is complete; with `cut_through`, when the front of a large message has
+    arrived (see `ServerCall.on_request`). A streaming method is called with the request's headers, and sets
+    `on_message`.
     """
 
     handle: Callable[[ServerCall], None]
@@ -56,7 +57,7 @@ class ForwardMethod:
 
 
 class WireServer:
-    """A gRPC server. Add handlers, then `listen`, then `start`; all on one event loop."""
+    """A gRPC server. Add handlers, then `listen`, then `start`, all on one event loop."""
 
     def __init__(
         self,
@@ -71,13 +72,16 @@ class WireServer:
         descriptors: int | None = None,
         refused: Callable[[str], None] | None = None,
     ) -> None:
-        """forward: by full method path, "/package.Service/Method"; these win over servicers.
+        """Arguments, all of them optional:
 
-        max_connections: more are closed as they come. age_grace: seconds that calls keep after their connection was
-        asked to leave for its age; None is as long as they take. budget: for messages that are collected whole, if
-        others share it. small: methods, by full path, whose requests are never large. on_full: told, by its
-        peer, when a connection has as many calls at once as it may. descriptors: a connection whose own is this one or
-        above is closed too, so that some are left for all else that the process opens. refused: hears why one was.
+        forward:         methods by full path, "/package.Service/Method"; they win over servicers.
+        max_connections: further connections are closed.
+        age_grace:       seconds for the calls of a connection that reached its maximum age; None: as long as they take.
+        budget:          for messages that are collected, if shared with others.
+        small:           full paths of methods whose requests are never large.
+        on_full:         called with the peer of a connection that has `max_streams` open calls.
+        descriptors:     a connection with this file descriptor or a higher one is closed, to keep some for other uses.
+        refused:         called with the reason when a new connection is closed.
         """
         self.limits = limits or Limits()
         self.draining = False
@@ -95,7 +99,7 @@ class WireServer:
         self._servers: list[asyncio.AbstractServer] = []
         self._acceptors: list[TlsAcceptor] = []
         self._edges: set[ServerEdge] = set()
-        self._shaking: set[Any] = set()  # those whose TLS handshake has not ended
+        self._shaking: set[Any] = set()  # connections in their TLS handshake
         self._empty = asyncio.Event()
         self._stopped = asyncio.Event()
         self._alarm: Alarm
@@ -103,7 +107,7 @@ class WireServer:
         self._servicing = Servicing(self.limits)
         self._heads = RequestHeads(self.limits)
 
-    # What is served
+    # Methods
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         self._generic.extend(generic_rpc_handlers)
@@ -112,12 +116,12 @@ class WireServer:
         for method, handler in method_handlers.items():
             self._registered[f"/{service_name}/{method}".encode()] = handler
 
-    # Where
+    # Addresses
 
     def listen(self, address: str, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False) -> int:
-        """Bind "host:port", "[ipv6]:port" or "unix:path"; answers the port (0 for a unix socket).
+        """Bind "host:port", "[ipv6]:port" or "unix:path"; returns the port (0 for a unix socket).
 
-        tls: as `server_tls` makes it. raises: OSError if the address can't be had.
+        tls: made by `server_tls`. raises: OSError if the address can't be bound.
         """
         if address.startswith("unix:"):
             bound = socket.socket(socket.AF_UNIX)
@@ -127,7 +131,7 @@ class WireServer:
             host, _, number = address.rpartition(":")
             bound = bind(host.strip("[]"), int(number), reuse_port=reuse_port)
             try:
-                bound.listen(BACKLOG)  # only then it is sure that nobody else has it
+                bound.listen(BACKLOG)  # only listening shows that nobody else has the port
             except BaseException:
                 bound.close()
                 raise
@@ -136,11 +140,11 @@ class WireServer:
         return port
 
     def adopt(self, bound: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Serve on a socket that was bound elsewhere."""
+        """Serve on a socket that others have bound."""
         bound.setblocking(False)
         self._sockets.append((bound, tls))
 
-    # Life
+    # Start and stop
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -168,7 +172,7 @@ class WireServer:
         self._tick()
 
     async def stop(self, grace: float | None = None) -> None:
-        """Accept nothing new, ask clients to leave, wait `grace` seconds for their calls, cut what is left."""
+        """Accept no connections, send GOAWAYs, wait `grace` seconds for running calls, and cut the rest."""
         self.draining = True
         for server in self._servers:
             server.close()
@@ -199,7 +203,7 @@ class WireServer:
         self._stopped.set()
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
-        """Answers whether `timeout` came first, as grpc.aio's does."""
+        """Wait until the server has stopped. Returns whether `timeout` (seconds) came first, as grpc.aio's does."""
         try:
             await asyncio.wait_for(self._stopped.wait(), timeout)
         except asyncio.TimeoutError:
@@ -250,14 +254,14 @@ class WireServer:
         return connection
 
     def _refuses(self, descriptor: int) -> bool:
-        """Must a new connection go? Then it is counted. descriptor: its own."""
+        """Must this new connection be closed? If so, it is counted. descriptor: its file descriptor."""
         refusal = self._refusal(descriptor)
         if refusal and self._refused is not None and not self.draining:
             self._refused(refusal)
         return bool(refusal)
 
     def _refusal(self, descriptor: int) -> str:
-        """Why a new connection can't stay; "" if it can. The kernel gives the lowest descriptor that is free."""
+        """Why a new connection must be closed, or "". The kernel gives out the lowest free descriptor."""
         if self.draining:
             return "draining"
         if len(self._edges) + len(self._shaking) >= self._max_connections:
@@ -326,25 +330,27 @@ class WireServer:
 
 @dataclass(frozen=True, slots=True)
 class _Details:
-    """grpc.HandlerCallDetails."""
+    """A call's details, as grpc.HandlerCallDetails."""
 
     method: str
     invocation_metadata: tuple[tuple[str, str | bytes], ...]
 
 
 def _peer_name(transport: asyncio.Transport) -> str:
-    """In the form that grpc uses."""
+    """The peer's address in grpc's form."""
     name = transport.get_extra_info("peername")
     if not isinstance(name, tuple):
         return "unix:"
-    host, port = name[0].removeprefix("::ffff:"), name[1]  # an IPv4 peer of a socket for both, as grpc shows it
+    host, port = name[0].removeprefix("::ffff:"), name[1]  # grpc shows an IPv4 peer of a dual-stack socket as IPv4
     return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def server_tls(certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:
-    """A TLS context for `listen`: TLS 1.2 or later, h2 only; with `client_ca` clients must show a certificate of it.
+    """A TLS context for `listen`: TLS 1.2 or later, h2 only.
 
-    Arguments are file names. raises: OSError, ssl.SSLError.
+    certificate, key: files of the server's certificate.
+    client_ca:        file of authorities; with it, clients must show a certificate of one of them.
+    raises:           OSError, ssl.SSLError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

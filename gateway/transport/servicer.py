@@ -1,4 +1,4 @@
-"""The servicer lane: handlers of grpcio's generated code, one task per call, with a context like `grpc.aio`'s."""
+"""Handlers of grpcio's generated code: one task per call, with a context like that of `grpc.aio`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ from gateway.types import Metadata, MetadataValue
 
 log = logging.getLogger("gateway.transport")
 
-QUEUED: Final = 16  # messages of one call that may wait for its handler ...
-QUEUED_BYTES: Final = 65_536  # ... unless they have so much; the others stay bytes that no window is given for
+# QUEUED messages of a call wait for its handler, or QUEUED_BYTES; the rest stays bytes whose window is not returned.
+QUEUED: Final = 16
+QUEUED_BYTES: Final = 65_536
 
-UNEXPECTED_TEXT = "Unexpected error in the service"  # what is known about it is in the log
+UNEXPECTED_TEXT = "Unexpected error in the service"  # the log has the details
 
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _ENCODINGS = {grpc.Compression.Gzip: b"gzip", grpc.Compression.Deflate: b"deflate"}
 
 
 class Metadatum(NamedTuple):
-    """A pair of metadata; handlers may use its names, as with grpc.aio's."""
+    """A pair of metadata. Handlers may use its names, as with grpc.aio."""
 
     key: str
     value: MetadataValue
 
 
 class MethodHandler(Protocol):
-    """grpc.RpcMethodHandler, whose fields are set by type of call. Messages and contexts are of any type: `Any`."""
+    """Like grpc.RpcMethodHandler; the kind of call decides which field is set. Any: messages and contexts of any
+    type."""
 
     request_streaming: bool
     response_streaming: bool
@@ -52,14 +54,14 @@ class MethodHandler(Protocol):
 
 
 class Servicing:
-    """Holds the tasks of the calls that are being served."""
+    """Holds the tasks of running calls."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._tasks: set[asyncio.Task[None]] = set()
 
     def accept(self, call: ServerCall, handler: MethodHandler) -> None:
-        """The head of a request is here."""
+        """Take a call whose request headers have arrived."""
         context = Context(call, handler, self._limits)
         if handler.request_streaming:
             call.streaming = True
@@ -76,7 +78,7 @@ class Servicing:
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
-        """Cancel what still runs, and wait for it."""
+        """Cancel all tasks, and wait for them."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -84,9 +86,9 @@ class Servicing:
 
 
 class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc's types are not checked
-    """What a handler is told of its call, and how it answers; see `grpc.aio.ServicerContext`.
+    """A handler's view of its call; see `grpc.aio.ServicerContext`.
 
-    Differences: texts of unexpected exceptions stay in the log; `auth_context` and peer identities are empty.
+    Two things differ: texts of unexpected exceptions stay in the log, and `auth_context` and peer identities are empty.
     """
 
     def __init__(self, call: ServerCall, handler: MethodHandler, limits: Limits) -> None:
@@ -95,7 +97,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         self._limits = limits
         self._task: asyncio.Task[None] | None = None
         self._messages: deque[bytes] = deque()
-        self._queued_bytes = 0  # of those
+        self._queued_bytes = 0  # bytes in `_messages`
         self._no_more = False
         self._reader: asyncio.Future[None] | None = None
         self._code = Code.OK
@@ -109,7 +111,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         self._callbacks: list[Callable[[Any], None]] = []
         call.on_cancel = self._ended_by_client
 
-    # The call's side
+    # Called by the call
 
     def _message_arrived(self, body: bytes, compressed: bool) -> None:
         self._messages.append(body)
@@ -134,7 +136,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
             self._task.add_done_callback(lambda _: connection.release())
             self._task.cancel()
 
-    # The task
+    # The handler's task
 
     async def _serve(self) -> None:
         try:
@@ -174,7 +176,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
             return
         if inspect.isawaitable(answer):
             answer = await answer
-        if handler.response_streaming:  # it has used `write`
+        if handler.response_streaming:  # the handler has sent its answers by `write`
             self._finish(self._code, self._details)
         else:
             self._answer(answer)
@@ -228,7 +230,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         body = messages.popleft()
         self._queued_bytes -= len(body)
         if not call.hungry and len(messages) < QUEUED // 2 and self._queued_bytes < QUEUED_BYTES:
-            call.feed()  # the next ones may come while this one is worked on
+            call.feed()  # more may arrive while the handler works on this one
         return self._decode(body)
 
     async def write(self, message: Any) -> None:
@@ -252,7 +254,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
             self._head_sent = True
             self._call.send_headers(initial, self._encoding)
 
-    # What handlers see and set
+    # What handlers read and set
 
     async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
         if self._head_sent:
@@ -270,13 +272,13 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
         self._finish(self._code, details)
         raise grpc.aio.AbortError("Locally aborted.")
 
-    async def abort_with_status(self, status: Any) -> NoReturn:  # grpc.Status, an interface without types
+    async def abort_with_status(self, status: Any) -> NoReturn:  # Any: grpc.Status is an interface without types
         await self.abort(status.code, status.details, status.trailing_metadata or ())
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         self._trailing = list(trailing_metadata)
 
-    def invocation_metadata(self) -> Any:  # a sequence of pairs; grpc's own type is wider
+    def invocation_metadata(self) -> Any:  # Any: a sequence of pairs; grpc's own type is wider
         return tuple(Metadatum(key, value) for key, value in metadata_from(self._call.head.fields))
 
     def set_code(self, code: grpc.StatusCode) -> None:
@@ -306,7 +308,7 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
     def auth_context(self) -> Mapping[str, Iterable[bytes]]:
         return {}
 
-    def time_remaining(self) -> Any:  # float, or None without a deadline; grpc's annotation forgets the None
+    def time_remaining(self) -> Any:  # Any: a float, or None without a deadline; grpc's annotation forgets None
         if self._call.deadline is None:
             return None
         return max(0.0, self._call.deadline - asyncio.get_running_loop().time())

@@ -1,4 +1,4 @@
-"""Sockets of one address: to listen on, for both IPs, and to a peer of which not every address may answer."""
+"""Sockets: to listen on an address, for both IP versions; and to connect to a host that has several addresses."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import suppress
 from itertools import zip_longest
 from typing import Any, Final
 
-NEXT_ADDRESS_SECONDS: Final = 0.25  # until the next address is tried beside those that have not answered (RFC 8305)
+NEXT_ADDRESS_SECONDS: Final = 0.25  # until the next address is tried too (RFC 8305 section 5)
 EVERY_ADDRESS: Final = "::"
 _NO_IPV6: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 Address = tuple[int, Any]
-"""A family, and an address as its sockets take it."""
+"""A family, and an address in the form that its sockets take."""
 
 
 def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     """A socket that is bound and does not listen yet. host: a name, an IP, or "" for every IPv4 address.
 
-    "::" takes IPv4 as well, as gRPC's own servers do, and on a machine without IPv6 that alone.
+    "::" takes IPv4 too, as gRPC's own servers do. On a machine without IPv6 it takes IPv4 alone.
 
-    :raises OSError: if the address can't be had.
+    :raises OSError: if the address can't be bound.
     """
     if ":" not in host:
         return _bind(socket.AF_INET, (host, port), reuse_port)
@@ -52,9 +52,9 @@ def _bind(family: int, place: tuple[str, int], reuse_port: bool) -> socket.socke
 
 
 async def connect(host: str, port: int) -> socket.socket:
-    """A connected socket: of the host's addresses, the first that answers (RFC 8305, "happy eyeballs").
+    """A socket connected to the first address of the host that answers (RFC 8305, "happy eyeballs").
 
-    :raises OSError: if none does; it waits for as long as the system does.
+    :raises OSError: if no address answers; the system's timeout applies.
     """
     left = deque(in_turns(await _resolve(host, port)))
     trying: set[asyncio.Task[socket.socket]] = set()
@@ -68,7 +68,7 @@ async def connect(host: str, port: int) -> socket.socket:
             for task in done:
                 error = task.exception()
                 if error is None:
-                    trying |= done - {task}  # another one may have been as quick
+                    trying |= done - {task}  # several attempts may have succeeded at once
                     return task.result()
                 failure = error
     finally:
@@ -79,7 +79,7 @@ async def connect(host: str, port: int) -> socket.socket:
 
 
 async def _resolve(host: str, port: int) -> list[Address]:
-    try:  # an IP needs no thread
+    try:  # an IP address needs no thread
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -87,7 +87,7 @@ async def _resolve(host: str, port: int) -> list[Address]:
 
 
 def in_turns(addresses: Iterable[Address]) -> Sequence[Address]:
-    """The families in turns, beginning with that of the first; within one the order stays (RFC 8305 section 4)."""
+    """Addresses with families in turns, the first one's first; the order within a family stays (RFC 8305 section 4)."""
     families: dict[int, list[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], []).append(address)
@@ -106,6 +106,6 @@ async def _connect(family: int, place: Any) -> socket.socket:
 
 
 def _close(task: asyncio.Task[socket.socket]) -> None:
-    """It connected all the same, and nobody wants it."""
+    """Close the socket of an attempt that succeeded too late."""
     with suppress(asyncio.CancelledError, OSError):
         task.result().close()

@@ -1,7 +1,7 @@
-"""I/O: accepts TLS connections, so that those in their handshake count like any other.
+"""I/O: accepts TLS connections, and counts those that are in their handshake.
 
-asyncio's own servers tell of a TLS connection only after its handshake: whoever begins many and ends none would take
-every descriptor, and nobody would hear of it.
+asyncio's own servers report a TLS connection only after its handshake. With them a client that begins many handshakes
+and ends none would take every file descriptor unnoticed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-_AT_ONCE: Final = 200  # accepted in one turn of the loop
-_PAUSE_SECONDS: Final = 0.5  # when the process or the system has nothing left for a connection
+_AT_ONCE: Final = 200  # connections accepted in one turn of the loop
+_PAUSE_SECONDS: Final = 0.5  # pause when the process or the system has no descriptor left
 
 log = logging.getLogger("gateway.transport")
 
 
 class TlsAcceptor:
-    """Serves one listening socket from `start` to `close`."""
+    """Accepts on one listening socket, from `start` to `close`."""
 
     def __init__(
         self,
@@ -34,8 +34,11 @@ class TlsAcceptor:
         shaken: Callable[[asyncio.Protocol], None],
         patience: float,
     ) -> None:
-        """bound: does not block. protocol: one is made as a connection is accepted. refuses: by its descriptor, must a
-        new connection go? shaken: its protocol's handshake has ended, well or not. patience: seconds for a handshake.
+        """bound:    a bound, non-blocking socket.
+        protocol: makes the protocol of an accepted connection.
+        refuses:  says whether to close a new connection, by its file descriptor.
+        shaken:   called when a protocol's handshake has ended, successfully or not.
+        patience: seconds for a handshake.
         """
         self._bound = bound
         self._tls = tls
@@ -53,7 +56,7 @@ class TlsAcceptor:
         self._go_on()
 
     def close(self) -> None:
-        """Accept nothing more, and end handshakes: no call has begun on them."""
+        """Accept no more, and abort handshakes: their connections have no calls yet."""
         if self._bound.fileno() < 0:
             return
         if self._pause is not None:
@@ -89,11 +92,11 @@ class TlsAcceptor:
     def _done(self, accepted: socket.socket, protocol: asyncio.Protocol, task: asyncio.Task[None]) -> None:
         self._shaking.discard(task)
         self._shaken(protocol)
-        if task.cancelled():  # it may not have begun
+        if task.cancelled():  # a task that never began has closed nothing
             accepted.close()
 
     async def _shake(self, accepted: socket.socket, protocol: asyncio.Protocol) -> None:
-        """Shake hands; then the connection is its protocol's. One that fails is its client's matter, as in asyncio."""
+        """Do the handshake, then hand the connection to its protocol. A failure is not logged, as in asyncio."""
         accepted.setblocking(False)
         if accepted.family != socket.AF_UNIX:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,8 +1,8 @@
-"""What is around the raw tensors in a V2 message: parsed once, and then known by its bytes.
+"""Layouts: all that is around the raw tensors in a V2 message, parsed once and then looked up by its bytes.
 
-The part of a message between its name and its raw contents (parameters, tensors' names and shapes, requested outputs)
-repeats byte for byte from one caller, and differs between callers often only in the number of rows. So it is looked up
-as it is; only an unknown one is parsed, by protobuf. Requests and answers are treated alike.
+The bytes between a message's name and its raw contents (parameters, tensors' names and shapes, requested outputs)
+repeat from one caller, and differ between callers often only in the number of rows. So they are looked up; protobuf
+parses only unknown ones. Requests and answers are treated alike.
 
 Source: grpc_service.proto: ModelInferRequest `inputs` 5, `outputs` 6, `raw_input_contents` 7; ModelInferResponse
 `outputs` 5, `raw_output_contents` 6.
@@ -26,12 +26,12 @@ _SIZES: Final = {
     "INT64": 8, "UINT64": 8, "FP64": 8, "BYTES": 0,
 }  # fmt: skip
 
-_LONGEST: Final = 4096  # bytes of a layout that is kept, and of a caller's that is read; models have a few tensors
+_LONGEST: Final = 4096  # bytes of a layout that is remembered, and of a request's that is read
 _KEPT: Final = 1024
-_LENGTHS: Final = 8  # different lengths that are tried before a message is parsed anew
+_LENGTHS: Final = 8  # lengths of known layouts that are tried before a message is parsed
 
 _HARMLESS: Final = frozenset({"triton_enable_empty_final_response"})  # NVIDIA's C++ client sends it with every request
-_FINAL: Final = "triton_final_response"  # of an answer: true of each part, since each is its request's only one
+_FINAL: Final = "triton_final_response"  # an answer is its request's only one, so this holds for each part of it
 _RESERVED: Final = ("sequence_", "priority", "timeout", "triton_", "headers", "binary_data_output")
 
 
@@ -41,23 +41,23 @@ class Part:
 
     name: str
     element: int  # bytes of one element; 0 for BYTES, whose elements carry their own length
-    row_elements: int  # elements of one row
-    dims: tuple[int, ...] = ()  # of one row
+    row_elements: int  # elements in one row
+    dims: tuple[int, ...] = ()  # shape of one row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
-    """Everything around the raw tensors of a message, apart from its name, version and id."""
+    """All that is around the raw tensors of a message, apart from its name, version and id."""
 
-    signature: bytes  # equal for messages that differ in their number of rows only
+    signature: bytes  # equal for messages that differ only in their number of rows
     rows: int
     parts: tuple[Part, ...]
-    tag: int  # of each raw content
-    _message: Any = field(repr=False)  # protobuf: the message without scalars and raw contents
-    _encoded: dict[int, bytes] = field(default_factory=dict, repr=False)  # by rows
+    tag: int  # RAW_INPUT or RAW_OUTPUT
+    _message: Any = field(repr=False)  # Any, a protobuf message: without scalars and raw contents
+    _encoded: dict[int, bytes] = field(default_factory=dict, repr=False)  # by number of rows
 
     def encoded(self, rows: int) -> bytes:
-        """The same with another number of rows."""
+        """The layout's bytes for another number of rows."""
         found = self._encoded.get(rows)
         if found is None:
             message = type(self._message)()
@@ -71,11 +71,11 @@ class Layout:
 
 
 _NO_LAYOUT: Final = Layout(b"", 0, (), 0, None)
-"""Stands for: messages with this head can't be merged."""
+"""Says of a shared head that its messages can't be merged."""
 
 
 class Layouts:
-    """The layouts seen lately, of requests or of answers."""
+    """Layouts seen lately, either of requests or of answers."""
 
     def __init__(self, message: type[Any]) -> None:
         """message: pb.ModelInferRequest or pb.ModelInferResponse (Any: protobuf classes carry no types)."""
@@ -83,18 +83,18 @@ class Layouts:
         self._is_request = message is pb.ModelInferRequest
         self._tag = RAW_INPUT if self._is_request else RAW_OUTPUT
         self._known: OrderedDict[bytes, Layout | None] = OrderedDict()
-        self._lengths: list[int] = []  # of those known, the latest first
+        self._lengths: list[int] = []  # lengths of the known layouts, the latest first
 
     def maybe_read(self, body: bytes, head: Head) -> tuple[Layout, list[tuple[int, int]]] | None:
         """A message's layout and where each raw content is; None if it can't be merged or taken apart.
 
-        That is: typed or missing contents, shared memory, contents that do not fit their shape, a parameter with a
-        meaning of its own, no batch axis, fields that are unknown here; of an answer any parameter, since it is the
-        whole's. Such a request goes its way alone, and Triton says what is wrong with it.
+        None is the answer for typed or missing contents, shared memory, contents that do not fit their shape, a
+        parameter with a meaning of its own, no batch axis, and unknown fields. In an answer no parameter can be taken
+        apart, as it is about the whole batch. Such a request is sent by itself, and Triton says what is wrong with it.
         """
         if head.strays:
             return None
-        if head.fronts is not None:  # messages with this head are equal up to their raw contents
+        if head.fronts is not None:  # then messages with this head are equal up to their raw contents
             layout = head.made
             if layout is None:
                 layout = head.made = self._known_layout(body[head.front : head.raw]) or _NO_LAYOUT
@@ -120,7 +120,7 @@ class Layouts:
 
     def _known_layout(self, text: bytes) -> Layout | None:
         if self._is_request and len(text) > _LONGEST:
-            return None  # it would be parsed anew with every request, for everybody to wait
+            return None  # it would not be remembered, and so be parsed on the event loop with every request
         if text in self._known:
             return self._known[text]
         layout = self._maybe_layout(text)
@@ -139,7 +139,7 @@ class Layouts:
     def _maybe_layout(self, text: bytes) -> Layout | None:
         try:
             message = self._message.FromString(text)
-        except Exception:  # protobuf's DecodeError is not the same class in all its implementations
+        except Exception:  # protobuf's implementations have different DecodeError classes
             return None
         if not (_is_mergeable(message) if self._is_request else _is_divisible(message)) or _has_unknown(message):
             return None
@@ -188,7 +188,7 @@ def _is_mergeable(message: Any) -> bool:
 
 
 def _is_divisible(answer: Any) -> bool:
-    """Has it no parameters? They are said of the whole batch, and whose they are nobody knows."""
+    """Has the answer no parameters? They are about the whole batch, so no part can be given them."""
     return not any(
         key != _FINAL or value.WhichOneof("parameter_choice") != "bool_param" or not value.bool_param
         for key, value in answer.parameters.items()
@@ -196,7 +196,7 @@ def _is_divisible(answer: Any) -> bool:
 
 
 def _has_unknown(message: Any) -> bool:
-    """Are there fields, on any level, that this version of the protocol does not know?"""
+    """Has the message, on any level, a field that is not known here?"""
     copy = type(message)()
     copy.CopyFrom(message)
     copy.DiscardUnknownFields()
@@ -204,7 +204,7 @@ def _has_unknown(message: Any) -> bool:
 
 
 def _raw_spans(layout: Layout, body: bytes, at: int) -> list[tuple[int, int]] | None:
-    """Where each raw content begins and ends, if they are there, of the right size, and nothing comes after them."""
+    """Where each raw content begins and ends; None if one is missing or of a wrong size, or a field follows them."""
     spans = []
     end = len(body)
     rows, tag = layout.rows, layout.tag
@@ -230,7 +230,7 @@ def _raw_spans(layout: Layout, body: bytes, at: int) -> list[tuple[int, int]] | 
 
 
 def _holds(body: bytes, at: int, stop: int, elements: int) -> bool:
-    """Are these bytes exactly so many BYTES elements?"""
+    """Are the bytes exactly this many BYTES elements?"""
     for _ in range(elements):
         at += 4 + int.from_bytes(body[at : at + 4], "little")
         if at > stop:
@@ -239,7 +239,7 @@ def _holds(body: bytes, at: int, stop: int, elements: int) -> bool:
 
 
 def split_rows(part: Part, body: bytes, span: tuple[int, int], rows: Sequence[int]) -> list[bytes]:
-    """One raw content cut into so many rows each, in order. The content fits the layout, so it holds their sum."""
+    """Cut one raw content into parts of so many rows each. The content fits the layout, so it has the sum of them."""
     at, _ = span
     pieces = []
     for count in rows:

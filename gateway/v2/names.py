@@ -6,7 +6,7 @@ from typing import Final
 
 SERVICE_NAME: Final = "inference.GRPCInferenceService"
 SERVICE: Final = f"/{SERVICE_NAME}/"
-"""What a path begins with; the method follows."""
+"""The path of every RPC begins with this; its method follows."""
 
 INFER: Final = SERVICE + "ModelInfer"
 STREAM: Final = SERVICE + "ModelStreamInfer"

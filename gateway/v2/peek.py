@@ -2,10 +2,10 @@
 
 May use values only: no protobuf, no I/O. It must not know what a name or a parameter means to routing.
 
-Tensors are skipped by their length, so the cost of a peek grows with the number of top-level fields and not with the
-size of the message. Fields may come in any order; of a repeated scalar the last one counts, as in protobuf, where the
-message is here whole (`peek_front` says what counts where it is not). Unknown fields, groups too, are kept. The
-outermost level and what is read of it are checked, the inside of tensors is Triton's to check.
+A peek skips tensors by their length, so its cost grows with the number of top-level fields and not with the size of the
+message. Fields may come in any order, and of a repeated scalar the last one counts, as in protobuf; `peek_front` says
+what counts in a message that is not complete. Unknown fields are kept, and groups too. A peek checks the top level and
+what it reads of it; Triton checks the inside of tensors.
 Field numbers: grpc_service.proto (triton-inference-server/common). Encoding: protobuf.dev/programming-guides/encoding.
 """
 
@@ -22,76 +22,76 @@ from gateway.errors import BadRequest, GatewayError, MalformedMessage
 from gateway.types import Parameter
 
 Buffer = bytes | memoryview
-"""A whole message. A memoryview must be one of unsigned bytes (format "B")."""
+"""A complete message. A memoryview must be one of unsigned bytes (format "B")."""
 
 MAX_FIELDS: Final = 16_384
 """Top-level fields of one message. Models have at most hundreds of tensors; this many take 2 to 20 ms to scan."""
 
 MAX_PARAMETERS: Final = 1024
-"""Entries of `parameters`. Models take a handful; decoding this many takes a few milliseconds at worst."""
+"""Entries of `parameters`. Models take a handful; decoding this many takes a few milliseconds at most."""
 
 MAX_NAME: Final = 1024
-"""Bytes of a request's model name, and of its version. A model is a folder, whose name has 255 at most."""
+"""Bytes of a request's model name, and of its version. A model is a folder, and a folder's name has at most 255."""
 
 MAX_ID: Final = 4096
-"""Bytes of a request's id. Triton repeats it in error texts, which must fit into what peers take as a header list."""
+"""Bytes of a request's id. Triton repeats the id in error texts, which must fit a header list that peers accept."""
 
 MAX_PARAMETER_FIELDS: Final = MAX_FIELDS
-"""Fields of all `parameters` entries and of their values together. Serializers write three an entry; protobuf allows
-repeats and unknown ones."""
+"""Fields of all `parameters` entries and of their values together. Serializers write three for an entry, but protobuf
+allows repeated and unknown fields."""
 
 _MAX_GROUPS_DEEP: Final = 100
-"""Groups within each other: protobuf's own limit, beyond which no server reads them."""
+"""Depth of nested groups: protobuf's own limit, so no server reads deeper ones."""
 
 _ID_WITHIN: Final = 64
-"""Fields among which the id of a refused request is looked for. Serializers write it before all that repeats."""
+"""Fields that are searched for the id of a refused request. Serializers write the id before all repeated fields."""
 
-# Tags as they are on the wire: field number << 3 | wire type. Requests and responses share numbers 1 to 5.
+# Tags: field number << 3 | wire type. Fields 1 to 5 are the same in requests and responses.
 _VARINT, _I64, _LEN, _GROUP, _GROUP_END, _I32 = 0, 1, 2, 3, 4, 5
 _NAME, _VERSION, _ID, _PARAMETER = 0x0A, 0x12, 0x1A, 0x22
 _SCALARS: Final = {_NAME: "model_name", _VERSION: "model_version", _ID: "id"}
-_TENSOR: Final = 0x2A  # one of `inputs` of a request, of `outputs` of a response
+_TENSOR: Final = 0x2A  # `inputs` of a request, `outputs` of a response
 _REQUESTED_OUTPUT: Final = 0x32
-RAW_INPUT, RAW_OUTPUT = 0x3A, 0x32  # a raw tensor of a request, of a response
+RAW_INPUT, RAW_OUTPUT = 0x3A, 0x32  # `raw_input_contents` of a request, `raw_output_contents` of a response
 _STREAM_ERROR, _STREAM_RESPONSE = 0x0A, 0x12
-_TENSORS: Final = (_TENSOR, _REQUESTED_OUTPUT, RAW_INPUT)  # of either kind of message: no scalar is written after these
-_NO_END: Final = 1 << 40  # more bytes than a message can have, for fields that may go on behind what has come
+_TENSORS: Final = (_TENSOR, _REQUESTED_OUTPUT, RAW_INPUT)  # serializers write all scalars before these
+_NO_END: Final = 1 << 40  # more bytes than any message has: the end of a field that has not arrived whole
 
-_KEPT: Final = 1024  # entries of each table of a KnownHeads, ...
-_LONGEST_KEPT: Final = 1024  # ... whose bytes are no longer: models have a few tensors with short names
-_PLACES: Final = 4  # where raw tensors may begin in messages of one size
-_MOST_RAW: Final = 64  # raw tensors of a message that may be known
+_KEPT: Final = 1024  # entries of each table of a KnownHeads
+_LONGEST_KEPT: Final = 1024  # bytes; longer heads are not remembered: models have a few tensors with short names
+_PLACES: Final = 4  # how many places are remembered where raw tensors begin in messages of one size
+_MOST_RAW: Final = 64  # raw tensors in a message whose head is looked up
 
 _ONE_BYTE: Final = [bytes((number,)) for number in range(0x80)]
 
 _FINAL: Final = "triton_final_response"
 
 
-@dataclass(slots=True)  # not frozen: that would cost as much as the whole scan
+@dataclass(slots=True)  # not frozen: that would make a Head cost as much as the whole scan
 class Head:
     """What is outside the tensors in one ModelInferRequest or ModelInferResponse. Not to be changed."""
 
     model_name: str
     model_version: str
     id: str
-    has_tensors: bool  # any `inputs` of a request, any `outputs` of a response
-    entries: list[bytes]  # of the `parameters` map, undecoded, in order
-    # For `rename_request`: the message is body[start:end]; name, version and id are body[start:front] and `strays`.
+    has_tensors: bool  # does it have `inputs` or `outputs`?
+    entries: list[bytes]  # undecoded entries of the `parameters` map, in order
+    # For `rename_request`: the message is body[start:end]; body[start:front] and `strays` hold its scalars.
     start: int
     front: int
-    end: int | None  # None: where the bytes end
+    end: int | None  # None: the end of the bytes
     strays: list[tuple[int, int]]
-    raw: int = 0  # where the first raw tensor begins, or the message ends
+    raw: int = 0  # where the first raw tensor begins; the message's end if there is none
     fronts: dict[tuple[str | None, str | None], bytes] | None = field(default=None, repr=False, compare=False)
-    """Of a head that is kept (`KnownHeads`): what the message is to begin with, up to `raw`, by the names it gets."""
-    made: Any = field(default=None, repr=False, compare=False)  # what someone found out about messages with this head
+    """Only of a head that `KnownHeads` shares: by new name and version, the bytes of a renamed message up to `raw`."""
+    made: Any = field(default=None, repr=False, compare=False)  # what others computed from a shared head
     _parameters: dict[str, Parameter] | None = field(default=None, repr=False, compare=False)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The `parameters` map, decoded at the first use. A key whose value is not set is left out.
+        """The `parameters` map, decoded when first read. A key without a value is left out.
 
-        :raises MalformedMessage: if an entry is no valid map entry.
+        :raises MalformedMessage: if an entry is not a valid map entry.
         """
         if self._parameters is None:
             self._parameters = _decode_parameters(self.entries)
@@ -99,9 +99,9 @@ class Head:
 
     @property
     def is_final(self) -> bool:
-        """Is this the last response to its request? Only known if `triton_final_response` came with it.
+        """Is this the last response to its request? False too if Triton was not asked to say `triton_final_response`.
 
-        :raises MalformedMessage: if an entry of `parameters` is no valid map entry.
+        :raises MalformedMessage: if an entry of `parameters` is not a valid map entry.
         """
         return bool(self.entries) and self.parameters.get(_FINAL) is True
 
@@ -110,15 +110,15 @@ class Head:
 class StreamHead:
     """What is outside the tensors in one ModelStreamInferResponse. Not to be changed."""
 
-    error: str  # `error_message`, "" if none
-    response: Head | None  # of `infer_response`, which an in-band error has too, for its id
+    error: str  # `error_message`; "" if there is none
+    response: Head | None  # `infer_response`; Triton sends one beside an error too, which has the id
     rest: bytes  # unknown fields
 
 
 def peek_request(body: Buffer) -> Head:
-    """Read a ModelInferRequest's head.
+    """Read the head of a ModelInferRequest.
 
-    :raises MalformedMessage: if the top level is no protobuf message, or a name is not UTF-8.
+    :raises MalformedMessage: if the top level is not a protobuf message, or a name is not UTF-8.
     :raises BadRequest: if it has more than MAX_FIELDS top-level fields or MAX_PARAMETERS parameters, or a name, version
         or id that is too long.
     """
@@ -126,9 +126,9 @@ def peek_request(body: Buffer) -> Head:
 
 
 def parameters_of(head: Head) -> dict[str, Parameter]:
-    """A request's `parameters`.
+    """The `parameters` of a request.
 
-    :raises BadRequest: if they can't be read. The message around them can, so its sender is told what is wrong.
+    :raises BadRequest: if they can't be read. The message is intact, so the stream that brought it goes on.
     """
     try:
         return head.parameters if head.entries else {}
@@ -137,13 +137,13 @@ def parameters_of(head: Head) -> dict[str, Parameter]:
 
 
 def has_entry(head: Head, key: str) -> bool:
-    """Is there an entry of `parameters` with this key, also one without a value, which `Head.parameters` leaves out?"""
+    """Has `parameters` an entry with this key? One without a value counts, which `Head.parameters` leaves out."""
     raw = key.encode()
     return any(raw in entry and _decode_entry(entry)[0] == key for entry in head.entries)
 
 
 def maybe_id(body: bytes) -> str:
-    """The id of a request that is refused, for its answer; "" if it has none that can be read or may be repeated."""
+    """The id of a refused request, to answer with it; "" if there is none, or it can't be read, or it is too long."""
     try:
         for tag, _, at, stop in fields(body, 0, len(body), _ID_WITHIN):
             if tag == _ID:
@@ -154,24 +154,24 @@ def maybe_id(body: bytes) -> str:
 
 
 class KnownHeads:
-    """Heads of messages that are equal up to their raw tensors: read once, and then known by those bytes.
+    """Heads of messages that are equal up to their raw tensors: read once, and then looked up by those bytes.
 
-    One client's requests for one model differ in nothing else, nor do the answers to them, unless they have ids.
-    Messages of equal size are looked up together, so that a look or two is enough to know, or not.
+    Requests of one client for one model are equal up to there, unless they have ids, and so are the answers to them.
+    The size of a message tells where its raw tensors may begin, so one or two look-ups are enough.
     """
 
     def __init__(self, peek: Callable[[bytes], Head], raw_tag: int) -> None:
-        """peek: for messages that are not known. raw_tag: RAW_INPUT or RAW_OUTPUT."""
+        """peek: reads a message that is not known. raw_tag: RAW_INPUT or RAW_OUTPUT."""
         self._peek = peek
         self._raw_tag = raw_tag
-        self._raw_at: dict[int, tuple[int, ...]] = {}  # by size of the message; the latest first
+        self._raw_at: dict[int, tuple[int, ...]] = {}  # by size of the message; the latest place comes first
         self._known: dict[bytes, Head] = {}
 
     def __len__(self) -> int:
         return len(self._known) + len(self._raw_at)
 
     def peek(self, body: bytes) -> Head:
-        """A head that other messages may share. raises: as the plain function."""
+        """The head of a message; other messages may share it. raises: what `peek` raises."""
         for raw_at in self._raw_at.get(len(body), ()):
             head = self._known.get(body[:raw_at])
             if head is not None and is_raw(body, raw_at, self._raw_tag):
@@ -182,7 +182,7 @@ class KnownHeads:
         return head
 
     def _kept(self, body: bytes, head: Head) -> Head:
-        make_room(self._known, _KEPT)  # callers choose what is in them
+        make_room(self._known, _KEPT)  # callers choose the bytes, so their number is bounded
         make_room(self._raw_at, _KEPT)
         places = self._raw_at.get(len(body), ())
         if head.raw not in places:
@@ -192,7 +192,7 @@ class KnownHeads:
 
 
 def is_raw(body: bytes, at: int, tag: int) -> bool:
-    """Is all that follows raw tensors, and few? Then there is nothing in it that a head would tell."""
+    """Is the rest only raw tensors, and at most _MOST_RAW? Then no field of a head is among it."""
     end = len(body)
     for _ in range(_MOST_RAW):
         if at >= end:
@@ -211,15 +211,13 @@ def is_raw(body: bytes, at: int, tag: int) -> bool:
 
 
 def peek_front(front: Buffer) -> Head | None:
-    """Read a message's head from as much of it as has arrived; None if that is not enough.
+    """Read a message's head from the bytes that have arrived; None if they are not enough.
 
-    It is enough once a tensor has begun and the name came before: every serializer seen writes fields by number. A
-    scalar that comes later all the same is not seen here, so whoever passes the rest on must end it with `tail`.
-    Where the bytes end says nothing: whatever field they cut, of whatever kind, the answer is "not enough yet".
-    So of a message that is passed on as it comes, the name and version before the tensors decide, not the last ones
-    as in a message that is whole, and parameters behind the tensors are Triton's to see but no rule's.
+    They are enough once a tensor has begun and the name came before it: every known serializer writes fields by number.
+    Bytes may end within any field, of any kind; then they are not enough yet. A scalar behind the tensors is not seen,
+    so whoever passes the rest on must append `tail`. Parameters behind the tensors reach Triton, but no rule sees them.
 
-    :raises MalformedMessage: as `peek_request`, of what no further bytes can mend.
+    :raises MalformedMessage: as `peek_request`, if no further bytes could make the message valid.
     """
     name = version = id = ""
     entries: list[bytes] = []
@@ -233,7 +231,7 @@ def peek_front(front: Buffer) -> Head | None:
                 at, inside = _skip_group(front, tag, value, _NO_END)
                 grouped += inside
                 if grouped > MAX_FIELDS:
-                    return None  # refused once it is whole
+                    return None  # `peek_request` will refuse the complete message
                 continue
             if tag & 7 != _LEN or tag < _NAME:
                 at = _skip(front, tag, value, _NO_END)
@@ -249,7 +247,7 @@ def peek_front(front: Buffer) -> Head | None:
                 entries.append(bytes(front[value:at]))
             elif tag < _PARAMETER:
                 if size > MAX_NAME and size > _longest(tag):
-                    return None  # a request that is refused once it is whole, as all that is wrong with it is then
+                    return None  # `peek_request` will refuse the complete message, naming the first fault in it
                 text = _text(front[value:at])
                 strays.append((begin, at))
                 name, version, id = _with(tag, text, name, version, id)
@@ -273,15 +271,17 @@ def _with(tag: int, text: str, name: str, version: str, id: str) -> tuple[str, s
 
 
 def tail(model_name: str, model_version: str) -> bytes:
-    """Fields that, at the very end of a message, decide its model whatever came before: the last value of a scalar
-    wins. An empty version is written out, since leaving it out would not clear an earlier one."""
+    """Fields to append to a message: they decide its model whatever came before, as the last value of a scalar wins.
+
+    An empty version is written too, since it has to replace an earlier one.
+    """
     return _string(_NAME, model_name) + (_string(_VERSION, model_version) or b"\x12\x00")
 
 
 def peek_response(body: Buffer) -> Head:
-    """Read a ModelInferResponse's head.
+    """Read the head of a ModelInferResponse.
 
-    :raises MalformedMessage: as `peek_request`, also if there is too much of something.
+    :raises MalformedMessage: as `peek_request`, and where that raises BadRequest.
     """
     return _peek(body, 0, len(body), RAW_OUTPUT, MalformedMessage)
 
@@ -295,11 +295,11 @@ def rename_request(
     id: str | None = None,
     extra: bytes = b"",
 ) -> bytes:
-    """The same message with some scalars replaced; None keeps one, "" clears it.
+    """A message with some scalars replaced; None keeps a scalar, "" clears it.
 
-    Name, version and id come first in the result; all other bytes follow as they were, and then `extra`.
+    Name, version and id come first in the result. All other bytes follow as they were, and then `extra`.
 
-    body, head:  a message and its own peek.
+    body, head:  a message and its own head.
     extra:       encoded fields to append, such as `ENABLE_EMPTY_FINAL`.
     """
     if head.fronts is not None and id is None and not extra:
@@ -318,11 +318,11 @@ def rename_request(
     return b"".join((front, *_without_strays(body, head), extra))
 
 
-rename_response = rename_request  # fields 1 to 3 are the same in both
+rename_response = rename_request  # fields 1 to 3 are the same in requests and responses
 
 
 def peek_stream_response(body: Buffer) -> StreamHead:
-    """Read a ModelStreamInferResponse's head.
+    """Read the head of a ModelStreamInferResponse.
 
     :raises MalformedMessage: as `peek_response`; also if `infer_response` occurs twice, which no serializer does.
     """
@@ -347,7 +347,7 @@ def rename_stream_response(
     model_version: str | None = None,
     id: str | None = None,
 ) -> bytes:
-    """The same message with some scalars of its `infer_response` replaced, as `rename_request` does."""
+    """A message with some scalars of its `infer_response` replaced, as `rename_request` does."""
     error = _string(_STREAM_ERROR, head.error)
     if head.response is None:
         return error + head.rest
@@ -357,38 +357,38 @@ def rename_stream_response(
 
 
 def stream_error(text: str, id: str, model_name: str = "") -> bytes:
-    """A ModelStreamInferResponse that tells an error in-band, as Triton does: the stream goes on after it."""
+    """A ModelStreamInferResponse with an in-band error, after which the stream goes on, as with Triton."""
     return _string(_STREAM_ERROR, text) + stream_response(scalars(model_name, "", id))
 
 
 def stream_response(body: Buffer, extra: bytes = b"") -> bytes:
-    """A ModelStreamInferResponse around a ModelInferResponse. extra: encoded fields to append to that."""
+    """A ModelStreamInferResponse around a ModelInferResponse. extra: encoded fields to append to the latter."""
     return b"".join((b"\x12", encode_varint(len(body) + len(extra)), body, extra))
 
 
 def bool_parameter(key: str, value: bool) -> bytes:
-    """One encoded entry of `parameters`. Appended to a message it wins over an earlier one with the same key."""
+    """An encoded entry of `parameters`. Appended to a message, it replaces an earlier one with the same key."""
     entry = _string(0x0A, key) + bytes((0x12, 2, 0x08, value))
     return bytes((_PARAMETER,)) + encode_varint(len(entry)) + entry
 
 
 ENABLE_EMPTY_FINAL: Final = b"\x22\x28\x0a\x22triton_enable_empty_final_response\x12\x02\x08\x01"
-"""`bool_parameter("triton_enable_empty_final_response", True)`: asks for a last, empty response.
+"""`bool_parameter("triton_enable_empty_final_response", True)`: asks Triton for a last, empty response.
 
-Without it the end of a decoupled model's answers can't be seen."""
+Without that response nothing shows that a decoupled model has sent all of its answers."""
 
 
 def _peek(  # noqa: PLR0912, PLR0915
     body: Buffer, start: int, end: int, raw_tag: int, too_many: type[GatewayError]
 ) -> Head:
-    """The hot loop: one turn per top-level field, one-byte tags and lengths first, nothing called for them."""
+    """Read a head: the hot loop has one turn per top-level field, and calls nothing for one-byte tags and lengths."""
     name = version = id = ""
     has_tensors = False
     entries: list[bytes] = []
     strays: list[tuple[int, int]] = []
     at = front = start
     raw = -1
-    grouped = 0  # fields within groups
+    grouped = 0  # fields inside groups
     try:
         for _ in range(MAX_FIELDS + 1):
             if at == end:
@@ -450,7 +450,7 @@ def _peek(  # noqa: PLR0912, PLR0915
 
 
 def fields(body: Buffer, at: int, end: int, most: int = MAX_FIELDS) -> Iterator[tuple[int, int, int, int]]:
-    """Each field as (tag, where it begins, where its value begins, where it ends); the plain form of `_peek`'s loop."""
+    """Each field as (tag, its begin, its value's begin, its end): `_peek`'s loop in its plain form."""
     left = most
     try:
         while True:
@@ -478,7 +478,7 @@ def fields(body: Buffer, at: int, end: int, most: int = MAX_FIELDS) -> Iterator[
 
 
 def _skip(body: Buffer, tag: int, at: int, end: int) -> int:
-    """Where a field that is not length-delimited ends; `at` is behind its tag."""
+    """Where a field ends that is not length-delimited. at: behind its tag."""
     if tag < 8:
         raise MalformedMessage("A field has number 0.")
     kind = tag & 7
@@ -496,13 +496,13 @@ def _skip(body: Buffer, tag: int, at: int, end: int) -> int:
 
 
 def _skip_group(body: Buffer, tag: int, at: int, end: int) -> tuple[int, int]:
-    """Where a group ends, and how many fields are in it. The protocol has no groups, but protobuf keeps unknown ones.
+    """Where a group ends, and how many fields are in it. V2 has no groups, but protobuf keeps unknown ones.
 
     tag: with which it begins; `at` is behind it.
     """
     if tag < 8:
         raise MalformedMessage("A field has number 0.")
-    ends = [tag + 1]  # tags that end those that are open; one more than those that begin them
+    ends = [tag + 1]  # end tags of the open groups; an end tag is its start tag + 1
     for count in range(MAX_FIELDS + 1):
         tag, at = _tag(body, at)
         kind = tag & 7
@@ -535,7 +535,7 @@ def _tag(body: Buffer, at: int) -> tuple[int, int]:
 
 
 def read_varint(body: Buffer, at: int) -> tuple[int, int]:
-    """The number at `at`, cut to 64 bits, and where it ends."""
+    """The varint at `at`, cut to 64 bits, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         byte = body[at]
@@ -562,7 +562,7 @@ def _decode_parameters(entries: list[bytes]) -> dict[str, Parameter]:
 
 
 def _decode_entry(entry: bytes) -> tuple[str, Parameter | None, int]:
-    """Key, value, and how many fields the entry and its value have."""
+    """The key, the value, and how many fields the entry and its value have."""
     key = ""
     value: Parameter | None = None
     count = 0
@@ -578,7 +578,7 @@ def _decode_entry(entry: bytes) -> tuple[str, Parameter | None, int]:
     return key, value, count
 
 
-# Most clients send the same few entries with every request. Bounded in number and size: callers choose the bytes.
+# Most clients send the same few entries with every request. Callers choose the bytes, so number and size are bounded.
 _decode_short_entry = functools.lru_cache(1024)(_decode_entry)
 
 
@@ -618,7 +618,7 @@ def _without_strays(body: Buffer, head: Head) -> list[Buffer]:
 
 
 def scalars(name: str, version: str, id: str) -> bytes:
-    """Fields 1 to 3 of a request or response, without those that are empty."""
+    """Fields 1 to 3 of a request or response; empty ones are left out."""
     names = _short_names if len(name) + len(version) <= 128 else _names
     front = names(name, version)
     return front + _string(_ID, id) if id else front
@@ -629,11 +629,11 @@ def _names(name: str, version: str) -> bytes:
     return front + _string(_VERSION, version) if version else front
 
 
-_short_names = functools.lru_cache(1024)(_names)  # bounded in number and size: callers choose them
+_short_names = functools.lru_cache(1024)(_names)  # callers choose the names, so number and size are bounded
 
 
 def _string(tag: int, text: str) -> bytes:
-    """A string field; none at all for "", as every proto3 serializer does."""
+    """A string field; b"" for "", since proto3 serializers write no empty scalars."""
     raw = text.encode()
     size = len(raw)
     if 0 < size < 0x80:
@@ -642,7 +642,7 @@ def _string(tag: int, text: str) -> bytes:
 
 
 def encode_varint(number: int) -> bytes:
-    """A number of at least 0 as protobuf writes it."""
+    """A number of at least 0 as a varint."""
     if number < 0x80:
         return _ONE_BYTE[number]
     if number < 0x4000:

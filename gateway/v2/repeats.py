@@ -1,8 +1,8 @@
-"""v2 (pure): the heads of messages on one stream, of which most are like the one before.
+"""v2 (pure): heads of messages on one stream, most of which are like the message before.
 
-What a caller sends on a stream, and what one model answers, differs from message to message in the id and the raw
-tensors only. So the last head is kept with the bytes around its id; a message with the same bytes there needs no other
-look. Anything else is read by the functions of `peek`, which say the same of every message.
+On one stream, the requests for a model differ only in the id and the raw tensors, and so do the answers. So the last
+head is remembered with the bytes before and after its id; a message with the same bytes needs no other check. Any
+other message is read by the functions of `peek`, with the same result.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gateway.v2.peek import (
 
 _ID = 0x1A
 _STREAM_RESPONSE: Final = 0x12
-_LONGEST: Final = 1024  # bytes up to the raw tensors that are kept; models have a few tensors with short names
+_LONGEST: Final = 1024  # bytes before the raw tensors, at most, of a message whose head is remembered
 
 
 class _Last:
-    """The head of the last message that can have likes, and what surrounds its id."""
+    """The last head that can be remembered, with the bytes before and after its id."""
 
     __slots__ = ("_after", "_before", "_head", "_raw_tag")
 
@@ -38,7 +38,7 @@ class _Last:
         self._before = self._after = b""
 
     def maybe_like(self, body: bytes, start: int) -> Head | None:
-        """The head of a message that begins at `start`, if it is like the last one. raises: IndexError if it is not."""
+        """The head of a message that begins at `start`, if only its id differs; None, or IndexError raised, if not."""
         last, before = self._head, self._before
         if last is None or not body.startswith(before, start):
             return None
@@ -58,7 +58,7 @@ class _Last:
         )  # fmt: skip
 
     def learn(self, body: bytes, head: Head) -> None:
-        """head: of a message that ends where the bytes do."""
+        """Remember the head of a message that ends with `body`, if that is possible."""
         before = scalars(head.model_name, head.model_version, "")
         is_usual = body[head.start : head.front] == before + scalars("", "", head.id) and not head.strays
         is_short = head.raw - head.start <= _LONGEST
@@ -67,13 +67,13 @@ class _Last:
 
 
 class StreamRequestHeads:
-    """Of ModelInferRequests."""
+    """Heads of the ModelInferRequests on one stream."""
 
     def __init__(self) -> None:
         self._last = _Last(RAW_INPUT)
 
     def peek(self, body: bytes) -> Head:
-        """As `peek_request`."""
+        """The head of a request. raises: as `peek_request`."""
         try:
             head = self._last.maybe_like(body, 0)
         except (IndexError, UnicodeDecodeError):
@@ -85,13 +85,13 @@ class StreamRequestHeads:
 
 
 class StreamResponseHeads:
-    """Of ModelStreamInferResponses."""
+    """Heads of the ModelStreamInferResponses on one stream."""
 
     def __init__(self) -> None:
         self._last = _Last(RAW_OUTPUT)
 
     def peek(self, body: bytes) -> StreamHead:
-        """As `peek_stream_response`."""
+        """The head of a response. raises: as `peek_stream_response`."""
         try:
             head = self._maybe_like(body)
         except (IndexError, UnicodeDecodeError, MalformedMessage):

@@ -1,4 +1,4 @@
-"""v2 (pure): how many elements a shape stands for. A peer chose it, so it is bounded before anything is multiplied."""
+"""v2 (pure): how many elements a shape has. Peers choose shapes, so sizes are bounded before they are multiplied."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Final
 
 MAX_AXES: Final = 32
-"""Axes of one tensor; numpy 1's limit, far above any model's."""
+"""Most axes of a tensor: numpy 1's limit, far above any model's."""
 
 MAX_SIZE: Final = 2**31 - 1
-"""Size of one axis."""
+"""Largest size of an axis."""
 
-_SHOWN: Final = 8  # axes of a shape that a text shows
+_SHOWN: Final = 8  # axes that a text shows
 
 
 class ImpossibleShape(ValueError):
-    """No tensor has this shape. The text says what would be possible, and is short whatever the shape."""
+    """No tensor can have this shape. The text tells what is allowed, and is short whatever the shape is."""
 
 
 def elements_of(shape: Sequence[int]) -> int:
@@ -37,7 +37,7 @@ def elements_of(shape: Sequence[int]) -> int:
 
 
 def shown(shape: Sequence[int]) -> str:
-    """A shape as a text shows it: its first axes, for a peer may have sent a million."""
+    """A shape as text: only its first axes, since a peer may send a million."""
     return str([*shape[:_SHOWN], "…"] if len(shape) > _SHOWN else [*shape])
 
 

@@ -13,11 +13,11 @@ from gateway.errors import BadRequest, shown
 
 _NUMBER: Final = re.compile(r"[ \t\n\v\f\r]*([+-]?)0*([0-9]+)")
 _LARGEST: Final = 2**63 - 1
-_DIGITS: Final = len(str(_LARGEST))  # a caller may write any number of them, and Python takes long to read many
+_DIGITS: Final = len(str(_LARGEST))  # Python reads long numbers slowly, and a caller may send any number of digits
 
 
 def maybe_version(text: str) -> str | None:
-    """The version as Triton names it, "" if none was asked for; None if the text is no version."""
+    """The version as Triton writes it; "" if none was asked for; None if the text is not a version."""
     if not text:
         return ""
     found = _NUMBER.match(text)
@@ -32,7 +32,7 @@ def maybe_version(text: str) -> str | None:
 def read_version(text: str) -> str:
     """The version as Triton names it, "" if none was asked for.
 
-    :raises BadRequest: if the text is no version, in Triton's words, which differ for a negative number.
+    :raises BadRequest: if the text is not a version, in Triton's words, which differ for a negative number.
     """
     version = maybe_version(text)
     if version is not None:

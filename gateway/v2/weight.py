@@ -1,8 +1,8 @@
-"""v2 (pure): what becomes objects when a message is parsed, counted before it is.
+"""v2 (pure): counts the Python objects that parsing a message will make, before it is parsed.
 
-A tensor's raw numbers are a view of the bytes that came. Everything else becomes an object for each piece, at many
-times the bytes that it took: an empty text takes two bytes of a message and hundreds of memory. So pieces have a
-weight, and a message that weighs too much is refused from its bytes, whatever it would have been.
+A tensor's raw numbers become a view of the bytes that arrived. Every other piece of a message becomes an object: an
+empty text takes two bytes of a message and hundreds of memory. So each piece has a weight, and a message that weighs
+too much is refused unparsed, whatever else it says.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from gateway.v2.peek import fields
 from gateway.v2.shapes import ImpossibleShape, elements_of
 
 NUMBER: Final = 1
-"""Weight of a number in a list. Other pieces weigh by what they take of time and memory beside it."""
+"""Weight of a number in a list. Other pieces are weighed by their time and memory in comparison."""
 TEXT: Final = 16
 FIELD: Final = 256
 
 MOST: Final = 1 << 22
-"""Of one message: 4,194,304 numbers in lists, or 262,144 texts, or 16,384 other fields, or some of each."""
+"""Most weight of one message: 4,194,304 numbers in lists, or 262,144 texts, or 16,384 other fields, or a mix."""
 
 BRIEF: Final = 1 << 15
-"""What weighs no more takes some milliseconds, and is not worth a thread."""
+"""Most weight of a message that is parsed on the event loop: it takes some milliseconds, too little for a thread."""
 
 BYTES_EACH: Final = 20
-"""Memory for one unit of weight, measured: 300 bytes a text from its message to the request that is made of it."""
+"""Bytes of memory for a unit of weight. Measured: a text takes 300, from its message to the request made of it."""
 
-# What is in a part, by its field's number: parts of it, texts, or numbers and how they are written.
-Parts = Mapping[int, Any]  # Any: a Parts, or one of these. mypy's recursive aliases would say no more
+# What each field of a message holds, by its number: parts of its own, texts, or numbers and how they are written.
+Parts = Mapping[int, Any]  # Any: a Parts, or one of the four texts; recursive aliases would tell mypy no more
 _TEXTS: Final = "texts"
 _VARINTS: Final = "varints"
 _FOURS: Final = "4 bytes each"
@@ -47,13 +47,13 @@ _VALUES: Final[Parts] = {2: _VARINTS, 4: {1: _EIGHTS}, 5: {1: _VARINTS}, 6: {1: 
 PREDICT_REQUEST: Final[Parts] = {3: {2: _VALUES}}
 STREAM_PREDICT_REQUEST: Final[Parts] = {2: PREDICT_REQUEST}
 
-_NOT_LAST: Final = bytes(range(0x80, 0x100))  # bytes of a varint that others follow
+_NOT_LAST: Final = bytes(range(0x80, 0x100))  # bytes of a varint that is not complete with them
 _LONGEST_VARINT: Final = 10
-_LENGTH: Final = 2  # wire type of what has a length
+_LENGTH: Final = 2  # wire type of length-delimited fields
 
 
 class TooHeavy(BadRequest):
-    """A message would become too many objects."""
+    """Parsing the message would make too many objects."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -63,16 +63,16 @@ class TooHeavy(BadRequest):
 
 
 def weigh(body: bytes, parts: Parts, most: int = MOST) -> int:
-    """The weight of a message, without what its raw tensors hold.
+    """The weight of a message, without the elements of its raw tensors.
 
-    :raises TooHeavy: when it is more than `most`; no more is looked at than that.
-    :raises MalformedMessage: if it is no protobuf message, as far as is looked at.
+    :raises TooHeavy: when the weight exceeds `most`; the rest is not read then.
+    :raises MalformedMessage: if what was read is not a protobuf message.
     """
     return _weigh(body, 0, len(body), parts, most)
 
 
 def is_brief(body: bytes, parts: Parts) -> bool:
-    """Does it weigh so little that it may be parsed where everybody waits for it?"""
+    """May the message be parsed on the event loop, where all calls wait for it?"""
     try:
         return weigh(body, parts, BRIEF) <= BRIEF
     except TooHeavy:
@@ -80,7 +80,8 @@ def is_brief(body: bytes, parts: Parts) -> bool:
 
 
 def weight_of_texts(named: Iterable[Any], raw: Iterable[bytes]) -> int:
-    """The weight of the texts in raw BYTES tensors. named: their InferInputTensor or InferOutputTensor messages."""
+    """The weight of the texts in raw BYTES tensors. named: the InferInputTensor or InferOutputTensor messages of
+    `raw`."""
     return sum(_texts(tensor, len(contents)) for tensor, contents in zip(named, raw, strict=False)) * TEXT
 
 
@@ -88,9 +89,9 @@ def _texts(tensor: Any, size: int) -> int:
     if tensor.datatype != "BYTES":
         return 0
     try:
-        return min(elements_of(tensor.shape), size // 4)  # each has its length, in four bytes
+        return min(elements_of(tensor.shape), size // 4)  # four bytes before each text hold its length
     except ImpossibleShape:
-        return 0  # it is refused by its shape
+        return 0  # whoever reads the shape refuses the message
 
 
 def _weigh(body: bytes, at: int, end: int, parts: Parts, most: int) -> int:
@@ -111,7 +112,7 @@ def _weigh(body: bytes, at: int, end: int, parts: Parts, most: int) -> int:
 
 
 def _numbers(body: bytes, at: int, end: int, kind: str, most: int) -> int:
-    """How many a list has; where that is surely more than `most`, some number above it."""
+    """How many numbers a list has. If that is surely more than `most`, any number above `most`."""
     if kind != _VARINTS:
         return (end - at) // (4 if kind == _FOURS else 8)
     if end - at > most * _LONGEST_VARINT:

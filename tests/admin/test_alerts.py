@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.alerts import attention
+from gateway.admin.alerts import notices
 
 ENDPOINT = {"address": "t-0:8001", "state": "ready", "reason": "", "in_flight": 0, "models": {"a": True, "b": True}}
 WELL: dict[str, Any] = {
@@ -44,7 +44,7 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
 
 
 def told(state: dict[str, Any], config: dict[str, Any] = CONFIG) -> list[tuple[str, str, str, str]]:
-    return [(n["severity"], n["kind"], n["name"], n["text"]) for n in attention(state, config)]
+    return [(n["severity"], n["kind"], n["name"], n["text"]) for n in notices(state, config)]
 
 
 def test_a_gateway_that_is_well_needs_no_attention():

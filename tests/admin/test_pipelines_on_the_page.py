@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.admin.aggregate import merged_state
-from gateway.admin.alerts import attention
+from gateway.admin.alerts import notices
 
 NOBODY: dict[str, Any] = {"models": {}, "upstreams": {}, "names": {}}
 
@@ -17,7 +17,7 @@ def worker(faults: list[str], running: int, oldest: float, waiting: int = 0) -> 
 
 
 def texts(*workers: dict[str, Any]) -> list[str]:
-    return [notice["text"] for notice in attention(merged_state(workers), {})]
+    return [notice["text"] for notice in notices(merged_state(workers), {})]
 
 
 def test_a_fault_that_any_worker_knows_is_told_once() -> None:

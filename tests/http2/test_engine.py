@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.http2.engine import Engine, client_engine, server_engine
 from gateway.http2.frames import (
+    ACK,
     PREFACE,
     WINDOW_UPDATE,
     ConnectionClosed,
@@ -99,6 +100,40 @@ def test_window_is_not_given_back_before_it_is_acknowledged() -> None:
     server.acknowledge(65_535, stream)
     exchange(client, server)
     assert client.queued_body_size(stream) == 0
+
+
+def with_bytes_not_yet_given_back(limits: Limits | None = None) -> tuple[Engine, int]:
+    """A server that has taken ten bytes of a request, too few for a WINDOW_UPDATE; and the request's stream."""
+    client, server = pair(limits)
+    stream = client.send_request(HEAD)
+    client.send_data(stream, bytes(10))
+    server.receive_data(client.data_to_send())
+    server.acknowledge(10, stream)
+    return server, stream
+
+
+def test_the_limit_of_streams_holds_whatever_window_is_not_given_back_yet() -> None:
+    server, stream = with_bytes_not_yet_given_back(Limits(max_streams=1))
+    block = hpack.Encoder().encode(HEAD)
+    with pytest.raises(EngineError, match="more open streams"):
+        server.receive_data(frame(HEADERS, END_HEADERS, stream + 2, block))
+
+
+def test_settings_that_were_not_sent_are_not_acknowledged_whatever_window_is_not_given_back_yet() -> None:
+    server, _ = with_bytes_not_yet_given_back()
+    with pytest.raises(EngineError, match="acknowledgement of SETTINGS"):
+        server.receive_data(frame(SETTINGS, ACK, 0))
+
+
+def test_settings_may_be_acknowledged_after_a_window_was_given_back() -> None:
+    client, server = client_engine(Limits()), server_engine(Limits(connection_window=65_535, stream_window=65_535))
+    server.data_to_send()  # its SETTINGS are on their way
+    stream = client.send_request(HEAD)
+    client.send_data(stream, bytes(40_000))
+    server.receive_data(client.data_to_send())
+    server.acknowledge(40_000, stream)
+    server.receive_data(frame(SETTINGS, ACK, 0))
+    assert server.resize_windows(100_000)  # no SETTINGS are left to be acknowledged
 
 
 def test_a_never_indexed_field_arrives_as_such_and_leaves_the_table_alone() -> None:
@@ -290,7 +325,7 @@ BAD = {
     "trailers twice": opened(1) + opened(1, END_STREAM, LAST) + opened(1, END_STREAM, LAST),
     "DATA after a reset": opened(1) + frame(RST, 0, 1, bytes(4)) + frame(DATA, 0, 1),
     "a stream that was skipped": opened(5) + opened(3),
-    "PRIORITY on no stream": frame(PRIORITY, 0, 0, b"\0\0\0\x03\x10"),
+    "PRIORITY on stream 0": frame(PRIORITY, 0, 0, b"\0\0\0\x03\x10"),
     "PRIORITY on itself": frame(PRIORITY, 0, 3, b"\0\0\0\x03\x10"),
     "more padding than frame": opened(1) + frame(DATA, 8 | END_STREAM, 1, b"\x05abc"),
 }
@@ -313,7 +348,7 @@ def test_only_faults_are_found_however_the_bytes_are_cut(name: str, cut: str) ->
     with pytest.raises(EngineError) if name in BAD else nullcontext():
         for piece in cuts({**GOOD, **BAD}[name])[cut]:
             server.receive_data(piece)
-    assert name in BAD or server.unit == 0
+    assert name in BAD or server.partial_unit == 0
 
 
 def test_streams_that_the_client_leaves_open_are_forgotten_in_time_and_then_tolerated() -> None:
@@ -347,7 +382,7 @@ def test_streams_that_the_client_leaves_open_are_forgotten_in_time_and_then_tole
 def test_what_is_half_here_is_told(data: bytes, is_partial: bool) -> None:
     server = begun()
     server.receive_data(data)
-    assert bool(server.unit) is is_partial
+    assert bool(server.partial_unit) is is_partial
 
 
 def test_bytes_that_dribble_in_do_not_make_a_half_frame_younger() -> None:
@@ -356,7 +391,7 @@ def test_bytes_that_dribble_in_do_not_make_a_half_frame_younger() -> None:
     units = set()
     for n in range(len(data)):
         server.receive_data(data[n : n + 1])
-        units.add(server.unit)
+        units.add(server.partial_unit)
     assert len(units) == 1
 
 

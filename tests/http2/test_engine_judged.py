@@ -256,8 +256,8 @@ def nothing_is_left(engine: Engine) -> None:
         if isinstance(told, DataReceived):
             engine.acknowledge(len(told.data), told.stream_id)
     assert engine._queued == 0
-    assert engine._allowance + engine._unacknowledged == LIMITS.connection_window
-    assert engine.unit == 0
+    assert engine._receive_window + engine._unacknowledged == LIMITS.connection_window
+    assert engine.partial_unit == 0
     while engine.data_to_send():
         pass
     assert not engine.want_write

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.http2.header_lists import Head, Malformed, is_authority, request_head, response_head, trailers_head
+from gateway.http2.header_lists import (
+    HeaderList,
+    Malformed,
+    checked_request,
+    checked_response,
+    checked_trailers,
+    is_authority,
+)
 from gateway.http2.hpack import Field, NeverIndexed
 
 POST: tuple[Field, ...] = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/s/m"), (b":authority", b"a:1"))
@@ -34,7 +41,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
 def test_a_request_that_is_one_comes_through_as_it_is(fields: tuple[Field, ...]) -> None:
-    assert request_head(fields).fields == fields
+    assert checked_request(fields).fields == fields
 
 
 MALFORMED = {
@@ -73,16 +80,16 @@ MALFORMED = {
 @pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_request_is_told(fields: tuple[Field, ...]) -> None:
     with pytest.raises(Malformed):
-        request_head(fields)
+        checked_request(fields)
 
 
 def test_a_length_is_read_and_its_absence_too() -> None:
-    assert request_head((*POST, (b"content-length", b"1048576"))).length == 1 << 20
-    assert request_head(POST).length == -1
+    assert checked_request((*POST, (b"content-length", b"1048576"))).length == 1 << 20
+    assert checked_request(POST).length == -1
 
 
 def test_space_around_a_value_goes_and_what_must_not_be_indexed_stays_so() -> None:
-    head = request_head((*POST, NeverIndexed(b"authorization", b" secret\t"), (b"k", b"\t a b ")))
+    head = checked_request((*POST, NeverIndexed(b"authorization", b" secret\t"), (b"k", b"\t a b ")))
     assert head.fields == (*POST, (b"authorization", b"secret"), (b"k", b"a b"))
     assert [isinstance(field, NeverIndexed) for field in head.fields[4:]] == [True, False]
 
@@ -91,21 +98,21 @@ def test_space_around_a_value_goes_and_what_must_not_be_indexed_stays_so() -> No
     ("status", "informational"), [(b"100", True), (b"103", True), (b"200", False), (b"503", False)]
 )
 def test_an_answer_says_whether_another_follows(status: bytes, informational: bool) -> None:
-    head: Head = response_head(((b":status", status), (b"k", b"v")))
+    head: HeaderList = checked_response(((b":status", status), (b"k", b"v")))
     assert head.is_informational is informational
 
 
 @pytest.mark.parametrize("status", [b"", b"20", b"2000", b"2x0", b"101", "²00".encode()])
 def test_an_answer_has_a_status_of_three_digits_that_http2_knows(status: bytes) -> None:
     with pytest.raises(Malformed):
-        response_head(((b":status", status),))
+        checked_response(((b":status", status),))
 
 
 @pytest.mark.parametrize("name", [b":status", b":path", b":x"])
 def test_trailers_have_no_pseudo_header_fields(name: bytes) -> None:
-    assert trailers_head(((b"grpc-status", b"0"),)).fields == ((b"grpc-status", b"0"),)
+    assert checked_trailers(((b"grpc-status", b"0"),)).fields == ((b"grpc-status", b"0"),)
     with pytest.raises(Malformed):
-        trailers_head(((b"grpc-status", b"0"), (name, b"200")))
+        checked_trailers(((b"grpc-status", b"0"), (name, b"200")))
 
 
 @pytest.mark.parametrize(

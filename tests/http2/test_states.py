@@ -24,18 +24,18 @@ from gateway.http2.frames import (
 from gateway.http2.limits import Limits
 from gateway.http2.states import (
     AWAITING,
-    AWAITING_SENT,
+    AWAITING_HALF_CLOSED,
     BODY,
     BODY_END,
     CLOSED,
+    HALF_CLOSED_LOCAL,
+    HALF_CLOSED_REMOTE,
     HEAD,
     HEAD_END,
     INPUTS,
     NEXT,
     OPEN,
-    RECEIVED,
     RESET,
-    SENT,
     STATES,
     TRAILERS,
     fault_text,
@@ -59,24 +59,24 @@ SENDS = {  # what the peer sends, by what it is to the table
 def client_in(state: int) -> Engine:
     engine = client_engine(Limits())
     engine.receive_data(frame(SETTINGS, 0, 0))
-    engine.send_request(FIELDS, end_stream=state in (AWAITING_SENT, SENT))
-    if state in (OPEN, SENT):
+    engine.send_request(FIELDS, end_stream=state in (AWAITING_HALF_CLOSED, HALF_CLOSED_LOCAL))
+    if state in (OPEN, HALF_CLOSED_LOCAL):
         engine.receive_data(frame(HEADERS, END_HEADERS, 1, RESPONSE))
     return engine
 
 
 def server_in(state: int) -> Engine:
     engine = server_engine(Limits())
-    ended = END_STREAM if state == RECEIVED else 0
+    ended = END_STREAM if state == HALF_CLOSED_REMOTE else 0
     engine.receive_data(PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS | ended, 1, REQUEST))
-    if state == SENT:
+    if state == HALF_CLOSED_LOCAL:
         engine.send_response(1, [(b":status", b"200")], end_stream=True)
     return engine
 
 
 CASES = [
-    *(("client", state, what) for state in (AWAITING, AWAITING_SENT, OPEN, SENT) for what in SENDS),
-    *(("server", state, what) for state in (OPEN, SENT, RECEIVED) for what in SENDS),
+    *(("client", state, what) for state in (AWAITING, AWAITING_HALF_CLOSED, OPEN, HALF_CLOSED_LOCAL) for what in SENDS),
+    *(("server", state, what) for state in (OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE) for what in SENDS),
 ]
 
 
@@ -88,10 +88,10 @@ def test_only_what_the_table_has_is_taken(role: str, state: int, what: int) -> N
     assert engine._streams[1].state == state
     engine.events()
     expected = NEXT.get(state + what, -1)
-    if what == TRAILERS and state in (AWAITING, AWAITING_SENT):
+    if what == TRAILERS and state in (AWAITING, AWAITING_HALF_CLOSED):
         expected = -1  # a header list without a status is no head
     data = SENDS[what](RESPONSE if role == "client" else REQUEST)
-    if (role, state) == ("server", RECEIVED) and expected < 0:  # where the peer must know better
+    if (role, state) == ("server", HALF_CLOSED_REMOTE) and expected < 0:  # where the peer must know better
         shown = fault_text(state, HEAD_END if what == TRAILERS else what)
         with pytest.raises(EngineError, match=re.escape(shown)) as raised:
             engine.receive_data(data)
@@ -101,7 +101,9 @@ def test_only_what_the_table_has_is_taken(role: str, state: int, what: int) -> N
     ends = [event for event in engine.events() if isinstance(event, StreamClosed)]
     if expected < 0:
         assert [event.by for event in ends] == [EndedBy.FAULT]
-    elif expected == CLOSED or (role == "client" and expected == RECEIVED):  # nobody waits for the rest of a request
+    elif expected == CLOSED or (
+        role == "client" and expected == HALF_CLOSED_REMOTE
+    ):  # nobody waits for the rest of a request
         assert [event.by for event in ends] == [EndedBy.PEER if what == RESET else EndedBy.BOTH]
         assert 1 not in engine._streams
     else:
@@ -119,4 +121,4 @@ def test_the_table_has_names_for_all_and_ways_out_of_all() -> None:
     assert not any(key & 0xF0 == CLOSED for key in NEXT)
     assert all((state + BODY in NEXT) == (state < AWAITING) for state in STATES)
     peers = (HEAD, HEAD_END, BODY, BODY_END, TRAILERS)
-    assert all(any(state + what in NEXT for what in peers) == (state < RECEIVED) for state in STATES)
+    assert all(any(state + what in NEXT for what in peers) == (state < HALF_CLOSED_REMOTE) for state in STATES)

@@ -97,5 +97,5 @@ def test_a_metadata_key_that_facts_cannot_have_is_refused(name: str) -> None:
 
 
 def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         Regex("(")

@@ -220,7 +220,7 @@ def test_a_large_answer_is_cut_through_front_first() -> None:
             client.h2.send_data(call.id, left[:room])
             left = left[room:]
         else:
-            call.consume(call._held)
+            call.consume(call._unacknowledged)
         client.pump()
     client.finish(call, OK)
     assert fronts[0] + b"".join(rest) == body

@@ -122,7 +122,9 @@ def test_few_bytes_that_claim_many_pixels_are_refused_while_they_are_few(budget:
     budget(512 * MIB)
     flat = encode(Image.new("RGBA", (8192, 6400)), "WebP", lossless=True, method=0, quality=0)
     assert len(flat) < 100
-    with pytest.raises(BadPicture, match=r"8192x6400 pixels takes 1102 MiB; 448 MiB .* send it smaller, or as JPEG"):
+    with pytest.raises(
+        BadPicture, match=r"8192x6400 pixels takes 1102 MiB; at most 448 MiB .* send it smaller, or as JPEG"
+    ):
         decode(flat, read_header(flat), Fit(256, 224))
 
 
@@ -191,6 +193,6 @@ def test_who_waits_too_long_is_told_that_it_is_busy_and_who_never_fits_that_it_i
     with shared.hold(9 * MIB, "a picture"):
         with pytest.raises(Overloaded, match=r"takes 6 MiB, and others .*: 9 MiB of 16 MiB \(pipelines.memory\)"):
             shared.hold(6 * MIB, "a picture", patience=0.01).__enter__()
-        with pytest.raises(TooLarge, match="takes 15 MiB; 14 MiB are there for one"):
+        with pytest.raises(TooLarge, match="takes 15 MiB; at most 14 MiB are allowed"):
             shared.hold(15 * MIB, "a picture").__enter__()
     assert shared.held == 0

@@ -180,7 +180,7 @@ async def test_a_slow_upstream_bounds_what_is_held_by_windows_not_by_messages() 
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
         queued = sum(edge.wire.engine.queued_body_size() for edge in channel._edges)
-        unread = sum(stream._held for edge in front._edges for stream in edge.wire.streams.values())
+        unread = sum(stream._unacknowledged for edge in front._edges for stream in edge.wire.streams.values())
         assert queued <= 4 * MiB + 32 * (64 * KiB + 16 * KiB)
         assert unread <= 4 * MiB
         for call in calls:
@@ -212,7 +212,7 @@ async def test_a_slow_client_bounds_what_is_held_of_answers() -> None:
         queued = sum(edge.wire.engine.queued_body_size() for edge in front._edges)
         assert queued <= 256 * KiB + 64 * KiB
         while not call.done:  # now it reads
-            call.consume(call._held)
+            call.consume(call._unacknowledged)
             await asyncio.sleep(0.001)
         assert len(call.body) + sum(map(len, chunks)) == 32 * MiB
         assert call.code == 0
