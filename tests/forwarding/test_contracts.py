@@ -9,12 +9,9 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.contracts import Contracts
-from gateway.forwarding.inference import Inference
 from gateway.forwarding.pipelines import PipelineModel
-from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.threads import Threads
-from gateway.forwarding.topology import Topology
-from gateway.hooks import NoHooks
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Route, Routes, Split
 from gateway.status import Code
 from gateway.steps import PipelineSpec, build_pipeline
@@ -66,7 +63,7 @@ class World:
             endpoint.state = State.READY
         pools = {endpoint.upstream: Pool(endpoint.upstream, [endpoint]) for endpoint in self.endpoints}
         topology = Topology(routes, pools, {"p": self.pipeline})
-        self.contracts = Contracts(Inference(topology, NoHooks(), Sequences(idle=1, most=1)))
+        self.contracts = Contracts(CurrentTopology(topology))
 
     async def mismatches(self) -> tuple[str, ...]:
         await self.contracts.compare()
