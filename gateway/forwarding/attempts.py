@@ -38,9 +38,9 @@ class Attempt:
 class Attempts:
     """Goes through the plan's variants in order, and through each one's endpoints, up to `most` attempts.
 
-    A variant that nothing can serve now is asked for once more after the others: it may be back by then. The last
-    attempt is kept for a variant not tried yet if there is one that can be: a pool whose endpoints all fail must not
-    use up what a fallback needs.
+    A variant that nothing can serve now is asked for once more after the others: it may be back by then, and endpoints
+    that are ejected count then. The last attempt is kept for a variant not tried yet if there is one that can be: a
+    pool whose endpoints all fail must not use up what a fallback needs.
     """
 
     __slots__ = (
@@ -106,7 +106,10 @@ class Attempts:
         pool = self._pools.get(variant.upstream)
         if pool is None:
             return None
-        return pool.maybe_pick(variant.model, variant.version, (*self._tried_here, *self._avoid))
+        tried = (*self._tried_here, *self._avoid)
+        if variant in self._put_off:  # all the others have been asked: even an endpoint that fails most calls may do
+            return pool.maybe_pick(variant.model, variant.version, tried, desperate=True)
+        return pool.maybe_pick(variant.model, variant.version, tried)
 
     def _can_serve(self, variant: Variant) -> bool:
         """Could a variant that is not tried yet be? Asks without taking the pool's turn, as picking would."""

@@ -6,6 +6,7 @@ serialized V2 messages whose tensors are never parsed.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.forwarding.topology import Topology
-from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
+from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, EndpointEjected, Hooks
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
 from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
@@ -48,6 +49,8 @@ from gateway.v2.peek import (
     rename_response,
 )
 from gateway.v2.versions import maybe_version, read_version
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -210,6 +213,7 @@ class Inference:
             pool = self.topology.pools.get(variant.upstream)
             able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
             able = [e for e in able if e.state is not State.SUSPECT] or able
+            able = [e for e in able if not e.is_ejected(variant.model, variant.version)] or able
             if able:
                 first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
                 return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
@@ -244,9 +248,40 @@ class Inference:
         return trace_context(facts.metadata)
 
     def attempt_answered(self, work: Work) -> None:
-        work.observer.attempt_ended(AttemptEnded(OK, "", None, self.clock()))
-        if work.sequence is not None and work.facts.parameters.get("sequence_end") is True:
+        now = self.clock()
+        work.observer.attempt_ended(AttemptEnded(OK, "", None, now))
+        if work.sequence is None:
+            self._count_success(work, now)
+        elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
+
+    def _count_success(self, work: Work, now: float) -> None:
+        last = work.attempts.last
+        if last is not None:
+            variant = last.variant
+            if last.endpoint.succeeded(variant.model, variant.version, now):
+                self._tell_ejection(last, 0.0, now)
+
+    def _count_failure(self, work: Work, attempt: Attempt, verdict: Verdict, now: float) -> None:
+        """Compare an endpoint with its peers, by calls that may go to any of them.
+
+        Callers choose where a sequence goes, by its id: what fails there is no evidence.
+        """
+        variant = attempt.variant
+        pool = self.topology.pools.get(variant.upstream)
+        if work.sequence is None and pool is not None:
+            seconds = pool.failed(attempt.endpoint, variant.model, variant.version, verdict, now)
+            if seconds:
+                self._tell_ejection(attempt, seconds, now)
+
+    def _tell_ejection(self, attempt: Attempt, seconds: float, now: float) -> None:
+        endpoint, model = attempt.endpoint, attempt.variant.model
+        where = f"{endpoint.upstream}/{endpoint.address}"
+        if seconds:
+            _log.warning("endpoint %s fails '%s', its peers do not: left alone for %g s", where, model, seconds)
+        else:
+            _log.info("endpoint %s answers '%s' again", where, model)
+        self.hooks.endpoint_ejected(EndpointEjected(endpoint.upstream, endpoint.address, model, seconds, now))
 
     def attempt_failed(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None) -> None:
         """Report a failed attempt, and learn from it.
@@ -264,7 +299,9 @@ class Inference:
                 failure.code, failure.text, failure.origin, model=asked[0], version=asked[1], id=work.head.id
             )
         code = code_of(failure.code)
-        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
+        now = self.clock()
+        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, now))
+        self._count_failure(work, attempt, verdict, now)
         attempt.endpoint.failed(asked, verdict, failure.text)
         if not verdict.elsewhere:
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)

@@ -27,6 +27,7 @@ from gateway.hooks import (
     ConfigChanged,
     ConnectionFull,
     EndpointChanged,
+    EndpointEjected,
     Hooks,
     Listener,
     NoHooks,
@@ -91,6 +92,9 @@ class _Together:
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
         self.tell(self._listeners, "endpoint_changed", event)
+
+    def endpoint_ejected(self, event: EndpointEjected) -> None:
+        self.tell(self._listeners, "endpoint_ejected", event)
 
     def config_changed(self, event: ConfigChanged) -> None:
         self.tell(self._listeners, "config_changed", event)
