@@ -14,7 +14,7 @@ from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
-_ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.DRAINING)
+_ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.LOST, Meaning.DRAINING)
 
 
 @dataclass(init=False, slots=True)  # not frozen: one is made for every call, and that would triple its price
@@ -70,10 +70,15 @@ class Attempts:
         self._avoid: Sequence[Endpoint] = ()  # for every variant
         self.made = 0
 
-    def maybe_next(self) -> Attempt | None:
-        """The next attempt, or None if there is nothing left to try."""
+    def maybe_next(self, *, may_retry: bool = True) -> Attempt | None:
+        """The next attempt, or None if there is nothing left to try.
+
+        may_retry: on another endpoint of the same variant. A fallback to another one always may be.
+        """
         if self.made >= self._most:
             return None
+        if not may_retry and self._tried_here:
+            self._next_variant()
         if self._tried_here and self.made == self._most - 1 and any(map(self._can_serve, self._others())):
             self._next_variant()
         while self._index < len(self._targets):

@@ -29,11 +29,21 @@ from gateway.forwarding.attempts import Attempt, Attempts
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
+from gateway.forwarding.retry_budget import RetryBudget
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.forwarding.topology import Topology
-from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, EndpointEjected, Hooks
+from gateway.hooks import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallObserver,
+    CallStarted,
+    EndpointEjected,
+    Hooks,
+    RetryRefused,
+)
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
-from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
+from gateway.status import LATE, MAY_HAVE_RUN, OK, Code, Meaning, Origin, Verdict, code_of, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import State
@@ -78,6 +88,7 @@ class Work:
     pin: Pin | None  # where its sequence has been living, if that is known
     upstream_id: str | None  # of the attempt under way, if it is traced
     failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
+    repeats: int  # times that it was sent again although it may have been executed
 
     def __init__(
         self,
@@ -100,6 +111,7 @@ class Work:
         self.pin = pin
         self.upstream_id = upstream_id
         self.failures = failures
+        self.repeats = 0
 
 
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
@@ -121,7 +133,8 @@ class Inference:
         self.hooks = hooks
         self.sequences = sequences
         self.clock = clock
-        self._draw = draw
+        self.draw = draw
+        self.retries = RetryBudget()
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self._decided_for = topology
@@ -187,7 +200,7 @@ class Inference:
             sequence = facts.parameters.get("sequence_id")
             if sequence:
                 return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
-            chosen = drawn(route, facts, self._draw())
+            chosen = drawn(route, facts, self.draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
         return Work(route, head, facts, Attempts(chosen, self.topology.pools, route.attempts), observer)
@@ -223,9 +236,26 @@ class Inference:
         pool = self.topology.pools.get(variant.upstream)
         return pool is not None and pool.is_available(variant.model, variant.version)
 
+    def maybe_next(self, work: Work) -> Attempt | None:
+        """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries."""
+        attempts = work.attempts
+        if not attempts.made:
+            return attempts.maybe_next()
+        now = self.clock()
+        has_budget = self.retries.has_some(now)
+        attempt = attempts.maybe_next(may_retry=has_budget)
+        if attempt is not None and attempt.why == "retry":
+            self.retries.take(now)
+        elif not has_budget:
+            self.hooks.retry_refused(RetryRefused(work.route.model))
+        return attempt
+
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
         variant, endpoint = attempt.variant, attempt.endpoint
+        now = self.clock()
+        if attempt.number == 1:
+            self.retries.began(now)
         extra = work.observer.attempt_started(
             AttemptStarted(
                 work.route.model,
@@ -234,7 +264,7 @@ class Inference:
                 endpoint.address,
                 attempt.number,
                 attempt.why,
-                self.clock(),
+                now,
                 attempt.instead_of,
             )
         )
@@ -303,10 +333,28 @@ class Inference:
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, now))
         self._count_failure(work, attempt, verdict, now)
         attempt.endpoint.failed(asked, verdict, failure.text)
-        if not verdict.elsewhere:
+        if not self._may_go_elsewhere(work, failure, verdict):
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
+
+    def attempt_late(self, work: Work, attempt: Attempt) -> None:
+        """A call's deadline has passed while an endpoint had it: its caller's choice, but peers may be faster."""
+        self._count_failure(work, attempt, LATE, self.clock())
+
+    @staticmethod
+    def _may_go_elsewhere(work: Work, failure: CallFailed, verdict: Verdict) -> bool:
+        """What may have been executed, or may have killed its server, is sent again as the model allows, and counted.
+
+        An answer that could not be used would be so anywhere.
+        """
+        if verdict.meaning not in MAY_HAVE_RUN or work.sequence is not None:
+            return verdict.elsewhere
+        retry = work.route.retry
+        if verdict.meaning not in retry.on or work.repeats >= retry.most or failure.origin is Origin.ANSWER:
+            return False
+        work.repeats += 1
+        return True
 
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
@@ -378,8 +426,12 @@ def _shown(code: Code, failure: CallFailed) -> str:
     if failure.origin is Origin.ANSWER:
         return f"The endpoint's answer can't be used: {failure.text}"
     if failure.origin is Origin.GIVEN_UP:
+        if failure.text == "attempt_timeout":
+            return "The endpoint did not answer in the time that one attempt has; the request may have been executed."
         late = code is Code.DEADLINE_EXCEEDED
         return "The deadline passed before an answer came." if late else "The call was cancelled."
+    if failure.origin is Origin.LOST:
+        return "The connection to the endpoint was lost; the request may have been executed, and is not sent again."
     return "The connection to the endpoint failed."
 
 

@@ -156,7 +156,7 @@ class Leg:
         self._session.leg_has_room(self)
 
     def ended(self, failure: CallFailed | None) -> None:
-        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", origin=Origin.PEER))
+        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", origin=Origin.LOST))
 
 
 class Names:
@@ -439,7 +439,7 @@ class StreamSession:
         """
         work, body, inference = message.work, message.body, self._inference
         assert work is not None and body is not None  # noqa: S101, PT018  (forwarded, and not answered yet)
-        attempt = work.attempts.maybe_next()
+        attempt = inference.maybe_next(work)
         if attempt is None:
             raise inference.given_up(work)
         message.attempt = attempt

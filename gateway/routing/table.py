@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gateway.routing.match import Rule
 from gateway.routing.rendezvous import Rendezvous
 from gateway.routing.split import Split, Sticky
-from gateway.types import Plan, Variant
+from gateway.types import Plan, Retry, Variant
 from gateway.v2.versions import maybe_version
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ FORBID: tuple[str, ...] = ()
 
 ATTEMPTS = 3
 """Tries of a call in total, unless the config says otherwise: two endpoints of one pool, then a fallback."""
+
+RETRY = Retry()
+"""What is sent again although it may have been executed, unless the config says otherwise."""
 
 MAX_NAME = 255
 """Characters. A Triton model's name is a directory's; a longer one can't exist and need not be looked up."""
@@ -42,6 +45,7 @@ class Route:
     rules: tuple[Rule, ...] = ()
     fallback: tuple[str, ...] | None = None  # after the chosen one, in order; None means all, as listed; or FORBID
     attempts: int = ATTEMPTS  # tries in total, over all variants and endpoints; at least 1
+    retry: Retry = RETRY  # of what may have been executed
     sole: str = "only"  # the plan's reason if no rule matches and there is nothing to choose: only, version, direct
 
     # What a request's facts must have; whatever is not needed need not be collected.
@@ -187,21 +191,29 @@ class Routes:
 
 
 def _to_upstream(upstream: str, model: str) -> Route:
-    return _direct_route(model, (upstream,), ATTEMPTS)
+    return _direct_route(model, (upstream,), ATTEMPTS, RETRY)
 
 
 def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:
     """Each variant's Triton model under its own name: any version, its upstreams in order, later ones as fallback."""
     found: dict[str, dict[str, int]] = {}  # model -> upstream -> attempts
+    retries: dict[str, Retry] = {}
     for route in public:
         for variant in route.variants:
             found.setdefault(variant.model, {}).setdefault(variant.upstream, route.attempts)
+            retries[variant.model] = _stricter(retries.get(variant.model, route.retry), route.retry)
     return {
-        model: _direct_route(model, tuple(upstreams), max(upstreams.values())) for model, upstreams in found.items()
+        model: _direct_route(model, tuple(upstreams), max(upstreams.values()), retries[model])
+        for model, upstreams in found.items()
     }
 
 
-def _direct_route(model: str, upstreams: tuple[str, ...], attempts: int) -> Route:
+def _stricter(one: Retry, other: Retry) -> Retry:
+    """What both allow: who says of one public model that it must not run twice says so of what is behind it."""
+    return one if one == other else Retry(one.on & other.on, min(one.most, other.most))
+
+
+def _direct_route(model: str, upstreams: tuple[str, ...], attempts: int, retry: Retry) -> Route:
     names = [model if len(upstreams) == 1 else f"{model}@{upstream}" for upstream in upstreams]
     variants = tuple(Variant(name, upstream, model) for name, upstream in zip(names, upstreams, strict=True))
-    return Route(model, variants, Split.all_to(names[0]), attempts=attempts, sole="direct")
+    return Route(model, variants, Split.all_to(names[0]), attempts=attempts, retry=retry, sole="direct")

@@ -41,6 +41,7 @@ ASSUMED_STREAMS: Final = 100  # at once, until the server's SETTINGS come
 LEAST_TIME: Final = 0.2  # seconds that the server is told a small call has, however soon it is given up here
 MOST_DROPPED: Final = 16 * MiB  # of one header block; then nothing new is begun on a connection
 DISCARD_SECONDS: Final = 0.2  # so a call that was given up is reset then, if it has not ended
+LOST_BY_PROXY: Final = frozenset((b"502", b"503", b"504"))  # it can't be told whether its server has begun
 UNLIMITED: Final = (1 << 31) - 1  # unless they tell a limit (RFC 9113 section 6.5.2); C-core's servers tell none
 
 
@@ -422,7 +423,7 @@ class ClientConnection(Connection[ClientCall]):
         """The server gave no status of gRPC's."""
         by = call.ended_by
         if by is EndedBy.CONNECTION:
-            call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.CONNECTION)
+            call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.LOST)
         elif by is EndedBy.FAULT or by is EndedBy.US:
             text = f"The server broke the rules of HTTP/2, error {error_code}"
             call.end(from_reset(error_code), text, Origin.ANSWER)
@@ -436,7 +437,8 @@ class ClientConnection(Connection[ClientCall]):
                 call.end(from_reset(error_code), text, Origin.PEER)
         elif call._http_status and call._http_status != b"200":
             shown = call._http_status.decode("latin-1")
-            call.end(from_http(call._http_status), f"The server answered with HTTP status {shown}", Origin.PEER)
+            origin = Origin.LOST if call._http_status in LOST_BY_PROXY else Origin.PEER
+            call.end(from_http(call._http_status), f"The server answered with HTTP status {shown}", origin)
         else:
             call.end(Code.UNKNOWN, "The server ended the call without a status", Origin.PEER)
 

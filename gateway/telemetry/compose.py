@@ -33,6 +33,7 @@ from gateway.hooks import (
     NoHooks,
     NoListener,
     NoObserver,
+    RetryRefused,
     StepEnded,
 )
 from gateway.status import Code
@@ -95,6 +96,9 @@ class _Together:
 
     def endpoint_ejected(self, event: EndpointEjected) -> None:
         self.tell(self._listeners, "endpoint_ejected", event)
+
+    def retry_refused(self, event: RetryRefused) -> None:
+        self.tell(self._listeners, "retry_refused", event)
 
     def config_changed(self, event: ConfigChanged) -> None:
         self.tell(self._listeners, "config_changed", event)

@@ -32,6 +32,7 @@ from gateway.hooks import (
     EndpointChanged,
     EndpointEjected,
     PipelinesNow,
+    RetryRefused,
     StepEnded,
 )
 from gateway.status import OK, Code, Meaning, is_server_fault
@@ -217,6 +218,9 @@ class Metrics:
         else:
             self._ejected.discard(labels)
 
+    def retry_refused(self, event: RetryRefused) -> None:
+        self._families.retries_refused.labels(self._models(event.model)).inc()
+
     def config_changed(self, event: ConfigChanged) -> None:
         self._families.reloads.labels("accepted" if event.accepted else "refused").inc()
         if not event.accepted:
@@ -336,6 +340,9 @@ class _Families:
         )
         self.ejections = counter(
             "gateway_endpoint_ejections", "Times an endpoint was ejected for a model.", "upstream", ADDRESS, "model"
+        )
+        self.retries_refused = counter(
+            "gateway_retries_refused", "Calls not sent again, because retries have used up their budget.", "model"
         )
         self.usable = Gauge(
             "gateway_upstream_usable_endpoints",

@@ -35,7 +35,7 @@ _DOWN: Final = State.DOWN  # see `status.OK`
 
 PENALTY_SECONDS: Final = 1.0  # a failed call weighs on an endpoint as one in flight, and less and less: time constant
 _LEAST_PENALTY: Final = 0.1
-_AT_FAULT: Final = frozenset({Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE})
+_AT_FAULT: Final = frozenset({Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE, Meaning.LOST, Meaning.LATE})
 """What counts against an endpoint when it is compared with its peers."""
 
 _COSTS_NOTHING: Final = frozenset({Meaning.CALLER, Meaning.ENDED})

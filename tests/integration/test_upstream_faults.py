@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from played_triton import PlayedTriton, fails_at_once, played
-from traffic import OK, Traffic, config, gateway, http, traffic, write
+import grpc
+import pytest
+from played_triton import SERVICE, PlayedTriton, fails_at_once, hangs, played, processes
+from traffic import OK, UNAVAILABLE, Traffic, config, gateway, http, traffic, write
+from v2_calls import call, channel_to
 
 from gateway.app import Gateway
 
@@ -62,3 +65,95 @@ async def test_one_of_two_servers_that_fails_every_call_at_once_fails_hardly_any
         well = time.monotonic()
         await calls.until(lambda: calls.endpoints(time.monotonic() - 1)[one.address] > 50, 25, "its share again")
         assert not [each for each in calls.since(well + 1) if each.code is not OK]
+
+
+@pytest.mark.parametrize(("retry", "deaths"), [({}, 2), ({"retry": {"on": []}}, 1)], ids=["default", "on nothing"])
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+async def test_a_request_that_crashes_its_server_does_not_go_on_to_crash_them_all(
+    tmp_path: Path, retry: dict[str, Any], deaths: int, method: str
+) -> None:
+    async with processes(3) as servers:
+        upstreams = {"gpu": [servers[0][1], servers[1][1]], "cpu": servers[2][1]}
+        variants = {name: {"upstream": name, "model": "net"} for name in upstreams}
+        file = write(tmp_path / "g.yaml", config(upstreams, {"net": {"variants": variants, "attempts": 5, **retry}}))
+        async with gateway(file) as running, channel_to(running.listen) as channel:
+            if method == "ModelInfer":
+                outcome = await call(channel, infer("crash"))
+                assert outcome.code is UNAVAILABLE
+                assert "may have been executed" in outcome.text
+            else:
+                (error,) = await stream(channel, infer("crash"))
+                assert "broke before the last answer" in error.error_message
+            await asyncio.sleep(0.2)
+            assert sum(process.returncode is not None for process, _ in servers) == deaths
+            assert (await call(channel, infer("good"))).code is OK
+
+
+async def stream(channel: grpc.aio.Channel, *requests: Any) -> list[Any]:
+    """The answers of one ModelStreamInfer."""
+    from tritonclient.grpc import service_pb2 as pb  # noqa: PLC0415
+
+    method = channel.stream_stream(
+        f"/{SERVICE}/ModelStreamInfer",
+        request_serializer=lambda request: request.SerializeToString(),
+        response_deserializer=pb.ModelStreamInferResponse.FromString,
+    )
+    return [answer async for answer in method(iter(requests), timeout=10)]
+
+
+async def test_a_server_that_hangs_at_inference_costs_an_attempt_and_not_the_call_and_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    net = {"variants": {"only": {"upstream": "all", "model": "net", "attempt_timeout": "300ms"}}}
+    async with pair(tmp_path, net=net) as (running, one, two), traffic(running.listen, infer(), callers=8) as calls:
+        await calls.more(200)
+        one.behaviour = hangs
+        hung = time.monotonic()
+        await asyncio.sleep(2)
+        await calls.more(300)
+        assert not calls.failed, calls.why()
+        assert len([each for each in calls.since(hung) if each.took > 0.25]) < 30
+        assert one.executed.total() > 50
+
+
+async def test_a_call_that_must_not_run_twice_ends_with_its_attempt(tmp_path: Path) -> None:
+    variants = {"only": {"upstream": "all", "model": "net", "attempt_timeout": "100ms"}}
+    async with pair(tmp_path, net={"variants": variants, "retry": {"on": []}}) as (running, one, two):
+        one.behaviour = two.behaviour = hangs
+        async with channel_to(running.listen) as channel:
+            outcome = await call(channel, infer("1"), timeout=5)
+            assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "may have been executed" in outcome.text
+            assert one.executed["1"] + two.executed["1"] == 1
+
+
+async def refuses_with_pushback(request: Any, context: grpc.aio.ServicerContext) -> None:
+    context.set_trailing_metadata((("grpc-retry-pushback-ms", request.id),))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "later")
+
+
+async def test_a_server_s_pushback_is_kept_to(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (running, one, two), channel_to(running.listen) as channel:
+        one.behaviour = two.behaviour = refuses_with_pushback
+        assert (await call(channel, infer("-1"))).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert one.executed["-1"] + two.executed["-1"] == 1
+        began = time.monotonic()
+        assert (await call(channel, infer("300"))).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert one.executed["300"] + two.executed["300"] == 2
+        assert time.monotonic() - began > 0.28
+        assert (await call(channel, infer("60000"), timeout=2)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_retries_end_with_their_budget(tmp_path: Path) -> None:
+    """A fifth of the calls, and ten per second of the last ten."""
+    async with pair(tmp_path) as (running, one, two), traffic(running.listen, infer("-"), callers=8, pause=0) as calls:
+
+        async def refuses(request: Any, context: grpc.aio.ServicerContext) -> None:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+        one.behaviour = two.behaviour = refuses
+        await calls.more(1000)
+        made = one.executed["-"] + two.executed["-"]
+        assert made <= 1.2 * len(calls.calls) + 110
+        metrics = (await http(running.admin_address, "/metrics"))[1]
+        assert 'gateway_retries_refused_total{model="net"}' in metrics

@@ -488,10 +488,10 @@ ENDS: dict[str, tuple[Callable[[ClientUnderTest, ClientCall], None], Origin, Mea
     "reset: refused": (lambda client, call: client.h2.reset_stream(call.id, 7), Origin.PEER, Meaning.UNREACHABLE),
     "a proxy's 503": (
         lambda client, call: client.respond(call, status="503", end=True),
-        Origin.PEER,
-        Meaning.UNREACHABLE,
+        Origin.LOST,
+        Meaning.LOST,
     ),
-    "lost": (lambda client, call: client.connection.close("cable cut"), Origin.CONNECTION, Meaning.UNREACHABLE),
+    "lost": (lambda client, call: client.connection.close("cable cut"), Origin.LOST, Meaning.LOST),
     "cancelled here": (lambda client, call: call.cancel(), Origin.GIVEN_UP, Meaning.ENDED),
     "late": (lambda client, call: client.deadlines.expire(client.now + 99), Origin.GIVEN_UP, Meaning.ENDED),
     "breaks the rules": (
