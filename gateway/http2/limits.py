@@ -47,6 +47,7 @@ class Limits:
     age_seconds: float = 0.0  # a connection is asked to leave after this, ± 10 %; 0 is never
     keepalive_seconds: float = 30.0  # a PING after so long without a byte from a peer with calls; 0 is never
     keepalive_timeout: float = 10.0  # for its answer
+    keepalive_rest: float = 0.0  # seconds until another PING while nothing but the last one's answer has come
 
     def __post_init__(self) -> None:
         for name, low in (("max_streams", 1), ("message_bytes", 1), ("stream_window", 65_535), ("min_rate", 0)):
@@ -62,6 +63,9 @@ UPSTREAM = Limits(
     header_list_bytes=64 * KiB,  # a Triton echoes what callers wrote, and models' own error texts can be long
     glitches=(100_000, 10_000),  # what it still says of cancelled calls counts, and callers cancel as they like
     tiny=(100_000, 10_000),  # likewise: answers that were on their way; 0.1 s of work, then 1 % of a core
+    keepalive_seconds=1.5,  # a connection that leads nowhere any more is dialled anew within 5 s ...
+    keepalive_timeout=1.5,
+    keepalive_rest=300.0,  # ... while C-core's servers leave for a third PING within 5 minutes without data
 )
 """Limits of a connection to an upstream: no caller's words may end it, as all of them share it."""
 

@@ -273,6 +273,10 @@ class ClientConnection(Connection[ClientCall]):
         self.on_dropped: Callable[[bytes], None] = _ignore  # the name of a server's field that can't be passed on
         self._usual = ResponseHead((), b"", b"", b"")  # of the last answer, and probably of the next one
 
+    def has_heard_since(self, other: ClientConnection) -> bool:
+        """Has the server said anything here after its last word on another connection?"""
+        return self._active_at > other._active_at
+
     @property
     def has_room(self) -> bool:
         return not self.draining and len(self.streams) < self.max_streams

@@ -130,7 +130,10 @@ class Edge(Generic[Wire]):
                 break
         if self.wire.closed and self._closing_since is None:
             self._closing_since = self.loop.time()
-            self.transport.close()  # once what is written has left
+            if self.wire.is_dead:
+                self.transport.abort()
+            else:
+                self.transport.close()  # once what is written has left
 
     # The owner's side
 

@@ -105,7 +105,7 @@ async def test_a_server_that_hangs_at_inference_costs_an_attempt_and_not_the_cal
     tmp_path: Path,
 ) -> None:
     net = {"variants": {"only": {"upstream": "all", "model": "net", "attempt_timeout": "300ms"}}}
-    async with pair(tmp_path, net=net) as (running, one, two), traffic(running.listen, infer(), callers=8) as calls:
+    async with pair(tmp_path, net=net) as (running, one, _two), traffic(running.listen, infer(), callers=8) as calls:
         await calls.more(200)
         one.behaviour = hangs
         hung = time.monotonic()
@@ -157,3 +157,53 @@ async def test_retries_end_with_their_budget(tmp_path: Path) -> None:
         assert made <= 1.2 * len(calls.calls) + 110
         metrics = (await http(running.admin_address, "/metrics"))[1]
         assert 'gateway_retries_refused_total{model="net"}' in metrics
+
+
+class Switch:
+    """A virtual address before a server. What is swallowed gets no answer ever after, as if its node was gone."""
+
+    def __init__(self, behind: str) -> None:
+        self._behind = behind
+        self._links: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()
+        self._open.set()
+        self.accepted = 0
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        host, _, port = self._behind.rpartition(":")
+        other_reader, other_writer = await asyncio.open_connection(host, int(port))
+        links = [asyncio.ensure_future(_copy(*pair)) for pair in ((reader, other_writer), (other_reader, writer))]
+        self._links.update(links)
+        await asyncio.wait(links)
+
+    def swallow(self) -> None:
+        """The connections that there are now; new ones work."""
+        for link in self._links:
+            link.cancel()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+
+async def test_connections_that_lead_nowhere_any_more_are_dialled_anew_within_seconds(tmp_path: Path) -> None:
+    async with played() as triton:
+        switch = Switch(triton.address)
+        server = await asyncio.start_server(switch.carry, "127.0.0.1", 0)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        file = write(tmp_path / "g.yaml", config({"all": address}, NET))
+        async with gateway(file) as running, traffic(running.listen, infer(), timeout=2) as calls:
+            await calls.more(50)
+            switch.swallow()
+            swallowed = time.monotonic()
+            await calls.until(lambda: bool(calls.calls) and calls.calls[-1].code is not OK, 5, "a failure")
+            await calls.until(lambda: calls.calls[-1].code is OK, 10, "calls again")
+            took = time.monotonic() - swallowed
+            assert took < 7  # 5, on a machine with time
+            well = time.monotonic()
+            await calls.more(50)
+            assert not [each for each in calls.since(well + 0.5) if each.code is not OK]
+        server.close()
