@@ -60,6 +60,8 @@ class Call:
     _fields: Fields  # the caller's, with those that telemetry adds for this attempt
     _answered_bytes = 0
     _is_passed_on = False  # is the front of the answer with the caller?
+    _is_in_parts = False  # was the request passed on as it arrived? Then `body` is its front, as it was read, ...
+    _rest = b""  # ... and this what had come after it when it had to be sent again
     _tell_alone: Callable[[bool], None] | None = None
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
     _is_late = False  # has that time passed?
@@ -131,7 +133,7 @@ class Call:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
-        if caller.missing > 0:
+        if caller.missing > 0 or self._is_in_parts:
             self._send_front(attempt)
         elif not self._merged(attempt):
             self._send(attempt)
@@ -167,14 +169,21 @@ class Call:
 
         Its last bytes name the model once more: see `peek_front`.
         """
+        if self._is_in_parts:
+            self._rest += self._caller.maybe_take_back() or b""
+        self._is_in_parts = True
         client, head, variant = self._new_client(attempt), self.head, attempt.variant
         version = variant.version or head.model_version
         ending = tail(variant.model, version)
-        client.request = rename_request(
+        request = rename_request(
             self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
         )
-        client.request_more = self._caller.missing + len(ending)
-        self._caller.pass_request(client, ending)
+        if self._caller.missing > 0:
+            client.request = request + self._rest
+            client.request_more = self._caller.missing + len(ending)
+            self._caller.pass_request(client, ending)
+        else:  # meanwhile it is here whole
+            client.request = request + self._rest + ending
         attempt.endpoint.connection.submit(client)
 
     def _leave_endpoint(self) -> None:
@@ -334,7 +343,7 @@ class Call:
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         verdict, self._is_late = LATE if self._is_late else None, False
         self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
-        if self._is_passed_on or self._caller.missing > 0 or client.request_more:
+        if self._is_passed_on or not self._has_request():
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)
         wait = pushback(client.trailing)
@@ -347,6 +356,16 @@ class Call:
             self._pause = asyncio.get_running_loop().call_later(wait, self._go_on)
         else:
             self._try_next()
+
+    def _has_request(self) -> bool:
+        """Is all of it that has come still here?"""
+        if not self._is_in_parts:
+            return True
+        more = self._caller.maybe_take_back()
+        if more is None:
+            return False
+        self._rest += more
+        return True
 
     def _go_on(self) -> None:
         """The pause before the next attempt is over."""

@@ -100,6 +100,10 @@ class Caller(ABC):
         """Send the rest of the request on as it arrives, and `ending` after it."""
         raise NotImplementedError
 
+    def maybe_take_back(self) -> bytes | None:
+        """What of the request was passed on since the last time, to be sent again; None if it was not kept."""
+        return None
+
     def pass_answer(self, upstream: ClientCall, front: bytes, initial: Fields) -> None:
         """Begin the answer with its front, and send the rest on as it arrives."""
         raise NotImplementedError

@@ -347,8 +347,12 @@ class Stream:
         return self._stalled_ticks >= write_ticks
 
 
-def pipe(source: Stream, sink: Stream) -> None:
-    """Pass the rest of `source`'s message on to `sink` as it arrives; while `sink` can't send, `source` waits."""
+def pipe(source: Stream, sink: Stream, copy: Callable[[bytes], None] | None = None) -> None:
+    """Pass the rest of `source`'s message on to `sink` as it arrives; while `sink` can't send, `source` waits.
+
+    copy: gets every piece too. In place of another sink, which has ended: what that one took no more is not owed.
+    """
+    source.consume(source._held)
     owed = 0
     limit = source.connection.limits.unsent_bytes
 
@@ -359,6 +363,8 @@ def pipe(source: Stream, sink: Stream) -> None:
 
     def chunk(data: bytes) -> None:
         nonlocal owed
+        if copy is not None:
+            copy(data)
         sink.send_chunk(data)
         owed += len(data)
         if sink.unsent <= limit:

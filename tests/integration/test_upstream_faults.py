@@ -207,3 +207,39 @@ async def test_connections_that_lead_nowhere_any_more_are_dialled_anew_within_se
             await calls.more(50)
             assert not [each for each in calls.since(well + 0.5) if each.code is not OK]
         server.close()
+
+
+async def stops(request: Any, context: grpc.aio.ServicerContext) -> None:
+    text = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+    await context.abort(grpc.StatusCode.UNAVAILABLE, f"[request id: {request.id or '<id_unknown>'}] {text}")
+
+
+async def test_large_requests_are_sent_again_too_whole_and_unchanged(tmp_path: Path) -> None:
+    """400 KB are passed on as they arrive, and kept meanwhile as long as there is room."""
+    async with pair(tmp_path) as (running, one, two), channel_to(running.listen) as channel:
+        got: list[bytes] = []
+
+        async def keeps(request: Any, context: grpc.aio.ServicerContext) -> None:
+            got.append(request.SerializeToString())
+
+        one.behaviour, two.behaviour = stops, keeps
+        requests = [infer(str(number), size=400_000 + number) for number in range(30)]
+        for request in requests:
+            request.raw_input_contents[0] = bytes(number % 251 for number in range(len(request.raw_input_contents[0])))
+        outcomes = await asyncio.gather(*(call(channel, request) for request in requests))
+        assert {outcome.code for outcome in outcomes} == {OK}
+        assert one.executed.total() > 5
+        sent = [request.SerializeToString() for request in requests]
+        assert sorted(got, key=len) == sorted(sent, key=len)
+        assert running._collected.held == 0
+
+
+async def test_what_could_not_be_kept_is_not_sent_again_in_parts(tmp_path: Path) -> None:
+    async with pair(tmp_path) as (running, one, two), channel_to(running.listen) as channel:
+        one.behaviour = two.behaviour = stops
+        running._collected.hold(running._collected.most)
+        outcome = await call(channel, infer("1", size=1_000_000))
+        assert outcome.code is UNAVAILABLE
+        assert one.executed["1"] + two.executed["1"] == 1
+        running._collected.give(running._collected.most)
+        assert running._collected.held == 0
