@@ -102,6 +102,7 @@ _WITHOUT_ID: Final = f"[request id: {UNKNOWN_ID}] "
 _QUEUE_FULL: Final = "Exceeds maximum queue size"
 _QUEUE_TIMEOUT: Final = "Request timeout expired"
 _STOPPING: Final = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+_NO_START: Final = "must specify the START flag on the first request of the sequence"
 _RESTRICTED: Final = "This protocol is restricted, expecting header '"
 _UNREADABLE: Final = "Unable to parse request"
 _NO_REGION: Final = "Unable to find shared memory region: '"
@@ -200,6 +201,11 @@ def _is_model_gone(sentence: str, model: str, version: str) -> bool:
     if rest in (" is not found", " has no available versions"):
         return True
     return bool(version) and rest in (f" version {version} is not found", f" version {version} is not at ready state")
+
+
+def is_unknown_sequence(code: int, text: str) -> bool:
+    """Does Triton say that it has no such sequence? One that was lost with its server is refused so, too."""
+    return code == Code.INVALID_ARGUMENT and text.endswith(_NO_START)
 
 
 def judge_in_band(text: str, *, by_model: bool, model: str, version: str = "", id: str = "") -> tuple[Code, Verdict]:

@@ -43,11 +43,10 @@ from gateway.hooks import (
     RetryRefused,
 )
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
-from gateway.status import LATE, MAY_HAVE_RUN, OK, Code, Meaning, Origin, Verdict, code_of, judge
+from gateway.status import LATE, MAY_HAVE_RUN, OK, Code, Meaning, Origin, Verdict, code_of, is_unknown_sequence, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
-from gateway.upstream.endpoint import State
-from gateway.upstream.pool import Pool
+from gateway.upstream.pool import Pool, Ranked
 from gateway.v2.peek import (
     RAW_INPUT,
     RAW_OUTPUT,
@@ -206,31 +205,45 @@ class Inference:
         return Work(route, head, facts, Attempts(chosen, self.topology.pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
-        """A sequence stays where it began: none of its requests is sent anywhere else, not even the first."""
-        starts = facts.parameters.get("sequence_start") is True
-        known = None if starts else self.sequences.maybe_find(key, self.clock())
+        """A sequence stays where it began: none of its requests is sent anywhere else.
+
+        Only the first may be, if it certainly was not executed where it should have begun.
+        """
+        if facts.parameters.get("sequence_start") is True:
+            chosen, pools = self._places(route, facts, key)
+            attempts = Attempts(Plan(chosen.targets, "sequence"), pools, route.attempts)
+            return Work(route, head, facts, attempts, observer, key)
+        known = self.sequences.maybe_find(key, self.clock())
         pin = known or self._place(route, facts, key)
         if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
-            raise _nothing_available(route, ()) if starts else _sequence_lost(key)
+            raise _sequence_lost(key)
         only = Pool(pin.variant.upstream, [pin.endpoint])
         attempts = Attempts(Plan((pin.variant,), "sequence"), {pin.variant.upstream: only}, 1)
         self.sequences.pin(key, pin, self.clock())
         return Work(route, head, facts, attempts, observer, key, known)
 
-    def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
-        """Where a sequence of this id begins: the same endpoint for every worker that sees the same health."""
+    def _places(self, route: Route, facts: Facts, key: SequenceKey) -> tuple[Plan, Mapping[str, Pool]]:
+        """Where a sequence of this id begins: the same endpoint for every worker that sees the same health.
+
+        returns: the variants to try, and their pools in the order in which they are to be.
+        """
         chosen = plan(route, facts, draw=draw_for(key), available=self.is_available)
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
-        for variant in chosen.targets:
-            pool = self.topology.pools.get(variant.upstream)
-            able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
-            able = [e for e in able if e.state is not State.SUSPECT] or able
-            able = [e for e in able if not e.is_ejected(variant.model, variant.version)] or able
-            if able:
-                first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
-                return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
-        return None
+        pools: dict[str, Pool] = {}
+        for upstream in {variant.upstream for variant in chosen.targets}:
+            pool = self.topology.pools.get(upstream)
+            if pool is not None:
+                by_address = {endpoint.address: endpoint for endpoint in pool.endpoints}
+                order = endpoint_order(text_of(key), list(by_address))
+                pools[upstream] = Ranked(upstream, [by_address[address] for address in order])
+        return chosen, pools
+
+    def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
+        """The first of those places."""
+        chosen, pools = self._places(route, facts, key)
+        first = Attempts(chosen, pools, 1).maybe_next()
+        return None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
 
     def is_available(self, variant: Variant) -> bool:
         pool = self.topology.pools.get(variant.upstream)
@@ -241,6 +254,8 @@ class Inference:
         attempts = work.attempts
         if not attempts.made:
             return attempts.maybe_next()
+        if work.sequence is not None and work.failures[-1][2].meaning is Meaning.OVERLOADED:
+            return None  # other workers, who see the same health, would look for it where it should have begun
         now = self.clock()
         has_budget = self.retries.has_some(now)
         attempt = attempts.maybe_next(may_retry=has_budget)
@@ -256,6 +271,8 @@ class Inference:
         now = self.clock()
         if attempt.number == 1:
             self.retries.began(now)
+        if work.sequence is not None and work.pin is None:
+            self.sequences.pin(work.sequence, Pin(variant, endpoint, endpoint.lives), now)
         extra = work.observer.attempt_started(
             AttemptStarted(
                 work.route.model,
@@ -333,6 +350,8 @@ class Inference:
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, now))
         self._count_failure(work, attempt, verdict, now)
         attempt.endpoint.failed(asked, verdict, failure.text)
+        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
+            raise last_asked(_sequence_lost(work.sequence), work)
         if not self._may_go_elsewhere(work, failure, verdict):
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
@@ -442,6 +461,20 @@ def _overload_text(work: Work) -> str:
 def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:
     how = f"tried {', '.join(tried)}" if tried else "none of its endpoints is up with the model loaded"
     return NoTarget(f"model '{route.model}': no variant can answer now ({how})")
+
+
+def _is_lost(work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict) -> bool:
+    """Is the state of a sequence gone, or unknown to whoever has to go on with it?
+
+    A request, also the first, that broke off may have been executed: sent elsewhere it could make two of one sequence.
+    That Triton knows of none is its caller's fault, unless its server may have been started again since.
+    """
+    if verdict.meaning is Meaning.LOST:
+        return True
+    began = work.pin
+    return (
+        began is not None and began.lives != attempt.endpoint.lives and is_unknown_sequence(failure.code, failure.text)
+    )
 
 
 def _sequence_lost(key: SequenceKey) -> SequenceLost:

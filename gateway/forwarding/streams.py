@@ -28,7 +28,7 @@ from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from gateway.errors import GatewayError, MalformedMessage, UpstreamFailed
+from gateway.errors import GatewayError, MalformedMessage, SequenceLost, UpstreamFailed
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request
@@ -692,11 +692,17 @@ class StreamSession:
         return UpstreamFailed(code, text, failure.trailing)
 
     def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
-        """Send a message again if its failure allows and no answer has gone out. False: the caller must be told."""
+        """Send a message again if its failure allows and no answer has gone out; or say that its sequence is lost.
+
+        False: the caller must be told of the failure.
+        """
         work, attempt = message.work, message.attempt
         if work is None or attempt is None:
             return False
         refused = self._learn(work, attempt, failure, verdict)
+        if isinstance(refused, SequenceLost) and not message.answers:
+            self._fail_message(message, refused)
+            return True
         if refused is not None or message.answers:
             message.asked = served_by(work, attempt, attempt.variant.version)
             return False
@@ -706,13 +712,11 @@ class StreamSession:
             self._fail_message(message, error)
         return True
 
-    def _learn(
-        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None
-    ) -> UpstreamFailed | None:
+    def _learn(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None) -> GatewayError | None:
         """Report a failed attempt. Not None: it must not be tried elsewhere."""
         try:
             self._inference.attempt_failed(work, attempt, failure, verdict)
-        except UpstreamFailed as error:
+        except GatewayError as error:
             return error
         return None
 

@@ -68,6 +68,7 @@ class Endpoint:
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
+        self.lives = 0  # times that it, or a model of it, may have been started again
         self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
         self.unasked_quiet_until = 0.0  # on the monotonic clock
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
@@ -95,6 +96,7 @@ class Endpoint:
 
     def forget(self, model: str | None = None) -> None:
         """A model, or with None any of them, has been loaded or unloaded, or may have been: what is remembered ends."""
+        self.lives += 1
         for key in [key for key in self.remembered if model is None or key[0] == model]:
             known = self.remembered.pop(key, None)
             if known is not None:

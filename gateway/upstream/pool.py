@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Container, Sequence
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from gateway.status import Verdict
 from gateway.upstream.endpoint import Endpoint, Standing, State
 from gateway.upstream.outlier import expected_share
@@ -15,6 +17,7 @@ _READY: Final = State.READY  # see `status.OK`
 _PREFERENCE: Final = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Pool:
     """Least-loaded choice among the endpoints that can serve a model, without those that do worse than their peers."""
 
@@ -88,3 +91,15 @@ class Pool:
 
     def maybe_find(self, address: str) -> Endpoint | None:
         return next((e for e in self.endpoints if e.address == address), None)
+
+
+class Ranked(Pool):
+    """The first endpoint in the given order, of those in the best state: for who must find the same one again."""
+
+    def maybe_pick(
+        self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
+    ) -> Endpoint | None:
+        able = [e for e in self.endpoints if e not in tried and e.can_serve(model, version)]
+        able = [e for e in able if e.state is not State.SUSPECT] or able
+        able = [e for e in able if not e.is_ejected(model, version)] or able
+        return able[0] if able else None
