@@ -98,6 +98,17 @@ class Attempts:
             self._next_variant()
         return None
 
+    @property
+    def targets(self) -> Sequence[Variant]:
+        return self._targets
+
+    def put_off_first(self) -> None:
+        """Begin with the second variant. The first one comes once more after all others, as if it could not serve."""
+        first = self._targets[0]
+        self._put_off = (first,)
+        self._targets = (*self._targets, first)
+        self._next_variant()
+
     def _others(self) -> Sequence[Variant]:
         """Those that the current variant is not."""
         return self._targets[self._index + 1 :]

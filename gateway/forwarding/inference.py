@@ -46,6 +46,7 @@ from gateway.routing import Route, choose, drawn, endpoint_order, plan
 from gateway.status import LATE, MAY_HAVE_RUN, OK, Code, Meaning, Origin, Verdict, code_of, is_unknown_sequence, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
+from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLED, Counts
 from gateway.upstream.pool import Pool, Ranked
 from gateway.v2.peek import (
     RAW_INPUT,
@@ -134,6 +135,7 @@ class Inference:
         self.clock = clock
         self.draw = draw
         self.retries = RetryBudget()
+        self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self._decided_for = topology
@@ -253,6 +255,8 @@ class Inference:
         """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries."""
         attempts = work.attempts
         if not attempts.made:
+            if self._doubted and work.sequence is None and self._is_sample(attempts):
+                attempts.put_off_first()
             return attempts.maybe_next()
         if work.sequence is not None and work.failures[-1][2].meaning is Meaning.OVERLOADED:
             return None  # other workers, who see the same health, would look for it where it should have begun
@@ -264,6 +268,17 @@ class Inference:
         elif not has_budget:
             self.hooks.retry_refused(RetryRefused(work.route.model))
         return attempt
+
+    def _is_sample(self, attempts: Attempts) -> bool:
+        """Should a fallback get this call, so that it is known how it does with calls that the first variant fails?"""
+        targets = attempts.targets
+        until = self._doubted.get(targets[0])
+        if until is None or len(targets) < 2:
+            return False
+        if self.clock() >= until:
+            del self._doubted[targets[0]]
+            return False
+        return self.draw() < SAMPLED and self.is_available(targets[1])
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
@@ -316,10 +331,20 @@ class Inference:
         """
         variant = attempt.variant
         pool = self.topology.pools.get(variant.upstream)
-        if work.sequence is None and pool is not None:
-            seconds = pool.failed(attempt.endpoint, variant.model, variant.version, verdict, now)
-            if seconds:
-                self._tell_ejection(attempt, seconds, now)
+        if work.sequence is not None or pool is None:
+            return
+        others = [v for v in work.attempts.targets if v.upstream != variant.upstream or v.model != variant.model]
+        elsewhere = [counts for v in others for counts in self._counts(v, now)] if others else ()
+        seconds = pool.failed(attempt.endpoint, variant.model, variant.version, verdict, now, elsewhere=elsewhere)
+        if seconds:
+            self._tell_ejection(attempt, seconds, now)
+        elif others and attempt.endpoint.record(variant.model, variant.version).is_doubtful:
+            make_room(self._doubted, _DECISIONS_KEPT)
+            self._doubted[variant] = now + DOUBT_SECONDS
+
+    def _counts(self, variant: Variant, now: float) -> Sequence[Counts]:
+        pool = self.topology.pools.get(variant.upstream)
+        return pool.counts(variant.model, variant.version, now) if pool is not None else ()
 
     def _tell_ejection(self, attempt: Attempt, seconds: float, now: float) -> None:
         endpoint, model = attempt.endpoint, attempt.variant.model

@@ -8,6 +8,10 @@ How likely it is that chance made the difference is bounded by Chernoff: of n ca
 share of q > p or more fails with at most exp(-n KL(q, p)). An endpoint is ejected once that is below a millionth, by
 its calls of the last seconds or by the unbroken run of failures at their end.
 
+Where a whole pool fails and other variants of the model may stand in for it, these are the peers. As they have no calls
+while all goes to the first, they get a share of them first, for a sample: so input that is bad everywhere is told from
+a variant that is broken, before it costs anybody his variant.
+
 An ejected endpoint is left alone for some seconds, longer each time. Then single calls, some way apart, go there for a
 trial: some that go well let it back in, failures send it off again. Instants are seconds on one clock, and arguments.
 """
@@ -27,6 +31,10 @@ MOST_SECONDS: Final = 300.0
 FORGIVEN_SECONDS: Final = 60.0  # each such time without an ejection takes one of the doublings back
 TRIAL_GAP: Final = 0.2  # seconds between two calls to an endpoint on trial
 TRIAL_CALLS: Final = 3  # that must go well
+
+DOUBTFUL_RUN: Final = 5  # failures in a row, after which it should be known how a fallback does with such calls
+DOUBT_SECONDS: Final = 5.0  # for which it is asked
+SAMPLED: Final = 0.2  # share of the calls that it gets for that
 
 Counts = tuple[int, int]
 """Calls, and how many of them failed."""
@@ -131,6 +139,10 @@ class Record:
         if not calls or failed / calls - expected < MARGIN:
             return False
         return max(evidence(calls, failed, expected), evidence(self._run, self._run, expected)) >= bound
+
+    @property
+    def is_doubtful(self) -> bool:
+        return self._run >= DOUBTFUL_RUN and not self.is_ejected
 
     def eject(self, now: float) -> float:
         """Leave it alone. Answers for how many seconds."""

@@ -11,7 +11,7 @@ from mypy_extensions import mypyc_attr
 
 from gateway.status import Verdict
 from gateway.upstream.endpoint import Endpoint, Standing, State
-from gateway.upstream.outlier import expected_share
+from gateway.upstream.outlier import Counts, Record, expected_share
 
 _READY: Final = State.READY  # see `status.OK`
 _PREFERENCE: Final = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
@@ -53,14 +53,18 @@ class Pool:
             return None
         if count == 1:
             only = endpoints[0]
-            return only if only not in tried and only.can_serve(model, version) else None
+            if only in tried or not only.can_serve(model, version):
+                return None
+            if only.is_troubled and not desperate and only.standing(model, version, self._clock()) is Standing.OUT:
+                return None
+            return only
         turn = int(random.random() * count)  # noqa: S311  (spread, not secrecy)
         best, best_rank = None, (9, 0.0)
         for endpoint in (*endpoints[turn:], *endpoints[:turn]):
             if endpoint in tried or not endpoint.can_serve(model, version):
                 continue
             state = endpoint.state
-            load: float = endpoint.in_flight
+            load = float(endpoint.in_flight)
             if endpoint.is_troubled:
                 now = self._clock()
                 standing = Standing.IN if desperate else endpoint.standing(model, version, now)
@@ -74,20 +78,49 @@ class Pool:
                 best, best_rank = endpoint, rank
         return best
 
-    def failed(self, endpoint: Endpoint, model: str, version: str, verdict: Verdict, now: float) -> float:
-        """Count a call that went wrong. Answers for how many seconds that ejects the endpoint, if it does."""
+    def failed(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        version: str,
+        verdict: Verdict,
+        now: float,
+        *,
+        elsewhere: Sequence[Counts] = (),
+    ) -> float:
+        """Count a call that went wrong. Answers for how many seconds that ejects the endpoint, if it does.
+
+        elsewhere: how calls went where they may go without this pool; then all of it may be ejected.
+        """
         if not endpoint.counts_against(model, version, verdict, now):
             return 0.0
         record = endpoint.record(model, version)
-        peers = [e for e in self.endpoints if e is not endpoint and e.can_serve(model, version)]
-        if not record.is_ejected and 2 * (sum(e.is_ejected(model, version) for e in self.endpoints) + 1) > len(
-            self.endpoints
-        ):
-            return 0.0
-        others = [e.record(model, version).counts(now) for e in peers if not e.is_ejected(model, version)]
-        if not others or not record.is_outlier(expected_share(others), now):
-            return 0.0
-        return endpoint.eject(model, version, now)
+        peers = [
+            each.record(model, version).counts(now)
+            for each in self.endpoints
+            if each is not endpoint and each.can_serve(model, version) and not each.is_ejected(model, version)
+        ]
+        is_outlier = bool(peers) and self._may_eject(record, model, version)
+        is_outlier = is_outlier and record.is_outlier(expected_share(peers), now)
+        if not is_outlier and elsewhere:
+            is_outlier = record.is_outlier(expected_share(elsewhere), now)
+        return endpoint.eject(model, version, now) if is_outlier else 0.0
+
+    def _may_eject(self, record: Record, model: str, version: str) -> bool:
+        """Would at most half of the pool be out?"""
+        out = sum(each.is_ejected(model, version) for each in self.endpoints)
+        return record.is_ejected or 2 * (out + 1) <= len(self.endpoints)
+
+    def counts(self, model: str, version: str, now: float) -> list[Counts]:
+        """How calls went lately on those endpoints that had any and can serve."""
+        found = []
+        for each in self.endpoints:
+            record = each.records.get((model, version))
+            if record is not None and not record.is_ejected and each.can_serve(model, version):
+                counts = record.counts(now)
+                if counts[0]:
+                    found.append(counts)
+        return found
 
     def maybe_find(self, address: str) -> Endpoint | None:
         return next((e for e in self.endpoints if e.address == address), None)

@@ -129,3 +129,9 @@ def test_endpoints_that_are_ejected_are_asked_when_no_variant_has_others() -> No
     panic = attempts.maybe_next()
     assert panic is not None
     assert panic.variant is GPU
+
+
+def test_a_variant_that_is_put_off_comes_after_all_others() -> None:
+    attempts = Attempts(GPU_THEN_CPU, {"gpus": pool("gpus", "a"), "cpus": pool("cpus", "c")}, 5)
+    attempts.put_off_first()
+    assert trail(attempts, OVERLOADED) == ["cpu@c:fallback", "gpu@a:fallback"]

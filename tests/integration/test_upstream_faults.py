@@ -243,3 +243,45 @@ async def test_what_could_not_be_kept_is_not_sent_again_in_parts(tmp_path: Path)
         assert one.executed["1"] + two.executed["1"] == 1
         running._collected.give(running._collected.most)
         assert running._collected.held == 0
+
+
+@contextlib.asynccontextmanager
+async def gpu_and_cpu(tmp_path: Path) -> AsyncIterator[tuple[Gateway, PlayedTriton, PlayedTriton]]:
+    """A model on one server, with another one as its fallback."""
+    async with played() as gpu, played() as cpu:
+        variants = {name: {"upstream": name, "model": "net"} for name in ("gpu", "cpu")}
+        upstreams = {"gpu": gpu.address, "cpu": cpu.address}
+        async with gateway(write(tmp_path / "g.yaml", config(upstreams, {"net": {"variants": variants}}))) as running:
+            yield running, gpu, cpu
+
+
+async def test_a_variant_that_fails_every_call_at_once_gives_way_to_its_fallback_and_returns(tmp_path: Path) -> None:
+    async with gpu_and_cpu(tmp_path) as (running, gpu, _), traffic(running.listen, infer(), callers=8) as calls:
+        await calls.more(100)
+        well = gpu.behaviour
+        gpu.behaviour = fails_at_once
+        broken = time.monotonic()
+        await asyncio.sleep(2)
+        await calls.more(400)
+        assert share_of_failures(calls, broken + 2) <= 0.01
+        gpu.behaviour = well
+        await calls.until(lambda: calls.variants(time.monotonic() - 1)["gpu"] > 50, 25, "back on the first variant")
+
+
+async def test_input_that_fails_everywhere_takes_nobody_his_variant(tmp_path: Path) -> None:
+    """However many such calls there are."""
+
+    async def fails_bad(request: Any, context: grpc.aio.ServicerContext) -> None:
+        if request.id == "bad":
+            await context.abort(grpc.StatusCode.INTERNAL, "this can't be")
+
+    async with gpu_and_cpu(tmp_path) as (running, gpu, cpu):
+        gpu.behaviour = cpu.behaviour = fails_bad
+        async with traffic(running.listen, infer("bad"), callers=6, pause=0) as bad:
+            await bad.more(1000)
+            async with traffic(running.listen, infer("good"), callers=2) as good:
+                await good.more(300)
+                assert not good.failed, good.why()
+                assert good.variants()["gpu"] > 0.6 * len(good.calls)  # the rest is a sample
+            metrics = (await http(running.admin_address, "/metrics"))[1]
+            assert "gateway_endpoint_ejections_total{" not in metrics

@@ -178,3 +178,24 @@ def test_an_endpoint_is_found_by_its_address() -> None:
     of = pool(READY, DOWN)
     assert of.maybe_find("b") is of.endpoints[1]
     assert of.maybe_find("z") is None
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_whole_pool_may_be_ejected_where_its_fallback_does_better(size: int) -> None:
+    now = 1.0
+    of = Pool("main", pool(*[READY] * size).endpoints, clock=lambda: now)
+    for endpoint in of.endpoints:
+        for _ in range(30):
+            of.failed(endpoint, "m", "", INTERNAL, now, elsewhere=[(10, 0)])
+    assert of.maybe_pick("m", "") is None
+    assert of.maybe_pick("m", "", desperate=True) is not None
+    assert of.counts("m", "", now) == []
+    now += 6
+    assert of.maybe_pick("m", "") is not None  # a trial
+
+
+def test_a_whole_pool_stays_where_its_fallback_fails_as_much() -> None:
+    of = pool(READY)
+    for _ in range(1000):
+        of.failed(of.endpoints[0], "m", "", INTERNAL, 1.0, elsewhere=[(200, 199)])
+    assert of.maybe_pick("m", "") is not None
