@@ -32,7 +32,8 @@ from gateway.routing import (
 )
 from gateway.routing.match import Test
 from gateway.rpc.budget import Budget
-from gateway.types import Variant
+from gateway.status import Meaning
+from gateway.types import Retry, Variant
 from gateway.upstream.channel import Tls, wire_channel
 from gateway.upstream.connection import Connection
 from gateway.upstream.discovery import Name
@@ -169,12 +170,15 @@ def _route(name: str, model: Model) -> Route:
     assert model.variants is not None  # noqa: S101  (the caller's choice)
     return Route(
         name,
-        tuple(Variant(key, v.upstream, v.model, v.version) for key, v in model.variants.items()),
+        tuple(
+            Variant(key, v.upstream, v.model, v.version, v.attempt_timeout or 0.0) for key, v in model.variants.items()
+        ),
         split=Split(tuple(model.split.items())) if model.split else Split.all_to(next(iter(model.variants))),
         sticky=_sticky(name, model),
         rules=tuple(map(_rule, model.rules)),
         fallback=model.fallback,
         attempts=model.attempts,
+        retry=Retry(frozenset(map(Meaning, model.retry.on)), model.retry.most),
     )
 
 

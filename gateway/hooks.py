@@ -193,6 +193,24 @@ class EndpointChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointEjected:
+    """An endpoint failed calls of a model that its peers answer, and is left alone by it; or it is no longer."""
+
+    upstream: str
+    endpoint: str
+    model: str  # Triton's
+    seconds: float  # until it is tried again; 0: it answers again
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRefused:
+    """A call was not sent again, because retries have used up their budget."""
+
+    model: str  # public name
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigChanged:
     """A config file was taken over, or refused (then `findings` says why and the old one stays)."""
 
@@ -260,6 +278,10 @@ class Hooks(Protocol):
 
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
+    def endpoint_ejected(self, event: EndpointEjected) -> None: ...
+
+    def retry_refused(self, event: RetryRefused) -> None: ...
+
     def config_changed(self, event: ConfigChanged) -> None: ...
 
     def connection_full(self, event: ConnectionFull) -> None: ...
@@ -275,6 +297,10 @@ class Listener(Protocol):
     def call_ended(self, call: CallHistory) -> None: ...
 
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
+
+    def endpoint_ejected(self, event: EndpointEjected) -> None: ...
+
+    def retry_refused(self, event: RetryRefused) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
 
@@ -308,6 +334,10 @@ class NoHooks:
 
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
+    def endpoint_ejected(self, event: EndpointEjected) -> None: ...
+
+    def retry_refused(self, event: RetryRefused) -> None: ...
+
     def config_changed(self, event: ConfigChanged) -> None: ...
 
     def connection_full(self, event: ConnectionFull) -> None: ...
@@ -325,6 +355,10 @@ class NoListener:
     def call_ended(self, call: CallHistory) -> None: ...
 
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
+
+    def endpoint_ejected(self, event: EndpointEjected) -> None: ...
+
+    def retry_refused(self, event: RetryRefused) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
 

@@ -123,5 +123,6 @@ def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
         "state": endpoint.state.value,
         "reason": endpoint.reason,
         "in_flight": endpoint.in_flight,
+        "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.is_ejected],
         "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
     }

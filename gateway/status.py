@@ -48,7 +48,8 @@ class Origin(Enum):
 
     SERVER = "server"  # it gave a status of gRPC's
     PEER = "peer"  # it, or a proxy before it, reset the stream or answered in HTTP's terms
-    CONNECTION = "connection"  # there was none, it broke, or it takes nothing of the request
+    CONNECTION = "connection"  # there was none, or it takes nothing of the request
+    LOST = "lost"  # the connection broke, or a proxy lost its own, while the server may have been at it
     QUEUE = "queue"  # too many calls wait for a connection
     ANSWER = "answer"  # this end refused what came: too large, or not gRPC
     GIVEN_UP = "given_up"  # this end: the deadline passed, or the caller went away
@@ -62,7 +63,9 @@ class Meaning(Enum):
     OVERLOADED = "overloaded"  # this endpoint has no room; another may have
     DRAINING = "draining"  # this endpoint is shutting down
     MODEL_GONE = "model_gone"  # this endpoint does not serve the model now
-    UNREACHABLE = "unreachable"  # no connection, or it broke
+    UNREACHABLE = "unreachable"  # no connection, so it was not executed
+    LOST = "lost"  # the connection broke meanwhile: it may have been executed, or even be what killed the server
+    LATE = "late"  # it took longer than one attempt may; it may be executed still
     UNCLEAR = "unclear"  # unavailable for a reason that is not Triton's: a model's own words, a proxy's
     ENDED = "ended"  # the deadline passed or the caller went away
 
@@ -83,6 +86,8 @@ _VERDICTS: Final = {
     Meaning.DRAINING: Verdict(Meaning.DRAINING, elsewhere=True, ejects=True),
     Meaning.MODEL_GONE: Verdict(Meaning.MODEL_GONE, elsewhere=True, ejects=False),
     Meaning.UNREACHABLE: Verdict(Meaning.UNREACHABLE, elsewhere=True, ejects=True),
+    Meaning.LOST: Verdict(Meaning.LOST, elsewhere=True, ejects=True),
+    Meaning.LATE: Verdict(Meaning.LATE, elsewhere=True, ejects=False),
     Meaning.UNCLEAR: Verdict(Meaning.UNCLEAR, elsewhere=False, ejects=False),
     Meaning.ENDED: Verdict(Meaning.ENDED, elsewhere=False, ejects=False),
 }
@@ -97,6 +102,7 @@ _WITHOUT_ID: Final = f"[request id: {UNKNOWN_ID}] "
 _QUEUE_FULL: Final = "Exceeds maximum queue size"
 _QUEUE_TIMEOUT: Final = "Request timeout expired"
 _STOPPING: Final = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+_NO_START: Final = "must specify the START flag on the first request of the sequence"
 _RESTRICTED: Final = "This protocol is restricted, expecting header '"
 _UNREADABLE: Final = "Unable to parse request"
 _NO_REGION: Final = "Unable to find shared memory region: '"
@@ -120,10 +126,17 @@ _BY_CODE: Final = {
 
 _BY_ORIGIN: Final = {  # where that says it all
     Origin.CONNECTION: Meaning.UNREACHABLE,
+    Origin.LOST: Meaning.LOST,
     Origin.QUEUE: Meaning.OVERLOADED,  # this endpoint has too much before it, another may not
     Origin.ANSWER: Meaning.SERVER,  # the answer would be the same anywhere
     Origin.GIVEN_UP: Meaning.ENDED,
 }
+
+LATE: Final = _VERDICTS[Meaning.LATE]
+"""Of an attempt that was given up here, before the call's own deadline."""
+
+MAY_HAVE_RUN: Final = frozenset({Meaning.LOST, Meaning.LATE, Meaning.SERVER, Meaning.UNCLEAR})
+"""After these the model may have been executed, so it is a policy of the model's whether a request is repeated."""
 
 _BY_PEER: Final = {  # that gave no status of gRPC's, where that changes what the code means
     Code.UNAVAILABLE: Meaning.UNREACHABLE,
@@ -188,6 +201,11 @@ def _is_model_gone(sentence: str, model: str, version: str) -> bool:
     if rest in (" is not found", " has no available versions"):
         return True
     return bool(version) and rest in (f" version {version} is not found", f" version {version} is not at ready state")
+
+
+def is_unknown_sequence(code: int, text: str) -> bool:
+    """Does Triton say that it has no such sequence? One that was lost with its server is refused so, too."""
+    return code == Code.INVALID_ARGUMENT and text.endswith(_NO_START)
 
 
 def judge_in_band(text: str, *, by_model: bool, model: str, version: str = "", id: str = "") -> tuple[Code, Verdict]:

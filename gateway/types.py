@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gateway.status import Meaning
+
 MetadataValue = str | bytes
 Metadata = Sequence[tuple[str, MetadataValue]]
 """gRPC metadata in order; keys are lower case, `-bin` keys have bytes."""
@@ -21,6 +23,15 @@ class Variant:
     upstream: str
     model: str
     version: str = ""  # "" leaves the choice to the server's version policy
+    attempt_timeout: float = 0.0  # seconds for one attempt; 0: as long as the call has
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """After which failures that may have come after the model's work a request may be sent again, and how often."""
+
+    on: frozenset[Meaning] = frozenset({Meaning.LOST, Meaning.LATE})  # of `status.MAY_HAVE_RUN`
+    most: int = 1  # times for one call
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request, and that would triple its price

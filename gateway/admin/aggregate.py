@@ -91,6 +91,7 @@ def _endpoint(found: Sequence[Json]) -> Json:
     return {
         **worst,
         "in_flight": sum(each["in_flight"] for each in found),
+        "ejected": sorted({model for each in found for model in each.get("ejected", ())}),
         "models": _all_ready(each["models"] for each in found),
     }
 

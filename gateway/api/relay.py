@@ -117,6 +117,8 @@ class WireCaller(Caller):
         self.peer = call.server.peer
         self.deadline = deadline
         self.number = call.server.number
+        self._copy: list[bytes] | None = []  # of what was passed on and not taken back; None: it could not be kept
+        self._copied = 0  # bytes, paid from the connection's budget
 
     @property
     def missing(self) -> int:
@@ -134,7 +136,35 @@ class WireCaller(Caller):
             upstream.half_close()
 
         self._call.on_request = complete
-        pipe(self._call, upstream)
+        pipe(self._call, upstream, self._keep)
+
+    def _keep(self, data: bytes) -> None:
+        """Keep it in case that it must be sent again, as long as there is room: what is kept could be done without."""
+        copy, budget = self._copy, self._call.connection.budget
+        if copy is None or self._call.done:
+            return
+        if not budget.has_room:
+            self._drop_copy()
+            return
+        budget.hold(len(data))
+        self._copied += len(data)
+        copy.append(data)
+
+    def drop_request(self) -> None:
+        if self._copied:
+            self._drop_copy()
+
+    def _drop_copy(self) -> None:
+        self._call.connection.budget.give(self._copied)
+        self._copied = 0
+        self._copy = None
+
+    def maybe_take_back(self) -> bytes | None:
+        copy = self._copy
+        if copy is None:
+            return None
+        self._copy = []
+        return b"".join(copy)
 
     def pass_answer(self, upstream: ClientCall, front: bytes, initial: Fields) -> None:
         call = self._call

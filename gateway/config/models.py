@@ -19,8 +19,10 @@ from pydantic_core import CoreSchema
 
 from gateway.config.section import Section
 from gateway.config.units import (
+    HOURS,
     KIB,
     MIB,
+    MILLISECONDS,
     SECONDS,
     Duration,
     MetadataKey,
@@ -47,6 +49,34 @@ class Variant(Section):
     model: ModelName = Field(description="The model's name at Triton.", examples=["efficientnet_lite0_tensorrt"])
     version: Version = Field(
         default="", description="Pin a model version. Without it the server's version policy decides.", examples=["1"]
+    )
+    attempt_timeout: Annotated[float, Duration(1 * MILLISECONDS, 1 * HOURS)] | None = Field(
+        default=None,
+        description="How long one attempt may take; then the call is tried elsewhere, if `retry.on` has `late`. So a "
+        "server that hangs costs one attempt and not the call. Say several times the model's slowest answers, and less "
+        "than callers' deadlines. Without it an attempt may take as long as its call. For unary calls that are whole "
+        "when they are sent, and not merged.",
+        examples=["500ms"],
+    )
+
+
+class Retry(Section):
+    """What is sent again although the model may have run it. What surely did not run always goes elsewhere."""
+
+    on: tuple[Literal["lost", "late", "server", "unclear"], ...] = Field(
+        default=("lost", "late"),
+        max_length=4,
+        description="`lost`: the connection broke while the server had the request. `late`: it took longer than "
+        "`attempt_timeout`. `server`: INTERNAL and the like, which may be the model's own error. `unclear`: "
+        "UNAVAILABLE in words that are not Triton's. Say `[]` for a model that must not run twice for one request.",
+        examples=[["lost", "late", "server"]],
+    )
+    most: Whole = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="How often one request is sent again after these; `attempts` bounds all. A request that crashes "
+        "its server costs so many servers, and one more.",
     )
 
 
@@ -278,6 +308,9 @@ class Model(Section):
         le=5,
         description="The most times that one call is sent upstream, over all variants and endpoints. gRPC's own retry "
         "specification ends at 5 as well.",
+    )
+    retry: Retry = Field(
+        default=Retry(), description="What may be sent again although the model may have run it, and how often."
     )
     merge: Merge | None = Field(
         default=None,

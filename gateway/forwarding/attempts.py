@@ -14,7 +14,7 @@ from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
-_ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.DRAINING)
+_ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.LOST, Meaning.DRAINING)
 
 
 @dataclass(init=False, slots=True)  # not frozen: one is made for every call, and that would triple its price
@@ -38,9 +38,9 @@ class Attempt:
 class Attempts:
     """Goes through the plan's variants in order, and through each one's endpoints, up to `most` attempts.
 
-    A variant that nothing can serve now is asked for once more after the others: it may be back by then. The last
-    attempt is kept for a variant not tried yet if there is one that can be: a pool whose endpoints all fail must not
-    use up what a fallback needs.
+    A variant that nothing can serve now is asked for once more after the others: it may be back by then, and endpoints
+    that are ejected count then. The last attempt is kept for a variant not tried yet if there is one that can be: a
+    pool whose endpoints all fail must not use up what a fallback needs.
     """
 
     __slots__ = (
@@ -70,10 +70,15 @@ class Attempts:
         self._avoid: Sequence[Endpoint] = ()  # for every variant
         self.made = 0
 
-    def maybe_next(self) -> Attempt | None:
-        """The next attempt, or None if there is nothing left to try."""
+    def maybe_next(self, *, may_retry: bool = True) -> Attempt | None:
+        """The next attempt, or None if there is nothing left to try.
+
+        may_retry: on another endpoint of the same variant. A fallback to another one always may be.
+        """
         if self.made >= self._most:
             return None
+        if not may_retry and self._tried_here:
+            self._next_variant()
         if self._tried_here and self.made == self._most - 1 and any(map(self._can_serve, self._others())):
             self._next_variant()
         while self._index < len(self._targets):
@@ -93,6 +98,17 @@ class Attempts:
             self._next_variant()
         return None
 
+    @property
+    def targets(self) -> Sequence[Variant]:
+        return self._targets
+
+    def put_off_first(self) -> None:
+        """Begin with the second variant. The first one comes once more after all others, as if it could not serve."""
+        first = self._targets[0]
+        self._put_off = (first,)
+        self._targets = (*self._targets, first)
+        self._next_variant()
+
     def _others(self) -> Sequence[Variant]:
         """Those that the current variant is not."""
         return self._targets[self._index + 1 :]
@@ -106,7 +122,10 @@ class Attempts:
         pool = self._pools.get(variant.upstream)
         if pool is None:
             return None
-        return pool.maybe_pick(variant.model, variant.version, (*self._tried_here, *self._avoid))
+        tried = (*self._tried_here, *self._avoid)
+        if variant in self._put_off:  # all the others have been asked: even an endpoint that fails most calls may do
+            return pool.maybe_pick(variant.model, variant.version, tried, desperate=True)
+        return pool.maybe_pick(variant.model, variant.version, tried)
 
     def _can_serve(self, variant: Variant) -> bool:
         """Could a variant that is not tried yet be? Asks without taking the pool's turn, as picking would."""

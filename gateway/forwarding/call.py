@@ -16,6 +16,7 @@ can be sent again; a larger one is passed on as it arrives, as is a large answer
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
 from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
@@ -32,7 +34,7 @@ from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import OK, Code, Meaning, Origin
+from gateway.status import LATE, OK, Code, Meaning, Origin
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -65,7 +67,12 @@ class Call:
     _fields: Fields  # the caller's, with those that telemetry adds for this attempt
     _answered_bytes = 0
     _is_passed_on = False  # is the front of the answer with the caller?
+    _is_in_parts: bool  # is the request passed on as it arrives? Then `body` is its front, as it was read, ...
+    _rest = b""  # ... and this what had come after it when it had to be sent again
     _tell_alone: Callable[[bool], None] | None = None
+    _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
+    _is_late = False  # has that time passed?
+    _pause: asyncio.TimerHandle | None = None  # before the next attempt
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -77,7 +84,7 @@ class Call:
         self.body = body
         self.head = head
         self.caller: Hashable = caller.number
-        self._is_whole = missing == 0  # is the request here, so that it can be sent again?
+        self._is_in_parts = missing > 0
         self._request_bytes = len(body) + missing
 
     def begin(self, observer: CallObserver | None = None) -> None:
@@ -115,7 +122,7 @@ class Call:
 
     def _report(self, decision: Decision) -> CallObserver:
         caller = self._caller
-        body = self.body if self._is_whole else b""
+        body = b"" if self._is_in_parts else self.body
         return self._inference.report(self._method, decision, caller.peer, body)
 
     # Attempts
@@ -123,7 +130,7 @@ class Call:
     def _try_next(self) -> None:
         """Send the request to the next endpoint; the end of the call if there is none."""
         work, inference, caller = self._work, self._inference, self._caller
-        attempt = work.attempts.maybe_next()
+        attempt = inference.maybe_next(work)
         if attempt is None:
             self._fail(inference.given_up(work))
             return
@@ -135,7 +142,7 @@ class Call:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
-        if not self._is_whole:
+        if self._is_in_parts:
             self._send_front(attempt)
         elif not self._merged(attempt):
             self._send(attempt)
@@ -153,21 +160,38 @@ class Call:
         request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
         client = self._new_client(attempt)
         client.request = request
+        if attempt.variant.attempt_timeout:
+            self._timer = asyncio.get_running_loop().call_later(attempt.variant.attempt_timeout, self._too_late, client)
         attempt.endpoint.connection.submit(client)
+
+    def _too_late(self, client: ClientCall) -> None:
+        """The attempt has had its time; the call may have more."""
+        self._is_late = True
+        client.cancel(Code.DEADLINE_EXCEEDED, "attempt_timeout")
+
+    def _end_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _send_front(self, attempt: Attempt) -> None:
         """Send what is here of a large request, and let the rest follow as it comes.
 
         Its last bytes name the model once more: see `peek_front`.
         """
+        self._rest += self._caller.maybe_take_back() or b""
         client, head, variant = self._new_client(attempt), self.head, attempt.variant
         version = variant.version or head.model_version
         ending = tail(variant.model, version)
-        client.request = rename_request(
+        request = rename_request(
             self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
         )
-        client.request_more = self._caller.missing + len(ending)
-        self._caller.pass_request(client, ending)
+        if self._caller.missing > 0:
+            client.request = request + self._rest
+            client.request_more = self._caller.missing + len(ending)
+            self._caller.pass_request(client, ending)
+        else:  # meanwhile it is here whole
+            client.request = request + self._rest + ending
         attempt.endpoint.connection.submit(client)
 
     def _leave_endpoint(self) -> None:
@@ -255,6 +279,7 @@ class Call:
             client.cancel()
 
     def _begin_answer(self, client: ClientCall, head: Head) -> None:
+        self._end_timer()  # how long the rest takes is its reader's affair
         front = as_asked(self._work, client.body, head)
         self.served = self._who(head.model_version)[0]
         self._is_passed_on = True
@@ -263,6 +288,8 @@ class Call:
 
     def _upstream_done(self, client: ClientCall) -> None:
         self._leave_endpoint()
+        if self._timer is not None:
+            self._end_timer()
         if self._tell_alone is not None:
             tell, self._tell_alone = self._tell_alone, None
             tell(client.code in _CALLERS_FAULT)
@@ -322,11 +349,41 @@ class Call:
         """
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
-        self._inference.attempt_failed(self._work, self._attempt, failure)
-        if self._is_passed_on or not self._is_whole:
+        verdict, self._is_late = LATE if self._is_late else None, False
+        self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
+        if self._is_passed_on or not self._has_request():
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)
-        self._try_next()
+        wait = pushback(client.trailing)
+        if wait is None:
+            wait = wait_before(self._attempt.number + 1, self._inference.draw())
+        deadline = self._caller.deadline
+        if wait < 0.0 or (deadline is not None and wait > 0.0 and self._inference.clock() + wait >= deadline):
+            raise self._inference.given_up(self._work)  # the server wants no other, or there is no time for one
+        if wait > 0.0:
+            self._pause = asyncio.get_running_loop().call_later(wait, self._go_on)
+        else:
+            self._try_next()
+
+    def _has_request(self) -> bool:
+        """Is all of it that has come still here?"""
+        if not self._is_in_parts:
+            return True
+        more = self._caller.maybe_take_back()
+        if more is None:
+            return False
+        self._rest += more
+        return True
+
+    def _go_on(self) -> None:
+        """The pause before the next attempt is over."""
+        self._pause = None
+        try:
+            self._try_next()
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
 
     # End
 
@@ -335,13 +392,20 @@ class Call:
         if self.is_over:
             return
         self.is_over = True
+        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        if self._pause is not None:
+            self._pause.cancel()
+            self._end(code, text)
+            return
+        self._end_timer()
         if self._client is not None:
             self._client.cancel()
         else:  # it waits at a merge point, or is part of a batch
             self._leave_endpoint()
             if self._point is not None and self.batch is not None:
                 self._point.left(self.batch)
-        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        if code is Code.DEADLINE_EXCEEDED and self._attempt is not None:
+            self._inference.attempt_late(self._work, self._attempt)
         self._observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, self._inference.clock()))
         self._end(code, text)
 
@@ -363,6 +427,8 @@ class Call:
 
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
+        if self._is_in_parts:
+            self._caller.drop_request()
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()

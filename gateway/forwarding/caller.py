@@ -96,6 +96,13 @@ class Caller(ABC):
         """Send the rest of the request on as it arrives, and `ending` after it."""
         raise NotImplementedError
 
+    def maybe_take_back(self) -> bytes | None:
+        """What of the request was passed on since the last time, to be sent again; None if it was not kept."""
+        return None
+
+    def drop_request(self) -> None:  # noqa: B027  (nothing is kept, unless a caller does)
+        """The call is over: what was kept of its request is wanted no more."""
+
     def pass_answer(self, upstream: ClientCall, front: bytes, initial: Fields) -> None:
         """Begin the answer with its front, and send the rest on as it arrives."""
         raise NotImplementedError

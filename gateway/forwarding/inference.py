@@ -6,9 +6,10 @@ serialized V2 messages whose tensors are never parsed.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -28,15 +29,25 @@ from gateway.forwarding.attempts import Attempt, Attempts
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
+from gateway.forwarding.retry_budget import RetryBudget
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
+from gateway.hooks import (
+    AttemptEnded,
+    AttemptStarted,
+    CallEnded,
+    CallObserver,
+    CallStarted,
+    EndpointEjected,
+    Hooks,
+    RetryRefused,
+)
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
-from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
+from gateway.status import LATE, MAY_HAVE_RUN, OK, Code, Meaning, Origin, Verdict, code_of, is_unknown_sequence, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
-from gateway.upstream.endpoint import State
-from gateway.upstream.pool import Pool
+from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLED, Counts
+from gateway.upstream.pool import Pool, Ranked
 from gateway.v2.peek import (
     RAW_INPUT,
     RAW_OUTPUT,
@@ -48,6 +59,8 @@ from gateway.v2.peek import (
     rename_response,
 )
 from gateway.v2.versions import maybe_version, read_version
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -75,6 +88,7 @@ class Work:
     pin: Pin | None  # where its sequence has been living, if that is known
     upstream_id: str | None  # of the attempt under way, if it is traced
     failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
+    repeats: int  # times that it was sent again although it may have been executed
 
     def __init__(
         self,
@@ -97,6 +111,7 @@ class Work:
         self.pin = pin
         self.upstream_id = upstream_id
         self.failures = failures
+        self.repeats = 0
 
 
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
@@ -118,7 +133,9 @@ class Inference:
         self.hooks = hooks
         self.sequences = sequences
         self.clock = clock
-        self._draw = draw
+        self.draw = draw
+        self.retries = RetryBudget()
+        self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self._decided_for = current.now
@@ -190,40 +207,89 @@ class Inference:
             sequence = facts.parameters.get("sequence_id")
             if sequence:
                 return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
-            chosen = drawn(route, facts, self._draw())
+            chosen = drawn(route, facts, self.draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
         return Work(route, head, facts, Attempts(chosen, self.current.now.pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
-        """A sequence stays where it began: none of its requests is sent anywhere else, not even the first."""
-        starts = facts.parameters.get("sequence_start") is True
-        known = None if starts else self.sequences.maybe_find(key, self.clock())
+        """A sequence stays where it began: none of its requests is sent anywhere else.
+
+        Only the first may be, if it certainly was not executed where it should have begun.
+        """
+        if facts.parameters.get("sequence_start") is True:
+            chosen, pools = self._places(route, facts, key)
+            attempts = Attempts(Plan(chosen.targets, "sequence"), pools, route.attempts)
+            return Work(route, head, facts, attempts, observer, key)
+        known = self.sequences.maybe_find(key, self.clock())
         pin = known or self._place(route, facts, key)
         if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
-            raise _nothing_available(route, ()) if starts else _sequence_lost(key)
+            raise _sequence_lost(key)
         only = Pool(pin.variant.upstream, [pin.endpoint])
         attempts = Attempts(Plan((pin.variant,), "sequence"), {pin.variant.upstream: only}, 1)
         self.sequences.pin(key, pin, self.clock())
         return Work(route, head, facts, attempts, observer, key, known)
 
-    def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
-        """Where a sequence of this id begins: the same endpoint for every worker that sees the same health."""
+    def _places(self, route: Route, facts: Facts, key: SequenceKey) -> tuple[Plan, Mapping[str, Pool]]:
+        """Where a sequence of this id begins: the same endpoint for every worker that sees the same health.
+
+        returns: the variants to try, and their pools in the order in which they are to be.
+        """
         chosen = plan(route, facts, draw=draw_for(key), available=self.topology.is_available)
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
-        for variant in chosen.targets:
-            pool = self.topology.pools.get(variant.upstream)
-            able = [e for e in pool.endpoints if e.can_serve(variant.model, variant.version)] if pool else []
-            able = [e for e in able if e.state is not State.SUSPECT] or able
-            if able:
-                first = endpoint_order(text_of(key), [endpoint.address for endpoint in able])[0]
-                return Pin(variant, next(endpoint for endpoint in able if endpoint.address == first))
-        return None
+        pools: dict[str, Pool] = {}
+        for upstream in {variant.upstream for variant in chosen.targets}:
+            pool = self.topology.pools.get(upstream)
+            if pool is not None:
+                by_address = {endpoint.address: endpoint for endpoint in pool.endpoints}
+                order = endpoint_order(text_of(key), list(by_address))
+                pools[upstream] = Ranked(upstream, [by_address[address] for address in order])
+        return chosen, pools
+
+    def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
+        """The first of those places."""
+        chosen, pools = self._places(route, facts, key)
+        first = Attempts(chosen, pools, 1).maybe_next()
+        return None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
+
+    def maybe_next(self, work: Work) -> Attempt | None:
+        """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries."""
+        attempts = work.attempts
+        if not attempts.made:
+            if self._doubted and work.sequence is None and self._is_sample(attempts):
+                attempts.put_off_first()
+            return attempts.maybe_next()
+        if work.sequence is not None and work.failures[-1][2].meaning is Meaning.OVERLOADED:
+            return None  # other workers, who see the same health, would look for it where it should have begun
+        now = self.clock()
+        has_budget = self.retries.has_some(now)
+        attempt = attempts.maybe_next(may_retry=has_budget)
+        if attempt is not None and attempt.why == "retry":
+            self.retries.take(now)
+        elif not has_budget:
+            self.hooks.retry_refused(RetryRefused(work.route.model))
+        return attempt
+
+    def _is_sample(self, attempts: Attempts) -> bool:
+        """Should a fallback get this call, so that it is known how it does with calls that the first variant fails?"""
+        targets = attempts.targets
+        until = self._doubted.get(targets[0])
+        if until is None or len(targets) < 2:
+            return False
+        if self.clock() >= until:
+            del self._doubted[targets[0]]
+            return False
+        return self.draw() < SAMPLED and self.topology.is_available(targets[1])
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
         variant, endpoint = attempt.variant, attempt.endpoint
+        now = self.clock()
+        if attempt.number == 1:
+            self.retries.began(now)
+        if work.sequence is not None and work.pin is None:
+            self.sequences.pin(work.sequence, Pin(variant, endpoint, endpoint.lives), now)
         extra = work.observer.attempt_started(
             AttemptStarted(
                 work.route.model,
@@ -232,7 +298,7 @@ class Inference:
                 endpoint.address,
                 attempt.number,
                 attempt.why,
-                self.clock(),
+                now,
                 attempt.instead_of,
             )
         )
@@ -246,9 +312,50 @@ class Inference:
         return trace_context(facts.metadata)
 
     def attempt_answered(self, work: Work) -> None:
-        work.observer.attempt_ended(AttemptEnded(OK, "", None, self.clock()))
-        if work.sequence is not None and work.facts.parameters.get("sequence_end") is True:
+        now = self.clock()
+        work.observer.attempt_ended(AttemptEnded(OK, "", None, now))
+        if work.sequence is None:
+            self._count_success(work, now)
+        elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
+
+    def _count_success(self, work: Work, now: float) -> None:
+        last = work.attempts.last
+        if last is not None:
+            variant = last.variant
+            if last.endpoint.succeeded(variant.model, variant.version, now):
+                self._tell_ejection(last, 0.0, now)
+
+    def _count_failure(self, work: Work, attempt: Attempt, verdict: Verdict, now: float) -> None:
+        """Compare an endpoint with its peers, by calls that may go to any of them.
+
+        Callers choose where a sequence goes, by its id: what fails there is no evidence.
+        """
+        variant = attempt.variant
+        pool = self.topology.pools.get(variant.upstream)
+        if work.sequence is not None or pool is None:
+            return
+        others = [v for v in work.attempts.targets if v.upstream != variant.upstream or v.model != variant.model]
+        elsewhere = [counts for v in others for counts in self._counts(v, now)] if others else ()
+        seconds = pool.failed(attempt.endpoint, variant.model, variant.version, verdict, now, elsewhere=elsewhere)
+        if seconds:
+            self._tell_ejection(attempt, seconds, now)
+        elif others and attempt.endpoint.record(variant.model, variant.version).is_doubtful:
+            make_room(self._doubted, _DECISIONS_KEPT)
+            self._doubted[variant] = now + DOUBT_SECONDS
+
+    def _counts(self, variant: Variant, now: float) -> Sequence[Counts]:
+        pool = self.topology.pools.get(variant.upstream)
+        return pool.counts(variant.model, variant.version, now) if pool is not None else ()
+
+    def _tell_ejection(self, attempt: Attempt, seconds: float, now: float) -> None:
+        endpoint, model = attempt.endpoint, attempt.variant.model
+        where = f"{endpoint.upstream}/{endpoint.address}"
+        if seconds:
+            _log.warning("endpoint %s fails '%s', its peers do not: left alone for %g s", where, model, seconds)
+        else:
+            _log.info("endpoint %s answers '%s' again", where, model)
+        self.hooks.endpoint_ejected(EndpointEjected(endpoint.upstream, endpoint.address, model, seconds, now))
 
     def attempt_failed(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None) -> None:
         """Report a failed attempt, and learn from it.
@@ -266,12 +373,34 @@ class Inference:
                 failure.code, failure.text, failure.origin, model=asked[0], version=asked[1], id=work.head.id
             )
         code = code_of(failure.code)
-        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
+        now = self.clock()
+        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, now))
+        self._count_failure(work, attempt, verdict, now)
         attempt.endpoint.failed(asked, verdict, failure.text)
-        if not verdict.elsewhere:
+        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
+            raise last_asked(_sequence_lost(work.sequence), work)
+        if not self._may_go_elsewhere(work, failure, verdict):
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
+
+    def attempt_late(self, work: Work, attempt: Attempt) -> None:
+        """A call's deadline has passed while an endpoint had it: its caller's choice, but peers may be faster."""
+        self._count_failure(work, attempt, LATE, self.clock())
+
+    @staticmethod
+    def _may_go_elsewhere(work: Work, failure: CallFailed, verdict: Verdict) -> bool:
+        """What may have been executed, or may have killed its server, is sent again as the model allows, and counted.
+
+        An answer that could not be used would be so anywhere.
+        """
+        if verdict.meaning not in MAY_HAVE_RUN or work.sequence is not None:
+            return verdict.elsewhere
+        retry = work.route.retry
+        if verdict.meaning not in retry.on or work.repeats >= retry.most or failure.origin is Origin.ANSWER:
+            return False
+        work.repeats += 1
+        return True
 
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
@@ -343,8 +472,12 @@ def _shown(code: Code, failure: CallFailed) -> str:
     if failure.origin is Origin.ANSWER:
         return f"The endpoint's answer can't be used: {failure.text}"
     if failure.origin is Origin.GIVEN_UP:
+        if failure.text == "attempt_timeout":
+            return "The endpoint did not answer in the time that one attempt has; the request may have been executed."
         late = code is Code.DEADLINE_EXCEEDED
         return "The deadline passed before an answer came." if late else "The call was cancelled."
+    if failure.origin is Origin.LOST:
+        return "The connection to the endpoint was lost; the request may have been executed, and is not sent again."
     return "The connection to the endpoint failed."
 
 
@@ -355,6 +488,20 @@ def _overload_text(work: Work) -> str:
 def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:
     how = f"tried {', '.join(tried)}" if tried else "none of its endpoints is up with the model loaded"
     return NoTarget(f"model '{route.model}': no variant can answer now ({how})")
+
+
+def _is_lost(work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict) -> bool:
+    """Is the state of a sequence gone, or unknown to whoever has to go on with it?
+
+    A request, also the first, that broke off may have been executed: sent elsewhere it could make two of one sequence.
+    That Triton knows of none is its caller's fault, unless its server may have been started again since.
+    """
+    if verdict.meaning is Meaning.LOST:
+        return True
+    began = work.pin
+    return (
+        began is not None and began.lives != attempt.endpoint.lives and is_unknown_sequence(failure.code, failure.text)
+    )
 
 
 def _sequence_lost(key: SequenceKey) -> SequenceLost:

@@ -24,6 +24,7 @@ class Pin:
 
     variant: Variant
     endpoint: Endpoint
+    lives: int = 0  # of the endpoint when the sequence began; another number: its state may be gone
 
 
 class Sequences:

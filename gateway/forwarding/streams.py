@@ -28,7 +28,7 @@ from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from gateway.errors import GatewayError, MalformedMessage, UpstreamFailed
+from gateway.errors import GatewayError, MalformedMessage, SequenceLost, UpstreamFailed
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request
@@ -157,7 +157,7 @@ class Leg:
         self._session.leg_has_room(self)
 
     def ended(self, failure: CallFailed | None) -> None:
-        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", origin=Origin.PEER))
+        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", origin=Origin.LOST))
 
 
 class Names:
@@ -440,7 +440,7 @@ class StreamSession:
         """
         work, body, inference = message.work, message.body, self._inference
         assert work is not None and body is not None  # noqa: S101, PT018  (forwarded, and not answered yet)
-        attempt = work.attempts.maybe_next()
+        attempt = inference.maybe_next(work)
         if attempt is None:
             raise inference.given_up(work)
         message.attempt = attempt
@@ -693,11 +693,17 @@ class StreamSession:
         return UpstreamFailed(code, text, failure.trailing)
 
     def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
-        """Send a message again if its failure allows and no answer has gone out. False: the caller must be told."""
+        """Send a message again if its failure allows and no answer has gone out; or say that its sequence is lost.
+
+        False: the caller must be told of the failure.
+        """
         work, attempt = message.work, message.attempt
         if work is None or attempt is None:
             return False
         refused = self._learn(work, attempt, failure, verdict)
+        if isinstance(refused, SequenceLost) and not message.answers:
+            self._fail_message(message, refused)
+            return True
         if refused is not None or message.answers:
             message.asked = served_by(work, attempt, attempt.variant.version)
             return False
@@ -707,13 +713,11 @@ class StreamSession:
             self._fail_message(message, error)
         return True
 
-    def _learn(
-        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None
-    ) -> UpstreamFailed | None:
+    def _learn(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None) -> GatewayError | None:
         """Report a failed attempt. Not None: it must not be tried elsewhere."""
         try:
             self._inference.attempt_failed(work, attempt, failure, verdict)
-        except UpstreamFailed as error:
+        except GatewayError as error:
             return error
         return None
 

@@ -47,6 +47,7 @@ class Limits:
     age_seconds: float = 0.0  # a connection gets a GOAWAY at this age, ± 10 %; 0 is never
     keepalive_seconds: float = 30.0  # a peer with calls that sends no byte for this long gets a PING; 0 is never
     keepalive_timeout: float = 10.0  # for the answer to the PING
+    keepalive_rest: float = 0.0  # seconds until another PING while nothing but an answer to the last one has come
 
     def __post_init__(self) -> None:
         for name, low in (("max_streams", 1), ("message_bytes", 1), ("stream_window", 65_535), ("min_rate", 0)):
@@ -67,6 +68,11 @@ UPSTREAM = Limits(
     glitches=(100_000, 10_000),
     # answers of cancelled calls count; the burst is 0.1 s of work, and the rate 1 % of a core
     tiny=(100_000, 10_000),
+    # A connection that leads nowhere any more is dialled anew within 5 s, ...
+    keepalive_seconds=1.5,
+    keepalive_timeout=1.5,
+    # ... but C-core's servers end a connection with a third PING within 5 minutes without data
+    keepalive_rest=300.0,
 )
 """Limits of a connection to an upstream. All callers share it, so nothing that one of them sends may end it."""
 

@@ -13,7 +13,7 @@ from mypy_extensions import mypyc_attr
 from gateway.routing.match import Rule
 from gateway.routing.rendezvous import Rendezvous
 from gateway.routing.split import Split, Sticky
-from gateway.types import Plan, Variant
+from gateway.types import Plan, Retry, Variant
 from gateway.v2.versions import maybe_version
 
 FORBID: tuple[str, ...] = ()
@@ -21,6 +21,9 @@ FORBID: tuple[str, ...] = ()
 
 ATTEMPTS = 3
 """Default for the attempts of a call in total: two endpoints of one pool, then a fallback."""
+
+RETRY = Retry()
+"""What is sent again although it may have been executed, unless the config says otherwise."""
 
 MAX_NAME = 255
 """Characters. A model's name is a directory's name in Triton, so a longer name can't exist and is not looked up."""
@@ -40,6 +43,7 @@ class Route:
     rules: tuple[Rule, ...] = ()
     fallback: tuple[str, ...] | None = None  # variants after the chosen one, in order; None: all, as listed; or FORBID
     attempts: int = ATTEMPTS  # attempts in total, over all variants and endpoints; at least 1
+    retry: Retry = RETRY  # of what may have been executed
     default_reason: str = "only"  # why `only_variant` is chosen, for the plan: "only", "version" or "direct"
 
     # Which facts of a request the rules and the sticky keys need
@@ -187,21 +191,29 @@ class Routes:
 
 
 def _to_upstream(upstream: str, model: str) -> Route:
-    return _direct_route(model, (upstream,), ATTEMPTS)
+    return _direct_route(model, (upstream,), ATTEMPTS, RETRY)
 
 
 def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:
     """A route for each variant's Triton model under its own name: any version, its upstreams in order of the config."""
     found: dict[str, dict[str, int]] = {}  # by model and upstream: attempts of the first route that calls it
+    retries: dict[str, Retry] = {}
     for route in public:
         for variant in route.variants:
             found.setdefault(variant.model, {}).setdefault(variant.upstream, route.attempts)
+            retries[variant.model] = _stricter(retries.get(variant.model, route.retry), route.retry)
     return {
-        model: _direct_route(model, tuple(upstreams), max(upstreams.values())) for model, upstreams in found.items()
+        model: _direct_route(model, tuple(upstreams), max(upstreams.values()), retries[model])
+        for model, upstreams in found.items()
     }
 
 
-def _direct_route(model: str, upstreams: tuple[str, ...], attempts: int) -> Route:
+def _stricter(one: Retry, other: Retry) -> Retry:
+    """What both allow: who says of one public model that it must not run twice says so of what is behind it."""
+    return one if one == other else Retry(one.on & other.on, min(one.most, other.most))
+
+
+def _direct_route(model: str, upstreams: tuple[str, ...], attempts: int, retry: Retry) -> Route:
     names = [model if len(upstreams) == 1 else f"{model}@{upstream}" for upstream in upstreams]
     variants = tuple(Variant(name, upstream, model) for name, upstream in zip(names, upstreams, strict=True))
-    return Route(model, variants, Split.all_to(names[0]), attempts=attempts, default_reason="direct")
+    return Route(model, variants, Split.all_to(names[0]), attempts=attempts, retry=retry, default_reason="direct")

@@ -41,6 +41,7 @@ ASSUMED_STREAMS: Final = 100  # open streams, until the server's SETTINGS arrive
 LEAST_TIME: Final = 0.2  # seconds; a small call is sent at least this timeout, and is still given up at its own
 MOST_DROPPED: Final = 16 * MiB  # bytes of one header block, above which a connection takes no new calls
 DISCARD_SECONDS: Final = 0.2  # seconds after which a call that was left to finish is reset
+LOST_BY_PROXY: Final = frozenset((b"502", b"503", b"504"))  # it can't be told whether the server behind it has begun
 UNLIMITED: Final = (1 << 31) - 1  # servers that send no limit, as C-core's, have none (RFC 9113 section 6.5.2)
 
 
@@ -275,6 +276,10 @@ class ClientConnection(Connection[ClientCall]):
             (), b"", b"", b""
         )  # the head of the last response, since the next one is probably the same
 
+    def has_heard_since(self, other: ClientConnection) -> bool:
+        """Has the server said anything here after its last word on another connection?"""
+        return self._active_at > other._active_at
+
     @property
     def has_room(self) -> bool:
         return not self.draining and len(self.streams) < self.max_streams
@@ -425,7 +430,7 @@ class ClientConnection(Connection[ClientCall]):
         """End a call for which the server sent no status."""
         by = call.ended_by
         if by is EndedBy.CONNECTION:
-            call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.CONNECTION)
+            call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.LOST)
         elif by is EndedBy.FAULT or by is EndedBy.US:
             text = f"The server broke the rules of HTTP/2, error {error_code}"
             call.end(from_reset(error_code), text, Origin.ANSWER)
@@ -439,7 +444,8 @@ class ClientConnection(Connection[ClientCall]):
                 call.end(from_reset(error_code), text, Origin.PEER)
         elif call._http_status and call._http_status != b"200":
             shown = call._http_status.decode("latin-1")
-            call.end(from_http(call._http_status), f"The server answered with HTTP status {shown}", Origin.PEER)
+            origin = Origin.LOST if call._http_status in LOST_BY_PROXY else Origin.PEER
+            call.end(from_http(call._http_status), f"The server answered with HTTP status {shown}", origin)
         else:
             call.end(Code.UNKNOWN, "The server ended the call without a status", Origin.PEER)
 

@@ -117,6 +117,10 @@ class Connection(ABC, Generic[AnyStream]):
         self._partial_since = now
         self._active_at = now
         self._pinged_at: float | None = None
+        self._ping_after = 0.0  # no PING before, unless more than the last one's answer has come
+        self._ponged_at = 0.0
+        self._ping_ticks = 0  # since the PING: one alone may come before the answer is read, after a long turn
+        self.is_dead = False  # the peer answers nothing, so that waiting for it to take more is in vain
         self._watched: set[Stream] = set()
         self._deferred: list[Event] = []  # events that this turn had no room for
         self._unread_streams: dict[AnyStream, None] = {}  # streams with messages that their readers want
@@ -407,6 +411,7 @@ class Connection(ABC, Generic[AnyStream]):
         elif isinstance(event, ConnectionClosed):
             self.close(self.reason or "all of its calls have ended")
         elif isinstance(event, PingAcknowledged):
+            self._ponged_at = self.now
             self._ping_answered()
 
     # Overridden by the roles
@@ -526,13 +531,19 @@ class Connection(ABC, Generic[AnyStream]):
 
     def _keep_alive(self, now: float) -> None:
         limits = self.limits
-        if not limits.keepalive_seconds or not self.streams:
-            self._pinged_at = None
-        elif self._pinged_at is not None:
-            if now - self._pinged_at > limits.keepalive_timeout:
+        if not limits.keepalive_seconds:
+            return
+        if self._pinged_at is not None:  # also if its calls have been given up meanwhile
+            self._ping_ticks += 1
+            if self._ping_ticks > 1 and now - self._pinged_at > limits.keepalive_timeout:
+                self.is_dead = True
                 self.close("no answer to a keepalive PING")
-        elif now - self._active_at > limits.keepalive_seconds:
+        elif self.streams and now - self._active_at > limits.keepalive_seconds:
+            if self._active_at <= self._ponged_at and now < self._ping_after:
+                return
             self._pinged_at = now
+            self._ping_ticks = 0
+            self._ping_after = now + limits.keepalive_rest
             self.engine.ping()
             self.wake()
 

@@ -348,8 +348,12 @@ class Stream:
         return self._stalled_ticks >= write_ticks
 
 
-def pipe(source: Stream, sink: Stream) -> None:
-    """Pass the rest of `source`'s message on to `sink`; `source` gets no window back while `sink` can't send."""
+def pipe(source: Stream, sink: Stream, copy: Callable[[bytes], None] | None = None) -> None:
+    """Pass the rest of `source`'s message on to `sink` as it arrives; while `sink` can't send, `source` waits.
+
+    copy: gets every piece too. In place of another sink, which has ended: what that one took no more is not owed.
+    """
+    source.consume(source._unacknowledged)
     unacknowledged = 0
     limit = source.connection.limits.unsent_bytes
 
@@ -360,6 +364,8 @@ def pipe(source: Stream, sink: Stream) -> None:
 
     def chunk(data: bytes) -> None:
         nonlocal unacknowledged
+        if copy is not None:
+            copy(data)
         sink.send_chunk(data)
         unacknowledged += len(data)
         if sink.unsent <= limit:

@@ -27,11 +27,13 @@ from gateway.hooks import (
     ConfigChanged,
     ConnectionFull,
     EndpointChanged,
+    EndpointEjected,
     Hooks,
     Listener,
     NoHooks,
     NoListener,
     NoObserver,
+    RetryRefused,
     StepEnded,
 )
 from gateway.status import Code
@@ -91,6 +93,12 @@ class _Together:
 
     def endpoint_changed(self, event: EndpointChanged) -> None:
         self.tell(self._listeners, "endpoint_changed", event)
+
+    def endpoint_ejected(self, event: EndpointEjected) -> None:
+        self.tell(self._listeners, "endpoint_ejected", event)
+
+    def retry_refused(self, event: RetryRefused) -> None:
+        self.tell(self._listeners, "retry_refused", event)
 
     def config_changed(self, event: ConfigChanged) -> None:
         self.tell(self._listeners, "config_changed", event)

@@ -30,7 +30,9 @@ from gateway.hooks import (
     ConfigChanged,
     ConnectionFull,
     EndpointChanged,
+    EndpointEjected,
     PipelinesNow,
+    RetryRefused,
     StepEnded,
 )
 from gateway.status import OK, Code, Meaning, is_server_fault
@@ -115,6 +117,8 @@ class Metrics:
             self._families.refused.labels(why)
         self._models = _Bounded(settings.max_models)
         self._endpoints = _Bounded(settings.max_endpoints)
+        self._ejectable = _Bounded(settings.max_models)  # Tritons' models that an endpoint was ejected for
+        self._ejected: set[tuple[str, str, str]] = set()  # labels
         self._series: dict[tuple[str, str], _Series] = {}
         self._flushing = threading.Lock()
         self._digest: Gauge | None = None
@@ -200,6 +204,22 @@ class Metrics:
             self._families.endpoint_up.labels(*labels).set(int(event.ready))
         elif self._is_shared or labels[1] != OTHER:
             self._forget(self._families.endpoint_up, *labels)
+        if event.gone:
+            for ejected in [each for each in self._ejected if each[:2] == labels]:
+                self._families.ejected.labels(*ejected).set(0)
+                self._ejected.discard(ejected)
+
+    def endpoint_ejected(self, event: EndpointEjected) -> None:
+        labels = event.upstream, self._endpoints(event.endpoint), self._ejectable(event.model)
+        self._families.ejected.labels(*labels).set(event.seconds)
+        if event.seconds:
+            self._families.ejections.labels(*labels).inc()
+            self._ejected.add(labels)
+        else:
+            self._ejected.discard(labels)
+
+    def retry_refused(self, event: RetryRefused) -> None:
+        self._families.retries_refused.labels(self._models(event.model)).inc()
 
     def config_changed(self, event: ConfigChanged) -> None:
         self._families.reloads.labels("accepted" if event.accepted else "refused").inc()
@@ -310,6 +330,19 @@ class _Families:
             ["upstream", ADDRESS],
             registry=registry,
             multiprocess_mode="livemin",
+        )
+        self.ejected = Gauge(
+            "gateway_endpoint_ejected_seconds",
+            "For how long an endpoint is left alone, because it failed calls of a model that its peers answer.",
+            ["upstream", ADDRESS, "model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.ejections = counter(
+            "gateway_endpoint_ejections", "Times an endpoint was ejected for a model.", "upstream", ADDRESS, "model"
+        )
+        self.retries_refused = counter(
+            "gateway_retries_refused", "Calls not sent again, because retries have used up their budget.", "model"
         )
         self.usable = Gauge(
             "gateway_upstream_usable_endpoints",

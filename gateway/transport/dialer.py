@@ -322,6 +322,8 @@ class WireChannel:
         log.info("%s: a connection ended: %s", self.target, edge.wire.reason)
         if self.state is State.SHUTDOWN:
             return
+        if edge.wire.is_dead:
+            self._cut_idle(edge.wire)
         if edge.wire.peer_erred and self.on_fault is not None:
             self.on_fault(edge.wire.reason)
         if edge.wire.pinged_too_often:
@@ -339,6 +341,15 @@ class WireChannel:
             else:
                 self._set_state(State.CONNECTING)
         self._dial()
+
+    def _cut_idle(self, dead: ClientConnection) -> None:
+        """Of what was dialled before a connection died without a word, nobody knows whether it leads anywhere.
+
+        Those with calls find out by themselves.
+        """
+        for edge in list(self._edges):
+            if not edge.wire.streams and not edge.wire.has_heard_since(dead):
+                edge.cut("another connection is dead")
 
     def _dropped(self, name: bytes) -> None:
         now = self._loop.time()

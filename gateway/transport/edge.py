@@ -129,7 +129,10 @@ class Edge(Generic[Wire]):
                 break
         if self.wire.closed and self._closing_since is None:
             self._closing_since = self.loop.time()
-            self.transport.close()  # closes when all is written
+            if self.wire.is_dead:
+                self.transport.abort()
+            else:
+                self.transport.close()  # closes when all is written
 
     # Called by the owner
 

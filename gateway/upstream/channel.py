@@ -36,9 +36,7 @@ def wire_channel(
     address: str, max_message_bytes: int, tls: Tls | None, budget: Budget | None = None
 ) -> ChannelConnection:
     """budget: for answers that are collected whole. raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
-    # No keepalive pings: Triton's default is to answer GOAWAY to more than one per 5 minutes without data. The probes
-    # ask every second and notice a connection that hangs.
-    limits = replace(UPSTREAM, message_bytes=max_message_bytes, keepalive_seconds=0.0)
+    limits = replace(UPSTREAM, message_bytes=max_message_bytes)
     context = client_tls(tls.ca, tls.certificate, tls.key) if tls else None
     server_name = tls.server_name if tls else None
     options = ChannelOptions(

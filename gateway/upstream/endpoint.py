@@ -6,14 +6,17 @@ No I/O of its own: `health` feeds it, `pool` asks it, `forwarding` counts its ca
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import Final
 
+from gateway.bounded import make_room
 from gateway.status import Meaning, Verdict
 from gateway.upstream.connection import Connection
 from gateway.upstream.known import MOST_KNOWN, KnownModel
+from gateway.upstream.outlier import Record
 
 ModelKey = tuple[str, str]
 """A Triton model's name and version; version "" stands for the server's policy."""
@@ -30,6 +33,22 @@ class State(Enum):
 
 _DOWN: Final = State.DOWN  # see `status.OK`
 
+PENALTY_SECONDS: Final = 1.0  # a failed call weighs on an endpoint as one in flight, and less and less: time constant
+_LEAST_PENALTY: Final = 0.1
+_AT_FAULT: Final = frozenset({Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE, Meaning.LOST, Meaning.LATE})
+"""What counts against an endpoint when it is compared with its peers."""
+
+_COSTS_NOTHING: Final = frozenset({Meaning.CALLER, Meaning.ENDED})
+"""What does not make an endpoint less worth a call."""
+
+
+class Standing(Enum):
+    """May an endpoint be used for a model, as far as its peers are better at it?"""
+
+    IN = "in"
+    OUT = "out"  # it is left alone
+    TRIAL = "trial"  # this call should go there, to see whether it has recovered
+
 
 class Endpoint:
     """One endpoint of one upstream. Lives on one event loop."""
@@ -41,9 +60,15 @@ class Endpoint:
         self.state = State.UNPROBED
         self.reason = "not probed yet"
         self._in_flight = 0
+        self.is_troubled = False  # has it failed calls lately, or is it ejected for some model?
+        self.records: dict[ModelKey, Record] = {}  # of how calls went; see `outlier`
+        self._ejections = 0  # records that are ejected
+        self._penalty = 0.0  # calls that it failed, as if they were still in flight
+        self._penalty_at = 0.0
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
+        self.lives = 0  # times that it, or a model of it, may have been started again
         self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
         self.unasked_quiet_until = 0.0  # on the monotonic clock
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
@@ -71,10 +96,70 @@ class Endpoint:
 
     def forget(self, model: str | None = None) -> None:
         """A model, or with None any of them, has been loaded or unloaded, or may have been: what is remembered ends."""
+        self.lives += 1
         for key in [key for key in self.remembered if model is None or key[0] == model]:
             known = self.remembered.pop(key, None)
             if known is not None:
                 known.forget()
+
+    # How its calls went
+
+    def record(self, model: str, version: str) -> Record:
+        found = self.records.get((model, version))
+        if found is None:
+            make_room(self.records, MOST_KNOWN)
+            self._ejections = sum(each.is_ejected for each in self.records.values())
+            found = self.records[model, version] = Record()
+        return found
+
+    def standing(self, model: str, version: str, now: float) -> Standing:
+        """TRIAL is answered to one call, and to the next one after a while. To be asked if it is troubled."""
+        record = self.records.get((model, version))
+        if record is None or not record.is_ejected:
+            return Standing.IN
+        return Standing.TRIAL if record.may_try(now) else Standing.OUT
+
+    def is_ejected(self, model: str, version: str) -> bool:
+        if not self._ejections:
+            return False
+        record = self.records.get((model, version))
+        return record is not None and record.is_ejected
+
+    def eject(self, model: str, version: str, now: float) -> float:
+        """Leave it alone with this model. Answers for how many seconds."""
+        record = self.record(model, version)
+        if not record.is_ejected:
+            self._ejections += 1
+        self.is_troubled = True
+        return record.eject(now)
+
+    def succeeded(self, model: str, version: str, now: float) -> bool:
+        """Count a call that went well. True: it is no longer ejected."""
+        record = self.records.get((model, version))
+        if record is None:
+            record = self.record(model, version)
+        if not record.succeeded(now):
+            return False
+        self._ejections -= 1
+        return True
+
+    def burdened(self, now: float) -> float:
+        """Calls in flight, with those that it failed lately: who fails at once has nothing in flight."""
+        penalty = self._penalty * math.exp((self._penalty_at - now) / PENALTY_SECONDS)
+        if penalty < _LEAST_PENALTY:
+            self._penalty = penalty = 0.0
+            self.is_troubled = self._ejections > 0
+        return self._in_flight + penalty
+
+    def _burden(self, now: float) -> None:
+        self._penalty = self.burdened(now) - self._in_flight + 1.0
+        self._penalty_at = now
+        self.is_troubled = True
+
+    def pardon(self, now: float) -> None:
+        """It was started anew, it seems: what it is ejected for is tried at once."""
+        for record in self.records.values():
+            record.pardon(now)
 
     @property
     def in_flight(self) -> int:
@@ -121,6 +206,15 @@ class Endpoint:
             self.reason = reason
         self.forget()  # it may have been started again
         self.on_suspicion()
+
+    def counts_against(self, model: str, version: str, verdict: Verdict, now: float) -> bool:
+        """Weigh a failed call. True: it speaks against the endpoint, if its peers do better."""
+        if verdict.meaning not in _COSTS_NOTHING:
+            self._burden(now)
+        if verdict.meaning not in _AT_FAULT:
+            return False
+        self.record(model, version).failed(now)
+        return True
 
     def failed(self, model: ModelKey, verdict: Verdict, text: str) -> None:
         """Take note of a call that this endpoint did not answer.

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import random
+import time
+from collections.abc import Callable, Container, Sequence
 from typing import Final
 
-from gateway.upstream.endpoint import Endpoint, State
+from mypy_extensions import mypyc_attr
+
+from gateway.status import Verdict
+from gateway.upstream.endpoint import Endpoint, Standing, State
+from gateway.upstream.outlier import Counts, Record, expected_share
 
 _READY: Final = State.READY  # see `status.OK`
 _PREFERENCE: Final = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Pool:
-    """Least-loaded choice among the endpoints that can serve a model."""
+    """Least-loaded choice among the endpoints that can serve a model, without those that do worse than their peers."""
 
-    def __init__(self, name: str, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(
+        self, name: str, endpoints: Sequence[Endpoint], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.name = name
         self.endpoints = tuple(endpoints)
-        self._turn = 0
+        self._clock = clock
 
     def __repr__(self) -> str:
         return f"<Pool {self.name} {self.endpoints!r}>"
@@ -28,27 +37,102 @@ class Pool:
                 return True
         return False
 
-    def maybe_pick(self, model: str, version: str, tried: Container[Endpoint] = ()) -> Endpoint | None:
+    def maybe_pick(
+        self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
+    ) -> Endpoint | None:
         """The endpoint with the fewest calls in flight of those in the best state, or None.
 
-        Ties go round, so that an idle pool is used evenly.
+        Ties are drawn: an idle pool is used evenly, and no caller can tell whose turn is next. A call that failed
+        lately counts like one in flight, so that who fails at once does not attract what it can't answer.
+
+        desperate: also one that is ejected, since there is nothing else.
         """
         endpoints = self.endpoints
-        if not endpoints:  # its name was not found yet
+        count = len(endpoints)
+        if not count:  # its name was not found yet
             return None
-        if len(endpoints) == 1:
+        if count == 1:
             only = endpoints[0]
-            return only if only not in tried and only.can_serve(model, version) else None
-        self._turn = turn = (self._turn + 1) % len(endpoints)
-        best, best_rank = None, (9, 0)
+            if only in tried or not only.can_serve(model, version):
+                return None
+            if only.is_troubled and not desperate and only.standing(model, version, self._clock()) is Standing.OUT:
+                return None
+            return only
+        turn = int(random.random() * count)  # noqa: S311  (spread, not secrecy)
+        best, best_rank = None, (9, 0.0)
         for endpoint in (*endpoints[turn:], *endpoints[:turn]):
             if endpoint in tried or not endpoint.can_serve(model, version):
                 continue
             state = endpoint.state
-            rank = (0 if state is _READY else _PREFERENCE[state], endpoint.in_flight)
+            load = float(endpoint.in_flight)
+            if endpoint.is_troubled:
+                now = self._clock()
+                standing = Standing.IN if desperate else endpoint.standing(model, version, now)
+                if standing is Standing.TRIAL:
+                    return endpoint
+                if standing is Standing.OUT:
+                    continue
+                load = endpoint.burdened(now)
+            rank = (0 if state is _READY else _PREFERENCE[state], load)
             if rank < best_rank:
                 best, best_rank = endpoint, rank
         return best
 
+    def failed(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        version: str,
+        verdict: Verdict,
+        now: float,
+        *,
+        elsewhere: Sequence[Counts] = (),
+    ) -> float:
+        """Count a call that went wrong. Answers for how many seconds that ejects the endpoint, if it does.
+
+        elsewhere: how calls went where they may go without this pool; then all of it may be ejected.
+        """
+        if not endpoint.counts_against(model, version, verdict, now):
+            return 0.0
+        record = endpoint.record(model, version)
+        peers = [
+            each.record(model, version).counts(now)
+            for each in self.endpoints
+            if each is not endpoint and each.can_serve(model, version) and not each.is_ejected(model, version)
+        ]
+        is_outlier = bool(peers) and self._may_eject(record, model, version)
+        is_outlier = is_outlier and record.is_outlier(expected_share(peers), now)
+        if not is_outlier and elsewhere:
+            is_outlier = record.is_outlier(expected_share(elsewhere), now)
+        return endpoint.eject(model, version, now) if is_outlier else 0.0
+
+    def _may_eject(self, record: Record, model: str, version: str) -> bool:
+        """Would at most half of the pool be out?"""
+        out = sum(each.is_ejected(model, version) for each in self.endpoints)
+        return record.is_ejected or 2 * (out + 1) <= len(self.endpoints)
+
+    def counts(self, model: str, version: str, now: float) -> list[Counts]:
+        """How calls went lately on those endpoints that had any and can serve."""
+        found = []
+        for each in self.endpoints:
+            record = each.records.get((model, version))
+            if record is not None and not record.is_ejected and each.can_serve(model, version):
+                counts = record.counts(now)
+                if counts[0]:
+                    found.append(counts)
+        return found
+
     def maybe_find(self, address: str) -> Endpoint | None:
         return next((e for e in self.endpoints if e.address == address), None)
+
+
+class Ranked(Pool):
+    """The first endpoint in the given order, of those in the best state: for who must find the same one again."""
+
+    def maybe_pick(
+        self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
+    ) -> Endpoint | None:
+        able = [e for e in self.endpoints if e not in tried and e.can_serve(model, version)]
+        able = [e for e in able if e.state is not State.SUSPECT] or able
+        able = [e for e in able if not e.is_ejected(model, version)] or able
+        return able[0] if able else None

@@ -9,7 +9,14 @@ from gateway.admin import merged_config, merged_state
 
 def endpoint(address: str, state: str = "ready", in_flight: int = 0, **models: bool) -> dict[str, Any]:
     reason = "" if state == "ready" else "refused"
-    return {"address": address, "state": state, "reason": reason, "in_flight": in_flight, "models": models}
+    return {
+        "address": address,
+        "state": state,
+        "reason": reason,
+        "in_flight": in_flight,
+        "ejected": [],
+        "models": models,
+    }
 
 
 def worker(*endpoints: dict[str, Any], ready: bool = True, trt: bool = True) -> dict[str, Any]:

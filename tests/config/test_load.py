@@ -65,7 +65,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [
             "gateway.yaml:7: models.m.variants.c.model: is missing; needs: model name (1 to 200 ASCII characters without "
             "space and '/')",
-            "gateway.yaml:7: models.m.variants.c.modell: unknown key 'modell'; known: upstream, model, version (did you "
+            "gateway.yaml:7: models.m.variants.c.modell: unknown key 'modell'; known: upstream, model, version, attempt_timeout (did you "
             "mean 'model'?)",
         ],
     ),

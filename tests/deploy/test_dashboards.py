@@ -34,7 +34,8 @@ nothing at all in compose: who asks for it takes it for something else."""
 RUNBOOKS = "https://git.example.com/inference-gateway/docs/operations.md"
 
 INCIDENTS = {
-    "gateways-gone", "gpu-pool-gone", "one-triton-slow", "bad-model-version", "pipeline-broken", "overload",
+    "gateways-gone", "gpu-pool-gone", "one-triton-slow", "one-triton-fails",
+    "bad-model-version", "pipeline-broken", "overload",
     "certificate-expired", "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
 }  # fmt: skip
 

@@ -107,8 +107,16 @@ def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
 
 
 INCIDENTS = (
-    "gateways-gone",
-    *("gpu-pool-gone", "one-triton-slow", "bad-model-version", "pipeline-broken", "overload", "certificate-expired"),
+    *(
+        "gateways-gone",
+        "gpu-pool-gone",
+        "one-triton-slow",
+        "one-triton-fails",
+        "bad-model-version",
+        "pipeline-broken",
+        "overload",
+        "certificate-expired",
+    ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -105,3 +106,32 @@ def test_a_first_attempt_on_another_variant_says_that_it_is_a_fallback() -> None
 def test_an_upstream_that_is_not_there_is_passed_over() -> None:
     assert trail(Attempts(GPU_THEN_CPU, {"cpus": pool("cpus", "c")}, 3), OVERLOADED) == ["cpu@c:fallback"]
     assert trail(Attempts(GPU_THEN_CPU, {}, 3), OVERLOADED) == []
+
+
+def test_without_budget_for_retries_the_next_variant_is_tried() -> None:
+    attempts = Attempts(GPU_THEN_CPU, {"gpus": pool("gpus", "a", "b"), "cpus": pool("cpus", "c")}, 5)
+    assert attempts.maybe_next() is not None
+    fallback = attempts.maybe_next(may_retry=False)
+    assert fallback is not None
+    assert fallback.variant is CPU
+    assert attempts.maybe_next(may_retry=False) is None
+
+
+def test_endpoints_that_are_ejected_are_asked_when_no_variant_has_others() -> None:
+    pools = {"gpus": pool("gpus", "a", "b"), "cpus": pool("cpus", "c")}
+    for endpoint in pools["gpus"].endpoints:
+        endpoint.eject(GPU.model, "", time.monotonic())
+    first = Attempts(GPU_THEN_CPU, pools, 5).maybe_next()
+    assert first is not None
+    assert first.variant is CPU
+    pools["cpus"].endpoints[0].state = State.DOWN
+    attempts = Attempts(GPU_THEN_CPU, pools, 5)
+    panic = attempts.maybe_next()
+    assert panic is not None
+    assert panic.variant is GPU
+
+
+def test_a_variant_that_is_put_off_comes_after_all_others() -> None:
+    attempts = Attempts(GPU_THEN_CPU, {"gpus": pool("gpus", "a"), "cpus": pool("cpus", "c")}, 5)
+    attempts.put_off_first()
+    assert trail(attempts, OVERLOADED) == ["cpu@c:fallback", "gpu@a:fallback"]

@@ -143,6 +143,39 @@ async def test_a_sequence_whose_endpoint_dies_is_lost_and_never_goes_on_elsewher
         assert total(await call(channel, step(5, sequence))) == 10
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["unary", "stream"])
+async def test_a_sequence_whose_endpoint_was_started_again_is_lost_every_time_it_is_asked_for(
+    pair: tuple[Gateway, dict[str, LocalTriton]], streaming: bool
+) -> None:
+    gateway, servers = pair
+    sequence = next(ids)
+    async with channel_to(gateway.listen) as channel:
+        begun = await call(channel, step(7, sequence, start=True))
+        victim = servers[begun.trailers["gateway-endpoint"]]
+        await victim.kill()
+        await victim.start()
+        endpoint = gateway._topology.now.pools["pool"].maybe_find(victim.grpc_address)
+        await wait_until(lambda: endpoint is not None and endpoint.state.value == "ready")
+        for _ in range(3):
+            code, text = await attempt(channel, step(1, sequence), streaming)
+            assert "start the sequence again" in text, text
+            assert code in (grpc.StatusCode.UNAVAILABLE, None)
+        assert total(await call(channel, step(5, sequence, start=True))) == 5
+        assert total(await call(channel, step(5, sequence))) == 10
+
+
+async def test_a_start_goes_elsewhere_while_nobody_knows_that_its_server_is_gone(
+    pair: tuple[Gateway, dict[str, LocalTriton]],
+) -> None:
+    gateway, servers = pair
+    async with channel_to(gateway.listen) as channel:
+        victim = next(iter(servers.values()))
+        await victim.kill()
+        for sequence in (next(ids) for _ in range(40)):
+            for number in (1, 2):
+                assert total(await call(channel, step(1, sequence, start=number == 1))) == number
+
+
 async def attempt(channel: grpc.aio.Channel, request: Any, streaming: bool) -> tuple[grpc.StatusCode | None, str]:
     if not streaming:
         outcome = await call(channel, request)

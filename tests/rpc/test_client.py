@@ -10,7 +10,7 @@ import pytest
 from h2_peers import ClientUnderTest, message
 
 from gateway.http2.frames import frame
-from gateway.http2.limits import Limits, MiB
+from gateway.http2.limits import UPSTREAM, Limits, MiB
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import fields_from
 from gateway.status import Code, Meaning, Origin, judge
@@ -200,6 +200,38 @@ def test_a_silent_server_with_calls_is_pinged_and_then_given_up() -> None:
     for second in range(7, 10):
         client.connection.tick(client.now + second)
     assert (call.code, call.text) == (Code.UNAVAILABLE, "Connection lost: no answer to a keepalive PING")
+
+
+def test_one_tick_after_a_long_turn_of_the_loop_gives_nobody_up() -> None:
+    """The answer to the PING may be there, and not be read yet."""
+    client = ClientUnderTest(Limits(keepalive_seconds=5, keepalive_timeout=2))
+    call = client.start()
+    client.connection.tick(client.now + 6)
+    client.connection.tick(client.now + 60)
+    assert not call.done
+    client.pump()
+    client.connection.tick(client.now + 61)
+    assert not call.done
+
+
+def test_a_server_that_only_answers_pings_is_not_pinged_again_for_long() -> None:
+    """C-core's servers take three PINGs within five minutes without data for an attack."""
+    client = ClientUnderTest(UPSTREAM)
+    client.start()
+
+    def pings(seconds: int) -> int:
+        before = len(client.events)
+        for _ in range(seconds):
+            client.now += 1
+            client.connection.tick(client.now)
+            client.pump()
+        return sum(isinstance(event, h2.events.PingReceived) for event in client.events[before:])
+
+    assert pings(280) == 1
+    assert pings(40) == 1
+    client.respond(client.start(), ("grpc-status", "0"), end=True)
+    client.pump()
+    assert pings(10) == 1
 
 
 def test_a_large_answer_is_cut_through_front_first() -> None:
@@ -488,10 +520,10 @@ ENDS: dict[str, tuple[Callable[[ClientUnderTest, ClientCall], None], Origin, Mea
     "reset: refused": (lambda client, call: client.h2.reset_stream(call.id, 7), Origin.PEER, Meaning.UNREACHABLE),
     "a proxy's 503": (
         lambda client, call: client.respond(call, status="503", end=True),
-        Origin.PEER,
-        Meaning.UNREACHABLE,
+        Origin.LOST,
+        Meaning.LOST,
     ),
-    "lost": (lambda client, call: client.connection.close("cable cut"), Origin.CONNECTION, Meaning.UNREACHABLE),
+    "lost": (lambda client, call: client.connection.close("cable cut"), Origin.LOST, Meaning.LOST),
     "cancelled here": (lambda client, call: call.cancel(), Origin.GIVEN_UP, Meaning.ENDED),
     "late": (lambda client, call: client.deadlines.expire(client.now + 99), Origin.GIVEN_UP, Meaning.ENDED),
     "breaks the rules": (

@@ -16,9 +16,11 @@ from gateway.hooks import (
     ConfigChanged,
     ConnectionFull,
     EndpointChanged,
+    EndpointEjected,
     Hooks,
     NoHooks,
     NoListener,
+    RetryRefused,
     StepEnded,
 )
 from gateway.status import Code
@@ -55,6 +57,12 @@ class Listener:
     def connection_full(self, event: ConnectionFull) -> None:
         self.note("connection_full")
 
+    def endpoint_ejected(self, event: EndpointEjected) -> None:
+        self.note("endpoint_ejected")
+
+    def retry_refused(self, event: RetryRefused) -> None:
+        self.note("retry_refused")
+
 
 class Observer:
     def __init__(self, listener):
@@ -78,13 +86,16 @@ CALL = ["call_started", "step_ended", "attempt_started", "attempt_ended", "ended
 ENDPOINT = EndpointChanged("cpu", "cpu-0:8001", True, ("m",), "probe", 1.0)
 CONFIG = ConfigChanged("gateway.yaml", "abc", True, (), 1.0)
 FULL = ConnectionFull("10.0.0.9:5", 1000)
-THE_REST = ["endpoint_changed", "config_changed", "connection_full"]
+EJECTED = EndpointEjected("cpu", "cpu-0:8001", "m", 5.0, 1.0)
+THE_REST = ["endpoint_changed", "config_changed", "connection_full", "endpoint_ejected", "retry_refused"]
 
 
 def tell_the_rest(hooks: Hooks) -> None:
     hooks.endpoint_changed(ENDPOINT)
     hooks.config_changed(CONFIG)
     hooks.connection_full(FULL)
+    hooks.endpoint_ejected(EJECTED)
+    hooks.retry_refused(RetryRefused("m"))
 
 
 def test_every_listener_hears_everything_in_order(call):

@@ -12,7 +12,16 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from gateway.hooks import CallStarted, ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow, StepNow
+from gateway.hooks import (
+    CallStarted,
+    ConfigChanged,
+    ConnectionFull,
+    EndpointChanged,
+    EndpointEjected,
+    PipelinesNow,
+    RetryRefused,
+    StepNow,
+)
 from gateway.status import Code, Meaning
 from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
@@ -264,6 +273,8 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     call(attempts=[], code=Code.RESOURCE_EXHAUSTED).report_to(metrics)
     call(attempts=[], code=Code.INTERNAL).report_to(metrics)
     metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0))
+    metrics.retry_refused(RetryRefused("m"))
+    metrics.endpoint_ejected(EndpointEjected("cpu", "cpu-0:8001", "net", 5.0, 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
     metrics.watch(lambda: PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1}))
     real = set()

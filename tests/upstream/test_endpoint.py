@@ -9,6 +9,7 @@ from scripted import ScriptedConnection
 
 from gateway.status import Code, Origin, Verdict, judge
 from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.known import MOST_KNOWN
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
@@ -90,3 +91,12 @@ def test_a_down_endpoint_is_not_brought_back_by_another_failure(endpoint: Endpoi
     endpoint.state, endpoint.reason = State.DOWN, "stopping"
     endpoint.failed(("m", ""), UNREACHABLE, "refused")
     assert (endpoint.state, endpoint.reason) == (State.DOWN, "stopping")
+
+
+def test_how_calls_went_is_kept_of_so_many_models_and_no_more() -> None:
+    endpoint = Endpoint("u", "a:1", ScriptedConnection())
+    endpoint.eject("first", "", 1.0)
+    for number in range(MOST_KNOWN + 100):
+        endpoint.succeeded(f"m{number}", "", 1.0)
+    assert len(endpoint.records) <= MOST_KNOWN
+    assert not endpoint.is_ejected("first", "")

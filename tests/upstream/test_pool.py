@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+import random
 from collections import Counter
 
 import pytest
 from scripted import ScriptedConnection
 
+from gateway.status import Code, Verdict, judge
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
 
@@ -25,11 +28,114 @@ def picks(of: Pool, times: int) -> list[str]:
     return [endpoint.address if (endpoint := of.maybe_pick("m", "")) else "-" for _ in range(times)]
 
 
+INTERNAL = judge(Code.INTERNAL, "CUDA error: an illegal memory access was encountered")
+OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
 READY, UNPROBED, SUSPECT, DOWN = State.READY, State.UNPROBED, State.SUSPECT, State.DOWN
 
 
 def test_an_idle_pool_is_used_evenly() -> None:
-    assert set(Counter(picks(pool(READY, READY, READY), 300)).values()) == {100}
+    assert all(850 < times < 1150 for times in Counter(picks(pool(READY, READY, READY), 3000)).values())
+
+
+def test_no_caller_can_tell_whose_turn_is_next() -> None:
+    """Else one who sends a bad request between two good ones could make one endpoint look worse than the others."""
+    of = pool(READY, READY)
+    assert 800 < Counter(picks(of, 4000)[::2])["a"] < 1200
+
+
+def failed(of: Pool, number: int, times: int, now: float, verdict: Verdict = INTERNAL) -> float:
+    """Answers for how long that ejects it."""
+    return max(of.failed(of.endpoints[number], "m", "", verdict, now) for _ in range(times))
+
+
+def test_an_endpoint_that_fails_what_its_peer_answers_is_left_alone_and_then_tried() -> None:
+    now = 100.0
+    of = Pool("main", pool(READY, READY).endpoints, clock=lambda: now)
+    good, bad = of.endpoints
+    for _ in range(50):
+        good.succeeded("m", "", now)
+    assert failed(of, 1, 20, now) == 5.0
+    assert set(picks(of, 100)) == {"a"}
+    assert of.maybe_pick("m", "", desperate=True) in of.endpoints
+    now += 5.1
+    assert picks(of, 50).count("b") == 1  # a trial, and the next one not at once
+    for _ in range(3):
+        bad.succeeded("m", "", now)
+    now += 10
+    assert 10 < picks(of, 100).count("b") < 90
+
+
+def test_at_most_half_of_a_pool_is_ejected_and_never_the_last_that_can_serve() -> None:
+    of = pool(READY, READY, READY, READY)
+    for number in (0, 1, 2, 3):
+        for endpoint in of.endpoints[number + 1 :]:
+            for _ in range(100):
+                endpoint.succeeded("m", "", 1.0)
+        failed(of, number, 300, 1.0)
+    assert [e.is_ejected("m", "") for e in of.endpoints] == [True, True, False, False]
+    two = pool(READY, DOWN)
+    assert failed(two, 0, 1000, 1.0) == 0.0
+
+
+def test_a_fast_failure_weighs_like_a_call_in_flight() -> None:
+    now = 10.0
+    of = Pool("main", pool(READY, READY).endpoints, clock=lambda: now)
+    of.endpoints[0].begin()
+    failed(of, 1, 3, now, OVERLOADED)
+    assert set(picks(of, 30)) == {"a"}
+    assert not of.endpoints[1].is_ejected("m", "")
+    now += 3
+    assert set(picks(of, 30)) == {"b"}
+
+
+@pytest.mark.parametrize("verdict", [judge(Code.INVALID_ARGUMENT, ""), judge(Code.CANCELLED, ""), OVERLOADED])
+def test_what_callers_do_wrong_and_what_is_full_ejects_nobody(verdict: Verdict) -> None:
+    of = pool(READY, READY)
+    for _ in range(100):
+        of.endpoints[0].succeeded("m", "", 1.0)
+    assert failed(of, 1, 1000, 1.0, verdict) == 0.0
+
+
+def test_what_a_model_does_wrong_on_all_endpoints_ejects_none() -> None:
+    """Whoever sends input that a model can't stand harms no server, however much he sends and whatever his share is."""
+    chance = random.Random(4)
+    for share in (0.05, 0.3, 0.6, 0.95, 1.0):
+        of = pool(READY, READY, READY)
+        ejected = 0.0
+        for number in range(20_000):
+            now = number / 2000
+            endpoint = chance.choice(of.endpoints)
+            if chance.random() < share:
+                ejected += of.failed(endpoint, "m", "", INTERNAL, now)
+            else:
+                endpoint.succeeded("m", "", now)
+        assert not ejected, share
+
+
+def test_of_two_servers_of_which_one_fails_every_call_at_once_hardly_any_call_fails() -> None:
+    """Eight callers, calls of 10 ms, failures of 0.5 ms: after 2 s at most 1 in 100 fails."""
+    now = 0.0
+    of = Pool("main", pool(READY, READY).endpoints, clock=lambda: now)
+    good = of.endpoints[0]
+    ends: list[tuple[float, int]] = [(0.0, caller) for caller in range(8)]
+    doing: dict[int, Endpoint] = {}
+    late, failures = 0, 0
+    while now < 60:
+        now, caller = heapq.heappop(ends)
+        endpoint = doing.pop(caller, None)
+        if endpoint is not None:
+            endpoint.end()
+            late += now > 2
+            if endpoint is good:
+                endpoint.succeeded("m", "", now)
+            else:
+                failures += now > 2
+                of.failed(endpoint, "m", "", INTERNAL, now)
+        endpoint = doing[caller] = of.maybe_pick("m", "") or good
+        endpoint.begin()
+        heapq.heappush(ends, (now + (0.01 if endpoint is good else 0.0005), caller))
+    assert late > 40_000
+    assert failures <= late / 1000
 
 
 def test_the_least_loaded_endpoint_is_picked() -> None:
@@ -72,3 +178,24 @@ def test_an_endpoint_is_found_by_its_address() -> None:
     of = pool(READY, DOWN)
     assert of.maybe_find("b") is of.endpoints[1]
     assert of.maybe_find("z") is None
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_whole_pool_may_be_ejected_where_its_fallback_does_better(size: int) -> None:
+    now = 1.0
+    of = Pool("main", pool(*[READY] * size).endpoints, clock=lambda: now)
+    for endpoint in of.endpoints:
+        for _ in range(30):
+            of.failed(endpoint, "m", "", INTERNAL, now, elsewhere=[(10, 0)])
+    assert of.maybe_pick("m", "") is None
+    assert of.maybe_pick("m", "", desperate=True) is not None
+    assert of.counts("m", "", now) == []
+    now += 6
+    assert of.maybe_pick("m", "") is not None  # a trial
+
+
+def test_a_whole_pool_stays_where_its_fallback_fails_as_much() -> None:
+    of = pool(READY)
+    for _ in range(1000):
+        of.failed(of.endpoints[0], "m", "", INTERNAL, 1.0, elsewhere=[(200, 199)])
+    assert of.maybe_pick("m", "") is not None

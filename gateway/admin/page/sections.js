@@ -13,6 +13,7 @@ const MEANINGS = {
   overloaded: "queue full",
   model_gone: "model gone",
   ended: "given up",
+  late: "over attempt_timeout",
 };
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
