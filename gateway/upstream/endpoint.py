@@ -213,6 +213,8 @@ class Endpoint:
             self._burden(now)
         if verdict.meaning not in _AT_FAULT:
             return False
+        if verdict.ejects and self.state is not State.READY:
+            return False  # it has just died: all its calls end then, which is one failure and not as many
         self.record(model, version).failed(now)
         return True
 
