@@ -79,6 +79,9 @@ class ChannelConnection:
     def tell_faults(self, told: Callable[[str], None]) -> None:
         self.channel.on_fault = told
 
+    def losses(self) -> int:
+        return self.channel.losses
+
     async def aclose(self) -> None:
         await self.channel.close(None)
 
