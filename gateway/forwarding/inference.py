@@ -46,7 +46,7 @@ from gateway.routing import Route, choose, drawn, endpoint_order, plan
 from gateway.status import LATE, MAY_HAVE_RUN, OK, Code, Meaning, Origin, Verdict, code_of, is_unknown_sequence, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
-from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLED, Counts
+from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
 from gateway.upstream.pool import Pool, Ranked
 from gateway.v2.peek import (
     RAW_INPUT,
@@ -277,10 +277,13 @@ class Inference:
         until = self._doubted.get(targets[0])
         if until is None or len(targets) < 2:
             return False
-        if self.clock() >= until:
+        now = self.clock()
+        if now >= until:
             del self._doubted[targets[0]]
             return False
-        return self.draw() < SAMPLED and self.topology.is_available(targets[1])
+        if self.draw() >= SAMPLED or not self.topology.is_available(targets[1]):
+            return False
+        return sum(calls for calls, _ in self._counts(targets[1], now)) < SAMPLE_CALLS
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""

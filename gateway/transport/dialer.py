@@ -95,6 +95,7 @@ class WireChannel:
         self._failures = 0
         self._pending: deque[ClientCall] = deque()
         self._ticker: asyncio.TimerHandle | None = None
+        self.losses = 0  # connections that ended, whoever ended them
         self._last_error = ""
         self._say_dropped_at = 0.0
         self._limits = self.options.limits
@@ -319,6 +320,7 @@ class WireChannel:
         if edge not in self._edges:
             return  # the connection never came up, and its dialer reports that
         self._edges.remove(edge)
+        self.losses += 1
         log.info("%s: a connection ended: %s", self.target, edge.wire.reason)
         if self.state is State.SHUTDOWN:
             return

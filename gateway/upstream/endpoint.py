@@ -68,7 +68,7 @@ class Endpoint:
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
-        self.lives = 0  # times that it, or a model of it, may have been started again
+        self._lives = 0
         self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
         self.unasked_quiet_until = 0.0  # on the monotonic clock
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
@@ -96,7 +96,7 @@ class Endpoint:
 
     def forget(self, model: str | None = None) -> None:
         """A model, or with None any of them, has been loaded or unloaded, or may have been: what is remembered ends."""
-        self.lives += 1
+        self._lives += 1
         for key in [key for key in self.remembered if model is None or key[0] == model]:
             known = self.remembered.pop(key, None)
             if known is not None:
@@ -162,6 +162,11 @@ class Endpoint:
             record.pardon(now)
 
     @property
+    def lives(self) -> int:
+        """Another number means that it, or a model of it, may have been started again."""
+        return self._lives + self.connection.losses()
+
+    @property
     def in_flight(self) -> int:
         return self._in_flight
 
@@ -213,6 +218,8 @@ class Endpoint:
             self._burden(now)
         if verdict.meaning not in _AT_FAULT:
             return False
+        if verdict.ejects and self.state is not State.READY:
+            return False  # it has just died: all its calls end then, which is one failure and not as many
         self.record(model, version).failed(now)
         return True
 

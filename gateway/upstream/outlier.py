@@ -34,7 +34,8 @@ TRIAL_CALLS: Final = 3  # that must go well
 
 DOUBTFUL_RUN: Final = 5  # failures in a row, after which it should be known how a fallback does with such calls
 DOUBT_SECONDS: Final = 5.0  # for which it is asked
-SAMPLED: Final = 0.2  # share of the calls that it gets for that
+SAMPLED: Final = 0.2  # share of the calls that it gets for that ...
+SAMPLE_CALLS: Final = 20  # ... until it had so many in the window, whatever others do to keep the doubt alive
 
 Counts = tuple[int, int]
 """Calls, and how many of them failed."""
@@ -156,8 +157,10 @@ class Record:
         return seconds
 
     def pardon(self, now: float) -> None:
-        """It was started anew, it seems: have it tried soon."""
-        if self.is_ejected and not self.is_on_trial:
+        """It was started anew, it seems: have it tried soon, and judged by what it does from now on."""
+        if not self.is_ejected:
+            self._begin_anew()
+        elif not self.is_on_trial:
             self._out_until = min(self._out_until, now)
 
     def may_try(self, now: float) -> bool:

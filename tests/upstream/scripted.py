@@ -46,6 +46,9 @@ class ScriptedConnection:
     def tell_faults(self, told: Callable[[str], None]) -> None:
         self.fault = told
 
+    def losses(self) -> int:
+        return 0
+
     async def aclose(self) -> None:
         self.closed = True
 
