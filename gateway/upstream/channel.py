@@ -72,9 +72,6 @@ class ChannelConnection(WireChannel):
     def tell_faults(self, told: Callable[[str], None]) -> None:
         self.on_fault = told
 
-    def losses(self) -> int:
-        return self.channel.losses
-
     async def aclose(self) -> None:
         await self.close(None)
 

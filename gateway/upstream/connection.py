@@ -93,6 +93,7 @@ class Connection(Protocol):
         """Have `told` hear why, whenever the server has broken a rule or a limit and was cut for it."""
         ...
 
+    @property
     def losses(self) -> int:
         """Times that a connection has ended: the server may have been started again since the last one."""
         ...

@@ -164,7 +164,7 @@ class Endpoint:
     @property
     def lives(self) -> int:
         """Another number means that it, or a model of it, may have been started again."""
-        return self._lives + self.connection.losses()
+        return self._lives + self.connection.losses
 
     @property
     def in_flight(self) -> int:

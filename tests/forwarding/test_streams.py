@@ -78,6 +78,7 @@ class Connection:
         self.calls[-1].takes = self.takes
         return self.calls[-1]
 
+    @property
     def losses(self) -> int:
         return 0
 

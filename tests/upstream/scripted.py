@@ -46,6 +46,7 @@ class ScriptedConnection:
     def tell_faults(self, told: Callable[[str], None]) -> None:
         self.fault = told
 
+    @property
     def losses(self) -> int:
         return 0
 
