@@ -101,6 +101,10 @@ class Relay:
             call.server.release()
 
 
+def _keep(_: ServerCall) -> None:
+    """More has come of a request whose call waits."""
+
+
 class WireCaller(Caller):
     """A call on the wire."""
 
@@ -125,6 +129,12 @@ class WireCaller(Caller):
 
     def fail(self, error: GatewayError, trailing: Fields) -> None:
         self._call.fail(error.code, error.text, trailing)
+
+    def collect_request(self) -> None:
+        self._call.on_request = _keep
+
+    def request_so_far(self) -> bytes:
+        return self._call.collected()
 
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
         def complete(_: ServerCall) -> None:

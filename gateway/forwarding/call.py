@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
+from gateway.forwarding.admission import Gate, Refused
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
@@ -25,7 +26,7 @@ from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import OK, Code, Meaning, Origin
+from gateway.status import OK, Code, Meaning, Origin, is_queue_full, judge
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -35,6 +36,7 @@ from gateway.v2.peek import Head, peek_front, rename_request, tail
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
+_MAY_BE_FULL: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -59,6 +61,12 @@ class Call:
     _answered_bytes = 0
     _is_passed_on = False  # is the front of the answer with the caller?
     _tell_alone: Callable[[bool], None] | None = None
+    _gate: Gate | None = None  # where it has a place, or waits for one
+    _is_waiting = False  # for it
+    _before: Attempt | None = None  # while it waits: the last attempt that was made
+    _sent_at = 0.0  # if it has a place
+    turn: Hashable = None  # as a `Waiting`: whose it is …
+    until: float | None = None  # … and its deadline
 
     def __init__(self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head) -> None:
         """method: the RPC that the caller used, for telemetry. body: whole, or as much of it as is here."""
@@ -69,6 +77,7 @@ class Call:
         self.head = head
         self.caller: Hashable = caller.number
         self._request_bytes = len(body) + caller.missing
+        self._is_front = caller.missing > 0  # of a large request: its head may not be all that the message says
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -113,20 +122,32 @@ class Call:
 
     def _try_next(self) -> None:
         """Send the request to the next endpoint; the end of the call if there is none."""
+        attempts, gates = self._work.attempts, self._inference.gates
+        while True:
+            before, attempt = attempts.last, attempts.maybe_next()
+            if attempt is None:
+                self._fail(self._inference.given_up(self._work))
+                return
+            self._client = None
+            if not gates.table:
+                break
+            entered = self._enter(attempt, before)
+            if entered is True:
+                break
+            if entered is None:
+                return
+        self._begin_attempt(attempt)
+
+    def _begin_attempt(self, attempt: Attempt) -> None:
         work, inference, caller = self._work, self._inference, self._caller
-        attempt = work.attempts.maybe_next()
-        if attempt is None:
-            self._fail(inference.given_up(work))
-            return
         self._attempt = attempt
-        self._client = None
         added = self.added = inference.attempt_started(work, attempt)
         self._fields = (*caller.metadata.passed, *self.context)
         if added:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
-        if caller.missing > 0:
+        if self._is_front:
             self._send_front(attempt)
         elif not self._merged(attempt):
             self._send(attempt)
@@ -156,14 +177,101 @@ class Call:
         client.request = rename_request(
             self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
         )
-        client.request_more = self._caller.missing + len(ending)
-        self._caller.pass_request(client, ending)
+        missing = self._caller.missing
+        if missing:
+            client.request_more = missing + len(ending)
+            self._caller.pass_request(client, ending)
+        else:  # it came while the call waited
+            client.request += ending
         attempt.endpoint.connection.submit(client)
 
-    def _leave_endpoint(self) -> None:
+    def _leave_endpoint(self, client: ClientCall | None = None) -> None:
+        """client: that has ended, if one has."""
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
             endpoint.end()
+        if self._gate is not None:
+            self._leave_gate(client)
+
+    # Admission, as `Waiting`
+
+    def _enter(self, attempt: Attempt, before: Attempt | None) -> bool | None:
+        """True: it may be sent. False: there is no room for it at this variant. None: it waits, and is told."""
+        inference, variant = self._inference, attempt.variant
+        now = inference.clock()
+        gates = inference.gates
+        gate = gates.maybe_gate(variant.upstream, variant.model, now)
+        if gate is None:
+            return True
+        values = self._caller.metadata.values
+        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.deadline
+        try:
+            entered = gate.enter(self, gates.is_batch(values), now)
+        except Refused as refused:
+            self._work.refused = refused
+            self._work.attempts.not_made(before)
+            return False
+        self._gate = gate
+        if entered:
+            self._sent_at = now
+            return True
+        self._is_waiting = True
+        self._before, self._attempt = self._attempt, attempt
+        if self._caller.missing > 0:
+            self._caller.collect_request()
+        return None
+
+    def admitted(self) -> None:
+        attempt = self._stop_waiting()
+        self._sent_at = self._inference.clock()
+        if self._is_front:
+            self.body = self._caller.request_so_far()
+        try:
+            anew = self._work.attempts.maybe_anew(attempt)
+            if anew is not None:
+                self._begin_attempt(anew)
+            else:  # its last endpoint went down meanwhile
+                self._leave_endpoint()
+                self._work.attempts.not_made(self._attempt)
+                self._try_next()
+        except GatewayError as error:
+            self._leave_endpoint()
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def shed(self, reason: str, retry_after: float) -> None:
+        self._stop_waiting()
+        self._gate = None
+        self._work.refused = Refused(reason, retry_after)
+        self._work.attempts.not_made(self._attempt)
+        try:
+            self._try_next()
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def _stop_waiting(self) -> Attempt:
+        """Answers the attempt that it has waited with."""
+        attempt, self._attempt, self._before = self._attempt, self._before, None
+        self._is_waiting = False
+        assert attempt is not None  # noqa: S101  (it waited with one)
+        return attempt
+
+    def _leave_gate(self, client: ClientCall | None) -> None:
+        gate, self._gate = self._gate, None
+        assert gate is not None and self._attempt is not None  # noqa: S101, PT018  (it was asked)
+        now = self._inference.clock()
+        if client is not None:
+            if client.code is OK:
+                gate.answered(now - self._sent_at, now)
+            elif client.code in _MAY_BE_FULL:
+                variant, head = self._attempt.variant, self.head
+                verdict = judge(client.code, client.text, client.origin, model=variant.model, id=head.id)
+                if is_queue_full(verdict, client.text):
+                    gate.server_refused()
+        gate.leave(now)
 
     # Merging, as `Mergeable`
 
@@ -202,7 +310,7 @@ class Call:
         self._send(self._attempt)
 
     def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
-        self._leave_endpoint()
+        self._leave_endpoint(client)
         batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
         try:
             self._inference.attempt_answered(self._work)
@@ -212,7 +320,7 @@ class Call:
 
     def failed(self, client: ClientCall) -> None:
         self.batch = None
-        self._leave_endpoint()
+        self._leave_endpoint(client)
         try:
             self._upstream_failed(client)
         except GatewayError as error:
@@ -252,7 +360,7 @@ class Call:
         self._caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
-        self._leave_endpoint()
+        self._leave_endpoint(client)
         if self._tell_alone is not None:
             tell, self._tell_alone = self._tell_alone, None
             tell(client.code in _CALLERS_FAULT)
@@ -325,13 +433,20 @@ class Call:
         if self.is_over:
             return
         self.is_over = True
+        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        if self._is_waiting:
+            assert self._gate is not None  # noqa: S101  (it waits there)
+            self._gate.abandon(self)
+            self._gate = None
+            self._stop_waiting()
+            self._end(code, text)
+            return
         if self._client is not None:
             self._client.cancel()
         else:  # it waits at a merge point, or is part of a batch
             self._leave_endpoint()
             if self._point is not None and self.batch is not None:
                 self._point.left(self.batch)
-        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
         self._observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, self._inference.clock()))
         self._end(code, text)
 

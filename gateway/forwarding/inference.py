@@ -24,6 +24,7 @@ from gateway.errors import (
     UnknownModel,
     UpstreamFailed,
 )
+from gateway.forwarding.admission import LATE, Gates, Refused
 from gateway.forwarding.attempts import Attempt, Attempts
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
@@ -32,7 +33,7 @@ from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, 
 from gateway.forwarding.topology import Topology
 from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallObserver, CallStarted, Hooks
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
-from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, judge
+from gateway.status import OK, Code, Meaning, Origin, Verdict, code_of, is_queue_full, judge
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import State
@@ -75,6 +76,7 @@ class Work:
     pin: Pin | None  # where its sequence has been living, if that is known
     upstream_id: str | None  # of the attempt under way, if it is traced
     failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
+    refused: Refused | None  # by the gate of the last variant that had no room for it, if any
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class Work:
         self.pin = pin
         self.upstream_id = upstream_id
         self.failures = failures
+        self.refused = None
 
 
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
@@ -121,6 +124,7 @@ class Inference:
         self._draw = draw
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
+        self.gates = Gates()
         self._decided_for = topology
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
         self.capture: Mapping[str, Callable[[CallStarted, bytes], None]] = {}  # who keeps requests of a model, if any
@@ -266,14 +270,24 @@ class Inference:
         code = code_of(failure.code)
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         attempt.endpoint.failed(asked, verdict, failure.text)
+        if is_queue_full(verdict, failure.text):
+            self._limit(variant)
         if not verdict.elsewhere:
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
 
+    def _limit(self, variant: Variant) -> None:
+        """From now on, if its limit is for the gateway to find."""
+        pool = self.topology.pools.get(variant.upstream)
+        if pool is not None:
+            in_flight = sum(endpoint.in_flight for endpoint in pool.endpoints)
+            self.gates.overloaded(variant.upstream, variant.model, in_flight, self.clock())
+
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
-        return last_asked(self._given_up(work), work)
+        error = self._given_up(work) if work.refused is None else _no_room(work.route.model, work.refused)
+        return last_asked(error, work)
 
     def _given_up(self, work: Work) -> GatewayError:
         if work.sequence and work.pin and work.failures and work.failures[-1][2].meaning is not Meaning.OVERLOADED:
@@ -348,6 +362,15 @@ def _shown(code: Code, failure: CallFailed) -> str:
 
 def _overload_text(work: Work) -> str:
     return next(f.text for _, f, v in reversed(work.failures) if v.meaning is Meaning.OVERLOADED)
+
+
+def _no_room(model: str, refused: Refused) -> Overloaded:
+    seconds = refused.retry_after
+    if refused.reason == LATE:
+        text = "so many calls are before this one that its answer would come after its deadline"
+    else:
+        text = "there are more calls than its servers can answer"
+    return Overloaded(f"model '{model}': {text}; try again in {seconds:.2g} s", seconds)
 
 
 def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:

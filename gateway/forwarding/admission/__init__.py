@@ -1,0 +1,19 @@
+"""Admission: no more calls at a model's servers than these can do. Pure; `call` acts."""
+
+from gateway.forwarding.admission.gate import FULL, LATE, Gate, GateNow, Refused
+from gateway.forwarding.admission.gates import AUTO, NONE, AdmissionSettings, GateKey, Gates
+from gateway.forwarding.admission.limit import AdaptiveLimit
+
+__all__ = [
+    "AUTO",
+    "FULL",
+    "LATE",
+    "NONE",
+    "AdaptiveLimit",
+    "AdmissionSettings",
+    "Gate",
+    "GateKey",
+    "GateNow",
+    "Gates",
+    "Refused",
+]
