@@ -2,8 +2,8 @@
 
 A call waits only if it will be answered in time for all that is known: its turn comes after `FairQueue.ahead` others,
 at the rate of answers that was measured, and an answer takes as long as the last ones did. How many may wait depends on
-whether the queue is a burst or stands: one that was empty a moment ago may be long, one that was not holds as many as
-are in flight, since a longer one would only make everyone late (the idea is CoDel's, as used for servers in Maurer's
+whether the queue is a burst or stands: when none had to wait for a second it may be long at first, and then it holds as
+many as are in flight, since a longer one would only make everyone late (the idea is CoDel's, as used for servers in Maurer's
 "Fail at scale", ACM Queue 2015). Calls of the batch class go when no others wait. Pure: instants are arguments.
 """
 
@@ -20,12 +20,12 @@ FULL: Final = "queue_full"  # it would have to wait for longer than calls may
 LATE: Final = "late"  # its answer would come after its deadline
 REASONS: Final = (FULL, LATE)
 
-_BURST: Final = 10.0  # times the limit may wait in a queue that was empty just before …
+_QUIET_SECONDS: Final = 1.0  # without anyone who waits, after which the next one begins a burst
+_BURST: Final = 10.0  # times the limit may wait in a burst …
 _BURST_SECONDS: Final = 1.0  # … and no more than are answered in this time
 _LEAST_WAIT: Final = 0.005  # seconds; what is answered in these may always wait: scheduling alone takes as long
-_STANDING: Final = 5.0  # times the latency that a queue was never empty: it stands …
+_STANDING: Final = 5.0  # times the latency, after which the queue stands …
 _LEAST_STANDING: Final = 0.1  # … and at least so many seconds
-_SAFETY: Final = 1.25  # times the mean latency, for a call's own: half of all take longer than the mean
 _MOST_WAITING: Final = 1_000  # calls; each holds its message
 _IDLE_SECONDS: Final = 60.0
 _NOT_HELD: Final = 1 << 30
@@ -59,7 +59,7 @@ class Gate:
     __slots__ = (
         "_adaptive",
         "_batch",
-        "_emptied_at",
+        "_began_at",
         "_fixed",
         "_held",
         "_is_admitting",
@@ -77,7 +77,7 @@ class Gate:
         self._normal = FairQueue()
         self._batch = FairQueue()
         self._is_admitting = False
-        self._emptied_at = now  # when nobody waited, last
+        self._began_at = now  # when a call had to wait, after a time in which none had to
         self.in_flight = 0
         self.reached_at = now  # when a call found no free place, last
         self.refusals = dict.fromkeys(REASONS, 0)
@@ -106,9 +106,10 @@ class Gate:
         """
         waiting = self._normal.size + self._batch.size
         if not waiting and self.in_flight < self._places():
-            self._emptied_at = now
             self.in_flight += 1
             return True
+        if now - self.reached_at > _QUIET_SECONDS:
+            self._began_at = now
         self.reached_at = now
         self._adaptive.reached()
         queue = self._batch if is_batch else self._normal
@@ -124,13 +125,13 @@ class Gate:
         deadline = call.until
         if rate and deadline is not None:
             wait = (ahead + 1) / rate
-            if now + wait + latency * _SAFETY > deadline:
+            if now + wait + self._adaptive.long_latency > deadline:
                 self._refuse(LATE, wait)
 
     def _most_ahead(self, latency: float, rate: float, now: float) -> float:
         """As many calls as are in flight take as long to be answered as those, which is the latency."""
         usual = max(float(self.limit), _LEAST_WAIT * rate)
-        if now - self._emptied_at > max(_STANDING * latency, _LEAST_STANDING):
+        if now - self._began_at > max(_STANDING * latency, _LEAST_STANDING):
             return usual
         return max(usual, min(_BURST * usual, _BURST_SECONDS * rate))
 
@@ -171,11 +172,10 @@ class Gate:
         while self.in_flight < self._places():
             found = self._normal.maybe_pop() or self._batch.maybe_pop()
             if found is None:
-                self._emptied_at = now
                 return
             call, _ = found
             deadline = call.until
-            if deadline is not None and now + self._adaptive.latency * _SAFETY > deadline:
+            if deadline is not None and now + self._adaptive.latency > deadline:
                 self.refusals[LATE] += 1
                 call.shed(LATE, _LEAST_RETRY)
                 continue

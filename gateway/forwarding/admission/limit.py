@@ -23,6 +23,7 @@ from typing import Final
 _TOLERANCE: Final = 1.5  # times the latency at the knee; Gradient2's
 _LEAST_ANSWERS: Final = 20  # in a window; their mean is then off by a quarter, if service times are exponential
 _LEAST_SECONDS: Final = 0.1  # of a window: a server that batches answers in bursts
+_FOLLOWED: Final = 0.1  # weight of the last answer in what is known of latencies
 _APART: Final = 0.7  # limits that differ by this factor can be compared
 _SAME: Final = 0.85  # of the throughput: what noise costs
 _MORE: Final = 1.15  # times the throughput: what noise does not bring
@@ -40,10 +41,10 @@ class AdaptiveLimit:
         "_base",
         "_began",
         "_ceiling",
+        "_deviation",
         "_is_searching",
         "_knee",
         "_knee_rate",
-        "_last",
         "_latencies",
         "_refused",
         "_search_at",
@@ -51,14 +52,17 @@ class AdaptiveLimit:
         "_was_reached",
         "latency",
         "limit",
+        "long_latency",
         "rate",
     )
 
     def __init__(self, limit: int, now: float) -> None:
         """limit: with which the servers are known to be busy."""
         self.limit = max(limit, 1)
-        self.latency = 0.0  # seconds, mean of the last window; 0 before it
-        self.rate = 0.0  # answers per second in it
+        self.latency = 0.0  # seconds, mean of the last ones; 0 before there is one
+        self._deviation = 0.0  # mean absolute one
+        self.long_latency = 0.0  # few answers take longer
+        self.rate = 0.0  # answers per second in the last window; 0 before it
         self._value = float(self.limit)
         self._ceiling = float(_MOST)  # what servers have refused, and some way back up
         self._base = math.inf
@@ -72,7 +76,6 @@ class AdaptiveLimit:
         self._latencies = 0.0
         self._was_reached = False
         self._refused = False
-        self._last = now
 
     def reached(self) -> None:
         """A call has to wait."""
@@ -89,19 +92,28 @@ class AdaptiveLimit:
         """A call went well."""
         self._answers += 1
         self._latencies += latency
+        self._follow(latency)
         seconds = now - self._began
         if self._answers >= max(_LEAST_ANSWERS, self.limit) and seconds >= _LEAST_SECONDS:
-            self.latency, self.rate = self._latencies / self._answers, self._answers / seconds
+            self.rate = self._answers / seconds
             if self._was_reached:  # else it is the callers' pace that was measured
-                self._adapt(now)
+                self._adapt(self._latencies / self._answers, now)
             self._restart(now)
+
+    def _follow(self, latency: float) -> None:
+        """Exponentially weighted mean and deviation, as TCP has them of round trips (RFC 6298)."""
+        if not self.latency:
+            self.latency, self._deviation = latency, latency / 2.0
+        self._deviation += (abs(latency - self.latency) - self._deviation) * _FOLLOWED
+        self.latency += (latency - self.latency) * _FOLLOWED
+        self.long_latency = self.latency + 3.0 * self._deviation
 
     def _restart(self, now: float) -> None:
         self._began, self._answers, self._latencies = now, 0, 0.0
         self._was_reached = self._refused = False
 
-    def _adapt(self, now: float) -> None:
-        value, latency = self._value, self.latency
+    def _adapt(self, latency: float, now: float) -> None:
+        value = self._value
         if not self._refused:
             self._ceiling = min(self._ceiling * _RISE, float(_MOST))
         if self._compare(value, latency):
