@@ -27,7 +27,7 @@ from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
-from gateway.assemble import collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
+from gateway.assemble import admission_of, collected_of, memory_of, merges_of, names_of, routes_of, upstreams_of
 from gateway.compiled import is_compiled
 from gateway.config import Config, Finding, Loaded, Watcher
 from gateway.container import memory_limit
@@ -112,9 +112,9 @@ class Gateway:
         self._fleet = await exits.enter_async_context(Fleet(self._endpoint_changed, self._endpoint_left))
         self._discovery = await exits.enter_async_context(Discovery(self._addresses_changed))
         self._threads = await exits.enter_async_context(Threads(config.pipelines.threads, config.pipelines.queue))
-        self._telemetry.watch(self._pipelines_now)
         sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
         self._inference = Inference(Topology(routes_of(config), {}), self._hooks, sequences)
+        self._telemetry.watch(self._pipelines_now, self._inference.gates.now)
         self._catalogue = Catalogue(self._inference)
         self._models = Models(self._inference)
         self._contracts = Contracts(self._inference)
@@ -241,6 +241,7 @@ class Gateway:
         self.settings = loaded.config
         self._inference.capture = capture
         self._inference.topology = Topology(routes, pools, pipelines, merges)
+        self._inference.gates.apply(admission_of(loaded.config), self._inference.clock())
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
         self._hooks.config_changed(
             ConfigChanged(

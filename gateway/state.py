@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.inference import Inference
-from gateway.hooks import StepNow
+from gateway.hooks import GateNow, StepNow
 from gateway.routing import Route
 from gateway.upstream.endpoint import Endpoint
 
@@ -39,6 +39,7 @@ def state_of(inference: Inference, catalogue: Catalogue, steps: Sequence[StepNow
             }
             for name, model in topology.pipelines.items()
         },
+        "limits": [_limit_state(gate) for gate in inference.gates.now()],
         "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
     }
 
@@ -56,6 +57,19 @@ def _route_state(route: Route, inference: Inference) -> Mapping[str, object]:
             }
             for v in route.variants
         },
+    }
+
+
+def _limit_state(gate: GateNow) -> Mapping[str, object]:
+    return {
+        "upstream": gate.upstream,
+        "model": gate.model,
+        "limit": gate.limit,
+        "in_flight": gate.in_flight,
+        "waiting": gate.waiting,
+        "latency_seconds": round(gate.latency, 4),
+        "answers_per_second": round(gate.rate, 1),
+        "refused": gate.refused,
     }
 
 

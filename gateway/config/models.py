@@ -40,6 +40,26 @@ ParameterKey = Annotated[str, Field(min_length=1, max_length=200)]
 Weight = Annotated[Number, Field(ge=0, le=1_000_000)]
 
 
+def _limit(value: object) -> int | str:
+    if value in ("auto", "none") or (type(value) is int and 1 <= value <= _MOST_LIMIT):
+        return value
+    raise refused("")
+
+
+_MOST_LIMIT = 10_000
+Limit = Annotated[
+    int | Literal["auto", "none"],
+    PlainValidator(_limit),
+    WithJsonSchema(
+        {
+            "anyOf": [{"enum": ["auto", "none"]}, {"type": "integer", "minimum": 1, "maximum": _MOST_LIMIT}],
+            "x-kind": "whole number, 'auto' or 'none'",
+            "x-range": "1 to 10000",
+        }
+    ),
+]
+
+
 class Variant(Section):
     """One Triton model on one upstream."""
 
@@ -47,6 +67,31 @@ class Variant(Section):
     model: ModelName = Field(description="The model's name at Triton.", examples=["efficientnet_lite0_tensorrt"])
     version: Version = Field(
         default="", description="Pin a model version. Without it the server's version policy decides.", examples=["1"]
+    )
+    limit: Limit = Field(
+        default="auto",
+        description="Most calls in flight to this model of this upstream, of all public models together, shared out to "
+        "the workers; streams do not count. `auto` limits nothing until a server refuses a call because its queue is "
+        "full (`max_queue_size` at Triton), then finds the number. More calls wait in turn for a moment or are refused "
+        "at once with RESOURCE_EXHAUSTED (docs/overload.md).",
+        examples=[32],
+    )
+
+
+class Admission(Section):
+    """Who waits before whom when a model has more calls than its servers can answer, and is limited (`limit`)."""
+
+    caller: MetadataKey | None = Field(
+        default=None,
+        description="Callers with the same value of this metadata key take turns as one. Calls without it, and all "
+        "calls without this setting, count as their connection's.",
+        examples=["x-tenant"],
+    )
+    priority: MetadataKey | None = Field(
+        default=None,
+        description="Calls whose value of this metadata key is `batch` take only places that no other call waits for, "
+        "and are the first to be refused. Without this setting there are none.",
+        examples=["x-priority"],
     )
 
 

@@ -111,6 +111,12 @@ class Attempts:
         self.last = before
         self._next_variant()
 
+    def again(self, attempt: Attempt) -> None:
+        """The last attempt's server has not begun with it, since its queue was full: its variant is next once more."""
+        self._most += 1
+        self._tried_here = ()
+        self._index = self._targets.index(attempt.variant)
+
     def maybe_anew(self, attempt: Attempt) -> Attempt | None:
         """An attempt that had to wait, at the endpoint that is best by now; None if its variant has none any more."""
         self._tried_here = tuple(endpoint for endpoint in self._tried_here if endpoint is not attempt.endpoint)

@@ -36,6 +36,7 @@ from gateway.v2.peek import Head, peek_front, rename_request, tail
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
+_MOST_RETURNS: Final = 3
 _MAY_BE_FULL: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
@@ -65,6 +66,7 @@ class Call:
     _is_waiting = False  # for it
     _before: Attempt | None = None  # while it waits: the last attempt that was made
     _sent_at = 0.0  # if it has a place
+    _returns = 0  # times that it came back from a server whose queue was full
     turn: Hashable = None  # as a `Waiting`: whose it is …
     until: float | None = None  # … and its deadline
 
@@ -125,6 +127,8 @@ class Call:
         attempts, gates = self._work.attempts, self._inference.gates
         while True:
             before, attempt = attempts.last, attempts.maybe_next()
+            if attempt is None and self._may_wait_again():
+                attempt = attempts.maybe_next()
             if attempt is None:
                 self._fail(self._inference.given_up(self._work))
                 return
@@ -220,6 +224,21 @@ class Call:
         if self._caller.missing > 0:
             self._caller.collect_request()
         return None
+
+    def _may_wait_again(self) -> bool:
+        """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here."""
+        work = self._work
+        attempts, last = work.attempts, work.attempts.last
+        if last is None or work.refused is not None or self._returns == _MOST_RETURNS or not work.failures:
+            return False
+        _, failure, verdict = work.failures[-1]
+        variant = last.variant
+        limited = (variant.upstream, variant.model) in self._inference.gates.table
+        if not limited or not is_queue_full(verdict, failure.text):
+            return False
+        self._returns += 1
+        attempts.again(last)
+        return True
 
     def admitted(self) -> None:
         attempt = self._stop_waiting()

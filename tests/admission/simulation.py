@@ -115,6 +115,7 @@ class Ledger:
     late: int = 0  # answered after their deadline
     refused: list[float] = field(default_factory=list)  # how long each had waited for it
     by_server: int = 0  # refused there
+    failed: int = 0  # by having been refused there too often
 
     def goodput(self, since: float, until: float) -> float:
         return sum(since <= at < until for at, _ in self.answered) / (until - since)
@@ -134,18 +135,22 @@ class Call:
         self.ledger = world.ledgers.setdefault(caller, Ledger())
         self.ledger.sent += 1
         self.gate: Gate | None = None
+        self.returns = 0  # times that a server refused it and it waits again
 
     def begin(self) -> None:
         gate = self.world.gate
         if gate is None:
-            self._send()
+            if not self.returns:
+                self._send()
+            else:  # no gate is wanted in this world
+                self.ledger.failed += 1
             return
         try:
             self.gate = gate
             if gate.enter(self, self.is_batch, self.world.clock.now):
                 self._send()
         except Refused:
-            self.ledger.refused.append(0.0)
+            self.ledger.refused.append(self.world.clock.now - self.began)
 
     def admitted(self) -> None:
         self._send()
@@ -160,8 +165,14 @@ class Call:
             return
         self.ledger.by_server += 1
         self.world.server_refused()
-        if self.gate is not None:
-            self.gate.leave(self.world.clock.now)
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.leave(self.world.clock.now)
+        self.returns += 1
+        if self.returns <= 3:
+            self.begin()
+        else:
+            self.ledger.failed += 1
 
     def _done(self) -> None:
         world, now = self.world, self.world.clock.now
@@ -197,6 +208,10 @@ class World:
             now = self.clock.now
             self.gate = Gate(now, adaptive=AdaptiveLimit(self.on_their_way, now))
 
+    def limit(self, limit: int) -> None:
+        """A fixed one."""
+        self.gate = Gate(0.0, adaptive=AdaptiveLimit(limit, 0.0), fixed=limit)
+
     def calls(
         self,
         caller: object,
@@ -217,7 +232,7 @@ class World:
             if self.gate is not None:
                 self.limits.append((self.clock.now, self.gate.limit))
 
-        self.clock.after(since + self.random.expovariate(rate), arrive)
+        self.clock.after(max(0.0, since - self.clock.now) + self.random.expovariate(rate), arrive)
 
     def run(self, until: float) -> None:
         self.clock.run(until)

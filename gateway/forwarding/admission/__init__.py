@@ -1,6 +1,6 @@
 """Admission: no more calls at a model's servers than these can do. Pure; `call` acts."""
 
-from gateway.forwarding.admission.gate import FULL, LATE, Gate, GateNow, Refused
+from gateway.forwarding.admission.gate import FULL, LATE, Gate, Refused
 from gateway.forwarding.admission.gates import AUTO, NONE, AdmissionSettings, GateKey, Gates
 from gateway.forwarding.admission.limit import AdaptiveLimit
 
@@ -13,7 +13,6 @@ __all__ = [
     "AdmissionSettings",
     "Gate",
     "GateKey",
-    "GateNow",
     "Gates",
     "Refused",
 ]

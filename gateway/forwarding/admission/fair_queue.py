@@ -45,10 +45,14 @@ class FairQueue:
         self._number = 0
         self.size = 0
 
-    def ahead(self, caller: Hashable) -> int:
+    def own(self, turn: Hashable) -> int:
+        """How many of this caller's wait."""
+        places = self._by_caller.get(turn)
+        return len(places) if places is not None else 0
+
+    def ahead(self, turn: Hashable) -> int:
         """How many go before a new call of this caller, if no other caller comes in the meantime."""
-        own = self._by_caller.get(caller)
-        return min(self.size, (len(own) if own is not None else 0) * len(self._by_caller) + len(self._by_caller))
+        return min(self.size, (self.own(turn) + 1) * len(self._by_caller))
 
     def push(self, waiting: Waiting, now: float) -> None:
         self._number += 1

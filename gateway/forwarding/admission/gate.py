@@ -2,46 +2,37 @@
 
 A call waits only if it will be answered in time for all that is known: its turn comes after `FairQueue.ahead` others,
 at the rate of answers that was measured, and an answer takes as long as the last ones did. How many may wait depends on
-whether the queue is a burst or stands: when none had to wait for a second it may be long at first, and then it holds as
-many as are in flight, since a longer one would only make everyone late (the idea is CoDel's, as used for servers in Maurer's
-"Fail at scale", ACM Queue 2015). Calls of the batch class go when no others wait. Pure: instants are arguments.
+whether the queue is a burst or stands: where places were free most of the time it may be long, else it holds as many as
+are in flight, since a longer one would only make everyone late (the idea is CoDel's, as used for servers in
+Maurer's "Fail at scale", ACM Queue 2015). Calls of the batch class go when no others wait. Pure: it is told the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from gateway.forwarding.admission.fair_queue import FairQueue, Waiting
 from gateway.forwarding.admission.limit import AdaptiveLimit
+from gateway.hooks import GateNow
 
 FULL: Final = "queue_full"  # it would have to wait for longer than calls may
 LATE: Final = "late"  # its answer would come after its deadline
 REASONS: Final = (FULL, LATE)
 
-_QUIET_SECONDS: Final = 1.0  # without anyone who waits, after which the next one begins a burst
+_FIRST_WAITING: Final = 50.0  # calls that may wait in a burst before the rate is known
+_QUIET_SECONDS: Final = 1.0  # without anyone who waits, after which the rate is no longer what servers can do
+_SAFETY: Final = 1.25  # times what is reckoned from the rate, which is a mean
 _BURST: Final = 10.0  # times the limit may wait in a burst …
 _BURST_SECONDS: Final = 1.0  # … and no more than are answered in this time
 _LEAST_WAIT: Final = 0.005  # seconds; what is answered in these may always wait: scheduling alone takes as long
-_STANDING: Final = 5.0  # times the latency, after which the queue stands …
-_LEAST_STANDING: Final = 0.1  # … and at least so many seconds
+_FEW: Final = 2  # calls of one caller that wait
+_PATIENCE: Final = 2.0  # times the latency, that these may wait
+_STANDING: Final = 5.0  # times the latency: a queue stands if no place was free in most of this time …
+_LEAST_STANDING: Final = 0.5  # … and of so many seconds
 _MOST_WAITING: Final = 1_000  # calls; each holds its message
 _IDLE_SECONDS: Final = 60.0
 _NOT_HELD: Final = 1 << 30
 _LEAST_RETRY: Final = 0.05  # seconds: what is told to those that are refused
-
-
-@dataclass(frozen=True, slots=True)
-class GateNow:
-    """What a gate decides by, for those who want to know why a call was refused."""
-
-    limit: int
-    in_flight: int
-    waiting: int
-    latency: float  # seconds, the mean of the last answers; 0 if not measured yet
-    rate: float  # answers per second; 0 if not measured yet
-    refused: Mapping[str, int]  # by reason
 
 
 class Refused(Exception):
@@ -59,28 +50,34 @@ class Gate:
     __slots__ = (
         "_adaptive",
         "_batch",
-        "_began_at",
         "_fixed",
+        "_full_share",
         "_held",
         "_is_admitting",
         "_normal",
+        "_noted_at",
+        "_was_full",
         "in_flight",
         "reached_at",
         "refusals",
     )
 
-    def __init__(self, now: float, *, adaptive: AdaptiveLimit, fixed: int = 0) -> None:
-        """fixed: the limit, if it is not to adapt; then `adaptive` only measures."""
+    def __init__(
+        self, now: float, *, adaptive: AdaptiveLimit, fixed: int = 0, refusals: dict[str, int] | None = None
+    ) -> None:
+        """fixed: the limit, if it is not to adapt; then `adaptive` only measures. refusals: where they are counted."""
         self._adaptive = adaptive
         self._fixed = fixed
         self._held = _NOT_HELD  # no more in flight than this, for the moment
         self._normal = FairQueue()
         self._batch = FairQueue()
         self._is_admitting = False
-        self._began_at = now  # when a call had to wait, after a time in which none had to
+        self._full_share = 0.0  # of the last while: time in which no place was free
+        self._was_full = False  # when a call came, last
+        self._noted_at = now  # which was then
         self.in_flight = 0
         self.reached_at = now  # when a call found no free place, last
-        self.refusals = dict.fromkeys(REASONS, 0)
+        self.refusals = dict.fromkeys(REASONS, 0) if refusals is None else refusals
 
     def is_idle(self, now: float) -> bool:
         """Has an adaptive limit not been reached for so long that it need not be kept?"""
@@ -105,11 +102,13 @@ class Gate:
         :raises Refused: if it would wait in vain.
         """
         waiting = self._normal.size + self._batch.size
-        if not waiting and self.in_flight < self._places():
+        is_full = bool(waiting) or self.in_flight >= self._places()
+        self._note(is_full, now)
+        if not is_full:
+            if call.until is not None and now - self.reached_at < _QUIET_SECONDS:
+                self._check_in_flight(call.until, now)
             self.in_flight += 1
             return True
-        if now - self.reached_at > _QUIET_SECONDS:
-            self._began_at = now
         self.reached_at = now
         self._adaptive.reached()
         queue = self._batch if is_batch else self._normal
@@ -117,10 +116,27 @@ class Gate:
         queue.push(call, now)
         return False
 
+    def _note(self, is_full: bool, now: float) -> None:
+        """Keep the share of time in which there was no place free, of the last while."""
+        span = max(_STANDING * self._adaptive.latency, _LEAST_STANDING)
+        state = 1.0 if self._was_full else 0.0
+        self._full_share += (state - self._full_share) * min(1.0, (now - self._noted_at) / span)
+        self._was_full, self._noted_at = is_full, now
+
+    def _check_in_flight(self, deadline: float, now: float) -> None:
+        """A place may be free and the servers' own queue long: those before it need so long for their answers."""
+        rate = self._adaptive.rate
+        if rate:
+            wait = (self.in_flight + 1) / rate
+            if now + _SAFETY * wait > deadline:
+                self.reached_at = now
+                self._adaptive.reached()
+                self._refuse(LATE, wait)
+
     def _check(self, call: Waiting, waiting: int, before: int, queue: FairQueue, now: float) -> None:
-        latency, rate = self._adaptive.latency, self._adaptive.rate
+        rate = self._adaptive.rate
         ahead = before + queue.ahead(call.turn)
-        if waiting >= _MOST_WAITING or ahead >= self._most_ahead(latency, rate, now):
+        if waiting >= _MOST_WAITING or ahead >= self._most_ahead(queue.own(call.turn)):
             self._refuse(FULL, (ahead + 1) / rate if rate else 0.0)
         deadline = call.until
         if rate and deadline is not None:
@@ -128,11 +144,17 @@ class Gate:
             if now + wait + self._adaptive.long_latency > deadline:
                 self._refuse(LATE, wait)
 
-    def _most_ahead(self, latency: float, rate: float, now: float) -> float:
-        """As many calls as are in flight take as long to be answered as those, which is the latency."""
+    def _most_ahead(self, own: int) -> float:
+        """As many calls as are in flight take as long to be answered as those, which is the latency.
+
+        own: calls of the same caller that wait. Who has few may wait for twice as long: chance brings two together.
+        """
+        latency, rate = self._adaptive.latency, self._adaptive.rate
         usual = max(float(self.limit), _LEAST_WAIT * rate)
-        if now - self._began_at > max(_STANDING * latency, _LEAST_STANDING):
-            return usual
+        if not rate:
+            return max(usual, min(_BURST * usual, _FIRST_WAITING))
+        if self._full_share > 0.5:
+            return max(usual, _PATIENCE * latency * rate) if own < _FEW else usual
         return max(usual, min(_BURST * usual, _BURST_SECONDS * rate))
 
     def _refuse(self, reason: str, wait: float) -> None:
@@ -188,7 +210,9 @@ class Gate:
             self.in_flight += 1
             found[0].admitted()
 
-    def now(self) -> GateNow:
+    def now(self, upstream: str, model: str) -> GateNow:
+        """Of this upstream and model. May be asked from any thread."""
         adaptive = self._adaptive
         waiting = self._normal.size + self._batch.size
-        return GateNow(self.limit, self.in_flight, waiting, adaptive.latency, adaptive.rate, dict(self.refusals))
+        refused = dict(self.refusals)
+        return GateNow(upstream, model, self.limit, self.in_flight, waiting, adaptive.latency, adaptive.rate, refused)

@@ -12,8 +12,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.forwarding.admission.gate import Gate, GateNow
+from gateway.forwarding.admission.gate import REASONS, Gate
 from gateway.forwarding.admission.limit import AdaptiveLimit
+from gateway.hooks import GateNow
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Gates:
     def __init__(self) -> None:
         self.table: dict[GateKey, Gate] = {}
         self._settings = AdmissionSettings()
+        self._refusals: dict[GateKey, dict[str, int]] = {}  # of all gates that there were
 
     def apply(self, settings: AdmissionSettings, now: float) -> None:
         """Put a config in force. A gate whose limit has changed lets all go who wait at it."""
@@ -53,7 +55,11 @@ class Gates:
                 self.table.pop(key).dissolve()
         for key, limit in settings.limits.items():
             if limit > 0 and key not in self.table:
-                self.table[key] = Gate(now, adaptive=AdaptiveLimit(limit, now), fixed=limit)
+                self._add(key, AdaptiveLimit(limit, now), now, limit)
+
+    def _add(self, key: GateKey, adaptive: AdaptiveLimit, now: float, fixed: int = 0) -> None:
+        refusals = self._refusals.setdefault(key, dict.fromkeys(REASONS, 0))
+        self.table[key] = Gate(now, adaptive=adaptive, fixed=fixed, refusals=refusals)
 
     def maybe_gate(self, upstream: str, model: str, now: float) -> Gate | None:
         key = (upstream, model)
@@ -69,7 +75,7 @@ class Gates:
         key = (upstream, model)
         if key in self.table or self._settings.limits.get(key, AUTO) != AUTO:
             return
-        self.table[key] = Gate(now, adaptive=AdaptiveLimit(max(in_flight, _FEWEST), now))
+        self._add(key, AdaptiveLimit(max(in_flight, _FEWEST), now), now)
         _log.warning("model %s of upstream %s refuses calls: its queue is full; they are limited now", model, upstream)
 
     def turn_of(self, metadata: Mapping[str, str], connection: Hashable) -> Hashable:
@@ -81,6 +87,6 @@ class Gates:
         key = self._settings.priority
         return bool(key) and metadata.get(key) == _BATCH
 
-    def now(self) -> dict[GateKey, GateNow]:
+    def now(self) -> list[GateNow]:
         """May be asked from any thread."""
-        return {key: gate.now() for key, gate in list(self.table.items())}
+        return [gate.now(*key) for key, gate in list(self.table.items())]

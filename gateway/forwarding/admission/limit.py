@@ -46,10 +46,10 @@ class AdaptiveLimit:
         "_knee",
         "_knee_rate",
         "_latencies",
+        "_reached",
         "_refused",
         "_search_at",
         "_value",
-        "_was_reached",
         "latency",
         "limit",
         "long_latency",
@@ -74,12 +74,12 @@ class AdaptiveLimit:
         self._began = now
         self._answers = 0
         self._latencies = 0.0
-        self._was_reached = False
+        self._reached = 0  # calls that had to wait
         self._refused = False
 
     def reached(self) -> None:
         """A call has to wait."""
-        self._was_reached = True
+        self._reached += 1
 
     def refused(self) -> None:
         """A server had no room for a call."""
@@ -95,8 +95,8 @@ class AdaptiveLimit:
         self._follow(latency)
         seconds = now - self._began
         if self._answers >= max(_LEAST_ANSWERS, self.limit) and seconds >= _LEAST_SECONDS:
-            self.rate = self._answers / seconds
-            if self._was_reached:  # else it is the callers' pace that was measured
+            if 2 * self._reached >= self._answers:  # else it is the callers' pace that was measured
+                self.rate = self._answers / seconds
                 self._adapt(self._latencies / self._answers, now)
             self._restart(now)
 
@@ -110,7 +110,7 @@ class AdaptiveLimit:
 
     def _restart(self, now: float) -> None:
         self._began, self._answers, self._latencies = now, 0, 0.0
-        self._was_reached = self._refused = False
+        self._reached, self._refused = 0, False
 
     def _adapt(self, latency: float, now: float) -> None:
         value = self._value
