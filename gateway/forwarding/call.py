@@ -196,6 +196,9 @@ class Call:
             endpoint.end()
         if self._gate is not None:
             self._leave_gate(client)
+        elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
+            variant = self._attempt.variant
+            self._inference.gates.left(variant.upstream, variant.model, self._inference.clock())
 
     # Admission, as `Waiting`
 

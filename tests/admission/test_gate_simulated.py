@@ -46,7 +46,8 @@ def test_at_five_times_the_load_servers_do_what_they_can_and_those_who_are_let_i
 def test_at_five_times_the_load_hardly_a_call_is_refused_by_a_server_or_late(kind: str) -> None:
     capacity, server = SERVERS[kind]
     _, ledger = run(server, 5 * capacity)
-    assert ledger.by_server <= 0.02 * ledger.sent
+    assert ledger.by_server <= 0.03 * ledger.sent
+    assert ledger.failed <= 0.005 * ledger.sent  # of these, by having been refused there time and again
     late = sorted(ledger.refused)[int(0.99 * len(ledger.refused))]
     assert late == 0.0  # those who are refused are refused at once
 
@@ -94,10 +95,11 @@ def test_a_server_that_gets_more_instances_is_given_more() -> None:
 def test_nothing_is_sent_that_cannot_be_answered_in_time() -> None:
     world = World(lambda clock, chance: Instances(clock, 1, lambda: 0.01 + 0.02 * chance.random(), None))
     world.limit(30)  # which is too many: six tenths of a second
-    world.calls("caller", 250, 40, deadline=0.4)
-    world.run(50)
+    world.calls("caller", 250, 120, deadline=0.4)
+    world.run(130)
     ledger = world.ledgers["caller"]
-    assert ledger.late <= 0.01 * (len(ledger.answered) + ledger.late)
+    assert ledger.late <= 0.01 * (len(ledger.answered) + ledger.late)  # those before the rate was known
+    assert ledger.goodput(SETTLED, 120) >= 0.9 * 50
 
 
 def test_a_caller_at_ten_times_the_capacity_does_no_harm_to_nine_at_a_tenth_of_their_share() -> None:

@@ -49,6 +49,7 @@ class Gate:
 
     __slots__ = (
         "_adaptive",
+        "_adopted",
         "_batch",
         "_fixed",
         "_full_share",
@@ -72,6 +73,7 @@ class Gate:
         self._normal = FairQueue()
         self._batch = FairQueue()
         self._is_admitting = False
+        self._adopted = 0
         self._full_share = 0.0  # of the last while: time in which no place was free
         self._was_full = False  # when a call came, last
         self._noted_at = now  # which was then
@@ -203,6 +205,27 @@ class Gate:
                 continue
             self.in_flight += 1
             call.admitted()
+
+    # Calls that were sent before there was this gate
+
+    def adopt(self, calls: int) -> None:
+        """So many are on their way, at most."""
+        self._adopted = calls
+        self.in_flight += calls
+
+    def adopted_left(self, now: float) -> None:
+        """One of them has ended."""
+        if self._adopted:
+            self._adopted -= 1
+            self._held = _NOT_HELD
+            self.leave(now)
+
+    def disown(self, now: float) -> None:
+        """Those that are left count no more: they may be of other models."""
+        self.in_flight -= self._adopted
+        self._adopted = 0
+        self._held = _NOT_HELD
+        self._admit_once(now)
 
     def dissolve(self) -> None:
         """It is no longer in force: who waits goes on."""

@@ -7,8 +7,9 @@ a decoupled model takes says nothing of the next.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,6 +25,7 @@ GateKey = tuple[str, str]
 AUTO: Final = -1
 NONE: Final = 0
 _BATCH: Final = "batch"
+_ADOPTED_SECONDS: Final = 0.25  # that calls count which were on their way before there was a gate
 _FEWEST: Final = 2  # calls in flight that a search begins with
 
 
@@ -36,10 +38,16 @@ class AdmissionSettings:
     priority: str = ""  # metadata key by which a call says that it is of the batch class; "": none is
 
 
+def _later(seconds: float, act: Callable[[], None]) -> object:
+    return asyncio.get_running_loop().call_later(seconds, act)
+
+
 class Gates:
     """By model. `table` is empty, and false, when nothing is limited."""
 
-    def __init__(self) -> None:
+    def __init__(self, later: Callable[[float, Callable[[], None]], object] = _later) -> None:
+        """later: calls a function after so many seconds."""
+        self._later = later
         self.table: dict[GateKey, Gate] = {}
         self._settings = AdmissionSettings()
         self._refusals: dict[GateKey, dict[str, int]] = {}  # of all gates that there were
@@ -57,9 +65,16 @@ class Gates:
             if limit > 0 and key not in self.table:
                 self._add(key, AdaptiveLimit(limit, now), now, limit)
 
-    def _add(self, key: GateKey, adaptive: AdaptiveLimit, now: float, fixed: int = 0) -> None:
+    def _add(self, key: GateKey, adaptive: AdaptiveLimit, now: float, fixed: int = 0) -> Gate:
         refusals = self._refusals.setdefault(key, dict.fromkeys(REASONS, 0))
-        self.table[key] = Gate(now, adaptive=adaptive, fixed=fixed, refusals=refusals)
+        gate = self.table[key] = Gate(now, adaptive=adaptive, fixed=fixed, refusals=refusals)
+        return gate
+
+    def left(self, upstream: str, model: str, now: float) -> None:
+        """A call has ended that had no place."""
+        gate = self.table.get((upstream, model))
+        if gate is not None:
+            gate.adopted_left(now)
 
     def maybe_gate(self, upstream: str, model: str, now: float) -> Gate | None:
         key = (upstream, model)
@@ -75,7 +90,9 @@ class Gates:
         key = (upstream, model)
         if key in self.table or self._settings.limits.get(key, AUTO) != AUTO:
             return
-        self._add(key, AdaptiveLimit(max(in_flight, _FEWEST), now), now)
+        gate = self._add(key, AdaptiveLimit(max(in_flight, _FEWEST), now), now)
+        gate.adopt(in_flight)
+        self._later(_ADOPTED_SECONDS, lambda: gate.disown(now + _ADOPTED_SECONDS))
         _log.warning("model %s of upstream %s refuses calls: its queue is full; they are limited now", model, upstream)
 
     def turn_of(self, metadata: Mapping[str, str], connection: Hashable) -> Hashable:

@@ -24,6 +24,7 @@ _TOLERANCE: Final = 1.5  # times the latency at the knee; Gradient2's
 _LEAST_ANSWERS: Final = 20  # in a window; their mean is then off by a quarter, if service times are exponential
 _LEAST_SECONDS: Final = 0.1  # of a window: a server that batches answers in bursts
 _FOLLOWED: Final = 0.1  # weight of the last answer in what is known of latencies
+_LONG_SECONDS: Final = 1.0  # of a window, after which half as many answers must do
 _APART: Final = 0.7  # limits that differ by this factor can be compared
 _SAME: Final = 0.85  # of the throughput: what noise costs
 _MORE: Final = 1.15  # times the throughput: what noise does not bring
@@ -94,7 +95,8 @@ class AdaptiveLimit:
         self._latencies += latency
         self._follow(latency)
         seconds = now - self._began
-        if self._answers >= max(_LEAST_ANSWERS, self.limit) and seconds >= _LEAST_SECONDS:
+        enough = _LEAST_ANSWERS if seconds < _LONG_SECONDS else _LEAST_ANSWERS // 2
+        if self._answers >= max(enough, self.limit) and seconds >= _LEAST_SECONDS:
             if 2 * self._reached >= self._answers:  # else it is the callers' pace that was measured
                 self.rate = self._answers / seconds
                 self._adapt(self._latencies / self._answers, now)
