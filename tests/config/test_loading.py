@@ -56,7 +56,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         UPSTREAM + "wokers: 2\ndirect: {models: all}\n",
         [
             "gateway.yaml:2: wokers: unknown key 'wokers'; known: listen, workers, admin, server, upstreams, "
-            "direct, models, pipelines, sequences, telemetry (did you mean 'workers'?)"
+            "direct, models, admission, pipelines, sequences, telemetry (did you mean 'workers'?)"
         ],
     ),
     "misspelt key deep down": (
@@ -64,7 +64,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [
             "gateway.yaml:7: models.m.variants.c.model: is missing; needs: model name (1 to 200 ASCII characters without "
             "space and '/')",
-            "gateway.yaml:7: models.m.variants.c.modell: unknown key 'modell'; known: upstream, model, version (did you "
+            "gateway.yaml:7: models.m.variants.c.modell: unknown key 'modell'; known: upstream, model, version, limit (did you "
             "mean 'model'?)",
         ],
     ),
