@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -32,6 +31,7 @@ from gateway.config.units import (
     Whole,
     refused,
 )
+from gateway.routing import Regex
 from gateway.steps import PipelineSpec
 
 Scalar = bool | int | float | str
@@ -135,14 +135,14 @@ def _compiles(value: object) -> str:
     if not isinstance(value, str) or len(value) > 1000:
         raise refused("")
     try:
-        re.compile(value)
-    except (re.error, OverflowError, RecursionError) as error:
+        Regex(value)
+    except ValueError as error:
         raise refused(f"is not a regular expression: {error}") from None
     return value
 
 
 Value = Annotated[Scalar, PlainValidator(_scalar), WithJsonSchema(_SCALAR_SCHEMA)]
-Regex = Annotated[str, PlainValidator(_compiles), WithJsonSchema({"type": "string", "x-kind": "regular expression"})]
+Pattern = Annotated[str, PlainValidator(_compiles), WithJsonSchema({"type": "string", "x-kind": "regular expression"})]
 
 
 class Condition(Section):
@@ -159,10 +159,11 @@ class Condition(Section):
     prefix: str | None = Field(
         default=None, min_length=1, max_length=1000, description="The value starts so.", examples=["team-"]
     )
-    regex: Regex | None = Field(
+    regex: Pattern | None = Field(
         default=None,
-        description="The whole value matches this Python regular expression of at most 1000 characters. A value of "
-        "more than 1024 never does. A pattern with nested repetition can be slow on some values.",
+        description="The whole value matches this regular expression of at most 1000 characters, as Rust's `regex` "
+        "reads it: no look-around, no back-references, and no value that it takes long for. A value of more than 1024 "
+        "characters never matches.",
         examples=["eu-.*"],
     )
     present: bool | None = Field(

@@ -201,8 +201,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [
             "gateway.yaml:8: models.m.rules[0].match: has no condition, so it would match every call; a key below "
             "'metadata' or 'parameters'",
-            "gateway.yaml:9: models.m.rules[1].match.metadata.k.regex: is not a regular expression: missing ), "
-            "unterminated subpattern at position 0; needs: regular expression",
+            "gateway.yaml:9: models.m.rules[1].match.metadata.k.regex: is not a regular expression: unclosed group"
+            "; needs: regular expression",
             "gateway.yaml:10: models.m.rules[2].match.metadata.k: needs one test; a value, a list of values, or one of "
             "'prefix', 'regex', 'present'",
             "gateway.yaml:11: models.m.rules[3].match.parameters.k[1]: is a list; needs: value",
