@@ -109,8 +109,8 @@ class Regex:
     """The whole value matches this pattern and has at most MAX_REGEX_TEXT characters.
 
     Callers choose the values, so no engine that backtracks will do: 45 characters hold Python's for years with
-    a pattern such as `(a+)+`, and its worker's loop with it. Rust's `regex`, which pydantic brings along, takes time in proportion
-    to value and pattern; it has no look-around and no back-references, which need backtracking.
+    a pattern such as `(a+)+`, and its worker's loop with it. Rust's `regex`, which pydantic brings along, takes time
+    in proportion to value and pattern; it has no look-around and no back-references, which need backtracking.
 
     :raises ValueError: if the pattern is none; its text says why.
     """
