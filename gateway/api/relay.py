@@ -16,6 +16,7 @@ from gateway.forwarding.call import Call
 from gateway.forwarding.caller import Caller, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
+from gateway.forwarding.retry_info import pushback_fields
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
 from gateway.rpc.server import ServerCall
@@ -93,7 +94,8 @@ class Relay:
             reply = await self._models.infer(request)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
         except GatewayError as error:
-            call.fail(error.code, error.text, legal_fields(error_trailing(error, metadata_of(call.head).values)))
+            trailing = legal_fields(error_trailing(error, metadata_of(call.head).values))
+            call.fail(error.code, error.text, (*trailing, *pushback_fields(error)))
         except Exception:
             _log.exception("unforeseen failure in %s", METHOD)
             call.fail(Code.INTERNAL, BUG_TEXT)

@@ -22,6 +22,7 @@ from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_poin
 from gateway.forwarding.caller import Caller
 from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
+from gateway.forwarding.retry_info import pushback_fields
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
@@ -283,12 +284,12 @@ class Call:
 
     def _leave_gate(self, client: ClientCall | None) -> None:
         gate, self._gate = self._gate, None
-        assert gate is not None and self._attempt is not None  # noqa: S101, PT018  (it was asked)
+        assert gate is not None  # noqa: S101  (it was asked)
         now = self._inference.clock()
         if client is not None:
             if client.code is OK:
                 gate.answered(now - self._sent_at, now)
-            elif client.code in _MAY_BE_FULL:
+            elif client.code in _MAY_BE_FULL and self._attempt is not None:
                 variant, head = self._attempt.variant, self.head
                 verdict = judge(client.code, client.text, client.origin, model=variant.model, id=head.id)
                 if is_queue_full(verdict, client.text):
@@ -475,7 +476,7 @@ class Call:
     def _fail(self, error: GatewayError) -> None:
         if self._attempt is not None and error.served is None:
             error.served = self._who(self._attempt.variant.version)[0]
-        trailing = (*legal_fields(failed_trailers(error)), *self._caller.metadata.echo)
+        trailing = (*legal_fields(failed_trailers(error)), *pushback_fields(error), *self._caller.metadata.echo)
         if isinstance(error, UpstreamFailed):
             trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
         self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 from urllib.parse import quote
 
-from gateway.errors import GatewayError, Overloaded
+from gateway.errors import GatewayError
 from gateway.forwarding.retry_info import retry_trailers
 from gateway.rpc.metadata import text_of
 from gateway.types import Metadata, MetadataValue, Served
@@ -84,7 +84,7 @@ def trace_context(metadata: Mapping[str, str]) -> Metadata:
 def failed_trailers(error: GatewayError) -> Metadata:
     """As `served_trailers`, of an error: who was asked last, if anybody was; and of overload, when to try again."""
     served = served_trailers(error.served) if error.served is not None else ()
-    return (*served, *retry_trailers(error, error.retry_after)) if isinstance(error, Overloaded) else served
+    return (*served, *retry_trailers(error))
 
 
 def served_trailers(served: Served) -> Metadata:

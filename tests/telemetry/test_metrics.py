@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
-from gateway.hooks import CallStarted, ConfigChanged, ConnectionFull, EndpointChanged, PipelinesNow, StepNow
+from gateway.hooks import CallStarted, ConfigChanged, ConnectionFull, EndpointChanged, GateNow, PipelinesNow, StepNow
 from gateway.status import Code, Meaning
 from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
@@ -265,7 +265,8 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     call(attempts=[], code=Code.INTERNAL).report_to(metrics)
     metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
-    metrics.watch(lambda: PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1}))
+    pipelines = PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1})
+    metrics.watch(lambda: pipelines, lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})])
     real = set()
     for family in Scraped(metrics.scrape).families:
         if family.name.startswith("gateway_"):
