@@ -444,6 +444,7 @@ class Call:
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         self._inference.attempt_failed(self._work, self._attempt, failure)
+        self._inference.learn_of_overload(self._work)
         if self._is_passed_on or self._caller.missing > 0 or client.request_more:
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)

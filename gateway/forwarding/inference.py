@@ -270,15 +270,17 @@ class Inference:
         code = code_of(failure.code)
         work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, self.clock()))
         attempt.endpoint.failed(asked, verdict, failure.text)
-        if is_queue_full(verdict, failure.text):
-            self._limit(variant)
         if not verdict.elsewhere:
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
 
-    def _limit(self, variant: Variant) -> None:
-        """From now on, if its limit is for the gateway to find."""
+    def learn_of_overload(self, work: Work) -> None:
+        """After a failed attempt: was the server's queue full? Then the model's calls are limited from now on."""
+        attempt, failure, verdict = work.failures[-1]
+        if not is_queue_full(verdict, failure.text):
+            return
+        variant = attempt.variant
         pool = self.topology.pools.get(variant.upstream)
         if pool is not None:
             in_flight = sum(endpoint.in_flight for endpoint in pool.endpoints)
