@@ -136,7 +136,7 @@ class Gate:
                 self._refuse(LATE, wait)
 
     def _check(self, call: Waiting, waiting: int, before: int, queue: FairQueue, now: float) -> None:
-        rate = self._adaptive.rate
+        rate = self._rate()
         ahead = before + queue.ahead(call.turn)
         if waiting >= _MOST_WAITING or ahead >= self._most_ahead(queue.own(call.turn)):
             self._refuse(FULL, (ahead + 1) / rate if rate else 0.0)
@@ -145,6 +145,15 @@ class Gate:
             wait = (ahead + 1) / rate
             if now + wait + self._adaptive.long_latency > deadline:
                 self._refuse(LATE, wait)
+
+    def _rate(self) -> float:
+        """Answers per second; 0 if not known yet.
+
+        What was measured, or what follows from latency and calls in flight (Little's law) if that is more: a window in
+        which a server stood still must not have calls refused that would be answered.
+        """
+        adaptive = self._adaptive
+        return max(adaptive.rate, self.in_flight / adaptive.latency) if adaptive.rate else 0.0
 
     def _most_ahead(self, own: int) -> float:
         """As many calls as are in flight take as long to be answered as those, which is the latency.

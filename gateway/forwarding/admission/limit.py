@@ -62,7 +62,7 @@ class AdaptiveLimit:
         self.limit = max(limit, 1)
         self.latency = 0.0  # seconds, mean of the last ones; 0 before there is one
         self._deviation = 0.0  # mean absolute one
-        self.long_latency = 0.0  # few answers take longer
+        self.long_latency = 0.0  # one in twenty answers takes longer
         self.rate = 0.0  # answers per second in the last window; 0 before it
         self._value = float(self.limit)
         self._ceiling = float(_MOST)  # what servers have refused, and some way back up
@@ -108,7 +108,7 @@ class AdaptiveLimit:
             self.latency, self._deviation = latency, latency / 2.0
         self._deviation += (abs(latency - self.latency) - self._deviation) * _FOLLOWED
         self.latency += (latency - self.latency) * _FOLLOWED
-        self.long_latency = self.latency + 3.0 * self._deviation
+        self.long_latency = self.latency + 2.0 * self._deviation
 
     def _restart(self, now: float) -> None:
         self._began, self._answers, self._latencies = now, 0, 0.0
