@@ -198,8 +198,8 @@ class Call:
         if self._gate is not None:
             self._leave_gate(client)
         elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
-            variant = self._attempt.variant
-            self._inference.gates.left(variant.upstream, variant.model, self._inference.clock())
+            variant, refused = self._attempt.variant, client is not None and self._was_full(client)
+            self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
 
     # Admission, as `Waiting`
 
@@ -289,12 +289,16 @@ class Call:
         if client is not None:
             if client.code is OK:
                 gate.answered(now - self._sent_at, now)
-            elif client.code in _MAY_BE_FULL and self._attempt is not None:
-                variant, head = self._attempt.variant, self.head
-                verdict = judge(client.code, client.text, client.origin, model=variant.model, id=head.id)
-                if is_queue_full(verdict, client.text):
-                    gate.server_refused()
+            elif self._was_full(client):
+                gate.server_refused()
         gate.leave(now)
+
+    def _was_full(self, client: ClientCall) -> bool:
+        """Has the server refused it since its queue was full?"""
+        if client.code not in _MAY_BE_FULL or self._attempt is None:
+            return False
+        model, id = self._attempt.variant.model, self.head.id
+        return is_queue_full(judge(client.code, client.text, client.origin, model=model, id=id), client.text)
 
     # Merging, as `Mergeable`
 

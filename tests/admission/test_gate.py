@@ -167,7 +167,7 @@ def test_calls_that_were_on_their_way_before_there_was_a_gate_take_places_for_a_
     gate = gates.table["gpu", "m"]
     calls = [Call() for _ in range(3)]
     assert [gate.enter(call, False, 0.0) for call in calls] == [False, False, False]
-    gates.left("gpu", "m", 0.1)
+    gates.left("gpu", "m", False, 0.1)
     assert [bool(call.told) for call in calls] == [True, False, False]
     later[0]()
     assert gate.in_flight == 3

@@ -222,18 +222,21 @@ class Gate:
         self._adopted = calls
         self.in_flight += calls
 
-    def adopted_left(self, now: float) -> None:
-        """One of them has ended."""
-        if self._adopted:
-            self._adopted -= 1
+    def adopted_left(self, refused: bool, now: float) -> None:
+        """One of them has ended. refused: since the server's queue was full."""
+        if not self._adopted:
+            return
+        self._adopted -= 1
+        if refused:
+            self.server_refused()
+        else:
             self._held = _NOT_HELD
-            self.leave(now)
+        self.leave(now)
 
     def disown(self, now: float) -> None:
         """Those that are left count no more: they may be of other models."""
         self.in_flight -= self._adopted
         self._adopted = 0
-        self._held = _NOT_HELD
         self._admit_once(now)
 
     def dissolve(self) -> None:

@@ -70,11 +70,11 @@ class Gates:
         gate = self.table[key] = Gate(now, adaptive=adaptive, fixed=fixed, refusals=refusals)
         return gate
 
-    def left(self, upstream: str, model: str, now: float) -> None:
-        """A call has ended that had no place."""
+    def left(self, upstream: str, model: str, refused: bool, now: float) -> None:
+        """A call has ended that had no place. refused: since the server's queue was full."""
         gate = self.table.get((upstream, model))
         if gate is not None:
-            gate.adopted_left(now)
+            gate.adopted_left(refused, now)
 
     def maybe_gate(self, upstream: str, model: str, now: float) -> Gate | None:
         key = (upstream, model)
