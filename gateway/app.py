@@ -138,7 +138,9 @@ class Gateway:
         self._topology = CurrentTopology(Topology(routes_of(config), {}))
         self._catalogue = Catalogue(self._topology)
         self._readiness = Readiness(self._catalogue.problems, self._changes)
-        self._models = Models(Inference(self._topology, self._hooks, sequences))
+        inference = Inference(self._topology, self._hooks, sequences)
+        self._gates = inference.gates
+        self._models = Models(inference)
         self._contracts = Contracts(self._topology)
         self._control = Control(self._topology, ControlPolicy(config.server.control))
         self._takeover = Takeover(
@@ -147,6 +149,7 @@ class Gateway:
             self._discovery,
             threads=self._threads,
             captures=self._telemetry.captures,
+            gates=self._gates,
             events=self._events,
             pipeline=self._pipeline,
             collected=self._collected,
@@ -161,12 +164,13 @@ class Gateway:
             self._topology,
             self._catalogue,
             self._threads,
+            gates=self._gates.now,
             listen=lambda: self.listen,
             names=self._discovery.state,
             traffic=traffic.report if traffic else lambda: None,
             config=self._history.config,
         )
-        self._telemetry.watch(self.shown.pipelines_now)
+        self._telemetry.watch(self.shown.pipelines_now, self._gates.now)
         connections = Connections(self._telemetry.connection_refused)
         admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)

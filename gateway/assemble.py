@@ -14,6 +14,7 @@ from gateway.config.models import Rule as ConfigRule
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
+from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
 from gateway.routing import (
     AnyOf,
@@ -75,6 +76,17 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
         for name, m in merges.items()
         if m is not None
     }
+
+
+def admission_of(config: Config) -> AdmissionSettings:
+    """How many calls each model's servers get, for one worker: a limit of the config is for all of them."""
+    limits: dict[GateKey, int] = {}
+    for model in config.models.values():
+        for variant in (model.variants or {}).values():
+            key, limit = (variant.upstream, variant.model), variant.limit
+            if limit != "auto":
+                limits[key] = NONE if limit == "none" else max(1, limit // config.workers)
+    return AdmissionSettings(limits, config.admission.caller or "", config.admission.priority or "")
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

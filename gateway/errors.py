@@ -113,6 +113,11 @@ class Overloaded(GatewayError):
 
     code = Code.RESOURCE_EXHAUSTED
 
+    def __init__(self, text: str, retry_after: float = 1.0) -> None:
+        """retry_after: seconds after which it may be worth trying again."""
+        super().__init__(text)
+        self.retry_after = retry_after
+
 
 # Our bug
 

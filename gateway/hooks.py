@@ -252,6 +252,20 @@ class PipelinesNow:
     faults: Mapping[str, int]  # by pipeline: between its config and the models that it calls
 
 
+@dataclass(frozen=True, slots=True)
+class GateNow:
+    """What calls to one model of one upstream are limited by, for those who want to know why one was refused."""
+
+    upstream: str
+    model: str  # as its servers call it
+    limit: int  # calls in flight
+    in_flight: int
+    waiting: int
+    latency: float  # seconds, of the last answers; 0 if not measured yet
+    rate: float  # answers per second; 0 if not measured yet
+    refused: Mapping[str, int]  # calls since the start, by reason
+
+
 class CallObserver(Protocol):
     """Hears about one call, in the order in which things happen."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import PipelinesNow
+from gateway.hooks import GateNow, PipelinesNow
 from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
@@ -27,12 +27,13 @@ class WorkerState:
         catalogue: Catalogue,
         threads: Threads,
         *,
+        gates: Callable[[], Sequence[GateNow]],
         listen: Callable[[], str],
         names: Callable[[], Json],
         traffic: Callable[[], object],
         config: Callable[[], Json],
     ) -> None:
-        """listen: where calls come in. names: that are looked up.
+        """gates: that limit calls now. listen: where calls come in. names: that are looked up.
 
         traffic: numbers of the last minutes; None if another process has them.
         """
@@ -41,6 +42,7 @@ class WorkerState:
         self._topology = topology
         self._catalogue = catalogue
         self._threads = threads
+        self._gates = gates
         self._listen = listen
         self._names = names
         self._traffic = traffic
@@ -70,6 +72,7 @@ class WorkerState:
                 for name, route in topology.routes.public.items()
             },
             "pipelines": self._pipelines(topology),
+            "limits": [_limit_state(gate) for gate in self._gates()],
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "names": self._names(),
             "traffic": self._traffic(),
@@ -114,6 +117,19 @@ def _route_state(route: Route, topology: Topology) -> Mapping[str, object]:
             }
             for v in route.variants
         },
+    }
+
+
+def _limit_state(gate: GateNow) -> Mapping[str, object]:
+    return {
+        "upstream": gate.upstream,
+        "model": gate.model,
+        "limit": gate.limit,
+        "in_flight": gate.in_flight,
+        "waiting": gate.waiting,
+        "latency_seconds": round(gate.latency, 4),
+        "answers_per_second": round(gate.rate, 1),
+        "refused": gate.refused,
     }
 
 

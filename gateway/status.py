@@ -185,6 +185,11 @@ def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:
     return Meaning.UNCLEAR
 
 
+def is_queue_full(verdict: Verdict, text: str) -> bool:
+    """Has a server no room for any call? A caller who gives Triton little time is refused as well, by his own doing."""
+    return verdict.meaning is Meaning.OVERLOADED and not text.endswith(_QUEUE_TIMEOUT)
+
+
 def _own_words(text: str, model: str, id: str) -> str:
     """A sentence of Triton's without what it may begin with: the ensemble whose step it is about, the request's id."""
     text = text.removeprefix(f"in ensemble '{model}', ")

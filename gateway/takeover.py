@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from gateway.assemble import memory_of, merges_of, names_of, routes_of, upstreams_of
+from gateway.assemble import admission_of, memory_of, merges_of, names_of, routes_of, upstreams_of
 from gateway.config import Config, Finding, Loaded
 from gateway.container import memory_limit
 from gateway.event_log import EventLog
+from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.threads import Threads
@@ -40,6 +42,7 @@ class Takeover:
         *,
         threads: Threads,
         captures: Captures,
+        gates: Gates,
         events: EventLog,
         pipeline: PipelineMaker,
         collected: Budget,
@@ -51,6 +54,7 @@ class Takeover:
         self._discovery = discovery
         self._threads = threads
         self._captures = captures
+        self._gates = gates
         self._events = events
         self._pipeline = pipeline
         self._collected = collected
@@ -96,6 +100,7 @@ class Takeover:
         self._threads.room.most = MEMORY.most // 2
         self._config = config
         self._topology.now = Topology(routes, pools, pipelines, merges, captures)
+        self._gates.apply(admission_of(config), time.monotonic())
         self._events.config_in_force(loaded, notices)
         self._changed()
 

@@ -19,7 +19,15 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
     yet."""
     serving = [state for state in states if state]
     if not serving:
-        return {"ready": False, "draining": False, "models": {}, "pipelines": {}, "upstreams": {}, "names": {}}
+        return {
+            "ready": False,
+            "draining": False,
+            "models": {},
+            "pipelines": {},
+            "limits": [],
+            "upstreams": {},
+            "names": {},
+        }
     return {
         "version": serving[0]["version"],
         "listen": serving[0]["listen"],
@@ -27,6 +35,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "draining": any(state["draining"] for state in serving),
         "models": _by_name(serving, "models", _model),
         "pipelines": _by_name(serving, "pipelines", _pipeline),
+        "limits": _limits(serving),
         "upstreams": _by_name(serving, "upstreams", _upstream),
         "names": _by_name(serving, "names", lambda found: max(found, key=lambda each: bool(each["failure"]))),
     }
@@ -52,6 +61,24 @@ def _by_name(states: Sequence[Json], key: str, join: Any) -> dict[str, Any]:
     """Join what the workers say under `key`, name by name. join: takes the values of one name."""
     names = dict.fromkeys(name for state in states for name in state[key])
     return {name: join([state[key][name] for state in states if name in state[key]]) for name in names}
+
+
+def _limits(states: Sequence[Json]) -> list[Json]:
+    """Each worker limits what it sends itself."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    for limit in (limit for state in states for limit in state.get("limits", ())):
+        found.setdefault((limit["upstream"], limit["model"]), []).append(limit)
+    return [_limit(each) for each in found.values()]
+
+
+def _limit(found: Sequence[Json]) -> Json:
+    reasons = dict.fromkeys(reason for each in found for reason in each["refused"])
+    return {
+        **found[0],
+        **{key: sum(each[key] for each in found) for key in ("limit", "in_flight", "waiting", "answers_per_second")},
+        "latency_seconds": max(each["latency_seconds"] for each in found),
+        "refused": {reason: sum(each["refused"].get(reason, 0) for each in found) for reason in reasons},
+    }
 
 
 def _least_ready(found: Sequence[Json]) -> Json:

@@ -16,6 +16,7 @@ from gateway.forwarding.call import Call
 from gateway.forwarding.caller import Caller, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
+from gateway.forwarding.retry_info import pushback_fields
 from gateway.forwarding.topology import CurrentTopology
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields
@@ -98,12 +99,17 @@ class Relay:
             reply = await self._models.infer(request, head)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
         except GatewayError as error:
-            call.fail(error.code, error.text, legal_fields(error_trailing(error, request.metadata.values)))
+            trailing = legal_fields(error_trailing(error, request.metadata.values))
+            call.fail(error.code, error.text, (*trailing, *pushback_fields(error)))
         except Exception:
             _log.exception("unforeseen failure in %s", METHOD)
             call.fail(Code.INTERNAL, BUG_TEXT)
         finally:
             call.server.release()
+
+
+def _keep(_: ServerCall) -> None:
+    """More has come of a request whose call waits."""
 
 
 class WireCaller(Caller):
@@ -129,6 +135,12 @@ class WireCaller(Caller):
 
     def fail(self, error: GatewayError, trailing: Fields) -> None:
         self._call.fail(error.code, error.text, trailing)
+
+    def collect_request(self) -> None:
+        self._call.on_request = _keep
+
+    def request_so_far(self) -> bytes:
+        return self._call.collected()
 
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
         def complete(_: ServerCall) -> None:

@@ -68,9 +68,21 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
         yield from _variants(("models", name), model, names)
         yield from _references(("models", name), model, names.variants.get(name, ()))
         yield from _calls(("models", name), model, names)
+    yield from _limits(config)
     yield from _cycles(config)
     yield from _hidden_names(config)
     yield from _captures(config)
+
+
+def _limits(config: Config) -> Iterator[Problem]:
+    """One Triton model has one limit, whoever calls it."""
+    first: dict[tuple[str, str], tuple[str, int | str]] = {}
+    for name, model in config.models.items():
+        for key, variant in (model.variants or {}).items():
+            of, said = first.setdefault((variant.upstream, variant.model), (f"{name}.{key}", variant.limit))
+            if said != variant.limit:
+                wrong = f"is {variant.limit} here and {said} for {of}, which is the same model of the same upstream"
+                yield Problem(("models", name, "variants", key, "limit"), wrong, "one limit for both")
 
 
 def _captures(config: Config) -> Iterator[Problem]:

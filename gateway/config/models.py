@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -34,12 +33,33 @@ from gateway.config.units import (
     Whole,
     refused,
 )
+from gateway.routing import Regex
 from gateway.steps import PipelineSpec
 
 Scalar = bool | int | float | str
 _SCALAR_SCHEMA = {"type": ["string", "number", "boolean"], "x-kind": "value"}
 ParameterKey = Annotated[str, Field(min_length=1, max_length=200)]
 Weight = Annotated[Number, Field(ge=0, le=1_000_000)]
+
+
+def _limit(value: object) -> int | str:
+    if value in ("auto", "none") or (type(value) is int and 1 <= value <= _MOST_LIMIT):
+        return value
+    raise refused("")
+
+
+_MOST_LIMIT = 10_000
+Limit = Annotated[
+    int | Literal["auto", "none"],
+    PlainValidator(_limit),
+    WithJsonSchema(
+        {
+            "anyOf": [{"enum": ["auto", "none"]}, {"type": "integer", "minimum": 1, "maximum": _MOST_LIMIT}],
+            "x-kind": "whole number, 'auto' or 'none'",
+            "x-range": "1 to 10000",
+        }
+    ),
+]
 
 
 class Variant(Section):
@@ -57,6 +77,14 @@ class Variant(Section):
         "than callers' deadlines. Without it an attempt may take as long as its call. For unary calls that are whole "
         "when they are sent, and not merged.",
         examples=["500ms"],
+    )
+    limit: Limit = Field(
+        default="auto",
+        description="Most calls in flight to this model of this upstream, of all public models together, shared out to "
+        "the workers; streams do not count. `auto` limits nothing until a server refuses a call because its queue is "
+        "full (`max_queue_size` at Triton), then finds the number. More calls wait in turn for a moment or are refused "
+        "at once with RESOURCE_EXHAUSTED (docs/overload.md).",
+        examples=[32],
     )
 
 
@@ -77,6 +105,23 @@ class Retry(Section):
         le=4,
         description="How often one request is sent again after these; `attempts` bounds all. A request that crashes "
         "its server costs so many servers, and one more.",
+    )
+
+
+class Admission(Section):
+    """Who waits before whom when a model has more calls than its servers can answer, and is limited (`limit`)."""
+
+    caller: MetadataKey | None = Field(
+        default=None,
+        description="Callers with the same value of this metadata key take turns as one. Calls without it, and all "
+        "calls without this setting, count as their connection's.",
+        examples=["x-tenant"],
+    )
+    priority: MetadataKey | None = Field(
+        default=None,
+        description="Calls whose value of this metadata key is `batch` take only places that no other call waits for, "
+        "and are the first to be refused. Without this setting there are none.",
+        examples=["x-priority"],
     )
 
 
@@ -120,14 +165,14 @@ def _compiles(value: object) -> str:
     if not isinstance(value, str) or len(value) > 1000:
         raise refused("")
     try:
-        re.compile(value)
-    except (re.error, OverflowError, RecursionError) as error:
+        Regex(value)
+    except ValueError as error:
         raise refused(f"is not a regular expression: {error}") from None
     return value
 
 
 Value = Annotated[Scalar, PlainValidator(_scalar), WithJsonSchema(_SCALAR_SCHEMA)]
-Regex = Annotated[str, PlainValidator(_compiles), WithJsonSchema({"type": "string", "x-kind": "regular expression"})]
+Pattern = Annotated[str, PlainValidator(_compiles), WithJsonSchema({"type": "string", "x-kind": "regular expression"})]
 
 
 class Condition(Section):
@@ -144,10 +189,11 @@ class Condition(Section):
     prefix: str | None = Field(
         default=None, min_length=1, max_length=1000, description="The value starts so.", examples=["team-"]
     )
-    regex: Regex | None = Field(
+    regex: Pattern | None = Field(
         default=None,
-        description="The whole value matches this Python regular expression of at most 1000 characters. A value of "
-        "more than 1024 never does. A pattern with nested repetition can be slow on some values.",
+        description="The whole value matches this regular expression of at most 1000 characters, as Rust's `regex` "
+        "reads it: no look-around, no back-references, and no value that it takes long for. A value of more than 1024 "
+        "characters never matches.",
         examples=["eu-.*"],
     )
     present: bool | None = Field(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gateway.config.models import Direct, Model
+from gateway.config.models import Admission, Direct, Model
 from gateway.config.section import Section
 from gateway.config.serving import Admin, Pipelines, Sequences, Server, Telemetry
 from gateway.config.units import Address, ModelName, Name, Whole
@@ -42,6 +42,7 @@ class Config(Section):
     models: Mapping[ModelName, Model] = Field(
         default_factory=dict, max_length=10_000, description="Public models, by the names that clients call."
     )
+    admission: Admission = Field(default=Admission(), description="Whose turn it is when a model is overloaded.")
     pipelines: Pipelines = Field(
         default=Pipelines(), description="Threads and memory for the pipelines' own steps, such as decoding pictures."
     )

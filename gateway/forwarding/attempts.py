@@ -118,6 +118,31 @@ class Attempts:
         if verdict.meaning in _ENDPOINT_IS_BAD:
             self._avoid = (*self._avoid, attempt.endpoint)
 
+    def not_made(self, before: Attempt | None) -> None:
+        """The last attempt was not sent, since there is no room at its variant: the others are next.
+
+        before: the one made before it.
+        """
+        self.made -= 1
+        self.last = before
+        self._next_variant()
+
+    def again(self, attempt: Attempt) -> None:
+        """The last attempt's server has not begun with it, since its queue was full: its variant is next once more."""
+        self._most += 1
+        self._tried_here = ()
+        self._index = self._targets.index(attempt.variant)
+
+    def maybe_anew(self, attempt: Attempt) -> Attempt | None:
+        """An attempt that had to wait, at the endpoint that is best by now; None if its variant has none any more."""
+        self._tried_here = tuple(endpoint for endpoint in self._tried_here if endpoint is not attempt.endpoint)
+        endpoint = self._pick(attempt.variant)
+        if endpoint is None:
+            return None
+        self._tried_here = (*self._tried_here, endpoint)
+        attempt.endpoint = endpoint
+        return attempt
+
     def _pick(self, variant: Variant) -> Endpoint | None:
         pool = self._pools.get(variant.upstream)
         if pool is None:

@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
+from gateway.forwarding.admission import Gate, Refused
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
@@ -30,11 +31,12 @@ from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_poin
 from gateway.forwarding.caller import Caller
 from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
+from gateway.forwarding.retry_info import pushback_fields
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import LATE, OK, Code, Meaning, Origin
+from gateway.status import LATE, OK, Code, Meaning, Origin, is_queue_full, judge
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -44,6 +46,8 @@ from gateway.v2.peek import Head, peek_front, rename_request, tail
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
+_MOST_RETURNS: Final = 3
+_MAY_BE_FULL: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -68,11 +72,19 @@ class Call:
     _answered_bytes = 0
     _is_passed_on = False  # is the front of the answer with the caller?
     _is_in_parts: bool  # is the request passed on as it arrives? Then `body` is its front, as it was read, ...
+    _is_piped = False  # ... is what comes of it passed on and kept, or does it collect while the call waits? ...
     _rest = b""  # ... and this what had come after it when it had to be sent again
     _tell_alone: Callable[[bool], None] | None = None
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
     _is_late = False  # has that time passed?
     _pause: asyncio.TimerHandle | None = None  # before the next attempt
+    _gate: Gate | None = None  # where it has a place, or waits for one
+    _is_waiting = False  # for it
+    _before: Attempt | None = None  # while it waits: the last attempt that was made
+    _sent_at = 0.0  # if it has a place
+    _returns = 0  # times that it came back from a server whose queue was full
+    turn: Hashable = None  # as a `Waiting`: who it is that takes turns with others
+    until: float | None = None  # as a `Waiting`: its deadline
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -129,13 +141,28 @@ class Call:
 
     def _try_next(self) -> None:
         """Send the request to the next endpoint; the end of the call if there is none."""
+        work, inference = self._work, self._inference
+        attempts, gates = work.attempts, inference.gates
+        while True:
+            before, attempt = attempts.last, inference.maybe_next(work)
+            if attempt is None and self._may_wait_again():
+                attempt = inference.maybe_next(work)
+            if attempt is None:
+                self._fail(inference.given_up(work))
+                return
+            self._client = None
+            if not gates.table:
+                break
+            entered = self._enter(attempt, before)
+            if entered is True:
+                break
+            if entered is None:
+                return
+        self._begin_attempt(attempt)
+
+    def _begin_attempt(self, attempt: Attempt) -> None:
         work, inference, caller = self._work, self._inference, self._caller
-        attempt = inference.maybe_next(work)
-        if attempt is None:
-            self._fail(inference.given_up(work))
-            return
         self._attempt = attempt
-        self._client = None
         added = self.added = inference.attempt_started(work, attempt)
         self._fields = (*caller.metadata.passed, *self.context)
         if added:
@@ -187,6 +214,7 @@ class Call:
             self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
         )
         if self._caller.missing > 0:
+            self._is_piped = True
             client.request = request + self._rest
             client.request_more = self._caller.missing + len(ending)
             self._caller.pass_request(client, ending)
@@ -194,10 +222,115 @@ class Call:
             client.request = request + self._rest + ending
         attempt.endpoint.connection.submit(client)
 
-    def _leave_endpoint(self) -> None:
+    def _leave_endpoint(self, client: ClientCall | None = None) -> None:
+        """client: that has ended, if one has."""
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
             endpoint.end()
+        if self._gate is not None:
+            self._leave_gate(client)
+        elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
+            variant, refused = self._attempt.variant, client is not None and self._was_full(client)
+            self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
+
+    # Admission, as `Waiting`
+
+    def _enter(self, attempt: Attempt, before: Attempt | None) -> bool | None:
+        """True: it may be sent. False: there is no room for it at this variant. None: it waits, and is told."""
+        inference, variant = self._inference, attempt.variant
+        now = inference.clock()
+        gates = inference.gates
+        gate = gates.maybe_gate(variant.upstream, variant.model, now)
+        if gate is None:
+            return True
+        values = self._caller.metadata.values
+        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.deadline
+        try:
+            entered = gate.enter(self, gates.is_batch(values), now)
+        except Refused as refused:
+            self._work.refused = refused
+            self._work.attempts.not_made(before)
+            return False
+        self._gate = gate
+        if entered:
+            self._sent_at = now
+            return True
+        self._is_waiting = True
+        self._before, self._attempt = self._attempt, attempt
+        if self._is_in_parts and not self._is_piped:
+            self._caller.collect_request()
+        return None
+
+    def _may_wait_again(self) -> bool:
+        """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here."""
+        work = self._work
+        attempts, last = work.attempts, work.attempts.last
+        if last is None or work.refused is not None or self._returns == _MOST_RETURNS or not work.failures:
+            return False
+        _, failure, verdict = work.failures[-1]
+        variant = last.variant
+        limited = (variant.upstream, variant.model) in self._inference.gates.table
+        if not limited or not is_queue_full(verdict, failure.text):
+            return False
+        self._returns += 1
+        attempts.again(last)
+        return True
+
+    def admitted(self) -> None:
+        attempt = self._stop_waiting()
+        self._sent_at = self._inference.clock()
+        if self._is_in_parts and not self._is_piped:
+            self.body = self._caller.request_so_far()
+        try:
+            anew = self._work.attempts.maybe_anew(attempt)
+            if anew is not None:
+                self._begin_attempt(anew)
+            else:  # its last endpoint went down meanwhile
+                self._leave_endpoint()
+                self._work.attempts.not_made(self._attempt)
+                self._try_next()
+        except GatewayError as error:
+            self._leave_endpoint()
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def shed(self, reason: str, retry_after: float) -> None:
+        self._stop_waiting()
+        self._gate = None
+        self._work.refused = Refused(reason, retry_after)
+        self._work.attempts.not_made(self._attempt)
+        try:
+            self._try_next()
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def _stop_waiting(self) -> Attempt:
+        """Answers the attempt that it has waited with."""
+        attempt, self._attempt, self._before = self._attempt, self._before, None
+        self._is_waiting = False
+        assert attempt is not None  # noqa: S101  (it waited with one)
+        return attempt
+
+    def _leave_gate(self, client: ClientCall | None) -> None:
+        gate, self._gate = self._gate, None
+        assert gate is not None  # noqa: S101  (it was asked)
+        now = self._inference.clock()
+        if client is not None:
+            if client.code is OK:
+                gate.answered(now - self._sent_at, now)
+            elif self._was_full(client):
+                gate.server_refused()
+        gate.leave(now)
+
+    def _was_full(self, client: ClientCall) -> bool:
+        """Has the server refused it since its queue was full?"""
+        if client.code not in _MAY_BE_FULL or self._attempt is None:
+            return False
+        model, id = self._attempt.variant.model, self.head.id
+        return is_queue_full(judge(client.code, client.text, client.origin, model=model, id=id), client.text)
 
     # Merging, as `Mergeable`
 
@@ -236,7 +369,7 @@ class Call:
         self._send(self._attempt)
 
     def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
-        self._leave_endpoint()
+        self._leave_endpoint(client)
         batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
         try:
             self._inference.attempt_answered(self._work)
@@ -246,7 +379,7 @@ class Call:
 
     def failed(self, client: ClientCall) -> None:
         self.batch = None
-        self._leave_endpoint()
+        self._leave_endpoint(client)
         try:
             self._upstream_failed(client)
         except GatewayError as error:
@@ -287,7 +420,7 @@ class Call:
         self._caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
-        self._leave_endpoint()
+        self._leave_endpoint(client)
         if self._timer is not None:
             self._end_timer()
         if self._tell_alone is not None:
@@ -351,6 +484,7 @@ class Call:
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         verdict, self._is_late = LATE if self._is_late else None, False
         self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
+        self._inference.learn_of_overload(self._work)
         if self._is_passed_on or not self._has_request():
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)
@@ -397,6 +531,13 @@ class Call:
             self._pause.cancel()
             self._end(code, text)
             return
+        if self._is_waiting:
+            assert self._gate is not None  # noqa: S101  (it waits there)
+            self._gate.abandon(self)
+            self._gate = None
+            self._stop_waiting()
+            self._end(code, text)
+            return
         self._end_timer()
         if self._client is not None:
             self._client.cancel()
@@ -412,7 +553,7 @@ class Call:
     def _fail(self, error: GatewayError) -> None:
         if self._attempt is not None and error.served is None:
             error.served = self._who(self._attempt.variant.version)[0]
-        trailing = (*legal_fields(failed_trailers(error)), *self._caller.metadata.echo)
+        trailing = (*legal_fields(failed_trailers(error)), *pushback_fields(error), *self._caller.metadata.echo)
         if isinstance(error, UpstreamFailed):
             trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
         self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer

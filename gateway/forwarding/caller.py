@@ -92,6 +92,14 @@ class Caller(ABC):
     def fail(self, error: GatewayError, trailing: Fields) -> None:
         """The call's end, also after the front of an answer."""
 
+    def collect_request(self) -> None:
+        """Keep what comes of a large request, until it is asked for by `request_so_far`."""
+        raise NotImplementedError
+
+    def request_so_far(self) -> bytes:
+        """All that is here of a request that is collected."""
+        raise NotImplementedError
+
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
         """Send the rest of the request on as it arrives, and `ending` after it."""
         raise NotImplementedError

@@ -25,6 +25,7 @@ from gateway.errors import (
     UnknownModel,
     UpstreamFailed,
 )
+from gateway.forwarding.admission import TOO_LATE, Gates, Refused
 from gateway.forwarding.attempts import Attempt, Attempts
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
@@ -43,7 +44,19 @@ from gateway.hooks import (
     RetryRefused,
 )
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
-from gateway.status import LATE, MAY_HAVE_RUN, OK, Code, Meaning, Origin, Verdict, code_of, is_unknown_sequence, judge
+from gateway.status import (
+    LATE,
+    MAY_HAVE_RUN,
+    OK,
+    Code,
+    Meaning,
+    Origin,
+    Verdict,
+    code_of,
+    is_queue_full,
+    is_unknown_sequence,
+    judge,
+)
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
@@ -89,6 +102,7 @@ class Work:
     upstream_id: str | None  # of the attempt under way, if it is traced
     failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
     repeats: int  # times that it was sent again although it may have been executed
+    refused: Refused | None  # by the gate of the last variant that had no room for it, if any
 
     def __init__(
         self,
@@ -112,6 +126,7 @@ class Work:
         self.upstream_id = upstream_id
         self.failures = failures
         self.repeats = 0
+        self.refused = None
 
 
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
@@ -138,6 +153,7 @@ class Inference:
         self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
+        self.gates = Gates()
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -405,9 +421,21 @@ class Inference:
         work.repeats += 1
         return True
 
+    def learn_of_overload(self, work: Work) -> None:
+        """After a failed attempt: was the server's queue full? Then the model's calls are limited from now on."""
+        attempt, failure, verdict = work.failures[-1]
+        if not is_queue_full(verdict, failure.text):
+            return
+        variant = attempt.variant
+        pool = self.topology.pools.get(variant.upstream)
+        if pool is not None:
+            in_flight = sum(endpoint.in_flight for endpoint in pool.endpoints)
+            self.gates.overloaded(variant.upstream, variant.model, in_flight, self.clock())
+
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""
-        return last_asked(self._given_up(work), work)
+        error = self._given_up(work) if work.refused is None else _no_room(work.route.model, work.refused)
+        return last_asked(error, work)
 
     def _given_up(self, work: Work) -> GatewayError:
         if work.sequence and work.pin and work.failures and work.failures[-1][2].meaning is not Meaning.OVERLOADED:
@@ -486,6 +514,15 @@ def _shown(code: Code, failure: CallFailed) -> str:
 
 def _overload_text(work: Work) -> str:
     return next(f.text for _, f, v in reversed(work.failures) if v.meaning is Meaning.OVERLOADED)
+
+
+def _no_room(model: str, refused: Refused) -> Overloaded:
+    seconds = refused.retry_after
+    if refused.reason == TOO_LATE:
+        text = "so many calls are before this one that its answer would come after its deadline"
+    else:
+        text = "there are more calls than its servers can answer"
+    return Overloaded(f"model '{model}': {text}; try again in {seconds:.2g} s", seconds)
 
 
 def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:

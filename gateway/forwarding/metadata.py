@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.errors import GatewayError
+from gateway.forwarding.retry_info import retry_trailers
 from gateway.rpc.metadata import text_of
 from gateway.types import Metadata, MetadataValue, Served
 
@@ -81,8 +82,9 @@ def trace_context(metadata: Mapping[str, str]) -> Metadata:
 
 
 def failed_trailers(error: GatewayError) -> Metadata:
-    """As `served_trailers`, of an error: who was asked last. Nothing if the request reached nobody."""
-    return served_trailers(error.served) if error.served is not None else ()
+    """As `served_trailers`, of an error: who was asked last, if anybody was; and of overload, when to try again."""
+    served = served_trailers(error.served) if error.served is not None else ()
+    return (*served, *retry_trailers(error))
 
 
 def served_trailers(served: Served) -> Metadata:

@@ -133,6 +133,11 @@ class Stream:
             self._join()
             self._parts = None
 
+    def collected(self) -> bytes:
+        """What is here of the one message, as it grows."""
+        self._join()
+        return self.body
+
     def _join(self) -> None:
         parts = self._parts
         if parts is not None and len(parts) > 1:

@@ -13,7 +13,7 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +31,7 @@ from gateway.hooks import (
     ConnectionFull,
     EndpointChanged,
     EndpointEjected,
+    GateNow,
     PipelinesNow,
     RetryRefused,
     StepEnded,
@@ -126,7 +127,9 @@ class Metrics:
         self._upstreams: set[str] = set()  # upstreams in the config
         self._certificates: set[str] = set()  # config keys of certificates
         self._pipelines: Callable[[], PipelinesNow] | None = None
-        self._gauged: dict[tuple[str, ...], float] = {}  # last values of the pipelines' gauges, by name and labels
+        self._gates: Callable[[], Sequence[GateNow]] = tuple
+        self._refusals: dict[tuple[str, str, str], int] = {}  # what was told of them last
+        self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
         if settings.shared:
             self.scrape = Scrape.of_directory(settings.shared.path)
@@ -141,13 +144,13 @@ class Metrics:
                 if series.has_moved:
                     series.flush()
             if self._pipelines is not None:
-                self._tell_pipelines(self._pipelines())
+                self._tell_now(self._pipelines(), self._gates())
 
-    def watch(self, pipelines: Callable[[], PipelinesNow]) -> None:
-        """Have `pipelines` asked, from any thread, at each reading."""
-        self._pipelines = pipelines
+    def watch(self, pipelines: Callable[[], PipelinesNow], gates: Callable[[], Sequence[GateNow]] = tuple) -> None:
+        """Have these asked, from any thread, at each reading."""
+        self._pipelines, self._gates = pipelines, gates
 
-    def _tell_pipelines(self, now: PipelinesNow) -> None:
+    def _tell_now(self, now: PipelinesNow, gates: Sequence[GateNow]) -> None:
         told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
         for step in now.steps:
             told["running", step.pipeline, step.step] = step.running
@@ -155,6 +158,12 @@ class Metrics:
             told["oldest", step.pipeline, step.step] = step.oldest
         for model, faults in now.faults.items():
             told["faults", model] = faults
+        for gate in gates:
+            told["limit", gate.upstream, gate.model] = gate.limit
+            told["limited", gate.upstream, gate.model] = gate.in_flight
+            told["limit_waiting", gate.upstream, gate.model] = gate.waiting
+            told["limit_latency", gate.upstream, gate.model] = gate.latency
+            self._tell_refusals(gate)
         gauges = self._families.pipelines
         for key in [key for key, value in self._gauged.items() if value and key not in told]:
             told[key] = 0
@@ -163,6 +172,12 @@ class Metrics:
                 gauge = gauges[key[0]]
                 (gauge.labels(*key[1:]) if len(key) > 1 else gauge).set(value)
         self._gauged.update(told)
+
+    def _tell_refusals(self, gate: GateNow) -> None:
+        for reason, count in gate.refused.items():
+            key = (gate.upstream, gate.model, reason)
+            self._families.refusals.labels(*key).inc(count - self._refusals.get(key, 0))
+            self._refusals[key] = count
 
     def call_started(self, event: CallStarted) -> None:
         series = self._of(event)
@@ -310,6 +325,11 @@ class _Families:
         )
         self.request_bytes = counter("gateway_request_bytes", "Message bytes received from callers.", "model")
         self.response_bytes = counter("gateway_response_bytes", "Message bytes sent to callers.", "model")
+        self.refusals = counter(
+            "gateway_limit_refusals",
+            "Calls refused since a model's servers could not answer them (in time).",
+            *("upstream", "upstream_model", "reason"),
+        )
         self.refused = counter(
             "gateway_connections_refused",
             "Callers' connections closed as they came, by what there were too many of.",
@@ -382,13 +402,25 @@ class _Families:
         )
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
-        """Gauges of `PipelinesNow`."""
+        """Gauges of what `PipelinesNow` and `GateNow` say."""
         by_step = ["model", "step"]
+        by_limit = ["upstream", "upstream_model"]
 
         def gauge(name: str, help_text: str, labels: list[str], mode: str) -> Gauge:
             return Gauge(name, help_text, labels, registry=registry, multiprocess_mode=mode)  # type: ignore[arg-type]
 
         return {
+            "limit": gauge(
+                "gateway_limit_calls", "How many calls may be in flight; 0 if it is not limited.", by_limit, "livesum"
+            ),
+            "limited": gauge("gateway_limit_in_flight", "How many of these are.", by_limit, "livesum"),
+            "limit_waiting": gauge("gateway_limit_waiting", "Calls that wait for a place.", by_limit, "livesum"),
+            "limit_latency": gauge(
+                "gateway_limit_latency_seconds",
+                "How long an answer takes, by which it is decided whether a call comes too late.",
+                by_limit,
+                "livemax",
+            ),
             "running": gauge("gateway_step_threads", "Threads that run a pipeline's step now.", by_step, "livesum"),
             "waiting": gauge("gateway_step_queued", "Tasks of a step that wait for a thread.", by_step, "livesum"),
             "oldest": gauge(

@@ -57,7 +57,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         UPSTREAM + "wokers: 2\ndirect: {models: all}\n",
         [
             "gateway.yaml:2: wokers: unknown key 'wokers'; known: listen, workers, admin, server, upstreams, "
-            "direct, models, pipelines, sequences, telemetry (did you mean 'workers'?)"
+            "direct, models, admission, pipelines, sequences, telemetry (did you mean 'workers'?)"
         ],
     ),
     "misspelt key deep down": (
@@ -65,8 +65,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [
             "gateway.yaml:7: models.m.variants.c.model: is missing; needs: model name (1 to 200 ASCII characters without "
             "space and '/')",
-            "gateway.yaml:7: models.m.variants.c.modell: unknown key 'modell'; known: upstream, model, version, attempt_timeout (did you "
-            "mean 'model'?)",
+            "gateway.yaml:7: models.m.variants.c.modell: unknown key 'modell'; known: upstream, model, version, "
+            "attempt_timeout, limit (did you mean 'model'?)",
         ],
     ),
     "wrong types": (
@@ -202,8 +202,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         [
             "gateway.yaml:8: models.m.rules[0].match: has no condition, so it would match every call; a key below "
             "'metadata' or 'parameters'",
-            "gateway.yaml:9: models.m.rules[1].match.metadata.k.regex: is not a regular expression: missing ), "
-            "unterminated subpattern at position 0; needs: regular expression",
+            "gateway.yaml:9: models.m.rules[1].match.metadata.k.regex: is not a regular expression: unclosed group"
+            "; needs: regular expression",
             "gateway.yaml:10: models.m.rules[2].match.metadata.k: needs one test; a value, a list of values, or one of "
             "'prefix', 'regex', 'present'",
             "gateway.yaml:11: models.m.rules[3].match.parameters.k[1]: is a list; needs: value",

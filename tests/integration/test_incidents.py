@@ -196,15 +196,24 @@ async def test_bad_model_version(site: Site, triton: LocalTriton) -> None:
 
 
 async def test_overload(site: Site) -> None:
-    """Which queue was full is a label; the caller is told at once."""
+    """Which queue was full is a label; those for whom there is no time are told at once, and the others wait here."""
     async with channel_to(site.listen) as channel:
         request = infer("embed", [[100]], "INT32")
         outcomes: list[Outcome] = await asyncio.gather(*(call(channel, request) for _ in range(12)))
+        assert {outcome.code for outcome in outcomes} <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert await site.metric("gateway_queue_full_total", model="embed", where="upstream") >= 12 - 5
+        outcomes = await asyncio.gather(*(call(channel, request) for _ in range(300)))
+        _, state = await http(site.admin, "/state")
     refused = [outcome for outcome in outcomes if outcome.code is grpc.StatusCode.RESOURCE_EXHAUSTED]
     assert refused
-    assert all("Exceeds maximum queue size" in outcome.text for outcome in refused)
-    assert await site.metric("gateway_queue_full_total", model="embed", where="upstream") == len(refused)
-    assert await site.metric("gateway_requests_total", model="embed", code="RESOURCE_EXHAUSTED") == len(refused)
+    assert all("grpc-status-details-bin" in outcome.trailers for outcome in refused)
+    (limit,) = state["limits"]
+    assert limit["model"] == "slow"
+    assert limit["refused"]["queue_full"] > 0
+    upstream_model = {"upstream": limit["upstream"], "upstream_model": "slow"}
+    counted = await site.metric("gateway_limit_refusals_total", reason="queue_full", **upstream_model)
+    assert counted == limit["refused"]["queue_full"]
+    assert await site.metric("gateway_limit_calls", **upstream_model) >= 1
 
 
 async def test_config_rejected(site: Site) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from gateway.routing import AnyOf, Condition, Exact, Key, Prefix, Present, Regex, Rule, as_text
@@ -29,6 +31,9 @@ TIER = Key("parameter", "tier")
         pytest.param(Regex("[ab]+"), "abba", True, id="regex"),
         pytest.param(Regex("[ab]+"), "abbac", False, id="regex_must_match_the_whole_value"),
         pytest.param(Regex("[ab]+"), "ab\n", False, id="regex_no_trailing_newline"),
+        pytest.param(Regex("a|b"), "ab", False, id="regex_alternatives_match_the_whole_value"),
+        pytest.param(Regex(r"(?i)EU-\d+"), "eu-12", True, id="regex_flags"),
+        pytest.param(Regex("[äö]+"), "äö", True, id="regex_any_script"),
         pytest.param(Regex(".*"), None, False, id="regex_absent"),
         pytest.param(Regex("a*"), "a" * (MAX_REGEX_TEXT - 1), True, id="regex_below_its_limit"),
         pytest.param(Regex("a*"), "a" * MAX_REGEX_TEXT, True, id="regex_at_its_limit"),
@@ -97,5 +102,23 @@ def test_a_metadata_key_that_facts_cannot_have_is_refused(name: str) -> None:
 
 
 def test_a_pattern_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a regular expression"):
+    with pytest.raises(ValueError, match="unclosed group"):
         Regex("(")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+", "(a|a)*", "(a*)*b", "(.*a){20}", r"(\w+\s?)*x", "(a{0,30}){0,30}", "(a?){500}a{500}"]
+)
+def test_no_value_takes_a_regular_expression_long(pattern: str) -> None:
+    """Python's engine takes years for some of these, and the worker's loop with it."""
+    regex = Regex(pattern)
+    began = time.process_time()
+    for value in ("a" * 45 + "!", "a" * (MAX_REGEX_TEXT - 1) + "!", "a " * (MAX_REGEX_TEXT // 2)):
+        regex.holds(value)
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)b", r"(a)\1", "a)(b", "(", "[", "(((a{1,100}){1,100}){1,100}){1,100}"])
+def test_what_needs_backtracking_or_is_none_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match=r"supported|unopened|unclosed|exceeds"):
+        Regex(pattern)

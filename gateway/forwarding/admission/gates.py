@@ -1,0 +1,109 @@
+"""The gates in force, by upstream and Triton model: those of the config, and those that overload has called for.
+
+A model whose limit is `auto` has none, and costs nothing, until one of its servers refuses a call because its queue is
+full. No caller can bring that about for a model that has room. Streams are not held at gates: how long one message of
+a decoupled model takes says nothing of the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.forwarding.admission.gate import REASONS, Gate
+from gateway.forwarding.admission.limit import AdaptiveLimit
+from gateway.hooks import GateNow
+
+_log = logging.getLogger(__name__)
+
+GateKey = tuple[str, str]
+"""An upstream, and the name of a model at its servers."""
+
+AUTO: Final = -1
+NONE: Final = 0
+_BATCH: Final = "batch"
+_ADOPTED_SECONDS: Final = 0.25  # that calls count which were on their way before there was a gate
+_FEWEST: Final = 2  # calls in flight that a search begins with
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """What the config says of it."""
+
+    limits: Mapping[GateKey, int] = field(default_factory=dict)  # calls, or AUTO, which is the default, or NONE
+    caller: str = ""  # metadata key by whose value callers share; "": by their connections
+    priority: str = ""  # metadata key by which a call says that it is of the batch class; "": none is
+
+
+def _later(seconds: float, act: Callable[[], None]) -> object:
+    return asyncio.get_running_loop().call_later(seconds, act)
+
+
+class Gates:
+    """By model. `table` is empty, and false, when nothing is limited."""
+
+    def __init__(self, later: Callable[[float, Callable[[], None]], object] = _later) -> None:
+        """later: calls a function after so many seconds."""
+        self._later = later
+        self.table: dict[GateKey, Gate] = {}
+        self._settings = AdmissionSettings()
+        self._refusals: dict[GateKey, dict[str, int]] = {}  # of all gates that there were
+
+    def apply(self, settings: AdmissionSettings, now: float) -> None:
+        """Put a config in force. A gate whose limit has changed lets all go who wait at it."""
+        before, self._settings = self._settings, settings
+        for key in list(self.table):
+            limit, old = settings.limits.get(key, AUTO), before.limits.get(key, AUTO)
+            if limit > 0 and old > 0:
+                self.table[key].resize(limit, now)
+            elif limit != old:
+                self.table.pop(key).dissolve()
+        for key, limit in settings.limits.items():
+            if limit > 0 and key not in self.table:
+                self._add(key, AdaptiveLimit(limit, now), now, limit)
+
+    def _add(self, key: GateKey, adaptive: AdaptiveLimit, now: float, fixed: int = 0) -> Gate:
+        refusals = self._refusals.setdefault(key, dict.fromkeys(REASONS, 0))
+        gate = self.table[key] = Gate(now, adaptive=adaptive, fixed=fixed, refusals=refusals)
+        return gate
+
+    def left(self, upstream: str, model: str, refused: bool, now: float) -> None:
+        """A call has ended that had no place. refused: since the server's queue was full."""
+        gate = self.table.get((upstream, model))
+        if gate is not None:
+            gate.adopted_left(refused, now)
+
+    def maybe_gate(self, upstream: str, model: str, now: float) -> Gate | None:
+        key = (upstream, model)
+        gate = self.table.get(key)
+        if gate is not None and gate.is_idle(now):
+            self.table.pop(key).dissolve()
+            _log.info("model %s of upstream %s: calls are no longer limited", model, upstream)
+            return None
+        return gate
+
+    def overloaded(self, upstream: str, model: str, in_flight: int, now: float) -> None:
+        """A server has refused a call since its queue is full. in_flight: of the upstream, at that moment."""
+        key = (upstream, model)
+        if key in self.table or self._settings.limits.get(key, AUTO) != AUTO:
+            return
+        gate = self._add(key, AdaptiveLimit(max(in_flight, _FEWEST), now), now)
+        gate.adopt(in_flight)
+        self._later(_ADOPTED_SECONDS, lambda: gate.disown(now + _ADOPTED_SECONDS))
+        _log.warning("model %s of upstream %s refuses calls: its queue is full; they are limited now", model, upstream)
+
+    def turn_of(self, metadata: Mapping[str, str], connection: Hashable) -> Hashable:
+        """Whose turn a call waits for."""
+        key = self._settings.caller
+        return (metadata.get(key) if key else None) or connection
+
+    def is_batch(self, metadata: Mapping[str, str]) -> bool:
+        key = self._settings.priority
+        return bool(key) and metadata.get(key) == _BATCH
+
+    def now(self) -> list[GateNow]:
+        """May be asked from any thread."""
+        return [gate.now(*key) for key, gate in list(self.table.items())]

@@ -1,0 +1,203 @@
+"""What a gate decides, call by call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.forwarding.admission import FULL, TOO_LATE, AdaptiveLimit, AdmissionSettings, Gate, Gates, Refused
+
+
+@dataclass(eq=False)
+class Call:
+    turn: str = "a"
+    until: float | None = None
+    gate: Gate | None = None  # left at once if admitted
+    told: list[str] = field(default_factory=list)
+
+    def admitted(self) -> None:
+        self.told.append("admitted")
+        if self.gate is not None:
+            self.gate.leave(0.0)
+
+    def shed(self, reason: str, retry_after: float) -> None:
+        self.told.append(reason)
+
+
+def gate_of(limit: int) -> Gate:
+    return Gate(0.0, adaptive=AdaptiveLimit(limit, 0.0), fixed=limit)
+
+
+def enter_many(gate: Gate, calls: int) -> None:
+    for _ in range(calls):
+        gate.enter(Call(), False, 0.0)
+
+
+def test_calls_up_to_the_limit_go_and_the_next_ones_wait_for_their_places() -> None:
+    gate, calls = gate_of(2), [Call() for _ in range(4)]
+    assert [gate.enter(call, False, 0.0) for call in calls] == [True, True, False, False]
+    gate.leave(0.1)
+    assert [call.told for call in calls] == [[], [], ["admitted"], []]
+    gate.leave(0.1)
+    assert calls[3].told == ["admitted"]
+    assert gate.in_flight == 2
+
+
+def test_callers_take_turns() -> None:
+    gate = gate_of(1)
+    gate.enter(Call(), False, 0.0)
+    many, one = [Call("many") for _ in range(3)], Call("one")
+    for call in (*many, one):
+        gate.enter(call, False, 0.0)
+    gate.leave(0.1)
+    gate.leave(0.1)
+    assert [*(call.told for call in many), one.told] == [["admitted"], [], [], ["admitted"]]
+
+
+def test_of_one_callers_calls_the_one_goes_whose_deadline_is_nearest() -> None:
+    gate = gate_of(1)
+    gate.enter(Call(), False, 0.0)
+    never, late, soon = Call(), Call(until=9.0), Call(until=5.0)
+    for call in (never, late, soon):
+        gate.enter(call, False, 0.0)
+    order = []
+    for _ in range(3):
+        gate.leave(0.1)
+        order += [call for call in (never, late, soon) if call.told and call not in order]
+    assert order == [soon, late, never]
+
+
+def test_calls_of_the_batch_class_go_when_no_others_wait() -> None:
+    gate = gate_of(1)
+    gate.enter(Call(), False, 0.0)
+    batch, other = Call(), Call()
+    gate.enter(batch, True, 0.0)
+    gate.enter(other, False, 0.0)
+    gate.leave(0.1)
+    assert (batch.told, other.told) == ([], ["admitted"])
+
+
+def test_a_call_that_no_longer_waits_takes_no_place() -> None:
+    gate, gone = gate_of(1), Call()
+    gate.enter(Call(), False, 0.0)
+    gate.enter(gone, False, 0.0)
+    gate.abandon(gone)
+    gate.abandon(gone)
+    gate.leave(0.1)
+    assert gone.told == []
+    assert gate.in_flight == 0
+
+
+def test_what_cannot_be_answered_before_its_deadline_is_refused_at_once() -> None:
+    gate = gate_of(1)
+    now = 0.0
+    for _ in range(40):  # with one more that waits each time, so that the rate is the servers'
+        gate.enter(Call(), False, now)
+        now += 0.1
+        gate.answered(0.1, now)
+        while gate.in_flight:
+            gate.leave(now)
+        gate.enter(Call(), False, now)
+        gate.enter(Call(), False, now)
+        gate.leave(now)
+        gate.leave(now)
+    gate.enter(Call(), False, now)
+    with pytest.raises(Refused) as refused:
+        gate.enter(Call(until=now + 0.15), False, now)
+    assert refused.value.reason == TOO_LATE
+    assert 0.05 <= refused.value.retry_after <= 0.2
+    assert gate.enter(Call(until=now + 1.0), False, now) is False
+
+
+def test_a_queue_is_bounded_and_says_when_to_try_again() -> None:
+    gate = gate_of(1)
+    gate.enter(Call(), False, 0.0)
+    with pytest.raises(Refused) as refused:
+        enter_many(gate, 1_000)
+    assert refused.value.reason == FULL
+    assert refused.value.retry_after > 0
+    assert gate.now("upstream", "model").refused == {FULL: 1, TOO_LATE: 0}
+
+
+def test_after_a_servers_refusal_nobody_else_is_sent_before_an_answer_has_come() -> None:
+    gate, waiting = gate_of(3), Call()
+    for _ in range(3):
+        gate.enter(Call(), False, 0.0)
+    gate.enter(waiting, False, 0.0)
+    gate.server_refused()
+    gate.leave(0.1)
+    assert waiting.told == []
+    gate.answered(0.1, 0.2)
+    gate.leave(0.2)
+    assert waiting.told == ["admitted"]
+
+
+def test_a_thousand_calls_that_end_as_they_are_admitted_end_one_after_the_other() -> None:
+    """And not one inside the other, which Python bounds."""
+    gate = gate_of(900)
+    for _ in range(900):
+        gate.enter(Call(), False, 0.0)
+    calls = [Call(gate=gate) for _ in range(900)]
+    for call in calls:
+        gate.enter(call, False, 0.0)
+    for _ in range(900):
+        gate.leave(0.1)
+    assert all(call.told == ["admitted"] for call in calls)
+    assert gate.in_flight == 0
+
+
+def test_a_model_is_limited_from_the_first_refusal_of_a_server_on_and_not_for_ever() -> None:
+    gates = Gates(lambda seconds, act: None)
+    assert not gates.table
+    gates.overloaded("gpu", "m", 9, 0.0)
+    gate = gates.maybe_gate("gpu", "m", 0.0)
+    assert gate is not None
+    assert gate.limit == 9
+    assert gates.maybe_gate("gpu", "other", 0.0) is None
+    assert gates.maybe_gate("gpu", "m", 100.0) is None  # it was not reached since
+    assert not gates.table
+
+
+def test_calls_that_were_on_their_way_before_there_was_a_gate_take_places_for_a_moment() -> None:
+    later: list[Callable[[], None]] = []
+    gates = Gates(lambda seconds, act: later.append(act))
+    gates.overloaded("gpu", "m", 5, 0.0)  # of which three are of another model
+    gate = gates.table["gpu", "m"]
+    calls = [Call() for _ in range(3)]
+    assert [gate.enter(call, False, 0.0) for call in calls] == [False, False, False]
+    gates.left("gpu", "m", False, 0.1)
+    assert [bool(call.told) for call in calls] == [True, False, False]
+    later[0]()
+    assert gate.in_flight == 3
+
+
+def test_limits_of_the_config_hold_at_once_and_none_means_none() -> None:
+    gates = Gates(lambda seconds, act: None)
+    gates.apply(AdmissionSettings({("gpu", "fixed"): 4, ("gpu", "free"): 0}), 0.0)
+    gates.overloaded("gpu", "free", 9, 0.0)
+    assert [(now.model, now.limit) for now in gates.now()] == [("fixed", 4)]
+
+
+def test_a_limit_that_is_raised_or_goes_lets_those_go_who_wait() -> None:
+    gates, calls = Gates(lambda seconds, act: None), [Call() for _ in range(5)]
+    gates.apply(AdmissionSettings({("gpu", "m"): 1}), 0.0)
+    gate = gates.table["gpu", "m"]
+    for call in calls:
+        gate.enter(call, False, 0.0)
+    gates.apply(AdmissionSettings({("gpu", "m"): 3}), 0.0)
+    assert [bool(call.told) for call in calls] == [False, True, True, False, False]
+    gates.apply(AdmissionSettings(), 0.0)
+    assert all(call.told for call in calls[1:])
+
+
+def test_callers_are_told_apart_by_a_metadata_key_or_else_by_their_connection() -> None:
+    gates = Gates(lambda seconds, act: None)
+    assert gates.turn_of({"x-tenant": "t"}, 7) == 7
+    assert not gates.is_batch({"x-priority": "batch"})
+    gates.apply(AdmissionSettings(caller="x-tenant", priority="x-priority"), 0.0)
+    assert gates.turn_of({"x-tenant": "t"}, 7) == "t"
+    assert gates.turn_of({}, 7) == 7
+    assert gates.is_batch({"x-priority": "batch"})
+    assert not gates.is_batch({"x-priority": "high"})
