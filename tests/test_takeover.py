@@ -11,6 +11,7 @@ import pytest
 
 from gateway.config import Config, Loaded
 from gateway.event_log import EventLog
+from gateway.forwarding.admission import Gates
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ConfigChanged, NoHooks
@@ -47,6 +48,7 @@ class World(NoHooks):
             discovery,
             threads=Threads(1, 1),
             captures=Captures("0"),
+            gates=Gates(),
             events=EventLog(self),
             pipeline=UNUSED,
             collected=Budget(1 << 20, "answers"),

@@ -264,17 +264,20 @@ class Call:
     def _may_wait_again(self) -> bool:
         """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here."""
         work = self._work
-        attempts, last = work.attempts, work.attempts.last
-        if last is None or work.refused is not None or self._returns == _MOST_RETURNS or not work.failures:
-            return False
-        _, failure, verdict = work.failures[-1]
-        variant = last.variant
-        limited = (variant.upstream, variant.model) in self._inference.gates.table
-        if not limited or not is_queue_full(verdict, failure.text):
+        last = work.attempts.last
+        if last is None or work.refused is not None or self._returns == _MOST_RETURNS or not self._found_full():
             return False
         self._returns += 1
-        attempts.again(last)
+        work.attempts.again(last)
         return True
+
+    def _found_full(self) -> bool:
+        """Has the last server refused it since its queue was full, of a model whose calls are limited by now?"""
+        if not self._work.failures:
+            return False
+        attempt, failure, verdict = self._work.failures[-1]
+        is_limited = (attempt.variant.upstream, attempt.variant.model) in self._inference.gates.table
+        return is_limited and is_queue_full(verdict, failure.text)
 
     def admitted(self) -> None:
         attempt = self._stop_waiting()
@@ -489,8 +492,8 @@ class Call:
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)
         wait = pushback(client.trailing)
-        if wait is None:
-            wait = wait_before(self._attempt.number + 1, self._inference.draw())
+        if wait is None:  # who takes turns pauses until its turn comes
+            wait = 0.0 if self._found_full() else wait_before(self._attempt.number + 1, self._inference.draw())
         deadline = self._caller.deadline
         if wait < 0.0 or (deadline is not None and wait > 0.0 and self._inference.clock() + wait >= deadline):
             raise self._inference.given_up(self._work)  # the server wants no other, or there is no time for one

@@ -54,7 +54,7 @@ class LimitedWorld(World):
 
     def another(self, missing: int = 0) -> tuple[Call, Large]:
         caller = Large(missing)
-        call = Call(self.inference, caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST))
+        call = Call(self.inference, caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST), missing)
         call.begin()
         return call, caller
 
