@@ -186,8 +186,12 @@ def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:
 
 
 def is_queue_full(verdict: Verdict, text: str) -> bool:
-    """Has a server no room for any call? A caller who gives Triton little time is refused as well, by his own doing."""
-    return verdict.meaning is Meaning.OVERLOADED and not text.endswith(_QUEUE_TIMEOUT)
+    """Does a Triton say that its model's queue is full?
+
+    Only its own sentence counts: a caller who gives Triton little time is refused by his own doing, and what else has
+    no room (a connection of ours, a proxy) says nothing of how many calls the model can take.
+    """
+    return verdict.meaning is Meaning.OVERLOADED and text.endswith(_QUEUE_FULL)
 
 
 def _own_words(text: str, model: str, id: str) -> str:
