@@ -43,6 +43,10 @@ class BadInput(BadRequest):
     """An input of a pipeline or typed call is not what its step needs; the text names the input and the reason."""
 
 
+class TooHeavy(BadRequest):
+    """A message whose parsing would make too many objects."""
+
+
 class MalformedMessage(GatewayError):
     """Bytes that are no message of their method. Any gRPC server, Triton too, ends such a call with INTERNAL."""
 

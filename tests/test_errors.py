@@ -16,14 +16,12 @@ from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
 from gateway.forwarding.pipelines import CallRefused
 from gateway.status import Code
 from gateway.steps.step import BadTensor, StepFailed
-from gateway.v2.weight import TooHeavy
 
 MADE_OTHERWISE = {
     UnknownModel: lambda: UnknownModel("m", "3"),
     UpstreamFailed: lambda: UpstreamFailed(Code.ABORTED, "text", (("k", "v"),)),
     BadTensor: lambda: BadTensor("image", "empty", 2),
     StepFailed: lambda: StepFailed("decode", "ValueError"),
-    TooHeavy: TooHeavy,
     CallRefused: lambda: CallRefused("p", "m", UnknownModel("m")),
 }
 

@@ -206,7 +206,7 @@ def _body_of(request: Any) -> bytes:
     for key, value in request.parameters.items():
         message.parameters[key].string_param = value
     if sum(map(_texts_of, request.inputs.values())) * weight.TEXT > weight.MOST:
-        raise weight.TooHeavy
+        raise weight.too_heavy()
     for name, tensor in request.inputs.items():
         datatype, shape, raw = _raw_of(name, tensor)
         message.inputs.add(name=name, datatype=datatype, shape=shape)

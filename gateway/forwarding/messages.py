@@ -18,7 +18,7 @@ from gateway.forwarding.beside import beside
 from gateway.steps import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
 from gateway.v2.peek import encode_varint
 from gateway.v2.shapes import ImpossibleShape, elements_of, shown
-from gateway.v2.weight import BRIEF, MOST, TEXT, V2_REQUEST, V2_RESPONSE, TooHeavy, is_brief, weigh, weight_of_texts
+from gateway.v2.weight import BRIEF, MOST, TEXT, V2_REQUEST, V2_RESPONSE, is_brief, too_heavy, weigh, weight_of_texts
 
 _RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
 """Tags of `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2, what has a length."""
@@ -73,7 +73,7 @@ def tensors_of(named: Sequence[Any], raw: Sequence[bytes]) -> dict[str, Array]:
     if raw and len(raw) != len(named):
         raise BadInput(f"raw contents for {len(raw)} tensors, but {len(named)} are declared; each needs one")
     if weight_of_texts(named, raw) > MOST:
-        raise TooHeavy
+        raise too_heavy()
     arrays: dict[str, Array] = {}
     for number, tensor in enumerate(named):
         if tensor.name in arrays:

@@ -249,7 +249,7 @@ class PipelineModel:
         :raises Overloaded: if there is no room for it now.
         """
         if units > weight.MOST:
-            raise weight.TooHeavy
+            raise weight.too_heavy()
         size = units * weight.BYTES_EACH
         self._threads.room.enter_more(size, run.held)
         run.held += size

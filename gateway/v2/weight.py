@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from gateway.errors import BadRequest
+from gateway.errors import TooHeavy
 from gateway.v2.peek import fields
 from gateway.v2.shapes import ImpossibleShape, elements_of
 
@@ -52,14 +52,12 @@ _LONGEST_VARINT: Final = 10
 _LENGTH: Final = 2  # wire type of length-delimited fields
 
 
-class TooHeavy(BadRequest):
-    """Parsing the message would make too many objects."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"A message holds more than {MOST // TEXT} texts, {MOST // NUMBER} numbers in lists or {MOST // FIELD} "
-            "fields; send numbers as raw contents, and texts in several requests."
-        )
+def too_heavy() -> TooHeavy:
+    """What the sender of such a message is told."""
+    return TooHeavy(
+        f"A message holds more than {MOST // TEXT} texts, {MOST // NUMBER} numbers in lists or {MOST // FIELD} "
+        "fields; send numbers as raw contents, and texts in several requests."
+    )
 
 
 def weigh(body: bytes, parts: Parts, most: int = MOST) -> int:
@@ -107,7 +105,7 @@ def _weigh(body: bytes, at: int, end: int, parts: Parts, most: int) -> int:
             if inside is not None and tag & 7 == _LENGTH and weight <= most:
                 weight += _weigh(body, begin, stop, inside, most - weight)
         if weight > most:
-            raise TooHeavy
+            raise too_heavy()
     return weight
 
 
