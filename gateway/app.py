@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +71,10 @@ class Place:
 
     admin_listen: str  # of this process: the configured address, or a socket that the supervisor asks
     shared: SharedDirectory | None = None  # for metrics; None if it is alone
-    shared_listen: str = ""  # the address that workers share; "" if it is alone and listens where the config says
+    shared_listen: str = (
+        ""  # where the supervisor listens; "" if this process is alone and listens where the config says
+    )
+    channel: socket.socket | None = None  # over which the supervisor hands connections
 
 
 class Gateway:
@@ -151,7 +155,7 @@ class Gateway:
             listen,
             server.max_message_bytes,
             max_collected_bytes=self._collected.most,
-            share_port=bool(self._place.shared_listen),
+            channel=self._place.channel,
             tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
             max_streams=server.max_streams,
             max_connections=server.max_connections,
