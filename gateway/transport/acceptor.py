@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 _AT_ONCE: Final = 200  # accepted in one turn of the loop
+_LAST_TURNS: Final = 20  # for what is in the queue at the end, while more may still come
 _PAUSE_SECONDS: Final = 0.5  # when the process or the system has nothing left for a connection
 
 log = logging.getLogger("gateway.transport")
@@ -41,17 +42,20 @@ class Acceptor:
         tls: ssl.SSLContext | None,
         *,
         protocol: Callable[[], asyncio.Protocol],
+        farewell: Callable[[], asyncio.Protocol],
         refuses: Callable[[int], bool],
         shaken: Callable[[asyncio.Protocol], None],
         patience: float,
     ) -> None:
         """protocol: one is made as a connection is accepted. refuses: by its descriptor, must a new connection go?
+        farewell: makes one that tells its peer so; with TLS that is worth no handshake, and the connection is closed.
         shaken: its protocol has the connection, after its handshake if there is TLS, or never will. patience: seconds
         for a handshake.
         """
         self._source = source
         self._tls = tls
         self._protocol = protocol
+        self._farewell = farewell
         self._refuses = refuses
         self._shaken = shaken
         self._patience = None if tls is None else patience
@@ -65,7 +69,10 @@ class Acceptor:
 
     async def last(self, seconds: float) -> None:
         """Take what is in the queue, and give handshakes so long to end: who is half-way in counts as a caller."""
-        self._accept()
+        turns = 0
+        while self._accept() and turns < _LAST_TURNS:
+            turns += 1
+            await asyncio.sleep(0)
         if self._shaking:
             await asyncio.wait(self._shaking, timeout=seconds)
 
@@ -88,27 +95,34 @@ class Acceptor:
             self._pause = None
         self._loop.remove_reader(self._source.fileno())
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Answers whether there may be more."""
         for _ in range(_AT_ONCE):
             try:
                 accepted, _ = self._source.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except EOFError:
                 self._rest()
-                return
+                return False
             except OSError as error:
                 log.error("no connection can be accepted for %g s: %s", _PAUSE_SECONDS, error)
                 self._rest()
                 self._pause = self._loop.call_later(_PAUSE_SECONDS, self._go_on)
-                return
-            if self._refuses(accepted.fileno()):
+                return False
+            if not self._refuses(accepted.fileno()):
+                self._begin(accepted, self._protocol())
+            elif self._tls is not None:
                 accepted.close()
-                continue
-            protocol = self._protocol()
-            task = self._loop.create_task(self._shake(accepted, protocol))
-            self._shaking.add(task)
-            task.add_done_callback(partial(self._done, accepted, protocol))
+            else:
+                self._begin(accepted, self._farewell())
+                return True  # its descriptor must be free again before the next one takes another
+        return True
+
+    def _begin(self, accepted: socket.socket, protocol: asyncio.Protocol) -> None:
+        task = self._loop.create_task(self._shake(accepted, protocol))
+        self._shaking.add(task)
+        task.add_done_callback(partial(self._done, accepted, protocol))
 
     def _done(self, accepted: socket.socket, protocol: asyncio.Protocol, task: asyncio.Task[None]) -> None:
         self._shaking.discard(task)

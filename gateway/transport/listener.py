@@ -211,6 +211,7 @@ class WireServer:
             source,
             tls,
             protocol=self._shaking_protocol,
+            farewell=self._protocol,
             refuses=self._refuses,
             shaken=self._shaken,
             patience=self.limits.handshake_seconds,
@@ -261,10 +262,9 @@ class WireServer:
         )
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
-        was_admitted = edge in self._shaking and not self.draining
-        self._shaking.discard(edge)
-        if not was_admitted and self._refuses(edge.transport.get_extra_info("socket").fileno()):
+        if edge not in self._shaking or self.draining:
             connection.break_off(0, "no more connections")
+        self._shaking.discard(edge)
         self._edges.add(edge)
         return connection
 
