@@ -168,7 +168,7 @@ class WireServer:
         if grace:
             if self._handed is not None:
                 await self._handed.wait_last(LAST_SECONDS)
-            await asyncio.gather(*(acceptor.last(LAST_SECONDS) for acceptor in self._acceptors))
+            await asyncio.gather(*[acceptor.last(LAST_SECONDS) for acceptor in self._acceptors])
         self.draining = True
         for acceptor in self._acceptors:
             acceptor.close()

@@ -19,7 +19,7 @@ from ledger import OPTIONS, Ledger, calling, request
 from traffic import http, until, until_readyz
 from tritonclient.grpc import service_pb2_grpc
 
-SECONDS = min(1800.0, float(os.environ.get("SOAK_SECONDS", "15")))
+SECONDS = min(1800.0, float(os.environ.get("SOAK_SECONDS", "10")))
 WARM = 5.0  # seconds
 MIB = 1 << 20
 SLOPE = 1.0  # MiB in ten minutes
