@@ -28,13 +28,17 @@ coverage: $(VENV)/.tools
 	-$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report= $(ROOMS)
 	@$(BIN)/coverage json -q -o - | $(BIN)/python .ci/coverage-by-room
 
-# What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own.
+# What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own; and a hundred
+# restarts, sixty killed workers and reloads, whose callers are grpc-js too where npm is.
 # SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed.
 soak: export SOAK_SECONDS := $(or $(SOAK_SECONDS),3600)
 soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
-soak: $(VENV)/.tools
+soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
-	$(BIN)/python -m pytest -rA tests/neighbours tests/differences
+	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults
+
+$(VENV)/grpc-js: $(VENV)/.tools
+	npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7
 
 # Has each Python what the sources use of it? NumPy's own types are for 3.11 and later, so before that they say nothing.
 OTHER_PYTHON := --no-warn-return-any --no-warn-unused-ignores --python-version

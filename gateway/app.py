@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -70,7 +71,8 @@ class Place:
 
     admin_listen: str  # of this process: the configured address, or a socket that the supervisor asks
     shared: SharedDirectory | None = None  # for metrics; None if it is alone
-    shared_listen: str = ""  # the address that workers share; "" if it is alone and listens where the config says
+    shared_listen: str = ""  # where the supervisor listens; "" if this process listens itself, where the config says
+    channel: socket.socket | None = None  # over which the supervisor hands connections over
 
 
 class Gateway:
@@ -179,7 +181,7 @@ class Gateway:
     async def _enter_server(self, exits: contextlib.AsyncExitStack) -> None:
         config, shared = self._first.config, self._place.shared_listen
         listen = shared or config.listen
-        settings = server_of(config, listen, share_port=bool(shared), refused=self._telemetry.connection_refused)
+        settings = server_of(config, listen, channel=self._place.channel, refused=self._telemetry.connection_refused)
         limits = CallLimits(config.server.default_deadline, config.server.max_deadline)
         forward = {
             INFER: ForwardMethod(Relay(self._models, self._topology, limits).handle, cut_through=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -105,14 +106,16 @@ def collected_of(config: Config, limit: Callable[[], int]) -> int:
     return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
 
 
-def server_of(config: Config, listen: str, *, share_port: bool, refused: Callable[[str], None]) -> ServerSettings:
+def server_of(
+    config: Config, listen: str, *, channel: socket.socket | None, refused: Callable[[str], None]
+) -> ServerSettings:
     """Where and how calls come in. refused: hears of each connection that could not stay, and why."""
     server, tls = config.server, config.server.tls
     return ServerSettings(
         listen,
         server.max_message_bytes,
         max_collected_bytes=collected_of(config, memory_limit),
-        share_port=share_port,
+        channel=channel,
         tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
         max_streams=server.max_streams,
         max_connections=server.max_connections,

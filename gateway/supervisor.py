@@ -1,7 +1,8 @@
 """I/O: several workers on one port. Starts them, replaces those that die, and answers the admin plane for all.
 
-Workers share the port by SO_REUSEPORT, the metrics directory, and the config file; nothing else. This process serves no
-gRPC. It asks each worker's own admin plane, over a socket in the runtime directory, how it is.
+Workers share the metrics directory and the config file; nothing else. This process serves no gRPC: it accepts
+connections and hands each to the worker that has the fewest. It asks each worker's own admin plane, over a socket in
+the runtime directory, how it is.
 """
 
 from __future__ import annotations
@@ -31,20 +32,22 @@ from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
 from gateway.telemetry.traffic import Traffic
+from gateway.transport.handover import Handover
+from gateway.transport.listener import BACKLOG, LAST_SECONDS
 from gateway.transport.sockets import bind
 
 _log = logging.getLogger(__name__)
 
 WORKER_VARIABLE = "GATEWAY_WORKER"
-"""Environment variable by which a worker is told its slot, directory, address and parent, as JSON. Internal."""
+"""Environment variable by which a worker is told its slot, directory, address, channel, parent, as JSON. Internal."""
 
 _POLL_SECONDS = 0.5
 _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
 _FAILED_STARTS = 3  # in a row, in one slot and with no worker up, before the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _ASK_SECONDS = 2.0  # for one answer of a worker
-_DOUBT_SECONDS = 10.0  # of silence, after which a worker does not count as one that answers
-_SILENT_SECONDS = 30.0  # after which it is killed: what blocks it for so long has made its callers leave
+_DOUBT_SECONDS = 5.0  # of silence, after which a worker does not count as one that answers
+_SILENT_SECONDS = 10.0  # after which it is killed: what blocks it for so long has made its callers leave
 _MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
 
 
@@ -66,7 +69,9 @@ def maybe_place(environ: Mapping[str, str]) -> tuple[Place, int] | None:
         admin_listen=f"unix:{_socket(runtime, told['slot'])}",
         shared=SharedDirectory(runtime / "metrics", told["slot"]),
         shared_listen=told["listen"],
+        channel=socket.socket(fileno=told["channel"]),
     )
+    os.set_inheritable(told["channel"], False)
     return place, told["parent"]
 
 
@@ -121,6 +126,7 @@ class Supervisor:
         self._runtime = Path()
         self._scratch: Scratch
         self._traffic: Traffic
+        self._handover: Handover
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; then every worker drains. A third signal, or one after the grace, kills them. The
@@ -134,7 +140,8 @@ class Supervisor:
         self._runtime = self._scratch.path
         try:
             prepare_directory(self._runtime / "metrics")
-            with reserve(self._config.listen) as address:
+            with reserve(self._config.listen) as (address, bound):
+                self._handover = Handover(bound)
                 scrape = Scrape.of_directory(self._runtime / "metrics")
                 async with (
                     numbers_of_pod(scrape, self._environ, VERSION) as self._traffic,
@@ -158,10 +165,11 @@ class Supervisor:
         keeping = [asyncio.ensure_future(self._keep(worker, address)) for worker in self._workers]
         polling = asyncio.ensure_future(self._poll())
         stopping = asyncio.ensure_future(self._stopping.wait())
+        accepting = asyncio.ensure_future(self._accept())
         code = 0
         try:
-            await asyncio.wait([stopping, *keeping], return_when=asyncio.FIRST_COMPLETED)
-            for task in keeping:
+            await asyncio.wait([stopping, accepting, *keeping], return_when=asyncio.FIRST_COMPLETED)
+            for task in (accepting, *keeping):
                 if task.done():
                     await task
         except CrashLoop as error:
@@ -170,10 +178,19 @@ class Supervisor:
         finally:
             polling.cancel()
             stopping.cancel()
+            accepting.cancel()
             self._stopping.set()
             await self._stop_workers()
-            await asyncio.gather(*keeping, polling, stopping, return_exceptions=True)
+            await asyncio.gather(*keeping, accepting, polling, stopping, return_exceptions=True)
         return code
+
+    async def _accept(self) -> None:
+        """:raises CannotServe: if somebody else has taken the port meanwhile."""
+        try:
+            await self._handover.open(BACKLOG)
+        except OSError as error:
+            raise CannotServe(f"cannot listen on {self._config.listen}: {error.strerror}") from error
+        await self._stopping.wait()
 
     async def _keep(self, worker: _Worker, address: str) -> None:
         """Keep a process in a slot until the end.
@@ -195,20 +212,32 @@ class Supervisor:
 
     async def _run_once(self, worker: _Worker, address: str) -> int:
         """Start a process in a slot; its exit code, once it has ended."""
-        told = {"slot": worker.slot, "runtime": str(self._runtime), "listen": address, "parent": os.getpid()}
+        taker, channel = self._handover.join()
+        told = {
+            "slot": worker.slot,
+            "runtime": str(self._runtime),
+            "listen": address,
+            "channel": channel.fileno(),
+            "parent": os.getpid(),
+        }
         worker.reasons, worker.state, worker.started, worker.silent_since = _STARTING, {}, time.monotonic(), None
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            env={**self._environ, WORKER_VARIABLE: json.dumps(told)},
-            stdin=asyncio.subprocess.DEVNULL,
-            # In a session of its own, so that Ctrl-C reaches this process alone, which then has the workers drain.
-            start_new_session=True,
-            pass_fds=() if self._scratch.lock is None else (self._scratch.lock,),  # a worker may outlive this process
-        )
+        descriptors = [channel.fileno()]
+        if self._scratch.lock is not None:  # a worker may outlive this process
+            descriptors.append(self._scratch.lock)
+        with channel:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env={**self._environ, WORKER_VARIABLE: json.dumps(told)},
+                stdin=asyncio.subprocess.DEVNULL,
+                # In a session of its own, so that Ctrl-C reaches this process alone, which then has the workers drain.
+                start_new_session=True,
+                pass_fds=descriptors,
+            )
         worker.process = process
         if self._stopping.is_set():  # while it was started, so nobody has told it
             process.terminate()
         code = await process.wait()
+        self._handover.leave(taker)
         worker.ready, worker.reasons = False, ("ended",)
         worker_ended(SharedDirectory(self._runtime / "metrics", worker.slot))
         return code
@@ -225,6 +254,7 @@ class Supervisor:
                 worker.process.send_signal(number)
 
     async def _stop_workers(self) -> None:
+        accepting = asyncio.ensure_future(self._accept_a_while())
         self._signal_all(signal.SIGTERM)
         server = self._config.server
         waits = [asyncio.ensure_future(w.process.wait()) for w in self._workers if w.process is not None]
@@ -233,6 +263,13 @@ class Supervisor:
             if late:
                 _log.error("%d workers did not end in time and are killed", len(late))
                 self._signal_all(signal.SIGKILL)
+        accepting.cancel()
+        await asyncio.gather(accepting, return_exceptions=True)
+
+    async def _accept_a_while(self) -> None:
+        """As long as the workers do, which then wait to hear from here that none comes any more."""
+        await asyncio.sleep(self._config.server.drain_delay)
+        await self._handover.close(LAST_SECONDS)
 
     # What the admin plane shows
 
@@ -304,11 +341,11 @@ def _how(code: int) -> str:
 
 
 @contextlib.contextmanager
-def reserve(listen: str, flag: str = "--listen") -> Iterator[str]:
-    """Hold a port for workers to share, without listening on it.
+def reserve(listen: str, flag: str = "--listen") -> Iterator[tuple[str, socket.socket]]:
+    """Hold a port without listening on it: its address, and the socket.
 
     flag:  what chooses it, for the message.
-    :raises CannotServe: if somebody else has it. Sharing alone would not tell: it would split the calls with them.
+    :raises CannotServe: if somebody else has it.
     """
     host, port = split_address(listen)
     with contextlib.ExitStack() as exits:
@@ -316,13 +353,13 @@ def reserve(listen: str, flag: str = "--listen") -> Iterator[str]:
             with bind(host, port) as probe:
                 probe.listen(1)  # a port that is held and not listened on is refused only now
                 taken = probe.getsockname()[1]
-            held = exits.enter_context(bind(host, taken, reuse_port=True))
+            held = exits.enter_context(bind(host, taken))
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # else it would stop no other's probe
         except OSError as error:
             raise CannotServe(
                 f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with {flag}"
             ) from error
-        yield f"{listen.rpartition(':')[0]}:{taken}"
+        yield f"{listen.rpartition(':')[0]}:{taken}", held
 
 
 def worker_command() -> list[str]:

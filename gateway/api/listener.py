@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import resource
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,7 @@ class ServerSettings:
 
     listen: str  # HOST:PORT, port 0 for a free one
     max_message_bytes: int
-    share_port: bool = False  # with other workers, by SO_REUSEPORT
+    channel: socket.socket | None = None  # from the supervisor, which listens there; None if this process does
     tls: ServerTls | None = None
     max_collected_bytes: int = 512 << 20  # of messages that must be here whole, of all connections
     max_streams: int = 1000  # calls at once on one connection
@@ -108,7 +109,11 @@ class Listener:
         listen, tls = self._settings.listen, self._settings.tls
         try:
             self._context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
-            self.port = self._server.listen(listen, self._context, reuse_port=self._settings.share_port)
+            if self._settings.channel is None:
+                self.port = self._server.listen(listen, self._context)
+            else:
+                self.port = int(listen.rpartition(":")[2])
+                self._server.take_from(self._settings.channel, self._context)
         except OSError as error:
             raise CannotServe(
                 f"cannot listen on {listen}: {error.strerror}; stop what uses it or choose another with --listen"

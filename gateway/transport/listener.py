@@ -19,15 +19,17 @@ from gateway.rpc.budget import Budget
 from gateway.rpc.requests import RequestHeads
 from gateway.rpc.server import Ends, ServerCall, ServerConnection
 from gateway.status import Code
+from gateway.transport.acceptor import Acceptor, Source
 from gateway.transport.edge import Alarm, Edge
+from gateway.transport.handover import HandedOver
 from gateway.transport.servicer import MethodHandler, Servicing
 from gateway.transport.sockets import bind
-from gateway.transport.tls_acceptor import TlsAcceptor
 
 BACKLOG: Final = 1024
 AGE_JITTER: Final = 0.1  # part of the maximum age, so that clients which came together leave one by one
 TICK_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 1.0  # seconds for the last bytes of connections that were cut
+LAST_SECONDS: Final = 1.0  # seconds for connections that were on their way when the server stops
 SMALL_REQUEST: Final = 65_536  # bytes of the largest message of a method in `small`; a name has 1,000 at most
 COLLECTED: Final = "server.max_collected_bytes"
 CONNECTIONS_PART: Final = f"half of {COLLECTED}, which one connection may have"
@@ -96,10 +98,11 @@ class WireServer:
         self._descriptors = descriptors
         self._refused = refused
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
-        self._servers: list[asyncio.AbstractServer] = []
-        self._acceptors: list[TlsAcceptor] = []
+        self._handed: HandedOver | None = None
+        self._handed_tls: ssl.SSLContext | None = None
+        self._acceptors: list[Acceptor] = []
         self._edges: set[ServerEdge] = set()
-        self._shaking: set[Any] = set()  # connections in their TLS handshake
+        self._shaking: set[Any] = set()  # accepted connections that have no protocol yet: TLS shakes hands first
         self._empty = asyncio.Event()
         self._stopped = asyncio.Event()
         self._alarm: Alarm
@@ -118,7 +121,7 @@ class WireServer:
 
     # Addresses
 
-    def listen(self, address: str, tls: ssl.SSLContext | None = None, *, reuse_port: bool = False) -> int:
+    def listen(self, address: str, tls: ssl.SSLContext | None = None) -> int:
         """Bind "host:port", "[ipv6]:port" or "unix:path"; returns the port (0 for a unix socket).
 
         tls: made by `server_tls`. raises: OSError if the address can't be bound.
@@ -129,7 +132,7 @@ class WireServer:
             port = 0
         else:
             host, _, number = address.rpartition(":")
-            bound = bind(host.strip("[]"), int(number), reuse_port=reuse_port)
+            bound = bind(host.strip("[]"), int(number))
             try:
                 bound.listen(BACKLOG)  # only listening shows that nobody else has the port
             except BaseException:
@@ -144,38 +147,33 @@ class WireServer:
         bound.setblocking(False)
         self._sockets.append((bound, tls))
 
-    # Start and stop
+    def take_from(self, channel: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Serve what another process accepts and hands over (`gateway.transport.handover`)."""
+        self._handed = HandedOver(channel, self._count, partial(self._count_refusal, DESCRIPTORS))
+        self._handed_tls = tls
+
+    # Life
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._alarm = Alarm(loop)
         for bound, tls in self._sockets:
-            if tls is not None:
-                acceptor = TlsAcceptor(
-                    bound,
-                    tls,
-                    protocol=self._shaking_protocol,
-                    refuses=self._refuses,
-                    shaken=self._shaken,
-                    patience=self.limits.handshake_seconds,
-                )
-                acceptor.start(BACKLOG)
-                self._acceptors.append(acceptor)
-                continue
-            if bound.family == socket.AF_UNIX:
-                server: asyncio.AbstractServer = await loop.create_unix_server(
-                    self._protocol, sock=bound, backlog=BACKLOG
-                )
-            else:
-                server = await loop.create_server(self._protocol, sock=bound, backlog=BACKLOG)
-            self._servers.append(server)
+            bound.listen(BACKLOG)
+            self._accept_from(bound, tls)
+        if self._handed is not None:
+            self._accept_from(self._handed, self._handed_tls)
         self._tick()
 
     async def stop(self, grace: float | None = None) -> None:
-        """Accept no connections, send GOAWAYs, wait `grace` seconds for running calls, and cut the rest."""
+        """Accept nothing new, ask clients to leave, wait `grace` seconds for their calls, cut what is left.
+
+        Whom the kernel has accepted already is a client too: it has been told that somebody is here.
+        """
+        if grace:
+            if self._handed is not None:
+                await self._handed.wait_last(LAST_SECONDS)
+            await asyncio.gather(*[acceptor.last(LAST_SECONDS) for acceptor in self._acceptors])
         self.draining = True
-        for server in self._servers:
-            server.close()
         for acceptor in self._acceptors:
             acceptor.close()
         self._empty.clear()
@@ -212,6 +210,22 @@ class WireServer:
 
     # Connections
 
+    def _accept_from(self, source: Source, tls: ssl.SSLContext | None) -> None:
+        acceptor = Acceptor(
+            source,
+            tls,
+            protocol=self._shaking_protocol,
+            farewell=self._protocol,
+            refuses=self._refuses,
+            shaken=self._shaken,
+            patience=self.limits.handshake_seconds,
+        )
+        acceptor.start()
+        self._acceptors.append(acceptor)
+
+    def _count(self) -> int:
+        return len(self._edges) + len(self._shaking)
+
     @property
     def connections(self) -> int:
         return len(self._edges)
@@ -229,7 +243,13 @@ class WireServer:
         return protocol
 
     def _shaken(self, protocol: asyncio.Protocol) -> None:
-        self._shaking.discard(protocol)
+        if protocol in self._shaking:  # it had no connection in the end
+            self._shaking.discard(protocol)
+            self._report()
+
+    def _report(self) -> None:
+        if self._handed is not None:
+            self._handed.report()
 
     def _connection(self, edge: ServerEdge) -> ServerConnection:
         now = edge.loop.time()
@@ -246,25 +266,28 @@ class WireServer:
         )
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
-        was_admitted = edge in self._shaking and not self.draining
-        self._shaking.discard(edge)
-        if not was_admitted and self._refuses(edge.transport.get_extra_info("socket").fileno()):
+        if edge not in self._shaking or self.draining:
             connection.break_off(0, "no more connections")
+        self._shaking.discard(edge)
         self._edges.add(edge)
         return connection
 
     def _refuses(self, descriptor: int) -> bool:
         """Must this new connection be closed? If so, it is counted. descriptor: its file descriptor."""
         refusal = self._refusal(descriptor)
-        if refusal and self._refused is not None and not self.draining:
-            self._refused(refusal)
+        if refusal:
+            self._count_refusal(refusal)
         return bool(refusal)
+
+    def _count_refusal(self, why: str) -> None:
+        if self._refused is not None and not self.draining:
+            self._refused(why)
 
     def _refusal(self, descriptor: int) -> str:
         """Why a new connection must be closed, or "". The kernel gives out the lowest free descriptor."""
         if self.draining:
             return "draining"
-        if len(self._edges) + len(self._shaking) >= self._max_connections:
+        if self._count() >= self._max_connections:
             return MAX_CONNECTIONS
         if self._descriptors is None:
             return ""
@@ -279,12 +302,14 @@ class WireServer:
 
     def _gone(self, edge: ServerEdge) -> None:
         self._edges.discard(edge)
+        self._report()
         if not self._edges:
             self._empty.set()
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self._ticker = loop.call_later(TICK_SECONDS, self._tick)
+        self._report()
         self._tick_some(iter(list(self._edges)))
 
     def _tick_some(self, edges: Iterator[ServerEdge]) -> None:

@@ -19,7 +19,7 @@ Address = tuple[int, Any]
 """A family, and an address in the form that its sockets take."""
 
 
-def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """A socket that is bound and does not listen yet. host: a name, an IP, or "" for every IPv4 address.
 
     "::" takes IPv4 too, as gRPC's own servers do. On a machine without IPv6 it takes IPv4 alone.
@@ -27,21 +27,19 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     :raises OSError: if the address can't be bound.
     """
     if ":" not in host:
-        return _bind(socket.AF_INET, (host, port), reuse_port)
+        return _bind(socket.AF_INET, (host, port))
     try:
-        return _bind(socket.AF_INET6, (host, port), reuse_port)
+        return _bind(socket.AF_INET6, (host, port))
     except OSError as error:
         if host != EVERY_ADDRESS or error.errno not in _NO_IPV6:
             raise
-        return _bind(socket.AF_INET, ("", port), reuse_port)
+        return _bind(socket.AF_INET, ("", port))
 
 
-def _bind(family: int, place: tuple[str, int], reuse_port: bool) -> socket.socket:
+def _bind(family: int, place: tuple[str, int]) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind(place)

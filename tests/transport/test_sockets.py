@@ -40,11 +40,10 @@ class Source:
         return {}
 
 
-@pytest.mark.parametrize("reuse", [False, True], ids=["alone", "shared with workers"])
 @pytest.mark.parametrize("client", ["127.0.0.1", "[::1]"])
-async def test_every_ipv6_address_is_every_ipv4_address_too(client: str, reuse: bool) -> None:
+async def test_every_ipv6_address_is_every_ipv4_address_too(client: str) -> None:
     server = WireServer()
-    port = server.listen("[::]:0", reuse_port=reuse)
+    port = server.listen("[::]:0")
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"{client}:{port}") as channel:
@@ -88,11 +87,10 @@ async def test_the_admin_plane_takes_both() -> None:
 
 
 @pytest.mark.parametrize("listen", ["[::]:0", "127.0.0.1:0"])
-def test_a_port_that_workers_share_can_be_held_once(listen: str) -> None:
-    with reserve(listen) as address:
-        host, _, port = address.rpartition(":")
-        with bind(host.strip("[]"), int(port), reuse_port=True) as worker:
-            worker.listen()
+def test_a_port_can_be_held_once_and_is_not_listened_on(listen: str) -> None:
+    with reserve(listen) as (address, held):
+        assert not held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        assert address.endswith(f":{held.getsockname()[1]}")
         with pytest.raises(CannotServe, match="cannot listen on"), reserve(address):
             pass
     with reserve(address):
