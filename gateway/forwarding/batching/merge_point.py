@@ -123,7 +123,7 @@ def _point(model: str, attempt: Attempt, settings: MergeSettings, version: str) 
 class _InFlight:
     """A batch in flight, and the check of its model, if there is one."""
 
-    __slots__ = ("client", "is_confirmed", "check", "timer")
+    __slots__ = ("check", "client", "is_confirmed", "timer")
 
     def __init__(self, client: ClientCall, check: ClientCall | None) -> None:
         self.client = client
