@@ -17,16 +17,16 @@ class GatewayError(Exception):
     """Ends a call with `code` and the exception's text."""
 
     code: ClassVar[Code]
-    is_callers: ClassVar[bool] = False  # the caller's fault although the code does not say so
+    is_callers: ClassVar[bool] = False  # is it the caller's fault, although the code does not say so?
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
-        self.served: Served | None = None  # who was asked last, if the request reached anybody
+        self.served: Served | None = None  # who was asked last; None if no upstream was
 
 
 def shown(name: str) -> str:
-    """A caller's text as an error repeats it: a status travels in a header, whose size is limited."""
+    """A caller's text, cut to the length at which an error repeats it: a status is a header field of limited size."""
     return name if len(name) <= 200 else name[:200] + "…"
 
 
@@ -44,7 +44,7 @@ class BadInput(BadRequest):
 
 
 class MalformedMessage(GatewayError):
-    """Bytes that are no message of their method. Any gRPC server, Triton too, ends such a call with INTERNAL."""
+    """Bytes that are no message of their method. gRPC servers, Triton too, end such a call with INTERNAL."""
 
     code = Code.INTERNAL
     is_callers = True

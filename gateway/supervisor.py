@@ -36,11 +36,11 @@ from gateway.transport.sockets import bind
 _log = logging.getLogger(__name__)
 
 WORKER_VARIABLE = "GATEWAY_WORKER"
-"""Environment variable by which a worker is told its slot, directory, address and parent, as JSON. Internal."""
+"""Environment variable that gives a worker its slot, directory, address and parent, as JSON. Internal."""
 
 _POLL_SECONDS = 0.5
 _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
-_FAILED_STARTS = 3  # in a row, in one slot and with no worker up, before the supervisor gives up
+_FAILED_STARTS = 3  # failed starts in a row of one slot, while no worker is up, after which the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _ASK_SECONDS = 2.0  # for one answer of a worker
 _DOUBT_SECONDS = 10.0  # of silence, after which a worker does not count as one that answers
@@ -98,12 +98,12 @@ class _Worker:
 
     @property
     def silence(self) -> float:
-        """Seconds. By questions without an answer, so that it is 0 when this process itself was stopped for a while."""
+        """Seconds since the first question without an answer; so it stays 0 if this process itself was stopped."""
         return 0.0 if self.silent_since is None else time.monotonic() - self.silent_since
 
     @property
     def gets_calls(self) -> bool:
-        """Does it listen? The kernel gives calls to whoever does, so one that is starting or gone does no harm."""
+        """Does the worker listen? The kernel gives connections to every worker that does, and to no other."""
         return self.is_running and bool(self.state)
 
 
@@ -148,10 +148,10 @@ class Supervisor:
     def _told_to_stop(self) -> None:
         asked = self._signals.arrived(time.monotonic())
         if asked is Stop.NOW:
-            _log.warning("told to stop once more: ending now")
+            _log.warning("another signal to stop: ending now, and calls in flight are cut")
             self._signal_all(signal.SIGKILL)
         elif asked is Stop.AGAIN:
-            _log.info("told to stop twice: calls in flight may still end; a third signal cuts them")
+            _log.info("a second signal to stop: calls in flight may still end; a third signal cuts them")
         self._stopping.set()
 
     async def _run_workers(self, address: str) -> int:
@@ -214,7 +214,7 @@ class Supervisor:
         return code
 
     def _reload_all(self) -> None:
-        """Pass SIGHUP on to those that listen for it; who is still starting reads the config anyway."""
+        """Pass SIGHUP on to the workers that serve; a worker that is starting reads the config anyway."""
         for worker in self._workers:
             if worker.gets_calls and worker.process is not None:
                 worker.process.send_signal(signal.SIGHUP)
@@ -263,7 +263,7 @@ class Supervisor:
                     self._heard_nothing(worker)
 
     def _heard_nothing(self, worker: _Worker) -> None:
-        """A worker that hangs keeps its part of the port, and the calls that the kernel gives it wait for ever."""
+        """Kill a worker that hangs: the kernel goes on giving it connections, whose calls would wait for ever."""
         if worker.silent_since is None:
             worker.silent_since = time.monotonic()
         elif worker.silence >= _SILENT_SECONDS and worker.process is not None:
@@ -271,11 +271,11 @@ class Supervisor:
             worker.process.send_signal(signal.SIGKILL)
 
     def is_live(self) -> bool:
-        """Does a worker answer, or is one being started?"""
+        """Does some worker answer, or is one being started?"""
         return any(worker.silence < _DOUBT_SECONDS for worker in self._workers)
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Ready when every worker that gets calls is, and there is one."""
+        """Ready if some worker gets calls, and all that get calls are ready."""
         if self._stopping.is_set():
             return False, ["draining"]
         reasons = [f"worker {w.slot}: {reason}" for w in self._workers if not w.ready for reason in w.reasons]
@@ -299,7 +299,7 @@ class Supervisor:
 
 
 def _how(code: int) -> str:
-    """A process' end in words. SIGKILL that nobody sent is most often the kernel's, for want of memory."""
+    """The end of a process in words."""
     return f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with code {code}"
 
 

@@ -72,11 +72,11 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
     def stopped() -> None:
         asked = signals.arrived(loop.time())
         if asked is Stop.NOW:
-            _log.warning("told to stop once more: ending now")
+            _log.warning("another signal to stop: ending now, and calls in flight are cut")
             logging.shutdown()  # which gives the last lines 2 s
             os._exit(1)
         if asked is Stop.AGAIN:
-            _log.info("told to stop twice: calls in flight may still end; a third signal cuts them")
+            _log.info("a second signal to stop: calls in flight may still end; a third signal cuts them")
         stop.set()
 
     def parent_died() -> None:
