@@ -1,13 +1,14 @@
-"""Values: one class per situation in which this gateway itself ends a call.
+"""Values: one class per situation in which this gateway itself ends a call; and the base of what ends a command.
 
-Each class carries its gRPC code. Texts are written for the caller: they name what is wrong and what would be right, and
-never an address, a path or a stack. What an upstream said is passed on as `UpstreamFailed`, same code and text.
+Each class of the first kind carries its gRPC code. Texts are written for the caller: they name what is wrong and what
+would be right, and never an address, a path or a stack. What an upstream said is passed on as `UpstreamFailed`, with
+the same code and text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from gateway.status import Code
 from gateway.types import Served
@@ -129,3 +130,15 @@ class Bug(GatewayError):
     """Something unforeseen; the log has the details, the caller a fixed text."""
 
     code = Code.INTERNAL
+
+
+# A command of the command line
+
+INTERRUPTED: Final = 130
+"""The exit code of a command that a signal ended, as shells report it for SIGINT."""
+
+
+class CommandFailed(Exception):
+    """Ends a command with its text, which tells users what they can mend; without a text nothing is printed."""
+
+    exit_code: ClassVar[int] = 1

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as v2
 
+from gateway.errors import CommandFailed
 from gateway.http2.limits import Limits
 from gateway.rpc.budget import Budget
 from gateway.transport.listener import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
@@ -26,7 +27,7 @@ Register = Callable[[Any], None]
 """Adds a service's handlers to a server, as generated `add_…_to_server` functions do."""
 
 
-class CannotServe(Exception):
+class CannotServe(CommandFailed):
     """The gRPC address can't be listened on; the text says why and what to do."""
 
 

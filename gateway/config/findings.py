@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path as FilePath
 
+from gateway.errors import CommandFailed
+
 Path = tuple[str | int, ...]
 """Where a value stands: ("models", "imagenet", "rules", 0, "variant")."""
 
@@ -44,11 +46,13 @@ class Finding:
         return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-class ConfigError(Exception):
+class ConfigError(CommandFailed):
     """A config that cannot be used; `findings` says why, all at once, in the order of lines."""
 
+    exit_code = 2
+
     def __init__(self, findings: Iterable[Finding], files: Iterable[FilePath] = ()) -> None:
-        """files: all that the config names, as far as it was understood; putting one of them right may be enough."""
+        """files: all files that the config names, as far as it was understood; one of them may have the fault."""
         ordered = in_order(findings)
         self.findings = ordered[:_MOST]
         if len(ordered) > _MOST:

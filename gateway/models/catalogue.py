@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, fetch
+from gateway.errors import CommandFailed
 from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt
 
 Files = Mapping[str, bytes]  # path within the model's folder → content
@@ -27,7 +28,7 @@ _LOCK = "1/.lock"
 PLANS = "plans"  # Triton reads folders that are numbers, so this one is ours
 
 
-class BuildFailed(Exception):
+class BuildFailed(CommandFailed):
     """A model could not be built; the text says why and what to do. (`FetchFailed` and `OSError` pass as they are.)"""
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, cache_folder, fetch
+from gateway.errors import CommandFailed
 
 TRITON = Artifact(
     project="nvidia-pytriton",
@@ -54,7 +55,7 @@ _OLDEST_GLIBC = (2, 35)  # of the wheel's platform tag
 _BACKENDS = Path(__file__).with_name("backends")
 
 
-class LocalTritonError(Exception):
+class LocalTritonError(CommandFailed):
     """The local Triton cannot run or has not started; the text says why and what to do."""
 
 
