@@ -14,15 +14,15 @@ Path = tuple[str | int, ...]
 """Where a value stands: ("models", "imagenet", "rules", 0, "variant")."""
 
 _SHOWN = 60  # characters of a wrong value that a finding repeats: enough to recognise it, short enough to read
-_MOST = 500  # findings that are told; nobody reads more, and they go into logs and answers
+_MOST = 500  # most findings that are reported: they go into logs and answers
 
 
 class Severity(Enum):
     """What a finding does to the config that it is about."""
 
     ERROR = "error"  # the config is refused
-    WARNING = "warning"  # it is taken, and probably not what was meant
-    NOTICE = "notice"  # it is taken, and part of it has no effect yet
+    WARNING = "warning"  # the config is valid, but probably not what was meant
+    NOTICE = "notice"  # the config is valid, but a part of it has no effect before a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Finding:
         key = f"{self.key}: " if self.key else ""
         right = f"; {self.right}" if self.right else ""
         text = f"{where}: {grade}{key}{self.wrong}{right}"
-        # Names and paths are whatever somebody wrote; what a terminal would obey is shown escaped.
+        # Names and paths may contain anything, so control characters are escaped for terminals.
         return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
