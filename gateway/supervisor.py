@@ -43,16 +43,16 @@ _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
 _FAILED_STARTS = 3  # failed starts in a row of one slot, while no worker is up, after which the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _ASK_SECONDS = 2.0  # for one answer of a worker
-_DOUBT_SECONDS = 10.0  # of silence, after which a worker does not count as one that answers
-_SILENT_SECONDS = 30.0  # after which it is killed: what blocks it for so long has made its callers leave
-_MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
+_DOUBT_SECONDS = 10.0  # seconds of silence after which a worker does not count as live
+_SILENT_SECONDS = 30.0  # seconds of silence after which a worker is killed: its callers have given up by then
+_MARGIN_SECONDS = 5.0  # seconds after drain_delay and drain at which a worker is killed
 
 
-_STARTING = ("starting",)  # as a worker's own admin plane says it
+_STARTING = ("starting",)  # as the worker's own admin plane reports it
 
 
 class CrashLoop(Exception):
-    """Workers die as soon as they are started."""
+    """Workers end as soon as they are started; the text says how many."""
 
 
 def maybe_place(environ: Mapping[str, str]) -> tuple[Place, int] | None:
@@ -76,7 +76,7 @@ def _socket(runtime: Path, slot: str) -> Path:
 
 @dataclass(slots=True)
 class _Worker:
-    """One slot: the process in it, and what that last said."""
+    """One slot: its process, and the last answers of that."""
 
     slot: str
     process: asyncio.subprocess.Process | None = None
@@ -108,7 +108,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Runs the workers until told to stop."""
+    """Runs the workers until a signal to stop."""
 
     def __init__(self, config: Config, command: Sequence[str], environ: Mapping[str, str]) -> None:
         """command: starts one worker, given WORKER_VARIABLE in its environment."""
@@ -184,7 +184,9 @@ class Supervisor:
             code = await self._run_once(worker, address)
             if self._stopping.is_set():
                 return
-            has_failed = worker.is_young or not worker.state  # however long a busy machine took to find out
+            has_failed = (
+                worker.is_young or not worker.state
+            )  # no state: it never answered, however long a busy machine took to end it
             worker.failed_starts = worker.failed_starts + 1 if has_failed else 0
             if worker.failed_starts >= _FAILED_STARTS and not any(other.gets_calls for other in self._workers):
                 raise CrashLoop(f"{_FAILED_STARTS} workers in a row ended as soon as they were started; giving up")
@@ -194,19 +196,20 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def _run_once(self, worker: _Worker, address: str) -> int:
-        """Start a process in a slot; its exit code, once it has ended."""
+        """Start a process in a slot, wait for its end, and return its exit code."""
         told = {"slot": worker.slot, "runtime": str(self._runtime), "listen": address, "parent": os.getpid()}
         worker.reasons, worker.state, worker.started, worker.silent_since = _STARTING, {}, time.monotonic(), None
         process = await asyncio.create_subprocess_exec(
             *self._command,
             env={**self._environ, WORKER_VARIABLE: json.dumps(told)},
             stdin=asyncio.subprocess.DEVNULL,
-            # In a session of its own, so that Ctrl-C reaches this process alone, which then has the workers drain.
+            # The worker has its own session, so that Ctrl-C reaches only this process, which then drains the workers.
             start_new_session=True,
-            pass_fds=() if self._scratch.lock is None else (self._scratch.lock,),  # a worker may outlive this process
+            # The worker owns the folder as well, since it may live longer than this process.
+            pass_fds=() if self._scratch.lock is None else (self._scratch.lock,),
         )
         worker.process = process
-        if self._stopping.is_set():  # while it was started, so nobody has told it
+        if self._stopping.is_set():  # the signal to stop came while the worker was being started
             process.terminate()
         code = await process.wait()
         worker.ready, worker.reasons = False, ("ended",)

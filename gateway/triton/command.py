@@ -53,7 +53,7 @@ class Signals:
         self._asked.set()
 
     async def wait(self, triton: LocalTriton) -> None:
-        """Stay up until a signal asks to end.
+        """Stay up until a signal to stop.
 
         :raises StartFailed: if the server ends by itself.
         """
