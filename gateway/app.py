@@ -61,22 +61,24 @@ from gateway.v2.names import INFER, SERVICE_NAME, STREAM
 _log = logging.getLogger(__name__)
 
 VERSION = version("inference-gateway")
-_FIRST_PROBES_SECONDS = 3.0  # how long to wait before the port opens, so that the first calls find known endpoints
+_FIRST_PROBES_SECONDS = (
+    3.0  # how long the first probes may delay the opening of the port, so that first calls find probed endpoints
+)
 _SERVICES = (SERVICE_NAME, "gateway.v1.ClassificationService", "gateway.v1.PredictionService")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where this worker is among others."""
+    """The addresses of this worker, and what it shares with other workers."""
 
-    admin_listen: str  # of this process: the configured address, or a socket that the supervisor asks
-    shared: SharedDirectory | None = None  # for metrics; None if it is alone
+    admin_listen: str  # the admin address of this process: the configured one, or a socket for the supervisor
+    shared: SharedDirectory | None = None  # for metrics; None if there is only one worker
     shared_listen: str = ""  # where the supervisor listens; "" if this process listens itself, where the config says
     channel: socket.socket | None = None  # over which the supervisor hands connections over
 
 
 class Gateway:
-    """One worker, between enter and exit."""
+    """One worker: `async with` starts and stops it."""
 
     def __init__(self, loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> None:
         """load: reads the config again; raises ConfigError."""
@@ -99,7 +101,7 @@ class Gateway:
         await self._exits.aclose()
 
     async def _enter(self, exits: contextlib.AsyncExitStack) -> None:
-        """Start its parts, each of which is left in the reverse order."""
+        """Start the parts of the worker; they are stopped in the reverse order."""
         await self._enter_telemetry(exits)
         await self._enter_upstreams(exits)
         self._compose()
@@ -111,7 +113,12 @@ class Gateway:
         if self._first.files:
             exits.push_async_callback(_cancel, asyncio.ensure_future(self._watcher.run()))
         self._readiness.started()
-        _log.info("hot path: %s", "compiled" if is_compiled() else "interpreted, which takes half as much CPU again")
+        _log.info(
+            "hot path: %s",
+            "compiled"
+            if is_compiled()
+            else "interpreted, which takes about 1.5 times the CPU time of the compiled one",
+        )
         _log.info("serving gRPC on %s, admin on %s", self.listen, self.admin_address)
 
     async def _enter_telemetry(self, exits: contextlib.AsyncExitStack) -> None:
@@ -130,7 +137,7 @@ class Gateway:
         self._threads = await exits.enter_async_context(Threads(pipelines.threads, pipelines.queue))
 
     def _compose(self) -> None:
-        """What needs no start, from the topology up."""
+        """Make the parts that need no start, in the order in which they depend on each other."""
         config = self._first.config
         sequences = Sequences(idle=config.sequences.idle, most=config.sequences.most)
         self._collected = Budget(  # of callers' requests and upstreams' answers together
@@ -199,7 +206,7 @@ class Gateway:
         self.listen = f"{listen.rpartition(':')[0]}:{self._server.port}"
 
     def _services(self, limits: CallLimits) -> Register:
-        """All but the calls that are forwarded as bytes."""
+        """Every service, except the methods that are forwarded as bytes."""
         is_ready = self._readiness.is_ready
         self._health = health = HealthService(self._catalogue, self._changes, is_ready, _SERVICES)
         v2 = V2Service(self._catalogue, self._control, is_ready)
@@ -224,7 +231,7 @@ class Gateway:
 
         return PipelineModel(pipeline, self._threads, self._models.call, is_ready, before, shared=self._totals)
 
-    # Who hears of what
+    # Reactions to changes
 
     def _endpoint_changed(self, endpoint: Endpoint) -> None:
         self._events.endpoint_changed(endpoint)
@@ -238,30 +245,30 @@ class Gateway:
         self._changes.notify()
 
     def reload(self) -> None:
-        """Read the config at once, or as soon as this worker serves. For SIGHUP."""
+        """Read the config again at once, or as soon as this worker serves. SIGHUP calls it."""
         self._watcher.poke()
 
     async def _reloaded(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
-        if loaded.config.server.tls == self._first.config.server.tls:  # else the files in use are no longer looked at
+        if loaded.config.server.tls == self._first.config.server.tls:  # other files come into use only by a restart
             self._server.renew_certificate()
         await self._takeover.follow(loaded, notices)
 
     def _refused(self, findings: tuple[Finding, ...]) -> None:
         self._events.config_refused(self._first.source, findings)
 
-    # The end
+    # Stopping
 
     @property
     def left_steps_behind(self) -> bool:
-        """After exit: are there threads that nobody can stop, and that could hold up the end of the interpreter?"""
+        """After the exit: do steps still run on threads, which nothing can stop?"""
         return self._threads.left_behind
 
     async def drain(self, hurry: asyncio.Event | None = None) -> None:
-        """Stop in a way that no caller notices: not ready at once, still accepting for a while, then finish calls.
+        """Stop without failing a call: report not ready, accept calls for `drain_delay`, then wait for those in flight.
 
-        hurry: from when it is set, do not wait for more calls.
+        hurry: ends the wait of `drain_delay` once it is set.
         """
-        server = self._first.config.server  # as the supervisor knows it, which waits for so long
+        server = self._first.config.server  # from the first config, since the supervisor waits for the times in that
         self._readiness.draining()
         _log.info("draining: accepting for %g s more, then %g s for calls in flight", server.drain_delay, server.drain)
         with contextlib.suppress(asyncio.TimeoutError):

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from gateway.errors import CommandFailed
+
 MB = 1_000_000
 _CHUNK = 1 << 20
 _RAW_PROGRESS_SINCE = (24, 1)  # the pip that learned `--progress-bar raw`
@@ -53,7 +55,7 @@ class Artifact:
         return f"{self.project}-{self.version}-{key[:8]}"
 
 
-class FetchFailed(Exception):
+class FetchFailed(CommandFailed):
     """An artifact is not there and could not be fetched; the text says what happened and what to do."""
 
 

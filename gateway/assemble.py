@@ -1,4 +1,4 @@
-"""From a checked config to the values that the rooms work with. Starts nothing, and reads nothing but certificates."""
+"""Makes the values that the rooms need from a checked config. Starts nothing, and reads nothing but certificates."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
 
-MOST_COLLECTED: Final = 512 << 20  # bytes: two of the largest messages that callers may send, by default
+MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messages that callers may send
 LEAST_COLLECTED: Final = 16 << 20
 
 
@@ -80,7 +80,7 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
 
 
 def admission_of(config: Config) -> AdmissionSettings:
-    """How many calls each model's servers get, for one worker: a limit of the config is for all of them."""
+    """The limits of calls for one worker. A limit in the config is for all workers together."""
     limits: dict[GateKey, int] = {}
     for model in config.models.values():
         for variant in (model.variants or {}).values():
@@ -109,7 +109,7 @@ def collected_of(config: Config, limit: Callable[[], int]) -> int:
 def server_of(
     config: Config, listen: str, *, channel: socket.socket | None, refused: Callable[[str], None]
 ) -> ServerSettings:
-    """Where and how calls come in. refused: hears of each connection that could not stay, and why."""
+    """The settings of the listener. refused: called with the reason when a connection is refused."""
     server, tls = config.server, config.server.tls
     return ServerSettings(
         listen,
@@ -146,7 +146,7 @@ def upstreams_of(
 
 
 def _hosts(upstream: Upstream, found: Callable[[Name], Sequence[str]]) -> dict[str, str | None]:
-    """Each address of an upstream, and the name it was found by, if it was: certificates are made out to that."""
+    """Each address of an upstream, and the name that it was looked up by, which certificates are made for."""
     hosts: dict[str, str | None] = {}
     for endpoint in upstream.endpoints:
         if endpoint.startswith(DISCOVERED):
@@ -159,7 +159,7 @@ def _hosts(upstream: Upstream, found: Callable[[Name], Sequence[str]]) -> dict[s
 
 
 def _identity(tls: ConfigTls | None) -> object:
-    """What connections are made of: the files' contents too, so that a renewed certificate makes new ones."""
+    """Equal for equal settings of connections. It has the contents of files, so a renewed one makes new connections."""
     files = (tls.ca, tls.cert, tls.key) if tls is not None else ()
     return tls, tuple(Path(file).read_bytes() if file else None for file in files)
 

@@ -1,7 +1,7 @@
-"""Values: the bound of tables that peers fill, such as what was read of a head that may come again.
+"""Values: the bound of caches that peers fill, such as heads of requests that may come again.
 
-Such a table stays a plain dict, for it is read on every call; only who adds to it goes through here. docs/limits.md
-lists them all.
+Such a cache is a plain dict, since it is read on every call; only code that adds an entry comes here. docs/limits.md
+lists all of them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, Final
 
-SHARE: Final = 8  # of a full table one part in so many goes at once, which makes room for as many more
+SHARE: Final = 8  # an eighth of a full table is removed at once, which makes room for as many new entries
 
 
 def make_room(table: dict[Any, Any], most: int) -> None:
-    """To be called before an entry is added. A table that has `most` loses its oldest entries, and never all of them.
+    """Remove the oldest entries of a table that has `most`, before one is added; never all entries.
 
-    So whoever fills it costs the others what it takes to make some entries anew, and no single call does much work.
+    So a peer that fills a table makes others lose some entries only, and no single call does much work.
     """
     if len(table) >= most:
         for key in list(islice(table, most // SHARE + 1)):

@@ -1,6 +1,6 @@
-"""The command `inference-gateway`: parses, calls, turns errors into one clear message and an exit code.
+"""The command `inference-gateway`: parses the command line, runs a command, turns errors into a message and exit code.
 
-0: done. 1: it could not be done here and now. 2: the command line or the config is wrong.
+0: done. 1: failed, for a reason outside the command line. 2: wrong command line or config. 130: ended by a signal.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from gateway.errors import INTERRUPTED, CommandFailed
+
 if TYPE_CHECKING:
     from gateway.config import Finding, Loaded
 
 _ROOT = Path(__file__).resolve().parent.parent
-"""The checkout, where the demo's config and the model repository are."""
-
-
-_INTERRUPTED = 130  # as shells say it of SIGINT
+"""The checkout, which has the config of the demo and the model repository."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its C core would print, our own messages say better
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core's log would repeat our own messages
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.run is None:
@@ -35,40 +34,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # such as `| head`
         return 0
-    except _errors() as error:
-        if type(error).__name__ == "Stopped":
-            return _INTERRUPTED
+    except CommandFailed as error:
+        if str(error):
+            print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except OSError as error:
         print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
-        return 2 if type(error).__name__ == "ConfigError" else 1
+        return 1
     return code
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    """What a user can mend; anything else is a bug and shows its stack. Only what is loaded can have been raised."""
-    names = {
-        "gateway.config": ("ConfigError",),
-        "gateway.admin": ("CannotListen",),
-        "gateway.api.listener": ("CannotServe",),
-        "gateway.telemetry.otel": ("BadTelemetrySettings",),
-        "gateway.telemetry.replay": ("BadCapture",),
-        "gateway.artifacts": ("FetchFailed",),
-        "gateway.models.catalogue": ("BuildFailed",),
-        "gateway.triton": ("LocalTritonError",),
-        "gateway.triton.command": ("Stopped",),
-    }
-    loaded = [(sys.modules[module], each) for module, each in names.items() if module in sys.modules]
-    return (OSError, *(getattr(module, name) for module, found in loaded for name in found))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inference-gateway",
         description="A gRPC gateway in front of NVIDIA Triton. Clients of Triton only change the address.",
-        epilog="Exit codes: 0 done, 1 not possible here and now, 2 wrong command line or config.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong command line or config, 130 ended by a signal.",
     )
     parser.add_argument(
         "--version", dest="run", action="store_const", const=_version, help="print the version and exit"
@@ -176,7 +160,7 @@ def _draw(given: str) -> float:
 def _port(given: str) -> int:
     port = int(given)
     if not 0 < port < 2**16:
-        raise argparse.ArgumentTypeError(f"{given} is no port")
+        raise argparse.ArgumentTypeError(f"{given} is not a port; it needs a number from 1 to 65535")
     return port
 
 
@@ -186,7 +170,7 @@ def _log_to_stderr(level: str) -> None:
     log_to_stderr(level)
 
 
-# The commands. Each imports what it needs, so that `--help` and `check` need not load a gRPC server.
+# The commands. Each imports what it needs, so that `--help` and `check` do not load a gRPC server.
 
 
 def _version(_: argparse.Namespace) -> int:
@@ -197,7 +181,9 @@ def _version(_: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks for a reload; until somebody listens it must not kill
+    signal.signal(
+        signal.SIGHUP, signal.SIG_IGN
+    )  # SIGHUP asks for a reload, and must not end a process that does not listen for it yet
     from gateway import supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import load, transparent  # noqa: PLC0415
@@ -212,9 +198,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         return load(arguments.config, os.environ, flags)
 
     loaded = load_again()
-    told = supervisor.maybe_place(os.environ)
-    if told is not None:
-        place, parent = told
+    given_place = supervisor.maybe_place(os.environ)
+    if given_place is not None:
+        place, parent = given_place
         worker.end_with(parent)
     elif loaded.config.workers > 1:
         return worker.run(supervisor.Supervisor(loaded.config, supervisor.worker_command(), os.environ).run())
@@ -266,7 +252,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from gateway.types import Facts  # noqa: PLC0415
 
     loaded = load(arguments.file, os.environ)
-    metadata = first_values((key.lower(), value) for key, value in arguments.metadata)  # as a call's are read
+    metadata = first_values((key.lower(), value) for key, value in arguments.metadata)  # as in a call
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
     lines = explain_call(routes_of(loaded.config), loaded.pipelines, arguments.model, facts, draw=draw)

@@ -21,11 +21,11 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _MADE_OF = _FOLDER / "compiled.json"  # written by hatch_build.py
-_NATIVE = "rpc/connection"  # one of them: where it is, all are
+_NATIVE = "rpc/connection"  # one of the native modules: if it is there, all are
 
 
 class _SourcesFirst:
-    """Finds the sources of this package's modules, before anybody else finds native ones."""
+    """Finds the sources of this package's modules, before the usual finders find native modules."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -36,12 +36,12 @@ class _SourcesFirst:
 
 
 def ignore_native_modules() -> None:
-    """From now on; modules that are imported already stay."""
+    """Choose the sources for modules that are imported from now on."""
     sys.meta_path.insert(0, _SourcesFirst)
 
 
 def ignore_stale_modules() -> None:
-    """Choose the sources where native modules are made of others, and say so."""
+    """Choose the sources if a native module was made from another source, and warn of it."""
     edited = _edited()
     if edited:
         _log.warning(
@@ -53,7 +53,7 @@ def ignore_stale_modules() -> None:
 
 
 def _edited() -> str:
-    """The first source that has changed since, "" if there is none or nothing is compiled for this Python."""
+    """The first source that has changed since it was compiled; "" if none has, or none is compiled for this Python."""
     if not any((_FOLDER / f"{_NATIVE}{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
         return ""
     try:
@@ -68,6 +68,6 @@ def _edited() -> str:
 
 
 def is_compiled() -> bool:
-    """Does this process run native code where calls pass through?"""
+    """Does this process run the hot path as native code?"""
     spec = find_spec("gateway.rpc.connection")
     return spec is not None and not isinstance(spec.loader, SourceFileLoader)

@@ -1,4 +1,4 @@
-"""Reads how much memory this process may use: the container's limit, or what the machine has. Depends on nothing.
+"""Reads how much memory this process may use: the limit of the container or of the machine. Depends on nothing.
 
 Sources: cgroups(7); Documentation/admin-guide/cgroup-v2.rst (`memory.max`) and cgroup-v1/memory.rst.
 """
@@ -17,20 +17,20 @@ _OF_PROCESS = Path("/proc/self/cgroup")
 def memory_limit(cgroups: Path = _CGROUPS, of_process: Path = _OF_PROCESS) -> int:
     """Bytes: the smallest limit of the process's control groups and those above them, and of the machine's memory.
 
-    cgroups:     where they are mounted.
-    of_process:  the file that says which ones are the process's.
+    cgroups:     the folder where control groups are mounted.
+    of_process:  the file that lists the groups of the process.
     """
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([physical, *_limits(cgroups, of_process)])
 
 
 def _limits(cgroups: Path, of_process: Path) -> Iterator[int]:
-    """Limits that there are. In a container its own group is mounted as the root; outside, groups have paths."""
+    """Every limit that is set. In a container its own group is mounted as the root; outside, groups have paths."""
     for group, name in _groups(of_process):
         root, file = (cgroups, "memory.max") if not name else (cgroups / "memory", "memory.limit_in_bytes")
         folder = root / group.lstrip("/")
         for each in (folder, *folder.parents):
-            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            with contextlib.suppress(OSError, ValueError):  # the file does not exist, or has "max"
                 yield int((each / file).read_text("ascii"))
             if each == root:
                 break

@@ -1,4 +1,4 @@
-"""I/O: `inference-gateway demo`: the gateway's main job on real input, from nothing to labels.
+"""I/O: `inference-gateway demo`: classifies a photo with a local Triton behind a gateway.
 
 `prepare` builds the models; `run` starts a local Triton and a gateway in this process, sends a photo as a client would,
 shows what came back, and stays up.
@@ -37,7 +37,7 @@ _PIPELINE, _MODEL = "photo-labels", "imagenet"
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """What the command line gives."""
+    """The settings from the command line."""
 
     config: Path
     repository: Path
@@ -49,7 +49,7 @@ class DemoSettings:
 def prepare(settings: DemoSettings) -> None:
     """Do what takes long once: fetch the local Triton, build the models. Blocks; Ctrl-C ends it at any time.
 
-    The ports are looked at first: nobody should wait for minutes to hear that one is taken.
+    The ports are checked first, so that a port that is taken is reported before the downloads.
 
     :raises CannotServe: if a port is taken.
     :raises LocalTritonError, FetchFailed, BuildFailed, OSError: if this host is unsuitable, or something can't be had.
@@ -100,7 +100,7 @@ async def _run(settings: DemoSettings, signals: Signals) -> None:
 
 
 async def _show(console: Console, address: str, photo: bytes) -> None:
-    """Send the photo both ways and print what came back."""
+    """Send the photo in both ways and print the answers."""
     table = Table(title=f"A photo ({len(photo) / 1000:.0f} kB JPEG) sent to {address}", title_justify="left")
     for heading in ("call", "labels", "variant", "version", "ms"):
         table.add_column(heading)
@@ -141,7 +141,7 @@ async def _timed(call: Awaitable[Any]) -> tuple[Any, float]:
 
 
 def _pixels(photo: bytes) -> np.ndarray[Any, Any]:
-    """The tensor that a client sends which does its own pre-processing."""
+    """The tensor that a client with its own pre-processing sends."""
 
     def no_files(name: str) -> bytes:
         raise OSError(f"decode_image reads no file, not even {name}")
@@ -155,7 +155,7 @@ def _pixels(photo: bytes) -> np.ndarray[Any, Any]:
 
 
 def _by_tritonclient(address: str, pixels: np.ndarray[Any, Any]) -> tuple[list[str], dict[str, str], float]:
-    """What any existing client does: only the address is the gateway's."""
+    """Call as any client of Triton does, with the address of the gateway."""
     from tritonclient import grpc as triton  # noqa: PLC0415  (its import takes a while)
 
     with triton.InferenceServerClient(address) as client:

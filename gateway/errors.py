@@ -1,13 +1,14 @@
-"""Values: one class per situation in which this gateway itself ends a call.
+"""Values: one class per situation in which this gateway itself ends a call; and the base of what ends a command.
 
-Each class carries its gRPC code. Texts are written for the caller: they name what is wrong and what would be right, and
-never an address, a path or a stack. What an upstream said is passed on as `UpstreamFailed`, same code and text.
+Each class of the first kind carries its gRPC code. Texts are written for the caller: they name what is wrong and what
+would be right, and never an address, a path or a stack. What an upstream said is passed on as `UpstreamFailed`, with
+the same code and text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from gateway.status import Code
 from gateway.types import Served
@@ -17,16 +18,16 @@ class GatewayError(Exception):
     """Ends a call with `code` and the exception's text."""
 
     code: ClassVar[Code]
-    is_callers: ClassVar[bool] = False  # the caller's fault although the code does not say so
+    is_callers: ClassVar[bool] = False  # is it the caller's fault, although the code does not say so?
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
-        self.served: Served | None = None  # who was asked last, if the request reached anybody
+        self.served: Served | None = None  # who was asked last; None if no upstream was
 
 
 def shown(name: str) -> str:
-    """A caller's text as an error repeats it: a status travels in a header, whose size is limited."""
+    """A caller's text, cut to the length at which an error repeats it: a status is a header field of limited size."""
     return name if len(name) <= 200 else name[:200] + "…"
 
 
@@ -48,7 +49,7 @@ class TooHeavy(BadRequest):
 
 
 class MalformedMessage(GatewayError):
-    """Bytes that are no message of their method. Any gRPC server, Triton too, ends such a call with INTERNAL."""
+    """Bytes that are no message of their method. gRPC servers, Triton too, end such a call with INTERNAL."""
 
     code = Code.INTERNAL
     is_callers = True
@@ -133,3 +134,15 @@ class Bug(GatewayError):
     """Something unforeseen; the log has the details, the caller a fixed text."""
 
     code = Code.INTERNAL
+
+
+# A command of the command line
+
+INTERRUPTED: Final = 130
+"""The exit code of a command that a signal ended, as shells report it for SIGINT."""
+
+
+class CommandFailed(Exception):
+    """Ends a command with its text, which tells users what they can mend; without a text nothing is printed."""
+
+    exit_code: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""What is logged and reported to `hooks` when an endpoint or the config has changed. Changes nothing itself."""
+"""Logs changes of endpoints and of the config, and reports them to `hooks`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _log = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Tells people and telemetry the same."""
+    """Tells the log and telemetry the same."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
 
     def endpoint_changed(self, endpoint: Endpoint) -> None:
-        """What it can do is another thing than before."""
+        """An endpoint's state, or the models that it serves, have changed."""
         upstream, address, is_ready = endpoint.upstream, endpoint.address, endpoint.state is State.READY
         models = tuple(name for (name, _), ready in endpoint.models.items() if ready)
         missing = ", ".join(name for (name, _), ready in endpoint.models.items() if not ready)
@@ -31,13 +31,13 @@ class EventLog:
             _log.warning("endpoint %s/%s is %s: %s", upstream, address, endpoint.state.value, reason)
 
     def endpoint_left(self, endpoint: Endpoint) -> None:
-        """The config or its name no longer leads to it."""
+        """The config, or the addresses of a name in it, no longer include an endpoint."""
         upstream, address = endpoint.upstream, endpoint.address
         self._hooks.endpoint_changed(EndpointChanged(upstream, address, False, (), "left", time.monotonic(), gone=True))
         _log.info("endpoint %s/%s has left", upstream, address)
 
     def config_in_force(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
-        """notices: what of it only a restart puts in force."""
+        """notices: the settings that only a restart puts in force."""
         texts = tuple(str(finding) for finding in (*loaded.warnings, *notices))
         upstreams = tuple(loaded.config.upstreams)
         self._hooks.config_changed(

@@ -1,4 +1,4 @@
-"""What would become of a call, in words: the answer of `inference-gateway explain`. Pure."""
+"""How a call would be routed, in words: the output of `inference-gateway explain`. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.types import Facts
 def explain_call(
     routes: Routes, pipelines: Mapping[str, Pipeline], model: str, facts: Facts, *, draw: float, indent: str = ""
 ) -> list[str]:
-    """Line by line: a pipeline's parts, or a model's rules, split and order. As if every variant were available."""
+    """The lines of the output: a pipeline's parts, or a model's rules, split and order. Variants count as available."""
     pipeline = pipelines.get(model)
     if pipeline is not None:
         lines = [f"{indent}{model}: a pipeline"]

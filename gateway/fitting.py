@@ -1,4 +1,4 @@
-"""I/O: `check --ask-triton`, which compares a config's pipelines with the models as their Tritons describe them."""
+"""I/O: `check --ask-triton`, which compares the pipelines of a config with the models as Triton describes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOOK_UP_SECONDS = 3.0
 
 
 async def fitting(loaded: Loaded) -> list[Finding]:
-    """What does not fit, as errors; which variants could not be asked, as warnings. In the order of the file."""
+    """Mismatches as errors, and variants that could not be asked as warnings, in the order of the file."""
     findings: list[Finding] = []
 
     def add(path: tuple[str | int, ...], wrong: str, right: str, severity: Severity = Severity.ERROR) -> None:
@@ -49,7 +49,7 @@ async def fitting(loaded: Loaded) -> list[Finding]:
 
 @contextlib.asynccontextmanager
 async def _connections(loaded: Loaded) -> AsyncIterator[Mapping[str, list[Connection]]]:
-    """To every endpoint, by upstream."""
+    """Connections to every endpoint, by upstream."""
     async with contextlib.AsyncExitStack() as exits:
         discovery = await exits.enter_async_context(Discovery(lambda: None))
         await discovery.learn(names_of(loaded.config), _LOOK_UP_SECONDS)

@@ -1,6 +1,6 @@
-"""Values: Python's collector of garbage, held off while much is made that stays or goes by its reference counts.
+"""Values: no garbage collections while many objects are made that stay, or that reference counts will free.
 
-A collection stops every thread. Its length grows with all that there is, and making a lot of objects starts several.
+A collection stops every thread. Its time grows with the number of all objects, and making many objects starts several.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """May overlap with others: collections begin again when the first of them ends, or at the latest the last."""
+    """No collections inside the block. If blocks overlap, they begin again when the first or a later one ends."""
     collects = gc.isenabled()
     gc.disable()
     try:

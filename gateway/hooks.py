@@ -1,4 +1,4 @@
-"""Values: what the core reports while it works, and the interfaces of whoever listens.
+"""Values: the events that the core reports while it works, and the interfaces of those who receive them.
 
 Every method returns at once and never raises: telemetry must not be able to fail or delay a call. Instants are seconds
 on the clock of `time.monotonic()`. What is reported of every call is not frozen, since that makes it three times as
@@ -21,12 +21,12 @@ _NO_FACTS: Final = Facts()
 
 @dataclass(init=False, slots=True)
 class CallStarted:
-    """A call, or one message of a ModelStreamInfer, has arrived and its model is known."""
+    """A call, or one message of a ModelStreamInfer, has arrived, and the model that it names has been read."""
 
     method: str  # "ModelInfer", "ModelStreamInfer", "ClassifyImage", …
-    model: str  # the name the caller used; may be any text a caller invents
-    known: bool  # is `model` public, or a variant's own name? Only then may it become a metric label
-    request_id: str  # as the caller gave it, "" if none
+    model: str  # the name that the caller used, which may be any text
+    known: bool  # is `model` a name of the config? Only then may it become the value of a metric label
+    request_id: str  # the id of the V2 request, "" if there is none
     peer: str
     at: float
     facts: Facts
@@ -52,14 +52,14 @@ class CallStarted:
 
 @dataclass(init=False, slots=True)
 class AttemptStarted:
-    """The call is about to be sent to one endpoint."""
+    """A call is about to be sent to one endpoint."""
 
-    model: str  # public name
+    model: str  # the public name
     variant: str
     upstream: str
     endpoint: str
     number: int  # 1 for the first
-    why: str  # the plan's reason for the first, "fallback" or "retry" later
+    why: str  # the reason of the plan for the first attempt; "fallback" or "retry" for later ones
     at: float
     instead_of: str  # the variant in whose place this one is asked, if `why` is "fallback"
 
@@ -86,19 +86,19 @@ class AttemptStarted:
 
 @dataclass(slots=True)
 class AttemptMerged:
-    """The attempt under way travels with those of other calls, as one request. Told of calls that are traced."""
+    """The attempt of a traced call was merged with those of other calls into one request."""
 
-    requests: int  # that travel together
-    carrier: str  # traceparent of the attempt, of this or another call, that the server is told of as the parent
+    requests: int  # how many were merged
+    carrier: str  # traceparent of the attempt, of this or another call, that the server saw
 
 
 @dataclass(init=False, slots=True)
 class AttemptEnded:
-    """One endpoint has answered, or failed to."""
+    """The endpoint of an attempt has answered or failed."""
 
     code: Code
     text: str
-    meaning: Meaning | None  # None if it went well
+    meaning: Meaning | None  # None if the attempt succeeded
     at: float
 
     def __init__(self, code: Code, text: str, meaning: Meaning | None, at: float) -> None:
@@ -110,7 +110,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """One step of a pipeline, run on this host, is done."""
+    """One local step of a pipeline has ended."""
 
     step: str
     rows: int
@@ -121,15 +121,15 @@ class StepEnded:
 
 @dataclass(init=False, slots=True)
 class CallEnded:
-    """The call's one end."""
+    """A call has ended. This is reported once for each call."""
 
     code: Code
     text: str
-    served: Served | None  # None if nobody answered
+    served: Served | None  # None if no endpoint answered
     request_bytes: int
     response_bytes: int
     at: float
-    callers_fault: bool  # although its code does not say so, and no attempt does
+    callers_fault: bool  # the caller's fault, although neither the code nor an attempt says so
 
     def __init__(
         self,
@@ -152,8 +152,10 @@ class CallEnded:
 
 @dataclass(init=False, slots=True)
 class CallHistory:
-    """All that was reported of one call. `attempts` and `outcomes` belong together in order; if the call ended within
-    an attempt, that one has no outcome."""
+    """Everything that was reported of one call.
+
+    The entries of `attempts` and `outcomes` correspond; if the call ended during an attempt, that has no outcome.
+    """
 
     start: CallStarted
     attempts: list[AttemptStarted]
@@ -194,38 +196,40 @@ class EndpointChanged:
 
 @dataclass(frozen=True, slots=True)
 class EndpointEjected:
-    """An endpoint failed calls of a model that its peers answer, and is left alone by it; or it is no longer."""
+    """An endpoint was ejected for a model, since it fails calls that its peers answer; or the ejection has ended."""
 
     upstream: str
     endpoint: str
-    model: str  # Triton's
-    seconds: float  # until it is tried again; 0: it answers again
+    model: str  # the Triton model
+    seconds: float  # seconds until the endpoint gets a trial call; 0: the ejection has ended
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRefused:
-    """A call was not sent again, because retries have used up their budget."""
+    """A call was not sent again, because the retry budget is used up."""
 
-    model: str  # public name
+    model: str  # the public name
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigChanged:
-    """A config file was taken over, or refused (then `findings` says why and the old one stays)."""
+    """A config came into force, or was refused: then `findings` says why, and the old one stays in force."""
 
     source: str
     digest: str
     accepted: bool
     findings: tuple[str, ...]
     at: float
-    expiries: Mapping[str, float] = field(default_factory=dict)  # of its certificates, Unix time, by config key
-    upstreams: tuple[str, ...] = ()  # the names of all that it has
+    expiries: Mapping[str, float] = field(
+        default_factory=dict
+    )  # when each certificate expires, in Unix time, by config key
+    upstreams: tuple[str, ...] = ()  # the names of all upstreams
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFull:
-    """A caller's connection has as many calls at once as it may: the next one waits at the client."""
+    """A caller's connection has as many open calls as it may have: the client must hold back the next one."""
 
     peer: str
     calls: int
@@ -233,44 +237,44 @@ class ConnectionFull:
 
 @dataclass(frozen=True, slots=True)
 class StepNow:
-    """What one step of a pipeline takes now."""
+    """The tasks of one step of a pipeline, now."""
 
     pipeline: str
     step: str
-    running: int  # threads
-    waiting: int  # tasks without one
-    oldest: float  # seconds for which the longest of the running ones has been at it
+    running: int  # tasks that have a thread
+    waiting: int  # tasks that wait for one
+    oldest: float  # seconds that the longest-running task has run
 
 
 @dataclass(frozen=True, slots=True)
 class PipelinesNow:
-    """What pipelines take now, and what is wrong with them. It is asked for and not reported."""
+    """What pipelines use now, and how many faults they have. Metrics ask for it; it is not an event."""
 
     steps: Sequence[StepNow]
-    memory_held: int  # bytes, by pictures that are being decoded
+    memory_held: int  # bytes held by pictures that are being decoded
     memory_most: int
-    faults: Mapping[str, int]  # by pipeline: between its config and the models that it calls
+    faults: Mapping[str, int]  # by pipeline: mismatches between its config and the models that it calls
 
 
 @dataclass(frozen=True, slots=True)
 class GateNow:
-    """What calls to one model of one upstream are limited by, for those who want to know why one was refused."""
+    """The limit of calls to one model of one upstream, now."""
 
     upstream: str
-    model: str  # as its servers call it
-    limit: int  # calls in flight
+    model: str  # the Triton model
+    limit: int  # most calls in flight
     in_flight: int
     waiting: int
-    latency: float  # seconds, of the last answers; 0 if not measured yet
-    rate: float  # answers per second; 0 if not measured yet
+    latency: float  # seconds that recent answers took; 0 if not measured yet
+    rate: float  # recent answers per second; 0 if not measured yet
     refused: Mapping[str, int]  # calls since the start, by reason
 
 
 class CallObserver(Protocol):
-    """Hears about one call, in the order in which things happen."""
+    """Gets the events of one call, in the order in which they happen."""
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
-        """Answers the metadata to add upstream (a `traceparent` if the call is sampled), or ()."""
+        """Returns the metadata to add upstream: a `traceparent` if the call is sampled, else ()."""
         ...
 
     def attempt_merged(self, event: AttemptMerged) -> None: ...
@@ -283,10 +287,10 @@ class CallObserver(Protocol):
 
 
 class Hooks(Protocol):
-    """What the core is given to report to."""
+    """The receiver of the core's events."""
 
     traces: bool
-    """Are calls traced here? Then the observers answer what is said of traces upstream; else callers' own passes."""
+    """Does the gateway trace calls? Observers then return the trace context for upstream; else the caller's is used."""
 
     def call_started(self, event: CallStarted) -> CallObserver: ...
 
@@ -302,10 +306,10 @@ class Hooks(Protocol):
 
 
 class Listener(Protocol):
-    """Who hears what the core reports, by way of `Hooks` that tell all listeners."""
+    """One of several receivers of the core's events, behind `Hooks` that call all of them."""
 
     def call_started(self, event: CallStarted) -> CallObserver | None:
-        """Answers who must hear the call while it runs; None if its history is enough."""
+        """Returns an observer that needs the call's events while it runs; None if its history is enough."""
         ...
 
     def call_ended(self, call: CallHistory) -> None: ...
@@ -323,7 +327,7 @@ class Listener(Protocol):
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class NoObserver:
-    """Hears nothing."""
+    """Ignores all events of a call."""
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
         return ()
@@ -339,7 +343,7 @@ class NoObserver:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class NoHooks:
-    """For tools and tests that need no telemetry."""
+    """Ignores all events: for tools and tests that need no telemetry."""
 
     traces: bool = False
 
@@ -359,7 +363,7 @@ class NoHooks:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class NoListener:
-    """Hears nothing; for those who care about some of it."""
+    """Ignores all events: a base for listeners that need only some of them."""
 
     traces: bool = False  # does it trace calls?
 

@@ -1,4 +1,4 @@
-"""Values: a signal that something about the gateway's state has changed, for whoever waits to tell it on."""
+"""Values: a signal that the state of the gateway has changed, for tasks that report the state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Changes:
-    """Wakes all who wait. Waiters compare states themselves, so several changes may be one wake-up."""
+    """Wakes all waiting tasks. They compare states themselves, so several changes may cause one wake-up."""
 
     def __init__(self) -> None:
         self._next: asyncio.Event = asyncio.Event()

@@ -1,4 +1,4 @@
-"""May callers send calls to this worker? What load balancers, Kubernetes and health checks are told."""
+"""Whether this worker should get calls: the answer for load balancers, Kubernetes and health checks."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from gateway.notifier import Changes
 
 
 class Readiness:
-    """Not ready until it has started, nor from when it drains, nor while no endpoint can be reached."""
+    """A worker is ready once it has started, until it drains, and while some endpoint can be reached."""
 
     def __init__(self, problems: Callable[[], Sequence[str]], changes: Changes) -> None:
-        """problems: why nothing could be served now, in words. changes: whoever waits for them hears of ours."""
+        """
+        problems:  why no call could be served now, in words; empty if calls could be.
+        changes:   notified when readiness changes.
+        """
         self._problems = problems
         self._changes = changes
         self._has_started = False
@@ -29,7 +32,7 @@ class Readiness:
         return not self.reasons()
 
     def reasons(self) -> Sequence[str]:
-        """Why it is not ready; empty if it is."""
+        """Why the worker is not ready; empty if it is."""
         if self.is_draining:
             return ["draining"]
         return self._problems() if self._has_started else ["starting"]

@@ -1,7 +1,7 @@
-"""I/O: folders in the temporary directory that go with their owner, or else when the next one comes.
+"""I/O: folders in the temporary directory that are removed with their owner, or later by the next owner.
 
-Depends on nothing. An owner that is killed cleans nothing up; but the kernel then drops its lock, by which the next one
-knows whose folder is nobody's.
+Depends on nothing. An owner that is killed removes nothing; but the kernel releases its lock, by which the next owner
+sees that the folder has none.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _PREFIX = "inference-gateway-"
 
 
 class Scratch:
-    """A folder, `path`, from its making until `close`. Removes those of its kind whose owners are dead.
+    """A folder, `path`, that exists until `close`. Making one removes folders of its kind whose owners are dead.
 
-    lock: a descriptor; whoever inherits it is an owner too.
+    lock: a file descriptor; a process that inherits it is an owner too.
     """
 
     def __init__(self, kind: str) -> None:
@@ -31,10 +31,10 @@ class Scratch:
             self.lock = _maybe_lock(self.path)
             if self.path.exists():
                 return
-            self.close()  # somebody took it for a dead one's before it was locked
+            self.close()  # another process removed it before it was locked
 
     def close(self) -> None:
-        """Can be called again."""
+        """Remove the folder. It may be called more than once."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self.lock is not None:
             os.close(self.lock)
@@ -42,7 +42,7 @@ class Scratch:
 
 
 def left_over(kind: str) -> Iterator[Path]:
-    """The folders of a kind whose owners are dead; each is held until the next one is asked for."""
+    """The folders of a kind whose owners are dead. Each is locked until the next one is asked for."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-{kind}"):
         lock = _maybe_lock(path)
         if lock is None:
@@ -55,7 +55,7 @@ def left_over(kind: str) -> Iterator[Path]:
 
 
 def _maybe_lock(path: Path) -> int | None:
-    """A descriptor that holds it; None if it is gone, another user's, or held."""
+    """A descriptor with the lock of a folder; None if the folder is gone, of another user, or locked."""
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a worker says of itself on the admin plane and to the metrics, as it is now. Reads only."""
+"""The current state of a worker, for the admin plane and the metrics. Changes nothing."""
 
 from __future__ import annotations
 
@@ -33,9 +33,12 @@ class WorkerState:
         traffic: Callable[[], object],
         config: Callable[[], Json],
     ) -> None:
-        """gates: that limit calls now. listen: where calls come in. names: that are looked up.
-
-        traffic: numbers of the last minutes; None if another process has them.
+        """
+        gates:    the limits in force.
+        listen:   the address for calls.
+        names:    the names of endpoints that are looked up, with their addresses.
+        traffic:  numbers of the last minutes; None if another process has them.
+        config:   as `GET /config` shows it.
         """
         self._version = version
         self._readiness = readiness
@@ -49,7 +52,7 @@ class WorkerState:
         self._config = config
 
     def is_live(self) -> bool:
-        """Nothing that we know of would be mended by a restart."""
+        """A worker that answers is live: no known fault needs a restart."""
         return True
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
@@ -99,7 +102,7 @@ class WorkerState:
         }
 
     def pipelines_now(self) -> PipelinesNow:
-        """For the metrics; asked from any thread."""
+        """For the metrics. It may be called from any thread."""
         faults = {name: len(model.faults) for name, model in self._topology.now.pipelines.items()}
         return PipelinesNow(self._threads.usage(), MEMORY.held, MEMORY.most or 0, faults)
 

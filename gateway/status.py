@@ -44,29 +44,29 @@ def code_of(number: int) -> Code:
 
 
 class Origin(Enum):
-    """Who ended a call, and at what. Whoever ends it says so; it can't be told from a code or a text."""
+    """Who ended a call, and how. The code that ends a call sets it, since codes and texts can't tell."""
 
-    SERVER = "server"  # it gave a status of gRPC's
-    PEER = "peer"  # it, or a proxy before it, reset the stream or answered in HTTP's terms
-    CONNECTION = "connection"  # there was none, or it takes nothing of the request
-    LOST = "lost"  # the connection broke, or a proxy lost its own, while the server may have been at it
+    SERVER = "server"  # the server gave a gRPC status
+    PEER = "peer"  # the server, or a proxy before it, reset the stream or answered without a gRPC status
+    CONNECTION = "connection"  # there was no connection, or it took nothing of the request
+    LOST = "lost"  # the connection, or that of a proxy, broke while the server may have worked at the call
     QUEUE = "queue"  # too many calls wait for a connection
-    ANSWER = "answer"  # this end refused what came: too large, or not gRPC
-    GIVEN_UP = "given_up"  # this end: the deadline passed, or the caller went away
+    ANSWER = "answer"  # the gateway refused the answer: it is too large, or not gRPC
+    GIVEN_UP = "given_up"  # the gateway ended the call: its deadline passed, or its caller went away
 
 
 class Meaning(Enum):
     """What a failed attempt says: whose fault it is and what to do next."""
 
     CALLER = "caller"  # the request is at fault; the answer would be the same anywhere
-    SERVER = "server"  # the server failed at it; it may have been executed, so it is not repeated
+    SERVER = "server"  # the server failed; it may have executed the request, so that is not repeated
     OVERLOADED = "overloaded"  # this endpoint has no room; another may have
     DRAINING = "draining"  # this endpoint is shutting down
     MODEL_GONE = "model_gone"  # this endpoint does not serve the model now
-    UNREACHABLE = "unreachable"  # no connection, so it was not executed
-    LOST = "lost"  # the connection broke meanwhile: it may have been executed, or even be what killed the server
-    LATE = "late"  # it took longer than one attempt may; it may be executed still
-    UNCLEAR = "unclear"  # unavailable for a reason that is not Triton's: a model's own words, a proxy's
+    UNREACHABLE = "unreachable"  # there was no connection, so the request was not executed
+    LOST = "lost"  # the connection broke: the request may have been executed, or may have crashed the server
+    LATE = "late"  # the attempt took longer than one attempt may; the request may still be executed
+    UNCLEAR = "unclear"  # UNAVAILABLE with a text that is not Triton's own, but a model's or a proxy's
     ENDED = "ended"  # the deadline passed or the caller went away
 
 
@@ -76,7 +76,7 @@ class Verdict:
 
     meaning: Meaning
     elsewhere: bool  # may another endpoint or variant be tried?
-    ejects: bool  # is the whole endpoint in doubt until a probe has asked it?
+    ejects: bool  # does the whole endpoint get no calls until a probe has succeeded?
 
 
 _VERDICTS: Final = {
@@ -93,12 +93,12 @@ _VERDICTS: Final = {
 }
 
 UNKNOWN_ID: Final = "<id_unknown>"
-"""What Triton's error texts say of a request without an id. source: triton core, infer_request.h, `LogRequest`."""
+"""The id in Triton's error texts for a request without one. source: triton core, infer_request.h, `LogRequest`."""
 
 _WITHOUT_ID: Final = f"[request id: {UNKNOWN_ID}] "
 
-# Whole sentences of Triton 2.51, each provoked from a real one. What only contains one of them says nothing: models
-# write what they like, and repeat what callers wrote.
+# Whole texts of Triton 2.51, each seen from a real server. A text that only contains one of them proves nothing, since
+# models choose their error texts, and may repeat what callers wrote.
 _QUEUE_FULL: Final = "Exceeds maximum queue size"
 _QUEUE_TIMEOUT: Final = "Request timeout expired"
 _STOPPING: Final = "Server is stopping, scheduler for model has stopped accepting new inference requests"
@@ -107,7 +107,7 @@ _RESTRICTED: Final = "This protocol is restricted, expecting header '"
 _UNREADABLE: Final = "Unable to parse request"
 _NO_REGION: Final = "Unable to find shared memory region: '"
 _TOO_LARGE: Final = re.compile(r"(?:CLIENT: |SERVER: )?(?:Received|Sent) message larger than max \(\d+ vs\. \d+\)")
-"""Of gRPC's C++ library in a server."""
+"""The text of gRPC's C++ library in a server."""
 
 _BY_CODE: Final = {
     Code.CANCELLED: Meaning.ENDED,
@@ -124,33 +124,33 @@ _BY_CODE: Final = {
 }
 
 
-_BY_ORIGIN: Final = {  # where that says it all
+_BY_ORIGIN: Final = {  # the meaning, where it follows from the origin alone
     Origin.CONNECTION: Meaning.UNREACHABLE,
     Origin.LOST: Meaning.LOST,
-    Origin.QUEUE: Meaning.OVERLOADED,  # this endpoint has too much before it, another may not
+    Origin.QUEUE: Meaning.OVERLOADED,  # too many calls wait for this endpoint; another may have fewer
     Origin.ANSWER: Meaning.SERVER,  # the answer would be the same anywhere
     Origin.GIVEN_UP: Meaning.ENDED,
 }
 
 LATE: Final = _VERDICTS[Meaning.LATE]
-"""Of an attempt that was given up here, before the call's own deadline."""
+"""The verdict on an attempt that took longer than `attempt_timeout`, while the call has time left."""
 
 MAY_HAVE_RUN: Final = frozenset({Meaning.LOST, Meaning.LATE, Meaning.SERVER, Meaning.UNCLEAR})
-"""After these the model may have been executed, so it is a policy of the model's whether a request is repeated."""
+"""Meanings after which the model may have run, so the model's `retry` policy says whether the request is repeated."""
 
-_BY_PEER: Final = {  # that gave no status of gRPC's, where that changes what the code means
+_BY_PEER: Final = {  # codes whose meaning differs if they were made from a reset or from an HTTP status
     Code.UNAVAILABLE: Meaning.UNREACHABLE,
-    Code.CANCELLED: Meaning.SERVER,  # it gave up, not the caller
+    Code.CANCELLED: Meaning.SERVER,  # the server gave up, not the caller
 }
 
 
 def judge(
     code: int, text: str, origin: Origin = Origin.SERVER, *, model: str = "", version: str = "", id: str = ""
 ) -> Verdict:
-    """Say what an upstream's failure means.
+    """What an upstream's failure means.
 
-    code, text:   the status as received; an unknown number counts as UNKNOWN.
-    model, version, id:  as the server was asked, since its sentences name them.
+    code, text:          the status as received; an unknown number counts as UNKNOWN.
+    model, version, id:  those of the request that the server got, since its texts name them.
     """
     meaning = _BY_ORIGIN.get(origin)
     if meaning is None and origin is Origin.PEER:
@@ -159,7 +159,7 @@ def judge(
 
 
 def _by_status(code: int, text: str, model: str, version: str, id: str) -> Meaning:
-    """Of a status that the server gave."""
+    """The meaning of a status that the server gave."""
     if code == Code.UNAVAILABLE:
         return _unavailable(text, model, version, id)
     if code == Code.NOT_FOUND and _is_model_gone(_own_words(text, model, id), model, version):
@@ -172,7 +172,7 @@ def _by_status(code: int, text: str, model: str, version: str, id: str) -> Meani
 
 
 def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:
-    """What no sentence of Triton's is a model's own, or of something between us: it is passed on as it is."""
+    """The meaning of UNAVAILABLE. A text that is not Triton's own is a model's or a proxy's, and is passed on."""
     sentence = _own_words(text, model, id)
     if sentence in (_QUEUE_FULL, _QUEUE_TIMEOUT):
         return Meaning.OVERLOADED
@@ -181,7 +181,7 @@ def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:
     if _is_model_gone(sentence, model, version):
         return Meaning.MODEL_GONE
     if text.startswith(_RESTRICTED) and text.endswith("'"):
-        return Meaning.CALLER  # it lacks the key
+        return Meaning.CALLER  # the request lacks the key
     return Meaning.UNCLEAR
 
 
@@ -195,14 +195,14 @@ def is_queue_full(verdict: Verdict, text: str) -> bool:
 
 
 def _own_words(text: str, model: str, id: str) -> str:
-    """A sentence of Triton's without what it may begin with: the ensemble whose step it is about, the request's id."""
+    """An error text of Triton without its prefixes: the ensemble whose step failed, and the request's id."""
     text = text.removeprefix(f"in ensemble '{model}', ")
     own = f"[request id: {id}] "
     return text[len(own) :] if id and text.startswith(own) else text.removeprefix(_WITHOUT_ID)
 
 
 def _is_model_gone(sentence: str, model: str, version: str) -> bool:
-    """Does it say that this very model, or version, is not served?"""
+    """Does Triton say that this model, or this version of it, is not served?"""
     named = f"Request for unknown model: '{model}'"
     if not sentence.startswith(named):
         return False
@@ -213,21 +213,23 @@ def _is_model_gone(sentence: str, model: str, version: str) -> bool:
 
 
 def is_unknown_sequence(code: int, text: str) -> bool:
-    """Does Triton say that it has no such sequence? One that was lost with its server is refused so, too."""
+    """Does Triton say that it has no such sequence? That is also its answer if the sequence was lost in a restart."""
     return code == Code.INVALID_ARGUMENT and text.endswith(_NO_START)
 
 
 def judge_in_band(text: str, *, by_model: bool, model: str, version: str = "", id: str = "") -> tuple[Code, Verdict]:
-    """Say what an error inside a ModelStreamInfer means, and the code that it has in a unary call.
+    """What an error inside a ModelStreamInfer means, and the code that the error has in a unary call.
 
-    It comes without a code. What decides is who wrote it: Triton names the model in whatever comes from the model or
-    its queue, and in nothing that it refuses before. No model can make an error look like a refusal.
+    Such an error has no code, so its author decides: Triton names the model in errors of the model or its queue, and
+    does not in its own refusals before that. So no model can make an error look like such a refusal.
 
-    by_model:  does the response beside the text name a model?
-    others:    as in `judge`.
+    by_model:            does the response beside the text name a model?
+    model, version, id:  as in `judge`.
     """
     sentence = _own_words(text, model, id)
-    in_step = text.startswith(f"in ensemble '{model}', ")  # what a step refuses is the ensemble's answer
+    in_step = text.startswith(
+        f"in ensemble '{model}', "
+    )  # an ensemble passes on the refusal of its step as its own answer
     meaning, code = Meaning.CALLER, Code.INVALID_ARGUMENT
     if sentence == _QUEUE_TIMEOUT or (sentence == _QUEUE_FULL and (in_step or not by_model)):
         meaning, code = Meaning.OVERLOADED, Code.UNAVAILABLE
@@ -249,10 +251,10 @@ _SERVER_CODES: Final = frozenset(
 
 
 def is_server_fault(code: Code, meaning: Meaning | None) -> bool:
-    """Did a call fail by the server's doing, and not by its caller's?
+    """Did a call fail by a fault of the server, and not of its caller?
 
-    code:     the call's end.
-    meaning:  of its last attempt, None if there was none or it went well: some callers' faults have a server's code.
-    source: OpenTelemetry semantic conventions, gRPC, status of server spans.
+    code:     the code that the call ended with.
+    meaning:  of its last attempt, None if there was none or it succeeded: some faults of callers have a server's code.
+    source:   OpenTelemetry semantic conventions, gRPC, status of server spans.
     """
     return code in _SERVER_CODES and meaning is not Meaning.CALLER

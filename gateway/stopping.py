@@ -1,4 +1,4 @@
-"""Values: what a signal that asks a process to stop means, after those that came before it."""
+"""Values: the meaning of a signal to stop, which depends on the signals before it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import Enum
 
 
 class Stop(Enum):
-    """What is asked for."""
+    """What a signal asks for."""
 
     DRAIN = "drain"  # finish the calls in flight
-    AGAIN = "again"  # the same once more, which changes nothing
-    NOW = "now"  # cut them
+    AGAIN = "again"  # the same again, which changes nothing
+    NOW = "now"  # cut the calls in flight
 
 
 class StopSignals:
@@ -18,11 +18,11 @@ class StopSignals:
 
     One stop is often two signals: systemd sends SIGTERM to every process of a service, and the supervisor sends one to
     its workers; a terminal's Ctrl-C reaches a whole group, and a wrapper in it passes it on. So the second one asks for
-    nothing new. The third one, or one after the grace, comes from somebody who will not wait.
+    nothing new. The third one, or one after the grace, means that the sender does not want to wait.
     """
 
     def __init__(self, grace: float) -> None:
-        """grace: how long calls in flight may take to end."""
+        """grace: seconds that calls in flight may take to end."""
         self._grace = grace
         self._first = 0.0
         self._count = 0

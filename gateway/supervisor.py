@@ -39,23 +39,23 @@ from gateway.transport.sockets import bind
 _log = logging.getLogger(__name__)
 
 WORKER_VARIABLE = "GATEWAY_WORKER"
-"""Environment variable by which a worker is told its slot, directory, address, channel, parent, as JSON. Internal."""
+"""Environment variable that gives a worker its slot, directory, address, channel and parent, as JSON. Internal."""
 
 _POLL_SECONDS = 0.5
 _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
-_FAILED_STARTS = 3  # in a row, in one slot and with no worker up, before the supervisor gives up
+_FAILED_STARTS = 3  # failed starts in a row of one slot, while no worker is up, after which the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _ASK_SECONDS = 2.0  # for one answer of a worker
-_DOUBT_SECONDS = 5.0  # of silence, after which a worker does not count as one that answers
-_SILENT_SECONDS = 10.0  # after which it is killed: what blocks it for so long has made its callers leave
-_MARGIN_SECONDS = 5.0  # beyond drain and drain_delay before a worker is killed
+_DOUBT_SECONDS = 5.0  # seconds of silence after which a worker does not count as live
+_SILENT_SECONDS = 10.0  # seconds of silence after which a worker is killed: its callers have given up by then
+_MARGIN_SECONDS = 5.0  # seconds after drain_delay and drain at which a worker is killed
 
 
-_STARTING = ("starting",)  # as a worker's own admin plane says it
+_STARTING = ("starting",)  # as the worker's own admin plane reports it
 
 
 class CrashLoop(Exception):
-    """Workers die as soon as they are started."""
+    """Workers end as soon as they are started; the text says how many."""
 
 
 def maybe_place(environ: Mapping[str, str]) -> tuple[Place, int] | None:
@@ -81,7 +81,7 @@ def _socket(runtime: Path, slot: str) -> Path:
 
 @dataclass(slots=True)
 class _Worker:
-    """One slot: the process in it, and what that last said."""
+    """One slot: its process, and the last answers of that."""
 
     slot: str
     process: asyncio.subprocess.Process | None = None
@@ -103,17 +103,17 @@ class _Worker:
 
     @property
     def silence(self) -> float:
-        """Seconds. By questions without an answer, so that it is 0 when this process itself was stopped for a while."""
+        """Seconds since the first question without an answer; so it stays 0 if this process itself was stopped."""
         return 0.0 if self.silent_since is None else time.monotonic() - self.silent_since
 
     @property
     def gets_calls(self) -> bool:
-        """Does it listen? The kernel gives calls to whoever does, so one that is starting or gone does no harm."""
+        """Does the worker listen? The kernel gives connections to every worker that does, and to no other."""
         return self.is_running and bool(self.state)
 
 
 class Supervisor:
-    """Runs the workers until told to stop."""
+    """Runs the workers until a signal to stop."""
 
     def __init__(self, config: Config, command: Sequence[str], environ: Mapping[str, str]) -> None:
         """command: starts one worker, given WORKER_VARIABLE in its environment."""
@@ -155,10 +155,10 @@ class Supervisor:
     def _told_to_stop(self) -> None:
         asked = self._signals.arrived(time.monotonic())
         if asked is Stop.NOW:
-            _log.warning("told to stop once more: ending now")
+            _log.warning("another signal to stop: ending now, and calls in flight are cut")
             self._signal_all(signal.SIGKILL)
         elif asked is Stop.AGAIN:
-            _log.info("told to stop twice: calls in flight may still end; a third signal cuts them")
+            _log.info("a second signal to stop: calls in flight may still end; a third signal cuts them")
         self._stopping.set()
 
     async def _run_workers(self, address: str) -> int:
@@ -201,7 +201,9 @@ class Supervisor:
             code = await self._run_once(worker, address)
             if self._stopping.is_set():
                 return
-            has_failed = worker.is_young or not worker.state  # however long a busy machine took to find out
+            has_failed = (
+                worker.is_young or not worker.state
+            )  # no state: it never answered, however long a busy machine took to end it
             worker.failed_starts = worker.failed_starts + 1 if has_failed else 0
             if worker.failed_starts >= _FAILED_STARTS and not any(other.gets_calls for other in self._workers):
                 raise CrashLoop(f"{_FAILED_STARTS} workers in a row ended as soon as they were started; giving up")
@@ -211,7 +213,7 @@ class Supervisor:
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
     async def _run_once(self, worker: _Worker, address: str) -> int:
-        """Start a process in a slot; its exit code, once it has ended."""
+        """Start a process in a slot, wait for its end, and return its exit code."""
         taker, channel = self._handover.join()
         told = {
             "slot": worker.slot,
@@ -222,19 +224,19 @@ class Supervisor:
         }
         worker.reasons, worker.state, worker.started, worker.silent_since = _STARTING, {}, time.monotonic(), None
         descriptors = [channel.fileno()]
-        if self._scratch.lock is not None:  # a worker may outlive this process
+        if self._scratch.lock is not None:  # the worker owns the folder too, and may live longer
             descriptors.append(self._scratch.lock)
         with channel:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 env={**self._environ, WORKER_VARIABLE: json.dumps(told)},
                 stdin=asyncio.subprocess.DEVNULL,
-                # In a session of its own, so that Ctrl-C reaches this process alone, which then has the workers drain.
+                # The worker has its own session, so that Ctrl-C reaches only this process, which then drains the workers.
                 start_new_session=True,
                 pass_fds=descriptors,
             )
         worker.process = process
-        if self._stopping.is_set():  # while it was started, so nobody has told it
+        if self._stopping.is_set():  # the signal to stop came while the worker was being started
             process.terminate()
         code = await process.wait()
         self._handover.leave(taker)
@@ -243,7 +245,7 @@ class Supervisor:
         return code
 
     def _reload_all(self) -> None:
-        """Pass SIGHUP on to those that listen for it; who is still starting reads the config anyway."""
+        """Pass SIGHUP on to the workers that serve; a worker that is starting reads the config anyway."""
         for worker in self._workers:
             if worker.gets_calls and worker.process is not None:
                 worker.process.send_signal(signal.SIGHUP)
@@ -300,7 +302,7 @@ class Supervisor:
                     self._heard_nothing(worker)
 
     def _heard_nothing(self, worker: _Worker) -> None:
-        """A worker that hangs keeps its part of the port, and the calls that the kernel gives it wait for ever."""
+        """Kill a worker that hangs: the kernel goes on giving it connections, whose calls would wait for ever."""
         if worker.silent_since is None:
             worker.silent_since = time.monotonic()
         elif worker.silence >= _SILENT_SECONDS and worker.process is not None:
@@ -308,11 +310,11 @@ class Supervisor:
             worker.process.send_signal(signal.SIGKILL)
 
     def is_live(self) -> bool:
-        """Does a worker answer, or is one being started?"""
+        """Does some worker answer, or is one being started?"""
         return any(worker.silence < _DOUBT_SECONDS for worker in self._workers)
 
     def readiness(self) -> tuple[bool, Sequence[str]]:
-        """Ready when every worker that gets calls is, and there is one."""
+        """Ready if some worker gets calls, and all that get calls are ready."""
         if self._stopping.is_set():
             return False, ["draining"]
         reasons = [f"worker {w.slot}: {reason}" for w in self._workers if not w.ready for reason in w.reasons]
@@ -336,7 +338,7 @@ class Supervisor:
 
 
 def _how(code: int) -> str:
-    """A process' end in words. SIGKILL that nobody sent is most often the kernel's, for want of memory."""
+    """The end of a process in words."""
     return f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with code {code}"
 
 

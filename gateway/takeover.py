@@ -1,4 +1,4 @@
-"""How a checked config, or a new address of an endpoint, comes into force: in one step, or not at all."""
+"""Puts a checked config, or new addresses of endpoints, in force: in one step, or not at all."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from gateway.telemetry.capture import Captures
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.fleet import Fleet
 
-_LOOK_UPS_SECONDS: Final = 3.0  # how long a config waits for the addresses behind its names before it is in force
+_LOOK_UPS_SECONDS: Final = 3.0  # how long a config waits for its names to be looked up before it comes into force
 
 PipelineMaker = Callable[[Pipeline, "PipelineModel | None"], PipelineModel]
-"""Makes a pipeline's model, given that of the same name which it replaces."""
+"""Makes the model of a pipeline. The second argument is the model of the same name that it replaces, if any."""
 
 
 class Takeover:
-    """Puts configs in force: whoever began with the old topology ends with it."""
+    """Puts configs in force. A call that began with the old topology ends with it."""
 
     def __init__(
         self,
@@ -48,7 +48,10 @@ class Takeover:
         collected: Budget,
         changed: Callable[[], None],
     ) -> None:
-        """collected: of upstreams' answers. changed: hears when another topology is in force."""
+        """
+        collected:  budget for answers of upstreams that are collected.
+        changed:    called when another topology is in force.
+        """
         self._topology = topology
         self._fleet = fleet
         self._discovery = discovery
@@ -64,26 +67,26 @@ class Takeover:
     async def begin(self, loaded: Loaded) -> None:
         """Put the first config in force.
 
-        :raises OSError: if a file that it names can't be read.
+        :raises OSError: if a file that the config names can't be read.
         """
-        self._config = loaded.config  # addresses may be found before it is in force
+        self._config = loaded.config  # for `addresses_changed`, which may be called before this config is in force
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
         self._take_over(loaded, (), *_declared(loaded.config))
 
     async def follow(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
-        """Put another config in the place of the one in force.
+        """Replace the config in force.
 
-        notices: what of it only a restart puts in force.
-        :raises OSError: as above; then everything is as it was.
+        notices: the settings that only a restart puts in force.
+        :raises OSError: if a file that the config names can't be read; then nothing has changed.
         """
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
-        # Thousands of models take a while, which calls on this loop must not wait for.
+        # In a thread, since calls on this loop must not wait while thousands of models are read.
         routes, merges = await asyncio.to_thread(_declared, loaded.config)
         self._take_over(loaded, notices, routes, merges)
         self._discovery.keep(names_of(loaded.config))
 
     def addresses_changed(self) -> None:
-        """Pods came or went: new pools, all else as it is."""
+        """Replace the pools, since the addresses of a name have changed."""
         pools = self._fleet.apply(upstreams_of(self._config, self._discovery.addresses, self._collected))
         self._topology.now = replace(self._topology.now, pools=pools)
         self._changed()
@@ -91,7 +94,7 @@ class Takeover:
     def _take_over(
         self, loaded: Loaded, notices: tuple[Finding, ...], routes: Routes, merges: dict[str, MergeSettings]
     ) -> None:
-        # What can fail comes first: a config that can't be taken over must leave everything as it was.
+        # The steps that can fail come first: a config that can't be taken over must change nothing.
         config, before = loaded.config, self._topology.now.pipelines
         pipelines = {name: self._pipeline(pipeline, before.get(name)) for name, pipeline in loaded.pipelines.items()}
         captures = self._captures.apply(config.telemetry.capture)

@@ -1,4 +1,4 @@
-"""Values: the frozen nouns that rooms exchange. No behaviour beyond what their fields imply, no I/O."""
+"""Values: the frozen values that rooms exchange. No behaviour beyond what their fields imply, no I/O."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ class Variant:
     upstream: str
     model: str
     version: str = ""  # "" leaves the choice to the server's version policy
-    attempt_timeout: float = 0.0  # seconds for one attempt; 0: as long as the call has
+    attempt_timeout: float = 0.0  # seconds for one attempt; 0: until the deadline of the call
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """After which failures that may have come after the model's work a request may be sent again, and how often."""
+    """When a request that the model may have run already is sent again, and how often."""
 
-    on: frozenset[Meaning] = frozenset({Meaning.LOST, Meaning.LATE})  # of `status.MAY_HAVE_RUN`
-    most: int = 1  # times for one call
+    on: frozenset[Meaning] = frozenset(
+        {Meaning.LOST, Meaning.LATE}
+    )  # meanings among `status.MAY_HAVE_RUN` after which it is sent again
+    most: int = 1  # most times for one call
 
 
 @dataclass(slots=True)  # not frozen: one is made for every request, and that would triple its price
 class Facts:
-    """What routing may know of a request. Not to be changed."""
+    """What routing may know of a request. It must not be changed."""
 
     metadata: Mapping[str, str] = field(default_factory=dict)  # lower-case keys, first value wins, no `-bin` keys
     parameters: Mapping[str, Parameter] = field(default_factory=dict)  # of the V2 request
@@ -54,10 +56,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Who answered, for trailing metadata, the typed API and telemetry."""
+    """Who answered a call, for trailing metadata, the typed API and telemetry."""
 
     model: str  # public name
     variant: str
-    model_version: str  # as the server answered
+    model_version: str  # the version that the server named
     endpoint: str
     attempts: int

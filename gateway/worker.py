@@ -26,20 +26,20 @@ _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PARENT_DIED = signal.SIGUSR1
 
-_LAST_SECONDS = 0.5  # for threads to end by themselves
+_LAST_SECONDS = 0.5  # how long threads may take to end by themselves
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 MIB = 1 << 20
 
-_OTHER_DESCRIPTORS = 512  # beyond callers' connections: upstreams, the admin plane, files
+_OTHER_DESCRIPTORS = 512  # for upstreams, the admin plane and files, beside callers' connections
 
 
 def run(main: Coroutine[Any, Any, int]) -> int:
     """Run an asynchronous command on uvloop and return its exit code.
 
-    Once that is known, nothing holds up the end of the process: the interpreter would wait for every thread, also for
-    one that reads a file system or sends to a receiver that is gone.
+    After that the process ends within a moment. The interpreter itself would wait for every thread, even for one that
+    hangs in a file system or in a connection.
     """
 
     async def to_its_end() -> int:
@@ -55,7 +55,7 @@ def run(main: Coroutine[Any, Any, int]) -> int:
 def _end(code: int) -> None:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads, or it is closed
+        with contextlib.suppress(OSError, ValueError):  # the stream is closed, or nothing reads it
             stream.flush()
     os._exit(code)
 
@@ -72,11 +72,11 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
     def stopped() -> None:
         asked = signals.arrived(loop.time())
         if asked is Stop.NOW:
-            _log.warning("told to stop once more: ending now")
-            logging.shutdown()  # which gives the last lines 2 s
+            _log.warning("another signal to stop: ending now, and calls in flight are cut")
+            logging.shutdown()  # waits up to 2 s for the last lines
             os._exit(1)
         if asked is Stop.AGAIN:
-            _log.info("told to stop twice: calls in flight may still end; a third signal cuts them")
+            _log.info("a second signal to stop: calls in flight may still end; a third signal cuts them")
         stop.set()
 
     def parent_died() -> None:
@@ -89,10 +89,10 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
         loop.add_signal_handler(number, stopped)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     async with gateway:
-        gc.freeze()  # what is there now stays: a collection need not stop calls to look at it
+        gc.freeze()  # these objects stay, so collections need not spend time on them
         await stop.wait()
-        await gateway.drain(orphaned)  # nobody says "not ready" for it any more, and a successor wants the port
-    if gateway.left_steps_behind:  # what their libraries have begun might be joined at the interpreter's end, for ever
+        await gateway.drain(orphaned)  # an orphan does not wait: its supervisor, which reports readiness, has died
+    if gateway.left_steps_behind:  # the interpreter's end might wait for ever for threads that their libraries made
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)
@@ -104,7 +104,7 @@ def keep_freed_memory(environ: Mapping[str, str]) -> None:
 
     By default memory goes back to the kernel from 128 KiB on, so that a picture's pixels and tensor, 0.6 to 1 MB each,
     cost a page fault for every 4 KiB in every call: a fifth of its CPU. Messages from 4 MiB on go back at once.
-    Whoever sets malloc's environment variables knows better.
+    The environment variables of malloc take precedence.
     """
     if sys.platform != "linux" or _MALLOC_SETTINGS & environ.keys():
         return
@@ -115,7 +115,7 @@ def keep_freed_memory(environ: Mapping[str, str]) -> None:
 
 
 def raise_descriptor_limit(connections: int) -> None:
-    """Let this process open what so many connections need, as far as its hard limit goes; a shortage is logged."""
+    """Raise the limit of file descriptors for so many connections, up to the hard limit; log a shortage."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + _OTHER_DESCRIPTORS
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -137,9 +137,9 @@ def raise_descriptor_limit(connections: int) -> None:
 def end_with(parent: int) -> None:
     """Have the kernel send a signal when the parent dies, so that no worker is left behind. Linux only.
 
-    It is not SIGTERM, of which every thread of the parent sends one as it dies: three of them mean now.
+    The signal is not SIGTERM: every dying thread of the parent sends one, and three SIGTERM end a worker at once.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _PARENT_DIED)
     if os.getppid() != parent:
-        os.kill(os.getpid(), _PARENT_DIED)  # it died before we asked
+        os.kill(os.getpid(), _PARENT_DIED)  # the parent died before the line above

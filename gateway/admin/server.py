@@ -30,6 +30,7 @@ from gateway.admin.alerts import notices
 from gateway.admin.connections import Connections
 from gateway.admin.page import page_routes
 from gateway.admin.preface import Asked, FirstBytes
+from gateway.errors import CommandFailed
 from gateway.transport.sockets import bind
 
 _SOCKET_MODE = 0o600  # the supervisor, which asks a worker, is the same user
@@ -68,7 +69,7 @@ class StateSource(Protocol):
         ...
 
 
-class CannotListen(Exception):
+class CannotListen(CommandFailed):
     """The admin address is taken or not allowed; the text says which, and what to do."""
 
 

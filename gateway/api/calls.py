@@ -1,4 +1,4 @@
-"""Between a gRPC servicer context and the core: what arrived, and how an error leaves.
+"""Translates between a gRPC servicer context and the core: the request that arrived, and the error that leaves.
 
 The one place where `GatewayError` becomes a gRPC status. Contexts are grpc.aio's, or any that behave as they do.
 """
@@ -29,20 +29,20 @@ Context = Any
 
 Answer = TypeVar("Answer")
 Handler = Callable[[Any, Context], Awaitable[Answer]]
-"""Takes a request, or an iterator of them; returns the answer, or None if it writes its answers itself."""
+"""Takes a request or an iterator of requests; returns the answer, or None if it writes its answers itself."""
 
 _STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True, slots=True)
 class CallLimits:
-    """Time that unary calls get. Seconds."""
+    """Time that unary calls get, in seconds. None: no limit."""
 
-    default_deadline: float | None = None  # for callers that give none
-    longest_deadline: float | None = None  # for those that give too much
+    default_deadline: float | None = None  # for callers without a deadline
+    longest_deadline: float | None = None  # most that a caller may ask for
 
     def apply(self, seconds: float | None) -> float | None:
-        """What a call gets whose caller gave it `seconds`; None is no end."""
+        """The seconds that a call gets whose caller gave it `seconds`. None: no limit."""
         if seconds is None:
             seconds = self.default_deadline
         if self.longest_deadline is None:
@@ -51,7 +51,7 @@ class CallLimits:
 
 
 def request_from(context: Context, body: bytes, method: str, limits: CallLimits) -> Request:
-    """What the core needs to know of a call."""
+    """The request as the core takes it."""
     seconds = limits.apply(context.time_remaining())
     deadline = None if seconds is None else Deadline.after(seconds, time.monotonic())
     metadata = metadata_from_pairs(context.invocation_metadata() or ())
@@ -59,7 +59,7 @@ def request_from(context: Context, body: bytes, method: str, limits: CallLimits)
 
 
 def is_loopback(peer: str) -> bool:
-    """peer: as gRPC writes it, such as `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
+    """Is the peer on this host? peer: as gRPC writes it, such as `ipv4:127.0.0.1:50000` or `ipv6:%5B::1%5D:50000`."""
     kind, _, rest = unquote(peer).partition(":")
     if kind == "unix":
         return True
@@ -79,13 +79,16 @@ async def abort(context: Context, error: GatewayError) -> None:
 
 
 def error_trailing(error: GatewayError, metadata: Mapping[str, str]) -> Metadata:
-    """Trailing metadata of an error: the upstream's, who was asked, the caller's id. metadata: the caller's."""
+    """The trailing metadata of an error: the upstream's, who was asked, the caller's id.
+
+    metadata: the first values of the caller's metadata.
+    """
     upstream = passed_on(error.trailers) if isinstance(error, UpstreamFailed) else ()
     return (*upstream, *failed_trailers(error), *echoed(metadata))
 
 
 def with_errors(handler: Handler[Answer]) -> Handler[Answer]:
-    """A handler whose errors end the call with their status; unforeseen ones tell the caller nothing."""
+    """Wrap a handler so that its errors end the call with their status. Callers get no details of unforeseen errors."""
 
     async def guarded(request: Any, context: Context) -> Any:
         try:

@@ -1,7 +1,7 @@
-"""What models there are and how they are: readiness, metadata, config, statistics and index over all upstreams.
+"""RPCs about models: readiness, metadata, config, statistics and repository index, over all upstreams.
 
-A public model looks like any other model here. What its variants have in common comes from the first that answers;
-what adds up (statistics) is added up over variants and endpoints.
+A public model looks like a Triton model here. Its metadata and config are those of the first variant that answers;
+its statistics are added up over variants and endpoints.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from gateway.v2.versions import maybe_version, read_version
 _Entry: TypeAlias = pb.RepositoryIndexResponse.ModelIndex
 
 _LISTS_AT_ONCE: Final = 4
-"""Questions about everything, each of which asks every endpoint and reads what it says of every model. Others wait."""
+"""How many questions about all models run at once; each asks every endpoint and reads the entries of every model."""
 
 _NOBODY_THERE = "no Triton endpoint can be reached now"
 
 
 class Catalogue:
-    """Answers about models, by public name or a variant's own."""
+    """Answers questions about models, by public name or by Triton's own name."""
 
     def __init__(self, topology: CurrentTopology) -> None:
         self._current = topology
@@ -44,7 +44,7 @@ class Catalogue:
         return self._current.now
 
     def is_configured(self, name: str) -> bool:
-        """Is it a public name, or a variant's own that may be called?"""
+        """Is it a public name, or the Triton name of a variant that may be called?"""
         return self._topology.is_known(name)
 
     def is_ready(self, name: str, version: str = "") -> bool | None:
@@ -61,8 +61,8 @@ class Catalogue:
         return any(self._topology.is_available(variant) for variant in self._order(route, version))
 
     async def model_ready(self, name: str, version: str, asker: Asker = NOBODY) -> bool:
-        """As Triton: false, and no error, for a name that is unknown."""
-        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
+        """As Triton does, this answers false, and no error, for an unknown name."""
+        version = maybe_version(version) or version  # Triton refuses a text that is no version
         pipeline = self._topology.pipelines.get(name)
         if pipeline is not None:
             return read_version(version) in ("", PIPELINE_VERSION) and pipeline.is_ready()
@@ -85,7 +85,7 @@ class Catalogue:
         return False
 
     async def model_metadata(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelMetadataResponse:
-        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
+        version = maybe_version(version) or version  # Triton refuses a text that is no version
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.metadata()
@@ -96,7 +96,7 @@ class Catalogue:
         return answer
 
     async def model_config(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelConfigResponse:
-        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
+        version = maybe_version(version) or version  # Triton refuses a text that is no version
         pipeline = self._pipeline_of(name, version)
         if pipeline is not None:
             return pipeline.config()
@@ -105,9 +105,9 @@ class Catalogue:
         return answer
 
     async def model_statistics(self, name: str, version: str, asker: Asker = NOBODY) -> pb.ModelStatisticsResponse:
-        """Added up over the variants and endpoints that answer; one entry per version. name "": every model."""
-        version = maybe_version(version) or version  # what is none is refused by Triton, if it is asked
-        if not name:  # as at Triton: a version without a name means nothing
+        """One entry per version, added up over the variants and endpoints that answer. name "": every model."""
+        version = maybe_version(version) or version  # Triton refuses a text that is no version
+        if not name:  # as Triton does, ignore a version without a name
             return pb.ModelStatisticsResponse(model_stats=await self._all_statistics(version, asker))
         pipeline = self._topology.pipelines.get(name)
         if pipeline is not None:
@@ -152,7 +152,7 @@ class Catalogue:
         return pb.RepositoryIndexResponse(models=[e for e in models if e.state == "READY" or not request.ready])
 
     def _public_entries(self, name: str, listed: Mapping[str, Mapping[tuple[str, str], _Entry]]) -> list[_Entry]:
-        """Of one public model. listed: what each upstream has, by model."""
+        """The index entries of one public model. listed: the entries of each upstream, by model."""
         if not self.is_ready(name):
             return [_Entry(name=name, state="UNAVAILABLE", reason="no variant can answer now")]
         if name in self._topology.pipelines:
@@ -166,7 +166,7 @@ class Catalogue:
         return [_Entry(name=name, version=version, state="READY") for version in sorted(ready, key=_as_number)]
 
     def _direct_entries(self, name: str, listed: Mapping[tuple[str, str], _Entry]) -> list[_Entry]:
-        """Of one Triton model under its own name, as the upstreams that such a call goes to have it."""
+        """The index entries of one Triton model under its own name, from the upstreams that such a call goes to."""
         route = self._topology.routes.lookup(name)
         upstreams = {variant.upstream for variant in route.variants} if route is not None else ()
         best: dict[str, _Entry] = {}
@@ -176,7 +176,7 @@ class Catalogue:
         return list(best.values())
 
     async def server_metadata(self, asker: Asker = NOBODY) -> pb.ServerMetadataResponse:
-        """Triton's own, with the extensions that every endpoint has."""
+        """The metadata of Triton itself, with the extensions that every endpoint has."""
         told = await self._everywhere("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse, asker)
         answers = [each.answer for each in told]
         if not answers:
@@ -186,7 +186,7 @@ class Catalogue:
         return pb.ServerMetadataResponse(name=first.name, version=first.version, extensions=common)
 
     def problems(self) -> list[str]:
-        """Why the gateway as a whole can't serve; empty if it can: some endpoint has answered a probe."""
+        """Why the gateway can serve nothing; empty if some endpoint has answered a probe."""
         endpoints = [endpoint for pool in self._topology.pools.values() for endpoint in pool.endpoints]
         if any(endpoint.state in (State.READY, State.SUSPECT) for endpoint in endpoints):
             return []
@@ -200,7 +200,7 @@ class Catalogue:
         return [*self._topology.routes.public, *self._topology.pipelines]
 
     def _names(self) -> list[str]:
-        """Every name that is known without asking: public models, pipelines, variants' own."""
+        """Every name in the config: public models, pipelines, and Triton models of variants."""
         return list(dict.fromkeys([*self._topology.pipelines, *self._topology.routes.names]))
 
     def _pipeline_of(self, name: str, version: str) -> PipelineModel | None:
@@ -210,7 +210,7 @@ class Catalogue:
         return pipeline
 
     def _order(self, route: Route, version: str) -> Sequence[Variant]:
-        """The variants as a call without metadata would try them."""
+        """The variants in the order in which a call without metadata would try them."""
         facts = Facts(version=version)
         return plan(route, facts, draw=0.0, available=self._topology.is_available).targets
 
@@ -238,7 +238,7 @@ class Catalogue:
         raise self._no_answer(name, version, failures)
 
     def _no_answer(self, name: str, version: str, failures: Sequence[CallFailed]) -> GatewayError:
-        """Of a Triton's own model its own error, of a public one an error that tells no variant's name."""
+        """Triton's own error for a Triton model; for a public model an error without the names of variants."""
         route = self._topology.routes.lookup(name)
         if failures and name not in self._topology.routes.public:
             return as_error(failures[-1])
@@ -249,9 +249,9 @@ class Catalogue:
 
     async def _statistics_of(
         self, route: Route, version: str, asker: Asker
-    ) -> tuple[Sequence[_Told], Sequence[CallFailed]]:
-        """What the endpoints of a route's variants say, and what went wrong where nothing was said."""
-        asked: dict[tuple[str, str, str, str], Awaitable[_Told]] = {}
+    ) -> tuple[Sequence[_Answer], Sequence[CallFailed]]:
+        """The answers of the endpoints of a route's variants, and the failures of those without an answer."""
+        asked: dict[tuple[str, str, str, str], Awaitable[_Answer]] = {}
         for variant in route.variants:
             question = pb.ModelStatisticsRequest(name=variant.model, version=variant.version or version)
             for endpoint in self._endpoints(variant):
@@ -261,7 +261,7 @@ class Catalogue:
         return await _results(asked.values())
 
     async def _all_statistics(self, version: str, asker: Asker) -> list[pb.ModelStatistics]:
-        """Of every model: those that are known without asking, then others that may be called directly."""
+        """Statistics of every model: those in the config, then others that may be called directly."""
         question = pb.ModelStatisticsRequest(version=version)
         told = await self._everywhere("ModelStatistics", question, pb.ModelStatisticsResponse, asker)
         by_model: dict[str, list[tuple[Endpoint, pb.ModelStatistics]]] = {}
@@ -278,8 +278,8 @@ class Catalogue:
                 stats += add_up(name, _counted_once(route, entries))
         return stats
 
-    async def _everywhere(self, method: str, request: Any, answer: type[Any], asker: Asker) -> list[_Told]:
-        """What all endpoints say that answer, in the order of the config. Any: protobuf classes.
+    async def _everywhere(self, method: str, request: Any, answer: type[Any], asker: Asker) -> list[_Answer]:
+        """The answers of all endpoints that answer, in the order of the config. Any: protobuf classes.
 
         :raises GatewayError: if none does, as the last one of those that said why.
         """
@@ -308,7 +308,7 @@ def add_up(name: str, entries: Iterable[pb.ModelStatistics]) -> list[pb.ModelSta
 
 
 def _as_number(version: str) -> tuple[int, str]:
-    """To sort by: versions are positive integers without leading zeros, and 10 comes after 9."""
+    """A sort key for versions, which are positive integers without leading zeros: 10 comes after 9."""
     return len(version), version
 
 
@@ -338,25 +338,25 @@ def _add_durations(total: Any, entry: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What one endpoint answers. Any: protobuf classes."""
+class _Answer:
+    """The answer of one endpoint. Any: protobuf classes."""
 
     endpoint: Endpoint
     answer: Any
 
 
-async def _tell(endpoint: Endpoint, method: str, request: Any, answer: type[Any], asker: Asker) -> _Told:
-    return _Told(endpoint, await ask(endpoint, method, request, answer, asker))
+async def _tell(endpoint: Endpoint, method: str, request: Any, answer: type[Any], asker: Asker) -> _Answer:
+    return _Answer(endpoint, await ask(endpoint, method, request, answer, asker))
 
 
-def _entries(told: Iterable[_Told]) -> Iterator[tuple[Endpoint, pb.ModelStatistics]]:
+def _entries(told: Iterable[_Answer]) -> Iterator[tuple[Endpoint, pb.ModelStatistics]]:
     for each in told:
         for entry in each.answer.model_stats:
             yield each.endpoint, entry
 
 
 def _counted_once(route: Route, entries: Iterable[tuple[Endpoint, pb.ModelStatistics]]) -> Iterable[pb.ModelStatistics]:
-    """The entries of versions that a route's variants can be. entries: each with who gave it.
+    """The entries of versions that a route's variants may serve. entries: each with its endpoint.
 
     Variants and pools may overlap: a version on one server counts once, however many of them lead to it.
     """
@@ -369,7 +369,7 @@ def _counted_once(route: Route, entries: Iterable[tuple[Endpoint, pb.ModelStatis
 
 
 def _better(known: _Entry | None, entry: _Entry) -> _Entry:
-    """Of two endpoints' entries for one version: the one that says that it is ready."""
+    """The better of two endpoints' entries for one version: one that is READY wins."""
     return entry if known is None or (entry.state == "READY" and known.state != "READY") else known
 
 
@@ -377,10 +377,10 @@ def _no_statistics_of_version(name: str) -> BadRequest:
     return BadRequest(f"requested model version is not available for model '{name}'")  # as Triton's
 
 
-async def _results(asked: Iterable[Awaitable[_Told]]) -> tuple[list[_Told], list[CallFailed]]:
-    """What came of several questions: the answers, and how those without one failed."""
+async def _results(asked: Iterable[Awaitable[_Answer]]) -> tuple[list[_Answer], list[CallFailed]]:
+    """Separate the results of several questions: the answers, and the failures."""
     results = await asyncio.gather(*asked, return_exceptions=True)
-    answers: list[_Told] = []
+    answers: list[_Answer] = []
     failures: list[CallFailed] = []
     for result in results:
         if isinstance(result, CallFailed):
@@ -393,11 +393,11 @@ async def _results(asked: Iterable[Awaitable[_Told]]) -> tuple[list[_Told], list
 
 
 _OF_ONE_SERVER: Final = (Meaning.SERVER, Meaning.UNCLEAR)
-"""Failures after which another server is asked: questions change nothing, so asking twice does no harm."""
+"""Failures after which another server is asked: a question changes nothing, so asking twice does no harm."""
 
 
 def _raise_if_callers_fault(failure: CallFailed, name: str, version: str) -> None:
-    """raises: UpstreamFailed if no other endpoint would answer otherwise. name, version: that were asked about."""
+    """:raises UpstreamFailed: if every endpoint would fail alike. name, version: those that were asked about."""
     verdict = judge(failure.code, failure.text, failure.origin, model=name, version=version)
     if not verdict.elsewhere and verdict.meaning not in _OF_ONE_SERVER:
         raise as_error(failure) from failure

@@ -1,10 +1,10 @@
-"""RPCs that change a Triton server: each reaches every endpoint of its upstreams, or none.
+"""RPCs that change a Triton server: each is carried out on every endpoint of its upstreams, or on none.
 
-First every endpoint is asked whether it lives; then all get the request; if some refuse, what the others did is undone,
-as far as their state before is known. The caller gets the refusing endpoint's own status and text.
+First every endpoint is asked whether it is live; then all get the request; if some refuse, the change is undone on the
+others, as far as their state before is known. The caller gets the refusing endpoint's own status and text.
 
-Changes of the same server are made one after the other, since two at once could undo each other. Others, and whatever
-only asks, wait for nobody.
+Changes of the same server are made one after the other, since two at once could undo each other. Changes of different
+servers, and RPCs that change nothing, do not wait.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from gateway.upstream.pool import Pool
 
 _log = logging.getLogger(__name__)
 
-_REACHABLE_SECONDS = 2.0  # in which an endpoint must say that it lives, before anything is changed
-_NOTICE: Final = 0.1  # the part of a caller's time that is left when it is told what it waits for in vain
-_MOST_NOTICE_SECONDS: Final = 0.5
+_REACHABLE_SECONDS = 2.0  # an endpoint that does not answer ServerLive for so long can't be reached
+_NOTICE: Final = 0.1  # part of a caller's time that is left when its waiting ends with an error
+_MOST_NOTICE_SECONDS: Final = 0.5  # most of that time
 _MOST_OF_NAME: Final = 200  # characters of a model's name in texts
 
 
 class ControlPolicy(Enum):
-    """From where RPCs that change a server may be called."""
+    """Which callers may call RPCs that change a server."""
 
     LOOPBACK = "loopback"
     ALL = "all"
@@ -48,27 +48,25 @@ class ControlPolicy(Enum):
 
 
 Undo = tuple[str, Any]
-"""The RPC and request that put one endpoint back."""
+"""The RPC and its request that undo a change on one endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlRpc:
-    """One of them."""
+    """How one RPC is carried out."""
 
-    request: type[Any]  # protobuf classes
-    answer: type[Any]
-    model_field: str = ""  # where the request names a model, if it does
-    undo: Callable[[Endpoint, Any, Asker], Any] | None = (
-        None  # awaitable giving a list of Undo, taken before the change
-    )
-    changes: bool = True
-    loads: bool = False  # or unloads
+    request: type[Any]  # protobuf class
+    answer: type[Any]  # protobuf class
+    model_field: str = ""  # the field of the request that names a model, "" if there is none
+    undo: Callable[[Endpoint, Any, Asker], Any] | None = None  # a coroutine, awaited before the change: list[Undo]
+    changes: bool = True  # does the RPC change the server?
+    loads: bool = False  # does the RPC load or unload a model?
 
 
 async def _undo_load(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
     ready = await _is_ready(endpoint, request.model_name, "", asker)
     if ready:
-        return []  # a reload: what was loaded before can't be had back
+        return []  # the model was loaded before, and that version can't be brought back
     return [("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=request.model_name))]
 
 
@@ -155,19 +153,19 @@ RPCS: Mapping[str, ControlRpc] = {
 
 @dataclass(frozen=True, slots=True)
 class ControlLimits:
-    """Time that changes get. Seconds."""
+    """Time that changes get, in seconds."""
 
     longest: float = 600.0  # for one request that changes a server: a model may take minutes to load
-    slow: float = 60.0  # from when on a change is worth a line in the log
+    slow: float = 60.0  # a change that takes longer is logged
 
 
 @dataclass(eq=False, slots=True)
 class _Change:
-    """One that is made, or waits for those before it."""
+    """A change that is being made, or waits for earlier changes of the same servers."""
 
     what: str
     addresses: frozenset[str]  # of the servers that it changes
-    began: float = 0.0  # when it stopped waiting; 0: it waits
+    began: float = 0.0  # when it stopped waiting, on the monotonic clock; 0 while it waits
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __str__(self) -> str:
@@ -175,14 +173,14 @@ class _Change:
 
 
 class Control:
-    """Carries them out."""
+    """Carries out these RPCs."""
 
     def __init__(self, topology: CurrentTopology, policy: ControlPolicy, limits: ControlLimits | None = None) -> None:
         self._topology = topology
         self._policy = policy
         self._limits = limits or ControlLimits()
-        self._changes: list[_Change] = []  # that have not ended, in the order in which they came
-        self._tasks: set[asyncio.Task[Any]] = set()  # of those that are being made
+        self._changes: list[_Change] = []  # changes that have not ended, oldest first
+        self._tasks: set[asyncio.Task[Any]] = set()  # changes that are being made
 
     async def call(
         self, method: str, request: Any, *, metadata: Metadata, peer: str, remaining: float | None = None
@@ -191,12 +189,12 @@ class Control:
 
         A change that has begun goes on when its caller goes away: it must not be left half done.
 
-        remaining: seconds that the caller gives it, None if any number.
-        :raises ControlRefused: if the caller may not.
-        :raises BadRequest: if the model named is public, or the upstream can't be told.
+        remaining: seconds until the caller's deadline, None if it has none.
+        :raises ControlRefused: if this caller may not change a server.
+        :raises BadRequest: if the model is a public one, or it is unclear which upstream is meant.
         :raises NoTarget: if an endpoint can't be reached; then nothing was changed.
-        :raises UpstreamFailed: as an endpoint refused.
-        :raises DeadlineExceeded: if changes that came before take too long; then nothing was changed.
+        :raises UpstreamFailed: with the status of an endpoint that refused.
+        :raises DeadlineExceeded: if earlier changes of the same servers take too long; then nothing was changed.
         """
         self._check_allowed(method, peer)
         rpc = RPCS[method]
@@ -221,24 +219,24 @@ class Control:
         return await asyncio.shield(task)
 
     async def finish(self, seconds: float) -> None:
-        """Give changes that are being made so much time to end, whether their callers are still there or not."""
+        """Wait at most so long for changes that are being made, even if their callers have gone."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
     async def aclose(self) -> None:
-        """Give up what is still being made."""
+        """Cancel changes that are still being made."""
         for change in self._changes:
             if change.began:
-                _log.error("%s is given up: the gateway ends", change)
+                _log.error("%s is cancelled, since the gateway stops; the servers may go on with it", change)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _wait_for_others(self, change: _Change, remaining: float | None) -> None:
-        """Wait for the changes of the same servers that came before.
+        """Wait for earlier changes of the same servers.
 
-        :raises DeadlineExceeded: shortly before the caller's time ends, so that it hears what it waited for.
+        :raises DeadlineExceeded: shortly before the caller's deadline, so that the caller learns what it waited for.
         """
         before = [other for other in self._changes if other is not change and other.addresses & change.addresses]
         if not before:
@@ -250,7 +248,7 @@ class Control:
         except (TimeoutError, asyncio.TimeoutError):
             running = ", ".join(str(other) for other in before if not other.ended.is_set())
             raise DeadlineExceeded(
-                f"{change.what} waits for what changes the same servers: {running}; nothing was changed"
+                f"{change.what} waits for other changes of the same servers: {running}; nothing was changed"
             ) from None
         change.began = time.monotonic()
 
@@ -263,7 +261,7 @@ class Control:
         self._tasks.discard(task)
         self._end(change)
         if not task.cancelled():
-            task.exception()  # its caller may be gone, and asyncio would log that nobody took it
+            task.exception()  # marks it as seen: if the caller has gone, asyncio would log it
 
     async def _carry_out(
         self, method: str, rpc: ControlRpc, request: Any, endpoints: Sequence[Endpoint], asker: Asker
@@ -276,9 +274,9 @@ class Control:
         same = [endpoint for pool in pools for endpoint in pool.endpoints if endpoint.address in addresses]
         try:
             answer = await self._apply(method, rpc, request, endpoints, asker)
-        finally:  # also where it was refused: then it has been undone
+        finally:  # a change that was refused has been undone, which is a change as well
             for endpoint in same:
-                endpoint.forget()  # all models: a load may reach some that it does not name, as an ensemble's
+                endpoint.forget()  # all models, since a load may load others, such as those of an ensemble
         await asyncio.gather(*(_look_again(endpoint, model, asker) for endpoint in same))
         return answer
 
@@ -287,7 +285,7 @@ class Control:
             return
         raise ControlRefused(
             f"{method} may not be called from here: server.control is '{self._policy.value}' in the gateway's config; "
-            "'all' would allow it from everywhere, 'loopback' from the gateway's own host"
+            "'all' allows it from everywhere, 'loopback' from the gateway's own host"
         )
 
     def _endpoints(self, method: str, model: str, upstream: str) -> Sequence[Endpoint]:
@@ -320,7 +318,7 @@ class Control:
         if dead:
             names = ", ".join(f"{e.upstream}/{e.address}" for e in dead)
             raise NoTarget(
-                f"{method} reaches every endpoint or none, and {names} can't be reached; nothing was changed. "
+                f"{method} must change every endpoint or none, but {names} can't be reached; nothing was changed. "
                 f"The metadata key {UPSTREAM_KEY} chooses one upstream."
             )
 
@@ -339,7 +337,8 @@ class Control:
         error = as_error(failures[0])
         if changes and failures[0].origin is Origin.GIVEN_UP:
             text = (
-                f"{method} did not end within {self._limits.longest:g} s and is given up; the server may go on with it"
+                f"{method} did not end within {self._limits.longest:g} s; the gateway waits no longer, "
+                "but the server may go on with it"
             )
             error = UpstreamFailed(error.code, text, error.trailers)
         if done and changes:
@@ -359,7 +358,7 @@ class Control:
             raise as_error(failure) from failure
 
     async def _undo(self, done: Sequence[tuple[Endpoint, Sequence[Undo]]], asker: Asker) -> list[str]:
-        """Put endpoints back; answers the names of those where that was not possible."""
+        """Undo a change on endpoints; returns the names of those where that was not possible."""
         left = []
         for endpoint, steps in done:
             undone = bool(steps)
@@ -374,17 +373,17 @@ class Control:
 
 
 def _servers(pools: Iterable[Pool]) -> Sequence[Endpoint]:
-    """Each Triton once, also if it is in several upstreams: the second time it would refuse."""
+    """Each Triton server once, even if it is in several upstreams: it would refuse the change the second time."""
     return list({endpoint.address: endpoint for pool in pools for endpoint in pool.endpoints}.values())
 
 
 def _only_asks(rpc: ControlRpc, request: Any) -> bool:
-    """TraceSetting and LogSettings change nothing where no setting is given."""
+    """Does the RPC change nothing? TraceSetting and LogSettings without settings only ask."""
     return not rpc.changes or ("settings" in request.DESCRIPTOR.fields_by_name and not request.settings)
 
 
 def _named(method: str, model: str, endpoints: Sequence[Endpoint]) -> str:
-    """A change as callers and the log hear of it; of addresses only the log's readers may know."""
+    """A change in words, for callers and the log; without addresses, which callers must not learn."""
     upstreams = ", ".join(dict.fromkeys(endpoint.upstream for endpoint in endpoints))
     of = f" of '{model[:_MOST_OF_NAME]}'" if model else ""
     return f"{method}{of} on {upstreams}"
@@ -400,15 +399,15 @@ async def _all_ended(changes: Iterable[_Change]) -> None:
 
 
 async def _is_ready(endpoint: Endpoint, model: str, version: str, asker: Asker) -> bool:
-    """:raises CallFailed: if the endpoint can't be asked."""
+    """Is a model ready on an endpoint? raises: CallFailed if the endpoint does not answer."""
     request = pb.ModelReadyRequest(name=model, version=version)
     return bool((await ask(endpoint, "ModelReady", request, pb.ModelReadyResponse, asker)).ready)
 
 
 async def _look_again(endpoint: Endpoint, model: str, asker: Asker) -> None:
-    """Learn at once what a load or unload has changed, so that the caller's next request finds it."""
+    """Learn at once what a load or unload has changed, so that the caller's next request finds the model."""
     for name, version in [key for key in endpoint.models if key[0] == model]:
-        with contextlib.suppress(CallFailed):  # the next probe will tell
+        with contextlib.suppress(CallFailed):  # the next probe will find out
             endpoint.models[name, version] = await _is_ready(endpoint, name, version, asker)
     endpoint.on_suspicion()
 

@@ -24,7 +24,7 @@ _TOO_LONG: Final = f"A name has at most {MAX_NAME} bytes, and a request nothing 
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
-    """Check and Watch."""
+    """Answers Check and Watch."""
 
     def __init__(
         self, catalogue: Catalogue, changes: Changes, is_ready: Callable[[], bool], services: Sequence[str]
@@ -37,7 +37,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
         self._closed = False
 
     def close(self) -> None:
-        """End every Watch, which is a call in flight that would hold up the server's end for nothing."""
+        """End every Watch: it is a call in flight, for which a stopping server would wait in vain."""
         self._closed = True
         self._changes.notify()
 
@@ -76,6 +76,6 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
 
 
 async def _refuse_long(request: Any, context: Context) -> None:
-    """A watch keeps its request, with fields that nobody knows, for as long as it is open."""
+    """Refuse a large request, since a Watch keeps its request, with unknown fields, for as long as it is open."""
     if request.ByteSize() > _MOST_BYTES:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, _TOO_LONG)

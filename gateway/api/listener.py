@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as v2
 
+from gateway.errors import CommandFailed
 from gateway.http2.limits import Limits
 from gateway.rpc.budget import Budget
 from gateway.transport.listener import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
@@ -27,7 +28,7 @@ Register = Callable[[Any], None]
 """Adds a service's handlers to a server, as generated `add_…_to_server` functions do."""
 
 
-class CannotServe(Exception):
+class CannotServe(CommandFailed):
     """The gRPC address can't be listened on; the text says why and what to do."""
 
 
@@ -46,10 +47,10 @@ class ServerSettings:
 
     listen: str  # HOST:PORT, port 0 for a free one
     max_message_bytes: int
-    channel: socket.socket | None = None  # from the supervisor, which listens there; None if this process does
+    channel: socket.socket | None = None  # socket to the supervisor, which listens then; None if this process listens
     tls: ServerTls | None = None
-    max_collected_bytes: int = 512 << 20  # of messages that must be here whole, of all connections
-    max_streams: int = 1000  # calls at once on one connection
+    max_collected_bytes: int = 512 << 20  # bytes of messages that are being collected, on all connections
+    max_streams: int = 1000  # most calls at once on one connection
     max_connections: int = 10_000
     max_connection_age: float | None = None  # seconds, ± 10 %
     refused: Callable[[str], None] = lambda why: None  # hears of each connection that could not stay, and why
@@ -77,8 +78,10 @@ class Listener:
         budget: Budget | None = None,
         on_full: Callable[[str], None] = lambda peer: None,
     ) -> None:
-        """forward: by full method path; these win over services. budget: of `max_collected_bytes`, if it is shared.
-        on_full: told, by its peer, when a connection has as many calls at once as it may.
+        """
+        forward:  handlers by full method path; they win over services.
+        budget:   for collected messages, if it is shared with others; None makes one of `max_collected_bytes`.
+        on_full:  called with the peer of a connection that has `max_streams` calls.
         """
         self._settings = settings
         limits = Limits(
@@ -100,12 +103,12 @@ class Listener:
         for register in services:
             register(self._server)
         self._quiet_until = -math.inf
-        self._refusals = 0  # since the last line about them
-        self.port = 0  # the one it has got, after `start`
+        self._refusals = 0  # connections refused since the last log line
+        self.port = 0  # the port that it listens on, after `start`
         self._context: ssl.SSLContext | None = None
 
     async def start(self) -> None:
-        """:raises CannotServe: if the address is taken or not ours, or the TLS files can't be used."""
+        """Listen and serve. raises: CannotServe if the address can't be listened on or TLS files can't be used."""
         listen, tls = self._settings.listen, self._settings.tls
         try:
             self._context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
@@ -121,14 +124,16 @@ class Listener:
         await self._server.start()
 
     def renew_certificate(self) -> None:
-        """Read the TLS files again, if there are any, for connections that begin from now on.
+        """Read the TLS files again, if there are any, for new connections.
 
-        :raises OSError: if they can't be used; then those before stay in use.
+        :raises OSError: if the files can't be used; then the certificate in use stays.
         """
         tls = self._settings.tls
         if self._context is None or tls is None:
             return
-        server_tls(tls.certificate, tls.key, tls.client_ca)  # what fails must leave the context in use as it was
+        server_tls(
+            tls.certificate, tls.key, tls.client_ca
+        )  # a trial, so that bad files leave the context in use unchanged
         self._context.load_cert_chain(tls.certificate, tls.key)
         if tls.client_ca is not None:
             self._context.load_verify_locations(tls.client_ca)
@@ -141,16 +146,16 @@ class Listener:
             return
         limit = f"max_connections is {self._settings.max_connections}"
         if why == DESCRIPTORS:
-            limit = "the process has no more descriptors to give (LimitNOFILE, ulimit -n)"
-        _log.warning("%d connections were refused: %s; told at most once a minute", self._refusals, limit)
+            limit = "the process has no file descriptors left (raise LimitNOFILE or ulimit -n)"
+        _log.warning("%d connections were refused: %s (logged at most once a minute)", self._refusals, limit)
         self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
 
     async def stop(self, grace: float) -> None:
-        """Take no more calls, give those in flight `grace` seconds, then cut them."""
+        """Take no more calls, wait `grace` seconds for those in flight, then cancel them."""
         await self._server.stop(grace)
 
 
 def _descriptors_for_connections() -> int | None:
-    """Where they end, of all that this process may open; None is nowhere."""
+    """The lowest file descriptor that callers' connections must not have; None if there is no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if limit == resource.RLIM_INFINITY else limit - min(_RESERVED, limit // 4)

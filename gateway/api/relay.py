@@ -1,6 +1,6 @@
-"""ModelInfer from the wire to `forwarding.Call`, as bytes: with no task, no future and no context object per request.
+"""Passes ModelInfer calls from the wire to `forwarding.Call` as bytes, without a task, future or context per request.
 
-What a pipeline answers becomes an ordinary request of `Models`.
+A request for a pipeline goes to `Models`, in a task.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, call: ServerCall) -> None:
-        """A request is complete, or enough of a large one is here."""
+        """Begin a call whose request is complete, or large and here in part."""
         inference = self._inference
         try:
             body = call.body
             if call.missing > 0:
                 head = peek_front(body)
                 if head is None or head.model_name in self._topology.now.pipelines:
-                    return  # called again when there is more
+                    return  # this is called again when more has arrived
             else:
                 head = inference.requests.peek(body)
                 if head.model_name in self._topology.now.pipelines:
@@ -66,13 +66,13 @@ class Relay:
             asked.begin()
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:
-        """End a call that can't be read, and report it as any other."""
+        """End a call whose request can't be read, and report it like any other."""
         metadata = metadata_of(call.head)
         self._inference.refuse(METHOD, metadata, call.peer, error)
         call.fail(error.code, error.text, metadata.echo)
 
     def deadline_of(self, call: ServerCall) -> float | None:
-        """When a call must have ended, on the event loop's clock."""
+        """When a call must end, on the event loop's clock; None: no limit."""
         limits, deadline = self._limits, call.deadline
         if limits.default_deadline is None and limits.longest_deadline is None:
             return deadline
@@ -109,7 +109,7 @@ class Relay:
 
 
 def _keep(_: ServerCall) -> None:
-    """More has come of a request whose call waits."""
+    """Ignore that more of a request has arrived: the call collects it when it needs it."""
 
 
 class WireCaller(Caller):
@@ -123,8 +123,8 @@ class WireCaller(Caller):
         self.peer = call.server.peer
         self.deadline = deadline
         self.number = call.server.number
-        self._copy: list[bytes] | None = []  # of what was passed on and not taken back; None: it could not be kept
-        self._copied = 0  # bytes, paid from the connection's budget
+        self._copy: list[bytes] | None = []  # what was passed on and not taken back; None: it could not be kept
+        self._copied = 0  # bytes of the copy, paid from the connection's budget
 
     @property
     def missing(self) -> int:
@@ -151,7 +151,7 @@ class WireCaller(Caller):
         pipe(self._call, upstream, self._keep)
 
     def _keep(self, data: bytes) -> None:
-        """Keep it in case that it must be sent again, as long as there is room: what is kept could be done without."""
+        """Keep data in case it must be sent again, as long as the budget has room: the call can do without the copy."""
         copy, budget = self._copy, self._call.connection.budget
         if copy is None or self._call.done:
             return

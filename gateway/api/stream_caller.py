@@ -1,4 +1,4 @@
-"""ModelStreamInfer's callers: a `StreamSession` each, by callbacks."""
+"""Callers of ModelStreamInfer on the wire: each has a `StreamSession`, and the two work by callbacks."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from gateway.status import Code
 
 _log = logging.getLogger(__name__)
 
-_MESSAGES_PER_UNIT: Final = 8  # what cancelling them costs, in units of a turn of the loop (`rpc.connection.TURN`)
+_MESSAGES_PER_UNIT: Final = 8  # open messages whose cancelling costs one unit of `rpc.connection.TURN`
 
 METHOD: Final = "ModelStreamInfer"
 
 
 class StreamRelay:
-    """Takes the streams of one server."""
+    """Takes the ModelStreamInfer calls of one server."""
 
     def __init__(self, models: Models, limits: StreamLimits) -> None:
         self._models = models
         self._limits = limits
 
     def handle(self, call: ServerCall) -> None:
-        """The head of a stream is here."""
+        """Begin a stream whose header list has arrived."""
         _WireCaller(self._models, call, self._limits)
 
 
 class _WireCaller:
-    """Between one call and its session."""
+    """Connects one call on the wire with its session."""
 
     __slots__ = ("_begun", "_call", "_limit", "_opening", "_session", "_unsent")
 
@@ -48,7 +48,7 @@ class _WireCaller:
         self._call = call
         self._begun = False
         self._limit = call.connection.limits.unsent_bytes
-        self._unsent = 0  # bytes that may be waiting; a bound, so that asking is rare
+        self._unsent = 0  # upper bound of the bytes that wait to be sent; `call.unsent` is exact and asked rarely
         self._session: StreamSession = models.stream(self._opening, self, limits, call.connection.budget)
         call.on_message = self._message_arrived
         call.on_request = self._half_closed
@@ -66,7 +66,7 @@ class _WireCaller:
         tasks = list(self._session.tasks)
         self._call.server.turn_left -= self._session.open_messages // _MESSAGES_PER_UNIT
         self._session.cancel()
-        if tasks:  # their work outlives the call
+        if tasks:  # the work of pipelines goes on after the call: count it against the connection's limit
             connection = self._call.server
             connection.hold()
             asyncio.gather(*tasks, return_exceptions=True).add_done_callback(lambda _: connection.release())

@@ -1,4 +1,4 @@
-"""The typed API, `gateway.v1`: messages for people in, the same models behind it.
+"""The typed API, `gateway.v1`: messages with named fields, answered by the same models.
 
 Each call is turned into one V2 request and answered by `Models`, so routing, fallback and pipelines are the same.
 """
@@ -42,10 +42,10 @@ from gateway.v2.shapes import ImpossibleShape, elements_of
 _log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
-"""Items of one stream that are worked on at a time: enough to fill a batch, few enough to be fair."""
+"""Items of one stream that are processed at once: enough to fill a batch, few enough to be fair to other callers."""
 
 _PIECE = 1 << 14
-"""Elements of an answer that are converted in one go."""
+"""Elements of an answer that are converted at once."""
 
 _DEFAULT_DATATYPES = {"floats": "FP32", "integers": "INT64", "strings": "BYTES"}
 
@@ -177,7 +177,7 @@ async def _read_streamed(body: bytes) -> Any:
 
 
 def _is_brief_request(request: Any) -> bool:
-    """Does it have so few elements that they may be converted where everybody waits for it?"""
+    """Does the request have so few elements that they may be converted on the event loop?"""
     units = len(request.outputs) * weight.TEXT
     for tensor in request.inputs.values():
         kind = tensor.WhichOneof("content")
@@ -272,7 +272,7 @@ def _list_for(datatype: str) -> str:
 
 
 def _fill(tensor: Any, datatype: str, array: Array) -> None:
-    """Give an answer's tensor the list that reads best, or raw bytes where no list can hold it."""
+    """Fill an answer's tensor: a typed list for its datatype, or raw bytes if no list can hold it."""
     tensor.datatype = datatype
     tensor.shape.extend(array.shape)
     if datatype == "UINT64" or array.size * weight.NUMBER > weight.MOST:
@@ -287,7 +287,7 @@ def _fill(tensor: Any, datatype: str, array: Array) -> None:
 
 
 async def _infer(models: Models, request: Request) -> tuple[Reply, float]:
-    """The answer, and the seconds it took."""
+    """The answer, and the seconds that it took."""
     began = time.monotonic()
     reply = await models.infer(request)
     return reply, time.monotonic() - began

@@ -1,6 +1,6 @@
-"""The V2 service, `inference.GRPCInferenceService`: convert, call the one object that knows, convert back.
+"""The V2 service, `inference.GRPCInferenceService`: each RPC converts, calls `Catalogue` or `Control`, converts back.
 
-ModelInfer and ModelStreamInfer are forwarded as bytes: see `relay` and `streaming`.
+ModelInfer and ModelStreamInfer are forwarded as bytes: see `relay` and `stream_caller`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class V2Service:
     is_ready: Callable[[], bool]
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """For `server.add_generic_rpc_handlers`."""
+        """The handlers, for `server.add_generic_rpc_handlers`."""
         methods = {
             "ServerLive": _typed(self._server_live, pb.ServerLiveRequest),
             "ServerReady": _typed(self._server_ready, pb.ServerReadyRequest),

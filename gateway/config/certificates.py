@@ -1,4 +1,4 @@
-"""Config: the PEM files of TLS sections: do they hold what they should, does the key fit, until when is it all valid?
+"""Config: checks of the PEM files of TLS sections: their contents, whether key and certificate fit, and their validity.
 
 Reads files and a given clock. TLS itself is `transport`'s; this says beforehand what it would refuse.
 """
@@ -82,14 +82,14 @@ def _time_problem(path: Path, cert: str, now: datetime) -> Problem | None:
     """An expired certificate is no error: a gateway that is restarted must not stay away for it."""
     begins, ends = validity(cert)
     if now >= ends:
-        wrong = f"the certificate has expired on {_shown(ends)}; peers refuse it"
+        wrong = f"the certificate expired on {_shown(ends)}; peers refuse it"
     elif now < begins:
-        wrong = f"the certificate is valid from {_shown(begins)} only; peers refuse it, or the clock here is slow"
+        wrong = f"the certificate is not valid before {_shown(begins)}; peers refuse it, or this host's clock is slow"
     elif ends - now < min(_SOON, (ends - begins) * _SOON_SHARE):
         wrong = f"the certificate expires on {_shown(ends)}"
     else:
         return None
-    return Problem(path, wrong, "put a renewed one in its place", Severity.WARNING)
+    return Problem(path, wrong, "replace it with a renewed one", Severity.WARNING)
 
 
 def _shown(at: datetime) -> str:

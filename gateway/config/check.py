@@ -27,11 +27,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Everything that the file defines, also what could not be read: a misspelt variant is not an unknown one too."""
+    """Every name that the file defines, also those of invalid entries, so that these are not called unknown."""
 
     upstreams: tuple[str, ...]
     variants: Mapping[str, tuple[str, ...]]  # by public model
-    used: frozenset[str]  # upstreams that some variant names
+    used: frozenset[str]  # upstreams that some variant uses
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Names:
@@ -46,7 +46,7 @@ class Names:
 
 
 def with_safe_control(config: Config) -> Config:
-    """A listener that others reach serves no RPCs that change a server, unless the file says so."""
+    """The config with `control: none` if other hosts reach the listener, unless the file sets `control`."""
     if "control" in config.server.model_fields_set or is_loopback_host(split_address(config.listen)[0]):
         return config
     server = config.server.model_copy(update={"control": "none"})
@@ -58,7 +58,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def check(config: Config, names: Names) -> Iterator[Problem]:
-    """All problems between the fields of `config`."""
+    """All problems of `config` that concern more than one field."""
     yield from _listening(config)
     yield from _control(config)
     yield from _deadlines(config)
@@ -75,14 +75,14 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
 
 
 def _limits(config: Config) -> Iterator[Problem]:
-    """One Triton model has one limit, whoever calls it."""
+    """Problems of limits: a Triton model has one limit for all public models that call it."""
     first: dict[tuple[str, str], tuple[str, int | str]] = {}
     for name, model in config.models.items():
         for key, variant in (model.variants or {}).items():
             of, said = first.setdefault((variant.upstream, variant.model), (f"{name}.{key}", variant.limit))
             if said != variant.limit:
                 wrong = f"is {variant.limit} here and {said} for {of}, which is the same model of the same upstream"
-                yield Problem(("models", name, "variants", key, "limit"), wrong, "one limit for both")
+                yield Problem(("models", name, "variants", key, "limit"), wrong, "give both the same limit")
 
 
 def _captures(config: Config) -> Iterator[Problem]:
@@ -90,7 +90,7 @@ def _captures(config: Config) -> Iterator[Problem]:
     for index, capture in enumerate(config.telemetry.capture):
         path = ("telemetry", "capture", index, "model")
         if first.setdefault(capture.model, index) != index:
-            yield Problem(path, f"'{capture.model}' is captured twice", "one entry for each model")
+            yield Problem(path, f"'{capture.model}' is captured twice", "write one entry per model")
         if capture.model not in config.models and config.direct.models == "none":
             yield Problem(path, f"no model '{capture.model}'", known(tuple(config.models), capture.model))
 
@@ -101,11 +101,13 @@ def _listening(config: Config) -> Iterator[Problem]:
     same_host = host == admin_host or host in _ANY_HOST or admin_host in _ANY_HOST
     if port and port == admin_port and same_host:
         yield Problem(
-            ("admin", "listen"), f"'{config.admin.listen}' collides with listen '{config.listen}'", "another port"
+            ("admin", "listen"),
+            f"'{config.admin.listen}' collides with listen '{config.listen}'",
+            "choose another port",
         )
     if port == 0 and config.workers > 1:
         yield Problem(
-            ("workers",), f"{config.workers} workers cannot share port 0", "a fixed port in 'listen', or 1 worker"
+            ("workers",), f"{config.workers} workers cannot share port 0", "set a fixed port in 'listen', or 1 worker"
         )
     for name, upstream in config.upstreams.items():
         for index, endpoint in enumerate(upstream.endpoints):
@@ -115,13 +117,22 @@ def _listening(config: Config) -> Iterator[Problem]:
             )
             if to_port == port and itself:
                 path = ("upstreams", name, "endpoints", index)
-                yield Problem(path, f"'{endpoint}' is where this gateway listens", "the address of a Triton server")
+                yield Problem(
+                    path, f"'{endpoint}' is where this gateway listens", "give the address of a Triton server"
+                )
 
 
 def _control(config: Config) -> Iterator[Problem]:
     if config.server.control == "loopback" and not is_loopback_host(split_address(config.listen)[0]):
-        wrong = f"'loopback' lets everybody in whom a proxy or sidecar on this host forwards to '{config.listen}'"
-        yield Problem(("server", "control"), wrong, "'none', or nothing, which means that here", Severity.WARNING)
+        wrong = (
+            f"'loopback' also lets in every caller that a proxy or sidecar on this host forwards to '{config.listen}'"
+        )
+        yield Problem(
+            ("server", "control"),
+            wrong,
+            "say 'none', or leave the key out, which has the same effect here",
+            Severity.WARNING,
+        )
 
 
 def _deadlines(config: Config) -> Iterator[Problem]:
@@ -137,7 +148,7 @@ def _upstreams(config: Config, names: Names) -> Iterator[Problem]:
         for index, endpoint in enumerate(upstream.endpoints):
             if first.setdefault(endpoint.lower(), index) != index:
                 path = ("upstreams", name, "endpoints", index)
-                yield Problem(path, f"'{endpoint}' is listed twice", "each endpoint once")
+                yield Problem(path, f"'{endpoint}' is listed twice", "write each endpoint once")
         if name not in names.used and config.direct.models != "all":
             yield Problem(("upstreams", name), "no variant uses it", "", Severity.WARNING)
 
@@ -148,7 +159,7 @@ def _direct(config: Config, names: Names) -> Iterator[Problem]:
         path = ("direct", "upstream")
         yield Problem(path, f"no upstream '{direct.upstream}'", known(names.upstreams, direct.upstream))
     elif direct.models == "all" and direct.upstream is None and len(names.upstreams) > 1:
-        right = f"direct.upstream, one of: {', '.join(names.upstreams)}"
+        right = f"set direct.upstream to one of: {', '.join(names.upstreams)}"
         yield Problem(("direct",), "does not say which upstream gets the names that no variant uses", right)
     elif direct.models != "all" and direct.upstream is not None:
         path = ("direct", "upstream")
@@ -169,12 +180,12 @@ def _variants(at: Path, model: Model, names: Names) -> Iterator[Problem]:
         twin = first.setdefault((variant.upstream, variant.model, variant.version), name)
         if twin != name:
             yield Problem(
-                path, f"is the same as variant '{twin}'", "another model, version or upstream", Severity.WARNING
+                path, f"is the same as variant '{twin}'", "choose another model, version or upstream", Severity.WARNING
             )
 
 
 def _references(at: Path, model: Model, variants: Sequence[str]) -> Iterator[Problem]:
-    """Split, rules and fallback name variants of this model."""
+    """Problems of split, rules and fallback, which must name variants of this model."""
     named: list[tuple[Path, str]] = [((*at, "split", name), name) for name in model.split or ()]
     named += [((*at, "fallback", index), name) for index, name in enumerate(model.fallback or ())]
     named += [((*at, "rules", index, "variant"), rule.variant) for index, rule in enumerate(model.rules)]
@@ -188,11 +199,11 @@ def _references(at: Path, model: Model, variants: Sequence[str]) -> Iterator[Pro
 def _twice(at: Path, below: Path, names: Sequence[str]) -> Iterator[Problem]:
     for index, name in enumerate(names):
         if name in names[:index]:
-            yield Problem((*at, index, *below), f"'{name}' is there twice", "each name once")
+            yield Problem((*at, index, *below), f"'{name}' is listed twice", "write each name once")
 
 
 def _called(model: Model) -> list[tuple[Path, str]]:
-    """The public models that a pipeline calls, and where it says so."""
+    """The public models that a pipeline calls, each with its path in the file."""
     if model.pipeline is None:
         return []
     steps = enumerate(model.pipeline.steps)
@@ -206,14 +217,14 @@ def _calls(at: Path, model: Model, names: Names) -> Iterator[Problem]:
 
 
 def _cycles(config: Config) -> Iterator[Problem]:
-    """Each call that leads back to the pipeline it is in."""
+    """Problems of calls that lead back to their own pipeline."""
     calls = {name: [called for _, called in _called(model)] for name, model in config.models.items()}
     for name, model in config.models.items():
         for path, called in _called(model):
             way = _way(calls, called, name)
             if way:
                 wrong = f"calls itself: {' → '.join((name, *way))}"
-                yield Problem(("models", name, *path), wrong, "a model that does not lead back here")
+                yield Problem(("models", name, *path), wrong, "call a model that does not lead back here")
 
 
 def _way(calls: Mapping[str, Sequence[str]], start: str, goal: str) -> tuple[str, ...]:
@@ -230,12 +241,12 @@ def _way(calls: Mapping[str, Sequence[str]], start: str, goal: str) -> tuple[str
 
 
 def _hidden_names(config: Config) -> Iterator[Problem]:
-    """A public name wins over the same name at Triton; worth a word if they are not the same thing anyway."""
+    """Warnings about Triton models that a public model of the same name hides from direct calls."""
     if config.direct.models == "none":
         return
     for name, model in config.models.items():
         for variant_name, variant in (model.variants or {}).items():
             if variant.model != name and variant.model in config.models:
                 path = ("models", name, "variants", variant_name, "model")
-                wrong = f"'{variant.model}' is also a public model, which is what callers of that name get"
-                yield Problem(path, wrong, "another public name, if they should reach this one", Severity.WARNING)
+                wrong = f"'{variant.model}' is also a public model, and calls of that name reach the public model"
+                yield Problem(path, wrong, "choose another public name if they should reach this one", Severity.WARNING)

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path as FilePath
 
+from gateway.errors import CommandFailed
+
 Path = tuple[str | int, ...]
 """Where a value stands: ("models", "imagenet", "rules", 0, "variant")."""
 
 _SHOWN = 60  # characters of a wrong value that a finding repeats: enough to recognise it, short enough to read
-_MOST = 500  # findings that are told; nobody reads more, and they go into logs and answers
+_MOST = 500  # most findings that are reported: they go into logs and answers
 
 
 class Severity(Enum):
     """What a finding does to the config that it is about."""
 
     ERROR = "error"  # the config is refused
-    WARNING = "warning"  # it is taken, and probably not what was meant
-    NOTICE = "notice"  # it is taken, and part of it has no effect yet
+    WARNING = "warning"  # the config is valid, but probably not what was meant
+    NOTICE = "notice"  # the config is valid, but a part of it has no effect before a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +42,17 @@ class Finding:
         key = f"{self.key}: " if self.key else ""
         right = f"; {self.right}" if self.right else ""
         text = f"{where}: {grade}{key}{self.wrong}{right}"
-        # Names and paths are whatever somebody wrote; what a terminal would obey is shown escaped.
+        # Names and paths may contain anything, so control characters are escaped for terminals.
         return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-class ConfigError(Exception):
+class ConfigError(CommandFailed):
     """A config that cannot be used; `findings` says why, all at once, in the order of lines."""
 
+    exit_code = 2
+
     def __init__(self, findings: Iterable[Finding], files: Iterable[FilePath] = ()) -> None:
-        """files: all that the config names, as far as it was understood; putting one of them right may be enough."""
+        """files: all files that the config names, as far as it was understood; one of them may have the fault."""
         ordered = in_order(findings)
         self.findings = ordered[:_MOST]
         if len(ordered) > _MOST:

@@ -33,7 +33,7 @@ OVERRIDES: Mapping[Path, tuple[str, str]] = {
     ("admin", "listen"): ("GATEWAY_ADMIN_LISTEN", "--admin-listen"),
     ("workers",): ("GATEWAY_WORKERS", "--workers"),
 }
-"""What the environment and flags may set: what differs between two places that share one file."""
+"""The settings that the environment and flags may set: those that differ between places that share one file."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")
 
@@ -43,12 +43,14 @@ class Loaded:
     """A config in use, and what is worth knowing about where it came from."""
 
     config: Config
-    source: str  # the file as it was named, or the flag
+    source: str  # the name of the file as given, or the flag
     digest: str  # SHA-256, hex, of the config's values and the files it names: what is equal means the same
-    files: tuple[FilePath, ...] = ()  # the config file and what it names: what to watch
+    files: tuple[FilePath, ...] = ()  # the config file and the files that it names, to be watched
     warnings: tuple[Finding, ...] = ()
     pipelines: Mapping[str, Pipeline] = field(default_factory=dict)  # by public model, built, with their files read
-    expiries: Mapping[str, float] = field(default_factory=dict)  # of its own certificates, Unix time, by config key
+    expiries: Mapping[str, float] = field(
+        default_factory=dict
+    )  # when the gateway's own certificates expire, in Unix time, by config key
     line_of: Callable[[Path], int] = field(default=lambda path: 0, compare=False)  # in the file; 0 if there is none
 
 
@@ -64,7 +66,7 @@ def load(path: str | FilePath, environ: Mapping[str, str], flags: Mapping[str, s
         raw = _read(file, MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            [Finding(source, 0, "", f"cannot be read: {_reason(error)}", "a readable YAML file")]
+            [Finding(source, 0, "", f"cannot be read: {_reason(error)}", "needs a readable YAML file")]
         ) from error
     return _Loader(source, parse(raw, source), environ, flags or {}, file).loaded()
 
@@ -162,7 +164,7 @@ class _Loader:
                 source, line = label, 0
         self.findings.append(Finding(source, line, dotted(path), wrong, right, severity))
 
-    # What is not the file's own text
+    # Values that are not the file's own text
 
     def _interpolate(self, data: dict[str, Any]) -> None:
         """Replace variables in endpoints, the only values that differ from cluster to cluster."""
@@ -181,7 +183,7 @@ class _Loader:
         for name in unset:
             self._add(path, f"the environment has no {name}", f"set it, or write ${{{name}:-default}}")
         if unset:
-            return f"unset-{path[-1]}:1"  # a valid endpoint like no other, so that nothing else is said about it
+            return f"unset-{path[-1]}:1"  # a valid and unique endpoint, so that it causes no other finding
         return _VARIABLE.sub(lambda found: self.environ.get(found[1]) or found[2], value)
 
     def _override(self, data: dict[str, Any]) -> None:

@@ -21,10 +21,10 @@ from gateway.garbage import no_collections
 log = logging.getLogger(__name__)
 
 Mark = tuple[object, ...]
-"""A fingerprint of files: equal as long as none of them changed."""
+"""A fingerprint of files, which changes if one of them changes."""
 
 _LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"), ("pipelines", "memory"))
-"""What a running gateway takes over. All else belongs to open sockets and to what is built at the start."""
+"""The settings that a running gateway takes over. All others concern sockets and parts that are made at the start."""
 
 
 def restart_notices(running: Config, new: Config, source: str) -> tuple[Finding, ...]:
@@ -54,12 +54,12 @@ def _settings(section: Section, above: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 class Tracker:
-    """Decides when to read the files, and whether what was read is news."""
+    """Decides when to read the files, and whether a config that was read must be handed on."""
 
     def __init__(self, mark: Mark, digest: str) -> None:
         """mark: what the files are now. They may have changed since `digest` was made, so they are read once more."""
-        self._read: Mark | None = None  # what the files were when they were read last
-        self._seen = mark  # what they were when looked at last
+        self._read: Mark | None = None  # the fingerprint when the files were last read
+        self._seen = mark  # the fingerprint at the last check
         self._digest = digest
         self._refused = False
 
@@ -76,7 +76,7 @@ class Tracker:
         return True
 
     def is_news(self, digest: str, poked: bool) -> bool:
-        """Should a good config be handed on? Yes after a refusal too, so that everybody hears that all is well."""
+        """Must a valid config be handed on? Also after a refusal, so that the refusal is known to be over."""
         news = poked or self._refused or digest != self._digest
         self._digest, self._refused = digest, False
         return news
@@ -124,7 +124,7 @@ class Watcher:
         self._poked.set()
 
     async def run(self) -> None:
-        """Look, again and again. Ends only by being cancelled."""
+        """Check the files at every period, until it is cancelled."""
         while True:
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):  # two classes until Python 3.11
                 await asyncio.wait_for(self._poked.wait(), self._period)
@@ -133,7 +133,7 @@ class Watcher:
             await self.look(poked)
 
     async def look(self, poked: bool = False) -> None:
-        """Look once, and act on it. Never raises."""
+        """Check the files once and act on changes. Never raises."""
         try:
             # In a thread: a network file system may hang, and a large file takes long to check.
             mark = await asyncio.to_thread(fingerprint, self._files)
@@ -145,20 +145,20 @@ class Watcher:
                     timer = asyncio.get_running_loop().call_later(self._slow, self._is_slow, while_quick)
                     while_quick.callback(timer.cancel)
                     await self._take(await asyncio.to_thread(self._load), poked)
-                    gc.freeze()  # none of what is there now is looked at again; what is replaced goes by its counts
+                    gc.freeze()  # collections skip the config; reference counts free a replaced one
         except ConfigError as error:
             self._files = error.files or self._files
             self._refuse(error.findings)
-        except Exception as error:  # the edge: whatever a new config breaks, the old one goes on serving
+        except Exception as error:  # whatever a new config breaks, the old one stays in force
             log.exception("a new config could not be taken over")
             wrong = f"could not be taken over: {type(error).__name__}"
             self._refuse((Finding(self._source, 0, "", wrong, "see the log of this process"),))
 
     def _is_slow(self, while_quick: contextlib.ExitStack) -> None:
-        """Say so, and let memory be collected again. What is read may still be taken over, whenever it is done."""
+        """Report a slow read and allow garbage collections again. The config is taken over once it has been read."""
         while_quick.close()
-        wrong = f"is still being read after {self._slow:g} s, and no later change is seen before that ends"
-        needs = "files and steps that answer; a step whose constructor hangs is ended by a restart alone"
+        wrong = f"is still being read after {self._slow:g} s; later changes are not seen until that ends"
+        needs = "check the file system and the constructors of steps; only a restart ends a constructor that hangs"
         self._refuse((Finding(self._source, 0, "", wrong, needs),))
 
     async def _take(self, loaded: Loaded, poked: bool) -> None:
@@ -170,5 +170,5 @@ class Watcher:
         self._tracker.refused()
         try:
             self._on_refused(findings)
-        except Exception:  # the edge, as above
-            log.exception("nobody could be told that a new config was refused")
+        except Exception:  # a fault in reporting must not end the watching
+            log.exception("the refusal of a new config could not be reported")

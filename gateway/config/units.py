@@ -143,7 +143,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback_host(host: str) -> bool:
-    """Is this, of an address to listen on, reached from this host alone? A name other than localhost is not."""
+    """Can an address with this host be reached from this host alone? False for names other than localhost."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -151,7 +151,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 DISCOVERED = "dns:///"
-"""What an endpoint begins with that stands for every address of its name; gRPC's own spelling of it."""
+"""The prefix of an endpoint that stands for every address of a name; the same as gRPC's."""
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:

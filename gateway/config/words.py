@@ -1,4 +1,4 @@
-"""Config: reads the JSON Schema of the file aloud. Findings and the reference page use the same words."""
+"""Config: describes the JSON Schema of the file in words, for findings and for the reference page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Conversions of heavy messages beside the event loop: one thread for the whole process.
+"""I/O: conversions of heavy messages beside the event loop, on one thread for the whole process.
 
-Its work is Python's, so more threads would only take more turns from the event loop. Who sends heavy messages waits for
-others that do, and nobody else waits for them.
+The work holds the interpreter's lock, so more threads would only take more time from the event loop. Callers with heavy
+messages wait for each other, and no other caller waits for them.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ def _thread() -> ThreadPoolExecutor:
 
 
 async def beside(is_brief: bool, act: Callable[[], _T]) -> _T:
-    """What `act` returns or raises; done here if it is brief, else on the thread."""
+    """Return what `act` returns, or raise what it raises. It runs here if it is brief, else on the thread."""
     return act() if is_brief else await asyncio.get_running_loop().run_in_executor(_thread(), act)

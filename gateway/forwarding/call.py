@@ -362,7 +362,7 @@ class Call:
     def upstream_id(self) -> str | None:
         return self._work.upstream_id
 
-    def rides(self, requests: int, carrier: Metadata) -> None:
+    def left_in_batch(self, requests: int, carrier: Metadata) -> None:
         self._observer.attempt_merged(AttemptMerged(requests, str(dict(carrier).get("traceparent", ""))))
 
     def send_alone(self, ended: Callable[[bool], None]) -> None:
@@ -457,7 +457,7 @@ class Call:
             return
         self._inference.attempt_answered(self._work)
         if self._point is not None:
-            self._point.saw(self, body, head)
+            self._point.learn(self, body, head)
         self._reply(client, as_asked(self._work, body, head), head, ())
 
     def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:

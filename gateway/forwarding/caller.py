@@ -1,6 +1,6 @@
-"""Who waits for a call's answer, and what his header list says to the gateway.
+"""The caller of a call, and what its header list says to the gateway.
 
-A call answers to a `Caller`: on the wire (`api.relay`) or in this process, which a coroutine awaits (`models`).
+A call gives its answer to a `Caller`: one on the wire (`api.relay`), or a coroutine of this process (`models`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from gateway.v2.peek import Head, parameters_of
 class CallerMetadata:
     """What the header list of a call says to the gateway; calls with the same list share it."""
 
-    values: dict[str, str]  # as `Facts` has them
-    passed: Fields  # those that go upstream, in no compression table
-    trace: Fields  # its place in a trace, which goes upstream where the gateway does not trace
-    echo: Fields  # those that the answer repeats
-    is_shared: bool = False  # have other calls this very object, so that it is worth remembering what follows from it?
+    values: dict[str, str]  # as in `Facts`
+    passed: Fields  # the fields that go upstream, never indexed by HPACK
+    trace: Fields  # the trace context, which goes upstream if the gateway traces nothing
+    echo: Fields  # the fields that the answer repeats
+    is_shared: bool = False  # do calls with an equal header list have this very object? Then a cache may key by it
 
     def facts_with(self, head: Head) -> Facts:
-        """:raises BadRequest: if the head has parameters that can't be read."""
+        """The facts for routing. raises: BadRequest if the head has parameters that can't be read."""
         return Facts(self.values, parameters_of(head), head.model_version)
 
 
@@ -41,15 +41,15 @@ NO_METADATA: Final = CallerMetadata({}, (), (), ())
 
 
 def metadata_of(head: RequestHead) -> CallerMetadata:
-    """What a call's header list says; read once for all calls that have it."""
-    metadata: CallerMetadata | None = head.made
+    """What a call's header list says; it is read once for all calls with an equal list."""
+    metadata: CallerMetadata | None = head.derived
     if metadata is None:
-        metadata = head.made = _read(head.fields)
+        metadata = head.derived = _read(head.fields)
     return metadata
 
 
 def _read(fields: Fields) -> CallerMetadata:
-    """What `first_values` and `passed_on` give, of fields."""
+    """As `metadata_from_pairs`, from header fields."""
     values: dict[str, str] = {}
     passed: list[Field] = []
     for name, value in fields:
@@ -63,7 +63,7 @@ def _read(fields: Fields) -> CallerMetadata:
 
 
 def metadata_from_pairs(metadata: Metadata) -> CallerMetadata:
-    """The same, of metadata that a servicer got."""
+    """The same as `metadata_of`, from the metadata that a servicer got."""
     values = first_values(metadata)
     passed, trace = legal_fields(passed_on(metadata)), legal_fields(trace_context(values))
     return CallerMetadata(values, tuple(passed), tuple(trace), tuple(fields_from(echoed(values))))
@@ -71,50 +71,50 @@ def metadata_from_pairs(metadata: Metadata) -> CallerMetadata:
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Caller(ABC):
-    """The side of a call that asked: who it is, and where the answer goes. No method waits."""
+    """The side that made a call, which gets the answer. No method waits."""
 
     metadata: CallerMetadata
     peer: str
     deadline: float | None  # on the event loop's clock, that of `time.monotonic()`
     number: Hashable  # equal for calls of one connection
-    takes_parts = False  # may a large answer be given to it as it comes?
+    takes_parts = False  # may a large answer be passed on to it as it arrives?
 
     @property
     def missing(self) -> int:
-        """Bytes of the request that are still to come."""
+        """Bytes of the request that have not arrived."""
         return 0
 
     @abstractmethod
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
-        """The whole answer, and the call's end."""
+        """Give the caller the whole answer and end the call."""
 
     @abstractmethod
     def fail(self, error: GatewayError, trailing: Fields) -> None:
-        """The call's end, also after the front of an answer."""
+        """End the call with an error, possibly after the front of an answer."""
 
     def collect_request(self) -> None:
-        """Keep what comes of a large request, until it is asked for by `request_so_far`."""
+        """Keep what arrives of a large request, for `request_so_far`."""
         raise NotImplementedError
 
     def request_so_far(self) -> bytes:
-        """All that is here of a request that is collected."""
+        """All that has arrived of a request that is collected."""
         raise NotImplementedError
 
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
-        """Send the rest of the request on as it arrives, and `ending` after it."""
+        """Pass the rest of the request on as it arrives, and `ending` after it."""
         raise NotImplementedError
 
     def maybe_take_back(self) -> bytes | None:
-        """What of the request was passed on since the last time, to be sent again; None if it was not kept."""
+        """The bytes of the request that were passed on since the last call of this; None if they were not kept."""
         return None
 
     def drop_request(self) -> None:  # noqa: B027  (nothing is kept, unless a caller does)
-        """The call is over: what was kept of its request is wanted no more."""
+        """The call is over: drop what was kept of its request."""
 
     def pass_answer(self, upstream: ClientCall, front: bytes, initial: Fields) -> None:
-        """Begin the answer with its front, and send the rest on as it arrives."""
+        """Begin the answer with its front, and pass the rest on as it arrives."""
         raise NotImplementedError
 
     def finish(self, trailing: Fields) -> None:
-        """The end of an answer that was passed on."""
+        """End an answer that was passed on."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The use-case of comparing pipelines with the models that they call: asks the models, when they become ready."""
+"""The use-case that compares pipelines with the models that they call, once the models are ready."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from gateway.upstream.endpoint import State
 _log = logging.getLogger(__name__)
 
 _SERVICE: Final = "/inference.GRPCInferenceService/"
-_PAUSE_SECONDS: Final = 2.0  # between two rounds: when many endpoints change at once, few questions
-_AGAIN_SECONDS: Final = 60.0  # a model that is replaced in place changes no readiness
-_PATIENCE_SECONDS: Final = 5.0  # for one answer
+_PAUSE_SECONDS: Final = 2.0  # between two comparisons, so that many changes at once cause few questions
+_AGAIN_SECONDS: Final = 60.0  # most between two comparisons: a model that is replaced in place changes no readiness
+_ANSWER_SECONDS: Final = 5.0  # for one answer
 
 Ask = Callable[[Variant], Awaitable[ModelFacts | None]]
-"""What a variant's model says of itself; None if it can't be asked now."""
+"""Returns what a variant's Triton model says about itself; None if no endpoint answers now."""
 
 
 async def ask_model(connection: Connection, variant: Variant) -> ModelFacts:
-    """Ask one endpoint.
+    """What the model of a variant says about itself, from one endpoint.
 
-    :raises CallFailed: if it does not answer, or not in Triton's protocol.
+    :raises CallFailed: if the endpoint does not answer, or its answer is not in Triton's protocol.
     """
     name, version = variant.model, variant.version
 
     async def ask(method: str, request: Any, response: Any) -> Any:
         """Any: protobuf message classes, which carry no types of their own."""
-        answer = await connection.unary(_SERVICE + method, request.SerializeToString(), (), _PATIENCE_SECONDS)
+        answer = await connection.unary(_SERVICE + method, request.SerializeToString(), (), _ANSWER_SECONDS)
         return decoded(method, answer.body, response)
 
     metadata, config = await asyncio.gather(
@@ -58,19 +58,19 @@ async def ask_model(connection: Connection, variant: Variant) -> ModelFacts:
 async def ask_all(
     pipelines: Mapping[str, Pipeline], routes: Mapping[str, Route], ask: Ask
 ) -> dict[str, list[ModelFacts]]:
-    """What is behind each public name that a pipeline calls, by name."""
+    """The models behind each public name that a pipeline calls, by that name."""
     facts: dict[str, list[ModelFacts]] = {}
     for name in dict.fromkeys(model for pipeline in pipelines.values() for model in pipeline.models):
         if name in pipelines:
             facts[name] = [facts_of(pipelines[name])]
         elif name in routes:
-            told = await asyncio.gather(*map(ask, routes[name].variants))
-            facts[name] = [each for each in told if each is not None]
+            answers = await asyncio.gather(*map(ask, routes[name].variants))
+            facts[name] = [each for each in answers if each is not None]
     return facts
 
 
 class Contracts:
-    """Keeps `PipelineModel.mismatches` as the models are, until its `run` is cancelled."""
+    """Keeps `PipelineModel.mismatches` up to date, until its `run` is cancelled."""
 
     def __init__(self, topology: CurrentTopology) -> None:
         self._topology = topology
@@ -87,12 +87,12 @@ class Contracts:
             self._poked.clear()
             try:
                 await self.compare()
-            except Exception:  # the edge: nobody waits for this
+            except Exception:  # no caller waits for this, so the log is where it must go
                 _log.exception("pipelines could not be compared with their models")
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def compare(self) -> None:
-        """Compare every pipeline with what its models say now, and log what is new."""
+        """Compare every pipeline with what its models say now, and log what has changed."""
         topology = self._topology.now
         pipelines = {name: model.pipeline for name, model in topology.pipelines.items()}
         facts = await ask_all(pipelines, topology.routes.public, self._ask)
@@ -109,6 +109,6 @@ class Contracts:
         pool = self._topology.now.pools.get(variant.upstream)
         for endpoint in pool.endpoints if pool is not None else ():
             if endpoint.state is State.READY and endpoint.can_serve(variant.model, variant.version):
-                with contextlib.suppress(CallFailed):  # its probes see whether that means anything
+                with contextlib.suppress(CallFailed):  # the probes decide what that means for the endpoint
                     return await ask_model(endpoint.connection, variant)
         return None

@@ -22,19 +22,19 @@ class Request:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds that a pipeline's parts took."""
+    """Seconds that the parts of a pipeline took."""
 
-    preprocess: float = 0.0  # steps before the first call
-    model: float = 0.0
-    postprocess: float = 0.0
+    preprocess: float = 0.0  # steps before the first model call
+    model: float = 0.0  # model calls
+    postprocess: float = 0.0  # steps after the first model call
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One ModelInferResponse, carrying the name that the caller used."""
+    """One ModelInferResponse, with the model name that the caller used."""
 
     body: bytes
     initial: Metadata
     trailing: Metadata
     served: Served
-    timings: Timings | None = None  # of a pipeline
+    timings: Timings | None = None  # None unless a pipeline answered

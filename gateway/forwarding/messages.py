@@ -1,4 +1,4 @@
-"""V2 messages as named arrays and back, for models whose tensors the gateway itself must see: pipelines.
+"""V2 messages as named arrays and back, for pipelines, whose tensors the gateway itself must read.
 
 Uses the protobuf classes; pure otherwise. Forwarded requests never come here.
 """
@@ -21,7 +21,7 @@ from gateway.v2.shapes import ImpossibleShape, elements_of, shown
 from gateway.v2.weight import BRIEF, MOST, TEXT, V2_REQUEST, V2_RESPONSE, is_brief, too_heavy, weigh, weight_of_texts
 
 _RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
-"""Tags of `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2, what has a length."""
+"""Tags of the fields `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2 (LEN)."""
 
 _TYPED_FIELDS = {
     "BOOL": "bool_contents",
@@ -40,22 +40,22 @@ _TYPED_FIELDS = {
 
 
 _FRONT: Final = 1 << 16
-"""Bytes of an answer among which its tensors are named; a server writes them before their raw contents."""
+"""Bytes of an answer that are searched for its datatypes; a server writes them before the raw contents."""
 
 _AT_ONCE: Final = 1 << 14
-"""Elements that are converted in one go: numpy keeps the interpreter's lock for so long."""
+"""Elements that are converted at once: numpy holds the interpreter's lock meanwhile."""
 
 
 def parse_request(body: bytes) -> Any:
     """A pb.ModelInferRequest (Any: protobuf classes carry no types).
 
-    raises:  MalformedMessage; TooHeavy, before anything is made of it.
+    raises:  MalformedMessage if the body is no such message; TooHeavy, before it is parsed.
     """
     return weigh_and_parse(body)[1]
 
 
 def weigh_and_parse(body: bytes) -> tuple[int, Any]:
-    """As `parse_request`, with the weight of what is not in its raw contents."""
+    """As `parse_request`, with the weight (`v2.weight`) of everything but its raw contents."""
     weight = weigh(body, V2_REQUEST)
     try:
         return weight, pb.ModelInferRequest.FromString(body)
@@ -68,10 +68,10 @@ def tensors_of(named: Sequence[Any], raw: Sequence[bytes]) -> dict[str, Array]:
 
     named:   the `inputs` or `outputs` messages.
     raw:     `raw_input_contents` or `raw_output_contents`: one for each, or none if all have typed contents.
-    raises:  BadInput naming the tensor; TooHeavy.
+    raises:  BadInput, with the name of the tensor, if one is wrong; TooHeavy if the texts need too much memory.
     """
     if raw and len(raw) != len(named):
-        raise BadInput(f"raw contents for {len(raw)} tensors, but {len(named)} are declared; each needs one")
+        raise BadInput(f"raw contents are given for {len(raw)} tensors, but {len(named)} are declared; each needs one")
     if weight_of_texts(named, raw) > MOST:
         raise too_heavy()
     arrays: dict[str, Array] = {}
@@ -102,7 +102,7 @@ def array_of(name: str, datatype: str, shape: Sequence[int], values: Sequence[An
 
     name:    the tensor's, for the error.
     values:  row-major; bytes for BYTES, floats for floating-point datatypes, else integers or bools.
-    raises:  BadInput if they are not as many as the shape says, or one does not fit the datatype.
+    raises:  BadInput if their number is not that of the shape, or one does not fit the datatype.
     """
     try:
         count = elements_of(shape)
@@ -114,12 +114,12 @@ def array_of(name: str, datatype: str, shape: Sequence[int], values: Sequence[An
         return _narrowed(dtype_of(datatype), values).reshape(tuple(shape))
     except OverflowError:
         raise BadInput(f"input '{name}': a value does not fit {datatype}") from None
-    except ValueError:  # a zero among sizes that numpy can't address
+    except ValueError:  # a size of zero beside sizes that numpy can't address
         raise BadInput(f"input '{name}': shape {shown(shape)} is not possible") from None
 
 
 def _narrowed(dtype: np.dtype[Any], values: Sequence[Any]) -> Array:
-    """As numpy holds them; OverflowError instead of an infinity or a wrapped number that nobody sent."""
+    """The values as an array. raises: OverflowError if one would become an infinity or wrap around."""
     if len(values) > _AT_ONCE:
         pieces = range(0, len(values), _AT_ONCE)
         return np.concatenate([_narrowed(dtype, values[at : at + _AT_ONCE]) for at in pieces])
@@ -167,7 +167,7 @@ def build_request(
 
 
 def _followed_by(front: bytes, tag: bytes, raw: Sequence[Buffer]) -> bytes:
-    """A message whose last field is `raw`, copied once; protobuf would copy each tensor three times."""
+    """The message `front` with the field `raw` added. Tensors are copied once; protobuf would copy them three times."""
     parts: list[Buffer] = [front]
     for each in raw:
         parts += (tag, encode_varint(len(each)), each)
@@ -177,7 +177,7 @@ def _followed_by(front: bytes, tag: bytes, raw: Sequence[Buffer]) -> bytes:
 def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
     """Datatype and array of each output of a serialized ModelInferResponse, by name.
 
-    :raises WrongAnswer: if it is none: what an upstream got wrong is not the caller's fault.
+    :raises WrongAnswer: if the body is no such message: an error of an upstream is not the caller's fault.
     """
     try:
         weigh(body, V2_RESPONSE)
@@ -189,12 +189,12 @@ def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
 
 
 async def read_response(body: bytes) -> dict[str, tuple[str, Array]]:
-    """As `parse_response`, beside the event loop if it is heavy."""
+    """As `parse_response`, beside the event loop if the body is heavy."""
     return await beside(_is_brief_response(body), partial(parse_response, body))
 
 
 def _is_brief_response(body: bytes) -> bool:
-    """Can it have few texts only? Each has four bytes at least in raw contents, behind a tensor that says BYTES."""
+    """May it be parsed on the event loop? A text has four bytes at least in raw contents, and its tensor says BYTES."""
     has_few_texts = len(body) // 4 * TEXT <= BRIEF or b"BYTES" not in body[:_FRONT]
     return has_few_texts and is_brief(body, V2_RESPONSE)
 

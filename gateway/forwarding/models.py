@@ -1,7 +1,6 @@
-"""Every model that can be called, whoever answers it: a pipeline in this process, or a Triton, by a `Call`.
+"""Every model that can be called: a pipeline in this process answers it, or Triton by way of a `Call`.
 
-Where servicers take inference requests that a coroutine waits for. What is forwarded as bytes comes to `Call` by
-`api.relay`.
+Servicers and pipelines await inference requests here. ModelInfer calls on the wire reach `Call` by `api.relay`.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ _TOO_LATE = "The deadline passed before an answer came."
 
 
 class Models:
-    """Answers requests for all of them."""
+    """Answers inference requests for every model."""
 
     def __init__(self, inference: Inference) -> None:
         self.inference = inference
 
     async def infer(self, request: Request, head: Head | None = None) -> Reply:
-        """Answer one request and report how it went. head: of its body, if it has been read.
+        """Answer one request and report it as a call. head: of its body, if that has been read already.
 
         :raises GatewayError: with the status that the caller gets.
         """
@@ -50,7 +49,7 @@ class Models:
         return await self._call(request, head, None)
 
     async def call(self, request: Request, observer: CallObserver) -> Reply:
-        """Answer a pipeline's call of a model, which reports to the pipeline's observer."""
+        """Answer a pipeline's call of a model. Its attempts and steps are reported to the pipeline's observer."""
         head = self.inference.requests.peek(request.body)
         pipeline = self.inference.topology.pipelines.get(head.model_name)
         if pipeline is not None:
@@ -58,12 +57,12 @@ class Models:
         return await self._call(request, head, observer)
 
     def stream(self, opening: Request, caller: StreamCaller, limits: StreamLimits, budget: Budget) -> StreamSession:
-        """Begin a ModelStreamInfer. opening: its metadata, deadline and peer. budget: of its connection."""
+        """Begin a ModelStreamInfer. Arguments as of `StreamSession`."""
         return StreamSession(self.inference, opening, caller, limits, budget)
 
     @contextmanager
     def refusals(self, opening: Request, model: str) -> Iterator[None]:
-        """Report a GatewayError in the block as a call's end: for what comes before there is a `Call`."""
+        """Report a GatewayError in the block as a refused call: for errors before there is a `Call`."""
         try:
             yield
         except GatewayError as error:
@@ -83,7 +82,7 @@ class Models:
             caller.close()
 
     async def _run(self, pipeline: PipelineModel, request: Request, head: Head) -> Reply:
-        """Answer by a pipeline, and report it as one call."""
+        """Have a pipeline answer, and report that as one call."""
         inference = self.inference
         metadata = request.metadata
         with self.refusals(request, head.model_name):
@@ -109,14 +108,14 @@ class Models:
             observer.ended(CallEnded(code, text, served, len(request.body), size, inference.clock(), callers_fault))
 
     def _how_cancelled(self, request: Request) -> tuple[Code, str]:
-        """A caller whose deadline has passed goes away like one that lost interest."""
+        """The status of a cancelled call: a caller whose deadline has passed cancels like one that lost interest."""
         if request.deadline and request.deadline.remaining(self.inference.clock()) <= 0:
             return Code.DEADLINE_EXCEEDED, "the deadline passed before an answer came"
         return Code.CANCELLED, "the caller went away"
 
 
 class AwaitingCaller(Caller):
-    """A coroutine in this process, which waits for `answer`."""
+    """A coroutine in this process, which awaits `answer`."""
 
     def __init__(self, request: Request) -> None:
         loop = asyncio.get_running_loop()
@@ -151,7 +150,7 @@ class AwaitingCaller(Caller):
         self._settle(Reply(body, metadata_from(initial), metadata_from(trailing), call.served), None)
 
     def fail(self, error: GatewayError, trailing: Fields) -> None:
-        self._settle(None, error)  # which knows who was asked; what else there is to say is its servicer's
+        self._settle(None, error)  # the servicer makes the trailers from the error
 
     def _settle(self, reply: Reply | None, error: GatewayError | None) -> None:
         if self.answer.done():

@@ -1,4 +1,4 @@
-"""The use-case of a pipeline: its local steps on threads, its calls through `Inference`, as one public model."""
+"""The use-case of a pipeline as one public model: local steps run on threads, model calls through `Models`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from gateway.v2.versions import read_version
 _log = logging.getLogger(__name__)
 
 PIPELINE_VERSION = "1"
-"""What a pipeline says its version is, and the only one it has: the protocol wants one."""
+"""The only version of a pipeline: the V2 protocol requires that a model has one."""
 
 _PLATFORM = "gateway_pipeline"
 
 _RESERVED = frozenset(
     {"sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output"}
 )
-"""Parameters of a pipeline's request that Triton interprets: meant for one model, not for each that is called."""
+"""Request parameters that Triton interprets. They are meant for one model, so the pipeline's models do not get them."""
 
 _TRITONS_OWN: Final = "triton_"
 _EMPTY_FINAL: Final = "triton_enable_empty_final_response"
@@ -50,11 +50,11 @@ _PARAMETER_TYPES: Final = {
     "timeout": (("int64_param",), "int64_param"),
     _EMPTY_FINAL: _BOOL,
 }
-_ANY_MODELS: Final = (
+_OTHER_TYPES: Final = (
     ("int64_param", "bool_param", "string_param", "double_param"),
     "int64_param, bool_param, or string_param",
 )
-"""What Triton takes as the value of a request's parameter, by its key, and how it says so."""
+"""The types of any other parameter. Each entry has the types that Triton accepts, and its own words for them."""
 
 _REFUSALS: Final = frozenset(
     {
@@ -66,34 +66,32 @@ _REFUSALS: Final = frozenset(
         Code.UNIMPLEMENTED,
     }
 )
-"""What a model says of a request that it takes for wrong. A pipeline's caller did not write that request, and what it
-did send has been checked. (PERMISSION_DENIED and UNAUTHENTICATED are about metadata, which is the caller's.)"""
+"""Codes with which a model refuses a request as wrong. The pipeline wrote that request and has checked its caller's, so
+the refusal is not the caller's fault. (PERMISSION_DENIED and UNAUTHENTICATED are about the caller's own metadata.)
+"""
 
-_BRIEF_SECONDS: Final = 0.05
-_MOST_NOT_BRIEF: Final = 3
-"""A step that says it is brief runs on the event loop until it took so long so often; a busy machine may be to blame
-once or twice."""
+_BRIEF_SECONDS: Final = 0.05  # a step that declares itself brief may take so long on the event loop
+_MOST_NOT_BRIEF: Final = 3  # after so many longer runs it runs on threads; a busy machine may cause one or two
 
 _COPIES: Final = 3
-"""How often a request's bytes are there: as they came, as a message, and as elements or as what a model is sent."""
+"""Copies of a request in memory: the bytes, the parsed message, and the arrays or the request to a model."""
 
-_FAULT_SECONDS: Final = 300.0
-_MOST_TOLD: Final = 500
-"""For how long a call that was refused is remembered, if no later one succeeds; and characters of why."""
+_FAULT_SECONDS: Final = 300.0  # how long a refused call is remembered, if no later one succeeds
+_MOST_FAULT_LENGTH: Final = 500  # characters that are kept of the reason
 
 Call = Callable[[Request, CallObserver], Awaitable[Reply]]
 """Answers a pipeline's call of a public model, reporting to the pipeline's own observer."""
 
 
 def _is_brief(tensors: Tensors) -> bool:
-    """Do they have so few texts that they may be written where everybody waits for it?"""
+    """Do the tensors have so few texts that they may be encoded on the event loop?"""
     return sum(array.size for array in tensors.values() if array.dtype.kind == "O") * weight.TEXT <= weight.BRIEF
 
 
 class CallRefused(UpstreamFailed):
-    """A model refuses what a pipeline sends it: the pipeline's config does not fit the model. Not its caller's fault.
+    """A model refuses the request of a pipeline, whose config does not fit the model. This is not the caller's fault.
 
-    Carries the answer's trailers, and who refused.
+    It carries the trailers of the model's answer, and who refused.
     """
 
     def __init__(self, pipeline: str, model: str, refusal: GatewayError) -> None:
@@ -109,47 +107,47 @@ class CallRefused(UpstreamFailed):
 
 @dataclass(slots=True)
 class Run:
-    """One request of a pipeline: what it works on, and what came of its calls."""
+    """The state of one request to a pipeline."""
 
     request: Request
     observer: CallObserver
     id: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    held: int = 0  # bytes that are counted for it in the room
+    held: int = 0  # bytes counted for it in `Threads.room`
     timings: Timings = field(default_factory=Timings)
-    served: Served | None = None  # by the last call
-    attempts: int = 0
+    served: Served | None = None  # who answered the last model call
+    attempts: int = 0  # of all model calls
 
 
 class SharedTotals(Protocol):
-    """What several workers count of their pipelines, each for itself, and any of them can add up."""
+    """Counts of pipelines that each worker keeps for itself, and that any worker can add up."""
 
     def own(self, pipeline: str) -> Sequence[int]:
-        """What was kept last by this worker, or by the one that it replaces; empty if nothing."""
+        """The numbers that this worker, or the one that it replaced, kept last; empty if there are none."""
 
     def keep(self, pipeline: str, numbers: Sequence[int]) -> None: ...
 
     def of_all(self, pipeline: str) -> Sequence[Sequence[int]]:
-        """What each worker has kept, this one too."""
+        """The numbers that each worker has kept, including this one."""
 
 
 @dataclass(slots=True)
 class _Totals:
-    """What ModelStatistics tells of one pipeline."""
+    """Counts of one pipeline for ModelStatistics."""
 
     ok: int = 0
     ok_ns: int = 0
     failed: int = 0
     failed_ns: int = 0
     rows: int = 0
-    last: int = 0  # milliseconds since the epoch
+    last: int = 0  # when the last inference ended, in milliseconds since the Unix epoch
 
     @property
     def numbers(self) -> Sequence[int]:
         return self.ok, self.ok_ns, self.failed, self.failed_ns, self.rows, self.last
 
     def include(self, numbers: Sequence[int]) -> None:
-        """Add up with another worker's."""
+        """Add another worker's numbers."""
         ok, ok_ns, failed, failed_ns, rows, last = numbers
         self.ok += ok
         self.ok_ns += ok_ns
@@ -170,7 +168,7 @@ class _Totals:
 
 
 class PipelineModel:
-    """One pipeline as a public model: it answers requests, and questions about itself."""
+    """One pipeline as a public model: it answers inference requests and RPCs about the model."""
 
     def __init__(
         self,
@@ -182,9 +180,10 @@ class PipelineModel:
         *,
         shared: SharedTotals | None = None,
     ) -> None:
-        """is_ready: can a public model be called now? before: of the same name, whose statistics go on here.
-
-        shared: how statistics become those of all workers; None if this process is alone.
+        """
+        is_ready:  can a public model be called now?
+        before:    the pipeline that this one replaces, whose statistics go on here.
+        shared:    adds the statistics of all workers; None if this process is the only one.
         """
         self.name = pipeline.name
         self.pipeline = pipeline
@@ -194,14 +193,14 @@ class PipelineModel:
         self._shared = shared
         self._totals: _Totals = before._totals if before else _Totals(*(shared.own(self.name) if shared else ()))
         self._complaints = Complaints(pipeline.name)
-        self._not_brief: dict[str, int] = {}  # how often a step that says it is brief was not
-        self._refused: dict[str, tuple[float, str]] = {}  # by part: when the last call was refused, and why
-        self.mismatches: Sequence[str] = ()  # what of it does not fit the models as they are: set by who compares them
+        self._not_brief: dict[str, int] = {}  # how often a step that declares itself brief was not
+        self._refused: dict[str, tuple[float, str]] = {}  # by part: when its last fault was, and why
+        self.mismatches: Sequence[str] = ()  # how it does not fit its models; set by `Contracts`
 
     async def infer(self, request: Request, observer: CallObserver) -> Reply:
         """Answer a ModelInferRequest.
 
-        :raises GatewayError: with the status that the caller gets; nothing else but that this is cancelled.
+        :raises GatewayError: with the status that the caller gets. Apart from a cancellation, it raises nothing else.
         """
         run = Run(request, observer, held=_COPIES * len(request.body))
         self._threads.room.enter(run.held)
@@ -243,8 +242,9 @@ class PipelineModel:
         return Reply(body, (), served_trailers(served), served, run.timings)
 
     def _pay(self, run: Run, units: int) -> None:
-        """Count what a request becomes beyond its bytes, before it is made.
+        """Count the memory that the parsed request needs beyond its bytes, before it is parsed further.
 
+        units: the weight of the request (`v2.weight`).
         :raises TooHeavy: if that is more than any request may take.
         :raises Overloaded: if there is no room for it now.
         """
@@ -255,7 +255,7 @@ class PipelineModel:
         run.held += size
 
     async def run(self, tensors: Tensors, run: Run) -> dict[str, Array]:
-        """Run the pipeline on arrays; answers its outputs.
+        """Run the pipeline on arrays and return its outputs.
 
         :raises GatewayError: with the status that the caller gets.
         """
@@ -270,7 +270,7 @@ class PipelineModel:
             self._totals.add(rows, time.perf_counter_ns() - began)
             return made
         finally:
-            if self._shared is not None:  # at once: another worker may be asked next
+            if self._shared is not None:  # at once, since another worker may get the next ModelStatistics
                 self._shared.keep(self.name, self._totals.numbers)
 
     async def _run_parts(self, working: dict[str, Array], rows: int, run: Run) -> dict[str, Array]:
@@ -316,7 +316,7 @@ class PipelineModel:
             run.observer.step_ended(StepEnded(part.name, rows, began, time.monotonic(), error))
 
     def _run_brief(self, part: LocalStep, work: Work) -> dict[str, Array]:
-        """Run a step here, where everybody waits for it; one that is not as brief as it says is not believed again."""
+        """Run a step on the event loop, and count it if it was not as brief as it declares."""
         began = time.monotonic()
         try:
             return work.run()
@@ -325,7 +325,7 @@ class PipelineModel:
                 self._not_brief[part.name] = self._not_brief.get(part.name, 0) + 1
 
     async def _call_model(self, part: ModelCall, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
-        """A call of a model. Who may be called, and with what, the config says: no fault in it is the caller's."""
+        """Call a model. The config chooses the model and its inputs, so a refusal is never the caller's fault."""
         try:
             made = part.results(await self._ask_model(part, working, run), rows)
         except CallRefused as exc:
@@ -348,7 +348,7 @@ class PipelineModel:
             reply = await self._call(
                 Request(body, request.metadata, request.deadline, request.peer, request.method), run.observer
             )
-        except BadTensor:  # what a step of a pipeline that is called found in the caller's data
+        except BadTensor:  # the called model is a pipeline whose step found a fault in the caller's data
             raise
         except GatewayError as exc:
             if exc.code not in _REFUSALS:
@@ -368,35 +368,35 @@ class PipelineModel:
         return made
 
     def _blame(self, part: str, text: str, rows: int, run: Run) -> None:
-        """Note a fault between this pipeline's config and its models: for the log, the metrics and the page."""
+        """Record a mismatch between this pipeline's config and its models, for the log, the metrics and `/state`."""
         now = time.monotonic()
-        self._refused[part] = now, text[:_MOST_TOLD]
+        self._refused[part] = now, text[:_MOST_FAULT_LENGTH]
         self._complaints.log(part, _id_of(run), text)
         run.observer.step_ended(StepEnded(part, rows, now, now, text))
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong between this pipeline and the models that it calls, as far as is known now."""
+        """Known mismatches between this pipeline and the models that it calls."""
         since = time.monotonic() - _FAULT_SECONDS
-        refused = list(self._refused.values())  # metrics ask from another thread
+        refused = list(self._refused.values())  # a copy, since metrics read it from another thread
         return [*self.mismatches, *(text for at, text in refused if at >= since)]
 
     def served(self, run: Run) -> Served:
-        """Who answered one run: the last call's variant, under the pipeline's name."""
+        """Who answered one run: the variant of its last model call, under the pipeline's name."""
         last = run.served
         if last is None:
             return Served(self.name, "", PIPELINE_VERSION, "", 0)
         return Served(self.name, last.variant, last.model_version, last.endpoint, run.attempts)
 
     def _asked_last(self, run: Run, by_call: Served | None) -> Served | None:
-        """Of a run that failed: by_call is who was asked by the call that did, None if it was no call."""
+        """Who was asked last in a run that failed. by_call: who the failed call asked; None if a step failed."""
         if by_call is None:
             return self.served(run) if run.served is not None else None
         attempts = run.attempts + by_call.attempts
         return Served(self.name, by_call.variant, by_call.model_version, by_call.endpoint, attempts)
 
     def _wanted(self, requested: Sequence[Any]) -> list[str]:
-        """Names of the outputs to answer. requested: InferRequestedOutputTensor messages; none means all."""
+        """The names of the outputs to return. requested: InferRequestedOutputTensor messages; none means all."""
         names = [spec.name for spec in self.pipeline.outputs]
         for output in requested:
             if output.name not in names:
@@ -406,7 +406,7 @@ class PipelineModel:
                 raise BadInput(f"output '{output.name}': a pipeline's output takes no parameters, but {keys} is given")
         return [output.name for output in requested] or names
 
-    # What it says of itself, as any model
+    # RPCs about the model
 
     def is_ready(self) -> bool:
         return all(map(self._is_model_ready, self.pipeline.models))
@@ -428,7 +428,7 @@ class PipelineModel:
         return pb.ModelConfigResponse(config=config)
 
     def statistics(self) -> pb.ModelStatistics:
-        """Of all workers."""
+        """The statistics of all workers."""
         totals = self._totals
         if self._shared is not None:
             totals = _Totals()
@@ -452,7 +452,7 @@ def _id_of(run: Run) -> str:
 
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:
-    """Refuse what Triton refuses, in its words, before it goes to a model: it is the caller's and no pipeline's fault.
+    """Refuse, in Triton's words, what Triton would refuse: it is the caller's fault, and not the pipeline's.
 
     parameters: InferParameter messages by key.
     """
@@ -462,7 +462,7 @@ def _check_parameters(parameters: Mapping[str, Any]) -> None:
                 f"parameter keys starting with '{_TRITONS_OWN}' are reserved for Triton usage. Only the following keys "
                 f"starting with '{_TRITONS_OWN}' are allowed: {_EMPTY_FINAL}"
             )
-        types, expected = _PARAMETER_TYPES.get(key, _ANY_MODELS)
+        types, expected = _PARAMETER_TYPES.get(key, _OTHER_TYPES)
         if parameter.WhichOneof("parameter_choice") not in types:
             raise BadRequest(f"invalid value type for '{key}' parameter, expected {expected}.")
 

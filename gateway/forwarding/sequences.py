@@ -1,8 +1,8 @@
 """Pure: which endpoint holds the state of which sequence. Instants are arguments.
 
-The memory of one process only makes this certain; what makes processes and replicas agree is that a new sequence is
-placed by a hash of its id (`routing`). A sequence that is unknown to the endpoint it arrives at is refused by Triton
-itself ("must specify the START flag"), so a disagreement is an error and never a silent restart.
+A hash of a new sequence's id chooses its place (`routing`), so that processes and replicas agree; the table here makes
+the place certain within one process. If they disagree, Triton itself refuses the sequence ("must specify the START
+flag"), so a disagreement is an error and never a silent restart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateway.types import Parameter, Variant
 from gateway.upstream.endpoint import Endpoint
 
 SequenceKey = tuple[str, Parameter]
-"""Public model and sequence id; 5 and "5" are different sequences, as they are to Triton."""
+"""Public model and sequence id; 5 and "5" are different sequences for Triton, so they are here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Pin:
 
     variant: Variant
     endpoint: Endpoint
-    lives: int = 0  # of the endpoint when the sequence began; another number: its state may be gone
+    lives: int = 0  # `Endpoint.lives` when the sequence began: if it has changed, the state may be lost
 
 
 class Sequences:
-    """A bounded table of running sequences, forgetting those that have been idle too long."""
+    """A bounded table of running sequences, which forgets those that have been idle too long."""
 
     def __init__(self, *, idle: float, most: int) -> None:
-        """idle: seconds without a request after which a sequence is forgotten. most: sequences kept."""
+        """idle: seconds without a request after which a sequence is forgotten. most: sequences that are kept."""
         self._idle = idle
         self._most = most
         self._pins: OrderedDict[SequenceKey, tuple[float, Pin]] = OrderedDict()  # least recently used first
@@ -45,7 +45,7 @@ class Sequences:
         return found[1] if found else None
 
     def pin(self, key: SequenceKey, pin: Pin, now: float) -> None:
-        """Note, or renew, where a sequence lives."""
+        """Note where a sequence lives, and that it was used now."""
         self._pins[key] = (now, pin)
         self._pins.move_to_end(key)
         if len(self._pins) > self._most:

@@ -1,48 +1,38 @@
 """The use-case for one ModelStreamInfer: each message is routed on its own, over shared upstream streams.
 
-One *leg* is an upstream stream to one endpoint for one model: all messages that go to both travel on it, so Triton sees
-a sequence's requests in order. Models do not share legs, since a Triton whose stream has requests of decoupled models
-among others ends up answering nothing or crashing (seen with 2.51).
+`upstream_streams` has the streams to the endpoints and the request ids on them; `answer_order` decides when an answer
+may be sent to the caller. Whether a model is decoupled shows in its first answer: a decoupled model says with it that
+it is not the last, or ends with an empty one.
 
-Answers find their request by its id, so ids under way on one leg differ. A caller's id goes to the model as it is; the
-second request of the same id goes on another leg beside the first, so that one that means to stop the first names it.
-Only a request without an id gets one here, and one whose place is on a leg that has its id already (of a sequence, or
-the fifth at once) gets a suffix. What the caller sees is its own id.
-
-Order, as Triton keeps it: answers of models that answer once come in the order of their requests; those of decoupled
-models come as they are made, in order per request. Which kind a model is shows in its first answer: a decoupled one
-says with it that it is not the last, or ends with an empty one.
-
-A session works by callbacks: the caller's side and the legs tell it what has come, and it never waits. Who is to be
-held up is told so: a caller by `take` being False until `Caller.feed`, a leg by `message_arrived` until `feed`.
+A session works by callbacks: the caller's side and the upstream streams tell it what has arrived, and it never waits.
+Back-pressure: `take` and `answer_arrived` return False to pause their side, and `feed` of that side resumes it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
-from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from gateway.errors import GatewayError, MalformedMessage, SequenceLost, UpstreamFailed
+from gateway.forwarding.answer_order import AnswerOrder, HeldBytes
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.inference import Inference, Work, request_for, served_by
 from gateway.forwarding.metadata import echoed, served_trailers
 from gateway.forwarding.pipelines import PipelineModel
-from gateway.hooks import AttemptEnded, CallEnded, CallObserver, CallStarted
+from gateway.forwarding.upstream_streams import Message, StreamOwner, UpstreamStream, UpstreamStreams
+from gateway.hooks import AttemptEnded, CallEnded, CallStarted
 from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import metadata_from
 from gateway.status import Code, Meaning, Origin, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
-from gateway.upstream.connection import CallFailed, StreamCall
+from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
-from gateway.v2.names import STREAM
 from gateway.v2.peek import (
     ENABLE_EMPTY_FINAL,
     Head,
@@ -55,41 +45,36 @@ from gateway.v2.peek import (
     stream_error,
     stream_response,
 )
-from gateway.v2.repeats import StreamRequestHeads, StreamResponseHeads
+from gateway.v2.repeats import StreamRequestHeads
 
 _log = logging.getLogger(__name__)
 
 _FINAL: Final = "triton_final_response"
 _WANTS_EMPTY_FINAL: Final = "triton_enable_empty_final_response"
 _IS_FINAL: Final = bool_parameter(_FINAL, True)
-"""Part of the only answer of a pipeline, as of any model's last answer on a stream, asked for or not."""
+"""Part of a pipeline's only answer. Triton puts it into a model's last answer on a stream, asked for or not."""
 
 _ERRORS_END_STREAM: Final = "triton_grpc_error"
-
-_LANES: Final = 4
-"""Legs to one endpoint for one model, for requests that share an id and are under way at once."""
+"""Metadata key by which a caller asks that an error end the whole stream with its status, as Triton offers it."""
 
 _DECOUPLED: Final = "decoupled"
-"""Key of what an endpoint remembers of a model that has been seen to answer several times, or to end with nothing."""
+"""Key under which an endpoint remembers that a model has answered one request several times, or ended with nothing."""
 
-_NAMES_TOLD: Final = 1024
+_MOST_NAMES_LENGTH: Final = 1024
 """Characters of each list of who answered: it becomes one header field, and servers choose what their versions are."""
 
-_QUIET_SECONDS: Final = 60.0  # between two lines about an endpoint's answers that nobody asked for
+_LOG_EVERY_SECONDS: Final = 60.0  # between two log lines about one endpoint's answers to no request
 
-_FAREWELL_SECONDS: Final = 1.0  # how long a server may take to end a stream on which all is said
+_CLOSE_SECONDS: Final = 1.0  # how long a server may take to end a stream after the last answer on it
 
-_SENT_AGAIN_AT_ONCE: Final = 32  # messages of an upstream stream that has ended; half a millisecond
-
-_MANY_LEGS: Final = 32
-"""Upstream streams of one caller's; clients call a few models on one stream. Beyond this idle ones are ended."""
+_RESENT_PER_TURN: Final = 32  # messages sent again in one turn of the loop, which takes about half a millisecond
 
 
 class Caller(Protocol):
     """The caller's side of a stream, as a transport has it. No method waits."""
 
     def send(self, body: bytes) -> bool:
-        """Write an answer. False: it reads slowly, and `StreamSession.caller_has_room` will be called."""
+        """Write an answer. False: the caller reads slowly, and `StreamSession.caller_has_room` will be called."""
         ...
 
     def feed(self) -> None:
@@ -109,59 +94,8 @@ class StreamLimits:
     bytes: int = 64 << 20  # of request bodies kept for a retry and of answers held for their turn
 
 
-class Message:
-    """One request of the stream, until its last answer has been written."""
-
-    work: Work | None = None  # None for a pipeline
-    attempt: Attempt | None = None
-    answers = 0
-    answer_bytes = 0
-    served: Served | None = None
-    asked: Served | None = None  # who was asked last, if the message has failed
-    callers_fault = False  # has it failed by its caller's fault, although the code does not say so?
-    failed: tuple[CallFailed, Verdict] | None = None  # an error among its answers, after which it went on
-    held: deque[bytes] | None = None  # answers that wait for their turn
-    done = False
-    key = ""  # its id upstream
-
-    def __init__(self, body: bytes, head: Head, observer: CallObserver) -> None:
-        self.body: bytes | None = body  # None once an answer has come: it can't be sent again
-        self.size = len(body)
-        self.head = head
-        self.id = head.id.partition("\0")[0]  # as a model's answer has it: Triton's core keeps ids as C does
-        self.observer = observer
-        self.in_order = True  # its answers keep the order of the requests, until its model is known to be decoupled
-
-
-LegKey = tuple[Endpoint, str, int]
-"""Where to, for which Triton model, and the lane beside others of the same."""
-
-
-class Leg:
-    """One upstream stream and the messages that are on it."""
-
-    __slots__ = ("_session", "call", "endpoint", "heads", "key", "messages")
-
-    def __init__(self, session: StreamSession, key: LegKey, metadata: Metadata, timeout: float | None) -> None:
-        self._session = session
-        self.endpoint = key[0]
-        self.key = key
-        self.messages: dict[str, Message] = {}
-        self.heads = StreamResponseHeads()
-        self.call: StreamCall = self.endpoint.connection.stream(STREAM, metadata, timeout, self)
-
-    def message_arrived(self, body: bytes) -> bool:
-        return self._session.answer_arrived(self, body)
-
-    def has_room(self) -> None:
-        self._session.leg_has_room(self)
-
-    def ended(self, failure: CallFailed | None) -> None:
-        self._session.leg_ended(self, failure or CallFailed(Code.UNAVAILABLE, "the stream ended", origin=Origin.LOST))
-
-
-class Names:
-    """Different names in the order in which they came, as one text of bounded length."""
+class _Names:
+    """Different names in the order in which they came, as one comma-separated text of bounded length."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -172,38 +106,21 @@ class Names:
         if not name or self._is_full or name in self._known:
             return
         text = f"{self.text},{name}" if self.text else name
-        if len(text) > _NAMES_TOLD:
+        if len(text) > _MOST_NAMES_LENGTH:
             text, self._is_full = f"{self.text},...".lstrip(","), True
         self._known.add(name)
         self.text = text
 
 
-def own_id(taken: Container[str]) -> str:
-    """An id for a request that has none: a number, since some models read one, and not one that other callers get."""
-    while (id := str(random.getrandbits(62))) in taken:
-        pass
-    return id
-
-
-def _lost(failure: CallFailed) -> UpstreamFailed:
-    """What the caller is told of a message whose leg has ended for good."""
+def _error_of(failure: CallFailed) -> UpstreamFailed:
+    """The error that the caller gets for a message whose upstream stream has ended."""
     if failure.origin is Origin.ANSWER:
         return UpstreamFailed(code_of(failure.code), f"The endpoint's answer can't be used: {failure.text}")
     return UpstreamFailed(Code.UNAVAILABLE, "The stream to the endpoint broke before the last answer.")
 
 
-def distinct_id(id: str, taken: Collection[str]) -> str:
-    """The id, or one that begins with it and is not taken; of a number it is a number."""
-    mark = "" if id.isascii() and id.isdigit() else "-"
-    made, count = id, max(len(taken), 1)
-    while made in taken:
-        made = f"{id}{mark}{count}"
-        count += 1
-    return made
-
-
-def _asks_wrongly(head: Head) -> bool:
-    """Does it ask for the empty last message with something else than a bool? That is for Triton to refuse."""
+def _has_wrong_empty_final(head: Head) -> bool:
+    """Is the parameter that asks for an empty last answer something else than a bool? Triton must refuse it itself."""
     if not head.entries:
         return False
     asked = head.parameters.get(_WANTS_EMPTY_FINAL)
@@ -212,113 +129,101 @@ def _asks_wrongly(head: Head) -> bool:
     return not isinstance(asked, bool)
 
 
-class StreamSession:
+class StreamSession(StreamOwner):
     """One caller's ModelStreamInfer, from its first message to its end."""
 
     def __init__(
         self, inference: Inference, opening: Request, caller: Caller, limits: StreamLimits, budget: Budget
     ) -> None:
-        """opening: the call's metadata, deadline and peer; its body is not used. budget: of its connection, from which
-        the bytes that are kept and held here are paid."""
+        """opening: the call's metadata, deadline and peer; its body is not used. budget: of the caller's connection,
+        which pays for the bytes that the session keeps.
+        """
         self._inference = inference
         self._opening = opening
         self._facts = opening.metadata.values
         self._passed_on = metadata_from(opening.metadata.passed)
         self._caller = caller
         self._limits = limits
-        self._budget = budget
+        self._bytes = HeldBytes(limits.bytes, budget)
         self._heads = StreamRequestHeads()
-        self._legs: dict[LegKey, Leg] = {}
-        self._leaving: set[Leg] = set()  # those that take no more messages and have not ended
-        self._full_legs: set[Leg] = set()  # those that take no more now
-        self._paused: set[Leg] = set()  # those that were told to bring no more answers
-        self.tasks: set[asyncio.Task[None]] = set()  # of pipelines
-        self._farewell: asyncio.TimerHandle | None = None
+        self._upstreams = UpstreamStreams(self)
+        self.tasks: set[asyncio.Task[None]] = set()  # pipelines that run
+        self._close_timer: asyncio.TimerHandle | None = None
         self._is_over = False
-        self._bereft: deque[tuple[Message, CallFailed]] = deque()  # messages whose leg has ended, to be sent again
+        self._to_resend: deque[tuple[Message, CallFailed]] = deque()  # messages whose upstream stream has ended
         self._waiting: deque[bytes] = deque()  # requests that came while there was no room
-        self._is_fed = True  # more requests are wanted
-        self._is_going_on = False
-        self._no_more = False  # the caller has said that there are no more requests
-        self._open: set[Message] = set()
-        self._order: deque[Message] = deque()  # those whose answers must keep the order of the requests
-        self._held_bytes = 0  # of answers that wait for their turn
-        self._bytes = 0  # of those, of requests without an answer yet, and of requests that wait
-        self._caller_full = False  # the caller reads slowly
-        self._is_choked = False  # and answers that no server held back are piling up meanwhile
-        self._who = (Names(), Names(), Names())  # variants, versions, endpoints
+        self._wants_requests = True  # the caller was not told to pause
+        self._is_busy = False  # requests are being accepted or sent again, further up the stack
+        self._no_more = False  # the caller has half-closed the stream
+        self._open: set[Message] = set()  # messages without their last answer
+        self._order: AnswerOrder[Message] = AnswerOrder(caller.send, self._bytes)
+        self._caller_lags = False  # locally made answers exceed what the caller reads: accept no more requests
+        self._variants, self._versions, self._endpoints = _Names(), _Names(), _Names()
         self._last_served: Served | None = None
         self._attempts = 0
 
     @property
     def open_messages(self) -> int:
-        """Those without their last answer."""
+        """How many messages have not had their last answer."""
         return len(self._open)
 
     def trailing_metadata(self) -> Metadata:
-        """Who answered on this stream: each name once, in order of their first answer; the attempts in total."""
-        variants, versions, endpoints = self._who
-        served = Served("", variants.text, versions.text, endpoints.text, self._attempts)
+        """Who answered on this stream, each name once, in order of their first answer; and the attempts in total."""
+        served = Served("", self._variants.text, self._versions.text, self._endpoints.text, self._attempts)
         return (*served_trailers(served), *echoed(self._facts))
 
     # The caller's side
 
     def take(self, body: bytes) -> bool:
-        """A request has come. False: let none follow until `Caller.feed`; those on their way are kept all the same."""
+        """A request has come. False: let none follow until `Caller.feed`; requests that come earlier are kept."""
         if self._is_over:
             return False
         try:
-            if self._is_fed:
+            if self._wants_requests:
                 self._accept(body)
             else:
                 self._waiting.append(body)
-                self._hold(len(body))
+                self._bytes.hold(len(body))
         except Exception as error:
             self.fail(error)
             return False
-        self._is_fed = not self._waiting and self._has_room()
-        return self._is_fed
+        self._wants_requests = not self._waiting and self._has_room()
+        return self._wants_requests
 
     def end_of_requests(self) -> None:
+        """The caller has half-closed the stream."""
         self._no_more = True
-        self._is_fed = False
-        self._go_on()
+        self._wants_requests = False
+        self._proceed()
 
     def caller_has_room(self) -> None:
-        """It has read what it was sent."""
-        self._caller_full = self._is_choked = False
-        self._write_in_order()
-        self._feed_legs()
-        self._go_on()
+        """The caller has read what it was sent."""
+        self._order.caller_is_full = self._caller_lags = False
+        self._order.advance()
+        self._upstreams.resume(self._may_read)
+        self._proceed()
 
     def cancel(self) -> None:
         """Leave nothing behind: the caller went away, or its deadline has passed."""
         if self._is_over:
             return
         self._is_over = True
-        self._budget.give(self._bytes)
-        self._bytes = 0
-        if self._farewell is not None:
-            self._farewell.cancel()
+        self._bytes.close()
+        if self._close_timer is not None:
+            self._close_timer.cancel()
         for task in self.tasks:
             task.cancel()
-        for leg in (*self._legs.values(), *self._leaving):
-            leg.call.cancel()
-            for message in list(leg.messages.values()):
-                self._leave(leg, message)
+        for stream in self._upstreams.all():
+            stream.call.cancel()
+            for message in list(stream.messages.values()):
+                stream.remove(message)
                 message.observer.attempt_ended(AttemptEnded(Code.CANCELLED, "", Meaning.ENDED, self._inference.clock()))
         for message in list(self._open):
-            self._ended(message, Code.CANCELLED, "the stream ended before the last answer")
-        for left in (
-            self._legs,
-            self._leaving,
-            self._full_legs,
-            self._paused,
-            self._bereft,
-            self._waiting,
-            self._order,
-        ):
-            left.clear()
+            self._report_end(message, Code.CANCELLED, "the stream ended before the last answer")
+        self._upstreams.clear()
+        self._order.clear()
+        self._to_resend.clear()
+        self._waiting.clear()
 
     def fail(self, error: Exception) -> None:
         """End the stream as a whole with an error."""
@@ -332,62 +237,44 @@ class StreamSession:
     # Requests
 
     def _has_room(self) -> bool:
-        limits = self._limits
         return (
-            len(self._open) < limits.requests
-            and self._has_bytes_left()
-            and not self._full_legs
-            and not self._bereft
-            and not self._is_choked
+            len(self._open) < self._limits.requests
+            and self._bytes.has_room
+            and self._upstreams.have_room
+            and not self._to_resend
+            and not self._caller_lags
         )
 
-    def _has_bytes_left(self) -> bool:
-        """May more be kept? Always one message, whatever others hold: so each session goes on with its own answers."""
-        return not self._bytes or self._is_within(self._bytes)
-
-    def _is_within(self, size: int) -> bool:
-        return size < self._limits.bytes and self._budget.has_room
-
-    def _hold(self, size: int) -> None:
-        self._bytes += size
-        self._budget.hold(size)
-
-    def _give(self, size: int) -> None:
-        if not self._is_over:  # else all has been given
-            self._bytes -= size
-            self._budget.give(size)
-
-    def _go_on(self) -> None:
-        """Take what waits if there is room for it, then have the caller send more; or end, if that was all."""
-        if self._is_fed or self._is_over or self._is_going_on:
+    def _proceed(self) -> None:
+        """Accept requests that wait, as far as there is room; then have the caller send more, or end the stream."""
+        if self._wants_requests or self._is_over or self._is_busy:
             return
-        self._is_going_on = True
+        self._is_busy = True
         try:
             while self._waiting and self._has_room():
                 body = self._waiting.popleft()
-                self._give(len(body))
+                self._bytes.release(len(body))
                 self._accept(body)
         except Exception as error:
             self.fail(error)
             return
         finally:
-            self._is_going_on = False
+            self._is_busy = False
         if self._waiting:
             return
         if self._no_more:
-            if not self._open and not self._order:
-                self._say_farewell()
+            if not self._open and self._order.maybe_first is None:
+                self._close_upstreams()
         elif self._has_room():
-            self._is_fed = True
+            self._wants_requests = True
             self._caller.feed()
 
-    def _say_farewell(self) -> None:
-        """Each server ends its stream itself; to be cancelled is for it a failure that it may count."""
-        if self._farewell is None:
-            self._farewell = asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._end, None)
-            for leg in self._legs.values():
-                leg.call.done_writing()
-        if not self._legs and not self._leaving:
+    def _close_upstreams(self) -> None:
+        """Let each server end its stream itself: a server may count a cancelled stream as a failure."""
+        if self._close_timer is None:
+            self._close_timer = asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._end, None)
+            self._upstreams.done_writing()
+        if self._upstreams.have_ended:
             self._end(None)
 
     def _accept(self, body: bytes) -> None:
@@ -413,18 +300,18 @@ class StreamSession:
             self._fail_message(message, error)
 
     def _enter(self, message: Message) -> Message:
-        """It has its place among the others of the stream."""
+        """Count a message as open, and give it its place in the order."""
         self._open.add(message)
-        self._hold(message.size)
-        self._order.append(message)
+        self._bytes.hold(message.size)
+        self._order.enter(message)
         return message
 
     def _refuse(self, body: bytes, error: GatewayError, name: str) -> None:
-        """Answer a message that can't be read as far as it must be; those beside it are no worse for it.
+        """Answer a message whose head can't be read with an error; other messages of the stream are not affected.
 
-        It costs what any message does that is answered here, so however many come, the limits of the stream hold.
+        The message counts as any other that is answered here, so the limits of the stream hold for such messages too.
 
-        name: of its model, if that can be read.
+        name: of its model, "" if that can't be read.
         """
         inference, id = self._inference, maybe_id(body)
         known, now = inference.topology.is_known(name), inference.clock()
@@ -434,70 +321,42 @@ class StreamSession:
         self._fail_message(message, error)
 
     def _send(self, message: Message) -> None:
-        """Put a message on the leg of the next endpoint to try.
+        """Send a message on the stream to the endpoint that is next to be tried.
 
-        :raises GatewayError: if there is none.
+        :raises GatewayError: if no endpoint is left to try.
         """
         work, body, inference = message.work, message.body, self._inference
-        assert work is not None and body is not None  # noqa: S101, PT018  (forwarded, and not answered yet)
+        assert work is not None and body is not None  # noqa: S101, PT018  (a forwarded message without an answer)
         attempt = inference.maybe_next(work)
         if attempt is None:
             raise inference.given_up(work)
         message.attempt = attempt
         timeout = inference.remaining(self._opening.deadline)
         added = inference.attempt_started(work, attempt)
-        endpoint, variant = attempt.endpoint, attempt.variant
-        if message.in_order and endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
-            self._let_pass(message)
-        key = self._place(message, work, attempt)
-        leg = self._legs.get(key)
-        if leg is None:
+        variant, upstreams = attempt.variant, self._upstreams
+        if message.in_order and attempt.endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
+            self._order.release(message)
+        key = upstreams.key_for(message, work, attempt)
+        stream = upstreams.maybe_open(key)
+        if stream is None:
             context = inference.context_of(work.facts)
-            leg = self._new_leg(key, (*self._passed_on, *added, *context), timeout)
-        wanted = message.id or work.upstream_id
-        message.key = own_id(leg.messages) if wanted is None else distinct_id(wanted, leg.messages)
-        leg.messages[message.key] = message
-        endpoint.begin()
-        if leg in self._paused:  # it may be the one whose answers are waited for now
-            self._feed_legs()
-        extra = b"" if _asks_wrongly(message.head) else ENABLE_EMPTY_FINAL
+            stream = upstreams.begin(key, (*self._passed_on, *added, *context), timeout)
+        stream.add(message, message.id or work.upstream_id)
+        if upstreams.is_paused(stream):  # the first answer in the order may now be one of this stream's
+            upstreams.resume(self._may_read)
+        extra = b"" if _has_wrong_empty_final(message.head) else ENABLE_EMPTY_FINAL
         request = request_for(variant, body, message.head, id=message.key, extra=extra)
-        if not leg.call.send(request):
-            self._full_legs.add(leg)
-            self._is_fed = False
+        if not stream.call.send(request):
+            upstreams.filled(stream)
+            self._wants_requests = False
 
-    def _place(self, message: Message, work: Work, attempt: Attempt) -> LegKey:
-        """The first leg that has no request of the same id under way. A sequence stays on one, whatever its ids are."""
-        id = message.id
-        if id and work.sequence is None:
-            for lane in range(_LANES):
-                key = (attempt.endpoint, attempt.variant.model, lane)
-                leg = self._legs.get(key)
-                if leg is None or id not in leg.messages:
-                    return key
-        return (attempt.endpoint, attempt.variant.model, 0)
-
-    def _new_leg(self, key: LegKey, metadata: Metadata, timeout: float | None) -> Leg:
-        if len(self._legs) >= _MANY_LEGS:
-            self._cut_idle_legs()
-        leg = Leg(self, key, metadata, timeout)
-        self._legs[key] = leg
-        return leg
-
-    def _cut_idle_legs(self) -> None:
-        """A caller may name any number of models on one stream, also such as do not exist."""
-        for leg in [leg for leg in self._legs.values() if not leg.messages]:
-            leg.call.done_writing()  # the server then ends it
-            del self._legs[leg.key]
-            self._leaving.add(leg)
-
-    def leg_has_room(self, leg: Leg) -> None:
-        self._full_legs.discard(leg)
-        self._go_on()
+    def upstream_has_room(self, stream: UpstreamStream) -> None:
+        self._upstreams.has_room(stream)
+        self._proceed()
 
     def _start_pipeline(self, message: Message, pipeline: PipelineModel) -> None:
         opening = self._opening
-        assert message.body is not None  # noqa: S101  (it has just come)
+        assert message.body is not None  # noqa: S101  (the message has just come)
         request = Request(message.body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
         task = asyncio.ensure_future(self._run_pipeline(message, pipeline, request))
         self.tasks.add(task)
@@ -510,72 +369,63 @@ class StreamSession:
             self._fail_message(message, error)
         else:
             message.served = reply.served
-            self._answer_unasked(message, stream_response(reply.body, _IS_FINAL))
+            self._answer_locally(message, stream_response(reply.body, _IS_FINAL))
 
     def _pipeline_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
-    # Answers
+    # Answers from upstream
 
-    def answer_arrived(self, leg: Leg, body: bytes) -> bool:
-        """A leg brings an answer. False: it must bring no more until it is fed."""
+    def answer_arrived(self, stream: UpstreamStream, body: bytes) -> bool:
         if self._is_over:
             return False
         try:
-            head = leg.heads.peek(body)
-            message = self._addressee(leg, head)
+            head = stream.heads.peek(body)
+            message = stream.maybe_message(head)
             if message is None:
-                self._answered_unsent(leg.endpoint)
+                self._log_unasked(stream.endpoint)
             elif head.error:
-                self._take_error(leg, message, head, body)
+                self._take_error(stream, message, head, body)
             else:
-                self._take_answer(leg, message, head, body)
-        except MalformedMessage as error:  # by the server: what it has of other messages can't be told either
-            leg.call.cancel()
-            self.leg_ended(leg, CallFailed(error.code, error.text, origin=Origin.ANSWER))
+                self._take_answer(stream, message, head, body)
+        except MalformedMessage as error:  # nothing else that this server sends on the stream can be attributed either
+            stream.call.cancel()
+            self.upstream_ended(stream, CallFailed(error.code, error.text, origin=Origin.ANSWER))
             return False
         except Exception as error:
             self.fail(error)
             return False
-        if self._may_read(leg):
+        if self._may_read(stream):
             return True
-        self._paused.add(leg)
+        self._upstreams.pause(stream)
         return False
 
-    def _may_read(self, leg: Leg) -> bool:
-        """May it bring more? Not while answers held here are many, unless all wait for one of this leg's."""
-        if self._caller_full:
+    def _may_read(self, stream: UpstreamStream) -> bool:
+        """May the stream bring more answers? Not while many are held, unless all of them wait for one of its own."""
+        order = self._order
+        if order.caller_is_full:
             return False
-        return not self._held_bytes or self._is_within(self._held_bytes) or self._order[0].key in leg.messages
-
-    def _feed_legs(self) -> None:
-        for leg in [leg for leg in self._paused if self._may_read(leg)]:
-            self._paused.discard(leg)
-            leg.call.feed()
+        if not order.held_bytes or self._bytes.is_within(order.held_bytes):
+            return True
+        first = order.maybe_first
+        return first is not None and first.key in stream.messages
 
     @staticmethod
-    def _answered_unsent(endpoint: Endpoint) -> None:
-        """Log it once a minute: a server that does it once may do it without end."""
+    def _log_unasked(endpoint: Endpoint) -> None:
+        """Log an answer to no request, at most once a minute: a server that sends one may send them without end."""
         endpoint.unasked_answers += 1
         now = time.monotonic()
         if now >= endpoint.unasked_quiet_until:
             _log.warning(
-                "endpoint %s answered %d requests that it was not sent; told at most once a minute",
+                "endpoint %s sent %d answers that belong to no request under way (logged at most once a minute)",
                 endpoint.address,
                 endpoint.unasked_answers,
             )
-            endpoint.unasked_answers, endpoint.unasked_quiet_until = 0, now + _QUIET_SECONDS
+            endpoint.unasked_answers, endpoint.unasked_quiet_until = 0, now + _LOG_EVERY_SECONDS
 
-    @staticmethod
-    def _addressee(leg: Leg, head: StreamHead) -> Message | None:
-        key = head.response.id if head.response else ""
-        if not key and len(leg.messages) == 1:  # an error that Triton could not attribute
-            return next(iter(leg.messages.values()))
-        return leg.messages.get(key)
-
-    def _take_answer(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
+    def _take_answer(self, stream: UpstreamStream, message: Message, head: StreamHead, body: bytes) -> None:
         response, work = head.response, message.work
         if response is None or work is None or message.attempt is None:
             return
@@ -583,52 +433,52 @@ class StreamSession:
         # Triton's own end of a decoupled answer names no version. An answer of a model does, also one without tensors.
         is_closing = last and not response.has_tensors and not response.model_version
         if is_closing or not last:
-            self._saw_decoupled(message.attempt)
+            self._remember_decoupled(message.attempt)
         if message.served is None or not is_closing:
             message.served = served_by(work, message.attempt, response.model_version)
         code, text = Code.OK, ""
         if last:
-            self._leave(leg, message)
-            code, text = self._how_ended(message)
+            stream.remove(message)
+            code, text = self._report_attempt(message)
         if is_closing and message.head.parameters.get(_WANTS_EMPTY_FINAL) is not True:
             self._answer(message, None, last=True, code=code, text=text)
             return
         renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.id)
         self._answer(message, renamed, last=last, in_turn=last and not is_closing, code=code, text=text)
 
-    def _how_ended(self, message: Message) -> tuple[Code, str]:
-        """Report the attempt, whose last answer is here: it failed if one of them was an error."""
+    def _report_attempt(self, message: Message) -> tuple[Code, str]:
+        """Report an attempt after its last answer; it failed if one of its answers was an error."""
         work, attempt = message.work, message.attempt
-        assert work is not None and attempt is not None  # noqa: S101, PT018  (it has been sent)
+        assert work is not None and attempt is not None  # noqa: S101, PT018  (the message has been sent)
         if message.failed is None:
             self._inference.attempt_answered(work)
             return Code.OK, ""
         failure, verdict = message.failed
-        self._learn(work, attempt, failure, verdict)
+        self._report_failed(work, attempt, failure, verdict)
         return code_of(failure.code), failure.text
 
     @staticmethod
-    def _saw_decoupled(attempt: Attempt) -> None:
-        """Remember it until the model changes, so that later requests need not wait for their turn."""
+    def _remember_decoupled(attempt: Attempt) -> None:
+        """Remember it until the model changes, so that answers to later requests need not wait for their turn."""
         attempt.endpoint.known(attempt.variant.model, attempt.variant.version).kept[_DECOUPLED] = True
 
-    def _take_error(self, leg: Leg, message: Message, head: StreamHead, body: bytes) -> None:
-        """Try the message elsewhere if that may help; else hand Triton's own error on."""
+    def _take_error(self, stream: UpstreamStream, message: Message, head: StreamHead, body: bytes) -> None:
+        """Try the message elsewhere if that may help; else pass Triton's own error on."""
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
         text = with_own_id(head.error, message.key, message.id)
         by_model = response is not None and response.model_name != ""
         code, verdict = self._judge(message, text, by_model=by_model)
         if last:
-            self._leave(leg, message)
+            stream.remove(message)
             if self._retried(message, CallFailed(code, text), verdict):
                 return
         else:
             if message.attempt is not None:
-                self._saw_decoupled(message.attempt)
+                self._remember_decoupled(message.attempt)
             message.failed = message.failed or (CallFailed(code, text), verdict)
         name = message.head.model_name if response and response.model_name else None
-        id = message.id if by_model else message.head.id  # Triton's front has the id as it came
+        id = message.id if by_model else message.head.id  # Triton's front end repeats the id with what follows a NUL
         renamed = rename_stream_response(body, replace(head, error=text), model_name=name, id=id)
         self._answer(message, renamed, last=last, in_turn=last, code=code, text=text)
 
@@ -639,68 +489,68 @@ class StreamSession:
         asked = (variant.model, variant.version or head.model_version) if variant else (head.model_name, "")
         return judge_in_band(text, by_model=by_model, model=asked[0], version=asked[1], id=head.id)
 
-    def leg_ended(self, leg: Leg, failure: CallFailed) -> None:
+    # The end of upstream streams, and retries
+
+    def upstream_ended(self, stream: UpstreamStream, failure: CallFailed) -> None:
         if self._is_over:
             return
         if failure.from_server and _ERRORS_END_STREAM in self._facts:
-            self.fail(self._ended_by_error(leg, failure))
+            self.fail(self._error_that_ended(stream, failure))
             return
-        for legs in (self._leaving, self._full_legs, self._paused):
-            legs.discard(leg)
-        if self._legs.get(leg.key) is leg:
-            del self._legs[leg.key]
-        messages = list(leg.messages.values())
+        self._upstreams.ended(stream)
+        messages = list(stream.messages.values())
         for message in messages:
-            self._leave(leg, message)
-        is_new = not self._bereft
-        self._bereft.extend((message, failure) for message in messages)
+            stream.remove(message)
+        is_new = not self._to_resend
+        self._to_resend.extend((message, failure) for message in messages)
         if is_new:
-            self._find_others()
+            self._resend_some()
 
-    def _find_others(self) -> None:
-        """Send messages whose leg has ended once more: some in this turn of the loop, the others in the next ones."""
-        self._is_going_on = True  # what waits is for later: it may end the session, and with it what this loop is about
+    def _resend_some(self) -> None:
+        """Send messages whose upstream stream has ended again: some now, the others in later turns of the loop."""
+        self._is_busy = True  # `_proceed` must wait, since it may end the session in the middle of this loop
         try:
-            for _ in range(min(_SENT_AGAIN_AT_ONCE, len(self._bereft))):
-                message, failure = self._bereft.popleft()
+            for _ in range(min(_RESENT_PER_TURN, len(self._to_resend))):
+                message, failure = self._to_resend.popleft()
                 if not self._retried(message, failure, None):
-                    self._fail_message(message, _lost(failure))
+                    self._fail_message(message, _error_of(failure))
                 if self._is_over:
                     return
         except Exception as error:
             self.fail(error)
             return
         finally:
-            self._is_going_on = False
-        if self._bereft:
-            self._is_fed = False  # what comes meanwhile must not overtake them
-            asyncio.get_running_loop().call_soon(self._find_others)
+            self._is_busy = False
+        if self._to_resend:
+            self._wants_requests = False  # requests that come meanwhile must not overtake these
+            asyncio.get_running_loop().call_soon(self._resend_some)
             return
-        self._go_on()
+        self._proceed()
 
-    def _ended_by_error(self, leg: Leg, failure: CallFailed) -> GatewayError:
-        """Triton ended its stream with the error of one of its requests, as the caller has asked it to."""
+    def _error_that_ended(self, stream: UpstreamStream, failure: CallFailed) -> GatewayError:
+        """The error for a caller that has asked that errors end the stream, after Triton ended its stream with one."""
         code, text = code_of(failure.code), failure.text
-        for message in list(leg.messages.values()):
+        for message in list(stream.messages.values()):
             text = with_own_id(text, message.key, message.id)
-            self._leave(leg, message)
+            stream.remove(message)
             work, attempt = message.work, message.attempt
             if work is not None and attempt is not None:
                 own = CallFailed(failure.code, text, failure.trailing)
-                self._learn(work, attempt, own, None)
+                self._report_failed(work, attempt, own, None)
                 message.asked = served_by(work, attempt, attempt.variant.version)
-            self._ended(message, code, text)
+            self._report_end(message, code, text)
         return UpstreamFailed(code, text, failure.trailing)
 
     def _retried(self, message: Message, failure: CallFailed, verdict: Verdict | None) -> bool:
-        """Send a message again if its failure allows and no answer has gone out; or say that its sequence is lost.
+        """Send a message again if its failure allows that and the caller has had no answer to it.
 
-        False: the caller must be told of the failure.
+        False: the caller must get the failure. True: the message was sent again, or has been answered with the error
+        that its sequence is lost or that no endpoint is left.
         """
         work, attempt = message.work, message.attempt
         if work is None or attempt is None:
             return False
-        refused = self._learn(work, attempt, failure, verdict)
+        refused = self._report_failed(work, attempt, failure, verdict)
         if isinstance(refused, SequenceLost) and not message.answers:
             self._fail_message(message, refused)
             return True
@@ -713,25 +563,29 @@ class StreamSession:
             self._fail_message(message, error)
         return True
 
-    def _learn(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None) -> GatewayError | None:
-        """Report a failed attempt. Not None: it must not be tried elsewhere."""
+    def _report_failed(
+        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None
+    ) -> GatewayError | None:
+        """Report a failed attempt. Returns an error if the message must not be tried elsewhere."""
         try:
             self._inference.attempt_failed(work, attempt, failure, verdict)
         except GatewayError as error:
             return error
         return None
 
+    # Answers to the caller
+
     def _fail_message(self, message: Message, error: GatewayError) -> None:
         message.asked = message.asked or error.served
         message.callers_fault = error.is_callers
-        self._answer_unasked(message, stream_error(error.text, message.head.id), error.code, error.text)
+        self._answer_locally(message, stream_error(error.text, message.head.id), error.code, error.text)
 
-    def _answer_unasked(self, message: Message, body: bytes, code: Code = Code.OK, text: str = "") -> None:
-        """The only answer, made here: no server can be told to wait, so the caller must be if it reads slowly."""
+    def _answer_locally(self, message: Message, body: bytes, code: Code = Code.OK, text: str = "") -> None:
+        """Send the only answer, made here: no server can be paused, so a caller that reads slowly must be."""
         self._answer(message, body, last=True, code=code, text=text)
-        if self._caller_full:
-            self._is_choked = True
-            self._is_fed = False
+        if self._order.caller_is_full:
+            self._caller_lags = True
+            self._wants_requests = False
 
     def _answer(
         self,
@@ -743,78 +597,32 @@ class StreamSession:
         code: Code = Code.OK,
         text: str = "",
     ) -> None:
-        """Write an answer, or hold it until those before it are written."""
+        """Send an answer in its turn. body: None if the last answer is not for the caller.
+
+        in_turn:  False if the answer shows that the model is decoupled.
+        """
         if message.done:
             return
         if message.body is not None:
             message.body = None
-            self._give(message.size)
+            self._bytes.release(message.size)
         if not in_turn and message.in_order:
-            self._let_pass(message)
+            self._order.release(message)
         if body is not None:
             message.answers += 1
             message.answer_bytes += len(body)
-            if message.in_order and (message.held or self._order[0] is not message):
-                self._hold_answer(message, body)
-            elif not self._caller.send(body):
-                self._caller_full = True
+            self._order.write(message, body)
         if last:
             message.done = True
-            self._ended(message, code, text)
-            if message.in_order and self._order[0] is message:
-                self._write_in_order()
-        if self._paused:
-            self._feed_legs()
-        if not self._is_fed:
-            self._go_on()
+            self._report_end(message, code, text)
+            self._order.ended(message)
+        if self._upstreams.any_paused:
+            self._upstreams.resume(self._may_read)
+        if not self._wants_requests:
+            self._proceed()
 
-    def _hold_answer(self, message: Message, body: bytes) -> None:
-        if message.held is None:
-            message.held = deque()
-        message.held.append(body)
-        self._held_bytes += len(body)
-        self._hold(len(body))
-
-    def _let_pass(self, message: Message) -> None:
-        """It is a decoupled model's: its answers need not wait."""
-        message.in_order = False
-        order = self._order
-        was_first = order[0] is message
-        if order[-1] is message:  # it has only just come
-            order.pop()
-        else:
-            order.remove(message)
-        self._write_held(message, at_once=True)
-        if was_first:
-            self._write_in_order()
-
-    def _write_in_order(self) -> None:
-        """Those whose turn has come, as long as the caller takes them."""
-        order = self._order
-        while order:
-            first = order[0]
-            if first.held:
-                self._write_held(first)
-            if first.held or not first.done:
-                return
-            order.popleft()
-
-    def _write_held(self, message: Message, *, at_once: bool = False) -> None:
-        held = message.held
-        while held and (at_once or not self._caller_full):
-            body = held.popleft()
-            self._held_bytes -= len(body)
-            self._give(len(body))
-            if not self._caller.send(body):
-                self._caller_full = True
-
-    # Bookkeeping
-
-    def _leave(self, leg: Leg, message: Message) -> None:
-        if leg.messages.pop(message.key, None) is not None:
-            leg.endpoint.end()
-
-    def _ended(self, message: Message, code: Code, text: str) -> None:
+    def _report_end(self, message: Message, code: Code, text: str) -> None:
+        """Report a message as a call that has ended, and note who answered it for the trailing metadata."""
         self._open.discard(message)
         served = message.served
         who = served or message.asked
@@ -822,7 +630,8 @@ class StreamSession:
             self._attempts += who.attempts
             if who is not self._last_served:
                 self._last_served = who
-                for names, name in zip(self._who, (who.variant, who.model_version, who.endpoint), strict=True):
-                    names.add(name)
+                self._variants.add(who.variant)
+                self._versions.add(who.model_version)
+                self._endpoints.add(who.endpoint)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
         message.observer.ended(CallEnded(code, text, served, *sizes, now, message.callers_fault))

@@ -1,9 +1,9 @@
-"""I/O: threads for the pipelines' own steps. A step that never ends holds its thread, and nothing else.
+"""I/O: threads for the local steps of pipelines. A step that never ends holds its thread, and nothing else.
 
-- Each pipeline has a queue of its own. Who has no thread gets one even when all are taken, so that the steps of one
-  pipeline never hold up another's.
-- Nobody waits for a thread longer than the caller's deadline, nor for one at all when the process stops: they are
-  daemons, which the interpreter leaves behind. (`concurrent.futures` joins its threads at exit.)
+- Each pipeline has a queue of its own. A pipeline that has no thread gets one even when all are taken, so that the
+  steps of one pipeline never hold up those of another.
+- A call waits for a thread until its deadline at most. The end of the process waits for no thread: they are daemons,
+  which the interpreter leaves behind. (`concurrent.futures` joins its threads at exit.)
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from gateway.steps import Array, StepFailed, Work
 _log = logging.getLogger(__name__)
 
 _AHEAD_SECONDS = 0.002
-"""How much before its deadline a call ends that waits for a step: whoever ends it otherwise does not know the step."""
+"""How long before its deadline a call that waits for a step ends, so that its error can name the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose step it is. Both names are the config's."""
+    """The step that a task belongs to. Both names are from the config."""
 
     pipeline: str = ""
     step: str = ""
@@ -41,7 +41,7 @@ NOBODY = Owner()
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    """What one thread does at a time."""
+    """A piece of work for one thread."""
 
     act: Callable[[], None]
     batch: _Batch
@@ -50,7 +50,7 @@ class _Task:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """The tasks of one step of one request. `over` gets the first error, or None when all are done."""
+    """The tasks of one step of one request. `over` gets the first error, or None once all tasks are done."""
 
     owner: Owner
     left: int
@@ -65,28 +65,29 @@ class Threads:
     """Runs local steps off the event loop, on a few threads with a bounded queue for each pipeline."""
 
     def __init__(self, threads: int, queue_size: int) -> None:
-        """threads: how many tasks run at once, but for those of pipelines that would have none.
-        queue_size: how many steps of one pipeline may be under way beyond as many as threads.
+        """
+        threads:     how many tasks run at once; a pipeline without a thread may exceed that by one.
+        queue_size:  how many steps of one pipeline may wait, beyond as many as there are threads.
         """
         self.threads = threads
         self._queue_size = queue_size
         self._under_way: dict[str, int] = {}  # steps by pipeline
-        # Tasks wait here and not with the threads, so that one whose caller leaves goes at once, with its tensors.
-        # The pipeline that was served last comes last.
+        # Tasks that wait, by pipeline; the pipeline that was served last comes last. They are not in the queue of the
+        # threads, so that a task whose caller has gone is dropped at once, with its tensors.
         self._waiting: dict[str, dict[_Task, None]] = {}
         self._running: dict[_Task, None] = {}
         self._handed: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._idle = 0  # threads
+        self._idle = 0  # threads without a task
         self._is_closed = False
-        self.room = Room()  # for what pipelines' requests hold while their steps run and wait
-        self.left_behind = False  # is there a step that still ran when this was left?
+        self.room = Room()  # memory that the requests of pipelines hold
+        self.left_behind = False  # did a step still run at the exit?
 
     async def __aenter__(self) -> Threads:
         self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Leave threads that are at work behind."""
+        """Stop, without waiting for threads that run a step."""
         self._is_closed = True
         for task in [task for tasks in self._waiting.values() for task in tasks]:
             task.batch.over.cancel()
@@ -95,29 +96,31 @@ class Threads:
             self._handed.put(None)
         self.left_behind = bool(self._running)
         for usage in self.usage():
-            _log.warning(  # the process ends all the same
-                "pipeline '%s': step '%s' still runs, for %.1f s, and is left behind",
+            _log.warning(
+                "pipeline '%s': step '%s' has run for %.1f s and is abandoned, since the process ends",
                 usage.pipeline,
                 usage.step,
                 usage.oldest,
             )
 
     async def run(self, work: Work, owner: Owner = NOBODY, deadline: Deadline | None = None) -> dict[str, Array]:
-        """Run all tasks of a step; the first error ends it.
+        """Run all tasks of a step and return its result; the first error ends the step.
 
         :raises Overloaded: if the pipeline's queue is full.
-        :raises DeadlineExceeded: naming the step, shortly before the deadline. A thread that has begun can't be
-            stopped: it stays taken, also when nobody waits for it any more.
+        :raises DeadlineExceeded: shortly before the deadline, with the name of the step. A task that has begun can't be
+            stopped, so its thread stays taken until the task ends.
         """
         under_way = self._under_way.get(owner.pipeline, 0)
         if under_way >= self.threads + self._queue_size:
             raise Overloaded(
-                f"{under_way} requests are being prepared or wait for that: pipelines.threads is {self.threads} "
-                f"and pipelines.queue {self._queue_size}"
+                f"the pipeline has {under_way} requests whose local steps run or wait, and may have no more: "
+                f"pipelines.threads is {self.threads} and pipelines.queue {self._queue_size}"
             )
         batch = _Batch(owner, len(work.tasks), self._loop.create_future())
         tasks = [_Task(act, batch) for act in work.tasks]
-        timer = self._loop.call_later(_left(deadline), self._expire, batch, tasks) if deadline is not None else None
+        timer = (
+            self._loop.call_later(_time_left(deadline), self._expire, batch, tasks) if deadline is not None else None
+        )
         self._under_way[owner.pipeline] = under_way + 1
         try:
             self._waiting.setdefault(owner.pipeline, {}).update(dict.fromkeys(tasks))
@@ -135,7 +138,7 @@ class Threads:
         return work.result()
 
     def usage(self) -> list[StepNow]:
-        """By step. May be asked from any thread."""
+        """The running and waiting tasks of each step. It may be called from any thread."""
         now = time.monotonic()
         found: dict[Owner, tuple[int, int, float]] = {}
         for task in list(self._running):
@@ -156,13 +159,13 @@ class Threads:
         batch.end(DeadlineExceeded(f"The deadline passed while the step '{owner.step}' {doing}."))
 
     def _busy(self, pipeline: str) -> Iterator[str]:
-        """What a pipeline's own threads are at."""
+        """What the threads of a pipeline do, in words."""
         for usage in self.usage():
             if usage.pipeline == pipeline and usage.running:
                 yield f"'{usage.step}' has run for {usage.oldest:.1f} s"
 
     def _withdraw(self, pipeline: str, tasks: list[_Task]) -> None:
-        """What has not begun need not be done any more."""
+        """Drop the tasks that have not begun."""
         waiting = self._waiting.get(pipeline, {})
         for task in tasks:
             waiting.pop(task, None)
@@ -170,7 +173,7 @@ class Threads:
             self._waiting.pop(pipeline, None)
 
     def _hand_out(self) -> None:
-        """Let those run that may."""
+        """Start all tasks that may run now."""
         while (pipeline := self._maybe_next()) is not None:
             tasks = self._waiting.pop(pipeline)
             task = next(iter(tasks))
@@ -180,7 +183,7 @@ class Threads:
             self._begin(task)
 
     def _maybe_next(self) -> str | None:
-        """The pipeline whose turn it is."""
+        """The pipeline whose task may run next."""
         if not self._waiting:
             return None
         served = {task.batch.owner.pipeline for task in self._running}
@@ -213,29 +216,30 @@ class Threads:
             self._handed.put(None)
 
     def _work(self) -> None:
-        """One thread's life."""
+        """The life of one thread."""
         while (task := self._handed.get()) is not None:
             error = _error_of(task)
             try:
                 self._loop.call_soon_threadsafe(self._done, task, error)
-            except RuntimeError:  # the loop has gone, and left this behind
+            except RuntimeError:  # the event loop is closed
                 return
-            del task, error  # nothing is kept of them while this waits for the next
+            del task, error  # else this thread would keep their tensors while it waits
 
 
 def _error_of(task: _Task) -> Exception | None:
-    """Run it. Whatever it throws is told by an exception that a coroutine may raise."""
+    """Run a task; returns its error as an exception that a coroutine may raise, None if there is none."""
     try:
         task.act()
     except Exception as error:
         return error
-    except BaseException as thrown:  # a step's are caught where they are thrown; this thread must live whatever comes
+    except BaseException as thrown:  # such as SystemExit, which must not end this thread
         failed = StepFailed(task.batch.owner.step, type(thrown).__name__)
         failed.__cause__ = thrown
         return failed
     return None
 
 
-def _left(deadline: Deadline) -> float:
+def _time_left(deadline: Deadline) -> float:
+    """Seconds that a call may wait for a step."""
     left = deadline.remaining(time.monotonic())
     return max(0.0, left - min(_AHEAD_SECONDS, left / 10))

@@ -1,4 +1,4 @@
-"""What is in force: public models, upstreams and pipelines, replaced as a whole by a reload."""
+"""The topology in force: public models, upstreams and pipelines, which a reload replaces as a whole."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from gateway.types import Variant
 from gateway.upstream.pool import Pool
 
 Take = Callable[[CallStarted, bytes], None]
-"""Hears of a call of a captured model, with its ModelInferRequest; returns at once."""
+"""Called with each call of a captured model and its ModelInferRequest; returns at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Public models, the upstreams behind them, and the pipelines before them."""
+    """Public models, the upstreams that serve them, and the pipelines that call them."""
 
     routes: Routes
     pools: Mapping[str, Pool]
     pipelines: Mapping[str, PipelineModel] = field(default_factory=dict)
-    merges: Mapping[str, MergeSettings] = field(default_factory=dict)  # of the public models that merge requests
-    captures: Mapping[str, Take] = field(default_factory=dict)  # by the model that callers name
+    merges: Mapping[str, MergeSettings] = field(default_factory=dict)  # by public model; only those that merge requests
+    captures: Mapping[str, Take] = field(default_factory=dict)  # by the model name that callers use
 
     def is_known(self, model: str) -> bool:
-        """Is it a name of the config, and not one that a caller may have invented?"""
+        """Is it a name in the config? Callers may invent any other name."""
         return self.routes.is_known(model) or model in self.pipelines
 
     def is_available(self, variant: Variant) -> bool:
-        """Can one of its upstream's endpoints serve it, as far as is known now?"""
+        """Can an endpoint of its upstream serve the variant, as far as is known now?"""
         pool = self.pools.get(variant.upstream)
         return pool is not None and pool.is_available(variant.model, variant.version)
 
 
 class CurrentTopology:
-    """The topology in force, for all who need it: a reload puts another one in its place.
+    """Holds the topology in force, which a reload replaces.
 
-    Who asks more than once in one step keeps the topology that it began with.
+    Code that needs the topology twice for one decision must read `now` once and keep it.
     """
 
     now: Topology

@@ -117,6 +117,7 @@ _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
 _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
 _SIZE: Final = ErrorCode.FRAME_SIZE_ERROR
 _FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
+_WRONG_LENGTH: Final = "a body whose length is not its content-length"
 _CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
 _DROPPED: Final = b"\x80"  # stands for a block that was dropped; it is not a valid block
 
@@ -160,6 +161,7 @@ class Engine:
         self._known_lists: dict[bytes, HeaderList] = {}
         self._known_trailers: dict[bytes, HeaderList] = {}
         self._known_as_of = 0
+        self._malformed = ""  # what is wrong with the header list that was found malformed last
         self._rest = b""  # the part of a frame that has arrived
         self._units = 0  # complete frames and header blocks received
         self._in_preface = not is_client
@@ -369,7 +371,7 @@ class Engine:
             stream.received += len(data)
             if stream.received > stream.length or (ends and stream.received != stream.length):
                 self.acknowledge(len(data), 0)
-                self._refuse(stream, _PROTOCOL)
+                self._refuse(stream, _PROTOCOL, _WRONG_LENGTH)
                 return
         if self._body_is_tiny:
             self._events.append(TinyReceived(stream.id, data, ends))
@@ -386,7 +388,7 @@ class Engine:
         elif stream.state >= AWAITING:
             self._fault(stream, BODY_END if ends else BODY)
         else:
-            self._refuse(stream, _FLOW)
+            self._refuse(stream, _FLOW, "more DATA than its window allows")
 
     def _on_no_stream(self, stream_id: int, what: str) -> None:
         """Check a frame on a stream that is not open. raises: EngineError if it is a connection error."""
@@ -498,15 +500,17 @@ class Engine:
         self._streams[stream_id] = stream
         stream.state = HALF_CLOSED_REMOTE if ends else OPEN
         if head is None or (ends and head.length > 0):
-            self._refuse(stream, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL, self._malformed if head is None else _WRONG_LENGTH)
             return
         stream.length = head.length
         self._events.append(RequestReceived(stream_id, head.fields, ends))
 
     def _response(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._header_list(self._known_lists, block, is_trailers=False)
-        if head is None or (ends and head.is_informational):
-            self._refuse(stream, _PROTOCOL)
+        if head is None:
+            self._refuse(stream, _PROTOCOL, self._malformed)
+        elif ends and head.is_informational:
+            self._refuse(stream, _PROTOCOL, "an informational response with END_STREAM")
         elif head is TOO_LARGE:
             self._headers_dropped(stream, ends)
         elif not head.is_informational:
@@ -522,8 +526,12 @@ class Engine:
         head = self._header_list(self._known_trailers, block, is_trailers=True)
         if head is TOO_LARGE and ends:
             self._headers_dropped(stream, ends)
-        elif head is None or not ends or (stream.length >= 0 and stream.received != stream.length):
-            self._refuse(stream, _PROTOCOL)
+        elif head is None:
+            self._refuse(stream, _PROTOCOL, self._malformed)
+        elif not ends:
+            self._refuse(stream, _PROTOCOL, "trailers without END_STREAM")
+        elif stream.length >= 0 and stream.received != stream.length:
+            self._refuse(stream, _PROTOCOL, _WRONG_LENGTH)
         else:
             self._events.append(TrailersReceived(stream.id, head.fields, True))
             self._move(stream, TRAILERS)
@@ -556,7 +564,8 @@ class Engine:
                 head = checked_trailers(fields)
             else:
                 head = checked_response(fields) if self._is_client else checked_request(fields)
-        except Malformed:
+        except Malformed as fault:
+            self._malformed = str(fault)
             self.glitches += MALFORMED_HEAD
             return None
         size = sum([len(name) + len(value) for name, value in fields])
@@ -602,9 +611,9 @@ class Engine:
         if stream is None:
             self._check_known(stream_id, "WINDOW_UPDATE")
         elif not more:
-            self._refuse(stream, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL, "WINDOW_UPDATE of 0 bytes")
         elif stream.send_window + more > MOST_WINDOW:
-            self._refuse(stream, _FLOW)
+            self._refuse(stream, _FLOW, "a flow-control window is too large")
         else:
             stream.send_window += more
             self._get_ready(stream)
@@ -704,17 +713,17 @@ class Engine:
 
     # Ends of streams
 
-    def _refuse(self, stream: _Stream, code: ErrorCode) -> None:
-        """Reset a stream for an error of the peer's."""
+    def _refuse(self, stream: _Stream, code: ErrorCode, fault: str) -> None:
+        """Reset a stream for an error of the peer's. fault: what the peer sent that is wrong."""
         self._out.append(frame(RST_STREAM, 0, stream.id, code.to_bytes(4, "big")))
-        self._close(stream, code, EndedBy.FAULT)
+        self._close(stream, code, EndedBy.FAULT, fault)
 
     def _fault(self, stream: _Stream, what: int) -> None:
         """Answer an input that is illegal in the stream's state. raises: EngineError if it is a connection error."""
         if stream.state < HALF_CLOSED_REMOTE:
-            self._refuse(stream, _PROTOCOL)
+            self._refuse(stream, _PROTOCOL, fault_text(stream.state, what))
         elif self._is_client:
-            self._refuse(stream, ErrorCode.STREAM_CLOSED)
+            self._refuse(stream, ErrorCode.STREAM_CLOSED, fault_text(stream.state, what))
         else:
             raise EngineError(ErrorCode.STREAM_CLOSED, fault_text(stream.state, what))
 
@@ -728,7 +737,7 @@ class Engine:
             self._out.append(frame(RST_STREAM, 0, stream.id, bytes(4)))
             self._close(stream, 0)
 
-    def _close(self, stream: _Stream, code: int, by: EndedBy = BOTH) -> None:
+    def _close(self, stream: _Stream, code: int, by: EndedBy = BOTH, fault: str = "") -> None:
         del self._streams[stream.id]
         if stream.queued:
             self._queued -= stream.queued
@@ -737,7 +746,7 @@ class Engine:
         if stream.state < HALF_CLOSED_REMOTE and not self._is_client:
             self._strays.add(stream.id, self._last_id)
         stream.state = CLOSED
-        self._events.append(StreamClosed(stream.id, code, by))
+        self._events.append(StreamClosed(stream.id, code, by, fault))
 
     # Out
 

@@ -142,12 +142,17 @@ class StreamReset(Event):
 
 
 class StreamClosed(Event):
-    """A stream is closed. error_code: of RST_STREAM or GOAWAY; 0 if both ends sent END_STREAM."""
+    """A stream is closed.
 
-    def __init__(self, stream_id: int, error_code: int, by: EndedBy = BOTH) -> None:
+    error_code:  of RST_STREAM or GOAWAY; 0 if both ends sent END_STREAM.
+    fault:       what the peer sent that is wrong, "" unless `by` is FAULT.
+    """
+
+    def __init__(self, stream_id: int, error_code: int, by: EndedBy = BOTH, fault: str = "") -> None:
         self.stream_id = stream_id
         self.error_code = error_code
         self.by = by
+        self.fault = fault
 
 
 class WindowUpdated(Event):

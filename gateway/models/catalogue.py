@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, fetch
+from gateway.errors import CommandFailed
 from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt
 
 Files = Mapping[str, bytes]  # path within the model's folder → content
@@ -27,19 +28,19 @@ _LOCK = "1/.lock"
 PLANS = "plans"  # Triton reads folders that are numbers, so this one is ours
 
 
-class BuildFailed(Exception):
-    """A model could not be built; the text says why and what to do. (`FetchFailed` and `OSError` pass as they are.)"""
+class BuildFailed(CommandFailed):
+    """A model could not be built; the text says why and what to do. (`FetchFailed` and `OSError` pass.)"""
 
 
 @dataclass(frozen=True)
 class Kit:
-    """What a recipe works with."""
+    """What a recipe needs."""
 
     repository: Path
     folder: Path  # the model's own in it, with its config.pbtxt
     cache: Path | None
     progress: Progress | None
-    anew: bool = False  # what was built before is not to be used
+    anew: bool = False  # do not use what was built before
 
     def wheel(self, artifact: Artifact) -> Path:
         """The folder with the artifact's members, fetched if need be."""
@@ -70,10 +71,10 @@ class Recipe:
 
 
 class State(Enum):
-    """Whether a model's weights are in the repository."""
+    """The state of a model's weights in the repository."""
 
     BUILT = "built"
-    STALE = "stale"  # built from another recipe or other sources, or changed since
+    STALE = "stale"  # built from another recipe or other sources, or changed since they were built
     MISSING = "missing"
 
 
@@ -106,7 +107,7 @@ def _onnx_int8(kit: Kit) -> Files:
 
 
 def half_graph(kit: Kit) -> bytes:
-    """The FP16 graph that everything on a GPU computes."""
+    """The FP16 graph for all variants on a GPU."""
     return half.to_half(_onnx(kit)["1/model.onnx"])
 
 
@@ -177,7 +178,7 @@ def find(name: str) -> Recipe:
     for recipe in RECIPES:
         if recipe.name == name:
             return recipe
-    raise BuildFailed(f"There is no recipe for a model {name!r}. There are: {', '.join(r.name for r in RECIPES)}.")
+    raise BuildFailed(f"There is no model {name!r} to build; known models: {', '.join(r.name for r in RECIPES)}.")
 
 
 # Looking
@@ -206,7 +207,7 @@ def state_of(recipe: Recipe, repository: Path) -> State:
         is_whole = all((folder / path).stat().st_size == file["size"] for path, file in stamp["files"].items())
     except FileNotFoundError:
         return State.STALE if _size(folder / "1") else State.MISSING
-    except (ValueError, KeyError, TypeError, AttributeError):  # another format of the stamp
+    except (ValueError, KeyError, TypeError, AttributeError):  # the stamp has another format
         return State.STALE
     return State.BUILT if is_current and is_whole else State.STALE
 
@@ -258,14 +259,14 @@ def build(
 
 
 def _build(recipe: Recipe, kit: Kit, force: bool, report: Report) -> bool:
-    """Was there anything to do?"""
+    """Build one model if it is missing or stale. Returns whether it was built."""
     if recipe.place is not None:
         recipe.place(kit.folder)  # where it can't be built, whether it is current can't be told either
     if not force and state_of(recipe, kit.repository) is State.BUILT:
         return False
     (kit.folder / "1").mkdir(exist_ok=True)
     with _locked(kit.folder / _LOCK):
-        if not force and state_of(recipe, kit.repository) is State.BUILT:  # another process was faster
+        if not force and state_of(recipe, kit.repository) is State.BUILT:  # another process has built it meanwhile
             return False
         report(f"building {recipe.name}")
         _write(kit.folder, recipe, recipe.make(kit))
@@ -273,7 +274,7 @@ def _build(recipe: Recipe, kit: Kit, force: bool, report: Report) -> bool:
 
 
 def _write(folder: Path, recipe: Recipe, files: Files) -> None:
-    (folder / STAMP).unlink(missing_ok=True)  # what it says is about to be untrue
+    (folder / STAMP).unlink(missing_ok=True)  # the stamp would be wrong while files are replaced
     for path, content in files.items():
         _put(folder / path, content)
     described = {
@@ -285,7 +286,7 @@ def _write(folder: Path, recipe: Recipe, files: Files) -> None:
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all; the lock keeps the partial file's name free for us."""
+    """Write the file whole or not at all. The lock of the model keeps other processes from the partial file."""
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(exist_ok=True)
     try:

@@ -53,7 +53,7 @@ def scores(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def milliseconds(model: Path, inputs: Inputs, threads: int) -> float:
-    """Median time of one call."""
+    """The median time of one call."""
     run = session(model, threads).run
     run(None, inputs)
     times: list[float] = []

@@ -195,15 +195,21 @@ def _to_upstream(upstream: str, model: str) -> Route:
 
 
 def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:
-    """A route for each variant's Triton model under its own name: any version, its upstreams in order of the config."""
-    found: dict[str, dict[str, int]] = {}  # by model and upstream: attempts of the first route that calls it
+    """A route for each variant's Triton model under its own name: any version, its upstreams in order of the config.
+
+    If several public models call it, the largest of their `attempts` and the strictest of their `retry` hold.
+    """
+    found: dict[str, dict[str, None]] = {}  # the upstreams of each model
+    attempts: dict[str, int] = {}
     retries: dict[str, Retry] = {}
     for route in public:
         for variant in route.variants:
-            found.setdefault(variant.model, {}).setdefault(variant.upstream, route.attempts)
-            retries[variant.model] = _stricter(retries.get(variant.model, route.retry), route.retry)
+            model = variant.model
+            found.setdefault(model, {})[variant.upstream] = None
+            attempts[model] = max(attempts.get(model, 0), route.attempts)
+            retries[model] = _stricter(retries.get(model, route.retry), route.retry)
     return {
-        model: _direct_route(model, tuple(upstreams), max(upstreams.values()), retries[model])
+        model: _direct_route(model, tuple(upstreams), attempts[model], retries[model])
         for model, upstreams in found.items()
     }
 

@@ -197,6 +197,7 @@ class ClientCall(Stream):
         self.id = 0
         self.closed = self._half_closed = self.unprocessed = self.discarding = False
         self.ended_by = BOTH
+        self.fault = ""
         self.initial = self.trailing = ()
         self._http_status = b""
 
@@ -431,8 +432,11 @@ class ClientConnection(Connection[ClientCall]):
         by = call.ended_by
         if by is EndedBy.CONNECTION:
             call.end(Code.UNAVAILABLE, f"Connection lost: {self.reason}", Origin.LOST)
-        elif by is EndedBy.FAULT or by is EndedBy.US:
-            text = f"The server broke the rules of HTTP/2, error {error_code}"
+        elif by is EndedBy.FAULT:
+            text = f"The server broke the rules of HTTP/2 ({call.fault}), error {error_code}"
+            call.end(from_reset(error_code), text, Origin.ANSWER)
+        elif by is EndedBy.US:
+            text = f"Stream was reset by the client with HTTP/2 error {error_code}"
             call.end(from_reset(error_code), text, Origin.ANSWER)
         elif by is EndedBy.PEER:
             call.unprocessed = error_code == ErrorCode.REFUSED_STREAM and not call._http_status

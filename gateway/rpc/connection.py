@@ -372,6 +372,7 @@ class Connection(ABC, Generic[AnyStream]):
                 self._watched.discard(stream)
             if event.by is not BOTH:
                 stream.ended_by = event.by
+                stream.fault = event.fault
             self._end_stream(stream, event.error_code)
         if self.draining and not self.streams:
             self.wake()

@@ -32,7 +32,7 @@ _HOST_FIELDS: Final = frozenset((b":authority", b"host"))
 
 @dataclass(slots=True, eq=False)
 class RequestHead:
-    """The header list of a request. Requests with equal lists share one head, so only `made` may be changed."""
+    """The header list of a request. Requests with equal lists share one head, so only `derived` may be changed."""
 
     path: bytes
     fields: Fields  # the client's metadata: legal fields, as `NeverIndexed` or plain pairs
@@ -41,7 +41,7 @@ class RequestHead:
     timeout: float | None  # seconds
     size: int = 0  # bytes, as HTTP/2 counts, if no other request shares the head; else 0
     http_status: bytes = b""  # the HTTP status that refuses a request which is not gRPC; else b""
-    made: Any = None  # what a handler computed from the fields, for later requests with this head
+    derived: Any = None  # what a handler computed from the fields, for later requests with this head
 
 
 NO_HEAD: Final = RequestHead(b"", (), b"", b"", None)

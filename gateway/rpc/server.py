@@ -51,6 +51,9 @@ _numbers: Final = itertools.count()
 def _nothing() -> None: ...
 
 
+def _no_fault(fault: str) -> None: ...
+
+
 class ServerCall(Stream):
     """One call from a client.
 
@@ -199,6 +202,7 @@ class ServerConnection(Connection[ServerCall]):
         """
         super().__init__(server_engine(limits), limits, now, wake, budget)
         self.peer = peer
+        self.on_fault: Callable[[str], None] = _no_fault  # called with why a stream was reset for the client's error
         self.on_full: Callable[[], None] = _nothing  # `max_streams` calls are open: the client has to wait
         self.number = next(_numbers)  # unique in this process
         self._accept = accept
@@ -446,6 +450,7 @@ class ServerConnection(Connection[ServerCall]):
 
     def _count_end(self, event: StreamClosed) -> None:
         if event.by is EndedBy.FAULT:
+            self.on_fault(event.fault)
             self._charge(FORCED)
         elif event.by is EndedBy.PEER:
             call = self.streams.get(event.stream_id)

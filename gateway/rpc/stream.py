@@ -46,6 +46,7 @@ class Stream:
     discarding = False  # what arrives is dropped: it is an error page, and not gRPC
     closed = False  # the engine has closed the stream
     ended_by = BOTH  # which end closed the stream
+    fault = ""  # what the peer sent that is wrong, if `ended_by` is FAULT
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
     on_writable: Callable[[], None] | None = None

@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
+from gateway.errors import CommandFailed
+
 Signal = Literal["traces", "metrics"]
 
 _SERVICE = "inference-gateway"
 
 
-class BadTelemetrySettings(Exception):
+class BadTelemetrySettings(CommandFailed):
     """An OTEL_* variable asks for what is not installed; the text names the variable and what would be right."""
 
 

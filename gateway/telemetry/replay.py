@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 import fsspec
 import grpc
 
+from gateway.errors import CommandFailed
 from gateway.forwarding.metadata import REPLAYED
 from gateway.v2.names import INFER
 
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-class BadCapture(Exception):
+class BadCapture(CommandFailed):
     """The file is not a capture; the text says where."""
 
 

@@ -7,6 +7,7 @@ import logging
 import random
 import socket
 import ssl
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ LAST_SECONDS: Final = 1.0  # seconds for connections that were on their way when
 SMALL_REQUEST: Final = 65_536  # bytes of the largest message of a method in `small`; a name has 1,000 at most
 COLLECTED: Final = "server.max_collected_bytes"
 CONNECTIONS_PART: Final = f"half of {COLLECTED}, which one connection may have"
+FAULT_LOG_SECONDS: Final = 60.0  # seconds between two lines about streams that were reset for a client's fault
 TICKED_AT_ONCE: Final = 1000  # connections and calls whose timers are checked in one turn of the loop
 
 ServerEdge = Edge[ServerConnection]
@@ -109,6 +111,7 @@ class WireServer:
         self._ticker: asyncio.TimerHandle | None = None
         self._servicing = Servicing(self.limits)
         self._heads = RequestHeads(self.limits)
+        self._next_fault_log_at = 0.0
 
     # Methods
 
@@ -264,6 +267,7 @@ class WireServer:
             ends=self._ends(now),
             budget=Budget(self.limits.collected_bytes, CONNECTIONS_PART, self._budget),
         )
+        connection.on_fault = partial(self._log_fault, connection.peer)
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
         if edge not in self._shaking or self.draining:
@@ -271,6 +275,13 @@ class WireServer:
         self._shaking.discard(edge)
         self._edges.add(edge)
         return connection
+
+    def _log_fault(self, peer: str, fault: str) -> None:
+        """Log why a stream was reset, at most once a minute: any client may cause it as often as it likes."""
+        now = time.monotonic()
+        if now >= self._next_fault_log_at and log.isEnabledFor(logging.DEBUG):
+            self._next_fault_log_at = now + FAULT_LOG_SECONDS
+            log.debug("%s broke the rules of HTTP/2, so its stream was reset: %s", peer, fault)
 
     def _refuses(self, descriptor: int) -> bool:
         """Must this new connection be closed? If so, it is counted. descriptor: its file descriptor."""

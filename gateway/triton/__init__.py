@@ -1,4 +1,4 @@
-"""The local Triton: its pinned files, its process, and what it can serve. See `server.LocalTriton`."""
+"""The local Triton: its pinned files, its process, and the models that it can serve. See `server.LocalTriton`."""
 
 from gateway.triton.host import TRITON, LocalTritonError, UnsuitableHost, has_gpu, install
 from gateway.triton.repository import FoundModel, survey

@@ -8,16 +8,19 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 
+from gateway.errors import INTERRUPTED, CommandFailed
 from gateway.stopping import Stop, StopSignals
 from gateway.triton.server import LocalTriton, StartFailed
 
 
-class Stopped(Exception):
-    """SIGINT or SIGTERM arrived while things were still being started, or a third one while they were ended."""
+class Stopped(CommandFailed):
+    """SIGINT or SIGTERM arrived before the command was up, or a third one while it was ending. It has no text."""
+
+    exit_code = INTERRUPTED
 
 
 class Signals:
-    """What SIGINT and SIGTERM mean to a command: before it is `up` they end it, after that they ask it to end."""
+    """Handles SIGINT and SIGTERM of a command: before it is `up` they end it at once, later they ask it to end."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
@@ -50,7 +53,7 @@ class Signals:
         self._asked.set()
 
     async def wait(self, triton: LocalTriton) -> None:
-        """Stay up until a signal asks to end.
+        """Stay up until a signal to stop.
 
         :raises StartFailed: if the server ends by itself.
         """

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, cache_folder, fetch
+from gateway.errors import CommandFailed
 
 TRITON = Artifact(
     project="nvidia-pytriton",
@@ -54,7 +55,7 @@ _OLDEST_GLIBC = (2, 35)  # of the wheel's platform tag
 _BACKENDS = Path(__file__).with_name("backends")
 
 
-class LocalTritonError(Exception):
+class LocalTritonError(CommandFailed):
     """The local Triton cannot run or has not started; the text says why and what to do."""
 
 
@@ -64,7 +65,7 @@ class UnsuitableHost(LocalTritonError):
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where the pieces are that a server is started from."""
+    """The paths of the parts that a server is started from."""
 
     tritonserver: Path
     backends: Path
@@ -74,14 +75,14 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a server needs in its environment."""
+        """The environment variables that a server needs."""
         libraries = [*map(str, self.libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
         path = [str(self.python), os.environ.get("PATH", os.defpath)]
         return {"PATH": os.pathsep.join(path), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
 
 
 def install(*, cache: Path | None = None, progress: Progress | None = None) -> Installation:
-    """Fetch and prepare what is not there yet. Blocks.
+    """Fetch and prepare the parts that are missing. Blocks.
 
     :raises UnsuitableHost: if this system or this Python cannot run it.
     :raises FetchFailed: if the wheel cannot be fetched or stored.
@@ -104,7 +105,7 @@ def install(*, cache: Path | None = None, progress: Progress | None = None) -> I
 
 
 def has_gpu() -> bool:
-    """Whether NVIDIA's driver offers a device here."""
+    """Does NVIDIA's driver offer a device on this host?"""
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
@@ -172,7 +173,7 @@ def _python(numpy: Path, home: Path) -> Path:
 
 @contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `target` in one step; another process may do the same at the same time."""
+    """A folder to fill, which becomes `target` in one step. Another process may do the same at the same time."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         made = Path(work, "made")
         made.mkdir()
@@ -180,7 +181,7 @@ def _appearing(target: Path) -> Iterator[Path]:
         try:
             made.rename(target)
         except OSError:
-            if not target.is_dir():  # else the other one was faster, with the same contents
+            if not target.is_dir():  # otherwise another process has made the folder, with the same contents
                 raise
 
 

@@ -1,4 +1,4 @@
-"""Runs a server for exactly as long as somebody wants it, and leaves nothing behind.
+"""Runs a server for as long as its parent lives and wants it, and removes everything that the server leaves.
 
     python keeper.py SHM_PREFIX FOLDER COMMAND…
 
@@ -69,7 +69,7 @@ def _remove_environments(began: float) -> None:
     """
     others = list(_starts_of_others())
     for folder in Path("/tmp").glob("python_env_??????"):  # noqa: S108
-        with suppress(OSError):  # it is not empty, not ours, or gone
+        with suppress(OSError):  # the folder is not empty, of another user, or gone
             made = folder.stat()
             late = [start for start in others if start <= made.st_mtime]
             if made.st_uid == os.geteuid() and made.st_mtime >= began and not late:
@@ -80,7 +80,7 @@ def _starts_of_others() -> Iterator[float]:
     """When the processes began that have Triton's Python backend loaded; Unix time, some 10 ms too early."""
     ticks = os.sysconf("SC_CLK_TCK")
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # another user's, or gone
+        with suppress(OSError):  # the process is of another user, or has ended
             if "/libtriton_python.so" in (process / "maps").read_text():
                 since_boot = int((process / "stat").read_text().rpartition(")")[2].split()[19]) / ticks
                 yield time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot - 1 / ticks
@@ -108,7 +108,7 @@ def _start(command: list[str], folder: str, prctl: Callable[[int, int], int]) ->
 
     def die_with_the_keeper() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != keeper:  # it died before the line above
+        if os.getppid() != keeper:  # the parent died before the line above
             os._exit(1)
 
     return subprocess.Popen(  # noqa: S603  # the command is the gateway's

@@ -1,4 +1,4 @@
-"""Which models of a Triton repository the local server can serve here, and why not the others.
+"""Which models of a Triton repository the local server can serve, and why it can't serve the others.
 
 Reads a repository's files as Triton does; starts nothing.
 """
@@ -17,7 +17,7 @@ _DEFAULT_FILES = {"onnxruntime": "model.onnx", "python": "model.py", "tensorrt":
 _PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt", "ensemble": "ensemble"}
 _SERVED = ("onnxruntime", "python")
 
-Configs = dict[str, "model_config_pb2.ModelConfig | str"]  # by model name; a text says why there is none
+Configs = dict[str, "model_config_pb2.ModelConfig | str"]  # by model name; a text says why a config could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class FoundModel:
     """One model of a repository."""
 
     name: str
-    backend: str  # "" if its config does not tell
+    backend: str  # "" if its config does not say
     problem: str = ""  # why the local server does not load it, "" if it can
 
 
@@ -42,7 +42,7 @@ def survey(repository: Path) -> list[FoundModel]:
 
 
 def _read(config: Path) -> model_config_pb2.ModelConfig | str:
-    """The parsed config, or what is wrong with it."""
+    """The parsed config, or a text with what is wrong with it."""
     try:
         return text_format.Parse(config.read_bytes(), model_config_pb2.ModelConfig(), allow_unknown_field=True)
     except (text_format.ParseError, UnicodeDecodeError) as e:
@@ -50,7 +50,7 @@ def _read(config: Path) -> model_config_pb2.ModelConfig | str:
 
 
 def _guess(folder: Path) -> model_config_pb2.ModelConfig:
-    """Triton completes a missing config from the file that it finds."""
+    """The backend of a model without a config, by the name of its file, as Triton guesses it."""
     for backend, file in _DEFAULT_FILES.items():
         if any((version / file).is_file() for version in _versions(folder)):
             return model_config_pb2.ModelConfig(backend=backend)

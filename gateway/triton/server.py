@@ -24,13 +24,13 @@ from gateway.triton.keeper import remove_leftovers
 from gateway.triton.repository import survey
 
 _KEEPER = Path(__file__).with_name("keeper.py")
-_PORT_TRIES = 3  # a port that was free may be another's when Triton, a second later, binds it
+_PORT_TRIES = 3  # tries with other ports: another process may take a free port before Triton binds it
 _PORT_LOST = "already in use"
 _FREE_PORTS = range(20000, 32768)  # below Linux' ephemeral range, so that no outgoing connection takes one meanwhile
-_POLL = 0.05  # seconds between two looks at whether it is ready
+_POLL = 0.05  # seconds between two checks of readiness
 _LOG_LINES = 30
 _LOG_BYTES = 64 * 1024
-# What Triton says on every start, and on every start without a GPU.
+# Log lines of every start of Triton, and of every start without a GPU.
 _NOISE = re.compile(
     r"^[+|]|^\s*$|pinned_memory_manager|cuda_memory_manager|CudaDriverHelper|NVML|DCGM|Collecting CPU metrics"
     r"|server\.cc:\d+\] $|tritonserver\.cc:\d+\] $|in-flight|All models are stopped"
@@ -184,7 +184,7 @@ class LocalTriton:
         await self.wait_closed()
 
     def log_tail(self, lines: int = _LOG_LINES) -> list[str]:
-        """The last lines of this start's log, without what Triton says on every start."""
+        """The last lines of this start's log, without the lines of every start."""
         if self._log is None:
             return []
         end = os.fstat(self._log.fileno()).st_size

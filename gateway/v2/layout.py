@@ -95,9 +95,9 @@ class Layouts:
         if head.strays:
             return None
         if head.fronts is not None:  # then messages with this head are equal up to their raw contents
-            layout = head.made
+            layout = head.derived
             if layout is None:
-                layout = head.made = self._known_layout(body[head.front : head.raw]) or _NO_LAYOUT
+                layout = head.derived = self._known_layout(body[head.front : head.raw]) or _NO_LAYOUT
             spans = _raw_spans(layout, body, head.raw) if layout is not _NO_LAYOUT else None
             return (layout, spans) if spans is not None else None
         at = head.front

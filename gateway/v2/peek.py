@@ -84,7 +84,9 @@ class Head:
     raw: int = 0  # where the first raw tensor begins; the message's end if there is none
     fronts: dict[tuple[str | None, str | None], bytes] | None = field(default=None, repr=False, compare=False)
     """Only of a head that `KnownHeads` shares: by new name and version, the bytes of a renamed message up to `raw`."""
-    made: Any = field(default=None, repr=False, compare=False)  # what others computed from a shared head
+    derived: Any = field(
+        default=None, repr=False, compare=False
+    )  # the layout computed from a shared head (`v2.layout`)
     _parameters: dict[str, Parameter] | None = field(default=None, repr=False, compare=False)
 
     @property

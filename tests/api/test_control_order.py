@@ -120,4 +120,4 @@ async def test_the_end_waits_for_a_change_a_while_and_then_gives_it_up(caplog: p
     assert not loading.done()
     await world.control.aclose()
     await asyncio.gather(loading, return_exceptions=True)
-    assert "is given up" in caplog.text
+    assert "is cancelled, since the gateway stops" in caplog.text

@@ -103,7 +103,7 @@ class Caller:
         self._breaks = breaks
         self.point: MergePoint | None = None
 
-    def rides(self, requests: int, carrier: Metadata) -> None: ...
+    def left_in_batch(self, requests: int, carrier: Metadata) -> None: ...
 
     def send_alone(self, ended: Callable[[bool], None]) -> None:
         self._may_break("send_alone")
@@ -114,7 +114,7 @@ class Caller:
             ended(False)
             assert self.point is not None
             head = Head("net", "1", "", True, [], 0, 0, None, [])
-            self.point.saw(self, client.body, head)
+            self.point.learn(self, client.body, head)
             self._end(bytes((client.body[-1],)))
 
         call.on_done = done

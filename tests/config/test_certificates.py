@@ -47,8 +47,8 @@ def test_a_certificates_validity_is_what_openssl_says(files: Files) -> None:
 AGES = {
     "fresh": (timedelta(hours=1), None),
     "a fifth of its life is left": (timedelta(days=2, hours=-9), "the certificate expires on "),
-    "expired": (timedelta(days=2), "the certificate has expired on "),
-    "not valid yet": (timedelta(hours=-1), "the certificate is valid from "),
+    "expired": (timedelta(days=2), "the certificate expired on "),
+    "not valid yet": (timedelta(hours=-1), "the certificate is not valid before "),
 }
 
 

@@ -189,7 +189,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "rules of one name": (
         MODEL + "    rules:\n    - {name: r, match: {metadata: {k: 1}}, variant: a}\n"
         "    - {name: r, match: {metadata: {k: 2}}, variant: b}\n",
-        ["gateway.yaml:9: models.m.rules[1].name: 'r' is there twice; each name once"],
+        ["gateway.yaml:9: models.m.rules[1].name: 'r' is listed twice; write each name once"],
     ),
     "conditions": (
         MODEL + "    rules:\n"
@@ -219,7 +219,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "fallback twice": (
         MODEL + "    fallback: [a, b, a]\n",
-        ["gateway.yaml:7: models.m.fallback[2]: 'a' is there twice; each name once"],
+        ["gateway.yaml:7: models.m.fallback[2]: 'a' is listed twice; write each name once"],
     ),
     "neither variants nor pipeline": (
         UPSTREAM + "models: {m: {attempts: 1}}\n",
@@ -230,22 +230,22 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     ),
     "duplicate endpoint": (
         "upstreams: {cpu: {endpoints: [t:1, u:1, T:1]}}\ndirect: {models: all}\n",
-        ["gateway.yaml:1: upstreams.cpu.endpoints[2]: 'T:1' is listed twice; each endpoint once"],
+        ["gateway.yaml:1: upstreams.cpu.endpoints[2]: 'T:1' is listed twice; write each endpoint once"],
     ),
     "ports collide": (
         MODEL + "listen: 0.0.0.0:9001\nadmin: {listen: '127.0.0.1:9001'}\n",
-        ["gateway.yaml:8: admin.listen: '127.0.0.1:9001' collides with listen '0.0.0.0:9001'; another port"],
+        ["gateway.yaml:8: admin.listen: '127.0.0.1:9001' collides with listen '0.0.0.0:9001'; choose another port"],
     ),
     "calls go round in circles": (
         "listen: 0.0.0.0:9001\nupstreams: {cpu: {endpoints: [localhost:9001]}}\ndirect: {models: all}\n",
         [
-            "gateway.yaml:2: upstreams.cpu.endpoints[0]: 'localhost:9001' is where this gateway listens; the address of a "
-            "Triton server"
+            "gateway.yaml:2: upstreams.cpu.endpoints[0]: 'localhost:9001' is where this gateway listens; give the address "
+            "of a Triton server"
         ],
     ),
     "workers without a port to share": (
         MODEL + "listen: 127.0.0.1:0\nworkers: 2\n",
-        ["gateway.yaml:8: workers: 2 workers cannot share port 0; a fixed port in 'listen', or 1 worker"],
+        ["gateway.yaml:8: workers: 2 workers cannot share port 0; set a fixed port in 'listen', or 1 worker"],
     ),
     "deadlines": (
         MODEL + "server: {default_deadline: 2m, max_deadline: 90s}\n",
@@ -254,8 +254,8 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "direct names without a home": (
         "upstreams: {a: {endpoints: [t:1]}, b: {endpoints: [u:1]}}\ndirect:\n  models: all\n",
         [
-            "gateway.yaml:2: direct: does not say which upstream gets the names that no variant uses; direct.upstream, "
-            "one of: a, b"
+            "gateway.yaml:2: direct: does not say which upstream gets the names that no variant uses; set "
+            "direct.upstream to one of: a, b"
         ],
     ),
     "direct names to nowhere": (
@@ -340,7 +340,9 @@ WRONG_PIPELINES = {
     ),
     "calls itself": (
         ("call: m", "call: p"),
-        ["gateway.yaml:10: models.p.pipeline.steps[1].call: calls itself: p → p; a model that does not lead back here"],
+        [
+            "gateway.yaml:10: models.p.pipeline.steps[1].call: calls itself: p → p; call a model that does not lead back here"
+        ],
     ),
     "unknown step": (
         ("step: top_k", "step: topk"),
@@ -393,14 +395,14 @@ WARNINGS = {
     "twin variants": (
         MODEL.replace("model: y", "model: x"),
         [
-            "gateway.yaml:6: warning: models.m.variants.b: is the same as variant 'a'; another model, version or upstream"
+            "gateway.yaml:6: warning: models.m.variants.b: is the same as variant 'a'; choose another model, version or upstream"
         ],
     ),
     "hidden name": (
         MODEL + "  y: {variants: {a: {upstream: cpu, model: z}}}\n",
         [
-            "gateway.yaml:6: warning: models.m.variants.b.model: 'y' is also a public model, which is what callers of "
-            "that name get; another public name, if they should reach this one"
+            "gateway.yaml:6: warning: models.m.variants.b.model: 'y' is also a public model, and calls of that name reach "
+            "the public model; choose another public name if they should reach this one"
         ],
     ),
     "upstream for nothing": (
@@ -551,7 +553,7 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path, monkeypatch: py
             load(name, {})
         shown = name.replace("\0", "\\x00")
         assert [str(each) for each in caught.value.findings] == [
-            f"{shown}: cannot be read: {reason}; a readable YAML file"
+            f"{shown}: cannot be read: {reason}; needs a readable YAML file"
         ]
 
 

@@ -145,7 +145,7 @@ async def test_a_file_that_goes_away_is_a_refusal(file: Path) -> None:
     remove(file)
     for _ in range(3):
         await watching.look()
-    assert ear.take() == ["refused", "g.yaml: cannot be read: No such file or directory; a readable YAML file"]
+    assert ear.take() == ["refused", "g.yaml: cannot be read: No such file or directory; needs a readable YAML file"]
 
 
 def in_place(folder: Path, text: str) -> None:

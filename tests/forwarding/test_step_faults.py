@@ -353,7 +353,7 @@ async def test_leaving_does_not_wait_for_a_step_that_is_stuck(caplog: pytest.Log
     ]
     await asyncio.sleep(0)
     await asyncio.wait_for(threads.__aexit__(), 20)
-    assert "step 'stuck' still runs" in caplog.text
+    assert "step 'stuck' has run for" in caplog.text
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "step")
     for each in running:
         each.cancel()

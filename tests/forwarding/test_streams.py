@@ -1,4 +1,4 @@
-"""A stream's session between a caller and legs that do as they are told: order, windows, pressure, ends."""
+"""A stream's session between a caller and upstream streams that do as they are told: order, windows, pressure, ends."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class World:
         return self.connection.calls
 
 
-def test_answers_keep_the_order_of_their_requests_over_legs() -> None:
+def test_answers_keep_the_order_of_their_requests_over_upstream_streams() -> None:
     world = World()
     for model, id in (("a", "1"), ("b", "2"), ("a", "3"), ("b", "4")):
         assert world.ask(model, id)
@@ -187,7 +187,7 @@ def test_a_leg_that_takes_nothing_holds_up_the_caller() -> None:
     assert world.fed == 1
 
 
-def test_a_caller_that_reads_slowly_holds_up_the_legs() -> None:
+def test_a_caller_that_reads_slowly_holds_up_the_upstream_streams() -> None:
     world = World()
     for number in range(3):
         world.ask("m", str(number))
@@ -215,7 +215,7 @@ def test_errors_made_here_do_not_pile_up_before_a_caller_that_reads_slowly() -> 
     assert world.fed == 1
 
 
-def test_legs_are_not_read_while_many_bytes_wait_for_their_turn_but_the_one_they_wait_for_is() -> None:
+def test_upstream_streams_are_not_read_while_many_bytes_wait_for_their_turn_but_the_one_they_wait_for_is() -> None:
     world = World(StreamLimits(bytes=1000))
     world.ask("slow", "1")
     for number in range(4):
@@ -564,16 +564,16 @@ def test_a_session_that_is_cut_gives_back_what_it_holds_once() -> None:
     assert connection.held == 0
 
 
-def test_answers_to_requests_that_were_not_sent_are_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_answers_to_requests_that_were_not_sent_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     world.ask("m", "a")
     call = world.connection.calls[0]
     stray = pb.ModelInferResponse(model_name="m", id="nobody's")
     for _ in range(1000):
         call.listener.message_arrived(pb.ModelStreamInferResponse(infer_response=stray).SerializeToString())
-    assert caplog.text.count("was not sent") == 1
+    assert caplog.text.count("belong to no request") == 1
     world.endpoint.unasked_quiet_until = 0.0  # a minute later
     call.listener.message_arrived(pb.ModelStreamInferResponse(infer_response=stray).SerializeToString())
-    assert "answered 1000 requests that it was not sent" in caplog.text
+    assert "sent 1000 answers that belong to no request under way" in caplog.text
     call.answer()
     assert len(world.got) == 1

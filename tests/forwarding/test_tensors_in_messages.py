@@ -143,8 +143,8 @@ def _in_shared_memory() -> Any:
 
 FOUR = bytes(4)
 MISMATCHES = {
-    "fewer buffers": ([_raw("x"), _raw("y")], [FOUR], "raw contents for 1 tensors, but 2 are declared"),
-    "more buffers": ([_raw()], [FOUR, FOUR], "raw contents for 2 tensors, but 1 are declared"),
+    "fewer buffers": ([_raw("x"), _raw("y")], [FOUR], "raw contents are given for 1 tensors, but 2 are declared"),
+    "more buffers": ([_raw()], [FOUR, FOUR], "raw contents are given for 2 tensors, but 1 are declared"),
     "twice": ([_raw(), _raw()], [FOUR, FOUR], "input 'x' is given twice"),
     "both kinds": ([typed("FP32", [1], "fp32_contents", [1])], [FOUR], "input 'x' has both raw and typed contents"),
     "neither": ([_raw()], [], r"input 'x': shape \[1\] does not fit 0 elements"),

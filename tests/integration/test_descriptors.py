@@ -63,7 +63,7 @@ async def test_out_of_descriptors_calls_go_on_and_health_answers(triton: LocalTr
         async with channel_to(address) as later:
             assert (await call(later, infer("adder"))).code is grpc.StatusCode.OK
         assert running.errors.count("connections were refused") == 1
-        assert "no more descriptors" in running.errors
+        assert "no file descriptors left" in running.errors
         assert "Traceback" not in running.errors
 
 

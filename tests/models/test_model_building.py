@@ -102,7 +102,9 @@ def test_a_build_leaves_no_partial_file(empty_repository: Path) -> None:
 
 
 def test_an_unknown_model_is_refused_with_the_names_that_exist(empty_repository: Path) -> None:
-    with pytest.raises(BuildFailed, match=r"no recipe for a model 'resnet'.*efficientnet_lite0_onnx, .*langid"):
+    with pytest.raises(
+        BuildFailed, match=r"no model 'resnet' to build; known models: .*efficientnet_lite0_onnx, .*langid"
+    ):
         build(["magika", "resnet"], empty_repository)
     assert state_of(find(MODEL), empty_repository) is State.MISSING
 

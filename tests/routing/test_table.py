@@ -62,6 +62,15 @@ def test_a_model_on_several_upstreams_is_tried_on_each() -> None:
     ]
 
 
+@pytest.mark.parametrize("attempts", [(1, 4), (4, 1)])
+def test_a_models_own_name_gets_the_most_attempts_of_the_public_models_that_call_it(attempts: tuple[int, int]) -> None:
+    routes = [replace(NET, model=f"net{number}", attempts=each) for number, each in enumerate(attempts)]
+    route = Routes(routes).lookup("net_onnx")
+
+    assert route is not None
+    assert route.attempts == 4
+
+
 def test_other_names_go_to_the_default_upstream_if_all_may_be_called() -> None:
     routes = Routes(direct=Direct.ALL, default_upstream="triton")
 

@@ -275,6 +275,14 @@ def test_made_you_reset_is_cut(unit: Callable[[int], bytes]) -> None:
     assert attacker.server.connection.streams == {}
 
 
+def test_why_a_stream_was_reset_is_reported() -> None:
+    attacker, faults = Attacker(), list[str]()
+    attacker.server.connection.on_fault = faults.append
+    attacker.send(_malformed_head(attacker.next()))
+    attacker.send(_zero_window(attacker.next()))
+    assert faults == ["a header field with characters that are not allowed", "WINDOW_UPDATE of 0 bytes"]
+
+
 def test_answering_early_counts_as_resetting() -> None:
     attacker = Attacker(accept=lambda call: call.finish(Code.UNIMPLEMENTED))
     attacker.cut_after(lambda: frame(HEADERS, END_HEADERS, attacker.next(), HEAD), most=1100)

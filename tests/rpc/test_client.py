@@ -125,6 +125,45 @@ def test_resets_become_statuses(error: int, code: Code) -> None:
     assert (call.code, call.from_server, call.unprocessed) == (code, False, error == 7)
 
 
+def _headers(call: ClientCall, *fields: tuple[bytes, bytes], flags: int = 4) -> bytes:
+    return frame(1, flags, call.id, hpack.Encoder().encode(fields))
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (lambda call: _headers(call, (b":status", b"20")), "a response has a :status of three digits"),
+        (lambda call: _headers(call, (b":status", b"200"), (b"X", b"y")), "characters that are not allowed"),
+        (
+            lambda call: (
+                _headers(call, (b":status", b"200"), (b"content-length", b"9"), flags=4) + frame(0, 1, call.id, b"")
+            ),
+            "content-length",
+        ),
+        (lambda call: frame(8, 0, call.id, bytes(4)), "WINDOW_UPDATE of 0 bytes"),
+        (lambda call: frame(0, 0, call.id, b"early"), "DATA"),
+    ],
+    ids=["status", "name", "length", "window", "order"],
+)
+def test_a_call_whose_server_breaks_a_rule_of_http2_tells_which(
+    answer: Callable[[ClientCall], bytes], fault: str
+) -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    client.connection.receive(answer(call), client.now)
+    assert (call.done, call.origin) == (True, Origin.ANSWER)
+    assert call.text.startswith("The server broke the rules of HTTP/2 (")
+    assert fault in call.text
+
+
+def test_a_stream_that_the_client_resets_is_not_called_the_servers_fault() -> None:
+    client = ClientUnderTest()
+    call = client.start()
+    call.reset()
+    client.pump()
+    assert (call.done, call.text) == (True, "Stream was reset by the client with HTTP/2 error 8")
+
+
 def test_a_status_that_came_before_a_reset_counts() -> None:
     client = ClientUnderTest()
     call = client.start(None)

@@ -11,11 +11,13 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import hpack
 import pytest
 from aio_channel import WireChannel
 from certificates import Authority, read
 from grpc_peers import SERVICE, Service, handlers, path, wire_server
 
+from gateway.http2.frames import frame
 from gateway.http2.hpack import NeverIndexed
 from gateway.http2.limits import Limits
 from gateway.rpc.server import ServerCall
@@ -152,6 +154,24 @@ async def test_an_http1_client_is_closed_and_nobody_else() -> None:
         writer.close()
         async with grpc.aio.insecure_channel(address) as channel:
             assert await channel.unary_unary(path("Unary"))(b"x") == b"x"
+
+
+async def test_why_streams_were_reset_is_logged_once_a_minute_and_only_for_debugging(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "gateway.transport")
+    malformed = hpack.Encoder().encode([(":method", "POST"), (":path", "/a.B/C")])
+    async with wire_server() as (_, address):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        writer.write(frame(1, 5, 1, malformed) + frame(1, 5, 3, malformed) + frame(6, 0, 0, bytes(8)))
+        received = b""
+        while frame(6, 1, 0, bytes(8)) not in received:  # the PING is answered after the requests
+            received += await reader.read(1 << 16)
+        writer.close()
+    lines = [record for record in caplog.records if "broke the rules of HTTP/2" in record.message]
+    assert [record.levelname for record in lines] == ["DEBUG"]
+    assert lines[0].message.endswith("a request has a :method, a :scheme and a :path")
 
 
 async def test_a_unix_socket_serves(tmp_path: Path) -> None:

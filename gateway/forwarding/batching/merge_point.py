@@ -1,12 +1,12 @@
-"""Merging on the way: what `merge` decides, done, at one point for each model and version on each endpoint.
+"""I/O of merging: one merge point for each model and version on each endpoint sends what a `Merger` decides.
 
-A point lives as long as its model stays as it is (`KnownModel`). It learns from the model's own config, metadata and
-first answer whether and how far it batches. Until it knows, and for every request that can't be merged, the request
-goes its way alone. A model that once gave an answer that can't be taken apart is not merged again until it changes.
+A point lives until its model changes (`KnownModel`). It learns from the model's own config, metadata and first answer
+whether the model can be merged, and up to how many rows. Until then, and if a request can't be merged, the request is
+sent alone. A model that gave an answer which can't be split into rows is not merged again until it changes.
 
-A look at the model's counts goes along with a merged request, sent just after it, if the last one is older than the
-config allows (`merge.recheck`). Triton counts anew when a model was loaded anew, so a batch that may have met another
-model than the one that was asked about is seen by that; then its answer is thrown away, and its members are sent alone.
+A check of the model is sent just after a merged request, if the last check is older than `merge.recheck`. Triton
+resets a model's counts when it loads the model, so the check shows whether the batch may have met another model than
+the one that was asked about. If so, its answer is dropped and its members are sent alone.
 """
 
 from __future__ import annotations
@@ -50,53 +50,56 @@ _log = logging.getLogger(__name__)
 _PATH: Final = INFER.encode()
 _COUNTS_PATH: Final = (SERVICE + "ModelStatistics").encode()
 _CONFIG_PATH: Final = (SERVICE + "ModelConfig").encode()
-_OWN_FAULT: Final = (Meaning.CALLER, Meaning.SERVER, Meaning.UNCLEAR)  # what one member may have caused for all
-_SPOILT_MOST: Final = 3  # batches that a caller may spoil …
-_APART_SECONDS: Final = 10.0  # … before its requests go alone for so long
-_SPOILERS_KEPT: Final = 1024  # callers come and go
-_ASK_AGAIN_SECONDS: Final = 5.0  # after a model's config could not be had
-_LOOK_SECONDS: Final = 0.1  # that an answer waits for the look at its side: Triton answers none while a model loads
+_MEMBERS_FAULT: Final = (Meaning.CALLER, Meaning.SERVER, Meaning.UNCLEAR)  # failures that one member may have caused
+_MOST_FAILED: Final = 3  # batches that a caller's requests may fail before they are sent alone
+_ALONE_SECONDS: Final = 10.0  # how long the requests of such a caller are sent alone
+_MOST_OFFENDERS: Final = 1024  # callers whose failed batches are counted
+_ASK_AGAIN_SECONDS: Final = 5.0  # after a model's config could not be read
+_CHECK_SECONDS: Final = 0.1  # how long an answer waits for the check of its model: Triton is silent while a model loads
 
 
 class Mergeable(Member, Protocol):
     """A forwarded request at a merge point."""
 
-    batch: Batch[Any] | None  # that it is in, once that is on its way; a Protocol can't name itself there
-    added: Metadata  # by telemetry, for upstream: its place in a trace, if it is traced
+    batch: Batch[Any] | None  # the batch in flight that has this request (Any: a Protocol can't name itself there)
+    added: Metadata  # metadata of the attempt that telemetry adds: its trace context, if it is traced
 
     @property
     def passed(self) -> Fields:
-        """Of its caller's metadata, what goes upstream."""
+        """The part of the caller's metadata that goes upstream."""
 
     @property
     def context(self) -> Fields:
-        """Its caller's own place in a trace, if the gateway traces nothing."""
+        """The caller's own trace context, if the gateway traces nothing."""
 
     @property
     def upstream_id(self) -> str | None:
-        """The request id upstream; None if it is not traced here."""
+        """The request id used upstream; None if the request is not traced here."""
 
-    def rides(self, requests: int, carrier: Metadata) -> None:
-        """It is traced, and one of so many that travel together, with what telemetry added for one of them."""
+    def left_in_batch(self, requests: int, carrier: Metadata) -> None:
+        """Record that this traced request left in a batch of `requests`.
+
+        carrier: metadata of the attempt that Triton saw, with its traceparent.
+        """
 
     def send_alone(self, ended: Callable[[bool], None]) -> None:
-        """Put it on the wire as it is. ended: told once, with whether the request itself was at fault."""
+        """Send the request unmerged. ended: called once, with True if the request itself was at fault."""
 
     def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
-        """Its own answer, out of a batch of so many."""
+        """The request's own answer has arrived, in the answer to a batch of `members` requests."""
 
     def failed(self, client: ClientCall) -> None:
-        """The batch failed in a way that is nobody's fault here; it may be tried elsewhere."""
+        """The batch failed by no member's fault; the request may be tried elsewhere."""
 
     def broken(self) -> None:
-        """It can't go on, for a fault in the gateway."""
+        """End the request with the error for a bug of the gateway."""
 
 
 def maybe_merge_point(model: str, attempt: Attempt, settings: MergeSettings, version: str) -> MergePoint | None:
-    """The one where a request would be merged; None if it must go alone.
+    """The merge point for a request; None if the request must be sent alone.
 
-    model:    the public one, whose settings these are.
-    version:  that the request asks for. One that the server is not known to have is for Triton to refuse.
+    model:    the public model, whose settings these are.
+    version:  the version that the request asks for. Triton must refuse one that it is not known to have.
     """
     variant = attempt.variant
     point = _point(model, attempt, settings, variant.version)
@@ -117,48 +120,51 @@ def _point(model: str, attempt: Attempt, settings: MergeSettings, version: str) 
     return point
 
 
-class _Flight:
-    """A batch on its way, and the look at its side, if it has one."""
+class _InFlight:
+    """A batch in flight, and the check of its model, if there is one."""
 
-    __slots__ = ("client", "is_confirmed", "look", "timer")
+    __slots__ = ("check", "client", "is_confirmed", "timer")
 
-    def __init__(self, client: ClientCall, look: ClientCall | None) -> None:
+    def __init__(self, client: ClientCall, check: ClientCall | None) -> None:
         self.client = client
-        self.look = look
-        self.is_confirmed: bool | None = None if look is not None else True  # None: not known yet
-        self.timer: asyncio.TimerHandle | None = None  # runs while the answer is here and the look is not
+        self.check = check
+        self.is_confirmed: bool | None = None if check is not None else True  # None: the check has no answer yet
+        self.timer: asyncio.TimerHandle | None = None  # runs while the answer waits for the check
 
 
 class MergePoint:
-    """Where requests for one model meet."""
+    """Merges the requests for one model and version on one endpoint."""
 
     def __init__(self, endpoint: Endpoint, known: KnownModel, settings: MergeSettings) -> None:
         self._endpoint = endpoint
         self._known = known
         self.settings = settings
-        self.versions: frozenset[str] = frozenset()  # that the server has of the model, once it was asked
+        self.versions: frozenset[str] = frozenset()  # the model's versions on the server; empty until it was asked
         self._loop = asyncio.get_running_loop()
         self._requests = Layouts(pb.ModelInferRequest)
         self._answers = Layouts(pb.ModelInferResponse)
         self._outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._merger: Merger[Mergeable] | None = None  # None unless it is known that the model can be merged
-        self._seen_same_at = -math.inf  # when the last look that saw no change was sent
-        self._is_seen = False  # has an answer to a request alone been as its metadata say?
-        self._never = False  # it can't be merged
+        self._confirmed_at = -math.inf  # when the last check that found no change was sent
+        self._is_proven = False  # did the answer to a request that was sent alone match the model's metadata?
+        self._is_given_up = False  # the model can't be merged, until it changes
         self._asking: asyncio.Task[None] | None = None
         self._ask_at = 0.0
-        # ModelConfigRequest has the same fields.
+        # The bytes of a ModelConfigRequest too, which has the same fields.
         self._question = pb.ModelStatisticsRequest(name=known.name, version=known.version).SerializeToString()
-        self._in_flight: dict[Batch[Mergeable], _Flight] = {}
-        self._spoilt: dict[Hashable, tuple[int, float]] = {}  # by caller: how often, and until when it goes alone
+        self._in_flight: dict[Batch[Mergeable], _InFlight] = {}
+        # Callers whose requests failed batches: how many, and the instant until which they are sent alone.
+        self._offenders: dict[Hashable, tuple[int, float]] = {}
 
     def takes(self, member: Mergeable) -> bool:
-        """Can this request be merged? If so, the member knows how from now on; if not, it must go alone."""
+        """Can this request be merged? If so, its `layout`, `spans` and `carried` are set; if not, send it alone."""
         merger = self._merger
         if merger is None:
             self._ask()
             return False
-        if (member.head.id and not self.settings.ignore_ids) or (self._spoilt and self._is_apart(member.caller)):
+        if (member.head.id and not self.settings.ignore_ids) or (
+            self._offenders and self._is_sent_alone(member.caller)
+        ):
             return False
         found = self._requests.maybe_read(member.body, member.head)
         if found is None or found[0].rows >= merger.limits.rows:
@@ -168,36 +174,36 @@ class MergePoint:
         return True
 
     def submit(self, member: Mergeable) -> None:
-        """Send it, now or with others. Only if this point `takes` it."""
+        """Send a request, at once or together with others. Only for one that this point `takes`."""
         assert self._merger is not None  # noqa: S101  (it takes the member)
         self._merger.submit(member)
 
-    def saw(self, member: Mergeable, body: bytes, head: Head) -> None:
-        """The answer to a member that went alone: what it shows of the model holds for batches too."""
+    def learn(self, member: Mergeable, body: bytes, head: Head) -> None:
+        """Learn from the answer to a request that was sent alone whether the model's answers can be split into rows."""
         if self._merger is None:
             return
         found = self._answers.maybe_read(body, head)
         if found is None or found[0].rows != member.layout.rows or not fits(found[0], self._outputs):
             self._give_up("its answers are not rows of their requests")
         else:
-            self._is_seen = True
+            self._is_proven = True
 
     # Batches
 
     def _send(self, batch: Batch[Mergeable]) -> None:
-        merger = self._merger  # that counts it; by its end there may be another one
+        merger = self._merger  # the one that counts the batch; there may be another one when the batch ends
         if len(batch.members) == 1:
-            self._alone(batch.members[0], lambda at_fault: self._ended(batch, merger))
+            self._send_alone(batch.members[0], lambda at_fault: self._ended(batch, merger))
             return
         try:
             self._send_merged(batch, merger)
         except Exception:
             _log.exception("model %s: a merged request could not be sent", self._known.name)
-            flight = self._in_flight.pop(batch, None)
-            if flight is not None:
-                flight.client.cancel()
+            in_flight = self._in_flight.pop(batch, None)
+            if in_flight is not None:
+                in_flight.client.cancel()
             self._each(batch.members, _break)
-            self._loop.call_soon(self._ended, batch, merger)  # the merger is in the middle of sending
+            self._loop.call_soon(self._ended, batch, merger)  # later, since the merger is still in `_pump`
 
     def _send_merged(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None) -> None:
         leader = next((member for member in batch.members if member.added), None)
@@ -207,93 +213,93 @@ class MergePoint:
         client.request = batch.request(self._known.name, self._known.version, id)
         client.on_done = lambda done: self._done(batch, merger, done, id)
         now = self._loop.time()
-        look = self._look(batch, merger, now) if now - self._seen_same_at >= self.settings.recheck else None
+        check = self._check(batch, merger, now) if now - self._confirmed_at >= self.settings.recheck else None
         for member in batch.members:
             member.batch = batch
             if leader is not None and member.added:
-                member.rides(len(batch.members), leader.added)
-        self._in_flight[batch] = _Flight(client, look)
+                member.left_in_batch(len(batch.members), leader.added)
+        self._in_flight[batch] = _InFlight(client, check)
         connection.submit(client)
-        if look is not None:
-            connection.submit(look)
+        if check is not None:
+            connection.submit(check)
 
     def left(self, batch: Batch[Mergeable]) -> None:
-        """A member's caller has gone. When all have, nobody waits for the answer."""
-        flight = self._in_flight.get(batch)
-        if flight is not None and batch.is_abandoned:
-            flight.client.cancel()
+        """A member's caller has gone. Cancel the batch if all of its callers have."""
+        in_flight = self._in_flight.get(batch)
+        if in_flight is not None and batch.is_abandoned:
+            in_flight.client.cancel()
 
     def _done(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, client: ClientCall, id: str) -> None:
-        """A batch has come back."""
-        flight = self._in_flight.get(batch)
-        if flight is None:
+        """A batch has ended, with an answer or an error."""
+        in_flight = self._in_flight.get(batch)
+        if in_flight is None:
             return
         if id:
-            client.text = with_own_id(client.text, id, "")  # it is one member's, and none of the others' business
-        if client.code is OK and flight.is_confirmed is None:
-            flight.timer = self._loop.call_later(_LOOK_SECONDS, self._unconfirmed, batch, merger)
+            client.text = with_own_id(client.text, id, "")  # the id of one member, which the others must not see
+        if client.code is OK and in_flight.is_confirmed is None:
+            in_flight.timer = self._loop.call_later(_CHECK_SECONDS, self._unconfirmed, batch, merger)
         else:
-            self._end_flight(batch, merger, flight)
+            self._finish(batch, merger, in_flight)
 
-    def _look(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, now: float) -> ClientCall:
-        """Ask whether the model is still the same, by its counts if these can tell."""
+    def _check(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, now: float) -> ClientCall:
+        """Ask whether the model is still the same: by its counts, or by its config if the counts can't tell."""
         before: Counts = {} if self._known.is_young else self._known.counts
-        look = self._endpoint.connection.call(_COUNTS_PATH if before else _CONFIG_PATH, (), None)
-        look.request = self._question
-        look.on_done = lambda done: self._looked(batch, merger, done, before, now)
-        return look
+        check = self._endpoint.connection.call(_COUNTS_PATH if before else _CONFIG_PATH, (), None)
+        check.request = self._question
+        check.on_done = lambda done: self._checked(batch, merger, done, before, now)
+        return check
 
-    def _is_same(self, look: ClientCall, before: Counts) -> bool:
-        if look.code is not OK:
+    def _is_same(self, check: ClientCall, before: Counts) -> bool:
+        if check.code is not OK:
             return False
         try:
             if before:
-                return self._known.is_same_count(pb.ModelStatisticsResponse.FromString(look.body), before)
-            return self._known.is_same_config(pb.ModelConfigResponse.FromString(look.body).config)
+                return self._known.is_same_count(pb.ModelStatisticsResponse.FromString(check.body), before)
+            return self._known.is_same_config(pb.ModelConfigResponse.FromString(check.body).config)
         except Exception:  # protobuf's DecodeError is not the same class in all its implementations
             return False
 
-    def _looked(
+    def _checked(
         self,
         batch: Batch[Mergeable],
         merger: Merger[Mergeable] | None,
-        look: ClientCall,
+        check: ClientCall,
         before: Counts,
         sent_at: float,
     ) -> None:
-        """The look at a batch's side has come back."""
-        same = self._is_same(look, before)
+        """The check that was sent beside a batch has ended."""
+        same = self._is_same(check, before)
         if same:
-            self._seen_same_at = sent_at
-        flight = self._in_flight.get(batch)
-        if flight is None:
-            if look.code is OK and not same:
+            self._confirmed_at = sent_at
+        in_flight = self._in_flight.get(batch)
+        if in_flight is None:
+            if check.code is OK and not same:
                 self._changed()
             return
-        flight.is_confirmed = same
+        in_flight.is_confirmed = same
         if not same:
             self._changed()
-        if flight.timer is not None:
-            flight.timer.cancel()
-            self._end_flight(batch, merger, flight)
+        if in_flight.timer is not None:
+            in_flight.timer.cancel()
+            self._finish(batch, merger, in_flight)
 
     def _unconfirmed(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None) -> None:
-        flight = self._in_flight.get(batch)
-        if flight is not None:
-            self._changed()  # for all that is known
-            self._end_flight(batch, merger, flight)
-            if flight.look is not None:
-                flight.look.cancel()
+        in_flight = self._in_flight.get(batch)
+        if in_flight is not None:
+            self._changed()  # as far as is known
+            self._finish(batch, merger, in_flight)
+            if in_flight.check is not None:
+                in_flight.check.cancel()
 
-    def _end_flight(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, flight: _Flight) -> None:
+    def _finish(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, in_flight: _InFlight) -> None:
         del self._in_flight[batch]
         for member in batch.members:
             member.batch = None
         try:
-            if flight.client.code is not OK:
-                self._refused(batch, flight.client)
-            elif flight.is_confirmed and self._known.is_current and self._is_seen and not self._never:
-                self._hand_out(batch, flight.client)
+            if in_flight.client.code is not OK:
+                self._batch_failed(batch, in_flight.client)
+            elif in_flight.is_confirmed and self._known.is_current and self._is_proven and not self._is_given_up:
+                self._hand_out(batch, in_flight.client)
             else:
                 self._one_by_one(batch.members)
         except Exception:
@@ -318,19 +324,19 @@ class MergePoint:
         answers = dict(zip(batch.members, batch.answers(body, head, layout, spans), strict=True))
         self._each(batch.members, lambda member: member.answered(answers[member], head, client, size))
 
-    def _refused(self, batch: Batch[Mergeable], client: ClientCall) -> None:
+    def _batch_failed(self, batch: Batch[Mergeable], client: ClientCall) -> None:
         known = self._known
         verdict = judge(client.code, client.text, client.origin, model=known.name, version=known.version)
-        if verdict.meaning in _OWN_FAULT:
+        if verdict.meaning in _MEMBERS_FAULT:
             self._one_by_one(batch.members)
             return
         self._each(batch.members, lambda member: member.failed(client))
 
     def _one_by_one(self, members: Sequence[Mergeable]) -> None:
-        """Send the members of a batch that was refused on their own: whose fault it was shows in their own answers."""
+        """Send the members of a batch alone: their own answers show whose fault the failure of the batch was."""
         self._each(members, lambda member: member.send_alone(self._judge_alone(member)))
 
-    def _alone(self, member: Mergeable, ended: Callable[[bool], None]) -> None:
+    def _send_alone(self, member: Mergeable, ended: Callable[[bool], None]) -> None:
         try:
             member.send_alone(ended)
         except Exception:
@@ -339,14 +345,14 @@ class MergePoint:
             self._loop.call_soon(ended, False)
 
     def _each(self, members: Sequence[Mergeable], act: Callable[[Mergeable], None]) -> None:
-        """Do it for every member whose caller is there; what goes wrong with one ends that one only."""
+        """Call `act` for every member whose caller has not gone. An exception ends that member and no other."""
         for member in members:
             if member.is_over:
                 continue
             try:
                 act(member)
             except Exception:
-                _log.exception("model %s: unforeseen failure with one of a merged request", self._known.name)
+                _log.exception("model %s: unforeseen failure with one member of a merged request", self._known.name)
                 if act is not _break and not member.is_over:
                     self._each([member], _break)
 
@@ -354,40 +360,41 @@ class MergePoint:
         caller = member.caller
 
         def ended(at_fault: bool) -> None:
-            count, until = self._spoilt.get(caller, (0, 0.0))
+            count, until = self._offenders.get(caller, (0, 0.0))
             if at_fault:
                 count += 1
-                if count >= _SPOILT_MOST:
-                    until = self._loop.time() + _APART_SECONDS
-                if caller not in self._spoilt:
-                    make_room(self._spoilt, _SPOILERS_KEPT)
-                self._spoilt[caller] = (count, until)
+                if count >= _MOST_FAILED:
+                    until = self._loop.time() + _ALONE_SECONDS
+                if caller not in self._offenders:
+                    make_room(self._offenders, _MOST_OFFENDERS)
+                self._offenders[caller] = (count, until)
 
         return ended
 
-    def _is_apart(self, caller: Hashable) -> bool:
-        count, until = self._spoilt.get(caller, (0, 0.0))
-        if count < _SPOILT_MOST:
+    def _is_sent_alone(self, caller: Hashable) -> bool:
+        count, until = self._offenders.get(caller, (0, 0.0))
+        if count < _MOST_FAILED:
             return False
         if self._loop.time() < until:
             return True
-        del self._spoilt[caller]
+        del self._offenders[caller]
         return False
 
     def _ended(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None) -> None:
         if merger is not None and merger is self._merger:
             merger.ended(batch, self._loop.time())
 
-    # The model
+    # What is known of the model
 
     def _ask(self) -> None:
-        if self._asking is None and not self._never and self._loop.time() >= self._ask_at:
-            self._asking = self._loop.create_task(self._learn())
+        if self._asking is None and not self._is_given_up and self._loop.time() >= self._ask_at:
+            self._asking = self._loop.create_task(self._ask_model())
 
-    async def _learn(self) -> None:
+    async def _ask_model(self) -> None:
+        """Ask the server whether the model can be merged, and up to how many rows."""
         known = self._known
         try:
-            # Counts first: a reload after them is seen at the next look.
+            # The counts come first, so that the next check sees a reload that comes after them.
             counts = pb.ModelStatisticsRequest(name=known.name, version=known.version)
             statistics = await ask(self._endpoint, "ModelStatistics", counts, pb.ModelStatisticsResponse)
             question = pb.ModelConfigRequest(name=known.name, version=known.version)
@@ -395,7 +402,7 @@ class MergePoint:
             asked = pb.ModelMetadataRequest(name=known.name, version=known.version)
             metadata = await ask(self._endpoint, "ModelMetadata", asked, pb.ModelMetadataResponse)
         except CallFailed as failure:
-            _log.info("model %s: its config can't be had, so nothing is merged: %s", known.name, failure)
+            _log.info("model %s: its config can't be read, so its requests are not merged: %s", known.name, failure)
             self._ask_at = self._loop.time() + _ASK_AGAIN_SECONDS
             return
         finally:
@@ -414,22 +421,22 @@ class MergePoint:
         self._merger = Merger(limits, self._loop.time(), self._send, self._loop.call_later, self._loop.call_soon)
 
     def _give_up(self, reason: str) -> None:
-        """Merge nothing more of this model, until it changes."""
-        self._never = True
-        _log.warning("model %s: %s; its requests go alone until it is loaded anew", self._known.name, reason)
+        """Merge no more requests for this model, until it changes."""
+        self._is_given_up = True
+        _log.warning("model %s: %s; its requests are not merged until it is loaded again", self._known.name, reason)
         self.end()
 
     def _changed(self) -> None:
-        """The model is not the one that was asked about."""
+        """The model is not the one that was asked about: forget what is known of it, this point too."""
         if self._known.is_current:
             self._endpoint.forget(self._known.name)
 
     def end(self) -> None:
-        """Merge nothing. What waits goes alone; answers on their way are judged when they are here."""
+        """Merge no more. Send alone what waits; answers to batches in flight are judged when they arrive."""
         merger, self._merger = self._merger, None
         if merger is not None:
             for member in merger.abandon():
-                self._alone(member, _ignore)
+                self._send_alone(member, _ignore)
 
 
 def _ignore(at_fault: bool) -> None: ...
@@ -440,7 +447,7 @@ def _break(member: Mergeable) -> None:
 
 
 def _trace_fields(batch: Batch[Mergeable], leader: Mergeable | None) -> Fields:
-    """The place in a trace of one of the members: Triton takes one parent."""
+    """The trace context of one of the members: Triton takes one parent."""
     if leader is not None:
         return tuple(fields_from(leader.added))
     return next((member.context for member in batch.members if member.context), ())

@@ -1,7 +1,7 @@
-"""Group commit for one model on one endpoint: what arrives while requests are in flight leaves together.
+"""Group commit for one model on one endpoint: requests that arrive while others are in flight leave together. Pure.
 
-Nothing waits for company while fewer than the allowed requests are in flight (unless a delay is configured). Callers
-take turns, so that one with a large backlog does not keep others waiting. Decides only: `send` acts.
+No request waits while fewer requests are in flight than the limit allows, unless a delay is configured. Callers take
+turns, so that a caller with many waiting requests does not keep others waiting. `send` and the callbacks act.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-from gateway.forwarding.batching.concurrency_limit import Window
+from gateway.forwarding.batching.concurrency_limit import ConcurrencyLimit
 from gateway.rpc.metadata import Fields
 from gateway.v2.layout import Layout, split_rows
 from gateway.v2.peek import Head, encode_varint, scalars
@@ -19,35 +19,35 @@ from gateway.v2.peek import Head, encode_varint, scalars
 
 @dataclass(frozen=True, slots=True)
 class MergeSettings:
-    """What the config says of one public model."""
+    """`merge` in the config of one public model."""
 
-    rows: int | None = None  # of one merged request; None is the variant's max_batch_size
-    bytes: int = 1 << 20
-    in_flight: int = 4
-    delay: float = 0.0  # seconds
-    metadata: frozenset[str] | None = None  # keys that must be equal; None: all, without those that differ by nature
-    ignore_ids: bool = False  # merge requests that have an id, which then does not reach Triton
-    recheck: float = 0.0  # seconds for which it holds that the model has not changed
+    rows: int | None = None  # most rows of a merged request; None: the max_batch_size of the Triton model
+    bytes: int = 1 << 20  # as in `MergeLimits`
+    in_flight: int = 4  # as in `MergeLimits`
+    delay: float = 0.0  # as in `MergeLimits`
+    metadata: frozenset[str] | None = None  # keys whose values must be equal; None: all keys but `proof.PER_CALL`
+    ignore_ids: bool = False  # merge requests that have an id too; their ids do not reach Triton
+    recheck: float = 0.0  # seconds for which a check that the model has not changed stays valid
 
 
 @dataclass(frozen=True, slots=True)
 class MergeLimits:
-    """How much may be merged."""
+    """How much may be merged into one request for one Triton model."""
 
-    rows: int  # of one merged request
-    bytes: int = 1 << 20  # of its tensors: a larger copy costs more than a request of its own
-    in_flight: int = 4  # most merged requests at a time; the number used adapts below it
-    delay: float = 0.0  # seconds that a request may wait for company although it could go
+    rows: int  # most rows of a merged request
+    bytes: int = 1 << 20  # most bytes of a merged request: a larger copy costs more than a request of its own
+    in_flight: int = 4  # most merged requests in flight; the limit in force adapts below it
+    delay: float = 0.0  # seconds that a request may wait for others although it could be sent
 
 
 class Member(Protocol):
-    """One caller's request, waiting or on its way."""
+    """One caller's request, waiting or in flight."""
 
     body: bytes
     head: Head
     layout: Layout
     spans: Sequence[tuple[int, int]]
-    carried: Fields  # metadata that goes along with the merged request: equal for all its members
+    carried: Fields  # the metadata that the merged request has: equal for all its members
     caller: Hashable
     is_over: bool  # its caller has gone
 
@@ -61,7 +61,7 @@ class Batch(Generic[M]):
     __slots__ = ("counts", "members", "rows")
 
     def __init__(self, members: list[M], counts: bool = True) -> None:
-        """counts: among those in flight."""
+        """counts: does the batch count against the limit of requests in flight?"""
         self.members = members
         self.counts = counts
         self.rows = sum([member.layout.rows for member in members])
@@ -92,8 +92,8 @@ class Batch(Generic[M]):
         counts = [member.layout.rows for member in self.members]
         columns = [split_rows(part, body, span, counts) for part, span in zip(layout.parts, spans, strict=True)]
         tag = bytes((layout.tag,))
-        fronts: dict[tuple[str, str, int], bytes] = {}  # most members have the same
-        made = []
+        fronts: dict[tuple[str, str, int], bytes] = {}  # most members have the same one
+        answers = []
         for number, member in enumerate(self.members):
             key = (member.head.model_name, member.head.id, counts[number])
             front = fronts.get(key)
@@ -104,18 +104,18 @@ class Batch(Generic[M]):
             for column in columns:
                 content = column[number]
                 pieces += (tag, encode_varint(len(content)), content)
-            made.append(b"".join(pieces))
-        return made
+            answers.append(b"".join(pieces))
+        return answers
 
 
-_QUIET_TURNS: Final = 3  # of the loop, some microseconds each, after which nobody else is thought to come ...
-_MOST_TURNS: Final = 10  # ... and how many a batch waits at most
+_QUIET_TURNS: Final = 3  # turns of the loop without a new request, some microseconds each, before a batch leaves
+_MOST_TURNS: Final = 10  # turns of the loop after which a batch leaves in any case
 
 _MOST_AT_ONCE: Final = 16  # batches sent in one turn of the loop: callers choose how many kinds of request wait
-_MOST_MISFITS: Final = 32  # requests found too large for the rest of a batch, before it leaves with the room it has
+_MOST_MISFITS: Final = 32  # requests found too large for the rest of a batch, before the batch leaves as it is
 
 _Kind = tuple[bytes, Fields]
-"""What must be equal: the signature, and the metadata that goes along."""
+"""What members of one batch must have in common: the signature of the layout, and `carried`."""
 
 
 class Merger(Generic[M]):
@@ -136,19 +136,20 @@ class Merger(Generic[M]):
         self.limits = limits
         self.in_flight = 0
         self.waiting = 0
-        self._window = Window(limits.in_flight, now)
+        self._limit = ConcurrencyLimit(limits.in_flight, now)
         self._send = send
         self._call_later = call_later
         self._call_soon = call_soon
-        self._kinds: dict[_Kind, dict[Hashable, deque[M]]] = {}  # by caller; whose turn is next comes first in both
+        # Waiting requests by kind and caller. In both, the one whose turn is next comes first.
+        self._kinds: dict[_Kind, dict[Hashable, deque[M]]] = {}
         self._delaying = False
-        self._turns = 0  # of the loop since the last batch came back, while more may be at the door
-        self._quiet_turns = 0  # the last of those, in which nothing came
-        self._waited = 0  # how many did at the last one
+        self._turns = 0  # turns of the loop that `_gather` has waited
+        self._quiet_turns = 0  # the last turns in a row in which no request came
+        self._waiting_before = 0  # `waiting` in the previous turn
 
     def submit(self, member: M) -> None:
-        """Send a request, now or with others."""
-        if not self.waiting and self.in_flight < self._window.allowed and not self.limits.delay:
+        """Send a request, at once or together with others."""
+        if not self.waiting and self.in_flight < self._limit.allowed and not self.limits.delay:
             self.in_flight += 1
             self._send(Batch([member]))
             return
@@ -161,7 +162,7 @@ class Merger(Generic[M]):
             queue = callers[member.caller] = deque()
         queue.append(member)
         self.waiting += 1
-        if self.limits.delay and self.in_flight < self._window.allowed:
+        if self.limits.delay and self.in_flight < self._limit.allowed:
             self._begin_delay()
 
     def ended(self, batch: Batch[M], now: float) -> None:
@@ -169,27 +170,27 @@ class Merger(Generic[M]):
         if not batch.counts:
             return
         self.in_flight -= 1
-        self._window.ended(batch.rows, self.waiting > 0, now)
+        self._limit.ended(batch.rows, self.waiting > 0, now)
         if self.limits.delay:
             self._begin_delay()
         elif self.waiting and not self._turns:
             self._gather()
 
     def _gather(self) -> None:
-        """Let in what is at the door: callers that are answered together ask again together, within microseconds."""
-        if self.waiting != self._waited:
+        """Wait a few turns of the loop for more requests: callers that are answered together ask again together."""
+        if self.waiting != self._waiting_before:
             self._quiet_turns = 0
         if self._quiet_turns == _QUIET_TURNS or self._turns == _MOST_TURNS or self.waiting >= self.limits.rows:
             self._turns = self._quiet_turns = 0
             self._pump()
             return
-        self._waited = self.waiting
+        self._waiting_before = self.waiting
         self._turns += 1
         self._quiet_turns += 1
         self._call_soon(self._gather)
 
     def abandon(self) -> list[M]:
-        """Give back what waits. This is the end of the merger; batches in flight may still end."""
+        """End the merger and return the requests that wait. Batches in flight may still end."""
         queues = [queue for callers in self._kinds.values() for queue in callers.values()]
         left = [member for queue in queues for member in queue if not member.is_over]
         self._kinds.clear()
@@ -209,11 +210,11 @@ class Merger(Generic[M]):
 
     def _pump(self) -> None:
         for _ in range(_MOST_AT_ONCE):
-            if not self.waiting or self.in_flight >= self._window.allowed:
+            if not self.waiting or self.in_flight >= self._limit.allowed:
                 return
             members = self._take()
             if members:
-                # One that nobody could join waits for nothing: it takes no place from those that travel together.
+                # A request that no other could join has waited for nothing, so it does not count against the limit.
                 counts = len(members) > 1 or not self.waiting
                 self.in_flight += counts
                 self._send(Batch(members, counts))
@@ -221,17 +222,17 @@ class Merger(Generic[M]):
             self._call_soon(self._pump)
 
     def _take(self) -> list[M]:
-        """The next batch: of the kind whose turn it is in turn one request of each caller, within the limits.
+        """The next batch, within the limits: requests of the kind whose turn it is, one of each caller in turn.
 
-        A caller that is passed over keeps its place, so that its request is the first of a later batch.
+        A caller whose request does not fit keeps its turn, so that the request is the first of a later batch.
         """
         kind = next(iter(self._kinds))
         callers = self._kinds.pop(kind)
         members: list[M] = []
         rows = size = misfits = 0
-        more = True
-        while more and rows < self.limits.rows and misfits < _MOST_MISFITS:
-            more = False
+        is_growing = True
+        while is_growing and rows < self.limits.rows and misfits < _MOST_MISFITS:
+            is_growing = False
             for caller in list(callers):
                 member = self._maybe_first(callers, caller)
                 if member is None:
@@ -243,8 +244,8 @@ class Merger(Generic[M]):
                     members.append(member)
                     rows += member.layout.rows
                     size += len(member.body)
-                    self._turn(callers, caller)
-                    more = True
+                    self._next_turn(callers, caller)
+                    is_growing = True
                 else:
                     misfits += 1
                 if rows >= self.limits.rows or misfits >= _MOST_MISFITS:
@@ -254,7 +255,7 @@ class Merger(Generic[M]):
         return members
 
     def _maybe_first(self, callers: dict[Hashable, deque[M]], caller: Hashable) -> M | None:
-        """A caller's first request, without those whose callers have gone."""
+        """A caller's first request. Requests whose callers have gone are dropped."""
         queue = callers[caller]
         while queue and queue[0].is_over:
             queue.popleft()
@@ -264,8 +265,8 @@ class Merger(Generic[M]):
         del callers[caller]
         return None
 
-    def _turn(self, callers: dict[Hashable, deque[M]], caller: Hashable) -> None:
-        """Take a caller's first request; its next one waits until the others had their turn."""
+    def _next_turn(self, callers: dict[Hashable, deque[M]], caller: Hashable) -> None:
+        """Remove a caller's first request and put the caller behind the others."""
         queue = callers.pop(caller)
         queue.popleft()
         self.waiting -= 1

@@ -1,7 +1,7 @@
-"""What must be known before anything is merged: that a model's rows are its callers', and who may travel with whom.
+"""Whether a model's requests can be merged, and which requests may be merged with each other. Pure.
 
-A model is not merged because nothing speaks against it, but because its config and metadata say that every tensor has
-a batch axis of rows that have nothing to do with each other. Sources: Triton's model_config.proto; grpc_service.proto.
+A model is merged only if its config and metadata prove that every tensor has a batch axis whose rows are independent.
+Sources: Triton's model_config.proto and grpc_service.proto.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ PER_CALL: Final = frozenset({
     b"traceparent", b"tracestate", b"baggage", b"b3", b"uber-trace-id", b"x-cloud-trace-context", b"x-amzn-trace-id",
     b"x-real-ip", b"forwarded", b"via",
 })  # fmt: skip
-"""Keys that differ from one call to the next by their nature, and that Triton does not read."""
+"""Metadata keys whose values differ from call to call, and that Triton does not read."""
 PER_CALL_PREFIXES: Final = (b"x-b3-", b"x-datadog-", b"x-envoy-", b"x-forwarded-")
 
-_PASSES: Final = b"triton-grpc-protocol-"  # keys of `--grpc-restricted-protocol`: nobody may travel on another's
+_PASSES: Final = b"triton-grpc-protocol-"
+"""Prefix of the keys of `--grpc-restricted-protocol`: no request may use the key that another caller has."""
 
 
 def why_not(config: Any, metadata: Any) -> str:
@@ -34,9 +35,11 @@ def why_not(config: Any, metadata: Any) -> str:
         "it does not batch": config.max_batch_size < 2,
         "its requests are parts of sequences": config.HasField("sequence_batching"),
         "it is decoupled": config.model_transaction_policy.decoupled,
-        "it is an ensemble, whose models can't be seen": config.HasField("ensemble_scheduling"),
-        "it has a response cache, which knows requests as they are alone": config.response_cache.enable,
-        "it has tensors that belong to a whole batch": bool(config.batch_input or config.batch_output),
+        "it is an ensemble, whose models are not checked": config.HasField("ensemble_scheduling"),
+        "it has a response cache, which looks up unmerged requests": config.response_cache.enable,
+        "it has tensors for a whole batch (batch_input or batch_output)": bool(
+            config.batch_input or config.batch_output
+        ),
         "it has ragged inputs": any(tensor.allow_ragged_batch for tensor in inputs),
         "it has shape tensors": any(tensor.is_shape_tensor for tensor in [*inputs, *outputs]),
         "a tensor has no batch axis": not metadata.outputs or any(list(shape[:1]) != [-1] for shape in shapes),
@@ -45,14 +48,14 @@ def why_not(config: Any, metadata: Any) -> str:
 
 
 def fits(answer: Layout, outputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> bool:
-    """Is an answer what the model's metadata say? outputs: datatype and shape by name, with the batch axis."""
+    """Does an answer match the model's metadata? outputs: datatype and shape by name, with the batch axis."""
     for part in answer.parts:
-        told = outputs.get(part.name)
-        if told is None:
+        declared = outputs.get(part.name)
+        if declared is None:
             return False
-        datatype, shape = told
+        datatype, shape = declared
         if not part.element and datatype != "BYTES":
-            continue  # a classification: Triton makes the shape
+            continue  # the classification extension: the request decides the shape
         if len(part.dims) != len(shape) - 1:
             return False
         if any(size not in (-1, dim) for dim, size in zip(part.dims, shape[1:], strict=True)):
@@ -61,7 +64,10 @@ def fits(answer: Layout, outputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> 
 
 
 def carried(passed: Fields, keys: frozenset[str] | None) -> Fields:
-    """What of a request's metadata must be equal, and goes along with the merged one. passed: what would go alone."""
+    """The metadata that members of one batch must have in common, which the merged request has.
+
+    passed: the metadata that the request would have alone. keys: `MergeSettings.metadata`.
+    """
     if not passed:
         return ()
     if keys is not None:
