@@ -139,6 +139,12 @@ def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
         "state": endpoint.state.value,
         "reason": endpoint.reason,
         "in_flight": endpoint.in_flight,
+        "warmth": round(endpoint.warmth, 2),
+        "latency_seconds": {
+            f"{name}:{version}" if version else name: round(record.latency.seconds, 4)
+            for (name, version), record in list(endpoint.records.items())
+            if record.latency.seconds
+        },
         "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.is_ejected],
         "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
     }

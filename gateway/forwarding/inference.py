@@ -304,7 +304,7 @@ class Inference:
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
         variant, endpoint = attempt.variant, attempt.endpoint
-        now = self.clock()
+        attempt.began = now = self.clock()
         if attempt.number == 1:
             self.retries.began(now)
         if work.sequence is not None and work.pin is None:
@@ -342,7 +342,8 @@ class Inference:
         last = work.attempts.last
         if last is not None:
             variant = last.variant
-            if last.endpoint.succeeded(variant.model, variant.version, now):
+            seconds = now - last.began if last.began else 0.0
+            if last.endpoint.succeeded(variant.model, variant.version, now, seconds):
                 self._tell_ejection(last, 0.0, now)
 
     def _count_failure(self, work: Work, attempt: Attempt, verdict: Verdict, now: float) -> None:

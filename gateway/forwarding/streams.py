@@ -446,6 +446,7 @@ class StreamSession:
         message.attempt = attempt
         timeout = inference.remaining(self._opening.deadline)
         added = inference.attempt_started(work, attempt)
+        attempt.began = 0.0  # how many answers there are, and when, is the model's affair
         endpoint, variant = attempt.endpoint, attempt.variant
         if message.in_order and endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
             self._let_pass(message)

@@ -117,6 +117,8 @@ class Prober:
         endpoint.models = ready
         if live.live and endpoint.state is not State.READY:
             endpoint.forget()  # it may have been started again since it was last heard of
+            if endpoint.state is not State.SUSPECT:
+                endpoint.warm_up(clock())
             if endpoint.state is State.DOWN:
                 endpoint.pardon(clock())
         if live.live:
