@@ -11,6 +11,7 @@ from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
+from gateway.config.probes import request_of
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
@@ -41,6 +42,7 @@ from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
+from gateway.upstream.inference_probe import ProbeInference
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: two of the largest messages that callers may send, by default
 LEAST_COLLECTED: Final = 16 << 20
@@ -135,7 +137,9 @@ def upstreams_of(
         settings[name] = UpstreamSettings(
             endpoints=tuple(hosts),
             models=_watched(name, config),
-            probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
+            probe=ProbeSettings(
+                upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail, _tried(name, config)
+            ),
             dial=_dial(upstream, config, hosts, budget),
             identity=_identity(upstream.tls),
         )
@@ -159,6 +163,16 @@ def _identity(tls: ConfigTls | None) -> object:
     """What connections are made of: the files' contents too, so that a renewed certificate makes new ones."""
     files = (tls.ca, tls.cert, tls.key) if tls is not None else ()
     return tls, tuple(Path(file).read_bytes() if file else None for file in files)
+
+
+def _tried(upstream: str, config: Config) -> dict[ModelKey, ProbeInference]:
+    """The models that are tried out by inferences."""
+    variants = [variant for model in config.models.values() for variant in (model.variants or {}).values()]
+    return {
+        (v.model, v.version): ProbeInference(request_of(v.probe), v.probe.interval, v.probe.timeout)
+        for v in variants
+        if v.upstream == upstream and v.probe is not None
+    }
 
 
 def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:

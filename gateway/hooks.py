@@ -181,6 +181,7 @@ class EndpointChanged:
     """An endpoint became usable or stopped being so; `models` are the Triton models it can serve now.
 
     gone: it left the config, or its name no longer leads to it; nothing more will be said of it.
+    tried: of the models that it is tried out with, by inferences, whether these go well.
     """
 
     upstream: str
@@ -190,6 +191,7 @@ class EndpointChanged:
     reason: str
     at: float
     gone: bool = False
+    tried: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,4 +147,8 @@ def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
         },
         "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.is_ejected],
         "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
+        "probed": {
+            f"{name}:{version}" if version else name: why or "well"
+            for (name, version), why in list(endpoint.probed.items())
+        },
     }

@@ -120,6 +120,7 @@ class Metrics:
         self._endpoints = _Bounded(settings.max_endpoints)
         self._ejectable = _Bounded(settings.max_models)  # Tritons' models that an endpoint was ejected for
         self._ejected: set[tuple[str, str, str]] = set()  # labels
+        self._tried: set[tuple[str, str, str]] = set()  # likewise
         self._series: dict[tuple[str, str], _Series] = {}
         self._flushing = threading.Lock()
         self._digest: Gauge | None = None
@@ -219,6 +220,14 @@ class Metrics:
             self._families.endpoint_up.labels(*labels).set(int(event.ready))
         elif self._is_shared or labels[1] != OTHER:
             self._forget(self._families.endpoint_up, *labels)
+        for model, is_well in event.tried.items():
+            tried = (*labels, self._ejectable(model))
+            self._families.probed.labels(*tried).set(int(is_well))
+            self._tried.add(tried)
+        known = {self._ejectable(model) for model in event.tried}
+        for tried in [each for each in self._tried if each[:2] == labels and each[2] not in known]:
+            self._forget(self._families.probed, *tried)
+            self._tried.discard(tried)
         if event.gone:
             for ejected in [each for each in self._ejected if each[:2] == labels]:
                 self._families.ejected.labels(*ejected).set(0)
@@ -348,6 +357,13 @@ class _Families:
             "gateway_endpoint_up",
             "1 if the endpoint is usable; 0 if any worker finds it is not.",
             ["upstream", ADDRESS],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.probed = Gauge(
+            "gateway_endpoint_probe_inference_ok",
+            "1 if the probe inferences of a model at an endpoint go well; 0 if any worker finds they do not.",
+            ["upstream", ADDRESS, "model"],
             registry=registry,
             multiprocess_mode="livemin",
         )

@@ -73,6 +73,7 @@ class Endpoint:
         self._warm_at = 0.0
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
+        self.probed: dict[ModelKey, str] = {}  # by inferences: why a model is not usable, or ""; see `inference_probe`
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
         self._lives = 0
         self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
