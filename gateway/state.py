@@ -28,14 +28,15 @@ class WorkerState:
         threads: Threads,
         *,
         gates: Callable[[], Sequence[GateNow]],
+        breaker: Callable[[str, str], str],
         listen: Callable[[], str],
         names: Callable[[], Json],
         traffic: Callable[[], object],
         config: Callable[[], Json],
     ) -> None:
-        """gates: that limit calls now. listen: where calls come in. names: that are looked up.
+        """gates: that limit calls now. breaker: what that of a model's variant does. listen: where calls come in.
 
-        traffic: numbers of the last minutes; None if another process has them.
+        names: that are looked up. traffic: numbers of the last minutes; None if another process has them.
         """
         self._version = version
         self._readiness = readiness
@@ -43,6 +44,7 @@ class WorkerState:
         self._catalogue = catalogue
         self._threads = threads
         self._gates = gates
+        self._breaker = breaker
         self._listen = listen
         self._names = names
         self._traffic = traffic
@@ -68,7 +70,7 @@ class WorkerState:
             "ready": self._readiness.is_ready(),
             "draining": self._readiness.is_draining,
             "models": {
-                name: {"ready": bool(self._catalogue.is_ready(name)), **_route_state(route, topology)}
+                name: {"ready": bool(self._catalogue.is_ready(name)), **_route_state(route, topology, self._breaker)}
                 for name, route in topology.routes.public.items()
             },
             "pipelines": self._pipelines(topology),
@@ -104,7 +106,7 @@ class WorkerState:
         return PipelinesNow(self._threads.usage(), MEMORY.held, MEMORY.most or 0, faults)
 
 
-def _route_state(route: Route, topology: Topology) -> Mapping[str, object]:
+def _route_state(route: Route, topology: Topology, breaker: Callable[[str, str], str]) -> Mapping[str, object]:
     return {
         "shares": dict(route.split.shares),
         "fallback": None if route.fallback is None else list(route.fallback),
@@ -114,6 +116,7 @@ def _route_state(route: Route, topology: Topology) -> Mapping[str, object]:
                 "model": v.model,
                 "version": v.version,
                 "ready": topology.is_available(v),
+                "breaker": breaker(route.model, v.name),
             }
             for v in route.variants
         },

@@ -25,6 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 from gateway.forwarding.metadata import REPLAYED
 from gateway.garbage import no_collections
 from gateway.hooks import (
+    BreakerChanged,
     CallHistory,
     CallStarted,
     ConfigChanged,
@@ -52,6 +53,9 @@ ADDRESS: Final = "address"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # The gateway's own share of a call is tens of microseconds when all is well.
 OVERHEAD_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+
+
+_BREAKER: Final = {"admitting": 0, "probing": 1, "tripped": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +246,9 @@ class Metrics:
         else:
             self._ejected.discard(labels)
 
+    def breaker_changed(self, event: BreakerChanged) -> None:
+        self._families.breaker.labels(self._models(event.model), event.variant).set(_BREAKER[event.state])
+
     def retry_refused(self, event: RetryRefused) -> None:
         self._families.retries_refused.labels(self._models(event.model)).inc()
 
@@ -371,6 +378,13 @@ class _Families:
             "gateway_endpoint_ejected_seconds",
             "For how long an endpoint is left alone, because it failed calls of a model that its peers answer.",
             ["upstream", ADDRESS, "model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.breaker = Gauge(
+            "gateway_variant_breaker",
+            "0 if a variant gets its calls, 1 if it gets some to prove itself, 2 if its fallback gets them all.",
+            ["model", "variant"],
             registry=registry,
             multiprocess_mode="livemax",
         )

@@ -132,6 +132,13 @@ class Endpoint:
         record = self.records.get((model, version))
         return record is not None and record.is_ejected
 
+    def is_out(self, model: str, version: str, now: float) -> bool:
+        """Is it left alone by all calls of this model, those for a trial too?"""
+        if not self._ejections:
+            return False
+        record = self.records.get((model, version))
+        return record is not None and record.is_out(now)
+
     def eject(self, model: str, version: str, now: float) -> float:
         """Leave it alone with this model. Answers for how many seconds."""
         record = self.record(model, version)

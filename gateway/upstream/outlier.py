@@ -167,6 +167,10 @@ class Record:
         elif not self.is_on_trial:
             self._out_until = min(self._out_until, now)
 
+    def is_out(self, now: float) -> bool:
+        """Is it left alone, and not even on trial?"""
+        return self.is_ejected and not self.is_on_trial and now < self._out_until
+
     def may_try(self, now: float) -> bool:
         """May the next call go there for a trial? Those after it have to wait then."""
         if now < self._out_until:

@@ -40,6 +40,13 @@ class Pool:
                 return True
         return False
 
+    def is_open(self, model: str, version: str, now: float) -> bool:
+        """Could an endpoint take a call, be it for a trial?"""
+        for endpoint in self.endpoints:
+            if endpoint.can_serve(model, version) and not endpoint.is_out(model, version, now):
+                return True
+        return False
+
     def maybe_pick(
         self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
     ) -> Endpoint | None:

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 from gateway.hooks import (
+    BreakerChanged,
     CallStarted,
     ConfigChanged,
     ConnectionFull,
@@ -291,6 +292,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     call(attempts=[], code=Code.INTERNAL).report_to(metrics)
     metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0, tried={"net": True}))
     metrics.retry_refused(RetryRefused("m"))
+    metrics.breaker_changed(BreakerChanged("m", "gpu", "tripped", 1.0))
     metrics.endpoint_ejected(EndpointEjected("cpu", "cpu-0:8001", "net", 5.0, 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
     pipelines = PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1})
