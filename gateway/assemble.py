@@ -187,7 +187,7 @@ def _dial(
 
     def dial(address: str) -> Connection:
         files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
-        return wire_channel(address, config.server.max_message_bytes, files, budget)
+        return wire_channel(address, config.server.max_message_bytes, files, budget, pool=len(hosts))
 
     return dial
 
