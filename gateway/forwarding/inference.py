@@ -301,7 +301,7 @@ class Inference:
     def _admits(self, work: Work, first: Variant) -> bool:
         """Does the variant get this call, as far as its breaker is concerned?"""
         breaker = self._breakers.get((work.route.model, first.name))
-        if breaker is None:
+        if breaker is None or len(work.attempts.targets) < 2:  # a caller may want this variant and no other
             return True
         now, before = self.clock(), breaker.state
         pool = self.topology.pools.get(first.upstream)
