@@ -149,6 +149,7 @@ class Gateway:
         self._readiness = Readiness(self._catalogue.problems, self._changes)
         inference = Inference(self._topology, self._hooks, sequences)
         self._gates = inference.gates
+        self._breaker = inference.breaker_state
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
         self._control = Control(self._topology, ControlPolicy(config.server.control))
@@ -174,6 +175,7 @@ class Gateway:
             self._catalogue,
             self._threads,
             gates=self._gates.now,
+            breaker=self._breaker,
             listen=lambda: self.listen,
             names=self._discovery.state,
             traffic=traffic.report if traffic else lambda: None,

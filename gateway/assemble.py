@@ -12,6 +12,7 @@ from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
+from gateway.config.probes import request_of
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
@@ -42,6 +43,7 @@ from gateway.upstream.discovery import Name
 from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
+from gateway.upstream.inference_probe import ProbeInference
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messages that callers may send
 LEAST_COLLECTED: Final = 16 << 20
@@ -138,7 +140,9 @@ def upstreams_of(
         settings[name] = UpstreamSettings(
             endpoints=tuple(hosts),
             models=_watched(name, config),
-            probe=ProbeSettings(upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail),
+            probe=ProbeSettings(
+                upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail, _tried(name, config)
+            ),
             dial=_dial(upstream, config, hosts, budget),
             identity=_identity(upstream.tls),
         )
@@ -164,6 +168,16 @@ def _identity(tls: ConfigTls | None) -> object:
     return tls, tuple(Path(file).read_bytes() if file else None for file in files)
 
 
+def _tried(upstream: str, config: Config) -> dict[ModelKey, ProbeInference]:
+    """The models that are tried out by inferences."""
+    variants = [variant for model in config.models.values() for variant in (model.variants or {}).values()]
+    return {
+        (v.model, v.version): ProbeInference(request_of(v.probe), v.probe.interval, v.probe.timeout)
+        for v in variants
+        if v.upstream == upstream and v.probe is not None
+    }
+
+
 def _watched(upstream: str, config: Config) -> tuple[ModelKey, ...]:
     variants = [variant for model in config.models.values() for variant in (model.variants or {}).values()]
     return tuple(dict.fromkeys((v.model, v.version) for v in variants if v.upstream == upstream))
@@ -176,7 +190,7 @@ def _dial(
 
     def dial(address: str) -> Connection:
         files = Tls(tls.ca, tls.cert, tls.key, tls.server_name or hosts[address]) if tls is not None else None
-        return wire_channel(address, config.server.max_message_bytes, files, budget)
+        return wire_channel(address, config.server.max_message_bytes, files, budget, pool=len(hosts))
 
     return dial
 

@@ -7,7 +7,7 @@ import time
 
 from gateway.config import Finding, Loaded
 from gateway.hooks import ConfigChanged, EndpointChanged, Hooks
-from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.endpoint import Endpoint, ModelKey, State
 
 _log = logging.getLogger(__name__)
 
@@ -22,9 +22,12 @@ class EventLog:
         """An endpoint's state, or the models that it serves, have changed."""
         upstream, address, is_ready = endpoint.upstream, endpoint.address, endpoint.state is State.READY
         models = tuple(name for (name, _), ready in endpoint.models.items() if ready)
-        missing = ", ".join(name for (name, _), ready in endpoint.models.items() if not ready)
+        missing = ", ".join(_shown(endpoint, key) for key, ready in endpoint.models.items() if not ready)
+        tried = {name: not why for (name, _), why in endpoint.probed.items()}
         reason = endpoint.reason or (f"models not ready: {missing}" if missing else "")
-        self._hooks.endpoint_changed(EndpointChanged(upstream, address, is_ready, models, reason, time.monotonic()))
+        self._hooks.endpoint_changed(
+            EndpointChanged(upstream, address, is_ready, models, reason, time.monotonic(), tried=tried)
+        )
         if is_ready:
             _log.info("endpoint %s/%s is ready%s", upstream, address, f" ({reason})" if reason else "")
         else:
@@ -51,3 +54,9 @@ class EventLog:
         texts = tuple(map(str, findings))
         self._hooks.config_changed(ConfigChanged(source, "", False, texts, time.monotonic()))
         _log.error("the new config is refused, the old one stays:\n  %s", "\n  ".join(texts))
+
+
+def _shown(endpoint: Endpoint, model: ModelKey) -> str:
+    """A model that is not ready, and why if its probe inferences are the reason."""
+    why = endpoint.probed.get(model, "")
+    return f"{model[0]} ({why})" if why else model[0]

@@ -183,6 +183,7 @@ class EndpointChanged:
     """An endpoint became usable or stopped being so; `models` are the Triton models it can serve now.
 
     gone: it left the config, or its name no longer leads to it; nothing more will be said of it.
+    tried: of the models that it is tried out with, by inferences, whether these go well.
     """
 
     upstream: str
@@ -192,6 +193,17 @@ class EndpointChanged:
     reason: str
     at: float
     gone: bool = False
+    tried: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChanged:
+    """A variant that has a fallback gets no calls any more, or some, or all."""
+
+    model: str  # public
+    variant: str
+    state: str  # "admitting", "tripped" or "probing"
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +310,8 @@ class Hooks(Protocol):
 
     def endpoint_ejected(self, event: EndpointEjected) -> None: ...
 
+    def breaker_changed(self, event: BreakerChanged) -> None: ...
+
     def retry_refused(self, event: RetryRefused) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
@@ -317,6 +331,8 @@ class Listener(Protocol):
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
     def endpoint_ejected(self, event: EndpointEjected) -> None: ...
+
+    def breaker_changed(self, event: BreakerChanged) -> None: ...
 
     def retry_refused(self, event: RetryRefused) -> None: ...
 
@@ -354,6 +370,8 @@ class NoHooks:
 
     def endpoint_ejected(self, event: EndpointEjected) -> None: ...
 
+    def breaker_changed(self, event: BreakerChanged) -> None: ...
+
     def retry_refused(self, event: RetryRefused) -> None: ...
 
     def config_changed(self, event: ConfigChanged) -> None: ...
@@ -375,6 +393,8 @@ class NoListener:
     def endpoint_changed(self, event: EndpointChanged) -> None: ...
 
     def endpoint_ejected(self, event: EndpointEjected) -> None: ...
+
+    def breaker_changed(self, event: BreakerChanged) -> None: ...
 
     def retry_refused(self, event: RetryRefused) -> None: ...
 

@@ -28,6 +28,7 @@ class WorkerState:
         threads: Threads,
         *,
         gates: Callable[[], Sequence[GateNow]],
+        breaker: Callable[[str, str], str],
         listen: Callable[[], str],
         names: Callable[[], Json],
         traffic: Callable[[], object],
@@ -35,6 +36,7 @@ class WorkerState:
     ) -> None:
         """
         gates:    the limits in force.
+        breaker:  what the breaker of a model's variant does.
         listen:   the address for calls.
         names:    the names of endpoints that are looked up, with their addresses.
         traffic:  numbers of the last minutes; None if another process has them.
@@ -46,6 +48,7 @@ class WorkerState:
         self._catalogue = catalogue
         self._threads = threads
         self._gates = gates
+        self._breaker = breaker
         self._listen = listen
         self._names = names
         self._traffic = traffic
@@ -71,7 +74,7 @@ class WorkerState:
             "ready": self._readiness.is_ready(),
             "draining": self._readiness.is_draining,
             "models": {
-                name: {"ready": bool(self._catalogue.is_ready(name)), **_route_state(route, topology)}
+                name: {"ready": bool(self._catalogue.is_ready(name)), **_route_state(route, topology, self._breaker)}
                 for name, route in topology.routes.public.items()
             },
             "pipelines": self._pipelines(topology),
@@ -107,7 +110,7 @@ class WorkerState:
         return PipelinesNow(self._threads.usage(), MEMORY.held, MEMORY.most or 0, faults)
 
 
-def _route_state(route: Route, topology: Topology) -> Mapping[str, object]:
+def _route_state(route: Route, topology: Topology, breaker: Callable[[str, str], str]) -> Mapping[str, object]:
     return {
         "shares": dict(route.split.shares),
         "fallback": None if route.fallback is None else list(route.fallback),
@@ -117,6 +120,7 @@ def _route_state(route: Route, topology: Topology) -> Mapping[str, object]:
                 "model": v.model,
                 "version": v.version,
                 "ready": topology.is_available(v),
+                "breaker": breaker(route.model, v.name),
             }
             for v in route.variants
         },
@@ -142,6 +146,16 @@ def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
         "state": endpoint.state.value,
         "reason": endpoint.reason,
         "in_flight": endpoint.in_flight,
+        "warmth": round(endpoint.warmth, 2),
+        "latency_seconds": {
+            f"{name}:{version}" if version else name: round(record.latency.seconds, 4)
+            for (name, version), record in list(endpoint.records.items())
+            if record.latency.seconds
+        },
         "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.is_ejected],
         "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
+        "probed": {
+            f"{name}:{version}" if version else name: why or "well"
+            for (name, version), why in list(endpoint.probed.items())
+        },
     }

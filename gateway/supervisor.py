@@ -231,7 +231,7 @@ class Supervisor:
                 *self._command,
                 env={**self._environ, WORKER_VARIABLE: json.dumps(told)},
                 stdin=asyncio.subprocess.DEVNULL,
-                # The worker has its own session, so that Ctrl-C reaches only this process, which then drains the workers.
+                # The worker has its own session: Ctrl-C reaches only this process, which then drains the workers.
                 start_new_session=True,
                 pass_fds=descriptors,
             )

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.assemble import collected_of, memory_of, upstreams_of
 from gateway.config import Config
+from gateway.upstream.channel import MOST_WITH_TWO, ChannelConnection
 
 
 def test_a_renewed_certificate_makes_new_connections_and_nothing_else_does(tmp_path: Path) -> None:
@@ -37,3 +38,13 @@ def test_budgets_follow_the_memory_and_leave_some(memory: int, workers: int, col
     pictures = memory_of(config, lambda: memory << 20)
     if memory >= 512:
         assert workers * (pictures + pictures // 2 + (collected << 20)) <= (memory << 20) * 0.8
+
+
+@pytest.mark.parametrize(("endpoints", "connections"), [(1, 2), (MOST_WITH_TWO, 2), (MOST_WITH_TWO + 1, 1)])
+async def test_an_endpoint_of_a_large_pool_gets_one_connection(endpoints: int, connections: int) -> None:
+    upstream = {"endpoints": [f"triton-{number}:8001" for number in range(endpoints)]}
+    config = Config.model_validate({"upstreams": {"u": upstream}, "direct": {"models": "all"}})
+    dialled = upstreams_of(config)["u"].dial("triton-0:8001")
+    assert isinstance(dialled, ChannelConnection)
+    assert dialled.options.connections == connections
+    await dialled.aclose()

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config import certificates, words
+from gateway.config import certificates, probes, words
 from gateway.config.check import Names, check, with_safe_control
 from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted, in_order, known, show
 from gateway.config.schema import Config, json_schema
@@ -134,7 +134,11 @@ class _Loader:
         if config is not None:
             config = with_safe_control(config)
             now = datetime.now(timezone.utc)
-            for problem in (*check(config, Names.of(data)), *certificates.problems(config, now)):
+            for problem in (
+                *check(config, Names.of(data)),
+                *certificates.problems(config, now),
+                *probes.problems(config),
+            ):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)
             self._build_pipelines(config)
         return config

@@ -22,8 +22,10 @@ from gateway.config.units import (
     KIB,
     MIB,
     MILLISECONDS,
+    MINUTES,
     SECONDS,
     Duration,
+    File,
     MetadataKey,
     ModelName,
     Name,
@@ -62,6 +64,33 @@ Limit = Annotated[
 ]
 
 
+class Probe(Section):
+    """Inferences by which the gateway finds whether a server really infers a model, beside Triton's own health.
+
+    A server with a broken CUDA context says that it is live and its models are ready, until it is restarted. With this
+    a model counts as ready on a server only while such inferences go well, from the first one on. Each worker of each
+    gateway makes them at each endpoint. `probe: {}` sends zeros.
+    """
+
+    request: File | None = Field(
+        default=None,
+        description="A file with a serialized ModelInferRequest, or with its JSON if it is named `*.json`. Name and "
+        "version in it do not matter. Without it the gateway sends zeros and empty texts of the shapes that the "
+        "model's metadata tells, with 1 where a size is free. For a model with sequences say a file, whose request "
+        "begins and ends one.",
+        examples=["warm-up.json"],
+    )
+    interval: Annotated[float, Duration(100 * MILLISECONDS, 1 * HOURS)] = Field(
+        default=10 * SECONDS,
+        description="Time between two such inferences, ± 20 %. What callers meet in between is left to ejection.",
+    )
+    timeout: Annotated[float, Duration(1 * MILLISECONDS, 10 * MINUTES)] = Field(
+        default=5 * SECONDS,
+        description="How long one may take; two in a row that take longer have failed. An error counts at once, but "
+        "not that the request is refused as wrong, nor that the server's queue is full.",
+    )
+
+
 class Variant(Section):
     """One Triton model on one upstream."""
 
@@ -77,6 +106,9 @@ class Variant(Section):
         "than callers' deadlines. Without it an attempt may take as long as its call. For unary calls that are whole "
         "when they are sent, and not merged.",
         examples=["500ms"],
+    )
+    probe: Probe | None = Field(
+        default=None, description="Also try the model out by inferences, and use a server only while they go well."
     )
     limit: Limit = Field(
         default="auto",

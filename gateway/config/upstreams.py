@@ -45,7 +45,8 @@ class Tls(Section):
 
 
 class Upstream(Section):
-    """A pool of Triton servers that serve the same models; each call goes to the one with the fewest in flight."""
+    """A pool of Triton servers that serve the same models; each call goes to the one with the least load:
+    the fewest calls in flight, as long as none is much slower than the others."""
 
     endpoints: tuple[Endpoint, ...] = Field(
         min_length=1,

@@ -19,13 +19,14 @@ _ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.LOST, Meaning.DRAINING)
 
 @dataclass(init=False, slots=True)  # not frozen: one is made for every call, and that would triple its price
 class Attempt:
-    """One try of one call. Not to be changed."""
+    """One try of one call. Only `began` may be changed."""
 
     variant: Variant
     endpoint: Endpoint
     number: int
     why: str  # the plan's reason, then "retry" (same variant) or "fallback" (another one)
     instead_of: str  # the variant before it, or the one that was chosen, if `why` is "fallback"
+    began: float  # seconds on the monotonic clock; 0 if how long it takes says nothing of its endpoint
 
     def __init__(self, variant: Variant, endpoint: Endpoint, number: int, why: str, instead_of: str) -> None:
         self.variant = variant
@@ -33,6 +34,7 @@ class Attempt:
         self.number = number
         self.why = why
         self.instead_of = instead_of
+        self.began = 0.0
 
 
 class Attempts:

@@ -215,6 +215,7 @@ class Call:
         )
         if self._caller.missing > 0:
             self._is_piped = True
+            attempt.began = 0.0  # how long it takes is its caller's affair too
             client.request = request + self._rest
             client.request_more = self._caller.missing + len(ending)
             self._caller.pass_request(client, ending)
@@ -416,6 +417,8 @@ class Call:
 
     def _begin_answer(self, client: ClientCall, head: Head) -> None:
         self._end_timer()  # how long the rest takes is its reader's affair
+        if self._attempt is not None:
+            self._attempt.began = 0.0
         front = as_asked(self._work, client.body, head)
         self.served = self._who(head.model_version)[0]
         self._is_passed_on = True

@@ -27,6 +27,7 @@ from gateway.errors import (
 )
 from gateway.forwarding.admission import TOO_LATE, Gates, Refused
 from gateway.forwarding.attempts import Attempt, Attempts
+from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
@@ -36,6 +37,7 @@ from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import (
     AttemptEnded,
     AttemptStarted,
+    BreakerChanged,
     CallEnded,
     CallObserver,
     CallStarted,
@@ -150,6 +152,7 @@ class Inference:
         self.clock = clock
         self.draw = draw
         self.retries = RetryBudget()
+        self._breakers: dict[tuple[str, str], Breaker] = {}  # by model and variant, of those that do not get all calls
         self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
@@ -273,8 +276,16 @@ class Inference:
         """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries."""
         attempts = work.attempts
         if not attempts.made:
-            if self._doubted and work.sequence is None and self._is_sample(attempts):
+            if work.sequence is not None:
+                return attempts.maybe_next()
+            first = attempts.targets[0]
+            if (self._breakers and not self._admits(work, first)) or (self._doubted and self._is_sample(attempts)):
                 attempts.put_off_first()
+            else:
+                found = attempts.maybe_next()
+                if found is not None and found.variant is not first:
+                    self._went_past(work, first)
+                return found
             return attempts.maybe_next()
         if work.sequence is not None and work.failures[-1][2].meaning is Meaning.OVERLOADED:
             return None  # other workers, who see the same health, would look for it where it should have begun
@@ -286,6 +297,43 @@ class Inference:
         elif not has_budget:
             self.hooks.retry_refused(RetryRefused(work.route.model))
         return attempt
+
+    def _admits(self, work: Work, first: Variant) -> bool:
+        """Does the variant get this call, as far as its breaker is concerned?"""
+        breaker = self._breakers.get((work.route.model, first.name))
+        if breaker is None or len(work.attempts.targets) < 2:  # a caller may want this variant and no other
+            return True
+        now, before = self.clock(), breaker.state
+        pool = self.topology.pools.get(first.upstream)
+        is_open = pool is not None and pool.is_open(first.model, first.version, now)
+        admitted = breaker.admits(now, self.draw(), is_open)
+        if breaker.state is not before:
+            self._tell_breaker(work, first, breaker, now)
+        if breaker.state is BreakerState.ADMITTING:
+            del self._breakers[work.route.model, first.name]
+        targets = work.attempts.targets
+        return admitted or not is_open or not self.topology.is_available(targets[1])
+
+    def _went_past(self, work: Work, first: Variant) -> None:
+        """The chosen variant could not take the call, which goes to its fallback."""
+        key, now = (work.route.model, first.name), self.clock()
+        pool = self.topology.pools.get(first.upstream)
+        if key in self._breakers or (pool is not None and pool.is_open(first.model, first.version, now)):
+            return
+        make_room(self._breakers, _DECISIONS_KEPT)
+        breaker = self._breakers[key] = Breaker()
+        breaker.trip(now)
+        self._tell_breaker(work, first, breaker, now)
+
+    def _tell_breaker(self, work: Work, variant: Variant, breaker: Breaker, now: float) -> None:
+        model, state = work.route.model, breaker.state.value
+        _log.warning("variant '%s' of model '%s' is %s", variant.name, model, state)
+        self.hooks.breaker_changed(BreakerChanged(model, variant.name, state, now))
+
+    def breaker_state(self, model: str, variant: str) -> str:
+        """For people: does this variant get its calls?"""
+        breaker = self._breakers.get((model, variant))
+        return (BreakerState.ADMITTING if breaker is None else breaker.state).value
 
     def _is_sample(self, attempts: Attempts) -> bool:
         """Should a fallback get this call, so that it is known how it does with calls that the first variant fails?"""
@@ -304,7 +352,7 @@ class Inference:
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
         variant, endpoint = attempt.variant, attempt.endpoint
-        now = self.clock()
+        attempt.began = now = self.clock()
         if attempt.number == 1:
             self.retries.began(now)
         if work.sequence is not None and work.pin is None:
@@ -342,7 +390,12 @@ class Inference:
         last = work.attempts.last
         if last is not None:
             variant = last.variant
-            if last.endpoint.succeeded(variant.model, variant.version, now):
+            seconds = now - last.began if last.began else 0.0
+            if self._breakers:
+                breaker = self._breakers.get((work.route.model, variant.name))
+                if breaker is not None:
+                    breaker.succeeded()
+            if last.endpoint.succeeded(variant.model, variant.version, now, seconds):
                 self._tell_ejection(last, 0.0, now)
 
     def _count_failure(self, work: Work, attempt: Attempt, verdict: Verdict, now: float) -> None:

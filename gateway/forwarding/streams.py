@@ -333,6 +333,7 @@ class StreamSession(StreamOwner):
         message.attempt = attempt
         timeout = inference.remaining(self._opening.deadline)
         added = inference.attempt_started(work, attempt)
+        attempt.began = 0.0  # the model decides how many answers there are, and when
         variant, upstreams = attempt.variant, self._upstreams
         if message.in_order and attempt.endpoint.has_seen(variant.model, variant.version, _DECOUPLED):
             self._order.release(message)

@@ -20,6 +20,7 @@ from gateway.hooks import (
     AttemptEnded,
     AttemptMerged,
     AttemptStarted,
+    BreakerChanged,
     CallEnded,
     CallHistory,
     CallObserver,
@@ -96,6 +97,9 @@ class _Together:
 
     def endpoint_ejected(self, event: EndpointEjected) -> None:
         self.tell(self._listeners, "endpoint_ejected", event)
+
+    def breaker_changed(self, event: BreakerChanged) -> None:
+        self.tell(self._listeners, "breaker_changed", event)
 
     def retry_refused(self, event: RetryRefused) -> None:
         self.tell(self._listeners, "retry_refused", event)

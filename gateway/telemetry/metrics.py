@@ -25,6 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 from gateway.forwarding.metadata import REPLAYED
 from gateway.garbage import no_collections
 from gateway.hooks import (
+    BreakerChanged,
     CallHistory,
     CallStarted,
     ConfigChanged,
@@ -52,6 +53,9 @@ ADDRESS: Final = "address"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # The gateway's own share of a call is tens of microseconds when all is well.
 OVERHEAD_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0)
+
+
+_BREAKER: Final = {"admitting": 0, "probing": 1, "tripped": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Metrics:
         self._endpoints = _Bounded(settings.max_endpoints)
         self._ejectable = _Bounded(settings.max_models)  # Tritons' models that an endpoint was ejected for
         self._ejected: set[tuple[str, str, str]] = set()  # labels
+        self._tried: set[tuple[str, str, str]] = set()  # likewise
         self._series: dict[tuple[str, str], _Series] = {}
         self._flushing = threading.Lock()
         self._digest: Gauge | None = None
@@ -219,6 +224,14 @@ class Metrics:
             self._families.endpoint_up.labels(*labels).set(int(event.ready))
         elif self._is_shared or labels[1] != OTHER:
             self._forget(self._families.endpoint_up, *labels)
+        for model, is_well in event.tried.items():
+            tried = (*labels, self._ejectable(model))
+            self._families.probed.labels(*tried).set(int(is_well))
+            self._tried.add(tried)
+        known = {self._ejectable(model) for model in event.tried}
+        for tried in [each for each in self._tried if each[:2] == labels and each[2] not in known]:
+            self._forget(self._families.probed, *tried)
+            self._tried.discard(tried)
         if event.gone:
             for ejected in [each for each in self._ejected if each[:2] == labels]:
                 self._families.ejected.labels(*ejected).set(0)
@@ -232,6 +245,9 @@ class Metrics:
             self._ejected.add(labels)
         else:
             self._ejected.discard(labels)
+
+    def breaker_changed(self, event: BreakerChanged) -> None:
+        self._families.breaker.labels(self._models(event.model), event.variant).set(_BREAKER[event.state])
 
     def retry_refused(self, event: RetryRefused) -> None:
         self._families.retries_refused.labels(self._models(event.model)).inc()
@@ -351,10 +367,24 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.probed = Gauge(
+            "gateway_endpoint_probe_inference_ok",
+            "1 if the probe inferences of a model at an endpoint go well; 0 if any worker finds they do not.",
+            ["upstream", ADDRESS, "model"],
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self.ejected = Gauge(
             "gateway_endpoint_ejected_seconds",
             "For how long an endpoint is left alone, because it failed calls of a model that its peers answer.",
             ["upstream", ADDRESS, "model"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.breaker = Gauge(
+            "gateway_variant_breaker",
+            "0 if a variant gets its calls, 1 if it gets some to prove itself, 2 if its fallback gets them all.",
+            ["model", "variant"],
             registry=registry,
             multiprocess_mode="livemax",
         )

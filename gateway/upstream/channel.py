@@ -22,6 +22,11 @@ MOST_DISCARDED: Final = 100
 that ended early, it may crash."""
 
 
+MOST_WITH_TWO: Final = 100
+"""Endpoints of a pool that get two connections each. In a larger one a single endpoint's reconnecting is no loss, and
+what connections cost a Triton is what ends the growth of a fleet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tls:
     """PEM files for a TLS channel. `certificate` and `key` are the gateway's own, for mutual TLS."""
@@ -33,14 +38,22 @@ class Tls:
 
 
 def wire_channel(
-    address: str, max_message_bytes: int, tls: Tls | None, budget: Budget | None = None
+    address: str, max_message_bytes: int, tls: Tls | None, budget: Budget | None = None, *, pool: int = 1
 ) -> ChannelConnection:
-    """budget: for answers that are collected whole. raises: OSError, ssl.SSLError if a file of `tls` can't be used."""
+    """budget: for answers that are collected whole. pool: how many endpoints the upstream has.
+
+    raises: OSError, ssl.SSLError if a file of `tls` can't be used.
+    """
     limits = replace(UPSTREAM, message_bytes=max_message_bytes)
     context = client_tls(tls.ca, tls.certificate, tls.key) if tls else None
     server_name = tls.server_name if tls else None
     options = ChannelOptions(
-        limits=limits, tls=context, server_name=server_name, most_discarded=MOST_DISCARDED, budget=budget
+        connections=1 if pool > MOST_WITH_TWO else 2,
+        limits=limits,
+        tls=context,
+        server_name=server_name,
+        most_discarded=MOST_DISCARDED,
+        budget=budget,
     )
     return ChannelConnection(address, options)
 

@@ -16,6 +16,7 @@ from gateway.bounded import make_room
 from gateway.status import Meaning, Verdict
 from gateway.upstream.connection import Connection
 from gateway.upstream.known import MOST_KNOWN, KnownModel
+from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import Record
 
 ModelKey = tuple[str, str]
@@ -32,9 +33,12 @@ class State(Enum):
 
 
 _DOWN: Final = State.DOWN  # see `status.OK`
+_PREFERENCE: Final = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2, State.DOWN: 3}
 
 PENALTY_SECONDS: Final = 1.0  # a failed call weighs on an endpoint as one in flight, and less and less: time constant
 _LEAST_PENALTY: Final = 0.1
+WARM_UP_SECONDS: Final = 10.0  # until a new endpoint has its whole share: Envoy's slow start, which grows in a line too
+LEAST_WARMTH: Final = 0.1  # and begins with so much
 _AT_FAULT: Final = frozenset({Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE, Meaning.LOST, Meaning.LATE})
 """What counts against an endpoint when it is compared with its peers."""
 
@@ -60,13 +64,16 @@ class Endpoint:
         self.state = State.UNPROBED
         self.reason = "not probed yet"
         self._in_flight = 0
-        self.is_troubled = False  # has it failed calls lately, or is it ejected for some model?
+        self.is_limited = False  # has it failed calls lately, is it ejected for some model, or warming up?
         self.records: dict[ModelKey, Record] = {}  # of how calls went; see `outlier`
         self._ejections = 0  # records that are ejected
         self._penalty = 0.0  # calls that it failed, as if they were still in flight
         self._penalty_at = 0.0
+        self.warmth = 1.0  # as of the last `settle`: the share of calls that it gets, of what it would get for good
+        self._warm_at = 0.0
         self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
+        self.probed: dict[ModelKey, str] = {}  # by inferences: why a model is not usable, or ""; see `inference_probe`
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
         self._lives = 0
         self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
@@ -113,7 +120,7 @@ class Endpoint:
         return found
 
     def standing(self, model: str, version: str, now: float) -> Standing:
-        """TRIAL is answered to one call, and to the next one after a while. To be asked if it is troubled."""
+        """TRIAL is answered to one call, and to the next one after a while. To be asked if it is limited."""
         record = self.records.get((model, version))
         if record is None or not record.is_ejected:
             return Standing.IN
@@ -125,36 +132,70 @@ class Endpoint:
         record = self.records.get((model, version))
         return record is not None and record.is_ejected
 
+    def is_out(self, model: str, version: str, now: float) -> bool:
+        """Is it left alone by all calls of this model, those for a trial too?"""
+        if not self._ejections:
+            return False
+        record = self.records.get((model, version))
+        return record is not None and record.is_out(now)
+
     def eject(self, model: str, version: str, now: float) -> float:
         """Leave it alone with this model. Answers for how many seconds."""
         record = self.record(model, version)
         if not record.is_ejected:
             self._ejections += 1
-        self.is_troubled = True
+        self.is_limited = True
         return record.eject(now)
 
-    def succeeded(self, model: str, version: str, now: float) -> bool:
-        """Count a call that went well. True: it is no longer ejected."""
+    def succeeded(self, model: str, version: str, now: float, seconds: float = 0.0) -> bool:
+        """Count a call that went well. True: it is no longer ejected. seconds: that it took; 0 if that says nothing."""
         record = self.records.get((model, version))
         if record is None:
             record = self.record(model, version)
+        if seconds > 0.0:
+            record.latency.observe(seconds, now)
         if not record.succeeded(now):
             return False
         self._ejections -= 1
         return True
 
-    def burdened(self, now: float) -> float:
-        """Calls in flight, with those that it failed lately: who fails at once has nothing in flight."""
-        penalty = self._penalty * math.exp((self._penalty_at - now) / PENALTY_SECONDS)
-        if penalty < _LEAST_PENALTY:
-            self._penalty = penalty = 0.0
-            self.is_troubled = self._ejections > 0
-        return self._in_flight + penalty
+    def is_better(self, other: Endpoint, key: ModelKey) -> bool:
+        """Is it worth a call more than another one: by its state, then by its load?
+
+        The load is the calls in flight and the one to come, each as long as the endpoint takes (peak EWMA). A call that
+        failed lately counts like one in flight, so that who fails at once does not attract what it can't answer.
+        """
+        if self.state is not other.state:
+            return _PREFERENCE[self.state] < _PREFERENCE[other.state]
+        mine, its = self._in_flight + self._penalty, other._in_flight + other._penalty
+        record, peer = self.records.get(key), other.records.get(key)
+        if record is None or peer is None:
+            return mine < its
+        latency, peers = record.latency, peer.latency
+        if latency.seconds > SLOWER * peers.seconds:
+            return (mine + 1.0) * latency.slowness(peers) < its + 1.0
+        if peers.seconds > SLOWER * latency.seconds:
+            return mine + 1.0 < (its + 1.0) * peers.slowness(latency)
+        return mine < its
+
+    def settle(self, now: float) -> None:
+        """Let failures fade, and let it be warmer. To be called before it is compared, if it is limited."""
+        self._penalty *= math.exp((self._penalty_at - now) / PENALTY_SECONDS)
+        self._penalty_at = now
+        if self._penalty < _LEAST_PENALTY:
+            self._penalty = 0.0
+        self.warmth = min(1.0, max(1.0 - (self._warm_at - now) / WARM_UP_SECONDS, LEAST_WARMTH))
+        self.is_limited = self._penalty > 0.0 or self._ejections > 0 or self.warmth < 1.0
 
     def _burden(self, now: float) -> None:
-        self._penalty = self.burdened(now) - self._in_flight + 1.0
-        self._penalty_at = now
-        self.is_troubled = True
+        self.settle(now)
+        self._penalty += 1.0
+        self.is_limited = True
+
+    def warm_up(self, now: float) -> None:
+        """It is new, or back: let it get its share by and by. Its caches are cold, and it may fail as it did before."""
+        self._warm_at = now + WARM_UP_SECONDS
+        self.settle(now)
 
     def pardon(self, now: float) -> None:
         """It was started anew, it seems: what it is ejected for is tried at once."""

@@ -114,3 +114,4 @@ class Fleet:
     async def _stop_probing(member: _Member) -> None:
         member.task.cancel()
         await asyncio.gather(member.task, return_exceptions=True)
+        member.prober.close()

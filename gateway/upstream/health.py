@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
@@ -18,6 +18,7 @@ from gateway.status import Code
 from gateway.upstream.ask import decoded
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, ModelKey, State
+from gateway.upstream.inference_probe import InferenceProbe, ProbeInference
 from gateway.upstream.known import KnownModel
 from gateway.v2.names import SERVICE
 
@@ -31,6 +32,7 @@ class ProbeSettings:
     interval: float = 1.0
     timeout: float = 1.5
     slow_probes_to_fail: int = 2  # consecutive time-outs; a busy server must not be taken for a dead one at once
+    inferences: Mapping[ModelKey, ProbeInference] = field(default_factory=dict)  # of the models that are tried out too
 
 
 class Prober:
@@ -53,6 +55,7 @@ class Prober:
         self._changed = changed
         self._told: object = None  # what `changed` was called for last
         self._wake = asyncio.Event()
+        self._inferences: dict[ModelKey, InferenceProbe] = {}
         self._slow = 0
         self._took = 0.0  # seconds, the last probe if it was answered
         self._first = asyncio.Event()
@@ -73,14 +76,24 @@ class Prober:
         self._settings = settings
         for gone in set(self.endpoint.models) - set(models):
             del self.endpoint.models[gone]
+        for key, probe in list(self._inferences.items()):
+            if settings.inferences.get(key) != probe.settings:
+                self._inferences.pop(key).close()
+                self.endpoint.probed.pop(key, None)
         self._wake.set()
+
+    def close(self) -> None:
+        """To be called once it no longer runs."""
+        for probe in self._inferences.values():
+            probe.close()
 
     async def run(self) -> None:
         while True:
             await self._probe()
-            self._first.set()
+            if self.endpoint.state is not State.READY or all(each.has_ended for each in self._inferences.values()):
+                self._first.set()
             await self._look_again()
-            now = (self.endpoint.state, self.endpoint.reason, dict(self.endpoint.models))
+            now = (self.endpoint.state, self.endpoint.reason, dict(self.endpoint.models), dict(self.endpoint.probed))
             if now != self._told and self.endpoint.state is not State.UNPROBED:
                 self._told = now
                 self._changed(self.endpoint)
@@ -109,20 +122,38 @@ class Prober:
             ready = await self._ready_models() if live.live else {}
         except CallFailed as failure:
             self._note_failure(failure)
+            if self.endpoint.state is State.DOWN:
+                self._try_out({})
             return
         self._slow, self._took = 0, clock() - began
+        self._try_out(ready)
         for name, version in ready:
             if ready[name, version] != endpoint.models.get((name, version), ready[name, version]):
                 endpoint.forget(name)
         endpoint.models = ready
         if live.live and endpoint.state is not State.READY:
             endpoint.forget()  # it may have been started again since it was last heard of
+            if endpoint.state is not State.SUSPECT:
+                endpoint.warm_up(clock())
             if endpoint.state is State.DOWN:
                 endpoint.pardon(clock())
         if live.live:
             endpoint.state, endpoint.reason = State.READY, ""
         else:
             endpoint.state, endpoint.reason = State.DOWN, "the server says that it is not live"
+
+    def _try_out(self, ready: dict[ModelKey, bool]) -> None:
+        """Let models of which inferences are configured be ready only if these go well."""
+        endpoint = self.endpoint
+        for key, settings in self._settings.inferences.items():
+            probe = self._inferences.get(key)
+            if probe is None:
+                probe = self._inferences[key] = InferenceProbe(endpoint, key, settings, self._wake.set)
+            is_ready = ready.get(key, False)
+            is_well = probe.look(is_ready)
+            endpoint.probed[key] = "" if is_well else probe.reason
+            if is_ready and not is_well:
+                ready[key] = False
 
     def _note_failure(self, failure: CallFailed) -> None:
         self._took = 0.0

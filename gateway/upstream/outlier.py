@@ -22,6 +22,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from gateway.upstream.latency import Latency
+
 WINDOW: Final = 5.0  # seconds of which calls are remembered, at least; at most twice as long
 SURE: Final = 13.8  # -ln of a millionth
 LIKELY: Final = 3.0  # -ln of 1 in 20: enough against an endpoint on trial
@@ -80,11 +82,13 @@ class Record:
         "_well",
         "is_ejected",
         "is_on_trial",
+        "latency",
     )
 
     def __init__(self) -> None:
         self.is_ejected = False  # also while it is on trial
         self.is_on_trial = False
+        self.latency = Latency()
         self._out_until = 0.0  # on trial: until when the next call must wait
         self._ejected_at = 0.0
         self._seconds = 0.0  # of the last ejection, less what was forgiven since
@@ -162,6 +166,10 @@ class Record:
             self._begin_anew()
         elif not self.is_on_trial:
             self._out_until = min(self._out_until, now)
+
+    def is_out(self, now: float) -> bool:
+        """Is it left alone, and not even on trial?"""
+        return self.is_ejected and not self.is_on_trial and now < self._out_until
 
     def may_try(self, now: float) -> bool:
         """May the next call go there for a trial? Those after it have to wait then."""

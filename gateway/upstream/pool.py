@@ -10,16 +10,19 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from gateway.status import Verdict
-from gateway.upstream.endpoint import Endpoint, Standing, State
+from gateway.upstream.endpoint import Endpoint, ModelKey, Standing, State
 from gateway.upstream.outlier import Counts, Record, expected_share
 
 _READY: Final = State.READY  # see `status.OK`
-_PREFERENCE: Final = {State.READY: 0, State.UNPROBED: 1, State.SUSPECT: 2}
+_DOWN: Final = State.DOWN
+
+MOST_COMPARED: Final = 4  # endpoints; of more, two are drawn
+_DRAWS: Final = 8  # until half of a pool may be gone and two are found still (but for one time in 28)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Pool:
-    """Least-loaded choice among the endpoints that can serve a model, without those that do worse than their peers."""
+    """Least-loaded choice among the endpoints that can serve a model, without those that fail more than their peers."""
 
     def __init__(
         self, name: str, endpoints: Sequence[Endpoint], *, clock: Callable[[], float] = time.monotonic
@@ -37,13 +40,20 @@ class Pool:
                 return True
         return False
 
+    def is_open(self, model: str, version: str, now: float) -> bool:
+        """Could an endpoint take a call, be it for a trial?"""
+        for endpoint in self.endpoints:
+            if endpoint.can_serve(model, version) and not endpoint.is_out(model, version, now):
+                return True
+        return False
+
     def maybe_pick(
         self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
     ) -> Endpoint | None:
-        """The endpoint with the fewest calls in flight of those in the best state, or None.
+        """The endpoint with the least load of those in the best state, or None.
 
-        Ties are drawn: an idle pool is used evenly, and no caller can tell whose turn is next. A call that failed
-        lately counts like one in flight, so that who fails at once does not attract what it can't answer.
+        Of a large pool two are drawn and compared, which comes close to the least loaded one of all (M. Mitzenmacher,
+        The Power of Two Choices in Randomized Load Balancing, 2001); few are all compared. See `Endpoint.is_better`.
 
         desperate: also one that is ejected, since there is nothing else.
         """
@@ -55,27 +65,60 @@ class Pool:
             only = endpoints[0]
             if only in tried or not only.can_serve(model, version):
                 return None
-            if only.is_troubled and not desperate and only.standing(model, version, self._clock()) is Standing.OUT:
+            if only.is_limited and not desperate and only.standing(model, version, self._clock()) is Standing.OUT:
                 return None
             return only
+        key = (model, version)
+        if count > MOST_COMPARED:
+            found = self._best(self._two(key, tried), key, tried, desperate)
+            if found is not None:
+                return found
         turn = int(random.random() * count)  # noqa: S311  (spread, not secrecy)
-        best, best_rank = None, (9, 0.0)
-        for endpoint in (*endpoints[turn:], *endpoints[:turn]):
-            if endpoint in tried or not endpoint.can_serve(model, version):
+        return self._best((*endpoints[turn:], *endpoints[:turn]), key, tried, desperate)
+
+    def _two(self, key: ModelKey, tried: Container[Endpoint]) -> Sequence[Endpoint]:
+        """Two ready endpoints by chance; none if not even several draws find them, as when most are gone."""
+        endpoints, first = self.endpoints, None
+        count = len(endpoints)
+        for _ in range(_DRAWS):
+            drawn = endpoints[int(random.random() * count)]  # noqa: S311
+            if drawn.state is not _READY or drawn is first or drawn in tried or not drawn.models.get(key, True):
                 continue
-            state = endpoint.state
-            load = float(endpoint.in_flight)
-            if endpoint.is_troubled:
+            if first is not None:
+                return (first, drawn)
+            first = drawn
+        return ()
+
+    def _best(
+        self, order: Sequence[Endpoint], key: ModelKey, tried: Container[Endpoint], desperate: bool
+    ) -> Endpoint | None:
+        """The best one; of equals the first, so that their order, which is drawn, decides.
+
+        One that is warming up is passed over, the more often the less it is warm, if there is one that is.
+        """
+        best: Endpoint | None = None
+        cold: Endpoint | None = None
+        for endpoint in order:
+            if endpoint.state is _DOWN or endpoint in tried or not endpoint.models.get(key, True):
+                continue
+            if endpoint.is_limited:
                 now = self._clock()
-                standing = Standing.IN if desperate else endpoint.standing(model, version, now)
+                standing = Standing.IN if desperate else endpoint.standing(key[0], key[1], now)
                 if standing is Standing.TRIAL:
                     return endpoint
                 if standing is Standing.OUT:
                     continue
-                load = endpoint.burdened(now)
-            rank = (0 if state is _READY else _PREFERENCE[state], load)
-            if rank < best_rank:
-                best, best_rank = endpoint, rank
+                endpoint.settle(now)
+                if endpoint.warmth < 1.0 and random.random() >= endpoint.warmth:  # noqa: S311
+                    if cold is None or endpoint.is_better(cold, key):
+                        cold = endpoint
+                    continue
+            if best is None or endpoint.is_better(best, key):
+                best = endpoint
+        if cold is None:
+            return best
+        if best is None or best.warmth < 1.0 or best.state is not cold.state:
+            return cold if best is None or cold.is_better(best, key) else best
         return best
 
     def failed(

@@ -21,7 +21,7 @@ from gateway.errors import MalformedMessage
 from gateway.v2.peek import RAW_INPUT, RAW_OUTPUT, Head, fields, read_varint
 from gateway.v2.shapes import ImpossibleShape, elements_of
 
-_SIZES: Final = {
+SIZES: Final = {
     "BOOL": 1, "INT8": 1, "UINT8": 1, "INT16": 2, "UINT16": 2, "FP16": 2, "BF16": 2, "INT32": 4, "UINT32": 4, "FP32": 4,
     "INT64": 8, "UINT64": 8, "FP64": 8, "BYTES": 0,
 }  # fmt: skip
@@ -157,7 +157,7 @@ class Layouts:
 
 
 def _maybe_part(tensor: Any) -> Part | None:
-    if tensor.datatype not in _SIZES or tensor.HasField("contents"):
+    if tensor.datatype not in SIZES or tensor.HasField("contents"):
         return None
     if any(key.startswith("shared_memory") for key in tensor.parameters):
         return None
@@ -166,7 +166,7 @@ def _maybe_part(tensor: Any) -> Part | None:
     except ImpossibleShape:
         return None
     dims = tuple(tensor.shape[1:])
-    return Part(tensor.name, _SIZES[tensor.datatype], elements_of(dims), dims)
+    return Part(tensor.name, SIZES[tensor.datatype], elements_of(dims), dims)
 
 
 def _tensors(message: Any) -> Sequence[Any]:

@@ -66,7 +66,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             "gateway.yaml:7: models.m.variants.c.model: is missing; needs: model name (1 to 200 ASCII characters without "
             "space and '/')",
             "gateway.yaml:7: models.m.variants.c.modell: unknown key 'modell'; known: upstream, model, version, "
-            "attempt_timeout, limit (did you mean 'model'?)",
+            "attempt_timeout, probe, limit (did you mean 'model'?)",
         ],
     ),
     "wrong types": (

@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.attempts import Attempt, Attempts
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.batching.merge_point import maybe_merge_point
 from gateway.forwarding.caller import CallerMetadata, metadata_from_pairs, metadata_of
-from gateway.forwarding.inference import Inference
+from gateway.forwarding.inference import Inference, Work
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import NoHooks
+from gateway.hooks import NoHooks, NoObserver
 from gateway.routing import Route, Routes, Split
 from gateway.rpc.requests import RequestHead
-from gateway.types import Variant
-from gateway.upstream.endpoint import Endpoint
+from gateway.types import Facts, Plan, Variant
+from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.pool import Pool
 
 UNUSED: Any = None
 
@@ -105,3 +106,30 @@ async def test_a_version_that_the_server_is_not_known_to_have_is_merged_with_not
     for version in range(1000):
         assert maybe_merge_point("a", attempt, MergeSettings(), str(version)) is None
     assert len(endpoint.remembered) == 1
+
+
+def test_a_call_that_wants_its_variant_and_no_other_gets_it_whatever_the_breaker_says() -> None:
+    gpu, cpu = Variant("gpu", "gpu", "net"), Variant("cpu", "cpu", "net")
+    endpoints = {name: Endpoint(name, f"{name}:1", UNUSED) for name in ("gpu", "cpu")}
+    pools = {name: Pool(name, [endpoint]) for name, endpoint in endpoints.items()}
+    route = Route("m", (gpu, cpu), split=Split.all_to("gpu"))
+    current = CurrentTopology(Topology(Routes([route]), pools))
+    inference = Inference(current, NoHooks(), Sequences(idle=1, most=1), clock=lambda: 100.0, draw=lambda: 0.99)
+
+    def first(*targets: Variant) -> str:
+        work = Work(
+            route, inference.requests.peek(request()), Facts(), Attempts(Plan(targets, "split"), pools, 3), NoObserver()
+        )
+        attempt = inference.maybe_next(work)
+        return attempt.variant.name if attempt is not None else "none"
+
+    endpoints["gpu"].state = State.DOWN
+    assert first(gpu, cpu) == "cpu"
+    assert inference.breaker_state("m", "gpu") == "tripped"
+    assert first(gpu) == "none"
+    endpoints["gpu"].state = State.READY
+    assert first(gpu, cpu) == "cpu"  # it is probing, and this call was not drawn
+    assert inference.breaker_state("m", "gpu") == "probing"
+    assert first(gpu) == "gpu"
+    endpoints["cpu"].state = State.DOWN
+    assert first(gpu, cpu) == "gpu"

@@ -72,8 +72,14 @@ class PlayedTriton:
         async def ready(body: bytes, context: Any) -> bytes:
             return bytes(pb.ModelReadyResponse(ready=True).SerializeToString())
 
+        async def metadata(body: bytes, context: Any) -> bytes:
+            answer = pb.ModelMetadataResponse(name=pb.ModelMetadataRequest.FromString(body).name)
+            answer.inputs.add(name="IN", datatype="UINT8", shape=[-1, 4])
+            return bytes(answer.SerializeToString())
+
         unary = grpc.unary_unary_rpc_method_handler
         methods = {"ServerLive": unary(live), "ModelReady": unary(ready), "ModelInfer": unary(self.infer)}
+        methods["ModelMetadata"] = unary(metadata)
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self.stream)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 

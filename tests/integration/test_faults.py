@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,14 @@ async def test_a_gpu_server_that_dies_under_load_is_stepped_in_for_and_gets_its_
         started = time.monotonic()
         await calls.until(lambda: calls.variants(started)["gpu"] > 0, 5, "back to the GPU")
         back = time.monotonic()
-        await calls.until(lambda: calls.variants(back)["gpu"] > 100, 5, "stays with the GPU")
-        assert calls.variants(back).keys() == {"gpu"}
+        variants = running.shown.state()["models"]["adder"]["variants"]  # type: ignore[index]
+        assert variants["gpu"]["breaker"] == "probing"
+        first = Counter(ended.variant for ended in await calls.more(100))
+        assert first["gpu"] < 50  # by and by: a tenth, then more
+        await calls.until(lambda: calls.variants(time.monotonic() - 1)["gpu"] > 40, 15, "half of the calls")
+        assert calls.variants(back).keys() == {"gpu", "cpu"}  # and no more until it has been well for long
+        metrics = (await http(running.admin_address, "/metrics"))[1]
+        assert 'gateway_variant_breaker{model="adder",variant="gpu"} 1.0' in metrics
     assert_hardly_any_failed(calls)
 
 

@@ -67,6 +67,36 @@ async def test_one_of_two_servers_that_fails_every_call_at_once_fails_hardly_any
         assert not [each for each in calls.since(well + 1) if each.code is not OK]
 
 
+async def test_a_server_that_fails_its_probe_inferences_gets_no_call_however_healthy_it_says_it_is(
+    tmp_path: Path,
+) -> None:
+    variant = {"upstream": "all", "model": "net", "probe": {"interval": "200ms"}}
+    async with played(fails_at_once) as one, played() as two:
+        content = config({"all": [one.address, two.address]}, {"net": {"variants": {"only": variant}}})
+        file = write(tmp_path / "g.yaml", content)
+        async with gateway(file) as running, traffic(running.listen, infer("caller"), callers=4) as calls:
+            await calls.more(200)
+            assert not calls.failed, calls.why()
+            assert one.executed["caller"] == 0
+            await calls.until(lambda: one.executed[""] > 2, 10, "it is tried out again and again")
+            assert one.executed["caller"] == 0
+            state: Any = running.shown.state()
+            shown = {each["address"]: (each["state"], each["probed"]) for each in state["upstreams"]["all"]}
+            assert "CUDA error" in shown[one.address][1]["net"]
+            assert shown[one.address][0] == "ready"
+            assert shown[two.address][1] == {"net": "well"}
+            ok = "gateway_endpoint_probe_inference_ok"
+            metrics = (await http(running.admin_address, "/metrics"))[1]
+            assert f'{ok}{{address="{one.address}",model="net",upstream="all"}} 0.0' in metrics
+            assert f'{ok}{{address="{two.address}",model="net",upstream="all"}} 1.0' in metrics
+            one.behaviour, two.behaviour = two.behaviour, one.behaviour
+            await calls.until(lambda: calls.endpoints(time.monotonic() - 1)[one.address] > 50, 20, "its share")
+            began = time.monotonic()
+            await calls.more(200)
+            assert not [each for each in calls.since(began) if each.code is not OK], calls.why()
+            assert set(calls.endpoints(began)) == {one.address}
+
+
 @pytest.mark.parametrize(("retry", "deaths"), [({}, 2), ({"retry": {"on": []}}, 1)], ids=["default", "on nothing"])
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
 async def test_a_request_that_crashes_its_server_does_not_go_on_to_crash_them_all(

@@ -9,6 +9,7 @@ import pytest
 from gateway.hooks import (
     AttemptEnded,
     AttemptStarted,
+    BreakerChanged,
     CallEnded,
     CallHistory,
     CallObserver,
@@ -60,6 +61,9 @@ class Listener:
     def endpoint_ejected(self, event: EndpointEjected) -> None:
         self.note("endpoint_ejected")
 
+    def breaker_changed(self, event: BreakerChanged) -> None:
+        self.note("breaker_changed")
+
     def retry_refused(self, event: RetryRefused) -> None:
         self.note("retry_refused")
 
@@ -87,7 +91,14 @@ ENDPOINT = EndpointChanged("cpu", "cpu-0:8001", True, ("m",), "probe", 1.0)
 CONFIG = ConfigChanged("gateway.yaml", "abc", True, (), 1.0)
 FULL = ConnectionFull("10.0.0.9:5", 1000)
 EJECTED = EndpointEjected("cpu", "cpu-0:8001", "m", 5.0, 1.0)
-THE_REST = ["endpoint_changed", "config_changed", "connection_full", "endpoint_ejected", "retry_refused"]
+THE_REST = [
+    "endpoint_changed",
+    "config_changed",
+    "connection_full",
+    "endpoint_ejected",
+    "breaker_changed",
+    "retry_refused",
+]
 
 
 def tell_the_rest(hooks: Hooks) -> None:
@@ -95,6 +106,7 @@ def tell_the_rest(hooks: Hooks) -> None:
     hooks.config_changed(CONFIG)
     hooks.connection_full(FULL)
     hooks.endpoint_ejected(EJECTED)
+    hooks.breaker_changed(BreakerChanged("m", "gpu", "tripped", 1.0))
     hooks.retry_refused(RetryRefused("m"))
 
 

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 from gateway.hooks import (
+    BreakerChanged,
     CallStarted,
     ConfigChanged,
     ConnectionFull,
@@ -268,13 +269,30 @@ def test_openmetrics_is_answered_to_those_who_accept_it(metrics, call):
     assert Scraped(metrics.scrape).content_type.startswith("text/plain")
 
 
+def _tried_out(metrics: Metrics) -> int:
+    (family,) = [
+        each for each in Scraped(metrics.scrape).families if each.name == "gateway_endpoint_probe_inference_ok"
+    ]
+    return len(family.samples)
+
+
+def test_a_model_that_is_no_longer_tried_out_has_no_metric_of_it(metrics: Metrics) -> None:
+    metrics.endpoint_changed(EndpointChanged("u", "a:1", True, (), "", 1.0, tried={"net": False, "other": True}))
+    assert _tried_out(metrics) == 2
+    metrics.endpoint_changed(EndpointChanged("u", "a:1", True, (), "", 1.0, tried={"net": True}))
+    assert _tried_out(metrics) == 1
+    metrics.endpoint_changed(EndpointChanged("u", "a:1", False, (), "left", 1.0, gone=True))
+    assert _tried_out(metrics) == 0
+
+
 def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, call, fallen_back):
     """The names are a promise, so the page that makes it is compared with the scrape."""
     call(steps=[("decode", 0.001, "bad")], attempts=fallen_back).report_to(metrics)
     call(attempts=[], code=Code.RESOURCE_EXHAUSTED).report_to(metrics)
     call(attempts=[], code=Code.INTERNAL).report_to(metrics)
-    metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0))
+    metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0, tried={"net": True}))
     metrics.retry_refused(RetryRefused("m"))
+    metrics.breaker_changed(BreakerChanged("m", "gpu", "tripped", 1.0))
     metrics.endpoint_ejected(EndpointEjected("cpu", "cpu-0:8001", "net", 5.0, 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
     pipelines = PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1})

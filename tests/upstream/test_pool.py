@@ -138,6 +138,130 @@ def test_of_two_servers_of_which_one_fails_every_call_at_once_hardly_any_call_fa
     assert failures <= late / 1000
 
 
+class Simulated:
+    """Callers that each make one call after the other on a pool; how long an endpoint takes is given by its number."""
+
+    def __init__(self, takes: dict[int, float], callers: int, refuses: frozenset[int] = frozenset()) -> None:
+        self.now = 0.0
+        self.pool = Pool("main", pool(*[READY] * len(takes)).endpoints, clock=lambda: self.now)
+        self.takes = takes
+        self.refuses = refuses
+        self.calls: Counter[int] = Counter()
+        self.times: list[float] = []
+        self._ends: list[tuple[float, int, int, float]] = [(0.0, caller, -1, 0.0) for caller in range(callers)]
+
+    def run(self, seconds: float) -> None:
+        until = self.now + seconds
+        self.calls.clear()
+        self.times.clear()
+        endpoints = self.pool.endpoints
+        while self._ends[0][0] < until:
+            self.now, caller, number, took = heapq.heappop(self._ends)
+            if number >= 0:
+                endpoints[number].end()
+                self.times.append(took)
+                if number in self.refuses:
+                    self.pool.failed(endpoints[number], "m", "", OVERLOADED, self.now)
+                else:
+                    endpoints[number].succeeded("m", "", self.now, took)
+            picked = self.pool.maybe_pick("m", "")
+            assert picked is not None
+            number = endpoints.index(picked)
+            picked.begin()
+            self.calls[number] += 1
+            took = self.takes[number] * random.uniform(0.8, 1.2)
+            heapq.heappush(self._ends, (self.now + took, caller, number, took))
+
+    def share(self, number: int) -> float:
+        return self.calls[number] / self.calls.total()
+
+    @property
+    def p99(self) -> float:
+        return sorted(self.times)[len(self.times) * 99 // 100]
+
+
+@pytest.mark.parametrize("callers", [1, 2, 8, 16])
+@pytest.mark.parametrize("size", [3, 6])
+def test_one_that_is_ten_times_slower_gets_hardly_any_calls_until_it_is_well(size: int, callers: int) -> None:
+    """Bar 48: at most a tenth of the calls within 10 s, p99 at most 1.5 times that of a pool that is well."""
+    every = Simulated(dict.fromkeys(range(size), 0.01), callers)
+    every.run(10)
+    assert all(each < 1.5 * every.calls.total() / size for each in every.calls.values())
+    usual = every.p99
+    every.takes[0] = 0.1
+    every.run(10)
+    assert every.share(0) <= 0.02
+    assert every.p99 <= 1.5 * usual
+    every.takes[0] = 0.01
+    every.run(30)
+    every.run(10)
+    assert every.share(0) > 0.5 / size
+
+
+@pytest.mark.parametrize("callers", [1, 2, 8, 16])
+def test_one_that_refuses_at_once_attracts_no_calls(callers: int) -> None:
+    every = Simulated({0: 0.0005, 1: 0.01, 2: 0.01}, callers, frozenset({0}))
+    every.run(10)
+    assert every.share(0) < 0.1
+
+
+def test_a_pool_under_load_uses_a_slower_endpoint_too() -> None:
+    every = Simulated({0: 0.03, 1: 0.01}, 40)
+    every.run(10)
+    assert 0.05 < every.share(0) < 0.2
+
+
+def test_of_a_large_pool_no_endpoint_gets_much_more_than_its_share_and_none_nothing() -> None:
+    every = Simulated(dict.fromkeys(range(100), 0.01), 400)
+    every.pool = Pool("main", [Endpoint("main", str(n), ScriptedConnection()) for n in range(100)])
+    for endpoint in every.pool.endpoints:
+        endpoint.state = READY
+    every.run(2)
+    assert max(e.in_flight for e in every.pool.endpoints) <= 4 + 4
+    assert len(every.calls) == 100
+    assert max(every.calls.values()) < 1.3 * every.calls.total() / 100
+
+
+def test_of_a_large_pool_one_is_found_however_few_are_left() -> None:
+    of = Pool("main", [Endpoint("main", str(number), ScriptedConnection()) for number in range(50)])
+    for endpoint in of.endpoints:
+        endpoint.state = DOWN
+    of.endpoints[7].state = SUSPECT
+    assert set(picks(of, 50)) == {"7"}
+    of.endpoints[9].state = READY
+    assert set(picks(of, 50)) == {"9"}
+
+
+def test_one_that_is_new_gets_its_share_by_and_by() -> None:
+    every = Simulated({0: 0.01, 1: 0.01, 2: 0.01}, 3)
+    every.run(1)
+    every.pool.endpoints[0].warm_up(every.now)
+    shares = []
+    for _ in range(6):
+        every.run(2)
+        shares.append(every.share(0))
+    assert 0.02 < shares[0] < 0.2
+    assert shares[0] < shares[2] < shares[4]
+    assert shares[5] > 0.25
+
+
+def test_a_pool_that_is_all_new_is_least_loaded_as_ever() -> None:
+    now = 5.0
+    of = Pool("main", pool(READY, READY, READY).endpoints, clock=lambda: now)
+    for endpoint, calls in zip(of.endpoints, (2, 1, 3), strict=True):
+        endpoint.warm_up(now)
+        for _ in range(calls):
+            endpoint.begin()
+    assert set(picks(of, 50)) == {"b"}
+
+
+def test_one_that_is_in_doubt_is_not_taken_for_being_warm() -> None:
+    now = 5.0
+    of = Pool("main", pool(READY, SUSPECT).endpoints, clock=lambda: now)
+    of.endpoints[0].warm_up(now)
+    assert set(picks(of, 50)) == {"a"}
+
+
 def test_the_least_loaded_endpoint_is_picked() -> None:
     loaded = pool(READY, READY, READY)
     for endpoint, calls in zip(loaded.endpoints, (2, 1, 3), strict=True):
