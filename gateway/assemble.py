@@ -16,6 +16,7 @@ from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.sharing import ShareSettings
 from gateway.routing import (
     AnyOf,
     Condition,
@@ -75,6 +76,21 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
         )
         for name, m in merges.items()
         if m is not None
+    }
+
+
+def shares_of(config: Config) -> dict[str, ShareSettings]:
+    """The public models whose identical requests share answers, for one worker: memory is for all of them."""
+    shares = {name: model.share for name, model in config.models.items()}
+    return {
+        name: ShareSettings(
+            s.coalesce,
+            (s.cache or 0) // config.workers,
+            s.ttl,
+            None if s.metadata is None else frozenset(s.metadata),
+        )
+        for name, s in shares.items()
+        if s is not None
     }
 
 

@@ -130,6 +130,7 @@ class CallEnded:
     response_bytes: int
     at: float
     callers_fault: bool  # although its code does not say so, and no attempt does
+    waited: float  # seconds, for the answer to another call's attempt
 
     def __init__(
         self,
@@ -140,8 +141,10 @@ class CallEnded:
         response_bytes: int,
         at: float,
         callers_fault: bool = False,
+        waited: float = 0.0,
     ) -> None:
         self.callers_fault = callers_fault
+        self.waited = waited
         self.code = code
         self.text = text
         self.served = served
@@ -264,6 +267,20 @@ class GateNow:
     latency: float  # seconds, of the last answers; 0 if not measured yet
     rate: float  # answers per second; 0 if not measured yet
     refused: Mapping[str, int]  # calls since the start, by reason
+
+
+@dataclass(frozen=True, slots=True)
+class SharedNow:
+    """What identical requests of one public model have shared since its settings were put in force."""
+
+    model: str
+    hits: int  # calls answered from memory
+    coalesced: int  # calls answered with another one's answer, which was in flight
+    executed: int  # calls that a server was asked for
+    answers: int  # that are remembered now
+    held: int  # bytes of them
+    most: int  # bytes that there may be
+    evictions: int  # answers forgotten to make room
 
 
 class CallObserver(Protocol):

@@ -61,3 +61,4 @@ class Served:
     model_version: str  # as the server answered
     endpoint: str
     attempts: int
+    reused: str = ""  # "hit": a remembered answer; "coalesced": another call's, that was in flight

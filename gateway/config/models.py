@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema
 
 from gateway.config.section import Section
 from gateway.config.units import (
+    GIB,
     HOURS,
     KIB,
     MIB,
@@ -299,6 +300,40 @@ class Merge(Section):
     )
 
 
+class Share(Section):
+    """Give identical requests one answer. For models that answer the same request the same way, whoever asks."""
+
+    coalesce: bool = Field(
+        default=True,
+        strict=True,
+        description="A request that is identical to one in flight waits for that one's answer.",
+    )
+    cache: Annotated[int, Size(64 * KIB, 64 * GIB)] | None = Field(
+        default=None,
+        description="Bytes of answers that are remembered, shared out to the workers. Without it none are. Errors "
+        "never are.",
+        examples=["64MiB"],
+    )
+    ttl: Annotated[float, Duration(10 * MILLISECONDS, 24 * HOURS)] = Field(
+        default=60.0,
+        description="For how long an answer is remembered. It is forgotten sooner when the model is seen to have "
+        "changed (docs/sharing.md).",
+    )
+    metadata: tuple[MetadataKey, ...] | None = Field(
+        default=None,
+        description="Metadata keys that requests must have with equal values to be identical, and that go along. "
+        "Others do not reach Triton then. By default every key that would reach Triton, apart from ids and trace "
+        "context of single calls.",
+        examples=[["x-tenant"]],
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Share:
+        if not self.coalesce and self.cache is None:
+            raise refused("shares nothing", "a size for 'cache', or 'coalesce: true'")
+        return self
+
+
 def _forbid(value: object) -> object:
     return [] if value == "forbid" else value
 
@@ -361,6 +396,11 @@ class Model(Section):
     merge: Merge | None = Field(
         default=None,
         description="Merge small requests on the way. `merge: {}` switches it on as it is.",
+    )
+    share: Share | None = Field(
+        default=None,
+        description="Give identical requests one answer. `share: {}` lets a request wait for an identical one in "
+        "flight; with `cache` answers are remembered. Never for sequences, streams and shared memory.",
     )
     pipeline: PipelineSpec | None = Field(
         default=None, description="Pre-processing, calls of other public models and post-processing behind this name."

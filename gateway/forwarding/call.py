@@ -6,6 +6,7 @@ Whatever has a say in a call has its place in that life:
 
     before deciding    `begin`, before it asks for a decision
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
+    before attempts    `_share`, where a request that was or is being answered gets the same answer
     beside an attempt  `_try_next`, where `_merged` lets it travel with others
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
     after              `_end`, whatever the end was
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,12 +28,13 @@ from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, Upstre
 from gateway.forwarding.admission import Gate, Refused
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
-from gateway.forwarding.batching import Batch, Layout
+from gateway.forwarding.batching import Batch, Layout, carried
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
 from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.retry_info import pushback_fields
+from gateway.forwarding.sharing import HIT, Answer, Flight, SharedModel, maybe_key
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
@@ -41,7 +44,7 @@ from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
-from gateway.v2.peek import Head, peek_front, rename_request, tail
+from gateway.v2.peek import Head, peek_front, peek_response, rename_request, rename_response, tail
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +86,9 @@ class Call:
     _before: Attempt | None = None  # while it waits: the last attempt that was made
     _sent_at = 0.0  # if it has a place
     _returns = 0  # times that it came back from a server whose queue was full
+    _flight: Flight | None = None  # whose answer it gets: not its own alone
+    _joined_at = 0.0  # if that was under way when it came
+    _leads: Flight | None = None  # for whose members it is made
     turn: Hashable = None  # as a `Waiting`: who it is that takes turns with others
     until: float | None = None  # as a `Waiting`: its deadline
 
@@ -117,8 +123,10 @@ class Call:
             self._refuse(Bug(BUG_TEXT))
             return
         try:
-            self._work = inference.begin(decision, self._observer)
-            self._try_next()
+            work = self._work = inference.begin(decision, self._observer)
+            shares = inference.shares.table
+            if not shares or (shared := shares.get(work.route.model)) is None or not self._share(shared):
+                self._try_next()
         except GatewayError as error:
             self._fail(error)
         except Exception as error:
@@ -136,6 +144,92 @@ class Call:
         caller = self._caller
         body = b"" if self._is_in_parts else self.body
         return self._inference.report(self._method, decision, caller.peer, body)
+
+    # Sharing, as `Member`, and as the call that is made for members
+
+    def _share(self, model: SharedModel) -> bool:
+        """Answer it as an identical request was or is being answered. False: it must go alone."""
+        work, inference, caller = self._work, self._inference, self._caller
+        if self._is_in_parts or work.sequence is not None:
+            return False
+        sent = carried(caller.metadata.passed, model.settings.metadata)
+        digest = maybe_key(self.body, self.head, sent)
+        if digest is None:
+            return False
+        targets = work.attempts.targets
+        answer = model.maybe_answer(targets[0], digest, inference.clock())
+        if answer is not None:
+            self.share_answered(answer, HIT, ())
+            return True
+        values = caller.metadata.values
+        key = (targets, inference.gates.is_batch(values), digest)
+        turn = inference.gates.turn_of(values, caller.number)
+        flight = model.maybe_flight(key, turn)
+        if flight is not None:
+            self._flight = flight
+            self._joined_at = inference.clock()
+            flight.join(self)
+            return True
+        flight = self._flight = Flight(model, key, digest, self, caller, sent, turn)
+        call = flight.call = Call(inference, flight, self._method, self.body, self.head)
+        model.began(key, flight)
+        call.begin_shared(flight, work)
+        return True
+
+    def begin_shared(self, flight: Flight, work: Work) -> None:
+        """Make the first attempt for the members of a flight."""
+        self._leads = flight
+        self._is_reported = False
+        self._observer = work.observer = flight
+        self._work = work
+        try:
+            self._try_next()
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    @property
+    def observer(self) -> CallObserver:
+        return self._observer
+
+    @property
+    def deadline(self) -> float | None:
+        return self._caller.deadline
+
+    @property
+    def is_queued(self) -> bool:
+        return self._is_waiting
+
+    def now(self) -> float:
+        return self._inference.clock()
+
+    def late(self) -> None:
+        if self._attempt is not None and self._busy is not None:
+            self._inference.attempt_late(self._work, self._attempt)
+
+    def share_answered(self, answer: Answer, how: str, trailing: Fields) -> None:
+        self._flight = None
+        body, id = answer.body, self.head.id
+        try:
+            if id:
+                body = rename_response(body, peek_response(body), id=id)
+            self.served = answer.served
+            if how:
+                self.served, who = _reused(answer.served, how)
+                trailing = (*answer.trailing, *who)
+            self._answered_bytes = len(body)
+            self._caller.reply(body, answer.initial, (*trailing, *self._caller.metadata.echo))
+            self._end(OK, "")
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def share_failed(self, error: GatewayError) -> None:
+        self._flight = None
+        try:
+            self._fail(error)
+        except Exception as unforeseen:
+            self._fail_unforeseen(unforeseen)
 
     # Attempts
 
@@ -169,6 +263,8 @@ class Call:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
+        if self._leads is not None:
+            self._leads.sent(attempt)
         if self._is_in_parts:
             self._send_front(attempt)
         elif not self._merged(attempt):
@@ -244,7 +340,7 @@ class Call:
         if gate is None:
             return True
         values = self._caller.metadata.values
-        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.deadline
+        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.useful_until
         try:
             entered = gate.enter(self, gates.is_batch(values), now)
         except Refused as refused:
@@ -530,6 +626,10 @@ class Call:
             return
         self.is_over = True
         text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        if self._flight is not None:
+            self._flight.left(self, code, text, self._inference.clock())
+            self._end(code, text)
+            return
         if self._pause is not None:
             self._pause.cancel()
             self._end(code, text)
@@ -576,13 +676,21 @@ class Call:
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
-            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault))
+            waited = now - self._joined_at if self._joined_at else 0.0
+            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, waited))
 
 
 @lru_cache(256)
 def _answer_fields(fields: Fields) -> Fields:
     """What of an upstream's headers or trailers the caller gets."""
     return tuple(field for field in fields if is_field_passed_on(field[0]))
+
+
+@lru_cache(4096)
+def _reused(served: Served, how: str) -> tuple[Served, Fields]:
+    """The same, of an answer that was not made for this caller alone."""
+    reused = replace(served, attempts=0, reused=how)
+    return reused, tuple(fields_from(served_trailers(reused)))
 
 
 @lru_cache(4096)

@@ -80,6 +80,11 @@ class Caller(ABC):
     takes_parts = False  # may a large answer be given to it as it comes?
 
     @property
+    def useful_until(self) -> float | None:
+        """When nobody wants the answer any more; as `deadline`, which ends the call."""
+        return self.deadline
+
+    @property
     def missing(self) -> int:
         """Bytes of the request that are still to come."""
         return 0

@@ -32,6 +32,7 @@ from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
+from gateway.forwarding.sharing import Shares
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import (
     AttemptEnded,
@@ -154,6 +155,7 @@ class Inference:
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self.gates = Gates()
+        self.shares = Shares()
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 

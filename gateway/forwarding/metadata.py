@@ -89,12 +89,13 @@ def failed_trailers(error: GatewayError) -> Metadata:
 
 def served_trailers(served: Served) -> Metadata:
     """The trailing metadata that names who answered. What is no legal metadata is percent-encoded, as UTF-8."""
-    return (
+    who = (
         ("gateway-variant", _as_value(served.variant)),
         ("gateway-model-version", _as_value(served.model_version)),
         ("gateway-endpoint", _as_value(served.endpoint)),
         ("gateway-attempts", str(served.attempts)),
     )
+    return (*who, ("gateway-cache", served.reused)) if served.reused else who
 
 
 def _as_value(name: str) -> str:

@@ -21,6 +21,7 @@ from gateway.hooks import (
     GateNow,
     PipelinesNow,
     RetryRefused,
+    SharedNow,
     StepNow,
 )
 from gateway.status import Code, Meaning
@@ -278,7 +279,11 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     metrics.endpoint_ejected(EndpointEjected("cpu", "cpu-0:8001", "net", 5.0, 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
     pipelines = PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1})
-    metrics.watch(lambda: pipelines, lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})])
+    metrics.watch(
+        lambda: pipelines,
+        lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
+        lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
+    )
     real = set()
     for family in Scraped(metrics.scrape).families:
         if family.name.startswith("gateway_"):
