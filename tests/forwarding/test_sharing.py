@@ -86,6 +86,8 @@ class SharingWorld(World):
         route = Route("m", variants, Split.all_to("a"), rules=(testers,), fallback=("a", "b"))
         now = self.inference.current.now
         self.inference.current.now = replace(now, routes=Routes([route]), pools={"u": Pool("u", self.endpoints)})
+        for endpoint in self.endpoints:
+            self.probe(endpoint)
         self.settings = settings or ShareSettings(cache_bytes=1 << 20, seconds=10.0)
         self.inference.shares.apply({"m": self.settings})
         self.now = 100.0
@@ -96,6 +98,12 @@ class SharingWorld(World):
         call = Call(self.inference, caller, "ModelInfer", body, self.inference.requests.peek(body))
         call.begin()
         return call, caller
+
+    @staticmethod
+    def probe(endpoint: Endpoint) -> None:
+        """As a probe does: learn the counts of its models."""
+        for model in ("net", "other"):
+            endpoint.known(model, "").counts = {"3": (0, 0, 0)}
 
     @property
     def sent(self) -> list[ClientCall]:
@@ -309,6 +317,8 @@ def test_an_answer_is_forgotten_when_its_model_may_have_changed(what: str) -> No
             served_by.close()
 
     change()
+    for endpoint in world.endpoints:
+        world.probe(endpoint)
     world.ask(request())
     assert len(world.sent) == 2  # nor does a request that comes after the change get what was asked before it
     world.answer(0, b"old")
@@ -322,6 +332,16 @@ def test_an_answer_is_forgotten_when_its_model_may_have_changed(what: str) -> No
     hits = world.counts[2]
     world.ask(request())
     assert world.counts[2] == hits
+
+
+def test_nothing_is_remembered_until_a_reload_could_be_seen() -> None:
+    world = SharingWorld()
+    for endpoint in world.endpoints:
+        endpoint.forget()
+    world.ask(request())
+    world.answer()
+    world.ask(request())
+    assert len(world.sent) == 2
 
 
 def test_an_answer_is_remembered_for_its_time_and_space_only() -> None:

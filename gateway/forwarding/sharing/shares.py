@@ -110,6 +110,7 @@ class Flight(Caller):
         self._hears: Member | None = None  # of the attempt under way
         self._variant: Variant | None = None
         self._known: KnownModel | None = None  # what is asked now, as it is known
+        self._is_counted = False  # would it be seen if that is loaded anew from now on?
         self._is_late = False
         self._turn = turn
         self._id = leader.head.id
@@ -159,7 +160,8 @@ class Flight(Caller):
     def sent(self, attempt: Attempt) -> None:
         """The call is about to be sent to an endpoint."""
         self._variant = attempt.variant
-        self._known = attempt.endpoint.known(attempt.variant.model, attempt.variant.version)
+        known = self._known = attempt.endpoint.known(attempt.variant.model, attempt.variant.version)
+        self._is_counted = known.is_counted
 
     # As a caller
 
@@ -172,7 +174,9 @@ class Flight(Caller):
             body = rename_response(body, head, id="")
         theirs = tuple([field for field in trailing if not field[0].startswith(_OWN)])
         answer = Answer(body, initial, theirs, served)
-        self._model.answered(variant, self._digest, answer, known, self.call.now())
+        known.answered(served.model_version)
+        if self._is_counted:
+            self._model.answered(variant, self._digest, answer, known, self.call.now())
         for member in self._leaving():
             if member is self._leader:
                 member.share_answered(answer, "", trailing)
