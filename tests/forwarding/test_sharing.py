@@ -391,6 +391,21 @@ def test_a_call_that_waits_for_anothers_turn_is_not_waited_for() -> None:
     assert world.counts[0] == 3
 
 
+def test_a_short_deadline_is_not_why_others_are_shed() -> None:
+    world = SharingWorld()
+    world.inference.gates.apply(AdmissionSettings({("u", "net"): 1}), world.now)
+    world.ask(request(raw=b"busybusy"))
+    hurried = Waiting()
+    hurried.deadline = world.now + 0.001
+    body = request().SerializeToString()
+    Call(world.inference, hurried, "ModelInfer", body, world.inference.requests.peek(body)).begin()
+    _, patient = world.ask(request())
+    world.now += 0.002
+    world.answer(0)
+    world.answer(1)
+    assert patient.ends == [Code.OK]
+
+
 async def test_who_awaits_a_call_shares_too() -> None:
     world = SharingWorld()
     world.ask(request(id="one"))

@@ -68,6 +68,7 @@ class SharedCall(Protocol):
     """The call that is made for the members of a flight."""
 
     served: Served | None
+    until: float | None  # when nobody wants the answer any more, where it waits for its turn
 
     @property
     def is_queued(self) -> bool:
@@ -105,7 +106,8 @@ class Flight(Caller):
         self._model = model
         self._key = key
         self._digest = digest
-        self._members: list[Member] = [leader]
+        self._members: dict[Member, None] = {leader: None}  # in order
+        self._latest = leader.deadline
         self._leader: Member = leader
         self._hears: Member | None = None  # of the attempt under way
         self._variant: Variant | None = None
@@ -122,14 +124,8 @@ class Flight(Caller):
 
     @property
     def useful_until(self) -> float | None:
-        """The latest deadline of its members."""
-        latest = 0.0
-        for member in self._members:
-            deadline = member.deadline
-            if deadline is None:
-                return None
-            latest = max(latest, deadline)
-        return latest
+        """The latest deadline of all members so far."""
+        return self._latest
 
     def takes(self, turn: Hashable) -> bool:
         """May one more member wait for it?
@@ -142,11 +138,14 @@ class Flight(Caller):
         return turn == self._turn or not self.call.is_queued
 
     def join(self, member: Member) -> None:
-        self._members.append(member)
+        self._members[member] = None
+        deadline = member.deadline
+        if self._latest is not None and (deadline is None or deadline > self._latest):
+            self._latest = self.call.until = deadline
 
     def left(self, member: Member, code: Code, text: str, now: float) -> None:
         """A member's caller has gone, or its deadline has passed."""
-        self._members.remove(member)
+        del self._members[member]
         if self._hears is member:
             self._hears = None
             member.observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, now))
@@ -190,7 +189,7 @@ class Flight(Caller):
             member.share_failed(error if member is self._leader else self._as_for(member, error))
 
     def _leaving(self) -> list[Member]:
-        members, self._members = self._members, []
+        members, self._members = list(self._members), {}
         return [member for member in members if not member.is_over]
 
     def _as_for(self, member: Member, error: GatewayError) -> GatewayError:
@@ -205,7 +204,7 @@ class Flight(Caller):
     # As an observer
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
-        self._hears = self._members[0] if self._members else None
+        self._hears = next(iter(self._members), None)
         return self._hears.observer.attempt_started(event) if self._hears is not None else ()
 
     def attempt_merged(self, event: AttemptMerged) -> None:
