@@ -62,6 +62,7 @@ class AttemptStarted:
     why: str  # the plan's reason for the first, "fallback" or "retry" later
     at: float
     instead_of: str  # the variant in whose place this one is asked, if `why` is "fallback"
+    reason: str  # why, then: what that one's failure meant ("unreachable", …), "unavailable", "limited" or "sample"
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class AttemptStarted:
         why: str,
         at: float,
         instead_of: str = "",
+        reason: str = "",
     ) -> None:
         self.model = model
         self.variant = variant
@@ -82,6 +84,7 @@ class AttemptStarted:
         self.why = why
         self.at = at
         self.instead_of = instead_of
+        self.reason = reason
 
 
 @dataclass(slots=True)

@@ -14,6 +14,9 @@ from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
+UNAVAILABLE: Final = "unavailable"  # why a fallback is asked: no endpoint that could serve the variant was known
+LIMITED: Final = "limited"  # there is no room for more calls at its servers
+SAMPLE: Final = "sample"  # its servers are in doubt, so some calls go to the fallback to compare
 _ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.LOST, Meaning.DRAINING)
 
 
@@ -53,6 +56,8 @@ class Attempts:
         "_reason",
         "_targets",
         "_tried_here",
+        "chosen",
+        "is_sample",
         "last",
         "made",
     )
@@ -62,6 +67,8 @@ class Attempts:
         self._reason = plan.reason
         self.last: Attempt | None = None
         self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
+        self.chosen = self._last  # the name of the variant that is meant to answer
+        self.is_sample = False
         self._pools = pools
         self._most = most
         self._index = 0
@@ -105,6 +112,7 @@ class Attempts:
     def put_off_first(self) -> None:
         """Begin with the second variant. The first one comes once more after all others, as if it could not serve."""
         first = self._targets[0]
+        self.is_sample = True
         self._put_off = (first,)
         self._targets = (*self._targets, first)
         self._next_variant()

@@ -31,7 +31,7 @@ from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout, carried
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
-from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for
+from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.retry_info import pushback_fields
 from gateway.forwarding.sharing import HIT, Answer, Flight, SharedModel, maybe_key
@@ -571,8 +571,12 @@ class Call:
     def _who(self, model_version: str) -> tuple[Served, Fields]:
         attempt = self._attempt
         assert attempt is not None  # noqa: S101  (something came of one)
-        address = attempt.endpoint.address
-        return _who(self._work.route.model, attempt.variant.name, model_version, address, attempt.number)
+        work, variant, address = self._work, attempt.variant.name, attempt.endpoint.address
+        chosen = work.attempts.chosen
+        if variant == chosen:
+            return _who(work.route.model, variant, model_version, address, attempt.number)
+        reason = why_not(work, chosen)
+        return _who(work.route.model, variant, model_version, address, attempt.number, chosen, reason)
 
     def _upstream_failed(self, client: ClientCall) -> None:
         """Try elsewhere, if that may help and the request can be sent again.
@@ -694,7 +698,9 @@ def _reused(served: Served, how: str) -> tuple[Served, Fields]:
 
 
 @lru_cache(4096)
-def _who(model: str, variant: str, version: str, endpoint: str, attempts: int) -> tuple[Served, Fields]:
+def _who(  # noqa: PLR0917  (called on the hot path, where keywords cost)
+    model: str, variant: str, version: str, endpoint: str, attempts: int, instead_of: str = "", reason: str = ""
+) -> tuple[Served, Fields]:
     """Who answered, and how the caller is told. The fields may be kept in compression tables: no caller chose them."""
-    served = Served(model, variant, version, endpoint, attempts)
+    served = Served(model, variant, version, endpoint, attempts, instead_of, reason)
     return served, tuple((name, value) for name, value in fields_from(served_trailers(served)))

@@ -26,7 +26,7 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.forwarding.admission import TOO_LATE, Gates, Refused
-from gateway.forwarding.attempts import Attempt, Attempts
+from gateway.forwarding.attempts import LIMITED, SAMPLE, UNAVAILABLE, Attempt, Attempts
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
@@ -321,6 +321,7 @@ class Inference:
                 attempt.why,
                 now,
                 attempt.instead_of,
+                why_not(work, attempt.instead_of) if attempt.instead_of else "",
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None
@@ -481,6 +482,16 @@ def as_asked(work: Work, body: bytes, head: Head) -> bytes:
         return body
     id = None if work.upstream_id is None else work.head.id
     return rename_response(body, head, model_name=work.route.model, id=id)
+
+
+def why_not(work: Work, variant: str) -> str:
+    """Why another variant is asked in the place of this one."""
+    for attempt, _, verdict in reversed(work.failures):
+        if attempt.variant.name == variant:
+            return verdict.meaning.value
+    if work.attempts.is_sample:
+        return SAMPLE
+    return LIMITED if work.refused is not None else UNAVAILABLE
 
 
 def last_asked(error: GatewayError, work: Work) -> GatewayError:

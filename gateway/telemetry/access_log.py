@@ -103,10 +103,9 @@ def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | i
 
 def _why_fallback(call: CallHistory) -> str:
     """Of a call that went to a fallback: the variant that should have answered, and why it did not."""
-    for index, attempt in enumerate(call.attempts):
-        if attempt.why == "fallback":
-            meaning = call.outcomes[index - 1].meaning if index else None
-            return f"{attempt.instead_of}: {meaning.value if meaning is not None else 'unavailable'}"
+    for attempt in call.attempts:
+        if attempt.instead_of:
+            return f"{attempt.instead_of}: {attempt.reason}"
     return ""
 
 

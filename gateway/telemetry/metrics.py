@@ -321,7 +321,7 @@ class _Families:
         self.fallbacks = counter(
             "gateway_fallbacks",
             "Times a variant was asked in place of one that failed the call or was known to be unavailable.",
-            *("model", "from_variant", "variant"),
+            *("model", "from_variant", "variant", "reason"),
         )
         self.queue_full = counter(
             "gateway_queue_full",
@@ -533,7 +533,7 @@ class _Series:
         for attempt in call.attempts:
             if attempt.instead_of:
                 names = (OTHER, OTHER) if self._is_other else (attempt.instead_of, attempt.variant)
-                self._families.fallbacks.labels(self._model, *names).inc()
+                self._families.fallbacks.labels(self._model, *names, attempt.reason).inc()
         for outcome in call.outcomes:
             if outcome.meaning is Meaning.OVERLOADED:
                 self._families.queue_full.labels(self._model, "upstream").inc()

@@ -110,7 +110,8 @@ def test_a_failed_step_is_counted(metrics, call):
 def test_a_fallback_is_counted_with_both_attempts(metrics, call, fallen_back):
     call(attempts=fallen_back).report_to(metrics)
     scraped = Scraped(metrics.scrape)
-    assert scraped("gateway_fallbacks_total", model="photos", from_variant="tensorrt", variant="onnx") == 1
+    names = {"model": "photos", "from_variant": "tensorrt", "variant": "onnx"}
+    assert scraped("gateway_fallbacks_total", **names, reason="unreachable") == 1
     assert scraped("gateway_attempts_total", address="gpu-0:8001", meaning="unreachable") == 1
     assert scraped("gateway_attempts_total", address="cpu-0:8001", meaning="ok") == 1
     assert scraped("gateway_requests_total", variant="onnx", code="OK") == 1
