@@ -16,6 +16,7 @@ from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.sharing import ShareSettings
 from gateway.routing import (
     AnyOf,
@@ -92,6 +93,12 @@ def shares_of(config: Config) -> dict[str, ShareSettings]:
         for name, s in shares.items()
         if s is not None
     }
+
+
+def hedges_of(config: Config) -> dict[str, HedgeSettings]:
+    """The public models whose slow calls are sent a second time."""
+    hedges = {name: model.hedge for name, model in config.models.items()}
+    return {name: HedgeSettings(h.quantile, h.after or 0.0) for name, h in hedges.items() if h is not None}
 
 
 def admission_of(config: Config) -> AdmissionSettings:

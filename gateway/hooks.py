@@ -59,7 +59,7 @@ class AttemptStarted:
     upstream: str
     endpoint: str
     number: int  # 1 for the first
-    why: str  # the plan's reason for the first, "fallback" or "retry" later
+    why: str  # the plan's reason for the first, "fallback", "retry" or "hedge" later
     at: float
     instead_of: str  # the variant in whose place this one is asked, if `why` is "fallback"
     reason: str  # why, then: what that one's failure meant ("unreachable", …), "unavailable", "limited" or "sample"
@@ -284,6 +284,17 @@ class SharedNow:
     held: int  # bytes of them
     most: int  # bytes that there may be
     evictions: int  # answers forgotten to make room
+
+
+@dataclass(frozen=True, slots=True)
+class HedgesNow:
+    """What became of second attempts of one public model since its settings were put in force."""
+
+    model: str
+    sent: int
+    won: int  # their answer was the first
+    refused: int  # not sent, because their budget was used up
+    after: float  # seconds that a call may take before it is sent a second time; 0: not known yet
 
 
 class CallObserver(Protocol):

@@ -12,6 +12,7 @@ import pytest
 from gateway.config import Config, Loaded
 from gateway.event_log import EventLog
 from gateway.forwarding.admission import Gates
+from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
@@ -51,6 +52,7 @@ class World(NoHooks):
             captures=Captures("0"),
             gates=Gates(),
             shares=Shares(),
+            hedges=Hedges(),
             events=EventLog(self),
             pipeline=UNUSED,
             collected=Budget(1 << 20, "answers"),

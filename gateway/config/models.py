@@ -300,6 +300,22 @@ class Merge(Section):
     )
 
 
+class Hedge(Section):
+    """Send a call that takes longer than most to another endpoint of its variant as well; the first answer counts.
+
+    For models that may run twice for one request.
+    """
+
+    quantile: Annotated[Number, Field(ge=0.5, le=0.999)] = Field(
+        default=0.95,
+        description="A call is sent a second time once it has taken longer than this share of the model's answers of "
+        "the last minute.",
+    )
+    after: Annotated[float, Duration(1 * MILLISECONDS, 1 * HOURS)] | None = Field(
+        default=None, description="Or once it has taken so long, whatever others take.", examples=["50ms"]
+    )
+
+
 class Share(Section):
     """Give identical requests one answer. For models that answer the same request the same way, whoever asks."""
 
@@ -396,6 +412,11 @@ class Model(Section):
     merge: Merge | None = Field(
         default=None,
         description="Merge small requests on the way. `merge: {}` switches it on as it is.",
+    )
+    hedge: Hedge | None = Field(
+        default=None,
+        description="Send slow calls a second time, at most one in ten. `hedge: {}` switches it on as it is. Not for "
+        "sequences, streams, merged calls and requests that are passed on as they arrive.",
     )
     share: Share | None = Field(
         default=None,

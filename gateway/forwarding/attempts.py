@@ -27,7 +27,7 @@ class Attempt:
     variant: Variant
     endpoint: Endpoint
     number: int
-    why: str  # the plan's reason, then "retry" (same variant) or "fallback" (another one)
+    why: str  # the plan's reason, then "retry" or "hedge" (same variant) or "fallback" (another one)
     instead_of: str  # the variant before it, or the one that was chosen, if `why` is "fallback"
 
     def __init__(self, variant: Variant, endpoint: Endpoint, number: int, why: str, instead_of: str) -> None:
@@ -116,6 +116,17 @@ class Attempts:
         self._put_off = (first,)
         self._targets = (*self._targets, first)
         self._next_variant()
+
+    def maybe_hedge(self, first: Attempt) -> Attempt | None:
+        """A second attempt of the same variant while the first is under way, if another endpoint can have it."""
+        if self.made >= self._most or self.last is not first:
+            return None
+        endpoint = self._pick(first.variant)
+        if endpoint is None:
+            return None
+        self.made += 1
+        self._tried_here = (*self._tried_here, endpoint)
+        return Attempt(first.variant, endpoint, self.made, "hedge", "")
 
     def _others(self) -> Sequence[Variant]:
         """Those that the current variant is not."""

@@ -29,6 +29,7 @@ from gateway.forwarding.admission import TOO_LATE, Gates, Refused
 from gateway.forwarding.attempts import LIMITED, SAMPLE, UNAVAILABLE, Attempt, Attempts
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
+from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
@@ -156,6 +157,7 @@ class Inference:
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self.gates = Gates()
         self.shares = Shares()
+        self.hedges = Hedges()
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -327,6 +329,13 @@ class Inference:
         work.upstream_id = traced_id(extra, work.head.id) if extra else None
         return extra
 
+    def tell_hedge(self, work: Work, attempt: Attempt, at: float) -> None:
+        """Report an attempt that was sent at this time beside another, once that one has ended: reports are in turn."""
+        variant, address = attempt.variant, attempt.endpoint.address
+        work.observer.attempt_started(
+            AttemptStarted(work.route.model, variant.name, variant.upstream, address, attempt.number, attempt.why, at)
+        )
+
     def context_of(self, facts: Facts) -> Metadata:
         """A caller's own place in a trace, to add upstream: nothing where calls are traced here."""
         if self.hooks.traces or "traceparent" not in facts.metadata:
@@ -384,6 +393,20 @@ class Inference:
 
         :raises GatewayError: if the request must not be tried elsewhere.
         """
+        failure, verdict, ended = self.learn(work, attempt, failure, verdict)
+        work.observer.attempt_ended(ended)
+        code = code_of(failure.code)
+        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
+            raise last_asked(_sequence_lost(work.sequence), work)
+        if not self._may_go_elsewhere(work, failure, verdict):
+            raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
+        work.attempts.failed(attempt, verdict)
+        work.failures = (*work.failures, (attempt, failure, verdict))
+
+    def learn(
+        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
+    ) -> tuple[CallFailed, Verdict, AttemptEnded]:
+        """Learn from a failed attempt. Answers the failure as its caller sees it, what it means, and the report."""
         if work.upstream_id is not None:
             text = with_own_id(failure.text, work.upstream_id, work.head.id)
             failure = CallFailed(failure.code, text, failure.trailing, origin=failure.origin)
@@ -396,15 +419,9 @@ class Inference:
             )
         code = code_of(failure.code)
         now = self.clock()
-        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, now))
         self._count_failure(work, attempt, verdict, now)
         attempt.endpoint.failed(asked, verdict, failure.text)
-        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
-            raise last_asked(_sequence_lost(work.sequence), work)
-        if not self._may_go_elsewhere(work, failure, verdict):
-            raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
-        work.attempts.failed(attempt, verdict)
-        work.failures = (*work.failures, (attempt, failure, verdict))
+        return failure, verdict, AttemptEnded(code, failure.text, verdict.meaning, now)
 
     def attempt_late(self, work: Work, attempt: Attempt) -> None:
         """A call's deadline has passed while an endpoint had it: its caller's choice, but peers may be faster."""

@@ -32,6 +32,7 @@ from gateway.hooks import (
     EndpointChanged,
     EndpointEjected,
     GateNow,
+    HedgesNow,
     PipelinesNow,
     RetryRefused,
     SharedNow,
@@ -130,6 +131,7 @@ class Metrics:
         self._pipelines: Callable[[], PipelinesNow] | None = None
         self._gates: Callable[[], Sequence[GateNow]] = tuple
         self._shares: Callable[[], Sequence[SharedNow]] = tuple
+        self._hedges: Callable[[], Sequence[HedgesNow]] = tuple
         self._counted: dict[tuple[str, ...], int] = {}  # what was told of these last, by name and labels
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
@@ -146,18 +148,25 @@ class Metrics:
                 if series.has_moved:
                     series.flush()
             if self._pipelines is not None:
-                self._tell_now(self._pipelines(), self._gates(), self._shares())
+                self._tell_now(self._pipelines(), self._gates(), self._shares(), self._hedges())
 
     def watch(
         self,
         pipelines: Callable[[], PipelinesNow],
         gates: Callable[[], Sequence[GateNow]] = tuple,
         shares: Callable[[], Sequence[SharedNow]] = tuple,
+        hedges: Callable[[], Sequence[HedgesNow]] = tuple,
     ) -> None:
         """Have these asked, from any thread, at each reading."""
-        self._pipelines, self._gates, self._shares = pipelines, gates, shares
+        self._pipelines, self._gates, self._shares, self._hedges = pipelines, gates, shares, hedges
 
-    def _tell_now(self, now: PipelinesNow, gates: Sequence[GateNow], shares: Sequence[SharedNow]) -> None:
+    def _tell_now(
+        self,
+        now: PipelinesNow,
+        gates: Sequence[GateNow],
+        shares: Sequence[SharedNow],
+        hedges: Sequence[HedgesNow],
+    ) -> None:
         told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
         for step in now.steps:
             told["running", step.pipeline, step.step] = step.running
@@ -179,6 +188,10 @@ class Metrics:
             self._tell_count(self._families.evictions, share.evictions, share.model)
             for how, count in (("hit", share.hits), ("coalesced", share.coalesced), ("executed", share.executed)):
                 self._tell_count(self._families.shared, count, share.model, how)
+        for hedge in hedges:
+            told["hedge_after", hedge.model] = hedge.after
+            for what, count in (("sent", hedge.sent), ("won", hedge.won), ("refused", hedge.refused)):
+                self._tell_count(self._families.hedges, count, hedge.model, what)
         gauges = self._families.pipelines
         for key in [key for key, value in self._gauged.items() if value and key not in told]:
             told[key] = 0
@@ -351,6 +364,7 @@ class _Families:
             "Requests of models that share answers, by how they were answered.",
             *("model", "how"),
         )
+        self.hedges = counter("gateway_hedges", "Second attempts beside a slow one.", "model", "what")
         self.evictions = counter("gateway_cache_evictions", "Answers forgotten to make room for others.", "model")
         self.refused = counter(
             "gateway_connections_refused",
@@ -424,7 +438,7 @@ class _Families:
         )
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
-        """Gauges of what `PipelinesNow`, `GateNow` and `SharedNow` say."""
+        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow` and `HedgesNow` say."""
         by_step = ["model", "step"]
         by_limit = ["upstream", "upstream_model"]
 
@@ -441,6 +455,12 @@ class _Families:
                 "gateway_limit_latency_seconds",
                 "How long an answer takes, by which it is decided whether a call comes too late.",
                 by_limit,
+                "livemax",
+            ),
+            "hedge_after": gauge(
+                "gateway_hedge_after_seconds",
+                "How long a call may take before it is sent a second time; 0 if that is not known yet.",
+                ["model"],
                 "livemax",
             ),
             "answers": gauge("gateway_cache_answers", "Answers that are remembered.", ["model"], "livesum"),

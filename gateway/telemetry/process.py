@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TypeVar
 
 from gateway.config.serving import Telemetry
-from gateway.hooks import GateNow, Hooks, Listener, PipelinesNow, SharedNow
+from gateway.hooks import GateNow, HedgesNow, Hooks, Listener, PipelinesNow, SharedNow
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
@@ -50,9 +50,13 @@ class ProcessTelemetry:
         pipelines: Callable[[], PipelinesNow],
         gates: Callable[[], Sequence[GateNow]],
         shares: Callable[[], Sequence[SharedNow]],
+        hedges: Callable[[], Sequence[HedgesNow]],
     ) -> None:
-        """Report what pipelines hold, what limits calls, and what calls share. All are called from any thread."""
-        self._metrics.watch(pipelines, gates, shares)
+        """Report what pipelines hold, what limits calls, what they share, and which are sent twice.
+
+        All are called from any thread.
+        """
+        self._metrics.watch(pipelines, gates, shares, hedges)
 
     @property
     def scrape(self) -> Scrape:

@@ -19,6 +19,7 @@ from gateway.hooks import (
     EndpointChanged,
     EndpointEjected,
     GateNow,
+    HedgesNow,
     PipelinesNow,
     RetryRefused,
     SharedNow,
@@ -284,6 +285,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
         lambda: pipelines,
         lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
         lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
+        lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
     )
     real = set()
     for family in Scraped(metrics.scrape).families:

@@ -156,11 +156,11 @@ class Flight(Caller):
             self._model.landed(self._key, self)
             self.call.cancelled(Code.CANCELLED)
 
-    def sent(self, attempt: Attempt) -> None:
-        """The call is about to be sent to an endpoint."""
+    def sent(self, attempt: Attempt, is_seen: bool = True) -> None:
+        """The call is about to be sent to an endpoint. is_seen: False if its models may have changed since it was."""
         self._variant = attempt.variant
         known = self._known = attempt.endpoint.known(attempt.variant.model, attempt.variant.version)
-        self._is_counted = known.is_counted
+        self._is_counted = is_seen and known.is_counted
 
     # As a caller
 
