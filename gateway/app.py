@@ -148,7 +148,7 @@ class Gateway:
         self._catalogue = Catalogue(self._topology)
         self._readiness = Readiness(self._catalogue.problems, self._changes)
         inference = Inference(self._topology, self._hooks, sequences)
-        self._gates = inference.gates
+        self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._breaker = inference.breaker_state
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
@@ -160,6 +160,8 @@ class Gateway:
             threads=self._threads,
             captures=self._telemetry.captures,
             gates=self._gates,
+            shares=self._shares,
+            hedges=self._hedges,
             events=self._events,
             pipeline=self._pipeline,
             collected=self._collected,
@@ -181,7 +183,7 @@ class Gateway:
             traffic=traffic.report if traffic else lambda: None,
             config=self._history.config,
         )
-        self._telemetry.watch(self.shown.pipelines_now, self._gates.now)
+        self._telemetry.watch(self.shown.pipelines_now, self._gates.now, self._shares.now, self._hedges.now)
         connections = Connections(self._telemetry.connection_refused)
         admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)

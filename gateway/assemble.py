@@ -18,6 +18,8 @@ from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.hedging import HedgeSettings
+from gateway.forwarding.sharing import ShareSettings
 from gateway.routing import (
     AnyOf,
     Condition,
@@ -79,6 +81,27 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
         for name, m in merges.items()
         if m is not None
     }
+
+
+def shares_of(config: Config) -> dict[str, ShareSettings]:
+    """The public models whose identical requests share answers, for one worker: memory is for all of them."""
+    shares = {name: model.share for name, model in config.models.items()}
+    return {
+        name: ShareSettings(
+            s.coalesce,
+            (s.cache or 0) // config.workers,
+            s.ttl,
+            None if s.metadata is None else frozenset(s.metadata),
+        )
+        for name, s in shares.items()
+        if s is not None
+    }
+
+
+def hedges_of(config: Config) -> dict[str, HedgeSettings]:
+    """The public models whose slow calls are sent a second time."""
+    hedges = {name: model.hedge for name, model in config.models.items()}
+    return {name: HedgeSettings(h.quantile, h.after or 0.0) for name, h in hedges.items() if h is not None}
 
 
 def admission_of(config: Config) -> AdmissionSettings:

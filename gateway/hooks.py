@@ -59,9 +59,10 @@ class AttemptStarted:
     upstream: str
     endpoint: str
     number: int  # 1 for the first
-    why: str  # the reason of the plan for the first attempt; "fallback" or "retry" for later ones
+    why: str  # the reason of the plan for the first attempt; "fallback", "retry" or "hedge" for later ones
     at: float
     instead_of: str  # the variant in whose place this one is asked, if `why` is "fallback"
+    reason: str  # why, then: what that one's failure meant ("unreachable", …), "unavailable", "limited" or "sample"
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class AttemptStarted:
         why: str,
         at: float,
         instead_of: str = "",
+        reason: str = "",
     ) -> None:
         self.model = model
         self.variant = variant
@@ -82,6 +84,7 @@ class AttemptStarted:
         self.why = why
         self.at = at
         self.instead_of = instead_of
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -130,6 +133,7 @@ class CallEnded:
     response_bytes: int
     at: float
     callers_fault: bool  # the caller's fault, although neither the code nor an attempt says so
+    waited: float  # seconds of waiting for the answer to another call's attempt
 
     def __init__(
         self,
@@ -140,8 +144,10 @@ class CallEnded:
         response_bytes: int,
         at: float,
         callers_fault: bool = False,
+        waited: float = 0.0,
     ) -> None:
         self.callers_fault = callers_fault
+        self.waited = waited
         self.code = code
         self.text = text
         self.served = served
@@ -280,6 +286,31 @@ class GateNow:
     latency: float  # seconds that recent answers took; 0 if not measured yet
     rate: float  # recent answers per second; 0 if not measured yet
     refused: Mapping[str, int]  # calls since the start, by reason
+
+
+@dataclass(frozen=True, slots=True)
+class SharedNow:
+    """What identical requests of one public model have shared since its settings were put in force."""
+
+    model: str
+    hits: int  # calls answered from memory
+    coalesced: int  # calls answered with another one's answer, which was in flight
+    executed: int  # calls that a server was asked for
+    answers: int  # that are remembered now
+    held: int  # bytes of them
+    most: int  # bytes that there may be
+    evictions: int  # answers forgotten to make room
+
+
+@dataclass(frozen=True, slots=True)
+class HedgesNow:
+    """What became of second attempts of one public model since its settings were put in force."""
+
+    model: str
+    sent: int
+    won: int  # their answer was the first
+    refused: int  # not sent, because their budget was used up
+    after: float  # seconds that a call may take before it is sent a second time; 0: not known yet
 
 
 class CallObserver(Protocol):

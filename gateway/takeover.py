@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from gateway.assemble import admission_of, memory_of, merges_of, names_of, routes_of, upstreams_of
+from gateway.assemble import admission_of, hedges_of, memory_of, merges_of, names_of, routes_of, shares_of, upstreams_of
 from gateway.config import Config, Finding, Loaded
 from gateway.container import memory_limit
 from gateway.event_log import EventLog
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Routes
@@ -43,6 +45,8 @@ class Takeover:
         threads: Threads,
         captures: Captures,
         gates: Gates,
+        shares: Shares,
+        hedges: Hedges,
         events: EventLog,
         pipeline: PipelineMaker,
         collected: Budget,
@@ -58,6 +62,8 @@ class Takeover:
         self._threads = threads
         self._captures = captures
         self._gates = gates
+        self._shares = shares
+        self._hedges = hedges
         self._events = events
         self._pipeline = pipeline
         self._collected = collected
@@ -104,6 +110,8 @@ class Takeover:
         self._config = config
         self._topology.now = Topology(routes, pools, pipelines, merges, captures)
         self._gates.apply(admission_of(config), time.monotonic())
+        self._shares.apply(shares_of(config))
+        self._hedges.apply(hedges_of(config))
         self._events.config_in_force(loaded, notices)
         self._changed()
 

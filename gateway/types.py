@@ -63,3 +63,6 @@ class Served:
     model_version: str  # the version that the server named
     endpoint: str
     attempts: int
+    fallback_from: str = ""  # the variant that was chosen, if another one answered in its place
+    fallback_reason: str = ""  # why: what its failure meant, or a word of `forwarding.attempts`
+    reused: str = ""  # "hit": a remembered answer; "coalesced": another call's, that was in flight

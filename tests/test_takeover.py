@@ -12,6 +12,8 @@ import pytest
 from gateway.config import Config, Loaded
 from gateway.event_log import EventLog
 from gateway.forwarding.admission import Gates
+from gateway.forwarding.hedging import Hedges
+from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ConfigChanged, NoHooks
@@ -49,6 +51,8 @@ class World(NoHooks):
             threads=Threads(1, 1),
             captures=Captures("0"),
             gates=Gates(),
+            shares=Shares(),
+            hedges=Hedges(),
             events=EventLog(self),
             pipeline=UNUSED,
             collected=Budget(1 << 20, "answers"),

@@ -47,7 +47,7 @@ class Relay:
             body = call.body
             if call.missing > 0:
                 head = peek_front(body)
-                if head is None or head.model_name in self._topology.now.pipelines:
+                if head is None or self._wants_whole(head.model_name):
                     return  # this is called again when more has arrived
             else:
                 head = inference.requests.peek(body)
@@ -64,6 +64,10 @@ class Relay:
             asked = Call(inference, caller, METHOD, body, head, max(0, call.missing))
             call.on_cancel = asked.cancelled
             asked.begin()
+
+    def _wants_whole(self, model: str) -> bool:
+        """Is a request of this model needed whole: to be computed with, or compared with others?"""
+        return model in self._topology.now.pipelines or model in self._inference.shares.table
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:
         """End a call whose request can't be read, and report it like any other."""

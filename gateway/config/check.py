@@ -9,7 +9,7 @@ from typing import Any
 from gateway.config.findings import Path, Severity, known
 from gateway.config.models import Model
 from gateway.config.schema import Config
-from gateway.config.units import duration_text, is_loopback_host, split_address, split_endpoint
+from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
@@ -68,6 +68,8 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
         yield from _variants(("models", name), model, names)
         yield from _references(("models", name), model, names.variants.get(name, ()))
         yield from _calls(("models", name), model, names)
+        yield from _sharing(("models", name), model)
+        yield from _hedging(("models", name), model, config)
     yield from _limits(config)
     yield from _cycles(config)
     yield from _hidden_names(config)
@@ -83,6 +85,29 @@ def _limits(config: Config) -> Iterator[Problem]:
             if said != variant.limit:
                 wrong = f"is {variant.limit} here and {said} for {of}, which is the same model of the same upstream"
                 yield Problem(("models", name, "variants", key, "limit"), wrong, "give both the same limit")
+
+
+def _sharing(at: Path, model: Model) -> Iterator[Problem]:
+    share = model.share
+    if share is not None and share.cache is None and "ttl" in share.model_fields_set:
+        path = (*at, "share", "ttl")
+        yield Problem(path, "has no effect without 'cache'", "a size for 'cache'", Severity.WARNING)
+
+
+def _hedging(at: Path, model: Model, config: Config) -> Iterator[Problem]:
+    """A slow call's second attempt needs a model that may run twice, and somewhere to go."""
+    if model.hedge is None:
+        return
+    path = (*at, "hedge")
+    if not model.retry.on:
+        yield Problem(path, "runs slow requests twice, which 'retry: {on: []}' forbids", "one of the two")
+    if model.merge is not None:
+        yield Problem(path, "holds for no call that 'merge' merges", "one of the two", Severity.WARNING)
+    used = [config.upstreams[v.upstream] for v in (model.variants or {}).values() if v.upstream in config.upstreams]
+    endpoints = [upstream.endpoints for upstream in used]
+    if used and all(len(each) == 1 and not each[0].startswith(DISCOVERED) for each in endpoints):
+        wrong = "no variant has a second endpoint for a second attempt"
+        yield Problem(path, wrong, "an upstream with several endpoints", Severity.WARNING)
 
 
 def _captures(config: Config) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema
 
 from gateway.config.section import Section
 from gateway.config.units import (
+    GIB,
     HOURS,
     KIB,
     MIB,
@@ -331,6 +332,56 @@ class Merge(Section):
     )
 
 
+class Hedge(Section):
+    """Send a call that takes longer than most to another endpoint of its variant as well; the first answer counts.
+
+    For models that may run twice for one request.
+    """
+
+    quantile: Annotated[Number, Field(ge=0.5, le=0.999)] = Field(
+        default=0.95,
+        description="A call is sent a second time once it has taken longer than this share of the model's answers of "
+        "the last minute.",
+    )
+    after: Annotated[float, Duration(1 * MILLISECONDS, 1 * HOURS)] | None = Field(
+        default=None, description="Or once it has taken so long, whatever others take.", examples=["50ms"]
+    )
+
+
+class Share(Section):
+    """Give identical requests one answer. For models that answer the same request the same way, whoever asks."""
+
+    coalesce: bool = Field(
+        default=True,
+        strict=True,
+        description="A request that is identical to one in flight waits for that one's answer.",
+    )
+    cache: Annotated[int, Size(64 * KIB, 64 * GIB)] | None = Field(
+        default=None,
+        description="Bytes of answers that are remembered, shared out to the workers. Without it none are. Errors "
+        "never are.",
+        examples=["64MiB"],
+    )
+    ttl: Annotated[float, Duration(10 * MILLISECONDS, 24 * HOURS)] = Field(
+        default=60.0,
+        description="For how long an answer is remembered. It is forgotten sooner when the model is seen to have "
+        "changed (docs/sharing.md).",
+    )
+    metadata: tuple[MetadataKey, ...] | None = Field(
+        default=None,
+        description="Metadata keys that requests must have with equal values to be identical, and that go along. "
+        "Others do not reach Triton then. By default every key that would reach Triton, apart from ids and trace "
+        "context of single calls.",
+        examples=[["x-tenant"]],
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Share:
+        if not self.coalesce and self.cache is None:
+            raise refused("shares nothing", "a size for 'cache', or 'coalesce: true'")
+        return self
+
+
 def _forbid(value: object) -> object:
     return [] if value == "forbid" else value
 
@@ -393,6 +444,16 @@ class Model(Section):
     merge: Merge | None = Field(
         default=None,
         description="Merge small requests on the way. `merge: {}` switches it on as it is.",
+    )
+    hedge: Hedge | None = Field(
+        default=None,
+        description="Send slow calls a second time, at most one in ten. `hedge: {}` switches it on as it is. Not for "
+        "sequences, streams, merged calls and requests that are passed on as they arrive.",
+    )
+    share: Share | None = Field(
+        default=None,
+        description="Give identical requests one answer. `share: {}` lets a request wait for an identical one in "
+        "flight; with `cache` answers are remembered. Never for sequences, streams and shared memory.",
     )
     pipeline: PipelineSpec | None = Field(
         default=None, description="Pre-processing, calls of other public models and post-processing behind this name."

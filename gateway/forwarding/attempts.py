@@ -14,6 +14,9 @@ from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
+UNAVAILABLE: Final = "unavailable"  # why a fallback is asked: no endpoint that could serve the variant was known
+LIMITED: Final = "limited"  # there is no room for more calls at its servers
+SAMPLE: Final = "sample"  # its servers are in doubt, so some calls go to the fallback to compare
 _ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.LOST, Meaning.DRAINING)
 
 
@@ -24,7 +27,7 @@ class Attempt:
     variant: Variant
     endpoint: Endpoint
     number: int
-    why: str  # the plan's reason, then "retry" (same variant) or "fallback" (another one)
+    why: str  # the plan's reason, then "retry" or "hedge" (same variant) or "fallback" (another one)
     instead_of: str  # the variant before it, or the one that was chosen, if `why` is "fallback"
     began: float  # seconds on the monotonic clock; 0 if how long it takes says nothing of its endpoint
 
@@ -55,6 +58,8 @@ class Attempts:
         "_reason",
         "_targets",
         "_tried_here",
+        "chosen",
+        "is_sample",
         "last",
         "made",
     )
@@ -64,6 +69,8 @@ class Attempts:
         self._reason = plan.reason
         self.last: Attempt | None = None
         self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
+        self.chosen = self._last  # the name of the variant that is meant to answer
+        self.is_sample = False
         self._pools = pools
         self._most = most
         self._index = 0
@@ -107,9 +114,21 @@ class Attempts:
     def put_off_first(self) -> None:
         """Begin with the second variant. The first one comes once more after all others, as if it could not serve."""
         first = self._targets[0]
+        self.is_sample = True
         self._put_off = (first,)
         self._targets = (*self._targets, first)
         self._next_variant()
+
+    def maybe_hedge(self, first: Attempt) -> Attempt | None:
+        """A second attempt of the same variant while the first is under way, if another endpoint can have it."""
+        if self.made >= self._most or self.last is not first:
+            return None
+        endpoint = self._pick(first.variant)
+        if endpoint is None:
+            return None
+        self.made += 1
+        self._tried_here = (*self._tried_here, endpoint)
+        return Attempt(first.variant, endpoint, self.made, "hedge", "")
 
     def _others(self) -> Sequence[Variant]:
         """Those that the current variant is not."""

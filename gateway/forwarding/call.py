@@ -6,7 +6,9 @@ Whatever has a say in a call has its place in that life:
 
     before deciding    `begin`, before it asks for a decision
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
+    before attempts    `_share`, where a request that was or is being answered gets the same answer
     beside an attempt  `_try_next`, where `_merged` lets it travel with others
+                       `_hedge`, where it goes to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
     after              `_end`, whatever the end was
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,28 +29,31 @@ from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, Upstre
 from gateway.forwarding.admission import Gate, Refused
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
-from gateway.forwarding.batching import Batch, Layout
+from gateway.forwarding.batching import Batch, Layout, carried
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
-from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for
+from gateway.forwarding.hedging import Hedging
+from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.retry_info import pushback_fields
+from gateway.forwarding.sharing import HIT, Answer, Flight, SharedModel, maybe_key
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import LATE, OK, Code, Meaning, Origin, is_queue_full, judge
+from gateway.status import LATE, OK, Code, Meaning, Origin, Verdict, is_queue_full, judge
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
-from gateway.v2.peek import Head, peek_front, rename_request, tail
+from gateway.v2.peek import Head, peek_front, peek_response, rename_request, rename_response, tail
 
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
 _MOST_RETURNS: Final = 3
 _MAY_BE_FULL: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+_SLOWER: Final = "another endpoint was faster"
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -83,6 +89,10 @@ class Call:
     _before: Attempt | None = None  # while it waits: the last attempt that was made
     _sent_at = 0.0  # if it has a place
     _returns = 0  # times that it came back from a server whose queue was full
+    _flight: Flight | None = None  # whose answer it gets: not its own alone
+    _joined_at = 0.0  # if that was under way when it came
+    _hedging: Hedging | None = None  # if its model's slow calls are sent a second time
+    _leads: Flight | None = None  # for whose members it is made
     turn: Hashable = None  # as a `Waiting`: who it is that takes turns with others
     until: float | None = None  # as a `Waiting`: its deadline
 
@@ -117,8 +127,10 @@ class Call:
             self._refuse(Bug(BUG_TEXT))
             return
         try:
-            self._work = inference.begin(decision, self._observer)
-            self._try_next()
+            work = self._work = inference.begin(decision, self._observer)
+            shares = inference.shares.table
+            if not shares or (shared := shares.get(work.route.model)) is None or not self._share(shared):
+                self._try_next()
         except GatewayError as error:
             self._fail(error)
         except Exception as error:
@@ -136,6 +148,92 @@ class Call:
         caller = self._caller
         body = b"" if self._is_in_parts else self.body
         return self._inference.report(self._method, decision, caller.peer, body)
+
+    # Sharing, as `Member`, and as the call that is made for members
+
+    def _share(self, model: SharedModel) -> bool:
+        """Answer it as an identical request was or is being answered. False: it must go alone."""
+        work, inference, caller = self._work, self._inference, self._caller
+        if self._is_in_parts or work.sequence is not None:
+            return False
+        sent = carried(caller.metadata.passed, model.settings.metadata)
+        digest = maybe_key(self.body, self.head, sent)
+        if digest is None:
+            return False
+        targets = work.attempts.targets
+        answer = model.maybe_answer(targets[0], digest, inference.clock())
+        if answer is not None:
+            self.share_answered(answer, HIT, ())
+            return True
+        values = caller.metadata.values
+        key = (targets, inference.gates.is_batch(values), digest)
+        turn = inference.gates.turn_of(values, caller.number)
+        flight = model.maybe_flight(key, turn)
+        if flight is not None:
+            self._flight = flight
+            self._joined_at = inference.clock()
+            flight.join(self)
+            return True
+        flight = self._flight = Flight(model, key, digest, self, caller, sent, turn)
+        call = flight.call = Call(inference, flight, self._method, self.body, self.head)
+        model.began(key, flight)
+        call.begin_shared(flight, work)
+        return True
+
+    def begin_shared(self, flight: Flight, work: Work) -> None:
+        """Make the first attempt for the members of a flight."""
+        self._leads = flight
+        self._is_reported = False
+        self._observer = work.observer = flight
+        self._work = work
+        try:
+            self._try_next()
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    @property
+    def observer(self) -> CallObserver:
+        return self._observer
+
+    @property
+    def deadline(self) -> float | None:
+        return self._caller.deadline
+
+    @property
+    def is_queued(self) -> bool:
+        return self._is_waiting
+
+    def now(self) -> float:
+        return self._inference.clock()
+
+    def late(self) -> None:
+        if self._attempt is not None and self._busy is not None:
+            self._inference.attempt_late(self._work, self._attempt)
+
+    def share_answered(self, answer: Answer, how: str, trailing: Fields) -> None:
+        self._flight = None
+        body, id = answer.body, self.head.id
+        try:
+            if id:
+                body = rename_response(body, peek_response(body), id=id)
+            self.served = answer.served
+            if how:
+                self.served, who = _reused(answer.served, how)
+                trailing = (*answer.trailing, *who)
+            self._answered_bytes = len(body)
+            self._caller.reply(body, answer.initial, (*trailing, *self._caller.metadata.echo))
+            self._end(OK, "")
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def share_failed(self, error: GatewayError) -> None:
+        self._flight = None
+        try:
+            self._fail(error)
+        except Exception as unforeseen:
+            self._fail_unforeseen(unforeseen)
 
     # Attempts
 
@@ -169,6 +267,8 @@ class Call:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
         attempt.endpoint.begin()
+        if self._leads is not None:
+            self._leads.sent(attempt)
         if self._is_in_parts:
             self._send_front(attempt)
         elif not self._merged(attempt):
@@ -189,6 +289,8 @@ class Call:
         client.request = request
         if attempt.variant.attempt_timeout:
             self._timer = asyncio.get_running_loop().call_later(attempt.variant.attempt_timeout, self._too_late, client)
+        if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None:
+            self._begin_hedging()
         attempt.endpoint.connection.submit(client)
 
     def _too_late(self, client: ClientCall) -> None:
@@ -223,6 +325,141 @@ class Call:
             client.request = request + self._rest + ending
         attempt.endpoint.connection.submit(client)
 
+    # Hedging
+
+    def _begin_hedging(self) -> None:
+        """If its model is hedged: should it take longer than most, it is sent to another endpoint, too."""
+        work, now = self._work, self._inference.clock()
+        model = self._inference.hedges.table.get(work.route.model)
+        if model is None or work.sequence is not None:
+            return
+        self._hedging = Hedging(model, now)
+        after = model.after(now)
+        if after is not None:
+            self._hedging.timer = asyncio.get_running_loop().call_later(after, self._hedge)
+
+    def _hedge(self) -> None:
+        """It has taken longer than most."""
+        hedging, attempt = self._hedging, self._attempt
+        if hedging is None or attempt is None or self._busy is None or self._is_passed_on:
+            return
+        inference, variant, now = self._inference, attempt.variant, self._inference.clock()
+        if not hedging.model.may(now):
+            return
+        gate = inference.gates.table.get((variant.upstream, variant.model))
+        if gate is not None and not gate.maybe_enter():
+            return
+        second = self._work.attempts.maybe_hedge(attempt)
+        if second is None:
+            if gate is not None:
+                gate.leave(now)
+            return
+        hedging.model.began(now)
+        hedging.attempt, hedging.gate, hedging.sent_at = second, gate, now
+        hedging.lives = second.endpoint.lives
+        second.endpoint.begin()
+        try:
+            client = second.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
+            client.request = request_for(variant, self.body, self.head, id=self._work.upstream_id)
+            client.on_done = self._hedge_done
+            hedging.client = client
+            second.endpoint.connection.submit(client)
+        except Exception as error:  # the first attempt goes on
+            _log.error("model %s: unforeseen failure of a second attempt", self.head.model_name, exc_info=error)
+            self._leave_hedge(hedging, None)
+            hedging.attempt = None
+
+    def _hedge_done(self, client: ClientCall) -> None:
+        """The second attempt has an answer, or has failed, before the first."""
+        hedging = self._hedging
+        if hedging is None or hedging.client is not client or hedging.attempt is None:
+            return
+        self._leave_hedge(hedging, client)
+        try:
+            if client.code is OK:
+                self._take_hedge(hedging, client)
+            else:
+                failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
+                _, _, hedging.ended = self._inference.learn(self._work, hedging.attempt, failure)
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail_unforeseen(error)
+
+    def _leave_hedge(self, hedging: Hedging, client: ClientCall | None) -> None:
+        """client: that has ended, if it has."""
+        hedging.client = None
+        assert hedging.attempt is not None  # noqa: S101  (it was sent)
+        hedging.attempt.endpoint.end()
+        gate, now = hedging.gate, self._inference.clock()
+        if gate is not None:
+            if client is not None and client.code is OK:
+                gate.answered(now - hedging.sent_at, now)
+            elif client is not None and self._was_full(client):
+                gate.server_refused()
+            gate.leave(now)
+
+    def _take_hedge(self, hedging: Hedging, client: ClientCall) -> None:
+        """Its answer came first."""
+        now, first = self._inference.clock(), self._client
+        hedging.model.won += 1
+        hedging.model.latency.took(now - hedging.began_at, now)  # the first would have taken longer
+        self._end_timer()
+        self._leave_endpoint()
+        if first is not None:
+            first.on_done = _ignored
+            first.cancel()
+        self._observer.attempt_ended(AttemptEnded(Code.CANCELLED, _SLOWER, Meaning.ENDED, now))
+        self._go_on_with(hedging)
+        self._client = client
+        self._take_answer(client)
+
+    def _go_on_with(self, hedging: Hedging) -> None:
+        """The second attempt is the one that counts from now on."""
+        attempt = hedging.attempt
+        assert attempt is not None  # noqa: S101  (it was sent)
+        self._hedging = None
+        self._attempt = self._work.attempts.last = attempt
+        self._inference.tell_hedge(self._work, attempt, hedging.sent_at)
+        if self._leads is not None:
+            self._leads.sent(attempt, is_seen=attempt.endpoint.lives == hedging.lives)
+
+    def _has_hedge(self, failure: CallFailed, verdict: Verdict | None) -> bool:
+        """The first attempt has failed: is there a second one under way, which may do better?"""
+        hedging, attempt, work = self._hedging, self._attempt, self._work
+        if hedging is None or hedging.client is None or attempt is None:
+            return False
+        failure, verdict, ended = self._inference.learn(work, attempt, failure, verdict)
+        self._observer.attempt_ended(ended)
+        work.attempts.failed(attempt, verdict)
+        work.failures = (*work.failures, (attempt, failure, verdict))
+        self._inference.learn_of_overload(work)
+        self._client, hedging.client.on_done = hedging.client, self._upstream_done
+        self._go_on_with(hedging)
+        assert hedging.attempt is not None  # noqa: S101  (it was sent)
+        self._busy, self._gate, self._sent_at = hedging.attempt.endpoint, hedging.gate, hedging.sent_at
+        return True
+
+    def _drop_hedge(self, hedging: Hedging) -> None:
+        client = hedging.client
+        if client is not None:
+            self._leave_hedge(hedging, None)
+            hedging.ended = AttemptEnded(Code.CANCELLED, _SLOWER, Meaning.ENDED, self._inference.clock())
+            client.on_done = _ignored
+            client.cancel()
+
+    def _end_hedging(self, hedging: Hedging, code: Code) -> None:
+        self._hedging = None
+        if hedging.timer is not None:
+            hedging.timer.cancel()
+        now, attempt = self._inference.clock(), self._attempt
+        if code in (OK, Code.DEADLINE_EXCEEDED) and attempt is not None and attempt.number == 1:
+            hedging.model.latency.took(now - hedging.began_at, now)
+        self._drop_hedge(hedging)
+        if hedging.attempt is not None and hedging.ended is not None:
+            self._inference.tell_hedge(self._work, hedging.attempt, hedging.sent_at)
+            self._observer.attempt_ended(hedging.ended)
+
     def _leave_endpoint(self, client: ClientCall | None = None) -> None:
         """client: that has ended, if one has."""
         endpoint, self._busy = self._busy, None
@@ -245,7 +482,7 @@ class Call:
         if gate is None:
             return True
         values = self._caller.metadata.values
-        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.deadline
+        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.useful_until
         try:
             entered = gate.enter(self, gates.is_batch(values), now)
         except Refused as refused:
@@ -419,6 +656,8 @@ class Call:
         self._end_timer()  # how long the rest takes is its reader's affair
         if self._attempt is not None:
             self._attempt.began = 0.0
+        if self._hedging is not None:
+            self._drop_hedge(self._hedging)
         front = as_asked(self._work, client.body, head)
         self.served = self._who(head.model_version)[0]
         self._is_passed_on = True
@@ -478,8 +717,12 @@ class Call:
     def _who(self, model_version: str) -> tuple[Served, Fields]:
         attempt = self._attempt
         assert attempt is not None  # noqa: S101  (something came of one)
-        address = attempt.endpoint.address
-        return _who(self._work.route.model, attempt.variant.name, model_version, address, attempt.number)
+        work, variant, address = self._work, attempt.variant.name, attempt.endpoint.address
+        chosen = work.attempts.chosen
+        if variant == chosen:
+            return _who(work.route.model, variant, model_version, address, attempt.number)
+        reason = why_not(work, chosen)
+        return _who(work.route.model, variant, model_version, address, attempt.number, chosen, reason)
 
     def _upstream_failed(self, client: ClientCall) -> None:
         """Try elsewhere, if that may help and the request can be sent again.
@@ -489,6 +732,8 @@ class Call:
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         verdict, self._is_late = LATE if self._is_late else None, False
+        if self._hedging is not None and not self._is_passed_on and self._has_hedge(failure, verdict):
+            return
         self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
         self._inference.learn_of_overload(self._work)
         if self._is_passed_on or not self._has_request():
@@ -533,6 +778,10 @@ class Call:
             return
         self.is_over = True
         text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        if self._flight is not None:
+            self._flight.left(self, code, text, self._inference.clock())
+            self._end(code, text)
+            return
         if self._pause is not None:
             self._pause.cancel()
             self._end(code, text)
@@ -576,10 +825,17 @@ class Call:
         self.is_over = True
         if self._is_in_parts:
             self._caller.drop_request()
+        if self._hedging is not None:
+            self._end_hedging(self._hedging, code)
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
-            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault))
+            waited = now - self._joined_at if self._joined_at else 0.0
+            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, waited))
+
+
+def _ignored(client: ClientCall) -> None:
+    """Of a call that nobody waits for any more."""
 
 
 @lru_cache(256)
@@ -589,7 +845,16 @@ def _answer_fields(fields: Fields) -> Fields:
 
 
 @lru_cache(4096)
-def _who(model: str, variant: str, version: str, endpoint: str, attempts: int) -> tuple[Served, Fields]:
+def _reused(served: Served, how: str) -> tuple[Served, Fields]:
+    """The same, of an answer that was not made for this caller alone."""
+    reused = replace(served, attempts=0, reused=how)
+    return reused, tuple(fields_from(served_trailers(reused)))
+
+
+@lru_cache(4096)
+def _who(  # noqa: PLR0917  (called on the hot path, where keywords cost)
+    model: str, variant: str, version: str, endpoint: str, attempts: int, instead_of: str = "", reason: str = ""
+) -> tuple[Served, Fields]:
     """Who answered, and how the caller is told. The fields may be kept in compression tables: no caller chose them."""
-    served = Served(model, variant, version, endpoint, attempts)
+    served = Served(model, variant, version, endpoint, attempts, instead_of, reason)
     return served, tuple((name, value) for name, value in fields_from(served_trailers(served)))

@@ -80,6 +80,11 @@ class Caller(ABC):
     takes_parts = False  # may a large answer be passed on to it as it arrives?
 
     @property
+    def useful_until(self) -> float | None:
+        """When nobody wants the answer any more; as `deadline`, which ends the call."""
+        return self.deadline
+
+    @property
     def missing(self) -> int:
         """Bytes of the request that have not arrived."""
         return 0

@@ -26,13 +26,15 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.forwarding.admission import TOO_LATE, Gates, Refused
-from gateway.forwarding.attempts import Attempt, Attempts
+from gateway.forwarding.attempts import LIMITED, SAMPLE, UNAVAILABLE, Attempt, Attempts
 from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
+from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
+from gateway.forwarding.sharing import Shares
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import (
     AttemptEnded,
@@ -157,6 +159,8 @@ class Inference:
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self.gates = Gates()
+        self.shares = Shares()
+        self.hedges = Hedges()
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -367,10 +371,18 @@ class Inference:
                 attempt.why,
                 now,
                 attempt.instead_of,
+                why_not(work, attempt.instead_of) if attempt.instead_of else "",
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None
         return extra
+
+    def tell_hedge(self, work: Work, attempt: Attempt, at: float) -> None:
+        """Report an attempt that was sent at this time beside another, once that one has ended: reports are in turn."""
+        variant, address = attempt.variant, attempt.endpoint.address
+        work.observer.attempt_started(
+            AttemptStarted(work.route.model, variant.name, variant.upstream, address, attempt.number, attempt.why, at)
+        )
 
     def context_of(self, facts: Facts) -> Metadata:
         """A caller's own place in a trace, to add upstream: nothing where calls are traced here."""
@@ -434,6 +446,20 @@ class Inference:
 
         :raises GatewayError: if the request must not be tried elsewhere.
         """
+        failure, verdict, ended = self.learn(work, attempt, failure, verdict)
+        work.observer.attempt_ended(ended)
+        code = code_of(failure.code)
+        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
+            raise last_asked(_sequence_lost(work.sequence), work)
+        if not self._may_go_elsewhere(work, failure, verdict):
+            raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
+        work.attempts.failed(attempt, verdict)
+        work.failures = (*work.failures, (attempt, failure, verdict))
+
+    def learn(
+        self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
+    ) -> tuple[CallFailed, Verdict, AttemptEnded]:
+        """Learn from a failed attempt. Answers the failure as its caller sees it, what it means, and the report."""
         if work.upstream_id is not None:
             text = with_own_id(failure.text, work.upstream_id, work.head.id)
             failure = CallFailed(failure.code, text, failure.trailing, origin=failure.origin)
@@ -446,15 +472,9 @@ class Inference:
             )
         code = code_of(failure.code)
         now = self.clock()
-        work.observer.attempt_ended(AttemptEnded(code, failure.text, verdict.meaning, now))
         self._count_failure(work, attempt, verdict, now)
         attempt.endpoint.failed(asked, verdict, failure.text)
-        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
-            raise last_asked(_sequence_lost(work.sequence), work)
-        if not self._may_go_elsewhere(work, failure, verdict):
-            raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
-        work.attempts.failed(attempt, verdict)
-        work.failures = (*work.failures, (attempt, failure, verdict))
+        return failure, verdict, AttemptEnded(code, failure.text, verdict.meaning, now)
 
     def attempt_late(self, work: Work, attempt: Attempt) -> None:
         """A call's deadline has passed while an endpoint had it: its caller's choice, but peers may be faster."""
@@ -532,6 +552,16 @@ def as_asked(work: Work, body: bytes, head: Head) -> bytes:
         return body
     id = None if work.upstream_id is None else work.head.id
     return rename_response(body, head, model_name=work.route.model, id=id)
+
+
+def why_not(work: Work, variant: str) -> str:
+    """Why another variant is asked in the place of this one."""
+    for attempt, _, verdict in reversed(work.failures):
+        if attempt.variant.name == variant:
+            return verdict.meaning.value
+    if work.attempts.is_sample:
+        return SAMPLE
+    return LIMITED if work.refused is not None else UNAVAILABLE
 
 
 def last_asked(error: GatewayError, work: Work) -> GatewayError:

@@ -86,12 +86,19 @@ def failed_trailers(error: GatewayError) -> Metadata:
 
 def served_trailers(served: Served) -> Metadata:
     """The trailing metadata that names who answered. Names that are not legal metadata are percent-encoded UTF-8."""
-    return (
+    who: Metadata = (
         ("gateway-variant", _as_value(served.variant)),
         ("gateway-model-version", _as_value(served.model_version)),
         ("gateway-endpoint", _as_value(served.endpoint)),
         ("gateway-attempts", str(served.attempts)),
     )
+    if served.fallback_from:
+        who = (
+            *who,
+            ("gateway-fallback-from", _as_value(served.fallback_from)),
+            ("gateway-fallback-reason", served.fallback_reason),
+        )
+    return (*who, ("gateway-cache", served.reused)) if served.reused else who
 
 
 def _as_value(name: str) -> str:

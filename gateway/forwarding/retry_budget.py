@@ -21,9 +21,11 @@ _SLOTS: Final = SECONDS
 class RetryBudget:
     """Of one worker."""
 
-    __slots__ = ("_calls", "_calls_before", "_second", "_slot", "_spent", "_spent_before")
+    __slots__ = ("_calls", "_calls_before", "_least", "_second", "_share", "_slot", "_spent", "_spent_before")
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = SHARE, per_second: float = PER_SECOND) -> None:
+        self._share = share
+        self._least = per_second * SECONDS
         # By second: a ring of the last ones, and their sums. The current second's are counted apart.
         self._calls_before = [0] * _SLOTS
         self._spent_before = [0] * _SLOTS
@@ -43,7 +45,7 @@ class RetryBudget:
         if now >= self._second:
             self._turn(now)
         calls = self._calls + sum(self._calls_before)
-        return SHARE * calls + PER_SECOND * SECONDS - self._spent - sum(self._spent_before)
+        return self._share * calls + self._least - self._spent - sum(self._spent_before)
 
     def has_some(self, now: float) -> bool:
         """May one request be sent again?"""

@@ -88,6 +88,8 @@ def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | i
         "model_version": served.model_version if served else "",
         "endpoint": served.endpoint if served else attempt.endpoint if attempt else "",
         "attempts": len(call.attempts),
+        "fallback": _why_fallback(call),
+        "cache": served.reused if served else "",
         "code": end.code.name,
         "error": end.text[:_TEXT_LIMIT],
         "ms": round((end.at - start.at) * 1000, 3),
@@ -97,6 +99,14 @@ def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | i
         "trace_id": trace_id_of(start.facts.metadata.get("traceparent", "")),
         "peer": start.peer,
     }
+
+
+def _why_fallback(call: CallHistory) -> str:
+    """Of a call that went to a fallback: the variant that should have answered, and why it did not."""
+    for attempt in call.attempts:
+        if attempt.instead_of:
+            return f"{attempt.instead_of}: {attempt.reason}"
+    return ""
 
 
 class Stream(Protocol):

@@ -33,8 +33,10 @@ from gateway.hooks import (
     EndpointChanged,
     EndpointEjected,
     GateNow,
+    HedgesNow,
     PipelinesNow,
     RetryRefused,
+    SharedNow,
     StepEnded,
 )
 from gateway.status import OK, Code, Meaning, is_server_fault
@@ -133,7 +135,9 @@ class Metrics:
         self._certificates: set[str] = set()  # config keys of certificates
         self._pipelines: Callable[[], PipelinesNow] | None = None
         self._gates: Callable[[], Sequence[GateNow]] = tuple
-        self._refusals: dict[tuple[str, str, str], int] = {}  # what was told of them last
+        self._shares: Callable[[], Sequence[SharedNow]] = tuple
+        self._hedges: Callable[[], Sequence[HedgesNow]] = tuple
+        self._counted: dict[tuple[str, ...], int] = {}  # what was told of these last, by name and labels
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
         if settings.shared:
@@ -149,13 +153,25 @@ class Metrics:
                 if series.has_moved:
                     series.flush()
             if self._pipelines is not None:
-                self._tell_now(self._pipelines(), self._gates())
+                self._tell_now(self._pipelines(), self._gates(), self._shares(), self._hedges())
 
-    def watch(self, pipelines: Callable[[], PipelinesNow], gates: Callable[[], Sequence[GateNow]] = tuple) -> None:
+    def watch(
+        self,
+        pipelines: Callable[[], PipelinesNow],
+        gates: Callable[[], Sequence[GateNow]] = tuple,
+        shares: Callable[[], Sequence[SharedNow]] = tuple,
+        hedges: Callable[[], Sequence[HedgesNow]] = tuple,
+    ) -> None:
         """Have these asked, from any thread, at each reading."""
-        self._pipelines, self._gates = pipelines, gates
+        self._pipelines, self._gates, self._shares, self._hedges = pipelines, gates, shares, hedges
 
-    def _tell_now(self, now: PipelinesNow, gates: Sequence[GateNow]) -> None:
+    def _tell_now(
+        self,
+        now: PipelinesNow,
+        gates: Sequence[GateNow],
+        shares: Sequence[SharedNow],
+        hedges: Sequence[HedgesNow],
+    ) -> None:
         told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
         for step in now.steps:
             told["running", step.pipeline, step.step] = step.running
@@ -168,7 +184,19 @@ class Metrics:
             told["limited", gate.upstream, gate.model] = gate.in_flight
             told["limit_waiting", gate.upstream, gate.model] = gate.waiting
             told["limit_latency", gate.upstream, gate.model] = gate.latency
-            self._tell_refusals(gate)
+            for reason, count in gate.refused.items():
+                self._tell_count(self._families.refusals, count, gate.upstream, gate.model, reason)
+        for share in shares:
+            told["answers", share.model] = share.answers
+            told["answer_bytes", share.model] = share.held
+            told["answer_bytes_most", share.model] = share.most
+            self._tell_count(self._families.evictions, share.evictions, share.model)
+            for how, count in (("hit", share.hits), ("coalesced", share.coalesced), ("executed", share.executed)):
+                self._tell_count(self._families.shared, count, share.model, how)
+        for hedge in hedges:
+            told["hedge_after", hedge.model] = hedge.after
+            for what, count in (("sent", hedge.sent), ("won", hedge.won), ("refused", hedge.refused)):
+                self._tell_count(self._families.hedges, count, hedge.model, what)
         gauges = self._families.pipelines
         for key in [key for key, value in self._gauged.items() if value and key not in told]:
             told[key] = 0
@@ -178,11 +206,12 @@ class Metrics:
                 (gauge.labels(*key[1:]) if len(key) > 1 else gauge).set(value)
         self._gauged.update(told)
 
-    def _tell_refusals(self, gate: GateNow) -> None:
-        for reason, count in gate.refused.items():
-            key = (gate.upstream, gate.model, reason)
-            self._families.refusals.labels(*key).inc(count - self._refusals.get(key, 0))
-            self._refusals[key] = count
+    def _tell_count(self, counter: Counter, count: int, *labels: str) -> None:
+        """count: since whoever counts began, which a reload may make anew."""
+        key = (counter._name, *labels)
+        before = self._counted.get(key, 0)
+        counter.labels(*labels).inc(count - before if count >= before else count)
+        self._counted[key] = count
 
     def call_started(self, event: CallStarted) -> None:
         series = self._of(event)
@@ -321,7 +350,7 @@ class _Families:
         self.fallbacks = counter(
             "gateway_fallbacks",
             "Times a variant was asked in place of one that failed the call or was known to be unavailable.",
-            *("model", "from_variant", "variant"),
+            *("model", "from_variant", "variant", "reason"),
         )
         self.queue_full = counter(
             "gateway_queue_full",
@@ -346,6 +375,13 @@ class _Families:
             "Calls refused since a model's servers could not answer them (in time).",
             *("upstream", "upstream_model", "reason"),
         )
+        self.shared = counter(
+            "gateway_shared_requests",
+            "Requests of models that share answers, by how they were answered.",
+            *("model", "how"),
+        )
+        self.hedges = counter("gateway_hedges", "Second attempts beside a slow one.", "model", "what")
+        self.evictions = counter("gateway_cache_evictions", "Answers forgotten to make room for others.", "model")
         self.refused = counter(
             "gateway_connections_refused",
             "Callers' connections closed as they came, by what there were too many of.",
@@ -432,7 +468,7 @@ class _Families:
         )
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
-        """Gauges of what `PipelinesNow` and `GateNow` say."""
+        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow` and `HedgesNow` say."""
         by_step = ["model", "step"]
         by_limit = ["upstream", "upstream_model"]
 
@@ -451,6 +487,15 @@ class _Families:
                 by_limit,
                 "livemax",
             ),
+            "hedge_after": gauge(
+                "gateway_hedge_after_seconds",
+                "How long a call may take before it is sent a second time; 0 if that is not known yet.",
+                ["model"],
+                "livemax",
+            ),
+            "answers": gauge("gateway_cache_answers", "Answers that are remembered.", ["model"], "livesum"),
+            "answer_bytes": gauge("gateway_cache_bytes", "Memory that they take.", ["model"], "livesum"),
+            "answer_bytes_most": gauge("gateway_cache_limit_bytes", "How much they may take.", ["model"], "livesum"),
             "running": gauge("gateway_step_threads", "Threads that run a pipeline's step now.", by_step, "livesum"),
             "waiting": gauge("gateway_step_queued", "Tasks of a step that wait for a thread.", by_step, "livesum"),
             "oldest": gauge(
@@ -509,7 +554,7 @@ class _Series:
     def call_ended(self, call: CallHistory) -> None:
         start, end, attempts, outcomes = call.start, call.end, call.attempts, call.outcomes
         self._ended += 1
-        elsewhere = 0.0  # seconds spent in upstreams and steps
+        elsewhere = end.waited  # seconds spent in upstreams and steps
         for attempt, outcome in zip(attempts, outcomes):  # noqa: B905  # the last one may have no outcome
             took = outcome.at - attempt.at
             elsewhere += took
@@ -538,7 +583,7 @@ class _Series:
         for attempt in call.attempts:
             if attempt.instead_of:
                 names = (OTHER, OTHER) if self._is_other else (attempt.instead_of, attempt.variant)
-                self._families.fallbacks.labels(self._model, *names).inc()
+                self._families.fallbacks.labels(self._model, *names, attempt.reason).inc()
         for outcome in call.outcomes:
             if outcome.meaning is Meaning.OVERLOADED:
                 self._families.queue_full.labels(self._model, "upstream").inc()

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TypeVar
 
 from gateway.config.serving import Telemetry
-from gateway.hooks import GateNow, Hooks, Listener, PipelinesNow
+from gateway.hooks import GateNow, HedgesNow, Hooks, Listener, PipelinesNow, SharedNow
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
@@ -45,9 +45,18 @@ class ProcessTelemetry:
         self.traffic: Traffic | None = None  # None: the supervisor has it, for all workers
         self.hooks: Hooks
 
-    def watch(self, pipelines: Callable[[], PipelinesNow], gates: Callable[[], Sequence[GateNow]]) -> None:
-        """Report what pipelines hold, and what limits calls. Both are called from any thread."""
-        self._metrics.watch(pipelines, gates)
+    def watch(
+        self,
+        pipelines: Callable[[], PipelinesNow],
+        gates: Callable[[], Sequence[GateNow]],
+        shares: Callable[[], Sequence[SharedNow]],
+        hedges: Callable[[], Sequence[HedgesNow]],
+    ) -> None:
+        """Report what pipelines hold, what limits calls, what they share, and which are sent twice.
+
+        All are called from any thread.
+        """
+        self._metrics.watch(pipelines, gates, shares, hedges)
 
     @property
     def scrape(self) -> Scrape:

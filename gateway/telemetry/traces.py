@@ -242,6 +242,11 @@ class _Call(TracedCall):
                     "gateway.attempts": event.served.attempts,
                 }
             )
+            if event.served.fallback_from:
+                span.set_attribute("gateway.fallback.from", event.served.fallback_from)
+                span.set_attribute("gateway.fallback.reason", event.served.fallback_reason)
+            if event.served.reused:
+                span.set_attribute("gateway.cache", event.served.reused)
         if is_server_fault(event.code, self._meaning) and not event.callers_fault:
             span.set_status(Status(StatusCode.ERROR, event.text[:_TEXT_LIMIT]))
         span.end(self._unix_ns(event.at))

@@ -64,6 +64,17 @@ class KnownModel:
             self.counts = counts
         return same
 
+    @property
+    def is_counted(self) -> bool:
+        """Is there a count from which a reload could be told?"""
+        return bool(self.counts)
+
+    def answered(self, version: str) -> None:
+        """This version has answered a call. So its count is not nothing, unless it began anew since."""
+        count = self.counts.get(version)
+        if count is not None and count[0] == 0:
+            self.counts = {**self.counts, version: (1, count[1], count[2])}
+
     def forget(self) -> None:
         """It has changed, or may have."""
         if not self.is_current:

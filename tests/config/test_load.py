@@ -122,6 +122,14 @@ WRONG: dict[str, tuple[str, list[str]]] = {
             f"gateway.yaml:3: models.a/b.variants.-x: cannot be a name here; {NAME}",
         ],
     ),
+    "sharing nothing": (
+        MODEL + "    share: {coalesce: false}\n",
+        ["gateway.yaml:7: models.m.share: shares nothing; a size for 'cache', or 'coalesce: true'"],
+    ),
+    "twice, and never twice": (
+        MODEL.replace("triton:8001", "triton:8001, other:8001") + "    hedge: {}\n    retry: {on: []}\n",
+        ["gateway.yaml:7: models.m.hedge: runs slow requests twice, which 'retry: {on: []}' forbids; one of the two"],
+    ),
     "duplicate key": (
         MODEL + "    split: {a: 1}\n    split: {b: 1}\n",
         ["gateway.yaml:8: models.m.split: is written twice, first on line 7; each key once"],
@@ -408,6 +416,18 @@ WARNINGS = {
     "upstream for nothing": (
         MODEL + "direct: {upstream: cpu}\n",
         ["gateway.yaml:7: warning: direct.upstream: has no effect with direct.models 'variants'; direct.models: all"],
+    ),
+    "a time for nothing": (
+        MODEL + "    share: {ttl: 5s}\n",
+        ["gateway.yaml:7: warning: models.m.share.ttl: has no effect without 'cache'; a size for 'cache'"],
+    ),
+    "second attempts without a second endpoint": (
+        MODEL + "    hedge: {}\n    merge: {}\n",
+        [
+            "gateway.yaml:7: warning: models.m.hedge: holds for no call that 'merge' merges; one of the two",
+            "gateway.yaml:7: warning: models.m.hedge: no variant has a second endpoint for a second attempt; "
+            "an upstream with several endpoints",
+        ],
     ),
     "public name is its own variant's name": (MODEL.replace("  m:", "  x:"), []),
 }

@@ -24,7 +24,10 @@ def test_every_room_is_in_the_table_and_every_room_in_the_table_is_there() -> No
     named = {room.rstrip("/") for rooms, _ in rows() for room in rooms}
     folders = {path.parent.name for path in GATEWAY.glob("*/__init__.py")} - {"v1"}  # v1 is generated
     modules = {path.stem for path in GATEWAY.glob("*.py")} - {"__init__", "__main__"}
-    assert named - {"forwarding/admission", "forwarding/batching"} == folders | modules
+    assert (
+        named - {"forwarding/admission", "forwarding/batching", "forwarding/hedging", "forwarding/sharing"}
+        == folders | modules
+    )
 
 
 def test_a_room_has_the_modules_that_its_line_tells_of() -> None:

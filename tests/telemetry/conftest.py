@@ -25,6 +25,7 @@ class Attempt:
     meaning: Meaning | None = None
     seconds: float = 0.004
     instead_of: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,15 @@ class Call:
         sent = []
         for number, attempt in enumerate(self.attempts, start=1):
             started = AttemptStarted(
-                self.model, attempt.variant, "cpu", attempt.endpoint, number, attempt.why, at, attempt.instead_of
+                self.model,
+                attempt.variant,
+                "cpu",
+                attempt.endpoint,
+                number,
+                attempt.why,
+                at,
+                attempt.instead_of,
+                attempt.reason,
             )
             sent.append(observer.attempt_started(started))
             at += attempt.seconds
@@ -74,12 +83,12 @@ class Call:
         if self.code is not Code.OK:
             return None
         last = self.attempts[-1]
-        return Served(self.model, last.variant, "1", last.endpoint, len(self.attempts))
+        return Served(self.model, last.variant, "1", last.endpoint, len(self.attempts), last.instead_of, last.reason)
 
 
 FALLEN_BACK = (
     Attempt("tensorrt", "gpu-0:8001", "split", Code.UNAVAILABLE, "connection refused", Meaning.UNREACHABLE, 0.001),
-    Attempt("onnx", "cpu-0:8001", "fallback", instead_of="tensorrt"),
+    Attempt("onnx", "cpu-0:8001", "fallback", instead_of="tensorrt", reason="unreachable"),
 )
 
 

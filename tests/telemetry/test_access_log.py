@@ -39,6 +39,8 @@ def test_a_line_tells_the_whole_call_in_one_json_object(lines, call, fallen_back
             "model_version": "1",
             "endpoint": "cpu-0:8001",
             "attempts": 2,
+            "fallback": "tensorrt: unreachable",
+            "cache": "",
             "code": "OK",
             "error": "",
             "ms": 6.0,

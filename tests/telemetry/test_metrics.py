@@ -20,8 +20,10 @@ from gateway.hooks import (
     EndpointChanged,
     EndpointEjected,
     GateNow,
+    HedgesNow,
     PipelinesNow,
     RetryRefused,
+    SharedNow,
     StepNow,
 )
 from gateway.status import Code, Meaning
@@ -110,7 +112,8 @@ def test_a_failed_step_is_counted(metrics, call):
 def test_a_fallback_is_counted_with_both_attempts(metrics, call, fallen_back):
     call(attempts=fallen_back).report_to(metrics)
     scraped = Scraped(metrics.scrape)
-    assert scraped("gateway_fallbacks_total", model="photos", from_variant="tensorrt", variant="onnx") == 1
+    names = {"model": "photos", "from_variant": "tensorrt", "variant": "onnx"}
+    assert scraped("gateway_fallbacks_total", **names, reason="unreachable") == 1
     assert scraped("gateway_attempts_total", address="gpu-0:8001", meaning="unreachable") == 1
     assert scraped("gateway_attempts_total", address="cpu-0:8001", meaning="ok") == 1
     assert scraped("gateway_requests_total", variant="onnx", code="OK") == 1
@@ -296,7 +299,12 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     metrics.endpoint_ejected(EndpointEjected("cpu", "cpu-0:8001", "net", 5.0, 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
     pipelines = PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1})
-    metrics.watch(lambda: pipelines, lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})])
+    metrics.watch(
+        lambda: pipelines,
+        lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
+        lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
+        lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
+    )
     real = set()
     for family in Scraped(metrics.scrape).families:
         if family.name.startswith("gateway_"):

@@ -112,6 +112,8 @@ async def test_a_call_its_steps_and_attempts_form_one_tree_under_the_caller(rece
         "gateway.model_version": "1",
         "gateway.endpoint": "cpu-0:8001",
         "gateway.attempts": 2,
+        "gateway.fallback.from": "tensorrt",
+        "gateway.fallback.reason": "unreachable",
     }
     assert attributes(first) == {
         "rpc.system": "grpc",

@@ -90,3 +90,16 @@ def test_only_so_many_models_are_remembered() -> None:
         endpoint.known("m", str(number))
     assert len(endpoint.remembered) == MOST_KNOWN
     assert not first.is_current
+
+
+def test_a_reload_shows_after_a_single_answer_too() -> None:
+    known = KnownModel("m", "")
+    known.is_same_count(_statistics(0), {})
+    known.answered("1")
+    assert not known.is_same_count(_statistics(0), known.counts)  # one was counted, and is no longer
+
+
+def _statistics(inferences: int) -> pb.ModelStatisticsResponse:
+    answer = pb.ModelStatisticsResponse()
+    answer.model_stats.add(name="m", version="1", inference_count=inferences, execution_count=inferences)
+    return answer

@@ -118,6 +118,13 @@ class Gate:
         queue.push(call, now)
         return False
 
+    def maybe_enter(self) -> bool:
+        """For a call that can do without: True if it has a place, which it must give back."""
+        if self._normal.size or self._batch.size or self.in_flight >= self._places():
+            return False
+        self.in_flight += 1
+        return True
+
     def _note(self, is_full: bool, now: float) -> None:
         """Keep the share of time in which there was no place free, of the last while."""
         span = max(_STANDING * self._adaptive.latency, _LEAST_STANDING)

@@ -1,0 +1,100 @@
+"""The public models whose slow calls are sent a second time, to another endpoint, and what that may cost.
+
+Source of the idea and its bound: Dean and Barroso, The Tail at Scale (CACM 56/2, 2013): defer the second request until
+the first has been outstanding for longer than the 95th percentile, which limits the additional load to 5 %.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.forwarding.admission import Gate
+from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.hedging.latency import Latency
+from gateway.forwarding.retry_budget import RetryBudget
+from gateway.hooks import AttemptEnded, HedgesNow
+from gateway.rpc.client import ClientCall
+
+SHARE: Final = 0.1  # of a model's calls …
+PER_SECOND: Final = 1.0  # … and so many each second, whatever there are
+
+
+@dataclass(frozen=True, slots=True)
+class HedgeSettings:
+    """What the config says of one public model: one of the two."""
+
+    share: float = 0.95  # of answers that are faster: a call that takes longer is hedged
+    seconds: float = 0.0  # a call that takes so long is; 0: by `share`
+
+
+class HedgedModel:
+    """One public model in one worker."""
+
+    def __init__(self, name: str, settings: HedgeSettings) -> None:
+        self.name = name
+        self.settings = settings
+        self.latency = Latency(settings.share)
+        self.budget = RetryBudget(SHARE, PER_SECOND)
+        self.sent = 0
+        self.won = 0
+        self.refused = 0
+
+    def after(self, now: float) -> float | None:
+        """How long a call that begins now may take before it is hedged; None: no telling yet."""
+        self.budget.began(now)
+        return self.settings.seconds or self.latency.quantile(now)
+
+    def may(self, now: float) -> bool:
+        """Is there budget for one?"""
+        if self.budget.has_some(now):
+            return True
+        self.refused += 1
+        return False
+
+    def began(self, now: float) -> None:
+        self.budget.take(now)
+        self.sent += 1
+
+    def now(self) -> HedgesNow:
+        """May be asked from any thread."""
+        after = self.settings.seconds or self.latency.known or 0.0
+        return HedgesNow(self.name, self.sent, self.won, self.refused, after)
+
+
+class Hedging:
+    """Of one call that may be, or is, sent a second time."""
+
+    __slots__ = ("attempt", "began_at", "client", "ended", "gate", "lives", "model", "sent_at", "timer")
+
+    def __init__(self, model: HedgedModel, began_at: float) -> None:
+        self.model = model
+        self.began_at = began_at
+        self.sent_at = 0.0  # the second time
+        self.timer: asyncio.TimerHandle | None = None
+        self.attempt: Attempt | None = None
+        self.client: ClientCall | None = None
+        self.gate: Gate | None = None  # where the second attempt has a place
+        self.lives = 0  # of its endpoint, when it was sent
+        self.ended: AttemptEnded | None = None  # it has failed
+
+
+class Hedges:
+    """By public model. `table` is empty, and false, when nothing is hedged."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, HedgedModel] = {}
+
+    def apply(self, settings: Mapping[str, HedgeSettings]) -> None:
+        """Put a config in force. What is known of a model stays if its settings do."""
+        before = self.table
+        self.table = {
+            name: before[name] if name in before and before[name].settings == each else HedgedModel(name, each)
+            for name, each in settings.items()
+        }
+
+    def now(self) -> list[HedgesNow]:
+        """May be asked from any thread."""
+        return [each.now() for each in self.table.values()]
