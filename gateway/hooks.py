@@ -130,6 +130,7 @@ class CallEnded:
     response_bytes: int
     at: float
     callers_fault: bool  # although its code does not say so, and no attempt does
+    waited: float  # seconds, for its turn at a model whose calls are limited
 
     def __init__(
         self,
@@ -140,8 +141,10 @@ class CallEnded:
         response_bytes: int,
         at: float,
         callers_fault: bool = False,
+        waited: float = 0.0,
     ) -> None:
         self.callers_fault = callers_fault
+        self.waited = waited
         self.code = code
         self.text = text
         self.served = served
