@@ -47,8 +47,8 @@ class World:
         variants = (Variant("v", "gpu", "net"),)
         routes = Routes([Route("m", variants, Split((("v", 1),)))])
         self.gates = Gates(lambda seconds, act: None)
-        topology = Topology(routes, {"gpu": Pool("gpu", self.endpoints)})
-        self.rooms = Rooms(CurrentTopology(topology), self.gates)
+        self.current = CurrentTopology(Topology(routes, {"gpu": Pool("gpu", self.endpoints)}))
+        self.rooms = Rooms(self.current, self.gates)
 
     async def limit(self) -> int | None:
         await self.rooms.ask()
@@ -78,3 +78,10 @@ async def test_nobody_is_asked_where_the_config_has_a_limit() -> None:
     world.gates.apply(AdmissionSettings({KEY: 5}), 0.0)
     assert await world.limit() == 5
     assert triton.asked == 0
+
+
+async def test_a_model_that_the_config_no_longer_has_is_forgotten() -> None:
+    world = World(Triton(8))
+    assert await world.limit() == 1
+    world.current.now = Topology(Routes([]), world.current.now.pools)
+    assert await world.limit() is None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -76,6 +76,11 @@ class Gates:
     def adapts(self, key: GateKey) -> bool:
         """Does the config leave this model's limit to what is found out?"""
         return self._settings.limits.get(key, AUTO) == AUTO
+
+    def keep(self, keys: Container[GateKey], now: float) -> None:
+        """Forget what other models' servers have said."""
+        for key in [key for key, gate in self.table.items() if gate.is_known and key not in keys]:
+            self.learn(key, None, now)
 
     def learn(self, key: GateKey, room: ServerRoom | None, now: float) -> None:
         """What room the servers say that they have; None if they say nothing."""

@@ -55,6 +55,7 @@ class Rooms:
         for route in self._topology.now.routes.public.values():
             for variant in route.variants:
                 variants.setdefault((variant.upstream, variant.model), variant)
+        self._gates.keep(variants, time.monotonic())
         for key, variant in variants.items():
             if not self._gates.adapts(key):
                 continue
