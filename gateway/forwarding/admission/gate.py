@@ -34,7 +34,8 @@ _MOST_WAITING: Final = 1_000  # calls; each holds its message
 _IDLE_SECONDS: Final = 60.0
 _NOT_HELD: Final = 1 << 30
 _FOLLOWED: Final = 1.05  # by this factor what is kept goes towards each value that is measured: to their median
-_STALL: Final = (0.4, 0.7)  # seconds that an answer takes longer if its server had to look by itself
+_LEAST_STALL: Final = 0.4  # seconds that an answer takes longer if its server had to look by itself …
+_LONGEST_STALL: Final = 0.7  # … and no more than these
 _BREATH: Final = 0.001  # seconds between an answer and the next call: timers know nothing shorter …
 _LONGER: Final = 2.0  # … times this after each stall …
 _SHORTER: Final = 0.999  # … and back by each answer: so about one in 700 stalls …
@@ -162,7 +163,9 @@ class Gate:
 
     def _note(self, is_full: bool, now: float) -> None:
         """Keep the share of time in which there was no place free, of the last while."""
-        least = _LEAST_STANDING + 2.0 * _STALL[1] if self._room else _LEAST_STANDING  # a stall is no standing queue
+        least = (
+            _LEAST_STANDING + 2.0 * _LONGEST_STALL if self._room else _LEAST_STANDING
+        )  # a stall is no standing queue
         span = max(_STANDING * self._adaptive.latency, least)
         state = 1.0 if self._was_full else 0.0
         self._full_share += (state - self._full_share) * min(1.0, (now - self._noted_at) / span)
@@ -264,7 +267,7 @@ class Gate:
             self._service = latency
             return
         self._service *= _FOLLOWED if latency > service else 1.0 / _FOLLOWED
-        if _STALL[0] < latency - service < _STALL[1]:
+        if _LEAST_STALL < latency - service < _LONGEST_STALL:
             self._breath = min(self._breath * _LONGER, _LONGEST_BREATH)
         else:
             self._breath = max(self._breath * _SHORTER, _BREATH)
