@@ -33,6 +33,7 @@ from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import memory_limit
 from gateway.event_log import EventLog
+from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
 from gateway.forwarding.inference import Inference
 from gateway.forwarding.models import Models
@@ -108,6 +109,7 @@ class Gateway:
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._rooms.run()))
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
         await self._enter_server(exits)
         if self._first.files:
@@ -152,6 +154,7 @@ class Gateway:
         self._breaker = inference.breaker_state
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
+        self._rooms = Rooms(self._topology, self._gates)
         self._control = Control(self._topology, ControlPolicy(config.server.control))
         self._takeover = Takeover(
             self._topology,
@@ -246,6 +249,7 @@ class Gateway:
 
     def _topology_changed(self) -> None:
         self._contracts.poke()
+        self._rooms.poke()
         self._changes.notify()
 
     def reload(self) -> None:

@@ -112,7 +112,7 @@ def admission_of(config: Config) -> AdmissionSettings:
             key, limit = (variant.upstream, variant.model), variant.limit
             if limit != "auto":
                 limits[key] = NONE if limit == "none" else max(1, limit // config.workers)
-    return AdmissionSettings(limits, config.admission.caller or "", config.admission.priority or "")
+    return AdmissionSettings(limits, config.admission.caller or "", config.admission.priority or "", config.workers)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

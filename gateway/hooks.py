@@ -133,7 +133,7 @@ class CallEnded:
     response_bytes: int
     at: float
     callers_fault: bool  # the caller's fault, although neither the code nor an attempt says so
-    waited: float  # seconds of waiting for the answer to another call's attempt
+    waited: float  # seconds of waiting, for another call's answer or for a place at a limited model
 
     def __init__(
         self,

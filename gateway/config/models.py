@@ -114,9 +114,9 @@ class Variant(Section):
     limit: Limit = Field(
         default="auto",
         description="Most calls in flight to this model of this upstream, of all public models together, shared out to "
-        "the workers; streams do not count. `auto` limits nothing until a server refuses a call because its queue is "
-        "full (`max_queue_size` at Triton), then finds the number. More calls wait in turn for a moment or are refused "
-        "at once with RESOURCE_EXHAUSTED (docs/overload.md).",
+        "the workers; streams do not count. `auto` takes the number from Triton's config if that bounds the queue "
+        "(`max_queue_size`); else it limits nothing until a server says that it is full, then finds it. More calls "
+        "wait in turn for a moment or are refused at once with RESOURCE_EXHAUSTED (docs/overload.md).",
         examples=[32],
     )
 

@@ -86,6 +86,8 @@ class Call:
     _pause: asyncio.TimerHandle | None = None  # before the next attempt
     _gate: Gate | None = None  # where it has a place, or waits for one
     _is_waiting = False  # for it
+    _waits_since = 0.0  # if it is waiting
+    _waited = 0.0  # seconds in all, for its turns
     _before: Attempt | None = None  # while it waits: the last attempt that was made
     _sent_at = 0.0  # if it has a place
     _returns = 0  # times that it came back from a server whose queue was full
@@ -493,7 +495,7 @@ class Call:
         if entered:
             self._sent_at = now
             return True
-        self._is_waiting = True
+        self._is_waiting, self._waits_since = True, now
         self._before, self._attempt = self._attempt, attempt
         if self._is_in_parts and not self._is_piped:
             self._caller.collect_request()
@@ -552,6 +554,7 @@ class Call:
         """Answers the attempt that it has waited with."""
         attempt, self._attempt, self._before = self._attempt, self._before, None
         self._is_waiting = False
+        self._waited += self._inference.clock() - self._waits_since
         assert attempt is not None  # noqa: S101  (it waited with one)
         return attempt
 
@@ -830,7 +833,7 @@ class Call:
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
-            waited = now - self._joined_at if self._joined_at else 0.0
+            waited = self._waited + (now - self._joined_at if self._joined_at else 0.0)
             self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, waited))
 
 

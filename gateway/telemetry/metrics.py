@@ -333,7 +333,7 @@ class _Families:
         )
         self.overhead = seconds(
             "gateway_overhead_duration_seconds",
-            "The part of a call that neither an upstream nor a pipeline step took.",
+            "The part of a call that neither an upstream, nor a pipeline step, nor waiting for a place took.",
             "model",
             buckets=OVERHEAD_SECONDS,
         )
@@ -554,7 +554,7 @@ class _Series:
     def call_ended(self, call: CallHistory) -> None:
         start, end, attempts, outcomes = call.start, call.end, call.attempts, call.outcomes
         self._ended += 1
-        elsewhere = end.waited  # seconds spent in upstreams and steps
+        elsewhere = end.waited  # seconds spent in upstreams and steps, and waiting
         for attempt, outcome in zip(attempts, outcomes):  # noqa: B905  # the last one may have no outcome
             took = outcome.at - attempt.at
             elsewhere += took

@@ -80,6 +80,59 @@ class Instances(Server):
         done()
 
 
+class Sleeper(Server):
+    """One instance of a Triton 2.51 whose queue is bounded, as its source has it and as it was measured.
+
+    It begins with the next request when one is queued while the instance is free, else half a second later. The
+    instance is free a moment after its answer has gone: `busy_after` seconds.
+    """
+
+    def __init__(
+        self, clock: Clock, seconds: Callable[[], float], busy_after: Callable[[], float], most_queued: int
+    ) -> None:
+        super().__init__(clock, most_queued)
+        self.seconds, self.busy_after = seconds, busy_after
+        self.is_busy = False
+        self.looks = 0  # each wait for a free instance has a number
+
+    def is_free(self) -> bool:
+        return False  # what is queued is not begun with at once, so it always counts
+
+    def take(self, done: Callable[[], None]) -> bool:
+        assert self.most_queued is not None
+        if len(self.queue) >= self.most_queued:
+            self.refused += 1
+            return False
+        self.queue.append(done)
+        self.work()
+        return True
+
+    def work(self) -> None:
+        if self.is_busy or not self.queue:
+            return
+        done = self.queue.popleft()
+        self.is_busy = True
+        self.looks += 1
+        self._look_later(self.looks)
+        self.clock.after(self.seconds(), lambda: self._done(done))
+
+    def _look_later(self, number: int) -> None:
+        def look() -> None:
+            if number == self.looks:
+                self.work()
+                if number == self.looks and self.queue:
+                    self._look_later(number)
+
+        self.clock.after(0.5, look)
+
+    def _done(self, done: Callable[[], None]) -> None:
+        def free() -> None:
+            self.is_busy = False
+
+        self.clock.after(self.busy_after(), free)
+        done()
+
+
 class Batcher(Server):
     """Triton's dynamic batcher: all that wait, up to `largest`, are served as one, in `fixed` + `each` * size."""
 
@@ -211,6 +264,15 @@ class World:
     def limit(self, limit: int) -> None:
         """A fixed one."""
         self.gate = Gate(0.0, adaptive=AdaptiveLimit(limit, 0.0), fixed=limit)
+
+    def know(self, best: int, most: int) -> None:
+        """What room the server has, as it says."""
+
+        def later(seconds: float, act: Callable[[float], None]) -> None:
+            self.clock.after(seconds, lambda: act(self.clock.now))
+
+        self.gate = Gate(0.0, adaptive=AdaptiveLimit(best, 0.0), later=later)
+        self.gate.know(best, most, 0.0)
 
     def calls(
         self,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+from tritonclient.grpc import model_config_pb2
 
 from gateway.forwarding.admission import FULL, TOO_LATE, AdaptiveLimit, AdmissionSettings, Gate, Gates, Refused
+from gateway.forwarding.admission.server_room import ServerRoom, maybe_room
 
 
 @dataclass(eq=False)
@@ -161,7 +164,7 @@ def test_a_model_is_limited_from_the_first_refusal_of_a_server_on_and_not_for_ev
 
 
 def test_calls_that_were_on_their_way_before_there_was_a_gate_take_places_for_a_moment() -> None:
-    later: list[Callable[[], None]] = []
+    later: list[Callable[[float], None]] = []
     gates = Gates(lambda seconds, act: later.append(act))
     gates.overloaded("gpu", "m", 5, 0.0)  # of which three are of another model
     gate = gates.table["gpu", "m"]
@@ -169,7 +172,7 @@ def test_calls_that_were_on_their_way_before_there_was_a_gate_take_places_for_a_
     assert [gate.enter(call, False, 0.0) for call in calls] == [False, False, False]
     gates.left("gpu", "m", False, 0.1)
     assert [bool(call.told) for call in calls] == [True, False, False]
-    later[0]()
+    later[0](0.25)
     assert gate.in_flight == 3
 
 
@@ -201,3 +204,68 @@ def test_callers_are_told_apart_by_a_metadata_key_or_else_by_their_connection() 
     assert gates.turn_of({}, 7) == 7
     assert gates.is_batch({"x-priority": "batch"})
     assert not gates.is_batch({"x-priority": "high"})
+
+
+def test_servers_that_say_what_room_they_have_are_never_sent_more_and_may_change_their_minds() -> None:
+    gates = Gates(lambda seconds, act: None)
+    gates.learn(("gpu", "m"), ServerRoom(best=2, most=9), 0.0)
+    gate = gates.table["gpu", "m"]
+    calls = [Call() for _ in range(4)]
+    assert [gate.enter(call, False, 0.0) for call in calls] == [True, True, False, False]
+    assert gates.maybe_gate("gpu", "m", 1e9) is gate  # it stands without overload, too
+    gates.learn(("gpu", "m"), ServerRoom(best=3, most=10), 0.1)
+    assert [bool(call.told) for call in calls] == [False, False, True, False]
+    gates.learn(("gpu", "m"), None, 0.2)
+    assert [bool(call.told) for call in calls] == [False, False, True, True]
+    assert not gates.table
+
+
+def test_what_servers_say_counts_only_where_the_limit_is_automatic() -> None:
+    gates = Gates(lambda seconds, act: None)
+    gates.apply(AdmissionSettings({("gpu", "m"): 7, ("gpu", "n"): 0}), 0.0)
+    for model in "mn":
+        gates.learn(("gpu", model), ServerRoom(1, 9), 0.0)
+    assert [(key, gate.limit) for key, gate in gates.table.items()] == [(("gpu", "m"), 7)]
+
+
+def test_between_an_answer_and_the_next_call_a_server_that_bounds_its_queue_gets_a_breath() -> None:
+    later: list[tuple[float, Callable[[float], None]]] = []
+    gate = Gate(0.0, adaptive=AdaptiveLimit(1, 0.0), later=lambda seconds, act: later.append((seconds, act)))
+    gate.know(1, 9, 0.0)
+    calls = [Call() for _ in range(3)]
+    gate.enter(calls[0], False, 0.0)
+    gate.answered(0.02, 0.02)
+    gate.leave(0.02)
+    assert not gate.enter(calls[1], False, 0.0201)
+    ((seconds, breathed),) = later
+    assert seconds == pytest.approx(0.001)
+    breathed(0.021)
+    assert calls[1].told == ["admitted"]
+    gate.answered(0.52, 0.54)  # it slept for half a second, so it gets a longer one
+    gate.leave(0.54)
+    assert later[1][0] == pytest.approx(0.002)
+
+
+def model_config(**changes: object) -> Any:
+    config = model_config_pb2.ModelConfig(max_batch_size=4)
+    config.instance_group.add(count=2)
+    config.dynamic_batching.default_queue_policy.max_queue_size = 16
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def test_a_models_config_tells_what_room_it_has() -> None:
+    assert maybe_room(model_config()) == ServerRoom(best=16, most=24)
+    assert maybe_room(model_config(max_batch_size=0)) == ServerRoom(best=2, most=18)
+    unbounded, decoupled, sequences = model_config(), model_config(), model_config()
+    unbounded.dynamic_batching.default_queue_policy.max_queue_size = 0
+    decoupled.model_transaction_policy.decoupled = True
+    sequences.sequence_batching.SetInParent()
+    assert [maybe_room(each) for each in (unbounded, decoupled, sequences)] == [None, None, None]
+
+
+def test_a_workers_part_of_the_room_may_keep_the_servers_busy_if_all_calls_come_to_it() -> None:
+    assert ServerRoom(best=16, most=72).shared(4) == ServerRoom(best=16, most=18)
+    assert ServerRoom(best=16, most=24).shared(4) == ServerRoom(best=6, most=6)
+    assert ServerRoom(best=1, most=3).shared(8) == ServerRoom(best=1, most=1)

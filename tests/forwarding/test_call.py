@@ -18,7 +18,7 @@ from gateway.forwarding.inference import Inference
 from gateway.forwarding.models import Models
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import CallObserver, CallStarted, NoHooks, NoObserver
+from gateway.hooks import CallEnded, CallObserver, CallStarted, NoHooks, NoObserver
 from gateway.routing import Route, Routes, Split
 from gateway.rpc.client import ClientCall
 from gateway.rpc.deadlines import Deadlines
@@ -82,6 +82,7 @@ class Hooks(NoHooks):
     def __init__(self, fault: str) -> None:
         self.fault = fault
         self.ended = 0
+        self.last_ended: CallEnded | None = None
         self.meanings: list[Meaning | None] = []
 
     def call_started(self, event: CallStarted) -> CallObserver:
@@ -103,6 +104,7 @@ class Hooks(NoHooks):
 
             def ended(self, event: Any) -> None:
                 hooks.ended += 1
+                hooks.last_ended = event
                 if hooks.fault == "hooks.ended":
                     raise Fault
 

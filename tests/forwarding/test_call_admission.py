@@ -168,3 +168,20 @@ def test_a_large_request_of_which_more_is_to_come_is_passed_on_from_where_it_is(
     client: ClientCall = world.connection.sent[1]
     assert client.request_more > 10
     assert waiting.passed == client
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_how_long_a_call_waited_for_its_turn_is_told(is_cancelled: bool) -> None:
+    world = LimitedWorld()
+    world.another()
+    call, _ = world.another()
+    world.now = 0.25
+    if is_cancelled:
+        call.cancelled(Code.CANCELLED)
+        ended = world.hooks.last_ended
+    else:
+        world.answer(0)
+        world.answer(1)
+        ended = world.hooks.last_ended
+    assert ended is not None
+    assert ended.waited == pytest.approx(0.25)

@@ -196,16 +196,16 @@ async def test_bad_model_version(site: Site, triton: LocalTriton) -> None:
 
 
 async def test_overload(site: Site) -> None:
-    """Which queue was full is a label; those for whom there is no time are told at once, and the others wait here."""
+    """Triton's own queue never gets full; those for whom there is no room are told at once, and the others wait."""
     async with channel_to(site.listen) as channel:
         request = infer("embed", [[100]], "INT32")
         outcomes: list[Outcome] = await asyncio.gather(*(call(channel, request) for _ in range(12)))
-        assert {outcome.code for outcome in outcomes} <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
-        assert await site.metric("gateway_queue_full_total", model="embed", where="upstream") >= 12 - 5
+        assert {outcome.code for outcome in outcomes} == {grpc.StatusCode.OK}
         outcomes = await asyncio.gather(*(call(channel, request) for _ in range(300)))
         _, state = await http(site.admin, "/state")
     refused = [outcome for outcome in outcomes if outcome.code is grpc.StatusCode.RESOURCE_EXHAUSTED]
     assert refused
+    assert await site.metric("gateway_queue_full_total", model="embed", where="upstream") == 0
     assert all("grpc-status-details-bin" in outcome.trailers for outcome in refused)
     (limit,) = state["limits"]
     assert limit["model"] == "slow"

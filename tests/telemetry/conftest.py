@@ -42,6 +42,7 @@ class Call:
     code: Code = Code.OK
     text: str = ""
     overhead: float = 0.001
+    waited: float = 0.0
     request_bytes: int = 1000
     response_bytes: int = 40
 
@@ -55,6 +56,7 @@ class Call:
         for step, seconds, error in self.steps:
             observer.step_ended(StepEnded(step, rows=1, started=at, at=at + seconds, error=error))
             at += seconds
+        at += self.waited
         sent = []
         for number, attempt in enumerate(self.attempts, start=1):
             started = AttemptStarted(
@@ -71,9 +73,8 @@ class Call:
             sent.append(observer.attempt_started(started))
             at += attempt.seconds
             observer.attempt_ended(AttemptEnded(attempt.code, attempt.text, attempt.meaning, at))
-        observer.ended(
-            CallEnded(self.code, self.text, self._served(), self.request_bytes, self.response_bytes, at + self.overhead)
-        )
+        sizes = self.request_bytes, self.response_bytes
+        observer.ended(CallEnded(self.code, self.text, self._served(), *sizes, at + self.overhead, waited=self.waited))
         return sent
 
     def facts(self) -> Facts:

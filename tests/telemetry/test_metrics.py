@@ -96,9 +96,10 @@ def test_calls_are_counted_by_model_variant_method_and_code(metrics, call, attem
 
 def test_the_time_of_a_call_is_told_apart_into_upstream_steps_and_gateway(metrics, call, attempt):
     steps = [("decode", 0.020, ""), ("resize", 0.010, "")]
-    call(steps=steps, attempts=[attempt(seconds=0.300), attempt(seconds=0.100)], overhead=0.007).report_to(metrics)
+    attempts = [attempt(seconds=0.300), attempt(seconds=0.100)]
+    call(steps=steps, attempts=attempts, overhead=0.007, waited=0.5).report_to(metrics)
     scraped = Scraped(metrics.scrape)
-    assert scraped("gateway_request_duration_seconds_sum") == pytest.approx(0.437)
+    assert scraped("gateway_request_duration_seconds_sum") == pytest.approx(0.937)
     assert scraped("gateway_upstream_duration_seconds_sum", variant="onnx", upstream="cpu") == pytest.approx(0.4)
     assert scraped("gateway_step_duration_seconds_sum", step="decode") == pytest.approx(0.02)
     assert scraped("gateway_overhead_duration_seconds_sum", model="photos") == pytest.approx(0.007)

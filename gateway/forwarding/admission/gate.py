@@ -9,6 +9,7 @@ Maurer's "Fail at scale", ACM Queue 2015). Calls of the batch class go when no o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from gateway.forwarding.admission.fair_queue import FairQueue, Waiting
@@ -32,7 +33,19 @@ _LEAST_STANDING: Final = 0.5  # … and of so many seconds
 _MOST_WAITING: Final = 1_000  # calls; each holds its message
 _IDLE_SECONDS: Final = 60.0
 _NOT_HELD: Final = 1 << 30
+_FOLLOWED: Final = 1.05  # by this factor what is kept goes towards each value that is measured: to their median
+_LEAST_STALL: Final = 0.4  # seconds that an answer takes longer if its server had to look by itself …
+_LONGEST_STALL: Final = 0.7  # … and no more than these
+_BREATH: Final = 0.001  # seconds between an answer and the next call: timers know nothing shorter …
+_LONGER: Final = 2.0  # … times this after each stall …
+_SHORTER: Final = 0.999  # … and back by each answer: so about one in 700 stalls …
+_MOST_BREATH: Final = 0.25  # … and it takes no more of the time that an answer takes …
+_LONGEST_BREATH: Final = 0.02  # … and no more seconds
 _LEAST_RETRY: Final = 0.05  # seconds: what is told to those that are refused
+
+
+Later = Callable[[float, Callable[[float], None]], object]
+"""Calls a function after so many seconds, with the time that it is then."""
 
 
 class Refused(Exception):
@@ -51,12 +64,17 @@ class Gate:
         "_adaptive",
         "_adopted",
         "_batch",
+        "_breath",
         "_fixed",
         "_full_share",
         "_held",
         "_is_admitting",
+        "_is_breathing",
+        "_later",
         "_normal",
         "_noted_at",
+        "_room",
+        "_service",
         "_was_full",
         "in_flight",
         "reached_at",
@@ -64,15 +82,29 @@ class Gate:
     )
 
     def __init__(
-        self, now: float, *, adaptive: AdaptiveLimit, fixed: int = 0, refusals: dict[str, int] | None = None
+        self,
+        now: float,
+        *,
+        adaptive: AdaptiveLimit,
+        fixed: int = 0,
+        refusals: dict[str, int] | None = None,
+        later: Later | None = None,
     ) -> None:
-        """fixed: the limit, if it is not to adapt; then `adaptive` only measures. refusals: where they are counted."""
+        """fixed: the limit, if it is not to adapt; then `adaptive` only measures. refusals: where they are counted.
+
+        later: for servers whose room is known, which want a breath between two calls.
+        """
         self._adaptive = adaptive
         self._fixed = fixed
         self._held = _NOT_HELD  # no more in flight than this, for the moment
         self._normal = FairQueue()
         self._batch = FairQueue()
         self._is_admitting = False
+        self._later = later
+        self._room = 0  # calls that the servers take before they refuse one; 0 if not known
+        self._service = 0.0  # seconds: the median latency; 0 if not known
+        self._is_breathing = False
+        self._breath = _BREATH
         self._adopted = 0
         self._full_share = 0.0  # of the last while: time in which no place was free
         self._was_full = False  # when a call came, last
@@ -84,6 +116,11 @@ class Gate:
     def is_idle(self, now: float) -> bool:
         """Has an adaptive limit not been reached for so long that it need not be kept?"""
         return not self._fixed and now - self.reached_at > _IDLE_SECONDS
+
+    @property
+    def is_known(self) -> bool:
+        """Have servers said what room they have?"""
+        return bool(self._room)
 
     @property
     def limit(self) -> int:
@@ -98,14 +135,20 @@ class Gate:
         self._fixed = limit
         self._admit_once(now)
 
+    def know(self, limit: int, room: int, now: float) -> None:
+        """What the servers' config says: how many calls are best in flight, and how many are taken at all."""
+        self._room = room
+        self.resize(limit, now)
+
     def enter(self, call: Waiting, is_batch: bool, now: float) -> bool:
         """True: it has a place, which it must give back. False: it waits, and is told.
 
         :raises Refused: if it would wait in vain.
         """
         waiting = self._normal.size + self._batch.size
-        is_full = bool(waiting) or self.in_flight >= self._places()
-        self._note(is_full, now)
+        is_full = bool(waiting) or self.in_flight >= self._places() or self._is_breathing
+        # Of servers whose room is known calls wait here that would wait there: that is no queue yet.
+        self._note(2 * waiting >= self._room if self._room else is_full, now)
         if not is_full:
             if call.until is not None and now - self.reached_at < _QUIET_SECONDS:
                 self._check_in_flight(call.until, now)
@@ -127,7 +170,10 @@ class Gate:
 
     def _note(self, is_full: bool, now: float) -> None:
         """Keep the share of time in which there was no place free, of the last while."""
-        span = max(_STANDING * self._adaptive.latency, _LEAST_STANDING)
+        least = (
+            _LEAST_STANDING + 2.0 * _LONGEST_STALL if self._room else _LEAST_STANDING
+        )  # a stall is no standing queue
+        span = max(_STANDING * self._adaptive.latency, least)
         state = 1.0 if self._was_full else 0.0
         self._full_share += (state - self._full_share) * min(1.0, (now - self._noted_at) / span)
         self._was_full, self._noted_at = is_full, now
@@ -160,6 +206,8 @@ class Gate:
         which a server stood still must not have calls refused that would be answered.
         """
         adaptive = self._adaptive
+        if self._service:
+            return self.limit / self._service  # a median, which stalls leave as it is
         return max(adaptive.rate, self.in_flight / adaptive.latency) if adaptive.rate else 0.0
 
     def _most_ahead(self, own: int) -> float:
@@ -167,12 +215,12 @@ class Gate:
 
         own: calls of the same caller that wait. Who has few may wait for twice as long: chance brings two together.
         """
-        latency, rate = self._adaptive.latency, self._adaptive.rate
-        usual = max(float(self.limit), _LEAST_WAIT * rate)
+        latency, rate = self._adaptive.latency, self._rate() if self._room else self._adaptive.rate
+        usual = max(float(self.limit), float(self._room - self.in_flight), _LEAST_WAIT * rate)
         if not rate:
             return max(usual, min(_BURST * usual, _FIRST_WAITING))
         if self._full_share > 0.5:
-            return max(usual, _PATIENCE * latency * rate) if own < _FEW else usual
+            return max(usual, _PATIENCE * max(latency * rate, self._room)) if own < _FEW else usual
         return max(usual, min(_BURST * usual, _BURST_SECONDS * rate))
 
     def _refuse(self, reason: str, wait: float) -> None:
@@ -188,6 +236,8 @@ class Gate:
         """A call that has a place went well; it must still give it back."""
         self._held = _NOT_HELD
         self._adaptive.answered(latency, now)
+        if self._room:
+            self._measure(latency)
 
     def server_refused(self) -> None:
         """A server had no room for a call that has a place. Nobody else is to learn that before it has answered one."""
@@ -197,7 +247,37 @@ class Gate:
     def leave(self, now: float) -> None:
         """Give a place back, to who is next."""
         self.in_flight -= 1
+        if self._room:
+            self._admit_after_a_breath(now)
+        else:
+            self._admit_once(now)
+
+    # Servers whose queue has a bound: see `server_room`
+
+    def _admit_after_a_breath(self, now: float) -> None:
+        """A call that comes before the instance is free again wakes nobody."""
+        breath = min(self._breath, _MOST_BREATH * self._service)
+        if breath < _BREATH or self._later is None:
+            self._admit_once(now)
+        elif not self._is_breathing:
+            self._is_breathing = True
+            self._later(breath, self._breathed)
+
+    def _breathed(self, now: float) -> None:
+        self._is_breathing = False
         self._admit_once(now)
+
+    def _measure(self, latency: float) -> None:
+        """Keep the usual latency, and learn from stalls."""
+        service = self._service
+        if not service:
+            self._service = latency
+            return
+        self._service *= _FOLLOWED if latency > service else 1.0 / _FOLLOWED
+        if _LEAST_STALL < latency - service < _LONGEST_STALL:
+            self._breath = min(self._breath * _LONGER, _LONGEST_BREATH)
+        else:
+            self._breath = max(self._breath * _SHORTER, _BREATH)
 
     def _admit_once(self, now: float) -> None:
         if self._is_admitting:  # by a call that has ended as soon as it was admitted

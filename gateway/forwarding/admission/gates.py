@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Mapping
+import time
+from collections.abc import Callable, Container, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.forwarding.admission.gate import REASONS, Gate
+from gateway.forwarding.admission.gate import REASONS, Gate, Later
 from gateway.forwarding.admission.limit import AdaptiveLimit
+from gateway.forwarding.admission.server_room import ServerRoom
 from gateway.hooks import GateNow
 
 _log = logging.getLogger(__name__)
@@ -36,17 +38,18 @@ class AdmissionSettings:
     limits: Mapping[GateKey, int] = field(default_factory=dict)  # calls, or AUTO, which is the default, or NONE
     caller: str = ""  # metadata key by whose value callers share; "": by their connections
     priority: str = ""  # metadata key by which a call says that it is of the batch class; "": none is
+    workers: int = 1  # that share what room servers have
 
 
-def _later(seconds: float, act: Callable[[], None]) -> object:
-    return asyncio.get_running_loop().call_later(seconds, act)
+def _later(seconds: float, act: Callable[[float], None]) -> object:
+    loop = asyncio.get_running_loop()
+    return loop.call_later(seconds, lambda: act(time.monotonic()))
 
 
 class Gates:
     """By model. `table` is empty, and false, when nothing is limited."""
 
-    def __init__(self, later: Callable[[float, Callable[[], None]], object] = _later) -> None:
-        """later: calls a function after so many seconds."""
+    def __init__(self, later: Later = _later) -> None:
         self._later = later
         self.table: dict[GateKey, Gate] = {}
         self._settings = AdmissionSettings()
@@ -67,8 +70,31 @@ class Gates:
 
     def _add(self, key: GateKey, adaptive: AdaptiveLimit, now: float, fixed: int = 0) -> Gate:
         refusals = self._refusals.setdefault(key, dict.fromkeys(REASONS, 0))
-        gate = self.table[key] = Gate(now, adaptive=adaptive, fixed=fixed, refusals=refusals)
+        gate = self.table[key] = Gate(now, adaptive=adaptive, fixed=fixed, refusals=refusals, later=self._later)
         return gate
+
+    def adapts(self, key: GateKey) -> bool:
+        """Does the config leave this model's limit to what is found out?"""
+        return self._settings.limits.get(key, AUTO) == AUTO
+
+    def keep(self, keys: Container[GateKey], now: float) -> None:
+        """Forget what other models' servers have said."""
+        for key in [key for key, gate in self.table.items() if gate.is_known and key not in keys]:
+            self.learn(key, None, now)
+
+    def learn(self, key: GateKey, room: ServerRoom | None, now: float) -> None:
+        """What room the servers say that they have; None if they say nothing."""
+        gate = self.table.get(key)
+        if not self.adapts(key):
+            return
+        if room is None:
+            if gate is not None and gate.is_known:
+                self.table.pop(key).dissolve()
+            return
+        mine = room.shared(self._settings.workers)
+        if gate is None:
+            gate = self._add(key, AdaptiveLimit(mine.best, now), now)
+        gate.know(mine.best, mine.most, now)
 
     def left(self, upstream: str, model: str, refused: bool, now: float) -> None:
         """A call has ended that had no place. refused: since the server's queue was full."""
@@ -92,7 +118,7 @@ class Gates:
             return
         gate = self._add(key, AdaptiveLimit(max(in_flight, _FEWEST), now), now)
         gate.adopt(in_flight)
-        self._later(_ADOPTED_SECONDS, lambda: gate.disown(now + _ADOPTED_SECONDS))
+        self._later(_ADOPTED_SECONDS, gate.disown)
         _log.warning("model %s of upstream %s refuses calls: its queue is full; they are limited now", model, upstream)
 
     def turn_of(self, metadata: Mapping[str, str], connection: Hashable) -> Hashable:
