@@ -495,9 +495,12 @@ class Inference:
         return True
 
     def learn_of_overload(self, work: Work) -> None:
-        """After a failed attempt: was the server's queue full? Then the model's calls are limited from now on."""
+        """After a failed attempt: was the server's queue full? Then the model's calls are limited from now on.
+
+        Not for a Triton model's own name, whose callers get what Triton says.
+        """
         attempt, failure, verdict = work.failures[-1]
-        if not is_queue_full(verdict, failure.text):
+        if not is_queue_full(verdict, failure.text) or work.route.model not in self.topology.routes.public:
             return
         variant = attempt.variant
         pool = self.topology.pools.get(variant.upstream)

@@ -10,7 +10,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from gateway.forwarding.admission import FULL, TOO_LATE, AdaptiveLimit, AdmissionSettings, Gate, Gates, Refused
-from gateway.forwarding.admission.server_room import ServerRoom, maybe_room
+from gateway.forwarding.admission.server_room import ServerRoom, has_bound, maybe_room
 
 
 @dataclass(eq=False)
@@ -263,6 +263,17 @@ def test_a_models_config_tells_what_room_it_has() -> None:
     decoupled.model_transaction_policy.decoupled = True
     sequences.sequence_batching.SetInParent()
     assert [maybe_room(each) for each in (unbounded, decoupled, sequences)] == [None, None, None]
+
+
+def test_a_model_can_be_full_if_a_queue_of_its_own_or_of_its_parts_has_a_bound() -> None:
+    by_priority, ensemble, sequences = model_config(), model_config(), model_config()
+    by_priority.dynamic_batching.default_queue_policy.max_queue_size = 0
+    assert not has_bound(by_priority)
+    by_priority.dynamic_batching.priority_queue_policy[1].max_queue_size = 4
+    ensemble.ensemble_scheduling.SetInParent()
+    sequences.sequence_batching.SetInParent()
+    configs = (model_config(), by_priority, ensemble, sequences, model_config_pb2.ModelConfig())
+    assert [has_bound(each) for each in configs] == [True, True, True, False, False]
 
 
 def test_a_workers_part_of_the_room_may_keep_the_servers_busy_if_all_calls_come_to_it() -> None:

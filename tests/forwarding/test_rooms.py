@@ -85,3 +85,16 @@ async def test_a_model_that_the_config_no_longer_has_is_forgotten() -> None:
     assert await world.limit() == 1
     world.current.now = Topology(Routes([]), world.current.now.pools)
     assert await world.limit() is None
+
+
+async def test_a_model_whose_queue_has_no_bound_is_not_limited_for_what_it_says_of_itself() -> None:
+    world = World(Triton(0))
+    world.gates.overloaded(*KEY, 4, 0.0)  # before it was asked
+    assert KEY in world.gates.table
+    assert await world.limit() is None
+    world.gates.overloaded(*KEY, 4, 0.0)
+    assert KEY not in world.gates.table
+    bounded = World(Triton(8), Triton(0))
+    await bounded.limit()
+    bounded.gates.overloaded(*KEY, 4, 0.0)
+    assert KEY in bounded.gates.table

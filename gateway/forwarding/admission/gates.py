@@ -52,6 +52,7 @@ class Gates:
     def __init__(self, later: Later = _later) -> None:
         self._later = later
         self.table: dict[GateKey, Gate] = {}
+        self._endless: set[GateKey] = set()  # models whose queues have no bound
         self._settings = AdmissionSettings()
         self._refusals: dict[GateKey, dict[str, int]] = {}  # of all gates that there were
 
@@ -79,16 +80,21 @@ class Gates:
 
     def keep(self, keys: Container[GateKey], now: float) -> None:
         """Forget what other models' servers have said."""
+        self._endless = {key for key in self._endless if key in keys}
         for key in [key for key, gate in self.table.items() if gate.is_known and key not in keys]:
             self.learn(key, None, now)
 
-    def learn(self, key: GateKey, room: ServerRoom | None, now: float) -> None:
-        """What room the servers say that they have; None if they say nothing."""
+    def learn(self, key: GateKey, room: ServerRoom | None, now: float, *, is_endless: bool = False) -> None:
+        """What room the servers say that they have; None if they say nothing.
+
+        is_endless: all of them say that no queue of theirs has a bound, so that none can be full.
+        """
         gate = self.table.get(key)
         if not self.adapts(key):
             return
+        (self._endless.add if is_endless else self._endless.discard)(key)
         if room is None:
-            if gate is not None and gate.is_known:
+            if gate is not None and (gate.is_known or is_endless):
                 self.table.pop(key).dissolve()
             return
         mine = room.shared(self._settings.workers)
@@ -114,6 +120,8 @@ class Gates:
     def overloaded(self, upstream: str, model: str, in_flight: int, now: float) -> None:
         """A server has refused a call since its queue is full. in_flight: of the upstream, at that moment."""
         key = (upstream, model)
+        if key in self._endless:
+            return  # the model itself says so, maybe in the words of a caller
         if key in self.table or self._settings.limits.get(key, AUTO) != AUTO:
             return
         gate = self._add(key, AdaptiveLimit(max(in_flight, _FEWEST), now), now)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final
+from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.admission.gates import GateKey, Gates
-from gateway.forwarding.admission.server_room import ServerRoom, maybe_room
+from gateway.forwarding.admission.server_room import ServerRoom, has_bound, maybe_room
 from gateway.forwarding.topology import CurrentTopology
 from gateway.types import Variant
 from gateway.upstream.ask import decoded
@@ -63,17 +63,20 @@ class Rooms:
             usable = [e for e in pool.endpoints if _is_usable(e, variant)] if pool is not None else []
             if not usable:
                 continue  # what was known stands until somebody can be asked
-            rooms = await asyncio.gather(*(self._room(endpoint, variant) for endpoint in usable))
-            self._gates.learn(key, _total(rooms), time.monotonic())
+            configs = await asyncio.gather(*(self._config(endpoint, variant) for endpoint in usable))
+            rooms = [maybe_room(config) if config is not None else None for config in configs]
+            is_endless = not any(config is None or has_bound(config) for config in configs)
+            self._gates.learn(key, _total(rooms), time.monotonic(), is_endless=is_endless)
 
-    async def _room(self, endpoint: Endpoint, variant: Variant) -> ServerRoom | None:
+    @staticmethod
+    async def _config(endpoint: Endpoint, variant: Variant) -> Any:
+        """A `ModelConfig`, whose class has no types; None if the endpoint does not say."""
         request = pb.ModelConfigRequest(name=variant.model, version=variant.version).SerializeToString()
         try:
             answer = await endpoint.connection.unary(_PATH, request, (), _PATIENCE_SECONDS)
-            config = decoded("ModelConfig", answer.body, pb.ModelConfigResponse).config
+            return decoded("ModelConfig", answer.body, pb.ModelConfigResponse).config
         except CallFailed:
             return None  # its probes see whether that means anything
-        return maybe_room(config)
 
 
 def _is_usable(endpoint: Endpoint, variant: Variant) -> bool:

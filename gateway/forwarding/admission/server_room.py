@@ -27,6 +27,17 @@ class ServerRoom(NamedTuple):
         return ServerRoom(min(self.best, most), most)
 
 
+def has_bound(config: Any) -> bool:
+    """May a server of this model refuse a call because a queue is full? config: as for `maybe_room`.
+
+    A model without a bound may still say so itself, in the words of a caller.
+    """
+    if config.WhichOneof("scheduling_choice") == "ensemble_scheduling":
+        return True  # one of its models may
+    policies = config.dynamic_batching.priority_queue_policy.values()
+    return any(policy.max_queue_size for policy in (config.dynamic_batching.default_queue_policy, *policies))
+
+
 def maybe_room(config: Any) -> ServerRoom | None:
     """Of one endpoint; None if its queue has no bound. config: a `ModelConfig`, as Triton completes it."""
     if config.WhichOneof("scheduling_choice") != "dynamic_batching" or config.model_transaction_policy.decoupled:
