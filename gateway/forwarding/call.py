@@ -161,6 +161,10 @@ class Call:
         self._begin_attempt(attempt)
 
     def _begin_attempt(self, attempt: Attempt) -> None:
+        """:raises GatewayError: if what came of the request since the last attempt could not be kept."""
+        if self._is_piped and not self._has_request():
+            self._leave_endpoint()  # its place at a gate, if it has one
+            raise self._inference.given_up(self._work)
         work, inference, caller = self._work, self._inference, self._caller
         self._attempt = attempt
         added = self.added = inference.attempt_started(work, attempt)
@@ -206,7 +210,6 @@ class Call:
 
         Its last bytes name the model once more: see `peek_front`.
         """
-        self._rest += self._caller.maybe_take_back() or b""
         client, head, variant = self._new_client(attempt), self.head, attempt.variant
         version = variant.version or head.model_version
         ending = tail(variant.model, version)
