@@ -157,7 +157,7 @@ async def test_what_a_worker_had_not_taken_when_it_died_goes_to_another(bound: s
 async def test_a_worker_that_could_not_be_handed_a_connection_gets_later_ones(
     bound: socket.socket, clients: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ETOOMANYREFS: more descriptors are on their way than the process may have open (unix(7)). It says nothing of it."""
+    """ETOOMANYREFS: more descriptors are on their way than a process may have open (unix(7))."""
     handover, send_fds = Handover(bound), socket.send_fds
     worker = Worker(handover)
     worker.takes_at_once()
