@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from played_triton import Behaviour, PlayedTriton, played
-from traffic import OK, config, gateway, traffic, write
+from played_triton import Behaviour, PlayedTriton, hangs, played
+from traffic import OK, config, gateway, traffic, until, write
 from v2_calls import call, channel_to
 
 from gateway.app import Gateway
@@ -91,3 +91,25 @@ async def test_a_model_whose_servers_refuse_all_uses_up_no_other_model_s_retries
             outcomes = await asyncio.gather(*(call(channel, infer()) for _ in range(40)))
             assert one.executed.total() > 0
             assert {outcome.code for outcome in outcomes} == {OK}, outcomes
+
+
+async def test_large_requests_that_are_kept_meanwhile_take_no_room_from_messages_that_must_be_whole(
+    tmp_path: Path,
+) -> None:
+    """Streams go on with one message at a time where the room is used up, and other messages are refused."""
+    async with played(hangs) as triton:
+        net = {"net": {"variants": {"only": {"upstream": "all", "model": "net"}}}}
+        file = write(tmp_path / "g.yaml", config({"all": triton.address}, net, server={"max_collected_bytes": "16MiB"}))
+        async with gateway(file) as running, contextlib.AsyncExitStack() as exits:
+            channels = [await exits.enter_async_context(channel_to(running.listen)) for _ in range(4)]
+            calls = [
+                asyncio.ensure_future(call(channel, infer(str(number), size=1_000_000), timeout=30))
+                for number, channel in enumerate(channels * 5)
+            ]
+            await until(lambda: triton.executed.total() == len(calls), 10, "all of them", str)
+            budget = running._collected
+            assert budget.has_room
+            assert 2 << 20 < budget.kept <= 5 << 20
+            for each in calls:
+                each.cancel()
+            await until(lambda: budget.kept == budget.held == 0, 10, "nothing kept", str)

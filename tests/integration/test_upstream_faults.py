@@ -231,18 +231,18 @@ async def test_large_requests_are_sent_again_too_whole_and_unchanged(tmp_path: P
         assert one.executed.total() > 5
         sent = [request.SerializeToString() for request in requests]
         assert sorted(got, key=len) == sorted(sent, key=len)
-        assert running._collected.held == 0
+        assert running._collected.held == running._collected.kept == 0
 
 
 async def test_what_could_not_be_kept_is_not_sent_again_in_parts(tmp_path: Path) -> None:
     async with pair(tmp_path) as (running, one, two), channel_to(running.listen) as channel:
         one.behaviour = two.behaviour = stops
-        running._collected.hold(running._collected.most)
+        running._collected.keep(running._collected.most)
         outcome = await call(channel, infer("1", size=1_000_000))
         assert outcome.code is UNAVAILABLE
         assert one.executed["1"] + two.executed["1"] == 1
-        running._collected.give(running._collected.most)
-        assert running._collected.held == 0
+        running._collected.keep(-running._collected.most)
+        assert running._collected.held == running._collected.kept == 0
 
 
 @contextlib.asynccontextmanager
