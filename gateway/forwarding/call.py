@@ -216,6 +216,10 @@ class Call:
         request = rename_request(
             self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
         )
+        if (
+            head.end is not None and len(self.body) > head.end
+        ):  # it has grown while the call waited, since its head was read
+            request += self.body[head.end :]
         if self._caller.missing > 0:
             self._is_piped = True
             client.request = request + self._rest
