@@ -106,8 +106,12 @@ _NO_START: Final = "must specify the START flag on the first request of the sequ
 _RESTRICTED: Final = "This protocol is restricted, expecting header '"
 _UNREADABLE: Final = "Unable to parse request"
 _NO_REGION: Final = "Unable to find shared memory region: '"
-_TOO_LARGE: Final = re.compile(r"(?:CLIENT: |SERVER: )?(?:Received|Sent) message larger than max \(\d+ vs\. \d+\)")
-"""The text of gRPC's C++ library in a server."""
+_TOO_LARGE: Final = re.compile(
+    r"(?:CLIENT: |SERVER: )?(?:Received|Sent) message larger than max \(\d+ vs\. \d+\)"
+    r"|received (?:initial )?metadata size exceeds (?:soft |hard )?limit \(\d+ vs\. \d+\).*",
+    re.DOTALL,
+)
+"""Texts of gRPC's C++ library in a server, of a message and of metadata beyond 8 KiB, whose names follow."""
 
 _BY_CODE: Final = {
     Code.CANCELLED: Meaning.ENDED,

@@ -42,6 +42,12 @@ STATUSES = {
         "Received message larger than max (5000000 vs. 4194304)",
         Meaning.CALLER,
     ),
+    "more metadata than the server takes": (
+        Code.RESOURCE_EXHAUSTED,
+        "received metadata size exceeds soft limit (12931 vs. 8192), rejecting requests with some random probability "
+        ":path:79B x-0:1035B",
+        Meaning.CALLER,
+    ),
     "bytes that are no request": (Code.INTERNAL, "Unable to parse request", Meaning.CALLER),
     "queue full": (Code.UNAVAILABLE, QUEUE_FULL, Meaning.OVERLOADED),
     "queue full, no id": (

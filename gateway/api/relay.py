@@ -128,7 +128,7 @@ class WireCaller(Caller):
         self.deadline = deadline
         self.number = call.server.number
         self._copy: list[bytes] | None = []  # what was passed on and not taken back; None: it could not be kept
-        self._copied = 0  # bytes of the copy, paid from the connection's budget
+        self._copied = 0  # bytes of the copy, counted in the connection's budget
 
     @property
     def missing(self) -> int:
@@ -159,10 +159,10 @@ class WireCaller(Caller):
         copy, budget = self._copy, self._call.connection.budget
         if copy is None or self._call.done:
             return
-        if not budget.has_room:
+        if not budget.may_keep:
             self._drop_copy()
             return
-        budget.hold(len(data))
+        budget.keep(len(data))
         self._copied += len(data)
         copy.append(data)
 
@@ -171,7 +171,7 @@ class WireCaller(Caller):
             self._drop_copy()
 
     def _drop_copy(self) -> None:
-        self._call.connection.budget.give(self._copied)
+        self._call.connection.budget.keep(-self._copied)
         self._copied = 0
         self._copy = None
 

@@ -13,6 +13,7 @@ from gateway.rpc.metadata import Fields
 
 FIRST_SECONDS: Final = 0.025  # bound of the third attempt's wait
 MOST_SECONDS: Final = 1.0
+MOST_PUSHBACK: Final = 60.0  # seconds; who wants a longer pause gets no other attempt: calls may have no deadline
 
 PUSHBACK: Final = b"grpc-retry-pushback-ms"
 
@@ -25,9 +26,10 @@ def wait_before(number: int, draw: float) -> float:
 
 
 def pushback(trailing: Fields) -> float | None:
-    """Seconds for which the server wants the call not to be repeated; -1.0 for ever; None if it says nothing."""
+    """Seconds for which the server wants the call not to be repeated; -1.0 for too long; None if it says nothing."""
     for name, value in trailing:
         if name == PUSHBACK:
             text = bytes(value)
-            return int(text) / 1000.0 if text.isdigit() and len(text) <= 9 else -1.0
+            seconds = int(text) / 1000.0 if text.isdigit() and len(text) <= 9 else -1.0
+            return seconds if seconds <= MOST_PUSHBACK else -1.0
     return None

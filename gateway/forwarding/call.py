@@ -261,6 +261,10 @@ class Call:
         self._begin_attempt(attempt)
 
     def _begin_attempt(self, attempt: Attempt) -> None:
+        """:raises GatewayError: if what came of the request since the last attempt could not be kept."""
+        if self._is_piped and not self._has_request():
+            self._leave_endpoint()  # its place at a gate, if it has one
+            raise self._inference.given_up(self._work)
         work, inference, caller = self._work, self._inference, self._caller
         self._attempt = attempt
         added = self.added = inference.attempt_started(work, attempt)
@@ -310,13 +314,16 @@ class Call:
 
         Its last bytes name the model once more: see `peek_front`.
         """
-        self._rest += self._caller.maybe_take_back() or b""
         client, head, variant = self._new_client(attempt), self.head, attempt.variant
         version = variant.version or head.model_version
         ending = tail(variant.model, version)
         request = rename_request(
             self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
         )
+        if (
+            head.end is not None and len(self.body) > head.end
+        ):  # it has grown while the call waited, since its head was read
+            request += self.body[head.end :]
         if self._caller.missing > 0:
             self._is_piped = True
             attempt.began = 0.0  # how long it takes is its caller's affair too

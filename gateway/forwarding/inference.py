@@ -153,8 +153,8 @@ class Inference:
         self.sequences = sequences
         self.clock = clock
         self.draw = draw
-        self.retries = RetryBudget()
         self._breakers: dict[tuple[str, str], Breaker] = {}  # by model and variant, of those that do not get all calls
+        self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name
         self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
@@ -294,10 +294,11 @@ class Inference:
         if work.sequence is not None and work.failures[-1][2].meaning is Meaning.OVERLOADED:
             return None  # other workers, who see the same health, would look for it where it should have begun
         now = self.clock()
-        has_budget = self.retries.has_some(now)
+        retries = self._budget(work.route)
+        has_budget = retries.has_some(now)
         attempt = attempts.maybe_next(may_retry=has_budget)
         if attempt is not None and attempt.why == "retry":
-            self.retries.take(now)
+            retries.take(now)
         elif not has_budget:
             self.hooks.retry_refused(RetryRefused(work.route.model))
         return attempt
@@ -339,6 +340,14 @@ class Inference:
         breaker = self._breakers.get((model, variant))
         return (BreakerState.ADMITTING if breaker is None else breaker.state).value
 
+    def _budget(self, route: Route) -> RetryBudget:
+        """One for each model: where one is repeated in vain, the calls of the others need theirs."""
+        found = self._retries.get(route.model)
+        if found is None:
+            make_room(self._retries, _DECISIONS_KEPT)
+            found = self._retries[route.model] = RetryBudget()
+        return found
+
     def _is_sample(self, attempts: Attempts) -> bool:
         """Should a fallback get this call, so that it is known how it does with calls that the first variant fails?"""
         targets = attempts.targets
@@ -358,7 +367,7 @@ class Inference:
         variant, endpoint = attempt.variant, attempt.endpoint
         attempt.began = now = self.clock()
         if attempt.number == 1:
-            self.retries.began(now)
+            self._budget(work.route).began(now)
         if work.sequence is not None and work.pin is None:
             self.sequences.pin(work.sequence, Pin(variant, endpoint, endpoint.lives), now)
         extra = work.observer.attempt_started(
@@ -420,11 +429,14 @@ class Inference:
         if work.sequence is not None or pool is None:
             return
         others = [v for v in work.attempts.targets if v.upstream != variant.upstream or v.model != variant.model]
-        elsewhere = [counts for v in others for counts in self._counts(v, now)] if others else ()
+        record = attempt.endpoint.record(variant.model, variant.version)
+        elsewhere: Sequence[Counts] = ()
+        if others and record.may_be_broken(now):
+            elsewhere = [counts for v in others for counts in self._counts(v, now)]
         seconds = pool.failed(attempt.endpoint, variant.model, variant.version, verdict, now, elsewhere=elsewhere)
         if seconds:
             self._tell_ejection(attempt, seconds, now)
-        elif others and attempt.endpoint.record(variant.model, variant.version).is_doubtful:
+        elif others and record.is_doubtful:
             make_room(self._doubted, _DECISIONS_KEPT)
             self._doubted[variant] = now + DOUBT_SECONDS
 

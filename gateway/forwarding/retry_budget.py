@@ -19,7 +19,7 @@ _SLOTS: Final = SECONDS
 
 
 class RetryBudget:
-    """Of one worker."""
+    """Of one model, in one worker."""
 
     __slots__ = ("_calls", "_calls_before", "_least", "_second", "_share", "_slot", "_spent", "_spent_before")
 

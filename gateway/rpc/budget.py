@@ -15,17 +15,19 @@ from gateway.status import Code
 SMALL_MESSAGE: Final = 64 * 1024
 _FOR_SMALL: Final = 8
 _FOR_WAITING: Final = 2  # bytes whose peer can wait get half, and leave the rest to messages that can only be refused
+_FOR_KEPT: Final = 4  # copies that could be done without get a quarter, beside the limit: they take nothing from others
 
 
 class Budget:
     """A limit of bytes, and how many of them are in use. A connection's budget is a part of the process's."""
 
-    __slots__ = ("_name", "_parent", "held", "most")
+    __slots__ = ("_name", "_parent", "held", "kept", "most")
 
     def __init__(self, most: int, name: str, parent: Budget | None = None) -> None:
         """name: the setting that the error text tells."""
         self.most = most
         self.held = 0
+        self.kept = 0  # bytes of copies, which are not among those held
         self._name = name
         self._parent = parent
 
@@ -64,3 +66,18 @@ class Budget:
         self.held -= size
         if self._parent is not None:
             self._parent.give(size)
+
+    @property
+    def may_keep(self) -> bool:
+        """Is there room for a copy? A connection keeps no more than it leaves free for others.
+
+        source: dynamic thresholds for shared buffers, Choudhury and Hahne 1998.
+        """
+        whole = self if self._parent is None else self._parent
+        return self.kept < whole.most // _FOR_KEPT - whole.kept
+
+    def keep(self, size: int) -> None:
+        """Count bytes of a copy, or, if negative, that it has gone."""
+        self.kept += size
+        if self._parent is not None:
+            self._parent.keep(size)

@@ -223,10 +223,10 @@ class Handover:
             taker.hand(connection, now)
         except OSError as error:
             self._homeless.append(connection)
-            if isinstance(error, BlockingIOError):
-                taker.serves = False  # until it reports, which it does each second
-            else:
+            if isinstance(error, ConnectionError):
                 self.leave(taker)
+            else:  # its channel is full, or the kernel has too many descriptors on their way: neither is its end
+                taker.serves = False  # until it reports, which it does each second
 
 
 class HandedOver:

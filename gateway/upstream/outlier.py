@@ -10,7 +10,8 @@ its calls of the last seconds or by the unbroken run of failures at their end.
 
 Where a whole pool fails and other variants of the model may stand in for it, these are the peers. As they have no calls
 while all goes to the first, they get a share of them first, for a sample: so input that is bad everywhere is told from
-a variant that is broken, before it costs anybody his variant.
+a variant that is broken, before it costs anybody his variant. Input that is bad at one variant only, or too slow there
+for who sent it, is told by the calls of others, which go well all the same: while any do, the variant stays.
 
 An ejected endpoint is left alone for some seconds, longer each time. Then single calls, some way apart, go there for a
 trial: some that go well let it back in, failures send it off again. Instants are seconds on one clock, and arguments.
@@ -34,6 +35,7 @@ FORGIVEN_SECONDS: Final = 60.0  # each such time without an ejection takes one o
 TRIAL_GAP: Final = 0.2  # seconds between two calls to an endpoint on trial
 TRIAL_CALLS: Final = 3  # that must go well
 
+BARREN_SECONDS: Final = 1.0  # without a success, after which a whole variant may be compared with others
 DOUBTFUL_RUN: Final = 5  # failures in a row, after which it should be known how a fallback does with such calls
 DOUBT_SECONDS: Final = 5.0  # for which it is asked
 SAMPLED: Final = 0.2  # share of the calls that it gets for that ...
@@ -80,6 +82,7 @@ class Record:
         "_seconds",
         "_turned_at",
         "_well",
+        "_well_at",
         "is_ejected",
         "is_on_trial",
         "latency",
@@ -93,6 +96,7 @@ class Record:
         self._ejected_at = 0.0
         self._seconds = 0.0  # of the last ejection, less what was forgiven since
         self._well = 0  # calls of the trial that went well
+        self._well_at = 0.0  # when a call went well, last
         self._run = 0  # failures since the last success
         self._calls = self._failed = self._before_calls = self._before_failed = 0
         self._turned_at = 0.0
@@ -118,6 +122,7 @@ class Record:
             self._turn(now)
         self._calls += 1
         self._run = 0
+        self._well_at = now
         if not self.is_on_trial:
             return False
         self._well += 1
@@ -144,6 +149,10 @@ class Record:
         if not calls or failed / calls - expected < MARGIN:
             return False
         return max(evidence(calls, failed, expected), evidence(self._run, self._run, expected)) >= bound
+
+    def may_be_broken(self, now: float) -> bool:
+        """Does nothing go well any more? What fails only some calls may be what these ask for."""
+        return self.is_on_trial or now - self._well_at >= BARREN_SECONDS
 
     @property
     def is_doubtful(self) -> bool:

@@ -15,10 +15,21 @@ def test_the_second_attempt_waits_for_nothing_and_later_ones_up_to_a_bound_that_
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [(b"300", 0.3), (b"0", 0.0), (b"-1", -1.0), (b"soon", -1.0), (b"", -1.0), (b"9" * 30, -1.0)]
+    ("value", "seconds"),
+    [
+        (b"300", 0.3),
+        (b"0", 0.0),
+        (b"60000", 60.0),
+        (b"60001", -1.0),
+        (b"999999999", -1.0),
+        (b"9" * 30, -1.0),
+        (b"-1", -1.0),
+        (b"soon", -1.0),
+        (b"", -1.0),
+    ],
 )
 def test_what_a_server_wants(value: bytes, seconds: float) -> None:
-    """What is no number means never, as gRFC A6 says."""
+    """What is no number means never, as gRFC A6 says; what is too long as well, since a call may have no deadline."""
     assert pushback(((b"x", b"1"), (b"grpc-retry-pushback-ms", value))) == seconds
 
 

@@ -219,6 +219,38 @@ def test_a_request_that_was_passed_on_is_not_sent_again_by_its_front_alone() -> 
     assert caller.ends == [Code.UNAVAILABLE]
 
 
+class Kept(Arriving):
+    """What is passed on is kept, until there is no more room."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        self.kept: bytes | None = b"kept"
+
+    def maybe_take_back(self) -> bytes | None:
+        return self.kept
+
+
+@pytest.mark.parametrize("has_room", [True, False], ids=["kept", "no room meanwhile"])
+async def test_what_comes_in_a_pause_and_can_not_be_kept_leaves_no_hole_in_what_is_sent_again(has_room: bool) -> None:
+    world = World()
+    other = Endpoint("u", "t:2", world.connection)
+    other.state = State.READY
+    now = world.inference.current.now
+    world.inference.current.now = replace(now, pools={"u": Pool("u", [world.endpoint, other])})
+    world.caller = caller = Kept("")
+    world.begin(caller.still)
+    [client] = world.connection.sent
+    client.trailing = ((b"grpc-retry-pushback-ms", b"20"),)
+    client.end(Code.RESOURCE_EXHAUSTED, "full", Origin.SERVER)
+    assert caller.ends == []  # it waits
+    if not has_room:
+        caller.kept = None
+    await asyncio.sleep(0.1)
+    assert len(world.connection.sent) == 1 + has_room
+    assert caller.ends == ([] if has_room else [Code.RESOURCE_EXHAUSTED])
+    assert world.endpoint.in_flight + other.in_flight == has_room
+
+
 async def test_who_awaits_a_call_gets_the_fault_too() -> None:
     world = World("connection.call")
     with pytest.raises(GatewayError, match=BUG_TEXT):

@@ -261,18 +261,41 @@ async def test_large_requests_are_sent_again_too_whole_and_unchanged(tmp_path: P
         assert one.executed.total() > 5
         sent = [request.SerializeToString() for request in requests]
         assert sorted(got, key=len) == sorted(sent, key=len)
-        assert running._collected.held == 0
+        assert running._collected.held == running._collected.kept == 0
+
+
+@pytest.mark.parametrize("size", [100_000, 3_000_000])
+async def test_large_requests_that_have_waited_for_their_turn_are_sent_whole_and_unchanged(
+    tmp_path: Path, size: int
+) -> None:
+    """They are collected meanwhile: up to a stream's window, or all of it."""
+    net = {"variants": {"only": {"upstream": "all", "model": "other", "limit": 1}}}
+    async with pair(tmp_path, net=net) as (running, one, two), channel_to(running.listen) as channel:
+        got: list[bytes] = []
+
+        async def keeps(request: Any, context: grpc.aio.ServicerContext) -> None:
+            await asyncio.sleep(0.01)
+            got.append(request.raw_input_contents[0])
+
+        one.behaviour = two.behaviour = keeps
+        requests = [infer(str(number), size=size + number) for number in range(8)]
+        for request in requests:
+            request.raw_input_contents[0] = bytes(range(251)) * (size // 251) + bytes(size % 251 + int(request.id))
+        outcomes = await asyncio.gather(*(call(channel, request) for request in requests))
+        assert {outcome.code for outcome in outcomes} == {OK}
+        assert sorted(got, key=len) == [request.raw_input_contents[0] for request in requests]
+        assert running._collected.held == running._collected.kept == 0
 
 
 async def test_what_could_not_be_kept_is_not_sent_again_in_parts(tmp_path: Path) -> None:
     async with pair(tmp_path) as (running, one, two), channel_to(running.listen) as channel:
         one.behaviour = two.behaviour = stops
-        running._collected.hold(running._collected.most)
+        running._collected.keep(running._collected.most)
         outcome = await call(channel, infer("1", size=1_000_000))
         assert outcome.code is UNAVAILABLE
         assert one.executed["1"] + two.executed["1"] == 1
-        running._collected.give(running._collected.most)
-        assert running._collected.held == 0
+        running._collected.keep(-running._collected.most)
+        assert running._collected.held == running._collected.kept == 0
 
 
 @contextlib.asynccontextmanager

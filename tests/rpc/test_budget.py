@@ -76,3 +76,20 @@ def test_whatever_is_taken_and_given_both_add_up(steps: list[tuple[bool, int, in
             assert each.held == sum(bytes_ for held_by, bytes_ in taken if held_by is each)
             assert each.held <= each.most + each.most // 8
         assert process.held == budgets[0].held + budgets[1].held
+
+
+def test_copies_take_nothing_from_messages_and_a_connection_leaves_others_as_much_as_it_has() -> None:
+    process = Budget(MOST, "process")
+    one, other = (Budget(MOST // 2, "connection", process) for _ in range(2))
+    while one.may_keep:
+        one.keep(1)
+    assert one.kept == MOST // 8  # half of the quarter that there is
+    while other.may_keep:
+        other.keep(1)
+    assert abs(other.kept - MOST // 16) <= 1
+    assert one.has_room
+    one.take(MOST // 2, LARGE)
+    other.take(MOST // 2, LARGE)
+    one.keep(-one.kept)
+    other.keep(-other.kept)
+    assert process.kept == 0

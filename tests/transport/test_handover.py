@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 import time
@@ -151,6 +152,31 @@ async def test_what_a_worker_had_not_taken_when_it_died_goes_to_another(bound: s
         await asyncio.to_thread(made[0].recv, 1)
     await handover.close(1)
     other.die()
+
+
+async def test_a_worker_that_could_not_be_handed_a_connection_gets_later_ones(
+    bound: socket.socket, clients: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ETOOMANYREFS: more descriptors are on their way than a process may have open (unix(7))."""
+    handover, send_fds = Handover(bound), socket.send_fds
+    worker = Worker(handover)
+    worker.takes_at_once()
+    await handover.open(100)
+    refused: list[int] = []
+
+    def refuses_once(channel: socket.socket, buffers: list[bytes], descriptors: list[int]) -> int:
+        if not refused:
+            refused.extend(descriptors)
+            raise OSError(errno.ETOOMANYREFS, "too many references")
+        return send_fds(channel, buffers, descriptors)
+
+    monkeypatch.setattr(socket, "send_fds", refuses_once)
+    clients()
+    await settled(lambda: bool(refused))
+    worker.source.report()  # as it does each second
+    await settled(lambda: len(worker.held) == 1)
+    await handover.close(1)
+    worker.die()
 
 
 async def test_connections_wait_in_the_queue_while_no_worker_is_there(bound: socket.socket, clients: Connect) -> None:
