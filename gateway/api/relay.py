@@ -66,8 +66,16 @@ class Relay:
             asked.begin()
 
     def _wants_whole(self, model: str) -> bool:
-        """Is a request of this model needed whole: to be computed with, or compared with others?"""
-        return model in self._topology.now.pipelines or model in self._inference.shares.table
+        """Is a request of this model needed whole: to be computed with, compared with others, or sent without delay?
+
+        A server that takes few calls at once must not wait for a slow caller's request while others wait for it.
+        """
+        topology, inference = self._topology.now, self._inference
+        if model in topology.pipelines or model in inference.shares.table:
+            return True
+        limited = inference.gates.table
+        route = topology.routes.public.get(model) if limited else None
+        return route is not None and any((each.upstream, each.model) in limited for each in route.variants)
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:
         """End a call whose request can't be read, and report it like any other."""

@@ -332,7 +332,7 @@ class Inference:
 
     def _tell_breaker(self, work: Work, variant: Variant, breaker: Breaker, now: float) -> None:
         model, state = work.route.model, breaker.state.value
-        _log.warning("variant '%s' of model '%s' is %s", variant.name, model, state)
+        _log.info("variant '%s' of model '%s' is %s", variant.name, model, state)
         self.hooks.breaker_changed(BreakerChanged(model, variant.name, state, now))
 
     def breaker_state(self, model: str, variant: str) -> str:

@@ -261,7 +261,10 @@ async def test_metadata_that_triton_forwards_reaches_the_model(
 
 
 async def test_a_full_queue_is_told_as_the_table_says(ways: Ways) -> None:
-    """One at a time, four waiting, and twelve who ask. How many get through is chance."""
+    """One at a time, four waiting, and twelve who ask. How many get through directly is chance.
+
+    Of a public model the gateway knows how long the queue is: it has them wait for their turn, or refuses them itself.
+    """
 
     async def outcomes(way: Way) -> set[tuple[str, bool]]:
         got = await way.ask_all([simple("slow", [300]) for _ in range(12)])
@@ -270,8 +273,10 @@ async def test_a_full_queue_is_told_as_the_table_says(ways: Ways) -> None:
     ok = ("OK", False)
     assert await outcomes(ways.direct) == {ok, ("UNAVAILABLE", True)}
     assert await outcomes(ways.transparent) == {ok, ("UNAVAILABLE", True)}
-    assert await outcomes(ways.public) == {ok, ("RESOURCE_EXHAUSTED", True)}
-    assert await outcomes(ways.merged) == {ok, ("RESOURCE_EXHAUSTED", True)}
+    for way in (ways.public, ways.merged):
+        got = await outcomes(way)
+        assert ok in got
+        assert got <= {ok, ("RESOURCE_EXHAUSTED", False)}
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def raw_triton(peer: Peer, got: Frame) -> None:
         "ServerLive": pb.ServerLiveResponse(live=True).SerializeToString(),
         "ModelReady": pb.ModelReadyResponse(ready=True).SerializeToString(),
         "ModelInfer": infer_response("a"),
+        "ModelConfig": pb.ModelConfigResponse().SerializeToString(),
     }
     peer.send(reply(got.stream, answers[method]))
 

@@ -219,7 +219,7 @@ async def test_a_stream_gets_no_time_of_its_own(small_gateway: Gateway) -> None:
 async def test_a_cancelled_call_is_cancelled_upstream(gateway: Gateway, channel: grpc.aio.Channel) -> None:
     endpoint = endpoint_of(gateway, "other")
     calls = [asyncio.ensure_future(call(channel, infer("far-waiter", [[300]], "INT32"))) for _ in range(3)]
-    await wait_until(lambda: endpoint.in_flight == 3)
+    await wait_until(lambda: endpoint.in_flight > 0)  # the others may wait for their turn
     for made in calls:
         made.cancel()
     await wait_until(lambda: endpoint.in_flight == 0, seconds=0.25)
