@@ -35,6 +35,7 @@ from gateway.forwarding.caller import Caller
 from gateway.forwarding.hedging import Hedging
 from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
+from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
 from gateway.forwarding.sharing import HIT, Answer, Flight, SharedModel, maybe_key
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
@@ -46,7 +47,7 @@ from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
-from gateway.v2.peek import Head, peek_front, peek_response, rename_request, rename_response, tail
+from gateway.v2.peek import Head, peek_front, peek_response, rename_response
 
 _log = logging.getLogger(__name__)
 
@@ -77,9 +78,7 @@ class Call:
     _fields: Fields  # the caller's, with those that telemetry adds for this attempt
     _answered_bytes = 0
     _is_passed_on = False  # is the front of the answer with the caller?
-    _is_in_parts: bool  # is the request passed on as it arrives? Then `body` is its front, as it was read, ...
-    _is_piped = False  # ... is what comes of it passed on and kept, or does it collect while the call waits? ...
-    _rest = b""  # ... and this what had come after it when it had to be sent again
+    _large: LargeRequest | None = None  # if the request is passed on as it arrives
     _tell_alone: Callable[[bool], None] | None = None
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
     _is_late = False  # has that time passed?
@@ -108,8 +107,9 @@ class Call:
         self.body = body
         self.head = head
         self.caller: Hashable = caller.number
-        self._is_in_parts = missing > 0
         self._request_bytes = len(body) + missing
+        if missing > 0:
+            self.body, self._large = b"", LargeRequest(caller, body)
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -147,16 +147,14 @@ class Call:
             self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
 
     def _report(self, decision: Decision) -> CallObserver:
-        caller = self._caller
-        body = b"" if self._is_in_parts else self.body
-        return self._inference.report(self._method, decision, caller.peer, body)
+        return self._inference.report(self._method, decision, self._caller.peer, self.body)
 
     # Sharing, as `Member`, and as the call that is made for members
 
     def _share(self, model: SharedModel) -> bool:
         """Answer it as an identical request was or is being answered. False: it must go alone."""
         work, inference, caller = self._work, self._inference, self._caller
-        if self._is_in_parts or work.sequence is not None:
+        if self._large is not None or work.sequence is not None:
             return False
         sent = carried(caller.metadata.passed, model.settings.metadata)
         digest = maybe_key(self.body, self.head, sent)
@@ -271,8 +269,8 @@ class Call:
         attempt.endpoint.begin()
         if self._leads is not None:
             self._leads.sent(attempt)
-        if self._is_in_parts:
-            self._send_front(attempt)
+        if self._large is not None:
+            self._send_front(self._large, attempt)
         elif not self._merged(attempt):
             self._send(attempt)
 
@@ -305,26 +303,10 @@ class Call:
             self._timer.cancel()
             self._timer = None
 
-    def _send_front(self, attempt: Attempt) -> None:
-        """Send what is here of a large request, and let the rest follow as it comes.
-
-        Its last bytes name the model once more: see `peek_front`.
-        """
-        self._rest += self._caller.maybe_take_back() or b""
-        client, head, variant = self._new_client(attempt), self.head, attempt.variant
-        version = variant.version or head.model_version
-        ending = tail(variant.model, version)
-        request = rename_request(
-            self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
-        )
-        if self._caller.missing > 0:
-            self._is_piped = True
+    def _send_front(self, request: LargeRequest, attempt: Attempt) -> None:
+        client = self._new_client(attempt)
+        if request.put_into(client, attempt.variant, self.head, self._work.upstream_id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
-            client.request = request + self._rest
-            client.request_more = self._caller.missing + len(ending)
-            self._caller.pass_request(client, ending)
-        else:  # meanwhile it is here whole
-            client.request = request + self._rest + ending
         attempt.endpoint.connection.submit(client)
 
     # Hedging
@@ -497,8 +479,8 @@ class Call:
             return True
         self._is_waiting, self._waits_since = True, now
         self._before, self._attempt = self._attempt, attempt
-        if self._is_in_parts and not self._is_piped:
-            self._caller.collect_request()
+        if self._large is not None:
+            self._large.hold()
         return None
 
     def _may_wait_again(self) -> bool:
@@ -522,8 +504,8 @@ class Call:
     def admitted(self) -> None:
         attempt = self._stop_waiting()
         self._sent_at = self._inference.clock()
-        if self._is_in_parts and not self._is_piped:
-            self.body = self._caller.request_so_far()
+        if self._large is not None:
+            self._large.resume()
         try:
             anew = self._work.attempts.maybe_anew(attempt)
             if anew is not None:
@@ -739,7 +721,7 @@ class Call:
             return
         self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
         self._inference.learn_of_overload(self._work)
-        if self._is_passed_on or not self._has_request():
+        if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise self._inference.given_up(self._work)
         wait = pushback(client.trailing)
@@ -752,16 +734,6 @@ class Call:
             self._pause = asyncio.get_running_loop().call_later(wait, self._go_on)
         else:
             self._try_next()
-
-    def _has_request(self) -> bool:
-        """Is all of it that has come still here?"""
-        if not self._is_in_parts:
-            return True
-        more = self._caller.maybe_take_back()
-        if more is None:
-            return False
-        self._rest += more
-        return True
 
     def _go_on(self) -> None:
         """The pause before the next attempt is over."""
@@ -826,7 +798,7 @@ class Call:
 
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
-        if self._is_in_parts:
+        if self._large is not None:
             self._caller.drop_request()
         if self._hedging is not None:
             self._end_hedging(self._hedging, code)
