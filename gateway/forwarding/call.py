@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
-from gateway.forwarding.admission import Gate, Refused
+from gateway.forwarding.admission import Place, Refused, Turn, found_full
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout, carried
@@ -42,7 +42,7 @@ from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import LATE, OK, Code, Meaning, Origin, Verdict, is_queue_full, judge
+from gateway.status import LATE, OK, Code, Meaning, Origin, Verdict
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -52,8 +52,6 @@ from gateway.v2.peek import Head, peek_front, peek_response, rename_response
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
-_MOST_RETURNS: Final = 3
-_MAY_BE_FULL: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 _SLOWER: Final = "another endpoint was faster"
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
@@ -83,19 +81,13 @@ class Call:
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
     _is_late = False  # has that time passed?
     _pause: asyncio.TimerHandle | None = None  # before the next attempt
-    _gate: Gate | None = None  # where it has a place, or waits for one
-    _is_waiting = False  # for it
-    _waits_since = 0.0  # if it is waiting
+    _turn: Turn | None = None  # that it waits for
+    _place: Place | None = None  # among the calls in flight, if its model's calls are limited
     _waited = 0.0  # seconds in all, for its turns
-    _before: Attempt | None = None  # while it waits: the last attempt that was made
-    _sent_at = 0.0  # if it has a place
-    _returns = 0  # times that it came back from a server whose queue was full
     _flight: Flight | None = None  # whose answer it gets: not its own alone
     _joined_at = 0.0  # if that was under way when it came
     _hedging: Hedging | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
-    turn: Hashable = None  # as a `Waiting`: who it is that takes turns with others
-    until: float | None = None  # as a `Waiting`: its deadline
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -203,7 +195,7 @@ class Call:
 
     @property
     def is_queued(self) -> bool:
-        return self._is_waiting
+        return self._turn is not None
 
     def now(self) -> float:
         return self._inference.clock()
@@ -240,23 +232,19 @@ class Call:
     def _try_next(self) -> None:
         """Send the request to the next endpoint; the end of the call if there is none."""
         work, inference = self._work, self._inference
-        attempts, gates = work.attempts, inference.gates
         while True:
-            before, attempt = attempts.last, inference.maybe_next(work)
-            if attempt is None and self._may_wait_again():
+            attempt = inference.maybe_next(work)
+            if attempt is None and inference.may_return(work):
                 attempt = inference.maybe_next(work)
             if attempt is None:
                 self._fail(inference.given_up(work))
                 return
             self._client = None
-            if not gates.table:
-                break
-            entered = self._enter(attempt, before)
-            if entered is True:
-                break
-            if entered is None:
+            if not inference.gates.table or self._enter(attempt):
+                self._begin_attempt(attempt)
                 return
-        self._begin_attempt(attempt)
+            if self._turn is not None:
+                return
 
     def _begin_attempt(self, attempt: Attempt) -> None:
         work, inference, caller = self._work, self._inference, self._caller
@@ -339,7 +327,8 @@ class Call:
                 gate.leave(now)
             return
         hedging.model.began(now)
-        hedging.attempt, hedging.gate, hedging.sent_at = second, gate, now
+        hedging.attempt, hedging.sent_at = second, now
+        hedging.place = Place(gate, now) if gate is not None else None
         hedging.lives = second.endpoint.lives
         second.endpoint.begin()
         try:
@@ -375,13 +364,8 @@ class Call:
         hedging.client = None
         assert hedging.attempt is not None  # noqa: S101  (it was sent)
         hedging.attempt.endpoint.end()
-        gate, now = hedging.gate, self._inference.clock()
-        if gate is not None:
-            if client is not None and client.code is OK:
-                gate.answered(now - hedging.sent_at, now)
-            elif client is not None and self._was_full(client):
-                gate.server_refused()
-            gate.leave(now)
+        if hedging.place is not None:
+            hedging.place.leave(client, self._was_full(client), self._inference.clock())
 
     def _take_hedge(self, hedging: Hedging, client: ClientCall) -> None:
         """Its answer came first."""
@@ -421,7 +405,7 @@ class Call:
         self._client, hedging.client.on_done = hedging.client, self._upstream_done
         self._go_on_with(hedging)
         assert hedging.attempt is not None  # noqa: S101  (it was sent)
-        self._busy, self._gate, self._sent_at = hedging.attempt.endpoint, hedging.gate, hedging.sent_at
+        self._busy, self._place = hedging.attempt.endpoint, hedging.place
         return True
 
     def _drop_hedge(self, hedging: Hedging) -> None:
@@ -449,65 +433,48 @@ class Call:
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
             endpoint.end()
-        if self._gate is not None:
-            self._leave_gate(client)
+        if self._place is not None:
+            place, self._place = self._place, None
+            place.leave(client, self._was_full(client), self._inference.clock())
         elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
-            variant, refused = self._attempt.variant, client is not None and self._was_full(client)
+            variant, refused = self._attempt.variant, self._was_full(client)
             self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
 
-    # Admission, as `Waiting`
+    def _was_full(self, client: ClientCall | None) -> bool:
+        """Has the server refused it since its queue was full?"""
+        attempt = self._attempt
+        return client is not None and attempt is not None and found_full(client, attempt.variant.model, self.head.id)
 
-    def _enter(self, attempt: Attempt, before: Attempt | None) -> bool | None:
-        """True: it may be sent. False: there is no room for it at this variant. None: it waits, and is told."""
-        inference, variant = self._inference, attempt.variant
-        now = inference.clock()
-        gates = inference.gates
+    # Admission, as `Queued`
+
+    def _enter(self, attempt: Attempt) -> bool:
+        """May it be sent? If not, it waits for its `_turn`, or there is no room for it at this variant."""
+        inference, caller, variant = self._inference, self._caller, attempt.variant
+        gates, now = inference.gates, inference.clock()
         gate = gates.maybe_gate(variant.upstream, variant.model, now)
         if gate is None:
             return True
-        values = self._caller.metadata.values
-        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.useful_until
+        values = caller.metadata.values
+        turn = Turn(self, caller, gates.turn_of(values, caller.number), attempt, gate, now)
         try:
-            entered = gate.enter(self, gates.is_batch(values), now)
+            if turn.enter(gates.is_batch(values)):
+                self._place = turn
+                return True
         except Refused as refused:
             self._work.refused = refused
-            self._work.attempts.not_made(before)
+            self._work.attempts.not_made(self._attempt)
             return False
-        self._gate = gate
-        if entered:
-            self._sent_at = now
-            return True
-        self._is_waiting, self._waits_since = True, now
-        self._before, self._attempt = self._attempt, attempt
+        self._turn = turn
         if self._large is not None:
             self._large.hold()
-        return None
-
-    def _may_wait_again(self) -> bool:
-        """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here."""
-        work = self._work
-        last = work.attempts.last
-        if last is None or work.refused is not None or self._returns == _MOST_RETURNS or not self._found_full():
-            return False
-        self._returns += 1
-        work.attempts.again(last)
-        return True
-
-    def _found_full(self) -> bool:
-        """Has the last server refused it since its queue was full, of a model whose calls are limited by now?"""
-        if not self._work.failures:
-            return False
-        attempt, failure, verdict = self._work.failures[-1]
-        is_limited = (attempt.variant.upstream, attempt.variant.model) in self._inference.gates.table
-        return is_limited and is_queue_full(verdict, failure.text)
+        return False
 
     def admitted(self) -> None:
-        attempt = self._stop_waiting()
-        self._sent_at = self._inference.clock()
+        turn = self._place = self._stop_waiting()
         if self._large is not None:
             self._large.resume()
         try:
-            anew = self._work.attempts.maybe_anew(attempt)
+            anew = self._work.attempts.maybe_anew(turn.attempt)
             if anew is not None:
                 self._begin_attempt(anew)
             else:  # its last endpoint went down meanwhile
@@ -522,41 +489,15 @@ class Call:
 
     def shed(self, reason: str, retry_after: float) -> None:
         self._stop_waiting()
-        self._gate = None
         self._work.refused = Refused(reason, retry_after)
         self._work.attempts.not_made(self._attempt)
-        try:
-            self._try_next()
-        except GatewayError as error:
-            self._fail(error)
-        except Exception as error:
-            self._fail_unforeseen(error)
+        self._go_on()
 
-    def _stop_waiting(self) -> Attempt:
-        """Answers the attempt that it has waited with."""
-        attempt, self._attempt, self._before = self._attempt, self._before, None
-        self._is_waiting = False
-        self._waited += self._inference.clock() - self._waits_since
-        assert attempt is not None  # noqa: S101  (it waited with one)
-        return attempt
-
-    def _leave_gate(self, client: ClientCall | None) -> None:
-        gate, self._gate = self._gate, None
-        assert gate is not None  # noqa: S101  (it was asked)
-        now = self._inference.clock()
-        if client is not None:
-            if client.code is OK:
-                gate.answered(now - self._sent_at, now)
-            elif self._was_full(client):
-                gate.server_refused()
-        gate.leave(now)
-
-    def _was_full(self, client: ClientCall) -> bool:
-        """Has the server refused it since its queue was full?"""
-        if client.code not in _MAY_BE_FULL or self._attempt is None:
-            return False
-        model, id = self._attempt.variant.model, self.head.id
-        return is_queue_full(judge(client.code, client.text, client.origin, model=model, id=id), client.text)
+    def _stop_waiting(self) -> Turn:
+        turn, self._turn = self._turn, None
+        assert turn is not None  # noqa: S101  (it waited)
+        self._waited += turn.stop_waiting(self._inference.clock())
+        return turn
 
     # Merging, as `Mergeable`
 
@@ -726,7 +667,11 @@ class Call:
             raise self._inference.given_up(self._work)
         wait = pushback(client.trailing)
         if wait is None:  # who takes turns pauses until its turn comes
-            wait = 0.0 if self._found_full() else wait_before(self._attempt.number + 1, self._inference.draw())
+            wait = (
+                0.0
+                if self._inference.found_full(self._work)
+                else wait_before(self._attempt.number + 1, self._inference.draw())
+            )
         deadline = self._caller.deadline
         if wait < 0.0 or (deadline is not None and wait > 0.0 and self._inference.clock() + wait >= deadline):
             raise self._inference.given_up(self._work)  # the server wants no other, or there is no time for one
@@ -736,7 +681,7 @@ class Call:
             self._try_next()
 
     def _go_on(self) -> None:
-        """The pause before the next attempt is over."""
+        """What it has waited for is over."""
         self._pause = None
         try:
             self._try_next()
@@ -761,10 +706,8 @@ class Call:
             self._pause.cancel()
             self._end(code, text)
             return
-        if self._is_waiting:
-            assert self._gate is not None  # noqa: S101  (it waits there)
-            self._gate.abandon(self)
-            self._gate = None
+        if self._turn is not None:
+            self._turn.abandon()
             self._stop_waiting()
             self._end(code, text)
             return

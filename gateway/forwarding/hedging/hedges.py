@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.forwarding.admission import Gate
+from gateway.forwarding.admission import Place
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.hedging.latency import Latency
 from gateway.forwarding.retry_budget import RetryBudget
@@ -67,7 +67,7 @@ class HedgedModel:
 class Hedging:
     """Of one call that may be, or is, sent a second time."""
 
-    __slots__ = ("attempt", "began_at", "client", "ended", "gate", "lives", "model", "sent_at", "timer")
+    __slots__ = ("attempt", "began_at", "client", "ended", "lives", "model", "place", "sent_at", "timer")
 
     def __init__(self, model: HedgedModel, began_at: float) -> None:
         self.model = model
@@ -76,7 +76,7 @@ class Hedging:
         self.timer: asyncio.TimerHandle | None = None
         self.attempt: Attempt | None = None
         self.client: ClientCall | None = None
-        self.gate: Gate | None = None  # where the second attempt has a place
+        self.place: Place | None = None  # of the second attempt, if its model's calls are limited
         self.lives = 0  # of its endpoint, when it was sent
         self.ended: AttemptEnded | None = None  # it has failed
 

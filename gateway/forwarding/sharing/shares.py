@@ -68,7 +68,6 @@ class SharedCall(Protocol):
     """The call that is made for the members of a flight."""
 
     served: Served | None
-    until: float | None  # when nobody wants the answer any more, where it waits for its turn
 
     @property
     def is_queued(self) -> bool:
@@ -141,7 +140,7 @@ class Flight(Caller):
         self._members[member] = None
         deadline = member.deadline
         if self._latest is not None and (deadline is None or deadline > self._latest):
-            self._latest = self.call.until = deadline
+            self._latest = deadline
 
     def left(self, member: Member, code: Code, text: str, now: float) -> None:
         """A member's caller has gone, or its deadline has passed."""
