@@ -7,8 +7,8 @@ Whatever has a say in a call has its place in that life:
     before deciding    `begin`, before it asks for a decision
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
     before attempts    `_share`, where a request that was or is being answered gets the same answer
-    beside an attempt  `_try_next`, where `_merged` lets it travel with others
-                       `_hedge`, where it goes to another endpoint as well
+    beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
+                       `_send`, where a `Hedge` may go to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
     after              `_end`, whatever the end was
 
@@ -32,7 +32,7 @@ from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout, carried
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
-from gateway.forwarding.hedging import Hedging
+from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
@@ -42,7 +42,7 @@ from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import LATE, OK, Code, Meaning, Origin, Verdict
+from gateway.status import LATE, OK, Code, Meaning, Origin
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -52,7 +52,6 @@ from gateway.v2.peek import Head, peek_front, peek_response, rename_response
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
-_SLOWER: Final = "another endpoint was faster"
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -86,7 +85,7 @@ class Call:
     _waited = 0.0  # seconds in all, for its turns
     _flight: Flight | None = None  # whose answer it gets: not its own alone
     _joined_at = 0.0  # if that was under way when it came
-    _hedging: Hedging | None = None  # if its model's slow calls are sent a second time
+    _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
@@ -125,10 +124,8 @@ class Call:
             shares = inference.shares.table
             if not shares or (shared := shares.get(work.route.model)) is None or not self._share(shared):
                 self._try_next()
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     def _refuse(self, error: GatewayError) -> None:
         """End a call about which nothing could be decided, and report it as any other."""
@@ -180,10 +177,8 @@ class Call:
         self._work = work
         try:
             self._try_next()
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     @property
     def observer(self) -> CallObserver:
@@ -278,7 +273,7 @@ class Call:
         if attempt.variant.attempt_timeout:
             self._timer = asyncio.get_running_loop().call_later(attempt.variant.attempt_timeout, self._too_late, client)
         if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None:
-            self._begin_hedging()
+            self._hedge = maybe_hedge(self, self._inference, self._work)
         attempt.endpoint.connection.submit(client)
 
     def _too_late(self, client: ClientCall) -> None:
@@ -297,136 +292,43 @@ class Call:
             attempt.began = 0.0  # how long it takes is its caller's affair too
         attempt.endpoint.connection.submit(client)
 
-    # Hedging
+    # Hedging, as `Hedged`
 
-    def _begin_hedging(self) -> None:
-        """If its model is hedged: should it take longer than most, it is sent to another endpoint, too."""
-        work, now = self._work, self._inference.clock()
-        model = self._inference.hedges.table.get(work.route.model)
-        if model is None or work.sequence is not None:
-            return
-        self._hedging = Hedging(model, now)
-        after = model.after(now)
-        if after is not None:
-            self._hedging.timer = asyncio.get_running_loop().call_later(after, self._hedge)
+    def maybe_slow(self) -> Attempt | None:
+        return None if self._busy is None or self._is_passed_on else self._attempt
 
-    def _hedge(self) -> None:
-        """It has taken longer than most."""
-        hedging, attempt = self._hedging, self._attempt
-        if hedging is None or attempt is None or self._busy is None or self._is_passed_on:
-            return
-        inference, variant, now = self._inference, attempt.variant, self._inference.clock()
-        if not hedging.model.may(now):
-            return
-        gate = inference.gates.table.get((variant.upstream, variant.model))
-        if gate is not None and not gate.maybe_enter():
-            return
-        second = self._work.attempts.maybe_hedge(attempt)
-        if second is None:
-            if gate is not None:
-                gate.leave(now)
-            return
-        hedging.model.began(now)
-        hedging.attempt, hedging.sent_at = second, now
-        hedging.place = Place(gate, now) if gate is not None else None
-        hedging.lives = second.endpoint.lives
-        second.endpoint.begin()
-        try:
-            client = second.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
-            client.request = request_for(variant, self.body, self.head, id=self._work.upstream_id)
-            client.on_done = self._hedge_done
-            hedging.client = client
-            second.endpoint.connection.submit(client)
-        except Exception as error:  # the first attempt goes on
-            _log.error("model %s: unforeseen failure of a second attempt", self.head.model_name, exc_info=error)
-            self._leave_hedge(hedging, None)
-            hedging.attempt = None
+    def second_request(self, attempt: Attempt) -> ClientCall:
+        client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
+        client.request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
+        return client
 
-    def _hedge_done(self, client: ClientCall) -> None:
-        """The second attempt has an answer, or has failed, before the first."""
-        hedging = self._hedging
-        if hedging is None or hedging.client is not client or hedging.attempt is None:
-            return
-        self._leave_hedge(hedging, client)
-        try:
-            if client.code is OK:
-                self._take_hedge(hedging, client)
-            else:
-                failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
-                _, _, hedging.ended = self._inference.learn(self._work, hedging.attempt, failure)
-        except GatewayError as error:
-            self._fail(error)
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def _leave_hedge(self, hedging: Hedging, client: ClientCall | None) -> None:
-        """client: that has ended, if it has."""
-        hedging.client = None
-        assert hedging.attempt is not None  # noqa: S101  (it was sent)
-        hedging.attempt.endpoint.end()
-        if hedging.place is not None:
-            hedging.place.leave(client, self._was_full(client), self._inference.clock())
-
-    def _take_hedge(self, hedging: Hedging, client: ClientCall) -> None:
-        """Its answer came first."""
+    def hedge_answered(self, hedge: Hedge, client: ClientCall) -> None:
         now, first = self._inference.clock(), self._client
-        hedging.model.won += 1
-        hedging.model.latency.took(now - hedging.began_at, now)  # the first would have taken longer
         self._end_timer()
         self._leave_endpoint()
         if first is not None:
-            first.on_done = _ignored
-            first.cancel()
-        self._observer.attempt_ended(AttemptEnded(Code.CANCELLED, _SLOWER, Meaning.ENDED, now))
-        self._go_on_with(hedging)
-        self._client = client
+            forsake(first)
+        self._observer.attempt_ended(slower(now))
+        self._go_on_with(hedge, client)
         self._take_answer(client)
 
-    def _go_on_with(self, hedging: Hedging) -> None:
+    def _go_on_with(self, hedge: Hedge, client: ClientCall) -> None:
         """The second attempt is the one that counts from now on."""
-        attempt = hedging.attempt
-        assert attempt is not None  # noqa: S101  (it was sent)
-        self._hedging = None
-        self._attempt = self._work.attempts.last = attempt
-        self._inference.tell_hedge(self._work, attempt, hedging.sent_at)
+        self._hedge = None
+        self._client = client
+        attempt = self._attempt = hedge.become_first()
         if self._leads is not None:
-            self._leads.sent(attempt, is_seen=attempt.endpoint.lives == hedging.lives)
+            self._leads.sent(attempt, hedge.is_of_same_life)
 
-    def _has_hedge(self, failure: CallFailed, verdict: Verdict | None) -> bool:
-        """The first attempt has failed: is there a second one under way, which may do better?"""
-        hedging, attempt, work = self._hedging, self._attempt, self._work
-        if hedging is None or hedging.client is None or attempt is None:
-            return False
-        failure, verdict, ended = self._inference.learn(work, attempt, failure, verdict)
-        self._observer.attempt_ended(ended)
-        work.attempts.failed(attempt, verdict)
-        work.failures = (*work.failures, (attempt, failure, verdict))
-        self._inference.learn_of_overload(work)
-        self._client, hedging.client.on_done = hedging.client, self._upstream_done
-        self._go_on_with(hedging)
-        assert hedging.attempt is not None  # noqa: S101  (it was sent)
-        self._busy, self._place = hedging.attempt.endpoint, hedging.place
-        return True
+    def _leave_it_to(self, hedge: Hedge, client: ClientCall) -> None:
+        """The first attempt has failed while the second one is under way, which may do better."""
+        client.on_done = self._upstream_done
+        self._go_on_with(hedge, client)
+        self._place = hedge.place
+        if self._attempt is not None:
+            self._busy = self._attempt.endpoint
 
-    def _drop_hedge(self, hedging: Hedging) -> None:
-        client = hedging.client
-        if client is not None:
-            self._leave_hedge(hedging, None)
-            hedging.ended = AttemptEnded(Code.CANCELLED, _SLOWER, Meaning.ENDED, self._inference.clock())
-            client.on_done = _ignored
-            client.cancel()
-
-    def _end_hedging(self, hedging: Hedging, code: Code) -> None:
-        self._hedging = None
-        if hedging.timer is not None:
-            hedging.timer.cancel()
-        now, attempt = self._inference.clock(), self._attempt
-        if code in (OK, Code.DEADLINE_EXCEEDED) and attempt is not None and attempt.number == 1:
-            hedging.model.latency.took(now - hedging.began_at, now)
-        self._drop_hedge(hedging)
-        if hedging.attempt is not None and hedging.ended is not None:
-            self._inference.tell_hedge(self._work, hedging.attempt, hedging.sent_at)
-            self._observer.attempt_ended(hedging.ended)
+    # Places at endpoints and gates
 
     def _leave_endpoint(self, client: ClientCall | None = None) -> None:
         """client: that has ended, if one has."""
@@ -481,11 +383,9 @@ class Call:
                 self._leave_endpoint()
                 self._work.attempts.not_made(self._attempt)
                 self._try_next()
-        except GatewayError as error:
-            self._leave_endpoint()
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self._leave_endpoint()
+            self.fail_by(error)
 
     def shed(self, reason: str, retry_after: float) -> None:
         self._stop_waiting()
@@ -549,10 +449,8 @@ class Call:
         self._leave_endpoint(client)
         try:
             self._upstream_failed(client)
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     def broken(self) -> None:
         self.batch = None
@@ -582,8 +480,8 @@ class Call:
         self._end_timer()  # how long the rest takes is its reader's affair
         if self._attempt is not None:
             self._attempt.began = 0.0
-        if self._hedging is not None:
-            self._drop_hedge(self._hedging)
+        if self._hedge is not None:
+            self._hedge.drop()
         front = as_asked(self._work, client.body, head)
         self.served = self._who(head.model_version)[0]
         self._is_passed_on = True
@@ -604,10 +502,8 @@ class Call:
                 self._take_answer(client)
             else:
                 self._upstream_failed(client)
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     def _take_answer(self, client: ClientCall) -> None:
         if self._is_passed_on:
@@ -658,7 +554,10 @@ class Call:
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         assert self._attempt is not None  # noqa: S101  (it is what failed)
         verdict, self._is_late = LATE if self._is_late else None, False
-        if self._hedging is not None and not self._is_passed_on and self._has_hedge(failure, verdict):
+        hedge = self._hedge
+        if hedge is not None and hedge.client is not None and not self._is_passed_on:
+            hedge.first_failed(self._attempt, failure, verdict)
+            self._leave_it_to(hedge, hedge.client)
             return
         self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
         self._inference.learn_of_overload(self._work)
@@ -685,10 +584,8 @@ class Call:
         self._pause = None
         try:
             self._try_next()
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     # End
 
@@ -732,6 +629,13 @@ class Call:
         self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer
         self._end(error.code, error.text, error.is_callers)
 
+    def fail_by(self, error: Exception) -> None:
+        """End it by what was thrown."""
+        if isinstance(error, GatewayError):
+            self._fail(error)
+        else:
+            self._fail_unforeseen(error)
+
     def _fail_unforeseen(self, error: Exception) -> None:
         """Our own fault: this call ends, and no other."""
         _log.error("model %s: unforeseen failure", self.head.model_name, exc_info=error)
@@ -743,17 +647,14 @@ class Call:
         self.is_over = True
         if self._large is not None:
             self._caller.drop_request()
-        if self._hedging is not None:
-            self._end_hedging(self._hedging, code)
+        if self._hedge is not None:
+            hedge, self._hedge = self._hedge, None
+            hedge.end(code, self._attempt)
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
             waited = self._waited + (now - self._joined_at if self._joined_at else 0.0)
             self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, waited))
-
-
-def _ignored(client: ClientCall) -> None:
-    """Of a call that nobody waits for any more."""
 
 
 @lru_cache(256)
