@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -29,7 +28,7 @@ from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, Upstre
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
-from gateway.forwarding.batching import Batch, Layout, carried
+from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
@@ -37,7 +36,8 @@ from gateway.forwarding.inference import Decision, Inference, Work, as_asked, re
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
-from gateway.forwarding.sharing import HIT, Answer, Flight, SharedModel, maybe_key
+from gateway.forwarding.sharing import Flight
+from gateway.forwarding.sharing.member import Sharing
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
@@ -47,7 +47,7 @@ from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
-from gateway.v2.peek import Head, peek_front, peek_response, rename_response
+from gateway.v2.peek import Head, peek_front
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +83,7 @@ class Call:
     _turn: Turn | None = None  # that it waits for
     _place: Place | None = None  # among the calls in flight, if its model's calls are limited
     _waited = 0.0  # seconds in all, for its turns
-    _flight: Flight | None = None  # whose answer it gets: not its own alone
-    _joined_at = 0.0  # if that was under way when it came
+    _sharing: Sharing | None = None  # if it may get an answer that is not its own alone
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
 
@@ -121,8 +120,7 @@ class Call:
             return
         try:
             work = self._work = inference.begin(decision, self._observer)
-            shares = inference.shares.table
-            if not shares or (shared := shares.get(work.route.model)) is None or not self._share(shared):
+            if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
             self.fail_by(error)
@@ -138,55 +136,33 @@ class Call:
     def _report(self, decision: Decision) -> CallObserver:
         return self._inference.report(self._method, decision, self._caller.peer, self.body)
 
-    # Sharing, as `Member`, and as the call that is made for members
+    # Sharing, as `Sharer`
 
-    def _share(self, model: SharedModel) -> bool:
+    def _share(self, work: Work) -> bool:
         """Answer it as an identical request was or is being answered. False: it must go alone."""
-        work, inference, caller = self._work, self._inference, self._caller
-        if self._large is not None or work.sequence is not None:
+        model = self._inference.shares.table.get(work.route.model)
+        if model is None or self._large is not None or work.sequence is not None:
             return False
-        sent = carried(caller.metadata.passed, model.settings.metadata)
-        digest = maybe_key(self.body, self.head, sent)
-        if digest is None:
-            return False
-        targets = work.attempts.targets
-        answer = model.maybe_answer(targets[0], digest, inference.clock())
-        if answer is not None:
-            self.share_answered(answer, HIT, ())
-            return True
-        values = caller.metadata.values
-        key = (targets, inference.gates.is_batch(values), digest)
-        turn = inference.gates.turn_of(values, caller.number)
-        flight = model.maybe_flight(key, turn)
-        if flight is not None:
-            self._flight = flight
-            self._joined_at = inference.clock()
-            flight.join(self)
-            return True
-        flight = self._flight = Flight(model, key, digest, self, caller, sent, turn)
-        call = flight.call = Call(inference, flight, self._method, self.body, self.head)
-        model.began(key, flight)
-        call.begin_shared(flight, work)
-        return True
+        sharing = self._sharing = Sharing(self, self._caller, self._inference, work)
+        return sharing.begin(model, self.body)
 
-    def begin_shared(self, flight: Flight, work: Work) -> None:
-        """Make the first attempt for the members of a flight."""
-        self._leads = flight
-        self._is_reported = False
-        self._observer = work.observer = flight
-        self._work = work
-        try:
-            self._try_next()
-        except Exception as error:
-            self.fail_by(error)
+    def made_for(self, flight: Flight) -> Call:
+        call = Call(self._inference, flight, self._method, self.body, self.head)
+        call._is_reported = False
+        call._leads = call._observer = self._work.observer = flight
+        call._work = self._work
+        return call
 
-    @property
-    def observer(self) -> CallObserver:
-        return self._observer
+    def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:
+        self.served = served
+        self._answered_bytes = len(body)
+        self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
+        self._end(OK, "")
 
-    @property
-    def deadline(self) -> float | None:
-        return self._caller.deadline
+    # Sharing, as `SharedCall`
+
+    def begin_shared(self) -> None:
+        self._go_on()
 
     @property
     def is_queued(self) -> bool:
@@ -198,29 +174,6 @@ class Call:
     def late(self) -> None:
         if self._attempt is not None and self._busy is not None:
             self._inference.attempt_late(self._work, self._attempt)
-
-    def share_answered(self, answer: Answer, how: str, trailing: Fields) -> None:
-        self._flight = None
-        body, id = answer.body, self.head.id
-        try:
-            if id:
-                body = rename_response(body, peek_response(body), id=id)
-            self.served = answer.served
-            if how:
-                self.served, who = _reused(answer.served, how)
-                trailing = (*answer.trailing, *who)
-            self._answered_bytes = len(body)
-            self._caller.reply(body, answer.initial, (*trailing, *self._caller.metadata.echo))
-            self._end(OK, "")
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def share_failed(self, error: GatewayError) -> None:
-        self._flight = None
-        try:
-            self._fail(error)
-        except Exception as unforeseen:
-            self._fail_unforeseen(unforeseen)
 
     # Attempts
 
@@ -442,7 +395,7 @@ class Call:
             self._inference.attempt_answered(self._work)
             self._reply(client, body, head, (batch,))
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_unforeseen(error)
 
     def failed(self, client: ClientCall) -> None:
         self.batch = None
@@ -473,7 +426,7 @@ class Call:
         except MalformedMessage as error:
             client.cancel(error.code, error.text, Origin.ANSWER)  # which tells `_upstream_done`
         except Exception as error:
-            self._fail_unforeseen(error)  # first, or the call would end as one that was cancelled
+            self.fail_unforeseen(error)  # first, or the call would end as one that was cancelled
             client.cancel()
 
     def _begin_answer(self, client: ClientCall, head: Head) -> None:
@@ -595,8 +548,7 @@ class Call:
             return
         self.is_over = True
         text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
-        if self._flight is not None:
-            self._flight.left(self, code, text, self._inference.clock())
+        if self._sharing is not None and self._sharing.leave(code, text):
             self._end(code, text)
             return
         if self._pause is not None:
@@ -634,9 +586,9 @@ class Call:
         if isinstance(error, GatewayError):
             self._fail(error)
         else:
-            self._fail_unforeseen(error)
+            self.fail_unforeseen(error)
 
-    def _fail_unforeseen(self, error: Exception) -> None:
+    def fail_unforeseen(self, error: Exception) -> None:
         """Our own fault: this call ends, and no other."""
         _log.error("model %s: unforeseen failure", self.head.model_name, exc_info=error)
         self._leave_endpoint()
@@ -653,7 +605,7 @@ class Call:
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
-            waited = self._waited + (now - self._joined_at if self._joined_at else 0.0)
+            waited = self._waited if self._sharing is None else self._waited + self._sharing.waited(now)
             self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, waited))
 
 
@@ -661,13 +613,6 @@ class Call:
 def _answer_fields(fields: Fields) -> Fields:
     """What of an upstream's headers or trailers the caller gets."""
     return tuple(field for field in fields if is_field_passed_on(field[0]))
-
-
-@lru_cache(4096)
-def _reused(served: Served, how: str) -> tuple[Served, Fields]:
-    """The same, of an answer that was not made for this caller alone."""
-    reused = replace(served, attempts=0, reused=how)
-    return reused, tuple(fields_from(served_trailers(reused)))
 
 
 @lru_cache(4096)
