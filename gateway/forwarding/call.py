@@ -136,45 +136,6 @@ class Call:
     def _report(self, decision: Decision) -> CallObserver:
         return self._inference.report(self._method, decision, self._caller.peer, self.body)
 
-    # Sharing, as `Sharer`
-
-    def _share(self, work: Work) -> bool:
-        """Answer it as an identical request was or is being answered. False: it must go alone."""
-        model = self._inference.shares.table.get(work.route.model)
-        if model is None or self._large is not None or work.sequence is not None:
-            return False
-        sharing = self._sharing = Sharing(self, self._caller, self._inference, work)
-        return sharing.begin(model, self.body)
-
-    def made_for(self, flight: Flight) -> Call:
-        call = Call(self._inference, flight, self._method, self.body, self.head)
-        call._is_reported = False
-        call._leads = call._observer = self._work.observer = flight
-        call._work = self._work
-        return call
-
-    def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:
-        self.served = served
-        self._answered_bytes = len(body)
-        self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
-        self._end(OK, "")
-
-    # Sharing, as `SharedCall`
-
-    def begin_shared(self) -> None:
-        self._go_on()
-
-    @property
-    def is_queued(self) -> bool:
-        return self._turn is not None
-
-    def now(self) -> float:
-        return self._inference.clock()
-
-    def late(self) -> None:
-        if self._attempt is not None and self._busy is not None:
-            self._inference.attempt_late(self._work, self._attempt)
-
     # Attempts
 
     def _try_next(self) -> None:
@@ -245,6 +206,259 @@ class Call:
             attempt.began = 0.0  # how long it takes is its caller's affair too
         attempt.endpoint.connection.submit(client)
 
+    # Places at endpoints and gates
+
+    def _leave_endpoint(self, client: ClientCall | None = None) -> None:
+        """client: that has ended, if one has."""
+        endpoint, self._busy = self._busy, None
+        if endpoint is not None:
+            endpoint.end()
+        if self._place is not None:
+            place, self._place = self._place, None
+            place.leave(client, self._was_full(client), self._inference.clock())
+        elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
+            variant, refused = self._attempt.variant, self._was_full(client)
+            self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
+
+    def _was_full(self, client: ClientCall | None) -> bool:
+        """Has the server refused it since its queue was full?"""
+        attempt = self._attempt
+        return client is not None and attempt is not None and found_full(client, attempt.variant.model, self.head.id)
+
+    # Answer
+
+    def _answer_front(self, client: ClientCall) -> None:
+        """Enough of a large answer may be here to pass it on as it comes."""
+        if self.is_over:
+            return
+        try:
+            head = peek_front(client.body)
+            if head is not None:
+                self._begin_answer(client, head)
+        except MalformedMessage as error:
+            client.cancel(error.code, error.text, Origin.ANSWER)  # which tells `_upstream_done`
+        except Exception as error:
+            self.fail_unforeseen(error)  # first, or the call would end as one that was cancelled
+            client.cancel()
+
+    def _begin_answer(self, client: ClientCall, head: Head) -> None:
+        self._end_timer()  # how long the rest takes is its reader's affair
+        if self._attempt is not None:
+            self._attempt.began = 0.0
+        if self._hedge is not None:
+            self._hedge.drop()
+        front = as_asked(self._work, client.body, head)
+        self.served = self._who(head.model_version)[0]
+        self._is_passed_on = True
+        self._answered_bytes = len(front) + client.missing
+        self._caller.pass_answer(client, front, _answer_fields(client.initial))
+
+    def _upstream_done(self, client: ClientCall) -> None:
+        self._leave_endpoint(client)
+        if self._timer is not None:
+            self._end_timer()
+        if self._tell_alone is not None:
+            tell, self._tell_alone = self._tell_alone, None
+            tell(client.code in _CALLERS_FAULT)
+        if self.is_over:
+            return
+        try:
+            if client.code is OK:
+                self._take_answer(client)
+            else:
+                self._upstream_failed(client)
+        except Exception as error:
+            self.fail_by(error)
+
+    def _take_answer(self, client: ClientCall) -> None:
+        if self._is_passed_on:
+            assert self.served is not None  # noqa: S101  (its front said who)
+            self._inference.attempt_answered(self._work)
+            self._caller.finish(self._trailing(client, self.served.model_version))
+            self._end(OK, "")
+            return
+        body = client.body
+        try:
+            head = self._inference.answers.peek(body)
+        except MalformedMessage as error:
+            client.code, client.text, client.origin = error.code, error.text, Origin.ANSWER
+            self._upstream_failed(client)
+            return
+        self._inference.attempt_answered(self._work)
+        if self._point is not None:
+            self._point.learn(self, body, head)
+        self._reply(client, as_asked(self._work, body, head), head, ())
+
+    def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
+        self._answered_bytes = len(body)
+        trailing = self._trailing(client, head.model_version)
+        self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
+        self._end(OK, "")
+
+    def _trailing(self, client: ClientCall, model_version: str) -> Fields:
+        """What an answer ends with; notes who gave it."""
+        self.served, who = self._who(model_version)
+        from_upstream, echo = _answer_fields(client.trailing), self._caller.metadata.echo
+        return (*from_upstream, *who, *echo) if from_upstream or echo else who
+
+    def _who(self, model_version: str) -> tuple[Served, Fields]:
+        attempt = self._attempt
+        assert attempt is not None  # noqa: S101  (something came of one)
+        work, variant, address = self._work, attempt.variant.name, attempt.endpoint.address
+        chosen = work.attempts.chosen
+        if variant == chosen:
+            return _who(work.route.model, variant, model_version, address, attempt.number)
+        reason = why_not(work, chosen)
+        return _who(work.route.model, variant, model_version, address, attempt.number, chosen, reason)
+
+    def _upstream_failed(self, client: ClientCall) -> None:
+        """Try elsewhere, if that may help and the request can be sent again.
+
+        :raises GatewayError: if not.
+        """
+        inference, work, attempt, hedge = self._inference, self._work, self._attempt, self._hedge
+        assert attempt is not None  # noqa: S101  (it is what failed)
+        failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
+        verdict, self._is_late = LATE if self._is_late else None, False
+        if hedge is not None and hedge.client is not None and not self._is_passed_on:
+            hedge.first_failed(attempt, failure, verdict)
+            self._leave_it_to(hedge, hedge.client)
+            return
+        inference.attempt_failed(work, attempt, failure, verdict)
+        inference.learn_of_overload(work)
+        if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
+            # Part of the answer is out, or part of the request is gone: it can't be sent again.
+            raise inference.given_up(work)
+        wait = pushback(client.trailing)
+        if wait is None:  # who takes turns pauses until its turn comes
+            wait = 0.0 if inference.found_full(work) else wait_before(attempt.number + 1, inference.draw())
+        deadline = self._caller.deadline
+        if wait < 0.0 or (deadline is not None and wait > 0.0 and inference.clock() + wait >= deadline):
+            raise inference.given_up(work)  # the server wants no other, or there is no time for one
+        if wait > 0.0:
+            self._pause = asyncio.get_running_loop().call_later(wait, self._go_on)
+        else:
+            self._try_next()
+
+    def _go_on(self) -> None:
+        """What it has waited for is over."""
+        self._pause = None
+        try:
+            self._try_next()
+        except Exception as error:
+            self.fail_by(error)
+
+    # End
+
+    def cancelled(self, code: Code) -> None:
+        """The caller has gone, or its deadline has passed; it has its answer, or wants none."""
+        if self.is_over:
+            return
+        self.is_over = True
+        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
+        if self._sharing is not None and self._sharing.leave(code, text):
+            self._end(code, text)
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+            self._end(code, text)
+            return
+        if self._turn is not None:
+            self._turn.abandon()
+            self._stop_waiting()
+            self._end(code, text)
+            return
+        self._end_timer()
+        if self._client is not None:
+            self._client.cancel()
+        else:  # it waits at a merge point, or is part of a batch
+            self._leave_endpoint()
+            if self._point is not None and self.batch is not None:
+                self._point.left(self.batch)
+        if code is Code.DEADLINE_EXCEEDED and self._attempt is not None:
+            self._inference.attempt_late(self._work, self._attempt)
+        self._observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, self._inference.clock()))
+        self._end(code, text)
+
+    def _fail(self, error: GatewayError) -> None:
+        if self._attempt is not None and error.served is None:
+            error.served = self._who(self._attempt.variant.version)[0]
+        trailing = (*legal_fields(failed_trailers(error)), *pushback_fields(error), *self._caller.metadata.echo)
+        if isinstance(error, UpstreamFailed):
+            trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
+        self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer
+        self._end(error.code, error.text, error.is_callers)
+
+    def fail_by(self, error: Exception) -> None:
+        """End it by what was thrown."""
+        if isinstance(error, GatewayError):
+            self._fail(error)
+        else:
+            self.fail_unforeseen(error)
+
+    def fail_unforeseen(self, error: Exception) -> None:
+        """Our own fault: this call ends, and no other."""
+        _log.error("model %s: unforeseen failure", self.head.model_name, exc_info=error)
+        self._leave_endpoint()
+        if not self.is_over:
+            self._fail(Bug(BUG_TEXT))
+
+    def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
+        self.is_over = True
+        if self._large is not None:
+            self._caller.drop_request()
+        if self._hedge is not None:
+            hedge, self._hedge = self._hedge, None
+            hedge.end(code, self._attempt)
+        sharing = self._sharing
+        if sharing is not None:
+            self._sharing = None  # which refers to this call
+        if self._is_reported:
+            sizes = self._request_bytes, self._answered_bytes
+            now = self._inference.clock()
+            if sharing is not None:
+                self._waited += sharing.waited(now)
+            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, self._waited))
+
+    # Sharing, as `Sharer`
+
+    def _share(self, work: Work) -> bool:
+        """Answer it as an identical request was or is being answered. False: it must go alone."""
+        model = self._inference.shares.table.get(work.route.model)
+        if model is None or self._large is not None or work.sequence is not None:
+            return False
+        sharing = self._sharing = Sharing(self, self._caller, self._inference, work)
+        return sharing.begin(model, self.body)
+
+    def made_for(self, flight: Flight) -> Call:
+        call = Call(self._inference, flight, self._method, self.body, self.head)
+        call._is_reported = False
+        call._leads = call._observer = self._work.observer = flight
+        call._work = self._work
+        return call
+
+    def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:
+        self.served = served
+        self._answered_bytes = len(body)
+        self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
+        self._end(OK, "")
+
+    # Sharing, as `SharedCall`
+
+    def begin_shared(self) -> None:
+        self._go_on()
+
+    @property
+    def is_queued(self) -> bool:
+        return self._turn is not None
+
+    def now(self) -> float:
+        return self._inference.clock()
+
+    def late(self) -> None:
+        if self._attempt is not None and self._busy is not None:
+            self._inference.attempt_late(self._work, self._attempt)
+
     # Hedging, as `Hedged`
 
     def maybe_slow(self) -> Attempt | None:
@@ -265,40 +479,20 @@ class Call:
         self._go_on_with(hedge, client)
         self._take_answer(client)
 
-    def _go_on_with(self, hedge: Hedge, client: ClientCall) -> None:
+    def _go_on_with(self, hedge: Hedge, client: ClientCall) -> Attempt:
         """The second attempt is the one that counts from now on."""
         self._hedge = None
         self._client = client
         attempt = self._attempt = hedge.become_first()
         if self._leads is not None:
             self._leads.sent(attempt, hedge.is_of_same_life)
+        return attempt
 
     def _leave_it_to(self, hedge: Hedge, client: ClientCall) -> None:
         """The first attempt has failed while the second one is under way, which may do better."""
         client.on_done = self._upstream_done
-        self._go_on_with(hedge, client)
+        self._busy = self._go_on_with(hedge, client).endpoint
         self._place = hedge.place
-        if self._attempt is not None:
-            self._busy = self._attempt.endpoint
-
-    # Places at endpoints and gates
-
-    def _leave_endpoint(self, client: ClientCall | None = None) -> None:
-        """client: that has ended, if one has."""
-        endpoint, self._busy = self._busy, None
-        if endpoint is not None:
-            endpoint.end()
-        if self._place is not None:
-            place, self._place = self._place, None
-            place.leave(client, self._was_full(client), self._inference.clock())
-        elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
-            variant, refused = self._attempt.variant, self._was_full(client)
-            self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
-
-    def _was_full(self, client: ClientCall | None) -> bool:
-        """Has the server refused it since its queue was full?"""
-        attempt = self._attempt
-        return client is not None and attempt is not None and found_full(client, attempt.variant.model, self.head.id)
 
     # Admission, as `Queued`
 
@@ -412,201 +606,6 @@ class Call:
         self._leave_endpoint()
         if not self.is_over:
             self._fail(Bug(BUG_TEXT))
-
-    # Answer
-
-    def _answer_front(self, client: ClientCall) -> None:
-        """Enough of a large answer may be here to pass it on as it comes."""
-        if self.is_over:
-            return
-        try:
-            head = peek_front(client.body)
-            if head is not None:
-                self._begin_answer(client, head)
-        except MalformedMessage as error:
-            client.cancel(error.code, error.text, Origin.ANSWER)  # which tells `_upstream_done`
-        except Exception as error:
-            self.fail_unforeseen(error)  # first, or the call would end as one that was cancelled
-            client.cancel()
-
-    def _begin_answer(self, client: ClientCall, head: Head) -> None:
-        self._end_timer()  # how long the rest takes is its reader's affair
-        if self._attempt is not None:
-            self._attempt.began = 0.0
-        if self._hedge is not None:
-            self._hedge.drop()
-        front = as_asked(self._work, client.body, head)
-        self.served = self._who(head.model_version)[0]
-        self._is_passed_on = True
-        self._answered_bytes = len(front) + client.missing
-        self._caller.pass_answer(client, front, _answer_fields(client.initial))
-
-    def _upstream_done(self, client: ClientCall) -> None:
-        self._leave_endpoint(client)
-        if self._timer is not None:
-            self._end_timer()
-        if self._tell_alone is not None:
-            tell, self._tell_alone = self._tell_alone, None
-            tell(client.code in _CALLERS_FAULT)
-        if self.is_over:
-            return
-        try:
-            if client.code is OK:
-                self._take_answer(client)
-            else:
-                self._upstream_failed(client)
-        except Exception as error:
-            self.fail_by(error)
-
-    def _take_answer(self, client: ClientCall) -> None:
-        if self._is_passed_on:
-            assert self.served is not None  # noqa: S101  (its front said who)
-            self._inference.attempt_answered(self._work)
-            self._caller.finish(self._trailing(client, self.served.model_version))
-            self._end(OK, "")
-            return
-        body = client.body
-        try:
-            head = self._inference.answers.peek(body)
-        except MalformedMessage as error:
-            client.code, client.text, client.origin = error.code, error.text, Origin.ANSWER
-            self._upstream_failed(client)
-            return
-        self._inference.attempt_answered(self._work)
-        if self._point is not None:
-            self._point.learn(self, body, head)
-        self._reply(client, as_asked(self._work, body, head), head, ())
-
-    def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
-        self._answered_bytes = len(body)
-        trailing = self._trailing(client, head.model_version)
-        self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
-        self._end(OK, "")
-
-    def _trailing(self, client: ClientCall, model_version: str) -> Fields:
-        """What an answer ends with; notes who gave it."""
-        self.served, who = self._who(model_version)
-        from_upstream, echo = _answer_fields(client.trailing), self._caller.metadata.echo
-        return (*from_upstream, *who, *echo) if from_upstream or echo else who
-
-    def _who(self, model_version: str) -> tuple[Served, Fields]:
-        attempt = self._attempt
-        assert attempt is not None  # noqa: S101  (something came of one)
-        work, variant, address = self._work, attempt.variant.name, attempt.endpoint.address
-        chosen = work.attempts.chosen
-        if variant == chosen:
-            return _who(work.route.model, variant, model_version, address, attempt.number)
-        reason = why_not(work, chosen)
-        return _who(work.route.model, variant, model_version, address, attempt.number, chosen, reason)
-
-    def _upstream_failed(self, client: ClientCall) -> None:
-        """Try elsewhere, if that may help and the request can be sent again.
-
-        :raises GatewayError: if not.
-        """
-        failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
-        assert self._attempt is not None  # noqa: S101  (it is what failed)
-        verdict, self._is_late = LATE if self._is_late else None, False
-        hedge = self._hedge
-        if hedge is not None and hedge.client is not None and not self._is_passed_on:
-            hedge.first_failed(self._attempt, failure, verdict)
-            self._leave_it_to(hedge, hedge.client)
-            return
-        self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
-        self._inference.learn_of_overload(self._work)
-        if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
-            # Part of the answer is out, or part of the request is gone: it can't be sent again.
-            raise self._inference.given_up(self._work)
-        wait = pushback(client.trailing)
-        if wait is None:  # who takes turns pauses until its turn comes
-            wait = (
-                0.0
-                if self._inference.found_full(self._work)
-                else wait_before(self._attempt.number + 1, self._inference.draw())
-            )
-        deadline = self._caller.deadline
-        if wait < 0.0 or (deadline is not None and wait > 0.0 and self._inference.clock() + wait >= deadline):
-            raise self._inference.given_up(self._work)  # the server wants no other, or there is no time for one
-        if wait > 0.0:
-            self._pause = asyncio.get_running_loop().call_later(wait, self._go_on)
-        else:
-            self._try_next()
-
-    def _go_on(self) -> None:
-        """What it has waited for is over."""
-        self._pause = None
-        try:
-            self._try_next()
-        except Exception as error:
-            self.fail_by(error)
-
-    # End
-
-    def cancelled(self, code: Code) -> None:
-        """The caller has gone, or its deadline has passed; it has its answer, or wants none."""
-        if self.is_over:
-            return
-        self.is_over = True
-        text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
-        if self._sharing is not None and self._sharing.leave(code, text):
-            self._end(code, text)
-            return
-        if self._pause is not None:
-            self._pause.cancel()
-            self._end(code, text)
-            return
-        if self._turn is not None:
-            self._turn.abandon()
-            self._stop_waiting()
-            self._end(code, text)
-            return
-        self._end_timer()
-        if self._client is not None:
-            self._client.cancel()
-        else:  # it waits at a merge point, or is part of a batch
-            self._leave_endpoint()
-            if self._point is not None and self.batch is not None:
-                self._point.left(self.batch)
-        if code is Code.DEADLINE_EXCEEDED and self._attempt is not None:
-            self._inference.attempt_late(self._work, self._attempt)
-        self._observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, self._inference.clock()))
-        self._end(code, text)
-
-    def _fail(self, error: GatewayError) -> None:
-        if self._attempt is not None and error.served is None:
-            error.served = self._who(self._attempt.variant.version)[0]
-        trailing = (*legal_fields(failed_trailers(error)), *pushback_fields(error), *self._caller.metadata.echo)
-        if isinstance(error, UpstreamFailed):
-            trailing = (*legal_fields(passed_on(error.trailers)), *trailing)
-        self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer
-        self._end(error.code, error.text, error.is_callers)
-
-    def fail_by(self, error: Exception) -> None:
-        """End it by what was thrown."""
-        if isinstance(error, GatewayError):
-            self._fail(error)
-        else:
-            self.fail_unforeseen(error)
-
-    def fail_unforeseen(self, error: Exception) -> None:
-        """Our own fault: this call ends, and no other."""
-        _log.error("model %s: unforeseen failure", self.head.model_name, exc_info=error)
-        self._leave_endpoint()
-        if not self.is_over:
-            self._fail(Bug(BUG_TEXT))
-
-    def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
-        self.is_over = True
-        if self._large is not None:
-            self._caller.drop_request()
-        if self._hedge is not None:
-            hedge, self._hedge = self._hedge, None
-            hedge.end(code, self._attempt)
-        if self._is_reported:
-            sizes = self._request_bytes, self._answered_bytes
-            now = self._inference.clock()
-            waited = self._waited if self._sharing is None else self._waited + self._sharing.waited(now)
-            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, waited))
 
 
 @lru_cache(256)

@@ -75,6 +75,7 @@ class Hedge:
 
     def _send(self) -> None:
         """The first attempt has taken longer than most."""
+        self._timer = None
         first, inference, now = self._call.maybe_slow(), self._inference, self._inference.clock()
         if first is None or not self._model.may(now):
             return
