@@ -17,7 +17,7 @@ class LargeRequest:
         """front: the bytes that were here when its head was read."""
         self._caller = caller
         self._front = front
-        self._rest = b""  # what had come after the front when it had to be sent again
+        self._rest = b""  # what had come after the front when the call had waited, or had to be sent again
         self._is_piped = False  # the caller passes the rest on as it arrives, and keeps it; before, it may collect it
 
     def hold(self) -> None:
@@ -26,9 +26,9 @@ class LargeRequest:
             self._caller.collect_request()
 
     def resume(self) -> None:
-        """The call no longer waits."""
+        """The call no longer waits. Its front stays what its head was read from; what came after it goes as it is."""
         if not self._is_piped:
-            self._front = self._caller.request_so_far()
+            self._rest = self._caller.request_so_far()[len(self._front) :]
 
     def can_be_resent(self) -> bool:
         """Is all of it that has come still here?"""
