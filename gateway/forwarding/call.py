@@ -7,8 +7,8 @@ Whatever has a say in a call has its place in that life:
     before deciding    `begin`, before it asks for a decision
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
     before attempts    `_share`, where a request that was or is being answered gets the same answer
-    beside an attempt  `_try_next`, where `_merged` lets it travel with others
-                       `_hedge`, where it goes to another endpoint as well
+    beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
+                       `_send`, where a `Hedge` may go to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
     after              `_end`, whatever the end was
 
@@ -21,39 +21,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
-from gateway.forwarding.admission import Gate, Refused
+from gateway.forwarding.admission import Place, Refused, Turn, found_full
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
-from gateway.forwarding.batching import Batch, Layout, carried
+from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller
-from gateway.forwarding.hedging import Hedging
+from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
+from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
-from gateway.forwarding.sharing import HIT, Answer, Flight, SharedModel, maybe_key
+from gateway.forwarding.sharing import Flight
+from gateway.forwarding.sharing.member import Sharing
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import LATE, OK, Code, Meaning, Origin, Verdict, is_queue_full, judge
+from gateway.status import LATE, OK, Code, Meaning, Origin
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
-from gateway.v2.peek import Head, peek_front, peek_response, rename_request, rename_response, tail
+from gateway.v2.peek import Head, peek_front
 
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
-_MOST_RETURNS: Final = 3
-_MAY_BE_FULL: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
-_SLOWER: Final = "another endpoint was faster"
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -77,26 +75,17 @@ class Call:
     _fields: Fields  # the caller's, with those that telemetry adds for this attempt
     _answered_bytes = 0
     _is_passed_on = False  # is the front of the answer with the caller?
-    _is_in_parts: bool  # is the request passed on as it arrives? Then `body` is its front, as it was read, ...
-    _is_piped = False  # ... is what comes of it passed on and kept, or does it collect while the call waits? ...
-    _rest = b""  # ... and this what had come after it when it had to be sent again
+    _large: LargeRequest | None = None  # if the request is passed on as it arrives
     _tell_alone: Callable[[bool], None] | None = None
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
     _is_late = False  # has that time passed?
     _pause: asyncio.TimerHandle | None = None  # before the next attempt
-    _gate: Gate | None = None  # where it has a place, or waits for one
-    _is_waiting = False  # for it
-    _waits_since = 0.0  # if it is waiting
+    _turn: Turn | None = None  # that it waits for
+    _place: Place | None = None  # among the calls in flight, if its model's calls are limited
     _waited = 0.0  # seconds in all, for its turns
-    _before: Attempt | None = None  # while it waits: the last attempt that was made
-    _sent_at = 0.0  # if it has a place
-    _returns = 0  # times that it came back from a server whose queue was full
-    _flight: Flight | None = None  # whose answer it gets: not its own alone
-    _joined_at = 0.0  # if that was under way when it came
-    _hedging: Hedging | None = None  # if its model's slow calls are sent a second time
+    _sharing: Sharing | None = None  # if it may get an answer that is not its own alone
+    _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
-    turn: Hashable = None  # as a `Waiting`: who it is that takes turns with others
-    until: float | None = None  # as a `Waiting`: its deadline
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -108,8 +97,9 @@ class Call:
         self.body = body
         self.head = head
         self.caller: Hashable = caller.number
-        self._is_in_parts = missing > 0
         self._request_bytes = len(body) + missing
+        if missing > 0:
+            self.body, self._large = b"", LargeRequest(caller, body)
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -130,13 +120,10 @@ class Call:
             return
         try:
             work = self._work = inference.begin(decision, self._observer)
-            shares = inference.shares.table
-            if not shares or (shared := shares.get(work.route.model)) is None or not self._share(shared):
+            if not inference.shares.table or not self._share(work):
                 self._try_next()
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     def _refuse(self, error: GatewayError) -> None:
         """End a call about which nothing could be decided, and report it as any other."""
@@ -147,122 +134,30 @@ class Call:
             self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
 
     def _report(self, decision: Decision) -> CallObserver:
-        caller = self._caller
-        body = b"" if self._is_in_parts else self.body
-        return self._inference.report(self._method, decision, caller.peer, body)
-
-    # Sharing, as `Member`, and as the call that is made for members
-
-    def _share(self, model: SharedModel) -> bool:
-        """Answer it as an identical request was or is being answered. False: it must go alone."""
-        work, inference, caller = self._work, self._inference, self._caller
-        if self._is_in_parts or work.sequence is not None:
-            return False
-        sent = carried(caller.metadata.passed, model.settings.metadata)
-        digest = maybe_key(self.body, self.head, sent)
-        if digest is None:
-            return False
-        targets = work.attempts.targets
-        answer = model.maybe_answer(targets[0], digest, inference.clock())
-        if answer is not None:
-            self.share_answered(answer, HIT, ())
-            return True
-        values = caller.metadata.values
-        key = (targets, inference.gates.is_batch(values), digest)
-        turn = inference.gates.turn_of(values, caller.number)
-        flight = model.maybe_flight(key, turn)
-        if flight is not None:
-            self._flight = flight
-            self._joined_at = inference.clock()
-            flight.join(self)
-            return True
-        flight = self._flight = Flight(model, key, digest, self, caller, sent, turn)
-        call = flight.call = Call(inference, flight, self._method, self.body, self.head)
-        model.began(key, flight)
-        call.begin_shared(flight, work)
-        return True
-
-    def begin_shared(self, flight: Flight, work: Work) -> None:
-        """Make the first attempt for the members of a flight."""
-        self._leads = flight
-        self._is_reported = False
-        self._observer = work.observer = flight
-        self._work = work
-        try:
-            self._try_next()
-        except GatewayError as error:
-            self._fail(error)
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    @property
-    def observer(self) -> CallObserver:
-        return self._observer
-
-    @property
-    def deadline(self) -> float | None:
-        return self._caller.deadline
-
-    @property
-    def is_queued(self) -> bool:
-        return self._is_waiting
-
-    def now(self) -> float:
-        return self._inference.clock()
-
-    def late(self) -> None:
-        if self._attempt is not None and self._busy is not None:
-            self._inference.attempt_late(self._work, self._attempt)
-
-    def share_answered(self, answer: Answer, how: str, trailing: Fields) -> None:
-        self._flight = None
-        body, id = answer.body, self.head.id
-        try:
-            if id:
-                body = rename_response(body, peek_response(body), id=id)
-            self.served = answer.served
-            if how:
-                self.served, who = _reused(answer.served, how)
-                trailing = (*answer.trailing, *who)
-            self._answered_bytes = len(body)
-            self._caller.reply(body, answer.initial, (*trailing, *self._caller.metadata.echo))
-            self._end(OK, "")
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def share_failed(self, error: GatewayError) -> None:
-        self._flight = None
-        try:
-            self._fail(error)
-        except Exception as unforeseen:
-            self._fail_unforeseen(unforeseen)
+        return self._inference.report(self._method, decision, self._caller.peer, self.body)
 
     # Attempts
 
     def _try_next(self) -> None:
         """Send the request to the next endpoint; the end of the call if there is none."""
         work, inference = self._work, self._inference
-        attempts, gates = work.attempts, inference.gates
         while True:
-            before, attempt = attempts.last, inference.maybe_next(work)
-            if attempt is None and self._may_wait_again():
+            attempt = inference.maybe_next(work)
+            if attempt is None and inference.may_return(work):
                 attempt = inference.maybe_next(work)
             if attempt is None:
                 self._fail(inference.given_up(work))
                 return
             self._client = None
-            if not gates.table:
-                break
-            entered = self._enter(attempt, before)
-            if entered is True:
-                break
-            if entered is None:
+            if not inference.gates.table or self._enter(attempt):
+                self._begin_attempt(attempt)
                 return
-        self._begin_attempt(attempt)
+            if self._turn is not None:
+                return
 
     def _begin_attempt(self, attempt: Attempt) -> None:
         """:raises GatewayError: if what came of the request since the last attempt could not be kept."""
-        if self._is_piped and not self._has_request():
+        if self._large is not None and not self._large.can_be_resent():
             self._leave_endpoint()  # its place at a gate, if it has one
             raise self._inference.given_up(self._work)
         work, inference, caller = self._work, self._inference, self._caller
@@ -275,8 +170,8 @@ class Call:
         attempt.endpoint.begin()
         if self._leads is not None:
             self._leads.sent(attempt)
-        if self._is_in_parts:
-            self._send_front(attempt)
+        if self._large is not None:
+            self._send_front(self._large, attempt)
         elif not self._merged(attempt):
             self._send(attempt)
 
@@ -296,7 +191,7 @@ class Call:
         if attempt.variant.attempt_timeout:
             self._timer = asyncio.get_running_loop().call_later(attempt.variant.attempt_timeout, self._too_late, client)
         if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None:
-            self._begin_hedging()
+            self._hedge = maybe_hedge(self, self._inference, self._work)
         attempt.endpoint.connection.submit(client)
 
     def _too_late(self, client: ClientCall) -> None:
@@ -309,342 +204,30 @@ class Call:
             self._timer.cancel()
             self._timer = None
 
-    def _send_front(self, attempt: Attempt) -> None:
-        """Send what is here of a large request, and let the rest follow as it comes.
-
-        Its last bytes name the model once more: see `peek_front`.
-        """
-        client, head, variant = self._new_client(attempt), self.head, attempt.variant
-        version = variant.version or head.model_version
-        ending = tail(variant.model, version)
-        request = rename_request(
-            self.body, head, model_name=variant.model, model_version=version, id=self._work.upstream_id
-        )
-        if (
-            head.end is not None and len(self.body) > head.end
-        ):  # it has grown while the call waited, since its head was read
-            request += self.body[head.end :]
-        if self._caller.missing > 0:
-            self._is_piped = True
+    def _send_front(self, request: LargeRequest, attempt: Attempt) -> None:
+        client = self._new_client(attempt)
+        if request.put_into(client, attempt.variant, self.head, self._work.upstream_id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
-            client.request = request + self._rest
-            client.request_more = self._caller.missing + len(ending)
-            self._caller.pass_request(client, ending)
-        else:  # meanwhile it is here whole
-            client.request = request + self._rest + ending
         attempt.endpoint.connection.submit(client)
 
-    # Hedging
-
-    def _begin_hedging(self) -> None:
-        """If its model is hedged: should it take longer than most, it is sent to another endpoint, too."""
-        work, now = self._work, self._inference.clock()
-        model = self._inference.hedges.table.get(work.route.model)
-        if model is None or work.sequence is not None:
-            return
-        self._hedging = Hedging(model, now)
-        after = model.after(now)
-        if after is not None:
-            self._hedging.timer = asyncio.get_running_loop().call_later(after, self._hedge)
-
-    def _hedge(self) -> None:
-        """It has taken longer than most."""
-        hedging, attempt = self._hedging, self._attempt
-        if hedging is None or attempt is None or self._busy is None or self._is_passed_on:
-            return
-        inference, variant, now = self._inference, attempt.variant, self._inference.clock()
-        if not hedging.model.may(now):
-            return
-        gate = inference.gates.table.get((variant.upstream, variant.model))
-        if gate is not None and not gate.maybe_enter():
-            return
-        second = self._work.attempts.maybe_hedge(attempt)
-        if second is None:
-            if gate is not None:
-                gate.leave(now)
-            return
-        hedging.model.began(now)
-        hedging.attempt, hedging.gate, hedging.sent_at = second, gate, now
-        hedging.lives = second.endpoint.lives
-        second.endpoint.begin()
-        try:
-            client = second.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
-            client.request = request_for(variant, self.body, self.head, id=self._work.upstream_id)
-            client.on_done = self._hedge_done
-            hedging.client = client
-            second.endpoint.connection.submit(client)
-        except Exception as error:  # the first attempt goes on
-            _log.error("model %s: unforeseen failure of a second attempt", self.head.model_name, exc_info=error)
-            self._leave_hedge(hedging, None)
-            hedging.attempt = None
-
-    def _hedge_done(self, client: ClientCall) -> None:
-        """The second attempt has an answer, or has failed, before the first."""
-        hedging = self._hedging
-        if hedging is None or hedging.client is not client or hedging.attempt is None:
-            return
-        self._leave_hedge(hedging, client)
-        try:
-            if client.code is OK:
-                self._take_hedge(hedging, client)
-            else:
-                failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
-                _, _, hedging.ended = self._inference.learn(self._work, hedging.attempt, failure)
-        except GatewayError as error:
-            self._fail(error)
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def _leave_hedge(self, hedging: Hedging, client: ClientCall | None) -> None:
-        """client: that has ended, if it has."""
-        hedging.client = None
-        assert hedging.attempt is not None  # noqa: S101  (it was sent)
-        hedging.attempt.endpoint.end()
-        gate, now = hedging.gate, self._inference.clock()
-        if gate is not None:
-            if client is not None and client.code is OK:
-                gate.answered(now - hedging.sent_at, now)
-            elif client is not None and self._was_full(client):
-                gate.server_refused()
-            gate.leave(now)
-
-    def _take_hedge(self, hedging: Hedging, client: ClientCall) -> None:
-        """Its answer came first."""
-        now, first = self._inference.clock(), self._client
-        hedging.model.won += 1
-        hedging.model.latency.took(now - hedging.began_at, now)  # the first would have taken longer
-        self._end_timer()
-        self._leave_endpoint()
-        if first is not None:
-            first.on_done = _ignored
-            first.cancel()
-        self._observer.attempt_ended(AttemptEnded(Code.CANCELLED, _SLOWER, Meaning.ENDED, now))
-        self._go_on_with(hedging)
-        self._client = client
-        self._take_answer(client)
-
-    def _go_on_with(self, hedging: Hedging) -> None:
-        """The second attempt is the one that counts from now on."""
-        attempt = hedging.attempt
-        assert attempt is not None  # noqa: S101  (it was sent)
-        self._hedging = None
-        self._attempt = self._work.attempts.last = attempt
-        self._inference.tell_hedge(self._work, attempt, hedging.sent_at)
-        if self._leads is not None:
-            self._leads.sent(attempt, is_seen=attempt.endpoint.lives == hedging.lives)
-
-    def _has_hedge(self, failure: CallFailed, verdict: Verdict | None) -> bool:
-        """The first attempt has failed: is there a second one under way, which may do better?"""
-        hedging, attempt, work = self._hedging, self._attempt, self._work
-        if hedging is None or hedging.client is None or attempt is None:
-            return False
-        failure, verdict, ended = self._inference.learn(work, attempt, failure, verdict)
-        self._observer.attempt_ended(ended)
-        work.attempts.failed(attempt, verdict)
-        work.failures = (*work.failures, (attempt, failure, verdict))
-        self._inference.learn_of_overload(work)
-        self._client, hedging.client.on_done = hedging.client, self._upstream_done
-        self._go_on_with(hedging)
-        assert hedging.attempt is not None  # noqa: S101  (it was sent)
-        self._busy, self._gate, self._sent_at = hedging.attempt.endpoint, hedging.gate, hedging.sent_at
-        return True
-
-    def _drop_hedge(self, hedging: Hedging) -> None:
-        client = hedging.client
-        if client is not None:
-            self._leave_hedge(hedging, None)
-            hedging.ended = AttemptEnded(Code.CANCELLED, _SLOWER, Meaning.ENDED, self._inference.clock())
-            client.on_done = _ignored
-            client.cancel()
-
-    def _end_hedging(self, hedging: Hedging, code: Code) -> None:
-        self._hedging = None
-        if hedging.timer is not None:
-            hedging.timer.cancel()
-        now, attempt = self._inference.clock(), self._attempt
-        if code in (OK, Code.DEADLINE_EXCEEDED) and attempt is not None and attempt.number == 1:
-            hedging.model.latency.took(now - hedging.began_at, now)
-        self._drop_hedge(hedging)
-        if hedging.attempt is not None and hedging.ended is not None:
-            self._inference.tell_hedge(self._work, hedging.attempt, hedging.sent_at)
-            self._observer.attempt_ended(hedging.ended)
+    # Places at endpoints and gates
 
     def _leave_endpoint(self, client: ClientCall | None = None) -> None:
         """client: that has ended, if one has."""
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
             endpoint.end()
-        if self._gate is not None:
-            self._leave_gate(client)
+        if self._place is not None:
+            place, self._place = self._place, None
+            place.leave(client, self._was_full(client), self._inference.clock())
         elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
-            variant, refused = self._attempt.variant, client is not None and self._was_full(client)
+            variant, refused = self._attempt.variant, self._was_full(client)
             self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
 
-    # Admission, as `Waiting`
-
-    def _enter(self, attempt: Attempt, before: Attempt | None) -> bool | None:
-        """True: it may be sent. False: there is no room for it at this variant. None: it waits, and is told."""
-        inference, variant = self._inference, attempt.variant
-        now = inference.clock()
-        gates = inference.gates
-        gate = gates.maybe_gate(variant.upstream, variant.model, now)
-        if gate is None:
-            return True
-        values = self._caller.metadata.values
-        self.turn, self.until = gates.turn_of(values, self._caller.number), self._caller.useful_until
-        try:
-            entered = gate.enter(self, gates.is_batch(values), now)
-        except Refused as refused:
-            self._work.refused = refused
-            self._work.attempts.not_made(before)
-            return False
-        self._gate = gate
-        if entered:
-            self._sent_at = now
-            return True
-        self._is_waiting, self._waits_since = True, now
-        self._before, self._attempt = self._attempt, attempt
-        if self._is_in_parts and not self._is_piped:
-            self._caller.collect_request()
-        return None
-
-    def _may_wait_again(self) -> bool:
-        """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here."""
-        work = self._work
-        last = work.attempts.last
-        if last is None or work.refused is not None or self._returns == _MOST_RETURNS or not self._found_full():
-            return False
-        self._returns += 1
-        work.attempts.again(last)
-        return True
-
-    def _found_full(self) -> bool:
-        """Has the last server refused it since its queue was full, of a model whose calls are limited by now?"""
-        if not self._work.failures:
-            return False
-        attempt, failure, verdict = self._work.failures[-1]
-        is_limited = (attempt.variant.upstream, attempt.variant.model) in self._inference.gates.table
-        return is_limited and is_queue_full(verdict, failure.text)
-
-    def admitted(self) -> None:
-        attempt = self._stop_waiting()
-        self._sent_at = self._inference.clock()
-        if self._is_in_parts and not self._is_piped:
-            self.body = self._caller.request_so_far()
-        try:
-            anew = self._work.attempts.maybe_anew(attempt)
-            if anew is not None:
-                self._begin_attempt(anew)
-            else:  # its last endpoint went down meanwhile
-                self._leave_endpoint()
-                self._work.attempts.not_made(self._attempt)
-                self._try_next()
-        except GatewayError as error:
-            self._leave_endpoint()
-            self._fail(error)
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def shed(self, reason: str, retry_after: float) -> None:
-        self._stop_waiting()
-        self._gate = None
-        self._work.refused = Refused(reason, retry_after)
-        self._work.attempts.not_made(self._attempt)
-        try:
-            self._try_next()
-        except GatewayError as error:
-            self._fail(error)
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def _stop_waiting(self) -> Attempt:
-        """Answers the attempt that it has waited with."""
-        attempt, self._attempt, self._before = self._attempt, self._before, None
-        self._is_waiting = False
-        self._waited += self._inference.clock() - self._waits_since
-        assert attempt is not None  # noqa: S101  (it waited with one)
-        return attempt
-
-    def _leave_gate(self, client: ClientCall | None) -> None:
-        gate, self._gate = self._gate, None
-        assert gate is not None  # noqa: S101  (it was asked)
-        now = self._inference.clock()
-        if client is not None:
-            if client.code is OK:
-                gate.answered(now - self._sent_at, now)
-            elif self._was_full(client):
-                gate.server_refused()
-        gate.leave(now)
-
-    def _was_full(self, client: ClientCall) -> bool:
+    def _was_full(self, client: ClientCall | None) -> bool:
         """Has the server refused it since its queue was full?"""
-        if client.code not in _MAY_BE_FULL or self._attempt is None:
-            return False
-        model, id = self._attempt.variant.model, self.head.id
-        return is_queue_full(judge(client.code, client.text, client.origin, model=model, id=id), client.text)
-
-    # Merging, as `Mergeable`
-
-    def _merged(self, attempt: Attempt) -> bool:
-        """Leave the request to a merge point, if it is one that can be merged."""
-        settings = self._inference.current.now.merges.get(self._work.route.model)
-        if settings is None or self._work.sequence is not None:
-            return False
-        point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
-        if point is None or not point.takes(self):
-            return False
-        self._point = point
-        point.submit(self)
-        return True
-
-    @property
-    def passed(self) -> Fields:
-        return self._caller.metadata.passed
-
-    @property
-    def context(self) -> Fields:
-        """Its caller's own place in a trace, for upstream."""
-        return () if self._inference.hooks.traces else self._caller.metadata.trace
-
-    @property
-    def upstream_id(self) -> str | None:
-        return self._work.upstream_id
-
-    def left_in_batch(self, requests: int, carrier: Metadata) -> None:
-        self._observer.attempt_merged(AttemptMerged(requests, str(dict(carrier).get("traceparent", ""))))
-
-    def send_alone(self, ended: Callable[[bool], None]) -> None:
-        self.batch = None
-        self._tell_alone = ended
-        assert self._attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
-        self._send(self._attempt)
-
-    def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
-        self._leave_endpoint(client)
-        batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
-        try:
-            self._inference.attempt_answered(self._work)
-            self._reply(client, body, head, (batch,))
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def failed(self, client: ClientCall) -> None:
-        self.batch = None
-        self._leave_endpoint(client)
-        try:
-            self._upstream_failed(client)
-        except GatewayError as error:
-            self._fail(error)
-        except Exception as error:
-            self._fail_unforeseen(error)
-
-    def broken(self) -> None:
-        self.batch = None
-        if self._client is not None:
-            self._client.cancel()
-        self._leave_endpoint()
-        if not self.is_over:
-            self._fail(Bug(BUG_TEXT))
+        attempt = self._attempt
+        return client is not None and attempt is not None and found_full(client, attempt.variant.model, self.head.id)
 
     # Answer
 
@@ -659,15 +242,18 @@ class Call:
         except MalformedMessage as error:
             client.cancel(error.code, error.text, Origin.ANSWER)  # which tells `_upstream_done`
         except Exception as error:
-            self._fail_unforeseen(error)  # first, or the call would end as one that was cancelled
+            self.fail_unforeseen(error)  # first, or the call would end as one that was cancelled
             client.cancel()
 
     def _begin_answer(self, client: ClientCall, head: Head) -> None:
         self._end_timer()  # how long the rest takes is its reader's affair
         if self._attempt is not None:
             self._attempt.began = 0.0
-        if self._hedging is not None:
-            self._drop_hedge(self._hedging)
+        if self._hedge is not None:
+            self._hedge.drop()
+        if self._place is not None:  # a slow reader keeps no place from others
+            place, self._place = self._place, None
+            place.leave_answered(self._inference.clock())
         front = as_asked(self._work, client.body, head)
         self.served = self._who(head.model_version)[0]
         self._is_passed_on = True
@@ -688,10 +274,8 @@ class Call:
                 self._take_answer(client)
             else:
                 self._upstream_failed(client)
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     def _take_answer(self, client: ClientCall) -> None:
         if self._is_passed_on:
@@ -739,46 +323,37 @@ class Call:
 
         :raises GatewayError: if not.
         """
+        inference, work, attempt, hedge = self._inference, self._work, self._attempt, self._hedge
+        assert attempt is not None  # noqa: S101  (it is what failed)
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
-        assert self._attempt is not None  # noqa: S101  (it is what failed)
         verdict, self._is_late = LATE if self._is_late else None, False
-        if self._hedging is not None and not self._is_passed_on and self._has_hedge(failure, verdict):
+        if hedge is not None and hedge.client is not None and not self._is_passed_on:
+            hedge.first_failed(attempt, failure, verdict)
+            self._leave_it_to(hedge, hedge.client)
             return
-        self._inference.attempt_failed(self._work, self._attempt, failure, verdict)
-        self._inference.learn_of_overload(self._work)
-        if self._is_passed_on or not self._has_request():
+        inference.attempt_failed(work, attempt, failure, verdict)
+        inference.learn_of_overload(work)
+        if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
-            raise self._inference.given_up(self._work)
+            raise inference.given_up(work)
         wait = pushback(client.trailing)
         if wait is None:  # who takes turns pauses until its turn comes
-            wait = 0.0 if self._found_full() else wait_before(self._attempt.number + 1, self._inference.draw())
+            wait = 0.0 if inference.found_full(work) else wait_before(attempt.number + 1, inference.draw())
         deadline = self._caller.deadline
-        if wait < 0.0 or (deadline is not None and wait > 0.0 and self._inference.clock() + wait >= deadline):
-            raise self._inference.given_up(self._work)  # the server wants no other, or there is no time for one
+        if wait < 0.0 or (deadline is not None and wait > 0.0 and inference.clock() + wait >= deadline):
+            raise inference.given_up(work)  # the server wants no other, or there is no time for one
         if wait > 0.0:
             self._pause = asyncio.get_running_loop().call_later(wait, self._go_on)
         else:
             self._try_next()
 
-    def _has_request(self) -> bool:
-        """Is all of it that has come still here?"""
-        if not self._is_in_parts:
-            return True
-        more = self._caller.maybe_take_back()
-        if more is None:
-            return False
-        self._rest += more
-        return True
-
     def _go_on(self) -> None:
-        """The pause before the next attempt is over."""
+        """What it has waited for is over."""
         self._pause = None
         try:
             self._try_next()
-        except GatewayError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail_unforeseen(error)
+            self.fail_by(error)
 
     # End
 
@@ -788,18 +363,15 @@ class Call:
             return
         self.is_over = True
         text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
-        if self._flight is not None:
-            self._flight.left(self, code, text, self._inference.clock())
+        if self._sharing is not None and self._sharing.leave(code, text):
             self._end(code, text)
             return
         if self._pause is not None:
             self._pause.cancel()
             self._end(code, text)
             return
-        if self._is_waiting:
-            assert self._gate is not None  # noqa: S101  (it waits there)
-            self._gate.abandon(self)
-            self._gate = None
+        if self._turn is not None:
+            self._turn.abandon()
             self._stop_waiting()
             self._end(code, text)
             return
@@ -824,7 +396,14 @@ class Call:
         self._caller.fail(error, trailing)  # before it is reported: whatever comes of that, the caller has his answer
         self._end(error.code, error.text, error.is_callers)
 
-    def _fail_unforeseen(self, error: Exception) -> None:
+    def fail_by(self, error: Exception) -> None:
+        """End it by what was thrown."""
+        if isinstance(error, GatewayError):
+            self._fail(error)
+        else:
+            self.fail_unforeseen(error)
+
+    def fail_unforeseen(self, error: Exception) -> None:
         """Our own fault: this call ends, and no other."""
         _log.error("model %s: unforeseen failure", self.head.model_name, exc_info=error)
         self._leave_endpoint()
@@ -833,32 +412,213 @@ class Call:
 
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
-        if self._is_in_parts:
+        if self._large is not None:
             self._caller.drop_request()
-        if self._hedging is not None:
-            self._end_hedging(self._hedging, code)
+        if self._hedge is not None:
+            hedge, self._hedge = self._hedge, None
+            hedge.end(code, self._attempt)
+        sharing = self._sharing
+        if sharing is not None:
+            self._sharing = None  # which refers to this call
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
-            waited = self._waited + (now - self._joined_at if self._joined_at else 0.0)
-            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, waited))
+            if sharing is not None:
+                self._waited += sharing.waited(now)
+            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, self._waited))
 
+    # Sharing, as `Sharer`
 
-def _ignored(client: ClientCall) -> None:
-    """Of a call that nobody waits for any more."""
+    def _share(self, work: Work) -> bool:
+        """Answer it as an identical request was or is being answered. False: it must go alone."""
+        model = self._inference.shares.table.get(work.route.model)
+        if model is None or self._large is not None or work.sequence is not None:
+            return False
+        sharing = self._sharing = Sharing(self, self._caller, self._inference, work)
+        return sharing.begin(model, self.body)
+
+    def made_for(self, flight: Flight) -> Call:
+        call = Call(self._inference, flight, self._method, self.body, self.head)
+        call._is_reported = False
+        call._leads = call._observer = self._work.observer = flight
+        call._work = self._work
+        return call
+
+    def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:
+        self.served = served
+        self._answered_bytes = len(body)
+        self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
+        self._end(OK, "")
+
+    # Sharing, as `SharedCall`
+
+    def begin_shared(self) -> None:
+        self._go_on()
+
+    @property
+    def is_queued(self) -> bool:
+        return self._turn is not None
+
+    def now(self) -> float:
+        return self._inference.clock()
+
+    def late(self) -> None:
+        if self._attempt is not None and self._busy is not None:
+            self._inference.attempt_late(self._work, self._attempt)
+
+    # Hedging, as `Hedged`
+
+    def maybe_slow(self) -> Attempt | None:
+        return None if self._busy is None or self._is_passed_on else self._attempt
+
+    def second_request(self, attempt: Attempt) -> ClientCall:
+        client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
+        client.request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
+        return client
+
+    def hedge_answered(self, hedge: Hedge, client: ClientCall) -> None:
+        now, first = self._inference.clock(), self._client
+        self._end_timer()
+        self._leave_endpoint()
+        if first is not None:
+            forsake(first)
+        self._observer.attempt_ended(slower(now))
+        self._go_on_with(hedge, client)
+        self._take_answer(client)
+
+    def _go_on_with(self, hedge: Hedge, client: ClientCall) -> Attempt:
+        """The second attempt is the one that counts from now on."""
+        self._hedge = None
+        self._client = client
+        attempt = self._attempt = hedge.become_first()
+        if self._leads is not None:
+            self._leads.sent(attempt, hedge.is_of_same_life)
+        return attempt
+
+    def _leave_it_to(self, hedge: Hedge, client: ClientCall) -> None:
+        """The first attempt has failed while the second one is under way, which may do better."""
+        client.on_done = self._upstream_done
+        self._busy = self._go_on_with(hedge, client).endpoint
+        self._place = hedge.place
+
+    # Admission, as `Queued`
+
+    def _enter(self, attempt: Attempt) -> bool:
+        """May it be sent? If not, it waits for its `_turn`, or there is no room for it at this variant."""
+        inference, caller, variant = self._inference, self._caller, attempt.variant
+        gates, now = inference.gates, inference.clock()
+        gate = gates.maybe_gate(variant.upstream, variant.model, now)
+        if gate is None:
+            return True
+        values = caller.metadata.values
+        turn = Turn(self, caller, gates.turn_of(values, caller.number), attempt, gate, now)
+        try:
+            if turn.enter(gates.is_batch(values)):
+                self._place = turn
+                return True
+        except Refused as refused:
+            self._work.refused = refused
+            self._work.attempts.not_made(self._attempt)
+            return False
+        self._turn = turn
+        if self._large is not None:
+            self._large.hold()
+        return False
+
+    def admitted(self) -> None:
+        turn = self._place = self._stop_waiting()
+        if self._large is not None:
+            self._large.resume()
+        try:
+            anew = self._work.attempts.maybe_anew(turn.attempt)
+            if anew is not None:
+                self._begin_attempt(anew)
+            else:  # its last endpoint went down meanwhile
+                self._leave_endpoint()
+                self._work.attempts.not_made(self._attempt)
+                self._try_next()
+        except Exception as error:
+            self._leave_endpoint()
+            self.fail_by(error)
+
+    def shed(self, reason: str, retry_after: float) -> None:
+        self._stop_waiting()
+        self._work.refused = Refused(reason, retry_after)
+        self._work.attempts.not_made(self._attempt)
+        self._go_on()
+
+    def _stop_waiting(self) -> Turn:
+        turn, self._turn = self._turn, None
+        assert turn is not None  # noqa: S101  (it waited)
+        self._waited += turn.stop_waiting(self._inference.clock())
+        return turn
+
+    # Merging, as `Mergeable`
+
+    def _merged(self, attempt: Attempt) -> bool:
+        """Leave the request to a merge point, if it is one that can be merged."""
+        settings = self._inference.current.now.merges.get(self._work.route.model)
+        if settings is None or self._work.sequence is not None:
+            return False
+        point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
+        if point is None or not point.takes(self):
+            return False
+        self._point = point
+        point.submit(self)
+        return True
+
+    @property
+    def passed(self) -> Fields:
+        return self._caller.metadata.passed
+
+    @property
+    def context(self) -> Fields:
+        """Its caller's own place in a trace, for upstream."""
+        return () if self._inference.hooks.traces else self._caller.metadata.trace
+
+    @property
+    def upstream_id(self) -> str | None:
+        return self._work.upstream_id
+
+    def left_in_batch(self, requests: int, carrier: Metadata) -> None:
+        self._observer.attempt_merged(AttemptMerged(requests, str(dict(carrier).get("traceparent", ""))))
+
+    def send_alone(self, ended: Callable[[bool], None]) -> None:
+        self.batch = None
+        self._tell_alone = ended
+        assert self._attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
+        self._send(self._attempt)
+
+    def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
+        self._leave_endpoint(client)
+        batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
+        try:
+            self._inference.attempt_answered(self._work)
+            self._reply(client, body, head, (batch,))
+        except Exception as error:
+            self.fail_unforeseen(error)
+
+    def failed(self, client: ClientCall) -> None:
+        self.batch = None
+        self._leave_endpoint(client)
+        try:
+            self._upstream_failed(client)
+        except Exception as error:
+            self.fail_by(error)
+
+    def broken(self) -> None:
+        self.batch = None
+        if self._client is not None:
+            self._client.cancel()
+        self._leave_endpoint()
+        if not self.is_over:
+            self._fail(Bug(BUG_TEXT))
 
 
 @lru_cache(256)
 def _answer_fields(fields: Fields) -> Fields:
     """What of an upstream's headers or trailers the caller gets."""
     return tuple(field for field in fields if is_field_passed_on(field[0]))
-
-
-@lru_cache(4096)
-def _reused(served: Served, how: str) -> tuple[Served, Fields]:
-    """The same, of an answer that was not made for this caller alone."""
-    reused = replace(served, attempts=0, reused=how)
-    return reused, tuple(fields_from(served_trailers(reused)))
 
 
 @lru_cache(4096)

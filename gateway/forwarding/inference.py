@@ -107,6 +107,7 @@ class Work:
     failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
     repeats: int  # times that it was sent again although it may have been executed
     refused: Refused | None  # by the gate of the last variant that had no room for it, if any
+    returns: int  # times that it came back from a server whose queue was full, to wait for its turn
 
     def __init__(
         self,
@@ -131,8 +132,10 @@ class Work:
         self.failures = failures
         self.repeats = 0
         self.refused = None
+        self.returns = 0
 
 
+_MOST_RETURNS: Final = 3
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
@@ -519,6 +522,23 @@ class Inference:
         if pool is not None:
             in_flight = sum(endpoint.in_flight for endpoint in pool.endpoints)
             self.gates.overloaded(variant.upstream, variant.model, in_flight, self.clock())
+
+    def found_full(self, work: Work) -> bool:
+        """Has the last server refused it since its queue was full, of a model whose calls are limited by now?"""
+        if not work.failures:
+            return False
+        attempt, failure, verdict = work.failures[-1]
+        is_limited = (attempt.variant.upstream, attempt.variant.model) in self.gates.table
+        return is_limited and is_queue_full(verdict, failure.text)
+
+    def may_return(self, work: Work) -> bool:
+        """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here."""
+        last = work.attempts.last
+        if last is None or work.refused is not None or work.returns == _MOST_RETURNS or not self.found_full(work):
+            return False
+        work.returns += 1
+        work.attempts.again(last)
+        return True
 
     def given_up(self, work: Work) -> GatewayError:
         """What the caller of a request is told that no attempt answered."""

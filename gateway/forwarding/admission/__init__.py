@@ -3,6 +3,7 @@
 from gateway.forwarding.admission.gate import FULL, TOO_LATE, Gate, Refused
 from gateway.forwarding.admission.gates import AUTO, NONE, AdmissionSettings, GateKey, Gates
 from gateway.forwarding.admission.limit import AdaptiveLimit
+from gateway.forwarding.admission.turn import Place, Turn, found_full
 
 __all__ = [
     "AUTO",
@@ -14,5 +15,8 @@ __all__ = [
     "Gate",
     "GateKey",
     "Gates",
+    "Place",
     "Refused",
+    "Turn",
+    "found_full",
 ]

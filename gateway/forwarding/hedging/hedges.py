@@ -6,17 +6,13 @@ the first has been outstanding for longer than the 95th percentile, which limits
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.forwarding.admission import Gate
-from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.hedging.latency import Latency
 from gateway.forwarding.retry_budget import RetryBudget
-from gateway.hooks import AttemptEnded, HedgesNow
-from gateway.rpc.client import ClientCall
+from gateway.hooks import HedgesNow
 
 SHARE: Final = 0.1  # of a model's calls …
 PER_SECOND: Final = 1.0  # … and so many each second, whatever there are
@@ -62,23 +58,6 @@ class HedgedModel:
         """May be asked from any thread."""
         after = self.settings.seconds or self.latency.known or 0.0
         return HedgesNow(self.name, self.sent, self.won, self.refused, after)
-
-
-class Hedging:
-    """Of one call that may be, or is, sent a second time."""
-
-    __slots__ = ("attempt", "began_at", "client", "ended", "gate", "lives", "model", "sent_at", "timer")
-
-    def __init__(self, model: HedgedModel, began_at: float) -> None:
-        self.model = model
-        self.began_at = began_at
-        self.sent_at = 0.0  # the second time
-        self.timer: asyncio.TimerHandle | None = None
-        self.attempt: Attempt | None = None
-        self.client: ClientCall | None = None
-        self.gate: Gate | None = None  # where the second attempt has a place
-        self.lives = 0  # of its endpoint, when it was sent
-        self.ended: AttemptEnded | None = None  # it has failed
 
 
 class Hedges:

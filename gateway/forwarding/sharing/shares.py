@@ -50,13 +50,11 @@ class Member(Protocol):
     """A call that waits for an answer which is not its own only."""
 
     head: Head
-    is_over: bool
+    observer: CallObserver
+    deadline: float | None
 
     @property
-    def observer(self) -> CallObserver: ...
-
-    @property
-    def deadline(self) -> float | None: ...
+    def is_over(self) -> bool: ...
 
     def share_answered(self, answer: Answer, how: str, trailing: Fields) -> None:
         """how: HIT, COALESCED, or "" if the answer is to its own request. trailing: of that own answer."""
@@ -68,7 +66,9 @@ class SharedCall(Protocol):
     """The call that is made for the members of a flight."""
 
     served: Served | None
-    until: float | None  # when nobody wants the answer any more, where it waits for its turn
+
+    def begin_shared(self) -> None:
+        """Make the first attempt."""
 
     @property
     def is_queued(self) -> bool:
@@ -141,7 +141,7 @@ class Flight(Caller):
         self._members[member] = None
         deadline = member.deadline
         if self._latest is not None and (deadline is None or deadline > self._latest):
-            self._latest = self.call.until = deadline
+            self._latest = deadline
 
     def left(self, member: Member, code: Code, text: str, now: float) -> None:
         """A member's caller has gone, or its deadline has passed."""

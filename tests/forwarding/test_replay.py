@@ -1,0 +1,132 @@
+"""A large request: an attempt gets all of it, whenever its rest arrives and however often it is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from test_call import Asking
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.forwarding.replay import LargeRequest
+from gateway.rpc.client import ClientCall
+from gateway.rpc.deadlines import Deadlines
+from gateway.types import Variant
+from gateway.v2.peek import Head, peek_front
+
+VARIANT = Variant("a", "u", "net", "2")
+TENSOR = bytes(1000)
+WHOLE = pb.ModelInferRequest(model_name="m", inputs=[{"name": "x"}], raw_input_contents=[TENSOR]).SerializeToString()
+FRONT = 40
+
+
+class Large(Asking):
+    """Passes on, keeps and collects what arrives of a request."""
+
+    def __init__(self, keeps: bool = True) -> None:
+        super().__init__("")
+        self.arrived = FRONT
+        self.keeps = keeps
+        self.upstream: ClientCall | None = None
+        self.ending = self.copy = b""
+        self.collects = False
+
+    @property
+    def missing(self) -> int:
+        return len(WHOLE) - self.arrived
+
+    def arrive(self, size: int) -> None:
+        data = WHOLE[self.arrived : self.arrived + size]
+        self.arrived += len(data)
+        if self.upstream is not None:
+            self.copy += data
+            self.upstream.request += data
+            if not self.missing:
+                self.upstream.request += self.ending
+
+    def collect_request(self) -> None:
+        self.collects = True
+
+    def request_so_far(self) -> bytes:
+        assert self.collects
+        return WHOLE[: self.arrived]
+
+    def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
+        self.upstream, self.ending = upstream, ending
+
+    def maybe_take_back(self) -> bytes | None:
+        if not self.keeps:
+            return None
+        copy, self.copy = self.copy, b""
+        return copy
+
+
+def head() -> Head:
+    found = peek_front(WHOLE[:FRONT])
+    assert found is not None  # its end is that of the front
+    return found
+
+
+def attempt(request: LargeRequest) -> tuple[ClientCall, bool]:
+    client = ClientCall(b"/", (), Deadlines(), None, 0.0)
+    return client, request.put_into(client, VARIANT, head(), None)
+
+
+def is_whole(client: ClientCall) -> bool:
+    got: Any = pb.ModelInferRequest.FromString(bytes(client.request))
+    return (got.model_name, got.model_version, got.raw_input_contents[0]) == ("net", "2", TENSOR)
+
+
+def test_the_rest_follows_as_it_comes() -> None:
+    caller = Large()
+    client, follows = attempt(LargeRequest(caller, WHOLE[:FRONT]))
+    assert follows
+    assert client.request_more == caller.missing + len(caller.ending)
+    caller.arrive(10_000)
+    assert is_whole(client)
+
+
+def test_it_is_sent_again_with_what_has_come_meanwhile_as_often_as_it_must_be() -> None:
+    caller = Large()
+    request = LargeRequest(caller, WHOLE[:FRONT])
+    for _ in range(3):
+        client, follows = attempt(request)
+        caller.arrive(200)
+        assert follows
+        assert request.can_be_resent()
+    caller.arrive(10_000)
+    assert is_whole(client)
+    assert request.can_be_resent()
+    client, follows = attempt(request)
+    assert not follows
+    assert is_whole(client)
+
+
+def test_it_cannot_be_sent_again_once_its_caller_keeps_nothing() -> None:
+    request = LargeRequest(Large(keeps=False), WHOLE[:FRONT])
+    attempt(request)
+    assert not request.can_be_resent()
+
+
+def test_what_arrives_while_the_call_waits_for_its_first_attempt_is_collected() -> None:
+    caller = Large()
+    request = LargeRequest(caller, WHOLE[:FRONT])
+    request.hold()
+    caller.arrive(500)
+    request.resume()
+    client, follows = attempt(request)
+    caller.arrive(10_000)
+    assert follows
+    assert is_whole(client)
+
+
+def test_what_arrives_while_the_call_waits_for_another_attempt_is_passed_on_and_kept() -> None:
+    caller = Large()
+    request = LargeRequest(caller, WHOLE[:FRONT])
+    attempt(request)
+    request.hold()
+    caller.arrive(500)
+    request.resume()
+    client, _ = attempt(request)
+    caller.arrive(10_000)
+    assert not caller.collects
+    assert is_whole(client)
