@@ -64,7 +64,7 @@ from gateway.status import (
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
-from gateway.upstream.pool import Pool, Ranked
+from gateway.upstream.pool import MOST_REACHED, Pool, Reached, SubsetPool
 from gateway.v2.peek import (
     RAW_INPUT,
     RAW_OUTPUT,
@@ -238,14 +238,22 @@ class Inference:
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else.
 
-        Only the first may be, if it certainly was not executed where it should have begun.
+        Only the first may be, if it certainly was not executed where it should have begun; and, where gateways do not
+        know the health of the same endpoints, one whose sequence may so have been moved by another gateway.
         """
         if facts.parameters.get("sequence_start") is True:
             chosen, pools = self._places(route, facts, key)
             attempts = Attempts(Plan(chosen.targets, "sequence"), pools, route.attempts)
             return Work(route, head, facts, attempts, observer, key)
-        known = self.sequences.maybe_find(key, self.clock())
-        pin = known or self._place(route, facts, key)
+        pin = known = self.sequences.maybe_find(key, self.clock())
+        if pin is None:
+            chosen, pools = self._places(route, facts, key)
+            if any(isinstance(pool, Reached) for pool in pools.values()):
+                most = max(route.attempts, MOST_REACHED)
+                attempts = Attempts(Plan(chosen.targets, "sequence"), pools, most)
+                return Work(route, head, facts, attempts, observer, key)
+            first = Attempts(chosen, pools, 1).maybe_next()
+            pin = None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
         if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
             raise _sequence_lost(key)
         only = Pool(pin.variant.upstream, [pin.endpoint])
@@ -258,23 +266,22 @@ class Inference:
 
         returns: the variants to try, and their pools in the order in which they are to be.
         """
-        chosen = plan(route, facts, draw=draw_for(key), available=self.topology.is_available)
+        chosen = plan(route, facts, draw=draw_for(key), available=self._may_hold)
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
         pools: dict[str, Pool] = {}
         for upstream in {variant.upstream for variant in chosen.targets}:
             pool = self.topology.pools.get(upstream)
             if pool is not None:
-                by_address = {endpoint.address: endpoint for endpoint in pool.endpoints}
-                order = endpoint_order(text_of(key), list(by_address))
-                pools[upstream] = Ranked(upstream, [by_address[address] for address in order])
+                pools[upstream] = pool.in_order(endpoint_order(text_of(key), pool.addresses))
         return chosen, pools
 
-    def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
-        """The first of those places."""
-        chosen, pools = self._places(route, facts, key)
-        first = Attempts(chosen, pools, 1).maybe_next()
-        return None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
+    def _may_hold(self, variant: Variant) -> bool:
+        """May sequences of this variant begin now, as far as all gateways would say the same?
+
+        Gateways with different subsets of its upstream know the health of different endpoints, so that does not count.
+        """
+        return isinstance(self.topology.pools.get(variant.upstream), SubsetPool) or self.topology.is_available(variant)
 
     def maybe_next(self, work: Work) -> Attempt | None:
         """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries."""
@@ -449,12 +456,26 @@ class Inference:
         failure, verdict, ended = self.learn(work, attempt, failure, verdict)
         work.observer.attempt_ended(ended)
         code = code_of(failure.code)
-        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
+        if work.sequence is not None and _is_lost(work, attempt, failure, verdict, self._is_moved):
+            if verdict.meaning is not Meaning.LOST:
+                self._forget_search(work)
             raise last_asked(_sequence_lost(work.sequence), work)
         if not self._may_go_elsewhere(work, failure, verdict):
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
+
+    def _is_moved(self, work: Work, attempt: Attempt) -> bool:
+        """Was a sequence looked for where it is only if another gateway did not reach where it should have begun?"""
+        pool = self.topology.pools.get(attempt.variant.upstream)
+        if work.sequence is None or work.pin is not None or not isinstance(pool, SubsetPool):
+            return False
+        return endpoint_order(text_of(work.sequence), pool.addresses)[0] != attempt.endpoint.address
+
+    def _forget_search(self, work: Work) -> None:
+        """A sequence was not found by looking for it: the next of its requests looks again."""
+        if work.sequence is not None and work.pin is None and not _is_start(work):
+            self.sequences.end(work.sequence)
 
     def learn(
         self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
@@ -511,7 +532,9 @@ class Inference:
         return last_asked(error, work)
 
     def _given_up(self, work: Work) -> GatewayError:
-        if work.sequence and work.pin and work.failures and work.failures[-1][2].meaning is not Meaning.OVERLOADED:
+        is_full = bool(work.failures) and work.failures[-1][2].meaning is Meaning.OVERLOADED
+        if work.sequence and not is_full and (work.failures if work.pin else not _is_start(work)):
+            self._forget_search(work)
             return _sequence_lost(work.sequence)
         if not work.failures:
             return _nothing_available(work.route, ())
@@ -613,18 +636,29 @@ def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:
     return NoTarget(f"model '{route.model}': no variant can answer now ({how})")
 
 
-def _is_lost(work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict) -> bool:
+def _is_start(work: Work) -> bool:
+    return work.facts.parameters.get("sequence_start") is True
+
+
+def _is_lost(
+    work: Work,
+    attempt: Attempt,
+    failure: CallFailed,
+    verdict: Verdict,
+    is_moved: Callable[[Work, Attempt], bool],
+) -> bool:
     """Is the state of a sequence gone, or unknown to whoever has to go on with it?
 
     A request, also the first, that broke off may have been executed: sent elsewhere it could make two of one sequence.
-    That Triton knows of none is its caller's fault, unless its server may have been started again since.
+    That Triton knows of none is its caller's fault, unless its server may have been started again since, or is not the
+    one where it should have begun.
     """
     if verdict.meaning is Meaning.LOST:
         return True
+    if not is_unknown_sequence(failure.code, failure.text):
+        return False
     began = work.pin
-    return (
-        began is not None and began.lives != attempt.endpoint.lives and is_unknown_sequence(failure.code, failure.text)
-    )
+    return began.lives != attempt.endpoint.lives if began is not None else is_moved(work, attempt)
 
 
 def _sequence_lost(key: SequenceKey) -> SequenceLost:
