@@ -243,15 +243,12 @@ class Inference:
         """
         if facts.parameters.get("sequence_start") is True:
             chosen, pools = self._places(route, facts, key)
-            attempts = Attempts(Plan(chosen.targets, "sequence"), pools, route.attempts)
-            return Work(route, head, facts, attempts, observer, key)
+            return Work(route, head, facts, _attempts_at(route, chosen, pools), observer, key)
         pin = known = self.sequences.maybe_find(key, self.clock())
         if pin is None:
             chosen, pools = self._places(route, facts, key)
-            if any(isinstance(pool, Reached) for pool in pools.values()):
-                most = max(route.attempts, MOST_REACHED)
-                attempts = Attempts(Plan(chosen.targets, "sequence"), pools, most)
-                return Work(route, head, facts, attempts, observer, key)
+            if _is_reached(pools):
+                return Work(route, head, facts, _attempts_at(route, chosen, pools), observer, key)
             first = Attempts(chosen, pools, 1).maybe_next()
             pin = None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
         if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
@@ -467,9 +464,12 @@ class Inference:
 
     def _is_moved(self, work: Work, attempt: Attempt) -> bool:
         """Was a sequence looked for where it is only if another gateway did not reach where it should have begun?"""
-        pool = self.topology.pools.get(attempt.variant.upstream)
+        first = work.attempts.targets[0]
+        pool = self.topology.pools.get(first.upstream)
         if work.sequence is None or work.pin is not None or not isinstance(pool, SubsetPool):
             return False
+        if attempt.variant is not first:
+            return True
         return endpoint_order(text_of(work.sequence), pool.addresses)[0] != attempt.endpoint.address
 
     def _forget_search(self, work: Work) -> None:
@@ -634,6 +634,17 @@ def _no_room(model: str, refused: Refused) -> Overloaded:
 def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:
     how = f"tried {', '.join(tried)}" if tried else "none of its endpoints is up with the model loaded"
     return NoTarget(f"model '{route.model}': no variant can answer now ({how})")
+
+
+def _is_reached(pools: Mapping[str, Pool]) -> bool:
+    """Are some of a sequence's places endpoints whose health this gateway may not know?"""
+    return any(isinstance(pool, Reached) for pool in pools.values())
+
+
+def _attempts_at(route: Route, chosen: Plan, pools: Mapping[str, Pool]) -> Attempts:
+    """At the places of a sequence, by all gateways in the same order, and at as many of them."""
+    most = max(route.attempts, MOST_REACHED) if _is_reached(pools) else route.attempts
+    return Attempts(Plan(chosen.targets, "sequence"), pools, most)
 
 
 def _is_start(work: Work) -> bool:

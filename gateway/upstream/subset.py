@@ -22,12 +22,18 @@ def subset_of(endpoints: Sequence[str], size: int, place: float) -> tuple[str, .
 
     place: of the gateway on the ring, in [0, 1).
     """
-    count = len(endpoints)
-    if count <= size:
-        return tuple(endpoints)
-    ring = sorted(endpoints, key=_hash)
-    start = int(place * count)
-    return tuple((ring[start:] + ring[:start])[:size])
+    return tuple(endpoints) if len(endpoints) <= size else part_of(ring_of(endpoints), size, place)
+
+
+def ring_of(endpoints: Sequence[str]) -> Sequence[str]:
+    """The endpoints in their order on the ring, which is the same for every gateway."""
+    return sorted(endpoints, key=_hash)
+
+
+def part_of(ring: Sequence[str], size: int, place: float) -> tuple[str, ...]:
+    start = int(place * len(ring))
+    part = tuple(ring[start : start + size])
+    return part + tuple(ring[: size - len(part)])
 
 
 def place_of(host: str, worker: int, workers: int) -> float:

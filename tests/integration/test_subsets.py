@@ -15,11 +15,12 @@ import grpc
 import pytest
 from played_triton import PlayedTriton, played
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import Outcome, call, channel_to, infer
+from v2_calls import Outcome, call, channel_to, infer, read_all, stream
 from v2_gateways import wait_until
 
 from gateway.app import Gateway, Place
 from gateway.config import load
+from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.subset import place_of, subset_of
 
 pytestmark = pytest.mark.integration
@@ -110,6 +111,12 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield Site(keepers, servers, gateways, channels)
 
 
+def known_of(site: Site, gateway: int, address: str) -> list[Endpoint]:
+    """The endpoints of this address that a gateway is connected to."""
+    inside = site.gateways[gateway]._topology.now.pools["pool"].endpoints
+    return [each for each in (*inside, *site.gateways[gateway]._fleet.outside("pool")) if each.address == address]
+
+
 def step(sequence: int, *, start: bool = False, end: bool = False) -> Any:
     parameters = {"sequence_id": sequence, "sequence_start": start, "sequence_end": end}
     return infer("m", [[1]], "INT32", parameters=parameters)
@@ -135,7 +142,7 @@ async def test_calls_go_to_the_subset_and_nobody_else_is_connected(site: Site) -
 async def test_a_sequence_goes_on_at_another_gateway_with_another_subset(site: Site) -> None:
     here, there = site.channels
     places = set()
-    for sequence in (next(ids) for _ in range(40)):
+    for sequence in (next(ids) for _ in range(100)):
         began = fine(await call(here, step(sequence, start=True)))
         assert [fine(await call(channel, step(sequence))) for channel in (there, here, there)] == [began] * 3
         assert site.holders(sequence) == [began]
@@ -176,6 +183,54 @@ async def test_a_sequence_that_is_lost_is_so_at_every_gateway_and_every_time(sit
         again = fine(await call(there, step(sequence, start=True)))
         assert again != victim
         assert fine(await call(there, step(sequence))) == again
+
+
+async def test_a_sequence_goes_on_over_a_stream_of_another_gateway(site: Site) -> None:
+    here, there = site.channels
+    for sequence in (next(ids) for _ in range(12)):
+        began = fine(await call(here, step(sequence, start=True)))
+        streaming = stream(there)
+        for _ in range(5):
+            await streaming.write(step(sequence))
+        await streaming.done_writing()
+        assert [answer.error_message for answer in await read_all(streaming)] == [""] * 5
+        assert site.holders(sequence) == [began]
+        assert site.keepers[began].sequences[sequence] == 6
+
+
+async def test_a_server_that_does_not_know_a_sequence_is_no_reason_to_ask_another(site: Site) -> None:
+    """It might hold an older one of the same id, which its caller had given up there before beginning it anew."""
+    here, there = site.channels
+    victim = next(iter(site.subset(0)))
+    sequences = [next(ids) for _ in range(60)]
+    await site.kill(victim)
+    older = {sequence: fine(await call(here, step(sequence, start=True))) for sequence in sequences}
+    await site.restart(victim)
+    known = [endpoint for gateway in (0, 1) for endpoint in known_of(site, gateway, victim)]
+    await wait_until(lambda: all(endpoint.state.value == "ready" for endpoint in known))
+    newer = {sequence: fine(await call(here, step(sequence, start=True))) for sequence in sequences}
+    moved = [sequence for sequence in sequences if newer[sequence] != older[sequence]]
+    assert {newer[sequence] for sequence in moved} == {victim}
+    site.keepers[victim].sequences.clear()  # the model was loaded anew
+    for sequence in moved:
+        outcome = await call(there, step(sequence))
+        assert outcome.code is grpc.StatusCode.INVALID_ARGUMENT, outcome.text
+        assert site.keepers[older[sequence]].sequences[sequence] == 1
+
+
+async def test_a_sequence_is_lost_when_none_of_its_places_can_be_reached(site: Site) -> None:
+    here, there = site.channels
+    sequence = next(ids)
+    fine(await call(here, step(sequence, start=True)))
+    for address in site.keepers:
+        await site.kill(address)
+    for _ in range(3):
+        outcome = await call(there, step(sequence))
+        assert outcome.code is grpc.StatusCode.UNAVAILABLE
+        assert "is lost" in outcome.text, outcome.text
+    outcome = await call(there, step(sequence, start=True))
+    assert outcome.code is grpc.StatusCode.UNAVAILABLE
+    assert "no variant can answer now" in outcome.text
 
 
 async def test_a_sequence_that_nobody_began_is_refused_as_triton_does(site: Site) -> None:
