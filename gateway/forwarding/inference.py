@@ -453,29 +453,43 @@ class Inference:
         failure, verdict, ended = self.learn(work, attempt, failure, verdict)
         work.observer.attempt_ended(ended)
         code = code_of(failure.code)
-        if work.sequence is not None and _is_lost(work, attempt, failure, verdict, self._is_moved):
-            if verdict.meaning is not Meaning.LOST:
-                self._forget_search(work)
+        if work.sequence is not None and self._is_lost(work, attempt, failure, verdict):
+            if verdict.meaning is not Meaning.LOST and self._is_search(work):
+                self.sequences.end(work.sequence)  # its next request looks again
             raise last_asked(_sequence_lost(work.sequence), work)
         if not self._may_go_elsewhere(work, failure, verdict):
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
 
-    def _is_moved(self, work: Work, attempt: Attempt) -> bool:
-        """Was a sequence looked for where it is only if another gateway did not reach where it should have begun?"""
+    def _is_lost(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict) -> bool:
+        """Is the state of a sequence gone, or unknown to whoever has to go on with it?
+
+        A request, also the first, that broke off may have been executed: sent elsewhere it could make two of one
+        sequence. That Triton knows of none is its caller's fault, unless its server may have been started again since,
+        or is asked only since where the sequence should have begun can't be.
+        """
+        if verdict.meaning is Meaning.LOST:
+            return True
+        if not is_unknown_sequence(failure.code, failure.text):
+            return False
+        if work.pin is not None:
+            return work.pin.lives != attempt.endpoint.lives
+        return self._is_search(work) and not self._is_first_place(work, attempt)
+
+    def _is_search(self, work: Work) -> bool:
+        """Is a sequence looked for at those of its places that other gateways may have begun it at?"""
+        if work.sequence is None or work.pin is not None or work.facts.parameters.get("sequence_start") is True:
+            return False
+        return any(isinstance(self.topology.pools.get(v.upstream), SubsetPool) for v in work.attempts.targets)
+
+    def _is_first_place(self, work: Work, attempt: Attempt) -> bool:
+        """Is this where a sequence should have begun, whatever any gateway knows of health?"""
         first = work.attempts.targets[0]
         pool = self.topology.pools.get(first.upstream)
-        if work.sequence is None or work.pin is not None or not isinstance(pool, SubsetPool):
+        if work.sequence is None or pool is None or attempt.variant is not first:
             return False
-        if attempt.variant is not first:
-            return True
-        return endpoint_order(text_of(work.sequence), pool.addresses)[0] != attempt.endpoint.address
-
-    def _forget_search(self, work: Work) -> None:
-        """A sequence was not found by looking for it: the next of its requests looks again."""
-        if work.sequence is not None and work.pin is None and not _is_start(work):
-            self.sequences.end(work.sequence)
+        return endpoint_order(text_of(work.sequence), pool.addresses)[0] == attempt.endpoint.address
 
     def learn(
         self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
@@ -533,8 +547,10 @@ class Inference:
 
     def _given_up(self, work: Work) -> GatewayError:
         is_full = bool(work.failures) and work.failures[-1][2].meaning is Meaning.OVERLOADED
-        if work.sequence and not is_full and (work.failures if work.pin else not _is_start(work)):
-            self._forget_search(work)
+        is_search = self._is_search(work)
+        if work.sequence and not is_full and (is_search or (work.pin and work.failures)):
+            if is_search:
+                self.sequences.end(work.sequence)  # its next request looks again
             return _sequence_lost(work.sequence)
         if not work.failures:
             return _nothing_available(work.route, ())
@@ -645,31 +661,6 @@ def _attempts_at(route: Route, chosen: Plan, pools: Mapping[str, Pool]) -> Attem
     """At the places of a sequence, by all gateways in the same order, and at as many of them."""
     most = max(route.attempts, MOST_REACHED) if _is_reached(pools) else route.attempts
     return Attempts(Plan(chosen.targets, "sequence"), pools, most)
-
-
-def _is_start(work: Work) -> bool:
-    return work.facts.parameters.get("sequence_start") is True
-
-
-def _is_lost(
-    work: Work,
-    attempt: Attempt,
-    failure: CallFailed,
-    verdict: Verdict,
-    is_moved: Callable[[Work, Attempt], bool],
-) -> bool:
-    """Is the state of a sequence gone, or unknown to whoever has to go on with it?
-
-    A request, also the first, that broke off may have been executed: sent elsewhere it could make two of one sequence.
-    That Triton knows of none is its caller's fault, unless its server may have been started again since, or is not the
-    one where it should have begun.
-    """
-    if verdict.meaning is Meaning.LOST:
-        return True
-    if not is_unknown_sequence(failure.code, failure.text):
-        return False
-    began = work.pin
-    return began.lives != attempt.endpoint.lives if began is not None else is_moved(work, attempt)
 
 
 def _sequence_lost(key: SequenceKey) -> SequenceLost:

@@ -263,3 +263,16 @@ async def test_a_subset_of_all_is_an_upstream_like_any(frugal: Fleet, network: N
     pool = frugal.apply({"main": some_of(network, "a", "b")})["main"]
     assert type(pool) is Pool
     assert [endpoint.address for endpoint in pool.endpoints] == ["a", "b"]
+
+
+async def test_what_nobody_needs_is_let_go_without_being_asked_to(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_RELEASE_SECONDS", 0.01)
+    let_go = asyncio.Event()
+    async with Fleet(lambda _: None, lambda _: let_go.set(), keep=0.0) as fleet:
+        pool = fleet.apply({"main": some_of(network, *ALL)})["main"]
+        reached(pool, next(each for each in ALL if each not in network.addresses))
+        await asyncio.wait_for(let_go.wait(), 30)
+        assert fleet.outside("main") == []
+        assert len(pool.endpoints) == 2
