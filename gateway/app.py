@@ -56,6 +56,7 @@ from gateway.transport.listener import COLLECTED, ForwardMethod
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.fleet import Fleet
+from gateway.upstream.subset import place_of
 from gateway.v1 import classification_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
 
@@ -76,6 +77,7 @@ class Place:
     shared: SharedDirectory | None = None  # for metrics; None if there is only one worker
     shared_listen: str = ""  # where the supervisor listens; "" if this process listens itself, where the config says
     channel: socket.socket | None = None  # over which the supervisor hands connections over
+    worker: int = 0  # its number among the workers, from 0 on
 
 
 class Gateway:
@@ -132,8 +134,14 @@ class Gateway:
         exits.push_async_callback(self._telemetry.aclose)
 
     async def _enter_upstreams(self, exits: contextlib.AsyncExitStack) -> None:
-        pipelines = self._first.config.pipelines
-        fleet = Fleet(self._endpoint_changed, self._events.endpoint_left)
+        config = self._first.config
+        pipelines = config.pipelines
+        fleet = Fleet(
+            self._endpoint_changed,
+            self._events.endpoint_left,
+            place=place_of(socket.gethostname(), self._place.worker, config.workers),
+            keep=config.sequences.idle,
+        )
         self._fleet = await exits.enter_async_context(fleet)
         self._discovery = await exits.enter_async_context(Discovery(self._addresses_changed))
         self._threads = await exits.enter_async_context(Threads(pipelines.threads, pipelines.queue))
@@ -185,6 +193,7 @@ class Gateway:
             names=self._discovery.state,
             traffic=traffic.report if traffic else lambda: None,
             config=self._history.config,
+            outside=self._fleet.outside,
         )
         self._telemetry.watch(self.shown.pipelines_now, self._gates.now, self._shares.now, self._hedges.now)
         connections = Connections(self._telemetry.connection_refused)

@@ -168,6 +168,7 @@ def upstreams_of(
             ),
             dial=_dial(upstream, config, hosts, budget),
             identity=_identity(upstream.tls),
+            subset=upstream.subset or 0,
         )
     return settings
 

@@ -12,6 +12,7 @@ from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.pool import SubsetPool
 
 Json = Mapping[str, object]
 
@@ -33,6 +34,7 @@ class WorkerState:
         names: Callable[[], Json],
         traffic: Callable[[], object],
         config: Callable[[], Json],
+        outside: Callable[[str], Sequence[Endpoint]],
     ) -> None:
         """
         gates:    the limits in force.
@@ -41,6 +43,7 @@ class WorkerState:
         names:    the names of endpoints that are looked up, with their addresses.
         traffic:  numbers of the last minutes; None if another process has them.
         config:   as `GET /config` shows it.
+        outside:  the endpoints that are connected although they are not in the subset of their upstream.
         """
         self._version = version
         self._readiness = readiness
@@ -53,6 +56,7 @@ class WorkerState:
         self._names = names
         self._traffic = traffic
         self._config = config
+        self._outside = outside
 
     def is_live(self) -> bool:
         """A worker that answers is live: no known fault needs a restart."""
@@ -66,7 +70,9 @@ class WorkerState:
         return self._config()
 
     def state(self) -> Json:
-        """Public models → variants, pipelines → the models they call and what runs, upstreams → endpoints."""
+        """Public models → variants, pipelines → the models they call and what runs, upstreams → endpoints.
+
+        Of an upstream with a subset, `upstreams` has the endpoints in it, and `subsets` what else there is."""
         topology = self._topology.now
         return {
             "version": self._version,
@@ -80,6 +86,15 @@ class WorkerState:
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
+            "subsets": {
+                name: {
+                    "endpoints": len(pool.addresses),
+                    "in_subset": len(pool.endpoints),
+                    "outside": [_endpoint_state(e) for e in self._outside(name)],
+                }
+                for name, pool in topology.pools.items()
+                if isinstance(pool, SubsetPool)
+            },
             "names": self._names(),
             "traffic": self._traffic(),
         }

@@ -70,6 +70,7 @@ def maybe_place(environ: Mapping[str, str]) -> tuple[Place, int] | None:
         shared=SharedDirectory(runtime / "metrics", told["slot"]),
         shared_listen=told["listen"],
         channel=socket.socket(fileno=told["channel"]),
+        worker=int(told["slot"]),
     )
     os.set_inheritable(told["channel"], False)
     return place, told["parent"]

@@ -26,6 +26,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
             "pipelines": {},
             "limits": [],
             "upstreams": {},
+            "subsets": {},
             "names": {},
         }
     return {
@@ -37,6 +38,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "pipelines": _by_name(serving, "pipelines", _pipeline),
         "limits": _limits(serving),
         "upstreams": _by_name(serving, "upstreams", _upstream),
+        "subsets": _by_name([{"subsets": {}, **each} for each in serving], "subsets", _subset),
         "names": _by_name(serving, "names", lambda found: max(found, key=lambda each: bool(each["failure"]))),
     }
 
@@ -111,6 +113,12 @@ def _upstream(found: Sequence[Sequence[Json]]) -> list[Json]:
     for endpoint in (endpoint for endpoints in found for endpoint in endpoints):
         by_address.setdefault(endpoint["address"], []).append(endpoint)
     return [_endpoint(each) for each in by_address.values()]
+
+
+def _subset(found: Sequence[Json]) -> Json:
+    """Each worker has a subset of its own."""
+    in_subset = max(each["in_subset"] for each in found)
+    return {**found[0], "in_subset": in_subset, "outside": _upstream([each["outside"] for each in found])}
 
 
 def _endpoint(found: Sequence[Json]) -> Json:

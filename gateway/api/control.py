@@ -29,7 +29,7 @@ from gateway.types import Metadata
 from gateway.upstream.ask import TIMEOUT, Asker, as_error, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.pool import Pool
+from gateway.upstream.pool import Pool, SubsetPool
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class Control:
         A change that has begun goes on when its caller goes away: it must not be left half done.
 
         remaining: seconds until the caller's deadline, None if it has none.
-        :raises ControlRefused: if this caller may not change a server.
+        :raises ControlRefused: if this caller may not change a server, or an upstream with a subset is to be changed.
         :raises BadRequest: if the model is a public one, or it is unclear which upstream is meant.
         :raises NoTarget: if an endpoint can't be reached; then nothing was changed.
         :raises UpstreamFailed: with the status of an endpoint that refused.
@@ -205,6 +205,7 @@ class Control:
             asker = replace(asker, timeout=TIMEOUT if remaining is None else remaining)
             await self._check_reachable(method, endpoints, asker)
             return await self._apply(method, rpc, request, endpoints, asker)
+        self._check_reaches_all(method, endpoints)
         change = _Change(_named(method, model, endpoints), frozenset(each.address for each in endpoints))
         with contextlib.ExitStack() as unless_begun:
             self._changes.append(change)
@@ -287,6 +288,16 @@ class Control:
             f"{method} may not be called from here: server.control is '{self._policy.value}' in the gateway's config; "
             "'all' allows it from everywhere, 'loopback' from the gateway's own host"
         )
+
+    def _check_reaches_all(self, method: str, endpoints: Sequence[Endpoint]) -> None:
+        pools = self._topology.now.pools
+        for name in dict.fromkeys(endpoint.upstream for endpoint in endpoints):
+            if isinstance(pools[name], SubsetPool):
+                raise ControlRefused(
+                    f"{method} must change every endpoint or none, but this gateway keeps in touch with a subset of "
+                    f"upstream '{name}'; ask its servers themselves, or name another upstream in the metadata key "
+                    f"{UPSTREAM_KEY}"
+                )
 
     def _endpoints(self, method: str, model: str, upstream: str) -> Sequence[Endpoint]:
         topology = self._topology.now

@@ -10,6 +10,7 @@ from gateway.config.findings import Path, Severity, known
 from gateway.config.models import Model
 from gateway.config.schema import Config
 from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
+from gateway.config.upstreams import Upstream
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
@@ -174,8 +175,23 @@ def _upstreams(config: Config, names: Names) -> Iterator[Problem]:
             if first.setdefault(endpoint.lower(), index) != index:
                 path = ("upstreams", name, "endpoints", index)
                 yield Problem(path, f"'{endpoint}' is listed twice", "write each endpoint once")
+        yield from _subset(("upstreams", name), upstream, config)
         if name not in names.used and config.direct.models != "all":
             yield Problem(("upstreams", name), "no variant uses it", "", Severity.WARNING)
+
+
+def _subset(at: Path, upstream: Upstream, config: Config) -> Iterator[Problem]:
+    if upstream.subset is None:
+        return
+    path, count = (*at, "subset"), len(upstream.endpoints)
+    if upstream.subset >= count and not any(endpoint.startswith(DISCOVERED) for endpoint in upstream.endpoints):
+        wrong = f"has no effect: {upstream.subset} of {count} {'endpoint' if count == 1 else 'endpoints'} are all"
+        yield Problem(path, wrong, "fewer than there are endpoints, or leave it out", Severity.WARNING)
+    if config.server.control == "all":
+        wrong = (
+            "keeps RPCs that change servers, which server.control allows, from this upstream: they would not reach all"
+        )
+        yield Problem(path, wrong, "server.control: none, or no subset", Severity.WARNING)
 
 
 def _direct(config: Config, names: Names) -> Iterator[Problem]:

@@ -73,6 +73,16 @@ class Upstream(Section):
         description="Consecutive probes without an answer in time until an endpoint counts as down. More than one, so "
         "that a busy server is not taken for a dead one. A refused connection counts at once.",
     )
+    subset: Whole | None = Field(
+        default=None,
+        ge=2,
+        le=10_000,
+        description="How many of the endpoints each worker keeps in touch with and sends calls to, for a fleet where "
+        "everybody with everybody is too much (docs/scaling.md). Which ones follows from the name of the host; those "
+        "that end in a number, as the pods of a StatefulSet do, share the endpoints evenly. A sequence's place is "
+        "chosen from all endpoints, and connected when it is needed. All, if left out.",
+        examples=[50],
+    )
     tls: Tls | None = Field(
         default=None, description="Use TLS. Without it connections are plain text, as Triton's default is."
     )

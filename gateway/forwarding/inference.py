@@ -64,7 +64,7 @@ from gateway.status import (
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
-from gateway.upstream.pool import Pool, Ranked
+from gateway.upstream.pool import MOST_REACHED, Pool, Reached, SubsetPool
 from gateway.v2.peek import (
     RAW_INPUT,
     RAW_OUTPUT,
@@ -241,14 +241,19 @@ class Inference:
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else.
 
-        Only the first may be, if it certainly was not executed where it should have begun.
+        Only the first may be, if it certainly was not executed where it should have begun; and, where gateways do not
+        know the health of the same endpoints, one whose sequence may so have been moved by another gateway.
         """
         if facts.parameters.get("sequence_start") is True:
             chosen, pools = self._places(route, facts, key)
-            attempts = Attempts(Plan(chosen.targets, "sequence"), pools, route.attempts)
-            return Work(route, head, facts, attempts, observer, key)
-        known = self.sequences.maybe_find(key, self.clock())
-        pin = known or self._place(route, facts, key)
+            return Work(route, head, facts, _attempts_at(route, chosen, pools), observer, key)
+        pin = known = self.sequences.maybe_find(key, self.clock())
+        if pin is None:
+            chosen, pools = self._places(route, facts, key)
+            if _is_reached(pools):
+                return Work(route, head, facts, _attempts_at(route, chosen, pools), observer, key)
+            first = Attempts(chosen, pools, 1).maybe_next()
+            pin = None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
         if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
             raise _sequence_lost(key)
         only = Pool(pin.variant.upstream, [pin.endpoint])
@@ -261,23 +266,22 @@ class Inference:
 
         returns: the variants to try, and their pools in the order in which they are to be.
         """
-        chosen = plan(route, facts, draw=draw_for(key), available=self.topology.is_available)
+        chosen = plan(route, facts, draw=draw_for(key), available=self._may_hold)
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
         pools: dict[str, Pool] = {}
         for upstream in {variant.upstream for variant in chosen.targets}:
             pool = self.topology.pools.get(upstream)
             if pool is not None:
-                by_address = {endpoint.address: endpoint for endpoint in pool.endpoints}
-                order = endpoint_order(text_of(key), list(by_address))
-                pools[upstream] = Ranked(upstream, [by_address[address] for address in order])
+                pools[upstream] = pool.in_order(endpoint_order(text_of(key), pool.addresses))
         return chosen, pools
 
-    def _place(self, route: Route, facts: Facts, key: SequenceKey) -> Pin | None:
-        """The first of those places."""
-        chosen, pools = self._places(route, facts, key)
-        first = Attempts(chosen, pools, 1).maybe_next()
-        return None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
+    def _may_hold(self, variant: Variant) -> bool:
+        """May sequences of this variant begin now, as far as all gateways would say the same?
+
+        Gateways with different subsets of its upstream know the health of different endpoints, so that does not count.
+        """
+        return isinstance(self.topology.pools.get(variant.upstream), SubsetPool) or self.topology.is_available(variant)
 
     def maybe_next(self, work: Work) -> Attempt | None:
         """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries."""
@@ -464,12 +468,43 @@ class Inference:
         failure, verdict, ended = self.learn(work, attempt, failure, verdict)
         work.observer.attempt_ended(ended)
         code = code_of(failure.code)
-        if work.sequence is not None and _is_lost(work, attempt, failure, verdict):
+        if work.sequence is not None and self._is_lost(work, attempt, failure, verdict):
+            if verdict.meaning is not Meaning.LOST and self._is_search(work):
+                self.sequences.end(work.sequence)  # its next request looks again
             raise last_asked(_sequence_lost(work.sequence), work)
         if not self._may_go_elsewhere(work, failure, verdict):
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
         work.failures = (*work.failures, (attempt, failure, verdict))
+
+    def _is_lost(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict) -> bool:
+        """Is the state of a sequence gone, or unknown to whoever has to go on with it?
+
+        A request, also the first, that broke off may have been executed: sent elsewhere it could make two of one
+        sequence. That Triton knows of none is its caller's fault, unless its server may have been started again since,
+        or is asked only since where the sequence should have begun can't be.
+        """
+        if verdict.meaning is Meaning.LOST:
+            return True
+        if not is_unknown_sequence(failure.code, failure.text):
+            return False
+        if work.pin is not None:
+            return work.pin.lives != attempt.endpoint.lives
+        return self._is_search(work) and not self._is_first_place(work, attempt)
+
+    def _is_search(self, work: Work) -> bool:
+        """Is a sequence looked for at those of its places that other gateways may have begun it at?"""
+        if work.sequence is None or work.pin is not None or work.facts.parameters.get("sequence_start") is True:
+            return False
+        return any(isinstance(self.topology.pools.get(v.upstream), SubsetPool) for v in work.attempts.targets)
+
+    def _is_first_place(self, work: Work, attempt: Attempt) -> bool:
+        """Is this where a sequence should have begun, whatever any gateway knows of health?"""
+        first = work.attempts.targets[0]
+        pool = self.topology.pools.get(first.upstream)
+        if work.sequence is None or pool is None or attempt.variant is not first:
+            return False
+        return endpoint_order(text_of(work.sequence), pool.addresses)[0] == attempt.endpoint.address
 
     def learn(
         self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
@@ -546,7 +581,11 @@ class Inference:
         return last_asked(error, work)
 
     def _given_up(self, work: Work) -> GatewayError:
-        if work.sequence and work.pin and work.failures and work.failures[-1][2].meaning is not Meaning.OVERLOADED:
+        is_full = bool(work.failures) and work.failures[-1][2].meaning is Meaning.OVERLOADED
+        is_search = self._is_search(work)
+        if work.sequence and not is_full and (is_search or (work.pin and work.failures)):
+            if is_search:
+                self.sequences.end(work.sequence)  # its next request looks again
             return _sequence_lost(work.sequence)
         if not work.failures:
             return _nothing_available(work.route, ())
@@ -648,18 +687,15 @@ def _nothing_available(route: Route, tried: Sequence[str]) -> NoTarget:
     return NoTarget(f"model '{route.model}': no variant can answer now ({how})")
 
 
-def _is_lost(work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict) -> bool:
-    """Is the state of a sequence gone, or unknown to whoever has to go on with it?
+def _is_reached(pools: Mapping[str, Pool]) -> bool:
+    """Are some of a sequence's places endpoints whose health this gateway may not know?"""
+    return any(isinstance(pool, Reached) for pool in pools.values())
 
-    A request, also the first, that broke off may have been executed: sent elsewhere it could make two of one sequence.
-    That Triton knows of none is its caller's fault, unless its server may have been started again since.
-    """
-    if verdict.meaning is Meaning.LOST:
-        return True
-    began = work.pin
-    return (
-        began is not None and began.lives != attempt.endpoint.lives and is_unknown_sequence(failure.code, failure.text)
-    )
+
+def _attempts_at(route: Route, chosen: Plan, pools: Mapping[str, Pool]) -> Attempts:
+    """At the places of a sequence, by all gateways in the same order, and at as many of them."""
+    most = max(route.attempts, MOST_REACHED) if _is_reached(pools) else route.attempts
+    return Attempts(Plan(chosen.targets, "sequence"), pools, most)
 
 
 def _sequence_lost(key: SequenceKey) -> SequenceLost:

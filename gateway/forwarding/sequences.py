@@ -47,6 +47,7 @@ class Sequences:
     def pin(self, key: SequenceKey, pin: Pin, now: float) -> None:
         """Note where a sequence lives, and that it was used now."""
         self._pins[key] = (now, pin)
+        pin.endpoint.needed_at = now
         self._pins.move_to_end(key)
         if len(self._pins) > self._most:
             self._pins.popitem(last=False)

@@ -75,6 +75,7 @@ class Endpoint:
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
         self.probed: dict[ModelKey, str] = {}  # by inferences: why a model is not usable, or ""; see `inference_probe`
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
+        self.needed_at = -math.inf  # when a sequence here was used last, on the monotonic clock
         self._lives = 0
         self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
         self.unasked_quiet_until = 0.0  # on the monotonic clock

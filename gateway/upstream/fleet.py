@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import Endpoint, ModelKey
 from gateway.upstream.health import Prober, ProbeSettings
-from gateway.upstream.pool import Pool
+from gateway.upstream.pool import Pool, SubsetPool
+from gateway.upstream.subset import subset_of
+
+_log = logging.getLogger(__name__)
 
 _LINGER_SECONDS = 30.0  # a removed endpoint's connection stays for retries and sequences that began with it
+_RELEASE_SECONDS = 10.0  # between two looks for endpoints outside of a subset that nobody needs any more
 _RETIRE_SECONDS = 300.0  # and its calls may go on for so long before the connection is closed under them
 
 
@@ -25,6 +33,7 @@ class UpstreamSettings:
     probe: ProbeSettings
     dial: Callable[[str], Connection]
     identity: Hashable = None  # what `dial` depends on beside the address, to tell whether it has changed
+    subset: int = 0  # how many of the endpoints to keep in touch with; 0: all
 
 
 @dataclass(slots=True)
@@ -36,14 +45,28 @@ class _Member:
 
 
 class Fleet:
-    """Owns the endpoints between enter and exit."""
+    """Owns the endpoints between enter and exit: those that the settings want, and of an upstream with a subset also
+    those outside of it that a sequence needs."""
 
     def __init__(
-        self, changed: Callable[[Endpoint], None], left: Callable[[Endpoint], None] = lambda endpoint: None
+        self,
+        changed: Callable[[Endpoint], None],
+        left: Callable[[Endpoint], None] = lambda endpoint: None,
+        *,
+        place: float = 0.0,
+        keep: float = math.inf,
     ) -> None:
-        """changed: hears of every change of what an endpoint can do; left: of each that is no longer wanted."""
+        """changed: hears of every change of what an endpoint can do; left: of each that is no longer wanted.
+
+        place: of this gateway among all, in [0, 1), which chooses its subsets; keep: seconds that an endpoint outside
+        of them stays when no sequence needs it any more.
+        """
         self._changed = changed
         self._left = left
+        self._place = place
+        self._keep = keep
+        self._outside: set[tuple[str, str]] = set()  # members that are not in the subset of their upstream
+        self._releasing: asyncio.Task[None] | None = None
         self._members: dict[tuple[str, str], _Member] = {}
         self._retiring: dict[asyncio.Task[None], _Member] = {}
 
@@ -51,6 +74,8 @@ class Fleet:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._releasing is not None:
+            self._releasing.cancel()
         retiring, self._retiring = self._retiring, {}
         for task in retiring:
             task.cancel()
@@ -65,24 +90,72 @@ class Fleet:
 
         Raises what `dial` raises; then nothing has changed.
         """
-        wanted = {(name, address): settings for name, settings in upstreams.items() for address in settings.endpoints}
-        kept = {key: m for key, m in self._members.items() if key in wanted and m.identity == wanted[key].identity}
+        listed = {(name, address): settings for name, settings in upstreams.items() for address in settings.endpoints}
+        inside = {name: self._inside(settings) for name, settings in upstreams.items()}
+        wanted = {(name, address): upstreams[name] for name, addresses in inside.items() for address in addresses}
+        kept = {key: m for key, m in self._members.items() if key in listed and m.identity == listed[key].identity}
         new = {key: Endpoint(*key, wanted[key].dial(key[1])) for key in wanted if key not in kept}
         for key, member in kept.items():
-            member.prober.follow(wanted[key].models, wanted[key].probe)
+            member.prober.follow(listed[key].models, listed[key].probe)
         gone = {key: member for key, member in self._members.items() if key not in kept}
-        self._members = {key: kept.get(key) or self._begin(new[key], wanted[key]) for key in wanted}
+        self._members = {**kept, **{key: self._begin(new[key], wanted[key]) for key in new}}
+        self._outside = self._members.keys() - wanted.keys()
         for key, member in gone.items():
-            member.task.cancel()  # now, so that nothing more is heard of it
-            if key not in wanted:
-                self._left(member.endpoint)
-            task = asyncio.ensure_future(self._retire(member))
-            self._retiring[task] = member
-            task.add_done_callback(lambda done: self._retiring.pop(done, None))
-        return {
-            name: Pool(name, [self._members[name, address].endpoint for address in settings.endpoints])
-            for name, settings in upstreams.items()
-        }
+            self._let_go(member, for_good=key not in self._members)
+        if self._releasing is None and any(len(inside[name]) < len(upstreams[name].endpoints) for name in upstreams):
+            self._releasing = asyncio.ensure_future(self._release_again_and_again())
+        return {name: self._pool(name, inside[name], settings) for name, settings in upstreams.items()}
+
+    def _inside(self, settings: UpstreamSettings) -> tuple[str, ...]:
+        if not settings.subset:
+            return settings.endpoints
+        return subset_of(settings.endpoints, settings.subset, self._place)
+
+    def _pool(self, name: str, inside: tuple[str, ...], settings: UpstreamSettings) -> Pool:
+        endpoints = [self._members[name, address].endpoint for address in inside]
+        if len(inside) == len(settings.endpoints):
+            return Pool(name, endpoints)
+        return SubsetPool(name, endpoints, settings.endpoints, partial(self._maybe_reach, name, settings))
+
+    def _maybe_reach(self, name: str, settings: UpstreamSettings, address: str) -> Endpoint | None:
+        """An endpoint of an upstream, connected and probed from now on if it was not; None if it can't be dialled."""
+        member = self._members.get((name, address))
+        if member is None:
+            try:
+                endpoint = Endpoint(name, address, settings.dial(address))
+            except OSError as error:  # of a file with certificates, which was there when the config came into force
+                _log.warning("endpoint %s/%s can't be dialled: %s", name, address, error)
+                return None
+            endpoint.needed_at = time.monotonic()
+            member = self._members[name, address] = self._begin(endpoint, settings)
+            self._outside.add((name, address))
+        return member.endpoint
+
+    def outside(self, name: str) -> list[Endpoint]:
+        """The endpoints outside of the subset of an upstream that are connected now."""
+        return [self._members[key].endpoint for key in sorted(self._outside) if key[0] == name]
+
+    async def _release_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(_RELEASE_SECONDS)
+            self._release(time.monotonic())
+
+    def _release(self, now: float) -> None:
+        """Let go of the endpoints outside of the subsets that no sequence has needed for a while."""
+        for key in list(self._outside):
+            endpoint = self._members[key].endpoint
+            if not endpoint.in_flight and now - endpoint.needed_at > self._keep:
+                self._outside.discard(key)
+                self._let_go(self._members.pop(key), for_good=True)
+
+    def _let_go(self, member: _Member, *, for_good: bool) -> None:
+        """for_good: no other member takes its place."""
+        member.task.cancel()  # now, so that nothing more is heard of it
+        if for_good:
+            self._left(member.endpoint)
+        task = asyncio.ensure_future(self._retire(member))
+        self._retiring[task] = member
+        task.add_done_callback(lambda done: self._retiring.pop(done, None))
 
     async def wait_first_probes(self, timeout: float) -> None:
         """Return when every endpoint has been probed once, or after `timeout` seconds."""

@@ -17,6 +17,7 @@ _READY: Final = State.READY  # see `status.OK`
 _DOWN: Final = State.DOWN
 
 MOST_COMPARED: Final = 4  # endpoints; of more, two are drawn
+MOST_REACHED: Final = 3  # places of a sequence that are tried, in an upstream with a subset
 _DRAWS: Final = 8  # until half of a pool may be gone and two are found still (but for one time in 28)
 
 
@@ -33,6 +34,16 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<Pool {self.name} {self.endpoints!r}>"
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Of the upstream, and so the same for every gateway."""
+        return [endpoint.address for endpoint in self.endpoints]
+
+    def in_order(self, addresses: Sequence[str]) -> Pool:
+        """For one call that is to go to the first of them that can take it. Each is one of `addresses`."""
+        known = {endpoint.address: endpoint for endpoint in self.endpoints}
+        return Ranked(self.name, [known[address] for address in addresses])
 
     def is_available(self, model: str, version: str) -> bool:
         for endpoint in self.endpoints:  # a loop and not any(): no generator on the hot path  # noqa: SIM110
@@ -179,3 +190,50 @@ class Ranked(Pool):
         able = [e for e in able if e.state is not State.SUSPECT] or able
         able = [e for e in able if not e.is_ejected(model, version)] or able
         return able[0] if able else None
+
+
+class SubsetPool(Pool):
+    """The endpoints that this gateway keeps in touch with, of an upstream that has more; see `subset`."""
+
+    def __init__(
+        self,
+        name: str,
+        endpoints: Sequence[Endpoint],
+        addresses: Sequence[str],
+        maybe_reach: Callable[[str], Endpoint | None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """addresses: all of the upstream. maybe_reach: the endpoint of one of them; None if there can't be one."""
+        super().__init__(name, endpoints, clock=clock)
+        self._addresses = tuple(addresses)
+        self._maybe_reach = maybe_reach
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self._addresses
+
+    def in_order(self, addresses: Sequence[str]) -> Pool:
+        return Reached(self.name, addresses[:MOST_REACHED], self._maybe_reach)
+
+
+class Reached(Pool):
+    """The first endpoint in the given order that is not known to be unable, connected when it is its turn.
+
+    Gateways know the health of different endpoints, and have to find the same one. So no endpoint is passed over that
+    might have the call: doubts about it, which others need not share, do not count.
+    """
+
+    def __init__(self, name: str, order: Sequence[str], maybe_reach: Callable[[str], Endpoint | None]) -> None:
+        super().__init__(name, ())
+        self._order = order
+        self._maybe_reach = maybe_reach
+
+    def maybe_pick(
+        self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
+    ) -> Endpoint | None:
+        for address in self._order:
+            endpoint = self._maybe_reach(address)
+            if endpoint is not None and endpoint not in tried and endpoint.can_serve(model, version):
+                return endpoint
+        return None

@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         "upstreams:\n  cpu: {endpoint: [t:1]}\nmodels: {m: {variants: {a: {upstream: cpu, model: x}}}}\n",
         [
             "gateway.yaml:2: upstreams.cpu.endpoint: unknown key 'endpoint'; known: endpoints, probe_interval, "
-            "probe_timeout, slow_probes_to_fail, tls (did you mean 'endpoints'?)",
+            "probe_timeout, slow_probes_to_fail, subset, tls (did you mean 'endpoints'?)",
             "gateway.yaml:2: upstreams.cpu.endpoints: is missing; "
             "needs: list of HOST:PORT or dns:///NAME:PORT (1 to 1000 entries)",
         ],
@@ -239,6 +239,10 @@ WRONG: dict[str, tuple[str, list[str]]] = {
     "duplicate endpoint": (
         "upstreams: {cpu: {endpoints: [t:1, u:1, T:1]}}\ndirect: {models: all}\n",
         ["gateway.yaml:1: upstreams.cpu.endpoints[2]: 'T:1' is listed twice; write each endpoint once"],
+    ),
+    "a subset of one": (
+        "upstreams: {cpu: {endpoints: [t:1, u:1], subset: 1}}\ndirect: {models: all}\n",
+        ["gateway.yaml:1: upstreams.cpu.subset: is 1; needs: whole number (2 to 10000)"],
     ),
     "ports collide": (
         MODEL + "listen: 0.0.0.0:9001\nadmin: {listen: '127.0.0.1:9001'}\n",
@@ -427,6 +431,21 @@ WARNINGS = {
             "gateway.yaml:7: warning: models.m.hedge: holds for no call that 'merge' merges; one of the two",
             "gateway.yaml:7: warning: models.m.hedge: no variant has a second endpoint for a second attempt; "
             "an upstream with several endpoints",
+        ],
+    ),
+    "a subset of all": (
+        "upstreams: {cpu: {endpoints: [t:1, u:1], subset: 2}, dns: {endpoints: ['dns:///t:1'], subset: 2}}\n"
+        "models: {m: {variants: {a: {upstream: cpu, model: x}, b: {upstream: dns, model: x}}}}\n",
+        [
+            "gateway.yaml:1: warning: upstreams.cpu.subset: has no effect: 2 of 2 endpoints are all; fewer than there are "
+            "endpoints, or leave it out",
+        ],
+    ),
+    "changes through a subset": (
+        "upstreams: {cpu: {endpoints: [t:1, u:1, v:1], subset: 2}}\ndirect: {models: all}\nserver: {control: all}\n",
+        [
+            "gateway.yaml:1: warning: upstreams.cpu.subset: keeps RPCs that change servers, which server.control allows, "
+            "from this upstream: they would not reach all; server.control: none, or no subset",
         ],
     ),
     "public name is its own variant's name": (MODEL.replace("  m:", "  x:"), []),
