@@ -420,6 +420,8 @@ class Call:
         sharing = self._sharing
         if sharing is not None:
             self._sharing = None  # which refers to this call
+        if self._leads is not None:  # the flight refers to this call, so that both stay until they are collected
+            self.body = b""
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()
