@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import GateNow, PipelinesNow
+from gateway.hooks import GateNow, MemoryNow, PipelinesNow
 from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
@@ -29,6 +29,7 @@ class WorkerState:
         *,
         gates: Callable[[], Sequence[GateNow]],
         breaker: Callable[[str, str], str],
+        memory: Callable[[], MemoryNow],
         listen: Callable[[], str],
         names: Callable[[], Json],
         traffic: Callable[[], object],
@@ -37,6 +38,7 @@ class WorkerState:
         """
         gates:    the limits in force.
         breaker:  what the breaker of a model's variant does.
+        memory:   how it stands.
         listen:   the address for calls.
         names:    the names of endpoints that are looked up, with their addresses.
         traffic:  numbers of the last minutes; None if another process has them.
@@ -49,6 +51,7 @@ class WorkerState:
         self._threads = threads
         self._gates = gates
         self._breaker = breaker
+        self._memory = memory
         self._listen = listen
         self._names = names
         self._traffic = traffic
@@ -79,6 +82,7 @@ class WorkerState:
             },
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
+            "memory": _memory_state(self._memory()),
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "names": self._names(),
             "traffic": self._traffic(),
@@ -137,6 +141,16 @@ def _limit_state(gate: GateNow) -> Mapping[str, object]:
         "latency_seconds": round(gate.latency, 4),
         "answers_per_second": round(gate.rate, 1),
         "refused": gate.refused,
+    }
+
+
+def _memory_state(now: MemoryNow) -> Mapping[str, object]:
+    return {
+        "step": now.step,
+        "refuses": now.refuses,
+        "bytes": now.used,
+        "limit_bytes": now.limit,
+        "connections_reset": now.resets,
     }
 
 

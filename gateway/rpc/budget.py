@@ -20,12 +20,13 @@ _FOR_WAITING: Final = 2  # bytes whose peer can wait get half, and leave the res
 class Budget:
     """A limit of bytes, and how many of them are in use. A connection's budget is a part of the process's."""
 
-    __slots__ = ("_name", "_parent", "held", "most")
+    __slots__ = ("_name", "_parent", "held", "is_sparing", "most")
 
     def __init__(self, most: int, name: str, parent: Budget | None = None) -> None:
         """name: the setting that the error text tells."""
         self.most = most
         self.held = 0
+        self.is_sparing = False  # is memory so scarce that only small messages get any?
         self._name = name
         self._parent = parent
 
@@ -34,6 +35,12 @@ class Budget:
 
         raises: CallFailed RESOURCE_EXHAUSTED, having counted nothing, if they exceed the limit.
         """
+        if self.is_sparing and so_far > SMALL_MESSAGE:
+            raise CallFailed(
+                Code.RESOURCE_EXHAUSTED,
+                f"Messages over {SMALL_MESSAGE} bytes are not collected for the moment, since the gateway's memory is "
+                "nearly used up; try again later, or without compression and with the names before the tensors",
+            )
         most = self.most if so_far > SMALL_MESSAGE else self.most + self.most // _FOR_SMALL
         if self.held + size > most:
             raise CallFailed(
@@ -49,7 +56,7 @@ class Budget:
     @property
     def has_room(self) -> bool:
         """Is there room for bytes that can wait? If not, the caller makes its peer wait."""
-        if self.held >= self.most // _FOR_WAITING:
+        if self.is_sparing or self.held >= self.most // _FOR_WAITING:
             return False
         return self._parent is None or self._parent.has_room
 
