@@ -31,7 +31,7 @@ from gateway.api.v2 import V2Service
 from gateway.assemble import collected_of, routes_of, server_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
-from gateway.container import memory_limit
+from gateway.container import MemoryGauge, memory_limit
 from gateway.event_log import EventLog
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
@@ -43,6 +43,7 @@ from gateway.forwarding.streams import StreamLimits
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ConnectionFull
+from gateway.memory_watch import MemoryWatch
 from gateway.notifier import Changes
 from gateway.readiness import Readiness
 from gateway.rpc.budget import Budget
@@ -163,6 +164,13 @@ class Gateway:
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
         self._rooms = Rooms(self._topology, self._gates)
+        self._memory = MemoryWatch(
+            MemoryGauge(config.workers).read,
+            collected=self._collected,
+            shares=self._shares,
+            gates=self._gates,
+            workers=config.workers,
+        )
         self._control = Control(self._topology, ControlPolicy(config.server.control))
         self._takeover = Takeover(
             self._topology,
@@ -189,13 +197,15 @@ class Gateway:
             self._threads,
             gates=self._gates.now,
             breaker=self._breaker,
+            memory=self._memory.now,
             listen=lambda: self.listen,
             names=self._discovery.state,
             traffic=traffic.report if traffic else lambda: None,
             config=self._history.config,
             outside=self._fleet.outside,
         )
-        self._telemetry.watch(self.shown.pipelines_now, self._gates.now, self._shares.now, self._hedges.now)
+        shown, memory = self.shown.pipelines_now, self._memory.now
+        self._telemetry.watch(shown, self._gates.now, self._shares.now, self._hedges.now, memory)
         connections = Connections(self._telemetry.connection_refused)
         admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)
@@ -216,9 +226,11 @@ class Gateway:
 
         services = [self._services(limits)]
         self._server = Listener(settings, services, forward, budget=self._collected, on_full=on_full)
+        self._memory.watch(self._server)
         await self._server.start()
         exits.push_async_callback(self._control.aclose)
         exits.push_async_callback(self._server.stop, 0)
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._memory.run()))
         self.listen = f"{listen.rpartition(':')[0]}:{self._server.port}"
 
     def _services(self, limits: CallLimits) -> Register:

@@ -313,6 +313,17 @@ class HedgesNow:
     after: float  # seconds that a call may take before it is sent a second time; 0: not known yet
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryNow:
+    """The memory of the container, or of this process where nothing limits it, and what is done about it."""
+
+    step: int  # `gateway.ladder.Step`
+    refuses: str  # what that means, for people
+    used: int  # bytes
+    limit: int
+    resets: int  # connections closed on account of it, since the start
+
+
 class CallObserver(Protocol):
     """Gets the events of one call, in the order in which they happen."""
 

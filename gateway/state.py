@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import GateNow, PipelinesNow
+from gateway.hooks import GateNow, MemoryNow, PipelinesNow
 from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
@@ -30,6 +30,7 @@ class WorkerState:
         *,
         gates: Callable[[], Sequence[GateNow]],
         breaker: Callable[[str, str], str],
+        memory: Callable[[], MemoryNow],
         listen: Callable[[], str],
         names: Callable[[], Json],
         traffic: Callable[[], object],
@@ -39,6 +40,7 @@ class WorkerState:
         """
         gates:    the limits in force.
         breaker:  what the breaker of a model's variant does.
+        memory:   how it stands.
         listen:   the address for calls.
         names:    the names of endpoints that are looked up, with their addresses.
         traffic:  numbers of the last minutes; None if another process has them.
@@ -52,6 +54,7 @@ class WorkerState:
         self._threads = threads
         self._gates = gates
         self._breaker = breaker
+        self._memory = memory
         self._listen = listen
         self._names = names
         self._traffic = traffic
@@ -85,6 +88,7 @@ class WorkerState:
             },
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
+            "memory": _memory_state(self._memory()),
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "subsets": {
                 name: {
@@ -152,6 +156,16 @@ def _limit_state(gate: GateNow) -> Mapping[str, object]:
         "latency_seconds": round(gate.latency, 4),
         "answers_per_second": round(gate.rate, 1),
         "refused": gate.refused,
+    }
+
+
+def _memory_state(now: MemoryNow) -> Mapping[str, object]:
+    return {
+        "step": now.step,
+        "refuses": now.refuses,
+        "bytes": now.used,
+        "limit_bytes": now.limit,
+        "connections_reset": now.resets,
     }
 
 

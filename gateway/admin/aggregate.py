@@ -37,6 +37,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "models": _by_name(serving, "models", _model),
         "pipelines": _by_name(serving, "pipelines", _pipeline),
         "limits": _limits(serving),
+        "memory": _memory(serving),
         "upstreams": _by_name(serving, "upstreams", _upstream),
         "subsets": _by_name([{"subsets": {}, **each} for each in serving], "subsets", _subset),
         "names": _by_name(serving, "names", lambda found: max(found, key=lambda each: bool(each["failure"]))),
@@ -81,6 +82,15 @@ def _limit(found: Sequence[Json]) -> Json:
         "latency_seconds": max(each["latency_seconds"] for each in found),
         "refused": {reason: sum(each["refused"].get(reason, 0) for each in found) for reason in reasons},
     }
+
+
+def _memory(states: Sequence[Json]) -> Json | None:
+    """The workers of a container see the same bytes, each at its own instant."""
+    found = [state["memory"] for state in states if state.get("memory")]
+    if not found:
+        return None
+    worst = max(found, key=lambda each: (each["step"], each["bytes"]))
+    return {**worst, "connections_reset": sum(each["connections_reset"] for each in found)}
 
 
 def _least_ready(found: Sequence[Json]) -> Json:

@@ -38,6 +38,10 @@ def _gateway(state: Json) -> Iterator[Notice]:
         yield Notice("warning", "gateway", "", "is draining: it finishes what is in flight and ends")
     elif not state.get("ready"):
         yield Notice("error", "gateway", "", "is not ready: no endpoint has answered")
+    memory = state.get("memory")
+    if memory and memory["step"]:
+        share = memory["bytes"] / memory["limit_bytes"]
+        yield Notice("error", "gateway", "", f"{share:.0%} of the memory is in use: {memory['refuses']}")
     silent = [slot for slot, worker in state.get("workers", {}).items() if not worker]
     if silent:
         yield Notice("warning", "gateway", "", f"workers not serving: {', '.join(silent)}")

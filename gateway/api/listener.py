@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as v2
 from gateway.errors import CommandFailed
 from gateway.http2.limits import Limits
 from gateway.rpc.budget import Budget
-from gateway.transport.listener import COLLECTED, DESCRIPTORS, ForwardMethod, WireServer, server_tls
+from gateway.transport.listener import COLLECTED, DESCRIPTORS, MEMORY, ForwardMethod, WireServer, server_tls
 
 _log = logging.getLogger(__name__)
 
@@ -147,8 +147,22 @@ class Listener:
         limit = f"max_connections is {self._settings.max_connections}"
         if why == DESCRIPTORS:
             limit = "the process has no file descriptors left (raise LimitNOFILE or ulimit -n)"
+        elif why == MEMORY:
+            limit = "memory is nearly used up (docs/limits.md#when-memory-runs-out)"
         _log.warning("%d connections were refused: %s (logged at most once a minute)", self._refusals, limit)
         self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
+
+    def tell_bytes(self, heard: Callable[[int], None]) -> None:
+        """Have `heard` called as many bytes come, with their number, on connections that are accepted from now on."""
+        self._server.on_bytes = heard
+
+    def close_to_new(self, is_closed: bool) -> None:
+        """Refuse new connections, or no longer."""
+        self._server.is_closed_to_new = is_closed
+
+    def reset_heaviest(self) -> tuple[str, int] | None:
+        """Close the connection that holds the most memory. Its peer and the bytes; None if none holds much."""
+        return self._server.reset_heaviest()
 
     async def stop(self, grace: float) -> None:
         """Take no more calls, wait `grace` seconds for those in flight, then cancel them."""

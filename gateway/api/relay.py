@@ -13,7 +13,7 @@ from gateway.api.calls import CallLimits, error_trailing
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError
 from gateway.forwarding.call import Call
-from gateway.forwarding.caller import Caller, metadata_of
+from gateway.forwarding.caller import Caller, CallerMetadata, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
 from gateway.forwarding.retry_info import pushback_fields
@@ -44,6 +44,8 @@ class Relay:
         """Begin a call whose request is complete, or large and here in part."""
         inference = self._inference
         try:
+            if inference.gates.is_shedding:
+                inference.gates.check_shed(metadata_of(call.head).values)
             body = call.body
             if call.missing > 0:
                 head = peek_front(body)
@@ -78,10 +80,10 @@ class Relay:
         return route is not None and any((each.upstream, each.model) in limited for each in route.variants)
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:
-        """End a call whose request can't be read, and report it like any other."""
+        """End a call whose request can't be read, or is not to begin now, and report it like any other."""
         metadata = metadata_of(call.head)
         self._inference.refuse(METHOD, metadata, call.peer, error)
-        call.fail(error.code, error.text, metadata.echo)
+        call.fail(error.code, error.text, _trailing(error, metadata))
 
     def deadline_of(self, call: ServerCall) -> float | None:
         """When a call must end, on the event loop's clock; None: no limit."""
@@ -111,13 +113,16 @@ class Relay:
             reply = await self._models.infer(request, head)
             call.reply(reply.body, fields_from(reply.initial), fields_from(reply.trailing))
         except GatewayError as error:
-            trailing = legal_fields(error_trailing(error, request.metadata.values))
-            call.fail(error.code, error.text, (*trailing, *pushback_fields(error)))
+            call.fail(error.code, error.text, _trailing(error, request.metadata))
         except Exception:
             _log.exception("unforeseen failure in %s", METHOD)
             call.fail(Code.INTERNAL, BUG_TEXT)
         finally:
             call.server.release()
+
+
+def _trailing(error: GatewayError, metadata: CallerMetadata) -> Fields:
+    return (*legal_fields(error_trailing(error, metadata.values)), *pushback_fields(error))
 
 
 def _keep(_: ServerCall) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 from typing import Final
 
+from gateway.api.calls import error_trailing
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, GatewayError, UpstreamFailed
 from gateway.forwarding.caller import metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.metadata import passed_on
 from gateway.forwarding.models import Models
+from gateway.forwarding.retry_info import pushback_fields
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.rpc.framing import PREFIX
 from gateway.rpc.metadata import Fields, legal_fields
@@ -34,6 +36,16 @@ class StreamRelay:
 
     def handle(self, call: ServerCall) -> None:
         """Begin a stream whose header list has arrived."""
+        inference = self._models.inference
+        if inference.gates.is_shedding:
+            metadata = metadata_of(call.head)
+            try:
+                inference.gates.check_shed(metadata.values)
+            except GatewayError as error:
+                inference.refuse(METHOD, metadata, call.peer, error)
+                trailing = legal_fields(error_trailing(error, metadata.values))
+                call.fail(error.code, error.text, (*trailing, *pushback_fields(error)))
+                return
         _WireCaller(self._models, call, self._limits)
 
 

@@ -42,6 +42,7 @@ class Models:
         :raises GatewayError: with the status that the caller gets.
         """
         with self.refusals(request, ""):
+            self.inference.gates.check_shed(request.metadata.values)
             head = head or self.inference.requests.peek(request.body)
         pipeline = self.inference.topology.pipelines.get(head.model_name)
         if pipeline is not None:

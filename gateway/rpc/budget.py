@@ -21,13 +21,14 @@ _FOR_KEPT: Final = 4  # copies that could be done without get a quarter, beside 
 class Budget:
     """A limit of bytes, and how many of them are in use. A connection's budget is a part of the process's."""
 
-    __slots__ = ("_name", "_parent", "held", "kept", "most")
+    __slots__ = ("_name", "_parent", "held", "is_sparing", "kept", "most")
 
     def __init__(self, most: int, name: str, parent: Budget | None = None) -> None:
         """name: the setting that the error text tells."""
         self.most = most
         self.held = 0
         self.kept = 0  # bytes of copies, which are not among those held
+        self.is_sparing = False  # is memory so scarce that only small messages get any?
         self._name = name
         self._parent = parent
 
@@ -36,6 +37,12 @@ class Budget:
 
         raises: CallFailed RESOURCE_EXHAUSTED, having counted nothing, if they exceed the limit.
         """
+        if self.is_sparing and so_far > SMALL_MESSAGE:
+            raise CallFailed(
+                Code.RESOURCE_EXHAUSTED,
+                f"Messages over {SMALL_MESSAGE} bytes are not collected for the moment, since the gateway's memory is "
+                "nearly used up; try again later, or without compression and with the names before the tensors",
+            )
         most = self.most if so_far > SMALL_MESSAGE else self.most + self.most // _FOR_SMALL
         if self.held + size > most:
             raise CallFailed(
@@ -51,7 +58,7 @@ class Budget:
     @property
     def has_room(self) -> bool:
         """Is there room for bytes that can wait? If not, the caller makes its peer wait."""
-        if self.held >= self.most // _FOR_WAITING:
+        if self.is_sparing or self.held >= self.most // _FOR_WAITING:
             return False
         return self._parent is None or self._parent.has_room
 
@@ -74,7 +81,7 @@ class Budget:
         source: dynamic thresholds for shared buffers, Choudhury and Hahne 1998.
         """
         whole = self if self._parent is None else self._parent
-        return self.kept < whole.most // _FOR_KEPT - whole.kept
+        return not whole.is_sparing and self.kept < whole.most // _FOR_KEPT - whole.kept
 
     def keep(self, size: int) -> None:
         """Count bytes of a copy, or, if negative, that it has gone."""

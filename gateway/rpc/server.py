@@ -223,6 +223,12 @@ class ServerConnection(Connection[ServerCall]):
         self._second_goaway_at: float | None = None
         self._cut_at: float | None = None
 
+    @property
+    def weight(self) -> int:
+        """Bytes that are kept for this client, about: collected, not passed on yet, and not taken by the client."""
+        waiting = [call._unacknowledged + call.unsent for call in self.streams.values()]
+        return self.budget.held + sum(waiting)
+
     # Requests
 
     def _worth_handling(self, events: Sequence[Event]) -> Sequence[Event]:

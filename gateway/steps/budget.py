@@ -40,6 +40,7 @@ class Budget:
     def __init__(self, most: int | None = None) -> None:
         """most: bytes; None is no limit."""
         self.most = most
+        self.spare: int | None = None  # bytes that all that is held may grow to at the moment; None: as `most` says
         self.held = 0
         self._waiting: deque[object] = deque()  # large requests that wait, first come first
         self._changed = threading.Condition()
@@ -74,13 +75,13 @@ class Budget:
         if size > for_large:
             raise TooLarge(f"{what} takes {_mib(size)}; at most {_mib(for_large)} are allowed (pipelines.memory)")
         if size <= most // _SMALL:
-            has_room = self._changed.wait_for(lambda: self.held + size <= most, patience)
+            has_room = self._changed.wait_for(lambda: self._fits(size, most), patience)
         else:
             ticket = object()
             self._waiting.append(ticket)
             try:
                 has_room = self._changed.wait_for(
-                    lambda: self._waiting[0] is ticket and self.held + size <= for_large, patience
+                    lambda: self._waiting[0] is ticket and self._fits(size, for_large), patience
                 )
             finally:
                 self._waiting.remove(ticket)
@@ -90,6 +91,10 @@ class Budget:
                 f"{what} takes {_mib(size)}, and others hold or wait for what there is: {_mib(self.held)} of "
                 f"{_mib(most)} (pipelines.memory) are in use"
             )
+
+    def _fits(self, size: int, most: int) -> bool:
+        limit = most if self.spare is None else min(most, self.spare)
+        return self.held + size <= limit
 
 
 def _mib(size: int) -> str:

@@ -34,6 +34,7 @@ from gateway.hooks import (
     EndpointEjected,
     GateNow,
     HedgesNow,
+    MemoryNow,
     PipelinesNow,
     RetryRefused,
     SharedNow,
@@ -120,7 +121,7 @@ class Metrics:
         self._families.in_flight.labels(OTHER).set(0)  # an idle gateway shows 0 in flight, and not no series
         for result in ("accepted", "refused"):  # `increase` misses a first increment that does not start at 0
             self._families.reloads.labels(result)
-        for why in ("max_connections", "descriptors", "admin"):
+        for why in ("max_connections", "descriptors", "memory", "admin"):
             self._families.refused.labels(why)
         self._models = _Bounded(settings.max_models)
         self._endpoints = _Bounded(settings.max_endpoints)
@@ -137,6 +138,7 @@ class Metrics:
         self._gates: Callable[[], Sequence[GateNow]] = tuple
         self._shares: Callable[[], Sequence[SharedNow]] = tuple
         self._hedges: Callable[[], Sequence[HedgesNow]] = tuple
+        self._memory: Callable[[], MemoryNow] | None = None
         self._counted: dict[tuple[str, ...], int] = {}  # what was told of these last, by name and labels
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
@@ -161,8 +163,10 @@ class Metrics:
         gates: Callable[[], Sequence[GateNow]] = tuple,
         shares: Callable[[], Sequence[SharedNow]] = tuple,
         hedges: Callable[[], Sequence[HedgesNow]] = tuple,
+        memory: Callable[[], MemoryNow] | None = None,
     ) -> None:
         """Have these asked, from any thread, at each reading."""
+        self._memory = memory
         self._pipelines, self._gates, self._shares, self._hedges = pipelines, gates, shares, hedges
 
     def _tell_now(
@@ -197,6 +201,12 @@ class Metrics:
             told["hedge_after", hedge.model] = hedge.after
             for what, count in (("sent", hedge.sent), ("won", hedge.won), ("refused", hedge.refused)):
                 self._tell_count(self._families.hedges, count, hedge.model, what)
+        if self._memory is not None:
+            memory = self._memory()
+            told["memory_step",] = memory.step
+            told["memory_used",] = memory.used
+            told["memory_limit",] = memory.limit
+            self._tell_count(self._families.memory_resets, memory.resets)
         gauges = self._families.pipelines
         for key in [key for key, value in self._gauged.items() if value and key not in told]:
             told[key] = 0
@@ -210,7 +220,7 @@ class Metrics:
         """count: since whoever counts began, which a reload may make anew."""
         key = (counter._name, *labels)
         before = self._counted.get(key, 0)
-        counter.labels(*labels).inc(count - before if count >= before else count)
+        (counter.labels(*labels) if labels else counter).inc(count - before if count >= before else count)
         self._counted[key] = count
 
     def call_started(self, event: CallStarted) -> None:
@@ -387,8 +397,9 @@ class _Families:
             "Callers' connections closed as they came, by what there were too many of.",
             "reason",
         )
-        for reason in ("descriptors", "max_connections", "admin"):
+        for reason in ("descriptors", "max_connections", "memory", "admin"):
             self.refused.labels(reason)  # 0 from the start, so that `increase` sees the first one
+        self.memory_resets = counter("gateway_memory_resets", "Callers' connections closed because memory was scarce.")
         self.in_flight = Gauge(
             "gateway_requests_in_flight",
             "Calls and stream messages not yet ended.",
@@ -468,7 +479,7 @@ class _Families:
         )
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
-        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow` and `HedgesNow` say."""
+        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow`, `HedgesNow` and `MemoryNow` say."""
         by_step = ["model", "step"]
         by_limit = ["upstream", "upstream_model"]
 
@@ -514,6 +525,20 @@ class _Families:
                 "gateway_step_memory_bytes", "Memory that is taken for decoding pictures now.", [], "livesum"
             ),
             "most": gauge("gateway_step_memory_limit_bytes", "How much of it may be taken.", [], "livesum"),
+            "memory_step": gauge(
+                "gateway_memory_step",
+                "What is done without as memory gets scarce: 0 nothing, 1 large messages and remembered answers, "
+                "2 also new connections and the batch class, 3 also the connections that hold the most.",
+                [],
+                "livemax",
+            ),
+            "memory_used": gauge(
+                "gateway_memory_bytes",
+                "Memory in use: of the container, or of the largest process where nothing limits it.",
+                [],
+                "livemax",
+            ),
+            "memory_limit": gauge("gateway_memory_limit_bytes", "How much of it there is.", [], "livemax"),
         }
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TypeVar
 
 from gateway.config.serving import Telemetry
-from gateway.hooks import GateNow, HedgesNow, Hooks, Listener, PipelinesNow, SharedNow
+from gateway.hooks import GateNow, HedgesNow, Hooks, Listener, MemoryNow, PipelinesNow, SharedNow
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
@@ -51,12 +51,13 @@ class ProcessTelemetry:
         gates: Callable[[], Sequence[GateNow]],
         shares: Callable[[], Sequence[SharedNow]],
         hedges: Callable[[], Sequence[HedgesNow]],
+        memory: Callable[[], MemoryNow],
     ) -> None:
-        """Report what pipelines hold, what limits calls, what they share, and which are sent twice.
+        """Report what pipelines hold, what limits calls, what they share, which are sent twice, and how memory stands.
 
         All are called from any thread.
         """
-        self._metrics.watch(pipelines, gates, shares, hedges)
+        self._metrics.watch(pipelines, gates, shares, hedges, memory)
 
     @property
     def scrape(self) -> Scrape:

@@ -19,6 +19,8 @@ SOCKET_BUFFER: Final = 65_536  # unsent bytes of a socket, above which nothing m
 
 TURN_BYTES: Final = 262_144  # bytes read from one connection in a turn of the loop; without it, megabytes
 
+MANY_BYTES: Final = 16_384  # read in a turn of the loop, from which on `on_bytes` hears of them
+
 LINGER_SECONDS: Final = 5.0  # seconds for the last bytes of a connection that is closing
 
 Wire = TypeVar("Wire", bound=Connection[Any])  # a connection of either role
@@ -41,6 +43,7 @@ class Edge(Generic[Wire]):
         self.loop = loop
         self.transport: asyncio.Transport
         self.wire: Wire
+        self.on_bytes: Callable[[int], None] | None = None  # hears how many bytes a turn has read, if they are many
         self._make = make
         self._gone = gone
         self._stops_reading = stops_reading
@@ -112,6 +115,8 @@ class Edge(Generic[Wire]):
 
     def _flush(self) -> None:
         self._scheduled = False
+        if self._turn_bytes > MANY_BYTES and self.on_bytes is not None:
+            self.on_bytes(self._turn_bytes)
         self._turn_bytes = 0
         self.wire.advance()
         if self._closing_since is None and self.transport.is_closing():

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import grpc
 
+from gateway.http2.frames import ErrorCode
 from gateway.http2.limits import Limits
 from gateway.rpc.budget import Budget
 from gateway.rpc.requests import RequestHeads
@@ -44,6 +45,8 @@ log = logging.getLogger("gateway.transport")
 
 MAX_CONNECTIONS: Final = "max_connections"  # reasons for refusing a connection
 DESCRIPTORS: Final = "descriptors"
+MEMORY: Final = "memory"
+LEAST_RESET: Final = 1 << 20  # bytes that a connection holds for which it is worth being closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class WireServer:
         """
         self.limits = limits or Limits()
         self.draining = False
+        self.on_bytes: Callable[[int], None] | None = None  # hears how many bytes came, when many do
+        self.is_closed_to_new = False  # are new connections refused, for want of memory?
         self._forward = {path.encode(): method for path, method in (forward or {}).items()}
         self._registered: dict[bytes, MethodHandler] = {}
         self._generic: list[grpc.GenericRpcHandler] = []
@@ -237,8 +242,19 @@ class WireServer:
     def calls(self) -> int:
         return sum(len(edge.wire.streams) for edge in self._edges)
 
+    def reset_heaviest(self) -> tuple[str, int] | None:
+        """Close the connection that holds the most memory. Its peer and the bytes; None if none holds much."""
+        weights = {edge: edge.wire.weight for edge in self._edges if not edge.wire.closed}
+        heaviest = max(weights, key=lambda edge: weights[edge], default=None)
+        if heaviest is None or weights[heaviest] < LEAST_RESET:
+            return None
+        heaviest.wire.break_off(ErrorCode.ENHANCE_YOUR_CALM, "memory is scarce, and this connection holds the most")
+        return heaviest.wire.peer, weights[heaviest]
+
     def _protocol(self) -> asyncio.Protocol:
-        return Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True).protocol
+        edge = Edge(asyncio.get_running_loop(), self._connection, self._gone, stops_reading=True)
+        edge.on_bytes = self.on_bytes
+        return edge.protocol
 
     def _shaking_protocol(self) -> asyncio.Protocol:
         protocol = self._protocol()
@@ -298,6 +314,8 @@ class WireServer:
         """Why a new connection must be closed, or "". The kernel gives out the lowest free descriptor."""
         if self.draining:
             return "draining"
+        if self.is_closed_to_new:
+            return MEMORY
         if self._count() >= self._max_connections:
             return MAX_CONNECTIONS
         if self._descriptors is None:

@@ -44,6 +44,15 @@ def test_endpoints_that_only_one_worker_knows_are_there():
     assert [each["address"] for each in merged["upstreams"]["gpu"]] == ["t:1", "t:2"]
 
 
+def test_memory_is_as_scarce_as_any_worker_finds_it_and_closed_connections_add_up() -> None:
+    def memory(step: int, used: int, resets: int) -> dict[str, Any]:
+        return {**worker(), "memory": {"step": step, "bytes": used, "limit_bytes": 9, "connections_reset": resets}}
+
+    merged = merged_state([memory(0, 7, 1), memory(2, 6, 2), memory(0, 8, 0)])
+    assert merged["memory"] == {"step": 2, "bytes": 6, "limit_bytes": 9, "connections_reset": 3}
+    assert merged_state([worker()])["memory"] is None
+
+
 def test_a_model_is_ready_if_it_is_in_every_worker():
     merged = merged_state([worker(), worker(trt=False)])
     assert merged["models"]["photos"]["ready"] is False

@@ -63,6 +63,10 @@ CALLED = ("traffic", "windows", 0, "models", "photos")
             changed("draining", to=True),
             ("warning", "gateway", "", "is draining: it finishes what is in flight and ends"),
         ),
+        (
+            changed("memory", to={"step": 1, "refuses": "large ones are refused", "bytes": 88, "limit_bytes": 100}),
+            ("error", "gateway", "", "88% of the memory is in use: large ones are refused"),
+        ),
         (changed("workers", to={"0": {"ready": True}, "1": {}}), ("warning", "gateway", "", "workers not serving: 1")),
         (
             changed(*VARIANT, "trt", "ready", to=False),

@@ -35,7 +35,7 @@ RUNBOOKS = "https://git.example.com/inference-gateway/docs/operations.md"
 
 INCIDENTS = {
     "gateways-gone", "gpu-pool-gone", "one-triton-slow", "one-triton-fails",
-    "bad-model-version", "pipeline-broken", "overload",
+    "bad-model-version", "pipeline-broken", "overload", "memory-scarce",
     "certificate-expired", "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
 }  # fmt: skip
 

@@ -115,6 +115,7 @@ INCIDENTS = (
         "bad-model-version",
         "pipeline-broken",
         "overload",
+        "memory-scarce",
         "certificate-expired",
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.forwarding.sharing import Answer, AnswerCache, maybe_key
+from gateway.forwarding.sharing import Answer, AnswerCache, Shares, ShareSettings, maybe_key
 from gateway.forwarding.sharing.answer_cache import OVERHEAD
-from gateway.types import Served
+from gateway.types import Served, Variant
 from gateway.upstream.known import KnownModel
 from gateway.v2.peek import peek_request
 
@@ -66,3 +66,18 @@ def test_metadata_and_message_can_not_be_moved_into_one_another() -> None:
 def test_a_message_whose_scalars_are_where_no_serializer_writes_them_is_nobody_elses() -> None:
     body = b"\x2a\x00\x0a\x01m"  # a tensor, then the name
     assert maybe_key(body, peek_request(body), ()) is None
+
+
+def test_what_is_forgotten_for_want_of_memory_makes_room_for_what_comes_later() -> None:
+    shares = Shares()
+    shares.apply({"m": ShareSettings(cache_bytes=4000)})
+    variant, known = Variant("v", "u", "net", ""), KnownModel("net", "")
+    model = shares.table["m"]
+    for digest in (b"a", b"b"):
+        model.answered(variant, digest, answer(100), known, 0.0)
+    assert [(now.answers, now.held) for now in shares.now()] == [(2, 2 * (100 + OVERHEAD))]
+    shares.forget()
+    assert [(now.answers, now.held) for now in shares.now()] == [(0, 0)]
+    assert model.maybe_answer(variant, b"a", 1.0) is None
+    model.answered(variant, b"a", answer(100), known, 1.0)
+    assert model.maybe_answer(variant, b"a", 2.0) is not None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from frames import END_HEADERS, END_STREAM, Answer, Pair, Peer, block, connect, data, headers, message
+from frames import END_HEADERS, END_STREAM, Answer, Pair, Peer, block, connect, data, headers, message, window
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -157,6 +157,7 @@ class Honest:
 
     def __enter__(self) -> Honest:
         self._peer = connect(self._port).greet()
+        self._peer.send(window(0, 1 << 30))  # for the answers to all calls
         self._thread.start()
         return self
 

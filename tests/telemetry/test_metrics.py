@@ -21,6 +21,7 @@ from gateway.hooks import (
     EndpointEjected,
     GateNow,
     HedgesNow,
+    MemoryNow,
     PipelinesNow,
     RetryRefused,
     SharedNow,
@@ -222,7 +223,9 @@ def test_what_is_judged_by_being_there_is_there_before_anything_has_happened(met
     assert scraped("gateway_requests_in_flight") == 0
     assert scraped("gateway_config_reloads_total", result="refused") == 0
     assert scraped("gateway_config_reloads_total", result="accepted") == 0
-    assert scraped.labels("gateway_connections_refused_total", "reason") == {"max_connections", "descriptors", "admin"}
+    assert scraped.labels("gateway_connections_refused_total", "reason") == {
+        *("max_connections", "descriptors", "memory", "admin")
+    }
 
 
 # What a scraper sets: Prometheus itself, its operator for ServiceMonitors and PodMonitors, and what people add to
@@ -305,6 +308,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
         lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
         lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
         lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
+        lambda: MemoryNow(1, "large messages", 9, 10, 2),
     )
     real = set()
     for family in Scraped(metrics.scrape).families:

@@ -15,7 +15,10 @@ import hpack
 import pytest
 from aio_channel import WireChannel
 from certificates import Authority, read
+from frames import connect, data, u32
 from grpc_peers import SERVICE, Service, handlers, path, wire_server
+from processes import head
+from traffic import until
 
 from gateway.http2.frames import frame
 from gateway.http2.hpack import NeverIndexed
@@ -144,6 +147,49 @@ async def test_connections_beyond_the_limit_are_refused_and_the_others_serve() -
                 await second.unary_unary(path("Unary"))(b"2")
             assert await first.unary_unary(path("Unary"))(b"3") == b"3"
     await server.stop()
+
+
+async def test_a_server_closed_to_new_connections_serves_those_that_it_has_and_opens_again() -> None:
+    refused: list[str] = []
+    server = WireServer(refused=refused.append)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(Service())),))
+    port = server.listen("127.0.0.1:0")
+    await server.start()
+    async with WireChannel(f"127.0.0.1:{port}", ChannelOptions(connections=1)) as first:
+        assert await first.unary_unary(path("Unary"))(b"1") == b"1"
+        server.is_closed_to_new = True
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"no more connections")
+        writer.close()
+        assert await first.unary_unary(path("Unary"))(b"2") == b"2"
+        server.is_closed_to_new = False
+        async with WireChannel(f"127.0.0.1:{port}", ChannelOptions(connections=1)) as second:
+            assert await second.unary_unary(path("Unary"))(b"3") == b"3"
+    assert refused == ["memory"]
+    await server.stop()
+
+
+async def test_the_connection_that_holds_the_most_is_reset_and_those_that_hold_little_never() -> None:
+    async with wire_server(Service()) as (server, address):
+        port = int(address.rpartition(":")[2])
+        with contextlib.ExitStack() as exits:
+            small, large, idle = peers = [exits.enter_context(connect(port)) for _ in range(3)]
+            for peer in peers:
+                await asyncio.to_thread(peer.greet)
+            for peer, size in ((small, 2 << 20), (large, 4 << 20)):
+                peer.send(head(path("Unary").encode()) + data(1, b"\0" + u32(size + 16_384)))
+                for _ in range(0, size, 16_384):
+                    await asyncio.to_thread(peer.send, data(1, bytes(16_384)))
+            for peer, held in ((large, 4 << 20), (small, 2 << 20)):
+                await until(lambda held=held: max(e.wire.weight for e in server._edges) >= held, 10, "what was sent")
+                found = server.reset_heaviest()
+                assert found is not None
+                assert held <= found[1] < held + 100_000
+                assert await asyncio.to_thread(peer.wait_closed)
+                assert peer.goaway is not None
+                assert (peer.goaway.code, b"memory" in peer.goaway.payload) == (11, True)
+            assert server.reset_heaviest() is None
+            assert not idle.closed
 
 
 async def test_an_http1_client_is_closed_and_nobody_else() -> None:

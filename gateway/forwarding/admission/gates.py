@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from gateway.errors import Overloaded
 from gateway.forwarding.admission.gate import REASONS, Gate, Later
 from gateway.forwarding.admission.limit import AdaptiveLimit
 from gateway.forwarding.admission.server_room import ServerRoom
@@ -53,6 +54,7 @@ class Gates:
         self._later = later
         self.table: dict[GateKey, Gate] = {}
         self._endless: set[GateKey] = set()  # models whose queues have no bound
+        self.is_shedding = False  # are calls of the batch class refused, for want of memory?
         self._settings = AdmissionSettings()
         self._refusals: dict[GateKey, dict[str, int]] = {}  # of all gates that there were
 
@@ -137,6 +139,13 @@ class Gates:
     def is_batch(self, metadata: Mapping[str, str]) -> bool:
         key = self._settings.priority
         return bool(key) and metadata.get(key) == _BATCH
+
+    def check_shed(self, metadata: Mapping[str, str]) -> None:
+        """:raises Overloaded: if a call with this metadata is not to begin."""
+        if self.is_shedding and self.is_batch(metadata):
+            raise Overloaded(
+                "The gateway's memory is nearly used up: calls of the batch class are refused until there is more."
+            )
 
     def now(self) -> list[GateNow]:
         """May be asked from any thread."""

@@ -66,6 +66,10 @@ class AnswerCache:
             self._drop(next(iter(self._entries)))
             self.evictions += 1
 
+    def clear(self) -> None:
+        self._entries.clear()
+        self.bytes = 0
+
     def _drop(self, key: Hashable) -> None:
         answer, _, _ = self._entries.pop(key)
         self.bytes -= len(answer.body) + OVERHEAD

@@ -262,6 +262,9 @@ class SharedModel:
         if self.settings.cache_bytes:
             self._cache.keep((variant, digest), answer, known, now)
 
+    def forget(self) -> None:
+        self._cache.clear()
+
     def now(self) -> SharedNow:
         cache = self._cache
         return SharedNow(
@@ -282,6 +285,11 @@ class Shares:
             name: before[name] if name in before and before[name].settings == each else SharedModel(name, each)
             for name, each in settings.items()
         }
+
+    def forget(self) -> None:
+        """Remember no answer any more, until others come."""
+        for each in self.table.values():
+            each.forget()
 
     def now(self) -> list[SharedNow]:
         """May be asked from any thread."""
