@@ -251,7 +251,7 @@ async def test_goaways_in_mid_load_fail_no_call() -> None:
         callers = [asyncio.create_task(caller(number)) for number in range(10)]
         while leavings < 100 and not any(task.done() for task in callers):
             await asyncio.sleep(0.01)
-            for edge in list(server._edges)[:1]:
+            for edge in [edge for edge in server._edges if edge.wire.streams][:1]:  # one that has come into use
                 edge.wire.drain()
                 leavings += 1
         await asyncio.gather(*callers)
