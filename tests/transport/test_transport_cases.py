@@ -206,9 +206,13 @@ async def test_nothing_is_left_when_calls_have_ended(channel: Any, service: Serv
         await unary(b"x")
         await failure(unary(b"abort"))
         await failure(unary(b"sleep", timeout=0.01))
-    await asyncio.sleep(0.1)
-    gc.collect()
-    assert len(asyncio.all_tasks()) <= before + 1
+    for _ in range(50):  # gateways of other tests share the loop, and have tasks that come and go
+        await asyncio.sleep(0.1)
+        gc.collect()
+        if len(asyncio.all_tasks()) <= before + 1:
+            break
+    else:
+        raise AssertionError(asyncio.all_tasks())
     assert service.running == 0
     if isinstance(channel, WireChannel):
         assert channel.calls == 0
