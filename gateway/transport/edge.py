@@ -184,10 +184,9 @@ class Alarm:
     def _ring(self) -> None:
         self._timer = None
         self.deadlines.expire(self._loop.time())
-        if self._timer is None:
-            following = self.deadlines.next_at()
-            if following is not None:
-                self._set(following)
+        following = self.deadlines.next_at()
+        if following is not None:
+            self._set(following)  # though what expired may have set it already
 
     def stop(self) -> None:
         if self._timer is not None:
