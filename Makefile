@@ -11,8 +11,8 @@ run: setup
 
 # The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand.
 test: $(VENV)/.tools $(VENV)/.compiled
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 2 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
+	$(BIN)/python -m pytest -n 3 --dist loadfile
+	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 3 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
 	  tests/forwarding tests/routing tests/telemetry tests/test_compiled.py
 
 # A wheel on each Python from 3.10 to 3.14 that is here; PYTHONS=FOLDER make pythons finds more.
