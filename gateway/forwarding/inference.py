@@ -73,7 +73,6 @@ from gateway.v2.peek import (
     peek_request,
     peek_response,
     rename_request,
-    rename_response,
 )
 from gateway.v2.versions import maybe_version, read_version
 
@@ -406,13 +405,14 @@ class Inference:
             return ()
         return trace_context(facts.metadata)
 
-    def attempt_answered(self, work: Work) -> None:
+    def attempt_answered(self, work: Work) -> AttemptEnded:
+        """Learn from an attempt that went well. Answers the report."""
         now = self.clock()
-        work.observer.attempt_ended(AttemptEnded(OK, "", None, now))
         if work.sequence is None:
             self._count_success(work, now)
         elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
+        return AttemptEnded(OK, "", None, now)
 
     def _count_success(self, work: Work, now: float) -> None:
         last = work.attempts.last
@@ -618,14 +618,6 @@ def request_for(variant: Variant, body: bytes, head: Head, *, id: str | None = N
     return rename_request(
         body, head, model_name=variant.model, model_version=variant.version or None, id=id, extra=extra
     )
-
-
-def as_asked(work: Work, body: bytes, head: Head) -> bytes:
-    """The answer with the model's name and the id that the caller used."""
-    if head.model_name == work.route.model and work.upstream_id is None:
-        return body
-    id = None if work.upstream_id is None else work.head.id
-    return rename_response(body, head, model_name=work.route.model, id=id)
 
 
 def why_not(work: Work, variant: str) -> str:
