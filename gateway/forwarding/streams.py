@@ -286,7 +286,7 @@ class StreamSession(StreamOwner):
         except GatewayError as error:
             self._refuse(body, error, name)
             return
-        decided = inference.decide(head, facts)
+        decided = inference.decide(head, facts, inference.draw())
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
         pipeline = inference.current.now.pipelines.get(name)
