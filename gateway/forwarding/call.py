@@ -30,7 +30,7 @@ from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
-from gateway.forwarding.caller import Caller
+from gateway.forwarding.caller import Caller, PartsCaller
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, request_for, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
@@ -76,6 +76,7 @@ class Call:
     _answered_bytes = 0
     _answered: AttemptEnded | None = None  # the report of the attempt's answer, until it is told
     _is_passed_on = False  # is the front of the answer with the caller?
+    _parts: PartsCaller | None = None  # the caller, if a large answer may be passed on to it as it arrives
     _large: LargeRequest | None = None  # if the request is passed on as it arrives
     _tell_alone: Callable[[bool], None] | None = None
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
@@ -91,7 +92,10 @@ class Call:
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
     ) -> None:
-        """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it."""
+        """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it.
+
+        missing: 0 unless the caller is a `PartsCaller`.
+        """
         self._inference = inference
         self._caller = caller
         self._method = method
@@ -99,8 +103,11 @@ class Call:
         self.head = head
         self.caller: Hashable = caller.number
         self._request_bytes = len(body) + missing
+        if isinstance(caller, PartsCaller):
+            self._parts = caller
         if missing > 0:
-            self.body, self._large = b"", LargeRequest(caller, body)
+            assert self._parts is not None  # noqa: S101  (no other has a request that is not here whole)
+            self.body, self._large = b"", LargeRequest(self._parts, body)
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -180,7 +187,7 @@ class Call:
         request = request_for(variant, self.body, self.head, id=id) if large is None else b""
         client = self._client = connection.call(_PATH, self._fields, self._caller.deadline)
         client.on_done = self._upstream_done
-        if self._caller.takes_parts:
+        if self._parts is not None:
             client.on_front = self._answer_front
         if large is None:
             client.request = request
@@ -225,19 +232,20 @@ class Call:
 
     def _answer_front(self, client: ClientCall) -> None:
         """Enough of a large answer may be here to pass it on as it comes."""
-        if self.is_over:
+        caller = self._parts
+        if self.is_over or caller is None:
             return
         try:
             head = peek_front(client.body)
             if head is not None:
-                self._begin_answer(client, head)
+                self._begin_answer(client, head, caller)
         except MalformedMessage as error:
             client.cancel(error.code, error.text, Origin.ANSWER)  # which tells `_upstream_done`
         except Exception as error:
             self.fail_unforeseen(error)  # first, or the call would end as one that was cancelled
             client.cancel()
 
-    def _begin_answer(self, client: ClientCall, head: Head) -> None:
+    def _begin_answer(self, client: ClientCall, head: Head, caller: PartsCaller) -> None:
         self._end_timer()  # how long the rest takes is its reader's affair
         if self._attempt is not None:
             self._attempt.began = 0.0
@@ -251,7 +259,7 @@ class Call:
         self.served = self._who(head.model_version)[0]
         self._is_passed_on = True
         self._answered_bytes = len(front) + client.missing
-        self._caller.pass_answer(client, front, _answer_fields(client.initial))
+        caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
         self._leave_endpoint(client)
@@ -272,9 +280,9 @@ class Call:
 
     def _take_answer(self, client: ClientCall) -> None:
         if self._is_passed_on:
-            assert self.served is not None  # noqa: S101  (its front said who)
+            assert self.served is not None and self._parts is not None  # noqa: S101, PT018  (its front said who)
             self._answered = self._inference.attempt_answered(self._work)
-            self._caller.finish(self._trailing(client, self.served.model_version))
+            self._parts.finish(self._trailing(client, self.served.model_version))
             self._end(OK, "")
             return
         body, work = client.body, self._work
@@ -414,7 +422,7 @@ class Call:
         self.is_over = True
         self.tell_answered()
         if self._large is not None:
-            self._caller.drop_request()
+            self._large.drop()
         if self._hedge is not None:
             hedge, self._hedge = self._hedge, None
             hedge.end(code, self._attempt)
