@@ -13,7 +13,7 @@ from gateway.api.calls import CallLimits, error_trailing
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError
 from gateway.forwarding.call import Call
-from gateway.forwarding.caller import Caller, CallerMetadata, metadata_of
+from gateway.forwarding.caller import CallerMetadata, PartsCaller, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
 from gateway.forwarding.retry_info import pushback_fields
@@ -129,10 +129,8 @@ def _keep(_: ServerCall) -> None:
     """Ignore that more of a request has arrived: the call collects it when it needs it."""
 
 
-class WireCaller(Caller):
+class WireCaller(PartsCaller):
     """A call on the wire."""
-
-    takes_parts = True
 
     def __init__(self, call: ServerCall, deadline: float | None) -> None:
         self._call = call

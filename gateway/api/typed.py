@@ -24,7 +24,7 @@ from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
 from gateway.forwarding.exchange import Reply, Request, Timings
-from gateway.forwarding.messages import array_of, build_request, parse_response, read_response
+from gateway.forwarding.messages import array_of, build_request, parse_response, read_response, weigh_and_parse
 from gateway.forwarding.models import Models
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.status import Code
@@ -162,14 +162,10 @@ async def _read(body: bytes, message: type[Any], parts: weight.Parts) -> Any:
     :raises TooHeavy: before anything is made of it.
     """
 
-    def read() -> Any:
-        weight.weigh(body, parts)
-        try:
-            return message.FromString(body)
-        except DecodeError as error:
-            raise MalformedMessage("The request message can't be parsed") from error
-
-    return await beside(weight.is_brief(body, parts), read)
+    try:
+        return (await weigh_and_parse(body, parts, message.FromString))[1]
+    except DecodeError as error:
+        raise MalformedMessage("The request message can't be parsed") from error
 
 
 async def _read_streamed(body: bytes) -> Any:

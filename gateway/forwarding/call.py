@@ -30,9 +30,9 @@ from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
-from gateway.forwarding.caller import Caller
+from gateway.forwarding.caller import Caller, PartsCaller
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
-from gateway.forwarding.inference import Decision, Inference, Work, as_asked, request_for, why_not
+from gateway.forwarding.inference import Decision, Inference, Work, request_for, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
@@ -47,7 +47,7 @@ from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
-from gateway.v2.peek import Head, peek_front
+from gateway.v2.peek import Head, as_asked, peek_front
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,9 @@ class Call:
     _client: ClientCall | None = None
     _fields: Fields  # the caller's, with those that telemetry adds for this attempt
     _answered_bytes = 0
+    _answered: AttemptEnded | None = None  # the report of the attempt's answer, until it is told
     _is_passed_on = False  # is the front of the answer with the caller?
+    _parts: PartsCaller | None = None  # the caller, if a large answer may be passed on to it as it arrives
     _large: LargeRequest | None = None  # if the request is passed on as it arrives
     _tell_alone: Callable[[bool], None] | None = None
     _timer: asyncio.TimerHandle | None = None  # for the attempt under way, if its time is limited
@@ -90,7 +92,10 @@ class Call:
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
     ) -> None:
-        """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it."""
+        """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it.
+
+        missing: 0 unless the caller is a `PartsCaller`.
+        """
         self._inference = inference
         self._caller = caller
         self._method = method
@@ -98,8 +103,11 @@ class Call:
         self.head = head
         self.caller: Hashable = caller.number
         self._request_bytes = len(body) + missing
+        if isinstance(caller, PartsCaller):
+            self._parts = caller
         if missing > 0:
-            self.body, self._large = b"", LargeRequest(caller, body)
+            assert self._parts is not None  # noqa: S101  (no other has a request that is not here whole)
+            self.body, self._large = b"", LargeRequest(self._parts, body)
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -167,32 +175,29 @@ class Call:
         if added:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint
-        attempt.endpoint.begin()
+        attempt.endpoint.in_flight += 1
         if self._leads is not None:
             self._leads.sent(attempt)
-        if self._large is not None:
-            self._send_front(self._large, attempt)
-        elif not self._merged(attempt):
+        if self._large is not None or not self._merged(attempt):
             self._send(attempt)
 
-    def _new_client(self, attempt: Attempt) -> ClientCall:
-        client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
-        client.on_done = self._upstream_done
-        if self._caller.takes_parts:
-            client.on_front = self._answer_front
-        self._client = client
-        return client
-
     def _send(self, attempt: Attempt) -> None:
-        """Send a request that is here whole."""
-        request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
-        client = self._new_client(attempt)
-        client.request = request
-        if attempt.variant.attempt_timeout:
-            self._timer = asyncio.get_running_loop().call_later(attempt.variant.attempt_timeout, self._too_late, client)
-        if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None:
-            self._hedge = maybe_hedge(self, self._inference, self._work)
-        attempt.endpoint.connection.submit(client)
+        variant, connection, large = attempt.variant, attempt.endpoint.connection, self._large
+        id = self._work.upstream_id
+        request = request_for(variant, self.body, self.head, id=id) if large is None else b""
+        client = self._client = connection.call(_PATH, self._fields, self._caller.deadline)
+        client.on_done = self._upstream_done
+        if self._parts is not None:
+            client.on_front = self._answer_front
+        if large is None:
+            client.request = request
+            if variant.attempt_timeout:
+                self._timer = asyncio.get_running_loop().call_later(variant.attempt_timeout, self._too_late, client)
+            if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None:
+                self._hedge = maybe_hedge(self, self._inference, self._work)
+        elif large.put_into(client, variant, self.head, id):
+            attempt.began = 0.0  # how long it takes is its caller's affair too
+        connection.submit(client)
 
     def _too_late(self, client: ClientCall) -> None:
         """The attempt has had its time; the call may have more."""
@@ -204,19 +209,13 @@ class Call:
             self._timer.cancel()
             self._timer = None
 
-    def _send_front(self, request: LargeRequest, attempt: Attempt) -> None:
-        client = self._new_client(attempt)
-        if request.put_into(client, attempt.variant, self.head, self._work.upstream_id):
-            attempt.began = 0.0  # how long it takes is its caller's affair too
-        attempt.endpoint.connection.submit(client)
-
     # Places at endpoints and gates
 
     def _leave_endpoint(self, client: ClientCall | None = None) -> None:
         """client: that has ended, if one has."""
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
-            endpoint.end()
+            endpoint.in_flight -= 1
         if self._place is not None:
             place, self._place = self._place, None
             place.leave(client, self._was_full(client), self._inference.clock())
@@ -233,19 +232,20 @@ class Call:
 
     def _answer_front(self, client: ClientCall) -> None:
         """Enough of a large answer may be here to pass it on as it comes."""
-        if self.is_over:
+        caller = self._parts
+        if self.is_over or caller is None:
             return
         try:
             head = peek_front(client.body)
             if head is not None:
-                self._begin_answer(client, head)
+                self._begin_answer(client, head, caller)
         except MalformedMessage as error:
             client.cancel(error.code, error.text, Origin.ANSWER)  # which tells `_upstream_done`
         except Exception as error:
             self.fail_unforeseen(error)  # first, or the call would end as one that was cancelled
             client.cancel()
 
-    def _begin_answer(self, client: ClientCall, head: Head) -> None:
+    def _begin_answer(self, client: ClientCall, head: Head, caller: PartsCaller) -> None:
         self._end_timer()  # how long the rest takes is its reader's affair
         if self._attempt is not None:
             self._attempt.began = 0.0
@@ -254,11 +254,12 @@ class Call:
         if self._place is not None:  # a slow reader keeps no place from others
             place, self._place = self._place, None
             place.leave_answered(self._inference.clock())
-        front = as_asked(self._work, client.body, head)
+        work = self._work
+        front = as_asked(client.body, head, work.route.model, None if work.upstream_id is None else self.head.id)
         self.served = self._who(head.model_version)[0]
         self._is_passed_on = True
         self._answered_bytes = len(front) + client.missing
-        self._caller.pass_answer(client, front, _answer_fields(client.initial))
+        caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
         self._leave_endpoint(client)
@@ -279,22 +280,23 @@ class Call:
 
     def _take_answer(self, client: ClientCall) -> None:
         if self._is_passed_on:
-            assert self.served is not None  # noqa: S101  (its front said who)
-            self._inference.attempt_answered(self._work)
-            self._caller.finish(self._trailing(client, self.served.model_version))
+            assert self.served is not None and self._parts is not None  # noqa: S101, PT018  (its front said who)
+            self._answered = self._inference.attempt_answered(self._work)
+            self._parts.finish(self._trailing(client, self.served.model_version))
             self._end(OK, "")
             return
-        body = client.body
+        body, work = client.body, self._work
         try:
             head = self._inference.answers.peek(body)
+            renamed = as_asked(body, head, work.route.model, None if work.upstream_id is None else self.head.id)
         except MalformedMessage as error:
             client.code, client.text, client.origin = error.code, error.text, Origin.ANSWER
             self._upstream_failed(client)
             return
-        self._inference.attempt_answered(self._work)
+        self._answered = self._inference.attempt_answered(work)
         if self._point is not None:
             self._point.learn(self, body, head)
-        self._reply(client, as_asked(self._work, body, head), head, ())
+        self._reply(client, renamed, head, ())
 
     def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
         self._answered_bytes = len(body)
@@ -410,10 +412,17 @@ class Call:
         if not self.is_over:
             self._fail(Bug(BUG_TEXT))
 
+    def tell_answered(self) -> None:
+        """Report that its attempt was answered, if that is not told yet."""
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            self._observer.attempt_ended(answered)
+
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
+        self.tell_answered()
         if self._large is not None:
-            self._caller.drop_request()
+            self._large.drop()
         if self._hedge is not None:
             hedge, self._hedge = self._hedge, None
             hedge.end(code, self._attempt)
@@ -595,7 +604,7 @@ class Call:
         self._leave_endpoint(client)
         batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
         try:
-            self._inference.attempt_answered(self._work)
+            self._answered = self._inference.attempt_answered(self._work)
             self._reply(client, body, head, (batch,))
         except Exception as error:
             self.fail_unforeseen(error)

@@ -77,17 +77,11 @@ class Caller(ABC):
     peer: str
     deadline: float | None  # on the event loop's clock, that of `time.monotonic()`
     number: Hashable  # equal for calls of one connection
-    takes_parts = False  # may a large answer be passed on to it as it arrives?
 
     @property
     def useful_until(self) -> float | None:
         """When nobody wants the answer any more; as `deadline`, which ends the call."""
         return self.deadline
-
-    @property
-    def missing(self) -> int:
-        """Bytes of the request that have not arrived."""
-        return 0
 
     @abstractmethod
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
@@ -97,29 +91,40 @@ class Caller(ABC):
     def fail(self, error: GatewayError, trailing: Fields) -> None:
         """End the call with an error, possibly after the front of an answer."""
 
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PartsCaller(Caller):
+    """A caller whose large request, and a large answer to it, are passed on as they arrive."""
+
+    @property
+    @abstractmethod
+    def missing(self) -> int:
+        """Bytes of the request that have not arrived."""
+
+    @abstractmethod
     def collect_request(self) -> None:
         """Keep what arrives of a large request, for `request_so_far`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def request_so_far(self) -> bytes:
         """All that has arrived of a request that is collected."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
         """Pass the rest of the request on as it arrives, and `ending` after it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def maybe_take_back(self) -> bytes | None:
         """The bytes of the request that were passed on since the last call of this; None if they were not kept."""
-        return None
 
-    def drop_request(self) -> None:  # noqa: B027  (nothing is kept, unless a caller does)
+    @abstractmethod
+    def drop_request(self) -> None:
         """The call is over: drop what was kept of its request."""
 
+    @abstractmethod
     def pass_answer(self, upstream: ClientCall, front: bytes, initial: Fields) -> None:
         """Begin the answer with its front, and pass the rest on as it arrives."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, trailing: Fields) -> None:
         """End an answer that was passed on."""
-        raise NotImplementedError

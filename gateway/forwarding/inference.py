@@ -73,7 +73,6 @@ from gateway.v2.peek import (
     peek_request,
     peek_response,
     rename_request,
-    rename_response,
 )
 from gateway.v2.versions import maybe_version, read_version
 
@@ -82,7 +81,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Decision:
-    """What the head and the facts of a request decide, and so for all requests that have the same, in one topology."""
+    """What the head and the facts of a request decide, and so for all requests that have the same, in one topology.
+
+    One about a request that has none like it knows also what was drawn for it.
+    """
 
     head: Head
     facts: Facts
@@ -202,19 +204,23 @@ class Inference:
             self._decisions.clear()
         decided = self._decisions.get((metadata, id(head)))
         if decided is None:
+            if head.fronts is None or not metadata.is_shared:  # no other request will have these very ones
+                return self.decide(head, metadata.facts_with(head), self.draw())
             decided = self.decide(head, metadata.facts_with(head))
-            if head.fronts is not None and metadata.is_shared:  # else no other request will have these very ones
-                make_room(self._decisions, _DECISIONS_KEPT)
-                self._decisions[metadata, id(head)] = decided  # which holds the head, so its id stays its own
+            make_room(self._decisions, _DECISIONS_KEPT)
+            self._decisions[metadata, id(head)] = decided  # which holds the head, so its id stays its own
         return decided
 
-    def decide(self, head: Head, facts: Facts) -> Decision:
-        """Everything that does not depend on chance, on other requests or on what is available now."""
+    def decide(self, head: Head, facts: Facts, draw: float | None = None) -> Decision:
+        """Everything that does not depend on other requests or on what is available now.
+
+        draw: uniform in [0, 1), for a decision about one request; None: it is about all that are alike.
+        """
         topology, model = self.current.now, head.model_name
         route = topology.routes.lookup(model)
         chosen: Plan | None = None
         if route is not None and not facts.parameters.get("sequence_id"):
-            chosen = choose(route, facts)
+            chosen = choose(route, facts, draw)
         request_id = head.id or facts.metadata.get(REQUEST_ID, "")
         return Decision(head, facts, route, topology.is_known(model), request_id, chosen)
 
@@ -406,13 +412,14 @@ class Inference:
             return ()
         return trace_context(facts.metadata)
 
-    def attempt_answered(self, work: Work) -> None:
+    def attempt_answered(self, work: Work) -> AttemptEnded:
+        """Learn from an attempt that went well. Answers the report."""
         now = self.clock()
-        work.observer.attempt_ended(AttemptEnded(OK, "", None, now))
         if work.sequence is None:
             self._count_success(work, now)
         elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
+        return AttemptEnded(OK, "", None, now)
 
     def _count_success(self, work: Work, now: float) -> None:
         last = work.attempts.last
@@ -618,14 +625,6 @@ def request_for(variant: Variant, body: bytes, head: Head, *, id: str | None = N
     return rename_request(
         body, head, model_name=variant.model, model_version=variant.version or None, id=id, extra=extra
     )
-
-
-def as_asked(work: Work, body: bytes, head: Head) -> bytes:
-    """The answer with the model's name and the id that the caller used."""
-    if head.model_name == work.route.model and work.upstream_id is None:
-        return body
-    id = None if work.upstream_id is None else work.head.id
-    return rename_response(body, head, model_name=work.route.model, id=id)
 
 
 def why_not(work: Work, variant: str) -> str:

@@ -5,9 +5,10 @@ Uses the protobuf classes; pure otherwise. Forwarded requests never come here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -18,7 +19,20 @@ from gateway.forwarding.beside import beside
 from gateway.steps import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
 from gateway.v2.peek import encode_varint
 from gateway.v2.shapes import ImpossibleShape, elements_of, shown
-from gateway.v2.weight import BRIEF, MOST, TEXT, V2_REQUEST, V2_RESPONSE, is_brief, too_heavy, weigh, weight_of_texts
+from gateway.v2.weight import (
+    BRIEF,
+    MOST,
+    TEXT,
+    V2_REQUEST,
+    V2_RESPONSE,
+    Parts,
+    maybe_brief,
+    too_heavy,
+    weigh,
+    weight_of_texts,
+)
+
+_T = TypeVar("_T")
 
 _RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
 """Tags of the fields `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2 (LEN)."""
@@ -46,19 +60,34 @@ _AT_ONCE: Final = 1 << 14
 """Elements that are converted at once: numpy holds the interpreter's lock meanwhile."""
 
 
-def parse_request(body: bytes) -> Any:
-    """A pb.ModelInferRequest (Any: protobuf classes carry no types).
+async def read_request(body: bytes) -> tuple[int, Any]:
+    """The weight of a ModelInferRequest without its raw contents, and the message.
 
-    raises:  MalformedMessage if the body is no such message; TooHeavy, before it is parsed.
+    :raises MalformedMessage: if it is none.
+    :raises TooHeavy: before anything is made of it.
     """
-    return weigh_and_parse(body)[1]
+    return await weigh_and_parse(body, V2_REQUEST, parse_request)
 
 
-def weigh_and_parse(body: bytes) -> tuple[int, Any]:
-    """As `parse_request`, with the weight (`v2.weight`) of everything but its raw contents."""
-    weight = weigh(body, V2_REQUEST)
+async def weigh_and_parse(body: bytes, parts: Parts, parse: Callable[[bytes], _T]) -> tuple[int, _T]:
+    """A message's weight (`v2.weight`) and what `parse` makes of it, beside the event loop if it is heavy.
+
+    :raises MalformedMessage: if it is no protobuf message.
+    :raises TooHeavy: before it is parsed.
+    """
+    weight = maybe_brief(body, parts)
+    if weight is not None:
+        return weight, parse(body)
+    return await beside(False, lambda: (weigh(body, parts), parse(body)))
+
+
+def parse_request(body: bytes) -> Any:
+    """A pb.ModelInferRequest (Any: protobuf classes carry no types). It must not be too heavy: see `read_request`.
+
+    :raises MalformedMessage: if the body is no such message.
+    """
     try:
-        return weight, pb.ModelInferRequest.FromString(body)
+        return pb.ModelInferRequest.FromString(body)
     except DecodeError as error:
         raise MalformedMessage("The request is no valid ModelInferRequest.") from error
 
@@ -68,12 +97,12 @@ def tensors_of(named: Sequence[Any], raw: Sequence[bytes]) -> dict[str, Array]:
 
     named:   the `inputs` or `outputs` messages.
     raw:     `raw_input_contents` or `raw_output_contents`: one for each, or none if all have typed contents.
-    raises:  BadInput, with the name of the tensor, if one is wrong; TooHeavy if the texts need too much memory.
+    raises:  BadInput, with the name of the tensor, if one is wrong.
+
+    Raw texts become many objects: who calls this has weighed them (`v2.weight.weight_of_texts`).
     """
     if raw and len(raw) != len(named):
         raise BadInput(f"raw contents are given for {len(raw)} tensors, but {len(named)} are declared; each needs one")
-    if weight_of_texts(named, raw) > MOST:
-        raise too_heavy()
     arrays: dict[str, Array] = {}
     for number, tensor in enumerate(named):
         if tensor.name in arrays:
@@ -179,24 +208,38 @@ def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
 
     :raises WrongAnswer: if the body is no such message: an error of an upstream is not the caller's fault.
     """
-    try:
+    with _blaming_the_model():
         weigh(body, V2_RESPONSE)
-        response = pb.ModelInferResponse.FromString(body)
-        arrays = tensors_of(response.outputs, response.raw_output_contents)
-    except (BadRequest, MalformedMessage, DecodeError) as error:
-        raise WrongAnswer(f"a model's answer cannot be read ({error})") from error
-    return {output.name: (output.datatype, arrays[output.name]) for output in response.outputs}
+        return _outputs_of(body)
 
 
 async def read_response(body: bytes) -> dict[str, tuple[str, Array]]:
     """As `parse_response`, beside the event loop if the body is heavy."""
-    return await beside(_is_brief_response(body), partial(parse_response, body))
+    if _has_few_texts(body):
+        with _blaming_the_model():
+            return (await weigh_and_parse(body, V2_RESPONSE, _outputs_of))[1]
+    return await beside(False, partial(parse_response, body))
 
 
-def _is_brief_response(body: bytes) -> bool:
-    """May it be parsed on the event loop? A text has four bytes at least in raw contents, and its tensor says BYTES."""
-    has_few_texts = len(body) // 4 * TEXT <= BRIEF or b"BYTES" not in body[:_FRONT]
-    return has_few_texts and is_brief(body, V2_RESPONSE)
+def _has_few_texts(body: bytes) -> bool:
+    """Are there surely no more than the event loop may read? Each has four raw bytes, and its tensor says BYTES."""
+    return len(body) // 4 * TEXT <= BRIEF or b"BYTES" not in body[:_FRONT]
+
+
+def _outputs_of(body: bytes) -> dict[str, tuple[str, Array]]:
+    response = pb.ModelInferResponse.FromString(body)
+    if weight_of_texts(response.outputs, response.raw_output_contents) > MOST:
+        raise too_heavy()
+    arrays = tensors_of(response.outputs, response.raw_output_contents)
+    return {output.name: (output.datatype, arrays[output.name]) for output in response.outputs}
+
+
+@contextmanager
+def _blaming_the_model() -> Iterator[None]:
+    try:
+        yield
+    except (BadRequest, MalformedMessage, DecodeError) as error:
+        raise WrongAnswer(f"a model's answer cannot be read ({error})") from error
 
 
 def build_response(model: str, version: str, id: str, tensors: Mapping[str, tuple[str, Array]]) -> bytes:

@@ -16,7 +16,7 @@ from gateway.errors import BUG_TEXT, BadInput, BadRequest, Bug, GatewayError, Un
 from gateway.forwarding.beside import beside
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
-from gateway.forwarding.messages import build_request, build_response, read_response, tensors_of, weigh_and_parse
+from gateway.forwarding.messages import build_request, build_response, read_request, read_response, tensors_of
 from gateway.forwarding.metadata import REQUEST_ID, served_trailers
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
@@ -215,16 +215,15 @@ class PipelineModel:
             self._threads.room.leave(run.held)
 
     async def _infer(self, request: Request, run: Run) -> Reply:
-        is_brief = weight.is_brief(request.body, weight.V2_REQUEST)
-        units, message = await beside(is_brief, partial(weigh_and_parse, request.body))
+        units, message = await read_request(request.body)
         version = read_version(message.model_version)
         if version not in ("", PIPELINE_VERSION):
             raise UnknownModel(self.name, version)
         _check_parameters(message.parameters)
         texts = weight.weight_of_texts(message.inputs, message.raw_input_contents)
-        if texts or not is_brief:
+        if texts or units > weight.BRIEF:
             self._pay(run, texts + units)
-        is_brief = is_brief and texts <= weight.BRIEF
+        is_brief = max(texts, units) <= weight.BRIEF
         tensors = await beside(is_brief, partial(tensors_of, message.inputs, message.raw_input_contents))
         wanted = self._wanted(message.outputs)
         run.id = message.id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.forwarding.caller import Caller
+from gateway.forwarding.caller import PartsCaller
 from gateway.rpc.client import ClientCall
 from gateway.types import Variant
 from gateway.v2.peek import Head, rename_request, tail
@@ -13,7 +13,7 @@ class LargeRequest:
 
     __slots__ = ("_caller", "_front", "_is_piped", "_rest")
 
-    def __init__(self, caller: Caller, front: bytes) -> None:
+    def __init__(self, caller: PartsCaller, front: bytes) -> None:
         """front: the bytes that were here when its head was read."""
         self._caller = caller
         self._front = front
@@ -29,6 +29,10 @@ class LargeRequest:
         """The call no longer waits. Its front stays what its head was read from; what came after it goes as it is."""
         if not self._is_piped:
             self._rest = self._caller.request_so_far()[len(self._front) :]
+
+    def drop(self) -> None:
+        """The call is over: what was kept of it is not needed any more."""
+        self._caller.drop_request()
 
     def can_be_resent(self) -> bool:
         """Is all of it that has come still here?"""

@@ -286,7 +286,7 @@ class StreamSession(StreamOwner):
         except GatewayError as error:
             self._refuse(body, error, name)
             return
-        decided = inference.decide(head, facts)
+        decided = inference.decide(head, facts, inference.draw())
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
         pipeline = inference.current.now.pipelines.get(name)
@@ -452,7 +452,7 @@ class StreamSession(StreamOwner):
         work, attempt = message.work, message.attempt
         assert work is not None and attempt is not None  # noqa: S101, PT018  (the message has been sent)
         if message.failed is None:
-            self._inference.attempt_answered(work)
+            message.observer.attempt_ended(self._inference.attempt_answered(work))
             return Code.OK, ""
         failure, verdict = message.failed
         self._report_failed(work, attempt, failure, verdict)

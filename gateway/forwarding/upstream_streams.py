@@ -94,12 +94,12 @@ class UpstreamStream:
         """Count a message as under way, and choose its id upstream. id: the one it should have, None for any."""
         message.key = _own_id(self.messages) if id is None else _distinct_id(id, self.messages)
         self.messages[message.key] = message
-        self.endpoint.begin()
+        self.endpoint.in_flight += 1
 
     def remove(self, message: Message) -> None:
         """The message is no longer under way here."""
         if self.messages.pop(message.key, None) is not None:
-            self.endpoint.end()
+            self.endpoint.in_flight -= 1
 
     def maybe_message(self, head: StreamHead) -> Message | None:
         """The message that an answer with this head belongs to."""

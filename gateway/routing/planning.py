@@ -36,27 +36,33 @@ def plan(route: Route, facts: Facts, *, draw: float, available: Available) -> Pl
     returns:  at least one target, also if none is available; none only if no variant can be the version asked for,
               which is NOT_FOUND.
     """
-    ready = choose(route, facts) or drawn(route, facts, draw)
+    ready = choose(route, facts, draw)
+    assert ready is not None  # noqa: S101  (it has a draw)
     for target in ready.targets:
         if not available(target):
             return _available_first(ready, available)
     return ready
 
 
-def choose(route: Route, facts: Facts) -> Plan | None:
+def choose(route: Route, facts: Facts, draw: float | None = None) -> Plan | None:
     """A plan as if all variants were available; the caller of this function checks that as it goes.
 
-    returns: None if the choice takes a draw; then ask `drawn`.
+    draw:     uniform in [0, 1). None: what is chosen is to be kept for other requests that are alike.
+    returns:  None if the choice takes a draw and there is none; then ask `drawn` for each of those requests.
     """
     narrowed = route.maybe_for_version(facts.version) if facts.version else route
     if narrowed is None:
         return _NO_SUCH_VERSION
     chosen = _maybe_choose(narrowed, facts)
-    return narrowed.plans[chosen[0]][chosen[1]] if chosen is not None else None
+    if chosen is None:
+        if draw is None:
+            return None
+        chosen = "split", narrowed.split.draw(draw)
+    return narrowed.plans[chosen[0]][chosen[1]]
 
 
 def drawn(route: Route, facts: Facts, draw: float) -> Plan:
-    """The plan when `choose` returned None. draw: uniform in [0, 1)."""
+    """The plan of one request, when `choose` had none for all that are alike. draw: uniform in [0, 1)."""
     narrowed = route.maybe_for_version(facts.version) if facts.version else route
     if narrowed is None:
         return _NO_SUCH_VERSION

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -39,6 +38,7 @@ PENALTY_SECONDS: Final = 1.0  # a failed call weighs on an endpoint as one in fl
 _LEAST_PENALTY: Final = 0.1
 WARM_UP_SECONDS: Final = 10.0  # until a new endpoint has its whole share: Envoy's slow start, which grows in a line too
 LEAST_WARMTH: Final = 0.1  # and begins with so much
+_LOOK_SECONDS: Final = 0.05  # between two looks at whether an endpoint that is to go is idle
 _AT_FAULT: Final = frozenset({Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE, Meaning.LOST, Meaning.LATE})
 """What counts against an endpoint when it is compared with its peers."""
 
@@ -63,7 +63,7 @@ class Endpoint:
         self.connection = connection
         self.state = State.UNPROBED
         self.reason = "not probed yet"
-        self._in_flight = 0
+        self.in_flight = 0  # calls under way: who sends one counts it, until it has ended
         self.is_limited = False  # has it failed calls lately, is it ejected for some model, or warming up?
         self.records: dict[ModelKey, Record] = {}  # of how calls went; see `outlier`
         self._ejections = 0  # records that are ejected
@@ -71,7 +71,6 @@ class Endpoint:
         self._penalty_at = 0.0
         self.warmth = 1.0  # as of the last `settle`: the share of calls that it gets, of what it would get for good
         self._warm_at = 0.0
-        self._idle: list[asyncio.Future[None]] = []  # who waits for the last call to end
         self.models: dict[ModelKey, bool] = {}  # of the models that variants use: ready at the last probe?
         self.probed: dict[ModelKey, str] = {}  # by inferences: why a model is not usable, or ""; see `inference_probe`
         self.remembered: dict[ModelKey, KnownModel] = {}  # the one known longest comes first; see `known`
@@ -168,7 +167,7 @@ class Endpoint:
         """
         if self.state is not other.state:
             return _PREFERENCE[self.state] < _PREFERENCE[other.state]
-        mine, its = self._in_flight + self._penalty, other._in_flight + other._penalty
+        mine, its = self.in_flight + self._penalty, other.in_flight + other._penalty
         record, peer = self.records.get(key), other.records.get(key)
         if record is None or peer is None:
             return mine < its
@@ -208,31 +207,6 @@ class Endpoint:
         """Another number means that it, or a model of it, may have been started again."""
         return self._lives + self.connection.losses
 
-    @property
-    def in_flight(self) -> int:
-        return self._in_flight
-
-    def begin(self) -> None:
-        """Count one call, which must `end`."""
-        self._in_flight += 1
-
-    def end(self) -> None:
-        self._in_flight -= 1
-        if not self._in_flight:
-            for waiter in self._idle:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._idle.clear()
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Count one call for as long as the block runs."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
-
     def close(self) -> None:
         """Take no more calls, for good: who still knows this endpoint began before the config changed."""
         self.state = State.DOWN
@@ -240,11 +214,9 @@ class Endpoint:
         self.forget()
 
     async def wait_idle(self) -> None:
-        """Return when no call is in flight."""
-        if self._in_flight:
-            waiter = asyncio.get_running_loop().create_future()
-            self._idle.append(waiter)
-            await waiter
+        """Return soon after the last call in flight has ended."""
+        while self.in_flight:  # noqa: ASYNC110  (to tell who waits would cost every call, and endpoints go rarely)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def suspect(self, reason: str) -> None:
         """It is in doubt as a whole until a probe has asked it, which comes soon."""

@@ -323,6 +323,13 @@ def rename_request(
 rename_response = rename_request  # fields 1 to 3 are the same in requests and responses
 
 
+def as_asked(body: bytes, head: Head, model_name: str, id: str | None) -> bytes:
+    """An answer with the model's name and the id that its caller used. id: None if the answer has it."""
+    if id is None and head.model_name == model_name:
+        return body
+    return rename_response(body, head, model_name=model_name, id=id)
+
+
 def peek_stream_response(body: Buffer) -> StreamHead:
     """Read the head of a ModelStreamInferResponse.
 

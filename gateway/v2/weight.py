@@ -69,12 +69,16 @@ def weigh(body: bytes, parts: Parts, most: int = MOST) -> int:
     return _weigh(body, 0, len(body), parts, most)
 
 
-def is_brief(body: bytes, parts: Parts) -> bool:
-    """May the message be parsed on the event loop, where all calls wait for it?"""
+def maybe_brief(body: bytes, parts: Parts) -> int | None:
+    """The weight of a message that may be parsed on the event loop, where all calls wait for it.
+
+    returns: None if it weighs more than BRIEF; no more of it is read than shows that.
+    :raises MalformedMessage: as `weigh`.
+    """
     try:
-        return weigh(body, parts, BRIEF) <= BRIEF
+        return weigh(body, parts, BRIEF)
     except TooHeavy:
-        return False
+        return None
 
 
 def weight_of_texts(named: Iterable[Any], raw: Iterable[bytes]) -> int:

@@ -70,7 +70,7 @@ def test_the_last_attempt_is_kept_for_a_variant_on_the_same_endpoint() -> None:
     big, small = variant("big", "gpus"), variant("small", "gpus")
     shared.endpoints[0].models = {(big.model, ""): True, (small.model, ""): True}
     shared.endpoints[1].models = {(big.model, ""): True, (small.model, ""): False}
-    shared.endpoints[1].begin()  # so that `big` begins at `a`
+    shared.endpoints[1].in_flight += 1  # so that `big` begins at `a`
     attempts = Attempts(Plan((big, small), "split"), {"gpus": shared}, 2)
     assert trail(attempts, OVERLOADED) == ["big@a:split", "small@a:fallback"]
 

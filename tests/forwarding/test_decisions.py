@@ -58,6 +58,19 @@ def test_a_decision_is_shared_by_requests_with_one_head(inference: Inference) ->
     assert inference.decision(said(), inference.requests.peek(request())) is not first
 
 
+def test_routing_is_asked_once_about_a_request_that_has_no_likes(
+    current: CurrentTopology, inference: Inference
+) -> None:
+    """Its draw is part of the decision; of those that are alike each has its own."""
+    variants = (Variant("a", "u", "m"), Variant("b", "u", "m"))
+    route = Route("m", variants, Split((("a", 0.5), ("b", 0.5))))
+    current.now = Topology(Routes([route]), {})
+    alone, alike = (inference.decision(said(), inference.requests.peek(request(id))).plan for id in ("7", ""))
+    assert alone is not None
+    assert alone.reason == "split"
+    assert alike is None
+
+
 def test_nothing_is_kept_of_requests_that_have_no_likes(inference: Inference) -> None:
     """Else callers could make the gateway keep what they like, and as much of it."""
     one = said()

@@ -136,6 +136,14 @@ def asked_for(id: str, value: bytes = b"y") -> bytes:
     ).SerializeToString()
 
 
+def test_the_attempt_is_reported_before_the_end_of_those_whom_it_answers() -> None:
+    world = SharingWorld()
+    for _ in range(2):
+        world.ask(request())
+    world.answer()
+    assert world.hooks.ends == ["attempt", "call", "call"]
+
+
 def test_an_identical_request_in_flight_is_waited_for_and_one_after_it_is_answered_from_memory() -> None:
     world = SharingWorld()
     _, first = world.ask(request(id="one"), [("x-request-id", "r1")])

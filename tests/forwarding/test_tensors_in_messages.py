@@ -19,6 +19,7 @@ from gateway.forwarding.messages import (
     build_response,
     parse_request,
     parse_response,
+    read_response,
     tensors_of,
 )
 from gateway.steps import DATATYPES, WrongAnswer, datatype_of, dtype_of
@@ -219,6 +220,8 @@ def _answer_of_wrong_size() -> bytes:
 
 
 @pytest.mark.parametrize("body", [b"\xff", _answer_of_wrong_size()], ids=["no message", "wrong size"])
-def test_an_upstreams_bad_answer_is_not_called_the_callers_fault(body: bytes) -> None:
+async def test_an_upstreams_bad_answer_is_not_called_the_callers_fault(body: bytes) -> None:
     with pytest.raises(WrongAnswer):
         parse_response(body)
+    with pytest.raises(WrongAnswer):
+        await read_response(body)

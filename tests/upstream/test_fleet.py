@@ -77,12 +77,12 @@ async def test_every_endpoint_is_probed_and_its_change_told(
 async def test_an_endpoint_that_stays_keeps_its_connection_state_and_calls(fleet: Fleet, network: Network) -> None:
     before = fleet.apply({"main": network.upstream("a", "b")})["main"]
     await fleet.wait_first_probes(5)
-    before.endpoints[0].begin()
+    before.endpoints[0].in_flight += 1
     after = fleet.apply({"main": network.upstream("c", "a", models=("m", "n"))})["main"]
     assert after.endpoints[1] is before.endpoints[0]
     assert (after.endpoints[1].state, after.endpoints[1].in_flight) == (State.READY, 1)
     assert network.addresses == ["a", "b", "c"]
-    after.endpoints[1].end()
+    after.endpoints[1].in_flight -= 1
 
 
 async def test_an_endpoint_whose_certificate_changed_is_dialled_anew(fleet: Fleet, network: Network) -> None:
@@ -123,12 +123,12 @@ async def test_a_removed_endpoint_is_closed_once_its_calls_have_ended(
 ) -> None:
     monkeypatch.setattr(fleet_module, "_LINGER_SECONDS", 0.0)
     endpoint = fleet.apply({"main": network.upstream("a", "b")})["main"].endpoints[0]
-    endpoint.begin()
+    endpoint.in_flight += 1
     fleet.apply({"main": network.upstream("b")})
     await asyncio.sleep(0.01)
     assert network.open == ["a", "b"]
-    endpoint.end()
-    await asyncio.sleep(0.01)
+    endpoint.in_flight -= 1
+    await asyncio.sleep(0.1)
     assert network.open == ["b"]
     assert not endpoint.can_serve("m", "")
 
@@ -136,7 +136,7 @@ async def test_a_removed_endpoint_is_closed_once_its_calls_have_ended(
 async def test_leaving_closes_everything_at_once_even_what_lingers(network: Network) -> None:
     async with Fleet(lambda _: None) as fleet:
         endpoint = fleet.apply({"main": network.upstream("a", "b")})["main"].endpoints[0]
-        endpoint.begin()
+        endpoint.in_flight += 1
         fleet.apply({"main": network.upstream("b")})
     assert network.open == []
 
@@ -211,8 +211,9 @@ async def test_what_a_sequence_needs_is_dialled_once_and_kept_until_it_is_not_ne
         assert endpoint.state is State.READY
         now = endpoint.needed_at
         fleet._release(now + 9)
-        with endpoint.busy():
-            fleet._release(now + 11)
+        endpoint.in_flight += 1
+        fleet._release(now + 11)
+        endpoint.in_flight -= 1
         assert fleet.outside("main") == [endpoint]
         fleet._release(now + 11)
         assert (fleet.outside("main"), left) == ([], [address])

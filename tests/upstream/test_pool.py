@@ -80,7 +80,7 @@ def test_at_most_half_of_a_pool_is_ejected_and_never_the_last_that_can_serve() -
 def test_a_fast_failure_weighs_like_a_call_in_flight() -> None:
     now = 10.0
     of = Pool("main", pool(READY, READY).endpoints, clock=lambda: now)
-    of.endpoints[0].begin()
+    of.endpoints[0].in_flight += 1
     failed(of, 1, 3, now, OVERLOADED)
     assert set(picks(of, 30)) == {"a"}
     assert not of.endpoints[1].is_ejected("m", "")
@@ -124,7 +124,7 @@ def test_of_two_servers_of_which_one_fails_every_call_at_once_hardly_any_call_fa
         now, caller = heapq.heappop(ends)
         endpoint = doing.pop(caller, None)
         if endpoint is not None:
-            endpoint.end()
+            endpoint.in_flight -= 1
             late += now > 2
             if endpoint is good:
                 endpoint.succeeded("m", "", now)
@@ -132,7 +132,7 @@ def test_of_two_servers_of_which_one_fails_every_call_at_once_hardly_any_call_fa
                 failures += now > 2
                 of.failed(endpoint, "m", "", INTERNAL, now)
         endpoint = doing[caller] = of.maybe_pick("m", "") or good
-        endpoint.begin()
+        endpoint.in_flight += 1
         heapq.heappush(ends, (now + (0.01 if endpoint is good else 0.0005), caller))
     assert late > 40_000
     assert failures <= late / 1000
@@ -158,7 +158,7 @@ class Simulated:
         while self._ends[0][0] < until:
             self.now, caller, number, took = heapq.heappop(self._ends)
             if number >= 0:
-                endpoints[number].end()
+                endpoints[number].in_flight -= 1
                 self.times.append(took)
                 if number in self.refuses:
                     self.pool.failed(endpoints[number], "m", "", OVERLOADED, self.now)
@@ -167,7 +167,7 @@ class Simulated:
             picked = self.pool.maybe_pick("m", "")
             assert picked is not None
             number = endpoints.index(picked)
-            picked.begin()
+            picked.in_flight += 1
             self.calls[number] += 1
             took = self.takes[number] * random.uniform(0.8, 1.2)
             heapq.heappush(self._ends, (self.now + took, caller, number, took))
@@ -251,7 +251,7 @@ def test_a_pool_that_is_all_new_is_least_loaded_as_ever() -> None:
     for endpoint, calls in zip(of.endpoints, (2, 1, 3), strict=True):
         endpoint.warm_up(now)
         for _ in range(calls):
-            endpoint.begin()
+            endpoint.in_flight += 1
     assert set(picks(of, 50)) == {"b"}
 
 
@@ -266,7 +266,7 @@ def test_the_least_loaded_endpoint_is_picked() -> None:
     loaded = pool(READY, READY, READY)
     for endpoint, calls in zip(loaded.endpoints, (2, 1, 3), strict=True):
         for _ in range(calls):
-            endpoint.begin()
+            endpoint.in_flight += 1
     assert set(picks(loaded, 6)) == {"b"}
 
 
@@ -284,7 +284,7 @@ PREFERENCE = {
 def test_a_better_state_is_preferred_to_less_load(states: tuple[State, ...], picked: str) -> None:
     of = pool(*states)
     for _ in range(9):
-        of.endpoints[0].begin()
+        of.endpoints[0].in_flight += 1
     assert set(picks(of, 4)) == {picked}
     assert of.is_available("m", "") is (picked != "-")
 

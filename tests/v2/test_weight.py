@@ -9,12 +9,12 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import MalformedMessage
 from gateway.forwarding import messages
-from gateway.forwarding.messages import parse_request, tensors_of
+from gateway.forwarding.messages import parse_response, read_request, tensors_of
 from gateway.steps import WrongAnswer
 from gateway.v1 import prediction_pb2
 from gateway.v2 import weight
 from gateway.v2.peek import fields
-from gateway.v2.weight import BRIEF, FIELD, MOST, PREDICT_REQUEST, TEXT, V2_REQUEST, TooHeavy, is_brief, weigh
+from gateway.v2.weight import BRIEF, FIELD, MOST, PREDICT_REQUEST, TEXT, V2_REQUEST, TooHeavy, maybe_brief, weigh
 
 
 def typed(field: str, values: list[Any]) -> bytes:
@@ -85,10 +85,10 @@ HEAVY = {
 def test_what_weighs_too_much_is_refused(body: bytes, parts: weight.Parts) -> None:
     with pytest.raises(TooHeavy, match="more than 262144 texts, 4194304 numbers in lists or 16384 fields"):
         weigh(body, parts)
-    assert not is_brief(body, parts)
+    assert maybe_brief(body, parts) is None
 
 
-def test_it_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_it_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Parser:
         @staticmethod
         def FromString(_: bytes) -> Any:
@@ -97,9 +97,9 @@ def test_it_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(messages.pb, "ModelInferRequest", Parser)
     monkeypatch.setattr(messages.pb, "ModelInferResponse", Parser)
     with pytest.raises(TooHeavy):
-        parse_request(HEAVY["texts"][0])
+        await read_request(HEAVY["texts"][0])
     with pytest.raises(WrongAnswer, match="holds more than"):
-        messages.parse_response(HEAVY["texts"][0])
+        parse_response(HEAVY["texts"][0])
 
 
 def test_whether_it_is_brief_is_known_from_its_first_fields(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,17 +112,17 @@ def test_whether_it_is_brief_is_known_from_its_first_fields(monkeypatch: pytest.
             yield found
 
     monkeypatch.setattr(weight, "fields", counting)
-    assert not is_brief(HEAVY["texts"][0], V2_REQUEST)
+    assert maybe_brief(HEAVY["texts"][0], V2_REQUEST) is None
     assert seen <= BRIEF // TEXT + 2
 
 
 def test_raw_texts_are_counted_before_one_is_made() -> None:
-    request = pb.ModelInferRequest()
+    answer = pb.ModelInferResponse()
     for number in range(2):  # together too many, and their contents no texts at all
-        request.inputs.add(name=str(number), datatype="BYTES", shape=[MOST // TEXT // 2 + 1])
-        request.raw_input_contents.append(b"\xff" * 4 * (MOST // TEXT // 2 + 1))
-    with pytest.raises(TooHeavy):
-        tensors_of(request.inputs, request.raw_input_contents)
+        answer.outputs.add(name=str(number), datatype="BYTES", shape=[MOST // TEXT // 2 + 1])
+        answer.raw_output_contents.append(b"\xff" * 4 * (MOST // TEXT // 2 + 1))
+    with pytest.raises(WrongAnswer, match="holds more than"):
+        parse_response(answer.SerializeToString())
 
 
 def test_raw_numbers_weigh_nothing() -> None:
@@ -130,7 +130,7 @@ def test_raw_numbers_weigh_nothing() -> None:
     request.inputs.add(name="x", datatype="FP32", shape=[1, 1 << 20])
     request.raw_input_contents.append(bytes(4 << 20))
     body = request.SerializeToString()
-    assert is_brief(body, V2_REQUEST)
+    assert maybe_brief(body, V2_REQUEST) is not None
     assert tensors_of(request.inputs, request.raw_input_contents)["x"].size == 1 << 20
 
 

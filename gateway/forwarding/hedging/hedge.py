@@ -90,7 +90,7 @@ class Hedge:
         self._model.began(now)
         self.attempt, self._sent_at, self._lives = second, now, second.endpoint.lives
         self.place = Place(gate, now) if gate is not None else None
-        second.endpoint.begin()
+        second.endpoint.in_flight += 1
         try:
             client = self.client = self._call.second_request(second)
             client.on_done = self._done
@@ -122,7 +122,7 @@ class Hedge:
     def _leave(self, attempt: Attempt, client: ClientCall | None) -> None:
         """client: that has ended, if it has."""
         self.client = None
-        attempt.endpoint.end()
+        attempt.endpoint.in_flight -= 1
         if self.place is not None:
             was_full = client is not None and found_full(client, attempt.variant.model, self._work.head.id)
             self.place.leave(client, was_full, self._inference.clock())

@@ -76,6 +76,9 @@ class SharedCall(Protocol):
 
     def now(self) -> float: ...
 
+    def tell_answered(self) -> None:
+        """Report that its attempt was answered, if that is not told yet."""
+
     def cancelled(self, code: Code) -> None: ...
 
     def late(self) -> None:
@@ -166,6 +169,7 @@ class Flight(Caller):
 
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
         self._model.landed(self._key, self)
+        self.call.tell_answered()  # before the answer ends the member that hears of it
         served, variant, known = self.call.served, self._variant, self._known
         assert served is not None and variant is not None and known is not None  # noqa: S101, PT018  (it was sent)
         head = peek_response(body)
