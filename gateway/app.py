@@ -42,7 +42,7 @@ from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import ConnectionFull
+from gateway.hooks import ConnectionFull, Watched
 from gateway.memory_watch import MemoryWatch
 from gateway.notifier import Changes
 from gateway.readiness import Readiness
@@ -109,6 +109,7 @@ class Gateway:
         await self._enter_telemetry(exits)
         await self._enter_upstreams(exits)
         self._compose()
+        exits.callback(self._shadows.stop)
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
@@ -160,6 +161,8 @@ class Gateway:
         self._readiness = Readiness(self._catalogue.problems, self._changes)
         inference = Inference(self._topology, self._hooks, sequences)
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
+        self._shadows = inference.shadows
+        self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker = inference.breaker_state
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
@@ -169,6 +172,7 @@ class Gateway:
             collected=self._collected,
             shares=self._shares,
             gates=self._gates,
+            shadows=self._shadows,
             workers=config.workers,
         )
         self._control = Control(self._topology, ControlPolicy(config.server.control))
@@ -181,6 +185,8 @@ class Gateway:
             gates=self._gates,
             shares=self._shares,
             hedges=self._hedges,
+            shadows=self._shadows,
+            disagreements=self._telemetry.disagreements,
             events=self._events,
             pipeline=self._pipeline,
             collected=self._collected,
@@ -196,6 +202,7 @@ class Gateway:
             self._catalogue,
             self._threads,
             gates=self._gates.now,
+            shadows=self._shadows.now,
             breaker=self._breaker,
             memory=self._memory.now,
             listen=lambda: self.listen,
@@ -204,8 +211,16 @@ class Gateway:
             config=self._history.config,
             outside=self._fleet.outside,
         )
-        shown, memory = self.shown.pipelines_now, self._memory.now
-        self._telemetry.watch(shown, self._gates.now, self._shares.now, self._hedges.now, memory)
+        self._telemetry.watch(
+            Watched(
+                self.shown.pipelines_now,
+                self._gates.now,
+                self._shares.now,
+                self._hedges.now,
+                self._shadows.now,
+                self._memory.now,
+            )
+        )
         connections = Connections(self._telemetry.connection_refused)
         admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)

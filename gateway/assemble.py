@@ -19,6 +19,7 @@ from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.hedging import HedgeSettings
+from gateway.forwarding.shadowing import ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
 from gateway.routing import (
     AnyOf,
@@ -102,6 +103,21 @@ def hedges_of(config: Config) -> dict[str, HedgeSettings]:
     """The public models whose slow calls are sent a second time."""
     hedges = {name: model.hedge for name, model in config.models.items()}
     return {name: HedgeSettings(h.quantile, h.after or 0.0) for name, h in hedges.items() if h is not None}
+
+
+def shadows_of(config: Config, routes: Routes) -> dict[str, tuple[ShadowSettings, ...]]:
+    """The public models of whose calls other variants get copies."""
+    found = {}
+    for name, model in config.models.items():
+        route = routes.public.get(name)
+        if route is None or not model.shadow:
+            continue
+        variants = {variant.name: variant for variant in route.variants}
+        found[name] = tuple(
+            ShadowSettings(variants[shadow], each.compare.comparison(), each.share, each.in_flight, each.timeout)
+            for shadow, each in model.shadow.items()
+        )
+    return found
 
 
 def admission_of(config: Config) -> AdmissionSettings:

@@ -7,7 +7,7 @@ expensive to make; nobody changes it. It writes its `__init__` itself, since onl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -314,6 +314,20 @@ class HedgesNow:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowNow:
+    """What became of the copies of one public model's requests at one variant, since its settings are in force."""
+
+    model: str
+    variant: str
+    results: Mapping[str, int]  # by a word of `forwarding.shadowing`
+    dropped: Mapping[str, int]  # by reason
+    wrong: int  # answers of the shadow with NaN or infinity
+    wrong_here: int  # answers to callers with them, of those that were compared
+    seconds: float  # that its answers took, in all
+    measures: Mapping[str, float]  # the mean of each measure of the comparison
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryNow:
     """The memory of the container, or of this process where nothing limits it, and what is done about it."""
 
@@ -322,6 +336,18 @@ class MemoryNow:
     used: int  # bytes
     limit: int
     resets: int  # connections closed on account of it, since the start
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What telemetry asks at each reading. All are called from any thread."""
+
+    pipelines: Callable[[], PipelinesNow]
+    gates: Callable[[], Sequence[GateNow]] = tuple
+    shares: Callable[[], Sequence[SharedNow]] = tuple
+    hedges: Callable[[], Sequence[HedgesNow]] = tuple
+    shadows: Callable[[], Sequence[ShadowNow]] = tuple
+    memory: Callable[[], MemoryNow] | None = None
 
 
 class CallObserver(Protocol):

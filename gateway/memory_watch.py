@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from gateway.container import Memory, give_memory_back
 from gateway.forwarding.admission import Gates
+from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.hooks import MemoryNow
 from gateway.ladder import FROM, REFUSED, Step, step_of
@@ -45,13 +46,21 @@ class MemoryWatch:
     """One worker's."""
 
     def __init__(
-        self, read: Callable[[], Memory], *, collected: Budget, shares: Shares, gates: Gates, workers: int = 1
+        self,
+        read: Callable[[], Memory],
+        *,
+        collected: Budget,
+        shares: Shares,
+        gates: Gates,
+        shadows: Shadows,
+        workers: int = 1,
     ) -> None:
         """read: what is in use now; raises OSError or ValueError if that can't be told. workers: that share it."""
         self._read = read
         self._collected = collected
         self._shares = shares
         self._gates = gates
+        self._shadows = shadows
         self._workers = workers
         self._connections: Connections
         self._step = self._told = Step.NORMAL
@@ -107,6 +116,7 @@ class MemoryWatch:
     def _change(self, step: Step) -> None:
         self._collected.is_sparing = step >= Step.SPARING
         self._gates.is_shedding = step >= Step.SHEDDING
+        self._shadows.is_saving = step >= Step.SPARING
         self._connections.close_to_new(step >= Step.SHEDDING)
 
     def _tell(self, step: Step) -> None:

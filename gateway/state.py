@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import GateNow, MemoryNow, PipelinesNow
+from gateway.hooks import GateNow, MemoryNow, PipelinesNow, ShadowNow
 from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
@@ -29,6 +29,7 @@ class WorkerState:
         threads: Threads,
         *,
         gates: Callable[[], Sequence[GateNow]],
+        shadows: Callable[[], Sequence[ShadowNow]],
         breaker: Callable[[str, str], str],
         memory: Callable[[], MemoryNow],
         listen: Callable[[], str],
@@ -39,6 +40,7 @@ class WorkerState:
     ) -> None:
         """
         gates:    the limits in force.
+        shadows:  what became of copies.
         breaker:  what the breaker of a model's variant does.
         memory:   how it stands.
         listen:   the address for calls.
@@ -53,6 +55,7 @@ class WorkerState:
         self._catalogue = catalogue
         self._threads = threads
         self._gates = gates
+        self._shadows = shadows
         self._breaker = breaker
         self._memory = memory
         self._listen = listen
@@ -88,6 +91,7 @@ class WorkerState:
             },
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
+            "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
             "memory": _memory_state(self._memory()),
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "subsets": {
@@ -143,6 +147,19 @@ def _route_state(route: Route, topology: Topology, breaker: Callable[[str, str],
             }
             for v in route.variants
         },
+    }
+
+
+def _shadow_state(shadow: ShadowNow) -> Mapping[str, object]:
+    answered = sum(shadow.results.values()) - shadow.results["failed"]
+    return {
+        "model": shadow.model,
+        "variant": shadow.variant,
+        "results": shadow.results,
+        "dropped": shadow.dropped,
+        "mean_seconds": round(shadow.seconds / answered, 6) if answered else None,
+        "mean_measures": {name: round(value, 6) for name, value in shadow.measures.items()},
+        "not_finite": shadow.wrong,
     }
 
 

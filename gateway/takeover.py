@@ -8,7 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from gateway.assemble import admission_of, hedges_of, memory_of, merges_of, names_of, routes_of, shares_of, upstreams_of
+from gateway.assemble import (
+    admission_of,
+    hedges_of,
+    memory_of,
+    merges_of,
+    names_of,
+    routes_of,
+    shadows_of,
+    shares_of,
+    upstreams_of,
+)
 from gateway.config import Config, Finding, Loaded
 from gateway.container import memory_limit
 from gateway.event_log import EventLog
@@ -16,6 +26,7 @@ from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.pipelines import PipelineModel
+from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
@@ -24,6 +35,7 @@ from gateway.rpc.budget import Budget
 from gateway.steps import Pipeline
 from gateway.steps.budget import MEMORY
 from gateway.telemetry.capture import Captures
+from gateway.telemetry.disagreements import Disagreements
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.fleet import Fleet
 
@@ -47,6 +59,8 @@ class Takeover:
         gates: Gates,
         shares: Shares,
         hedges: Hedges,
+        shadows: Shadows,
+        disagreements: Disagreements,
         events: EventLog,
         pipeline: PipelineMaker,
         collected: Budget,
@@ -64,6 +78,8 @@ class Takeover:
         self._gates = gates
         self._shares = shares
         self._hedges = hedges
+        self._shadows = shadows
+        self._disagreements = disagreements
         self._events = events
         self._pipeline = pipeline
         self._collected = collected
@@ -112,6 +128,8 @@ class Takeover:
         self._gates.apply(admission_of(config), time.monotonic())
         self._shares.apply(shares_of(config))
         self._hedges.apply(hedges_of(config))
+        self._shadows.apply(shadows_of(config, routes))
+        self._disagreements.apply(config)
         self._events.config_in_force(loaded, notices)
         self._changed()
 

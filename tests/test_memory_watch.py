@@ -12,8 +12,11 @@ import pytest
 from gateway.container import Memory
 from gateway.errors import Overloaded
 from gateway.forwarding.admission import AdmissionSettings, Gates
+from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.memory_watch import MemoryWatch
+from gateway.routing import Routes
 from gateway.rpc.budget import SMALL_MESSAGE, Budget
 from gateway.rpc.codes import CallFailed
 from gateway.steps.budget import MEMORY
@@ -47,7 +50,10 @@ class Worker:
         self.connections = Connections()
         self.gates = Gates()
         self.gates.apply(AdmissionSettings(priority="x-priority"), 0.0)
-        self.watch = MemoryWatch(self._read, collected=self.collected, shares=Shares(), gates=self.gates)
+        shadows = Shadows(CurrentTopology(Topology(Routes(), {})), self.gates)
+        self.watch = MemoryWatch(
+            self._read, collected=self.collected, shares=Shares(), gates=self.gates, shadows=shadows
+        )
         self.watch.watch(self.connections)
 
     def _read(self) -> Memory:

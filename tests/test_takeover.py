@@ -13,6 +13,7 @@ from gateway.config import Config, Loaded
 from gateway.event_log import EventLog
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.hedging import Hedges
+from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
@@ -21,6 +22,7 @@ from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.takeover import Takeover
 from gateway.telemetry.capture import Captures
+from gateway.telemetry.disagreements import Disagreements
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.fleet import Fleet
 
@@ -53,6 +55,8 @@ class World(NoHooks):
             gates=Gates(),
             shares=Shares(),
             hedges=Hedges(),
+            shadows=Shadows(self.topology, Gates()),
+            disagreements=Disagreements("0"),
             events=EventLog(self),
             pipeline=UNUSED,
             collected=Budget(1 << 20, "answers"),

@@ -73,7 +73,7 @@ class Relay:
         A server that takes few calls at once must not wait for a slow caller's request while others wait for it.
         """
         topology, inference = self._topology.now, self._inference
-        if model in topology.pipelines or model in inference.shares.table:
+        if model in topology.pipelines or model in inference.shares.table or model in inference.shadows.table:
             return True
         limited = inference.gates.table
         route = topology.routes.public.get(model) if limited else None

@@ -230,6 +230,7 @@ def _references(at: Path, model: Model, variants: Sequence[str]) -> Iterator[Pro
     named: list[tuple[Path, str]] = [((*at, "split", name), name) for name in model.split or ()]
     named += [((*at, "fallback", index), name) for index, name in enumerate(model.fallback or ())]
     named += [((*at, "rules", index, "variant"), rule.variant) for index, rule in enumerate(model.rules)]
+    named += [((*at, "shadow", name), name) for name in model.shadow]
     for path, name in named:
         if name not in variants:
             yield Problem(path, f"no variant '{name}'", known(variants, name))

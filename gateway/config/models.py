@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from gateway.config.section import Section
+from gateway.config.shadowing import MOST, Shadow
 from gateway.config.units import (
     GIB,
     HOURS,
@@ -454,6 +455,13 @@ class Model(Section):
         default=None,
         description="Give identical requests one answer. `share: {}` lets a request wait for an identical one in "
         "flight; with `cache` answers are remembered. Never for sequences, streams and shared memory.",
+    )
+    shadow: Mapping[Name, Shadow] = Field(
+        default_factory=dict,
+        max_length=MOST,
+        description="Variants that get copies of calls, whose answers are compared with the callers' "
+        "(docs/experiments.md). Not of sequences and not where tensors are in shared memory.",
+        examples=[{"int8": {"share": 0.1}}],
     )
     pipeline: PipelineSpec | None = Field(
         default=None, description="Pre-processing, calls of other public models and post-processing behind this name."

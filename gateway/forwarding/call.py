@@ -10,7 +10,7 @@ Whatever has a say in a call has its place in that life:
     beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
                        `_send`, where a `Hedge` may go to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
-    after              `_end`, whatever the end was
+    after              `_reply`, whose answer `Shadows` compare with another variant's; `_end`, whatever the end was
 
 Who gets the answer is a `Caller`. A message that is here whole is kept until it is answered, so that it
 can be sent again; a larger one is passed on as it arrives, as is a large answer.
@@ -31,11 +31,13 @@ from gateway.forwarding.backoff import pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller, PartsCaller
+from gateway.forwarding.exchange import request_for
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
-from gateway.forwarding.inference import Decision, Inference, Work, request_for, why_not
+from gateway.forwarding.inference import Decision, Inference, Work, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
+from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
@@ -88,6 +90,7 @@ class Call:
     _sharing: Sharing | None = None  # if it may get an answer that is not its own alone
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
+    _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -128,6 +131,8 @@ class Call:
             return
         try:
             work = self._work = inference.begin(decision, self._observer)
+            if inference.shadows.table and self._large is None and work.sequence is None:
+                self._shadows = inference.shadows.drawn(work.route.model)
             if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
@@ -187,7 +192,7 @@ class Call:
         request = request_for(variant, self.body, self.head, id=id) if large is None else b""
         client = self._client = connection.call(_PATH, self._fields, self._caller.deadline)
         client.on_done = self._upstream_done
-        if self._parts is not None:
+        if self._parts is not None and not self._shadows:
             client.on_front = self._answer_front
         if large is None:
             client.request = request
@@ -302,6 +307,9 @@ class Call:
         self._answered_bytes = len(body)
         trailing = self._trailing(client, head.model_version)
         self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
+        if self._shadows and self.served is not None:
+            passed = self._caller.metadata.passed
+            self._inference.shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body)
         self._end(OK, "")
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
@@ -453,6 +461,7 @@ class Call:
         call._is_reported = False
         call._leads = call._observer = self._work.observer = flight
         call._work = self._work
+        call._shadows = self._shadows
         return call
 
     def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:

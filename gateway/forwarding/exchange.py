@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from gateway.deadline import Deadline
 from gateway.forwarding.caller import NO_METADATA, CallerMetadata
-from gateway.types import Metadata, Served
+from gateway.types import Metadata, Served, Variant
+from gateway.v2.peek import Head, rename_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,12 @@ class Reply:
     trailing: Metadata
     served: Served
     timings: Timings | None = None  # None unless a pipeline answered
+
+
+def request_for(variant: Variant, body: bytes, head: Head, *, id: str | None = None, extra: bytes = b"") -> bytes:
+    """The request as this variant's Triton must see it."""
+    if variant.model == head.model_name and variant.version in ("", head.model_version) and id is None and not extra:
+        return body
+    return rename_request(
+        body, head, model_name=variant.model, model_version=variant.version or None, id=id, extra=extra
+    )

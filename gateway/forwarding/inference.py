@@ -34,6 +34,7 @@ from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
+from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import (
@@ -72,7 +73,6 @@ from gateway.v2.peek import (
     KnownHeads,
     peek_request,
     peek_response,
-    rename_request,
 )
 from gateway.v2.versions import maybe_version, read_version
 
@@ -166,6 +166,7 @@ class Inference:
         self.gates = Gates()
         self.shares = Shares()
         self.hedges = Hedges()
+        self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -616,15 +617,6 @@ class Inference:
         if remaining <= 0:
             raise DeadlineExceeded("The deadline passed before an answer came.")
         return remaining
-
-
-def request_for(variant: Variant, body: bytes, head: Head, *, id: str | None = None, extra: bytes = b"") -> bytes:
-    """The request as this variant's Triton must see it."""
-    if variant.model == head.model_name and variant.version in ("", head.model_version) and id is None and not extra:
-        return body
-    return rename_request(
-        body, head, model_name=variant.model, model_version=variant.version or None, id=id, extra=extra
-    )
 
 
 def why_not(work: Work, variant: str) -> str:

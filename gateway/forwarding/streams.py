@@ -21,8 +21,8 @@ from gateway.errors import GatewayError, MalformedMessage, SequenceLost, Upstrea
 from gateway.forwarding.answer_order import AnswerOrder, HeldBytes
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
-from gateway.forwarding.exchange import Request
-from gateway.forwarding.inference import Inference, Work, request_for, served_by
+from gateway.forwarding.exchange import Request, request_for
+from gateway.forwarding.inference import Inference, Work, served_by
 from gateway.forwarding.metadata import echoed, served_trailers
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.upstream_streams import Message, StreamOwner, UpstreamStream, UpstreamStreams
@@ -41,6 +41,7 @@ from gateway.v2.peek import (
     has_entry,
     maybe_id,
     parameters_of,
+    rename_response,
     rename_stream_response,
     stream_error,
     stream_response,
@@ -294,7 +295,10 @@ class StreamSession(StreamOwner):
             self._start_pipeline(message, pipeline)
             return
         try:
-            message.work = inference.begin(decided, observer)
+            work = message.work = inference.begin(decided, observer)
+            if inference.shadows.table and work.sequence is None:
+                message.shadows = inference.shadows.drawn(work.route.model)
+                message.copied = body if message.shadows else b""
             self._send(message)
         except GatewayError as error:
             self._fail_message(message, error)
@@ -445,7 +449,15 @@ class StreamSession(StreamOwner):
             self._answer(message, None, last=True, code=code, text=text)
             return
         renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.id)
+        if last and message.shadows and not message.answers and code is Code.OK:
+            self._copy(message, rename_response(body, response))
         self._answer(message, renamed, last=last, in_turn=last and not is_closing, code=code, text=text)
+
+    def _copy(self, message: Message, answer: bytes) -> None:
+        """Send copies of a message that has one answer to its model's shadows."""
+        assert message.served is not None  # noqa: S101  (it has been answered)
+        passed, variant = self._opening.metadata.passed, message.served.variant
+        self._inference.shadows.answered(message.shadows, variant, message.copied, message.head, passed, answer)
 
     def _report_attempt(self, message: Message) -> tuple[Code, str]:
         """Report an attempt after its last answer; it failed if one of its answers was an error."""

@@ -20,6 +20,7 @@ from typing import Final
 from gateway.forwarding.answer_order import OrderedRequest
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.inference import Work
+from gateway.forwarding.shadowing import ModelShadow
 from gateway.hooks import CallObserver
 from gateway.status import Code, Origin, Verdict
 from gateway.types import Metadata, Served
@@ -48,6 +49,8 @@ class Message(OrderedRequest):
     callers_fault = False  # the message failed by its caller's fault, although the code does not say so
     failed: tuple[CallFailed, Verdict] | None = None  # the first error among its answers that was not the last answer
     key = ""  # the id that it has upstream
+    shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
+    copied: bytes = b""  # the message, if there are shadows
 
     def __init__(self, body: bytes, head: Head, observer: CallObserver) -> None:
         self.body: bytes | None = body  # None once an answer has come: the message can't be sent again

@@ -68,16 +68,22 @@ def _entry_points() -> dict[str, str]:
 
 
 def _load(name: str, where: str) -> AnyStep:
-    module, _, attribute = where.partition(":")
     right = "a subclass of gateway.steps.Step, as module:attribute, with params_type set"
     try:
-        found = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        found = find_attribute(where)
     except BaseException as exc:  # a user's module may raise anything when it is imported, `SystemExit` too
         raise UnknownStep(f"step '{name}' cannot be imported: {one_line(exc)}", right) from exc
     if not (isinstance(found, type) and issubclass(found, Step) and _is_params(getattr(found, "params_type", None))):
         raise UnknownStep(f"step '{name}' is not a step", right)
+    return found
+
+
+def find_attribute(where: str) -> Any:
+    """What `module:attribute` names. Raises whatever the import does."""
+    module, _, attribute = where.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
     return found
 
 

@@ -10,23 +10,18 @@ A file has one JSON object per line; docs/metrics.md lists its fields, and `repl
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import logging
 import os
 import queue
 import random
-import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import IO, Any
-from urllib.parse import quote
+from typing import Any
 
-import fsspec
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
@@ -34,16 +29,16 @@ from gateway.config.serving import Capture
 from gateway.forwarding.metadata import REPLAYED
 from gateway.forwarding.topology import Take
 from gateway.hooks import CallStarted
+from gateway.telemetry.ring import Ring, RingSettings
 from gateway.v2.shapes import ImpossibleShape, elements_of
 
 _log = logging.getLogger(__name__)
 
 _WAITING_BYTES = 64 << 20  # bytes of requests that the thread has not written; further requests are dropped
 _IDLE_SECONDS = 1.0  # between two checks whether a file is old enough to be closed
-_QUIET_SECONDS = 10.0  # after a failed write, until the next one
 _STOP_SECONDS = 5.0  # for the last writes at the end; an object store that hangs must not hold up a drained process
 
-Job = tuple["_Ring", CallStarted, bytes, datetime]
+Job = tuple["_Kept", CallStarted, bytes, datetime]
 
 
 class Captures:
@@ -53,8 +48,8 @@ class Captures:
         """worker: unique among the processes of this host, for file names. draw: a number in [0, 1)."""
         self._writer = f"{socket.gethostname()}-{os.getpid()}-{worker}"
         self._draw = draw
-        self._rings: Mapping[str, _Ring] = {}
-        self._jobs: queue.SimpleQueue[Job | _Ring | None] = queue.SimpleQueue()
+        self._rings: Mapping[str, _Kept] = {}
+        self._jobs: queue.SimpleQueue[Job | _Kept | None] = queue.SimpleQueue()
         self._handed = 0  # bytes given to the thread; only the event loop's thread counts
         self._done = 0  # bytes that the thread has finished; only that thread counts
         self._dropped = 0
@@ -77,7 +72,7 @@ class Captures:
         old, self._rings = self._rings, {}
         for each in settings:
             kept = old.get(each.model)
-            self._rings[each.model] = kept if kept and kept.settings == each else _Ring(each, self._writer)
+            self._rings[each.model] = kept if kept and kept.settings == each else _Kept(each, self._writer)
         for ring in old.values():
             if ring not in self._rings.values():
                 self._jobs.put(ring)
@@ -86,7 +81,7 @@ class Captures:
             self._thread.start()
         return {model: self._taker(ring) for model, ring in self._rings.items()}
 
-    def _taker(self, ring: _Ring) -> Take:
+    def _taker(self, ring: _Kept) -> Take:
         share, most = ring.settings.share, ring.settings.max_bytes
 
         def take(call: CallStarted, body: bytes) -> None:
@@ -108,114 +103,42 @@ class Captures:
         self._dropped += 1
 
     def _run(self) -> None:
-        rings: set[_Ring] = set()
+        rings: set[_Kept] = set()
         while True:
             try:
                 job = self._jobs.get(timeout=_IDLE_SECONDS)
             except queue.Empty:
-                for ring in rings:
-                    ring.close_if_old()
+                for kept in rings:
+                    kept.ring.close_if_old()
                 continue
             if job is None:
                 break
-            if isinstance(job, _Ring):
-                job.close()
+            if isinstance(job, _Kept):
+                job.ring.close()
                 rings.discard(job)
                 continue
-            ring, call, body, at = job
-            rings.add(ring)
-            ring.write(call, body, at)
+            kept, call, body, at = job
+            rings.add(kept)
+            kept.write(call, body, at)
             self._done += len(body)
-        for ring in rings:
-            ring.close()
+        for kept in rings:
+            kept.ring.close()
 
 
-class _Ring:
-    """The files of one model: when the last one is full or old, a new one begins, and the oldest is deleted.
-
-    All writers of a folder share one ring, since all of its files count. Only the thread uses it.
-    """
+class _Kept:
+    """What is kept of one model."""
 
     def __init__(self, settings: Capture, writer: str) -> None:
         self.settings = settings
-        self._writer = writer
-        self._name = quote(settings.model, safe="")
-        self._ours = re.compile(rf"{re.escape(self._name)}-\d{{8}}T\d{{12}}Z-.*\.jsonl")
-        self._file: IO[bytes] | None = None
-        self._path = ""  # of the open file, on its file system
-        self._written = 0
-        self._opened_at = 0.0
-        self._quiet_until = 0.0
+        each = settings
+        self.ring = Ring(
+            RingSettings("capture", each.model, each.directory, each.file_bytes, each.file_age, each.files), writer
+        )
 
     def write(self, call: CallStarted, body: bytes, at: datetime) -> None:
-        """Add one request. A folder that can't be written to is logged, and tried again after some seconds."""
-        if time.monotonic() < self._quiet_until:
-            return
-        line = _line(self.settings, call, body, at)
-        if line is None:
-            return
-        try:
-            file = self._open_file(len(line), at)
-            file.write(line)
-            file.flush()
-            if self._written == 0:
-                self._drop_oldest()  # after the write: a file that can't grow must not cost a full one
-            self._written += len(line)
-        except Exception as error:  # each file system of fsspec raises errors of its own
-            self._broken(error)
-
-    def close_if_old(self) -> None:
-        if time.monotonic() - self._opened_at > self.settings.file_age:
-            self.close()
-
-    def close(self) -> None:
-        """Close the file; an object store shows it only then."""
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                file.close()
-        except Exception as error:
-            self._broken(error)
-
-    def _open_file(self, size: int, at: datetime) -> IO[bytes]:
-        self.close_if_old()
-        if self._file is not None and self._written + size > self.settings.file_bytes:
-            self.close()
-        if self._file is None:
-            fs, folder = fsspec.core.url_to_fs(self.settings.directory)
-            fs.makedirs(folder, exist_ok=True)
-            name = f"{self._name}-{at:%Y%m%dT%H%M%S%f}Z-{self._writer}.jsonl"
-            self._path = f"{folder}/{name}"
-            self._file = fs.open(self._path, "wb")
-            with contextlib.suppress(OSError):  # a file that is not on this host has no mode to set
-                os.fchmod(self._file.fileno(), 0o600)
-            self._written, self._opened_at = 0, time.monotonic()
-        return self._file
-
-    def _drop_oldest(self) -> None:
-        """Delete the oldest files until there are no more than allowed."""
-        fs, folder = fsspec.core.url_to_fs(self.settings.directory)
-        fs.invalidate_cache(folder)
-        names = sorted(path.rpartition("/")[2] for path in fs.ls(folder, detail=False))
-        here = {self._path.rpartition("/")[2]}  # an object store does not list an open file
-        ours = sorted(here.union(name for name in names if self._ours.fullmatch(name)))
-        for name in ours[: max(0, len(ours) - self.settings.files)]:
-            fs.rm_file(f"{folder}/{name}")
-
-    def _broken(self, error: Exception) -> None:
-        """Close the file after a failed write, and delete it if it is empty; a later request tries again."""
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(Exception):  # closing repeats the write that failed
-                file.close()
-            if self._written == 0:
-                with contextlib.suppress(Exception):
-                    fsspec.core.url_to_fs(self.settings.directory)[0].rm_file(self._path)
-        _log.error(
-            "capture: nothing of %s is kept in %s for %g s: %s",
-            *(self.settings.model, self.settings.directory, _QUIET_SECONDS, error),
-        )
-        self._quiet_until = time.monotonic() + _QUIET_SECONDS
+        line = None if self.ring.is_quiet else _line(self.settings, call, body, at)
+        if line is not None:
+            self.ring.write(line, at)
 
 
 def _line(settings: Capture, call: CallStarted, body: bytes, at: datetime) -> bytes | None:

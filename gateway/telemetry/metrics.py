@@ -32,13 +32,10 @@ from gateway.hooks import (
     ConnectionFull,
     EndpointChanged,
     EndpointEjected,
-    GateNow,
-    HedgesNow,
-    MemoryNow,
-    PipelinesNow,
     RetryRefused,
-    SharedNow,
+    ShadowNow,
     StepEnded,
+    Watched,
 )
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
@@ -134,11 +131,7 @@ class Metrics:
         self._ready: dict[str, set[str]] = {}  # usable endpoints by upstream
         self._upstreams: set[str] = set()  # upstreams in the config
         self._certificates: set[str] = set()  # config keys of certificates
-        self._pipelines: Callable[[], PipelinesNow] | None = None
-        self._gates: Callable[[], Sequence[GateNow]] = tuple
-        self._shares: Callable[[], Sequence[SharedNow]] = tuple
-        self._hedges: Callable[[], Sequence[HedgesNow]] = tuple
-        self._memory: Callable[[], MemoryNow] | None = None
+        self._watched: Watched | None = None
         self._counted: dict[tuple[str, ...], int] = {}  # what was told of these last, by name and labels
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
@@ -154,28 +147,27 @@ class Metrics:
             for series in list(self._series.values()):
                 if series.has_moved:
                     series.flush()
-            if self._pipelines is not None:
-                self._tell_now(self._pipelines(), self._gates(), self._shares(), self._hedges())
+            if self._watched is not None:
+                self._tell_now(self._watched)
+                self._tell_shadows(self._watched.shadows())
 
-    def watch(
-        self,
-        pipelines: Callable[[], PipelinesNow],
-        gates: Callable[[], Sequence[GateNow]] = tuple,
-        shares: Callable[[], Sequence[SharedNow]] = tuple,
-        hedges: Callable[[], Sequence[HedgesNow]] = tuple,
-        memory: Callable[[], MemoryNow] | None = None,
-    ) -> None:
-        """Have these asked, from any thread, at each reading."""
-        self._memory = memory
-        self._pipelines, self._gates, self._shares, self._hedges = pipelines, gates, shares, hedges
+    def watch(self, watched: Watched) -> None:
+        """Have these asked at each reading."""
+        self._watched = watched
 
-    def _tell_now(
-        self,
-        now: PipelinesNow,
-        gates: Sequence[GateNow],
-        shares: Sequence[SharedNow],
-        hedges: Sequence[HedgesNow],
-    ) -> None:
+    def _tell_shadows(self, shadows: Sequence[ShadowNow]) -> None:
+        families = self._families
+        for shadow in shadows:
+            names = shadow.model, shadow.variant
+            for result, count in shadow.results.items():
+                self._tell_count(families.shadows, count, *names, result)
+            for reason, count in shadow.dropped.items():
+                self._tell_count(families.shadows_dropped, count, *names, reason)
+            for whose, count in (("shadow", shadow.wrong), ("caller", shadow.wrong_here)):
+                self._tell_count(families.not_finite, count, *names, whose)
+
+    def _tell_now(self, watched: Watched) -> None:
+        now = watched.pipelines()
         told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
         for step in now.steps:
             told["running", step.pipeline, step.step] = step.running
@@ -183,26 +175,26 @@ class Metrics:
             told["oldest", step.pipeline, step.step] = step.oldest
         for model, faults in now.faults.items():
             told["faults", model] = faults
-        for gate in gates:
+        for gate in watched.gates():
             told["limit", gate.upstream, gate.model] = gate.limit
             told["limited", gate.upstream, gate.model] = gate.in_flight
             told["limit_waiting", gate.upstream, gate.model] = gate.waiting
             told["limit_latency", gate.upstream, gate.model] = gate.latency
             for reason, count in gate.refused.items():
                 self._tell_count(self._families.refusals, count, gate.upstream, gate.model, reason)
-        for share in shares:
+        for share in watched.shares():
             told["answers", share.model] = share.answers
             told["answer_bytes", share.model] = share.held
             told["answer_bytes_most", share.model] = share.most
             self._tell_count(self._families.evictions, share.evictions, share.model)
             for how, count in (("hit", share.hits), ("coalesced", share.coalesced), ("executed", share.executed)):
                 self._tell_count(self._families.shared, count, share.model, how)
-        for hedge in hedges:
+        for hedge in watched.hedges():
             told["hedge_after", hedge.model] = hedge.after
             for what, count in (("sent", hedge.sent), ("won", hedge.won), ("refused", hedge.refused)):
                 self._tell_count(self._families.hedges, count, hedge.model, what)
-        if self._memory is not None:
-            memory = self._memory()
+        if watched.memory is not None:
+            memory = watched.memory()
             told["memory_step",] = memory.step
             told["memory_used",] = memory.used
             told["memory_limit",] = memory.limit
@@ -391,6 +383,21 @@ class _Families:
             *("model", "how"),
         )
         self.hedges = counter("gateway_hedges", "Second attempts beside a slow one.", "model", "what")
+        self.shadows = counter(
+            "gateway_shadow_copies",
+            "Copies of requests that a shadow got, by what came of them.",
+            *("model", "variant", "result"),
+        )
+        self.shadows_dropped = counter(
+            "gateway_shadow_dropped",
+            "Copies that were not sent or compared, by reason.",
+            *("model", "variant", "reason"),
+        )
+        self.not_finite = counter(
+            "gateway_not_finite_answers",
+            "Compared answers with NaN or infinity, by who got them: the shadow's or the caller's.",
+            *("model", "variant", "whose"),
+        )
         self.evictions = counter("gateway_cache_evictions", "Answers forgotten to make room for others.", "model")
         self.refused = counter(
             "gateway_connections_refused",

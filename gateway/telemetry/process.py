@@ -10,10 +10,11 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TypeVar
 
 from gateway.config.serving import Telemetry
-from gateway.hooks import GateNow, HedgesNow, Hooks, Listener, MemoryNow, PipelinesNow, SharedNow
+from gateway.hooks import Hooks, Listener, Watched
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
+from gateway.telemetry.disagreements import Disagreements
 from gateway.telemetry.ending import finish
 from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
 from gateway.telemetry.metrics_export import MetricsExport
@@ -41,23 +42,15 @@ class ProcessTelemetry:
         self._is_alone = shared is None
         self._metrics = Metrics(MetricsSettings(version, shared))
         self._parts = _Parts()
-        self.captures = Captures(shared.worker if shared else "0")
+        worker = shared.worker if shared else "0"
+        self.captures = Captures(worker)
+        self.disagreements = Disagreements(worker)
         self.traffic: Traffic | None = None  # None: the supervisor has it, for all workers
         self.hooks: Hooks
 
-    def watch(
-        self,
-        pipelines: Callable[[], PipelinesNow],
-        gates: Callable[[], Sequence[GateNow]],
-        shares: Callable[[], Sequence[SharedNow]],
-        hedges: Callable[[], Sequence[HedgesNow]],
-        memory: Callable[[], MemoryNow],
-    ) -> None:
-        """Report what pipelines hold, what limits calls, what they share, which are sent twice, and how memory stands.
-
-        All are called from any thread.
-        """
-        self._metrics.watch(pipelines, gates, shares, hedges, memory)
+    def watch(self, watched: Watched) -> None:
+        """Report these numbers, too."""
+        self._metrics.watch(watched)
 
     @property
     def scrape(self) -> Scrape:
@@ -76,6 +69,7 @@ class ProcessTelemetry:
             exits.push_async_callback(parts.leave)
             self.hooks = compose([*await self._listeners(parts), *more])
             parts.enter(self.captures, "captured requests")
+            parts.enter(self.disagreements, "disagreements of shadows")
             if not self._is_alone:
                 await parts.enter_async(_flushed_often(self._metrics))
             else:

@@ -692,8 +692,15 @@ def test_a_valid_config_written_out_is_read_back_the_same(shared_file: Path, dat
     assert Config.model_validate(config.model_dump(by_alias=True, exclude_unset=True)) == config
 
 
+class _Quoting(yaml.SafeDumper):
+    """Quotes all texts: PyYAML writes `0E0` bare, which YAML 1.2 reads as a number."""
+
+
+_Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
 def json_yaml(data: object) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return yaml.dump(data, Dumper=_Quoting, sort_keys=False, allow_unicode=True)
 
 
 def _paths(data: object, at: tuple[object, ...] = ()) -> list[tuple[object, ...]]:

@@ -24,8 +24,10 @@ from gateway.hooks import (
     MemoryNow,
     PipelinesNow,
     RetryRefused,
+    ShadowNow,
     SharedNow,
     StepNow,
+    Watched,
 )
 from gateway.status import Code, Meaning
 from gateway.telemetry.metrics import Metrics, MetricsSettings, Scrape
@@ -303,12 +305,16 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
     metrics.endpoint_ejected(EndpointEjected("cpu", "cpu-0:8001", "net", 5.0, 1.0))
     metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, {"server.tls.cert": 2e9}, ("cpu",)))
     pipelines = PipelinesNow([StepNow("m", "decode", 1, 2, 3.0)], 4, 5, {"m": 1})
+    results, dropped = {"agreed": 1, "differed": 1}, {"full": 1}
     metrics.watch(
-        lambda: pipelines,
-        lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
-        lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
-        lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
-        lambda: MemoryNow(1, "large messages", 9, 10, 2),
+        Watched(
+            lambda: pipelines,
+            lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
+            lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
+            lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
+            lambda: [ShadowNow("m", "int8", results, dropped, 1, 1, 0.1, {})],
+            lambda: MemoryNow(1, "large messages", 9, 10, 2),
+        )
     )
     real = set()
     for family in Scraped(metrics.scrape).families:

@@ -1,0 +1,265 @@
+"""I/O: sends copies of requests to the variants that shadow a model, and has their answers compared.
+
+A copy must cost the caller nothing. It is made of an answered call, after the answer; it has a queue, a number in
+flight and a deadline of its own; it is not retried, not merged, shares no answer, waits at no gate, and a failure of it
+is no evidence against an endpoint. Where there is no room for it, it is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.experiments.compare import Comparison
+from gateway.forwarding.admission import Gates, Place, found_full
+from gateway.forwarding.exchange import request_for
+from gateway.forwarding.shadowing.judge import Judged, Pair, judge
+from gateway.forwarding.topology import CurrentTopology
+from gateway.hooks import ShadowNow
+from gateway.rpc.client import ClientCall
+from gateway.rpc.metadata import Fields
+from gateway.status import OK, Code
+from gateway.types import Variant
+from gateway.upstream.endpoint import Endpoint
+from gateway.v2.names import INFER
+from gateway.v2.peek import Head
+
+_log = logging.getLogger(__name__)
+
+_PATH: Final = INFER.encode()
+_QUEUED: Final = 64  # copies of one model that wait for their turn …
+_QUEUED_BYTES: Final = 32 << 20  # … and their bytes, with those of answers, of all models
+_COMPARED: Final = 64  # pairs that wait to be compared, of all models
+_SHARED_MEMORY: Final = b"shared_memory_"
+_QUIET_SECONDS: Final = 60.0  # between two log lines on pairs of one shadow that can't be compared
+
+FULL, NO_ENDPOINT, NO_ROOM, MEMORY, LEFT_OUT = "full", "no_endpoint", "no_room", "memory", "left_out"
+DROPS: Final = (FULL, NO_ENDPOINT, NO_ROOM, MEMORY, LEFT_OUT)
+AGREED, DIFFERED, NOT_COMPARED, FAILED = "agreed", "differed", "not_compared", "failed"
+RESULTS: Final = (AGREED, DIFFERED, NOT_COMPARED, FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowSettings:
+    """What the config says of one shadow of one public model, for one worker."""
+
+    variant: Variant
+    comparison: Comparison
+    share: float = 0.01
+    in_flight: int = 4
+    timeout: float = 10.0  # seconds
+
+
+@dataclass(slots=True)
+class Copy:
+    """A request that was answered, and goes to a shadow."""
+
+    shadow: ModelShadow
+    variant: str  # that answered
+    request: bytes
+    head: Head
+    fields: Fields
+    answer: bytes
+    began: float = 0.0
+    place: Place | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.request) + len(self.answer)
+
+
+@dataclass(slots=True, eq=False)
+class ModelShadow:
+    """One shadow of one public model, and what came of its copies in this worker."""
+
+    model: str
+    settings: ShadowSettings
+    dropped: Counter[str] = field(default_factory=Counter)
+    results: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)  # of failed copies
+    wrong: int = 0  # answers of the shadow with NaN or infinity
+    wrong_here: int = 0  # answers that callers got, with them
+    seconds: float = 0.0  # that copies took which were answered, in all
+    measures: dict[str, tuple[int, float]] = field(default_factory=dict)  # count and sum, by name
+    in_flight: int = 0
+    waiting: deque[Copy] = field(default_factory=deque)
+    quiet_until: float = 0.0
+
+    def now(self) -> ShadowNow:
+        """May be asked from any thread."""
+        means = {name: total / count for name, (count, total) in dict(self.measures).items()}
+        results = {result: self.results[result] for result in RESULTS}
+        dropped = {reason: self.dropped[reason] for reason in DROPS}
+        wrong, wrong_here = self.wrong, self.wrong_here
+        name = self.settings.variant.name
+        return ShadowNow(self.model, name, results, dropped, wrong, wrong_here, self.seconds, means)
+
+
+class Shadows:
+    """By public model. `table` is empty, and false, when nothing is shadowed."""
+
+    def __init__(
+        self,
+        topology: CurrentTopology,
+        gates: Gates,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._topology = topology
+        self._gates = gates
+        self._clock = clock
+        self._draw = draw
+        self._held = 0  # bytes of copies that wait, are under way or are compared
+        self._comparing = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self.table: dict[str, tuple[ModelShadow, ...]] = {}
+        self.is_saving = False  # is memory scarce?
+        self.on_judged: Callable[[Pair, Judged], None] = _nobody  # called on the thread with each pair
+
+    def apply(self, settings: Mapping[str, tuple[ShadowSettings, ...]]) -> None:
+        """Put a config in force. What was counted of a shadow stays while its settings do."""
+        before = {(shadow.model, shadow.settings): shadow for shadows in self.table.values() for shadow in shadows}
+        self.table = {
+            model: tuple(before.get((model, each)) or ModelShadow(model, each) for each in shadows)
+            for model, shadows in settings.items()
+        }
+
+    def drawn(self, model: str) -> tuple[ModelShadow, ...]:
+        """The shadows that get a copy of this call."""
+        shadows = self.table.get(model)
+        return () if shadows is None else tuple(each for each in shadows if self._draw() < each.settings.share)
+
+    def answered(  # noqa: PLR0917  (called on the hot path, where keywords cost)
+        self, shadows: tuple[ModelShadow, ...], variant: str, request: bytes, head: Head, fields: Fields, answer: bytes
+    ) -> None:
+        """A call has its answer: send its copies. request: as the caller sent it. answer: as its server did."""
+        for shadow in shadows:
+            if shadow.settings.variant.name == variant:
+                continue  # it has answered this one itself
+            if _SHARED_MEMORY in request:
+                shadow.dropped[LEFT_OUT] += 1  # the memory may be the caller's again by now
+                continue
+            self._offer(Copy(shadow, variant, request, head, fields, answer))
+
+    def _offer(self, copy: Copy) -> None:
+        shadow = copy.shadow
+        if self.is_saving:
+            shadow.dropped[MEMORY] += 1
+        elif len(shadow.waiting) >= _QUEUED or self._held + copy.size > _QUEUED_BYTES:
+            shadow.dropped[FULL] += 1
+        else:
+            self._held += copy.size
+            shadow.waiting.append(copy)
+            self._send_waiting(shadow)
+
+    def _send_waiting(self, shadow: ModelShadow) -> None:
+        while shadow.waiting and shadow.in_flight < shadow.settings.in_flight:
+            self._send(shadow.waiting.popleft())
+
+    def _send(self, copy: Copy) -> None:
+        shadow, variant, now = copy.shadow, copy.shadow.settings.variant, self._clock()
+        pool = self._topology.now.pools.get(variant.upstream)
+        endpoint = pool.maybe_pick(variant.model, variant.version) if pool is not None else None
+        if endpoint is None:
+            self._drop(copy, NO_ENDPOINT)
+            return
+        gate = self._gates.table.get((variant.upstream, variant.model))
+        if gate is not None:
+            if not gate.maybe_enter():
+                self._drop(copy, NO_ROOM)
+                return
+            copy.place = Place(gate, now)
+        copy.began = now
+        client = endpoint.connection.call(_PATH, copy.fields, now + shadow.settings.timeout)
+        client.request = request_for(variant, copy.request, copy.head)
+        client.on_done = lambda client: self._ended(copy, endpoint, client)
+        shadow.in_flight += 1
+        endpoint.in_flight += 1
+        endpoint.connection.submit(client)
+
+    def _drop(self, copy: Copy, reason: str) -> None:
+        copy.shadow.dropped[reason] += 1
+        self._held -= copy.size
+
+    def _ended(self, copy: Copy, endpoint: Endpoint, client: ClientCall) -> None:
+        shadow, now = copy.shadow, self._clock()
+        shadow.in_flight -= 1
+        endpoint.in_flight -= 1
+        if copy.place is not None:
+            was_full = found_full(client, shadow.settings.variant.model, copy.head.id)
+            copy.place.leave(client, was_full, now)
+        if client.code is not OK:
+            shadow.results[FAILED] += 1
+            shadow.codes[Code(client.code).name] += 1
+            self._held -= copy.size
+        elif self._comparing >= _COMPARED:
+            self._drop(copy, FULL)
+        else:
+            shadow.seconds += now - copy.began
+            self._compare(copy, client.body)
+        self._send_waiting(shadow)
+
+    def _compare(self, copy: Copy, body: bytes) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "shadows")
+        shadow = copy.shadow
+        name = shadow.settings.variant.name
+        pair = Pair(shadow.model, copy.variant, name, copy.head.id, copy.request, copy.answer, body)
+        self._comparing += 1
+        future = asyncio.get_running_loop().run_in_executor(self._thread, self._judge, pair, shadow.settings.comparison)
+        future.add_done_callback(lambda future: self._compared(copy, None if future.cancelled() else future.result()))
+
+    def _judge(self, pair: Pair, comparison: Comparison) -> Judged:
+        judged = judge(pair, comparison)
+        try:
+            self.on_judged(pair, judged)
+        except Exception:
+            _log.exception("model %s: a pair of answers could not be kept", pair.model)
+        return judged
+
+    def _compared(self, copy: Copy, judged: Judged | None) -> None:
+        shadow = copy.shadow
+        self._comparing -= 1
+        self._held -= copy.size
+        if judged is None:  # the worker stops
+            return
+        shadow.wrong += bool(judged.wrong)
+        shadow.wrong_here += bool(judged.wrong_here)
+        if judged.agreement is None:
+            shadow.results[NOT_COMPARED] += 1
+            self._say_not_compared(shadow, judged.why)
+            return
+        shadow.results[AGREED if judged.agreement.agrees else DIFFERED] += 1
+        for name, value in judged.agreement.measures.items():
+            count, total = shadow.measures.get(name, (0, 0.0))
+            shadow.measures[name] = count + 1, total + value
+
+    def _say_not_compared(self, shadow: ModelShadow, why: str) -> None:
+        now = self._clock()
+        if now >= shadow.quiet_until:
+            shadow.quiet_until = now + _QUIET_SECONDS
+            variant = shadow.settings.variant.name
+            _log.warning("model %s: answers of its shadow '%s' can't be compared: %s", shadow.model, variant, why)
+
+    def now(self) -> list[ShadowNow]:
+        """May be asked from any thread."""
+        return [shadow.now() for shadows in list(self.table.values()) for shadow in shadows]
+
+    def stop(self) -> None:
+        """Forget what waits. Copies under way end with their connections."""
+        for shadows in self.table.values():
+            for shadow in shadows:
+                shadow.waiting.clear()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _nobody(pair: Pair, judged: Judged) -> None: ...

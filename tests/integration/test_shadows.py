@@ -1,0 +1,183 @@
+"""A shadow's answers are compared with those that callers got, and no caller notices."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from played_triton import hangs, played
+from test_upstream_faults import infer as large_infer
+from traffic import OK, config, gateway, http, until, write
+from tritonclient.grpc import service_pb2 as pb
+from v2_calls import call, channel_to, infer
+
+from gateway.app import Gateway
+from gateway.triton import LocalTriton
+
+ADDERS = {
+    "one": {"upstream": "main", "model": "add_one_a"},
+    "same": {"upstream": "main", "model": "add_one_b"},
+    "other": {"upstream": "main", "model": "add_two"},
+}
+
+
+def adder(**more: Any) -> dict[str, Any]:
+    return {"adder": {"variants": ADDERS, "split": {"one": 1}, "fallback": "forbid", **more}}
+
+
+def serve(triton: LocalTriton, folder: Path, models: dict[str, Any]) -> Any:
+    return gateway(write(folder / "gateway.yaml", config({"main": triton.grpc_address}, models)))
+
+
+def shadows(running: Gateway) -> dict[str, Any]:
+    """What became of copies, by variant."""
+    return {each.variant: each for each in running._shadows.now()}
+
+
+async def done(running: Gateway, copies: int) -> dict[str, Any]:
+    """What became of them, once these many copies have been dealt with."""
+    total = lambda: sum(sum(each.results.values()) + sum(each.dropped.values()) for each in running._shadows.now())  # noqa: E731
+    await until(lambda: total() >= copies, 20, f"{copies} copies", lambda: str(shadows(running)))
+    return shadows(running)
+
+
+@pytest.fixture
+async def kept(triton: LocalTriton, tmp_path: Path) -> AsyncIterator[tuple[Gateway, Path]]:
+    keep = {"directory": str(tmp_path / "kept"), "request": True}
+    models = adder(shadow={"same": {"share": 1}, "other": {"share": 1, "keep": keep}})
+    async with serve(triton, tmp_path, models) as running:
+        yield running, tmp_path / "kept"
+
+
+async def test_callers_get_the_variants_answer_and_differences_are_counted_and_kept(
+    kept: tuple[Gateway, Path],
+) -> None:
+    running, folder = kept
+    async with channel_to(running.listen) as channel:
+        for _ in range(5):
+            answer = await call(channel, infer("adder"))
+            assert (answer.code, answer.trailers["gateway-variant"]) == (OK, "one")
+        found = await done(running, 10)
+    assert found["same"].results["agreed"] == 5
+    assert found["other"].results["differed"] == 5
+    assert found["other"].measures["absolute"] == 1.0
+    (told,) = [e for e in (await http(running.admin_address, "/state"))[1]["shadows"] if e["variant"] == "other"]
+    assert (told["results"]["differed"], told["mean_measures"]["absolute"]) == (5, 1.0)
+    metrics = (await http(running.admin_address, "/metrics"))[1]
+    assert 'gateway_shadow_copies_total{model="adder",result="differed",variant="other"} 5.0' in metrics
+    lines = [json.loads(line) for file in folder.iterdir() for line in file.read_text().splitlines()]
+    assert len(lines) == 5
+    line = lines[0]
+    assert (line["variant"], line["shadow"]) == ("one", "other")
+    assert line["why"].startswith("output 'OUT' differs in")
+    assert pb.ModelInferRequest.FromString(base64.b64decode(line["request"])).model_name == "adder"
+
+
+async def test_a_shadow_that_hangs_costs_callers_nothing(tmp_path: Path) -> None:
+    async with played() as good, played() as stuck:
+        stuck.behaviour = hangs
+        variants = {"good": {"upstream": "a", "model": "net"}, "stuck": {"upstream": "b", "model": "net"}}
+        shadow = {"stuck": {"share": 1, "in_flight": 2, "timeout": "60s"}}
+        models = {"net": {"variants": variants, "fallback": "forbid", "shadow": shadow}}
+        file = write(tmp_path / "g.yaml", config({"a": good.address, "b": stuck.address}, models))
+        async with gateway(file) as running, channel_to(running.listen) as channel:
+            answers = await asyncio.gather(*(call(channel, large_infer(size=4)) for _ in range(200)))
+            assert {answer.code for answer in answers} == {OK}
+            assert {answer.trailers["gateway-variant"] for answer in answers} == {"good"}
+            found = shadows(running)["stuck"]
+            assert found.dropped["full"] == 200 - 64 - 2
+            state = running.shown.state()["upstreams"]["b"]  # type: ignore[index]
+            assert state[0]["state"] == "ready"  # whatever copies meet is no evidence against an endpoint
+
+
+async def test_merged_calls_are_copied_one_by_one(triton: LocalTriton, tmp_path: Path) -> None:
+    models = {
+        "labels": {
+            "variants": {
+                "only": {"upstream": "main", "model": "classifier"},
+                "again": {"upstream": "main", "model": "classifier", "version": "1"},
+            },
+            "merge": {"recheck": "10ms"},
+            "shadow": {"again": {"share": 1, "in_flight": 64, "compare": {"classification": {}}}},
+        }
+    }
+    async with serve(triton, tmp_path, models) as running, channel_to(running.listen) as channel:
+        requests = [infer("labels", [[1.0, 2.0, 3.0, float(n)]], "FP32") for n in range(30)]
+        made = merged = 0
+        while not merged and made < 600:  # nothing merges before the model is proven to batch
+            answers = await asyncio.gather(*(call(channel, request) for request in requests))
+            assert {answer.code for answer in answers} == {OK}
+            made += len(answers)
+            merged += sum("gateway-batch" in answer.trailers for answer in answers)
+        assert merged
+        found = await done(running, made)
+        assert found["again"].results["agreed"] + found["again"].dropped["full"] == made
+        assert not found["again"].results["differed"]
+
+
+async def test_a_pipelines_model_is_copied(triton: LocalTriton, tmp_path: Path) -> None:
+    pipeline = {
+        "inputs": [{"name": "IN", "datatype": "FP32", "shape": [4]}],
+        "outputs": [{"name": "OUT", "datatype": "FP32", "shape": [4]}],
+        "max_batch_size": 8,
+        "steps": [{"call": "labels", "inputs": {"IN": "IN"}, "outputs": {"OUT": "OUT"}}],
+    }
+    variants = {
+        "only": {"upstream": "main", "model": "classifier"},
+        "again": {"upstream": "main", "model": "classifier", "version": "1"},
+    }
+    models = {"labels": {"variants": variants, "shadow": {"again": {"share": 1}}}, "piped": {"pipeline": pipeline}}
+    async with serve(triton, tmp_path, models) as running, channel_to(running.listen) as channel:
+        answer = await call(channel, infer("piped", [[1.0, 2.0, 3.0, 4.0]], "FP32"))
+        assert answer.code is OK
+        assert (await done(running, 1))["again"].results["agreed"] == 1
+
+
+async def test_messages_of_streams_are_copied(kept: tuple[Gateway, Path]) -> None:
+    running, _ = kept
+    async with channel_to(running.listen) as channel:
+        method = "/inference.GRPCInferenceService/ModelStreamInfer"
+        stream = channel.stream_stream(method)(iter([infer("adder").SerializeToString()] * 3))
+        answers = [pb.ModelStreamInferResponse.FromString(body) async for body in stream]
+        assert len(answers) == 3
+        assert not any(answer.error_message for answer in answers)
+        found = await done(running, 6)
+    assert found["same"].results["agreed"] == 3
+    assert found["other"].results["differed"] == 3
+
+
+async def test_large_requests_and_answers_are_compared(triton: LocalTriton, tmp_path: Path) -> None:
+    variants = {
+        "only": {"upstream": "main", "model": "identity_fp32"},
+        "again": {"upstream": "main", "model": "identity_fp32", "version": "1"},
+    }
+    models = {"same": {"variants": variants, "shadow": {"again": {"share": 1}}}}
+    async with serve(triton, tmp_path, models) as running, channel_to(running.listen) as channel:
+        request = pb.ModelInferRequest(model_name="same")
+        request.inputs.add(name="IN", datatype="FP32", shape=[1, 150_000])
+        request.raw_input_contents.append(np.arange(150_000, dtype=np.float32).tobytes())
+        answer = await call(channel, request)
+        assert (answer.code, len(answer.body) > 600_000) == (OK, True)
+        assert (await done(running, 1))["again"].results["agreed"] == 1
+
+
+async def test_sequences_and_shared_memory_are_left_out(triton: LocalTriton, tmp_path: Path) -> None:
+    variants = {
+        "only": {"upstream": "main", "model": "accumulate"},
+        "again": {"upstream": "main", "model": "accumulate", "version": "1"},
+    }
+    models = {"sums": {"variants": variants, "shadow": {"again": {"share": 1}}}}
+    async with serve(triton, tmp_path, models) as running, channel_to(running.listen) as channel:
+        request = infer("sums", [[5]], "INT32")
+        request.parameters["sequence_id"].int64_param = 7
+        request.parameters["sequence_start"].bool_param = True
+        request.parameters["sequence_end"].bool_param = True
+        assert (await call(channel, request)).code is OK
+        assert sum(shadows(running)["again"].results.values()) == 0
+        assert running._shadows.table["sums"][0].in_flight == 0
