@@ -123,10 +123,8 @@ class Report:
         for effect in self.secondary:
             yield f"  also: {sentence(effect)}"
         if self.secondary:
-            yield (
-                f"  The {len(self.secondary)} secondary comparisons share one error rate: each has alpha "
-                f"{self.secondary[0].alpha:.3g} (Bonferroni)."
-            )
+            share = f"{self.secondary[0].alpha:.3g} of the {len(self.secondary)} above"
+            yield f"  Secondary outcomes share one error rate (Bonferroni): alpha is {share}."
         yield ""
         told = ", ".join(
             f"{arm} {count} of {self.sample_ratio.expected[arm]:.0f} expected"

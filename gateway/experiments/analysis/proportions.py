@@ -12,16 +12,17 @@ stopping", Journal of Statistical Planning and Inference 230 (2024), for two arm
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from gateway.experiments.analysis.mixture import Bools, Floats
 
-_GRID = 65
-_ZOOMS = 4
-_HALVINGS = 50
+_GRID = 17
+_ZOOMS = 5
+_HALVINGS = 34  # so that a bet is unfair by 1e-10 at most
+_ALMOST_ONE = 1.0 - 1e-9  # a line needs some room between 0 and 1
+_MOST_LOG_RATIO = 16.0  # of two rates: a larger or smaller one is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,44 +145,35 @@ def difference(arms: tuple[Counts, Counts], share: float, alpha: float, rho2: fl
     rates = [float(arm.hits.sum() / arm.units.sum()) if arm.units.sum() else math.nan for arm in arms]
     if not all(math.isfinite(rate) for rate in rates):
         return Rates(rates[0], rates[1], -1.0, 1.0, -1.0, math.inf, 0.0)
-    limit = math.log(1.0 / alpha)
-
-    def of_intercepts(values: Floats) -> Floats:
-        return log_e_value(arms, share, (values, np.ones_like(values)), rho2) - limit
-
-    def of_log_slopes(values: Floats) -> Floats:
-        return log_e_value(arms, share, (np.zeros_like(values), np.exp(values)), rho2) - limit
-
-    around = rates[1] - rates[0]
-    low, high = _inside(of_intercepts, -1.0 + 1e-9, 1.0 - 1e-9, around)
-    smoothed = [(arm.hits.sum() + 0.5) / (arm.units.sum() + 1.0) for arm in arms]
-    below, above = _inside(of_log_slopes, -16.0, 16.0, math.log(smoothed[1] / smoothed[0]))
+    smoothed = [float((arm.hits.sum() + 0.5) / (arm.units.sum() + 1.0)) for arm in arms]
+    starts = np.array([smoothed[1] - smoothed[0]] * 2 + [math.log(smoothed[1] / smoothed[0])] * 2)
+    low, high, below, above = _edges(arms, share, alpha, rho2, starts)
     return Rates(
         rates[0],
         rates[1],
-        low,
-        high,
-        math.exp(below) - 1.0 if below > -16.0 else -1.0,
-        math.exp(above) - 1.0 if above < 16.0 else math.inf,
+        low if low > -_ALMOST_ONE else -1.0,
+        high if high < _ALMOST_ONE else 1.0,
+        math.exp(below) - 1.0 if below > -_MOST_LOG_RATIO else -1.0,
+        math.exp(above) - 1.0 if above < _MOST_LOG_RATIO else math.inf,
         float(log_e_value(arms, share, (np.zeros(1), np.ones(1)), rho2)[0]),
     )
 
 
-def _inside(excess: Callable[[Floats], Floats], low: float, high: float, around: float) -> tuple[float, float]:
-    """The outermost points at which `excess` is negative, widened by what the grid leaves open."""
-    around = min(max(around, low), high)
+def _edges(arms: tuple[Counts, Counts], share: float, alpha: float, rho2: float, starts: Floats) -> list[float]:
+    """Where what the gambler owns reaches 1/alpha: below and above, in the difference and in the ratio's logarithm.
 
-    def edge(far: float) -> float:
-        near = around
-        for zoom in range(_ZOOMS):
-            # The first grid is finer near the estimate, where the edge usually is.
-            steps = np.linspace(0.0, 1.0, _GRID) ** (3 if zoom == 0 else 1)
-            grid = near + (far - near) * steps
-            kept = np.flatnonzero(excess(grid) < 0.0)
-            last = int(kept[-1]) if kept.size else 0
-            if last == _GRID - 1:
-                return far
-            near, far = float(grid[last]), float(grid[last + 1])
-        return far
-
-    return edge(low), edge(high)
+    Each is looked for from the estimate outwards, in ever smaller parts, and put at the outer end of the last.
+    """
+    far = np.array([-_ALMOST_ONE, _ALMOST_ONE, -_MOST_LOG_RATIO, _MOST_LOG_RATIO])
+    near, outer = np.clip(starts, np.minimum(far, -far), np.maximum(far, -far)), far.copy()
+    is_ratio = np.array([False, False, True, True])[:, None]
+    for zoom in range(_ZOOMS):
+        # The first parts are smaller near the estimate, where the edge usually is.
+        steps = np.linspace(0.0, 1.0, _GRID) ** (3 if zoom == 0 else 1)
+        grid = near[:, None] + (outer - near)[:, None] * steps
+        lines = np.where(is_ratio, 0.0, grid).ravel(), np.exp(np.where(is_ratio, grid, 0.0)).ravel()
+        is_inside = (log_e_value(arms, share, lines, rho2) < math.log(1.0 / alpha)).reshape(grid.shape)
+        last = np.where(is_inside.any(axis=1), _GRID - 1 - is_inside[:, ::-1].argmax(axis=1), 0)
+        rows, following = np.arange(far.size), np.minimum(last + 1, _GRID - 1)
+        near, outer = grid[rows, last], grid[rows, following]
+    return [float(each) for each in outer]

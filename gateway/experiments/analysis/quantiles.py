@@ -19,8 +19,6 @@ from gateway.experiments.analysis import mixture
 from gateway.experiments.analysis.means import FIRST_LOOK
 from gateway.experiments.analysis.mixture import Floats, Ints
 
-_CELLS = 300  # of a clustered arm: its interval is at most so much coarser than it might be
-
 
 def log_wealth(at_most: Floats, units: Floats, level: float, rho2: float) -> Floats:
     """The logarithm of the evidence that a value with so many values at or below it is not the quantile.
@@ -78,32 +76,34 @@ def of_clusters(unit: Ints, values: Floats, level: float, rho2: float) -> Candid
     source: Deng, Knoblich and Lu, "Applying the delta method in metric analytics", KDD 2018, section 4, for the sums
     per unit; Waudby-Smith et al. (2024), theorem 2.2, for the boundary.
     """
-    places, inverse = np.unique(unit, return_inverse=True)
     order = np.argsort(values, kind="stable")
-    ordered, owner = values[order], inverse[order]
+    ordered = values[order]
+    places, owner = np.unique(unit[order], return_inverse=True)
     units, rows = places.size, ordered.size
     if units < FIRST_LOOK:
         return Candidates(_empirical(ordered, level), np.array([-np.inf, np.inf]), np.zeros(1))
-    counts = np.bincount(owner, minlength=units).astype(np.float64)
-    # Ranks close to the quantile's, as far as 8 standard errors that clusters of the largest size would have.
-    reach = 8.0 * np.sqrt(level * (1.0 - level) * float((counts * counts).sum())) + 8.0
-    near = np.linspace(max(1.0, level * rows - reach), min(float(rows), level * rows + reach), _CELLS)
-    ranks = np.unique(np.concatenate(([0, 1], near.astype(np.int64), [rows])))
-    at_most, done, z = np.zeros(units), 0, np.zeros(ranks.size)
-    for place, rank in enumerate(ranks):
-        at_most += np.bincount(owner[done:rank], minlength=units)
-        done = int(rank)
-        scores = at_most - level * counts
-        variance = max(float(scores.var(ddof=1)), level * (1.0 - level) * float(counts.mean()))
-        z[place] = scores.mean() / np.sqrt(variance / units)
-    edges = np.concatenate(([-np.inf], ordered[ranks[1:] - 1], [np.inf]))
-    # Between two ranks it is at least that of the nearer to the estimate; where z changes its sign it is 0.
-    nearer = np.where(z[:-1] * z[1:] <= 0.0, 0.0, np.minimum(np.abs(z[:-1]), np.abs(z[1:])))
-    wealth = mixture.log_e_value(np.append(nearer, np.abs(z[-1])), np.float64(units), rho2)  # type: ignore[arg-type]
+    counts = np.bincount(owner).astype(np.float64)
+    # One value more at or below m raises its unit's score by 1, and so the sum of squares by what follows from that.
+    rises = 2.0 * (_earlier_of_owner(owner) - level * counts[owner]) + 1.0
+    squares = level * level * float((counts * counts).sum()) + np.concatenate(([0.0], np.cumsum(rises)))
+    mean = (np.arange(rows + 1.0) - level * rows) / units
+    variance = np.maximum(squares / units - mean * mean, level * (1.0 - level) * rows / units)
+    wealth = mixture.log_e_value(mean / np.sqrt(variance / units), np.float64(units), rho2)  # type: ignore[arg-type]
     lowest = int(np.argmin(wealth))
     wealth[: lowest + 1] = np.minimum.accumulate(wealth[: lowest + 1])
     wealth[lowest:] = np.minimum.accumulate(wealth[lowest:][::-1])[::-1]
-    return Candidates(_empirical(ordered, level), edges, wealth)
+    return Candidates(_empirical(ordered, level), np.concatenate(([-np.inf], ordered, [np.inf])), wealth)
+
+
+def _earlier_of_owner(owner: Ints) -> Floats:
+    """For each row, how many rows before it have the same owner."""
+    order = np.argsort(owner, kind="stable")
+    grouped = owner[order]
+    starts = np.flatnonzero(np.concatenate(([True], grouped[1:] != grouped[:-1])))
+    within = np.arange(owner.size) - np.repeat(starts, np.diff(np.append(starts, owner.size)))
+    earlier = np.empty(owner.size)
+    earlier[order] = within
+    return earlier
 
 
 def difference(baseline: Candidates, treatment: Candidates, alpha: float) -> Quantiles:
