@@ -21,6 +21,7 @@ ALPHA = 0.05
 IS_LONG = "SOAK_SECONDS" in os.environ
 EXPERIMENTS = 2_000 if IS_LONG else 500
 _AT_ONCE = 100
+_ONE_BY_ONE = EXPERIMENTS if IS_LONG else 60  # of those that walk their looks by themselves
 NEVER = 10**9
 
 LATENCIES: dict[str, Draw] = {
@@ -84,7 +85,7 @@ def of_ratios(*, units: int, lift: float = 0.0, seed: int, as_if_independent: bo
     as_if_independent: treat each request as a unit, which is the mistake.
     """
     rng = np.random.default_rng(seed)
-    rho2 = mixture.precision(ALPHA, 10_000)
+    rho2 = mixture.precision(ALPHA, 1_000)
     calls = []
     for _ in range(EXPERIMENTS // _AT_ONCE):
         treated = _assigned(rng, _AT_ONCE, units, 0.5)
@@ -165,7 +166,7 @@ def of_clustered_quantiles(
     """At which look a difference of a quantile of all requests is called, each user being fast or slow by himself."""
     rng = np.random.default_rng(seed)
     calls = []
-    for _ in range(EXPERIMENTS // 8):  # each walks its looks by itself
+    for _ in range(_ONE_BY_ONE):
         treated = rng.random(units) < 0.5
         requests = rng.geometric(0.2, units)
         owner = np.repeat(np.arange(units), requests)
@@ -176,7 +177,7 @@ def of_clustered_quantiles(
             sides = []
             for chosen in (~treated, treated):
                 own = chosen[owner] & (owner < look)
-                sides.append(quantiles.of_clusters(owner[own], values[own], level, mixture.precision(ALPHA, 5_000)))
+                sides.append(quantiles.of_clusters(owner[own], values[own], level, mixture.precision(ALPHA, 500)))
             found = quantiles.difference(sides[0], sides[1], ALPHA)
             if found.low > 0.0 or found.high < 0.0:
                 called = int(look)
@@ -193,7 +194,7 @@ def of_late_reports(kind: str, *, units: int, looks: int, seed: int) -> NDArray[
     rng = np.random.default_rng(seed)
     rho2 = mixture.precision(ALPHA, units)
     calls = []
-    for _ in range(EXPERIMENTS // 4):
+    for _ in range(_ONE_BY_ONE):
         treated = rng.random(units) < 0.5
         came = np.sort(rng.random(units))
         owner = np.repeat(np.arange(units), rng.geometric(0.3, units))

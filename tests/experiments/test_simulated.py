@@ -10,6 +10,8 @@ from simulated import ALPHA, EXPERIMENTS, LATENCIES
 
 from gateway.experiments.analysis import mixture
 
+pytestmark = pytest.mark.timeout(1_800)  # of the long version
+
 
 def rate(calls: NDArray[np.int64]) -> float:
     """Also printed: `make soak` shows what the page tells."""
