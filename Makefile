@@ -35,7 +35,7 @@ soak: export SOAK_SECONDS := $(or $(SOAK_SECONDS),3600)
 soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
 soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
-	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults
+	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments
 
 $(VENV)/grpc-js: $(VENV)/.tools
 	npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_config_commands(commands)
     _add_replay(commands)
+    _add_experiment_commands(commands)
     _add_local_commands(commands)
     return parser
 
@@ -121,6 +123,23 @@ def _add_replay(commands: Commands) -> None:
     replay.add_argument("--at-once", type=int, default=1, metavar="N", help="calls in flight (default: 1)")
 
 
+def _add_experiment_commands(commands: Commands) -> None:
+    experiment = _add(commands, "experiment", None, "which variant is better, by how much, and how sure that is")
+    actions = experiment.add_subparsers(metavar="ACTION", required=True)
+    analyse = _add(
+        actions,
+        "analyse",
+        _experiment_analyse,
+        "the verdict over files of exposures and outcomes (docs/experiments.md)",
+    )
+    analyse.add_argument("--exposures", required=True, metavar="FILE", help="CSV or Parquet: unit, arm, at")
+    analyse.add_argument("--outcomes", required=True, metavar="FILE", help="CSV or Parquet: unit, name, value, at")
+    analyse.add_argument("--config", required=True, metavar="FILE", help="YAML with 'experiments'")
+    analyse.add_argument("--name", metavar="NAME", help="which of the file's experiments (default: the only one)")
+    analyse.add_argument("--each", type=_at_least_one, metavar="N", help="also the verdict after every N units")
+    analyse.add_argument("--json", action="store_true", help="for machines")
+
+
 def _add_local_commands(commands: Commands) -> None:
     models = _add(commands, "models", None, "build or list the models of the repository")
     actions = models.add_subparsers(metavar="ACTION", required=True)
@@ -155,6 +174,13 @@ def _draw(given: str) -> float:
     if not 0 <= draw < 1:
         raise argparse.ArgumentTypeError(f"{given} is not in [0, 1)")
     return draw
+
+
+def _at_least_one(given: str) -> int:
+    number = int(given)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{given} is not 1 or more")
+    return number
 
 
 def _port(given: str) -> int:
@@ -280,6 +306,23 @@ def _replay(arguments: argparse.Namespace) -> int:
         return 0 if result.codes.keys() <= {"OK"} else 1
 
     return worker.run(run())
+
+
+def _experiment_analyse(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_files import analyse, plan_of  # noqa: PLC0415
+
+    plan = plan_of(arguments.config, arguments.name)
+    lines = analyse(
+        plan,
+        arguments.exposures,
+        arguments.outcomes,
+        each=arguments.each,
+        as_json=arguments.json,
+        now=time.time(),
+    )
+    for line in lines:
+        _say(line)
+    return 0
 
 
 def _models_build(arguments: argparse.Namespace) -> int:

@@ -61,14 +61,21 @@ def load(path: str | FilePath, environ: Mapping[str, str], flags: Mapping[str, s
 
     :raises ConfigError: if anything is wrong with it; nothing else, whatever the file holds.
     """
-    source, file = str(path), FilePath(path)
+    source = str(path)
+    return _Loader(source, parse(content(source), source), environ, flags or {}, FilePath(path)).loaded()
+
+
+def content(source: str) -> bytes:
+    """What is in a config file, or as much of it as shows that it is too long.
+
+    :raises ConfigError: if it cannot be read.
+    """
     try:
-        raw = _read(file, MAX_BYTES + 1)
+        return _read(FilePath(source), MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         raise ConfigError(
             [Finding(source, 0, "", f"cannot be read: {_reason(error)}", "needs a readable YAML file")]
         ) from error
-    return _Loader(source, parse(raw, source), environ, flags or {}, file).loaded()
 
 
 def transparent(triton: str, environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Loaded:
@@ -248,31 +255,35 @@ class _Loader:
             if attempt == 0:
                 rest = copy.deepcopy(data)
                 for each in errors:
-                    self._translate(each, data)
+                    found = translated(each, data, json_schema())
+                    if found is not None:
+                        self._add(*found)
             paths = [(_path(each, rest), each["type"] == "missing") for each in errors]
             if not all(_take_out(rest, path, missing) for path, missing in paths):
                 return None
         return None
 
-    def _translate(self, error: ErrorDetails, data: dict[str, Any]) -> None:
-        path, schema = _path(error, data), json_schema()
-        kind, context = error["type"], error.get("ctx", {})
-        wrong, right = f"is {show(error['input'])}", words.expected(path, schema)
-        if kind == "missing":
-            wrong = "is missing"
-        elif kind == "extra_forbidden":
-            wrong, right = f"unknown key {show(path[-1])}", known(words.keys_at(path[:-1], schema), str(path[-1]))
-        elif error["loc"][-1] == "[key]":
-            wrong, right = "cannot be a name here", words.expected_key(path[:-1], schema)
-        elif kind in ("too_short", "too_long"):
-            if context["actual_length"] != len(error["input"]):
-                return  # only because entries were refused, each with a finding of its own
-            wrong = f"has {context['actual_length']} entries"
-        elif kind == "value_error":
-            wrong, right = str(context["error"]), ""
-        elif kind == REFUSED and context["wrong"]:
-            wrong, right = context["wrong"], context["right"] or right
-        self._add(path, wrong, right)
+
+def translated(error: ErrorDetails, data: Any, schema: words.Node) -> tuple[Path, str, str] | None:  # Any: plain data
+    """What pydantic says, in our words: where, what is wrong, what would be right; None if another finding says it."""
+    path = _path(error, data)
+    kind, context = error["type"], error.get("ctx", {})
+    wrong, right = f"is {show(error['input'])}", words.expected(path, schema)
+    if kind == "missing":
+        wrong = "is missing"
+    elif kind == "extra_forbidden":
+        wrong, right = f"unknown key {show(path[-1])}", known(words.keys_at(path[:-1], schema), str(path[-1]))
+    elif error["loc"][-1] == "[key]":
+        wrong, right = "cannot be a name here", words.expected_key(path[:-1], schema)
+    elif kind in ("too_short", "too_long"):
+        if context["actual_length"] != len(error["input"]):
+            return None  # only because entries were refused, each with a finding of its own
+        wrong = f"has {context['actual_length']} entries"
+    elif kind == "value_error":
+        wrong, right = str(context["error"]), ""
+    elif kind == REFUSED and context["wrong"]:
+        wrong, right = context["wrong"], context["right"] or right
+    return path, wrong, right
 
 
 def _path(error: ErrorDetails, data: Any) -> Path:

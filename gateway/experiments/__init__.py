@@ -1,1 +1,1 @@
-"""experiments (pure): which variant is better? May use v2's values and numpy."""
+"""experiments (pure): what one plans, what was seen, and what follows from it. May use numpy and scipy."""

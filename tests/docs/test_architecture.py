@@ -27,6 +27,7 @@ def test_every_room_is_in_the_table_and_every_room_in_the_table_is_there() -> No
     assert (
         named
         - {
+            "experiments/analysis",
             "forwarding/admission",
             "forwarding/batching",
             "forwarding/hedging",

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.cli import _parser
 from gateway.config import load
+from gateway.config.experiments import load_experiments
 from gateway.http2.limits import KiB, Limits, MiB
 
 ROOT = Path(__file__).parents[2]
@@ -35,11 +36,13 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
         yield text_of(page).count("\n", 0, found.start()) + 2, found[1]
 
 
-SNIPPETS = {
+_BLOCKS = {
     f"{name_of(page)}:{line}": text
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for line, text in blocks(page, "yaml")
 }
+PLANS = {where: text for where, text in _BLOCKS.items() if text.startswith("experiments:")}
+SNIPPETS = {where: text for where, text in _BLOCKS.items() if where not in PLANS}
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)
@@ -52,6 +55,13 @@ def test_every_config_snippet_loads(snippet: str, tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text(snippet, encoding="utf-8")
     load(file, {})
+
+
+@pytest.mark.parametrize("snippet", PLANS.values(), ids=PLANS)
+def test_every_plan_of_an_experiment_loads(snippet: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(snippet, encoding="utf-8")
+    assert load_experiments(file)
 
 
 def test_there_are_snippets_to_load() -> None:

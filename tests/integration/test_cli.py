@@ -21,7 +21,7 @@ from v2_calls import call, channel_to, infer
 
 from gateway.triton import LocalTriton
 
-COMMANDS = ("serve", "check", "explain", "schema", "models", "triton", "demo")
+COMMANDS = ("serve", "check", "explain", "schema", "experiment", "models", "triton", "demo")
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,8 +25,8 @@ from upstreams import INFER, FakeTriton, infer_request, infer_response
 import gateway.cli
 
 COMMAND = [sys.executable, "-m", "gateway"]
-OF_EXTRAS = {"onnx", "onnxruntime", "rich", "triton_python_backend_utils"}
-"""What only the extra `local`, or a Triton, brings."""
+OF_EXTRAS = {"onnx", "onnxruntime", "rich", "scipy", "triton_python_backend_utils"}
+"""What only the extras `local` and `experiments`, or a Triton, bring."""
 
 CONFIG = """
 listen: 127.0.0.1:0

@@ -1,0 +1,246 @@
+"""Config of experiments: arms, unit, outcomes, guardrails. Schema → `gateway.experiments.plan`; no statistics here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+
+from gateway.config.findings import ConfigError, Finding, Path, dotted, known, show
+from gateway.config.load import content, translated
+from gateway.config.section import Section
+from gateway.config.text import Document, parse
+from gateway.config.units import HOURS, SECONDS, Duration, ModelName, Name, Number, Whole, refused
+from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit, Plan
+
+_PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?%", re.ASCII)
+_MOST_UNITS = 1_000_000_000
+
+
+def _amount(value: object) -> Amount:
+    if isinstance(value, Amount):
+        return value
+    if isinstance(value, str) and (found := _PERCENT.fullmatch(value)) and float(found[1]) > 0.0:
+        return Amount(float(found[1]) / 100.0, is_relative=True)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < 1e300:
+        return Amount(float(value), is_relative=False)
+    raise refused("")
+
+
+Size = Annotated[
+    Amount,
+    PlainValidator(_amount),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^\d+(\.\d+)? ?%$"},
+            ],
+            "x-kind": "number or percentage",
+            "x-range": "above 0: 2% of the baseline's value, or 0.02 in the outcome's own unit",
+        }
+    ),
+]
+Level = Annotated[Number, Field(ge=1e-6, le=0.5)]
+ShareOfUnits = Annotated[Number, Field(gt=0, le=1_000_000)]
+
+
+class OutcomeSection(Section):
+    """One thing that is measured of each unit."""
+
+    kind: Literal["binary", "numeric", "duration", "ratio", "quantile"] = Field(
+        description="`binary`: did any report of the unit say 1. `numeric` and `duration` (seconds): the mean of the "
+        "unit's reports. `ratio`: the sum of all reports over their number, or over the sum of `over`; units vary, not "
+        "requests. `quantile`: of all reports.",
+    )
+    better: Literal["higher", "lower"] = Field(description="In which direction it is better.")
+    quantile: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Which quantile, for that kind: 0.99 is the 99th percentile.", examples=[0.99]
+    )
+    over: Name | None = Field(
+        default=None, description="For a ratio: the name of the outcome below the line.", examples=["sessions"]
+    )
+    per_unit: Literal["mean", "sum"] = Field(
+        default="mean", description="What several numbers or durations of one unit become."
+    )
+    missing: Literal["excluded", "zero"] = Field(
+        default="excluded",
+        description="What a unit without a report is, of numbers and durations: left out, or 0, as one that bought "
+        "nothing. A binary outcome is 0 then.",
+    )
+
+    @model_validator(mode="after")
+    def _fitting(self) -> OutcomeSection:
+        if (self.kind == "quantile") != (self.quantile is not None):
+            raise refused("'quantile' and that kind go together", "kind: quantile with a 'quantile', or neither")
+        if self.over is not None and self.kind != "ratio":
+            raise refused(f"'over' has no meaning for {self.kind}", "kind: ratio, or no 'over'")
+        for key in ("per_unit", "missing"):
+            if key in self.model_fields_set and self.kind not in ("numeric", "duration"):
+                raise refused(f"'{key}' has no meaning for {self.kind}", f"kind: numeric or duration, or no '{key}'")
+        return self
+
+    def spec(self, name: str) -> OutcomeSpec:
+        return OutcomeSpec(
+            name,
+            Kind(self.kind),
+            Better(self.better),
+            self.quantile or 0.0,
+            self.over or "",
+            PerUnit(self.per_unit),
+            Missing(self.missing),
+        )
+
+
+class GuardrailSection(Section):
+    """What may not get worse by so much."""
+
+    worse_by: Size = Field(description="By how much it may be worse than the baseline.", examples=["5%"])
+
+
+def _arms(shares: Mapping[str, float]) -> Mapping[str, float]:
+    if len(shares) < 2:
+        raise refused("has one arm", "at least two")
+    return shares
+
+
+class Experiment(Section):
+    """What a person writes down before an experiment starts (docs/experiments.md)."""
+
+    model: ModelName | None = Field(default=None, description="The public model.", examples=["imagenet"])
+    arms: Annotated[
+        Mapping[Name, ShareOfUnits],
+        Field(min_length=1, max_length=20),
+        AfterValidator(_arms),
+    ] = Field(description="Shares of the arms; only their proportions count.", examples=[{"fp32": 50, "int8": 50}])
+    baseline: Name | None = Field(
+        default=None, description="The arm that others are compared with; by default the first.", examples=["fp32"]
+    )
+    unit: str = Field(
+        default="unit",
+        min_length=1,
+        max_length=200,
+        description="What is assigned to an arm and stays there, such as the sticky key.",
+        examples=["x-user-id"],
+    )
+    outcomes: Mapping[Name, OutcomeSection] = Field(
+        min_length=1, max_length=100, description="What is measured, by the names that reports use."
+    )
+    primary: Name = Field(description="The one outcome that decides.", examples=["converted"])
+    guardrails: Mapping[Name, GuardrailSection] = Field(
+        default_factory=dict, description="Outcomes that guard, and what they allow."
+    )
+    secondary: tuple[Name, ...] = Field(
+        default=(), max_length=100, description="Outcomes to know of as well. They share one error rate."
+    )
+    smallest_effect: Size = Field(
+        description="The smallest effect of the primary outcome that is worth knowing.", examples=["2%"]
+    )
+    alpha: Level = Field(
+        default=0.05,
+        description="The probability that a difference of the primary outcome is ever called where there is none. "
+        "Guardrails together have it as well, and secondary outcomes.",
+    )
+    sample_ratio_alpha: Level = Field(
+        default=0.01, description="The same of the alarm that units do not come to arms as planned."
+    )
+    units: Whole = Field(
+        default=10_000,
+        ge=100,
+        le=_MOST_UNITS,
+        description="About how many units are expected. Intervals are narrowest there, and hold everywhere.",
+    )
+    window: Annotated[float, Duration(1 * SECONDS, 24 * 365 * HOURS)] | None = Field(
+        default=None,
+        description="How long after its exposure reports of a unit count. A unit counts once that has passed. Say it "
+        "where reports are late. Without it everything counts that has been reported.",
+        examples=["24h"],
+    )
+
+    def problems(self) -> Iterator[tuple[Path, str, str]]:
+        """What concerns more than one key: where, what is wrong, what would be right."""
+        arms, outcomes = tuple(self.arms), tuple(self.outcomes)
+        if self.baseline is not None and self.baseline not in self.arms:
+            yield ("baseline",), f"no arm '{self.baseline}'", known(arms, self.baseline)
+        named: list[tuple[Path, str]] = [(("primary",), self.primary)]
+        named += [(("guardrails", name), name) for name in self.guardrails]
+        named += [(("secondary", index), name) for index, name in enumerate(self.secondary)]
+        for path, name in named:
+            if name not in self.outcomes:
+                yield path, f"no outcome '{name}'", known(outcomes, name)
+        for index, name in enumerate(self.secondary):
+            if name in (self.primary, *self.secondary[:index]):
+                yield ("secondary", index), f"'{name}' is named already", "each outcome once"
+
+    def plan(self, name: str) -> Plan:
+        """The plan, which `problems` has nothing against."""
+        specs = {key: each.spec(key) for key, each in self.outcomes.items()}
+        return Plan(
+            name=name,
+            shares=dict(self.arms),
+            baseline=self.baseline or next(iter(self.arms)),
+            primary=specs[self.primary],
+            smallest_effect=self.smallest_effect,
+            guardrails=tuple(Guardrail(specs[key], each.worse_by) for key, each in self.guardrails.items()),
+            secondary=tuple(specs[key] for key in self.secondary),
+            alpha=self.alpha,
+            sample_ratio_alpha=self.sample_ratio_alpha,
+            units=self.units,
+            window=self.window,
+            unit=self.unit,
+            model=self.model or "",
+        )
+
+
+class ExperimentsFile(Section):
+    """A file with experiments alone, for `inference-gateway experiment analyse`."""
+
+    experiments: Mapping[Name, Experiment] = Field(
+        min_length=1, max_length=1000, description="Experiments, by names of your choice."
+    )
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return ExperimentsFile.model_json_schema()
+
+
+def load_experiments(path: str | FilePath) -> Mapping[str, Plan]:
+    """Read a file with experiments.
+
+    :raises ConfigError: with every finding and its line.
+    """
+    source = str(path)
+    document = parse(content(source), source)
+    findings = list(document.findings)
+    plans: dict[str, Plan] = {}
+    data = document.data
+    if not isinstance(data, dict):
+        if not findings:
+            findings.append(Finding(source, 0, "", f"is {show(data)}", "a mapping with 'experiments'"))
+        raise ConfigError(findings)
+    try:
+        loaded = ExperimentsFile.model_validate(data)
+    except ValidationError as error:
+        for each in error.errors(include_url=False):
+            finding = translated(each, data, _schema())
+            if finding is not None:
+                findings.append(_at(source, document, *finding))
+        raise ConfigError(findings) from error
+    for name, experiment in loaded.experiments.items():
+        at: Path = ("experiments", name)
+        problems = list(experiment.problems())
+        findings += [_at(source, document, (*at, *where), wrong, right) for where, wrong, right in problems]
+        if not problems:
+            plans[name] = experiment.plan(name)
+    if findings:
+        raise ConfigError(findings)
+    return plans
+
+
+def _at(source: str, document: Document, path: Path, wrong: str, right: str) -> Finding:
+    return Finding(source, document.line(path), dotted(path), wrong, right)

@@ -1,0 +1,361 @@
+"""A plan and what was seen → a report, at any look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gateway.experiments.analysis import means, mixture, proportions, quantiles, sample_ratio
+from gateway.experiments.analysis.mixture import Bools, Floats, Ints
+from gateway.experiments.plan import Amount, Kind, Missing, OutcomeSpec, PerUnit, Plan
+from gateway.experiments.units import Reports, Units, any_hit, per_unit
+from gateway.experiments.verdict import (
+    Answer,
+    Effect,
+    GuardrailState,
+    Judgement,
+    Report,
+    SampleRatio,
+    advised,
+    decided,
+    guarded,
+    judged,
+)
+
+_DAY = 86_400.0
+
+
+def looks(plan: Plan, units: Units, each: int) -> Iterator[Report]:
+    """What the report was after so many units each, with what had been reported until then."""
+    for count in range(each, units.at.size + 1, each):
+        wait = plan.window or 0.0
+        yield analysed(plan, units, float(units.at[count - 1]) + wait)
+
+
+def analysed(plan: Plan, units: Units, at: float | None = None) -> Report:
+    """The report at that Unix time; by default at the end of what was seen."""
+    look = _Look(plan, units, units.end if at is None else at)
+    treatments = plan.treatments
+    alpha = plan.alpha / len(treatments)
+    primary = tuple(look.effect(plan.primary, arm, alpha, plan.smallest_effect) for arm in treatments)
+    guards = len(plan.guardrails) * len(treatments)
+    guardrails = tuple(
+        GuardrailState(effect, each.worse_by, guarded(effect, each.worse_by))
+        for each in plan.guardrails
+        for effect in (look.effect(each.outcome, arm, plan.alpha / guards, None) for arm in treatments)
+    )
+    others = len(plan.secondary) * len(treatments)
+    secondary = tuple(
+        look.effect(each, arm, plan.alpha / others, None) for each in plan.secondary for arm in treatments
+    )
+    ratio = look.sample_ratio()
+    answer, arm = decided(plan, primary, guardrails, ratio)
+    left = look.units_left(primary) if answer is Answer.UNDECIDED else None
+    rate = look.units_per_second()
+    seconds = left / rate if left is not None and rate else None
+    return Report(
+        experiment=plan.name,
+        at=look.at,
+        units=look.count,
+        answer=answer,
+        arm=arm,
+        primary=primary,
+        guardrails=guardrails,
+        secondary=secondary,
+        sample_ratio=ratio,
+        seconds_left=seconds,
+        units_left=left,
+        doubts=tuple(look.doubts(primary, ratio, guardrails)),
+        advice=advised(answer, arm, guardrails, plan, None if seconds is None else seconds / _DAY),
+        account=asdict(units.account),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What each kind of outcome comes to."""
+
+    values: tuple[float, float]  # baseline, treatment
+    units: tuple[int, int]
+    low: float
+    high: float
+    relative_low: float
+    relative_high: float
+    log_e: float
+    method: str
+
+
+class _Look:
+    """All that had been seen at one time."""
+
+    def __init__(self, plan: Plan, units: Units, at: float) -> None:
+        self.at = at
+        self._plan = plan
+        self._units = units
+        self.count = units.before(at, plan.window)
+        self._arm = units.arm[: self.count]
+
+    def _reports(self, name: str) -> Reports:
+        known = self._units.reports[name]
+        seen = (known.unit < self.count) & (known.at <= self.at)
+        return Reports(known.unit[seen], known.value[seen], known.at[seen])
+
+    def effect(self, spec: OutcomeSpec, arm: str, alpha: float, worth: Amount | None) -> Effect:
+        plan = self._plan
+        pair = plan.share(plan.baseline, arm)
+        rho2 = mixture.precision(alpha, plan.units * pair)
+        place = plan.order.index(arm)
+        compare = {Kind.BINARY: self._proportions, Kind.QUANTILE: self._quantiles}.get(spec.kind, self._means)
+        found = compare(spec, place, alpha, rho2)
+        before, after = found.values
+        relative = after / before - 1.0 if before else math.nan
+        return Effect(
+            outcome=spec.name,
+            kind=spec.kind,
+            better=spec.better,
+            arm=arm,
+            baseline=plan.baseline,
+            units=found.units[1],
+            baseline_units=found.units[0],
+            value=after,
+            baseline_value=before,
+            difference=after - before,
+            low=found.low,
+            high=found.high,
+            relative=relative,
+            relative_low=found.relative_low,
+            relative_high=found.relative_high,
+            p_value=math.exp(min(0.0, -found.log_e)),
+            alpha=alpha,
+            method=found.method,
+            judgement=judged(found.low, found.high, (found.relative_low, found.relative_high), spec, worth),
+        )
+
+    def _of_pair(self, place: int) -> Bools:
+        return np.asarray((self._arm == 0) | (self._arm == place))
+
+    def _proportions(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
+        reports = self._reports(spec.name)
+        hits = any_hit(reports.unit, reports.value, self.count)
+        pair = self._of_pair(place)
+        plan = self._plan
+        share = plan.share(plan.order[place]) / plan.share(plan.baseline, plan.order[place])
+        arms = proportions.in_blocks(self._arm[pair] == place, hits[pair])
+        found = proportions.difference(arms, share, alpha, rho2)
+        return _Compared(
+            (found.baseline, found.treatment),
+            (int(arms[0].units.sum()), int(arms[1].units.sum())),
+            found.low,
+            found.high,
+            found.relative_low,
+            found.relative_high,
+            found.log_e,
+            "betting (exact)",
+        )
+
+    def values(self, spec: OutcomeSpec) -> Floats:
+        """One value per unit, NaN for those that do not count; of a ratio a numerator only."""
+        reports = self._reports(spec.name)
+        mean, total, counts = per_unit(reports.unit, reports.value, self.count)
+        if spec.kind is Kind.BINARY:
+            return (total > 0.0).astype(np.float64)
+        value = total if spec.per_unit is PerUnit.SUM or spec.kind is Kind.RATIO else mean
+        absent = 0.0 if spec.missing is Missing.ZERO or spec.kind is Kind.RATIO else math.nan
+        return np.where(counts > 0, value, absent)
+
+    def _below(self, spec: OutcomeSpec) -> Floats:
+        reports = self._reports(spec.over or spec.name)
+        _, total, counts = per_unit(reports.unit, reports.value, self.count)
+        return total if spec.over else counts.astype(np.float64)
+
+    def _linear(self, spec: OutcomeSpec, place: int) -> tuple[Floats, Ints, bool]:
+        """A value per unit of two arms, of which the arms' means are the outcome; their arms; was the past used?"""
+        value = self.values(spec)
+        under = self._below(spec) if spec.kind is Kind.RATIO else None
+        chosen = self._of_pair(place) & np.isfinite(value) & (True if under is None else under > 0.0)
+        arms = self._arm[chosen]
+        value = value[chosen]
+        if under is not None:
+            under = under[chosen]
+            for arm in (0, place):
+                own = arms == arm
+                if own.any():
+                    value[own] = means.linearised(value[own], under[own])
+        adjusted = means.adjusted(value, self._units.past[spec.name][: self.count][chosen], arms)
+        return adjusted, arms, adjusted is not value
+
+    def _means(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
+        value, arms, has_past = self._linear(spec, place)
+        before, after = means.arm_of_values(value[arms == 0]), means.arm_of_values(value[arms == place])
+        found = means.difference(before, after, alpha, rho2)
+        method = "delta method, asymptotic" if spec.kind is Kind.RATIO else "asymptotic"
+        return _Compared(
+            (float(before.mean), float(after.mean)),
+            (int(before.units), int(after.units)),
+            float(found.low),
+            float(found.high),
+            float(found.relative_low),
+            float(found.relative_high),
+            float(found.log_e),
+            method + (", adjusted by the past (CUPED)" if has_past else ""),
+        )
+
+    def _quantiles(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
+        reports = self._reports(spec.name)
+        arm = self._arm[reports.unit]
+        is_single = np.bincount(reports.unit, minlength=1).max() <= 1
+        units, sides = [], []
+        plan = self._plan
+        for side in (0, place):
+            own = arm == side
+            units.append(int(np.unique(reports.unit[own]).size))
+            # Each arm's own units tell when its interval is narrowest.
+            part = rho2 * plan.share(plan.baseline, plan.order[place]) / plan.share(plan.order[side])
+            if is_single:
+                sides.append(quantiles.of_units(reports.value[own], spec.quantile, part))
+            else:
+                sides.append(quantiles.of_clusters(reports.unit[own], reports.value[own], spec.quantile, part))
+        found = quantiles.difference(sides[0], sides[1], alpha)
+        return _Compared(
+            (found.baseline, found.treatment),
+            (units[0], units[1]),
+            found.low,
+            found.high,
+            found.relative_low,
+            found.relative_high,
+            found.log_e,
+            "beta-binomial (exact)" if is_single else "sums per unit, asymptotic",
+        )
+
+    def sample_ratio(self) -> SampleRatio:
+        plan = self._plan
+        # All that came, whether their window has passed or not.
+        came = self._units.arm[: self._units.before(self.at, None)]
+        counts = np.bincount(came, minlength=len(plan.order)).astype(np.float64)
+        shares = np.array([plan.share(arm) for arm in plan.order])
+        log_e = float(sample_ratio.log_e_value(counts, shares, plan.units))
+        return SampleRatio(
+            units={arm: int(count) for arm, count in zip(plan.order, counts, strict=True)},
+            expected={arm: float(share * counts.sum()) for arm, share in zip(plan.order, shares, strict=True)},
+            p_value=math.exp(min(0.0, -log_e)),
+            alpha=plan.sample_ratio_alpha,
+        )
+
+    def units_per_second(self) -> float | None:
+        """The rate of the last half of the units; None if they came all at once."""
+        at = self._units.at[: self.count]
+        half = at[at.size // 2 :]
+        span = float(half[-1] - half[0]) if half.size > 1 else 0.0
+        return (half.size - 1) / span if span > 0.0 else None
+
+    def units_left(self, primary: tuple[Effect, ...]) -> float | None:
+        """Units of all arms, until as many as not would have decided the undecided arm that needs most."""
+        plan = self._plan
+        left = []
+        for effect in primary:
+            if effect.judgement is not Judgement.UNDECIDED:
+                continue
+            worth = plan.smallest_effect
+            smallest = worth.size * abs(effect.baseline_value) if worth.is_relative else worth.size
+            pair = plan.share(plan.baseline, effect.arm)
+            rho2 = mixture.precision(effect.alpha, plan.units * pair)
+            seen = effect.units + effect.baseline_units
+            width = (effect.high - effect.low) / 2.0
+            if not math.isfinite(width) or not seen:
+                return None
+            error = width / float(mixture.standard_errors(np.asarray(float(seen)), effect.alpha, rho2))
+            needed = mixture.units_until(
+                error * error * seen, max(abs(effect.difference), smallest), effect.alpha, rho2
+            )
+            # Some units have no report, and will have none.
+            left.append(max(0.0, needed - seen) * self.count / max(1, seen))
+        return max(left) if left and math.isfinite(max(left)) else None
+
+    def doubts(
+        self, primary: tuple[Effect, ...], ratio: SampleRatio, guardrails: tuple[GuardrailState, ...]
+    ) -> Iterator[str]:
+        plan, account = self._plan, self._units.account
+        if ratio.is_mismatched:
+            yield "units do not come to arms as planned, so the arms may differ in who is in them"
+        for effect in primary:
+            fewest = min(effect.units, effect.baseline_units)
+            if fewest < means.FIRST_LOOK:
+                until = "intervals are wide" if effect.kind is Kind.BINARY else "nothing is said"
+                yield (
+                    f"too few units: {fewest} with '{effect.outcome}' in '{effect.baseline}' or '{effect.arm}'; "
+                    f"{until} below {means.FIRST_LOOK}"
+                )
+            yield from self._silent(effect)
+            yield from self._novelty(effect)
+        for each in guardrails:
+            if min(each.effect.units, each.effect.baseline_units) == 0:
+                yield f"guardrail '{each.effect.outcome}' guards nothing: no reports of it in one of the arms"
+        if account.units_in_two_arms > max(2, account.units // 100):
+            yield f"{account.units_in_two_arms} units were seen in two arms, and are left out: assignment is not sticky"
+        lost = account.without_exposure
+        if lost > max(2, account.outcomes // 100):
+            yield f"{lost} of {account.outcomes} reports are of units without an exposure: exposures may be lost"
+        span = float(self._units.at[self.count - 1] - self._units.at[0]) if self.count else 0.0
+        if 0.0 < span < 7 * _DAY:
+            yield f"less than a week of units ({span / _DAY:.1f} days): other days may have other users"
+        if plan.window is None:
+            yield from self._late()
+
+    def _silent(self, effect: Effect) -> Iterator[str]:
+        """Reports that are missing more in one arm than in the other."""
+        if effect.kind is Kind.BINARY:
+            return
+        plan = self._plan
+        counts = np.array([effect.baseline_units, effect.units], np.float64)
+        came = np.bincount(self._arm, minlength=len(plan.order)).astype(np.float64)
+        came = came[[0, plan.order.index(effect.arm)]]
+        if counts.sum() and came.min() > 0 and counts.sum() < came.sum():
+            log_e = float(sample_ratio.log_e_value(counts, came / came.sum(), plan.units))
+            if log_e > math.log(1.0 / plan.sample_ratio_alpha):
+                yield (
+                    f"'{effect.outcome}' is reported for {counts[1] / came[1]:.1%} of '{effect.arm}' and "
+                    f"{counts[0] / came[0]:.1%} of '{effect.baseline}': who reports may differ between the arms"
+                )
+
+    def _novelty(self, effect: Effect) -> Iterator[str]:
+        """An effect that is another one in the later half of the units. A hint: it has no error rate of its own."""
+        spec = self._plan.primary
+        if spec.kind is Kind.QUANTILE:
+            return
+        place = self._plan.order.index(effect.arm)
+        if spec.kind is Kind.BINARY:
+            pair = self._of_pair(place)
+            value, arms = self.values(spec)[pair], self._arm[pair]
+        else:
+            value, arms, _ = self._linear(spec, place)
+        half = value.size // 2
+        parts = []
+        for part in (slice(0, half), slice(half, None)):
+            sides = [means.arm_of_values(value[part][arms[part] == arm]) for arm in (0, place)]
+            if min(float(side.units) for side in sides) < means.FIRST_LOOK:
+                return
+            variance = sum((float(side.variance / side.units) for side in sides), 0.0)
+            parts.append((float(sides[1].mean - sides[0].mean), variance))
+        error = math.sqrt(parts[0][1] + parts[1][1])
+        rho2 = mixture.precision(effect.alpha, self._plan.units)
+        far = float(mixture.standard_errors(np.asarray(float(value.size)), effect.alpha, rho2))
+        if error > 0.0 and abs(parts[1][0] - parts[0][0]) > far * error:
+            yield (
+                f"the effect of '{effect.arm}' was {parts[0][0]:+.4g} in the first half of the units and "
+                f"{parts[1][0]:+.4g} in the second: novelty, or something changed"
+            )
+
+    def _late(self) -> Iterator[str]:
+        """Units whose outcomes are often still to come: the plan should name a window."""
+        reports = self._reports(self._plan.primary.name)
+        if reports.at.size and self.count:
+            delay = float(np.median(reports.at - self._units.at[reports.unit]))
+            waiting = int((self._units.at[: self.count] > self.at - delay).sum())
+            if delay > 0.0 and waiting > self.count // 10:
+                yield (
+                    f"half of the reports come later than {delay:.3g} s after exposure, and {waiting} of "
+                    f"{self.count} units are younger: say a `window`, so that each unit counts once it is complete"
+                )

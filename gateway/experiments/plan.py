@@ -1,0 +1,106 @@
+"""An experiment as a person would write it down before starting it. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Kind(Enum):
+    """What one unit's reports of an outcome become."""
+
+    BINARY = "binary"  # whether any of them is 1
+    NUMERIC = "numeric"  # their mean, or their sum
+    DURATION = "duration"  # likewise, in seconds, never negative
+    RATIO = "ratio"  # their sum, over how many they are or over the sum of another outcome's
+    QUANTILE = "quantile"  # all of them, of which the arm's quantile is asked
+
+
+class Better(Enum):
+    """In which direction an outcome is better."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+
+
+class PerUnit(Enum):
+    """How several reports of one unit become its value, for numbers and durations."""
+
+    MEAN = "mean"
+    SUM = "sum"
+
+
+class Missing(Enum):
+    """What a unit without a report is."""
+
+    ZERO = "zero"  # such as one that bought nothing
+    EXCLUDED = "excluded"  # such as one whose latency nobody measured
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeSpec:
+    """One thing that is measured, and how."""
+
+    name: str
+    kind: Kind
+    better: Better
+    quantile: float = 0.0  # in (0, 1), of that kind
+    over: str = ""  # of a ratio: the outcome whose sum is below the line; "" for the number of reports
+    per_unit: PerUnit = PerUnit.MEAN
+    missing: Missing = Missing.EXCLUDED  # a binary outcome is always 0 without a report
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much of a difference: 0.02 of the baseline's value, or 0.02 in the outcome's own unit."""
+
+    size: float
+    is_relative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Guardrail:
+    """An outcome that may not get worse by so much, however good the primary one is."""
+
+    outcome: OutcomeSpec
+    worse_by: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One experiment."""
+
+    name: str
+    shares: Mapping[str, float]  # by arm, above 0, in any unit of measure; at least two
+    baseline: str  # the arm that the others are compared with
+    primary: OutcomeSpec  # the one that decides
+    smallest_effect: Amount  # what is smaller is not worth knowing
+    guardrails: tuple[Guardrail, ...] = ()
+    secondary: tuple[OutcomeSpec, ...] = ()
+    alpha: float = 0.05  # probability of ever calling a difference of the primary outcome where there is none
+    sample_ratio_alpha: float = 0.01
+    units: int = 10_000  # about how many are expected: where intervals are narrowest, not where they hold
+    window: float | None = None  # seconds after exposure in which reports count, and after which a unit does
+    unit: str = "unit"  # what is assigned to an arm, for readers
+    model: str = ""  # the public model
+    order: tuple[str, ...] = field(init=False)  # all arms, the baseline first
+
+    def __post_init__(self) -> None:
+        order = (self.baseline, *(arm for arm in self.shares if arm != self.baseline))
+        object.__setattr__(self, "order", order)
+
+    @property
+    def treatments(self) -> tuple[str, ...]:
+        """The arms that are compared with the baseline."""
+        return self.order[1:]
+
+    def share(self, *arms: str) -> float:
+        """The part of all units that comes to these arms together, in (0, 1]."""
+        return sum((self.shares[arm] for arm in arms), 0.0) / sum(self.shares.values(), 0.0)
+
+    @property
+    def outcomes(self) -> tuple[OutcomeSpec, ...]:
+        """Everything that is measured, each once."""
+        all_of_them = (self.primary, *(each.outcome for each in self.guardrails), *self.secondary)
+        return tuple({each.name: each for each in all_of_them}.values())

@@ -1,0 +1,182 @@
+"""Exposures and outcomes joined: per unit, in the order in which units came, and an account of what was left out.
+
+The unit of analysis is the unit of assignment. Requests of one user are not independent, and to treat them so calls
+differences that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gateway.experiments.analysis.mixture import Bools, Floats, Ints
+from gateway.experiments.plan import Plan
+from gateway.experiments.records import Exposure, Outcome
+
+
+@dataclass(slots=True)
+class Account:
+    """How many records there were, and why some do not count."""
+
+    exposures: int = 0
+    repeated_exposures: int = 0  # of units that are known already
+    unknown_arms: int = 0  # exposures to an arm that the plan does not have
+    units: int = 0  # that count
+    forced_units: int = 0
+    units_in_two_arms: int = 0
+    outcomes: int = 0
+    repeated_reports: int = 0  # with a report id that was seen before
+    without_exposure: int = 0
+    of_excluded_units: int = 0
+    of_other_names: int = 0  # that the plan does not ask for
+    before_exposure: int = 0  # a unit's past
+    after_window: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """Reports of one outcome, in no order."""
+
+    unit: Ints  # its place among the units
+    value: Floats
+    at: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Units that count, in the order of their first exposure."""
+
+    arm: Ints  # its place in the plan's `order`
+    at: Floats
+    reports: Mapping[str, Reports]  # by outcome
+    past: Mapping[str, Floats]  # by outcome, one value per unit: the mean of reports before its exposure, or NaN
+    account: Account
+    end: float  # the latest time of any record
+
+    def before(self, at: float, window: float | None) -> int:
+        """How many units had come by then, and had their window, if there is one."""
+        return int(np.searchsorted(self.at, at if window is None else at - window, side="right"))
+
+
+def join(plan: Plan, exposures: Iterable[Exposure], outcomes: Iterable[Outcome]) -> Units:
+    """Join them by unit, or by request id where a report has no unit."""
+    account = Account()
+    seen = _Exposed(plan, account)
+    for exposure in exposures:
+        seen.add(exposure)
+    places, arms, ats = seen.in_order()
+    reports = _Reported({each.name for each in plan.outcomes} | {each.over for each in plan.outcomes} - {""}, account)
+    for outcome in outcomes:
+        unit = outcome.unit or seen.unit_of_request.get(outcome.request_id, "")
+        reports.add(outcome, places.get(unit), unit in seen.excluded)
+    end = max(seen.end, reports.end)
+    return Units(arms, ats, *reports.split(ats, plan.window), account, end)
+
+
+class _Exposed:
+    """Who came where and when first."""
+
+    def __init__(self, plan: Plan, account: Account) -> None:
+        self._arms = {arm: place for place, arm in enumerate(plan.order)}
+        self._account = account
+        self._first: dict[str, tuple[float, int]] = {}  # by unit: when, and in which arm
+        self._forced: set[str] = set()
+        self._two: set[str] = set()
+        self.excluded: set[str] = set()
+        self.unit_of_request: dict[str, str] = {}
+        self.end = -np.inf
+
+    def add(self, exposure: Exposure) -> None:
+        self._account.exposures += 1
+        arm = self._arms.get(exposure.arm)
+        if arm is None:
+            self._account.unknown_arms += 1
+            return
+        self.end = max(self.end, exposure.at)
+        if exposure.request_id:
+            self.unit_of_request[exposure.request_id] = exposure.unit
+        if exposure.is_forced:
+            self._forced.add(exposure.unit)
+            return
+        known = self._first.get(exposure.unit)
+        if known is None:
+            self._first[exposure.unit] = (exposure.at, arm)
+            return
+        self._account.repeated_exposures += 1
+        if known[1] != arm:
+            self._two.add(exposure.unit)
+        elif exposure.at < known[0]:
+            self._first[exposure.unit] = (exposure.at, arm)
+
+    def in_order(self) -> tuple[dict[str, int], Ints, Floats]:
+        """Each unit's place; their arms; their times."""
+        self.excluded = self._forced | self._two
+        kept = sorted(
+            ((at, arm, unit) for unit, (at, arm) in self._first.items() if unit not in self.excluded), key=_at
+        )
+        account = self._account
+        account.units, account.forced_units = len(kept), len(self._forced)
+        account.units_in_two_arms = len(self._two - self._forced)
+        places = {unit: place for place, (_, _, unit) in enumerate(kept)}
+        return places, np.array([arm for _, arm, _ in kept], np.int64), np.array([at for at, _, _ in kept], np.float64)
+
+
+def _at(unit: tuple[float, int, str]) -> float:
+    return unit[0]  # the sort is stable, so of units of one moment the file's order decides, and never their arm
+
+
+@dataclass(slots=True)
+class _Reported:
+    names: set[str]
+    account: Account
+    ids: set[str] = field(default_factory=set)
+    rows: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
+    end: float = -np.inf
+
+    def add(self, outcome: Outcome, place: int | None, is_excluded: bool) -> None:
+        account = self.account
+        account.outcomes += 1
+        if outcome.report_id:
+            if outcome.report_id in self.ids:
+                account.repeated_reports += 1
+                return
+            self.ids.add(outcome.report_id)
+        if outcome.name not in self.names:
+            account.of_other_names += 1
+        elif place is not None:
+            self.end = max(self.end, outcome.at)
+            self.rows.setdefault(outcome.name, []).append((place, outcome.value, outcome.at))
+        elif is_excluded:
+            account.of_excluded_units += 1
+        else:
+            account.without_exposure += 1
+
+    def split(self, exposed: Floats, window: float | None) -> tuple[dict[str, Reports], dict[str, Floats]]:
+        """Reports that count, and the past, by outcome."""
+        reports, past = {}, {}
+        for name in self.names:
+            table = np.array(self.rows.get(name, []), np.float64).reshape(-1, 3)
+            unit, value, at = table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
+            is_past = at < exposed[unit]
+            in_time = ~is_past if window is None else ~is_past & (at <= exposed[unit] + window)
+            self.account.before_exposure += int(is_past.sum())
+            self.account.after_window += int((~is_past & ~in_time).sum())
+            reports[name] = Reports(unit[in_time], value[in_time], at[in_time])
+            past[name] = per_unit(unit[is_past], value[is_past], exposed.size)[0]
+        return reports, past
+
+
+def per_unit(unit: Ints, value: Floats, units: int) -> tuple[Floats, Floats, Ints]:
+    """The mean (NaN without a report), the sum, and the number of the values of each unit."""
+    counts = np.bincount(unit, minlength=units)
+    sums: Floats = np.bincount(unit, weights=value, minlength=units).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean: Floats = np.where(counts > 0, sums / counts, np.nan)
+    return mean, sums, counts.astype(np.int64)
+
+
+def any_hit(unit: Ints, value: Floats, units: int) -> Bools:
+    """Whether a unit has a value above 0."""
+    return np.asarray(np.bincount(unit[value > 0.0], minlength=units) > 0)

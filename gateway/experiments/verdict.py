@@ -1,0 +1,269 @@
+"""What an experiment says so far, as values that read like an answer. No statistics here, and no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from gateway.experiments.plan import Amount, Better, Kind, OutcomeSpec, Plan
+
+
+class Judgement(Enum):
+    """What an interval says of a difference."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    EQUIVALENT = "equivalent"  # whatever difference there is, it is smaller than is worth knowing
+    UNDECIDED = "undecided"
+
+
+class Guard(Enum):
+    """Where a guardrail stands."""
+
+    HELD = "held"  # it is not so much worse
+    BREACHED = "breached"  # it is
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A treatment less the baseline, for one outcome. The intervals hold at all looks at once, at level alpha."""
+
+    outcome: str
+    kind: Kind
+    better: Better
+    arm: str
+    baseline: str
+    units: int  # of the arm, that count
+    baseline_units: int
+    value: float  # of the arm
+    baseline_value: float
+    difference: float
+    low: float
+    high: float
+    relative: float  # of the baseline's value; 0.02 is 2 %
+    relative_low: float
+    relative_high: float
+    p_value: float  # valid at any time: at most x with probability x at most, whenever one looks
+    alpha: float
+    method: str
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class GuardrailState:
+    """A guardrail, and its distance."""
+
+    effect: Effect
+    worse_by: Amount
+    state: Guard
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRatio:
+    """Units by arm beside what the shares expect."""
+
+    units: dict[str, int]
+    expected: dict[str, float]
+    p_value: float
+    alpha: float
+
+    @property
+    def is_mismatched(self) -> bool:
+        return self.p_value <= self.alpha
+
+
+class Answer(Enum):
+    """What to make of it all."""
+
+    TREATMENT = "treatment"  # an arm is better than the baseline, and no guardrail is breached
+    BASELINE = "baseline"  # every other arm is worse, or breaches a guardrail
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+    INVALID = "invalid"  # units do not come to arms as planned, so no number is to be trusted
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An experiment at one look."""
+
+    experiment: str
+    at: float  # Unix time of the look
+    units: int
+    answer: Answer
+    arm: str  # which is better, or at least not worse; "" where that is open
+    primary: tuple[Effect, ...]  # one per treatment
+    guardrails: tuple[GuardrailState, ...]
+    secondary: tuple[Effect, ...]
+    sample_ratio: SampleRatio
+    seconds_left: float | None  # to a conclusion at the present rate; None if it cannot be told
+    units_left: float | None
+    doubts: tuple[str, ...]  # what may be wrong with it
+    advice: str
+    account: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines. What is not finite is null."""
+        made: dict[str, Any] = _plain(asdict(self))
+        made["sample_ratio"]["is_mismatched"] = self.sample_ratio.is_mismatched
+        return made
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield headline(self)
+        yield ""
+        for effect in self.primary:
+            yield f"  {sentence(effect)}"
+        for guardrail in self.guardrails:
+            most = amount(guardrail.worse_by)
+            yield f"  guardrail {guardrail.state.value}: {sentence(guardrail.effect)} (at most {most} worse)"
+        for effect in self.secondary:
+            yield f"  also: {sentence(effect)}"
+        if self.secondary:
+            share = f"{self.secondary[0].alpha:.3g} of the {len(self.secondary)} above"
+            yield f"  Secondary outcomes share one error rate (Bonferroni): alpha is {share}."
+        yield ""
+        told = ", ".join(
+            f"{arm} {count} of {self.sample_ratio.expected[arm]:.0f} expected"
+            for arm, count in self.sample_ratio.units.items()
+        )
+        verdict = "MISMATCH" if self.sample_ratio.is_mismatched else "as planned"
+        ratio = self.sample_ratio
+        yield f"  sample ratio {verdict}: {told} (p = {ratio.p_value:.3g}, alarm at {ratio.alpha:g})"
+        for doubt in self.doubts:
+            yield f"  may be wrong: {doubt}"
+        left = {key.replace("_", " "): count for key, count in self.account.items() if count}
+        yield "  records: " + ", ".join(f"{count} {what}" for what, count in left.items())
+        yield ""
+        yield f"  {self.advice}"
+
+
+def _plain(value: Any) -> Any:  # Any: JSON
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def headline(report: Report) -> str:
+    """The answer in one line."""
+    texts = {
+        Answer.TREATMENT: f"'{report.arm}' is better.",
+        Answer.BASELINE: f"'{report.arm}', the baseline, is better: no other arm should replace it.",
+        Answer.EQUIVALENT: "No arm differs by as much as is worth knowing.",
+        Answer.UNDECIDED: "Not decided yet.",
+        Answer.INVALID: "No answer: units do not come to arms as planned.",
+    }
+    return f"{report.experiment}, after {report.units} units: {texts[report.answer]}"
+
+
+def sentence(effect: Effect) -> str:
+    """One effect: by how much, how sure."""
+    what = f"{effect.outcome} of '{effect.arm}'"
+    if math.isnan(effect.value) or math.isnan(effect.baseline_value):
+        return f"{what}: nothing reported for {'it' if math.isnan(effect.value) else 'the baseline'}"
+    values = f"{_number(effect.value)} against {_number(effect.baseline_value)}"
+    interval = f"{_signed(effect.difference)} [{_signed(effect.low)}, {_signed(effect.high)}]"
+    relative = f"{_percent(effect.relative)} [{_percent(effect.relative_low)}, {_percent(effect.relative_high)}]"
+    return (
+        f"{what}: {values}, {effect.judgement.value}; difference {interval}, {relative}, at {1 - effect.alpha:.4g} "
+        f"confidence at every look, p = {effect.p_value:.2g}"
+    )
+
+
+def amount(given: Amount) -> str:
+    """ "2 %" or "0.02"."""
+    return f"{given.size * 100:g} %" if given.is_relative else f"{given.size:g}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4g}"
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:+.3g} %" if math.isfinite(value) else ("?" if math.isnan(value) else f"{value:+.0f}")
+
+
+def good(low: float, high: float, better: Better) -> tuple[float, float]:
+    """The interval turned so that more is better."""
+    return (low, high) if better is Better.HIGHER else (-high, -low)
+
+
+def judged(
+    low: float, high: float, relative: tuple[float, float], spec: OutcomeSpec, worth: Amount | None
+) -> Judgement:
+    """What the interval says; `worth` is the smallest effect worth knowing, if the outcome has one."""
+    least, most = good(low, high, spec.better)
+    if least > 0.0:
+        return Judgement.BETTER
+    if most < 0.0:
+        return Judgement.WORSE
+    if worth is not None:
+        inner = relative if worth.is_relative else (low, high)
+        if -worth.size < inner[0] and inner[1] < worth.size:
+            return Judgement.EQUIVALENT
+    return Judgement.UNDECIDED
+
+
+def guarded(effect: Effect, worse_by: Amount) -> Guard:
+    """Where the guardrail stands that allows so much."""
+    interval = (effect.relative_low, effect.relative_high) if worse_by.is_relative else (effect.low, effect.high)
+    least, most = good(*interval, effect.better)
+    if most < -worse_by.size:
+        return Guard.BREACHED
+    return Guard.HELD if least > -worse_by.size else Guard.UNDECIDED
+
+
+def decided(
+    plan: Plan, primary: tuple[Effect, ...], guardrails: tuple[GuardrailState, ...], sample_ratio: SampleRatio
+) -> tuple[Answer, str]:
+    """The answer, and the arm that it is about."""
+    if sample_ratio.is_mismatched:
+        return Answer.INVALID, ""
+    breached = {each.effect.arm for each in guardrails if each.state is Guard.BREACHED}
+    open_arms = [each for each in primary if each.arm not in breached]
+    winners = [each for each in open_arms if each.judgement is Judgement.BETTER]
+    if winners:
+        sign = 1.0 if plan.primary.better is Better.HIGHER else -1.0
+        return Answer.TREATMENT, max(winners, key=lambda each: sign * each.difference).arm
+    if all(each.judgement is Judgement.WORSE for each in open_arms):
+        return Answer.BASELINE, plan.baseline
+    if all(each.judgement in (Judgement.EQUIVALENT, Judgement.WORSE) for each in open_arms):
+        return Answer.EQUIVALENT, ""
+    return Answer.UNDECIDED, ""
+
+
+def advised(answer: Answer, arm: str, guardrails: tuple[GuardrailState, ...], plan: Plan, days: float | None) -> str:
+    """What to do, in a sentence or two."""
+    undecided = [each.effect.outcome for each in guardrails if each.effect.arm == arm and each.state is Guard.UNDECIDED]
+    breached = sorted({each.effect.arm for each in guardrails if each.state is Guard.BREACHED})
+    stop = f"Take traffic from {', '.join(map(repr, breached))}: a guardrail is breached. " if breached else ""
+    wait = "" if days is None else f", about {_days(days)} more at the present rate"
+    texts = {
+        Answer.TREATMENT: f"Move traffic to '{arm}'."
+        if not undecided
+        else f"Go on until {', '.join(undecided)} is decided too, or move to '{arm}' if that much risk is acceptable.",
+        Answer.BASELINE: f"Keep '{arm}'.",
+        Answer.EQUIVALENT: f"Stop: what is left is below {amount(plan.smallest_effect)}. Choose by cost or simplicity.",
+        Answer.UNDECIDED: f"Go on{wait}. Looking costs nothing: the error rate holds at every look.",
+        Answer.INVALID: "Find out first why: lost exposures, an arm that crashes, a redirect, bots. Then begin anew.",
+    }
+    return stop + texts[answer]
+
+
+def _days(days: float) -> str:
+    if days < 1.0 / 24:
+        return f"{max(1.0, days * 24 * 60):.0f} minutes"
+    return f"{days * 24:.0f} hours" if days < 2.0 else f"{days:.0f} days"

@@ -1,0 +1,85 @@
+"""Joining exposures and outcomes: what counts, and that what does not is accounted for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gateway.experiments.plan import Amount, Better, Kind, OutcomeSpec, Plan
+from gateway.experiments.records import Exposure, Outcome
+from gateway.experiments.units import join
+
+BOUGHT = OutcomeSpec("bought", Kind.BINARY, Better.HIGHER)
+
+
+def plan(window: float | None = None) -> Plan:
+    return Plan("spring", {"a": 1.0, "b": 1.0}, "a", BOUGHT, Amount(0.02, is_relative=True), window=window)
+
+
+def bought(unit: str, at: float, report: str = "", value: float = 1.0) -> Outcome:
+    return Outcome("bought", value, at, unit=unit, report_id=report)
+
+
+def test_units_come_in_the_order_of_their_first_exposure_whatever_the_order_of_records() -> None:
+    units = join(plan(), [Exposure("b", "y", 5.0), Exposure("a", "x", 9.0), Exposure("a", "x", 3.0)], [])
+    assert units.arm.tolist() == [0, 1]
+    assert units.at.tolist() == [3.0, 5.0]
+    assert (units.account.units, units.account.repeated_exposures) == (2, 1)
+
+
+def test_a_unit_that_a_tester_forced_is_left_out_whole() -> None:
+    exposures = [Exposure("a", "x", 1.0), Exposure("b", "x", 2.0, is_forced=True), Exposure("a", "y", 3.0)]
+    units = join(plan(), exposures, [bought("x", 4.0), bought("y", 4.0)])
+    assert units.at.tolist() == [3.0]
+    assert (units.account.forced_units, units.account.of_excluded_units, units.account.without_exposure) == (1, 1, 0)
+
+
+def test_a_unit_in_two_arms_is_left_out_and_counted() -> None:
+    units = join(plan(), [Exposure("a", "x", 1.0), Exposure("b", "x", 2.0), Exposure("b", "y", 2.0)], [])
+    assert units.arm.tolist() == [1]
+    assert units.account.units_in_two_arms == 1
+
+
+def test_a_report_counts_once_however_often_it_comes() -> None:
+    outcomes = [
+        bought("x", 2.0, "r1"),
+        bought("x", 2.0, "r1"),
+        bought("x", 3.0, "r2"),
+        bought("x", 4.0),
+        bought("x", 4.0),
+    ]
+    units = join(plan(), [Exposure("a", "x", 1.0)], outcomes)
+    assert units.reports["bought"].at.tolist() == [2.0, 3.0, 4.0, 4.0]  # those without an id are not the same
+    assert units.account.repeated_reports == 1
+
+
+def test_a_report_of_a_request_is_of_its_unit() -> None:
+    exposures = [Exposure("a", "x", 1.0, request_id="q7"), Exposure("b", "y", 1.5, request_id="q8")]
+    units = join(
+        plan(), exposures, [Outcome("bought", 1.0, 2.0, request_id="q8"), Outcome("bought", 1.0, 2.0, request_id="q9")]
+    )
+    assert units.reports["bought"].unit.tolist() == [1]
+    assert units.account.without_exposure == 1
+
+
+def test_what_was_reported_before_the_exposure_is_the_past() -> None:
+    units = join(
+        plan(), [Exposure("a", "x", 10.0), Exposure("a", "y", 11.0)], [bought("x", 4.0), bought("x", 6.0, value=0.0)]
+    )
+    assert units.reports["bought"].unit.size == 0
+    np.testing.assert_array_equal(units.past["bought"], [0.5, np.nan])
+    assert units.account.before_exposure == 2
+
+
+def test_with_a_window_late_reports_do_not_count_and_units_count_once_it_has_passed() -> None:
+    exposures = [Exposure("a", "x", 10.0), Exposure("a", "y", 12.0)]
+    units = join(plan(window=5.0), exposures, [bought("x", 15.0), bought("x", 15.1)])
+    assert units.reports["bought"].at.tolist() == [15.0]
+    assert units.account.after_window == 1
+    assert [units.before(at, 5.0) for at in (14.9, 15.0, 17.0)] == [0, 1, 2]
+
+
+def test_other_names_and_other_arms_are_counted_and_left_out() -> None:
+    units = join(plan(), [Exposure("a", "x", 1.0), Exposure("c", "y", 1.0)], [Outcome("clicked", 1.0, 2.0, unit="x")])
+    assert units.account.of_other_names == 1
+    assert units.account.unknown_arms == 1
+    assert units.account.units == 1
