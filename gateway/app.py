@@ -160,7 +160,7 @@ class Gateway:
         self._readiness = Readiness(self._catalogue.problems, self._changes)
         inference = Inference(self._topology, self._hooks, sequences)
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
-        self._breaker = inference.breaker_state
+        self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
         self._rooms = Rooms(self._topology, self._gates)
@@ -197,6 +197,7 @@ class Gateway:
             self._threads,
             gates=self._gates.now,
             breaker=self._breaker,
+            retries_left=self._retries_left,
             memory=self._memory.now,
             listen=lambda: self.listen,
             names=self._discovery.state,
@@ -205,7 +206,8 @@ class Gateway:
             outside=self._fleet.outside,
         )
         shown, memory = self.shown.pipelines_now, self._memory.now
-        self._telemetry.watch(shown, self._gates.now, self._shares.now, self._hedges.now, memory)
+        gates, shares, hedges = self._gates.now, self._shares.now, self._hedges.now
+        self._telemetry.watch(shown, gates, shares, hedges, retries_left=self._retries_left, memory=memory)
         connections = Connections(self._telemetry.connection_refused)
         admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)

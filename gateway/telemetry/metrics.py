@@ -13,7 +13,7 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -138,6 +138,7 @@ class Metrics:
         self._gates: Callable[[], Sequence[GateNow]] = tuple
         self._shares: Callable[[], Sequence[SharedNow]] = tuple
         self._hedges: Callable[[], Sequence[HedgesNow]] = tuple
+        self._retries_left: Callable[[], Mapping[str, int]] = dict
         self._memory: Callable[[], MemoryNow] | None = None
         self._counted: dict[tuple[str, ...], int] = {}  # what was told of these last, by name and labels
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
@@ -155,7 +156,7 @@ class Metrics:
                 if series.has_moved:
                     series.flush()
             if self._pipelines is not None:
-                self._tell_now(self._pipelines(), self._gates(), self._shares(), self._hedges())
+                self._tell_now(self._pipelines(), self._gates(), self._shares(), self._hedges(), self._retries_left())
 
     def watch(
         self,
@@ -163,11 +164,14 @@ class Metrics:
         gates: Callable[[], Sequence[GateNow]] = tuple,
         shares: Callable[[], Sequence[SharedNow]] = tuple,
         hedges: Callable[[], Sequence[HedgesNow]] = tuple,
+        *,
+        retries_left: Callable[[], Mapping[str, int]] = dict,
         memory: Callable[[], MemoryNow] | None = None,
     ) -> None:
         """Have these asked, from any thread, at each reading."""
         self._memory = memory
         self._pipelines, self._gates, self._shares, self._hedges = pipelines, gates, shares, hedges
+        self._retries_left = retries_left
 
     def _tell_now(
         self,
@@ -175,8 +179,10 @@ class Metrics:
         gates: Sequence[GateNow],
         shares: Sequence[SharedNow],
         hedges: Sequence[HedgesNow],
+        retries_left: Mapping[str, int],
     ) -> None:
-        told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
+        told: dict[tuple[str, ...], float] = {("retries_left", model): left for model, left in retries_left.items()}
+        told |= {("held",): now.memory_held, ("most",): now.memory_most}
         for step in now.steps:
             told["running", step.pipeline, step.step] = step.running
             told["waiting", step.pipeline, step.step] = step.waiting
@@ -497,6 +503,12 @@ class _Families:
                 "How long an answer takes, by which it is decided whether a call comes too late.",
                 by_limit,
                 "livemax",
+            ),
+            "retries_left": gauge(
+                "gateway_retries_left",
+                "Calls that may be sent to another endpoint of their variant now; of the worker that may the fewest.",
+                ["model"],
+                "livemin",
             ),
             "hedge_after": gauge(
                 "gateway_hedge_after_seconds",

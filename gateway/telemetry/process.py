@@ -51,13 +51,16 @@ class ProcessTelemetry:
         gates: Callable[[], Sequence[GateNow]],
         shares: Callable[[], Sequence[SharedNow]],
         hedges: Callable[[], Sequence[HedgesNow]],
+        *,
+        retries_left: Callable[[], Mapping[str, int]],
         memory: Callable[[], MemoryNow],
     ) -> None:
-        """Report what pipelines hold, what limits calls, what they share, which are sent twice, and how memory stands.
+        """Report what pipelines hold, what limits calls, what they share, which are sent twice, how many may be sent
+        again, and how memory stands.
 
         All are called from any thread.
         """
-        self._metrics.watch(pipelines, gates, shares, hedges, memory)
+        self._metrics.watch(pipelines, gates, shares, hedges, retries_left=retries_left, memory=memory)
 
     @property
     def scrape(self) -> Scrape:

@@ -6,8 +6,8 @@ wrong goes wrong at all endpoints alike, and ejects none.
 
 How likely it is that chance made the difference is bounded by Chernoff: of n calls that each fail with probability p, a
 share of q > p or more fails with at most exp(-n KL(q, p)). An endpoint is ejected once that is below a millionth, by
-its calls of the last seconds, or by the unbroken run of failures at their end beside what its peers did meanwhile: so it
-does not matter how many calls went well before it broke.
+its calls of the last seconds, or by the unbroken run of failures at their end beside what its peers did meanwhile: so
+it does not matter how many calls went well before it broke.
 
 Where a whole pool fails and other variants of the model may stand in for it, these are the peers. As they have no calls
 while all goes to the first, they get a share of them first, for a sample: so input that is bad everywhere is told from

@@ -308,7 +308,8 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
         lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
         lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
         lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
-        lambda: MemoryNow(1, "large messages", 9, 10, 2),
+        retries_left=lambda: {"m": 7},
+        memory=lambda: MemoryNow(1, "large messages", 9, 10, 2),
     )
     real = set()
     for family in Scraped(metrics.scrape).families:
