@@ -60,15 +60,18 @@ class Load:
 
     stubs: list[Any]
     timeout: float
+    model: str = MODEL
+    shape: tuple[int, ...] = (32,)
+    metadata: tuple[tuple[str, str], ...] = ()
     calls: list[Ended] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
 
     async def once(self, number: int) -> None:
         began = time.monotonic()
-        asked = pb.ModelInferRequest(model_name=MODEL, id=f"call-{number}", raw_input_contents=[bytes(32)])
-        asked.inputs.add(name="IN", datatype="UINT8", shape=[32])
+        asked = pb.ModelInferRequest(model_name=self.model, id=f"call-{number}", raw_input_contents=[bytes(32)])
+        asked.inputs.add(name="IN", datatype="UINT8", shape=self.shape)
         try:
-            answer = await self.stubs[number % CHANNELS].ModelInfer(asked, timeout=self.timeout)
+            answer = await self.stubs[number % CHANNELS].ModelInfer(asked, timeout=self.timeout, metadata=self.metadata)
             code = OK if answer.id == asked.id else grpc.StatusCode.DATA_LOSS  # another one's answer
             server = answer.parameters["server"].string_param
         except grpc.aio.AioRpcError as error:
@@ -335,12 +338,12 @@ async def drained_in_turn(place: Place) -> Figures:
 
     async def fault() -> None:
         for server in servers * 2:
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(3)  # as a deployment waits until the last one has been ready for a while
             server.process.terminate()
             await asyncio.to_thread(server.process.wait)
             await restart(server)
 
-    load = await while_open(await place.front([server.port for server in servers]), 14, fault)
+    load = await while_open(await place.front([server.port for server in servers]), 22, fault)
     return {"failed, %": load.failed(), "p99, ms": load.quantile(0.99)}
 
 
