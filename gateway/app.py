@@ -163,7 +163,7 @@ class Gateway:
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows = inference.shadows
         self._shadows.on_judged = self._telemetry.disagreements.take
-        self._breaker = inference.breaker_state
+        self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
         self._rooms = Rooms(self._topology, self._gates)
@@ -204,6 +204,7 @@ class Gateway:
             gates=self._gates.now,
             shadows=self._shadows.now,
             breaker=self._breaker,
+            retries_left=self._retries_left,
             memory=self._memory.now,
             listen=lambda: self.listen,
             names=self._discovery.state,
@@ -219,6 +220,7 @@ class Gateway:
                 self._hedges.now,
                 self._shadows.now,
                 self._memory.now,
+                self._retries_left,
             )
         )
         connections = Connections(self._telemetry.connection_refused)

@@ -107,6 +107,9 @@ def _add_config_commands(commands: Commands) -> None:
     explain.add_argument(
         "--parameter", nargs="+", default=[], metavar="K=V", action="extend", type=_pair, help="of the V2 request"
     )
+    explain.add_argument(
+        "--admin", metavar="HOST:PORT", help="of a running gateway: also say its breakers, limits and retries now"
+    )
     explain.add_argument("--draw", type=_draw, metavar="X", help="the number in [0, 1) to draw by (default: random)")
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
     schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
@@ -283,6 +286,22 @@ def _explain(arguments: argparse.Namespace) -> int:
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
     lines = explain_call(routes_of(loaded.config), loaded.pipelines, arguments.model, facts, draw=draw)
     _say("\n".join(lines))
+    return _explain_now(arguments.admin, arguments.model) if arguments.admin else 0
+
+
+def _explain_now(admin: str, model: str) -> int:
+    import json  # noqa: PLC0415
+    from urllib.request import urlopen  # noqa: PLC0415
+
+    from gateway.explain import explain_now  # noqa: PLC0415
+
+    try:
+        with urlopen(f"http://{admin.removeprefix('http://').rstrip('/')}/state", timeout=5) as answer:
+            state = json.load(answer)
+    except (OSError, ValueError) as error:
+        print(f"{admin} does not say how it stands: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    _say("\n".join(explain_now(state, model)))
     return 0
 
 

@@ -1,13 +1,17 @@
-"""How a call would be routed, in words: the output of `inference-gateway explain`. Pure."""
+"""How a call would be routed, in words, and how a gateway stands to it now: `inference-gateway explain`. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gateway.errors import UnknownModel
 from gateway.routing import Routes, explain
 from gateway.steps import ModelCall, Pipeline
 from gateway.types import Facts
+
+Json = Mapping[str, Any]
+"""What `GET /state` answers. Any: it is JSON."""
 
 
 def explain_call(
@@ -31,3 +35,51 @@ def explain_call(
     kind = "a public model" if model in routes.public else "a Triton model, called directly"
     reason = f"reason: {explained.plan.reason}"
     return [f"{indent}{model}: {kind}, {reason}", *(f"{indent}  {line}" for line in explained.lines)]
+
+
+def explain_now(state: Json, model: str) -> list[str]:
+    """What stands between a call and an answer now: breakers, limits, ejections and retries, as a gateway tells."""
+    if model in state["pipelines"]:
+        return [line for called in state["pipelines"][model]["calls"] for line in explain_now(state, called)]
+    found = state["models"].get(model)
+    if found is None:
+        return [f"now: the gateway has no public model {model!r}"]
+    left = found.get("retries_left")
+    retries = "none was needed yet" if left is None else f"{left} left (of the worker that has the fewest)"
+    lines = [f"now: {model} is {'ready' if found['ready'] else 'not ready'}; retries: {retries}"]
+    for name, variant in found["variants"].items():
+        ready = "ready" if variant["ready"] else "unavailable"
+        lines.append(f"  variant {name}: {ready}, its breaker is {variant['breaker']}")
+        lines += [f"    {line}" for line in (*_limits(state, variant), *_endpoints(state, variant))]
+    return lines
+
+
+def _limits(state: Json, variant: Json) -> Iterator[str]:
+    mine = (variant["upstream"], variant["model"])
+    limits = [limit for limit in state["limits"] if (limit["upstream"], limit["model"]) == mine]
+    if not limits:
+        yield "calls are not limited"
+    for limit in limits:
+        refused = ", ".join(f"{count} {reason}" for reason, count in limit["refused"].items())
+        yield (
+            f"at most {limit['limit']} calls in flight: {limit['in_flight']} are, {limit['waiting']} wait; "
+            f"{1000 * limit['latency_seconds']:.0f} ms an answer; refused since the start: {refused}"
+        )
+
+
+def _endpoints(state: Json, variant: Json) -> Iterator[str]:
+    """Those that do not get calls of it as usual, and why."""
+    key = f"{variant['model']}:{variant['version']}" if variant["version"] else variant["model"]
+    for endpoint in state["upstreams"].get(variant["upstream"], ()):
+        said = endpoint["probed"].get(key, "well")
+        if endpoint["state"] != "ready":
+            why = f"is {endpoint['state']}: {endpoint['reason']}"
+        elif said != "well":
+            why = f"fails probe inferences: {said}"
+        elif not endpoint["models"].get(key, True):
+            why = "has the model not ready"
+        elif variant["model"] in endpoint["ejected"]:
+            why = "is ejected: it fails calls that its peers answer"
+        else:
+            continue
+        yield f"{variant['upstream']}/{endpoint['address']} {why}"

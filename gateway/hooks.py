@@ -348,6 +348,7 @@ class Watched:
     hedges: Callable[[], Sequence[HedgesNow]] = tuple
     shadows: Callable[[], Sequence[ShadowNow]] = tuple
     memory: Callable[[], MemoryNow] | None = None
+    retries_left: Callable[[], Mapping[str, int]] = dict
 
 
 class CallObserver(Protocol):

@@ -31,6 +31,7 @@ class WorkerState:
         gates: Callable[[], Sequence[GateNow]],
         shadows: Callable[[], Sequence[ShadowNow]],
         breaker: Callable[[str, str], str],
+        retries_left: Callable[[], Mapping[str, int]],
         memory: Callable[[], MemoryNow],
         listen: Callable[[], str],
         names: Callable[[], Json],
@@ -42,6 +43,7 @@ class WorkerState:
         gates:    the limits in force.
         shadows:  what became of copies.
         breaker:  what the breaker of a model's variant does.
+        retries_left: how many calls may be sent again now, of the models that have had any.
         memory:   how it stands.
         listen:   the address for calls.
         names:    the names of endpoints that are looked up, with their addresses.
@@ -57,6 +59,7 @@ class WorkerState:
         self._gates = gates
         self._shadows = shadows
         self._breaker = breaker
+        self._retries_left = retries_left
         self._memory = memory
         self._listen = listen
         self._names = names
@@ -79,14 +82,18 @@ class WorkerState:
         """Public models → variants, pipelines → the models they call and what runs, upstreams → endpoints.
 
         Of an upstream with a subset, `upstreams` has the endpoints in it, and `subsets` what else there is."""
-        topology = self._topology.now
+        topology, retries_left = self._topology.now, self._retries_left()
         return {
             "version": self._version,
             "listen": self._listen(),
             "ready": self._readiness.is_ready(),
             "draining": self._readiness.is_draining,
             "models": {
-                name: {"ready": bool(self._catalogue.is_ready(name)), **_route_state(route, topology, self._breaker)}
+                name: {
+                    "ready": bool(self._catalogue.is_ready(name)),
+                    "retries_left": retries_left.get(name),
+                    **_route_state(route, topology, self._breaker),
+                }
                 for name, route in topology.routes.public.items()
             },
             "pipelines": self._pipelines(topology),

@@ -12,6 +12,7 @@ Json = Mapping[str, Any]
 """A worker's answer to `/state` or `/config`. Any: it is JSON."""
 
 _WORST_FIRST = ("down", "unprobed", "suspect", "ready")
+_WORST_BREAKER = ("tripped", "probing", "admitting")
 
 
 def merged_state(states: Sequence[Json]) -> dict[str, Any]:
@@ -115,7 +116,16 @@ def _step(found: Sequence[Json]) -> Json:
 
 
 def _model(found: Sequence[Json]) -> Json:
-    return {**_least_ready(found), "variants": _by_name(found, "variants", _least_ready)}
+    left = [each["retries_left"] for each in found if each.get("retries_left") is not None]
+    fewest = {"retries_left": min(left)} if left else {}
+    return {**_least_ready(found), **fewest, "variants": _by_name(found, "variants", _variant)}
+
+
+def _variant(found: Sequence[Json]) -> Json:
+    """A worker that has had few calls may not know yet what the others have learnt."""
+    breakers = [each["breaker"] for each in found if "breaker" in each]
+    worst = {"breaker": min(breakers, key=_WORST_BREAKER.index)} if breakers else {}
+    return {**_least_ready(found), **worst}
 
 
 def _upstream(found: Sequence[Sequence[Json]]) -> list[Json]:

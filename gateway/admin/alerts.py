@@ -13,6 +13,8 @@ Json = Mapping[str, Any]
 
 # Errors that are not the caller's fault. Callers choose to cancel (CANCELLED), and may choose too short a deadline.
 _OUR_FAULTS = ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "RESOURCE_EXHAUSTED", "DATA_LOSS", "DEADLINE_EXCEEDED")
+_ADMITTING = "admitting"  # a breaker that lets all calls through
+_WELL = "well"  # of probe inferences
 _STUCK_SECONDS = 30.0  # that a step may run; nobody waits interactively for longer
 _WARN_SHARE, _ALARM_SHARE = 0.01, 0.1  # shares of a model's calls in the last minute
 
@@ -29,7 +31,8 @@ class Notice:
 
 def notices(state: Json, config: Json) -> list[dict[str, str]]:
     """The notices, errors first. state, config: the values of `/state` and `/config`."""
-    notices = [*_gateway(state), *_models(state), *_endpoints(state), *_traffic(state), *_config(config)]
+    of_state = (_gateway, _models, _limits, _pipelines, _endpoints, _traffic)
+    notices = [*(notice for part in of_state for notice in part(state)), *_config(config)]
     return [asdict(notice) for notice in sorted(notices, key=lambda notice: notice.severity)]
 
 
@@ -59,6 +62,27 @@ def _models(state: Json) -> Iterator[Notice]:
             if share:
                 others = "its calls fail" if model["fallback"] == [] else "its calls fall back to another"
                 yield Notice("warning", "model", name, f"variant {variant} ({share:.0%}) is unavailable; {others}")
+        yield from _breakers(name, model)
+        if model.get("retries_left") == 0:
+            yield Notice("warning", "model", name, "retries are used up: calls that fail are not sent again for now")
+
+
+def _breakers(name: str, model: Json) -> Iterator[Notice]:
+    for variant, each in model["variants"].items():
+        breaker = each.get("breaker", _ADMITTING)
+        if breaker != _ADMITTING and each["ready"]:
+            others = "a part of its calls goes" if breaker == "probing" else "its calls go"
+            yield Notice("warning", "model", name, f"the breaker of variant {variant} is {breaker}: {others} to others")
+
+
+def _limits(state: Json) -> Iterator[Notice]:
+    for limit in state.get("limits", ()):
+        if limit["waiting"]:
+            text = f"{limit['waiting']} calls wait: at most {limit['limit']} are in flight"
+            yield Notice("warning", "model", f"{limit['upstream']}/{limit['model']}", text)
+
+
+def _pipelines(state: Json) -> Iterator[Notice]:
     for name, pipeline in state.get("pipelines", {}).items():
         if not pipeline["ready"]:
             yield Notice("error", "model", name, f"a model it calls can't answer: {', '.join(pipeline['calls'])}")
@@ -78,11 +102,17 @@ def _endpoints(state: Json) -> Iterator[Notice]:
             yield Notice("error", "upstream", upstream, "every endpoint is down")
         for endpoint in endpoints:
             name = f"{upstream}/{endpoint['address']}"
-            missing = [model for model, is_ready in endpoint["models"].items() if not is_ready]
+            probed = {model: said for model, said in endpoint.get("probed", {}).items() if said != _WELL}
+            missing = [model for model, is_ready in endpoint["models"].items() if not is_ready and model not in probed]
             if endpoint["state"] in ("down", "suspect"):
                 yield Notice("warning", "endpoint", name, f"is {endpoint['state']}: {endpoint['reason']}")
             elif missing:
                 yield Notice("warning", "endpoint", name, f"models not ready: {', '.join(missing)}")
+            if endpoint.get("ejected"):
+                text = f"is left alone for models that its peers answer: {', '.join(endpoint['ejected'])}"
+                yield Notice("warning", "endpoint", name, text)
+            for model, said in probed.items():
+                yield Notice("warning", "endpoint", name, f"probe inferences of {model} fail: {said}")
     for name, found in state.get("names", {}).items():
         if found["failure"]:
             yield Notice("warning", "upstream", name, f"looking the name up failed: {found['failure']}")

@@ -354,6 +354,11 @@ class Inference:
         breaker = self._breakers.get((model, variant))
         return (BreakerState.ADMITTING if breaker is None else breaker.state).value
 
+    def retries_left(self) -> dict[str, int]:
+        """How many requests may be sent again now, by public model. May be asked from any thread."""
+        now, public = self.clock(), self.topology.routes.public
+        return {model: budget.left(now) for model, budget in list(self._retries.items()) if model in public}
+
     def _budget(self, route: Route) -> RetryBudget:
         """One for each model: where one is repeated in vain, the calls of the others need theirs."""
         found = self._retries.get(route.model)

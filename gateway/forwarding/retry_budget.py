@@ -9,6 +9,7 @@ Instants are seconds on one clock, and arguments.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 SHARE: Final = 0.2  # of calls
@@ -46,6 +47,16 @@ class RetryBudget:
             self._turn(now)
         calls = self._calls + sum(self._calls_before)
         return self._share * calls + self._least - self._spent - sum(self._spent_before)
+
+    def left(self, now: float) -> int:
+        """As `balance`, for people: changes nothing, so that any thread may ask."""
+        gone = max(0, math.floor(now - self._second) + 1)  # seconds that have ended since it was used last
+        if gone > _SLOTS:
+            return int(self._least)
+        kept = [(self._slot + n) % _SLOTS for n in range(gone, _SLOTS)]
+        calls = self._calls + sum([self._calls_before[n] for n in kept])
+        spent = self._spent + sum([self._spent_before[n] for n in kept])
+        return max(0, int(self._share * calls + self._least - spent))
 
     def has_some(self, now: float) -> bool:
         """May one request be sent again?"""

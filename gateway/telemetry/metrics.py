@@ -169,6 +169,7 @@ class Metrics:
     def _tell_now(self, watched: Watched) -> None:
         now = watched.pipelines()
         told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
+        told |= {("retries_left", model): left for model, left in watched.retries_left().items()}
         for step in now.steps:
             told["running", step.pipeline, step.step] = step.running
             told["waiting", step.pipeline, step.step] = step.waiting
@@ -504,6 +505,12 @@ class _Families:
                 "How long an answer takes, by which it is decided whether a call comes too late.",
                 by_limit,
                 "livemax",
+            ),
+            "retries_left": gauge(
+                "gateway_retries_left",
+                "Calls that may be sent to another endpoint of their variant now; of the worker that may the fewest.",
+                ["model"],
+                "livemin",
             ),
             "hedge_after": gauge(
                 "gateway_hedge_after_seconds",

@@ -6,7 +6,8 @@ wrong goes wrong at all endpoints alike, and ejects none.
 
 How likely it is that chance made the difference is bounded by Chernoff: of n calls that each fail with probability p, a
 share of q > p or more fails with at most exp(-n KL(q, p)). An endpoint is ejected once that is below a millionth, by
-its calls of the last seconds or by the unbroken run of failures at their end.
+its calls of the last seconds, or by the unbroken run of failures at their end beside what its peers did meanwhile: so
+it does not matter how many calls went well before it broke.
 
 Where a whole pool fails and other variants of the model may stand in for it, these are the peers. As they have no calls
 while all goes to the first, they get a share of them first, for a sample: so input that is bad everywhere is told from
@@ -28,6 +29,8 @@ from gateway.upstream.latency import Latency
 WINDOW: Final = 5.0  # seconds of which calls are remembered, at least; at most twice as long
 SURE: Final = 13.8  # -ln of a millionth
 LIKELY: Final = 3.0  # -ln of 1 in 20: enough against an endpoint on trial
+MEANWHILE: Final = 20  # calls of the peers, from which on a run is judged by them
+_MUCH: Final = 2.0  # times the share that failed of these: they are few, and chance may have favoured them
 MARGIN: Final = 0.1  # by so much a larger share must fail than at the peers: a sure difference may still be a small one
 FIRST_SECONDS: Final = 5.0  # out for so long, and twice as long each time
 MOST_SECONDS: Final = 300.0
@@ -74,6 +77,7 @@ class Record:
     __slots__ = (
         "_before_calls",
         "_before_failed",
+        "_beside",
         "_calls",
         "_ejected_at",
         "_failed",
@@ -83,6 +87,8 @@ class Record:
         "_turned_at",
         "_well",
         "_well_at",
+        "ever",
+        "ever_failed",
         "is_ejected",
         "is_on_trial",
         "latency",
@@ -98,6 +104,8 @@ class Record:
         self._well = 0  # calls of the trial that went well
         self._well_at = 0.0  # when a call went well, last
         self._run = 0  # failures since the last success
+        self._beside: Counts = (0, 0)  # of the peers, when the run began
+        self.ever = self.ever_failed = 0  # calls
         self._calls = self._failed = self._before_calls = self._before_failed = 0
         self._turned_at = 0.0
 
@@ -121,6 +129,7 @@ class Record:
         if now - self._turned_at >= WINDOW:
             self._turn(now)
         self._calls += 1
+        self.ever += 1
         self._run = 0
         self._well_at = now
         if not self.is_on_trial:
@@ -135,7 +144,22 @@ class Record:
         self._turn(now)
         self._calls += 1
         self._failed += 1
+        self.ever += 1
+        self.ever_failed += 1
         self._run += 1
+
+    def is_alone(self, beside: Counts) -> bool:
+        """To be asked after each failure: has it failed one call after the other, and its peers did not meanwhile?
+
+        beside: their calls ever, and those that failed.
+        """
+        if self._run <= 1:
+            self._beside = beside
+        calls, failed = beside[0] - self._beside[0], beside[1] - self._beside[1]
+        if self.is_ejected or calls < MEANWHILE:  # fewer also where a peer has left
+            return False
+        expected = _MUCH * (max(failed, 0) + 1) / (calls + 2) + MARGIN
+        return expected < 1.0 and evidence(self._run, self._run, expected) >= SURE
 
     def is_outlier(self, expected: float, now: float) -> bool:
         """Does it do worse than it should? Never of one that is out: what comes then was begun before.

@@ -154,11 +154,22 @@ class Pool:
             for each in self.endpoints
             if each is not endpoint and each.can_serve(model, version) and not each.is_ejected(model, version)
         ]
+        is_alone = record.is_alone(self._beside(endpoint, model, version))
         is_outlier = bool(peers) and self._may_eject(record, model, version)
-        is_outlier = is_outlier and record.is_outlier(expected_share(peers), now)
+        is_outlier = is_outlier and (is_alone or record.is_outlier(expected_share(peers), now))
         if not is_outlier and elsewhere:
             is_outlier = record.is_outlier(expected_share(elsewhere), now)
         return endpoint.eject(model, version, now) if is_outlier else 0.0
+
+    def _beside(self, endpoint: Endpoint, model: str, version: str) -> Counts:
+        """The calls of the others, ever."""
+        calls = failed = 0
+        for each in self.endpoints:
+            record = each.records.get((model, version))
+            if record is not None and each is not endpoint:
+                calls += record.ever
+                failed += record.ever_failed
+        return calls, failed
 
     def _may_eject(self, record: Record, model: str, version: str) -> bool:
         """Would at most half of the pool be out?"""

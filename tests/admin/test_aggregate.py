@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from gateway.admin import merged_config, merged_state
@@ -51,6 +52,15 @@ def test_memory_is_as_scarce_as_any_worker_finds_it_and_closed_connections_add_u
     merged = merged_state([memory(0, 7, 1), memory(2, 6, 2), memory(0, 8, 0)])
     assert merged["memory"] == {"step": 2, "bytes": 6, "limit_bytes": 9, "connections_reset": 3}
     assert merged_state([worker()])["memory"] is None
+
+
+def test_of_breakers_and_retries_the_worst_is_told() -> None:
+    states = [copy.deepcopy(worker()) for _ in range(3)]
+    for state, breaker, left in zip(states, ("admitting", "tripped", "probing"), (None, 7, 3), strict=True):
+        state["models"]["photos"]["variants"]["trt"]["breaker"] = breaker
+        state["models"]["photos"]["retries_left"] = left
+    found = merged_state(states)["models"]["photos"]
+    assert (found["variants"]["trt"]["breaker"], found["retries_left"]) == ("tripped", 3)
 
 
 def test_a_model_is_ready_if_it_is_in_every_worker():

@@ -84,6 +84,30 @@ CALLED = ("traffic", "windows", 0, "models", "photos")
             changed("upstreams", "gpu", 0, to={**ENDPOINT, "models": {"a": True, "b": False}}),
             ("warning", "endpoint", "gpu/t-0:8001", "models not ready: b"),
         ),
+        (
+            changed("upstreams", "gpu", 0, to={**ENDPOINT, "ejected": ["a"]}),
+            ("warning", "endpoint", "gpu/t-0:8001", "is left alone for models that its peers answer: a"),
+        ),
+        (
+            changed("upstreams", "gpu", 0, to={**ENDPOINT, "probed": {"a": "CUDA error", "b": "well"}}),
+            ("warning", "endpoint", "gpu/t-0:8001", "probe inferences of a fail: CUDA error"),
+        ),
+        (
+            changed(*VARIANT, "trt", "breaker", to="tripped"),
+            ("warning", "model", "photos", "the breaker of variant trt is tripped: its calls go to others"),
+        ),
+        (
+            changed(*VARIANT, "trt", "breaker", to="probing"),
+            ("warning", "model", "photos", "the breaker of variant trt is probing: a part of its calls goes to others"),
+        ),
+        (
+            changed("models", "photos", "retries_left", to=0),
+            ("warning", "model", "photos", "retries are used up: calls that fail are not sent again for now"),
+        ),
+        (
+            changed("limits", to=[{"upstream": "gpu", "model": "a", "limit": 2, "waiting": 3}]),
+            ("warning", "model", "gpu/a", "3 calls wait: at most 2 are in flight"),
+        ),
         (changed("upstreams", "gpu", to=[]), ("error", "upstream", "gpu", "no address is known")),
         (
             changed("names", "t:8001", "failure", to="no such name"),

@@ -52,6 +52,24 @@ def test_it_does_nearly_what_it_can_under_any_load_and_refuses_nobody(
     assert all(seconds == 0.0 for seconds in ledger.refused)
 
 
+@pytest.mark.parametrize("kept", [4, 8])
+def test_to_keep_calls_in_its_queue_is_worse_while_the_overload_lasts_and_after_it(kept: int) -> None:
+    """Each of them needs another one after it at the right moment; and what is there stays there."""
+
+    def overloaded(in_flight: int) -> tuple[float, float]:
+        made = world()
+        made.know(in_flight, 9)
+        made.calls("overload", 5 * CAPACITY, 20)
+        made.run(25)
+        made.calls("after", CAPACITY / 2, 45)
+        made.run(55)
+        return made.ledgers["overload"].goodput(2, 20), made.ledgers["after"].quantile(0.5)
+
+    (goodput, after), (empty_goodput, empty_after) = overloaded(kept), overloaded(1)
+    assert goodput < 0.9 * empty_goodput
+    assert after > 4 * empty_after
+
+
 def test_half_the_load_is_never_refused() -> None:
     ledger = run(0.5)
     assert (ledger.refused, ledger.by_server) == ([], 0)

@@ -34,7 +34,7 @@ nothing at all in compose: who asks for it takes it for something else."""
 RUNBOOKS = "https://git.example.com/inference-gateway/docs/operations.md"
 
 INCIDENTS = {
-    "gateways-gone", "gpu-pool-gone", "one-triton-slow", "one-triton-fails",
+    "gateways-gone", "gpu-pool-gone", "one-triton-slow", "one-triton-fails", "probe-fails",
     "bad-model-version", "pipeline-broken", "overload", "memory-scarce",
     "certificate-expired", "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
 }  # fmt: skip

@@ -122,6 +122,7 @@ INCIDENTS = (
         "gpu-pool-gone",
         "one-triton-slow",
         "one-triton-fails",
+        "probe-fails",
         "bad-model-version",
         "pipeline-broken",
         "overload",

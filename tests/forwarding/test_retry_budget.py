@@ -47,3 +47,15 @@ def test_in_an_outage_of_a_minute_retries_stay_below_a_fifth_and_ten_per_second(
             retries += 1
     assert retries <= 0.2 * calls + 10 * 60 + 100
     assert retries > 0.2 * calls
+
+
+def test_what_is_left_is_told_to_people_and_changes_nothing() -> None:
+    """As the budget itself says, at any time after it was used last."""
+    for later in (0.0, 0.4, 1.2, 3.7, 9.9, 10.3, 500.0):
+        budget = RetryBudget()
+        for second in range(12):
+            budget.began(100.0 + second)
+            for _ in range(second):
+                budget.take(100.0 + second)
+        now = 111.0 + later
+        assert budget.left(now) == budget.left(now) == int(budget.balance(now)), later

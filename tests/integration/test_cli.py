@@ -19,6 +19,7 @@ from traffic import OK, config, until, until_readyz, write
 from triton_fixture import TritonFactory
 from v2_calls import call, channel_to, infer
 
+from gateway.app import Gateway
 from gateway.triton import LocalTriton
 
 COMMANDS = ("serve", "check", "explain", "schema", "experiment", "models", "triton", "demo")
@@ -162,6 +163,15 @@ class TestExplain:
         said = await self.explain(config_file, "--model", "adder", "--draw", draw)
         assert "reason: split" in said
         assert f"1. {variant}: " in said
+
+    async def test_a_running_gateway_says_how_it_stands_now(self, config_file: Path, gateway: Gateway) -> None:
+        said = await self.explain(config_file, "--model", "adder", "--admin", gateway.admin_address)
+        assert "now: adder is ready; retries: " in said
+        assert "variant a: ready, its breaker is admitting" in said
+        arguments = ("explain", str(config_file), "--model", "adder", "--admin", "127.0.0.1:1")
+        code, output, errors = await run(*arguments, folder=config_file.parent)
+        assert (code, "reason: split" in output) == (1, True)
+        assert errors.startswith("127.0.0.1:1 does not say how it stands: ")
 
     async def test_a_pipeline_shows_its_steps_and_the_models_that_it_calls(self, config_file: Path) -> None:
         said = await self.explain(config_file, "--model", "best", "--metadata", "x-tester=1")

@@ -314,6 +314,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
             lambda: [ShadowNow("m", "int8", results, dropped, 1, 1, 0.1, {})],
             lambda: MemoryNow(1, "large messages", 9, 10, 2),
+            lambda: {"m": 7},
         )
     )
     real = set()

@@ -112,30 +112,50 @@ def test_what_a_model_does_wrong_on_all_endpoints_ejects_none() -> None:
         assert not ejected, share
 
 
-def test_of_two_servers_of_which_one_fails_every_call_at_once_hardly_any_call_fails() -> None:
-    """Eight callers, calls of 10 ms, failures of 0.5 ms: after 2 s at most 1 in 100 fails."""
+@pytest.mark.parametrize("well_for", [0, 4, 20])
+@pytest.mark.parametrize("takes", [0.01, 0.1])
+def test_of_two_servers_of_which_one_fails_every_call_at_once_hardly_any_call_fails(
+    takes: float, well_for: float
+) -> None:
+    """Eight callers, failures of 0.5 ms: after 2 s hardly one fails, however long both went well before."""
     now = 0.0
     of = Pool("main", pool(READY, READY).endpoints, clock=lambda: now)
     good = of.endpoints[0]
-    ends: list[tuple[float, int]] = [(0.0, caller) for caller in range(8)]
+    ends: list[tuple[float, int, bool]] = [(0.0, caller, True) for caller in range(8)]
     doing: dict[int, Endpoint] = {}
     late, failures = 0, 0
-    while now < 60:
-        now, caller = heapq.heappop(ends)
+    while now < well_for + 5:
+        now, caller, well = heapq.heappop(ends)
         endpoint = doing.pop(caller, None)
         if endpoint is not None:
             endpoint.in_flight -= 1
-            late += now > 2
-            if endpoint is good:
+            late += now > well_for + 2
+            if well:
                 endpoint.succeeded("m", "", now)
             else:
-                failures += now > 2
+                failures += now > well_for + 2
                 of.failed(endpoint, "m", "", INTERNAL, now)
         endpoint = doing[caller] = of.maybe_pick("m", "") or good
         endpoint.in_flight += 1
-        heapq.heappush(ends, (now + (0.01 if endpoint is good else 0.0005), caller))
-    assert late > 40_000
+        well = endpoint is good or now < well_for
+        heapq.heappush(ends, (now + (takes if well else 0.0005), caller, well))
+    assert late > 23 / takes
     assert failures <= late / 1000
+
+
+def test_a_burst_of_what_a_model_does_wrong_ejects_none_however_well_all_went_before() -> None:
+    chance = random.Random(5)
+    for share in (0.3, 0.6, 0.9, 1.0):
+        of = pool(READY, READY, READY)
+        now, ejected = 0.0, 0.0
+        for number in range(100_000):
+            now += 1 / 2000
+            endpoint = chance.choice(of.endpoints)
+            if number % 2000 < 300 and chance.random() < share:
+                ejected += of.failed(endpoint, "m", "", INTERNAL, now)
+            else:
+                endpoint.succeeded("m", "", now)
+        assert not ejected, share
 
 
 class Simulated:

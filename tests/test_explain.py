@@ -1,0 +1,61 @@
+"""What `explain --admin` says of a running gateway: why a call was refused, or went elsewhere."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from gateway.explain import explain_now
+
+ENDPOINT = {"address": "t-0:8001", "state": "ready", "reason": "", "models": {"a": True}, "probed": {}, "ejected": []}
+WELL: dict[str, Any] = {
+    "models": {
+        "photos": {
+            "ready": True,
+            "retries_left": None,
+            "variants": {
+                "trt": {"upstream": "gpu", "model": "a", "version": "", "ready": True, "breaker": "admitting"}
+            },
+        }
+    },
+    "pipelines": {"labelled": {"calls": ["photos"]}},
+    "limits": [],
+    "upstreams": {"gpu": [ENDPOINT, {**ENDPOINT, "address": "t-1:8001"}]},
+}
+
+
+def test_a_model_that_is_well_has_little_to_tell() -> None:
+    told = ["now: photos is ready; retries: none was needed yet", "  variant trt: ready, its breaker is admitting"]
+    assert explain_now(WELL, "photos") == explain_now(WELL, "labelled") == [*told, "    calls are not limited"]
+
+
+def test_what_stands_between_a_call_and_an_answer_is_told() -> None:
+    state = copy.deepcopy(WELL)
+    state["models"]["photos"] |= {"retries_left": 3}
+    state["models"]["photos"]["variants"]["trt"]["breaker"] = "probing"
+    refused = {"queue_full": 5, "late": 1}
+    state["limits"] = [
+        {"upstream": "gpu", "model": "a", "limit": 4, "in_flight": 4, "waiting": 2, "latency_seconds": 0.0213}
+        | {"refused": refused},
+        {"upstream": "gpu", "model": "b"},
+    ]
+    state["upstreams"]["gpu"] = [
+        {**ENDPOINT, "address": "t-0", "ejected": ["a"]},
+        {**ENDPOINT, "address": "t-1", "state": "down", "reason": "refused"},
+        {**ENDPOINT, "address": "t-2", "probed": {"a": "CUDA error"}},
+        {**ENDPOINT, "address": "t-3", "models": {"a": False}},
+        ENDPOINT,
+    ]
+    assert explain_now(state, "photos") == [
+        "now: photos is ready; retries: 3 left (of the worker that has the fewest)",
+        "  variant trt: ready, its breaker is probing",
+        "    at most 4 calls in flight: 4 are, 2 wait; 21 ms an answer; refused since the start: 5 queue_full, 1 late",
+        "    gpu/t-0 is ejected: it fails calls that its peers answer",
+        "    gpu/t-1 is down: refused",
+        "    gpu/t-2 fails probe inferences: CUDA error",
+        "    gpu/t-3 has the model not ready",
+    ]
+
+
+def test_a_model_that_the_gateway_does_not_have_is_told() -> None:
+    assert explain_now(WELL, "other") == ["now: the gateway has no public model 'other'"]
