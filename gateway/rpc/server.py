@@ -229,6 +229,11 @@ class ServerConnection(Connection[ServerCall]):
         waiting = [call._unacknowledged + call.unsent for call in self.streams.values()]
         return self.budget.held + sum(waiting)
 
+    def turn_away(self, call: ServerCall, reason: str) -> None:
+        """Close at once, and tell the client that this call, its last one, has not begun: it may make it elsewhere."""
+        self._last_id = call.id - 1
+        self.break_off(ErrorCode.NO_ERROR, reason)
+
     # Requests
 
     def _worth_handling(self, events: Sequence[Event]) -> Sequence[Event]:
