@@ -386,10 +386,17 @@ class WireServer:
         looked_at = 0
         for edge in edges:
             edge.tick(now)
+            at = edge.wire.leaves_before(now + TICK_SECONDS)
+            if at is not None:  # and not all at the tick: their clients connect anew at once
+                loop.call_at(at, self._leave, edge)
             looked_at += 1 + len(edge.wire.streams)
             if looked_at >= TICKED_AT_ONCE:
                 loop.call_soon(self._tick_some, edges)
                 return
+
+    @staticmethod
+    def _leave(edge: ServerEdge) -> None:
+        edge.wire.leave_if_old(edge.loop.time())
 
     # Calls
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,30 @@ async def test_connections_leave_at_their_age_and_no_call_fails() -> None:
     ):
         unary = channel.unary_unary(path("Unary"))
         peers = set[Any]()
-        until = asyncio.get_running_loop().time() + 4
+        until = asyncio.get_running_loop().time() + 2
         while asyncio.get_running_loop().time() < until:
             assert await unary(b"x") == b"x"
             peers |= {edge.wire.peer for edge in server._edges}
             await asyncio.sleep(0.005)
         assert len(peers) >= 2
+
+
+async def test_connections_that_came_together_leave_one_by_one() -> None:
+    """Or all their clients would connect anew in one instant."""
+    left: list[float] = []
+    async with wire_server(Service(), limits=Limits(age_seconds=3.0)) as (server, address):
+        with contextlib.ExitStack() as exits:
+            for _ in range(60):
+                exits.enter_context(connect(int(address.rpartition(":")[2])))
+            await until(lambda: server.connections == 60, 5, "all are connected")
+            going = set(server._edges)
+            while going:
+                gone = {edge for edge in going if edge.wire.draining}
+                left += [asyncio.get_running_loop().time()] * len(gone)
+                going -= gone
+                await asyncio.sleep(0.005)
+    instants = Counter(int(20 * at) for at in left)  # of 50 ms: twelve of them are within the age ± 10 %
+    assert len(instants) >= 6, instants
 
 
 async def test_connections_beyond_the_limit_are_refused_and_the_others_serve() -> None:
