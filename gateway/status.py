@@ -76,14 +76,14 @@ class Verdict:
 
     meaning: Meaning
     elsewhere: bool  # may another endpoint or variant be tried?
-    ejects: bool  # does the whole endpoint get no calls until a probe has succeeded?
+    ejects: bool  # does the whole endpoint get no calls until a probe has succeeded? Never for what a text says
 
 
 _VERDICTS: Final = {
     Meaning.CALLER: Verdict(Meaning.CALLER, elsewhere=False, ejects=False),
     Meaning.SERVER: Verdict(Meaning.SERVER, elsewhere=False, ejects=False),
     Meaning.OVERLOADED: Verdict(Meaning.OVERLOADED, elsewhere=True, ejects=False),
-    Meaning.DRAINING: Verdict(Meaning.DRAINING, elsewhere=True, ejects=True),
+    Meaning.DRAINING: Verdict(Meaning.DRAINING, elsewhere=True, ejects=False),  # only a text says so, maybe a model's
     Meaning.MODEL_GONE: Verdict(Meaning.MODEL_GONE, elsewhere=True, ejects=False),
     Meaning.UNREACHABLE: Verdict(Meaning.UNREACHABLE, elsewhere=True, ejects=True),
     Meaning.LOST: Verdict(Meaning.LOST, elsewhere=True, ejects=True),

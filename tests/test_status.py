@@ -152,7 +152,7 @@ TREATMENT = {  # may another be tried, is the endpoint left alone
     Meaning.CALLER: (False, False),
     Meaning.SERVER: (False, False),
     Meaning.OVERLOADED: (True, False),
-    Meaning.DRAINING: (True, True),
+    Meaning.DRAINING: (True, False),
     Meaning.MODEL_GONE: (True, False),
     Meaning.UNREACHABLE: (True, True),
     Meaning.UNCLEAR: (False, False),

@@ -11,8 +11,9 @@ from typing import Any
 Json = Mapping[str, Any]
 """A worker's answer to `/state` or `/config`. Any: it is JSON."""
 
+_BREAKERS_WORST_FIRST = ("tripped", "probing", "admitting")
+_LATENCY = "latency_seconds"
 _WORST_FIRST = ("down", "unprobed", "suspect", "ready")
-_WORST_BREAKER = ("tripped", "probing", "admitting")
 
 
 def merged_state(states: Sequence[Json]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _model(found: Sequence[Json]) -> Json:
 def _variant(found: Sequence[Json]) -> Json:
     """A worker that has had few calls may not know yet what the others have learnt."""
     breakers = [each["breaker"] for each in found if "breaker" in each]
-    worst = {"breaker": min(breakers, key=_WORST_BREAKER.index)} if breakers else {}
+    worst = {"breaker": min(breakers, key=_BREAKERS_WORST_FIRST.index)} if breakers else {}
     return {**_least_ready(found), **worst}
 
 
@@ -148,7 +149,14 @@ def _endpoint(found: Sequence[Json]) -> Json:
         "in_flight": sum(each["in_flight"] for each in found),
         "ejected": sorted({model for each in found for model in each.get("ejected", ())}),
         "models": _all_ready(each["models"] for each in found),
+        "warmth": min(each.get("warmth", 1.0) for each in found),
+        "latency_seconds": _by_name([{_LATENCY: {}, **each} for each in found], _LATENCY, max),
+        "probed": _by_name([{"probed": {}, **each} for each in found], "probed", _worst_probe),
     }
+
+
+def _worst_probe(found: Sequence[str]) -> str:
+    return next((each for each in found if each != "well"), "well")
 
 
 def _all_ready(found: Iterable[Mapping[str, bool]]) -> dict[str, bool]:

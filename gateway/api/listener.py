@@ -66,6 +66,13 @@ SMALL_REQUESTS: Final = (
 """Methods whose requests are names and settings."""
 
 
+VITAL: Final = (
+    *(f"/{_V2.full_name}/{method}" for method in ("ServerLive", "ServerReady", "ModelReady")),
+    *(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch")),
+)
+"""Methods by which others see whether this gateway may have calls: whoever can't ask takes it for dead."""
+
+
 class Listener:
     """A gRPC server with these services, some of whose methods are forwarded as bytes."""
 
@@ -96,6 +103,7 @@ class Listener:
             max_connections=settings.max_connections,
             budget=budget or Budget(settings.max_collected_bytes, COLLECTED),
             small=SMALL_REQUESTS,
+            vital=VITAL,
             on_full=on_full,
             descriptors=_descriptors_for_connections(),
             refused=self._refused,

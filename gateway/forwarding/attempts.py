@@ -15,6 +15,7 @@ from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool
 
 UNAVAILABLE: Final = "unavailable"  # why a fallback is asked: no endpoint that could serve the variant was known
+RETRY: Final = "retry"  # why an attempt is made: another one of the same variant failed
 LIMITED: Final = "limited"  # there is no room for more calls at its servers
 SAMPLE: Final = "sample"  # its servers are in doubt, so some calls go to the fallback to compare
 _ENDPOINT_IS_BAD: Final = (Meaning.UNREACHABLE, Meaning.LOST, Meaning.DRAINING)
@@ -56,6 +57,7 @@ class Attempts:
         "_pools",
         "_put_off",
         "_reason",
+        "_returns",
         "_targets",
         "_tried_here",
         "chosen",
@@ -77,6 +79,7 @@ class Attempts:
         self._put_off: Sequence[Variant] = ()
         self._tried_here: Sequence[Endpoint] = ()  # for the current variant
         self._avoid: Sequence[Endpoint] = ()  # for every variant
+        self._returns = False  # is the next attempt one more at the variant of the last, which did not begin with it?
         self.made = 0
 
     def maybe_next(self, *, may_retry: bool = True) -> Attempt | None:
@@ -96,6 +99,7 @@ class Attempts:
             if endpoint is not None:
                 why = self._why()
                 self.made += 1
+                self._returns = False
                 self._tried_here = (*self._tried_here, endpoint)
                 instead_of = self._last if why == "fallback" else ""
                 self._last = variant.name
@@ -152,6 +156,7 @@ class Attempts:
         """The last attempt's server has not begun with it, since its queue was full: its variant is next once more."""
         self._most += 1
         self._tried_here = ()
+        self._returns = True
         self._index = self._targets.index(attempt.variant)
 
     def maybe_anew(self, attempt: Attempt) -> Attempt | None:
@@ -182,8 +187,9 @@ class Attempts:
     def _next_variant(self) -> None:
         self._index += 1
         self._tried_here = ()
+        self._returns = False
 
     def _why(self) -> str:
         if self.made == 0:
             return self._reason if self._index == 0 else "fallback"
-        return "retry" if self._tried_here else "fallback"
+        return RETRY if self._tried_here or self._returns else "fallback"

@@ -26,8 +26,8 @@ from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
-from gateway.forwarding.attempts import Attempt
-from gateway.forwarding.backoff import pushback, wait_before
+from gateway.forwarding.attempts import RETRY, Attempt
+from gateway.forwarding.backoff import NEVER, pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller, PartsCaller
@@ -151,22 +151,44 @@ class Call:
 
     # Attempts
 
-    def _try_next(self) -> None:
-        """Send the request to the next endpoint; the end of the call if there is none."""
+    def _try_next(self, wait: float = 0.0) -> None:
+        """Send the request to the next endpoint; the end of the call if there is none.
+
+        wait: seconds before the variant that has just failed gets it once more; NEVER: it must not. Others wait for
+        nothing.
+        """
         work, inference = self._work, self._inference
         while True:
-            attempt = inference.maybe_next(work)
-            if attempt is None and inference.may_return(work):
+            attempt = inference.maybe_next(work, may_retry=wait >= 0.0)
+            if attempt is None and wait >= 0.0 and inference.may_return(work):
                 attempt = inference.maybe_next(work)
             if attempt is None:
                 self._fail(inference.given_up(work))
                 return
             self._client = None
+            if wait > 0.0 and attempt.why == RETRY:
+                self._pause = asyncio.get_running_loop().call_later(wait, self._end_pause, attempt)
+                return
             if not inference.gates.table or self._enter(attempt):
                 self._begin_attempt(attempt)
                 return
             if self._turn is not None:
                 return
+
+    def _end_pause(self, attempt: Attempt) -> None:
+        """An attempt that had to wait may be made, at the endpoint that is best by now."""
+        self._pause = None
+        try:
+            anew = self._work.attempts.maybe_anew(attempt)
+            if anew is None:
+                self._work.attempts.not_made(self._attempt)
+                self._try_next()
+            elif not self._inference.gates.table or self._enter(anew):
+                self._begin_attempt(anew)
+            elif self._turn is None:
+                self._try_next()
+        except Exception as error:
+            self.fail_by(error)
 
     def _begin_attempt(self, attempt: Attempt) -> None:
         """:raises GatewayError: if what came of the request since the last attempt could not be kept."""
@@ -346,16 +368,16 @@ class Call:
         if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise inference.given_up(work)
+        self._try_next(self._wait_after(client))
+
+    def _wait_after(self, client: ClientCall) -> float:
+        """Seconds until the variant of a failed attempt may get another; NEVER if it wants none, or it is too late."""
+        inference, work, deadline = self._inference, self._work, self._caller.deadline
         wait = pushback(client.trailing)
         if wait is None:  # who takes turns pauses until its turn comes
-            wait = 0.0 if inference.found_full(work) else wait_before(attempt.number + 1, inference.draw())
-        deadline = self._caller.deadline
-        if wait < 0.0 or (deadline is not None and wait > 0.0 and inference.clock() + wait >= deadline):
-            raise inference.given_up(work)  # the server wants no other, or there is no time for one
-        if wait > 0.0:
-            self._pause = asyncio.get_running_loop().call_later(wait, self._go_on)
-        else:
-            self._try_next()
+            wait = 0.0 if inference.found_full(work) else wait_before(work.attempts.made + 1, inference.draw())
+        is_too_late = deadline is not None and wait > 0.0 and inference.clock() + wait >= deadline
+        return NEVER if is_too_late else wait
 
     def _go_on(self) -> None:
         """What it has waited for is over."""

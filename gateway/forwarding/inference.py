@@ -26,7 +26,7 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.forwarding.admission import TOO_LATE, Gates, Refused
-from gateway.forwarding.attempts import LIMITED, SAMPLE, UNAVAILABLE, Attempt, Attempts
+from gateway.forwarding.attempts import LIMITED, RETRY, SAMPLE, UNAVAILABLE, Attempt, Attempts
 from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
@@ -64,6 +64,7 @@ from gateway.status import (
 )
 from gateway.types import Facts, Metadata, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
+from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
 from gateway.upstream.pool import MOST_REACHED, Pool, Reached, SubsetPool
 from gateway.v2.peek import (
@@ -290,8 +291,11 @@ class Inference:
         """
         return isinstance(self.topology.pools.get(variant.upstream), SubsetPool) or self.topology.is_available(variant)
 
-    def maybe_next(self, work: Work) -> Attempt | None:
-        """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries."""
+    def maybe_next(self, work: Work, *, may_retry: bool = True) -> Attempt | None:
+        """The next attempt, or None if there is nothing left to try, or nothing left of the budget for retries.
+
+        may_retry: at the variant of the last one.
+        """
         attempts = work.attempts
         if not attempts.made:
             if work.sequence is not None:
@@ -310,10 +314,10 @@ class Inference:
         now = self.clock()
         retries = self._budget(work.route)
         has_budget = retries.has_some(now)
-        attempt = attempts.maybe_next(may_retry=has_budget)
-        if attempt is not None and attempt.why == "retry":
+        attempt = attempts.maybe_next(may_retry=may_retry and has_budget)
+        if attempt is not None and attempt.why == RETRY:
             retries.take(now)
-        elif not has_budget:
+        elif not has_budget and may_retry:
             self.hooks.retry_refused(RetryRefused(work.route.model))
         return attempt
 
@@ -540,8 +544,17 @@ class Inference:
         return failure, verdict, AttemptEnded(code, failure.text, verdict.meaning, now)
 
     def attempt_late(self, work: Work, attempt: Attempt) -> None:
-        """A call's deadline has passed while an endpoint had it: its caller's choice, but peers may be faster."""
-        self._count_failure(work, attempt, LATE, self.clock())
+        """A call's deadline has passed while an endpoint had it.
+
+        That speaks against the endpoint if the model takes much less time: a caller who gives too little says nothing,
+        nor does one who is still sending.
+        """
+        now, variant = self.clock(), attempt.variant
+        pool = self.topology.pools.get(variant.upstream)
+        if pool is None or not attempt.began:
+            return
+        if now - attempt.began >= SLOWER * pool.fastest(variant.model, variant.version):
+            self._count_failure(work, attempt, LATE, now)
 
     @staticmethod
     def _may_go_elsewhere(work: Work, failure: CallFailed, verdict: Verdict) -> bool:
@@ -580,10 +593,18 @@ class Inference:
         return is_limited and is_queue_full(verdict, failure.text)
 
     def may_return(self, work: Work) -> bool:
-        """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here."""
+        """Was it refused by the last server that there is, which knows no turns? Then it may wait for its turn here.
+
+        It is a retry as any other, by the budget too. Not of a model that no server is to get a request of twice, since
+        a model's own error may read like a full queue.
+        """
         last = work.attempts.last
         if last is None or work.refused is not None or work.returns == _MOST_RETURNS or not self.found_full(work):
             return False
+        if not work.route.retry.on:
+            return False
+        if not self._budget(work.route).has_some(self.clock()):
+            return False  # which `maybe_next` has told
         work.returns += 1
         work.attempts.again(last)
         return True

@@ -99,6 +99,14 @@ def _compiled(pattern: str) -> Callable[[str], bool]:
         raise ValueError(_why(str(error))) from None
 
 
+def _compiled_whole(pattern: str) -> Callable[[str], bool]:
+    """For a pattern that compiles alone: does the whole of a text match it?"""
+    try:
+        return _compiled(rf"\A(?:{pattern})\z")
+    except ValueError:  # in verbose mode, `(?x)`, a comment at its end hides the bracket; there a line's end is nothing
+        return _compiled(f"\\A(?:{pattern}\n)\\z")
+
+
 def _why(text: str) -> str:
     """The last line of what the engine says of a pattern; those before it draw where."""
     return text.rstrip().rpartition("\n")[2].strip().removeprefix("error: ").removeprefix("SchemaError: ")
@@ -120,7 +128,7 @@ class Regex:
 
     def __post_init__(self) -> None:
         _compiled(self.pattern)  # alone, or `a)(b` would be one in the brackets below
-        object.__setattr__(self, "_holds", _compiled(rf"\A(?:{self.pattern})\z"))
+        object.__setattr__(self, "_holds", _compiled_whole(self.pattern))
 
     def holds(self, value: str | None) -> bool:
         return value is not None and len(value) <= MAX_REGEX_TEXT and self._holds(value)

@@ -229,6 +229,11 @@ class ServerConnection(Connection[ServerCall]):
         waiting = [call._unacknowledged + call.unsent for call in self.streams.values()]
         return self.budget.held + sum(waiting)
 
+    def turn_away(self, call: ServerCall, reason: str) -> None:
+        """Close at once, and tell the client that this call, its last one, has not begun: it may make it elsewhere."""
+        self._last_id = call.id - 1
+        self.break_off(ErrorCode.NO_ERROR, reason)
+
     # Requests
 
     def _worth_handling(self, events: Sequence[Event]) -> Sequence[Event]:
@@ -436,11 +441,22 @@ class ServerConnection(Connection[ServerCall]):
         if self.draining:
             self._tick_drain(now)
         elif self._ends.at is not None and now >= self._ends.at:
-            self.reason = "maximum age"
-            self.drain(self._ends.grace)
+            self.leave_if_old(now)
         elif not self.streams and now - self._active_at > self.limits.idle_seconds:
             self.reason = "idle"
             self.drain(0.0)
+
+    def leaves_before(self, instant: float) -> float | None:
+        """When it will have its maximum age, if that is before this instant."""
+        at = self._ends.at
+        return at if at is not None and at < instant and not self.draining else None
+
+    def leave_if_old(self, now: float) -> None:
+        """Ask the client to leave, if the connection has its maximum age."""
+        if not self.draining and self._ends.at is not None and now >= self._ends.at:
+            self.now = now
+            self.reason = "maximum age"
+            self.drain(self._ends.grace)
 
     def _tick_drain(self, now: float) -> None:
         if self._cut_at is not None and now >= self._cut_at and self._second_goaway_at is None:

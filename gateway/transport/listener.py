@@ -9,7 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -45,7 +45,9 @@ log = logging.getLogger("gateway.transport")
 
 MAX_CONNECTIONS: Final = "max_connections"  # reasons for refusing a connection
 DESCRIPTORS: Final = "descriptors"
+NO_MORE: Final = "no more connections"
 MEMORY: Final = "memory"
+MOST_NARROW: Final = 32  # connections for vital methods alone, where others are refused; an older one gives way
 LEAST_RESET: Final = 1 << 20  # bytes that a connection holds for which it is worth being closed
 
 
@@ -75,6 +77,7 @@ class WireServer:
         age_grace: float | None = None,
         budget: Budget | None = None,
         small: Collection[str] = (),
+        vital: Collection[str] = (),
         on_full: Callable[[str], None] | None = None,
         descriptors: int | None = None,
         refused: Callable[[str], None] | None = None,
@@ -86,6 +89,8 @@ class WireServer:
         age_grace:       seconds for the calls of a connection that reached its maximum age; None: as long as they take.
         budget:          for messages that are collected, if shared with others.
         small:           full paths of methods whose requests are never large.
+        vital:           full paths of methods that are served where new connections are refused, such as health: some
+                         connections more are accepted for these alone, and told to go elsewhere by any other call.
         on_full:         called with the peer of a connection that has `max_streams` open calls.
         descriptors:     a connection with this file descriptor or a higher one is closed, to keep some for other uses.
         refused:         called with the reason when a new connection is closed.
@@ -100,6 +105,12 @@ class WireServer:
         self._on_full = on_full
         self._budget = budget or Budget(2 * self.limits.collected_bytes, COLLECTED)
         self._small = frozenset(path.encode() for path in small)
+        self._vital = frozenset(path.encode() for path in vital)
+        self._narrow_limits = replace(
+            self.limits, max_streams=8, stream_window=65_535, connection_window=1 << 20, idle_seconds=60.0
+        )
+        self._narrow: dict[ServerEdge, None] = {}  # connections for vital methods alone, oldest first
+        self._next_is_narrow = False  # will the connection that is being accepted be one?
         self._max_connections = max_connections
         self._age_grace = age_grace
         self._descriptors = descriptors
@@ -259,11 +270,17 @@ class WireServer:
     def _shaking_protocol(self) -> asyncio.Protocol:
         protocol = self._protocol()
         self._shaking.add(protocol)
+        if self._next_is_narrow:
+            edge: Any = protocol
+            self._next_is_narrow = False
+            self._narrow[edge] = None
         return protocol
 
     def _shaken(self, protocol: asyncio.Protocol) -> None:
         if protocol in self._shaking:  # it had no connection in the end
             self._shaking.discard(protocol)
+            edge: Any = protocol
+            self._narrow.pop(edge, None)
             self._report()
 
     def _report(self) -> None:
@@ -272,11 +289,12 @@ class WireServer:
 
     def _connection(self, edge: ServerEdge) -> ServerConnection:
         now = edge.loop.time()
+        is_narrow = edge in self._narrow
         connection = ServerConnection(
-            self.limits,
+            self._narrow_limits if is_narrow else self.limits,
             now,
             edge.wake,
-            accept=self._accept,
+            accept=partial(self._accept_vital, edge) if is_narrow else self._accept,
             deadlines=self._alarm.deadlines,
             heads=self._heads,
             peer=_peer_name(edge.transport),
@@ -287,7 +305,7 @@ class WireServer:
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
         if edge not in self._shaking or self.draining:
-            connection.break_off(0, "no more connections")
+            connection.break_off(0, NO_MORE)
         self._shaking.discard(edge)
         self._edges.add(edge)
         return connection
@@ -300,11 +318,31 @@ class WireServer:
             log.debug("%s broke the rules of HTTP/2, so its stream was reset: %s", peer, fault)
 
     def _refuses(self, descriptor: int) -> bool:
-        """Must this new connection be closed? If so, it is counted. descriptor: its file descriptor."""
+        """Must this new connection be closed? It is counted then, and also if it may ask for vital methods alone.
+
+        descriptor: its file descriptor.
+        """
         refusal = self._refusal(descriptor)
-        if refusal:
-            self._count_refusal(refusal)
-        return bool(refusal)
+        if not refusal:
+            return False
+        self._count_refusal(refusal)
+        self._next_is_narrow = self._may_be_narrow(descriptor)
+        return not self._next_is_narrow
+
+    def _may_be_narrow(self, descriptor: int) -> bool:
+        """Is there a place for a connection that asks for vital methods only? The oldest one, if idle, makes room."""
+        is_last = self._descriptors is not None and descriptor >= self._descriptors + MOST_NARROW // 2
+        if not self._vital or self.draining or is_last:
+            return False
+        if len(self._narrow) < MOST_NARROW:
+            return True
+        open_ones = [edge for edge in self._narrow if edge in self._edges]
+        oldest = next((edge for edge in open_ones if not edge.wire.streams), open_ones[0] if open_ones else None)
+        if oldest is None:
+            return False
+        del self._narrow[oldest]
+        oldest.wire.break_off(0, NO_MORE)
+        return True
 
     def _count_refusal(self, why: str) -> None:
         if self._refused is not None and not self.draining:
@@ -331,6 +369,7 @@ class WireServer:
 
     def _gone(self, edge: ServerEdge) -> None:
         self._edges.discard(edge)
+        self._narrow.pop(edge, None)
         self._report()
         if not self._edges:
             self._empty.set()
@@ -347,10 +386,17 @@ class WireServer:
         looked_at = 0
         for edge in edges:
             edge.tick(now)
+            at = edge.wire.leaves_before(now + TICK_SECONDS)
+            if at is not None:  # and not all at the tick: their clients connect anew at once
+                loop.call_at(at, self._leave, edge)
             looked_at += 1 + len(edge.wire.streams)
             if looked_at >= TICKED_AT_ONCE:
                 loop.call_soon(self._tick_some, edges)
                 return
+
+    @staticmethod
+    def _leave(edge: ServerEdge) -> None:
+        edge.wire.leave_if_old(edge.loop.time())
 
     # Calls
 
@@ -370,6 +416,14 @@ class WireServer:
         else:
             call.cut_through = method.cut_through
             call.on_request = method.handle
+
+    def _accept_vital(self, edge: ServerEdge, call: ServerCall) -> None:
+        """A call on a connection for vital ones alone. Any other has not begun, and may go elsewhere."""
+        if call.head.path in self._vital:
+            self._accept(call)
+            return
+        self._narrow.pop(edge, None)
+        edge.wire.turn_away(call, NO_MORE)
 
     def _find(self, call: ServerCall) -> MethodHandler | None:
         if not self._generic:

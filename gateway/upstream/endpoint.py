@@ -42,6 +42,9 @@ _LOOK_SECONDS: Final = 0.05  # between two looks at whether an endpoint that is 
 _AT_FAULT: Final = frozenset({Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE, Meaning.LOST, Meaning.LATE})
 """What counts against an endpoint when it is compared with its peers."""
 
+_WORTH_ASKING: Final = (Meaning.UNCLEAR, Meaning.DRAINING)
+"""After which the endpoint is asked soon: only it can tell, since the text that says so may be a model's."""
+
 _COSTS_NOTHING: Final = frozenset({Meaning.CALLER, Meaning.ENDED})
 """What does not make an endpoint less worth a call."""
 
@@ -249,6 +252,6 @@ class Endpoint:
             return
         if meaning is Meaning.MODEL_GONE and model in self.models:
             self.forget(model[0])
-        elif meaning is not Meaning.UNCLEAR:
+        elif meaning not in _WORTH_ASKING:
             return
         self.on_suspicion()

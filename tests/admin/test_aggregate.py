@@ -17,6 +17,9 @@ def endpoint(address: str, state: str = "ready", in_flight: int = 0, **models: b
         "in_flight": in_flight,
         "ejected": [],
         "models": models,
+        "warmth": 1.0,
+        "latency_seconds": {},
+        "probed": {},
     }
 
 
@@ -38,6 +41,26 @@ def worker(*endpoints: dict[str, Any], ready: bool = True, trt: bool = True) -> 
 def test_an_endpoint_is_as_bad_as_any_worker_finds_it_and_its_calls_add_up():
     merged = merged_state([worker(endpoint("t:1", "ready", 2, m=True)), worker(endpoint("t:1", "down", 3, m=False))])
     assert merged["upstreams"] == {"gpu": [endpoint("t:1", "down", 5, m=False)]}
+
+
+def test_what_each_worker_finds_out_by_itself_is_shown_as_the_worst_of_them():
+    def found(breaker: str, warmth: float, latency: dict[str, float], probed: dict[str, str]) -> dict[str, Any]:
+        seen = {**endpoint("t:1"), "warmth": warmth, "latency_seconds": latency, "probed": probed}
+        state = worker(seen)
+        state["models"]["photos"]["variants"]["trt"]["breaker"] = breaker
+        return state
+
+    merged = merged_state(
+        [
+            found("admitting", 1.0, {"m": 0.01, "n": 0.5}, {"m": "well"}),
+            found("tripped", 0.1, {"m": 0.9}, {"m": "INTERNAL: no", "n": "well"}),
+            found("probing", 0.4, {}, {}),
+        ]
+    )
+    [seen] = merged["upstreams"]["gpu"]
+    assert merged["models"]["photos"]["variants"]["trt"]["breaker"] == "tripped"
+    assert (seen["warmth"], seen["latency_seconds"]) == (0.1, {"m": 0.9, "n": 0.5})
+    assert seen["probed"] == {"m": "INTERNAL: no", "n": "well"}
 
 
 def test_endpoints_that_only_one_worker_knows_are_there():

@@ -23,9 +23,9 @@ from ledger import Ledger, calling
 from traffic import config, http, until, until_readyz, write
 
 SOAK = "SOAK_SECONDS" in os.environ
-RESTARTS = 100 if SOAK else 6
-KILLS = 60 if SOAK else 4
-RELOADS = 60 if SOAK else 5
+RESTARTS = 100 if SOAK else 3
+KILLS = 60 if SOAK else 2
+RELOADS = 60 if SOAK else 3
 HERE = Path(__file__).parent
 GRPC_JS = Path(os.environ.get("GRPC_JS", HERE.parents[1] / ".venv/grpc-js/node_modules/@grpc/grpc-js"))
 
@@ -159,7 +159,7 @@ async def test_reloads_each_second_fail_no_call_and_keep_the_split(servers: Serv
                 running.signal(signal.SIGHUP)
                 await asyncio.sleep(1)
         _, told = await http(admin, "/config")
-        assert sum(change["accepted"] for change in told["changes"]) >= min(RELOADS, 5)
+        assert sum(change["accepted"] for change in told["changes"]) >= min(RELOADS, 3)
         _, metrics = await http(admin, "/metrics")
     assert not ledger.failed(), ledger.failed()
     ledger.check(servers.books)
@@ -180,9 +180,10 @@ def by_variant(metrics: str) -> Counter[str]:
 
 JUMPS = """
 import random, time
-true = time.time
+true, began = time.time, time.monotonic()
 def jumping():
-    return true() + random.choice((-3600, 0, 3600))
+    phase = int(time.monotonic() - began) % 4
+    return true() + (0, 3600, -3600, random.choice((-3600, 0, 3600)))[phase]
 time.time = jumping
 """
 
@@ -190,7 +191,7 @@ time.time = jumping
 async def test_a_clock_that_jumps_by_hours_makes_no_deadline_and_no_storm(
     servers: Servers, write_config: Write, tmp_path: Path
 ) -> None:
-    """All of the product's `time.time` jumps by an hour between any two readings, as no NTP does."""
+    """It is set an hour forward, then two hours back, then jumps between any two readings, as no NTP does."""
     server = servers.start()
     (tmp_path / "jumping").mkdir()
     (tmp_path / "jumping" / "sitecustomize.py").write_text(JUMPS)
@@ -200,7 +201,7 @@ async def test_a_clock_that_jumps_by_hours_makes_no_deadline_and_no_storm(
     async with command(*arguments, folder=tmp_path, environ=environ) as running:
         admin = await serving(running)
         async with calling(address, ledger, streams=2):
-            await asyncio.sleep(3)
+            await asyncio.sleep(4 if SOAK else 3)
             assert (await http(admin, "/readyz"))[0] == 200
             assert (await http(admin, "/metrics"))[0] == 200
         running.signal(signal.SIGTERM)

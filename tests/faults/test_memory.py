@@ -43,7 +43,7 @@ from traffic import config, http, write
 from tritonclient.grpc import service_pb2 as pb
 from upstreams import INFER, FakeTriton, RawServer, accept_client, infer_request, raw_triton
 
-SECONDS = min(600.0, float(os.environ.get("SOAK_SECONDS", "6")))
+SECONDS = min(600.0, float(os.environ.get("SOAK_SECONDS", "4")))
 KiB, MiB = 1 << 10, 1 << 20
 LIMIT = 512 * MiB
 STREAM = INFER.replace(b"ModelInfer", b"ModelStreamInfer")

@@ -38,6 +38,8 @@ class Fault(Exception):
 class Connection:
     """An endpoint's, whose answer the test gives. fault: the method that throws."""
 
+    losses = 0  # times that it broke
+
     def __init__(self, fault: str) -> None:
         self.fault = fault
         self.sent: list[ClientCall] = []

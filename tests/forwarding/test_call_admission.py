@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from test_call import ANSWER, REQUEST, Asking, World
 
 from gateway.forwarding.admission import AdmissionSettings
 from gateway.forwarding.call import Call
+from gateway.forwarding.retry_budget import RetryBudget
+from gateway.routing import Routes
 from gateway.rpc.client import ClientCall
 from gateway.status import Code, Origin
+from gateway.types import Retry
 from gateway.upstream.endpoint import State
 
 FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
@@ -133,6 +138,33 @@ def test_a_call_that_is_refused_time_and_again_ends() -> None:
     assert caller.ends == [Code.RESOURCE_EXHAUSTED]
     assert "Exceeds maximum queue size" in caller.text
     assert (world.gate.in_flight, world.endpoint.in_flight) == (0, 0)
+
+
+def test_a_return_to_a_full_server_is_a_retry_and_within_their_budget() -> None:
+    """Else a server that is always full would get four times the calls."""
+    world = LimitedWorld()
+    budget = RetryBudget(share=0.0, per_second=0.2)  # two in ten seconds
+    world.inference._retries["m"] = budget
+    _, caller = world.another()
+    for number in range(3):
+        assert caller.ends == []
+        world.connection.sent[number].end(Code.UNAVAILABLE, FULL, Origin.SERVER)
+    assert caller.ends == [Code.RESOURCE_EXHAUSTED]
+    assert len(world.connection.sent) == 3
+    assert budget.balance(world.now) == 0.0
+    assert (world.gate.in_flight, world.endpoint.in_flight) == (0, 0)
+
+
+def test_a_model_that_must_not_run_twice_is_not_returned_to() -> None:
+    """Its own error may read like a full queue."""
+    world = LimitedWorld()
+    [route] = world.inference.current.now.routes.public.values()
+    routes = Routes([replace(route, retry=Retry(on=frozenset()))])
+    world.inference.current.now = replace(world.inference.current.now, routes=routes)
+    _, caller = world.another()
+    world.connection.sent[0].end(Code.UNAVAILABLE, FULL, Origin.SERVER)
+    assert caller.ends == [Code.RESOURCE_EXHAUSTED]
+    assert len(world.connection.sent) == 1
 
 
 def test_a_call_whose_endpoint_goes_down_while_it_waits_is_told_so() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from test_call import ANSWER, Asking, World
+from tritonclient.grpc import service_pb2 as pb
 
+from gateway.forwarding.call import Call
 from gateway.forwarding.sequences import Pin, Sequences, draw_for, text_of
+from gateway.status import Code, Origin
 from gateway.types import Variant
-from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.pool import Pool
 
 UNUSED: Any = None
 PIN = Pin(Variant("v", "u", "m"), Endpoint("u", "a:1", UNUSED))
@@ -62,3 +68,39 @@ def test_draws_are_spread_evenly_over_zero_to_one() -> None:
     assert draws[0] >= 0
     assert draws[-1] < 1
     assert max(abs(draw - rank / 4000) for rank, draw in enumerate(draws)) < 0.03
+
+
+def test_a_sequence_that_begins_anew_elsewhere_goes_on_there_and_not_where_it_lived() -> None:
+    """Its old state may still be there, and would answer wrongly without a word."""
+    world = World()
+    ends = [Endpoint("u", f"t:{number}", world.connection) for number in range(2)]
+    for each in ends:
+        each.state = State.READY
+    world.inference.sequences = Sequences(idle=60, most=10)
+    world.inference.current.now = replace(world.inference.current.now, pools={"u": Pool("u", ends)})
+
+    def ask(start: bool) -> Endpoint:
+        """Where the request of the one sequence goes; it is answered."""
+        asked = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x"])
+        asked.parameters["sequence_id"].int64_param = 7
+        asked.parameters["sequence_start"].bool_param = start
+        body = asked.SerializeToString()
+        world.caller = Asking("")
+        Call(world.inference, world.caller, "ModelInfer", body, world.inference.requests.peek(body)).begin()
+        [where] = [each for each in ends if each.in_flight]
+        client = world.connection.sent[-1]
+        client.body = ANSWER
+        client.end(Code.OK, "", Origin.SERVER)
+        assert world.caller.ends == [Code.OK]
+        return where
+
+    first = ask(True)
+    assert ask(False) is first
+    first.state = State.DOWN
+    second = ask(True)
+    assert second is not first
+    first.state = State.READY  # with the state that it had
+    assert ask(False) is second
+    assert ask(True) is first  # where every worker looks for it
+    second.state = State.SUSPECT
+    assert ask(False) is first

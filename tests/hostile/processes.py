@@ -38,9 +38,10 @@ def request(path: bytes, body: bytes, *extra: Pair, stream: int = 1) -> bytes:
 class Served:
     """A process that serves on a port."""
 
-    def __init__(self, process: subprocess.Popen[Any], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[Any], port: int, log: Path | None = None) -> None:
         self.process = process
         self.port = port
+        self._log = log
 
     def connect(self, buffer: int = 0) -> Peer:
         """A client that has greeted."""
@@ -56,6 +57,11 @@ class Served:
         """Of a target: what it has counted; its lag since the last time."""
         told: dict[str, Any] = json.loads(self.ask(b"/test.Service/Stats", b"").body[5:])
         return told
+
+    @property
+    def last_said(self) -> str:
+        """The last lines of its log, if it has one."""
+        return "\n".join(self._log.read_text().splitlines()[-10:]) if self._log else ""
 
     @property
     def cpu(self) -> float:
@@ -119,7 +125,7 @@ def gateway(upstream: int, more: str = "", given: str = CONFIG) -> Iterator[Serv
         with log.open("w") as told:
             process = subprocess.Popen(command, stdout=told, stderr=told, cwd=ROOT)
         try:
-            yield Served(process, _serving_port(process, log))
+            yield Served(process, _serving_port(process, log), log)
         finally:
             process.send_signal(signal.SIGINT)
             try:

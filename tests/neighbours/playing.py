@@ -191,10 +191,10 @@ class Neighbourhood:
             assert time.monotonic() < until, f"no answer to: {late}"
         return told
 
-    @staticmethod
-    def _told(faults: list[dict[str, Any]]) -> str:
+    def _told(self, faults: list[dict[str, Any]]) -> str:
         whose = sorted({fault["who"] for fault in faults})
-        return f"{len(faults)} calls, of {whose}: " + "; ".join(str(fault["what"]) for fault in faults[:4])
+        what = "; ".join(str(fault["what"]) for fault in faults[:4])
+        return f"{len(faults)} calls, of {whose}: {what}\n{self.served.last_said}"
 
     def _forget_peak(self) -> int:
         """Bytes that the gateway has; from here its peak is counted anew."""

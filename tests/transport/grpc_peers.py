@@ -95,12 +95,13 @@ async def wire_server(
     service: Service | None = None,
     forward: dict[str, ForwardMethod] | None = None,
     limits: Limits | None = None,
+    port: int = 0,
 ) -> AsyncIterator[tuple[WireServer, str]]:
     server = WireServer(forward, limits)
     if service is not None:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(service)),))
         server.add_registered_method_handlers(SERVICE, handlers(service))
-    port = server.listen("127.0.0.1:0")
+    port = server.listen(f"127.0.0.1:{port}")
     await server.start()
     try:
         yield server, f"127.0.0.1:{port}"

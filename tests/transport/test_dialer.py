@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -151,6 +152,24 @@ async def test_a_restarted_server_is_found_again() -> None:
             async with grpcio_server(Service(), port):
                 assert await asyncio.wait_for(call_code(channel, wait_for_ready=True), 3) is grpc.StatusCode.OK
             assert await call_code(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_was_restarted_is_not_dialled_by_all_in_one_instant() -> None:
+    """Each gateway's pause differs, though all have lost their connections together."""
+    port, came = free_port(), list[float]()
+    loop = asyncio.get_running_loop()
+    async with contextlib.AsyncExitStack() as exits:
+        async with wire_server(Service(), port=port) as (server, address):
+            channels = [await exits.enter_async_context(WireChannel(address)) for _ in range(40)]
+            assert {await call_code(channel) for channel in channels} == {grpc.StatusCode.OK}
+        await asyncio.sleep(0.8)
+        async with wire_server(Service(), port=port) as (server, _):
+            while len(came) < len(channels):
+                came += [loop.time()] * (server.connections - len(came))
+                await asyncio.sleep(0.005)
+            assert {await call_code(channel) for channel in channels} == {grpc.StatusCode.OK}
+    instants = Counter(int(20 * at) for at in came)  # of 50 ms
+    assert len(instants) >= 4, instants
 
 
 async def test_a_connection_that_dies_ends_its_calls_and_is_replaced() -> None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from aio_channel import WireChannel
 from certificates import Authority, read
 from frames import connect, data, u32
 from grpc_peers import SERVICE, Service, handlers, path, wire_server
-from processes import head
+from processes import head, request
 from traffic import until
 
 from gateway.http2.frames import frame
@@ -26,7 +28,7 @@ from gateway.http2.limits import Limits
 from gateway.rpc.server import ServerCall
 from gateway.status import Code
 from gateway.transport.dialer import ChannelOptions, State, client_tls
-from gateway.transport.listener import ForwardMethod, WireServer, server_tls
+from gateway.transport.listener import MOST_NARROW, ForwardMethod, WireServer, server_tls
 
 FAST = path("Fast")
 
@@ -127,12 +129,30 @@ async def test_connections_leave_at_their_age_and_no_call_fails() -> None:
     ):
         unary = channel.unary_unary(path("Unary"))
         peers = set[Any]()
-        until = asyncio.get_running_loop().time() + 4
+        until = asyncio.get_running_loop().time() + 2
         while asyncio.get_running_loop().time() < until:
             assert await unary(b"x") == b"x"
             peers |= {edge.wire.peer for edge in server._edges}
             await asyncio.sleep(0.005)
         assert len(peers) >= 2
+
+
+async def test_connections_that_came_together_leave_one_by_one() -> None:
+    """Or all their clients would connect anew in one instant."""
+    left: list[float] = []
+    async with wire_server(Service(), limits=Limits(age_seconds=3.0)) as (server, address):
+        with contextlib.ExitStack() as exits:
+            for _ in range(60):
+                exits.enter_context(connect(int(address.rpartition(":")[2])))
+            await until(lambda: server.connections == 60, 5, "all are connected")
+            going = set(server._edges)
+            while going:
+                gone = {edge for edge in going if edge.wire.draining}
+                left += [asyncio.get_running_loop().time()] * len(gone)
+                going -= gone
+                await asyncio.sleep(0.005)
+    instants = Counter(int(20 * at) for at in left)  # of 50 ms: twelve of them are within the age ± 10 %
+    assert len(instants) >= 6, instants
 
 
 async def test_connections_beyond_the_limit_are_refused_and_the_others_serve() -> None:
@@ -167,6 +187,69 @@ async def test_a_server_closed_to_new_connections_serves_those_that_it_has_and_o
             assert await second.unary_unary(path("Unary"))(b"3") == b"3"
     assert refused == ["memory"]
     await server.stop()
+
+
+HEALTH = path("Unary")
+
+
+@contextlib.asynccontextmanager
+async def closed_to_new(**more: Any) -> AsyncIterator[tuple[WireServer, str, list[str]]]:
+    """A server that takes no new connections but for `HEALTH`, its address, and why it refused connections."""
+    refused: list[str] = []
+    server = WireServer(vital=[HEALTH], refused=refused.append, **more)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers(Service())),))
+    port = server.listen("127.0.0.1:0")
+    await server.start()
+    server.is_closed_to_new = True
+    try:
+        yield server, f"127.0.0.1:{port}", refused
+    finally:
+        await server.stop()
+
+
+async def test_health_is_served_on_new_connections_where_all_else_is_refused() -> None:
+    async with closed_to_new() as (server, address, refused), grpc.aio.insecure_channel(address) as channel:
+        for _ in range(3):
+            assert await channel.unary_unary(HEALTH)(b"well?") == b"well?"
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await channel.unary_unary(path("Other"))(b"x")
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert set(refused) == {"memory"}
+        server.is_closed_to_new = False
+        assert await channel.unary_unary(HEALTH)(b"well?") == b"well?"
+
+
+async def test_a_call_that_is_turned_away_has_not_begun_so_its_client_may_send_it_elsewhere() -> None:
+    async with closed_to_new() as (_, address, _):
+        with connect(int(address.rpartition(":")[2])) as peer:
+            await asyncio.to_thread(peer.greet)
+            peer.send(request(HEALTH.encode(), b"well?") + request(b"/other", b"x", stream=3))
+            await asyncio.to_thread(peer.wait, lambda: peer.goaway is not None)
+            assert peer.goaway is not None
+            assert peer.goaway.payload == u32(2) + u32(0) + b"no more connections"  # the last that may have begun
+
+
+async def test_who_holds_connections_for_health_gives_way_to_who_asks() -> None:
+    async with closed_to_new() as (server, address, refused):
+        port = int(address.rpartition(":")[2])
+        with contextlib.ExitStack() as exits:
+            for _ in range(3 * MOST_NARROW):
+                exits.enter_context(connect(port))
+            async with grpc.aio.insecure_channel(address) as channel:
+                assert await channel.unary_unary(HEALTH)(b"well?") == b"well?"
+            await until(lambda: server.connections <= MOST_NARROW, 5, "the older ones are closed")
+            assert refused == ["memory"] * (3 * MOST_NARROW + 1)
+
+
+async def test_health_is_served_beyond_the_most_connections_too() -> None:
+    async with closed_to_new(max_connections=1) as (server, address, refused):
+        server.is_closed_to_new = False
+        with connect(int(address.rpartition(":")[2])):
+            async with grpc.aio.insecure_channel(address) as channel:
+                assert await channel.unary_unary(HEALTH)(b"well?") == b"well?"
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await channel.unary_unary(path("Other"))(b"x")
+        assert set(refused) == {"max_connections"}
 
 
 async def test_the_connection_that_holds_the_most_is_reset_and_those_that_hold_little_never() -> None:

@@ -44,7 +44,7 @@ async def test_waiting_for_idle_ends_with_the_last_call(endpoint: Endpoint) -> N
 
 FAILURES = {  # the verdict; the state after it; can `m` still be served; is a probe to come soon
     "unreachable": (UNREACHABLE, State.SUSPECT, True, True),
-    "draining": (DRAINING, State.SUSPECT, True, True),
+    "draining": (DRAINING, State.READY, True, True),  # a model may say so in the words of a caller
     "model gone": (MODEL_GONE, State.READY, True, True),
     "unclear": (UNCLEAR, State.READY, True, True),
     "overloaded": (OVERLOADED, State.READY, True, False),
