@@ -68,6 +68,13 @@ def test_fieller_and_the_difference_agree_about_zero() -> None:
         assert (found.log_e > math.log(20)) == bool(found.low > 0 or found.high < 0)
 
 
+def test_what_is_relative_to_a_baseline_below_zero_has_its_sign() -> None:
+    rng = np.random.default_rng(4)
+    a, b = (means.arm_of_values(rng.normal(mean, 1.0, 5_000)) for mean in (-5.0, -4.0))
+    found = means.difference(a, b, 0.05, 0.001)
+    assert 0.15 < found.relative_low < found.relative < found.relative_high < 0.25
+
+
 def test_a_baseline_that_may_be_zero_has_no_relative_interval() -> None:
     rng = np.random.default_rng(4)
     a, b = (means.arm_of_values(rng.normal(0.0, 1.0, 500)) for _ in range(2))

@@ -111,7 +111,7 @@ class _Look:
         compare = {Kind.BINARY: self._proportions, Kind.QUANTILE: self._quantiles}.get(spec.kind, self._means)
         found = compare(spec, place, alpha, rho2)
         before, after = found.values
-        relative = after / before - 1.0 if before else math.nan
+        relative = (after - before) / abs(before) if before else math.nan
         return Effect(
             outcome=spec.name,
             kind=spec.kind,
