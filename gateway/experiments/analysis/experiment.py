@@ -356,6 +356,6 @@ class _Look:
             waiting = int((self._units.at[: self.count] > self.at - delay).sum())
             if delay > 0.0 and waiting > self.count // 10:
                 yield (
-                    f"half of the reports come later than {delay:.3g} s after exposure, and {waiting} of "
+                    f"half of the reports come later than {delay:.0f} s after exposure, and {waiting} of "
                     f"{self.count} units are younger: say a `window`, so that each unit counts once it is complete"
                 )
