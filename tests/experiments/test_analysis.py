@@ -254,6 +254,13 @@ def test_several_arms_and_outcomes_share_their_error_rates() -> None:
     assert any("Bonferroni" in line for line in report.lines())
 
 
+def test_of_several_better_arms_it_says_that_they_were_not_compared() -> None:
+    three = Plan("spring", {"a": 1.0, "b": 1.0, "c": 1.0}, "a", SCORE, SMALL, units=2_000)
+    report = analysed(three, seen(three, 1_500, (0.2, 0.2, 0.2), arms=3, score=0.5))  # type: ignore[arg-type]
+    assert (report.answer, report.arm) == (Answer.TREATMENT, "c")
+    assert any("'b', 'c' are better than the baseline; which" in each for each in report.doubts)
+
+
 @pytest.mark.parametrize(
     ("primary", "doubt"),
     [(SCORE, "too few units"), (SCORE, "less than a week")],

@@ -280,6 +280,9 @@ class _Look:
         plan, account = self._plan, self._units.account
         if ratio.is_mismatched:
             yield "units do not come to arms as planned, so the arms may differ in who is in them"
+        winners = [effect.arm for effect in primary if effect.judgement is Judgement.BETTER]
+        if len(winners) > 1:
+            yield f"{', '.join(map(repr, winners))} are better than the baseline; which of them is best is not tested"
         for effect in primary:
             fewest = min(effect.units, effect.baseline_units)
             if fewest < means.FIRST_LOOK:
