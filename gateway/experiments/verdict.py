@@ -118,8 +118,8 @@ class Report:
         for effect in self.primary:
             yield f"  {sentence(effect)}"
         for guardrail in self.guardrails:
-            most = amount(guardrail.worse_by)
-            yield f"  guardrail {guardrail.state.value}: {sentence(guardrail.effect, is_judged=False)} (at most {most} worse)"
+            told, most = sentence(guardrail.effect, is_judged=False), amount(guardrail.worse_by)
+            yield f"  guardrail {guardrail.state.value}: {told} (at most {most} worse)"
         for effect in self.secondary:
             yield f"  also: {sentence(effect)}"
         if self.secondary:
