@@ -207,11 +207,22 @@ def _of_parquet(file: str, needed: Sequence[str]) -> Iterator[tuple[str, Row]]:
             _check_columns(file, opened.schema_arrow.names, needed)
             place = 0
             for batch in opened.iter_batches():
-                for row in batch.to_pylist():
+                for row in _with_microseconds(batch).to_pylist():
                     place += 1
                     yield f"{file}, row {place}", row
     except pyarrow.ArrowInvalid as error:
         raise BadFile(f"{file}: is not Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _with_microseconds(batch: Any) -> Any:  # Any: pyarrow has no types
+    """The batch with times that Python has: a nanosecond is more than `datetime` knows."""
+    import pyarrow  # noqa: PLC0415
+
+    for place, each in enumerate(batch.schema):
+        if pyarrow.types.is_timestamp(each.type) and each.type.unit == "ns":
+            column = batch.column(place).cast(pyarrow.timestamp("us", each.type.tz), safe=False)
+            batch = batch.set_column(place, each.name, column)
+    return batch
 
 
 def _check_columns(file: str, header: Sequence[str], needed: Iterable[str]) -> None:
@@ -231,20 +242,24 @@ def _text(row: Row, column: str) -> str:
 
 def _value(row: Row) -> float:
     try:
-        value = float(row["value"])
-    except (TypeError, ValueError):
+        value = _number(row["value"])
+    except (TypeError, ValueError, OverflowError):
         raise _Fault(f"'value' is {show(row['value'])}; a number") from None
     if not math.isfinite(value):
         raise _Fault(f"'value' is {show(row['value'])}; a finite number")
     return value
 
 
+def _number(cell: Any) -> float:  # Any: a cell
+    """As `float`, but for digits with '_' in between, which no other program writes."""
+    if isinstance(cell, str) and "_" in cell:
+        raise ValueError(cell)
+    return float(cell)
+
+
 def _time(row: Row, now: float) -> float:
     given = row["at"]
-    if isinstance(given, datetime):
-        seconds = (given if given.tzinfo else given.replace(tzinfo=timezone.utc)).timestamp()
-    else:
-        seconds = _seconds(given)
+    seconds = _of_moment(given) if isinstance(given, datetime) else _seconds(given)
     if not seconds >= 0.0:
         raise _Fault(f"'at' is {show(given)}, before 1970")
     if seconds >= _SHORTEST_MILLISECONDS:
@@ -256,8 +271,8 @@ def _time(row: Row, now: float) -> float:
 
 def _seconds(given: Any) -> float:  # Any: a cell
     try:
-        seconds = float(given)
-    except (TypeError, ValueError):
+        seconds = _number(given)
+    except (TypeError, ValueError, OverflowError):
         pass
     else:
         if math.isfinite(seconds):
@@ -267,7 +282,10 @@ def _seconds(given: Any) -> float:  # Any: a cell
         text = re.sub(r"[Zz]$", "+00:00", text)
         text = _DECIMAL.sub(lambda found: "." + found[1][:6].ljust(6, "0"), text)
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        return _of_moment(datetime.fromisoformat(text))
+    except (ValueError, OverflowError):
         raise _Fault(f"'at' is {show(given)}; ISO 8601, or seconds since 1970") from None
+
+
+def _of_moment(moment: datetime) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()

@@ -118,8 +118,8 @@ class Report:
         for effect in self.primary:
             yield f"  {sentence(effect)}"
         for guardrail in self.guardrails:
-            most = amount(guardrail.worse_by)
-            yield f"  guardrail {guardrail.state.value}: {sentence(guardrail.effect)} (at most {most} worse)"
+            told, most = sentence(guardrail.effect, is_judged=False), amount(guardrail.worse_by)
+            yield f"  guardrail {guardrail.state.value}: {told} (at most {most} worse)"
         for effect in self.secondary:
             yield f"  also: {sentence(effect)}"
         if self.secondary:
@@ -165,16 +165,17 @@ def headline(report: Report) -> str:
     return f"{report.experiment}, after {report.units} units: {texts[report.answer]}"
 
 
-def sentence(effect: Effect) -> str:
-    """One effect: by how much, how sure."""
+def sentence(effect: Effect, *, is_judged: bool = True) -> str:
+    """One effect: by how much, how sure. A guardrail has a judgement of its own."""
     what = f"{effect.outcome} of '{effect.arm}'"
     if math.isnan(effect.value) or math.isnan(effect.baseline_value):
         return f"{what}: nothing reported for {'it' if math.isnan(effect.value) else 'the baseline'}"
+    judgement = f", {effect.judgement.value}" if is_judged else ""
     values = f"{_number(effect.value)} against {_number(effect.baseline_value)}"
     interval = f"{_signed(effect.difference)} [{_signed(effect.low)}, {_signed(effect.high)}]"
     relative = f"{_percent(effect.relative)} [{_percent(effect.relative_low)}, {_percent(effect.relative_high)}]"
     return (
-        f"{what}: {values}, {effect.judgement.value}; difference {interval}, {relative}, at {1 - effect.alpha:.4g} "
+        f"{what}: {values}{judgement}; difference {interval}, {relative}, at {1 - effect.alpha:.4g} "
         f"confidence at every look, p = {effect.p_value:.2g}"
     )
 

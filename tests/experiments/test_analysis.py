@@ -68,6 +68,13 @@ def test_fieller_and_the_difference_agree_about_zero() -> None:
         assert (found.log_e > math.log(20)) == bool(found.low > 0 or found.high < 0)
 
 
+def test_what_is_relative_to_a_baseline_below_zero_has_its_sign() -> None:
+    rng = np.random.default_rng(4)
+    a, b = (means.arm_of_values(rng.normal(mean, 1.0, 5_000)) for mean in (-5.0, -4.0))
+    found = means.difference(a, b, 0.05, 0.001)
+    assert 0.15 < found.relative_low < found.relative < found.relative_high < 0.25
+
+
 def test_a_baseline_that_may_be_zero_has_no_relative_interval() -> None:
     rng = np.random.default_rng(4)
     a, b = (means.arm_of_values(rng.normal(0.0, 1.0, 500)) for _ in range(2))
@@ -245,6 +252,13 @@ def test_several_arms_and_outcomes_share_their_error_rates() -> None:
     assert [(each.arm, each.alpha) for each in report.primary] == [("b", 0.025), ("c", 0.025)]
     assert [each.alpha for each in report.secondary] == [0.0125] * 4
     assert any("Bonferroni" in line for line in report.lines())
+
+
+def test_of_several_better_arms_it_says_that_they_were_not_compared() -> None:
+    three = Plan("spring", {"a": 1.0, "b": 1.0, "c": 1.0}, "a", SCORE, SMALL, units=2_000)
+    report = analysed(three, seen(three, 1_500, (0.2, 0.2, 0.2), arms=3, score=0.5))  # type: ignore[arg-type]
+    assert (report.answer, report.arm) == (Answer.TREATMENT, "c")
+    assert any("'b', 'c' are better than the baseline; which" in each for each in report.doubts)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from gateway.cli import main
+from gateway.experiment_files import BadFile, plan_of, read_exposures, read_outcomes
 
 PLAN = """\
 experiments:
@@ -29,6 +33,10 @@ experiments:
 """
 EXPOSURES = "unit,arm,at\nu1,old,2026-03-01T10:00:00Z\nu2,new,1772359260\nu3,new,2026-03-01 10:02:00.5\n"
 OUTCOMES = "unit,name,value,at,report_id\nu1,bought,1,2026-03-01T10:05:00+00:00,r1\nu2,latency,0.25,1772359999.25,r2\n"
+
+CELLS = st.sampled_from(
+    ["u1", "old", "new", "1e9", "2026-01-01", "bought", "1", "0.5", "", "nan", '"', "-", "1e999", "\0"]
+) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 Analyse = Callable[..., tuple[int, str, str]]
 
@@ -103,8 +111,8 @@ def test_parquet_says_what_csv_says(analyse: Analyse, tmp_path: Path, capsys: py
     files = []
     for name, rows in (("exposures", exposures), ("outcomes", outcomes)):
         table = pyarrow.Table.from_pylist(rows)
-        moments = pyarrow.array(np.array([row["at"] for row in rows]) * 1e6, pyarrow.float64()).cast(pyarrow.int64())
-        table = table.set_column(table.schema.get_field_index("at"), "at", moments.cast(pyarrow.timestamp("us", "UTC")))
+        moments = pyarrow.array(np.array([row["at"] for row in rows]) * 1e9, pyarrow.float64()).cast(pyarrow.int64())
+        table = table.set_column(table.schema.get_field_index("at"), "at", moments.cast(pyarrow.timestamp("ns", "UTC")))
         parquet.write_table(table, tmp_path / f"{name}.parquet")
         files += [f"--{name}", str(tmp_path / f"{name}.parquet")]
     assert main(["experiment", "analyse", *files, "--config", str(tmp_path / "plan.yaml"), "--json"]) == 0
@@ -159,6 +167,8 @@ FAULTS = {
     "future": ("e", "1772359260", "2126-01-01", "which is in the future"),
     "milliseconds": ("e", "1772359260", "1772359260000", "not milliseconds"),
     "not a number": ("o", "0.25", "fast", "o.csv:3: 'value' is 'fast'; a number"),
+    "digits with lines": ("o", "0.25", "1_000", "'value' is '1_000'; a number"),
+    "before all time": ("e", "1772359260", "0001-01-01T00:00:00+23:59", "e.csv:3: 'at' is '0001-01-01T00:00:00+23:59'"),
     "infinite": ("o", "0.25", "inf", "o.csv:3: 'value' is 'inf'; a finite number"),
     "negative duration": ("o", "0.25", "-0.25", "a duration in seconds"),
     "not binary": ("o", "bought,1,", "bought,0.5,", "o.csv:2: 'value' is '0.5'; 0 or 1"),
@@ -223,3 +233,19 @@ def test_without_scipy_it_says_what_to_install(analyse: Analyse, monkeypatch: py
     monkeypatch.setitem(sys.modules, "scipy", None)
     code, _, errors = analyse()
     assert (code, "pip install 'inference-gateway[experiments]'" in errors) == (1, True)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(CELLS, min_size=1, max_size=5), max_size=6), st.booleans())
+def test_whatever_is_in_a_file_becomes_records_or_a_refusal(
+    tmp_path: Path, rows: list[list[str]], is_headed: bool
+) -> None:
+    """No other error, and no endless work."""
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    plan = plan_of(str(tmp_path / "plan.yaml"), None)
+    file = tmp_path / "any.csv"
+    header = "unit,arm,at,name,value\n" if is_headed else ""
+    file.write_text(header + "".join(",".join(row) + "\n" for row in rows), encoding="utf-8", newline="")
+    for read in (read_exposures, read_outcomes):
+        with suppress(BadFile):
+            read(plan, str(file), 1.8e9)

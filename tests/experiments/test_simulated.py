@@ -37,6 +37,16 @@ def test_equal_means_of_heavy_tailed_latencies_are_called_different_in_at_most_a
     assert missed <= ALPHA
 
 
+@pytest.mark.parametrize("factor", [1.5, 0.7])
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_true_effect_on_heavy_tailed_latencies_is_covered_at_every_look(share: float, factor: float) -> None:
+    """Also if the arm with fewer units is the one that varies more."""
+    draw = LATENCIES["log-normal, σ = 1"]
+    mean = float(np.exp(0.5))
+    _, missed = simulated.of_means(draw, units=2_000, share=share, factor=factor, mean=mean, expected=1_000, seed=13)
+    assert missed <= ALPHA
+
+
 def test_equal_ratios_of_correlated_requests_are_called_different_in_at_most_alpha() -> None:
     assert rate(simulated.of_ratios(units=2_000, seed=3)) <= ALPHA
 

@@ -111,7 +111,7 @@ class _Look:
         compare = {Kind.BINARY: self._proportions, Kind.QUANTILE: self._quantiles}.get(spec.kind, self._means)
         found = compare(spec, place, alpha, rho2)
         before, after = found.values
-        relative = after / before - 1.0 if before else math.nan
+        relative = (after - before) / abs(before) if before else math.nan
         return Effect(
             outcome=spec.name,
             kind=spec.kind,
@@ -280,6 +280,9 @@ class _Look:
         plan, account = self._plan, self._units.account
         if ratio.is_mismatched:
             yield "units do not come to arms as planned, so the arms may differ in who is in them"
+        winners = [effect.arm for effect in primary if effect.judgement is Judgement.BETTER]
+        if len(winners) > 1:
+            yield f"{', '.join(map(repr, winners))} are better than the baseline; which of them is best is not tested"
         for effect in primary:
             fewest = min(effect.units, effect.baseline_units)
             if fewest < means.FIRST_LOOK:
@@ -356,6 +359,6 @@ class _Look:
             waiting = int((self._units.at[: self.count] > self.at - delay).sum())
             if delay > 0.0 and waiting > self.count // 10:
                 yield (
-                    f"half of the reports come later than {delay:.3g} s after exposure, and {waiting} of "
+                    f"half of the reports come later than {delay:.0f} s after exposure, and {waiting} of "
                     f"{self.count} units are younger: say a `window`, so that each unit counts once it is complete"
                 )

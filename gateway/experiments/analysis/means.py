@@ -80,7 +80,7 @@ class Difference:
     estimate: Floats
     low: Floats
     high: Floats
-    relative: Floats
+    relative: Floats  # to the size of the baseline
     relative_low: Floats  # -inf and inf where the baseline may be 0
     relative_high: Floats
     log_e: Floats  # of the evidence against "no difference"
@@ -106,13 +106,15 @@ def difference(baseline: Arm, treatment: Arm, alpha: float, rho2: float) -> Diff
         z = np.where(error > 0.0, estimate / error, 0.0)
         ready = (np.minimum(baseline.units, treatment.units) >= FIRST_LOOK) & (error > 0.0)
         low, high = _fieller(baseline.mean, treatment.mean, width * width * v0, width * width * v1)
+        ends = low - 1.0, high - 1.0
+        below_zero = baseline.mean < 0.0  # relative to its size: from -5 to -4 is a fifth more
         return Difference(
             estimate,
             np.where(ready, estimate - width * error, -np.inf),
             np.where(ready, estimate + width * error, np.inf),
-            treatment.mean / baseline.mean - 1.0,
-            np.where(ready, low - 1.0, -np.inf),
-            np.where(ready, high - 1.0, np.inf),
+            estimate / np.abs(baseline.mean),
+            np.where(ready, np.where(below_zero, -ends[1], ends[0]), -np.inf),
+            np.where(ready, np.where(below_zero, -ends[0], ends[1]), np.inf),
             np.where(ready, log_e_value(z, units, rho2), -np.inf),
             ready,
         )

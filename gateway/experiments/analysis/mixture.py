@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -63,7 +64,7 @@ def units_until(per_unit: float, effect: float, alpha: float, rho2: float, power
         return math.inf
     if per_unit <= 0.0:
         return 1.0
-    z = _normal_quantile(power)
+    z = float(ndtri(power))
     low, high = 1.0, 1.0
 
     def is_enough(units: float) -> bool:
@@ -78,9 +79,3 @@ def units_until(per_unit: float, effect: float, alpha: float, rho2: float, power
         middle = (low + high) / 2.0
         low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
-
-
-def _normal_quantile(probability: float) -> float:
-    from statistics import NormalDist  # noqa: PLC0415
-
-    return NormalDist().inv_cdf(probability)
