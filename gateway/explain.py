@@ -50,8 +50,20 @@ def explain_now(state: Json, model: str) -> list[str]:
     for name, variant in found["variants"].items():
         ready = "ready" if variant["ready"] else "unavailable"
         lines.append(f"  variant {name}: {ready}, its breaker is {variant['breaker']}")
-        lines += [f"    {line}" for line in (*_limits(state, variant), *_endpoints(state, variant))]
+        parity = _parity(state, model, name)
+        lines += [f"    {line}" for line in (*parity, *_limits(state, variant), *_endpoints(state, variant))]
     return lines
+
+
+def _parity(state: Json, model: str, name: str) -> Iterator[str]:
+    for shadow in state.get("shadows", ()):
+        parity = shadow["parity"]
+        if (shadow["model"], shadow["variant"]) == (model, name) and parity is not None:
+            may = "calls may fall back to it" if parity["is_open"] else "calls may not fall back to it yet"
+            yield (
+                f"{may}: {parity['agreed']} of {parity['compared']} copies agreed; needed are "
+                f"{parity['agreement']:.0%} of {parity['copies']}"
+            )
 
 
 def _limits(state: Json, variant: Json) -> Iterator[str]:
