@@ -377,7 +377,7 @@ WRONG_PIPELINES = {
     ),
     "a step and a call": (
         ("{call: m, ", "{call: m, step: softmax, "),
-        ["gateway.yaml:10: models.p.pipeline.steps[1]: needs either 'step' or 'call'"],
+        ["gateway.yaml:10: models.p.pipeline.steps[1]: needs either 'step' or 'call' or 'fan_out'"],
     ),
 }
 

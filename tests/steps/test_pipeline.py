@@ -375,7 +375,7 @@ def test_a_users_step_is_found_by_entry_point(tmp_path: Any, monkeypatch: pytest
     ],
 )
 def test_a_users_step_that_is_none_is_a_finding(name: str, wrong: str) -> None:
-    right = "a subclass of gateway.steps.Step, as module:attribute, with params_type set"
+    right = "a subclass of gateway.steps.Step or SplitStep, as module:attribute, with params_type set"
     assert findings(steps=[*STEPS[:2], {"step": name}, STEPS[2]]) == [f"steps.2.step: step '{name}' {wrong}; {right}"]
 
 
