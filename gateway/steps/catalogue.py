@@ -15,6 +15,9 @@ from pydantic import BaseModel
 from gateway.steps.filetype import FileBlocks, FileType
 from gateway.steps.image import DecodeImage
 from gateway.steps.language import TextFeatures
+from gateway.steps.reading.lines import LinePixels, TextRegions, TurnedLine
+from gateway.steps.reading.page import PagePixels
+from gateway.steps.reading.text import CtcText, ReadingOrder
 from gateway.steps.scores import Softmax, TopK
 from gateway.steps.step import AnyStep, SplitStep, Step
 
@@ -23,12 +26,18 @@ GROUP = "inference_gateway.steps"
 StepType = type[AnyStep[Any]]  # Any: each step has parameters of its own type, which `params_type` names
 
 SHIPPED: dict[str, StepType] = {
+    "ctc_text": CtcText,
     "decode_image": DecodeImage,
     "file_blocks": FileBlocks,
     "file_type": FileType,
+    "line_pixels": LinePixels,
+    "page_pixels": PagePixels,
+    "reading_order": ReadingOrder,
     "softmax": Softmax,
     "text_features": TextFeatures,
+    "text_regions": TextRegions,
     "top_k": TopK,
+    "turned_line": TurnedLine,
 }
 
 
