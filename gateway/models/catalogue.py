@@ -92,6 +92,7 @@ class Listed:
     task: str
     state: State
     needs_gpu: bool
+    on_demand: bool
     built_bytes: int
     download_bytes: int
 
@@ -209,6 +210,7 @@ def list_models(repository: Path) -> list[Listed]:
             recipe.task,
             state_of(recipe, repository),
             recipe.needs_gpu,
+            recipe.on_demand,
             _size(repository / recipe.name / "1"),
             sum(artifact.size for artifact in recipe.sources),
         )

@@ -29,8 +29,8 @@ def direction(wheel: Path) -> bytes:
     """`pixels` FP32 [batch, 3, 48, 192] → `direction` FP32 [batch, 2]: the chances of upright and upside down."""
     model = _load(wheel, "ch_ppocr_mobile_v2.0_cls_mobile.onnx")
     _rename(model, "pixels", "direction")
-    for size, name in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (48, 192), strict=True):
-        size.dim_value = name
+    for axis, size in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (48, 192), strict=True):
+        axis.dim_value = size
     return bytes(model.SerializeToString())
 
 
@@ -69,7 +69,7 @@ def _load(wheel: Path, name: str) -> ModelProto:
 
 
 def _rename(model: ModelProto, given: str, made: str) -> None:
-    """Give the only input and the only output of a graph these names."""
+    """Give the only input and the only output of a graph these names, and their first axis its own."""
     graph = model.graph
     (output,) = graph.output
     names = {graph.input[0].name: given, output.name: made}
@@ -78,3 +78,4 @@ def _rename(model: ModelProto, given: str, made: str) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
     for value in (graph.input[0], output):
         value.name = names[value.name]
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
