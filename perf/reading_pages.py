@@ -36,6 +36,16 @@ LATIN = (
     "Measured twice, cut once, and still too short.",
     "Room 12b is closed on Mondays and holidays.",
 )
+SHORT = (
+    "Invoice total",
+    "Room 12b",
+    "Signal lost",
+    "Order 4711",
+    "Turn left",
+    "Warm bread",
+    "A late train",
+    "Wait here",
+)
 CHINESE = (
     "今天早上港口非常安静。",
     "请把钥匙交给门口的老人。",
@@ -82,7 +92,7 @@ PAGES = (
     Page("latin noise and turn", LATIN, "liberation", 32, noise=18, turn=2),
     Page("latin photograph", LATIN, "serif", 32, noise=10, blur=0.8, shade=0.5, tilt=0.12, turn=1.5, quality=60),
     Page("latin white on black", LATIN[:8], ink=240, paper=25, noise=6),
-    Page("latin upside down", LATIN[:8], "sans", 34, upside_down=(1, 4, 6)),
+    Page("latin upside down", SHORT, "sans", 40, 700, upside_down=(1, 4, 6)),
     Page("chinese", CHINESE, "cjk", 34),
     Page("chinese serif", CHINESE, "cjk serif", 30, 800),
     Page("chinese small", CHINESE, "cjk", 20, 600),
@@ -147,7 +157,7 @@ def all_pages() -> Iterator[tuple[Page, bytes]]:
 SMALL = (
     Page("latin", LATIN[:5], "sans", 22, 640, turn=2, noise=4, quality=60),
     Page("chinese", CHINESE[2:6], "cjk", 24, 460, turn=-3, noise=4, quality=60),
-    Page("upside down", ("Invoice total", "Room 12b", "Signal lost"), "sans", 34, 400, upside_down=(0, 2), quality=60),
+    Page("upside down", (SHORT[0], SHORT[1], SHORT[2]), "sans", 34, 400, upside_down=(0, 2), quality=60),
     Page("flat", LATIN[8:9], "sans", 20, 560, quality=60),
     Page("nothing on it", (), width=320, quality=60),
 )

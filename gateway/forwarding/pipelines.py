@@ -99,6 +99,9 @@ _COPIES: Final = 3
 _FAULT_SECONDS: Final = 300.0  # how long a refused call is remembered, if no later one succeeds
 _MOST_FAULT_LENGTH: Final = 500  # characters that are kept of the reason
 
+_MUCH: Final = 4 << 20
+"""Bytes that a part may make of a request without asking for room. Pages and their lines are tens of MiB each."""
+
 _CALLS_AT_ONCE: Final = 4
 """Calls of one request that are under way at once: enough for the instances of a model, few enough to be fair."""
 
@@ -315,28 +318,36 @@ class PipelineModel:
                 start: Callable[[], Work[Columns]] = partial(part.start, working, self._threads.threads)
                 made = await self._run_step(part, start, rows, run)
             working |= made
-            self._grow(run, sum(column.nbytes for column in made.values()))
+            self._count(run, sum(column.nbytes for column in made.values()))
         return working
 
-    def _grow(self, run: Run, size: int) -> None:
+    def _count(self, run: Run, size: int) -> None:
+        """Count what a part has made.
+
+        :raises Overloaded: if it is much, and there is no room for it beside other requests.
+        """
+        if size > _MUCH:
+            self._threads.room.enter_more(size, run.held)
+        else:
+            self._threads.room.grow(size)
         run.held += size
-        self._threads.room.grow(size)
 
     async def _fan_out(self, part: FanOut, working: Columns, rows: int, run: Run) -> Columns:
         """Make the items of all rows, run the inner parts on all of them, and give each row its own back.
 
-        :raises Overloaded: if there is no room for the items beside other requests.
+        :raises Overloaded: if there is no room for the items, or what is made of them, beside other requests.
         """
         held = run.held
         split = partial(part.split.start, working, self._threads.threads, part.bounds)
         items = await self._run_step(part.split, split, rows, run)
-        self._enter_more(run, sum(column.nbytes for column in items.columns.values()))
+        self._count(run, sum(column.nbytes for column in items.columns.values()))
         inside: Columns = {}
         if len(items):
             inside = await self._run_items(part, items, run)
-        self._enter_more(run, part.size(items, inside, rows))
+        self._count(run, part.size(items, inside, rows))
         made = part.gather(items, inside, rows)
-        self._grow(run, held - run.held)  # only what the rows got is kept
+        self._threads.room.leave(run.held - held)  # only what the rows got is kept, which is counted as of any part
+        run.held = held
         return made
 
     async def _run_items(self, part: FanOut, items: Items, run: Run) -> Columns:
@@ -354,14 +365,6 @@ class PipelineModel:
             raise
         self._refused.pop(f"fan-out {part.name}", None)
         return made
-
-    def _enter_more(self, run: Run, size: int) -> None:
-        """Count what may be far more than the request itself, and is let in only if there is room.
-
-        :raises Overloaded: if there is none.
-        """
-        self._threads.room.enter_more(size, run.held)
-        run.held += size
 
     async def _run_step(self, part: LocalStep | Split, start: Callable[[], Work[T]], rows: int, run: Run) -> T:
         began, error = time.monotonic(), ""
@@ -429,8 +432,11 @@ class PipelineModel:
                 Request(body, request.metadata, request.deadline, request.peer, request.method), run.observer
             )
         except BadTensor as exc:  # the called model is a pipeline whose step found a fault in the caller's data
-            known = exc.row is not None and exc.row < len(batch)
-            raise BadTensor(exc.tensor, exc.reason, int(batch[exc.row]) if known else None) from exc
+            if exc.row is None or exc.row >= len(batch):
+                raise
+            found = BadTensor(exc.tensor, exc.reason, int(batch[exc.row]))
+            found.served = exc.served
+            raise found from exc
         except GatewayError as exc:
             if exc.code not in _REFUSALS:
                 raise

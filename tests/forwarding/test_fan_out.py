@@ -69,6 +69,18 @@ class Words(SplitStep[Params]):
             yield {"word": np.array(word, np.object_), "letters": np.frombuffer(word, np.uint8).astype(np.int32)}
 
 
+class Sentences(SplitStep[Params]):
+    """A text → its sentences."""
+
+    params_type = Params
+
+    def __init__(self, params: Params, read: Read) -> None:
+        self.reads = self.writes = (TensorSpec("text", "BYTES", (1,)),)
+
+    def split(self, row: Tensors) -> Iterable[Tensors]:
+        yield from ({"text": np.array([sentence], np.object_)} for sentence in row["text"][0].split(b".") if sentence)
+
+
 class NoneBad(Step[Params]):
     """Refuses words with an x in it."""
 
@@ -279,11 +291,11 @@ def test_items_enter_only_where_there_is_room_for_them() -> None:
             model = PipelineModel(
                 build_pipeline("words", declared(), lambda _: b""), threads, Upper().call, lambda _: True
             )
-            threads.room.most = 5 << 20
+            threads.room.most = 12 << 20
             threads.room.enter(1 << 20)  # somebody else's
             assert await infer(model, [b"a" * 100_000]) == expected([b"a" * 100_000])
             with pytest.raises(Overloaded):
-                await infer(model, [b" ".join([b"a" * 100_000] * 12)])
+                await infer(model, [b" ".join([b"a" * 200_000] * 12)])
             assert threads.room.held == 1 << 20
 
     asyncio.run(run())
@@ -357,6 +369,51 @@ def test_rows_of_several_shapes_go_to_the_model_by_shape_without_any_fan_out() -
     upper = Upper()
     assert asyncio.run(run()) == [2, 6, 2, 4]
     assert sorted(upper.shapes) == [(1, 4), (1, 6), (2, 2)]
+
+
+def test_a_fan_out_may_stand_in_a_fan_out() -> None:
+    """Each sentence of a text has as many words as it has; the text gets them by sentence, filled up."""
+    spec = PipelineSpec.model_validate(
+        {
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1]}],
+            "outputs": [
+                {"name": "word", "datatype": "BYTES", "shape": [-1, -1]},
+                {"name": "words", "datatype": "INT32", "shape": [-1, 1]},
+                {"name": "sentences", "datatype": "INT32", "shape": [1]},
+            ],
+            "steps": [
+                {
+                    "fan_out": {
+                        "step": f"{__name__}:Sentences",
+                        "steps": [{"fan_out": FAN_OUT}],
+                        "outputs": [
+                            {"name": "word", "datatype": "BYTES", "shape": [-1]},
+                            {"name": "words", "datatype": "INT32", "shape": [1]},
+                        ],
+                        "count": "sentences",
+                    }
+                }
+            ],
+        }
+    )
+
+    async def run(texts: list[bytes]) -> dict[str, Any]:
+        async with Threads(2, 50) as threads:
+            pipeline = build_pipeline("words", spec, lambda _: b"")
+            assert pipeline.models == ("upper",)
+            model = PipelineModel(pipeline, threads, Upper().call, lambda _: True)
+            reply = await model.infer(asked(texts), NoObserver())
+            assert threads.room.held == 0
+            return {name: array.tolist() for name, (_, array) in parse_response(reply.body).items()}
+
+    made = asyncio.run(run([b"a b.c", b"", b"d d d"]))
+    assert made["sentences"] == [[2], [0], [1]]
+    assert made["words"] == [[[2], [1]], [[0], [0]], [[3], [0]]]
+    assert made["word"] == [
+        [[b"a", b"b", b""], [b"c", b"", b""]],
+        [[b"", b"", b""], [b"", b"", b""]],
+        [[b"d", b"d", b"d"], [b"", b"", b""]],
+    ]
 
 
 def test_rows_that_differ_are_no_answer() -> None:
