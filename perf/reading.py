@@ -162,14 +162,17 @@ class Gateway:
         self._process.wait()
 
 
-def timed(read: Callable[[bytes], Any], pages: Path) -> dict[str, Read]:
-    """Each page read twice, the second time counted: the first finds room and loads code."""
-    made: dict[str, Read] = {}
+def timed(readers: Sequence[Callable[[bytes], Any]], pages: Path) -> list[dict[str, Read]]:
+    """What each reader makes of each page. They read in turn, twice, and the second time counts: in the first, room is
+    found and code is loaded.
+    """
+    made: list[dict[str, Read]] = [{} for _ in readers]
     for _ in range(2):
         for file in sorted(pages.glob("*.jpg")):
-            began = time.perf_counter()
-            lines = read(file.read_bytes())
-            made[file.stem] = Read(lines, time.perf_counter() - began)
+            for read, into in zip(readers, made, strict=True):
+                began = time.perf_counter()
+                lines = read(file.read_bytes())
+                into[file.stem] = Read(lines, time.perf_counter() - began)
     return made
 
 
@@ -223,10 +226,10 @@ async def compare(folder: Path) -> str:
     async with LocalTriton(CHECKOUT / "model_repository", models=MODELS) as triton:
         gateway = Gateway(triton.grpc_address, folder)
         try:
-            ours = await asyncio.to_thread(timed, gateway.read, folder)
+            readers = (gateway.read, Direct(triton.grpc_address).read)
+            ours, direct = await asyncio.to_thread(timed, readers, folder)
         finally:
             gateway.close()
-        direct = await asyncio.to_thread(timed, Direct(triton.grpc_address).read, folder)
     return table(ours, await asyncio.to_thread(by_rapidocr, folder), direct)
 
 

@@ -344,8 +344,9 @@ class PipelineModel:
         inside: Columns = {}
         if len(items):
             inside = await self._run_items(part, items, run)
-        self._count(run, part.size(items, inside, rows))
-        made = part.gather(items, inside, rows)
+        size = part.size(items, inside, rows)
+        self._count(run, size)
+        made = await beside(size <= _MUCH, partial(part.gather, items, inside, rows))
         self._threads.room.leave(run.held - held)  # only what the rows got is kept, which is counted as of any part
         run.held = held
         return made
@@ -354,7 +355,7 @@ class PipelineModel:
         try:
             made = await self._run_parts(part.parts, items.columns, len(items), part.max_batch_size, run)
         except BadTensor as exc:
-            if exc.row is None:
+            if exc.row is None or exc.row >= len(items):
                 raise
             item = f"item {items.places[exc.row]} of it: {exc.reason}"
             raise BadTensor(exc.tensor, item, int(items.owners[exc.row])) from exc
@@ -423,7 +424,8 @@ class PipelineModel:
 
     async def _ask_model(self, part: ModelCall, arguments: Columns, batch: Batch, run: Run) -> tuple[Batch, Columns]:
         """What the model answers to these rows."""
-        sent = take(arguments, batch)
+        is_much = sum(column.nbytes for column in arguments.values()) > _MUCH
+        sent = await beside(not is_much, partial(take, arguments, batch))
         build = partial(build_request, part.model, sent, outputs=part.requested, id=run.id, parameters=run.parameters)
         body = await beside(_is_brief(sent), build)
         request = run.request

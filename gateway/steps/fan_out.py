@@ -67,14 +67,19 @@ class Split(StepPart):
         rows = len(next(iter(tensors.values())))
         made: list[list[dict[str, Array]]] = [[] for _ in range(rows)]
         count = _Count(bounds, self.name)
+        done: list[int] = []
+        items: list[Items] = []
 
         def task(share: range) -> None:
             for row in share:
                 self.guarded(partial(self._fill, made[row], given, row, count))
+            done.extend(share)
+            if len(done) == rows:  # the last task puts them together, since whoever takes them may be an event loop
+                items.append(self._items(made))
 
         most = min(tasks, rows)
         shares = [range(rows * number // most, rows * (number + 1) // most) for number in range(most)]
-        return Work(tuple(partial(task, share) for share in shares), lambda: self._items(made))
+        return Work(tuple(partial(task, share) for share in shares), lambda: items[0])
 
     def _fill(self, items: list[dict[str, Array]], given: Columns, row: int, count: _Count) -> None:
         """Make the items of one row, and none beyond the bounds."""

@@ -151,12 +151,15 @@ class LocalStep(StepPart):
         """One run of the step for each shape, dealt out to at most `most` tasks."""
         groups = batches(given, rows, rows)
         made: list[tuple[Batch, Columns]] = []
+        merged: list[dict[str, Column]] = []
 
         def task(share: Sequence[Batch]) -> None:
-            made.extend((batch, self._run_batch(given, batch)) for batch in share)
+            made.extend([(batch, self._run_batch(given, batch)) for batch in share])
+            if len(made) == len(groups):  # the last task merges, since whoever takes the result may be an event loop
+                merged.append(self._merged(made, rows))
 
         shares = [groups[number::most] for number in range(min(most, len(groups)))]
-        return Work(tuple(partial(task, share) for share in shares), lambda: self._merged(made, rows))
+        return Work(tuple(partial(task, share) for share in shares), lambda: merged[0])
 
     def _run_batch(self, given: Columns, batch: Batch) -> dict[str, Column]:
         try:
