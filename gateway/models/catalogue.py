@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, fetch
 from gateway.errors import CommandFailed
-from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt
+from gateway.models import efficientnet, half, langid, magika, pictures, quantize, reading, sources, tensorrt
 
 Files = Mapping[str, bytes]  # path within the model's folder → content
 Report = Callable[[str], None]
@@ -53,6 +53,7 @@ class Recipe:
 
     revision:  raised whenever `make` gives other files from the same sources.
     needs_gpu: it can only be built on a host with a GPU, and is left out unless it is asked for by name.
+    on_demand: it is built only when it is asked for by name: the demo does without it.
     place:     what of this host and the model's folder the files depend on; raises BuildFailed where they can't be
                built. None: they are the same everywhere.
     """
@@ -63,6 +64,7 @@ class Recipe:
     sources: tuple[Artifact, ...]
     make: Callable[[Kit], Files] = field(repr=False)
     needs_gpu: bool = False
+    on_demand: bool = False
     place: Callable[[Path], Mapping[str, str]] | None = field(default=None, repr=False)
 
     @property
@@ -90,6 +92,7 @@ class Listed:
     task: str
     state: State
     needs_gpu: bool
+    on_demand: bool
     built_bytes: int
     download_bytes: int
 
@@ -148,6 +151,14 @@ def _langid(kit: Kit) -> Files:
     return {"1/model.onnx": langid.build(source), **tables}
 
 
+def _reading(make: Callable[[Path], bytes]) -> Callable[[Kit], Files]:
+    return lambda kit: {"1/model.onnx": make(kit.wheel(sources.RAPIDOCR))}
+
+
+def _reads(name: str, task: str, make: Callable[[Path], bytes]) -> Recipe:
+    return Recipe(name, task, 1, (sources.RAPIDOCR,), _reading(make), on_demand=True)
+
+
 RECIPES = (
     Recipe("efficientnet_lite0_onnx", "image → ImageNet class, CPU, FP32", 1, (sources.EFFICIENTNET,), _onnx),
     Recipe(
@@ -170,7 +181,14 @@ RECIPES = (
     ),
     Recipe("magika", "bytes → file type", 1, (sources.MAGIKA,), _magika),
     Recipe("langid", "text → language", 1, (sources.LANGID,), _langid),
+    _reads("ocr_detection", "page → where text is, CPU", reading.detection),
+    _reads("ocr_direction", "line → upright or upside down, CPU", reading.direction),
+    _reads("ocr_recognition", "line → text, CPU", reading.recognition),
 )
+
+
+BY_DEFAULT = tuple(recipe for recipe in RECIPES if not recipe.needs_gpu and not recipe.on_demand)
+"""What is built when nobody says what."""
 
 
 def find(name: str) -> Recipe:
@@ -192,6 +210,7 @@ def list_models(repository: Path) -> list[Listed]:
             recipe.task,
             state_of(recipe, repository),
             recipe.needs_gpu,
+            recipe.on_demand,
             _size(repository / recipe.name / "1"),
             sum(artifact.size for artifact in recipe.sources),
         )
@@ -242,7 +261,7 @@ def build(
 
     Blocks, for about ten seconds in all once the wheels are there. Several processes may call at once.
 
-    names:     the models; () stands for every model that needs no GPU.
+    names:     the models; () stands for every model that needs no GPU and is not built on demand only.
     force:     build also what is current.
     report:    hears one line per model that is built.
     cache, progress:  as `gateway.artifacts.fetch` has them.
@@ -250,7 +269,7 @@ def build(
     :raises FetchFailed: if a wheel cannot be fetched.
     :raises OSError: if the repository cannot be written.
     """
-    recipes = [find(name) for name in names] or [recipe for recipe in RECIPES if not recipe.needs_gpu]
+    recipes = [find(name) for name in names] or list(BY_DEFAULT)
     for recipe in recipes:
         if not (repository / recipe.name / "config.pbtxt").is_file():
             raise BuildFailed(f"{repository} has no {recipe.name}/config.pbtxt, so it is not the model repository.")
@@ -322,6 +341,9 @@ def committed_files(cache: Path | None = None, progress: Progress | None = None)
             json.dumps(magika.content_types(rules), indent=1, ensure_ascii=False) + "\n"
         ).encode(),
         "langid/labels.txt": _lines(languages),
+        "ocr_recognition/alphabet.txt": _lines(
+            reading.alphabet(fetch(sources.RAPIDOCR, cache=cache, progress=progress))
+        ),
     }
 
 

@@ -37,6 +37,16 @@ LANGID = Artifact(
 )
 """A linear model over byte n-grams and the automaton that finds them; BSD-3-Clause."""
 
+RAPIDOCR = Artifact(
+    project="rapidocr",
+    version="3.10.0",
+    filename="rapidocr-3.10.0-py3-none-any.whl",
+    sha256="2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+    size=27_288_134,
+    members=("rapidocr/models/*.onnx", "*.dist-info/licenses/*"),
+)
+"""PP-OCRv6 text detection and recognition, PP-OCR's model of directions; Apache-2.0, the weights by Baidu."""
+
 PICTURES = Artifact(
     project="scikit-image",
     version="0.26.0",

@@ -52,6 +52,7 @@ _SERVICES = {
     "StreamClassify": "gateway.v1.ClassificationService",
     "Predict": "gateway.v1.PredictionService",
     "StreamPredict": "gateway.v1.PredictionService",
+    "Read": "gateway.v1.ReadingService",
 }
 _W3C = TraceContextTextMapPropagator()
 _NO_PARENT = Context()  # None would mean the context of the running task

@@ -137,7 +137,7 @@ class Shadows:
         self._draw = draw
         self._held = 0  # bytes of copies that wait, are under way or are compared
         self._comparing = 0
-        self._thread: ThreadPoolExecutor | None = None
+        self._executor: ThreadPoolExecutor | None = None
         self.table: dict[str, tuple[ModelShadow, ...]] = {}
         self.gated: dict[str, dict[str, Parity]] = {}  # by public model and variant, of those that have to agree first
         self.is_saving = False  # is memory scarce?
@@ -241,13 +241,13 @@ class Shadows:
         self._send_waiting(shadow)
 
     def _compare(self, copy: Copy, body: bytes) -> None:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "shadows")
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "shadows")
         shadow = copy.shadow
         name = shadow.settings.variant.name
         pair = Pair(shadow.model, copy.variant, name, copy.head.id, copy.request, copy.answer, body)
         self._comparing += 1
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._judge, pair, shadow.settings.comparison)
+        future = asyncio.get_running_loop().run_in_executor(self._executor, self._judge, pair, shadow.settings.comparison)
         future.add_done_callback(lambda future: self._compared(copy, None if future.cancelled() else future.result()))
 
     def _judge(self, pair: Pair, comparison: Comparison) -> Judged:
@@ -292,8 +292,8 @@ class Shadows:
         for shadows in self.table.values():
             for shadow in shadows:
                 shadow.waiting.clear()
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _nobody(pair: Pair, judged: Judged) -> None: ...
