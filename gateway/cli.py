@@ -125,7 +125,9 @@ def _add_local_commands(commands: Commands) -> None:
     models = _add(commands, "models", None, "build or list the models of the repository")
     actions = models.add_subparsers(metavar="ACTION", required=True)
     build = _add(actions, "build", _models_build, "build weights from their pinned sources")
-    build.add_argument("names", nargs="*", metavar="MODEL", help="default: all that need no GPU")
+    build.add_argument(
+        "names", nargs="*", metavar="MODEL", help="default: all that the demo shows and that need no GPU"
+    )
     build.add_argument("--force", action="store_true", help="build also what is current")
     listed = _add(actions, "list", _models_list, "list the models and whether they are built")
     triton = _add(commands, "triton", None, "the local Triton alone")

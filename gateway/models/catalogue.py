@@ -18,7 +18,20 @@ from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, fetch
 from gateway.errors import CommandFailed
-from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt
+from gateway.models import (
+    cn2en,
+    efficientnet,
+    half,
+    langid,
+    magika,
+    pictures,
+    quantize,
+    romanizer,
+    sources,
+    tensorrt,
+    text_to_text,
+)
+from gateway.steps.vocabulary import Vocabulary
 
 Files = Mapping[str, bytes]  # path within the model's folder → content
 Report = Callable[[str], None]
@@ -148,6 +161,35 @@ def _langid(kit: Kit) -> Files:
     return {"1/model.onnx": langid.build(source), **tables}
 
 
+def _cn2en(kit: Kit) -> Files:
+    source = cn2en.read(kit.wheel(sources.CN2EN))
+    vocabulary = cn2en.vocabulary(source)
+    graph = text_to_text.whole(cn2en.encoder(source), cn2en.decoder(source), Vocabulary(vocabulary))
+    return {"1/model.onnx": graph, f"1/{text_to_text.VOCABULARY}": vocabulary}
+
+
+def _cn2en_stream(kit: Kit) -> Files:
+    source = cn2en.read(kit.wheel(sources.CN2EN))
+    return _streamed(cn2en.encoder(source), cn2en.decoder(source), cn2en.vocabulary(source))
+
+
+def _arabic_names(kit: Kit) -> Files:
+    wheel = kit.wheel(sources.ROMANIZER)
+    vocabulary = romanizer.vocabulary(wheel)
+    graph = text_to_text.whole(*romanizer.networks(wheel), Vocabulary(vocabulary))
+    return {"1/model.onnx": graph, f"1/{text_to_text.VOCABULARY}": vocabulary}
+
+
+def _arabic_names_stream(kit: Kit) -> Files:
+    wheel = kit.wheel(sources.ROMANIZER)
+    return _streamed(*romanizer.networks(wheel), romanizer.vocabulary(wheel))
+
+
+def _streamed(encoder: object, decoder: object, vocabulary: bytes) -> Files:
+    files = text_to_text.streamed(encoder, decoder, vocabulary)
+    return {f"1/{name}": content for name, content in files.items()}
+
+
 RECIPES = (
     Recipe("efficientnet_lite0_onnx", "image → ImageNet class, CPU, FP32", 1, (sources.EFFICIENTNET,), _onnx),
     Recipe(
@@ -171,14 +213,30 @@ RECIPES = (
     Recipe("magika", "bytes → file type", 1, (sources.MAGIKA,), _magika),
     Recipe("langid", "text → language", 1, (sources.LANGID,), _langid),
 )
+"""What is built unless others are asked for: what the demo shows."""
+
+ON_DEMAND = (
+    Recipe("cn2en", "Chinese → English, whole", 1, (sources.CN2EN,), _cn2en),
+    Recipe("cn2en_stream", "Chinese → English, word by word", 1, (sources.CN2EN,), _cn2en_stream),
+    Recipe("arabic_names", "Arabic name → Latin letters, whole", 1, (sources.ROMANIZER,), _arabic_names),
+    Recipe(
+        "arabic_names_stream",
+        "Arabic name → Latin letters, letter by letter",
+        1,
+        (sources.ROMANIZER,),
+        _arabic_names_stream,
+    ),
+)
+"""What is built only when it is asked for by name."""
 
 
 def find(name: str) -> Recipe:
     """:raises BuildFailed: if there is no such model; the text names those that there are."""
-    for recipe in RECIPES:
+    every = (*RECIPES, *ON_DEMAND)
+    for recipe in every:
         if recipe.name == name:
             return recipe
-    raise BuildFailed(f"There is no model {name!r} to build; known models: {', '.join(r.name for r in RECIPES)}.")
+    raise BuildFailed(f"There is no model {name!r} to build; known models: {', '.join(r.name for r in every)}.")
 
 
 # Looking
@@ -195,7 +253,7 @@ def list_models(repository: Path) -> list[Listed]:
             _size(repository / recipe.name / "1"),
             sum(artifact.size for artifact in recipe.sources),
         )
-        for recipe in RECIPES
+        for recipe in (*RECIPES, *ON_DEMAND)
     ]
 
 
@@ -242,7 +300,7 @@ def build(
 
     Blocks, for about ten seconds in all once the wheels are there. Several processes may call at once.
 
-    names:     the models; () stands for every model that needs no GPU.
+    names:     the models; () stands for all of `RECIPES` that need no GPU.
     force:     build also what is current.
     report:    hears one line per model that is built.
     cache, progress:  as `gateway.artifacts.fetch` has them.

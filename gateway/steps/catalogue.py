@@ -17,6 +17,7 @@ from gateway.steps.image import DecodeImage
 from gateway.steps.language import TextFeatures
 from gateway.steps.scores import Softmax, TopK
 from gateway.steps.step import Step
+from gateway.steps.translation import TextTokens, TokenText
 
 GROUP = "inference_gateway.steps"
 
@@ -28,6 +29,8 @@ SHIPPED: dict[str, AnyStep] = {
     "file_type": FileType,
     "softmax": Softmax,
     "text_features": TextFeatures,
+    "text_tokens": TextTokens,
+    "token_text": TokenText,
     "top_k": TopK,
 }
 

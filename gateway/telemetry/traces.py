@@ -52,6 +52,8 @@ _SERVICES = {
     "StreamClassify": "gateway.v1.ClassificationService",
     "Predict": "gateway.v1.PredictionService",
     "StreamPredict": "gateway.v1.PredictionService",
+    "Translate": "gateway.v1.TextService",
+    "TranslateStream": "gateway.v1.TextService",
 }
 _W3C = TraceContextTextMapPropagator()
 _NO_PARENT = Context()  # None would mean the context of the running task
