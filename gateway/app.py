@@ -24,6 +24,7 @@ from gateway.api.catalogue import Catalogue
 from gateway.api.control import Control, ControlPolicy
 from gateway.api.health import HealthService
 from gateway.api.listener import Listener, Register
+from gateway.api.ranking import RankingService, add_ranking_service
 from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.text import TextService
@@ -72,6 +73,7 @@ _SERVICES = (
     SERVICE_NAME,
     "gateway.v1.ClassificationService",
     "gateway.v1.PredictionService",
+    "gateway.v1.RankingService",
     "gateway.v1.TextService",
 )
 
@@ -246,6 +248,7 @@ class Gateway:
         v2 = V2Service(self._catalogue, self._control, is_ready)
         classification = ClassificationService(self._models, self._topology, limits)
         prediction = PredictionService(self._models, limits)
+        ranking = RankingService(self._models, self._topology, limits)
         text = TextService(self._models, self._topology, limits, self._collected)
 
         def register(server: Any) -> None:
@@ -253,6 +256,7 @@ class Gateway:
             health_pb2_grpc.add_HealthServicer_to_server(health, server)
             classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, server)
             add_prediction_service(prediction, server)
+            add_ranking_service(ranking, server)
             text_pb2_grpc.add_TextServiceServicer_to_server(text, server)
             if self._first.config.server.reflection:
                 shown = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)

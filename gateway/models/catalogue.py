@@ -24,12 +24,15 @@ from gateway.models import (
     half,
     langid,
     magika,
+    movielens,
     pictures,
     quantize,
+    ranking,
     romanizer,
     sources,
     tensorrt,
     text_to_text,
+    wordllama,
 )
 from gateway.steps.vocabulary import Vocabulary
 
@@ -66,6 +69,7 @@ class Recipe:
 
     revision:  raised whenever `make` gives other files from the same sources.
     needs_gpu: it can only be built on a host with a GPU, and is left out unless it is asked for by name.
+    notice:    what whoever builds it must know, such as a licence that allows less than the others.
     place:     what of this host and the model's folder the files depend on; raises BuildFailed where they can't be
                built. None: they are the same everywhere.
     """
@@ -76,6 +80,7 @@ class Recipe:
     sources: tuple[Artifact, ...]
     make: Callable[[Kit], Files] = field(repr=False)
     needs_gpu: bool = False
+    notice: str = ""
     place: Callable[[Path], Mapping[str, str]] | None = field(default=None, repr=False)
 
     @property
@@ -185,6 +190,35 @@ def _arabic_names_stream(kit: Kit) -> Files:
     return _streamed(*romanizer.networks(wheel), romanizer.vocabulary(wheel))
 
 
+_OWN_ITEMS = "items.txt"
+"""In the model's folder: the texts of somebody's own items, one a line."""
+
+
+def _recommend(kit: Kit) -> Files:
+    source = wordllama.read(kit.wheel(sources.WORDLLAMA))
+    own = kit.folder / _OWN_ITEMS
+    if own.is_file():
+        texts = own.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return _ranked(wordllama.embed(source, texts), texts)
+    return _ranked(source.vectors, wordllama.words(source))
+
+
+def _recommend_place(folder: Path) -> Mapping[str, str]:
+    own = folder / _OWN_ITEMS
+    return {"items": hashlib.sha256(own.read_bytes()).hexdigest() if own.is_file() else "words"}
+
+
+def _recommend_ml100k(kit: Kit) -> Files:
+    likings = movielens.read(kit.wheel(sources.RECBOLE))
+    return _ranked(ranking.factorise(likings.users, likings.items, likings.shape), likings.texts)
+
+
+def _ranked(vectors: wordllama.Floats, texts: Sequence[str]) -> Files:
+    if not texts:
+        raise BuildFailed(f"{_OWN_ITEMS} has no items; put the text of one on each line, or remove the file.")
+    return {"1/model.onnx": ranking.build(vectors), "1/items.txt": _lines(list(texts))}
+
+
 def _streamed(encoder: object, decoder: object, vocabulary: bytes) -> Files:
     files = text_to_text.streamed(encoder, decoder, vocabulary)
     return {f"1/{name}": content for name, content in files.items()}
@@ -225,6 +259,17 @@ ON_DEMAND = (
         1,
         (sources.ROMANIZER,),
         _arabic_names_stream,
+    ),
+    Recipe(
+        "recommend", "history → ranked words or own items", 1, (sources.WORDLLAMA,), _recommend, place=_recommend_place
+    ),
+    Recipe(
+        "recommend_ml100k",
+        "history → ranked films, for research only",
+        1,
+        (sources.RECBOLE,),
+        _recommend_ml100k,
+        notice=movielens.NOTICE,
     ),
 )
 """What is built only when it is asked for by name."""
@@ -327,6 +372,8 @@ def _build(recipe: Recipe, kit: Kit, force: bool, report: Report) -> bool:
         if not force and state_of(recipe, kit.repository) is State.BUILT:  # another process has built it meanwhile
             return False
         report(f"building {recipe.name}")
+        if recipe.notice:
+            report(recipe.notice)
         _write(kit.folder, recipe, recipe.make(kit))
     return True
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from gateway.steps.filetype import FileBlocks, FileType
 from gateway.steps.image import DecodeImage
 from gateway.steps.language import TextFeatures
+from gateway.steps.recommendation import RankRequest, TopCandidates
 from gateway.steps.scores import Softmax, TopK
 from gateway.steps.step import Step
 from gateway.steps.translation import TextTokens, TokenText
@@ -27,10 +28,12 @@ SHIPPED: dict[str, AnyStep] = {
     "decode_image": DecodeImage,
     "file_blocks": FileBlocks,
     "file_type": FileType,
+    "rank_request": RankRequest,
     "softmax": Softmax,
     "text_features": TextFeatures,
     "text_tokens": TextTokens,
     "token_text": TokenText,
+    "top_candidates": TopCandidates,
     "top_k": TopK,
 }
 

@@ -52,6 +52,7 @@ _SERVICES = {
     "StreamClassify": "gateway.v1.ClassificationService",
     "Predict": "gateway.v1.PredictionService",
     "StreamPredict": "gateway.v1.PredictionService",
+    "Rank": "gateway.v1.RankingService",
     "Translate": "gateway.v1.TextService",
     "TranslateStream": "gateway.v1.TextService",
 }

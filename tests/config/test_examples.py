@@ -40,6 +40,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in ("cn2en", "arabic_names"):
         (root / "model_repository" / model / "1").mkdir()
         (root / "model_repository" / model / "1" / "vocabulary.json").write_text(VOCABULARY, "utf-8")
+    (root / "model_repository" / "recommend" / "1").mkdir()
+    (root / "model_repository" / "recommend" / "1" / "items.txt").write_text("one\n", "utf-8")
     return root
 
 

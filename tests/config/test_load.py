@@ -360,7 +360,7 @@ WRONG_PIPELINES = {
         ("step: top_k", "step: topk"),
         [
             "gateway.yaml:11: models.p.pipeline.steps[2].step: unknown step 'topk'; known: decode_image, file_blocks, "
-            "file_type, softmax, text_features, top_k (did you mean 'top_k'?)"
+            "file_type, rank_request, softmax, text_features, text_tokens, token_text, top_candidates, top_k (did you mean 'top_k'?)"
         ],
     ),
     "missing labels": (
