@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as v2
 
 from gateway.api.calls import CallLimits, Context, request_from, with_errors
@@ -16,7 +17,7 @@ from gateway.api.typed import served_message
 from gateway.errors import BadRequest, DeadlineExceeded, UnknownModel, UpstreamFailed
 from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Request
-from gateway.forwarding.messages import build_request, parse_response
+from gateway.forwarding.messages import build_request, parse_response, tensors_of
 from gateway.forwarding.models import Models
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.forwarding.topology import CurrentTopology
@@ -136,11 +137,13 @@ class _Pieces:
 
     def __init__(self, models: Models, opening: Request, budget: Budget) -> None:
         self._arrived: deque[bytes] = deque()
-        self._changed = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # the coroutine in `next`
         self._is_over = False
         self._error: Exception | None = None
-        self._deadline = opening.deadline
         self._is_held = False
+        self._loop = asyncio.get_running_loop()
+        deadline = opening.deadline
+        self._timer = self._loop.call_at(deadline.at, self._expire) if deadline is not None else None
         self._session: StreamSession = models.stream(opening, self, StreamLimits(requests=1), budget)
 
     def ask(self, body: bytes) -> None:
@@ -157,28 +160,30 @@ class _Pieces:
                 raise self._error
             if self._is_over:
                 return None
-            self._changed.clear()
-            await self._wait()
+            self._waiting = self._loop.create_future()
+            await self._waiting
         body = self._arrived.popleft()
         if self._is_held and not self._arrived:
             self._is_held = False
             self._session.caller_has_room()
-        response = v2.ModelStreamInferResponse.FromString(body)
+        response = _parse(body)
         if response.error_message:
             code, _ = self._session.last_end
             raise UpstreamFailed(Code.INTERNAL if code is Code.OK else code, response.error_message)
-        return _Answer(parse_response(response.infer_response.SerializeToString()))
-
-    async def _wait(self) -> None:
-        remaining = None if self._deadline is None else self._deadline.remaining(time.monotonic())
-        try:
-            await asyncio.wait_for(self._changed.wait(), remaining)
-        except (TimeoutError, asyncio.TimeoutError):
-            raise DeadlineExceeded("The deadline passed before the text was whole.") from None
+        return _Answer(_outputs_of(response.infer_response))
 
     def close(self) -> None:
         """Let the model stop, if it has not ended."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._session.cancel()
+
+    def _expire(self) -> None:
+        self.finish(DeadlineExceeded("The deadline passed before the text was whole."))
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     @property
     def served(self) -> Any:
@@ -192,7 +197,7 @@ class _Pieces:
 
     def send(self, body: bytes) -> bool:
         self._arrived.append(body)
-        self._changed.set()
+        self._wake()
         self._is_held = len(self._arrived) >= _QUEUED
         return not self._is_held
 
@@ -201,4 +206,20 @@ class _Pieces:
 
     def finish(self, error: Exception | None) -> None:
         self._error, self._is_over = error, True
-        self._changed.set()
+        self._wake()
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return v2.ModelStreamInferResponse.FromString(body)
+    except DecodeError as error:
+        raise WrongAnswer("the model's answer can't be parsed") from error
+
+
+def _outputs_of(response: Any) -> dict[str, tuple[str, Array]]:
+    """As `parse_response`, of a message that is parsed already."""
+    try:
+        arrays = tensors_of(response.outputs, response.raw_output_contents)
+    except BadRequest as error:
+        raise WrongAnswer(f"the model's answer can't be read ({error})") from error
+    return {output.name: (output.datatype, arrays[output.name]) for output in response.outputs}
