@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -84,7 +85,7 @@ class TritonPythonModel:
                 self._words.increment(1)
         except Exception as error:  # the thread must live, for the other texts
             pb_utils.Logger.log_error(f"a text was dropped: {type(error).__name__}: {error}")
-            return False
+            return answer.give_up(error)
         if self._pause:
             time.sleep(self._pause)
         return goes_on
@@ -118,6 +119,12 @@ class _Answer:
         self.has_decoded = True
         self._send(piece, is_complete)
         return bool(piece)
+
+    def give_up(self, error: Exception) -> bool:
+        """Tell the caller, if that can be told anything."""
+        with suppress(Exception):
+            self._fail(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+        return False
 
     def _send(self, piece: str, is_complete: bool) -> None:
         unknown, self._unknown = self._unknown, ()
