@@ -29,6 +29,7 @@ from gateway.forwarding.models import Models
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.status import Code
 from gateway.steps import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
+from gateway.types import Served
 from gateway.v1 import (
     classification_pb2,
     classification_pb2_grpc,
@@ -291,7 +292,12 @@ async def timed_infer(models: Models, request: Request) -> tuple[Reply, float]:
 
 def served_message(reply: Reply, began: float, took: float) -> Any:
     """began: when the request arrived. took: seconds of its inference, which is the model's time if no pipeline ran."""
-    served, timings = reply.served, reply.timings or Timings(model=took)
+    return served_message(reply.served, began, reply.timings or Timings(model=took))
+
+
+def served_message(served: Served, began: float, timings: Timings | None) -> Any:
+    """A common_pb2.Served. timings: None if all the time since `began` was the model's."""
+    timings = timings or Timings(model=time.monotonic() - began)
     message = common_pb2.Served(
         model=served.model,
         variant=served.variant,

@@ -18,8 +18,10 @@ from gateway.steps.language import TextFeatures
 from gateway.steps.reading.lines import LinePixels, TextRegions, TurnedLine
 from gateway.steps.reading.page import PagePixels
 from gateway.steps.reading.text import CtcText, ReadingOrder
+from gateway.steps.recommendation import RankRequest, TopCandidates
 from gateway.steps.scores import Softmax, TopK
 from gateway.steps.step import AnyStep, SplitStep, Step
+from gateway.steps.translation import TextTokens, TokenText
 
 GROUP = "inference_gateway.steps"
 
@@ -32,10 +34,14 @@ SHIPPED: dict[str, StepType] = {
     "file_type": FileType,
     "line_pixels": LinePixels,
     "page_pixels": PagePixels,
+    "rank_request": RankRequest,
     "reading_order": ReadingOrder,
     "softmax": Softmax,
     "text_features": TextFeatures,
     "text_regions": TextRegions,
+    "text_tokens": TextTokens,
+    "token_text": TokenText,
+    "top_candidates": TopCandidates,
     "top_k": TopK,
     "turned_line": TurnedLine,
 }

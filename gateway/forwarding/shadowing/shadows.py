@@ -247,7 +247,9 @@ class Shadows:
         name = shadow.settings.variant.name
         pair = Pair(shadow.model, copy.variant, name, copy.head.id, copy.request, copy.answer, body)
         self._comparing += 1
-        future = asyncio.get_running_loop().run_in_executor(self._executor, self._judge, pair, shadow.settings.comparison)
+        future = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._judge, pair, shadow.settings.comparison
+        )
         future.add_done_callback(lambda future: self._compared(copy, None if future.cancelled() else future.result()))
 
     def _judge(self, pair: Pair, comparison: Comparison) -> Judged:
