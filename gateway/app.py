@@ -25,6 +25,7 @@ from gateway.api.control import Control, ControlPolicy
 from gateway.api.health import HealthService
 from gateway.api.listener import Listener, Register
 from gateway.api.relay import Relay
+from gateway.api.speech import SpeechService
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
@@ -58,7 +59,7 @@ from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.fleet import Fleet
 from gateway.upstream.subset import place_of
-from gateway.v1 import classification_pb2_grpc
+from gateway.v1 import classification_pb2_grpc, speech_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,12 @@ VERSION = version("inference-gateway")
 _FIRST_PROBES_SECONDS = (
     3.0  # how long the first probes may delay the opening of the port, so that first calls find probed endpoints
 )
-_SERVICES = (SERVICE_NAME, "gateway.v1.ClassificationService", "gateway.v1.PredictionService")
+_SERVICES = (
+    SERVICE_NAME,
+    "gateway.v1.ClassificationService",
+    "gateway.v1.PredictionService",
+    "gateway.v1.SpeechService",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +235,7 @@ class Gateway:
         self._memory.watch(self._server)
         await self._server.start()
         exits.push_async_callback(self._control.aclose)
+        exits.push_async_callback(self._speech.aclose)
         exits.push_async_callback(self._server.stop, 0)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._memory.run()))
         self.listen = f"{listen.rpartition(':')[0]}:{self._server.port}"
@@ -240,12 +247,14 @@ class Gateway:
         v2 = V2Service(self._catalogue, self._control, is_ready)
         classification = ClassificationService(self._models, self._topology, limits)
         prediction = PredictionService(self._models, limits)
+        self._speech = speech = SpeechService(self._models, limits, self._collected)
 
         def register(server: Any) -> None:
             server.add_generic_rpc_handlers((v2.handlers(),))
             health_pb2_grpc.add_HealthServicer_to_server(health, server)
             classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, server)
             add_prediction_service(prediction, server)
+            speech_pb2_grpc.add_SpeechServiceServicer_to_server(speech, server)
             if self._first.config.server.reflection:
                 shown = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflector = reflection.aio.ReflectionServicer(shown)

@@ -19,8 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as v2
 
-from gateway.api.calls import CallLimits, Context, request_from, with_errors
-from gateway.deadline import Deadline
+from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
 from gateway.forwarding.exchange import Reply, Request, Timings
@@ -330,7 +329,7 @@ def _stream(
 
     async def answer(item: Any, opening: Request) -> Any:
         try:
-            return response(id=item.id, response=await answer_item(item.request, _within(opening, limits)))
+            return response(id=item.id, response=await answer_item(item.request, within(opening, limits)))
         except GatewayError as error:
             return response(id=item.id, error=common_pb2.StreamError(code=error.code, message=error.text))
         except Exception:  # ends this item, and none of the others
@@ -371,10 +370,3 @@ def _stream(
             await asyncio.gather(*left, return_exceptions=True)
 
     return with_errors(handle)
-
-
-def _within(opening: Request, limits: CallLimits) -> Request:
-    """One item gets the time of a unary call, from now on, but no more than its stream has."""
-    now = time.monotonic()
-    seconds = limits.apply(opening.deadline.remaining(now) if opening.deadline else None)
-    return replace(opening, deadline=None if seconds is None else Deadline.after(seconds, now))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, fetch
 from gateway.errors import CommandFailed
-from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt
+from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt, voice
 
 Files = Mapping[str, bytes]  # path within the model's folder → content
 Report = Callable[[str], None]
@@ -148,6 +148,18 @@ def _langid(kit: Kit) -> Files:
     return {"1/model.onnx": langid.build(source), **tables}
 
 
+def _speech_detector(kit: Kit) -> Files:
+    return {"1/model.onnx": voice.detector(kit.wheel(sources.SILERO_VAD))}
+
+
+def _voice_commands(kit: Kit) -> Files:
+    return voice.recogniser(kit.wheel(sources.POCKETSPHINX))
+
+
+def _hibari_tts(kit: Kit) -> Files:
+    return voice.speaker(kit.wheel(sources.HIBARI))
+
+
 RECIPES = (
     Recipe("efficientnet_lite0_onnx", "image → ImageNet class, CPU, FP32", 1, (sources.EFFICIENTNET,), _onnx),
     Recipe(
@@ -171,14 +183,23 @@ RECIPES = (
     Recipe("magika", "bytes → file type", 1, (sources.MAGIKA,), _magika),
     Recipe("langid", "text → language", 1, (sources.LANGID,), _langid),
 )
+"""What is built unless others are asked for: what the demo shows."""
+
+ON_DEMAND = (
+    Recipe("speech_detector", "32 ms of audio → is it speech", 1, (sources.SILERO_VAD,), _speech_detector),
+    Recipe("voice_commands", "speech → a command's words", 1, (sources.POCKETSPHINX,), _voice_commands),
+    Recipe("hibari_tts", "English text → speech, sentence by sentence", 1, (sources.HIBARI,), _hibari_tts),
+)
+"""What is built only when it is asked for by name."""
 
 
 def find(name: str) -> Recipe:
     """:raises BuildFailed: if there is no such model; the text names those that there are."""
-    for recipe in RECIPES:
+    every = (*RECIPES, *ON_DEMAND)
+    for recipe in every:
         if recipe.name == name:
             return recipe
-    raise BuildFailed(f"There is no model {name!r} to build; known models: {', '.join(r.name for r in RECIPES)}.")
+    raise BuildFailed(f"There is no model {name!r} to build; known models: {', '.join(r.name for r in every)}.")
 
 
 # Looking
@@ -195,7 +216,7 @@ def list_models(repository: Path) -> list[Listed]:
             _size(repository / recipe.name / "1"),
             sum(artifact.size for artifact in recipe.sources),
         )
-        for recipe in RECIPES
+        for recipe in (*RECIPES, *ON_DEMAND)
     ]
 
 
@@ -223,7 +244,7 @@ def _is_of_here(recipe: Recipe, folder: Path, built_for: object) -> bool:
 
 
 def _size(version: Path) -> int:
-    return sum(file.stat().st_size for file in version.glob("*") if not file.name.startswith("."))
+    return sum(file.stat().st_size for file in version.rglob("*") if file.is_file() and file.name[0] != ".")
 
 
 # Building
@@ -242,7 +263,7 @@ def build(
 
     Blocks, for about ten seconds in all once the wheels are there. Several processes may call at once.
 
-    names:     the models; () stands for every model that needs no GPU.
+    names:     the models; () stands for all of `RECIPES` that need no GPU.
     force:     build also what is current.
     report:    hears one line per model that is built.
     cache, progress:  as `gateway.artifacts.fetch` has them.
@@ -288,7 +309,7 @@ def _write(folder: Path, recipe: Recipe, files: Files) -> None:
 def _put(path: Path, content: bytes) -> None:
     """Write the file whole or not at all. The lock of the model keeps other processes from the partial file."""
     partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(content)
         partial.replace(path)
