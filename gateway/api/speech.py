@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2 as v2
 from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
 from gateway.api.parts import AnswerError, parts_of
 from gateway.deadline import Deadline
-from gateway.errors import BadInput, BadRequest, GatewayError, shown
+from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, shown
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.messages import build_request, parse_response
 from gateway.forwarding.models import Models
@@ -41,6 +41,9 @@ _FULL_SCALE: Final = np.float32(32768)  # of 16-bit samples
 _SPOKEN_RATE: Final = 24_000  # samples per second of hibari's audio
 _MOST_CHARACTERS: Final = 10_000
 _SLOWEST, _FASTEST = 0.5, 2.0
+
+_LATE_SECONDS: Final = 0.05
+"""How long to look, once all is heard, whether audio follows the `end` of a caller that has not closed its side."""
 
 _FAREWELL_SECONDS: Final = 5.0
 """How long the detector may take to hear that a caller has gone; then its place is free by idleness."""
@@ -77,7 +80,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc
         except WrongAudio as error:
             raise BadInput(str(error)) from error
         finally:
-            if conversation.is_open_at_detector and not ears.has_failed:
+            if conversation.is_open_at_detector and not ears.is_lost:
                 task = asyncio.ensure_future(ears.say_farewell())
                 self._farewells.add(task)
                 task.add_done_callback(self._farewells.discard)
@@ -119,8 +122,9 @@ class _Messages:
             self._next = self._read()
         return message
 
-    def next_nowait(self) -> Any:
-        """The next message if it has come, None otherwise."""
+    async def next_within(self, seconds: float) -> Any:
+        """The next message if it comes in this time, None otherwise."""
+        await asyncio.wait({self._next}, timeout=seconds)
         return self._next.result() if self._next.done() else None
 
     async def aclose(self) -> None:
@@ -155,7 +159,7 @@ async def _drive(conversation: Conversation, ears: _Ears, messages: _Messages, c
         elif isinstance(step, Recognise):
             conversation.recognised(*await ears.recognise(step))
         else:
-            if isinstance(step, Ended) and (late := messages.next_nowait()) is not None:
+            if isinstance(step, Ended) and (late := await messages.next_within(_LATE_SECONDS)) is not None:
                 _hear(conversation, late)
             for message in _told(step):
                 await context.write(message)
@@ -215,14 +219,14 @@ class _Ears:
         self._detector = config.detector or _DETECTOR
         self._recogniser = config.recogniser or _RECOGNISER
         self._sequence = secrets.randbits(62) + 1
-        self.has_failed = False  # has the detector? Then nothing is left of the conversation there that can be ended
+        self.is_lost = False  # has the detector forgotten this caller? Then nothing is left there that can be ended
 
     async def detect(self, step: Detect) -> float:
         """The probability that the window is speech."""
         try:
             return await self._detect(within(self._opening, self._limits), step.window, step.is_first, step.is_last)
-        except GatewayError:
-            self.has_failed = True
+        except SequenceLost:
+            self.is_lost = True
             raise
 
     async def recognise(self, step: Recognise) -> tuple[str, float]:

@@ -159,7 +159,7 @@ class Conversation:
         if self._spoken is None:
             self._heard_before_speech(asked.window, speech)
         else:
-            self._heard_in_speech(self._spoken, asked.window, speech)
+            self._heard_in_speech(self._spoken, asked, speech)
         if asked.is_last:
             if self._spoken is not None:
                 self._finish(min(self._windows * WINDOW, self._bytes_in // SAMPLE), is_cut=False)
@@ -217,15 +217,15 @@ class Conversation:
         self._quiet_since = None
         self._steps.append(SpeechStarted((self._windows - 1) * WINDOW))
 
-    def _heard_in_speech(self, spoken: list[bytes], window: bytes, speech: float) -> None:
-        spoken.append(window)
+    def _heard_in_speech(self, spoken: list[bytes], asked: Detect, speech: float) -> None:
+        spoken.append(asked.window)
         if speech >= BEGINS:
             self._quiet_since = None
         elif speech < ENDS and self._quiet_since is None:
             self._quiet_since = self._windows - 1
         if self._quiet_since is not None and self._windows - self._quiet_since >= SILENCE:
             self._finish(self._quiet_since * WINDOW, is_cut=False)
-        elif len(spoken) >= LONGEST:
+        elif len(spoken) >= LONGEST and not asked.is_last:
             self._finish(self._windows * WINDOW, is_cut=True)
 
     def _finish(self, at: int, *, is_cut: bool) -> None:

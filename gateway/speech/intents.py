@@ -87,8 +87,9 @@ def _timer(found: re.Match[str]) -> Intent | None:
 
 def _alarm(found: re.Match[str]) -> Intent | None:
     hour = number_of(found[1])
-    minute = 0 if found[2] in (None, "o'clock") else number_of(found[2])
-    if hour is None or not 1 <= hour <= 12 or minute is None or not 0 <= minute <= 59:
+    on_the_hour = found[2] in (None, "o'clock")
+    minute = 0 if on_the_hour else number_of(found[2])
+    if hour is None or minute is None or not (on_the_hour or 10 <= minute <= 59):  # "seven five" is nothing
         return None
     half: dict[str, Value] = {"half": found[3].replace(" ", "")} if found[3] else {}
     return Intent("alarm.set", {"hour": float(hour), "minute": float(minute), **half})

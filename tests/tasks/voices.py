@@ -1,7 +1,7 @@
 """Speech for tests, and callers who speak it.
 
 What hibari says is made here, of the pinned wheel. `espeak_lights.npz` is "turn on the lights in the kitchen" as
-espeak-ng 1.51 says it (voice en-us, 150 words a minute), at 16 kHz; what a program says is not under the program's licence.
+espeak-ng 1.51 says it (voice en-us, 150 words a minute), at 16 kHz; what a program says is not under its licence.
 """
 
 from __future__ import annotations
