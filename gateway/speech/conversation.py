@@ -35,6 +35,9 @@ SILENCE: Final = 15
 BEFORE: Final = 10
 """Windows before the first one with speech that are read too: a soft beginning is no speech yet."""
 
+AFTER: Final = 5
+"""Windows of the silence after it that are read; the others would cost time and say nothing."""
+
 LONGEST: Final = 469
 """Windows of the longest utterance: 15 s. A command is shorter, and this is what a caller may make us keep."""
 
@@ -224,6 +227,7 @@ class Conversation:
         elif speech < ENDS and self._quiet_since is None:
             self._quiet_since = self._windows - 1
         if self._quiet_since is not None and self._windows - self._quiet_since >= SILENCE:
+            del spoken[AFTER - SILENCE :]
             self._finish(self._quiet_since * WINDOW, is_cut=False)
         elif len(spoken) >= LONGEST and not asked.is_last:
             self._finish(self._windows * WINDOW, is_cut=True)

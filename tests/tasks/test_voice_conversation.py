@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.speech import Conversation, Detect, Ended, Heard, Recognise, SpeechEnded, SpeechStarted, WrongAudio
-from gateway.speech.conversation import BEFORE, BEGINS, ENDS, LONGEST, LONGEST_CONVERSATION, SILENCE, WINDOW
+from gateway.speech.conversation import AFTER, BEFORE, BEGINS, ENDS, LONGEST, LONGEST_CONVERSATION, SILENCE, WINDOW
 
 BYTES = 2 * WINDOW
 LOUD, QUIET, BETWEEN = 0.9, 0.1, (BEGINS + ENDS) / 2
@@ -123,10 +123,10 @@ def test_speech_begins_and_ends_where_the_packages_own_iterator_says(speech: lis
     assert ours[: len(theirs)] == theirs
 
 
-def test_what_was_said_just_before_the_first_loud_window_is_read_too() -> None:
+def test_a_little_of_the_silence_around_an_utterance_is_read_too() -> None:
     steps = hear([bytes(BYTES * 60)], [*[QUIET] * 20, *[LOUD] * 5, QUIET])
     (asked,) = [step for step in steps if isinstance(step, Recognise)]
-    assert len(asked.audio) == BYTES * (BEFORE + 5 + SILENCE)
+    assert len(asked.audio) == BYTES * (BEFORE + 5 + AFTER)
 
 
 @pytest.mark.parametrize(("loud", "cuts"), [(LONGEST - 1, 0), (LONGEST, 1), (LONGEST + 1, 1), (2 * LONGEST, 2)])

