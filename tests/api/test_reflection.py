@@ -18,6 +18,7 @@ SERVICES = {
     "inference.GRPCInferenceService": 20,
     "gateway.v1.ClassificationService": 2,
     "gateway.v1.PredictionService": 2,
+    "gateway.v1.SpeechService": 2,
     "grpc.health.v1.Health": 2,
     "grpc.reflection.v1alpha.ServerReflection": 1,
 }
