@@ -44,6 +44,9 @@ LONGEST: Final = 469
 LONGEST_CONVERSATION: Final = 60 * 60 * RATE
 """Samples of the longest conversation: an hour."""
 
+MOST_AT_ONCE: Final = 1 << 20
+"""Bytes of one piece, 32 s: with what waits to be heard this bounds what a conversation keeps."""
+
 _BYTES: Final = WINDOW * SAMPLE
 
 _FILES: Final = {b"RIFF": "WAV", b"OggS": "Ogg", b"fLaC": "FLAC", b"ID3\x03": "MP3", b"ID3\x04": "MP3"}
@@ -138,6 +141,10 @@ class Conversation:
         """raises: WrongAudio"""
         if self._no_more:
             raise WrongAudio("audio came after `end`; begin another conversation for it")
+        if len(audio) > MOST_AT_ONCE:
+            raise WrongAudio(
+                f"a message has {len(audio)} bytes of audio; send at most {MOST_AT_ONCE} at once, which is 32 s"
+            )
         began = self._bytes_in
         self._bytes_in += len(audio)
         if self._bytes_in > LONGEST_CONVERSATION * SAMPLE:

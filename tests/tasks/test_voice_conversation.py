@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.speech import Conversation, Detect, Ended, Heard, Recognise, SpeechEnded, SpeechStarted, WrongAudio
-from gateway.speech.conversation import AFTER, BEFORE, BEGINS, ENDS, LONGEST, LONGEST_CONVERSATION, SILENCE, WINDOW
+from gateway.speech.conversation import (
+    AFTER,
+    BEFORE,
+    BEGINS,
+    ENDS,
+    LONGEST,
+    LONGEST_CONVERSATION,
+    MOST_AT_ONCE,
+    SILENCE,
+    WINDOW,
+)
 
 BYTES = 2 * WINDOW
 LOUD, QUIET, BETWEEN = 0.9, 0.1, (BEGINS + ENDS) / 2
@@ -148,9 +158,17 @@ def test_no_audio_at_all_is_a_conversation_without_utterances() -> None:
 
 def test_an_hour_is_heard_and_no_more() -> None:
     conversation = Conversation()
-    conversation.take(bytes(2 * LONGEST_CONVERSATION))
+    for _ in range(2 * LONGEST_CONVERSATION // 1_000_000):
+        conversation.take(bytes(1_000_000))
+    conversation.take(bytes(2 * LONGEST_CONVERSATION % 1_000_000))
     with pytest.raises(WrongAudio, match="longer than an hour"):
         conversation.take(b"x")
+
+
+def test_a_piece_has_at_most_a_mebibyte() -> None:
+    Conversation().take(bytes(MOST_AT_ONCE))
+    with pytest.raises(WrongAudio, match="has 1048577 bytes of audio; send at most 1048576"):
+        Conversation().take(bytes(MOST_AT_ONCE + 1))
 
 
 def test_audio_after_the_end_is_refused() -> None:

@@ -176,12 +176,21 @@ async def test_words_are_those_of_the_packages_own_decoder(stack: Stack) -> None
         loglevel="FATAL",
     )
     for samples in (said("Set an alarm for seven thirty."), by_espeak()):
+        decoder.reinit_feat()
         decoder.start_utt()
         noise = np.random.default_rng(0).standard_normal(len(samples) + 9600) * 8
         decoder.process_raw((np.pad(samples, 4800) + noise).astype("<i2").tobytes(), full_utt=True)
         decoder.end_utt()
         answer = await infer(stack.direct, "voice_commands", {"audio": samples})
         assert answer.as_numpy("text")[0].decode() == decoder.hyp().hypstr
+
+
+async def test_what_one_caller_said_does_not_change_how_the_next_one_is_heard(stack: Stack) -> None:
+    scores = []
+    for samples in (by_espeak(), said("Volume up."), by_espeak()):
+        answer = await infer(stack.direct, "voice_commands", {"audio": samples})
+        scores.append(float(answer.as_numpy("score")[0]))
+    assert scores[0] == scores[2]
 
 
 @pytest.mark.parametrize("text", ["I would like to buy a new car tomorrow.", "The quick brown fox jumps over the dog."])

@@ -70,6 +70,7 @@ class TritonPythonModel:
 
 def _decode(decoder: Any, sound: bytes) -> tuple[str, float]:
     """The best words, and the logarithm of their score."""
+    decoder.reinit_feat()  # it goes on adapting to whom it heard before, who was another caller
     decoder.start_utt()
     decoder.process_raw(sound, full_utt=True)
     decoder.end_utt()
