@@ -38,7 +38,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = ROOT / "model_repository"
     catalogue.build((), source)
     folder = tmp_path_factory.mktemp("image") / "models"
-    shutil.copytree(source, folder, copy_function=_linked, ignore=shutil.ignore_patterns("plans", "README.md"))
+    left_out = shutil.ignore_patterns("plans", "README.md", *(recipe.name for recipe in catalogue.ON_DEMAND))
+    shutil.copytree(source, folder, copy_function=_linked, ignore=left_out)
     shutil.rmtree(folder / "efficientnet_lite0_tensorrt" / "1", ignore_errors=True)  # of a host with a GPU
     dockerfile = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
     (loop,) = re.findall(r"&& (for model in /models/.*?done) \\", dockerfile)
