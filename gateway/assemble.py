@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from gateway.access.door import CALLER
 from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.models import Condition as ConfigCondition
@@ -112,7 +113,12 @@ def admission_of(config: Config) -> AdmissionSettings:
             key, limit = (variant.upstream, variant.model), variant.limit
             if limit != "auto":
                 limits[key] = NONE if limit == "none" else max(1, limit // config.workers)
-    return AdmissionSettings(limits, config.admission.caller or "", config.admission.priority or "", config.workers)
+    return AdmissionSettings(
+        limits,
+        config.admission.caller or (CALLER if config.access else ""),
+        config.admission.priority or "",
+        config.workers,
+    )
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

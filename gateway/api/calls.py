@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import grpc
 
+from gateway.access.door import Access
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
 from gateway.forwarding.caller import metadata_from_pairs
@@ -54,8 +55,14 @@ def request_from(context: Context, body: bytes, method: str, limits: CallLimits)
     """The request as the core takes it."""
     seconds = limits.apply(context.time_remaining())
     deadline = None if seconds is None else Deadline.after(seconds, time.monotonic())
-    metadata = metadata_from_pairs(context.invocation_metadata() or ())
+    metadata = metadata_from_pairs(context.invocation_metadata() or (), access_of(context))
     return Request(body, metadata, deadline, context.peer(), method)
+
+
+def access_of(context: Context) -> Access | None:
+    """Who has made the call and what he may; None if that is not checked, as with grpc.aio's own contexts."""
+    access: Access | None = getattr(context, "access", None)
+    return access
 
 
 def is_loopback(peer: str) -> bool:

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as v2
 from gateway.errors import CommandFailed
 from gateway.http2.limits import Limits
 from gateway.rpc.budget import Budget
+from gateway.rpc.server import ServerCall
 from gateway.transport.listener import COLLECTED, DESCRIPTORS, MEMORY, ForwardMethod, WireServer, server_tls
 
 _log = logging.getLogger(__name__)
@@ -151,6 +152,10 @@ class Listener:
             limit = "memory is nearly used up (docs/limits.md#when-memory-runs-out)"
         _log.warning("%d connections were refused: %s (logged at most once a minute)", self._refusals, limit)
         self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
+
+    def guard(self, admit: Callable[[ServerCall], bool] | None) -> None:
+        """Have `admit` asked about each call from now on (`WireServer.admit`); None: nobody."""
+        self._server.admit = admit
 
     def tell_bytes(self, heard: Callable[[int], None]) -> None:
         """Have `heard` called as many bytes come, with their number, on connections that are accepted from now on."""

@@ -23,6 +23,7 @@ from gateway.api.calls import CallLimits, Context, request_from, with_errors
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
+from gateway.forwarding.caller import renewed
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import array_of, build_request, parse_response, read_response
 from gateway.forwarding.models import Models
@@ -72,7 +73,7 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
     async def _answer(self, request: Any, opening: Request) -> tuple[Reply, Any]:
         began = time.monotonic()
         with self._models.refusals(opening, request.model):
-            body = self._body_of(request)
+            body = self._body_of(request, opening)
         reply, took = await _infer(self._models, replace(opening, body=body))
         arrays = parse_response(reply.body)
         labels, scores = (arrays[name][1].ravel() for name in ("label", "score"))
@@ -83,16 +84,16 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
             answer.labels.add(name=name.decode("utf-8", "replace"), score=score)
         return reply, answer
 
-    def _body_of(self, request: Any) -> bytes:
+    def _body_of(self, request: Any, opening: Request) -> bytes:
         """:raises GatewayError: if it can't be a request of a pipeline."""
-        spec = self._input_of(request.model)
+        spec = self._input_of(request.model, self._topology.seen_by(opening.metadata.access))
         item = np.empty((1, *(1 for _ in spec.shape)), np.object_)
         item[...] = _item(request)
         return build_request(request.model, {spec.name: item}, outputs=("label", "score"))
 
-    def _input_of(self, model: str) -> TensorSpec:
+    @staticmethod
+    def _input_of(model: str, topology: Topology) -> TensorSpec:
         """:raises GatewayError: if `model` is no classification pipeline."""
-        topology = self._topology.now
         found = topology.pipelines.get(model)
         if found is None:
             raise _no_pipeline(model, topology)
@@ -374,7 +375,11 @@ def _stream(
 
 
 def _within(opening: Request, limits: CallLimits) -> Request:
-    """One item gets the time of a unary call, from now on, but no more than its stream has."""
+    """One item gets the time of a unary call, from now on, but no more than its stream has.
+
+    :raises GatewayError: if its caller would not be let in any more.
+    """
     now = time.monotonic()
     seconds = limits.apply(opening.deadline.remaining(now) if opening.deadline else None)
-    return replace(opening, deadline=None if seconds is None else Deadline.after(seconds, now))
+    deadline = None if seconds is None else Deadline.after(seconds, now)
+    return replace(opening, metadata=renewed(opening.metadata), deadline=deadline)

@@ -283,13 +283,16 @@ class StreamSession(StreamOwner):
             head = self._heads.peek(body)
             name = head.model_name
             facts = Facts(self._facts, parameters_of(head), head.model_version)
+            access = self._opening.metadata.access
+            if access is not None:
+                access = access.renewed()
+            decided = inference.decide(head, facts, access, body)
         except GatewayError as error:
             self._refuse(body, error, name)
             return
-        decided = inference.decide(head, facts)
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
-        pipeline = inference.current.now.pipelines.get(name)
+        pipeline = inference.current.seen_by(access).pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
             return
