@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING
 from gateway.access.api_keys import ApiKey, ApiKeys, parse_date, parse_hash, parse_keys
 from gateway.access.certificates import Certificates
 from gateway.access.door import Door, DoorSettings
-from gateway.access.policy import Grant, Names, Policy
-from gateway.access.rpcs import named_by
 from gateway.api.doorkeeper import Doorkeeper
+from gateway.assemble import policy_of
 from gateway.config import Config
 from gateway.config.access import Access as AccessConfig
-from gateway.config.access import Grant as GrantConfig
 from gateway.config.access import Jwt
 from gateway.rpc.server import ServerCall
 
@@ -88,7 +86,7 @@ def prepared(config: Config) -> Prepared | None:
 
     :raises OSError, ValueError: if a file that it names can't be used.
     """
-    access = config.access
+    access = config.checked_access
     if access is None:
         return None
     settings = DoorSettings(
@@ -102,28 +100,6 @@ def prepared(config: Config) -> Prepared | None:
         forward_credentials=access.forward_credentials,
     )
     return settings, [_source(each) for each in access.jwt]
-
-
-def policy_of(access: AccessConfig) -> Policy:
-    members: dict[str, set[str]] = {}
-    for group, names in access.groups.items():
-        for name in names:
-            members.setdefault(name, set()).add(group)
-    return Policy([_grant(each) for each in access.grants], {name: frozenset(each) for name, each in members.items()})
-
-
-def _grant(grant: GrantConfig) -> Grant:
-    return Grant(
-        frozenset(grant.callers),
-        frozenset(grant.groups),
-        grant.everybody,
-        grant.anonymous,
-        Names.of(grant.models),
-        Names.of(grant.direct),
-        named_by(grant.rpcs),
-        frozenset(grant.allow),
-        grant.max_message_bytes,
-    )
 
 
 def _keys_of(access: AccessConfig) -> Sequence[ApiKey]:

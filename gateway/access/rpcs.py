@@ -31,6 +31,8 @@ CONTROL: Final = (
 PROBES: Final = ("ServerLive", "ServerReady", HEALTH)
 """What load balancers and Kubernetes ask, and what tells nothing of models."""
 
+STREAMING: Final = frozenset({"ModelStreamInfer", "StreamClassify", "StreamPredict", REFLECTION})
+
 WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "inference": INFERENCE,
     "metadata": METADATA,

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
 from typing import Final
 
 from gateway.access.door import Door, UnknownMethod
+from gateway.access.rpcs import PATHS, STREAMING
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
 from gateway.rpc.server import ServerCall
 
 _log = logging.getLogger(__name__)
 
 _QUIET_SECONDS: Final = 60.0
+_WRITTEN_SECONDS: Final = 0.02
+"""How long the refusal of a stream waits. Clients on grpc.aio write their first message after the header list, and if
+the call has ended by then they say "Internal error from Core" in place of its status."""
+_MOST_UNREAD: Final = 65_536  # bytes of a message that comes meanwhile; nobody looks at it
+
+
+def _ignore(body: bytes, compressed: bool) -> None: ...
 
 
 class Doorkeeper:
@@ -39,7 +48,13 @@ class Doorkeeper:
         return True
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:
-        call.fail(error.code, error.text)
+        if PATHS.get(call.head.path) in STREAMING:
+            call.streaming = True
+            call.most_bytes = _MOST_UNREAD
+            call.on_message = _ignore
+            asyncio.get_running_loop().call_later(_WRITTEN_SECONDS, call.fail, error.code, error.text)
+        else:
+            call.fail(error.code, error.text)
         if isinstance(error, UnknownMethod):
             return
         reason = error.reason if isinstance(error, Unauthenticated) else error.code.name.lower()

@@ -35,11 +35,12 @@ class CannotServe(CommandFailed):
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """PEM files. With `client_ca` clients must show a certificate of that authority."""
+    """PEM files. With `client_ca` clients show a certificate of that authority."""
 
     certificate: str
     key: str
     client_ca: str | None = None
+    is_optional: bool = False  # may clients come without one?
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Listener:
         """Listen and serve. raises: CannotServe if the address can't be listened on or TLS files can't be used."""
         listen, tls = self._settings.listen, self._settings.tls
         try:
-            self._context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
+            self._context = _context(tls) if tls else None
             if self._settings.channel is None:
                 self.port = self._server.listen(listen, self._context)
             else:
@@ -132,9 +133,7 @@ class Listener:
         tls = self._settings.tls
         if self._context is None or tls is None:
             return
-        server_tls(
-            tls.certificate, tls.key, tls.client_ca
-        )  # a trial, so that bad files leave the context in use unchanged
+        _context(tls)  # a trial, so that bad files leave the context in use unchanged
         self._context.load_cert_chain(tls.certificate, tls.key)
         if tls.client_ca is not None:
             self._context.load_verify_locations(tls.client_ca)
@@ -172,6 +171,13 @@ class Listener:
     async def stop(self, grace: float) -> None:
         """Take no more calls, wait `grace` seconds for those in flight, then cancel them."""
         await self._server.stop(grace)
+
+
+def _context(tls: ServerTls) -> ssl.SSLContext:
+    context = server_tls(tls.certificate, tls.key, tls.client_ca)
+    if tls.client_ca is not None and tls.is_optional:
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
 
 
 def _descriptors_for_connections() -> int | None:

@@ -242,6 +242,11 @@ class Access(Section):
     docs/access.md has examples for common providers.
     """
 
+    open: Switch = Field(
+        default=False,
+        description="Everybody may call everything, and that is meant: a network policy or a mesh decides who gets "
+        "here. As without this section, but for the warning.",
+    )
     api_keys: tuple[Key, ...] = Field(default=(), max_length=100_000, description="Keys, by their hashes.")
     api_key_file: File | None = Field(
         default=None,
@@ -277,3 +282,9 @@ class Access(Section):
     forward_credentials: Switch = Field(
         default=False, description="Pass API keys and tokens on to Triton. Without it they go no further than this."
     )
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Access:
+        if self.open and len(self.model_fields_set) > 1:
+            raise refused("is 'open', so nothing else here has an effect", "'open: true' alone, or without it")
+        return self

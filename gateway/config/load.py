@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config import certificates, probes, words
+from gateway.config import access_check, certificates, probes, words
 from gateway.config.check import Names, check, with_safe_control
 from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted, in_order, known, show
 from gateway.config.schema import Config, json_schema
@@ -138,6 +138,7 @@ class _Loader:
                 *check(config, Names.of(data)),
                 *certificates.problems(config, now),
                 *probes.problems(config),
+                *access_check.problems(config),
             ):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)
             self._build_pipelines(config)

@@ -57,6 +57,11 @@ class Config(Section):
     )
     telemetry: Telemetry = Field(default=Telemetry(), description="What the gateway tells about itself.")
 
+    @property
+    def checked_access(self) -> Access | None:
+        """Who may call what; None if everybody may call everything."""
+        return None if self.access is None or self.access.open else self.access
+
 
 @cache
 def json_schema() -> dict[str, Any]:

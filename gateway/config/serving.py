@@ -37,6 +37,11 @@ class ServerTls(Section):
         description="PEM file with an authority. Then clients must show a certificate of it (mutual TLS).",
         examples=["clients.pem"],
     )
+    client_certificate: Literal["required", "optional"] = Field(
+        default="required",
+        description="With `client_ca`: must clients show a certificate? `optional` is for callers that `access` knows "
+        "by other means. One that is shown must be valid in any case.",
+    )
 
 
 class Server(Section):

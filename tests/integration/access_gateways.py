@@ -16,6 +16,9 @@ from gateway.access.api_keys import hash_of
 from gateway.app import Gateway, Place
 from gateway.config import Loaded, load
 
+MARK = ("x-mark", "1")
+"""What every call of the tests has in its metadata."""
+
 SERVICE = "inference.GRPCInferenceService"
 KEYS = {name: f"igk_{name}-{'0' * 40}" for name in ("user", "admin", "other")}
 
@@ -53,7 +56,7 @@ access:
 
 
 class CountingTriton:
-    """An upstream that answers everything and remembers the calls that are no probes, with their metadata."""
+    """An upstream that answers everything and remembers callers' calls, which are marked, with their metadata."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -61,8 +64,10 @@ class CountingTriton:
         self.address = ""
 
     def _noted(self, name: str, context: Any) -> None:
-        self.calls[name] += 1
-        self.metadata.append(dict(context.invocation_metadata()))
+        metadata = dict(context.invocation_metadata())
+        if MARK[0] in metadata:
+            self.calls[name] += 1
+            self.metadata.append(metadata)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         methods = {}
@@ -150,4 +155,4 @@ def request(model: str, id: str = "", **parameters: Any) -> Any:
 
 
 def key_of(name: str) -> tuple[tuple[str, str], ...]:
-    return (("x-api-key", KEYS[name]),) if name in KEYS else ()
+    return (MARK, ("x-api-key", KEYS[name])) if name in KEYS else (MARK,)
