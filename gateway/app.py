@@ -28,7 +28,7 @@ from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
-from gateway.assemble import collected_of, routes_of, server_of
+from gateway.assemble import admin_of, collected_of, routes_of, server_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import MemoryGauge, memory_limit
@@ -214,7 +214,13 @@ class Gateway:
         shown, memory = self.shown.pipelines_now, self._memory.now
         self._telemetry.watch(shown, self._gates.now, self._shares.now, self._hedges.now, memory)
         connections = Connections(self._telemetry.connection_refused)
-        admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
+        admin = Admin(
+            self.shown,
+            self._place.admin_listen,
+            self._telemetry.scrape.render,
+            connections,
+            admin_of(self._first.config),
+        )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address
 

@@ -10,6 +10,7 @@ from typing import Final
 from gateway.access.door import CALLER
 from gateway.access.policy import Grant, Names, Policy
 from gateway.access.rpcs import named_by
+from gateway.admin.guard import AdminAccess, tokens_of
 from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.access import Access as AccessConfig
@@ -146,6 +147,13 @@ def _granted(grant: GrantConfig) -> Grant:
         frozenset(grant.allow),
         grant.max_message_bytes,
     )
+
+
+def admin_of(config: Config) -> AdminAccess:
+    """Who may read the admin plane."""
+    admin = config.admin
+    tls = (admin.tls.cert, admin.tls.key, admin.tls.client_ca) if admin.tls is not None else None
+    return AdminAccess(tokens_of(admin.tokens), frozenset(f"/{name}" for name in admin.open), tls)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

@@ -138,11 +138,15 @@ class _Loader:
                 *check(config, Names.of(data)),
                 *certificates.problems(config, now),
                 *probes.problems(config),
-                *access_check.problems(config),
+                *(() if self._has_error(("access",)) else access_check.problems(config)),  # what is wrong is not in it
             ):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)
             self._build_pipelines(config)
         return config
+
+    def _has_error(self, section: Path) -> bool:
+        key = dotted(section)
+        return any(each.severity is Severity.ERROR and each.key.startswith(key) for each in self.findings)
 
     def _build_pipelines(self, config: Config) -> None:
         for name, model in config.models.items():

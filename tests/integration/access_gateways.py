@@ -26,7 +26,7 @@ CONFIG = """
 listen: 127.0.0.1:0
 admin: {{listen: "127.0.0.1:0"}}
 telemetry: {{access_log: {{destination: none}}}}
-server: {{control: all}}
+{server}
 upstreams: {{main: {{endpoints: ["{address}"], probe_interval: 1s}}}}
 direct: {{models: all}}
 models:
@@ -132,10 +132,12 @@ async def counting() -> AsyncIterator[CountingTriton]:
 
 
 @contextlib.asynccontextmanager
-async def closed_gateway(folder: Path, triton: CountingTriton, access: str = ACCESS) -> AsyncIterator[Gateway]:
+async def closed_gateway(
+    folder: Path, triton: CountingTriton, access: str = ACCESS, server: str = "server: {control: all}"
+) -> AsyncIterator[Gateway]:
     """A gateway that reads its config again, from `folder`, when told by `reload`."""
     file = folder / "gateway.yaml"
-    file.write_text(CONFIG.format(address=triton.address) + access)
+    file.write_text(CONFIG.format(address=triton.address, server=server) + access)
 
     def read() -> Loaded:
         return load(file, {})
