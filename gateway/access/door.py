@@ -8,7 +8,7 @@ no more, and nor are the fields that only the gateway may set. So nothing behind
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
@@ -16,9 +16,10 @@ from gateway.access.api_keys import ApiKeys
 from gateway.access.certificates import Certificate, Certificates
 from gateway.access.policy import ALL, NOTHING, Grant, Names, Policy, Scope
 from gateway.access.principal import NOBODY, Principal
-from gateway.access.rpcs import PATHS, PROBES
+from gateway.access.rpcs import HEALTH, PATHS, PROBES
 from gateway.bounded import make_room
 from gateway.errors import Forbidden, GatewayError, Unauthenticated
+from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.metadata import Fields
 from gateway.rpc.requests import RequestHead
 from gateway.status import Code
@@ -53,14 +54,27 @@ class DoorSettings:
 
 
 class Access:
-    """Who made a call, and what he may by this RPC."""
+    """Who made a call, and what he may by this RPC. It refers to no head, so that it dies with its last reference."""
 
-    __slots__ = ("_again", "principal", "scope")
+    __slots__ = ("_certificate", "_door", "_fields", "_path", "era", "principal", "scope")
 
-    def __init__(self, principal: Principal, scope: Scope, again: Callable[[], Access]) -> None:
+    def __init__(  # noqa: PLR0917  (made for each new header list)
+        self,
+        principal: Principal,
+        scope: Scope,
+        era: object,
+        door: Door,
+        path: bytes,
+        fields: Fields,
+        certificate: Certificate | None,
+    ) -> None:
         self.principal = principal
         self.scope = scope
-        self._again = again
+        self.era = era  # of the door, in which this was found out
+        self._door = door
+        self._path = path
+        self._fields = fields
+        self._certificate = certificate
 
     @property
     def name(self) -> str:
@@ -71,23 +85,25 @@ class Access:
 
         :raises GatewayError: if the caller would not be let in any more.
         """
-        return self._again()
+        if self._door.still_holds(self):
+            return self
+        return self._door.found(self._path, self._fields, self._certificate)
 
 
 class Entry:
     """What was found out about one header list, with one certificate or none."""
 
-    __slots__ = ("access", "era", "head", "most_bytes", "until")
+    __slots__ = ("access", "head", "most_bytes")
 
-    def __init__(self, head: RequestHead, access: Access, era: object, most_bytes: int) -> None:
+    def __init__(self, head: RequestHead, access: Access, most_bytes: int) -> None:
         self.head = head  # that a call has behind the door
         self.access = access
-        self.era = era
-        self.until = access.principal.until  # Unix time
         self.most_bytes = most_bytes  # of a message; 0: no limit of its own
 
 
 _Known: TypeAlias = "tuple[RequestHead | None, Certificate | None, Entry | None]"
+_Shown: TypeAlias = "tuple[bytes, Field | None]"
+"""A path, and the only credential that a call shows, or None."""
 _NOTHING_KNOWN: Final[_Known] = (None, None, None)
 
 
@@ -116,6 +132,7 @@ class Door:
     def forget(self) -> None:
         """Find out everything anew, since an issuer's keys have changed."""
         self._era = object()
+        self._callers: dict[_Shown, tuple[Principal, Scope]] = {}
         self._tokens: dict[str, Principal] = {}
         self._with_certificates: dict[tuple[int, int], _Known] = {}
 
@@ -128,9 +145,14 @@ class Door:
         known: Entry | None = head.admitted
         if certificate is not None:
             _, _, known = self._with_certificates.get((id(head), id(certificate)), _NOTHING_KNOWN)
-        if known is not None and known.era is self._era and (known.until is None or self._clock() < known.until):
+        if known is not None and self.still_holds(known.access):
             return known
-        entry = self._found(head, certificate)
+        access = self.found(head.path, head.fields, certificate)
+        inner = RequestHead(
+            head.path, self._fields_behind(head.fields, access.principal), head.encoding, head.accepts, head.timeout,
+            head.size, head.http_status, None, access,
+        )  # fmt: skip
+        entry = Entry(inner, access, access.scope.most_bytes or 0)
         if certificate is None:
             head.admitted = entry
         else:
@@ -139,24 +161,32 @@ class Door:
             self._with_certificates[id(head), id(certificate)] = (head, certificate, entry)
         return entry
 
-    def _found(self, head: RequestHead, certificate: Certificate | None) -> Entry:
+    def still_holds(self, access: Access) -> bool:
+        """Has nothing changed, and nothing expired, since this was found out?"""
+        until = access.principal.until
+        return access.era is self._era and (until is None or self._clock() < until)
+
+    def found(self, path: bytes, fields: Fields, certificate: Certificate | None) -> Access:
         """:raises GatewayError: if the call may not be made."""
-        rpc = PATHS.get(head.path, "")
-        principal = self._principal(
-            head, certificate, is_open=self._settings.is_open or (rpc in PROBES and self._settings.open_probes)
-        )
-        scope = self._scope(principal, rpc, head.path)
+        settings = self._settings
+        shown = [field for field in fields if field[0] == AUTHORIZATION or field[0] == settings.api_key_header]
+        # A look-up takes no longer for what is nearly right: a dict compares only what has the same hash, which is keyed.
+        key = (path, shown[0] if len(shown) == 1 else None) if certificate is None and len(shown) <= 1 else None
+        known = self._callers.get(key) if key is not None else None
+        if known is None or (known[0].until is not None and self._clock() >= known[0].until):
+            rpc = PATHS.get(path, "")
+            is_open = settings.is_open or (rpc in PROBES and settings.open_probes)
+            principal = self._principal(shown, certificate, is_open=is_open)
+            known = (principal, self._scope(principal, rpc))
+            if key is not None:
+                make_room(self._callers, _KEPT)
+                self._callers[key] = known
+        return Access(*known, self._era, self, path, fields, certificate)
 
-        def again() -> Access:
-            return self.enter(head, certificate).access
-
-        access = Access(principal, scope, again)
-        inner = replace(head, fields=self._fields(head.fields, principal), access=access, derived=None, admitted=None)
-        return Entry(inner, access, self._era, scope.most_bytes or 0)
-
-    def _scope(self, principal: Principal, rpc: str, path: bytes) -> Scope:
+    def _scope(self, principal: Principal, rpc: str) -> Scope:
+        """:raises GatewayError: if it may not be called."""
         if rpc in PROBES:
-            return self._settings.policy.maybe_scope(principal, "Health") or NOTHING
+            return self._settings.policy.maybe_scope(principal, HEALTH) or NOTHING
         scope = self._settings.policy.maybe_scope(principal, rpc) if rpc else None
         if scope is not None:
             return scope
@@ -168,20 +198,19 @@ class Door:
 
     # Who it is
 
-    def _principal(self, head: RequestHead, certificate: Certificate | None, *, is_open: bool) -> Principal:
+    def _principal(self, shown: Fields, certificate: Certificate | None, *, is_open: bool) -> Principal:
         """:raises Unauthenticated: if what he shows does not count. Of an RPC that is open to all he is nobody then."""
         try:
-            found = self._shown(head.fields, certificate)
+            found = self._named(shown, certificate)
         except GatewayError:
             if is_open:
                 return NOBODY
             raise
         return self._settings.policy.known(found) if found is not NOBODY else found
 
-    def _shown(self, fields: Fields, certificate: Certificate | None) -> Principal:
+    def _named(self, shown: Fields, certificate: Certificate | None) -> Principal:
         """Whom the credentials name: what the call itself shows counts before its connection's certificate."""
         settings = self._settings
-        shown = [(name, value) for name, value in fields if name in (AUTHORIZATION, settings.api_key_header)]
         if len(shown) > 1:
             raise Unauthenticated("the call has several credentials; send one of them", "several")
         if not shown:
@@ -223,7 +252,7 @@ class Door:
 
     # What the call has behind the door
 
-    def _fields(self, fields: Fields, principal: Principal) -> Fields:
+    def _fields_behind(self, fields: Fields, principal: Principal) -> Fields:
         settings = self._settings
         passed = settings.forward_credentials
         kept = [
@@ -233,7 +262,7 @@ class Door:
             or (passed and field[0] in (AUTHORIZATION, settings.api_key_header) and field[0] != settings.tell_upstream)
         ]
         if settings.tell_upstream and principal is not NOBODY:
-            kept.append((settings.tell_upstream, quote(principal.name, _PLAIN).encode()))
+            kept.append(NeverIndexed(settings.tell_upstream, quote(principal.name, _PLAIN).encode()))
         return tuple(kept)
 
 

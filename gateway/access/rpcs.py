@@ -46,7 +46,8 @@ NAMED: Final = (*INFERENCE, *METADATA, *DETAILS, *CONTROL, REFLECTION)
 
 
 def _paths() -> dict[bytes, str]:
-    v2 = [name for name in (*INFERENCE, *METADATA, *DETAILS, *CONTROL, *PROBES) if name not in (*_TYPED, HEALTH)]
+    every = [*INFERENCE, *METADATA, *DETAILS, *CONTROL, *PROBES]
+    v2 = [name for name in every if name not in _TYPED and name != HEALTH]
     paths = {f"/inference.GRPCInferenceService/{name}": name for name in v2}
     paths.update({f"/gateway.v1.{service}/{name}": name for name, service in _TYPED.items()})
     paths.update({f"/grpc.health.v1.Health/{name}": HEALTH for name in ("Check", "List", "Watch")})

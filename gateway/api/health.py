@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.api.calls import Context, access_of
 from gateway.api.catalogue import Catalogue
+from gateway.errors import GatewayError
 from gateway.notifier import Changes
 from gateway.v2.peek import MAX_NAME
 
@@ -69,7 +70,11 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
     def _status(self, service: str, context: Context) -> int | None:
         if service in self._whole:
             return int(_Status.SERVING if self._is_ready() else _Status.NOT_SERVING)
-        catalogue = self._catalogue.seen_by(access_of(context))
+        access = access_of(context)
+        try:
+            catalogue = self._catalogue.seen_by(None if access is None else access.renewed())  # a Watch may last
+        except GatewayError:
+            return None
         if not catalogue.is_configured(service):
             return None
         serving = self._is_ready() and catalogue.is_ready(service)

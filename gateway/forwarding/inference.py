@@ -180,7 +180,7 @@ class Inference:
         model = decision.head.model_name
         started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
         captures = self.current.now.captures
-        if captures:
+        if captures and (decision.route is not None or decision.known):  # not what its caller may not use
             take = captures.get(model)
             if take is not None:
                 take(started, body)
@@ -229,7 +229,7 @@ class Inference:
         if route is not None and not facts.parameters.get("sequence_id"):
             chosen = choose(route, facts)
         request_id = head.id or facts.metadata.get(REQUEST_ID, "")
-        return Decision(head, facts, route, self.current.now.is_known(model), request_id, chosen)
+        return Decision(head, facts, route, topology.is_known(model), request_id, chosen)
 
     def begin(self, decision: Decision, observer: CallObserver) -> Work:
         """Decide where a request may go.

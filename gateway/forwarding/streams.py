@@ -141,6 +141,7 @@ class StreamSession(StreamOwner):
         self._inference = inference
         self._opening = opening
         self._facts = opening.metadata.values
+        self._access = opening.metadata.access  # of the caller, as it was when his last message came
         self._passed_on = metadata_from(opening.metadata.passed)
         self._caller = caller
         self._limits = limits
@@ -283,9 +284,9 @@ class StreamSession(StreamOwner):
             head = self._heads.peek(body)
             name = head.model_name
             facts = Facts(self._facts, parameters_of(head), head.model_version)
-            access = self._opening.metadata.access
+            access = self._access
             if access is not None:
-                access = access.renewed()
+                access = self._access = access.renewed()
             decided = inference.decide(head, facts, access, body)
         except GatewayError as error:
             self._refuse(body, error, name)

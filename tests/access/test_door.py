@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -126,7 +128,29 @@ def test_what_callers_choose_is_remembered_in_bounded_tables() -> None:
         door.enter(head(INFER, (b"authorization", b"Bearer a.b.%d" % number)), None)
         door.enter(head(), certificate(str(number)))
     assert len(door._tokens) <= 1024
+    assert len(door._callers) <= 1024
     assert len(door._with_certificates) <= 1024
+
+
+def test_what_is_found_out_goes_with_the_list_although_nothing_collects_cycles() -> None:
+    gc.disable()
+    try:
+        door, asked = Door(settings(), Clock()), with_key()
+        gone = weakref.ref(asked_access(door, asked))
+        del asked
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def asked_access(door: Door, asked: RequestHead) -> Any:
+    """Something that only the list itself keeps."""
+
+    class Mark: ...
+
+    entry = door.enter(asked, None)
+    mark = entry.head.derived = Mark()
+    return mark
 
 
 def test_a_token_is_checked_once_for_all_lists_that_have_it_until_it_expires() -> None:

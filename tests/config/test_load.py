@@ -245,11 +245,12 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         ["gateway.yaml:1: upstreams.cpu.subset: is 1; needs: whole number (2 to 10000)"],
     ),
     "ports collide": (
-        MODEL + "listen: 0.0.0.0:9001\nadmin: {listen: '127.0.0.1:9001'}\n",
+        MODEL + "listen: 0.0.0.0:9001\nadmin: {listen: '127.0.0.1:9001'}\naccess: {open: true}\n",
         ["gateway.yaml:8: admin.listen: '127.0.0.1:9001' collides with listen '0.0.0.0:9001'; choose another port"],
     ),
     "calls go round in circles": (
-        "listen: 0.0.0.0:9001\nupstreams: {cpu: {endpoints: [localhost:9001]}}\ndirect: {models: all}\n",
+        "listen: 0.0.0.0:9001\nupstreams: {cpu: {endpoints: [localhost:9001]}}\ndirect: {models: all}\n"
+        "access: {open: true}\n",
         [
             "gateway.yaml:2: upstreams.cpu.endpoints[0]: 'localhost:9001' is where this gateway listens; give the address "
             "of a Triton server"

@@ -26,11 +26,8 @@ def current(direct: Direct = Direct.ALL) -> CurrentTopology:
 
 def access(public: list[str], direct: list[str]) -> Access:
     grant = Grant(everybody=True, public=Names.of(public), direct=Names.of(direct))
-
-    def again() -> Access:
-        raise AssertionError
-
-    return Access(Principal("user"), Scope((grant,)), again)
+    unused: Any = None
+    return Access(Principal("user"), Scope((grant,)), unused, unused, b"", (), None)
 
 
 @pytest.mark.parametrize(
