@@ -170,7 +170,7 @@ class Door:
         """:raises GatewayError: if the call may not be made."""
         settings = self._settings
         shown = [field for field in fields if field[0] == AUTHORIZATION or field[0] == settings.api_key_header]
-        # A look-up takes no longer for what is nearly right: a dict compares only what has the same hash, which is keyed.
+        # A look-up takes no longer for what is nearly right: a dict compares only what has the same keyed hash.
         key = (path, shown[0] if len(shown) == 1 else None) if certificate is None and len(shown) <= 1 else None
         known = self._callers.get(key) if key is not None else None
         if known is None or (known[0].until is not None and self._clock() >= known[0].until):

@@ -25,7 +25,6 @@ KEYS = {name: f"igk_{name}-{'0' * 40}" for name in ("user", "admin", "other")}
 CONFIG = """
 listen: 127.0.0.1:0
 admin: {{listen: "127.0.0.1:0"}}
-telemetry: {{access_log: {{destination: none}}}}
 {server}
 upstreams: {{main: {{endpoints: ["{address}"], probe_interval: 1s}}}}
 direct: {{models: all}}
@@ -133,7 +132,10 @@ async def counting() -> AsyncIterator[CountingTriton]:
 
 @contextlib.asynccontextmanager
 async def closed_gateway(
-    folder: Path, triton: CountingTriton, access: str = ACCESS, server: str = "server: {control: all}"
+    folder: Path,
+    triton: CountingTriton,
+    access: str = ACCESS,
+    server: str = "server: {control: all}\ntelemetry: {access_log: {destination: none}}",
 ) -> AsyncIterator[Gateway]:
     """A gateway that reads its config again, from `folder`, when told by `reload`."""
     file = folder / "gateway.yaml"

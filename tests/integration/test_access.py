@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import pytest
 from access_gateways import ACCESS, KEYS, MARK, CountingTriton, closed_gateway, counting, key_of, request
@@ -537,3 +538,92 @@ async def test_a_forbidden_model_costs_the_same_steps_as_an_unknown_one(channel:
             steps.setdefault(model, []).append(counted)
     assert len({min(each) for each in steps.values()}) == 1, steps
     assert min(steps["secret"]) > 10
+
+
+RULES = """
+  by-caller:
+    variants: {a: {upstream: main, model: add_one}, b: {upstream: main, model: add_two}}
+    split: {a: 1, b: 1}
+    sticky: {metadata: gateway-caller}
+    rules: [{name: testers, match: {metadata: {gateway-caller: [user]}}, variant: b}]
+"""
+
+
+async def test_a_caller_is_a_condition_of_rules_and_a_sticky_key_that_nobody_can_forge(
+    upstream: CountingTriton, tmp_path: Path
+) -> None:
+    access = RULES + ACCESS.replace("models: [adder, caption]", "models: [by-caller]")
+    async with closed_gateway(tmp_path, upstream, access) as running, channel_to(running.listen) as channel:
+        found = []
+        for who in ("user", "admin"):
+            call = channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString)(
+                request("by-caller"), metadata=(*key_of(who), ("gateway-caller", "user")), timeout=10
+            )
+            await call
+            found.append(dict(await call.trailing_metadata())["gateway-variant"])
+        assert found[0] == "b"
+        reasons = {decision.plan.reason for decision in running._models.inference._decisions.values() if decision.plan}
+        assert reasons == {"rule:testers", "sticky"}
+
+
+async def test_without_access_nobody_is_a_caller_whatever_clients_say(upstream: CountingTriton, tmp_path: Path) -> None:
+    async with closed_gateway(tmp_path, upstream, RULES) as running, channel_to(running.listen) as channel:
+        await infer(channel, request("by-caller"), (MARK, ("gateway-caller", "user")))
+        [decision] = running._models.inference._decisions.values()
+        assert "gateway-caller" not in decision.facts.metadata
+
+
+async def test_items_of_a_typed_stream_are_asked_about_anew(upstream: CountingTriton, tmp_path: Path) -> None:
+    tensor = prediction_pb2.Tensor(datatype="UINT8", shape=[1, 4], raw=b"\0\1\2\3")
+    item = prediction_pb2.StreamPredictRequest(
+        id="1", request=prediction_pb2.PredictRequest(model="adder", inputs={"IN": tensor})
+    )
+    async with closed_gateway(tmp_path, upstream) as running, channel_to(running.listen) as channel:
+        call = channel.stream_stream(
+            "/gateway.v1.PredictionService/StreamPredict",
+            prediction_pb2.StreamPredictRequest.SerializeToString,
+            prediction_pb2.StreamPredictResponse.FromString,
+        )(metadata=key_of("user"), timeout=30)
+        await call.write(item)
+        assert (await call.read()).response.served.model == "adder"
+        file = tmp_path / "gateway.yaml"
+        file.write_text(file.read_text().replace("models: [adder, caption]", "models: [caption]"))
+        await running._watcher.look(poked=True)
+        await call.write(item)
+        assert (await call.read()).error.code == grpc.StatusCode.NOT_FOUND.value[0]
+        file.write_text(file.read_text().replace(hash_of(KEYS["user"]).hex(), "0" * 64))
+        await running._watcher.look(poked=True)
+        await call.write(item)
+        assert (await call.read()).error.code == grpc.StatusCode.UNAUTHENTICATED.value[0]
+        call.cancel()
+
+
+async def test_no_credential_is_in_anything_that_is_written(
+    upstream: CountingTriton, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = "telemetry: {access_log: {destination: stdout, sample: 1}}"
+    kept = f"capture: [{{model: adder, directory: '{tmp_path}/kept', share: 1}}]"
+    captured = logged.replace("sample: 1}", f"sample: 1}}, {kept}")
+    file = tmp_path / "gateway.yaml"
+    secrets = [*KEYS.values(), *(hash_of(key).hex() for key in KEYS.values()), "igk_mistaken"]
+    with caplog.at_level("DEBUG"):
+        async with closed_gateway(tmp_path, upstream, ACCESS, captured) as running:
+            async with channel_to(running.listen) as channel:
+                await infer(channel, request("adder"), key_of("user"))
+                for metadata in ((("x-api-key", "igk_mistaken"),), (("authorization", "Bearer igk_mistaken"),)):
+                    await refusal(channel, request("adder"), metadata)
+                await refusal(channel, request("secret"), key_of("user"))
+                wrong = file.read_text().replace('caller: other, sha256: "', 'caller: other, sha256: "igk_mistaken')
+                file.write_text(wrong)
+                await running._watcher.look(poked=True)
+            written = ""
+            async with aiohttp.ClientSession() as session:
+                for path in ("metrics", "config", "state"):
+                    async with session.get(f"http://{running.admin_address}/{path}") as answer:
+                        written += await answer.text()
+            assert "access.api_keys[2].sha256" in written, "the finding is there"
+    written += caplog.text + "".join(capsys.readouterr())
+    written += "".join(each.read_text() for each in (tmp_path / "kept").rglob("*") if each.is_file())
+    assert '"caller": "user"' in written
+    assert '"model_name"' in written or "adder" in written
+    assert not [secret for secret in secrets if secret in written]
