@@ -127,6 +127,9 @@ def _add_replay(commands: Commands) -> None:
     replay.add_argument(
         "--as-traffic", action="store_true", help="let a gateway count and capture them as if callers had sent them"
     )
+    replay.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="has an API key or token that the gateway lets in"
+    )
     replay.add_argument("--at-once", type=int, default=1, metavar="N", help="calls in flight (default: 1)")
 
 
@@ -308,8 +311,14 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     async def run() -> int:
         at_once = max(1, arguments.at_once)
+        key = arguments.key_file.read_text().strip() if arguments.key_file is not None else ""
         result = await replay(
-            arguments.files, arguments.to, at_once=at_once, model=arguments.model, as_traffic=arguments.as_traffic
+            arguments.files,
+            arguments.to,
+            at_once=at_once,
+            model=arguments.model,
+            as_traffic=arguments.as_traffic,
+            key=key,
         )
         _say("\n".join(result.lines()))
         return 0 if result.codes.keys() <= {"OK"} else 1

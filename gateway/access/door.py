@@ -29,6 +29,7 @@ CALLER: Final = "gateway-caller"
 """The key under which routing and telemetry find the caller's name. Clients' own values of it never count."""
 
 _ANY: Final = Names.of(["*"])
+_REPLAYED: Final = b"gateway-replayed"  # what has it is not counted as its model's traffic, which is not for everybody
 _CALLER_RAW: Final = CALLER.encode()
 _BEARER: Final = "bearer "
 _KEPT: Final = 1024  # tokens, and header lists with certificates, that are remembered; callers choose both
@@ -149,7 +150,7 @@ class Door:
             return known
         access = self.found(head.path, head.fields, certificate)
         inner = RequestHead(
-            head.path, self._fields_behind(head.fields, access.principal), head.encoding, head.accepts, head.timeout,
+            head.path, self._fields_behind(head.fields, access), head.encoding, head.accepts, head.timeout,
             head.size, head.http_status, None, access,
         )  # fmt: skip
         entry = Entry(inner, access, access.scope.most_bytes or 0)
@@ -252,13 +253,14 @@ class Door:
 
     # What the call has behind the door
 
-    def _fields_behind(self, fields: Fields, principal: Principal) -> Fields:
-        settings = self._settings
+    def _fields_behind(self, fields: Fields, access: Access) -> Fields:
+        settings, principal = self._settings, access.principal
+        is_free = access.scope.allows_all
         passed = settings.forward_credentials
         kept = [
             field
             for field in fields
-            if field[0] not in self._identity
+            if (field[0] not in self._identity and (is_free or field[0] != _REPLAYED))
             or (passed and field[0] in (AUTHORIZATION, settings.api_key_header) and field[0] != settings.tell_upstream)
         ]
         if settings.tell_upstream and principal is not NOBODY:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from gateway.access.api_keys import hash_of
 from gateway.access.rpcs import PATHS
 from gateway.app import Gateway
 from gateway.compiled import is_compiled
+from gateway.telemetry.replay import replay
 from gateway.v1 import classification_pb2, prediction_pb2
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -627,3 +630,21 @@ async def test_no_credential_is_in_anything_that_is_written(
     assert '"caller": "user"' in written
     assert '"model_name"' in written or "adder" in written
     assert not [secret for secret in secrets if secret in written]
+
+
+async def test_captured_requests_are_replayed_with_a_key_and_counted_as_such_for_whom_all_is_allowed(
+    upstream: CountingTriton, tmp_path: Path
+) -> None:
+    file = tmp_path / "kept.jsonl"
+    body = base64.b64encode(request("adder").SerializeToString()).decode()
+    file.write_text(json.dumps({"model": "adder", "request": body, "metadata": {}}) + "\n")
+    async with closed_gateway(tmp_path, upstream) as running:
+        found = []
+        for key in ("", KEYS["user"], KEYS["admin"]):
+            result = await replay([str(file)], running.listen, key=key)
+            found.append(dict(result.codes))
+        assert found == [{"UNAUTHENTICATED": 1}, {"OK": 1}, {"OK": 1}]
+        facts = [decision.facts.metadata for decision in running._models.inference._decisions.values()]
+        assert [("gateway-replayed" in each, each["gateway-caller"]) for each in facts] == [
+            (False, "user"), (True, "admin"),
+        ]  # fmt: skip
