@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from gateway.access.door import Access
-from gateway.access.policy import Grant, Names, Scope
+from gateway.access.api_keys import ApiKeys
+from gateway.access.door import Access, Door, DoorSettings
+from gateway.access.policy import Grant, Names, Policy, Scope
 from gateway.access.principal import Principal
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Direct, Route, Routes, Split
 from gateway.types import Variant
+
+DOOR = Door(DoorSettings(Policy((), {}), ApiKeys(())), lambda: 0.0)
 
 
 def route(name: str, model: str) -> Route:
@@ -26,8 +29,7 @@ def current(direct: Direct = Direct.ALL) -> CurrentTopology:
 
 def access(public: list[str], direct: list[str]) -> Access:
     grant = Grant(everybody=True, public=Names.of(public), direct=Names.of(direct))
-    unused: Any = None
-    return Access(Principal("user"), Scope((grant,)), unused, unused, b"", (), None)
+    return Access(Principal("user"), Scope((grant,)), None, DOOR, b"", (), None)
 
 
 @pytest.mark.parametrize(

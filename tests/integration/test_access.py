@@ -648,3 +648,26 @@ async def test_captured_requests_are_replayed_with_a_key_and_counted_as_such_for
         assert [("gateway-replayed" in each, each["gateway-caller"]) for each in facts] == [
             (False, "user"), (True, "admin"),
         ]  # fmt: skip
+
+
+async def test_grpc_on_the_admin_port_reaches_nothing(gateway: Gateway, triton: CountingTriton) -> None:
+    async with channel_to(gateway.admin_address) as channel:
+        call = channel.unary_unary(INFER, pb.ModelInferRequest.SerializeToString)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request("adder"), metadata=key_of("admin"), timeout=1)
+        assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert not triton.calls
+
+
+async def test_strangers_fill_no_log(
+    upstream: CountingTriton, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = "telemetry: {access_log: {destination: stdout, sample: 1}}"
+    async with (
+        closed_gateway(tmp_path, upstream, ACCESS, logged) as running,
+        channel_to(running.listen) as channel,
+    ):
+        for _ in range(50):
+            await refusal(channel, request("adder"), ())
+    assert sum("refused" in record.getMessage() for record in caplog.records) == 1
+    assert not [line for line in capsys.readouterr().out.splitlines() if "UNAUTHENTICATED" in line]
