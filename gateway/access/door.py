@@ -186,7 +186,7 @@ class Door:
 
     def _scope(self, principal: Principal, rpc: str) -> Scope:
         """:raises GatewayError: if it may not be called."""
-        if rpc in PROBES:
+        if rpc in PROBES and (principal is not NOBODY or self._settings.open_probes):
             return self._settings.policy.maybe_scope(principal, HEALTH) or NOTHING
         scope = self._settings.policy.maybe_scope(principal, rpc) if rpc else None
         if scope is not None:

@@ -177,3 +177,9 @@ def test_health_is_told_to_everybody_unless_the_config_says_otherwise() -> None:
     assert not Door(settings(), Clock()).enter(head(health), None).access.scope.covers("m", True)
     assert Door(settings(), Clock()).enter(head(health, (b"x-api-key", b"wrong")), None).access.name == ""
     assert Door(settings(), Clock()).enter(with_key(health), None).access.scope.covers("m", True)
+    closed = Door(settings(open_probes=False), Clock())
+    for path in (health, b"/inference.GRPCInferenceService/ServerLive"):
+        for shown in (head(path), head(path, (b"x-api-key", b"wrong"))):
+            with pytest.raises(Unauthenticated):
+                closed.enter(shown, None)
+        assert closed.enter(with_key(path), None).access.name == "user"
