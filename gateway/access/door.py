@@ -186,9 +186,10 @@ class Door:
 
     def _scope(self, principal: Principal, rpc: str) -> Scope:
         """:raises GatewayError: if it may not be called."""
-        if rpc in PROBES and (principal is not NOBODY or self._settings.open_probes):
+        is_probe = rpc in PROBES
+        if is_probe and (principal is not NOBODY or self._settings.open_probes):
             return self._settings.policy.maybe_scope(principal, HEALTH) or NOTHING
-        scope = self._settings.policy.maybe_scope(principal, rpc) if rpc else None
+        scope = self._settings.policy.maybe_scope(principal, rpc) if rpc and not is_probe else None
         if scope is not None:
             return scope
         if principal is NOBODY:
