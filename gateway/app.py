@@ -32,10 +32,11 @@ from gateway.api.stream_caller import StreamRelay
 from gateway.api.text import TextService
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
-from gateway.assemble import collected_of, routes_of, server_of
+from gateway.assemble import admin_of, collected_of, routes_of, server_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import MemoryGauge, memory_limit
+from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
@@ -122,11 +123,15 @@ class Gateway:
         await self._enter_upstreams(exits)
         self._compose()
         exits.callback(self._shadows.stop)
+        exits.push_async_callback(self._entrance.aclose)
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rooms.run()))
-        await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
+        await asyncio.gather(
+            self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS),
+            self._entrance.wait_first_keys(_FIRST_PROBES_SECONDS),
+        )
         await self._enter_server(exits)
         if self._first.files:
             exits.push_async_callback(_cancel, asyncio.ensure_future(self._watcher.run()))
@@ -188,6 +193,7 @@ class Gateway:
             workers=config.workers,
         )
         self._control = Control(self._topology, ControlPolicy(config.server.control))
+        self._entrance = Entrance(self._telemetry.call_refused)
         self._takeover = Takeover(
             self._topology,
             self._fleet,
@@ -202,6 +208,7 @@ class Gateway:
             events=self._events,
             pipeline=self._pipeline,
             collected=self._collected,
+            entrance=self._entrance,
             changed=self._topology_changed,
         )
 
@@ -236,7 +243,13 @@ class Gateway:
             )
         )
         connections = Connections(self._telemetry.connection_refused)
-        admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
+        admin = Admin(
+            self.shown,
+            self._place.admin_listen,
+            self._telemetry.scrape.render,
+            connections,
+            admin_of(self._first.config),
+        )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address
 
@@ -256,6 +269,7 @@ class Gateway:
         services = [self._services(limits)]
         self._server = Listener(settings, services, forward, budget=self._collected, on_full=on_full)
         self._memory.watch(self._server)
+        self._entrance.watch(self._server.guard)
         await self._server.start()
         exits.push_async_callback(self._control.aclose)
         exits.push_async_callback(self._speech.aclose)

@@ -7,8 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from gateway.access.door import CALLER
+from gateway.access.policy import Grant, Names, Policy
+from gateway.access.rpcs import named_by
+from gateway.admin.guard import AdminAccess, tokens_of
 from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
+from gateway.config.access import Access as AccessConfig
+from gateway.config.access import Grant as GrantConfig
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
@@ -135,7 +141,42 @@ def admission_of(config: Config) -> AdmissionSettings:
             key, limit = (variant.upstream, variant.model), variant.limit
             if limit != "auto":
                 limits[key] = NONE if limit == "none" else max(1, limit // config.workers)
-    return AdmissionSettings(limits, config.admission.caller or "", config.admission.priority or "", config.workers)
+    return AdmissionSettings(
+        limits,
+        config.admission.caller or (CALLER if config.checked_access else ""),
+        config.admission.priority or "",
+        config.workers,
+    )
+
+
+def policy_of(access: AccessConfig) -> Policy:
+    """What callers may, as a config says."""
+    members: dict[str, set[str]] = {}
+    for group, names in access.groups.items():
+        for name in names:
+            members.setdefault(name, set()).add(group)
+    return Policy([_granted(each) for each in access.grants], {name: frozenset(each) for name, each in members.items()})
+
+
+def _granted(grant: GrantConfig) -> Grant:
+    return Grant(
+        frozenset(grant.callers),
+        frozenset(grant.groups),
+        grant.everybody,
+        grant.anonymous,
+        Names.of(grant.models),
+        Names.of(grant.direct),
+        named_by(grant.rpcs),
+        frozenset(grant.allow),
+        grant.max_message_bytes,
+    )
+
+
+def admin_of(config: Config) -> AdminAccess:
+    """Who may read the admin plane."""
+    admin = config.admin
+    tls = (admin.tls.cert, admin.tls.key, admin.tls.client_ca) if admin.tls is not None else None
+    return AdminAccess(tokens_of(admin.tokens), frozenset(f"/{name}" for name in admin.open), tls)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:
@@ -164,7 +205,7 @@ def server_of(
         server.max_message_bytes,
         max_collected_bytes=collected_of(config, memory_limit),
         channel=channel,
-        tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
+        tls=ServerTls(tls.cert, tls.key, tls.client_ca, tls.client_certificate == "optional") if tls else None,
         max_streams=server.max_streams,
         max_connections=server.max_connections,
         max_connection_age=server.max_connection_age,

@@ -21,6 +21,7 @@ from gateway.assemble import (
 )
 from gateway.config import Config, Finding, Loaded
 from gateway.container import memory_limit
+from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
@@ -64,6 +65,7 @@ class Takeover:
         events: EventLog,
         pipeline: PipelineMaker,
         collected: Budget,
+        entrance: Entrance,
         changed: Callable[[], None],
     ) -> None:
         """
@@ -83,6 +85,7 @@ class Takeover:
         self._events = events
         self._pipeline = pipeline
         self._collected = collected
+        self._entrance = entrance
         self._changed = changed
         self._config: Config
 
@@ -119,12 +122,14 @@ class Takeover:
         # The steps that can fail come first: a config that can't be taken over must change nothing.
         config, before = loaded.config, self._topology.now.pipelines
         pipelines = {name: self._pipeline(pipeline, before.get(name)) for name, pipeline in loaded.pipelines.items()}
+        access = prepared(config)
         captures = self._captures.apply(config.telemetry.capture)
         pools = self._fleet.apply(upstreams_of(config, self._discovery.addresses, self._collected))
         MEMORY.most = memory_of(config, memory_limit)
         self._threads.room.most = MEMORY.most // 2
         self._config = config
         self._topology.now = Topology(routes, pools, pipelines, merges, captures)
+        self._entrance.apply(access)
         self._gates.apply(admission_of(config), time.monotonic())
         self._shares.apply(shares_of(config))
         self._hedges.apply(hedges_of(config))

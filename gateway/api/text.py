@@ -52,7 +52,7 @@ class TextService(text_pb2_grpc.TextServiceServicer):  # type: ignore[misc]
         began = time.monotonic()
         opening = request_from(context, b"", "Translate", self._limits)
         with self._models.refusals(opening, request.model):
-            body = self._body_of(request, is_whole=True)
+            body = self._body_of(request, opening, is_whole=True)
         reply = await self._models.infer(replace(opening, body=body))
         answer = _Answer(parse_response(reply.body))
         context.set_trailing_metadata(tuple(reply.trailing))
@@ -67,8 +67,9 @@ class TextService(text_pb2_grpc.TextServiceServicer):  # type: ignore[misc]
         began = time.monotonic()
         opening = request_from(context, b"", "TranslateStream", self._limits)
         with self._models.refusals(opening, request.model):
-            body = self._body_of(request, is_whole=False)
-        asked = metadata_from_pairs((*(context.invocation_metadata() or ()), _ERRORS_WITH_CODES))
+            body = self._body_of(request, opening, is_whole=False)
+        pairs = (*(context.invocation_metadata() or ()), _ERRORS_WITH_CODES)
+        asked = metadata_from_pairs(pairs, opening.metadata.access)
         pieces = _Pieces(self._models, replace(opening, metadata=asked), self._budget)
         unknown: dict[str, None] = {}
         is_complete = True
@@ -86,9 +87,9 @@ class TextService(text_pb2_grpc.TextServiceServicer):  # type: ignore[misc]
         context.set_trailing_metadata(tuple(pieces.trailing))
         await context.write(text_pb2.TranslateStreamResponse(end=end))
 
-    def _body_of(self, request: Any, *, is_whole: bool) -> bytes:
+    def _body_of(self, request: Any, opening: Request, *, is_whole: bool) -> bytes:
         """:raises GatewayError: if the model can't be asked so."""
-        topology = self._topology.now
+        topology = self._topology.seen_by(opening.metadata.access)
         found = topology.pipelines.get(request.model)
         if not request.model:
             raise BadRequest("model is empty; name a public model")

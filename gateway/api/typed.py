@@ -72,7 +72,7 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
     async def _answer(self, request: Any, opening: Request) -> tuple[Reply, Any]:
         began = time.monotonic()
         with self._models.refusals(opening, request.model):
-            body = self._body_of(request)
+            body = self._body_of(request, opening)
         reply, took = await timed_infer(self._models, replace(opening, body=body))
         arrays = parse_response(reply.body)
         labels, scores = (arrays[name][1].ravel() for name in ("label", "score"))
@@ -83,16 +83,16 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
             answer.labels.add(name=name.decode("utf-8", "replace"), score=score)
         return reply, answer
 
-    def _body_of(self, request: Any) -> bytes:
+    def _body_of(self, request: Any, opening: Request) -> bytes:
         """:raises GatewayError: if it can't be a request of a pipeline."""
-        spec = self._input_of(request.model)
+        spec = self._input_of(request.model, self._topology.seen_by(opening.metadata.access))
         item = np.empty((1, *(1 for _ in spec.shape)), np.object_)
         item[...] = _item(request)
         return build_request(request.model, {spec.name: item}, outputs=("label", "score"))
 
-    def _input_of(self, model: str) -> TensorSpec:
+    @staticmethod
+    def _input_of(model: str, topology: Topology) -> TensorSpec:
         """:raises GatewayError: if `model` is no classification pipeline."""
-        topology = self._topology.now
         found = topology.pipelines.get(model)
         if found is None:
             raise no_pipeline(model, topology)

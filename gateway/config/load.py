@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config import certificates, probes, words
+from gateway.config import access_check, certificates, probes, words
 from gateway.config.check import Names, check, with_safe_control
 from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted, in_order, known, show
 from gateway.config.schema import Config, json_schema
@@ -145,10 +145,15 @@ class _Loader:
                 *check(config, Names.of(data)),
                 *certificates.problems(config, now),
                 *probes.problems(config),
+                *(() if self._has_error(("access",)) else access_check.problems(config)),  # what is wrong is not in it
             ):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)
             self._build_pipelines(config)
         return config
+
+    def _has_error(self, section: Path) -> bool:
+        key = dotted(section)
+        return any(each.severity is Severity.ERROR and each.key.startswith(key) for each in self.findings)
 
     def _build_pipelines(self, config: Config) -> None:
         for name, model in config.models.items():

@@ -120,7 +120,7 @@ class Call:
         inference = self._inference
         self._is_reported = observer is None
         try:
-            decision = inference.decision(self._caller.metadata, self.head)
+            decision = inference.decision(self._caller.metadata, self.head, self.body)
             self._observer = observer if observer is not None else self._report(decision)
         except GatewayError as error:
             self._refuse(error)

@@ -142,6 +142,7 @@ class StreamSession(StreamOwner):
         self._inference = inference
         self._opening = opening
         self._facts = opening.metadata.values
+        self._access = opening.metadata.access  # of the caller, as it was when his last message came
         self._passed_on = metadata_from(opening.metadata.passed)
         self._caller = caller
         self._limits = limits
@@ -289,13 +290,16 @@ class StreamSession(StreamOwner):
             head = self._heads.peek(body)
             name = head.model_name
             facts = Facts(self._facts, parameters_of(head), head.model_version)
+            access = self._access
+            if access is not None:
+                access = self._access = access.renewed()
+            decided = inference.decide(head, facts, inference.draw(), access, body)
         except GatewayError as error:
             self._refuse(body, error, name)
             return
-        decided = inference.decide(head, facts, inference.draw())
         observer = inference.report(self._opening.method, decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
-        pipeline = inference.current.now.pipelines.get(name)
+        pipeline = inference.current.seen_by(access).pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
             return

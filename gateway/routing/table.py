@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache, partial
@@ -171,7 +171,24 @@ class Routes:
         self._known: dict[str, Route] = {**own_names, **self.public}
         # Callers invent these names, so only some are remembered. The cache is not bound to `self`, so that a replaced
         # table is freed at once, and not by a garbage collection.
-        self._elsewhere = lru_cache(1024)(partial(_to_upstream, default_upstream))
+        self._elsewhere: Callable[[str], Route | None] = lru_cache(1024)(partial(_to_upstream, default_upstream))
+
+    def limited_to(self, covers: Callable[[str, bool], bool], pipelines: Container[str]) -> Routes:
+        """The routes of which `covers(name, is_public)` says yes; the others are not known there.
+
+        pipelines: names that are public too. As here, a public name hides the Triton model of the same name, also from
+        those who may not use the public one.
+        """
+        limited = Routes()
+        limited.public = MappingProxyType({name: route for name, route in self.public.items() if covers(name, True)})
+        limited.direct, limited.default_upstream = self.direct, self.default_upstream
+        limited._known = {
+            name: route
+            for name, route in self._known.items()
+            if (covers(name, True) if name in self.public else name not in pipelines and covers(name, False))
+        }
+        limited._elsewhere = partial(_if_covered, covers, pipelines, self._known, self._elsewhere)
+        return limited
 
     def lookup(self, model: str) -> Route | None:
         """The route for a name that a caller used; None if that model may not be called."""
@@ -192,6 +209,16 @@ class Routes:
 
 def _to_upstream(upstream: str, model: str) -> Route:
     return _direct_route(model, (upstream,), ATTEMPTS, RETRY)
+
+
+def _if_covered(
+    covers: Callable[[str, bool], bool],
+    pipelines: Container[str],
+    known: Container[str],
+    elsewhere: Callable[[str], Route | None],
+    model: str,
+) -> Route | None:
+    return elsewhere(model) if model not in pipelines and model not in known and covers(model, False) else None
 
 
 def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:

@@ -22,6 +22,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.access.principal import REFUSALS
 from gateway.forwarding.metadata import REPLAYED
 from gateway.garbage import no_collections
 from gateway.hooks import (
@@ -313,6 +314,9 @@ class Metrics:
     def connection_refused(self, why: str) -> None:
         self._families.refused.labels(why).inc()
 
+    def call_refused(self, why: str) -> None:
+        self._families.calls_refused.labels(why).inc()
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._is_shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -416,6 +420,11 @@ class _Families:
         )
         for reason in ("descriptors", "max_connections", "memory", "admin"):
             self.refused.labels(reason)  # 0 from the start, so that `increase` sees the first one
+        self.calls_refused = counter(
+            "gateway_access_refused", "Calls that were not let in, by what was wrong with who made them.", "reason"
+        )
+        for reason in REFUSALS:
+            self.calls_refused.labels(reason)
         self.memory_resets = counter("gateway_memory_resets", "Callers' connections closed because memory was scarce.")
         self.in_flight = Gauge(
             "gateway_requests_in_flight",
