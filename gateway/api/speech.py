@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from tritonclient.grpc import service_pb2 as v2
 
 from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
-from gateway.api.parts import AnswerError, parts_of
+from gateway.api.parts import AnswerError, Parts
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, shown
 from gateway.forwarding.exchange import Request
@@ -41,6 +41,9 @@ _FULL_SCALE: Final = np.float32(32768)  # of 16-bit samples
 _SPOKEN_RATE: Final = 24_000  # samples per second of hibari's audio
 _MOST_CHARACTERS: Final = 10_000
 _SLOWEST, _FASTEST = 0.5, 2.0
+
+_AHEAD: Final = 2
+"""Sentences that wait for a caller who listens slowly, before the model's stream is held."""
 
 _LATE_SECONDS: Final = 0.05
 """How long to look, once all is heard, whether audio follows the `end` of a caller that has not closed its side."""
@@ -92,10 +95,10 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc
         model = request.model or _SPEAKER
         with self._models.refusals(opening, model):
             body = _spoken_body(model, request.text, request.speed)
-        async with aclosing(parts_of(self._models, replace(opening, body=body), self._budget)) as parts:
+        with Parts(self._models, replace(opening, body=body), self._budget, ahead=_AHEAD) as parts:
             try:
-                async for part in parts:
-                    audio = _output(parse_response(part), "audio", model)
+                while (outputs := await parts.next()) is not None:
+                    audio = _output(outputs, "audio", model)
                     await context.write(
                         speech_pb2.SpeakResponse(audio=audio.astype("<i2").tobytes(), sample_rate_hz=_SPOKEN_RATE)
                     )
