@@ -24,6 +24,7 @@ from gateway.api.catalogue import Catalogue
 from gateway.api.control import Control, ControlPolicy
 from gateway.api.health import HealthService
 from gateway.api.listener import Listener, Register
+from gateway.api.outcomes import OutcomeService, add_outcome_service
 from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
@@ -33,6 +34,7 @@ from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import MemoryGauge, memory_limit
 from gateway.event_log import EventLog
+from gateway.evidence import Evidence, settings_of
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
 from gateway.forwarding.inference import Inference
@@ -67,7 +69,12 @@ VERSION = version("inference-gateway")
 _FIRST_PROBES_SECONDS = (
     3.0  # how long the first probes may delay the opening of the port, so that first calls find probed endpoints
 )
-_SERVICES = (SERVICE_NAME, "gateway.v1.ClassificationService", "gateway.v1.PredictionService")
+_SERVICES = (
+    SERVICE_NAME,
+    "gateway.v1.ClassificationService",
+    "gateway.v1.OutcomeService",
+    "gateway.v1.PredictionService",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,8 @@ class Gateway:
         await self._enter_upstreams(exits)
         self._compose()
         exits.callback(self._shadows.stop)
+        exits.push_async_callback(self._evidence.aclose)
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._evidence.run()))
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
@@ -162,6 +171,7 @@ class Gateway:
         inference = Inference(self._topology, self._hooks, sequences)
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows = inference.shadows
+        self._evidence = Evidence(inference.exposures, settings_of(config), self._experiments_stopped)
         self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker = inference.breaker_state
         self._models = Models(inference)
@@ -186,6 +196,7 @@ class Gateway:
             shares=self._shares,
             hedges=self._hedges,
             shadows=self._shadows,
+            evidence=self._evidence,
             disagreements=self._telemetry.disagreements,
             events=self._events,
             pipeline=self._pipeline,
@@ -203,6 +214,8 @@ class Gateway:
             self._threads,
             gates=self._gates.now,
             shadows=self._shadows.now,
+            experiments=self._evidence.now,
+            store=self._evidence.store_now,
             breaker=self._breaker,
             memory=self._memory.now,
             listen=lambda: self.listen,
@@ -219,6 +232,8 @@ class Gateway:
                 self._hedges.now,
                 self._shadows.now,
                 self._memory.now,
+                self._evidence.now,
+                self._evidence.store_now,
             )
         )
         connections = Connections(self._telemetry.connection_refused)
@@ -255,12 +270,14 @@ class Gateway:
         v2 = V2Service(self._catalogue, self._control, is_ready)
         classification = ClassificationService(self._models, self._topology, limits)
         prediction = PredictionService(self._models, limits)
+        outcomes = OutcomeService(self._evidence, limits)
 
         def register(server: Any) -> None:
             server.add_generic_rpc_handlers((v2.handlers(),))
             health_pb2_grpc.add_HealthServicer_to_server(health, server)
             classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, server)
             add_prediction_service(prediction, server)
+            add_outcome_service(outcomes, server)
             if self._first.config.server.reflection:
                 shown = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflector = reflection.aio.ReflectionServicer(shown)
@@ -279,6 +296,9 @@ class Gateway:
     def _endpoint_changed(self, endpoint: Endpoint) -> None:
         self._events.endpoint_changed(endpoint)
         self._topology_changed()
+
+    def _experiments_stopped(self, stopped: Mapping[str, str]) -> None:
+        self._takeover.experiments_stopped(stopped)
 
     def _addresses_changed(self) -> None:
         self._takeover.addresses_changed()

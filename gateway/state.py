@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import GateNow, MemoryNow, PipelinesNow, ShadowNow
+from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, ShadowNow, StoreNow
 from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
@@ -30,6 +30,8 @@ class WorkerState:
         *,
         gates: Callable[[], Sequence[GateNow]],
         shadows: Callable[[], Sequence[ShadowNow]],
+        experiments: Callable[[], Sequence[ExperimentNow]] = tuple,
+        store: Callable[[], StoreNow | None] = lambda: None,
         breaker: Callable[[str, str], str],
         memory: Callable[[], MemoryNow],
         listen: Callable[[], str],
@@ -41,6 +43,8 @@ class WorkerState:
         """
         gates:    the limits in force.
         shadows:  what became of copies.
+        experiments:  those of the config.
+        store:    where what they see is kept; None if there are none.
         breaker:  what the breaker of a model's variant does.
         memory:   how it stands.
         listen:   the address for calls.
@@ -56,6 +60,8 @@ class WorkerState:
         self._threads = threads
         self._gates = gates
         self._shadows = shadows
+        self._experiments = experiments
+        self._store = store
         self._breaker = breaker
         self._memory = memory
         self._listen = listen
@@ -92,6 +98,8 @@ class WorkerState:
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
+            "experiments": [_experiment_state(experiment) for experiment in self._experiments()],
+            "store": _store_state(self._store()),
             "memory": _memory_state(self._memory()),
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "subsets": {
@@ -160,6 +168,31 @@ def _shadow_state(shadow: ShadowNow) -> Mapping[str, object]:
         "mean_seconds": round(shadow.seconds / answered, 6) if answered else None,
         "mean_measures": {name: round(value, 6) for name, value in shadow.measures.items()},
         "not_finite": shadow.wrong,
+    }
+
+
+def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
+    return {
+        "name": experiment.name,
+        "model": experiment.model,
+        "exposures": experiment.exposures,
+        "units": experiment.units,
+        "sample_ratio_p_value": experiment.sample_ratio,
+    }
+
+
+def _store_state(store: StoreNow | None) -> Mapping[str, object] | None:
+    if store is None:
+        return None
+    return {
+        "name": store.name,
+        "away": store.why if store.is_away else None,
+        "waiting": store.waiting,
+        "written": store.written,
+        "dropped": store.dropped,
+        "reports": store.reports,
+        "reports_refused": store.reports_refused,
+        "duplicates": store.duplicates,
     }
 
 

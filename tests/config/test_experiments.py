@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import ConfigError
-from gateway.config.experiments import load_experiments
+from gateway.config.experiment_file import load_experiments
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit
 
 FULL = """\
