@@ -155,7 +155,7 @@ def _value(where: str, outcome: Any) -> float:
     if kind == "duration":
         value: float = outcome.duration.seconds + outcome.duration.nanos / 1e9
     else:
-        value = getattr(outcome, kind)
+        value = float(getattr(outcome, kind))
     if not math.isfinite(value):
         raise BadRequest(f"{where}: is {value}; a finite number")
     return value

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from gateway.config.findings import Path, known
 from gateway.config.section import Section
@@ -27,9 +27,14 @@ def _amount(value: object) -> Amount:
     raise refused("")
 
 
+def _written(amount: Amount) -> str:
+    return f"{amount.size * 100!r}%" if amount.is_relative else repr(amount.size)
+
+
 Size = Annotated[
     Amount,
     PlainValidator(_amount),
+    PlainSerializer(_written, return_type=str),
     WithJsonSchema(
         {
             "anyOf": [

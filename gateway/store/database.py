@@ -23,7 +23,14 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from gateway.experiments.records import Exposure, Outcome
 from gateway.store import schema
@@ -32,6 +39,7 @@ from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row
 _CONNECT_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
 _PURGED: Final = 10_000  # rows that one statement deletes, so that others need not wait long
+_NOT_READY: Final = ("42501", "42P01", "3F000")  # SQLSTATE: no right, no table, no schema
 _READ: Final = 10_000  # rows that are fetched at once
 
 
@@ -76,9 +84,9 @@ class Store:
         try:
             with self._engine.connect().execution_options(reads=reads) as connection, connection.begin():
                 yield connection
-        except (DataError, IntegrityError) as error:
-            raise StoreFailed(_reason(error)) from error
         except SQLAlchemyError as error:
+            if _is_of_the_rows(error):
+                raise StoreFailed(_reason(error)) from error
             self._is_open = False
             self._engine.dispose()
             raise StoreAway(_reason(error)) from error
@@ -297,6 +305,13 @@ def _begin_sqlite(connection: Connection) -> None:
     # At once for writing: a transaction that reads first, and finds that another one has written, could only fail.
     reads = connection.get_execution_options().get("reads")
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _is_of_the_rows(error: SQLAlchemyError) -> bool:
+    """Would a database that is well refuse these rows too? What lacks rights or tables may have them later."""
+    if isinstance(error, ProgrammingError):
+        return getattr(error.orig, "sqlstate", None) not in _NOT_READY
+    return isinstance(error, DataError | IntegrityError)
 
 
 def _shown(url: URL) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 from postgres import BINARIES, Postgres
 
@@ -27,11 +26,5 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/experiments.db"
     server: Postgres = request.getfixturevalue("postgres")
-    empty(server)
+    server.empty()
     return server.url
-
-
-def empty(server: Postgres) -> None:
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")

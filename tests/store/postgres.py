@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psycopg
+
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 
@@ -51,6 +53,11 @@ class Postgres:
 
     def stop(self) -> None:
         self._run("pg_ctl", "stop", "--mode=fast", "--wait", "-D", str(self._data))
+
+    def empty(self) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
 
     def remove(self) -> None:
         self.stop()
