@@ -174,15 +174,18 @@ class Evidence:
     def now(self) -> list[ExperimentNow]:
         arms, told = dict(self._recorder.state.arms), dict(self.exposures.units)
         return [
-            ExperimentNow(
-                name, plan.model, told.get(name, 0), dict(arms.get(name, {})), _sample_ratio(plan, arms.get(name, {}))
-            )
-            for name, plan in dict(self._plans).items()
+            _experiment_now(plan, told.get(name, 0), arms.get(name, {})) for name, plan in dict(self._plans).items()
         ]
 
 
 def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool]]:
     return [(met.experiment, met.arm, met.unit, met.at, met.is_forced) for met in taken.exposures]
+
+
+def _experiment_now(plan: Plan, told: int, units: Mapping[str, int]) -> ExperimentNow:
+    ratio = _sample_ratio(plan, units)
+    is_mismatched = ratio is not None and ratio <= plan.sample_ratio_alpha
+    return ExperimentNow(plan.name, plan.model, told, dict(units), ratio, is_mismatched)
 
 
 def _sample_ratio(plan: Plan, units: Mapping[str, int]) -> float | None:

@@ -336,6 +336,7 @@ class ExperimentNow:
     exposures: int  # told by this worker since its start
     units: Mapping[str, int]  # in the store, by arm; empty if not known
     sample_ratio: float | None  # the p-value of the sample ratio; None if not known
+    is_mismatched: bool  # is it an alarm?
 
 
 @dataclass(frozen=True, slots=True)

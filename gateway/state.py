@@ -178,6 +178,7 @@ def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
         "exposures": experiment.exposures,
         "units": experiment.units,
         "sample_ratio_p_value": experiment.sample_ratio,
+        "sample_ratio_mismatched": experiment.is_mismatched,
     }
 
 

@@ -129,6 +129,7 @@ INCIDENTS = (
         "certificate-expired",
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
+    *("experiment-invalid", "store-away"),
 )
 
 
