@@ -14,6 +14,7 @@ from math import exp, log
 from typing import Final
 
 from gateway.bounded import make_room
+from gateway.forwarding.metadata import REPLAYED
 from gateway.routing import Sticky
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.types import Facts
@@ -102,7 +103,7 @@ class Exposures:
     ) -> Exposed | None:
         """A call has begun, for which the route has chosen this arm for this reason. None: nothing is measured."""
         experiments = self.table.get(model)
-        if experiments is None or sticky is None:
+        if experiments is None or sticky is None or REPLAYED in facts.metadata:
             return None
         is_forced = reason.startswith(_RULE)
         for running in experiments:

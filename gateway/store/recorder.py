@@ -176,7 +176,6 @@ class Recorder:
             self._store = Store(self._settings.url, self._settings.unit_key)
             self.state.name = self._store.name
         self._store.open()
-        self._found_there()
         return self._store
 
     def _write_all(self) -> None:
@@ -199,12 +198,12 @@ class Recorder:
         """One row that can't be written must not take the others with it."""
         while self._batch:
             try:
-                self.state.duplicates += store.write(self._batch[-1:])
+                self.state.duplicates += store.write(self._batch[:1])
                 self.state.written += 1
             except StoreFailed as error:
                 self.state.refused += 1
                 why = str(error)
-            self._batch.pop()
+            del self._batch[:1]
             self.done += 1
         self._say(f"the store can't hold a record: {why}")
 

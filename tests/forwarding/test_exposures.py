@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.forwarding.exposures import Exposures, Met, Running, rounded, short
+from gateway.forwarding.exposures import Exposures, Met, Running, Taken, rounded, short
+from gateway.forwarding.metadata import REPLAYED
 from gateway.routing import Key, Sticky
 from gateway.status import Code, Meaning
 from gateway.types import Facts
@@ -66,6 +67,13 @@ def test_who_takes_part_by_another_way_is_forced_or_not_told_of(reason: str, arm
     made, _ = exposures()
     assert begin(made, reason=reason, arm=arm) is None
     assert [each.is_forced for each in made.take().exposures] == told
+
+
+def test_requests_that_are_replayed_take_no_part() -> None:
+    made, _ = exposures()
+    facts = Facts({"x-user": "anna", REPLAYED: "1"})
+    assert made.begun("photos", "experiment:spring", "a", STICKY, facts, "r-1") is None
+    assert made.take() == Taken()
 
 
 def test_calls_are_counted_by_unit_and_value() -> None:
