@@ -158,8 +158,10 @@ class Store:
             if not reported:
                 return 0
             each = [reported[key] for key in sorted(reported)]
-            made = self._insert(schema.outcomes).on_conflict_do_nothing().returning(schema.outcomes.c.report)
-            return reports - len(connection.execute(made, each).all())
+            made = self._insert(schema.outcomes).on_conflict_do_nothing()
+            # RETURNING would tell of each that is new, at three times the CPU time with psycopg.
+            written = connection.execute(made, each, execution_options={"preserve_rowcount": True})
+            return reports - written.rowcount
 
     def _values(self, row: OutcomeRow) -> dict[str, Any]:
         return {

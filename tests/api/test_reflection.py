@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 SERVICES = {
     "inference.GRPCInferenceService": 20,
     "gateway.v1.ClassificationService": 2,
+    "gateway.v1.OutcomeService": 2,
     "gateway.v1.PredictionService": 2,
     "grpc.health.v1.Health": 2,
     "grpc.reflection.v1alpha.ServerReflection": 1,

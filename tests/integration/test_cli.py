@@ -60,7 +60,7 @@ class TestHelp:
     async def test_lists_the_commands_and_the_exit_codes(self, tmp_path: Path) -> None:
         code, output, _ = await run("--help", folder=tmp_path)
         assert code == 0
-        assert all(re.search(rf"^    {name} ", output, re.M) for name in COMMANDS)
+        assert all(re.search(rf"^    {name}\b", output, re.M) for name in COMMANDS)
         assert "Exit codes" in output
 
     @pytest.mark.parametrize("name", COMMANDS)
