@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,13 +14,16 @@ from typing import Any
 
 import grpc
 import pytest
+from command_line import command, free_address
 from played_triton import played
 from postgres import Postgres
+from test_workers import until_all_up
 from traffic import OK, config, gateway, http, until, write
 from v2_calls import call, channel_to, infer
 
 from gateway.app import Gateway
 from gateway.cli import main
+from gateway.experiment_reports import Unknown, disagreements
 from gateway.store import Store
 from gateway.v1 import outcomes_pb2 as pb
 from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
@@ -260,3 +264,59 @@ async def test_a_store_that_is_never_there_costs_callers_nothing_and_what_is_dro
             store = (await http(running.admin_address, "/state"))[1]["store"]
             assert store["reports_refused"] == 1000
             assert "ConnectionError" in store["away"] or "OperationalError" in store["away"]
+
+
+async def store_of(admin: str) -> tuple[str | None, int, int]:
+    """Of all workers, as the supervisor has last heard from them."""
+    store = (await http(admin, "/state"))[1]["store"]
+    return (store["away"], store["reports"], store["duplicates"]) if store else ("none", 0, 0)
+
+
+async def test_two_workers_of_one_command_write_to_one_file_and_restarts_change_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/experiments.db"
+    async with played() as triton:
+        told = plan(triton.address, url)
+        told["listen"], told["admin"]["listen"], told["workers"] = free_address(), free_address(), 2
+        file = write(tmp_path / "gateway.yaml", told)
+        users = [f"user {number}" for number in range(12)]
+        arms: list[dict[str, str]] = []
+        for life in range(2):
+            async with command("serve", "--config", str(file), folder=tmp_path) as started:
+                await started.until_serving()
+                await until_all_up(told["admin"]["listen"])
+                arms.append({})
+                for user in users:  # over many connections, so that both workers meet them
+                    async with channel_to(told["listen"]) as channel:
+                        arms[life][user] = await ask(channel, user)
+                        assert await tell(channel, bought(user, unit=user))
+                end = time.monotonic() + 20
+                while (found := await store_of(told["admin"]["listen"])) != (None, 12, 12 * life):
+                    assert time.monotonic() < end, found
+                    await asyncio.sleep(0.1)
+                started.signal(signal.SIGTERM)
+                assert await started.wait() == 0
+        assert arms[0] == arms[1]
+        assert seen(url) == (Counter(arms[0].values()), 12)
+
+
+def test_diffs_shows_the_latest_disagreements_that_shadows_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = plan("127.0.0.1:9", "sqlite:///unused.db")
+    told["models"]["net"]["shadow"] = {"b": {"share": 1, "keep": {"directory": str(tmp_path / "kept")}}}
+    file = write(tmp_path / "gateway.yaml", told)
+    command = ["experiment", "diffs", "spring", "--config", str(file)]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "net: 0 kept\n"
+    pair = {"model": "net", "variant": "a", "shadow": "b", "why": "output 'OUT' differs", "measures": {"absolute": 0.5}}
+    lines = [json.dumps({**pair, "time": f"2026-01-0{day}", "request_id": f"r-{day}"}) for day in (1, 2, 3)]
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "net-20260101T000000000000Z-x.jsonl").write_text("\n".join([*lines, '{"half a li']))
+    (tmp_path / "kept" / "other-20260101T000000000000Z-x.jsonl").write_text(lines[0])
+    assert main([*command, "--most", "2"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == "net: 3 kept, the latest 2"
+    assert [line.split()[0] for line in others] == ["2026-01-02", "2026-01-03"]
+    assert "a and b: output 'OUT' differs  absolute 0.5  (request r-2" in others[0]
+    with pytest.raises(Unknown, match="no experiment and no public model 'sprig'"):
+        list(disagreements(str(file), "sprig", 1))
