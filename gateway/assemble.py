@@ -97,6 +97,8 @@ def running_of(config: Config, stopped: Mapping[str, str]) -> list[Running]:
                 for outcome, each in config.experiments[arms.name].outcomes.items()
                 if each.measure is not None
             ),
+            config.experiments[arms.name].request_ids
+            and any(each.measure is None for each in config.experiments[arms.name].outcomes.values()),
         )
         for model, experiments in arms_of(config, stopped).items()
         for arms in experiments

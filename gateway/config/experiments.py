@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, Wit
 
 from gateway.config.findings import Path, known
 from gateway.config.section import Section
-from gateway.config.units import HOURS, SECONDS, Duration, ModelName, Name, Number, Whole, refused
+from gateway.config.units import HOURS, SECONDS, Duration, ModelName, Name, Number, Switch, Whole, refused
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit, Plan
 
 _PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?%", re.ASCII)
@@ -158,6 +158,11 @@ class Experiment(Section):
     holdout: Annotated[Number, Field(ge=0, lt=1)] = Field(
         default=0.0,
         description="The share of those units that keep the baseline and are in no arm: what nobody experiments with.",
+    )
+    request_ids: Switch = Field(
+        default=True,
+        description="Remember whose each request is, so that outcomes may be reported by its id: a row in the store "
+        "for each call that has one. Say false where they are reported by unit.",
     )
     outcomes: Mapping[Name, OutcomeSection] = Field(
         min_length=1, max_length=100, description="What is measured, by the names that reports use."

@@ -40,6 +40,7 @@ class Running:
     reason: str  # of the plans that it makes
     arms: frozenset[str]
     measures: tuple[tuple[str, str], ...] = ()  # outcomes and what of a call each is: "latency", "error", "size"
+    knows_requests: bool = True  # may outcomes be reported by the id of a request?
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Exposures:
                     return None
                 unit = short(key)
                 self._meet(running, arm, unit, is_forced)
-                if request_id:
+                if request_id and running.knows_requests:
                     self._know(short(request_id), unit)
                 if not is_forced:
                     return Exposed(running, unit, self._clock())

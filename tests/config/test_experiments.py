@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.assemble import routes_of
+from gateway.assemble import routes_of, running_of
 from gateway.config import ConfigError, Loaded, load, restart_notices
 from gateway.config.experiment_file import load_experiments, plans_of
 from gateway.config.store import Store
@@ -134,6 +134,14 @@ def test_arms_are_the_models_split_unless_they_are_said(tmp_path: Path) -> None:
     assert (plan.shares, plan.baseline, plan.model) == ({"a": 3, "b": 1}, "a", "photos")
     arms = routes_of(config).public["photos"].experiments
     assert [(each.name, each.begin, each.end) for each in arms] == [("one", 0.0, 1.0)]
+
+
+def test_requests_are_known_only_where_outcomes_may_be_reported_by_them(tmp_path: Path) -> None:
+    measured = "outcomes: {ok: {kind: ratio, better: lower, measure: error}}, primary: ok, smallest_effect: 2%"
+    for told, knows in (("REST", True), ("request_ids: false, REST", False), (measured, False)):
+        (running,) = running_of(of_gateway(tmp_path, f"  one: {{model: photos, {told}}}\n").config, {})
+        assert running.knows_requests is knows
+    assert running.measures == (("ok", "error"),)
 
 
 def test_experiments_of_a_layer_have_their_shares_one_after_the_other(tmp_path: Path) -> None:

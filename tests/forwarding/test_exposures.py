@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from gateway.forwarding.exposures import Exposures, Met, Running, Taken, rounded, short
@@ -119,6 +121,9 @@ def test_a_request_is_known_by_its_unit() -> None:
     begin(made, request="r-1")
     begin(made, request="r-2")
     assert made.take().requests == {"r-1": ("anna", 1000.0), "r-2": ("anna", 1000.0)}
+    made.apply([dataclasses.replace(SPRING, knows_requests=False)])
+    begin(made, request="r-3")
+    assert made.take().requests == {}
 
 
 def test_what_nobody_takes_is_bounded_and_a_unit_that_found_no_room_is_told_of_later() -> None:
