@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from gateway.access.door import CALLER
@@ -15,6 +16,7 @@ from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.access import Access as AccessConfig
 from gateway.config.access import Grant as GrantConfig
+from gateway.config.experiment_file import plans_of
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
@@ -24,11 +26,13 @@ from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.exposures import Running
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ParitySettings, ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
 from gateway.routing import (
     AnyOf,
+    Arms,
     Condition,
     Direct,
     Key,
@@ -58,12 +62,54 @@ MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messa
 LEAST_COLLECTED: Final = 16 << 20
 
 
-def routes_of(config: Config) -> Routes:
-    """The routes that a config declares."""
+def routes_of(config: Config, stopped: Mapping[str, str] = MappingProxyType({})) -> Routes:
+    """The routes that a config declares. stopped: the arms that everybody gets of experiments that have ended."""
     direct = Direct(config.direct.models)
     default = config.direct.upstream or (next(iter(config.upstreams)) if direct is Direct.ALL else "")
-    public = [_route(name, model) for name, model in config.models.items() if model.variants is not None]
+    arms = arms_of(config, stopped)
+    public = [
+        _route(name, model, arms.get(name, ())) for name, model in config.models.items() if model.variants is not None
+    ]
     return Routes(public, direct=direct, default_upstream=default)
+
+
+def arms_of(config: Config, stopped: Mapping[str, str]) -> dict[str, tuple[Arms, ...]]:
+    """By public model, the experiments that assign its units."""
+    found: dict[str, tuple[Arms, ...]] = {}
+    begin: dict[str, float] = {}  # where the next slice of each layer begins
+    for name, plan in plans_of(config).items():
+        experiment = config.experiments[name]
+        layer = experiment.layer or f"of {name}"
+        start = begin.get(layer, 0.0)
+        end = begin[layer] = min(1.0, start + experiment.share)
+        winner = stopped.get(name, "")
+        model = config.models[plan.model]
+        ended = winner if winner in (model.variants or {}) else plan.baseline if name in stopped else ""
+        arms = Arms(name, plan.shares, plan.baseline, layer, start, end, experiment.holdout, ended)
+        found[plan.model] = (*found.get(plan.model, ()), arms)
+    return found
+
+
+def running_of(config: Config, stopped: Mapping[str, str]) -> list[Running]:
+    """The experiments whose units are told of."""
+    return [
+        Running(
+            arms.name,
+            model,
+            arms.reason,
+            frozenset(arms.shares),
+            tuple(
+                (outcome, each.measure)
+                for outcome, each in config.experiments[arms.name].outcomes.items()
+                if each.measure is not None
+            ),
+            config.experiments[arms.name].request_ids
+            and any(each.measure is None for each in config.experiments[arms.name].outcomes.values()),
+        )
+        for model, experiments in arms_of(config, stopped).items()
+        for arms in experiments
+        if not arms.ended_with
+    ]
 
 
 def names_of(config: Config) -> frozenset[Name]:
@@ -283,7 +329,7 @@ def _dial(
     return dial
 
 
-def _route(name: str, model: Model) -> Route:
+def _route(name: str, model: Model, arms: tuple[Arms, ...]) -> Route:
     assert model.variants is not None  # noqa: S101  (the caller's choice)
     return Route(
         name,
@@ -296,6 +342,7 @@ def _route(name: str, model: Model) -> Route:
         fallback=model.fallback,
         attempts=model.attempts,
         retry=Retry(frozenset(map(Meaning, model.retry.on)), model.retry.most),
+        experiments=arms,
     )
 
 

@@ -154,6 +154,25 @@ def _add_experiment_commands(commands: Commands) -> None:
     analyse.add_argument("--each", type=_at_least_one, metavar="N", help="also the verdict after every N units")
     analyse.add_argument("--json", action="store_true", help="for machines")
 
+    _add_store_commands(actions)
+
+
+def _add_store_commands(actions: Commands) -> None:
+    listed = _add(actions, "list", _experiment_list, "the experiments of a config, and their units in the store")
+    report = _add(actions, "report", _experiment_report, "the verdict so far, from the store")
+    stop = _add(actions, "stop", _experiment_stop, "end it: every replica gives everybody one arm, within seconds")
+    diffs = _add(actions, "diffs", _experiment_diffs, "answers that shadows kept since they disagreed")
+    for each in (report, stop, diffs):
+        each.add_argument("name", metavar="NAME", help="of the experiment")
+    for each in (listed, report, stop, diffs):
+        each.add_argument("--config", required=True, metavar="FILE", help="the gateway's config file")
+    for each in (listed, report, stop):
+        each.add_argument("--store", metavar="URL", help="of the store, instead of the config's")
+    report.add_argument("--json", action="store_true", help="for machines, with what it was on the way here")
+    report.add_argument("--html", metavar="FILE", help="also write a page with plots")
+    stop.add_argument("--winner", metavar="ARM", help="that everybody gets (default: the baseline)")
+    diffs.add_argument("--most", type=_at_least_one, default=20, metavar="N", help="of the latest (default: 20)")
+
 
 def _add_local_commands(commands: Commands) -> None:
     models = _add(commands, "models", None, "build or list the models of the repository")
@@ -386,6 +405,41 @@ def _experiment_analyse(arguments: argparse.Namespace) -> int:
         now=time.time(),
     )
     for line in lines:
+        _say(line)
+    return 0
+
+
+def _experiment_list(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_reports import listed, source_of  # noqa: PLC0415
+
+    for line in listed(source_of(arguments.config, arguments.store)):
+        _say(line)
+    return 0
+
+
+def _experiment_report(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_page import page  # noqa: PLC0415
+    from gateway.experiment_reports import judged, source_of  # noqa: PLC0415
+
+    source = source_of(arguments.config, arguments.store)
+    found = judged(source, arguments.name, history=arguments.json or arguments.html is not None)
+    if arguments.html is not None:
+        Path(arguments.html).write_text(page(found.plan, found.report, found.looks), encoding="utf-8")
+    _say(found.as_json() if arguments.json else "\n".join(found.lines()))
+    return 0
+
+
+def _experiment_stop(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_reports import source_of, stop  # noqa: PLC0415
+
+    _say(stop(source_of(arguments.config, arguments.store), arguments.name, arguments.winner))
+    return 0
+
+
+def _experiment_diffs(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_reports import disagreements  # noqa: PLC0415
+
+    for line in disagreements(arguments.config, arguments.name, arguments.most):
         _say(line)
     return 0
 

@@ -25,7 +25,10 @@ _TYPED: Final = {
     "TranslateStream": "TextService",
 }
 
+_REPORTS: Final = {"Report": "OutcomeService", "ReportStream": "OutcomeService"}
+
 INFERENCE: Final = ("ModelInfer", "ModelStreamInfer", *_TYPED)
+OUTCOMES: Final = tuple(_REPORTS)
 METADATA: Final = ("ServerMetadata", "ModelReady", "ModelMetadata")
 DETAILS: Final = ("RepositoryIndex", "ModelConfig", "ModelStatistics")
 CONTROL: Final = (
@@ -38,26 +41,37 @@ PROBES: Final = ("ServerLive", "ServerReady", HEALTH)
 """What load balancers and Kubernetes ask, and what tells nothing of models."""
 
 STREAMING: Final = frozenset(
-    {"ModelStreamInfer", "StreamClassify", "StreamPredict", "Converse", "Speak", "TranslateStream", REFLECTION}
+    {
+        "ModelStreamInfer",
+        "StreamClassify",
+        "StreamPredict",
+        "Converse",
+        "Speak",
+        "TranslateStream",
+        "ReportStream",
+        REFLECTION,
+    }
 )
 
 WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "inference": INFERENCE,
+    "outcomes": OUTCOMES,
     "metadata": METADATA,
     "details": DETAILS,
     "control": CONTROL,
 }
 """Words for several RPCs. `control` has those that change a server, and those that read its memory's layout."""
 
-NAMED: Final = (*INFERENCE, *METADATA, *DETAILS, *CONTROL, REFLECTION)
+NAMED: Final = (*INFERENCE, *OUTCOMES, *METADATA, *DETAILS, *CONTROL, REFLECTION)
 """The RPCs that a grant may name."""
 
 
 def _paths() -> dict[bytes, str]:
-    every = [*INFERENCE, *METADATA, *DETAILS, *CONTROL, *PROBES]
-    v2 = [name for name in every if name not in _TYPED and name != HEALTH]
+    typed = {**_TYPED, **_REPORTS}
+    every = [*INFERENCE, *OUTCOMES, *METADATA, *DETAILS, *CONTROL, *PROBES]
+    v2 = [name for name in every if name not in typed and name != HEALTH]
     paths = {f"/inference.GRPCInferenceService/{name}": name for name in v2}
-    paths.update({f"/gateway.v1.{service}/{name}": name for name, service in _TYPED.items()})
+    paths.update({f"/gateway.v1.{service}/{name}": name for name, service in typed.items()})
     paths.update({f"/grpc.health.v1.Health/{name}": HEALTH for name in ("Check", "List", "Watch")})
     for version in ("v1", "v1alpha"):
         paths[f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"] = REFLECTION

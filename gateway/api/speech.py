@@ -20,7 +20,8 @@ from tritonclient.grpc import service_pb2 as v2
 from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
 from gateway.api.parts import AnswerError, Parts
 from gateway.deadline import Deadline
-from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, shown
+from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, UnknownModel, shown
+from gateway.forwarding.caller import CallerMetadata, unchecked
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.messages import build_request, parse_response
 from gateway.forwarding.models import Models
@@ -258,8 +259,17 @@ class _Ears:
             "sequence_end": v2.InferParameter(bool_param=is_last),
         }
         body = build_request(self._detector, {"audio": samples[None]}, outputs=("speech",), parameters=parameters)
-        reply = await self._models.infer(replace(opening, body=body))
+        reply = await self._models.infer(replace(opening, metadata=self._own(opening.metadata), body=body))
         return float(_output(parse_response(reply.body), "speech", self._detector).flat[0])
+
+    def _own(self, metadata: CallerMetadata) -> CallerMetadata:
+        """For a request of the conversation's own sequence: its caller needs a right to the model, none to sequences.
+
+        :raises UnknownModel: if he may not use the model.
+        """
+        if self._models.inference.current.seen_by(metadata.access).routes.lookup(self._detector) is None:
+            raise UnknownModel(self._detector)
+        return unchecked(metadata)
 
 
 def _output(arrays: dict[str, tuple[str, Array]], name: str, model: str) -> Array:

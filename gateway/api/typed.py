@@ -58,7 +58,7 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
         self._topology = topology
         self._limits = limits
         self.Classify = with_errors(self._classify)
-        self.StreamClassify = _stream(self._classify_item, classification_pb2.StreamClassifyResponse, limits)
+        self.StreamClassify = stream_handler(self._classify_item, classification_pb2.StreamClassifyResponse, limits)
 
     async def _classify(self, request: Any, context: Context) -> Any:
         reply, answer = await self._answer(request, request_from(context, b"", "Classify", self._limits))
@@ -114,7 +114,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
         self._models = models
         self._limits = limits
         self.Predict = with_errors(self._predict)
-        self.StreamPredict = _stream(self._predict_item, prediction_pb2.StreamPredictResponse, limits, _read_streamed)
+        self.StreamPredict = stream_handler(
+            self._predict_item, prediction_pb2.StreamPredictResponse, limits, _read_streamed
+        )
 
     async def _predict(self, body: bytes, context: Context) -> Any:
         request = await _read(body, prediction_pb2.PredictRequest, weight.PREDICT_REQUEST)
@@ -317,7 +319,7 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-def _stream(
+def stream_handler(
     answer_item: Callable[[Any, Request], Awaitable[Any]],
     response: type[Any],
     limits: CallLimits,

@@ -13,9 +13,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from gateway.config.access import Access
+from gateway.config.experiments import Experiment
 from gateway.config.models import Admission, Direct, Model
 from gateway.config.section import Section
 from gateway.config.serving import Admin, Pipelines, Sequences, Server, Telemetry
+from gateway.config.store import Store
 from gateway.config.units import Address, ModelName, Name, Whole
 from gateway.config.upstreams import Upstream
 
@@ -55,6 +57,10 @@ class Config(Section):
         default=Sequences(),
         description="What is remembered so that a stateful sequence stays on one variant and endpoint.",
     )
+    experiments: Mapping[Name, Experiment] = Field(
+        default_factory=dict, max_length=1000, description="Experiments, by names of your choice (docs/experiments.md)."
+    )
+    store: Store = Field(default=Store(), description="Where exposures and outcomes of experiments are kept.")
     telemetry: Telemetry = Field(default=Telemetry(), description="What the gateway tells about itself.")
 
     @property

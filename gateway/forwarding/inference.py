@@ -32,6 +32,7 @@ from gateway.forwarding.attempts import LIMITED, RETRY, SAMPLE, UNAVAILABLE, Att
 from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
+from gateway.forwarding.exposures import Exposed, Exposures
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
@@ -171,6 +172,7 @@ class Inference:
         self.shares = Shares()
         self.hedges = Hedges()
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
+        self.exposures = Exposures(clock)
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -260,6 +262,16 @@ class Inference:
         if self.shadows.gated:
             chosen = self.shadows.without_strangers(route.model, chosen)
         return Work(route, head, facts, Attempts(chosen, self.current.now.pools, route.attempts), observer)
+
+    def exposed(self, work: Work, request_id: str) -> Exposed | None:
+        """Tell that a unit has met its arm, if the model has an experiment."""
+        attempts, route = work.attempts, work.route
+        return self.exposures.begun(route.model, attempts.reason, attempts.chosen, route.sticky, work.facts, request_id)
+
+    def exposed_ended(self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int) -> None:
+        """The call of such a unit has ended."""
+        meaning = work.failures[-1][2].meaning if work.failures and code is not OK else None
+        self.exposures.ended(exposed, code, meaning, callers_fault, size)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else.

@@ -308,6 +308,8 @@ class StreamSession(StreamOwner):
             if inference.shadows.table and work.sequence is None:
                 message.shadows = inference.shadows.drawn(work.route.model)
                 message.copied = body if message.shadows else b""
+            if inference.exposures.table:
+                message.exposed = inference.exposed(work, decided.request_id)
             self._send(message)
         except GatewayError as error:
             self._fail_message(message, error)
@@ -656,5 +658,8 @@ class StreamSession(StreamOwner):
                 self._variants.add(who.variant)
                 self._versions.add(who.model_version)
                 self._endpoints.add(who.endpoint)
+        if message.exposed is not None and message.work is not None:
+            size = message.answer_bytes
+            self._inference.exposed_ended(message.exposed, message.work, code, message.callers_fault, size)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
         message.observer.ended(CallEnded(code, text, served, *sizes, now, message.callers_fault))

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from mypy_extensions import mypyc_attr
 
+from gateway.routing.arms import Arms
 from gateway.routing.match import Rule
 from gateway.routing.rendezvous import Rendezvous
 from gateway.routing.split import Split, Sticky
@@ -44,6 +45,7 @@ class Route:
     fallback: tuple[str, ...] | None = None  # variants after the chosen one, in order; None: all, as listed; or FORBID
     attempts: int = ATTEMPTS  # attempts in total, over all variants and endpoints; at least 1
     retry: Retry = RETRY  # of what may have been executed
+    experiments: tuple[Arms, ...] = ()  # that assign units, which the sticky keys tell; the first that wants one has it
     default_reason: str = "only"  # why `only_variant` is chosen, for the plan: "only", "version" or "direct"
 
     # Which facts of a request the rules and the sticky keys need
@@ -99,6 +101,7 @@ class Route:
             raise ValueError(f"model '{self.model}' has two rules of one name")
         mentioned = [name for name, _ in self.split.weights]
         mentioned += [*(rule.variant for rule in self.rules), *(self.fallback or ())]
+        mentioned += [name for each in self.experiments for name in each.variants]
         for name in mentioned:
             if name not in names:
                 raise ValueError(f"model '{self.model}' has no variant '{name}'")
@@ -113,6 +116,9 @@ class Route:
 
         plans = {reason: prepared(reason, self.split.shares) for reason in ("split", "sticky", self.default_reason)}
         plans.update({rule.reason: prepared(rule.reason, [rule.variant]) for rule in self.rules})
+        for each in self.experiments:
+            for reason in (each.reason, each.holdout_reason, each.ended_reason):
+                plans[reason] = prepared(reason, each.variants)
         return plans
 
     def _prepare_versions(self) -> Mapping[str, Route | None]:
@@ -134,6 +140,7 @@ class Route:
             split=self.split.maybe_among(names) or Split.all_to((*(fallback or ()), *names)[0]),
             rules=tuple(rule for rule in self.rules if rule.variant in names),
             fallback=fallback,
+            experiments=(),  # whose arms are not all there, so that its units would not be alike
             default_reason="version",
         )
 

@@ -151,6 +151,7 @@ class Metrics:
             if self._watched is not None:
                 self._tell_now(self._watched)
                 self._tell_shadows(self._watched.shadows())
+                self._tell_experiments(self._watched)
 
     def watch(self, watched: Watched) -> None:
         """Have these asked at each reading."""
@@ -168,6 +169,23 @@ class Metrics:
                 families.parity.labels(*names).set(shadow.parity.is_open)
             for whose, count in (("shadow", shadow.wrong), ("caller", shadow.wrong_here)):
                 self._tell_count(families.not_finite, count, *names, whose)
+
+    def _tell_experiments(self, watched: Watched) -> None:
+        families = self._families
+        for experiment in watched.experiments():
+            self._tell_count(families.exposures, experiment.exposures, experiment.name)
+        store = None if watched.store is None else watched.store()
+        if store is None:
+            return
+        counts = (
+            ("accepted", store.reports),
+            ("refused", store.reports_refused),
+            ("duplicate", store.duplicates),
+        )
+        for result, count in counts:
+            self._tell_count(families.reports, count, result)
+        for reason, count in store.dropped.items():
+            self._tell_count(families.records_dropped, count, reason)
 
     def _tell_now(self, watched: Watched) -> None:
         now = watched.pipelines()
@@ -203,6 +221,7 @@ class Metrics:
             told["memory_used",] = memory.used
             told["memory_limit",] = memory.limit
             self._tell_count(self._families.memory_resets, memory.resets)
+        told.update(_of_experiments(watched))
         gauges = self._families.pipelines
         for key in [key for key, value in self._gauged.items() if value and key not in told]:
             told[key] = 0
@@ -412,6 +431,15 @@ class _Families:
             "Compared answers with NaN or infinity, by who got them: the shadow's or the caller's.",
             *("model", "variant", "whose"),
         )
+        self.exposures = counter(
+            "gateway_experiment_exposures", "Units that met an arm of an experiment, told to the store.", "experiment"
+        )
+        self.reports = counter(
+            "gateway_experiment_reports", "Outcomes that were reported, by what came of them.", "result"
+        )
+        self.records_dropped = counter(
+            "gateway_experiment_records_dropped", "Records of experiments that were not written, by reason.", "reason"
+        )
         self.evictions = counter("gateway_cache_evictions", "Answers forgotten to make room for others.", "model")
         self.refused = counter(
             "gateway_connections_refused",
@@ -505,7 +533,7 @@ class _Families:
         )
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
-        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow`, `HedgesNow` and `MemoryNow` say."""
+        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow`, `HedgesNow`, `MemoryNow` and so on say."""
         by_step = ["model", "step"]
         by_limit = ["upstream", "upstream_model"]
 
@@ -530,6 +558,14 @@ class _Families:
                 ["model"],
                 "livemin",
             ),
+            "mismatched": gauge(
+                "gateway_experiment_sample_ratio_mismatch",
+                "1 if units do not come to an experiment's arms as planned.",
+                ["experiment"],
+                "livemax",
+            ),
+            "store_away": gauge("gateway_store_away", "1 if the store of experiments can't be used.", [], "livemax"),
+            "store_waiting": gauge("gateway_store_waiting", "Records that wait to be written there.", [], "livesum"),
             "hedge_after": gauge(
                 "gateway_hedge_after_seconds",
                 "How long a call may take before it is sent a second time; 0 if that is not known yet.",
@@ -588,6 +624,17 @@ class _Bounded:
             return OTHER
         self._seen.add(value)
         return value
+
+
+def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:
+    told: dict[tuple[str, ...], float] = {}
+    for experiment in watched.experiments():
+        told["mismatched", experiment.name] = int(experiment.is_mismatched)
+    store = None if watched.store is None else watched.store()
+    if store is not None:
+        told["store_away",] = int(store.is_away)
+        told["store_waiting",] = store.waiting
+    return told
 
 
 class _Series:

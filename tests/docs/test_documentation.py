@@ -11,7 +11,7 @@ import pytest
 
 from gateway.cli import _parser
 from gateway.config import load
-from gateway.config.experiments import load_experiments
+from gateway.config.experiment_file import load_experiments
 from gateway.http2.limits import KiB, Limits, MiB
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +136,7 @@ INCIDENTS = (
         "certificate-expired",
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
+    *("experiment-invalid", "store-away"),
 )
 
 
