@@ -11,6 +11,7 @@ from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
 from gateway.experiments.records import Exposure, Outcome
 from gateway.store import ExposureRow, OutcomeRow, RequestRow, Stop, Store, StoreAway, schema
+from gateway.store.rows import Row
 
 KEY = "a key that nobody guesses"
 
@@ -77,7 +78,7 @@ def test_a_report_about_a_request_is_about_its_unit_whichever_comes_first(
     store_of: Opened, url: str, first: str
 ) -> None:
     store = store_of(url)
-    rows = [RequestRow("r-1", "anna", 10.0), OutcomeRow("x", "", "bought", 1.0, 20.0, "", "r-1")]
+    rows: list[Row] = [RequestRow("r-1", "anna", 10.0), OutcomeRow("x", "", "bought", 1.0, 20.0, "", "r-1")]
     for row in rows if first == "request" else rows[::-1]:
         store.write([row])
     assert [each.unit for each in outcomes(store)] == [store.hashed("unit", "anna")]
@@ -93,7 +94,7 @@ def test_what_was_measured_is_of_its_experiment_and_counts_as_often_as_it_was_se
 def test_units_requests_and_reports_are_known_by_keyed_hashes_only(store_of: Opened, url: str) -> None:
     store = store_of(url)
     strange = "\0\ud800 anna@example.org" + "x" * 100_000
-    rows = [ExposureRow("spring", "a", strange, 1.0, False), RequestRow(strange, strange, 1.0)]
+    rows: list[Row] = [ExposureRow("spring", "a", strange, 1.0, False), RequestRow(strange, strange, 1.0)]
     store.write([*rows, OutcomeRow(strange, "", "bought", 1.0, 2.0, strange)])
     with raw(url) as connection:
         found = [str(connection.execute(each.select()).all()) for each in schema.metadata.sorted_tables]
