@@ -24,7 +24,7 @@ from v2_calls import call, channel_to, infer, read_all, stream
 from gateway.app import Gateway
 from gateway.cli import main
 from gateway.experiment_reports import Unknown, disagreements
-from gateway.store import Store
+from gateway.store.database import Store
 from gateway.v1 import outcomes_pb2 as pb
 from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
 
