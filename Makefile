@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run test pythons coverage soak check perf setup clean
+.PHONY: run test pythons coverage soak fuzz check perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -39,6 +39,16 @@ soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 
 $(VENV)/grpc-js: $(VENV)/.tools
 	npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7
+
+# Inputs that reach new code of what reads others' bytes, ten minutes for each reader, on the sources; findings are new files
+# in tests/fuzz/corpus. FUZZ_SECONDS=60 TARGETS="config jwt" make fuzz is shorter. atheris has wheels for Python 3.11 to 3.13.
+fuzz: export GATEWAY_NO_EXTENSIONS := 1
+fuzz: $(VENV)/.tools $(VENV)/.fuzz
+	PYTHONPATH=$(VENV)/.fuzz $(BIN)/python tests/fuzz/fuzzer.py --seconds $(or $(FUZZ_SECONDS),600) $(TARGETS)
+
+# In a folder of its own: its native modules are large, and nothing else needs them.
+$(VENV)/.fuzz: $(VENV)/.installed
+	$(INSTALL) --no-deps --target $@ atheris==3.0.0
 
 # Has each Python what the sources use of it? NumPy's own types are for 3.11 and later, so before that they say nothing.
 OTHER_PYTHON := --no-warn-return-any --no-warn-unused-ignores --python-version
