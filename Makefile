@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run test pythons coverage soak fuzz check perf setup clean
+.PHONY: run test pythons coverage soak fuzz check audit sbom perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -62,6 +62,24 @@ check: $(VENV)/.tools
 	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/config/test_reference.py   # is docs/configuration.md what the schema says?
+	$(BIN)/python -m pytest -q tests/deploy/test_dependencies.py # has a version that is allowed a known advisory?
+
+# Has any package of constraints.txt a published advisory? Asks PyPI, so it is no part of `make check`, which holds the versions
+# to what was known when .ci/advisories.txt was last looked over (tests/deploy/test_dependencies.py).
+audit: $(VENV)/.supply
+	$(VENV)/.supply/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+# All that an installation has, in dist/: of a new environment, since .venv has tools for tests beside it.
+sbom: $(VENV)/.supply
+	@$(PYTHON) -m venv --clear $(VENV)/.shipped
+	$(BIN)/python -m pip --python $(VENV)/.shipped/bin/python install -q --disable-pip-version-check -c constraints.txt .
+	@mkdir -p dist
+	$(VENV)/.supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+	  --output-file dist/inference-gateway.cdx.json $(VENV)/.shipped/bin/python
+
+$(VENV)/.supply: $(VENV)/.installed
+	@$(PYTHON) -m venv $@
+	$@/bin/pip install -q --disable-pip-version-check -c constraints.txt cyclonedx-bom==7.5.0 pip-audit==2.10.1
 
 # Load tests against Envoy, nginx and HAProxy, 30 minutes; see perf/README.md. For a first look: make perf ROUNDS=1 ONLY=tiny
 ROUNDS := 5

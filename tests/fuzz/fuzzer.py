@@ -116,7 +116,8 @@ def _inside(name: str) -> None:
             return bytes(atheris.Mutate(data, most))  # another function once it fuzzes, so not looked up before
 
         extra["custom_mutator"] = _mutator(*SHAPES[name], mutate)
-    atheris.Setup([sys.argv[0], *sys.argv[3:]], one, **extra)
+    again = f"{sys.executable} {__file__} --inside {name}"  # which libFuzzer starts processes with, to merge
+    atheris.Setup([again, *sys.argv[3:]], one, **extra)
     atheris.Fuzz()
 
 
