@@ -48,7 +48,8 @@ fuzz: $(VENV)/.tools $(VENV)/.fuzz
 
 # In a folder of its own: its native modules are large, and nothing else needs them.
 $(VENV)/.fuzz: $(VENV)/.installed
-	$(INSTALL) --no-deps --target $@ atheris==3.0.0
+	$(INSTALL) --no-deps --upgrade --target $@ atheris==3.0.0
+	@touch $@
 
 # Has each Python what the sources use of it? NumPy's own types are for 3.11 and later, so before that they say nothing.
 OTHER_PYTHON := --no-warn-return-any --no-warn-unused-ignores --python-version
@@ -66,20 +67,21 @@ check: $(VENV)/.tools
 
 # Has any package of constraints.txt a published advisory? Asks PyPI, so it is no part of `make check`, which holds the versions
 # to what was known when .ci/advisories.txt was last looked over (tests/deploy/test_dependencies.py).
-audit: $(VENV)/.supply
+audit: $(VENV)/.supply/made
 	$(VENV)/.supply/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 # All that an installation has, in dist/: of a new environment, since .venv has tools for tests beside it.
-sbom: $(VENV)/.supply
+sbom: $(VENV)/.supply/made
 	@$(PYTHON) -m venv --clear $(VENV)/.shipped
-	$(BIN)/python -m pip --python $(VENV)/.shipped/bin/python install -q --disable-pip-version-check -c constraints.txt .
+	CC=no-compiler $(BIN)/python -m pip --python $(VENV)/.shipped/bin/python install -q --disable-pip-version-check -c constraints.txt .
 	@mkdir -p dist
 	$(VENV)/.supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
 	  --output-file dist/inference-gateway.cdx.json $(VENV)/.shipped/bin/python
 
-$(VENV)/.supply: $(VENV)/.installed
-	@$(PYTHON) -m venv $@
-	$@/bin/pip install -q --disable-pip-version-check -c constraints.txt cyclonedx-bom==7.5.0 pip-audit==2.10.1
+$(VENV)/.supply/made: $(VENV)/.installed
+	@$(PYTHON) -m venv $(VENV)/.supply
+	$(VENV)/.supply/bin/pip install -q --disable-pip-version-check -c constraints.txt cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
 
 # Load tests against Envoy, nginx and HAProxy, 30 minutes; see perf/README.md. For a first look: make perf ROUNDS=1 ONLY=tiny
 ROUNDS := 5

@@ -309,8 +309,12 @@ def tokens() -> dict[str, dict[str, bytes]]:
             "critical": signed({"crit": ["x"], "x": 1}),
             "no kid": signed({"kid": ""}),
             "odd claims": signed(sub={"a": 1}, realm="x"),
+            "groups that are a number": signed(realm={"roles": 5}),
+            "groups that are an object": signed(realm={"roles": {"a": 1}}),
+            "odd times": signed(exp="8_589_934_592"),
             "secret": jwt.encode(claims, "k" * 32, "HS256").encode(),
             "none": jwt.encode(claims, None, "none").encode(),
+            "odd keys": b'{"keys": [{"kty": {}}, {"kty": "RSA", "use": [], "n": 5}, 7, {"kty": "OKP", "kid": []}]}',
             "keys": json.dumps({"keys": [public, {"kty": "RSA", "n": "AQAB", "e": "AQAB"}, {"kty": "EC"}]}).encode(),
         }
     }
