@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,14 +22,26 @@ VERSIONS = dict(
 )
 
 
-def built(folder: Path, **environ: str) -> Path:
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What builds a wheel without a compiler, installed once. `make pythons` builds one as pip does by itself."""
+    folder = tmp_path_factory.mktemp("tools")
+    (line,) = re.findall(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    needed = [text for text in re.findall(r'"([^"]+)"', line) if not text.startswith("mypy")]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), *needed]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def built(folder: Path, tools: Path, **environ: str) -> Path:
     """A wheel from what the images' build sees, made without a compiler: that the hot path can be compiled, this very
     installation shows."""
     for file in context():
         (folder / "src" / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, folder / "src" / file)  # as new as files of a clone
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(folder), "."]
-    environ = {**os.environ, "CC": "none", **environ}
+    options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(folder))
+    environ = {**os.environ, "CC": "none", "PYTHONPATH": str(tools), **environ}
+    command = [sys.executable, "-m", "pip", "wheel", *options, "."]
     done = subprocess.run(command, cwd=folder / "src", env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
@@ -36,15 +49,17 @@ def built(folder: Path, **environ: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("here"), SOURCE_DATE_EPOCH="1790000000")
+def wheel(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(tmp_path_factory.mktemp("here"), tools, SOURCE_DATE_EPOCH="1790000000")
 
 
-def test_the_same_sources_give_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_the_same_sources_give_the_same_wheel(wheel: Path, tools: Path, tmp_path: Path) -> None:
     """In another folder, with another umask, time zone and hash seed."""
     old = os.umask(0o077)
     try:
-        other = built(tmp_path / "elsewhere", SOURCE_DATE_EPOCH="1790000000", TZ="Asia/Tokyo", PYTHONHASHSEED="7")
+        other = built(
+            tmp_path / "elsewhere", tools, SOURCE_DATE_EPOCH="1790000000", TZ="Asia/Tokyo", PYTHONHASHSEED="7"
+        )
     finally:
         os.umask(old)
     assert other.name == wheel.name
