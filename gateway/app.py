@@ -161,6 +161,7 @@ class Gateway:
         self._readiness = Readiness(self._catalogue.problems, self._changes)
         inference = Inference(self._topology, self._hooks, sequences)
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
+        self._quotas = inference.quotas
         self._shadows = inference.shadows
         self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
@@ -183,6 +184,8 @@ class Gateway:
             threads=self._threads,
             captures=self._telemetry.captures,
             gates=self._gates,
+            quotas=self._quotas,
+            shared_quotas=None,
             shares=self._shares,
             hedges=self._hedges,
             shadows=self._shadows,

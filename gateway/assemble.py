@@ -13,6 +13,7 @@ from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.probes import request_of
+from gateway.config.quotas import CallerLimits, QuotaLimits
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
@@ -21,6 +22,7 @@ from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
+from gateway.quotas import CallerQuota, Limits, QuotaSettings
 from gateway.routing import (
     AnyOf,
     Condition,
@@ -129,6 +131,27 @@ def admission_of(config: Config) -> AdmissionSettings:
             if limit != "auto":
                 limits[key] = NONE if limit == "none" else max(1, limit // config.workers)
     return AdmissionSettings(limits, config.admission.caller or "", config.admission.priority or "", config.workers)
+
+
+def quotas_of(config: Config) -> QuotaSettings:
+    """The quotas, for the gateway as a whole."""
+    quotas = config.quotas
+    return QuotaSettings(
+        quotas.caller or "",
+        {name: _caller_quota(caller) for name, caller in quotas.callers.items()},
+        _caller_quota(quotas.default),
+        {name: _limits(model) for name, model in quotas.models.items()},
+        config.workers,
+    )
+
+
+def _caller_quota(caller: CallerLimits) -> CallerQuota:
+    models = {name: _limits(model) for name, model in caller.models.items()}
+    return CallerQuota(_limits(caller), models, None if caller.priority is None else caller.priority == "batch")
+
+
+def _limits(quota: QuotaLimits) -> Limits:
+    return Limits(quota.requests or 0.0, quota.bytes or 0.0, quota.rows or 0.0, quota.concurrent or 0, quota.burst)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

@@ -124,6 +124,32 @@ class Overloaded(GatewayError):
         self.retry_after = retry_after
 
 
+class QuotaExceeded(Overloaded):
+    """The caller, the model or both have used up their quota."""
+
+    is_callers = True  # so that it does not count as overload
+
+    def __init__(self, caller: str, model: str, reason: str, limit: str, retry_after: float) -> None:
+        """caller, model: whose quota it is; "" for that of all. reason: "requests", "bytes", "rows" or "concurrent".
+
+        limit: as people read it.
+        """
+        whose = " of ".join(
+            part
+            for part in (f"caller '{shown(caller)}'" if caller else "", f"model '{model}'" if model else "")
+            if part
+        )
+        super().__init__(
+            f"The quota of {whose or 'callers without a name'} is used up: {limit}; try again in {retry_after:.2g} s",
+            retry_after,
+        )
+        self.subject = ",".join(
+            part for part in (f"caller:{shown(caller)}", f"model:{model}") if not part.endswith(":")
+        )
+        self.reason = reason
+        self.limit = limit
+
+
 # Our bug
 
 

@@ -14,6 +14,7 @@ from gateway.assemble import (
     memory_of,
     merges_of,
     names_of,
+    quotas_of,
     routes_of,
     shadows_of,
     shares_of,
@@ -30,6 +31,7 @@ from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.quotas import Quotas, SharedBuckets
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.steps import Pipeline
@@ -57,6 +59,8 @@ class Takeover:
         threads: Threads,
         captures: Captures,
         gates: Gates,
+        quotas: Quotas,
+        shared_quotas: SharedBuckets | None,
         shares: Shares,
         hedges: Hedges,
         shadows: Shadows,
@@ -67,6 +71,7 @@ class Takeover:
         changed: Callable[[], None],
     ) -> None:
         """
+        shared_quotas: what the store of quotas says; None if there is none.
         collected:  budget for answers of upstreams that are collected.
         changed:    called when another topology is in force.
         """
@@ -76,6 +81,8 @@ class Takeover:
         self._threads = threads
         self._captures = captures
         self._gates = gates
+        self._quotas = quotas
+        self._shared_quotas = shared_quotas
         self._shares = shares
         self._hedges = hedges
         self._shadows = shadows
@@ -126,6 +133,7 @@ class Takeover:
         self._config = config
         self._topology.now = Topology(routes, pools, pipelines, merges, captures)
         self._gates.apply(admission_of(config), time.monotonic())
+        self._quotas.apply(quotas_of(config), self._shared_quotas)
         self._shares.apply(shares_of(config))
         self._hedges.apply(hedges_of(config))
         self._shadows.apply(shadows_of(config, routes))

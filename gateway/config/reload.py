@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 Mark = tuple[object, ...]
 """A fingerprint of files, which changes if one of them changes."""
 
-_LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"), ("pipelines", "memory"))
+_LIVE = (
+    *(("upstreams",), ("models",), ("direct",), ("telemetry", "capture"), ("pipelines", "memory")),
+    *(("quotas", key) for key in ("caller", "default", "callers", "models")),
+)
 """The settings that a running gateway takes over. All others concern sockets and parts that are made at the start."""
 
 

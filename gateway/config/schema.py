@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from gateway.config.models import Admission, Direct, Model
+from gateway.config.quotas import QuotasSection
 from gateway.config.section import Section
 from gateway.config.serving import Admin, Pipelines, Sequences, Server, Telemetry
 from gateway.config.units import Address, ModelName, Name, Whole
@@ -43,6 +44,9 @@ class Config(Section):
         default_factory=dict, max_length=10_000, description="Public models, by the names that clients call."
     )
     admission: Admission = Field(default=Admission(), description="Whose turn it is when a model is overloaded.")
+    quotas: QuotasSection = Field(
+        default=QuotasSection(), description="How much callers may ask for, and what is kept of who used what."
+    )
     pipelines: Pipelines = Field(
         default=Pipelines(), description="Threads and memory for the pipelines' own steps, such as decoding pictures."
     )

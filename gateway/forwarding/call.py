@@ -4,7 +4,7 @@
 
 Whatever has a say in a call has its place in that life:
 
-    before deciding    `begin`, before it asks for a decision
+    before deciding    `begin`, before it asks for a decision: is it within its caller's and its model's quotas?
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
     before attempts    `_share`, where a request that was or is being answered gets the same answer
     beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
@@ -42,6 +42,7 @@ from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
+from gateway.quotas import Quota
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
 from gateway.status import LATE, OK, Code, Meaning, Origin
@@ -90,6 +91,7 @@ class Call:
     _sharing: Sharing | None = None  # if it may get an answer that is not its own alone
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
+    _quota: Quota | None = None  # that it must leave
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
@@ -120,6 +122,8 @@ class Call:
         inference = self._inference
         self._is_reported = observer is None
         try:
+            if inference.quotas.is_on and observer is None:
+                self._quota = self._enter_quota()
             decision = inference.decision(self._caller.metadata, self.head)
             self._observer = observer if observer is not None else self._report(decision)
         except GatewayError as error:
@@ -141,10 +145,22 @@ class Call:
     def _refuse(self, error: GatewayError) -> None:
         """End a call about which nothing could be decided, and report it as any other."""
         self.is_over = True
+        self._leave_quota()
         caller = self._caller
-        caller.fail(error, caller.metadata.echo)
+        trailing = (*legal_fields(failed_trailers(error)), *pushback_fields(error), *caller.metadata.echo)
+        caller.fail(error, trailing)
         if self._is_reported:
             self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
+
+    def _enter_quota(self) -> Quota:
+        """:raises QuotaExceeded: if its caller or its model has used it up."""
+        body = self.body if self._large is None else self._large.front
+        return self._inference.enter_quota(self._caller.metadata, self.head, body, self._request_bytes)
+
+    def _leave_quota(self) -> None:
+        if self._quota is not None:
+            quota, self._quota = self._quota, None
+            quota.leave(self._answered_bytes, self._inference.clock())
 
     def _report(self, decision: Decision) -> CallObserver:
         return self._inference.report(self._method, decision, self._caller.peer, self.body)
@@ -450,6 +466,8 @@ class Call:
 
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
+        if self._quota is not None:
+            self._leave_quota()
         self.tell_answered()
         if self._large is not None:
             self._large.drop()

@@ -284,12 +284,16 @@ class StreamSession(StreamOwner):
             head = self._heads.peek(body)
             name = head.model_name
             facts = Facts(self._facts, parameters_of(head), head.model_version)
+            quota = (
+                inference.enter_quota(self._opening.metadata, head, body, len(body)) if inference.quotas.is_on else None
+            )
         except GatewayError as error:
             self._refuse(body, error, name)
             return
         decided = inference.decide(head, facts, inference.draw())
         observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
+        message.quota = quota
         pipeline = inference.current.now.pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
@@ -647,4 +651,7 @@ class StreamSession(StreamOwner):
                 self._versions.add(who.model_version)
                 self._endpoints.add(who.endpoint)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
+        if message.quota is not None:
+            quota, message.quota = message.quota, None
+            quota.leave(message.answer_bytes, now)
         message.observer.ended(CallEnded(code, text, served, *sizes, now, message.callers_fault))
