@@ -28,7 +28,7 @@ from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
-from gateway.assemble import collected_of, routes_of, server_of
+from gateway.assemble import collected_of, routes_of, server_of, shared_quotas_of, store_of, usage_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import MemoryGauge, memory_limit
@@ -42,9 +42,11 @@ from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import ConnectionFull, Watched
+from gateway.hooks import ConnectionFull, QuotasNow, Watched
 from gateway.memory_watch import MemoryWatch
 from gateway.notifier import Changes
+from gateway.quota_store import QuotaStore
+from gateway.quotas import Quotas
 from gateway.readiness import Readiness
 from gateway.rpc.budget import Budget
 from gateway.state import WorkerState
@@ -114,6 +116,9 @@ class Gateway:
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rooms.run()))
+        if self._shared_quotas is not None:
+            store = QuotaStore(store_of(self._first.config), self._shared_quotas)
+            exits.push_async_callback(_cancel, asyncio.ensure_future(store.run()))
         await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
         await self._enter_server(exits)
         if self._first.files:
@@ -131,7 +136,9 @@ class Gateway:
         config, shared = self._first.config, self._place.shared
         self._telemetry = ProcessTelemetry(config.telemetry, self._environ, VERSION, shared)
         self._totals = PipelineTotals(shared) if shared else None
-        self._hooks = (await self._telemetry.enter([self._history])).hooks
+        self._quotas = Quotas()
+        self._usage = usage_of(config, self._quotas, str(self._place.worker))
+        self._hooks = (await self._telemetry.enter([self._history], self._usage)).hooks
         self._events = EventLog(self._hooks)
         exits.push_async_callback(self._telemetry.aclose)
 
@@ -159,10 +166,11 @@ class Gateway:
         self._topology = CurrentTopology(Topology(routes_of(config), {}))
         self._catalogue = Catalogue(self._topology)
         self._readiness = Readiness(self._catalogue.problems, self._changes)
-        inference = Inference(self._topology, self._hooks, sequences)
+        inference = Inference(self._topology, self._hooks, sequences, quotas=self._quotas)
+        inference.counts_rows = self._usage is not None
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
-        self._quotas = inference.quotas
         self._shadows = inference.shadows
+        self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
@@ -185,7 +193,7 @@ class Gateway:
             captures=self._telemetry.captures,
             gates=self._gates,
             quotas=self._quotas,
-            shared_quotas=None,
+            shared_quotas=self._shared_quotas,
             shares=self._shares,
             hedges=self._hedges,
             shadows=self._shadows,
@@ -208,6 +216,7 @@ class Gateway:
             shadows=self._shadows.now,
             breaker=self._breaker,
             retries_left=self._retries_left,
+            quotas=self._quotas,
             memory=self._memory.now,
             listen=lambda: self.listen,
             names=self._discovery.state,
@@ -224,12 +233,21 @@ class Gateway:
                 self._shadows.now,
                 self._memory.now,
                 self._retries_left,
+                self._quotas_now,
+                self._usage.now if self._usage is not None else tuple,
             )
         )
         connections = Connections(self._telemetry.connection_refused)
         admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
         await exits.enter_async_context(admin)
         self.admin_address = admin.address
+
+    def _quotas_now(self) -> QuotasNow:
+        """For the metrics. It may be called from any thread."""
+        refused = [
+            (*key, reason, count) for key, counts in self._quotas.refused().items() for reason, count in counts.items()
+        ]
+        return QuotasNow(refused, bool(self._quotas.is_store_away))
 
     async def _enter_server(self, exits: contextlib.AsyncExitStack) -> None:
         config, shared = self._first.config, self._place.shared_listen

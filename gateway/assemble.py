@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
-from gateway.quotas import CallerQuota, Limits, QuotaSettings
+from gateway.quota_store import StoreSettings
+from gateway.quotas import CallerQuota, Limits, Quotas, QuotaSettings, SharedBuckets
 from gateway.routing import (
     AnyOf,
     Condition,
@@ -41,6 +43,7 @@ from gateway.routing import (
 from gateway.routing.match import Test
 from gateway.rpc.budget import Budget
 from gateway.status import Meaning
+from gateway.telemetry.usage import Usage, UsageLog
 from gateway.types import Retry, Variant
 from gateway.upstream.channel import Tls, wire_channel
 from gateway.upstream.connection import Connection
@@ -152,6 +155,29 @@ def _caller_quota(caller: CallerLimits) -> CallerQuota:
 
 def _limits(quota: QuotaLimits) -> Limits:
     return Limits(quota.requests or 0.0, quota.bytes or 0.0, quota.rows or 0.0, quota.concurrent or 0, quota.burst)
+
+
+def shared_quotas_of(config: Config) -> SharedBuckets | None:
+    """What the store of quotas is to say; None if there is none."""
+    shared = config.quotas.shared
+    return None if shared is None else SharedBuckets(1.0 / (shared.gateways * config.workers), shared.period)
+
+
+def store_of(config: Config) -> StoreSettings:
+    """The store of quotas, for one worker."""
+    shared = config.quotas.shared
+    assert shared is not None  # noqa: S101  (the caller's choice)
+    member = f"{socket.gethostname()}-{secrets.token_hex(8)}"  # hosts of containers may have one name
+    return StoreSettings(shared.url, shared.password_file, shared.timeout, shared.prefix, member)
+
+
+def usage_of(config: Config, quotas: Quotas, worker: str) -> Usage | None:
+    """Counts who used what; None unless the file says anything of quotas."""
+    if "quotas" not in config.model_fields_set:
+        return None
+    log = config.quotas.usage
+    settings = UsageLog(log.directory, log.interval, log.file_bytes, log.file_age, log.files) if log else None
+    return Usage(settings, quotas, worker)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

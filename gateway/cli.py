@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -274,10 +275,11 @@ def _check_fitting(loaded: Loaded) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from gateway.assemble import routes_of  # noqa: PLC0415
+    from gateway.assemble import quotas_of, routes_of  # noqa: PLC0415
     from gateway.config import load  # noqa: PLC0415
-    from gateway.explain import explain_call  # noqa: PLC0415
+    from gateway.explain import explain_call, explain_quotas  # noqa: PLC0415
     from gateway.forwarding.metadata import first_values  # noqa: PLC0415
+    from gateway.quotas import Quotas  # noqa: PLC0415
     from gateway.types import Facts  # noqa: PLC0415
 
     loaded = load(arguments.file, os.environ)
@@ -285,15 +287,20 @@ def _explain(arguments: argparse.Namespace) -> int:
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
     lines = explain_call(routes_of(loaded.config), loaded.pipelines, arguments.model, facts, draw=draw)
+    quotas = Quotas()
+    quotas.apply(replace(quotas_of(loaded.config), workers=1), None)  # as the file has them, and not a worker's share
+    if quotas.is_on:
+        lines += explain_quotas(quotas, loaded.pipelines, arguments.model, facts)
     _say("\n".join(lines))
-    return _explain_now(arguments.admin, arguments.model) if arguments.admin else 0
+    caller = quotas.name_of(metadata)
+    return _explain_now(arguments.admin, arguments.model, caller) if arguments.admin else 0
 
 
-def _explain_now(admin: str, model: str) -> int:
+def _explain_now(admin: str, model: str, caller: str) -> int:
     import json  # noqa: PLC0415
     from urllib.request import urlopen  # noqa: PLC0415
 
-    from gateway.explain import explain_now  # noqa: PLC0415
+    from gateway.explain import explain_now, quotas_now  # noqa: PLC0415
 
     try:
         with urlopen(f"http://{admin.removeprefix('http://').rstrip('/')}/state", timeout=5) as answer:
@@ -301,7 +308,7 @@ def _explain_now(admin: str, model: str) -> int:
     except (OSError, ValueError) as error:
         print(f"{admin} does not say how it stands: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    _say("\n".join(explain_now(state, model)))
+    _say("\n".join([*explain_now(state, model), *quotas_now(state, caller, model)]))
     return 0
 
 

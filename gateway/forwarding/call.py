@@ -51,6 +51,7 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head, as_asked, peek_front
+from gateway.v2.rows import rows_of
 
 _log = logging.getLogger(__name__)
 
@@ -163,6 +164,8 @@ class Call:
             quota.leave(self._answered_bytes, self._inference.clock())
 
     def _report(self, decision: Decision) -> CallObserver:
+        if self._large is not None and self._inference.counts_rows:
+            rows_of(self._large.front, self.head)  # which the head remembers: the body is not here
         return self._inference.report(self._method, decision, self._caller.peer, self.body)
 
     # Attempts

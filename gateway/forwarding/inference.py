@@ -153,6 +153,7 @@ class Inference:
         hooks: Hooks,
         sequences: Sequences,
         *,
+        quotas: Quotas | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -166,7 +167,8 @@ class Inference:
         self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
-        self.quotas = Quotas()
+        self.quotas = quotas or Quotas()
+        self.counts_rows = False  # are the rows of each request reported?
         self.gates = Gates(quotas=self.quotas)
         self.shares = Shares()
         self.hedges = Hedges()
@@ -183,6 +185,8 @@ class Inference:
         """Report that a request has arrived. body: whole, if it is here."""
         model = decision.head.model_name
         started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
+        if self.counts_rows:
+            started.rows = rows_of(body, decision.head)
         captures = self.current.now.captures
         if captures:
             take = captures.get(model)

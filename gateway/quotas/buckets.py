@@ -64,9 +64,19 @@ class SharedBuckets:
         """share: of this process in all that gateways may use together. period: seconds between two reports."""
         self.share = share
         self.period = period
-        self.is_away = True  # does the store answer? Before it has, it does not
-        self.leases: dict[str, Lease] = {}  # by key in the store: those with something to report
+        self.is_away = True  # does the store not answer? Before it has, it does not
+        self.returns = 0  # times that it came back: what a lease knew before counts no more
+        self.leases: dict[str, Lease] = {}  # by key in the store: those with something to report or to ask
         self.on_hungry: Callable[[], None] | None = None  # a lease is used up: report at once
+
+    def came_back(self) -> None:
+        self.is_away = False
+        self.returns += 1
+        self.leases.clear()
+
+    def went_away(self) -> None:
+        self.is_away = True
+        self.leases.clear()
 
     def report(self, lease: Lease) -> None:
         self.leases[lease.key] = lease
@@ -97,11 +107,14 @@ class Lease(Bucket):
         self._credit = self.capacity * shared.share  # units that may be used before it answers next
         self._ahead = 0.0  # seconds by which the store's bucket was ahead of its rate when it last answered
         self._heard_at = 0.0
+        self._returns = shared.returns
 
     def wait(self, units: float, now: float) -> float:
         shared = self._shared
         if shared.is_away:
             return self._local_bucket().wait(units, now)
+        if self._returns != shared.returns:
+            self._begin_anew()
         need = min(units, self.capacity * shared.share)
         if self._credit + _ROUNDING >= need:
             return 0.0
@@ -134,8 +147,9 @@ class Lease(Bucket):
         self._ahead, self._heard_at = ahead, now
         self._reckon(now)
 
-    def forget(self) -> None:
-        """The store was away: what was used meanwhile came of the local share, and it is a new beginning."""
+    def _begin_anew(self) -> None:
+        """The store was away: what was used meanwhile came of the local share."""
+        self._returns = self._shared.returns
         self.used = self._ahead = 0.0
         self._credit = self.capacity * self._shared.share
 

@@ -320,6 +320,11 @@ class Quotas:
         accounts = [*self._models.values(), *(account for caller in callers for account in caller.accounts.values())]
         return [account.now(now) for account in accounts]
 
+    @property
+    def is_store_away(self) -> bool | None:
+        """None: there is no store."""
+        return None if self.shared is None else self.shared.is_away
+
     def refused(self) -> dict[tuple[str, str], Mapping[str, int]]:
         """Calls since the start, by caller (`OTHERS` for those that the config does not name) and model, by reason."""
         return {key: dict(counts) for key, counts in list(self._refused.items())}

@@ -20,7 +20,7 @@ _MOST: Final = 1 << 31
 def rows_of(body: bytes, head: Head) -> int:
     """The first dimension of a request's first input: the rows, where the model has a batch axis. 1 if there is none.
 
-    body: whole, or what has arrived of it. Heads that requests share remember it.
+    body: whole, or what has arrived of it. The head remembers it.
     """
     if head.rows:
         return head.rows
@@ -28,8 +28,7 @@ def rows_of(body: bytes, head: Head) -> int:
         rows = _first_dimension(body)
     except (IndexError, MalformedMessage):
         rows = 1
-    if head.fronts is not None:  # then all requests with this head are equal up to their raw contents
-        head.rows = rows
+    head.rows = rows  # of a head that requests share too: they are equal up to their raw contents
     return rows
 
 

@@ -87,7 +87,7 @@ def test_four_processes_share_a_rate(demands: tuple[int, ...]) -> None:
     shares = [SharedBuckets(1 / len(demands), 0.05) for _ in demands]
     leases = [Lease("k", rate, burst, shared) for shared in shares]
     for shared in shares:
-        shared.is_away = False
+        shared.came_back()
     chance, let_in = random.Random(3), 0
     due = [chance.random() * 0.05 for _ in demands]
     for millisecond in range(int(seconds * 1000)):
@@ -111,8 +111,7 @@ def test_while_the_store_is_away_each_has_its_share_and_afterwards_it_begins_ane
     assert used(lease, [0.0] * 1000) == 25
     assert used(lease, [n / 1000 for n in range(1, 4001)]) == 100
     assert lease.used == 0  # of which the store need not hear
-    shared.is_away = False
-    lease.forget()
+    shared.came_back()
     assert used(lease, [10.0] * 1000) == 25
     assert lease.reported() == 25
     lease.heard(0.25, 10.0)
@@ -122,7 +121,8 @@ def test_while_the_store_is_away_each_has_its_share_and_afterwards_it_begins_ane
 def test_a_lease_that_is_used_up_asks_at_once() -> None:
     asked: list[bool] = []
     shared = SharedBuckets(0.5, 0.05)
-    shared.is_away, shared.on_hungry = False, lambda: asked.append(True)
+    shared.came_back()
+    shared.on_hungry = lambda: asked.append(True)
     lease = Lease("k", 10.0, 1.0, shared)
     assert used(lease, [0.0] * 5) == 5
     assert asked == []
@@ -132,7 +132,7 @@ def test_a_lease_that_is_used_up_asks_at_once() -> None:
 
 def test_after_a_pause_a_caller_need_not_wait_for_the_store() -> None:
     shared = SharedBuckets(0.5, 0.05)
-    shared.is_away = False
+    shared.came_back()
     lease = Lease("k", 10.0, 1.0, shared)
     assert used(lease, [0.0] * 10) == 5
     lease.reported()

@@ -119,7 +119,7 @@ def test_each_worker_has_its_share() -> None:
 
 def test_shared_rates_are_not_divided() -> None:
     quotas, shared = Quotas(), SharedBuckets(0.5, 0.05)
-    shared.is_away = False
+    shared.came_back()
     quotas.apply(QuotaSettings(KEY, default=CallerQuota(Limits(requests=8)), workers=4), shared)
     assert entered(quota(quotas, "a"), 10) == 4
     assert [lease.used for lease in shared.leases.values()] == [4]
