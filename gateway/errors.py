@@ -129,23 +129,13 @@ class QuotaExceeded(Overloaded):
 
     is_callers = True  # so that it does not count as overload
 
-    def __init__(self, caller: str, model: str, reason: str, limit: str, retry_after: float) -> None:
-        """caller, model: whose quota it is; "" for that of all. reason: "requests", "bytes", "rows" or "concurrent".
+    def __init__(self, text: str, retry_after: float, subject: str, reason: str, limit: str) -> None:
+        """subject: whose quota it is, such as `caller:acme,model:net`.
 
-        limit: as people read it.
+        reason: "requests", "bytes", "rows" or "concurrent". limit: as people read it.
         """
-        whose = " of ".join(
-            part
-            for part in (f"caller '{shown(caller)}'" if caller else "", f"model '{model}'" if model else "")
-            if part
-        )
-        super().__init__(
-            f"The quota of {whose or 'callers without a name'} is used up: {limit}; try again in {retry_after:.2g} s",
-            retry_after,
-        )
-        self.subject = ",".join(
-            part for part in (f"caller:{shown(caller)}", f"model:{model}") if not part.endswith(":")
-        )
+        super().__init__(text, retry_after)
+        self.subject = subject
         self.reason = reason
         self.limit = limit
 

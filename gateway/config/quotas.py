@@ -103,7 +103,7 @@ class SharedQuotas(Section):
         "the store says how many there are.",
     )
     period: Annotated[float, Duration(10 * MILLISECONDS, 5 * SECONDS)] = Field(
-        default=0.05, description="How often a worker reports what was used, if anything was."
+        default=0.1, description="How often a worker reports what was used, if anything was."
     )
     timeout: Annotated[float, Duration(10 * MILLISECONDS, 10 * SECONDS)] = Field(
         default=0.5, description="For how long an answer of the store is waited for. No call waits for it."

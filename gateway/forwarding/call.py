@@ -24,7 +24,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
+from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, QuotaExceeded, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
 from gateway.forwarding.attempts import RETRY, Attempt
 from gateway.forwarding.backoff import NEVER, pushback, wait_before
@@ -36,7 +36,7 @@ from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
-from gateway.forwarding.retry_info import pushback_fields
+from gateway.forwarding.retry_info import pushback_fields, quota_fields
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
@@ -148,8 +148,8 @@ class Call:
         self.is_over = True
         self._leave_quota()
         caller = self._caller
-        trailing = (*legal_fields(failed_trailers(error)), *pushback_fields(error), *caller.metadata.echo)
-        caller.fail(error, trailing)
+        echo = caller.metadata.echo
+        caller.fail(error, (*quota_fields(error), *echo) if isinstance(error, QuotaExceeded) else echo)
         if self._is_reported:
             self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
 

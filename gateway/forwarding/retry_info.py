@@ -6,29 +6,28 @@ the value of `grpc-status-details-bin`; gRFC A6, `grpc-retry-pushback-ms`, which
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from gateway.errors import GatewayError, Overloaded, QuotaExceeded
 from gateway.http2.hpack import NeverIndexed
-from gateway.rpc.metadata import Fields
+from gateway.rpc.metadata import Fields, legal_fields
 from gateway.types import Metadata
 
 _TYPE: Final = b"type.googleapis.com/google.rpc.RetryInfo"
 _QUOTA_TYPE: Final = b"type.googleapis.com/google.rpc.QuotaFailure"
 _NANOS: Final = 1_000_000_000
+_KEY: Final = "grpc-status-details-bin"
+_KEPT: Final = 1024  # details of refusals; each has a caller's name and a text
 
 
 def retry_trailers(error: GatewayError) -> Metadata:
     """Nothing, if it is neither overload nor a quota that ended the call."""
+    if isinstance(error, QuotaExceeded):
+        return ((_KEY, _quota_status(error.text, error.retry_after, error.subject, error.limit, error.reason)),)
     if not isinstance(error, Overloaded):
         return ()
-    nanos = int(error.retry_after * _NANOS)
-    duration = _number(1, nanos // _NANOS) + _number(2, nanos % _NANOS)
-    details = _bytes(3, _bytes(1, _TYPE) + _bytes(2, _bytes(1, duration)))
-    if isinstance(error, QuotaExceeded):
-        details += _bytes(3, _bytes(1, _QUOTA_TYPE) + _bytes(2, _bytes(1, _violation(error))))
-    text = error.text.encode("utf-8", "replace")[:_MOST_TEXT]
-    return (("grpc-status-details-bin", _number(1, int(error.code)) + _bytes(2, text) + details),)
+    return ((_KEY, _status(error.text, _retry_info(error.retry_after))),)
 
 
 def pushback_fields(error: GatewayError) -> Fields:
@@ -38,13 +37,37 @@ def pushback_fields(error: GatewayError) -> Fields:
     return (NeverIndexed(b"grpc-retry-pushback-ms", b"%d" % max(1, round(error.retry_after * 1000))),)
 
 
-def _violation(error: QuotaExceeded) -> bytes:
+def quota_fields(error: QuotaExceeded) -> Fields:
+    """Both of them on the wire. Those of refusals that are alike are made once, since a refusal must cost little."""
+    return _quota_fields(error.text, error.retry_after, error.subject, error.limit, error.reason)
+
+
+@lru_cache(_KEPT)
+def _quota_fields(text: str, retry_after: float, subject: str, limit: str, reason: str) -> Fields:
+    error = QuotaExceeded(text, retry_after, subject, reason, limit)
+    return (*legal_fields(retry_trailers(error)), *pushback_fields(error))
+
+
+@lru_cache(_KEPT)
+def _quota_status(text: str, retry_after: float, subject: str, limit: str, reason: str) -> bytes:
     """`QuotaFailure.Violation`: subject 1, description 2, quota_metric 4."""
-    return (
-        _bytes(1, error.subject.encode("utf-8", "replace"))
-        + _bytes(2, error.limit.encode())
-        + _bytes(4, error.reason.encode())
-    )
+    named = _bytes(1, subject.encode("utf-8", "replace"))
+    violation = named + _bytes(2, limit.encode()) + _bytes(4, reason.encode())
+    return _status(text, _retry_info(retry_after) + _detail(_QUOTA_TYPE, _bytes(1, violation)))
+
+
+def _retry_info(seconds: float) -> bytes:
+    nanos = int(seconds * _NANOS)
+    return _detail(_TYPE, _bytes(1, _number(1, nanos // _NANOS) + _number(2, nanos % _NANOS)))
+
+
+def _detail(type: bytes, value: bytes) -> bytes:
+    return _bytes(3, _bytes(1, type) + _bytes(2, value))
+
+
+def _status(text: str, details: bytes) -> bytes:
+    shown = text.encode("utf-8", "replace")[:_MOST_TEXT]
+    return _number(1, int(Overloaded.code)) + _bytes(2, shown) + details
 
 
 _MOST_TEXT: Final = 1024  # bytes: a status travels in a header, whose size is limited

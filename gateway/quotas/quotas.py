@@ -7,12 +7,13 @@ of others, of which the oldest are forgotten.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.bounded import make_room
-from gateway.errors import QuotaExceeded
+from gateway.errors import QuotaExceeded, shown
 from gateway.quotas.buckets import Bucket, Lease, SharedBuckets
 
 OTHERS: Final = "other"
@@ -100,6 +101,12 @@ def caller_name(metadata: Mapping[str, str], key: str) -> str:
     return name if len(name) <= _MOST_NAME else name[:_MOST_NAME]
 
 
+def _rounded_up(seconds: float) -> float:
+    """To two digits, so that most refusals are like one before, whose details are known (`retry_info`)."""
+    unit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
+    return math.ceil(seconds / unit - 1e-6) * unit
+
+
 class Account:
     """One quota."""
 
@@ -114,6 +121,10 @@ class Account:
         self._requests: Bucket | None = None
         self._bytes: Bucket | None = None
         self._rows: Bucket | None = None
+        parts = (f"caller '{shown(caller)}'" if caller else "", f"model '{model}'" if model else "")
+        self._whose = " of ".join(part for part in parts if part) or "callers without a name"
+        subject = (f"caller:{shown(caller)}" if caller else "", f"model:{model}" if model else "")
+        self._subject = ",".join(part for part in subject if part)
         self._short = 0  # of which reason there was too little, when there last was
 
     def limit(self, limits: Limits, workers: int, shared: SharedBuckets | None) -> None:
@@ -172,12 +183,17 @@ class Account:
 
     def exceeded(self, wait: float) -> QuotaExceeded:
         """The error for a call that would have to wait so many seconds. It is counted."""
-        short = self._short
-        reason = REASONS[short]
+        reason = REASONS[self._short]
         self.refused[reason] = self.refused.get(reason, 0) + 1
+        limit = self._limit_text(self._short)
+        seconds = _rounded_up(wait)
+        text = f"The quota of {self._whose} is used up: {limit}; try again in {seconds:.2g} s"
+        return QuotaExceeded(text, seconds, self._subject, reason, limit)
+
+    def _limit_text(self, short: int) -> str:
         limits = self.limits
         limit = (limits.requests, limits.bytes, limits.rows, float(limits.concurrent))[short]
-        return QuotaExceeded(self.caller, self.model, reason, f"{limit:.15g} {_UNITS[short]}", wait)
+        return f"{limit:.15g} {_UNITS[short]}"
 
     def now(self, now: float) -> QuotaNow:
         buckets = {"requests": self._requests, "bytes": self._bytes, "rows": self._rows}

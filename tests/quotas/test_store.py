@@ -24,7 +24,7 @@ class OneGateway:
     """What a gateway has of quotas, with a store."""
 
     def __init__(self, url: str, number: int, gateways: int, password_file: str | None = None) -> None:
-        self.shared = SharedBuckets(1 / gateways, 0.05)
+        self.shared = SharedBuckets(1 / gateways, 0.1)
         settings = StoreSettings(url, password_file, 0.3, "tests", f"gateway-{number}")
         self.store = QuotaStore(settings, self.shared)
         self.quotas = Quotas()
