@@ -128,12 +128,11 @@ class QuotaStore:
 
     async def _report(self, leases: Sequence[Lease]) -> None:
         shared, settings = self._shared, self._settings
-        assert self._run is not None  # noqa: S101  (made in `__init__`)
         tag = f"{{{settings.prefix}}}"
         keys = [f"{tag}:workers", *(f"{tag}:{lease.key}" for lease in leases)]
         costs = [f"{lease.reported() * lease.interval:.9f}" for lease in leases]
         arguments = [settings.member, str(_GONE_SECONDS), *costs]
-        answer = await self._run(keys, arguments)  # which the client ends in time
+        answer = await self._ask(keys, arguments)
         workers, *ahead = [float(each) for each in answer]
         shared.share = 1.0 / max(1.0, workers)
         now = time.monotonic()
@@ -144,6 +143,29 @@ class QuotaStore:
             self._told_away = False
         for lease, seconds in zip(leases, ahead, strict=True):
             lease.heard(seconds, now)
+
+    async def _ask(self, keys: Sequence[str], arguments: Sequence[str]) -> Sequence[bytes]:
+        """In a task of its own: the client's timeouts may swallow a cancellation, which must end `run`.
+
+        :raises TimeoutError: if no answer comes in time.
+        """
+        assert self._run is not None  # noqa: S101  (made in `__init__`)
+        asking = asyncio.ensure_future(self._run(keys, arguments))
+        asking.add_done_callback(_retrieved)
+        try:
+            await asyncio.wait({asking}, timeout=self._settings.timeout)
+        finally:
+            is_here = asking.done()
+            asking.cancel()
+        if not is_here:
+            raise TimeoutError(f"no answer within {self._settings.timeout:g} s")
+        return asking.result()
+
+
+def _retrieved(asked: asyncio.Future[Sequence[bytes]]) -> None:
+    """What became of a question that nobody waits for is no news."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def client_of(settings: StoreSettings) -> Any:
