@@ -234,7 +234,7 @@ class Gateway:
                 self._memory.now,
                 self._retries_left,
                 self._quotas_now,
-                self._usage.now if self._usage is not None else tuple,
+                self._usage.counts.now if self._usage is not None else tuple,
             )
         )
         connections = Connections(self._telemetry.connection_refused)

@@ -25,6 +25,7 @@ from gateway.forwarding.shadowing import ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
 from gateway.quota_store import StoreSettings
 from gateway.quotas import CallerQuota, Limits, Quotas, QuotaSettings, SharedBuckets
+from gateway.quotas.usage import UsageCounts
 from gateway.routing import (
     AnyOf,
     Condition,
@@ -177,7 +178,7 @@ def usage_of(config: Config, quotas: Quotas, worker: str) -> Usage | None:
         return None
     log = config.quotas.usage
     settings = UsageLog(log.directory, log.interval, log.file_bytes, log.file_age, log.files) if log else None
-    return Usage(settings, quotas, worker)
+    return Usage(settings, UsageCounts(quotas), worker)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

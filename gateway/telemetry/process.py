@@ -68,7 +68,7 @@ class ProcessTelemetry:
         parts = self._parts
         async with contextlib.AsyncExitStack() as exits:
             exits.push_async_callback(parts.leave)
-            used = [] if usage is None else [await parts.enter_async(usage)]
+            used = [] if usage is None else [(await parts.enter_async(usage)).counts]
             self.hooks = compose([*await self._listeners(parts), *used, *more])
             parts.enter(self.captures, "captured requests")
             parts.enter(self.disagreements, "disagreements of shadows")

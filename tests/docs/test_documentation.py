@@ -130,6 +130,7 @@ INCIDENTS = (
         "certificate-expired",
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
+    "quota-store-away",
 )
 
 

@@ -180,6 +180,7 @@ async def test_state_and_metrics_say_what_is_left_and_what_was_refused_and_used(
         await call(channel, request(rows=20), metadata=(("x-tenant", "one"),))
         await call(channel, request(rows=20), metadata=(("x-tenant", "one"),))
         _, state = await http(running.admin_address, "/state")
+        await asyncio.sleep(1.2)  # usage is taken each second
         _, metrics = await http(running.admin_address, "/metrics")
     left = {quota["caller"]: quota["left"] for quota in state["quotas"]}
     assert left["acme"]["requests"] == pytest.approx(0, abs=0.1)
