@@ -57,7 +57,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         UPSTREAM + "wokers: 2\ndirect: {models: all}\n",
         [
             "gateway.yaml:2: wokers: unknown key 'wokers'; known: listen, workers, admin, server, upstreams, "
-            "direct, models, admission, pipelines, sequences, telemetry (did you mean 'workers'?)"
+            "direct, models, admission, quotas, pipelines, sequences, telemetry (did you mean 'workers'?)"
         ],
     ),
     "misspelt key deep down": (

@@ -23,10 +23,12 @@ from gateway.hooks import (
     HedgesNow,
     MemoryNow,
     PipelinesNow,
+    QuotasNow,
     RetryRefused,
     ShadowNow,
     SharedNow,
     StepNow,
+    UsageNow,
     Watched,
 )
 from gateway.status import Code, Meaning
@@ -315,6 +317,8 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: [ShadowNow("m", "int8", results, dropped, 1, 1, 0.1, {})],
             lambda: MemoryNow(1, "large messages", 9, 10, 2),
             lambda: {"m": 7},
+            lambda: QuotasNow([("acme", "m", "requests", 2)], is_store_away=True),
+            lambda: [UsageNow("acme", "m", 3, 4, 5, 6, 0.7)],
         )
     )
     real = set()
