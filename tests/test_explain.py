@@ -6,6 +6,8 @@ import copy
 from typing import Any
 
 from gateway.explain import explain_now, explain_quotas, quotas_now
+from gateway.quotas import CallerQuota, Limits, Quotas, QuotaSettings
+from gateway.types import Facts
 
 ENDPOINT = {"address": "t-0:8001", "state": "ready", "reason": "", "models": {"a": True}, "probed": {}, "ejected": []}
 WELL: dict[str, Any] = {
