@@ -124,3 +124,16 @@ def test_workers_with_different_configs_have_no_common_one():
     merged = merged_config([config(change("2026-01-01T10:00:00", "d1")), config(change("2026-01-01T10:00:00", "d2"))])
     assert merged["current"] is None
     assert len(merged["changes"]) == 2
+
+
+def test_quotas_of_several_workers_are_sums_and_a_store_that_is_away_for_one_is_away() -> None:
+    def worker(left: float, store: str) -> dict[str, Any]:
+        limits = {"requests": 10, "concurrent": 4}
+        quota = {"caller": "acme", "model": "", "limits": limits, "left": {"requests": left}, "in_flight": 1}
+        state = {"version": "1", "listen": "", "ready": True, "draining": False, "models": {}, "pipelines": {}}
+        return {**state, "upstreams": {}, "names": {}, "quotas": [quota], "quota_store": store}
+
+    merged = merged_state([worker(2.5, "up"), worker(-1.0, "away")])
+    [quota] = merged["quotas"]
+    assert (quota["left"], quota["limits"]["requests"], quota["in_flight"]) == ({"requests": 1.5}, 10, 2)
+    assert merged["quota_store"] == "away"

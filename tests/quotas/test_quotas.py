@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from gateway.errors import QuotaExceeded
+from gateway.errors import Overloaded, QuotaExceeded
+from gateway.forwarding.admission import AdmissionSettings, Gates
 from gateway.quotas import CallerQuota, Limits, Quota, Quotas, QuotaSettings, SharedBuckets
 
 KEY = "x-tenant"
@@ -153,6 +154,19 @@ def test_the_batch_class_is_said_by_the_quota_or_else_by_the_call() -> None:
     quotas = quotas_of(callers={"nightly": CallerQuota(is_batch=True), "shop": CallerQuota(is_batch=False)})
     said: Mapping[str, bool | None] = {name: quotas.class_of({KEY: name}) for name in ("nightly", "shop", "other")}
     assert said == {"nightly": True, "shop": False, "other": None}
+
+
+def test_admission_takes_the_class_from_the_quota() -> None:
+    quotas = quotas_of(callers={"nightly": CallerQuota(is_batch=True), "shop": CallerQuota(is_batch=False)})
+    gates = Gates(quotas=quotas)
+    gates.apply(AdmissionSettings(priority="x-priority"), 0.0)
+    said = {"x-priority": "batch"}
+    assert gates.is_batch({KEY: "nightly"})
+    assert not gates.is_batch({KEY: "shop", **said})
+    assert gates.is_batch({KEY: "other", **said})
+    gates.is_shedding = True
+    with pytest.raises(Overloaded):
+        gates.check_shed({KEY: "nightly"})
 
 
 def test_what_is_left_is_told() -> None:
