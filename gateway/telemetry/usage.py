@@ -66,6 +66,7 @@ class Usage:
             settings = RingSettings("usage", "usage", log.directory, log.file_bytes, log.file_age, log.files)
             self._ring = Ring(settings, self._writer)
         self._running: asyncio.Task[None] | None = None
+        self._writing: asyncio.Future[None] | None = None  # the lines of the last interval; one thread writes at a time
 
     async def __aenter__(self) -> Usage:
         self._running = asyncio.ensure_future(self._run())
@@ -78,9 +79,11 @@ class Usage:
             self._running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._running
+        if self._writing is not None:
+            await asyncio.wait({self._writing}, timeout=_LAST_SECONDS)
         self._take()
         ring = self._ring
-        if ring is not None:
+        if ring is not None and (self._writing is None or self._writing.done()):
             lines = self._ended()
 
             def last() -> None:
@@ -102,7 +105,8 @@ class Usage:
             due = self._due()
             lines = self._ended()
             if lines or self._unwritten:
-                await asyncio.shield(asyncio.to_thread(self._write, self._ring, lines))
+                self._writing = asyncio.ensure_future(asyncio.to_thread(self._write, self._ring, lines))
+                await asyncio.wait({self._writing})
 
     def _due(self) -> float:
         """When the interval ends."""
