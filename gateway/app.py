@@ -33,7 +33,7 @@ from gateway.api.stream_caller import StreamRelay
 from gateway.api.text import TextService
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
-from gateway.assemble import admin_of, collected_of, routes_of, server_of
+from gateway.assemble import admin_of, collected_of, routes_of, server_of, shared_quotas_of, store_of, usage_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import MemoryGauge, memory_limit
@@ -49,9 +49,11 @@ from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.streams import StreamLimits
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import ConnectionFull, Watched
+from gateway.hooks import ConnectionFull, QuotasNow, Watched
 from gateway.memory_watch import MemoryWatch
 from gateway.notifier import Changes
+from gateway.quota_store import QuotaStore
+from gateway.quotas import Quotas
 from gateway.readiness import Readiness
 from gateway.rpc.budget import Budget
 from gateway.state import WorkerState
@@ -133,6 +135,9 @@ class Gateway:
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rooms.run()))
+        if self._shared_quotas is not None:
+            store = QuotaStore(store_of(self._first.config), self._shared_quotas)
+            exits.push_async_callback(_cancel, asyncio.ensure_future(store.run()))
         await asyncio.gather(
             self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS),
             self._entrance.wait_first_keys(_FIRST_PROBES_SECONDS),
@@ -153,7 +158,9 @@ class Gateway:
         config, shared = self._first.config, self._place.shared
         self._telemetry = ProcessTelemetry(config.telemetry, self._environ, VERSION, shared)
         self._totals = PipelineTotals(shared) if shared else None
-        self._hooks = (await self._telemetry.enter([self._history])).hooks
+        self._quotas = Quotas()
+        self._usage = usage_of(config, self._quotas, str(self._place.worker))
+        self._hooks = (await self._telemetry.enter([self._history], self._usage)).hooks
         self._events = EventLog(self._hooks)
         exits.push_async_callback(self._telemetry.aclose)
 
@@ -181,10 +188,12 @@ class Gateway:
         self._topology = CurrentTopology(Topology(routes_of(config), {}))
         self._catalogue = Catalogue(self._topology)
         self._readiness = Readiness(self._catalogue.problems, self._changes)
-        inference = Inference(self._topology, self._hooks, sequences)
+        inference = Inference(self._topology, self._hooks, sequences, quotas=self._quotas)
+        inference.counts_rows = self._usage is not None
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows = inference.shadows
         self._evidence = Evidence(inference.exposures, settings_of(config), self._experiments_stopped)
+        self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
@@ -207,6 +216,8 @@ class Gateway:
             threads=self._threads,
             captures=self._telemetry.captures,
             gates=self._gates,
+            quotas=self._quotas,
+            shared_quotas=self._shared_quotas,
             shares=self._shares,
             hedges=self._hedges,
             shadows=self._shadows,
@@ -233,6 +244,7 @@ class Gateway:
             store=self._evidence.store_now,
             breaker=self._breaker,
             retries_left=self._retries_left,
+            quotas=self._quotas,
             memory=self._memory.now,
             listen=lambda: self.listen,
             names=self._discovery.state,
@@ -251,6 +263,8 @@ class Gateway:
                 self._retries_left,
                 self._evidence.now,
                 self._evidence.store_now,
+                self._quotas_now,
+                self._usage.counts.now if self._usage is not None else tuple,
             )
         )
         connections = Connections(self._telemetry.connection_refused)
@@ -263,6 +277,13 @@ class Gateway:
         )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address
+
+    def _quotas_now(self) -> QuotasNow:
+        """For the metrics. It may be called from any thread."""
+        refused = [
+            (*key, reason, count) for key, counts in self._quotas.refused().items() for reason, count in counts.items()
+        ]
+        return QuotasNow(refused, bool(self._quotas.is_store_away))
 
     async def _enter_server(self, exits: contextlib.AsyncExitStack) -> None:
         config, shared = self._first.config, self._place.shared_listen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.probes import request_of
+from gateway.config.quotas import CallerLimits, QuotaLimits
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
@@ -30,6 +32,9 @@ from gateway.forwarding.exposures import Running
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ParitySettings, ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
+from gateway.quota_store import StoreSettings
+from gateway.quotas import CallerQuota, Limits, Quotas, QuotaSettings, SharedBuckets
+from gateway.quotas.usage import UsageCounts
 from gateway.routing import (
     AnyOf,
     Arms,
@@ -49,6 +54,7 @@ from gateway.routing import (
 from gateway.routing.match import Test
 from gateway.rpc.budget import Budget
 from gateway.status import Meaning
+from gateway.telemetry.usage import Usage, UsageLog
 from gateway.types import Retry, Variant
 from gateway.upstream.channel import Tls, wire_channel
 from gateway.upstream.connection import Connection
@@ -223,6 +229,50 @@ def admin_of(config: Config) -> AdminAccess:
     admin = config.admin
     tls = (admin.tls.cert, admin.tls.key, admin.tls.client_ca) if admin.tls is not None else None
     return AdminAccess(tokens_of(admin.tokens), frozenset(f"/{name}" for name in admin.open), tls)
+
+
+def quotas_of(config: Config) -> QuotaSettings:
+    """The quotas, for the gateway as a whole."""
+    quotas = config.quotas
+    return QuotaSettings(
+        quotas.caller or (CALLER if config.checked_access else ""),
+        {name: _caller_quota(caller) for name, caller in quotas.callers.items()},
+        _caller_quota(quotas.default),
+        {name: _limits(model) for name, model in quotas.models.items()},
+        config.workers,
+    )
+
+
+def _caller_quota(caller: CallerLimits) -> CallerQuota:
+    models = {name: _limits(model) for name, model in caller.models.items()}
+    return CallerQuota(_limits(caller), models, None if caller.priority is None else caller.priority == "batch")
+
+
+def _limits(quota: QuotaLimits) -> Limits:
+    return Limits(quota.requests or 0.0, quota.bytes or 0.0, quota.rows or 0.0, quota.concurrent or 0, quota.burst)
+
+
+def shared_quotas_of(config: Config) -> SharedBuckets | None:
+    """What the store of quotas is to say; None if there is none."""
+    shared = config.quotas.shared
+    return None if shared is None else SharedBuckets(1.0 / (shared.gateways * config.workers), shared.period)
+
+
+def store_of(config: Config) -> StoreSettings:
+    """The store of quotas, for one worker."""
+    shared = config.quotas.shared
+    assert shared is not None  # noqa: S101  (the caller's choice)
+    member = f"{socket.gethostname()}-{secrets.token_hex(8)}"  # hosts of containers may have one name
+    return StoreSettings(shared.url, shared.password_file, shared.timeout, shared.prefix, member)
+
+
+def usage_of(config: Config, quotas: Quotas, worker: str) -> Usage | None:
+    """Counts who used what; None unless the file says anything of quotas."""
+    if "quotas" not in config.model_fields_set:
+        return None
+    log = config.quotas.usage
+    settings = UsageLog(log.directory, log.interval, log.file_bytes, log.file_age, log.files) if log else None
+    return Usage(settings, UsageCounts(quotas), worker)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:

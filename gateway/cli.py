@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -308,10 +309,11 @@ def _check_fitting(loaded: Loaded) -> int:
 
 def _explain(arguments: argparse.Namespace) -> int:
     from gateway.access.door import CALLER  # noqa: PLC0415
-    from gateway.assemble import policy_of, routes_of  # noqa: PLC0415
+    from gateway.assemble import policy_of, quotas_of, routes_of  # noqa: PLC0415
     from gateway.config import load  # noqa: PLC0415
-    from gateway.explain import explain_access, explain_call  # noqa: PLC0415
+    from gateway.explain import explain_access, explain_call, explain_quotas  # noqa: PLC0415
     from gateway.forwarding.metadata import first_values  # noqa: PLC0415
+    from gateway.quotas import Quotas  # noqa: PLC0415
     from gateway.types import Facts  # noqa: PLC0415
 
     loaded = load(arguments.file, os.environ)
@@ -327,15 +329,20 @@ def _explain(arguments: argparse.Namespace) -> int:
             policy = policy_of(loaded.config.checked_access)
             lines += explain_access(policy, routes, loaded.pipelines, arguments.caller, arguments.model)
     lines += explain_call(routes, loaded.pipelines, arguments.model, facts, draw=draw)
+    quotas = Quotas()
+    quotas.apply(replace(quotas_of(loaded.config), workers=1), None)  # as the file has them, and not a worker's share
+    if quotas.is_on:
+        lines += explain_quotas(quotas, loaded.pipelines, arguments.model, facts)
     _say("\n".join(lines))
-    return _explain_now(arguments.admin, arguments.model) if arguments.admin else 0
+    caller = quotas.name_of(metadata)
+    return _explain_now(arguments.admin, arguments.model, caller) if arguments.admin else 0
 
 
-def _explain_now(admin: str, model: str) -> int:
+def _explain_now(admin: str, model: str, caller: str) -> int:
     import json  # noqa: PLC0415
     from urllib.request import urlopen  # noqa: PLC0415
 
-    from gateway.explain import explain_now  # noqa: PLC0415
+    from gateway.explain import explain_now, quotas_now  # noqa: PLC0415
 
     try:
         with urlopen(f"http://{admin.removeprefix('http://').rstrip('/')}/state", timeout=5) as answer:
@@ -343,7 +350,7 @@ def _explain_now(admin: str, model: str) -> int:
     except (OSError, ValueError) as error:
         print(f"{admin} does not say how it stands: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    _say("\n".join(explain_now(state, model)))
+    _say("\n".join([*explain_now(state, model), *quotas_now(state, caller, model)]))
     return 0
 
 

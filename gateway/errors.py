@@ -161,6 +161,22 @@ class Overloaded(GatewayError):
         self.retry_after = retry_after
 
 
+class QuotaExceeded(Overloaded):
+    """The caller, the model or both have used up their quota."""
+
+    is_callers = True  # so that it does not count as overload
+
+    def __init__(self, text: str, retry_after: float, subject: str, reason: str, limit: str) -> None:
+        """subject: whose quota it is, such as `caller:acme,model:net`.
+
+        reason: "requests", "bytes", "rows" or "concurrent". limit: as people read it.
+        """
+        super().__init__(text, retry_after)
+        self.subject = subject
+        self.reason = reason
+        self.limit = limit
+
+
 # Our bug
 
 

@@ -9,6 +9,7 @@ from gateway.access.policy import Policy
 from gateway.access.principal import NOBODY, Principal
 from gateway.access.rpcs import NAMED
 from gateway.errors import UnknownModel
+from gateway.quotas import Limits, Quotas
 from gateway.routing import Routes, explain
 from gateway.steps import FanOut, ModelCall, Part, Pipeline
 from gateway.types import Facts
@@ -112,6 +113,52 @@ def _parity(state: Json, model: str, name: str) -> Iterator[str]:
                 f"{may}: {parity['agreed']} of {parity['compared']} copies agreed; needed are "
                 f"{parity['agreement']:.0%} of {parity['copies']}"
             )
+
+
+def explain_quotas(quotas: Quotas, pipelines: Mapping[str, Pipeline], model: str, facts: Facts) -> list[str]:
+    """The quotas that a call comes under, for the gateway as a whole."""
+    name = quotas.name_of(facts.metadata)
+    whose = f"caller {name!r}" if name else "a caller without a name"
+    accounts = quotas.of(facts.metadata, model).accounts if quotas.is_on else ()
+    if not accounts:
+        return [f"quota of {whose}: none"]
+    note = " (the pipeline's own calls come under none)" if model in pipelines else ""
+    lines = [f"quotas of {whose} at {model}{note}:"]
+    for account in accounts:
+        parts = [
+            each for each in (account.caller and "this caller", account.model and f"model {account.model}") if each
+        ]
+        lines.append(f"  {' at '.join(parts) or 'callers without a name'}: {_limits_text(account.limits)}")
+    return lines
+
+
+def _limits_text(limits: Limits) -> str:
+    rates = [("requests", limits.requests), ("bytes", limits.bytes), ("rows", limits.rows)]
+    said = [f"{rate:.15g} {what} a second" for what, rate in rates if rate]
+    if said:
+        said.append(f"{limits.burst:g} s' worth at once")
+    if limits.concurrent:
+        said.append(f"{limits.concurrent} calls at a time")
+    return ", ".join(said)
+
+
+def quotas_now(state: Json, caller: str, model: str) -> list[str]:
+    """What is left of a call's quotas now, as a gateway tells."""
+    lines = []
+    for quota in state.get("quotas", ()):
+        if (
+            quota["caller"] in (caller, "")
+            and quota["model"] in (model, "")
+            and (quota["caller"] == caller or quota["model"])
+        ):
+            whose = f"caller {quota['caller']!r}" if quota["caller"] else "all callers"
+            left = ", ".join(f"{value:g} {name}" for name, value in quota["left"].items())
+            lines.append(
+                f"now: left to {whose} of {quota['model'] or 'all models'}: {left}; {quota['in_flight']} in flight"
+            )
+    if state.get("quota_store"):
+        lines.append(f"now: the store of quotas is {state['quota_store']}")
+    return lines
 
 
 def _limits(state: Json, variant: Json) -> Iterator[str]:

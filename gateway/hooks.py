@@ -30,6 +30,7 @@ class CallStarted:
     peer: str
     at: float
     facts: Facts
+    rows: int  # of the request, where usage is counted; else 1
 
     def __init__(
         self,
@@ -40,7 +41,9 @@ class CallStarted:
         peer: str,
         at: float,
         facts: Facts = _NO_FACTS,
+        rows: int = 1,
     ) -> None:
+        self.rows = rows
         self.method = method
         self.model = model
         self.known = known
@@ -367,6 +370,27 @@ class StoreNow:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotasNow:
+    """What quotas have refused, and how the store that gateways share them by is."""
+
+    refused: Sequence[tuple[str, str, str, int]] = ()  # caller, model ("": of all), reason, calls since the start
+    is_store_away: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UsageNow:
+    """What one caller has used of one model since the start."""
+
+    caller: str
+    model: str
+    requests: int
+    rows: int
+    request_bytes: int
+    response_bytes: int
+    upstream_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryNow:
     """The memory of the container, or of this process where nothing limits it, and what is done about it."""
 
@@ -390,6 +414,8 @@ class Watched:
     retries_left: Callable[[], Mapping[str, int]] = dict
     experiments: Callable[[], Sequence[ExperimentNow]] = tuple
     store: Callable[[], StoreNow | None] | None = None
+    quotas: Callable[[], QuotasNow] = QuotasNow
+    usage: Callable[[], Sequence[UsageNow]] = tuple
 
 
 class CallObserver(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -9,6 +10,7 @@ from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, ShadowNow, StoreNow
+from gateway.quotas import QuotaNow, Quotas
 from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
@@ -35,6 +37,7 @@ class WorkerState:
         store: Callable[[], StoreNow | None] = lambda: None,
         breaker: Callable[[str, str], str],
         retries_left: Callable[[], Mapping[str, int]],
+        quotas: Quotas,
         memory: Callable[[], MemoryNow],
         listen: Callable[[], str],
         names: Callable[[], Json],
@@ -49,6 +52,7 @@ class WorkerState:
         store:    where what they see is kept; None if there are none.
         breaker:  what the breaker of a model's variant does.
         retries_left: how many calls may be sent again now, of the models that have had any.
+        quotas:   in force.
         memory:   how it stands.
         listen:   the address for calls.
         names:    the names of endpoints that are looked up, with their addresses.
@@ -67,6 +71,7 @@ class WorkerState:
         self._store = store
         self._breaker = breaker
         self._retries_left = retries_left
+        self._quotas = quotas
         self._memory = memory
         self._listen = listen
         self._names = names
@@ -108,6 +113,8 @@ class WorkerState:
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
             "experiments": [_experiment_state(experiment) for experiment in self._experiments()],
             "store": _store_state(self._store()),
+            "quotas": [_quota_state(quota) for quota in self._quotas.now(time.monotonic())],
+            "quota_store": _STORE[self._quotas.is_store_away],
             "memory": _memory_state(self._memory()),
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "subsets": {
@@ -216,6 +223,22 @@ def _limit_state(gate: GateNow) -> Mapping[str, object]:
         "latency_seconds": round(gate.latency, 4),
         "answers_per_second": round(gate.rate, 1),
         "refused": gate.refused,
+    }
+
+
+_STORE = {None: "", False: "up", True: "away"}
+
+
+def _quota_state(quota: QuotaNow) -> Mapping[str, object]:
+    """`left` is this worker's. Names of callers are theirs to choose, so they are cut."""
+    limits = quota.limits
+    said = {"requests": limits.requests, "bytes": limits.bytes, "rows": limits.rows, "concurrent": limits.concurrent}
+    return {
+        "caller": quota.caller,
+        "model": quota.model,
+        "limits": {name: limit for name, limit in said.items() if limit},
+        "left": {name: round(left, 3) for name, left in quota.left.items()},
+        "in_flight": quota.in_flight,
     }
 
 

@@ -14,6 +14,7 @@ from gateway.assemble import (
     memory_of,
     merges_of,
     names_of,
+    quotas_of,
     routes_of,
     running_of,
     shadows_of,
@@ -33,6 +34,7 @@ from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.quotas import Quotas, SharedBuckets
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.steps import Pipeline
@@ -60,6 +62,8 @@ class Takeover:
         threads: Threads,
         captures: Captures,
         gates: Gates,
+        quotas: Quotas,
+        shared_quotas: SharedBuckets | None,
         shares: Shares,
         hedges: Hedges,
         shadows: Shadows,
@@ -72,6 +76,7 @@ class Takeover:
         changed: Callable[[], None],
     ) -> None:
         """
+        shared_quotas: what the store of quotas says; None if there is none.
         collected:  budget for answers of upstreams that are collected.
         changed:    called when another topology is in force.
         """
@@ -81,6 +86,8 @@ class Takeover:
         self._threads = threads
         self._captures = captures
         self._gates = gates
+        self._quotas = quotas
+        self._shared_quotas = shared_quotas
         self._shares = shares
         self._hedges = hedges
         self._shadows = shadows
@@ -153,6 +160,7 @@ class Takeover:
         self._topology.now = Topology(routes, pools, pipelines, merges, captures)
         self._entrance.apply(access)
         self._gates.apply(admission_of(config), time.monotonic())
+        self._quotas.apply(quotas_of(config), self._shared_quotas)
         self._shares.apply(shares_of(config))
         self._hedges.apply(hedges_of(config))
         self._shadows.apply(shadows_of(config, routes))

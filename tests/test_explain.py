@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from gateway.explain import explain_now
+from gateway.explain import explain_now, explain_quotas, quotas_now
+from gateway.quotas import CallerQuota, Limits, Quotas, QuotaSettings
+from gateway.types import Facts
 
 ENDPOINT = {"address": "t-0:8001", "state": "ready", "reason": "", "models": {"a": True}, "probed": {}, "ejected": []}
 WELL: dict[str, Any] = {
@@ -59,3 +61,29 @@ def test_what_stands_between_a_call_and_an_answer_is_told() -> None:
 
 def test_a_model_that_the_gateway_does_not_have_is_told() -> None:
     assert explain_now(WELL, "other") == ["now: the gateway has no public model 'other'"]
+
+
+def test_the_quotas_that_a_call_comes_under_and_what_is_left() -> None:
+    quotas = Quotas()
+    acme = CallerQuota(Limits(requests=20, concurrent=3), {"net": Limits(rows=100, burst=5)})
+    quotas.apply(QuotaSettings("x-tenant", {"acme": acme}, models={"net": Limits(bytes=1000)}), None)
+    assert explain_quotas(quotas, {}, "net", Facts({"x-tenant": "acme"})) == [
+        "quotas of caller 'acme' at net:",
+        "  this caller: 20 requests a second, 1 s' worth at once, 3 calls at a time",
+        "  this caller at model net: 100 rows a second, 5 s' worth at once",
+        "  model net: 1000 bytes a second, 1 s' worth at once",
+    ]
+    assert explain_quotas(quotas, {}, "other", Facts()) == ["quota of a caller without a name: none"]
+    state = {
+        "quotas": [
+            {"caller": "acme", "model": "", "left": {"requests": 7.5, "concurrent": 2}, "in_flight": 1},
+            {"caller": "", "model": "net", "left": {"bytes": 10}, "in_flight": 4},
+            {"caller": "one", "model": "", "left": {"requests": 1}, "in_flight": 0},
+        ],
+        "quota_store": "away",
+    }
+    assert quotas_now(state, "acme", "net") == [
+        "now: left to caller 'acme' of all models: 7.5 requests, 2 concurrent; 1 in flight",
+        "now: left to all callers of net: 10 bytes; 4 in flight",
+        "now: the store of quotas is away",
+    ]

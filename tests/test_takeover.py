@@ -19,6 +19,7 @@ from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ConfigChanged, NoHooks
+from gateway.quotas import Quotas
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.takeover import Takeover
@@ -54,6 +55,8 @@ class World(NoHooks):
             threads=Threads(1, 1),
             captures=Captures("0"),
             gates=Gates(),
+            quotas=Quotas(),
+            shared_quotas=None,
             shares=Shares(),
             hedges=Hedges(),
             shadows=Shadows(self.topology, Gates()),

@@ -12,6 +12,7 @@ Json = Mapping[str, Any]
 """A worker's answer to `/state` or `/config`. Any: it is JSON."""
 
 _BREAKERS_WORST_FIRST = ("tripped", "probing", "admitting")
+_STORE_WORST_FIRST = ("away", "up", "")
 _LATENCY = "latency_seconds"
 _WORST_FIRST = ("down", "unprobed", "suspect", "ready")
 
@@ -27,6 +28,8 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
             "models": {},
             "pipelines": {},
             "limits": [],
+            "quotas": [],
+            "quota_store": "",
             "upstreams": {},
             "subsets": {},
             "names": {},
@@ -41,6 +44,8 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "limits": _limits(serving),
         "experiments": _experiments(serving),
         "store": _store(serving),
+        "quotas": _quotas(serving),
+        "quota_store": min((state.get("quota_store", "") for state in serving), key=_STORE_WORST_FIRST.index),
         "memory": _memory(serving),
         "upstreams": _by_name(serving, "upstreams", _upstream),
         "subsets": _by_name([{"subsets": {}, **each} for each in serving], "subsets", _subset),
@@ -95,6 +100,21 @@ def _experiments(states: Sequence[Json]) -> list[Json]:
         found.setdefault(experiment["name"], []).append(experiment)
     return [
         {**max(each, key=lambda one: sum(one["units"].values())), "exposures": sum(one["exposures"] for one in each)}
+        for each in found.values()
+    ]
+
+
+def _quotas(states: Sequence[Json]) -> list[Json]:
+    """Each worker has a share of what is left."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    for quota in (quota for state in states for quota in state.get("quotas", ())):
+        found.setdefault((quota["caller"], quota["model"]), []).append(quota)
+    return [
+        {
+            **each[0],
+            "left": {name: round(sum(one["left"].get(name, 0.0) for one in each), 3) for name in each[0]["left"]},
+            "in_flight": sum(one["in_flight"] for one in each),
+        }
         for each in found.values()
     ]
 

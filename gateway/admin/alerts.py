@@ -45,6 +45,8 @@ def _gateway(state: Json) -> Iterator[Notice]:
     if memory and memory["step"]:
         share = memory["bytes"] / memory["limit_bytes"]
         yield Notice("error", "gateway", "", f"{share:.0%} of the memory is in use: {memory['refuses']}")
+    if state.get("quota_store") == "away":
+        yield Notice("warning", "gateway", "", "the store of quotas does not answer: each worker has its own share")
     silent = [slot for slot, worker in state.get("workers", {}).items() if not worker]
     if silent:
         yield Notice("warning", "gateway", "", f"workers not serving: {', '.join(silent)}")

@@ -11,8 +11,7 @@ from gateway.access.api_keys import parse_keys
 from gateway.access.policy import Names
 from gateway.access.rpcs import CONTROL, named_by
 from gateway.config.access import Access
-from gateway.config.check import Problem
-from gateway.config.findings import Path, Severity, known, show
+from gateway.config.findings import Path, Problem, Severity, known, show
 from gateway.config.schema import Config
 from gateway.config.units import is_loopback_host, split_address
 

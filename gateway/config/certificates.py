@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path as FilePath
 
-from gateway.config.check import Problem
-from gateway.config.findings import Path, Severity, dotted
+from gateway.config.findings import Path, Problem, Severity, dotted
 from gateway.config.schema import Config
 
 _SOON = timedelta(days=14)  # Let's Encrypt and cert-manager renew thirty days before: at fourteen, that has failed

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.config.experiments import Experiment
-from gateway.config.findings import Path, Severity, known
+from gateway.config.findings import Path, Problem, Severity, known
 from gateway.config.models import Model, Sticky
+from gateway.config.quota_check import check_quotas
 from gateway.config.schema import Config
 from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
 from gateway.config.upstreams import Upstream
@@ -16,16 +17,6 @@ from gateway.steps import PartDeclaration
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing to put right, and where; the loader knows the line."""
-
-    path: Path
-    wrong: str
-    right: str = ""
-    severity: Severity = Severity.ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +65,7 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
         yield from _sharing(("models", name), model)
         yield from _hedging(("models", name), model, config)
     yield from _limits(config)
+    yield from check_quotas(config)
     yield from _cycles(config)
     yield from _hidden_names(config)
     yield from _captures(config)

@@ -46,6 +46,16 @@ class Finding:
         return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing to put right, and where; the loader knows the line."""
+
+    path: Path
+    wrong: str
+    right: str = ""
+    severity: Severity = Severity.ERROR
+
+
 class ConfigError(CommandFailed):
     """A config that cannot be used; `findings` says why, all at once, in the order of lines."""
 

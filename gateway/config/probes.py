@@ -9,8 +9,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.config.check import Problem
-from gateway.config.findings import Severity
+from gateway.config.findings import Problem, Severity
 from gateway.config.models import Probe
 from gateway.config.schema import Config
 

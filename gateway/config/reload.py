@@ -31,6 +31,7 @@ _LIVE = (
     ("telemetry", "capture"),
     ("pipelines", "memory"),
     ("experiments",),
+    *(("quotas", key) for key in ("caller", "default", "callers", "models")),
 )
 """The settings that a running gateway takes over. All others concern sockets and parts that are made at the start."""
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from gateway.config.access import Access
 from gateway.config.experiments import Experiment
 from gateway.config.models import Admission, Direct, Model
+from gateway.config.quotas import QuotasSection
 from gateway.config.section import Section
 from gateway.config.serving import Admin, Pipelines, Sequences, Server, Telemetry
 from gateway.config.store import Store
@@ -50,6 +51,9 @@ class Config(Section):
         description="Who may call what. Without it everybody who reaches `listen` may call everything.",
     )
     admission: Admission = Field(default=Admission(), description="Whose turn it is when a model is overloaded.")
+    quotas: QuotasSection = Field(
+        default=QuotasSection(), description="How much callers may ask for, and what is kept of who used what."
+    )
     pipelines: Pipelines = Field(
         default=Pipelines(), description="Threads and memory for the pipelines' own steps, such as decoding pictures."
     )

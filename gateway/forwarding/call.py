@@ -4,7 +4,7 @@
 
 Whatever has a say in a call has its place in that life:
 
-    before deciding    `begin`, before it asks for a decision
+    before deciding    `begin`, before it asks for a decision: is it within its caller's and its model's quotas?
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
     before attempts    `_share`, where a request that was or is being answered gets the same answer
     beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
@@ -25,7 +25,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, UpstreamFailed
+from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, QuotaExceeded, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
 from gateway.forwarding.attempts import RETRY, Attempt
 from gateway.forwarding.backoff import NEVER, pushback, wait_before
@@ -38,12 +38,13 @@ from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
-from gateway.forwarding.retry_info import pushback_fields
+from gateway.forwarding.retry_info import pushback_fields, quota_fields
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
+from gateway.quotas import Quota
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
 from gateway.status import LATE, OK, Code, Meaning, Origin
@@ -52,6 +53,7 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head, as_asked, peek_front
+from gateway.v2.rows import rows_of
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ class Call:
     _sharing: Sharing | None = None  # if it may get an answer that is not its own alone
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
+    _quota: Quota | None = None  # that it must leave
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
 
@@ -123,6 +126,8 @@ class Call:
         inference = self._inference
         self._is_reported = observer is None
         try:
+            if inference.quotas.is_on and observer is None:
+                self._quota = self._enter_quota()
             decision = inference.decision(self._caller.metadata, self.head, self.body)
             self._observer = observer if observer is not None else self._report(decision)
         except GatewayError as error:
@@ -146,12 +151,26 @@ class Call:
     def _refuse(self, error: GatewayError) -> None:
         """End a call about which nothing could be decided, and report it as any other."""
         self.is_over = True
+        self._leave_quota()
         caller = self._caller
-        caller.fail(error, caller.metadata.echo)
+        echo = caller.metadata.echo
+        caller.fail(error, (*quota_fields(error), *echo) if isinstance(error, QuotaExceeded) else echo)
         if self._is_reported:
             self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
 
+    def _enter_quota(self) -> Quota:
+        """:raises QuotaExceeded: if its caller or its model has used it up."""
+        body = self.body if self._large is None else self._large.front
+        return self._inference.enter_quota(self._caller.metadata, self.head, body, self._request_bytes)
+
+    def _leave_quota(self) -> None:
+        if self._quota is not None:
+            quota, self._quota = self._quota, None
+            quota.leave(self._answered_bytes, self._inference.clock())
+
     def _report(self, decision: Decision) -> CallObserver:
+        if self._large is not None and self._inference.counts_rows:
+            rows_of(self._large.front, self.head)  # which the head remembers: the body is not here
         return self._inference.report(self._method, decision, self._caller.peer, self.body)
 
     # Attempts
@@ -455,6 +474,8 @@ class Call:
 
     def _end(self, code: Code, text: str, callers_fault: bool = False) -> None:
         self.is_over = True
+        if self._quota is not None:
+            self._leave_quota()
         self.tell_answered()
         if self._large is not None:
             self._large.drop()

@@ -51,6 +51,7 @@ from gateway.hooks import (
     Hooks,
     RetryRefused,
 )
+from gateway.quotas import Quota, Quotas
 from gateway.routing import Route, choose, drawn, endpoint_order, plan
 from gateway.status import (
     LATE,
@@ -78,6 +79,7 @@ from gateway.v2.peek import (
     peek_request,
     peek_response,
 )
+from gateway.v2.rows import rows_of
 from gateway.v2.shared_memory import uses_shared_memory
 from gateway.v2.versions import maybe_version, read_version
 
@@ -155,6 +157,7 @@ class Inference:
         hooks: Hooks,
         sequences: Sequences,
         *,
+        quotas: Quotas | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -168,7 +171,9 @@ class Inference:
         self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
-        self.gates = Gates()
+        self.quotas = quotas or Quotas()
+        self.counts_rows = False  # are the rows of each request reported?
+        self.gates = Gates(quotas=self.quotas)
         self.shares = Shares()
         self.hedges = Hedges()
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
@@ -185,6 +190,8 @@ class Inference:
         """Report that a request has arrived. body: whole, if it is here."""
         model = decision.head.model_name
         started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
+        if self.counts_rows:
+            started.rows = rows_of(body, decision.head)
         captures = self.current.now.captures
         if captures and (decision.route is not None or decision.known):  # not what its caller may not use
             take = captures.get(model)
@@ -199,6 +206,17 @@ class Inference:
         request_id = metadata.values.get(REQUEST_ID, "")
         started = CallStarted(method, model, self.topology.is_known(model), request_id, peer, now, facts)
         self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
+
+    def enter_quota(self, metadata: CallerMetadata, head: Head, body: bytes, size: int) -> Quota:
+        """Let a request in, if its caller and its model are within their quotas; it must leave the quota once.
+
+        body: whole, or what has arrived of it. size: bytes of all of it.
+        :raises QuotaExceeded: if they are not.
+        """
+        quotas = self.quotas
+        quota = quotas.of(metadata.values, head.model_name)
+        quota.enter(size, rows_of(body, head) if quotas.counts_rows else 1, self.clock())
+        return quota
 
     def decision(self, metadata: CallerMetadata, head: Head, body: bytes = b"") -> Decision:
         """What is decided for these two; made once for all requests that share them.

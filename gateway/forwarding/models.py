@@ -20,6 +20,7 @@ from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.streams import Caller as StreamCaller
 from gateway.forwarding.streams import StreamLimits, StreamSession
 from gateway.hooks import CallEnded, CallObserver
+from gateway.quotas import Quota
 from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import Fields, metadata_from
 from gateway.status import Code
@@ -86,8 +87,11 @@ class Models:
         """Have a pipeline answer, and report that as one call."""
         inference = self.inference
         metadata = request.metadata
+        quota: Quota | None = None
         with self.refusals(request, head.model_name):
             decision = inference.decision(metadata, head, request.body)
+            if inference.quotas.is_on:
+                quota = inference.enter_quota(metadata, head, request.body, len(request.body))
         observer = inference.report(request.method, decision, request.peer, request.body)
         code, text, reply, callers_fault = Code.INTERNAL, BUG_TEXT, None, False
         try:
@@ -106,6 +110,8 @@ class Models:
             return replace(reply, trailing=(*reply.trailing, *metadata_from(metadata.echo)))
         finally:
             served, size = (reply.served, len(reply.body)) if reply else (None, 0)
+            if quota is not None:
+                quota.leave(size, inference.clock())
             observer.ended(CallEnded(code, text, served, len(request.body), size, inference.clock(), callers_fault))
 
     def _how_cancelled(self, request: Request) -> tuple[Code, str]:

@@ -20,6 +20,11 @@ class LargeRequest:
         self._rest = b""  # what had come after the front when the call had waited, or had to be sent again
         self._is_piped = False  # the caller passes the rest on as it arrives, and keeps it; before, it may collect it
 
+    @property
+    def front(self) -> bytes:
+        """The bytes that were here when its head was read."""
+        return self._front
+
     def hold(self) -> None:
         """The call waits: what arrives meanwhile collects at the caller."""
         if not self._is_piped:

@@ -1,31 +1,33 @@
 """Pure: how a caller is told when to try again, in the two ways that gRPC clients know.
 
-sources: google/rpc/error_details.proto, `RetryInfo`, inside google/rpc/status.proto, `Status`, as the value of
-`grpc-status-details-bin`; gRFC A6, `grpc-retry-pushback-ms`, which clients with a retry policy wait for.
+sources: google/rpc/error_details.proto, `RetryInfo` and `QuotaFailure`, inside google/rpc/status.proto, `Status`, as
+the value of `grpc-status-details-bin`; gRFC A6, `grpc-retry-pushback-ms`, which clients with a retry policy wait for.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
-from gateway.errors import GatewayError, Overloaded
+from gateway.errors import GatewayError, Overloaded, QuotaExceeded
 from gateway.http2.hpack import NeverIndexed
-from gateway.rpc.metadata import Fields
+from gateway.rpc.metadata import Fields, legal_fields
 from gateway.types import Metadata
 
 _TYPE: Final = b"type.googleapis.com/google.rpc.RetryInfo"
+_QUOTA_TYPE: Final = b"type.googleapis.com/google.rpc.QuotaFailure"
 _NANOS: Final = 1_000_000_000
+_KEY: Final = "grpc-status-details-bin"
+_KEPT: Final = 1024  # details of refusals; each has a caller's name and a text
 
 
 def retry_trailers(error: GatewayError) -> Metadata:
-    """Nothing, if it is not overload that ended the call."""
+    """Nothing, if it is neither overload nor a quota that ended the call."""
+    if isinstance(error, QuotaExceeded):
+        return ((_KEY, _quota_status(error.text, error.retry_after, error.subject, error.limit, error.reason)),)
     if not isinstance(error, Overloaded):
         return ()
-    nanos = int(error.retry_after * _NANOS)
-    duration = _number(1, nanos // _NANOS) + _number(2, nanos % _NANOS)
-    detail = _bytes(1, _TYPE) + _bytes(2, _bytes(1, duration))
-    text = error.text.encode("utf-8", "replace")[:_MOST_TEXT]
-    return (("grpc-status-details-bin", _number(1, int(error.code)) + _bytes(2, text) + _bytes(3, detail)),)
+    return ((_KEY, _status(error.text, _retry_info(error.retry_after))),)
 
 
 def pushback_fields(error: GatewayError) -> Fields:
@@ -33,6 +35,39 @@ def pushback_fields(error: GatewayError) -> Fields:
     if not isinstance(error, Overloaded):
         return ()
     return (NeverIndexed(b"grpc-retry-pushback-ms", b"%d" % max(1, round(error.retry_after * 1000))),)
+
+
+def quota_fields(error: QuotaExceeded) -> Fields:
+    """Both of them on the wire. Those of refusals that are alike are made once, since a refusal must cost little."""
+    return _quota_fields(error.text, error.retry_after, error.subject, error.limit, error.reason)
+
+
+@lru_cache(_KEPT)
+def _quota_fields(text: str, retry_after: float, subject: str, limit: str, reason: str) -> Fields:
+    error = QuotaExceeded(text, retry_after, subject, reason, limit)
+    return (*legal_fields(retry_trailers(error)), *pushback_fields(error))
+
+
+@lru_cache(_KEPT)
+def _quota_status(text: str, retry_after: float, subject: str, limit: str, reason: str) -> bytes:
+    """`QuotaFailure.Violation`: subject 1, description 2, quota_metric 4."""
+    named = _bytes(1, subject.encode("utf-8", "replace"))
+    violation = named + _bytes(2, limit.encode()) + _bytes(4, reason.encode())
+    return _status(text, _retry_info(retry_after) + _detail(_QUOTA_TYPE, _bytes(1, violation)))
+
+
+def _retry_info(seconds: float) -> bytes:
+    nanos = int(seconds * _NANOS)
+    return _detail(_TYPE, _bytes(1, _number(1, nanos // _NANOS) + _number(2, nanos % _NANOS)))
+
+
+def _detail(type: bytes, value: bytes) -> bytes:
+    return _bytes(3, _bytes(1, type) + _bytes(2, value))
+
+
+def _status(text: str, details: bytes) -> bytes:
+    shown = text.encode("utf-8", "replace")[:_MOST_TEXT]
+    return _number(1, int(Overloaded.code)) + _bytes(2, shown) + details
 
 
 _MOST_TEXT: Final = 1024  # bytes: a status travels in a header, whose size is limited

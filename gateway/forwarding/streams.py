@@ -294,11 +294,15 @@ class StreamSession(StreamOwner):
             if access is not None:
                 access = self._access = access.renewed()
             decided = inference.decide(head, facts, inference.draw(), access, body)
+            quota = (
+                inference.enter_quota(self._opening.metadata, head, body, len(body)) if inference.quotas.is_on else None
+            )
         except GatewayError as error:
             self._refuse(body, error, name)
             return
         observer = inference.report(self._opening.method, decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
+        message.quota = quota
         pipeline = inference.current.seen_by(access).pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
@@ -662,4 +666,7 @@ class StreamSession(StreamOwner):
             size = message.answer_bytes
             self._inference.exposed_ended(message.exposed, message.work, code, message.callers_fault, size)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
+        if message.quota is not None:
+            quota, message.quota = message.quota, None
+            quota.leave(message.answer_bytes, now)
         message.observer.ended(CallEnded(code, text, served, *sizes, now, message.callers_fault))

@@ -23,6 +23,7 @@ from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.inference import Work
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.hooks import CallObserver
+from gateway.quotas import Quota
 from gateway.status import Code, Origin, Verdict
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed, StreamCall
@@ -50,6 +51,7 @@ class Message(OrderedRequest):
     callers_fault = False  # the message failed by its caller's fault, although the code does not say so
     failed: tuple[CallFailed, Verdict] | None = None  # the first error among its answers that was not the last answer
     key = ""  # the id that it has upstream
+    quota: Quota | None = None  # that it must leave
     shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     copied: bytes = b""  # the message, if there are shadows
     exposed: Exposed | None = None  # if its unit takes part in an experiment

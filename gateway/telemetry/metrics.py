@@ -33,9 +33,11 @@ from gateway.hooks import (
     ConnectionFull,
     EndpointChanged,
     EndpointEjected,
+    QuotasNow,
     RetryRefused,
     ShadowNow,
     StepEnded,
+    UsageNow,
     Watched,
 )
 from gateway.status import OK, Code, Meaning, is_server_fault
@@ -133,7 +135,7 @@ class Metrics:
         self._upstreams: set[str] = set()  # upstreams in the config
         self._certificates: set[str] = set()  # config keys of certificates
         self._watched: Watched | None = None
-        self._counted: dict[tuple[str, ...], int] = {}  # what was told of these last, by name and labels
+        self._counted: dict[tuple[str, ...], float] = {}  # what was told of these last, by name and labels
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
         self._is_shared = settings.shared is not None
         if settings.shared:
@@ -152,6 +154,7 @@ class Metrics:
                 self._tell_now(self._watched)
                 self._tell_shadows(self._watched.shadows())
                 self._tell_experiments(self._watched)
+                self._tell_quotas(self._watched.quotas(), self._watched.usage())
 
     def watch(self, watched: Watched) -> None:
         """Have these asked at each reading."""
@@ -187,9 +190,22 @@ class Metrics:
         for reason, count in store.dropped.items():
             self._tell_count(families.records_dropped, count, reason)
 
+    def _tell_quotas(self, quotas: QuotasNow, usage: Sequence[UsageNow]) -> None:
+        families = self._families
+        for caller, model, reason, count in quotas.refused:
+            self._tell_count(families.quota_refusals, count, caller, model, reason)
+        for used in usage:
+            names = used.caller, used.model
+            self._tell_count(families.used_requests, used.requests, *names)
+            self._tell_count(families.used_rows, used.rows, *names)
+            self._tell_count(families.used_request_bytes, used.request_bytes, *names)
+            self._tell_count(families.used_response_bytes, used.response_bytes, *names)
+            self._tell_count(families.used_seconds, used.upstream_seconds, *names)
+
     def _tell_now(self, watched: Watched) -> None:
         now = watched.pipelines()
         told: dict[tuple[str, ...], float] = {("held",): now.memory_held, ("most",): now.memory_most}
+        told["quota_store_away",] = int(watched.quotas().is_store_away)
         told |= {("retries_left", model): left for model, left in watched.retries_left().items()}
         for step in now.steps:
             told["running", step.pipeline, step.step] = step.running
@@ -231,7 +247,7 @@ class Metrics:
                 (gauge.labels(*key[1:]) if len(key) > 1 else gauge).set(value)
         self._gauged.update(told)
 
-    def _tell_count(self, counter: Counter, count: int, *labels: str) -> None:
+    def _tell_count(self, counter: Counter, count: float, *labels: str) -> None:
         """count: since whoever counts began, which a reload may make anew."""
         key = (counter._name, *labels)
         before = self._counted.get(key, 0)
@@ -346,7 +362,7 @@ class Metrics:
 class _Families:
     """All metrics by name, labels and meaning. docs/metrics.md says more."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:  # noqa: PLR0915  (a table)
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return Counter(name, help_text, labels, registry=registry)
 
@@ -402,6 +418,19 @@ class _Families:
             "gateway_limit_refusals",
             "Calls refused since a model's servers could not answer them (in time).",
             *("upstream", "upstream_model", "reason"),
+        )
+        self.quota_refusals = counter(
+            "gateway_quota_refusals",
+            "Calls and stream messages refused since a quota was used up: of a caller, of a model, or of both.",
+            *("caller", "model", "reason"),
+        )
+        by_use = ("caller", "model")
+        self.used_requests = counter("gateway_usage_requests", "Calls and stream messages that were answered.", *by_use)
+        self.used_rows = counter("gateway_usage_rows", "Rows of these.", *by_use)
+        self.used_request_bytes = counter("gateway_usage_request_bytes", "Message bytes of these.", *by_use)
+        self.used_response_bytes = counter("gateway_usage_response_bytes", "Message bytes of their answers.", *by_use)
+        self.used_seconds = counter(
+            "gateway_usage_upstream_seconds", "Seconds that attempts at upstreams took for callers.", *by_use
         )
         self.shared = counter(
             "gateway_shared_requests",
@@ -552,6 +581,12 @@ class _Families:
                 by_limit,
                 "livemax",
             ),
+            "quota_store_away": gauge(
+                "gateway_quota_store_away",
+                "1 if any worker finds that the store that gateways share quotas by does not answer.",
+                [],
+                "livemax",
+            ),
             "retries_left": gauge(
                 "gateway_retries_left",
                 "Calls that may be sent to another endpoint of their variant now; of the worker that may the fewest.",
@@ -695,7 +730,8 @@ class _Series:
         failed = meaning is not None
         if is_server_fault(call.end.code, meaning) and not call.end.callers_fault:
             self._families.server_faults.labels(self._model, call.end.code.name).inc()
-        if call.end.code is Code.RESOURCE_EXHAUSTED and not failed:  # no upstream reported it
+        if call.end.code is Code.RESOURCE_EXHAUSTED and not failed and not call.end.callers_fault:
+            # No upstream reported it, and it is no quota.
             self._families.queue_full.labels(self._model, "gateway").inc()
 
     def _steps(self, steps: Iterable[StepEnded]) -> float:

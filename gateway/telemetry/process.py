@@ -22,6 +22,7 @@ from gateway.telemetry.otel import is_configured
 from gateway.telemetry.shared_values import SharedDirectory
 from gateway.telemetry.traces import Traces
 from gateway.telemetry.traffic import Traffic
+from gateway.telemetry.usage import Usage
 
 Entered = TypeVar("Entered")
 
@@ -62,15 +63,16 @@ class ProcessTelemetry:
     def call_refused(self, why: str) -> None:
         self._metrics.call_refused(why)
 
-    async def enter(self, more: Sequence[Listener]) -> ProcessTelemetry:
-        """Start telemetry. more: listeners beside those of the settings.
+    async def enter(self, more: Sequence[Listener], usage: Usage | None = None) -> ProcessTelemetry:
+        """Start telemetry. more: listeners beside those of the settings. usage: one that is to be started, and ended.
 
         :raises BadTelemetrySettings: if an OTEL_* variable names an exporter that is not installed.
         """
         parts = self._parts
         async with contextlib.AsyncExitStack() as exits:
             exits.push_async_callback(parts.leave)
-            self.hooks = compose([*await self._listeners(parts), *more])
+            used = [] if usage is None else [(await parts.enter_async(usage)).counts]
+            self.hooks = compose([*await self._listeners(parts), *used, *more])
             parts.enter(self.captures, "captured requests")
             parts.enter(self.disagreements, "disagreements of shadows")
             if not self._is_alone:

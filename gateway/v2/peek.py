@@ -87,6 +87,7 @@ class Head:
     derived: Any = field(
         default=None, repr=False, compare=False
     )  # the layout computed from a shared head (`v2.layout`)
+    rows: int = field(default=0, repr=False, compare=False)  # of a shared head (`v2.rows`); 0: not known yet
     _parameters: dict[str, Parameter] | None = field(default=None, repr=False, compare=False)
 
     @property

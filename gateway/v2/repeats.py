@@ -54,7 +54,7 @@ class _Last:
         parameters = last._parameters
         return Head(
             last.model_name, last.model_version, id, last.has_tensors, last.entries, start, front, None, [], raw, None,
-            None, parameters,
+            None, 0, parameters,
         )  # fmt: skip
 
     def learn(self, body: bytes, head: Head) -> None:

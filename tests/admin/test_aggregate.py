@@ -137,3 +137,16 @@ def test_what_workers_tell_of_experiments_adds_up_and_a_store_is_away_if_any_wor
     assert merged["experiments"] == [{"name": "spring", "model": "photos", "exposures": 3, "units": {"a": 5}}]
     assert (merged["store"]["away"], merged["store"]["waiting"], merged["store"]["dropped"]) == ("gone", 3, {"full": 2})
     assert merged_state([worker()])["store"] is None
+
+
+def test_quotas_of_several_workers_are_sums_and_a_store_that_is_away_for_one_is_away() -> None:
+    def worker(left: float, store: str) -> dict[str, Any]:
+        limits = {"requests": 10, "concurrent": 4}
+        quota = {"caller": "acme", "model": "", "limits": limits, "left": {"requests": left}, "in_flight": 1}
+        state = {"version": "1", "listen": "", "ready": True, "draining": False, "models": {}, "pipelines": {}}
+        return {**state, "upstreams": {}, "names": {}, "quotas": [quota], "quota_store": store}
+
+    merged = merged_state([worker(2.5, "up"), worker(-1.0, "away")])
+    [quota] = merged["quotas"]
+    assert (quota["left"], quota["limits"]["requests"], quota["in_flight"]) == ({"requests": 1.5}, 10, 2)
+    assert merged["quota_store"] == "away"

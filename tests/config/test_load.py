@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         UPSTREAM + "wokers: 2\ndirect: {models: all}\n",
         [
             "gateway.yaml:2: wokers: unknown key 'wokers'; known: listen, workers, admin, server, upstreams, "
-            "direct, models, access, admission, pipelines, sequences, experiments, store, telemetry (did you mean 'workers'?)"
+            "direct, models, access, admission, quotas, pipelines, sequences, experiments, store, telemetry (did you mean 'workers'?)"
         ],
     ),
     "misspelt key deep down": (

@@ -38,6 +38,7 @@ INCIDENTS = {
     "bad-model-version", "pipeline-broken", "overload", "memory-scarce",
     "certificate-expired", "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
     "experiment-invalid", "store-away",
+    "quota-store-away",
 }  # fmt: skip
 
 OTHERS: Mapping[str, set[str]] = {

@@ -137,6 +137,7 @@ INCIDENTS = (
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
     *("experiment-invalid", "store-away"),
+    "quota-store-away",
 )
 
 

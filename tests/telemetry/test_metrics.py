@@ -25,11 +25,13 @@ from gateway.hooks import (
     MemoryNow,
     ParityNow,
     PipelinesNow,
+    QuotasNow,
     RetryRefused,
     ShadowNow,
     SharedNow,
     StepNow,
     StoreNow,
+    UsageNow,
     Watched,
 )
 from gateway.status import Code, Meaning
@@ -320,6 +322,8 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: {"m": 7},
             lambda: [ExperimentNow("spring", "m", 3, {"a": 2, "b": 1}, 0.5, False)],
             lambda: StoreNow("sqlite", False, "", 1, 2, {"full": 1}, 3, 1, 1),
+            lambda: QuotasNow([("acme", "m", "requests", 2)], is_store_away=True),
+            lambda: [UsageNow("acme", "m", 3, 4, 5, 6, 0.7)],
         )
     )
     real = set()

@@ -19,6 +19,7 @@ from gateway.forwarding.admission.gate import REASONS, Gate, Later
 from gateway.forwarding.admission.limit import AdaptiveLimit
 from gateway.forwarding.admission.server_room import ServerRoom
 from gateway.hooks import GateNow
+from gateway.quotas import Quotas
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ def _later(seconds: float, act: Callable[[float], None]) -> object:
 class Gates:
     """By model. `table` is empty, and false, when nothing is limited."""
 
-    def __init__(self, later: Later = _later) -> None:
+    def __init__(self, later: Later = _later, quotas: Quotas | None = None) -> None:
+        """quotas: that may say of callers that their calls are of the batch class."""
+        self._quotas = quotas
         self._later = later
         self.table: dict[GateKey, Gate] = {}
         self._endless: set[GateKey] = set()  # models whose queues have no bound
@@ -137,6 +140,10 @@ class Gates:
         return (metadata.get(key) if key else None) or connection
 
     def is_batch(self, metadata: Mapping[str, str]) -> bool:
+        """What the caller's quota says counts more than what the call says."""
+        said = self._quotas.class_of(metadata) if self._quotas is not None else None
+        if said is not None:
+            return said
         key = self._settings.priority
         return bool(key) and metadata.get(key) == _BATCH
 
