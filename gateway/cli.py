@@ -147,7 +147,9 @@ def _add_local_commands(commands: Commands) -> None:
     models = _add(commands, "models", None, "build or list the models of the repository")
     actions = models.add_subparsers(metavar="ACTION", required=True)
     build = _add(actions, "build", _models_build, "build weights from their pinned sources")
-    build.add_argument("names", nargs="*", metavar="MODEL", help="default: all that need no GPU")
+    build.add_argument(
+        "names", nargs="*", metavar="MODEL", help="default: all that need no GPU and that the demo shows"
+    )
     build.add_argument("--force", action="store_true", help="build also what is current")
     listed = _add(actions, "list", _models_list, "list the models and whether they are built")
     triton = _add(commands, "triton", None, "the local Triton alone")
@@ -357,8 +359,10 @@ def _models_list(arguments: argparse.Namespace) -> int:
 
     for model in list_models(arguments.repository):
         size = f"{model.built_bytes / 1e6:.1f} MB" if model.built_bytes else ""
-        gpu = "needs a GPU to build" if model.needs_gpu else ""
-        _say(f"{model.name:30} {model.state.value:8} {size:>9}  {model.task}  {gpu}".rstrip())
+        note = "needs a GPU to build" if model.needs_gpu else ""
+        if model.on_demand and not model.built_bytes:
+            note = f"built by name only; {model.download_bytes / 1e6:.1f} MB to fetch"
+        _say(f"{model.name:30} {model.state.value:8} {size:>9}  {model.task}  {note}".rstrip())
     return 0
 
 

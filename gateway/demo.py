@@ -25,7 +25,8 @@ from gateway.config import load
 from gateway.forwarding.messages import build_request, parse_response
 from gateway.models.catalogue import build
 from gateway.models.pictures import sample_photo
-from gateway.steps import Params, Read, find_step
+from gateway.steps import Read
+from gateway.steps.image import DecodeImage, DecodeImageParams
 from gateway.supervisor import reserve
 from gateway.triton import LocalTriton, install
 from gateway.triton.command import Signals
@@ -147,11 +148,10 @@ def _pixels(photo: bytes) -> np.ndarray[Any, Any]:
         raise OSError(f"decode_image reads no file, not even {name}")
 
     read: Read = no_files
-    step_type = find_step("decode_image")
-    params: Params = step_type.params_type.model_validate({"size": 224, "resize": 256})
+    step = DecodeImage(DecodeImageParams(size=224, resize=256), read)
     item = np.empty((1, 1), np.object_)
     item[0, 0] = photo
-    return step_type(params, read)({"image": item})["image"]
+    return step({"image": item})["image"]
 
 
 def _by_tritonclient(address: str, pixels: np.ndarray[Any, Any]) -> tuple[list[str], dict[str, str], float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.errors import UnknownModel
 from gateway.routing import Routes, explain
-from gateway.steps import ModelCall, Pipeline
+from gateway.steps import FanOut, ModelCall, Part, Pipeline
 from gateway.types import Facts
 
 Json = Mapping[str, Any]
@@ -20,13 +20,8 @@ def explain_call(
     """The lines of the output: a pipeline's parts, or a model's rules, split and order. Variants count as available."""
     pipeline = pipelines.get(model)
     if pipeline is not None:
-        lines = [f"{indent}{model}: a pipeline"]
-        for part in pipeline.parts:
-            if isinstance(part, ModelCall):
-                lines += explain_call(routes, pipelines, part.model, facts, draw=draw, indent=indent + "  ")
-            else:
-                lines.append(f"{indent}  step {part.name}, in the gateway")
-        return lines
+        parts = _explain_parts(routes, pipelines, pipeline.parts, facts, draw=draw, indent=indent + "  ")
+        return [f"{indent}{model}: a pipeline", *parts]
     route = routes.lookup(model)
     if route is None:
         known = ", ".join([*routes.public, *pipelines]) or "none"
@@ -35,6 +30,30 @@ def explain_call(
     kind = "a public model" if model in routes.public else "a Triton model, called directly"
     reason = f"reason: {explained.plan.reason}"
     return [f"{indent}{model}: {kind}, {reason}", *(f"{indent}  {line}" for line in explained.lines)]
+
+
+def _explain_parts(
+    routes: Routes,
+    pipelines: Mapping[str, Pipeline],
+    parts: Sequence[Part],
+    facts: Facts,
+    *,
+    draw: float,
+    indent: str,
+) -> list[str]:
+    lines: list[str] = []
+    for part in parts:
+        if isinstance(part, ModelCall):
+            lines += explain_call(routes, pipelines, part.model, facts, draw=draw, indent=indent)
+        elif isinstance(part, FanOut):
+            bounds = f"at most {part.bounds.most} of a row and {part.bounds.most_together} in all"
+            lines.append(
+                f"{indent}fan-out by step {part.name}, in the gateway: items, {bounds}, by {part.max_batch_size}:"
+            )
+            lines += _explain_parts(routes, pipelines, part.parts, facts, draw=draw, indent=indent + "  ")
+        else:
+            lines.append(f"{indent}step {part.name}, in the gateway")
+    return lines
 
 
 def explain_now(state: Json, model: str) -> list[str]:
@@ -50,8 +69,20 @@ def explain_now(state: Json, model: str) -> list[str]:
     for name, variant in found["variants"].items():
         ready = "ready" if variant["ready"] else "unavailable"
         lines.append(f"  variant {name}: {ready}, its breaker is {variant['breaker']}")
-        lines += [f"    {line}" for line in (*_limits(state, variant), *_endpoints(state, variant))]
+        parity = _parity(state, model, name)
+        lines += [f"    {line}" for line in (*parity, *_limits(state, variant), *_endpoints(state, variant))]
     return lines
+
+
+def _parity(state: Json, model: str, name: str) -> Iterator[str]:
+    for shadow in state.get("shadows", ()):
+        parity = shadow["parity"]
+        if (shadow["model"], shadow["variant"]) == (model, name) and parity is not None:
+            may = "calls may fall back to it" if parity["is_open"] else "calls may not fall back to it yet"
+            yield (
+                f"{may}: {parity['agreed']} of {parity['compared']} copies agreed; needed are "
+                f"{parity['agreement']:.0%} of {parity['copies']}"
+            )
 
 
 def _limits(state: Json, variant: Json) -> Iterator[str]:

@@ -314,6 +314,17 @@ class HedgesNow:
 
 
 @dataclass(frozen=True, slots=True)
+class ParityNow:
+    """Whether a shadow may stand in for other variants."""
+
+    is_open: bool
+    compared: int  # of the last `copies`
+    agreed: int
+    copies: int  # that must have been compared
+    agreement: float  # the share of them that must agree
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowNow:
     """What became of the copies of one public model's requests at one variant, since its settings are in force."""
 
@@ -325,6 +336,7 @@ class ShadowNow:
     wrong_here: int  # answers to callers with them, of those that were compared
     seconds: float  # that its answers took, in all
     measures: Mapping[str, float]  # the mean of each measure of the comparison
+    parity: ParityNow | None = None  # None: it may always stand in
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
@@ -167,6 +168,7 @@ def _shadow_state(shadow: ShadowNow) -> Mapping[str, object]:
         "mean_seconds": round(shadow.seconds / answered, 6) if answered else None,
         "mean_measures": {name: round(value, 6) for name, value in shadow.measures.items()},
         "not_finite": shadow.wrong,
+        "parity": asdict(shadow.parity) if shadow.parity is not None else None,
     }
 
 

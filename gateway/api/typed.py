@@ -29,6 +29,7 @@ from gateway.forwarding.models import Models
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.status import Code
 from gateway.steps import DATATYPES, Array, TensorSpec, WrongAnswer, to_array, to_raw
+from gateway.types import Served
 from gateway.v1 import (
     classification_pb2,
     classification_pb2_grpc,
@@ -73,12 +74,12 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
         began = time.monotonic()
         with self._models.refusals(opening, request.model):
             body = self._body_of(request)
-        reply, took = await _infer(self._models, replace(opening, body=body))
+        reply, took = await timed_infer(self._models, replace(opening, body=body))
         arrays = parse_response(reply.body)
         labels, scores = (arrays[name][1].ravel() for name in ("label", "score"))
         if len(labels) != len(scores):
             raise WrongAnswer(f"'{request.model}' made {len(labels)} labels and {len(scores)} scores")
-        answer = classification_pb2.ClassifyResponse(served=_served(reply, began, took))
+        answer = classification_pb2.ClassifyResponse(served=served_message(reply, began, took))
         for name, score in list(zip(labels, scores, strict=True))[: request.max_labels or None]:
             answer.labels.add(name=name.decode("utf-8", "replace"), score=score)
         return reply, answer
@@ -95,7 +96,7 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
         topology = self._topology.now
         found = topology.pipelines.get(model)
         if found is None:
-            raise _no_pipeline(model, topology)
+            raise no_pipeline(model, topology)
         pipeline = found.pipeline
         outputs = {spec.name: spec.datatype for spec in pipeline.outputs}
         makes_labels = outputs.get("label") == "BYTES" and outputs.get("score") in ("FP32", "FP64")
@@ -130,11 +131,11 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
         began = time.monotonic()
         with self._models.refusals(opening, request.model):
             body = await beside(_is_brief_request(request), partial(_body_of, request))
-        reply, took = await _infer(self._models, replace(opening, body=body))
+        reply, took = await timed_infer(self._models, replace(opening, body=body))
         arrays = await read_response(reply.body)
         is_brief = sum(array.size for _, array in arrays.values()) * weight.TEXT <= weight.BRIEF
         outputs = await beside(is_brief, partial(_outputs_of, arrays))
-        outputs.served.CopyFrom(_served(reply, began, took))
+        outputs.served.CopyFrom(served_message(reply, began, took))
         return reply, outputs
 
 
@@ -212,7 +213,7 @@ def _body_of(request: Any) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def _no_pipeline(model: str, topology: Topology) -> GatewayError:
+def no_pipeline(model: str, topology: Topology) -> GatewayError:
     known = ", ".join(topology.pipelines) or "none is configured"
     if not model:
         return BadRequest(f"model is empty; pipelines: {known}")
@@ -282,16 +283,21 @@ def _fill(tensor: Any, datatype: str, array: Array) -> None:
         content.values.extend((piece.astype(np.int64) if piece.dtype == np.bool_ else piece).tolist())
 
 
-async def _infer(models: Models, request: Request) -> tuple[Reply, float]:
+async def timed_infer(models: Models, request: Request) -> tuple[Reply, float]:
     """The answer, and the seconds that it took."""
     began = time.monotonic()
     reply = await models.infer(request)
     return reply, time.monotonic() - began
 
 
-def _served(reply: Reply, began: float, took: float) -> Any:
+def served_message(reply: Reply, began: float, took: float) -> Any:
     """began: when the request arrived. took: seconds of its inference, which is the model's time if no pipeline ran."""
-    served, timings = reply.served, reply.timings or Timings(model=took)
+    return served_message(reply.served, began, reply.timings or Timings(model=took))
+
+
+def served_message(served: Served, began: float, timings: Timings | None) -> Any:
+    """A common_pb2.Served. timings: None if all the time since `began` was the model's."""
+    timings = timings or Timings(model=time.monotonic() - began)
     message = common_pb2.Served(
         model=served.model,
         variant=served.variant,

@@ -11,6 +11,7 @@ from gateway.config.models import Model
 from gateway.config.schema import Config
 from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
 from gateway.config.upstreams import Upstream
+from gateway.steps import PartDeclaration
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
@@ -248,8 +249,15 @@ def _called(model: Model) -> list[tuple[Path, str]]:
     """The public models that a pipeline calls, each with its path in the file."""
     if model.pipeline is None:
         return []
-    steps = enumerate(model.pipeline.steps)
-    return [(("pipeline", "steps", index, "call"), step.call) for index, step in steps if step.call is not None]
+    return list(_calls_of(("pipeline", "steps"), model.pipeline.steps))
+
+
+def _calls_of(at: Path, parts: Sequence[PartDeclaration]) -> Iterator[tuple[Path, str]]:
+    for index, part in enumerate(parts):
+        if part.call is not None:
+            yield (*at, index, "call"), part.call
+        if part.fan_out is not None:
+            yield from _calls_of((*at, index, "fan_out", "steps"), part.fan_out.steps)
 
 
 def _calls(at: Path, model: Model, names: Names) -> Iterator[Problem]:

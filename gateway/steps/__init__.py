@@ -6,9 +6,12 @@ gives it a reader. What a caller's data makes go wrong is `BadInput`, whose text
 
 from gateway.steps.build import Finding, PipelineError, build_pipeline
 from gateway.steps.catalogue import UnknownStep, find_step
-from gateway.steps.declare import PartDeclaration, PipelineSpec, TensorDeclaration
-from gateway.steps.pipeline import LocalStep, ModelCall, Part, Pipeline, Work
-from gateway.steps.step import BadTensor, Params, Read, RowStep, Step, StepError, StepFailed, WrongAnswer
+from gateway.steps.declare import FanOutDeclaration, PartDeclaration, PipelineSpec, TensorDeclaration
+from gateway.steps.fan_out import FanOut, Items, Split
+from gateway.steps.pipeline import ModelCall, Part, Pipeline
+from gateway.steps.rows import Batch, Column, Columns, Ragged, batches, column_of, take
+from gateway.steps.running import LocalStep, Work
+from gateway.steps.step import BadTensor, Params, Read, RowStep, SplitStep, Step, StepError, StepFailed, WrongAnswer
 from gateway.v2.raw import Buffer, raw_view, to_array, to_raw
 from gateway.v2.spec import DATATYPES, Array, Datatype, Tensors, TensorSpec, datatype_of, dtype_of
 
@@ -16,9 +19,15 @@ __all__ = [
     "DATATYPES",
     "Array",
     "BadTensor",
+    "Batch",
     "Buffer",
+    "Column",
+    "Columns",
     "Datatype",
+    "FanOut",
+    "FanOutDeclaration",
     "Finding",
+    "Items",
     "LocalStep",
     "ModelCall",
     "Params",
@@ -27,8 +36,11 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "PipelineSpec",
+    "Ragged",
     "Read",
     "RowStep",
+    "Split",
+    "SplitStep",
     "Step",
     "StepError",
     "StepFailed",
@@ -38,11 +50,14 @@ __all__ = [
     "UnknownStep",
     "Work",
     "WrongAnswer",
+    "batches",
     "build_pipeline",
+    "column_of",
     "datatype_of",
     "dtype_of",
     "find_step",
     "raw_view",
+    "take",
     "to_array",
     "to_raw",
 ]

@@ -8,9 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from gateway.steps.catalogue import UnknownStep, did_you_mean, find_step, one_line
-from gateway.steps.declare import PartDeclaration, PipelineSpec, TensorDeclaration
-from gateway.steps.pipeline import LocalStep, ModelCall, Part, Pipeline
-from gateway.steps.step import Read, RowStep, Step, StepError
+from gateway.steps.declare import FanOutDeclaration, PartDeclaration, PipelineSpec, TensorDeclaration
+from gateway.steps.fan_out import Bounds, FanOut, Split
+from gateway.steps.pipeline import ModelCall, Part, Pipeline
+from gateway.steps.running import LocalStep
+from gateway.steps.step import AnyStep, Read, RowStep, SplitStep, Step, StepError
 from gateway.v2.spec import DATATYPES, TensorSpec
 
 Where = tuple[str | int, ...]
@@ -46,7 +48,7 @@ def build_pipeline(name: str, declared: PipelineSpec, read: Read) -> Pipeline:
     """
     check = _Check(read)
     check.begin(declared.inputs)
-    parts = [check.part(number, part) for number, part in enumerate(declared.steps)]
+    parts = check.parts(("steps",), declared.steps)
     check.end(declared.inputs, declared.outputs)
     if check.findings:
         raise PipelineError(check.findings)
@@ -55,7 +57,7 @@ def build_pipeline(name: str, declared: PipelineSpec, read: Read) -> Pipeline:
         inputs=tuple(tensor.spec for tensor in declared.inputs),
         outputs=tuple(tensor.spec for tensor in declared.outputs),
         max_batch_size=declared.max_batch_size,
-        parts=tuple(part for part in parts if part is not None),
+        parts=parts,
     )
 
 
@@ -79,35 +81,81 @@ class _Check:
         self.latest = list(self.known)
 
     def end(self, inputs: tuple[TensorDeclaration, ...], outputs: tuple[TensorDeclaration, ...]) -> None:
-        seen: set[str] = set()
-        for number, tensor in enumerate(outputs):
-            if tensor.name in seen:
-                self._find(("outputs", number, "name"), f"a second output '{tensor.name}'", "each name once")
-            seen.add(tensor.name)
-            self._use(("outputs", number), "the pipeline promises", tensor.spec, tensor.name)
+        self._promise(("outputs",), "the pipeline promises", outputs)
         for number, tensor in enumerate(inputs):
             if tensor.name not in self.used and not self.broken:
                 self._find(("inputs", number, "name"), f"nothing reads the input '{tensor.name}'", "drop it, or use it")
 
-    def part(self, number: int, declared: PartDeclaration) -> Part | None:
-        where = ("steps", number)
+    def _promise(self, where: Where, who: str, outputs: tuple[TensorDeclaration, ...]) -> None:
+        seen: set[str] = set()
+        for number, tensor in enumerate(outputs):
+            if tensor.name in seen:
+                self._find((*where, number, "name"), f"a second output '{tensor.name}'", "each name once")
+            seen.add(tensor.name)
+            self._use((*where, number), who, tensor.spec, tensor.name)
+
+    def parts(self, where: Where, declared: tuple[PartDeclaration, ...]) -> tuple[Part, ...]:
+        """Those parts that can be built; of the others there are findings."""
+        parts = [self._part((*where, number), part) for number, part in enumerate(declared)]
+        return tuple(part for part in parts if part is not None)
+
+    def _part(self, where: Where, declared: PartDeclaration) -> Part | None:
         if declared.call is not None:
             return self._call(where, declared.call, declared)
-        step = self._construct(where, declared)
-        if step is None:
-            self.open, self.latest, self.broken = True, None, True
-            return None
-        return self._local(where, step, declared)
+        if declared.fan_out is not None:
+            return self._fan_out((*where, "fan_out"), declared.fan_out)
+        step = self._construct(where, declared.step or "", declared.with_)
+        if isinstance(step, Step):
+            return self._local(where, step, declared)
+        if step is not None:
+            self._find((*where, "step"), f"'{declared.step}' makes items of rows", "name it in a fan_out")
+        self.open, self.latest, self.broken = True, None, True
+        return None
 
-    def _construct(self, where: Where, declared: PartDeclaration) -> Step[Any] | None:
+    def _fan_out(self, where: Where, declared: FanOutDeclaration) -> FanOut | None:
+        split = self._split(where, declared)
+        inside = _Check(self.read, self.findings)
+        if split is None:
+            inside.open, inside.latest, inside.broken = True, None, True
+        else:
+            inside.known = {split.outputs[spec.name]: spec for spec in split.step.writes}
+            inside.latest = list(inside.known)
+        parts = inside.parts((*where, "steps"), declared.steps)
+        inside._promise((*where, "outputs"), "the items hand back", declared.outputs)
+        if declared.count in (tensor.name for tensor in declared.outputs):
+            self._find((*where, "count"), f"'{declared.count}' is one of the outputs too", "another name")
+        bounds = Bounds(declared.most, declared.most_together, declared.most_bytes)
+        outputs = tuple(tensor.spec for tensor in declared.outputs)
+        if split is None:
+            self.known |= {spec.name: None for spec in outputs} | {declared.count: None}
+            self.broken = True
+            return None
+        made = FanOut(split, parts, outputs, declared.count, bounds, declared.max_batch_size)
+        self.known |= {spec.name: spec for spec in made.writes}
+        self.latest = [spec.name for spec in made.writes]
+        return made
+
+    def _split(self, where: Where, declared: FanOutDeclaration) -> Split | None:
+        step = self._construct(where, declared.step, declared.with_)
+        if not isinstance(step, SplitStep):
+            if step is not None:
+                self._find((*where, "step"), f"step '{declared.step}' makes no items of a row", "a split step")
+            return None
+        inputs = self._names((*where, "inputs"), declared.step, [spec.name for spec in step.reads], declared.inputs)
+        outputs = self._names((*where, "items"), declared.step, [spec.name for spec in step.writes], declared.items)
+        for spec in step.reads:
+            self._use(where, f"step '{declared.step}' reads", spec, inputs[spec.name])
+        return Split(declared.step, step, inputs, outputs)
+
+    def _construct(self, where: Where, name: str, parameters: dict[str, Any]) -> AnyStep[Any] | None:
         """The step; None, with findings, if its name or parameters are wrong."""
         try:
-            step_type = find_step(declared.step or "")
+            step_type = find_step(name)
         except UnknownStep as exc:
             self._find((*where, "step"), exc.wrong, exc.right)
             return None
         try:
-            step = step_type(step_type.params_type.model_validate(declared.with_), self.read)
+            step = step_type(step_type.params_type.model_validate(parameters), self.read)
             _check_declared(step)
             return step
         except ValidationError as exc:
@@ -115,9 +163,9 @@ class _Check:
             self._refuse_parameters((*where, "with"), exc, fields)
         except StepError as exc:
             at = (*where, "with", *([exc.parameter] if exc.parameter else []))
-            self._find(at, f"step '{declared.step}': {exc.wrong}", exc.right)
+            self._find(at, f"step '{name}': {exc.wrong}", exc.right)
         except BaseException as exc:  # a user's step may raise anything while it is built, `SystemExit` too
-            self._find((*where, "step"), f"step '{declared.step}' cannot be built: {one_line(exc)}")
+            self._find((*where, "step"), f"step '{name}' cannot be built: {one_line(exc)}")
         return None
 
     def _refuse_parameters(self, where: Where, refused: ValidationError, fields: list[str]) -> None:
@@ -189,7 +237,7 @@ class _Check:
         self.findings.append(Finding(where, wrong, right))
 
 
-def _check_declared(step: Step[Any]) -> None:
+def _check_declared(step: AnyStep[Any]) -> None:
     """Check what a step declares, once, so that no call has to.
 
     :raises TypeError: if the declaration is invalid.

@@ -1,34 +1,49 @@
 """steps (pure): steps by name. May use the steps; imports a user's step only when it is asked for.
 
 A name is one of ours, or that of an entry point in the group `inference_gateway.steps`, or `module:attribute`. All
-three lead to a subclass of `Step`.
+three lead to a subclass of `Step` or of `SplitStep`.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
 from gateway.steps.filetype import FileBlocks, FileType
 from gateway.steps.image import DecodeImage
 from gateway.steps.language import TextFeatures
+from gateway.steps.reading.lines import LinePixels, TextRegions, TurnedLine
+from gateway.steps.reading.page import PagePixels
+from gateway.steps.reading.text import CtcText, ReadingOrder
+from gateway.steps.recommendation import RankRequest, TopCandidates
 from gateway.steps.scores import Softmax, TopK
-from gateway.steps.step import Step
+from gateway.steps.step import AnyStep, SplitStep, Step
+from gateway.steps.translation import TextTokens, TokenText
 
 GROUP = "inference_gateway.steps"
 
-AnyStep = type[Step[Any]]  # Any: each step has parameters of its own type, which `params_type` names
+StepType = type[AnyStep[Any]]  # Any: each step has parameters of its own type, which `params_type` names
 
-SHIPPED: dict[str, AnyStep] = {
+SHIPPED: dict[str, StepType] = {
+    "ctc_text": CtcText,
     "decode_image": DecodeImage,
     "file_blocks": FileBlocks,
     "file_type": FileType,
+    "line_pixels": LinePixels,
+    "page_pixels": PagePixels,
+    "rank_request": RankRequest,
+    "reading_order": ReadingOrder,
     "softmax": Softmax,
     "text_features": TextFeatures,
+    "text_regions": TextRegions,
+    "text_tokens": TextTokens,
+    "token_text": TokenText,
+    "top_candidates": TopCandidates,
     "top_k": TopK,
+    "turned_line": TurnedLine,
 }
 
 
@@ -41,10 +56,10 @@ class UnknownStep(Exception):
         self.right = right
 
 
-def find_step(name: str) -> AnyStep:
+def find_step(name: str) -> StepType:
     """The step of this name; shipped steps win over entry points.
 
-    :raises UnknownStep: if there is none, or importing it fails, or it is not a subclass of `Step`.
+    :raises UnknownStep: if there is none, or importing it fails, or it is no subclass of `Step` or `SplitStep`.
     """
     if name in SHIPPED:
         return SHIPPED[name]
@@ -67,15 +82,16 @@ def _entry_points() -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
-def _load(name: str, where: str) -> AnyStep:
-    right = "a subclass of gateway.steps.Step, as module:attribute, with params_type set"
+def _load(name: str, where: str) -> StepType:
+    right = "a subclass of gateway.steps.Step or SplitStep, as module:attribute, with params_type set"
     try:
         found = find_attribute(where)
     except BaseException as exc:  # a user's module may raise anything when it is imported, `SystemExit` too
         raise UnknownStep(f"step '{name}' cannot be imported: {one_line(exc)}", right) from exc
-    if not (isinstance(found, type) and issubclass(found, Step) and _is_params(getattr(found, "params_type", None))):
+    is_step = isinstance(found, type) and issubclass(found, Step | SplitStep)
+    if not (is_step and _is_params(getattr(found, "params_type", None))):
         raise UnknownStep(f"step '{name}' is not a step", right)
-    return found
+    return cast("StepType", found)
 
 
 def find_attribute(where: str) -> Any:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.steps.build import Finding, Where
-from gateway.steps.pipeline import LocalStep, ModelCall, Pipeline
+from gateway.steps.fan_out import FanOut
+from gateway.steps.pipeline import ModelCall, Part, Pipeline
+from gateway.steps.running import StepPart
 from gateway.v2.spec import DATATYPES, TensorSpec
 
 
@@ -48,7 +50,7 @@ def compare(pipeline: Pipeline, facts: Mapping[str, Sequence[ModelFacts]]) -> li
 
     facts:  by public model, one of each variant that could be asked; a model that is not there is not compared.
     """
-    findings = _Comparison(pipeline, facts).findings()
+    findings = _Comparison(facts, pipeline.max_batch_size, ("max_batch_size",)).findings(pipeline)
     return list({str(finding): finding for finding in findings}.values())  # several variants may cause one finding
 
 
@@ -56,24 +58,43 @@ def compare(pipeline: Pipeline, facts: Mapping[str, Sequence[ModelFacts]]) -> li
 class _Comparison:
     """The working set while the parts are compared in order."""
 
-    pipeline: Pipeline
     facts: Mapping[str, Sequence[ModelFacts]]
+    most: int  # rows of one call
+    most_at: Where  # where that is said
     made: dict[str, list[tuple[str, TensorSpec]]] = field(default_factory=dict)  # by tensor: who makes it, and its type
     is_open: bool = False  # may there be more tensors, from a model whose facts are not known?
 
-    def findings(self) -> Iterator[Finding]:
-        for spec in self.pipeline.inputs:
+    def findings(self, pipeline: Pipeline) -> Iterator[Finding]:
+        for spec in pipeline.inputs:
             self.made[spec.name] = [("", spec)]
-        for number, part in enumerate(self.pipeline.parts):
-            where = ("steps", number)
+        yield from self._parts(("steps",), pipeline.parts)
+        for number, spec in enumerate(pipeline.outputs):
+            yield from self._use(("outputs", number), "the pipeline promises", spec, spec.name)
+
+    def _parts(self, above: Where, parts: Sequence[Part]) -> Iterator[Finding]:
+        for number, part in enumerate(parts):
+            where = (*above, number)
             if isinstance(part, ModelCall):
                 for model in self.facts.get(part.model, ()):
                     yield from self._call(where, part, model)
                 self._take_outputs(part)
+            elif isinstance(part, FanOut):
+                yield from self._fan_out((*where, "fan_out"), part)
             else:
-                yield from self._step(where, part)
-        for number, spec in enumerate(self.pipeline.outputs):
-            yield from self._use(("outputs", number), "the pipeline promises", spec, spec.name)
+                yield from self._reads(where, part)
+                for spec in part.step.writes:
+                    self.made[part.outputs[spec.name]] = [("", spec)]
+
+    def _fan_out(self, where: Where, part: FanOut) -> Iterator[Finding]:
+        yield from self._reads(where, part.split)
+        inside = _Comparison(self.facts, part.max_batch_size, (*where, "max_batch_size"))
+        for spec in part.split.step.writes:
+            inside.made[part.split.outputs[spec.name]] = [("", spec)]
+        yield from inside._parts((*where, "steps"), part.parts)
+        for number, spec in enumerate(part.outputs):
+            yield from inside._use((*where, "outputs", number), "the items hand back", spec, spec.name)
+        for spec in part.writes:
+            self.made[spec.name] = [("", spec)]
 
     def _call(self, where: Where, part: ModelCall, model: ModelFacts) -> Iterator[Finding]:
         """Everything in a call that one model would refuse."""
@@ -90,16 +111,15 @@ class _Comparison:
         for own in part.outputs:
             if own not in answers:
                 yield Finding((*where, "outputs", own), f"{model.who} has no output '{own}'", _known(model.outputs))
-        most = self.pipeline.max_batch_size
-        if 0 < model.max_batch_size < most:
+        if 0 < model.max_batch_size < self.most:
             yield Finding(
-                ("max_batch_size",),
-                f"is {most}, but {model.who} takes {model.max_batch_size} rows at most",
+                self.most_at,
+                f"is {self.most}, but {model.who} takes {model.max_batch_size} rows at most",
                 f"at most {model.max_batch_size}",
             )
 
     def _send(self, where: Where, name: str, model: ModelFacts, tensor: ModelTensor) -> Iterator[Finding]:
-        wanted = _row_of(tensor, model, self.pipeline.max_batch_size)
+        wanted = _row_of(tensor, model, self.most)
         if wanted is None:
             shown = f"{tensor.datatype} {list(tensor.shape)}"
             yield Finding(where, f"{model.who} takes '{tensor.name}' as {shown}, which has no batch axis")
@@ -122,16 +142,14 @@ class _Comparison:
             for tensor in model.outputs:
                 if part.outputs and tensor.name not in part.outputs:
                     continue
-                row = _row_of(tensor, model, self.pipeline.max_batch_size, answered=True)
+                row = _row_of(tensor, model, self.most, answered=True)
                 name = part.outputs.get(tensor.name, tensor.name)
                 made.setdefault(name, []).extend([(model.who, row)] if row is not None else [])
         self.made |= made
 
-    def _step(self, where: Where, part: LocalStep) -> Iterator[Finding]:
+    def _reads(self, where: Where, part: StepPart) -> Iterator[Finding]:
         for spec in part.step.reads:
             yield from self._use(where, f"step '{part.name}' reads", spec, part.inputs[spec.name])
-        for spec in part.step.writes:
-            self.made[part.outputs[spec.name]] = [("", spec)]
 
     def _use(self, where: Where, who: str, spec: TensorSpec, name: str) -> Iterator[Finding]:
         if name not in self.made:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from gateway.steps.fan_out import MIB
 from gateway.v2.spec import Datatype, TensorSpec
 
 Size = Annotated[int, Field(ge=-1, le=2**31 - 1)]
@@ -52,7 +53,7 @@ class TensorDeclaration(Declared):
 
 
 class PartDeclaration(Declared):
-    """One part of a pipeline: a step that runs in the gateway, or a call of another public model."""
+    """One part of a pipeline: a step that runs in the gateway, a call of another public model, or a fan-out."""
 
     step: str | None = Field(
         default=None,
@@ -73,13 +74,68 @@ class PartDeclaration(Declared):
         description="As `inputs`, for what comes out. A call asks for exactly these outputs, or, if left out, for all.",
     )
 
+    fan_out: FanOutDeclaration | None = Field(
+        default=None, description="Work on items that a step finds in each row, such as the lines on a page."
+    )
+
     @model_validator(mode="after")
-    def _is_one_of_two(self) -> PartDeclaration:
-        if (self.step is None) == (self.call is None):
-            raise ValueError("needs either 'step' or 'call'")
+    def _is_one_of_three(self) -> PartDeclaration:
+        if sum(each is not None for each in (self.step, self.call, self.fan_out)) != 1:
+            raise ValueError("needs either 'step' or 'call' or 'fan_out'")
         if self.call is not None and self.with_:
             raise ValueError("a call takes no parameters ('with')")
+        if self.fan_out is not None and (self.with_ or self.inputs or self.outputs):
+            raise ValueError("a fan_out takes 'with', 'inputs' and 'outputs' inside")
         return self
+
+
+class FanOutDeclaration(Declared):
+    """Items are made of each row, any number or none; the items of all rows go through `steps` together, and a model
+    gets them in batches of one shape; what they made goes back to the rows that they are of.
+    """
+
+    step: str = Field(description="The step that makes the items of one row: a split step, named as other steps are.")
+    with_: dict[str, Any] = Field(  # Any: as in PartDeclaration
+        default_factory=dict, alias="with", description="Its parameters."
+    )
+    inputs: Names | None = Field(default=None, description="As those of a step.")
+    items: Names | None = Field(default=None, description="As `outputs` of a step: what one item has.")
+    steps: tuple[PartDeclaration, ...] = Field(
+        min_length=1,
+        description="What is done with the items, in this order. Parts in here see the items' tensors and no others; "
+        "an item is a row for them.",
+    )
+    outputs: tuple[TensorDeclaration, ...] = Field(
+        min_length=1,
+        description="What goes back to the rows, as it is of one item. A row gets those of its items in their order: "
+        "its tensor has one axis more, in front, whose size is that of the row with the most items: the others are "
+        "filled up with zeros or empty texts.",
+    )
+    count: str = Field(
+        min_length=1, description="Name of the tensor, INT32 [1], that says how many items each row has."
+    )
+    max_batch_size: int = Field(
+        default=16,
+        ge=1,
+        le=4096,
+        description="Most items of one model call: at most what the called models take. More items are several calls.",
+    )
+    most: int = Field(
+        default=256,
+        ge=1,
+        le=100_000,
+        description="Most items of one row. For more its caller gets INVALID_ARGUMENT, and is told which row it is.",
+    )
+    most_together: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Most items of all rows of one request; likewise."
+    )
+    most_bytes: int = Field(
+        default=64 * MIB,
+        ge=1,
+        le=1 << 40,
+        description="Most bytes of the items of one request, as the step makes them; likewise. They count as part of "
+        "`pipelines.memory`, as what is made of them does.",
+    )
 
 
 class PipelineSpec(Declared):

@@ -10,8 +10,9 @@ import io
 import math
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -22,6 +23,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from gateway.errors import Overloaded
 from gateway.steps.budget import MEMORY, TooLarge
 from gateway.steps.header import BadPicture, Format, Header, strip_jpeg
+
+_Made = TypeVar("_Made")
 
 MOST_PIXELS = 89_000_000
 """The highest limit on pixels: just below the size at which Pillow begins to warn (2^30 / 12 pixels)."""
@@ -79,14 +82,47 @@ def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...],
     raises:   BadPicture if the data is damaged or incomplete, or needs more memory than the process may use;
               Overloaded if others use the memory.
     """
+    turn = _TURNS.get(header.orientation)
+
+    def fitted(picture: ImageFile.ImageFile, extent: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return _planes(_fit(_opaque(picture, fit.background), extent, turn, fit))
+
+    return _decode(data, header, fit.resize if fit.draft else None, fitted)
+
+
+def decode_whole(data: bytes, header: Header, draft: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode the first frame whole and turn it upright, white behind transparent parts.
+
+    draft:    a JPEG may be decoded at a fraction of its size whose short side is still twice this, in pixels.
+    returns:  the picture in RGB, and the width and height that it has upright and at full size.
+    raises:   as `decode`.
+    """
+    turn = _TURNS.get(header.orientation)
+
+    def whole(picture: ImageFile.ImageFile, extent: tuple[float, float]) -> Image.Image:
+        opaque = _opaque(picture, (255, 255, 255)).convert("RGB")
+        return opaque if turn is None else opaque.transpose(turn)
+
+    size = header.width, header.height
+    is_turned = turn in (_T.TRANSPOSE, _T.ROTATE_270, _T.TRANSVERSE, _T.ROTATE_90)
+    return _decode(data, header, draft, whole), size[::-1] if is_turned else size
+
+
+def _decode(
+    data: bytes,
+    header: Header,
+    draft: int | None,
+    make: Callable[[ImageFile.ImageFile, tuple[float, float]], _Made],
+) -> _Made:
+    """What `make` makes of the decoded picture and its exact size, while the memory for that is held."""
     try:
         # Pillow documents no closed set of what damaged data makes it raise; nothing but Pillow runs in here.
         with _open(data, header) as picture:
-            extent = _draft(picture, fit.resize) if fit.draft and header.format == "JPEG" else picture.size
+            extent = _draft(picture, draft) if draft is not None and header.format == "JPEG" else picture.size
             what = f"to decode this {header.format} of {header.width}x{header.height} pixels"
             with MEMORY.hold(_memory_of(picture, header), what):
                 picture.load()
-                return _planes(_fit(_opaque(picture, fit.background), extent, _TURNS.get(header.orientation), fit))
+                return make(picture, extent)
     except TooLarge as exc:
         right = "send it smaller, or as JPEG" if header.format != "JPEG" else "send it smaller"
         raise BadPicture(f"{exc}; {right}") from exc

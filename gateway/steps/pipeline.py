@@ -1,4 +1,4 @@
-"""steps (pure): pipelines and their parts, as they run. May use step, spec; `build` makes them.
+"""steps (pure): pipelines and their parts, as they run. May use running, fan_out, rows, spec; `build` makes them.
 
 A pipeline works on a set of named tensors. The set begins with the inputs; each part adds what it makes, or replaces
 it; the outputs are taken from the set at the end. The driver runs local parts on threads and carries out the calls:
@@ -7,149 +7,29 @@ it; the outputs are taken from the set at the end. The driver runs local parts o
     for part in pipeline.parts:
         if isinstance(part, LocalStep):
             tensors |= part.run(tensors)                # or: work = part.start(…), its tasks on threads, work.result()
+        elif isinstance(part, ModelCall):
+            arguments = part.arguments(tensors)
+            made = [(batch, part.results(await call(part.model, take(arguments, batch), part.requested), len(batch)))
+                    for batch in batches(arguments, rows, pipeline.max_batch_size)]
+            tensors |= part.merged(made, rows)
         else:
-            answer = await call(part.model, part.arguments(tensors), part.requested)
-            tensors |= part.results(answer, rows)
+            items = part.split.start(tensors, 1, part.bounds).run()
+            working = …                                 # part.parts on items.columns, as here, if there are items
+            tensors |= part.gather(items, working, rows)
     return pipeline.answer(tensors)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final, TypeVar
 
-import numpy as np
-
-from gateway.errors import BadInput, GatewayError, Overloaded
-from gateway.steps.step import BadTensor, RowStep, Step, StepFailed, WrongAnswer
+from gateway.errors import BadInput
+from gateway.steps.fan_out import FanOut
+from gateway.steps.rows import Batch, Column, Columns, Mixed, Ragged, fits, merge, shown
+from gateway.steps.running import LocalStep
+from gateway.steps.step import WrongAnswer
 from gateway.v2.spec import Array, Tensors, TensorSpec, describe
-
-T = TypeVar("T")
-
-_MOST_TEXT: Final = 1000
-"""Most characters of a step's own text: a status travels in a header, whose size is limited."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A step under way: `tasks` may run at once, on any threads, and `result()` is called when all are done."""
-
-    tasks: tuple[Callable[[], None], ...]
-    result: Callable[[], dict[str, Array]]
-    is_brief: bool = False  # too short for a thread; see `Step.is_brief`
-
-    def run(self) -> dict[str, Array]:
-        for task in self.tasks:
-            task()
-        return self.result()
-
-
-@dataclass(frozen=True, slots=True)
-class LocalStep:
-    """A part that runs in the gateway."""
-
-    name: str  # from the config, for telemetry
-    step: Step[Any]
-    inputs: Mapping[str, str]  # the step's name of each tensor that it reads → the pipeline's name
-    outputs: Mapping[str, str]
-
-    def run(self, tensors: Tensors) -> dict[str, Array]:
-        """Run the step on the working set; returns what it makes, by the pipeline's names.
-
-        raises:  BadInput naming the pipeline's tensor; WrongAnswer if what a model answered is not what the step reads;
-                 Overloaded if there is no memory for it; StepFailed for whatever else the step throws or makes.
-        """
-        return self.start(tensors, 1).run()
-
-    def start(self, tensors: Tensors, most: int) -> Work:
-        """Prepare to run, in at most `most` tasks; only a RowStep runs in more than one.
-
-        tensors: the working set: at least one tensor, and all with the same number of rows.
-        raises:  as `run`; so do the tasks and `result()`, and none raises anything else.
-        """
-        given = {spec.name: self._given(spec, tensors) for spec in self.step.reads}
-        rows = len(next(iter(tensors.values())))
-        if isinstance(self.step, RowStep) and most > 1 and rows > 1:
-            return self._by_rows(self.step, given, rows, min(most, rows))
-        made: list[dict[str, Array]] = []
-
-        def task() -> None:
-            made.append(self._guarded(lambda: self._rename(self.step(given), rows)))
-
-        return Work((task,), lambda: made[0], self._guarded(lambda: bool(self.step.is_brief(given))))
-
-    def _by_rows(self, step: RowStep[Any], given: dict[str, Array], rows: int, tasks: int) -> Work:
-        out = self._guarded(lambda: step.allocate(rows))
-
-        def task(share: range) -> None:
-            self._guarded(lambda: step.fill(given, out, share))
-
-        shares = [range(rows * number // tasks, rows * (number + 1) // tasks) for number in range(tasks)]
-        tasks_of = tuple(partial(task, share) for share in shares)
-        return Work(tasks_of, lambda: self._guarded(lambda: self._rename(out, rows)))
-
-    def _given(self, spec: TensorSpec, tensors: Tensors) -> Array:
-        name = self.inputs[spec.name]
-        if name not in tensors:
-            raise WrongAnswer(f"step '{self.name}' needs a tensor '{name}', which no model answered")
-        if not spec.admits(tensors[name]):
-            raise WrongAnswer(f"step '{self.name}' needs '{name}' as {spec} a row, got {describe(tensors[name])}")
-        return tensors[name]
-
-    def _guarded(self, act: Callable[[], T]) -> T:
-        """Run a step's code, which may raise anything: `sys.exit` in a library, a panic of a Rust extension.
-
-        An exception that is no `Exception` would end the event loop, or leave a caller unanswered; none gets out.
-        """
-        try:
-            return act()
-        except BaseException as thrown:
-            failure = self._maybe_failure(thrown)
-            if failure is not None:
-                raise failure from thrown.__cause__
-            raise StepFailed(self.name, type(thrown).__name__) from thrown
-
-    def _maybe_failure(self, thrown: BaseException) -> GatewayError | None:
-        """The error that a step means for the caller, with the pipeline's names of tensors; None for any other."""
-        try:
-            if isinstance(thrown, BadTensor):
-                return BadTensor(self.inputs.get(thrown.tensor, thrown.tensor), _readable(thrown.reason), thrown.row)
-            if isinstance(thrown, StepFailed):
-                return thrown
-            for kind in (BadInput, WrongAnswer, Overloaded):
-                if isinstance(thrown, kind):
-                    return kind(_readable(thrown.text))
-        except Exception:  # noqa: S110  (reading the exception may fail too)
-            pass
-        return None
-
-    def _rename(self, made: object, rows: int) -> dict[str, Array]:
-        """What the step made, by the pipeline's names. raises: StepFailed if it is not what the step declares."""
-        if not isinstance(made, Mapping):
-            raise StepFailed(self.name, f"it made {type(made).__name__}, instead of arrays by name")
-        return {self.outputs[spec.name]: self._checked(spec, made.get(spec.name), rows) for spec in self.step.writes}
-
-    def _checked(self, spec: TensorSpec, array: object, rows: int) -> Array:
-        declared = f"declares '{spec.name}' as {spec} a row and made"
-        if not isinstance(array, np.ndarray):
-            got = "nothing" if array is None else type(array).__name__
-            raise StepFailed(self.name, f"it {declared} {got}")
-        if not spec.admits(array):
-            raise StepFailed(self.name, f"it {declared} {describe(array)}")
-        if len(array) != rows:
-            raise StepFailed(self.name, f"it made {len(array)} rows of '{spec.name}' from {rows}")
-        if spec.datatype == "BYTES":
-            other = next((type(each) for each in array.flat if not isinstance(each, bytes)), None)
-            if other is not None:
-                raise StepFailed(self.name, f"it {declared} elements of type {other.__name__}")
-        return array
-
-
-def _readable(text: str) -> str:
-    """The text without surrogates, and cut: a status has to carry it."""
-    return text[:_MOST_TEXT].encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +50,7 @@ class ModelCall:
         """Names of the outputs to request; empty: all."""
         return tuple(self.outputs)
 
-    def arguments(self, tensors: Tensors) -> dict[str, Array]:
+    def arguments(self, tensors: Columns) -> dict[str, Column]:
         """The inputs of the call, by the model's names.
 
         raises:  WrongAnswer if one should have come from an earlier call and did not.
@@ -195,8 +75,27 @@ class ModelCall:
                 raise WrongAnswer(f"'{self.model}' answered '{own}' as {describe(array)} to {rows} rows")
         return {self.outputs.get(own, own): array for own, array in answer.items() if own in (self.outputs or answer)}
 
+    def merged(self, made: Sequence[tuple[Batch, Columns]], rows: int) -> dict[str, Column]:
+        """The outputs of the calls for all batches, by the pipeline's names.
 
-Part = LocalStep | ModelCall
+        raises:  WrongAnswer if the calls were answered by tensors of several kinds, as different variants may.
+        """
+        try:
+            return merge(made, rows)
+        except Mixed as exc:
+            raise WrongAnswer(f"'{self.model}' answered {exc}") from exc
+
+
+Part = LocalStep | ModelCall | FanOut
+
+
+def calls_of(parts: Iterable[Part]) -> Iterator[ModelCall]:
+    """Every call of a model among these parts and inside them."""
+    for part in parts:
+        if isinstance(part, ModelCall):
+            yield part
+        elif isinstance(part, FanOut):
+            yield from calls_of(part.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +111,7 @@ class Pipeline:
     @property
     def models(self) -> tuple[str, ...]:
         """Public names of the models that the pipeline calls, each once."""
-        return tuple(dict.fromkeys(part.model for part in self.parts if isinstance(part, ModelCall)))
+        return tuple(dict.fromkeys(call.model for call in calls_of(self.parts)))
 
     def accept(self, tensors: Tensors) -> int:
         """Check the tensors that a caller sent; returns the number of rows.
@@ -234,19 +133,20 @@ class Pipeline:
                 raise BadInput(f"input '{name}' has {len(array)} rows, '{self.inputs[0].name}' has {rows}")
         return rows
 
-    def answer(self, tensors: Tensors) -> dict[str, Array]:
+    def answer(self, tensors: Columns) -> dict[str, Array]:
         """The outputs, in the order in which they are declared.
 
-        raises:  WrongAnswer if one that comes from a model is missing or not as declared.
+        raises:  WrongAnswer if one is missing or not as declared, since it comes from a model, or its rows differ.
         """
+        answer: dict[str, Array] = {}
         for spec in self.outputs:
             if spec.name not in tensors:
                 raise WrongAnswer(f"no model answered '{spec.name}', which '{self.name}' promises")
-            if not spec.admits(tensors[spec.name]):
-                raise WrongAnswer(
-                    f"'{self.name}' promises '{spec.name}' as {spec} a row, got {describe(tensors[spec.name])}"
-                )
-        return {spec.name: tensors[spec.name] for spec in self.outputs}
+            column = tensors[spec.name]
+            if isinstance(column, Ragged) or not fits(spec, column):
+                raise WrongAnswer(f"'{self.name}' promises '{spec.name}' as {spec} a row, got {shown(column)}")
+            answer[spec.name] = column
+        return answer
 
     def _check_input(self, spec: TensorSpec, array: Array) -> None:
         if not spec.admits(array):

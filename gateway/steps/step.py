@@ -1,4 +1,4 @@
-"""steps (pure): the interface of a step, and what steps raise. May use spec, errors, pydantic.
+"""steps (pure): the interfaces of steps, and what steps raise. May use rows, spec, errors, pydantic.
 
 A step is a function over named tensors that declares what it reads and writes. It is built once, from typed parameters
 and a reader for its files, and is then called from many threads at the same time: it keeps no state of a call.
@@ -7,7 +7,7 @@ and a reader for its files, and is then called from many threads at the same tim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gateway.errors import BadInput, GatewayError
 from gateway.status import Code
+from gateway.steps.rows import Column
 from gateway.v2.spec import Array, Tensors, TensorSpec, dtype_of
 
 Read = Callable[[str], bytes]
@@ -70,8 +71,8 @@ class StepError(Exception):
         self.right = right
 
 
-class Step(ABC, Generic[P]):
-    """One step. Subclasses set `params_type`, and `reads` and `writes` when they are built."""
+class AnyStep(ABC, Generic[P]):
+    """What all steps are. Subclasses set `params_type`, and `reads` and `writes` when they are built."""
 
     params_type: ClassVar[type[Params]]
     reads: tuple[TensorSpec, ...]
@@ -84,12 +85,17 @@ class Step(ABC, Generic[P]):
         :raises StepError: if a file is missing or invalid, or parameters contradict one another.
         """
 
+
+class Step(AnyStep[P]):
+    """A step that makes rows of rows: as many as there are."""
+
     @abstractmethod
-    def __call__(self, tensors: Tensors) -> dict[str, Array]:
+    def __call__(self, tensors: Tensors) -> Mapping[str, Column]:
         """Make the tensors of `writes` from those of `reads`.
 
         tensors:  each as declared in `reads`, all with the same number of rows, which may be 0; not to be changed.
-        returns:  each as declared in `writes`, same number of rows.
+        returns:  each as declared in `writes`, same number of rows. Where a size is -1 rows may differ: `Ragged`, or
+                  `column_of(rows)`.
         raises:   BadTensor naming the first row that cannot be used; WrongAnswer if a model's answer cannot.
         """
 
@@ -120,3 +126,18 @@ class RowStep(Step[P]):
         out = self.allocate(rows)
         self.fill(tensors, out, range(rows))
         return out
+
+
+class SplitStep(AnyStep[P]):
+    """A step that makes items of each row, any number of them, for a `fan_out`. `writes` is said of one item."""
+
+    @abstractmethod
+    def split(self, row: Tensors) -> Iterable[Tensors]:
+        """The items of one row, in their order; none if there are none.
+
+        row:      each tensor as declared in `reads`, without the batch axis; not to be changed.
+        returns:  for each item the arrays of `writes`, without a batch axis: one element is an array of shape (), where
+                  the spec says []. Make them one by one (`yield`): after the most that the config allows, nobody asks
+                  for the next.
+        raises:   as `Step.__call__`; a BadTensor needs no row.
+        """

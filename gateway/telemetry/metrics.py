@@ -163,6 +163,8 @@ class Metrics:
                 self._tell_count(families.shadows, count, *names, result)
             for reason, count in shadow.dropped.items():
                 self._tell_count(families.shadows_dropped, count, *names, reason)
+            if shadow.parity is not None:
+                families.parity.labels(*names).set(shadow.parity.is_open)
             for whose, count in (("shadow", shadow.wrong), ("caller", shadow.wrong_here)):
                 self._tell_count(families.not_finite, count, *names, whose)
 
@@ -393,6 +395,13 @@ class _Families:
             "gateway_shadow_dropped",
             "Copies that were not sent or compared, by reason.",
             *("model", "variant", "reason"),
+        )
+        self.parity = Gauge(
+            "gateway_variant_parity",
+            "1 if the variant has agreed with others so often that calls may fall back to it.",
+            ["model", "variant"],
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.not_finite = counter(
             "gateway_not_finite_answers",

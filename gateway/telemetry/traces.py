@@ -52,6 +52,10 @@ _SERVICES = {
     "StreamClassify": "gateway.v1.ClassificationService",
     "Predict": "gateway.v1.PredictionService",
     "StreamPredict": "gateway.v1.PredictionService",
+    "Read": "gateway.v1.ReadingService",
+    "Rank": "gateway.v1.RankingService",
+    "Translate": "gateway.v1.TextService",
+    "TranslateStream": "gateway.v1.TextService",
 }
 _W3C = TraceContextTextMapPropagator()
 _NO_PARENT = Context()  # None would mean the context of the running task

@@ -16,6 +16,9 @@ from gateway.config.text import parse
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "deploy" / "examples").glob("*.yaml"))
 
+VOCABULARY = """{"split": "chinese", "source": {}, "target": ["", ""], "start": 0, "end": 1, "source_end": 1,
+"join": " ", "unknown_word": null, "most_words": 1, "most_tokens": 1, "forbidden": [], "forbidden_first": []}"""
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,6 +37,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content = io.BytesIO()
         np.save(content, table)
         (root / "model_repository" / "langid" / "1" / f"{name}.npy").write_bytes(content.getvalue())
+    for model in ("cn2en", "arabic_names"):
+        (root / "model_repository" / model / "1").mkdir()
+        (root / "model_repository" / model / "1" / "vocabulary.json").write_text(VOCABULARY, "utf-8")
+    (root / "model_repository" / "recommend" / "1").mkdir()
+    (root / "model_repository" / "recommend" / "1" / "items.txt").write_text("one\n", "utf-8")
     return root
 
 

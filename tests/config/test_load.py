@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gateway.config import Config, ConfigError, Loaded, Severity, load, transparent
 from gateway.config.text import MAX_BYTES
+from gateway.steps.catalogue import SHIPPED
 
 UPSTREAM = "upstreams: {cpu: {endpoints: [triton:8001]}}\n"
 MODEL = (
@@ -359,8 +360,8 @@ WRONG_PIPELINES = {
     "unknown step": (
         ("step: top_k", "step: topk"),
         [
-            "gateway.yaml:11: models.p.pipeline.steps[2].step: unknown step 'topk'; known: decode_image, file_blocks, "
-            "file_type, softmax, text_features, top_k (did you mean 'top_k'?)"
+            "gateway.yaml:11: models.p.pipeline.steps[2].step: unknown step 'topk'; known: "
+            f"{', '.join(sorted(SHIPPED))} (did you mean 'top_k'?)"
         ],
     ),
     "missing labels": (
@@ -377,7 +378,7 @@ WRONG_PIPELINES = {
     ),
     "a step and a call": (
         ("{call: m, ", "{call: m, step: softmax, "),
-        ["gateway.yaml:10: models.p.pipeline.steps[1]: needs either 'step' or 'call'"],
+        ["gateway.yaml:10: models.p.pipeline.steps[1]: needs either 'step' or 'call' or 'fan_out'"],
     ),
 }
 

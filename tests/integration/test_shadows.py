@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from played_triton import hangs, played
@@ -181,3 +182,36 @@ async def test_sequences_and_shared_memory_are_left_out(triton: LocalTriton, tmp
         assert (await call(channel, request)).code is OK
         assert sum(shadows(running)["again"].results.values()) == 0
         assert running._shadows.table["sums"][0].in_flight == 0
+
+
+async def test_calls_fall_back_to_a_variant_only_once_its_answers_have_agreed(
+    triton: LocalTriton, tmp_path: Path
+) -> None:
+    async with played() as broken:
+        broken.behaviour = hangs
+        variants = {
+            "broken": {"upstream": "away", "model": "add_one_a", "attempt_timeout": "100ms"},
+            **ADDERS,
+        }
+        parity = {"copies": 3, "agreement": 1}
+        rules = [{"name": "broken", "match": {"metadata": {"x-broken": "1"}}, "variant": "broken"}]
+        model = {
+            "variants": variants,
+            "split": {"one": 1},
+            "rules": rules,
+            "fallback": ["other", "same"],
+            "shadow": {"same": {"share": 1, "parity": parity}, "other": {"share": 1, "parity": parity}},
+        }
+        upstreams = {"main": triton.grpc_address, "away": broken.address}
+        file = write(tmp_path / "gateway.yaml", config(upstreams, {"adder": model}))
+        async with gateway(file) as running, channel_to(running.listen) as channel:
+            refused = await call(channel, infer("adder"), metadata=[("x-broken", "1")])
+            assert refused.code is grpc.StatusCode.UNAVAILABLE
+            for _ in range(3):
+                assert (await call(channel, infer("adder"))).code is OK
+            await done(running, 6)
+            answer = await call(channel, infer("adder"), metadata=[("x-broken", "1")])
+            assert (answer.code, answer.trailers["gateway-variant"]) == (OK, "same")  # and not "other", which differs
+            metrics = (await http(running.admin_address, "/metrics"))[1]
+            assert 'gateway_variant_parity{model="adder",variant="same"} 1.0' in metrics
+            assert 'gateway_variant_parity{model="adder",variant="other"} 0.0' in metrics

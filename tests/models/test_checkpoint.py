@@ -1,16 +1,18 @@
-"""Old torch checkpoints, written here opcode by opcode, as there is no torch."""
+"""Torch checkpoints, written here opcode by opcode, as there is no torch."""
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gateway.models.checkpoint import BadCheckpoint, read_checkpoint
+from gateway.models.checkpoint import BadCheckpoint, read_checkpoint, read_zip_checkpoint
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -84,3 +86,45 @@ def test_another_format_is_refused(data: bytes) -> None:
 def test_a_storage_of_another_length_than_declared_is_refused() -> None:
     with pytest.raises(BadCheckpoint, match="another length than the 6"):
         read_checkpoint(_checkpoint(ROW_MAJOR, values=(1, 2, 3)))
+
+
+# The zipped format
+
+
+def _zipped(state: bytes, values: Sequence[float] = (0, 1, 2, 3, 4, 5), key: str = "7") -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + state + b".")
+        archive.writestr(f"archive/data/{key}", np.array(values, "<f4").tobytes())
+    return file.getvalue()
+
+
+def _state(tensor: bytes) -> bytes:
+    """{"loss": 0.5, "encoder": {"weight": tensor}}"""
+    return b"}(" + _value("loss") + _value(0.5) + _value("encoder") + b"}" + _value("weight") + tensor + b"su"
+
+
+ZIPPED_TENSOR = ROW_MAJOR.replace(b"NtQ", b"tQ")  # since 1.6 a storage has no views
+
+
+def test_a_zipped_checkpoint_is_read_by_the_path_to_each_tensor() -> None:
+    ((name, array),) = read_zip_checkpoint(_zipped(_state(ZIPPED_TENSOR))).items()
+    assert (name, array.tolist()) == ("encoder.weight", [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04",
+        _zipped(b"]"),
+        _zipped(_state(b"cos\nsystem\n")),
+        _zipped(_state(ZIPPED_TENSOR), values=(0, 1)),
+        _zipped(_state(ZIPPED_TENSOR), key="8"),
+        _zipped(_state(ZIPPED_TENSOR))[:-30],
+    ],
+    ids=["empty", "no archive", "no dict", "a foreign name", "a short storage", "a missing storage", "cut"],
+)
+def test_a_zipped_checkpoint_that_is_damaged_or_asks_for_more_is_refused(data: bytes) -> None:
+    with pytest.raises(BadCheckpoint):
+        read_zip_checkpoint(data)

@@ -22,6 +22,7 @@ from gateway.hooks import (
     GateNow,
     HedgesNow,
     MemoryNow,
+    ParityNow,
     PipelinesNow,
     RetryRefused,
     ShadowNow,
@@ -312,7 +313,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: [GateNow("cpu", "m", 4, 3, 2, 0.1, 40.0, {"late": 1})],
             lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
             lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
-            lambda: [ShadowNow("m", "int8", results, dropped, 1, 1, 0.1, {})],
+            lambda: [ShadowNow("m", "int8", results, dropped, 1, 1, 0.1, {}, ParityNow(True, 1, 1, 1, 1.0))],
             lambda: MemoryNow(1, "large messages", 9, 10, 2),
             lambda: {"m": 7},
         )

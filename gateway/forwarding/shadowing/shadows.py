@@ -21,12 +21,13 @@ from gateway.experiments.compare import Comparison
 from gateway.forwarding.admission import Gates, Place, found_full
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.shadowing.judge import Judged, Pair, judge
+from gateway.forwarding.shadowing.parity import Parity, ParitySettings
 from gateway.forwarding.topology import CurrentTopology
 from gateway.hooks import ShadowNow
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields
 from gateway.status import OK, Code
-from gateway.types import Variant
+from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head
@@ -55,6 +56,7 @@ class ShadowSettings:
     share: float = 0.01
     in_flight: int = 4
     timeout: float = 10.0  # seconds
+    parity: ParitySettings | None = None  # None: it may stand in for other variants from the start
 
 
 @dataclass(slots=True)
@@ -88,9 +90,25 @@ class ModelShadow:
     wrong_here: int = 0  # answers that callers got, with them
     seconds: float = 0.0  # that copies took which were answered, in all
     measures: dict[str, tuple[int, float]] = field(default_factory=dict)  # count and sum, by name
+    parity: Parity | None = None
     in_flight: int = 0
     waiting: deque[Copy] = field(default_factory=deque)
     quiet_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.settings.parity is not None:
+            self.parity = Parity(self.settings.parity)
+
+    def count(self, result: str, *, agrees: bool = False) -> None:
+        """Count what came of a copy."""
+        self.results[result] += 1
+        if self.parity is not None:
+            was_open = self.parity.is_open
+            self.parity.add(agrees)
+            if self.parity.is_open is not was_open:
+                now = "may" if self.parity.is_open else "may no longer"
+                name = self.settings.variant.name
+                _log.info("model %s: variant '%s' %s stand in for others: %s", self.model, name, now, self.parity.now())
 
     def now(self) -> ShadowNow:
         """May be asked from any thread."""
@@ -98,8 +116,8 @@ class ModelShadow:
         results = {result: self.results[result] for result in RESULTS}
         dropped = {reason: self.dropped[reason] for reason in DROPS}
         wrong, wrong_here = self.wrong, self.wrong_here
-        name = self.settings.variant.name
-        return ShadowNow(self.model, name, results, dropped, wrong, wrong_here, self.seconds, means)
+        name, parity = self.settings.variant.name, self.parity.now() if self.parity is not None else None
+        return ShadowNow(self.model, name, results, dropped, wrong, wrong_here, self.seconds, means, parity)
 
 
 class Shadows:
@@ -119,8 +137,9 @@ class Shadows:
         self._draw = draw
         self._held = 0  # bytes of copies that wait, are under way or are compared
         self._comparing = 0
-        self._thread: ThreadPoolExecutor | None = None
+        self._executor: ThreadPoolExecutor | None = None
         self.table: dict[str, tuple[ModelShadow, ...]] = {}
+        self.gated: dict[str, dict[str, Parity]] = {}  # by public model and variant, of those that have to agree first
         self.is_saving = False  # is memory scarce?
         self.on_judged: Callable[[Pair, Judged], None] = _nobody  # called on the thread with each pair
 
@@ -131,6 +150,20 @@ class Shadows:
             model: tuple(before.get((model, each)) or ModelShadow(model, each) for each in shadows)
             for model, shadows in settings.items()
         }
+        gated = {
+            model: {shadow.settings.variant.name: shadow.parity for shadow in shadows if shadow.parity is not None}
+            for model, shadows in self.table.items()
+        }
+        self.gated = {model: parities for model, parities in gated.items() if parities}
+
+    def without_strangers(self, model: str, plan: Plan) -> Plan:
+        """The plan without those variants that may not stand in for the chosen one, since they have yet to agree."""
+        parities = self.gated.get(model)
+        if parities is None:
+            return plan
+        first, *others = plan.targets
+        kept = [other for other in others if other.name not in parities or parities[other.name].is_open]
+        return plan if len(kept) == len(others) else Plan((first, *kept), plan.reason, plan.instead_of)
 
     def drawn(self, model: str) -> tuple[ModelShadow, ...]:
         """The shadows that get a copy of this call."""
@@ -197,7 +230,7 @@ class Shadows:
             was_full = found_full(client, shadow.settings.variant.model, copy.head.id)
             copy.place.leave(client, was_full, now)
         if client.code is not OK:
-            shadow.results[FAILED] += 1
+            shadow.count(FAILED)
             shadow.codes[Code(client.code).name] += 1
             self._held -= copy.size
         elif self._comparing >= _COMPARED:
@@ -208,13 +241,15 @@ class Shadows:
         self._send_waiting(shadow)
 
     def _compare(self, copy: Copy, body: bytes) -> None:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "shadows")
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "shadows")
         shadow = copy.shadow
         name = shadow.settings.variant.name
         pair = Pair(shadow.model, copy.variant, name, copy.head.id, copy.request, copy.answer, body)
         self._comparing += 1
-        future = asyncio.get_running_loop().run_in_executor(self._thread, self._judge, pair, shadow.settings.comparison)
+        future = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._judge, pair, shadow.settings.comparison
+        )
         future.add_done_callback(lambda future: self._compared(copy, None if future.cancelled() else future.result()))
 
     def _judge(self, pair: Pair, comparison: Comparison) -> Judged:
@@ -234,10 +269,11 @@ class Shadows:
         shadow.wrong += bool(judged.wrong)
         shadow.wrong_here += bool(judged.wrong_here)
         if judged.agreement is None:
-            shadow.results[NOT_COMPARED] += 1
+            shadow.count(NOT_COMPARED)
             self._say_not_compared(shadow, judged.why)
             return
-        shadow.results[AGREED if judged.agreement.agrees else DIFFERED] += 1
+        agrees = judged.agreement.agrees
+        shadow.count(AGREED if agrees else DIFFERED, agrees=agrees and not judged.wrong)
         for name, value in judged.agreement.measures.items():
             count, total = shadow.measures.get(name, (0, 0.0))
             shadow.measures[name] = count + 1, total + value
@@ -258,8 +294,8 @@ class Shadows:
         for shadows in self.table.values():
             for shadow in shadows:
                 shadow.waiting.clear()
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _nobody(pair: Pair, judged: Judged) -> None: ...

@@ -1,0 +1,1 @@
+"""steps (pure): reading: the steps between a page, the models that find and read its lines, and its text."""

@@ -1,0 +1,158 @@
+"""steps (pure): `page_pixels`, from an encoded page to what finds text on it. May use header, picture, step, numpy.
+
+The sizes are those of rapidocr 3.10.0: a page is brought to a size in bounds, a flat one gets room above and below, and
+the detector sees it enlarged if it is small, in whole blocks of 32 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from gateway.steps.header import BadPicture, read_header
+from gateway.steps.picture import MOST_PIXELS, decode_whole
+from gateway.steps.rows import Column, column_of
+from gateway.steps.step import BadTensor, Params, Read, Step
+from gateway.v2.spec import Array, Tensors, TensorSpec
+
+MEBI: Final = 1 << 20
+
+_BLOCK: Final = 32  # pixels: the detector halves its input five times
+_LEAST_HEIGHT: Final = 30  # pixels; lower pages get room above and below
+_FLAT: Final = 8  # so do pages that are wider than so many times their height
+_MOST_ELONGATED: Final = 100  # long side to short side
+
+
+class PagePixelsParams(Params):
+    """How large a page is when text is looked for."""
+
+    most_side: int = Field(
+        default=2000,
+        ge=64,
+        le=8192,
+        description="Longest side of a page, in pixels; a larger one is made smaller first. The default is A4 at "
+        "170 dpi.",
+    )
+    least_short_side: int = Field(
+        default=736,
+        ge=32,
+        le=4096,
+        description="Shortest side of what the detector sees, in pixels: smaller pages are enlarged for it. What it "
+        "was trained with.",
+    )
+    max_bytes: int = Field(default=32 * MEBI, ge=1, description="Largest encoded page, in bytes.")
+    max_pixels: int = Field(
+        default=50 * MEBI,
+        ge=1,
+        le=MOST_PIXELS,
+        description="Largest page, width times height; see `decode_image`.",
+    )
+
+
+class PagePixels(Step[PagePixelsParams]):
+    """Encoded pages (JPEG, PNG, WebP) → the page in bounds, and what the text detector takes.
+
+    `frame` is how to come back to the page as it was sent: width and height of a pixel there, pixels added above, and
+    its width and height when it is turned upright (EXIF).
+    """
+
+    params_type = PagePixelsParams
+
+    def __init__(self, params: PagePixelsParams, read: Read) -> None:
+        self.reads = (TensorSpec("page", "BYTES", (1,)),)
+        self.writes = (
+            TensorSpec("page", "UINT8", (-1, -1, 3)),
+            TensorSpec("pixels", "FP32", (3, -1, -1)),
+            TensorSpec("frame", "FP32", (5,)),
+        )
+        self._params = params
+
+    def __call__(self, tensors: Tensors) -> dict[str, Column]:
+        pages, pixels, frames = [], [], []
+        for row, data in enumerate(tensors["page"][:, 0]):
+            try:
+                page, frame = self._page(data)
+            except BadPicture as exc:
+                raise BadTensor("page", str(exc), row) from exc
+            pages.append(np.asarray(page))
+            pixels.append(self._pixels(page))
+            frames.append(frame)
+        return {"page": column_of(pages), "pixels": column_of(pixels), "frame": column_of(frames)}
+
+    def _page(self, data: bytes) -> tuple[Image.Image, Array]:
+        """:raises BadPicture: if it can't be read."""
+        if len(data) > self._params.max_bytes:
+            raise BadPicture(f"{len(data)} bytes; at most {self._params.max_bytes} are allowed")
+        header = read_header(data)
+        size = f"{header.width}x{header.height}"
+        if header.width * header.height > self._params.max_pixels:
+            pixels = header.width * header.height
+            raise BadPicture(f"{size} = {pixels} pixels; at most {self._params.max_pixels} are allowed")
+        if max(header.width, header.height) > _MOST_ELONGATED * min(header.width, header.height):
+            raise BadPicture(f"{size} pixels; one side may be {_MOST_ELONGATED} times as long as the other")
+        page, (width, height) = decode_whole(data, header, self._params.most_side)
+        page = _enlarged(_reduced(page, self._params.most_side))
+        scale = width / page.width, height / page.height
+        page, above = _with_room(page)
+        return page, np.array([*scale, above, width, height], np.float32)
+
+    def _pixels(self, page: Image.Image) -> Array:
+        """What the detector takes: blue, green, red, each (value / 255 - 0.5) / 0.5."""
+        short = min(page.size)
+        ratio = max(1.0, self._params.least_short_side / short)
+        most = max(self._params.most_side, self._params.least_short_side) ** 2
+        ratio = min(ratio, max(1.0, math.sqrt(most / (page.width * page.height))))
+        size = _blocks(int(page.width * ratio)), _blocks(int(page.height * ratio))
+        return normalised(np.asarray(sampled(page, size)))
+
+
+def normalised(picture: Array) -> Array:
+    """(rows, columns, red-green-blue) UINT8 → (blue-green-red, rows, columns) FP32 in [-1, 1]."""
+    planes = picture[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
+    planes *= np.float32(1 / 127.5)
+    planes -= np.float32(1)
+    return np.ascontiguousarray(planes)
+
+
+def sampled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at this size by bilinear sampling as OpenCV has it; Pillow's own blurs as it shrinks."""
+    if picture.size == size:
+        return picture
+    across, down = picture.width / size[0], picture.height / size[1]
+    matrix = (across, 0.0, 0.0, 0.0, down, 0.0)
+    return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+
+
+def _blocks(length: int) -> int:
+    return max(_BLOCK, round(length / _BLOCK) * _BLOCK)
+
+
+def _reduced(page: Image.Image, most: int) -> Image.Image:
+    longest = max(page.size)
+    if longest <= most:
+        return page
+    width, height = (_blocks(int(side * most / longest)) for side in page.size)
+    return page.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _enlarged(page: Image.Image) -> Image.Image:
+    short = min(page.size)
+    if short >= _LEAST_HEIGHT:
+        return page
+    width, height = (_blocks(int(side * _LEAST_HEIGHT / short)) for side in page.size)
+    return sampled(page, (width, height))
+
+
+def _with_room(page: Image.Image) -> tuple[Image.Image, int]:
+    """A flat page with black above and below, and how many rows that is on either side."""
+    if page.height > _LEAST_HEIGHT and page.width <= _FLAT * page.height:
+        return page, 0
+    high = max(int(page.width / _FLAT), _LEAST_HEIGHT) * 2
+    above = abs(high - page.height) // 2
+    roomy = Image.new("RGB", (page.width, page.height + 2 * above))
+    roomy.paste(page, (0, above))
+    return roomy, above
