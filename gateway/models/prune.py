@@ -1,15 +1,16 @@
 """The pruned variant of EfficientNet-Lite0: fewer channels in the widened part of each block, nothing trained again.
 
-Whole channels are taken out, so that what remains is a smaller graph of the same nodes, which any runtime is faster with;
-single weights set to zero would cost as much time as before, as no dense kernel skips them. Which channels go, and how the
-convolution that narrows the block makes up for them, is an Optimal Brain Surgeon's step over that convolution's inputs on
-real pictures: of all channels the one goes whose absence the others can hide best, and their weights are set so that they
-do. A block is cut until its output would be off by `tolerance` of its own energy, so blocks with little to spare keep all.
+Whole channels are taken out, so that what remains is a smaller graph of the same nodes, with which any runtime is
+faster; single weights set to zero would cost as much time as before, as no dense kernel skips them. Which channels go,
+and how the convolution that narrows the block makes up for them, is an Optimal Brain Surgeon's step over that
+convolution's inputs on real pictures: of all channels the one goes whose absence the others can hide best, and their
+weights are set so that they do. A block is cut until its output would be off by `tolerance` of its variance, so blocks
+with little to spare keep all.
 
 What this gains and costs is measured by `gateway.models.measure` and stated in `model_repository/README.md`.
 
-source: B. Hassibi, D. Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NIPS 1992; per layer
-and by least squares as in E. Frantar, D. Alistarh, "Optimal Brain Compression", NeurIPS 2022.
+source: B. Hassibi, D. Stork, "Second order derivatives for network pruning: Optimal Brain Surgeon", NIPS 1992; per
+layer and by least squares as in E. Frantar, D. Alistarh, "Optimal Brain Compression", NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ TOLERANCE: Final = 0.2
 _MULTIPLE: Final = 16
 """Channels are kept in these steps: a vector register of AVX-512 has 16 floats, and half of one costs as much."""
 _RIDGE: Final = 1.0
-"""Of the mean energy of a channel. It keeps channels from being trusted to hide each other for what eighteen pictures have in
-common: at 0.001 the classes of other pictures change eight times as often, for the same size."""
+"""Of the mean energy of a channel. It keeps channels from being trusted to hide each other for what eighteen pictures
+have in common: with 0.001 the classes of other pictures change several times as often for the same size."""
 _BATCH: Final = 10
 _POSITIONS: Final = 98  # per picture and layer at most: neighbours in a large layer say nearly the same
 
@@ -67,7 +68,11 @@ def _prune_block(weights: dict[str, Any], name: str, energy: Floats, tolerance: 
 
     narrow = np.column_stack([read("project.weight")[:, :, 0, 0], read("project.bias")]).astype(np.float64)
     kept, narrow = surgeon(narrow, energy, tolerance)
-    changed = {f"{part}.{kind}": read(f"{part}.{kind}")[kept] for part in ("expand", "depthwise") for kind in ("weight", "bias")}
+    changed = {
+        f"{part}.{kind}": read(f"{part}.{kind}")[kept]
+        for part in ("expand", "depthwise")
+        for kind in ("weight", "bias")
+    }
     changed["project.weight"] = narrow[:, :-1, None, None].astype(np.float32)
     changed["project.bias"] = narrow[:, -1].astype(np.float32)
     for part, values in changed.items():
