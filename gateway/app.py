@@ -27,6 +27,7 @@ from gateway.api.listener import Listener, Register
 from gateway.api.ranking import RankingService, add_ranking_service
 from gateway.api.reading import ReadingService
 from gateway.api.relay import Relay
+from gateway.api.speech import SpeechService
 from gateway.api.stream_caller import StreamRelay
 from gateway.api.text import TextService
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
@@ -61,7 +62,7 @@ from gateway.upstream.discovery import Discovery
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.fleet import Fleet
 from gateway.upstream.subset import place_of
-from gateway.v1 import classification_pb2_grpc, reading_pb2_grpc, text_pb2_grpc
+from gateway.v1 import classification_pb2_grpc, reading_pb2_grpc, speech_pb2_grpc, text_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ _SERVICES = (
     "gateway.v1.PredictionService",
     "gateway.v1.RankingService",
     "gateway.v1.ReadingService",
+    "gateway.v1.SpeechService",
     "gateway.v1.TextService",
 )
 
@@ -256,6 +258,7 @@ class Gateway:
         self._memory.watch(self._server)
         await self._server.start()
         exits.push_async_callback(self._control.aclose)
+        exits.push_async_callback(self._speech.aclose)
         exits.push_async_callback(self._server.stop, 0)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._memory.run()))
         self.listen = f"{listen.rpartition(':')[0]}:{self._server.port}"
@@ -270,6 +273,7 @@ class Gateway:
         reading = ReadingService(self._models, self._topology, limits)
         ranking = RankingService(self._models, self._topology, limits)
         text = TextService(self._models, self._topology, limits, self._collected)
+        self._speech = speech = SpeechService(self._models, limits, self._collected)
 
         def register(server: Any) -> None:
             server.add_generic_rpc_handlers((v2.handlers(),))
@@ -279,6 +283,7 @@ class Gateway:
             reading_pb2_grpc.add_ReadingServiceServicer_to_server(reading, server)
             add_ranking_service(ranking, server)
             text_pb2_grpc.add_TextServiceServicer_to_server(text, server)
+            speech_pb2_grpc.add_SpeechServiceServicer_to_server(speech, server)
             if self._first.config.server.reflection:
                 shown = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflector = reflection.aio.ReflectionServicer(shown)

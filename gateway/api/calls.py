@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
@@ -56,6 +56,13 @@ def request_from(context: Context, body: bytes, method: str, limits: CallLimits)
     deadline = None if seconds is None else Deadline.after(seconds, time.monotonic())
     metadata = metadata_from_pairs(context.invocation_metadata() or ())
     return Request(body, metadata, deadline, context.peer(), method)
+
+
+def within(opening: Request, limits: CallLimits) -> Request:
+    """One item of a stream gets the time of a unary call, from now on, but no more than its stream has."""
+    now = time.monotonic()
+    seconds = limits.apply(opening.deadline.remaining(now) if opening.deadline else None)
+    return replace(opening, deadline=None if seconds is None else Deadline.after(seconds, now))
 
 
 def is_loopback(peer: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from gateway.api.calls import CallLimits, Context, request_from, with_errors
-from gateway.api.typed import no_pipeline, served_message, timed_infer
+from gateway.api.typed import no_pipeline, served_of, timed_infer
 from gateway.errors import BadInput, BadRequest
 from gateway.forwarding.messages import build_request, read_response
 from gateway.forwarding.models import Models
@@ -43,7 +43,7 @@ class ReadingService(reading_pb2_grpc.ReadingServiceServicer):  # type: ignore[m
             body = self._body_of(request)
         reply, took = await timed_infer(self._models, replace(opening, body=body))
         arrays = {name: array for name, (_, array) in (await read_response(reply.body)).items()}
-        answer = reading_pb2.ReadResponse(served=served_message(reply, began, took))
+        answer = reading_pb2.ReadResponse(served=served_of(reply, began, took))
         answer.lines.extend(_lines(request.model, arrays))
         context.set_trailing_metadata(tuple(reply.trailing))
         return answer

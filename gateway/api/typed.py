@@ -19,8 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as v2
 
-from gateway.api.calls import CallLimits, Context, request_from, with_errors
-from gateway.deadline import Deadline
+from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
 from gateway.forwarding.exchange import Reply, Request, Timings
@@ -79,7 +78,7 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
         labels, scores = (arrays[name][1].ravel() for name in ("label", "score"))
         if len(labels) != len(scores):
             raise WrongAnswer(f"'{request.model}' made {len(labels)} labels and {len(scores)} scores")
-        answer = classification_pb2.ClassifyResponse(served=served_message(reply, began, took))
+        answer = classification_pb2.ClassifyResponse(served=served_of(reply, began, took))
         for name, score in list(zip(labels, scores, strict=True))[: request.max_labels or None]:
             answer.labels.add(name=name.decode("utf-8", "replace"), score=score)
         return reply, answer
@@ -135,7 +134,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
         arrays = await read_response(reply.body)
         is_brief = sum(array.size for _, array in arrays.values()) * weight.TEXT <= weight.BRIEF
         outputs = await beside(is_brief, partial(_outputs_of, arrays))
-        outputs.served.CopyFrom(served_message(reply, began, took))
+        outputs.served.CopyFrom(served_of(reply, began, took))
         return reply, outputs
 
 
@@ -290,7 +289,7 @@ async def timed_infer(models: Models, request: Request) -> tuple[Reply, float]:
     return reply, time.monotonic() - began
 
 
-def served_message(reply: Reply, began: float, took: float) -> Any:
+def served_of(reply: Reply, began: float, took: float) -> Any:
     """began: when the request arrived. took: seconds of its inference, which is the model's time if no pipeline ran."""
     return served_message(reply.served, began, reply.timings or Timings(model=took))
 
@@ -332,7 +331,7 @@ def _stream(
 
     async def answer(item: Any, opening: Request) -> Any:
         try:
-            return response(id=item.id, response=await answer_item(item.request, _within(opening, limits)))
+            return response(id=item.id, response=await answer_item(item.request, within(opening, limits)))
         except GatewayError as error:
             return response(id=item.id, error=common_pb2.StreamError(code=error.code, message=error.text))
         except Exception:  # ends this item, and none of the others
@@ -373,10 +372,3 @@ def _stream(
             await asyncio.gather(*left, return_exceptions=True)
 
     return with_errors(handle)
-
-
-def _within(opening: Request, limits: CallLimits) -> Request:
-    """One item gets the time of a unary call, from now on, but no more than its stream has."""
-    now = time.monotonic()
-    seconds = limits.apply(opening.deadline.remaining(now) if opening.deadline else None)
-    return replace(opening, deadline=None if seconds is None else Deadline.after(seconds, now))

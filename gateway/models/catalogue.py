@@ -34,6 +34,7 @@ from gateway.models import (
     sources,
     tensorrt,
     text_to_text,
+    voice,
     wordllama,
 )
 from gateway.steps.vocabulary import Vocabulary
@@ -242,6 +243,18 @@ def _streamed(encoder: object, decoder: object, vocabulary: bytes) -> Files:
     return {f"1/{name}": content for name, content in files.items()}
 
 
+def _speech_detector(kit: Kit) -> Files:
+    return {"1/model.onnx": voice.detector(kit.wheel(sources.SILERO_VAD))}
+
+
+def _voice_commands(kit: Kit) -> Files:
+    return voice.recogniser(kit.wheel(sources.POCKETSPHINX))
+
+
+def _hibari_tts(kit: Kit) -> Files:
+    return voice.speaker(kit.wheel(sources.HIBARI))
+
+
 RECIPES = (
     Recipe("efficientnet_lite0_onnx", "image → ImageNet class, CPU, FP32", 1, (sources.EFFICIENTNET,), _onnx),
     Recipe(
@@ -306,6 +319,13 @@ RECIPES = (
         on_demand=True,
         notice=movielens.NOTICE,
     ),
+    Recipe(
+        "speech_detector", "32 ms of audio → is it speech", 1, (sources.SILERO_VAD,), _speech_detector, on_demand=True
+    ),
+    Recipe("voice_commands", "speech → a command's words", 1, (sources.POCKETSPHINX,), _voice_commands, on_demand=True),
+    Recipe(
+        "hibari_tts", "English text → speech, sentence by sentence", 1, (sources.HIBARI,), _hibari_tts, on_demand=True
+    ),
 )
 
 
@@ -364,7 +384,7 @@ def _is_of_here(recipe: Recipe, folder: Path, built_for: object) -> bool:
 
 
 def _size(version: Path) -> int:
-    return sum(file.stat().st_size for file in version.glob("*") if not file.name.startswith("."))
+    return sum(file.stat().st_size for file in version.rglob("*") if file.is_file() and file.name[0] != ".")
 
 
 # Building
@@ -431,7 +451,7 @@ def _write(folder: Path, recipe: Recipe, files: Files) -> None:
 def _put(path: Path, content: bytes) -> None:
     """Write the file whole or not at all. The lock of the model keeps other processes from the partial file."""
     partial = path.with_name(f".{path.name}.partial")
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(content)
         partial.replace(path)

@@ -46,6 +46,40 @@ RAPIDOCR = Artifact(
     members=("rapidocr/models/*.onnx", "*.dist-info/licenses/*"),
 )
 """PP-OCRv6 text detection and recognition, PP-OCR's model of directions; Apache-2.0, the weights by Baidu."""
+SILERO_VAD = Artifact(
+    project="silero-vad",
+    version="6.2.3",
+    filename="silero_vad-6.2.3-py3-none-any.whl",
+    sha256="7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+    size=11_317_527,
+    members=("silero_vad/data/silero_vad_16k_op15.onnx", "silero_vad/data/silero_vad.onnx", "*.dist-info/LICENSE"),
+)
+"""Is it speech: the network for 16 kHz, and the one for both rates that tests compare with; MIT."""
+
+POCKETSPHINX = Artifact(
+    project="pocketsphinx",
+    version="5.1.1",
+    filename="pocketsphinx-5.1.1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.manylinux_2_28_x86_64.whl",
+    sha256="bb8fd0fc7fb08dd8f85da21f5121f34ebf4186a5bee91ce85e2d358e69a448bf",
+    size=29_167_744,
+    members=(
+        "pocketsphinx/model/en-us/en-us/*",
+        "pocketsphinx/model/en-us/cmudict-en-us.dict",
+        "pocketsphinx/model/en-us/en-us-phone.lm.bin",
+        "*.dist-info/licenses/LICENSE",
+    ),
+)
+"""American English: acoustic model, dictionary and phone model, which any Python can use; BSD-2-Clause."""
+
+HIBARI = Artifact(
+    project="hibari-tts",
+    version="0.2.1",
+    filename="hibari_tts-0.2.1-py3-none-any.whl",
+    sha256="49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3",
+    size=14_032_178,
+    members=("hibari/*", "*.dist-info/licenses/*"),
+)
+"""Text to speech in plain Python on numpy and onnxruntime, one American voice; Apache-2.0."""
 
 PICTURES = Artifact(
     project="scikit-image",

@@ -20,6 +20,7 @@ SERVICES = {
     "gateway.v1.PredictionService": 2,
     "gateway.v1.RankingService": 1,
     "gateway.v1.ReadingService": 1,
+    "gateway.v1.SpeechService": 2,
     "gateway.v1.TextService": 2,
     "grpc.health.v1.Health": 2,
     "grpc.reflection.v1alpha.ServerReflection": 1,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,56 @@ Config = Mapping[str, Any]  # a ModelConfig as Triton writes it in JSON
 Arrays = dict[str, np.ndarray]
 
 
+# Of `request.flags()`; source: tritonserver.h, TRITONSERVER_RequestFlag.
+_SEQUENCE_START = 1
+_SEQUENCE_END = 2
+
+
+class States:
+    """What a model remembers of each sequence that has begun: the `state` tensors of its config, a row each.
+
+    Triton's core gives native backends these tensors, and Python models nothing. It says which request begins or ends a
+    sequence, and never lets an instance have more of them at once than the config allows. A sequence that has been
+    given up for idleness is told of to nobody, so the one that was used longest ago is dropped: those that live are
+    newer.
+    """
+
+    def __init__(self, config: Config) -> None:
+        batching = config.get("sequence_batching") or {}
+        self.tensors = list(batching.get("state", ()))
+        oldest = batching.get("oldest") or {}
+        self._most = int(oldest.get("max_candidate_sequences", 0)) or max(1, config["max_batch_size"])
+        self._initial = {state["input_name"]: self._zeros(state) for state in self.tensors}
+        self._kept: OrderedDict[Any, Arrays] = OrderedDict()  # by correlation id, least recently used first
+
+    @staticmethod
+    def _zeros(state: Config) -> np.ndarray:
+        first = (state.get("initial_state") or [{}])[0]
+        if not first.get("zero_data", True):
+            raise pb_utils.TritonModelException(
+                f"state {state['input_name']!r}: this server begins states with zeros only; say zero_data: true"
+            )
+        sizes = [int(size) for size in state["dims"]]
+        return np.zeros((1, *sizes), pb_utils.triton_string_to_numpy(state["data_type"]))
+
+    def before(self, request: Any) -> Arrays:
+        """The state tensors that go into the model with this request."""
+        if request.flags() & _SEQUENCE_START:
+            return self._initial
+        return self._kept[request.correlation_id()]  # the core refuses a sequence that has not begun
+
+    def after(self, request: Any, arrays: Arrays) -> None:
+        """Keep what came out, by the names of the inputs that it becomes."""
+        key = request.correlation_id()
+        if request.flags() & _SEQUENCE_END:
+            self._kept.pop(key, None)
+            return
+        self._kept[key] = arrays
+        self._kept.move_to_end(key)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
 class TritonPythonModel:
     """One instance of one model: a session, and the names that requests may use."""
 
@@ -77,7 +128,9 @@ class TritonPythonModel:
         self.session = _open(pb_utils.get_model_dir(), config)
         self.batches = config["max_batch_size"] > 0
         self.outputs = [output["name"] for output in config["output"]]
-        missing = set(self.outputs) - {node.name for node in self.session.get_outputs()}
+        self.states = States(config)
+        kept = [state["output_name"] for state in self.states.tensors]
+        missing = {*self.outputs, *kept} - {node.name for node in self.session.get_outputs()}
         if missing:
             raise pb_utils.TritonModelException(f"{args['model_name']}: the graph has no output {sorted(missing)[0]!r}")
 
@@ -90,23 +143,45 @@ class TritonPythonModel:
         return [self._run_alone(request) for request in requests]
 
     def _run_together(self, requests: Sequence[Any]) -> list[Any]:
-        inputs = [_read(request) for request in requests]
+        inputs = [self._inputs(request) for request in requests]
         # Triton batches only requests of one shape, unless the config allows ragged ones; those fail here.
         merged = {name: np.concatenate([one[name] for one in inputs]) for name in inputs[0]}
         wanted = self._wanted(requests)
-        arrays = self.session.run(wanted, merged)
+        arrays, states = self._run(wanted, merged)
         rows = len(next(iter(merged.values())))
         if any(len(array) != rows for array in arrays):
             raise ValueError("an output's first dimension is not the batch, so its rows belong to nobody")
+        self._keep(requests, states)
         return _split(requests, inputs, dict(zip(wanted, arrays, strict=True)))
 
     def _run_alone(self, request: Any) -> Any:
         try:
             wanted = self._wanted((request,))
-            arrays = self.session.run(wanted, _read(request))
+            arrays, states = self._run(wanted, self._inputs(request))
+            self._keep((request,), states)
         except Exception as e:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"onnxruntime: {e}"))
         return pb_utils.InferenceResponse([_write(name, array) for name, array in zip(wanted, arrays, strict=True)])
+
+    def _inputs(self, request: Any) -> Arrays:
+        inputs = _read(request)
+        return {**inputs, **self.states.before(request)} if self.states.tensors else inputs
+
+    def _run(self, wanted: list[str], inputs: Arrays) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The outputs that are wanted, and those that are states."""
+        if not self.states.tensors:
+            return self.session.run(wanted, inputs), []
+        arrays = self.session.run([*wanted, *(state["output_name"] for state in self.states.tensors)], inputs)
+        return arrays[: len(wanted)], arrays[len(wanted) :]
+
+    def _keep(self, requests: Sequence[Any], states: Sequence[np.ndarray]) -> None:
+        """Give each sequence its row of the states; such models take one row per request."""
+        if not states:
+            return
+        for row, request in enumerate(requests):
+            own = (array[row : row + 1].copy() for array in states)
+            names = (state["input_name"] for state in self.states.tensors)
+            self.states.after(request, dict(zip(names, own, strict=True)))
 
     def _wanted(self, requests: Sequence[Any]) -> list[str]:
         """The outputs that any of them asked for, in the config's order."""

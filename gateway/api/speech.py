@@ -1,0 +1,280 @@
+"""The voice assistant of `gateway.v1`: a `Conversation` for each Converse, and for Speak what its model makes.
+
+What is decided is decided in `gateway.speech`; here messages, models and the caller are brought together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from tritonclient.grpc import service_pb2 as v2
+
+from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
+from gateway.api.parts import AnswerError, parts_of
+from gateway.deadline import Deadline
+from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, shown
+from gateway.forwarding.exchange import Request
+from gateway.forwarding.messages import build_request, parse_response
+from gateway.forwarding.models import Models
+from gateway.rpc.budget import Budget
+from gateway.speech import Conversation, Detect, Ended, Heard, Recognise, SpeechEnded, SpeechStarted, WrongAudio
+from gateway.speech.conversation import RATE, WINDOW, Event
+from gateway.speech.intents import NONE, Intent, intent_of
+from gateway.steps import Array, WrongAnswer
+from gateway.v1 import speech_pb2, speech_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+_DETECTOR: Final = "speech-detector"
+_RECOGNISER: Final = "voice-commands"
+_SPEAKER: Final = "speaker"
+
+_FULL_SCALE: Final = np.float32(32768)  # of 16-bit samples
+_SPOKEN_RATE: Final = 24_000  # samples per second of hibari's audio
+_MOST_CHARACTERS: Final = 10_000
+_SLOWEST, _FASTEST = 0.5, 2.0
+
+_LATE_SECONDS: Final = 0.05
+"""How long to look, once all is heard, whether audio follows the `end` of a caller that has not closed its side."""
+
+_FAREWELL_SECONDS: Final = 5.0
+"""How long the detector may take to hear that a caller has gone; then its place is free by idleness."""
+
+
+class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc]
+    """Hears commands while they are spoken, and speaks."""
+
+    def __init__(self, models: Models, limits: CallLimits, budget: Budget) -> None:
+        """limits: of each call of a model. budget: for audio that waits for its caller."""
+        self._models = models
+        self._limits = limits
+        self._budget = budget
+        self._farewells: set[asyncio.Task[None]] = set()
+        self.Converse = with_errors(self._converse)
+        self.Speak = with_errors(self._speak)
+
+    async def aclose(self) -> None:
+        """Wait for what callers that have gone left to be done."""
+        await asyncio.gather(*self._farewells, return_exceptions=True)
+
+    # Hearing
+
+    async def _converse(self, messages: AsyncIterator[Any], context: Context) -> None:
+        opening = request_from(context, b"", "Converse", CallLimits())  # a conversation may last
+        async with aclosing(_Messages(messages)) as ahead:
+            ears = _Ears(self._models, opening, self._limits, await _config_of(ahead))
+            await self._listen(ears, ahead, context)
+
+    async def _listen(self, ears: _Ears, messages: _Messages, context: Context) -> None:
+        conversation = Conversation()
+        try:
+            await _drive(conversation, ears, messages, context)
+        except WrongAudio as error:
+            raise BadInput(str(error)) from error
+        finally:
+            if conversation.is_open_at_detector and not ears.is_lost:
+                task = asyncio.ensure_future(ears.say_farewell())
+                self._farewells.add(task)
+                task.add_done_callback(self._farewells.discard)
+
+    # Speaking
+
+    async def _speak(self, request: Any, context: Context) -> None:
+        opening = request_from(context, b"", "Speak", CallLimits())  # whoever listens as it is spoken takes its time
+        model = request.model or _SPEAKER
+        with self._models.refusals(opening, model):
+            body = _spoken_body(model, request.text, request.speed)
+        async with aclosing(parts_of(self._models, replace(opening, body=body), self._budget)) as parts:
+            try:
+                async for part in parts:
+                    audio = _output(parse_response(part), "audio", model)
+                    await context.write(
+                        speech_pb2.SpeakResponse(audio=audio.astype("<i2").tobytes(), sample_rate_hz=_SPOKEN_RATE)
+                    )
+            except AnswerError as error:
+                if error.text.startswith(("text ", "speed ")):  # the model names an input that it can't speak
+                    raise BadInput(error.text) from error
+                raise
+
+
+class _Messages:
+    """What the caller sends, read one ahead: so it is seen whether something follows `end`."""
+
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+        self._next = self._read()
+
+    def _read(self) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(anext(self._messages, None))
+
+    async def next(self) -> Any:
+        """The next message, None if there is no more."""
+        message = await self._next
+        if message is not None:
+            self._next = self._read()
+        return message
+
+    async def next_within(self, seconds: float) -> Any:
+        """The next message if it comes in this time, None otherwise."""
+        await asyncio.wait({self._next}, timeout=seconds)
+        return self._next.result() if self._next.done() else None
+
+    async def aclose(self) -> None:
+        self._next.cancel()
+        await asyncio.gather(self._next, return_exceptions=True)
+
+
+async def _config_of(messages: _Messages) -> Any:
+    """The first message's config. raises: BadRequest"""
+    first = await messages.next()
+    if first is None or first.WhichOneof("message") != "config":
+        raise BadRequest("the first message has no config; say there how the audio is written, and at which rate")
+    config = first.config
+    if config.encoding != speech_pb2.AUDIO_ENCODING_PCM16:
+        name = speech_pb2.AudioEncoding.Name(config.encoding) if config.encoding in (0, 1) else config.encoding
+        raise BadInput(
+            f"encoding is {name}; only AUDIO_ENCODING_PCM16 is understood (16-bit little-endian, one channel)"
+        )
+    if config.sample_rate_hz != RATE:
+        raise BadInput(f"sample_rate_hz is {config.sample_rate_hz}; only {RATE} is understood, so resample the audio")
+    return config
+
+
+async def _drive(conversation: Conversation, ears: _Ears, messages: _Messages, context: Context) -> None:
+    """Do what the conversation says until it is over. raises: WrongAudio, GatewayError"""
+    while True:
+        step = conversation.next_step()
+        if step is None:
+            _hear(conversation, await messages.next())
+        elif isinstance(step, Detect):
+            conversation.detected(await ears.detect(step))
+        elif isinstance(step, Recognise):
+            conversation.recognised(*await ears.recognise(step))
+        else:
+            if isinstance(step, Ended) and (late := await messages.next_within(_LATE_SECONDS)) is not None:
+                _hear(conversation, late)
+            for message in _told(step):
+                await context.write(message)
+            if isinstance(step, Ended):
+                return
+
+
+def _hear(conversation: Conversation, message: Any) -> None:
+    """Give the conversation one more message; None is the end of them. raises: WrongAudio, BadRequest"""
+    kind = "end" if message is None else message.WhichOneof("message")
+    if kind == "audio":
+        conversation.take(message.audio)
+    elif kind == "config":
+        raise BadRequest("a second config came; a conversation keeps its first, so begin another one")
+    elif kind is None:
+        raise BadRequest("a message is empty; set audio or end")
+    else:
+        conversation.end()
+
+
+def _told(event: Event) -> list[Any]:
+    """The messages that tell the caller."""
+    response = speech_pb2.ConverseResponse
+    if isinstance(event, SpeechStarted):
+        return [response(speech_started=speech_pb2.SpeechStarted(at=_time(event.at)))]
+    if isinstance(event, SpeechEnded):
+        return [response(speech_ended=speech_pb2.SpeechEnded(at=_time(event.at), is_cut=event.is_cut))]
+    if isinstance(event, Heard):
+        text = speech_pb2.RecognisedText(text=event.text, score=event.score)
+        return [response(text=text), response(intent=_intent(NONE if event.is_cut else intent_of(event.text)))]
+    return [response(ended=speech_pb2.ConversationEnded(audio=_time(event.samples), utterances=event.utterances))]
+
+
+def _intent(intent: Intent) -> Any:
+    message = speech_pb2.Intent(name=intent.name)
+    for name, value in intent.slots.items():
+        if isinstance(value, str):
+            message.slots[name].word = value
+        else:
+            message.slots[name].number = value
+    return message
+
+
+def _time(samples: int) -> Duration:
+    duration = Duration()
+    duration.FromNanoseconds(samples * 1_000_000_000 // RATE)
+    return duration
+
+
+class _Ears:
+    """The models that hear one caller."""
+
+    def __init__(self, models: Models, opening: Request, limits: CallLimits, config: Any) -> None:
+        self._models = models
+        self._opening = opening
+        self._limits = limits
+        self._detector = config.detector or _DETECTOR
+        self._recogniser = config.recogniser or _RECOGNISER
+        self._sequence = secrets.randbits(62) + 1
+        self.is_lost = False  # has the detector forgotten this caller? Then nothing is left there that can be ended
+
+    async def detect(self, step: Detect) -> float:
+        """The probability that the window is speech."""
+        try:
+            return await self._detect(within(self._opening, self._limits), step.window, step.is_first, step.is_last)
+        except SequenceLost:
+            self.is_lost = True
+            raise
+
+    async def recognise(self, step: Recognise) -> tuple[str, float]:
+        """The words, and how well they fit."""
+        samples = np.frombuffer(step.audio, "<i2").astype(np.int16, copy=False)
+        body = build_request(self._recogniser, {"audio": samples}, outputs=("text", "score"))
+        reply = await self._models.infer(replace(within(self._opening, self._limits), body=body))
+        arrays = parse_response(reply.body)
+        text = _output(arrays, "text", self._recogniser).flat[0]
+        score = _output(arrays, "score", self._recogniser).flat[0]
+        return bytes(text).decode("utf-8", "replace"), float(score)
+
+    async def say_farewell(self) -> None:
+        """Have the detector forget a caller who went away, so that its place is free at once."""
+        deadline = Deadline.after(_FAREWELL_SECONDS, asyncio.get_running_loop().time())
+        try:
+            await self._detect(replace(self._opening, deadline=deadline), bytes(2 * WINDOW), False, True)
+        except GatewayError as error:
+            _log.debug("the end of a conversation was not heard: %s", error.text)
+
+    async def _detect(self, opening: Request, window: bytes, is_first: bool, is_last: bool) -> float:
+        samples = np.frombuffer(window, "<i2").astype(np.float32) / _FULL_SCALE
+        parameters = {
+            "sequence_id": v2.InferParameter(int64_param=self._sequence),
+            "sequence_start": v2.InferParameter(bool_param=is_first),
+            "sequence_end": v2.InferParameter(bool_param=is_last),
+        }
+        body = build_request(self._detector, {"audio": samples[None]}, outputs=("speech",), parameters=parameters)
+        reply = await self._models.infer(replace(opening, body=body))
+        return float(_output(parse_response(reply.body), "speech", self._detector).flat[0])
+
+
+def _output(arrays: dict[str, tuple[str, Array]], name: str, model: str) -> Array:
+    """:raises WrongAnswer: if the model has no such output, or nothing in it."""
+    found = arrays.get(name)
+    if found is None or (not found[1].size and name != "audio"):
+        raise WrongAnswer(f"'{shown(model)}' answered nothing as '{name}', so it is no model for this")
+    return found[1]
+
+
+def _spoken_body(model: str, text: str, speed: float) -> bytes:
+    """:raises BadInput: if it can't be spoken."""
+    if not text.strip():
+        raise BadInput("text is empty; send an English sentence")
+    if len(text) > _MOST_CHARACTERS:
+        raise BadInput(f"text has {len(text)} characters; at most {_MOST_CHARACTERS} are spoken, so send it in parts")
+    speed = speed or 1.0
+    if not _SLOWEST <= speed <= _FASTEST:
+        raise BadInput(f"speed is {speed:g}; it is from {_SLOWEST} (slow) to {_FASTEST:g} (fast), and 1 is usual")
+    texts = np.array([text.encode()], np.object_)
+    return build_request(model, {"text": texts, "speed": np.array([speed], np.float32)})
