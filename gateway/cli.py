@@ -158,8 +158,12 @@ def _add_local_commands(commands: Commands) -> None:
     start.add_argument("--http-port", type=_port, default=8000, metavar="PORT", help="default: 8000")
     start.add_argument("--metrics-port", type=_port, default=8002, metavar="PORT", help="default: 8002")
     start.add_argument("--model", action="append", metavar="NAME", help="load only these (default: all that can run)")
-    demo = _add(commands, "demo", _demo, "build, start Triton and gateway, classify a photo, stay up")
-    demo.add_argument("--config", type=Path, default=_ROOT / "deploy" / "examples" / "demo.yaml", metavar="FILE")
+    demo = _add(commands, "demo", _demo, "build, start Triton and gateway, show what they do, stay up")
+    what = demo.add_mutually_exclusive_group()
+    what.add_argument("--task", metavar="NAME", help="only this one, such as 'reading'; the demo's table names all")
+    what.add_argument("--all", action="store_true", help="every task; says first how much there is to fetch")
+    demo.add_argument("--input", type=Path, metavar="FILE", help="with --task: your own picture, text or recording")
+    demo.add_argument("--config", type=Path, metavar="FILE", help="default: the example that serves the tasks")
     demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
     demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
     demo.add_argument("--once", action="store_true", help="end after the table")
@@ -386,8 +390,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     from gateway import demo, worker  # noqa: PLC0415
 
     _log_to_stderr("warning")
+    if arguments.input is not None and arguments.task is None:
+        raise demo.DemoFailed("--input needs --task, which says what the file is for.")
     settings = demo.DemoSettings(
-        arguments.config, arguments.repository, arguments.listen, arguments.admin_listen, arguments.once
+        arguments.config,
+        _ROOT / "deploy" / "examples",
+        arguments.repository,
+        arguments.listen,
+        arguments.admin_listen,
+        arguments.once,
+        demo.tasks_of(arguments.task, every=arguments.all),
+        arguments.input,
     )
     demo.prepare(settings)
     return worker.run(demo.run(settings))

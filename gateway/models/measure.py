@@ -110,8 +110,8 @@ def variants_table(repository: Path) -> Iterator[str]:
     whole = found[0]
     one, eight = {INPUT: inputs[:1]}, {INPUT: inputs[:8]}
     times = zip(milliseconds([(f, one) for f in files], 1), milliseconds([(f, eight) for f in files], 1), strict=True)
-    headings = ("variant", "size", "first class as FP32's", "in its first five", "right")
-    headings += ("batch 1", "batch 8", "memory, batch 1", "batch 8")
+    headings = ["variant", "size", "first class as FP32's", "in its first five", "right"]
+    headings += ["batch 1", "batch 8", "memory, batch 1", "batch 8"]
     yield f"| {' | '.join(headings)} |"
     yield f"|{' --- |' * len(headings)}"
     for name, file, answers, (short, long) in zip(VARIANTS, files, found, times, strict=True):

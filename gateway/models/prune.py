@@ -64,7 +64,8 @@ def _prune_block(weights: dict[str, Any], name: str, energy: Floats, tolerance: 
     from onnx import numpy_helper  # noqa: PLC0415
 
     def read(part: str) -> NDArray[np.float32]:
-        return numpy_helper.to_array(weights[f"{name}.{part}"])
+        values: NDArray[np.float32] = numpy_helper.to_array(weights[f"{name}.{part}"])
+        return values
 
     narrow = np.column_stack([read("project.weight")[:, :, 0, 0], read("project.bias")]).astype(np.float64)
     kept, narrow = surgeon(narrow, energy, tolerance)
