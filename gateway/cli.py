@@ -152,6 +152,19 @@ def _add_local_commands(commands: Commands) -> None:
     )
     build.add_argument("--force", action="store_true", help="build also what is current")
     listed = _add(actions, "list", _models_list, "list the models and whether they are built")
+    optimise = _add(
+        actions, "optimise", _models_optimise, "measure a model in several settings by perf_analyzer, and choose one"
+    )
+    optimise.add_argument("name", metavar="MODEL")
+    optimise.add_argument(
+        "--seconds", type=_at_least_one, default=3, metavar="N", help="of a measurement, from 3 (default)"
+    )
+    optimise.add_argument(
+        "--rounds", type=_at_least_one, default=1, metavar="N", help="whose median counts (default: 1)"
+    )
+    optimise.add_argument("--most-ms", type=_at_least_one, metavar="N", help="what the p99 of a request may be")
+    optimise.add_argument("--shape", action="append", default=[], metavar="INPUT:SIZES", help="of an input left open")
+    optimise.add_argument("--input-data", metavar="FILE", help="requests to send, as perf_analyzer takes them")
     triton = _add(commands, "triton", None, "the local Triton alone")
     start = _add(triton.add_subparsers(metavar="ACTION", required=True), "start", _triton_start, "start it and stay up")
     start.add_argument("--grpc-port", type=_port, default=8001, metavar="PORT", help="default: 8001")
@@ -167,7 +180,7 @@ def _add_local_commands(commands: Commands) -> None:
     demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
     demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
     demo.add_argument("--once", action="store_true", help="end after the table")
-    for each in (build, listed, start, demo):
+    for each in (build, listed, optimise, start, demo):
         each.add_argument("--repository", type=Path, default=_ROOT / "model_repository", metavar="FOLDER")
 
 
@@ -368,6 +381,29 @@ def _models_list(arguments: argparse.Namespace) -> int:
             note = f"built by name only; {model.download_bytes / 1e6:.1f} MB to fetch"
         _say(f"{model.name:30} {model.state.value:8} {size:>9}  {model.task}  {note}".rstrip())
     return 0
+
+
+def _models_optimise(arguments: argparse.Namespace) -> int:
+    from gateway import optimise, worker  # noqa: PLC0415
+    from gateway.models.catalogue import build  # noqa: PLC0415
+    from gateway.triton import install  # noqa: PLC0415
+
+    shapes = [word for shape in arguments.shape for word in ("--shape", shape)]
+    data = ["--input-data", arguments.input_data] if arguments.input_data else []
+    sweep = optimise.Sweep(
+        arguments.repository,
+        arguments.name,
+        optimise.cores(),
+        arguments.seconds,
+        arguments.rounds,
+        arguments.most_ms,
+        (*shapes, *data),
+    )
+    optimise.perf_analyzer(os.environ)
+    optimise.read_config(sweep)  # before anything is fetched
+    install()
+    build([arguments.name], arguments.repository, report=_say)
+    return worker.run(optimise.optimise(sweep, os.environ, _say))
 
 
 def _triton_start(arguments: argparse.Namespace) -> int:

@@ -161,7 +161,7 @@ def _without_access_log(loaded: Loaded) -> Loaded:
 
 async def _show(console: Console, address: str, settings: DemoSettings) -> None:
     """Send each task's input and print the answers, and how to see the tasks that are not shown."""
-    table = Table(title=f"Sent to {address}", title_justify="left", show_lines=True)
+    table = Table(title=f"Sent to {address}", title_justify="left")
     for heading in ("task", "in", "out", "variant", "ms"):
         table.add_column(heading)
     async with grpc.aio.insecure_channel(address) as channel:
@@ -187,7 +187,9 @@ async def _asked(task: Task, site: Site, given: bytes) -> Shown:
 
 
 def _add(table: Table, name: str, shown: Shown) -> None:
-    table.add_row(name, escape(shown.given), escape(shown.answer), shown.variant, f"{shown.seconds * 1e3:.1f}")
+    table.add_row(
+        name, escape(shown.given), escape(shown.answer), shown.variant, f"{shown.seconds * 1e3:.1f}", end_section=True
+    )
 
 
 def _pixels(photo: bytes) -> np.ndarray[Any, Any]:
