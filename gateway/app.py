@@ -24,6 +24,7 @@ from gateway.api.catalogue import Catalogue
 from gateway.api.control import Control, ControlPolicy
 from gateway.api.health import HealthService
 from gateway.api.listener import Listener, Register
+from gateway.api.outcomes import OutcomeService, add_outcome_service
 from gateway.api.ranking import RankingService, add_ranking_service
 from gateway.api.reading import ReadingService
 from gateway.api.relay import Relay
@@ -32,11 +33,13 @@ from gateway.api.stream_caller import StreamRelay
 from gateway.api.text import TextService
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
-from gateway.assemble import collected_of, routes_of, server_of
+from gateway.assemble import admin_of, collected_of, routes_of, server_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import MemoryGauge, memory_limit
+from gateway.entrance import Entrance
 from gateway.event_log import EventLog
+from gateway.evidence import Evidence, settings_of
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
 from gateway.forwarding.inference import Inference
@@ -74,6 +77,7 @@ _FIRST_PROBES_SECONDS = (
 _SERVICES = (
     SERVICE_NAME,
     "gateway.v1.ClassificationService",
+    "gateway.v1.OutcomeService",
     "gateway.v1.PredictionService",
     "gateway.v1.RankingService",
     "gateway.v1.ReadingService",
@@ -122,11 +126,17 @@ class Gateway:
         await self._enter_upstreams(exits)
         self._compose()
         exits.callback(self._shadows.stop)
+        exits.push_async_callback(self._entrance.aclose)
+        exits.push_async_callback(self._evidence.aclose)
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._evidence.run()))
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rooms.run()))
-        await self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS)
+        await asyncio.gather(
+            self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS),
+            self._entrance.wait_first_keys(_FIRST_PROBES_SECONDS),
+        )
         await self._enter_server(exits)
         if self._first.files:
             exits.push_async_callback(_cancel, asyncio.ensure_future(self._watcher.run()))
@@ -174,6 +184,7 @@ class Gateway:
         inference = Inference(self._topology, self._hooks, sequences)
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows = inference.shadows
+        self._evidence = Evidence(inference.exposures, settings_of(config), self._experiments_stopped)
         self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
@@ -188,6 +199,7 @@ class Gateway:
             workers=config.workers,
         )
         self._control = Control(self._topology, ControlPolicy(config.server.control))
+        self._entrance = Entrance(self._telemetry.call_refused)
         self._takeover = Takeover(
             self._topology,
             self._fleet,
@@ -198,10 +210,12 @@ class Gateway:
             shares=self._shares,
             hedges=self._hedges,
             shadows=self._shadows,
+            evidence=self._evidence,
             disagreements=self._telemetry.disagreements,
             events=self._events,
             pipeline=self._pipeline,
             collected=self._collected,
+            entrance=self._entrance,
             changed=self._topology_changed,
         )
 
@@ -215,6 +229,8 @@ class Gateway:
             self._threads,
             gates=self._gates.now,
             shadows=self._shadows.now,
+            experiments=self._evidence.now,
+            store=self._evidence.store_now,
             breaker=self._breaker,
             retries_left=self._retries_left,
             memory=self._memory.now,
@@ -233,10 +249,18 @@ class Gateway:
                 self._shadows.now,
                 self._memory.now,
                 self._retries_left,
+                self._evidence.now,
+                self._evidence.store_now,
             )
         )
         connections = Connections(self._telemetry.connection_refused)
-        admin = Admin(self.shown, self._place.admin_listen, self._telemetry.scrape.render, connections)
+        admin = Admin(
+            self.shown,
+            self._place.admin_listen,
+            self._telemetry.scrape.render,
+            connections,
+            admin_of(self._first.config),
+        )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address
 
@@ -256,6 +280,7 @@ class Gateway:
         services = [self._services(limits)]
         self._server = Listener(settings, services, forward, budget=self._collected, on_full=on_full)
         self._memory.watch(self._server)
+        self._entrance.watch(self._server.guard)
         await self._server.start()
         exits.push_async_callback(self._control.aclose)
         exits.push_async_callback(self._speech.aclose)
@@ -274,6 +299,7 @@ class Gateway:
         ranking = RankingService(self._models, self._topology, limits)
         text = TextService(self._models, self._topology, limits, self._collected)
         self._speech = speech = SpeechService(self._models, limits, self._collected)
+        outcomes = OutcomeService(self._evidence, limits)
 
         def register(server: Any) -> None:
             server.add_generic_rpc_handlers((v2.handlers(),))
@@ -284,6 +310,7 @@ class Gateway:
             add_ranking_service(ranking, server)
             text_pb2_grpc.add_TextServiceServicer_to_server(text, server)
             speech_pb2_grpc.add_SpeechServiceServicer_to_server(speech, server)
+            add_outcome_service(outcomes, server)
             if self._first.config.server.reflection:
                 shown = (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
                 reflector = reflection.aio.ReflectionServicer(shown)
@@ -302,6 +329,9 @@ class Gateway:
     def _endpoint_changed(self, endpoint: Endpoint) -> None:
         self._events.endpoint_changed(endpoint)
         self._topology_changed()
+
+    def _experiments_stopped(self, stopped: Mapping[str, str]) -> None:
+        self._takeover.experiments_stopped(stopped)
 
     def _addresses_changed(self) -> None:
         self._takeover.addresses_changed()

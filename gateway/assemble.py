@@ -5,10 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+from gateway.access.door import CALLER
+from gateway.access.policy import Grant, Names, Policy
+from gateway.access.rpcs import named_by
+from gateway.admin.guard import AdminAccess, tokens_of
 from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
+from gateway.config.access import Access as AccessConfig
+from gateway.config.access import Grant as GrantConfig
+from gateway.config.experiment_file import plans_of
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
@@ -18,11 +26,13 @@ from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.exposures import Running
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ParitySettings, ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
 from gateway.routing import (
     AnyOf,
+    Arms,
     Condition,
     Direct,
     Key,
@@ -52,12 +62,54 @@ MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messa
 LEAST_COLLECTED: Final = 16 << 20
 
 
-def routes_of(config: Config) -> Routes:
-    """The routes that a config declares."""
+def routes_of(config: Config, stopped: Mapping[str, str] = MappingProxyType({})) -> Routes:
+    """The routes that a config declares. stopped: the arms that everybody gets of experiments that have ended."""
     direct = Direct(config.direct.models)
     default = config.direct.upstream or (next(iter(config.upstreams)) if direct is Direct.ALL else "")
-    public = [_route(name, model) for name, model in config.models.items() if model.variants is not None]
+    arms = arms_of(config, stopped)
+    public = [
+        _route(name, model, arms.get(name, ())) for name, model in config.models.items() if model.variants is not None
+    ]
     return Routes(public, direct=direct, default_upstream=default)
+
+
+def arms_of(config: Config, stopped: Mapping[str, str]) -> dict[str, tuple[Arms, ...]]:
+    """By public model, the experiments that assign its units."""
+    found: dict[str, tuple[Arms, ...]] = {}
+    begin: dict[str, float] = {}  # where the next slice of each layer begins
+    for name, plan in plans_of(config).items():
+        experiment = config.experiments[name]
+        layer = experiment.layer or f"of {name}"
+        start = begin.get(layer, 0.0)
+        end = begin[layer] = min(1.0, start + experiment.share)
+        winner = stopped.get(name, "")
+        model = config.models[plan.model]
+        ended = winner if winner in (model.variants or {}) else plan.baseline if name in stopped else ""
+        arms = Arms(name, plan.shares, plan.baseline, layer, start, end, experiment.holdout, ended)
+        found[plan.model] = (*found.get(plan.model, ()), arms)
+    return found
+
+
+def running_of(config: Config, stopped: Mapping[str, str]) -> list[Running]:
+    """The experiments whose units are told of."""
+    return [
+        Running(
+            arms.name,
+            model,
+            arms.reason,
+            frozenset(arms.shares),
+            tuple(
+                (outcome, each.measure)
+                for outcome, each in config.experiments[arms.name].outcomes.items()
+                if each.measure is not None
+            ),
+            config.experiments[arms.name].request_ids
+            and any(each.measure is None for each in config.experiments[arms.name].outcomes.values()),
+        )
+        for model, experiments in arms_of(config, stopped).items()
+        for arms in experiments
+        if not arms.ended_with
+    ]
 
 
 def names_of(config: Config) -> frozenset[Name]:
@@ -135,7 +187,42 @@ def admission_of(config: Config) -> AdmissionSettings:
             key, limit = (variant.upstream, variant.model), variant.limit
             if limit != "auto":
                 limits[key] = NONE if limit == "none" else max(1, limit // config.workers)
-    return AdmissionSettings(limits, config.admission.caller or "", config.admission.priority or "", config.workers)
+    return AdmissionSettings(
+        limits,
+        config.admission.caller or (CALLER if config.checked_access else ""),
+        config.admission.priority or "",
+        config.workers,
+    )
+
+
+def policy_of(access: AccessConfig) -> Policy:
+    """What callers may, as a config says."""
+    members: dict[str, set[str]] = {}
+    for group, names in access.groups.items():
+        for name in names:
+            members.setdefault(name, set()).add(group)
+    return Policy([_granted(each) for each in access.grants], {name: frozenset(each) for name, each in members.items()})
+
+
+def _granted(grant: GrantConfig) -> Grant:
+    return Grant(
+        frozenset(grant.callers),
+        frozenset(grant.groups),
+        grant.everybody,
+        grant.anonymous,
+        Names.of(grant.models),
+        Names.of(grant.direct),
+        named_by(grant.rpcs),
+        frozenset(grant.allow),
+        grant.max_message_bytes,
+    )
+
+
+def admin_of(config: Config) -> AdminAccess:
+    """Who may read the admin plane."""
+    admin = config.admin
+    tls = (admin.tls.cert, admin.tls.key, admin.tls.client_ca) if admin.tls is not None else None
+    return AdminAccess(tokens_of(admin.tokens), frozenset(f"/{name}" for name in admin.open), tls)
 
 
 def memory_of(config: Config, limit: Callable[[], int]) -> int:
@@ -164,7 +251,7 @@ def server_of(
         server.max_message_bytes,
         max_collected_bytes=collected_of(config, memory_limit),
         channel=channel,
-        tls=ServerTls(tls.cert, tls.key, tls.client_ca) if tls else None,
+        tls=ServerTls(tls.cert, tls.key, tls.client_ca, tls.client_certificate == "optional") if tls else None,
         max_streams=server.max_streams,
         max_connections=server.max_connections,
         max_connection_age=server.max_connection_age,
@@ -242,7 +329,7 @@ def _dial(
     return dial
 
 
-def _route(name: str, model: Model) -> Route:
+def _route(name: str, model: Model, arms: tuple[Arms, ...]) -> Route:
     assert model.variants is not None  # noqa: S101  (the caller's choice)
     return Route(
         name,
@@ -255,6 +342,7 @@ def _route(name: str, model: Model) -> Route:
         fallback=model.fallback,
         attempts=model.attempts,
         retry=Retry(frozenset(map(Meaning, model.retry.on)), model.retry.most),
+        experiments=arms,
     )
 
 

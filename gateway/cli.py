@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -110,7 +111,15 @@ def _add_config_commands(commands: Commands) -> None:
     explain.add_argument(
         "--admin", metavar="HOST:PORT", help="of a running gateway: also say its breakers, limits and retries now"
     )
+    explain.add_argument(
+        "--as", dest="caller", metavar="CALLER", help="also say what this caller may do with the model"
+    )
     explain.add_argument("--draw", type=_draw, metavar="X", help="the number in [0, 1) to draw by (default: random)")
+    keys = _add(commands, "keys", None, "API keys of callers (docs/access.md)").add_subparsers(
+        metavar="ACTION", required=True
+    )
+    new = _add(keys, "new", _keys_new, "make a key: print it once, and the line with its hash for the config")
+    new.add_argument("name", metavar="NAME", help="the caller whose key it is")
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
     schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
 
@@ -122,6 +131,9 @@ def _add_replay(commands: Commands) -> None:
     replay.add_argument("--model", metavar="NAME", help="only the requests of this model")
     replay.add_argument(
         "--as-traffic", action="store_true", help="let a gateway count and capture them as if callers had sent them"
+    )
+    replay.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="has an API key or token that the gateway lets in"
     )
     replay.add_argument("--at-once", type=int, default=1, metavar="N", help="calls in flight (default: 1)")
 
@@ -141,6 +153,25 @@ def _add_experiment_commands(commands: Commands) -> None:
     analyse.add_argument("--name", metavar="NAME", help="which of the file's experiments (default: the only one)")
     analyse.add_argument("--each", type=_at_least_one, metavar="N", help="also the verdict after every N units")
     analyse.add_argument("--json", action="store_true", help="for machines")
+
+    _add_store_commands(actions)
+
+
+def _add_store_commands(actions: Commands) -> None:
+    listed = _add(actions, "list", _experiment_list, "the experiments of a config, and their units in the store")
+    report = _add(actions, "report", _experiment_report, "the verdict so far, from the store")
+    stop = _add(actions, "stop", _experiment_stop, "end it: every replica gives everybody one arm, within seconds")
+    diffs = _add(actions, "diffs", _experiment_diffs, "answers that shadows kept since they disagreed")
+    for each in (report, stop, diffs):
+        each.add_argument("name", metavar="NAME", help="of the experiment")
+    for each in (listed, report, stop, diffs):
+        each.add_argument("--config", required=True, metavar="FILE", help="the gateway's config file")
+    for each in (listed, report, stop):
+        each.add_argument("--store", metavar="URL", help="of the store, instead of the config's")
+    report.add_argument("--json", action="store_true", help="for machines, with what it was on the way here")
+    report.add_argument("--html", metavar="FILE", help="also write a page with plots")
+    stop.add_argument("--winner", metavar="ARM", help="that everybody gets (default: the baseline)")
+    diffs.add_argument("--most", type=_at_least_one, default=20, metavar="N", help="of the latest (default: 20)")
 
 
 def _add_local_commands(commands: Commands) -> None:
@@ -293,9 +324,10 @@ def _check_fitting(loaded: Loaded) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from gateway.assemble import routes_of  # noqa: PLC0415
+    from gateway.access.door import CALLER  # noqa: PLC0415
+    from gateway.assemble import policy_of, routes_of  # noqa: PLC0415
     from gateway.config import load  # noqa: PLC0415
-    from gateway.explain import explain_call  # noqa: PLC0415
+    from gateway.explain import explain_access, explain_call  # noqa: PLC0415
     from gateway.forwarding.metadata import first_values  # noqa: PLC0415
     from gateway.types import Facts  # noqa: PLC0415
 
@@ -303,7 +335,15 @@ def _explain(arguments: argparse.Namespace) -> int:
     metadata = first_values((key.lower(), value) for key, value in arguments.metadata)  # as in a call
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
-    lines = explain_call(routes_of(loaded.config), loaded.pipelines, arguments.model, facts, draw=draw)
+    routes, lines = routes_of(loaded.config), []
+    if arguments.caller is not None:
+        facts.metadata = {**metadata, CALLER: arguments.caller}
+        if loaded.config.checked_access is None:
+            lines.append("access is not checked: everybody may call everything")
+        else:
+            policy = policy_of(loaded.config.checked_access)
+            lines += explain_access(policy, routes, loaded.pipelines, arguments.caller, arguments.model)
+    lines += explain_call(routes, loaded.pipelines, arguments.model, facts, draw=draw)
     _say("\n".join(lines))
     return _explain_now(arguments.admin, arguments.model) if arguments.admin else 0
 
@@ -324,6 +364,23 @@ def _explain_now(admin: str, model: str) -> int:
     return 0
 
 
+def _keys_new(arguments: argparse.Namespace) -> int:
+    import secrets  # noqa: PLC0415
+
+    from gateway.access.api_keys import RANDOM_BYTES, hash_of, new_key  # noqa: PLC0415
+    from gateway.access.principal import is_name  # noqa: PLC0415
+
+    if not is_name(arguments.name):
+        raise CommandFailed("a caller's name has 1 to 200 printable characters")
+    key = new_key(secrets.token_bytes(RANDOM_BYTES))
+    digest = hash_of(key).hex()
+    _say(f"key, for the caller alone; it is shown this once:\n  {key}")
+    _say(f"below access.api_keys in the config:\n  - {{caller: {json.dumps(arguments.name)}, sha256: {digest}}}")
+    if " " not in arguments.name and "#" not in arguments.name:
+        _say(f"or a line of the file that access.api_key_file names:\n  {arguments.name} {digest}")
+    return 0
+
+
 def _schema(arguments: argparse.Namespace) -> int:
     from gateway.config import json_schema_text, reference  # noqa: PLC0415
 
@@ -337,8 +394,14 @@ def _replay(arguments: argparse.Namespace) -> int:
 
     async def run() -> int:
         at_once = max(1, arguments.at_once)
+        key = arguments.key_file.read_text().strip() if arguments.key_file is not None else ""
         result = await replay(
-            arguments.files, arguments.to, at_once=at_once, model=arguments.model, as_traffic=arguments.as_traffic
+            arguments.files,
+            arguments.to,
+            at_once=at_once,
+            model=arguments.model,
+            as_traffic=arguments.as_traffic,
+            key=key,
         )
         _say("\n".join(result.lines()))
         return 0 if result.codes.keys() <= {"OK"} else 1
@@ -359,6 +422,41 @@ def _experiment_analyse(arguments: argparse.Namespace) -> int:
         now=time.time(),
     )
     for line in lines:
+        _say(line)
+    return 0
+
+
+def _experiment_list(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_reports import listed, source_of  # noqa: PLC0415
+
+    for line in listed(source_of(arguments.config, arguments.store)):
+        _say(line)
+    return 0
+
+
+def _experiment_report(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_page import page  # noqa: PLC0415
+    from gateway.experiment_reports import judged, source_of  # noqa: PLC0415
+
+    source = source_of(arguments.config, arguments.store)
+    found = judged(source, arguments.name, history=arguments.json or arguments.html is not None)
+    if arguments.html is not None:
+        Path(arguments.html).write_text(page(found.plan, found.report, found.looks), encoding="utf-8")
+    _say(found.as_json() if arguments.json else "\n".join(found.lines()))
+    return 0
+
+
+def _experiment_stop(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_reports import source_of, stop  # noqa: PLC0415
+
+    _say(stop(source_of(arguments.config, arguments.store), arguments.name, arguments.winner))
+    return 0
+
+
+def _experiment_diffs(arguments: argparse.Namespace) -> int:
+    from gateway.experiment_reports import disagreements  # noqa: PLC0415
+
+    for line in disagreements(arguments.config, arguments.name, arguments.most):
         _say(line)
     return 0
 

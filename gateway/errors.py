@@ -71,6 +71,29 @@ class ControlRefused(GatewayError):
     code = Code.PERMISSION_DENIED
 
 
+class Unauthenticated(GatewayError):
+    """The caller has not shown who he is, or in a way that does not count."""
+
+    code = Code.UNAUTHENTICATED
+
+    def __init__(self, text: str, reason: str = "none") -> None:
+        """reason: one of few words, for metrics."""
+        super().__init__(text)
+        self.reason = reason
+
+
+class Forbidden(GatewayError):
+    """The caller is known, and may not call this method."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class KeysAwaited(GatewayError):
+    """The key that a caller's token is signed with is being fetched from its issuer."""
+
+    code = Code.UNAVAILABLE
+
+
 class Unsupported(GatewayError):
     """The method exists, but not for this kind of model."""
 

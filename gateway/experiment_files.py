@@ -13,13 +13,14 @@ import csv
 import importlib.util
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from gateway.config.experiments import load_experiments
+from gateway.config.experiment_file import load_experiments
 from gateway.config.findings import known, show
 from gateway.errors import CommandFailed
 from gateway.experiments.plan import Kind, Plan
@@ -61,7 +62,7 @@ def plan_of(config: str, name: str | None) -> Plan:
     :raises ConfigError: with the findings of the file.
     :raises BadFile: if it has not that one, or several and no name was given.
     """
-    plans = load_experiments(config)
+    plans = load_experiments(config, os.environ)
     if name is None:
         if len(plans) > 1:
             raise BadFile(f"{config}: has several experiments; name one by --name: {', '.join(plans)}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gateway.access.policy import Policy
+from gateway.access.principal import NOBODY, Principal
+from gateway.access.rpcs import NAMED
 from gateway.errors import UnknownModel
 from gateway.routing import Routes, explain
 from gateway.steps import FanOut, ModelCall, Part, Pipeline
@@ -12,6 +15,32 @@ from gateway.types import Facts
 
 Json = Mapping[str, Any]
 """What `GET /state` answers. Any: it is JSON."""
+
+
+def explain_access(
+    policy: Policy, routes: Routes, pipelines: Mapping[str, Pipeline], caller: str, model: str
+) -> list[str]:
+    """What a caller may do with a model, and which grants say so. His groups are those of the config alone."""
+    principal = policy.known(Principal(caller)) if caller else NOBODY
+    is_public = model in routes.public or model in pipelines
+    groups = f", of {', '.join(sorted(principal.groups))} (and of what a token tells)" if principal.groups else ""
+    lines = [f"caller {caller}{groups}" if caller else "nobody: a caller without credentials"]
+    for number, grant in enumerate(policy.grants):
+        at = f"  access.grants[{number}]"
+        if not grant.holds_for(principal):
+            lines.append(f"{at}: is for others")
+        elif not grant.covers(model, is_public):
+            lines.append(f"{at}: holds, and does not have {'the public model' if is_public else 'the Triton model'}")
+        else:
+            rpcs = ", ".join(name for name in NAMED if name in grant.rpcs)
+            allowed = f"; requests may have: {', '.join(sorted(grant.allow))}" if grant.allow else ""
+            lines.append(f"{at}: lets him use it by {rpcs}{allowed}")
+    may = sorted(
+        rpc for rpc in NAMED if (found := policy.maybe_scope(principal, rpc)) and found.covers(model, is_public)
+    )
+    if not may:
+        lines.append(f"  so {model} does not exist for him: {UnknownModel(model).text}")
+    return lines
 
 
 def explain_call(

@@ -340,6 +340,33 @@ class ShadowNow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExperimentNow:
+    """An experiment of the config, now."""
+
+    name: str
+    model: str
+    exposures: int  # told by this worker since its start
+    units: Mapping[str, int]  # in the store, by arm; empty if not known
+    sample_ratio: float | None  # the p-value of the sample ratio; None if not known
+    is_mismatched: bool  # is it an alarm?
+
+
+@dataclass(frozen=True, slots=True)
+class StoreNow:
+    """The store of experiments, as this worker sees it."""
+
+    name: str
+    is_away: bool
+    why: str
+    waiting: int  # records
+    written: int
+    dropped: Mapping[str, int]  # records, by reason
+    reports: int  # outcomes that were reported and taken
+    reports_refused: int  # for lack of room
+    duplicates: int  # outcomes that were known already
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryNow:
     """The memory of the container, or of this process where nothing limits it, and what is done about it."""
 
@@ -361,6 +388,8 @@ class Watched:
     shadows: Callable[[], Sequence[ShadowNow]] = tuple
     memory: Callable[[], MemoryNow] | None = None
     retries_left: Callable[[], Mapping[str, int]] = dict
+    experiments: Callable[[], Sequence[ExperimentNow]] = tuple
+    store: Callable[[], StoreNow | None] | None = None
 
 
 class CallObserver(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import GateNow, MemoryNow, PipelinesNow, ShadowNow
+from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, ShadowNow, StoreNow
 from gateway.readiness import Readiness
 from gateway.routing import Route
 from gateway.steps.budget import MEMORY
@@ -31,6 +31,8 @@ class WorkerState:
         *,
         gates: Callable[[], Sequence[GateNow]],
         shadows: Callable[[], Sequence[ShadowNow]],
+        experiments: Callable[[], Sequence[ExperimentNow]] = tuple,
+        store: Callable[[], StoreNow | None] = lambda: None,
         breaker: Callable[[str, str], str],
         retries_left: Callable[[], Mapping[str, int]],
         memory: Callable[[], MemoryNow],
@@ -43,6 +45,8 @@ class WorkerState:
         """
         gates:    the limits in force.
         shadows:  what became of copies.
+        experiments:  those of the config.
+        store:    where what they see is kept; None if there are none.
         breaker:  what the breaker of a model's variant does.
         retries_left: how many calls may be sent again now, of the models that have had any.
         memory:   how it stands.
@@ -59,6 +63,8 @@ class WorkerState:
         self._threads = threads
         self._gates = gates
         self._shadows = shadows
+        self._experiments = experiments
+        self._store = store
         self._breaker = breaker
         self._retries_left = retries_left
         self._memory = memory
@@ -100,6 +106,8 @@ class WorkerState:
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
+            "experiments": [_experiment_state(experiment) for experiment in self._experiments()],
+            "store": _store_state(self._store()),
             "memory": _memory_state(self._memory()),
             "upstreams": {name: [_endpoint_state(e) for e in pool.endpoints] for name, pool in topology.pools.items()},
             "subsets": {
@@ -169,6 +177,32 @@ def _shadow_state(shadow: ShadowNow) -> Mapping[str, object]:
         "mean_measures": {name: round(value, 6) for name, value in shadow.measures.items()},
         "not_finite": shadow.wrong,
         "parity": asdict(shadow.parity) if shadow.parity is not None else None,
+    }
+
+
+def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
+    return {
+        "name": experiment.name,
+        "model": experiment.model,
+        "exposures": experiment.exposures,
+        "units": experiment.units,
+        "sample_ratio_p_value": experiment.sample_ratio,
+        "sample_ratio_mismatched": experiment.is_mismatched,
+    }
+
+
+def _store_state(store: StoreNow | None) -> Mapping[str, object] | None:
+    if store is None:
+        return None
+    return {
+        "name": store.name,
+        "away": store.why if store.is_away else None,
+        "waiting": store.waiting,
+        "written": store.written,
+        "dropped": store.dropped,
+        "reports": store.reports,
+        "reports_refused": store.reports_refused,
+        "duplicates": store.duplicates,
     }
 
 

@@ -25,6 +25,7 @@ import aiohttp
 from gateway.admin import Admin, merged_config, merged_state
 from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
+from gateway.assemble import admin_of
 from gateway.config import Config, split_address
 from gateway.scratch import Scratch
 from gateway.stopping import Stop, StopSignals
@@ -146,7 +147,7 @@ class Supervisor:
                 scrape = Scrape.of_directory(self._runtime / "metrics")
                 async with (
                     numbers_of_pod(scrape, self._environ, VERSION) as self._traffic,
-                    Admin(self, self._config.admin.listen, scrape.render) as admin,
+                    Admin(self, self._config.admin.listen, scrape.render, access=admin_of(self._config)) as admin,
                 ):
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
                     return await self._run_workers(address)

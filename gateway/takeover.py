@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -15,13 +15,16 @@ from gateway.assemble import (
     merges_of,
     names_of,
     routes_of,
+    running_of,
     shadows_of,
     shares_of,
     upstreams_of,
 )
 from gateway.config import Config, Finding, Loaded
 from gateway.container import memory_limit
+from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
+from gateway.evidence import Evidence
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.hedging import Hedges
@@ -60,10 +63,12 @@ class Takeover:
         shares: Shares,
         hedges: Hedges,
         shadows: Shadows,
+        evidence: Evidence | None = None,
         disagreements: Disagreements,
         events: EventLog,
         pipeline: PipelineMaker,
         collected: Budget,
+        entrance: Entrance,
         changed: Callable[[], None],
     ) -> None:
         """
@@ -79,10 +84,13 @@ class Takeover:
         self._shares = shares
         self._hedges = hedges
         self._shadows = shadows
+        self._evidence = evidence
+        self._stopped: Mapping[str, str] = {}  # experiments, and the arm that everybody gets
         self._disagreements = disagreements
         self._events = events
         self._pipeline = pipeline
         self._collected = collected
+        self._entrance = entrance
         self._changed = changed
         self._config: Config
 
@@ -93,7 +101,7 @@ class Takeover:
         """
         self._config = loaded.config  # for `addresses_changed`, which may be called before this config is in force
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
-        self._take_over(loaded, (), *_declared(loaded.config))
+        self._take_over(loaded, (), *_declared(loaded.config, self._stopped))
 
     async def follow(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
         """Replace the config in force.
@@ -103,9 +111,26 @@ class Takeover:
         """
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
         # In a thread, since calls on this loop must not wait while thousands of models are read.
-        routes, merges = await asyncio.to_thread(_declared, loaded.config)
+        stopped = self._stopped
+        routes, merges = await asyncio.to_thread(_declared, loaded.config, stopped)
+        if stopped is not self._stopped:
+            routes = routes_of(loaded.config, self._stopped)
         self._take_over(loaded, notices, routes, merges)
         self._discovery.keep(names_of(loaded.config))
+
+    def experiments_stopped(self, stopped: Mapping[str, str]) -> None:
+        """Have everybody get these arms of these experiments, which have ended."""
+        self._stopped = stopped
+        if not self._config.experiments:
+            return
+        routes = routes_of(self._config, stopped)
+        self._topology.now = replace(self._topology.now, routes=routes)
+        self._tell_experiments()
+        self._changed()
+
+    def _tell_experiments(self) -> None:
+        if self._evidence is not None:
+            self._evidence.exposures.apply(running_of(self._config, self._stopped))
 
     def addresses_changed(self) -> None:
         """Replace the pools, since the addresses of a name have changed."""
@@ -119,20 +144,25 @@ class Takeover:
         # The steps that can fail come first: a config that can't be taken over must change nothing.
         config, before = loaded.config, self._topology.now.pipelines
         pipelines = {name: self._pipeline(pipeline, before.get(name)) for name, pipeline in loaded.pipelines.items()}
+        access = prepared(config)
         captures = self._captures.apply(config.telemetry.capture)
         pools = self._fleet.apply(upstreams_of(config, self._discovery.addresses, self._collected))
         MEMORY.most = memory_of(config, memory_limit)
         self._threads.room.most = MEMORY.most // 2
         self._config = config
         self._topology.now = Topology(routes, pools, pipelines, merges, captures)
+        self._entrance.apply(access)
         self._gates.apply(admission_of(config), time.monotonic())
         self._shares.apply(shares_of(config))
         self._hedges.apply(hedges_of(config))
         self._shadows.apply(shadows_of(config, routes))
         self._disagreements.apply(config)
+        if self._evidence is not None:
+            self._evidence.apply(config)
+            self._tell_experiments()
         self._events.config_in_force(loaded, notices)
         self._changed()
 
 
-def _declared(config: Config) -> tuple[Routes, dict[str, MergeSettings]]:
-    return routes_of(config), merges_of(config)
+def _declared(config: Config, stopped: Mapping[str, str]) -> tuple[Routes, dict[str, MergeSettings]]:
+    return routes_of(config, stopped), merges_of(config)

@@ -2,7 +2,8 @@
 
 The gateway and the local Triton serve every task on two cores: after one call of each, then each task alone, then all
 tasks at once by several callers each. After each the memory of both with all their child processes is read from /proc:
-RSS, which counts a page of a library once for each process that has it, and what is really taken, which counts it once.
+RSS, which counts a page of a library once for each process that has it; what is really taken, which counts it once; and
+what of that is no page of a file, which no limit can make the kernel drop.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def family(pid: int) -> Iterator[int]:
             yield from family(int(child))
 
 
-def mebibytes(pids: Sequence[int]) -> tuple[float, float]:
-    """What the processes have resident, each by itself (RSS), and with pages of files counted once for all of them."""
+def mebibytes(pids: Sequence[int]) -> tuple[float, float, float]:
+    """What the processes have resident: each by itself (RSS), with pages of files counted once, and without them."""
     resident, own = 0, 0
     files: dict[tuple[str, str], int] = {}  # by file and place in it: the most that one process has of it
     for pid in pids:
@@ -60,7 +61,7 @@ def mebibytes(pids: Sequence[int]) -> tuple[float, float]:
                 anonymous = int(line.split()[1])
                 own += anonymous
                 files[place] = max(files.get(place, 0), shared - anonymous)
-    return resident / _MIB, (own + sum(files.values())) / _MIB
+    return resident / _MIB, (own + sum(files.values())) / _MIB, own / _MIB
 
 
 async def measure() -> None:
@@ -135,15 +136,15 @@ async def _until_ready(task: Task, site: Site) -> bytes:
 def _print(what: str, parts: dict[str, int]) -> None:
     families = [list(family(pid)) for pid in parts.values()]
     each = [mebibytes(pids)[0] for pids in families]
-    once = mebibytes([pid for pids in families for pid in pids])[1]
-    figures = " | ".join(f"{figure:.0f} MiB" for figure in (*each, sum(each), once))
+    together = mebibytes([pid for pids in families for pid in pids])
+    figures = " | ".join(f"{figure:.0f} MiB" for figure in (*each, *together))
     sys.stdout.write(f"| {what} | {figures} |\n")
     sys.stdout.flush()
 
 
 def main() -> None:
     sys.stdout.write(
-        "| | gateway, RSS | Triton, RSS | together, RSS | together, files once |\n| --- | --- | --- | --- | --- |\n"
+        "| | gateway, RSS | Triton, RSS | together, RSS | files once | without files |\n| --- | --- | --- | --- | --- | --- |\n"
     )
     asyncio.run(measure())
 

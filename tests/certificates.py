@@ -38,9 +38,9 @@ class Authority:
             "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem",
         )  # fmt: skip
 
-    def issue(self, name: str, days: int = 2) -> Files:
-        """days: until it expires; with 0 it has, a second later."""
-        (self._folder / f"{name}.ext").write_text(f"subjectAltName=DNS:{name}\n")
+    def issue(self, name: str, days: int = 2, names: str = "") -> Files:
+        """days: until it expires; with 0 it has, a second later. names: its alternative names, else that DNS name."""
+        (self._folder / f"{name}.ext").write_text(f"subjectAltName={names or f'DNS:{name}'}\n")
         self._run(
             "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
             "-keyout", f"{name}.key", "-out", f"{name}.csr",

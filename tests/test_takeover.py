@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.config import Config, Loaded
+from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.hedging import Hedges
@@ -60,6 +61,7 @@ class World(NoHooks):
             events=EventLog(self),
             pipeline=UNUSED,
             collected=Budget(1 << 20, "answers"),
+            entrance=Entrance(lambda why: None),
             changed=self.changed,
         )
 

@@ -3,6 +3,16 @@
 from gateway.admin.aggregate import merged_config, merged_state
 from gateway.admin.config_history import ConfigHistory
 from gateway.admin.connections import Connections
+from gateway.admin.guard import AdminAccess
 from gateway.admin.server import Admin, CannotListen, StateSource
 
-__all__ = ["Admin", "CannotListen", "ConfigHistory", "Connections", "StateSource", "merged_config", "merged_state"]
+__all__ = [
+    "Admin",
+    "AdminAccess",
+    "CannotListen",
+    "ConfigHistory",
+    "Connections",
+    "StateSource",
+    "merged_config",
+    "merged_state",
+]

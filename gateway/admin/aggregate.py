@@ -39,6 +39,8 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "models": _by_name(serving, "models", _model),
         "pipelines": _by_name(serving, "pipelines", _pipeline),
         "limits": _limits(serving),
+        "experiments": _experiments(serving),
+        "store": _store(serving),
         "memory": _memory(serving),
         "upstreams": _by_name(serving, "upstreams", _upstream),
         "subsets": _by_name([{"subsets": {}, **each} for each in serving], "subsets", _subset),
@@ -83,6 +85,31 @@ def _limit(found: Sequence[Json]) -> Json:
         **{key: sum(each[key] for each in found) for key in ("limit", "in_flight", "waiting", "answers_per_second")},
         "latency_seconds": max(each["latency_seconds"] for each in found),
         "refused": {reason: sum(each["refused"].get(reason, 0) for each in found) for reason in reasons},
+    }
+
+
+def _experiments(states: Sequence[Json]) -> list[Json]:
+    """What each worker has told adds up; what is in the store is the same for all, each at its own instant."""
+    found: dict[str, list[Json]] = {}
+    for experiment in (each for state in states for each in state.get("experiments", ())):
+        found.setdefault(experiment["name"], []).append(experiment)
+    return [
+        {**max(each, key=lambda one: sum(one["units"].values())), "exposures": sum(one["exposures"] for one in each)}
+        for each in found.values()
+    ]
+
+
+def _store(states: Sequence[Json]) -> Json | None:
+    """Away if it is so for any worker."""
+    found = [state["store"] for state in states if state.get("store")]
+    if not found:
+        return None
+    reasons = dict.fromkeys(reason for each in found for reason in each["dropped"])
+    counts = ("waiting", "written", "reports", "reports_refused", "duplicates")
+    return {
+        **max(found, key=lambda each: each["away"] is not None),
+        **{key: sum(each[key] for each in found) for key in counts},
+        "dropped": {reason: sum(each["dropped"].get(reason, 0) for each in found) for reason in reasons},
     }
 
 

@@ -31,7 +31,7 @@ class Notice:
 
 def notices(state: Json, config: Json) -> list[dict[str, str]]:
     """The notices, errors first. state, config: the values of `/state` and `/config`."""
-    of_state = (_gateway, _models, _limits, _pipelines, _endpoints, _traffic)
+    of_state = (_gateway, _models, _limits, _pipelines, _endpoints, _traffic, _experiments)
     notices = [*(notice for part in of_state for notice in part(state)), *_config(config)]
     return [asdict(notice) for notice in sorted(notices, key=lambda notice: notice.severity)]
 
@@ -132,6 +132,18 @@ def _traffic(state: Json) -> Iterator[Notice]:
             yield Notice("warning", "model", name, f"{model['fallbacks']:.0f} calls moved on to another variant")
         if model["queue_full"]:
             yield Notice("warning", "model", name, f"a queue was full {model['queue_full']:.0f} times")
+
+
+def _experiments(state: Json) -> Iterator[Notice]:
+    store = state.get("store")
+    if store and store["away"] is not None:
+        lost = sum(store["dropped"].values()) + store["reports_refused"]
+        told = f"{store['waiting']} records wait" + (f", {lost} are lost" if lost else "")
+        yield Notice("warning", "gateway", "", f"the store of experiments is away, {told}: {store['away']}")
+    for experiment in state.get("experiments", ()):
+        if experiment["sample_ratio_mismatched"]:
+            told = f"experiment {experiment['name']} is void: units do not come to its arms as planned"
+            yield Notice("warning", "model", experiment["model"], told)
 
 
 def _config(config: Json) -> Iterator[Notice]:

@@ -7,7 +7,8 @@ GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
 GET /state     JSON: public models → variants → endpoints, with their current state, and what needs attention
 
-All answers are read-only and contain no secrets, but name models and addresses: listen where only operators can reach.
+All answers are read-only and contain no secrets, but name models and addresses: listen where only operators can reach,
+or say who may (`guard`).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from aiohttp.typedefs import Handler
 
 from gateway.admin.alerts import notices
 from gateway.admin.connections import Connections
+from gateway.admin.guard import AdminAccess, maybe_refusal
 from gateway.admin.page import page_routes
 from gateway.admin.preface import Asked, FirstBytes
+from gateway.config.units import is_loopback_host
 from gateway.errors import CommandFailed
 from gateway.transport.sockets import bind
 
@@ -82,11 +85,13 @@ class Admin:
         listen: str,
         metrics: Callable[[str], tuple[bytes, str]],
         connections: Connections | None = None,
+        access: AdminAccess | None = None,
     ) -> None:
         """
         listen:      "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
         metrics:     makes body and content type for an Accept header (`Scrape.render`); it is called in a thread.
         connections: limits their number and time.
+        access:      who may read it; None: everybody who gets here.
         raises:      ValueError if `listen` is neither form.
         """
         self._source = source
@@ -94,6 +99,8 @@ class Admin:
         self._metrics = metrics
         self._place = _parse(listen)
         self._connections = Connections() if connections is None else connections
+        self._access = access or AdminAccess()
+        self._is_local = isinstance(self._place, tuple) and is_loopback_host(self._place[0])
         self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server
@@ -146,8 +153,8 @@ class Admin:
         host, port = self._place
         if ":" in host:
             # `bind`, since the loop's own socket for "::" would take no IPv4
-            return await loop.create_server(first_bytes, sock=bind(host, port))
-        return await loop.create_server(first_bytes, host, port)
+            return await loop.create_server(first_bytes, sock=bind(host, port), ssl=self._access.context())
+        return await loop.create_server(first_bytes, host, port, ssl=self._access.context())
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[self._answering])
@@ -168,7 +175,8 @@ class Admin:
         """Note, while entered, that the connection is being answered."""
         connection = self._asked.get(request.protocol)
         with connection.answering() if connection is not None else nullcontext():
-            return await handler(request)
+            refusal = maybe_refusal(self._access, request, is_local=self._is_local)
+            return refusal if refusal is not None else await handler(request)
 
     async def _healthz(self, request: web.Request) -> web.Response:
         live = self._source.is_live()

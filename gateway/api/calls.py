@@ -15,9 +15,10 @@ from urllib.parse import unquote
 
 import grpc
 
+from gateway.access.door import Access
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError, UpstreamFailed
-from gateway.forwarding.caller import metadata_from_pairs
+from gateway.forwarding.caller import metadata_from_pairs, renewed
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.metadata import echoed, failed_trailers, first_values, passed_on
 from gateway.types import Metadata
@@ -54,15 +55,25 @@ def request_from(context: Context, body: bytes, method: str, limits: CallLimits)
     """The request as the core takes it."""
     seconds = limits.apply(context.time_remaining())
     deadline = None if seconds is None else Deadline.after(seconds, time.monotonic())
-    metadata = metadata_from_pairs(context.invocation_metadata() or ())
+    metadata = metadata_from_pairs(context.invocation_metadata() or (), access_of(context))
     return Request(body, metadata, deadline, context.peer(), method)
 
 
 def within(opening: Request, limits: CallLimits) -> Request:
-    """One item of a stream gets the time of a unary call, from now on, but no more than its stream has."""
+    """One item of a stream gets the time of a unary call, from now on, but no more than its stream has.
+
+    :raises GatewayError: if its caller would not be let in any more.
+    """
     now = time.monotonic()
     seconds = limits.apply(opening.deadline.remaining(now) if opening.deadline else None)
-    return replace(opening, deadline=None if seconds is None else Deadline.after(seconds, now))
+    deadline = None if seconds is None else Deadline.after(seconds, now)
+    return replace(opening, metadata=renewed(opening.metadata), deadline=deadline)
+
+
+def access_of(context: Context) -> Access | None:
+    """Who has made the call and what he may; None if that is not checked, as with grpc.aio's own contexts."""
+    access: Access | None = getattr(context, "access", None)
+    return access
 
 
 def is_loopback(peer: str) -> bool:

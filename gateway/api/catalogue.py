@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.access.door import Access
 from gateway.errors import BadRequest, GatewayError, NoTarget, UnknownModel, shown
 from gateway.forwarding.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.forwarding.topology import CurrentTopology, Topology
@@ -35,9 +36,13 @@ _NOBODY_THERE = "no Triton endpoint can be reached now"
 class Catalogue:
     """Answers questions about models, by public name or by Triton's own name."""
 
-    def __init__(self, topology: CurrentTopology) -> None:
+    def __init__(self, topology: CurrentTopology, lists: asyncio.Semaphore | None = None) -> None:
         self._current = topology
-        self._lists = asyncio.Semaphore(_LISTS_AT_ONCE)
+        self._lists = lists or asyncio.Semaphore(_LISTS_AT_ONCE)
+
+    def seen_by(self, access: Access | None) -> Catalogue:
+        """What a caller may know of; None: all of it."""
+        return self if access is None else Catalogue(CurrentTopology(self._current.seen_by(access)), self._lists)
 
     @property
     def _topology(self) -> Topology:

@@ -20,8 +20,9 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.access.door import Access
 from gateway.api.calls import is_loopback
-from gateway.errors import BadRequest, ControlRefused, DeadlineExceeded, NoTarget, UpstreamFailed
+from gateway.errors import BadRequest, ControlRefused, DeadlineExceeded, NoTarget, UnknownModel, UpstreamFailed
 from gateway.forwarding.metadata import UPSTREAM_KEY, first_values, passed_on
 from gateway.forwarding.topology import CurrentTopology
 from gateway.status import Origin
@@ -183,13 +184,22 @@ class Control:
         self._tasks: set[asyncio.Task[Any]] = set()  # changes that are being made
 
     async def call(
-        self, method: str, request: Any, *, metadata: Metadata, peer: str, remaining: float | None = None
+        self,
+        method: str,
+        request: Any,
+        *,
+        metadata: Metadata,
+        peer: str,
+        remaining: float | None = None,
+        access: Access | None = None,
     ) -> Any:
         """Carry out one RPC and return the first endpoint's answer.
 
         A change that has begun goes on when its caller goes away: it must not be left half done.
 
         remaining: seconds until the caller's deadline, None if it has none.
+        access: of the caller, if that is checked.
+        :raises UnknownModel: if this caller may not use the model by its own name.
         :raises ControlRefused: if this caller may not change a server, or an upstream with a subset is to be changed.
         :raises BadRequest: if the model is a public one, or it is unclear which upstream is meant.
         :raises NoTarget: if an endpoint can't be reached; then nothing was changed.
@@ -199,6 +209,8 @@ class Control:
         self._check_allowed(method, peer)
         rpc = RPCS[method]
         model = getattr(request, rpc.model_field) if rpc.model_field else ""
+        if model and access is not None and not access.scope.covers(model, False):
+            raise UnknownModel(model)
         endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
         asker = Asker(passed_on(metadata))
         if _only_asks(rpc, request):

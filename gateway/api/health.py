@@ -12,8 +12,9 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.api.calls import Context
+from gateway.api.calls import Context, access_of
 from gateway.api.catalogue import Catalogue
+from gateway.errors import GatewayError
 from gateway.notifier import Changes
 from gateway.v2.peek import MAX_NAME
 
@@ -43,7 +44,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
 
     async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802  (the RPC's name)
         await _refuse_long(request, context)
-        status = self._status(request.service)
+        status = self._status(request.service, context)
         if status is None:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
@@ -55,7 +56,7 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
         service, told = request.service, None
         await _refuse_long(request, context)
         while True:
-            status = self._status(service)
+            status = self._status(service, context)
             if status is None:
                 status = _Status.SERVICE_UNKNOWN
             if status != told:
@@ -66,12 +67,17 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ge
             else:
                 await self._changes.wait()
 
-    def _status(self, service: str) -> int | None:
+    def _status(self, service: str, context: Context) -> int | None:
         if service in self._whole:
             return int(_Status.SERVING if self._is_ready() else _Status.NOT_SERVING)
-        if not self._catalogue.is_configured(service):
+        access = access_of(context)
+        try:
+            catalogue = self._catalogue.seen_by(None if access is None else access.renewed())  # a Watch may last
+        except GatewayError:
             return None
-        serving = self._is_ready() and self._catalogue.is_ready(service)
+        if not catalogue.is_configured(service):
+            return None
+        serving = self._is_ready() and catalogue.is_ready(service)
         return int(_Status.SERVING if serving else _Status.NOT_SERVING)
 
 

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as v2
 from gateway.errors import CommandFailed
 from gateway.http2.limits import Limits
 from gateway.rpc.budget import Budget
+from gateway.rpc.server import ServerCall
 from gateway.transport.listener import COLLECTED, DESCRIPTORS, MEMORY, ForwardMethod, WireServer, server_tls
 
 _log = logging.getLogger(__name__)
@@ -34,11 +35,12 @@ class CannotServe(CommandFailed):
 
 @dataclass(frozen=True, slots=True)
 class ServerTls:
-    """PEM files. With `client_ca` clients must show a certificate of that authority."""
+    """PEM files. With `client_ca` clients show a certificate of that authority."""
 
     certificate: str
     key: str
     client_ca: str | None = None
+    is_optional: bool = False  # may clients come without one?
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ class Listener:
         """Listen and serve. raises: CannotServe if the address can't be listened on or TLS files can't be used."""
         listen, tls = self._settings.listen, self._settings.tls
         try:
-            self._context = server_tls(tls.certificate, tls.key, tls.client_ca) if tls else None
+            self._context = _context(tls) if tls else None
             if self._settings.channel is None:
                 self.port = self._server.listen(listen, self._context)
             else:
@@ -139,9 +141,7 @@ class Listener:
         tls = self._settings.tls
         if self._context is None or tls is None:
             return
-        server_tls(
-            tls.certificate, tls.key, tls.client_ca
-        )  # a trial, so that bad files leave the context in use unchanged
+        _context(tls)  # a trial, so that bad files leave the context in use unchanged
         self._context.load_cert_chain(tls.certificate, tls.key)
         if tls.client_ca is not None:
             self._context.load_verify_locations(tls.client_ca)
@@ -160,6 +160,10 @@ class Listener:
         _log.warning("%d connections were refused: %s (logged at most once a minute)", self._refusals, limit)
         self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
 
+    def guard(self, admit: Callable[[ServerCall], bool] | None) -> None:
+        """Have `admit` asked about each call from now on (`WireServer.admit`); None: nobody."""
+        self._server.admit = admit
+
     def tell_bytes(self, heard: Callable[[int], None]) -> None:
         """Have `heard` called as many bytes come, with their number, on connections that are accepted from now on."""
         self._server.on_bytes = heard
@@ -175,6 +179,13 @@ class Listener:
     async def stop(self, grace: float) -> None:
         """Take no more calls, wait `grace` seconds for those in flight, then cancel them."""
         await self._server.stop(grace)
+
+
+def _context(tls: ServerTls) -> ssl.SSLContext:
+    context = server_tls(tls.certificate, tls.key, tls.client_ca)
+    if tls.client_ca is not None and tls.is_optional:
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
 
 
 def _descriptors_for_connections() -> int | None:

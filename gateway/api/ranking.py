@@ -17,7 +17,7 @@ from gateway.errors import BadInput, BadRequest, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
 from gateway.forwarding.messages import build_request, parse_response
 from gateway.forwarding.models import Models
-from gateway.forwarding.topology import CurrentTopology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.steps import Array, WrongAnswer
 from gateway.v1 import ranking_pb2
 
@@ -46,7 +46,7 @@ class RankingService:
         with self._models.refusals(opening, ""):
             request = await beside(len(body) <= _BRIEF, partial(_parse, body))
         with self._models.refusals(opening, request.model):
-            self._check(request.model)
+            self._check(request.model, self._topology.seen_by(opening.metadata.access))
             asked = await beside(len(body) <= _BRIEF, partial(_body_of, request))
         reply = await self._models.infer(replace(opening, body=asked))
         context.set_trailing_metadata(tuple(reply.trailing))
@@ -57,9 +57,9 @@ class RankingService:
         served = served_message(reply.served, began, reply.timings)
         return await beside(len(items) <= _BRIEF, partial(_answer, items, scores, request.top, served))
 
-    def _check(self, model: str) -> None:
+    @staticmethod
+    def _check(model: str, topology: Topology) -> None:
         """:raises GatewayError: if it is no pipeline that ranks."""
-        topology = self._topology.now
         found = topology.pipelines.get(model)
         if found is None:
             if not model:

@@ -14,7 +14,7 @@ from gateway.api.typed import no_pipeline, served_of, timed_infer
 from gateway.errors import BadInput, BadRequest
 from gateway.forwarding.messages import build_request, read_response
 from gateway.forwarding.models import Models
-from gateway.forwarding.topology import CurrentTopology
+from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.steps import Array, TensorSpec, WrongAnswer
 from gateway.v1 import reading_pb2, reading_pb2_grpc
 
@@ -40,7 +40,7 @@ class ReadingService(reading_pb2_grpc.ReadingServiceServicer):  # type: ignore[m
         began = time.monotonic()
         opening = request_from(context, b"", "Read", self._limits)
         with self._models.refusals(opening, request.model):
-            body = self._body_of(request)
+            body = self._body_of(request, self._topology.seen_by(opening.metadata.access))
         reply, took = await timed_infer(self._models, replace(opening, body=body))
         arrays = {name: array for name, (_, array) in (await read_response(reply.body)).items()}
         answer = reading_pb2.ReadResponse(served=served_of(reply, began, took))
@@ -48,18 +48,18 @@ class ReadingService(reading_pb2_grpc.ReadingServiceServicer):  # type: ignore[m
         context.set_trailing_metadata(tuple(reply.trailing))
         return answer
 
-    def _body_of(self, request: Any) -> bytes:
+    def _body_of(self, request: Any, topology: Topology) -> bytes:
         """:raises GatewayError: if it can't be a request of a reading pipeline."""
-        spec = self._input_of(request.model)
+        spec = self._input_of(request.model, topology)
         if not request.page:
             raise BadInput("page is empty; send an encoded picture: JPEG, PNG or WebP")
         page = np.empty((1, *(1 for _ in spec.shape)), np.object_)
         page[...] = request.page
         return build_request(request.model, {spec.name: page}, outputs=[each.name for each in _OUTPUTS])
 
-    def _input_of(self, model: str) -> TensorSpec:
+    @staticmethod
+    def _input_of(model: str, topology: Topology) -> TensorSpec:
         """:raises GatewayError: if `model` is no reading pipeline."""
-        topology = self._topology.now
         found = topology.pipelines.get(model)
         if found is None:
             raise no_pipeline(model, topology)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from typing import Final
 
+from gateway.access.door import Access
 from gateway.api.calls import CallLimits, error_trailing
 from gateway.deadline import Deadline
 from gateway.errors import BUG_TEXT, Bug, GatewayError
@@ -46,14 +47,14 @@ class Relay:
         try:
             if inference.gates.is_shedding:
                 inference.gates.check_shed(metadata_of(call.head).values)
-            body = call.body
+            body, access = call.body, call.head.access
             if call.missing > 0:
                 head = peek_front(body)
-                if head is None or self._wants_whole(head.model_name):
+                if head is None or self._wants_whole(head.model_name, access):
                     return  # this is called again when more has arrived
             else:
                 head = inference.requests.peek(body)
-                if head.model_name in self._topology.now.pipelines:
+                if head.model_name in self._topology.seen_by(access).pipelines:
                     self._answer_in_task(call, body, head)
                     return
         except GatewayError as error:
@@ -67,12 +68,18 @@ class Relay:
             call.on_cancel = asked.cancelled
             asked.begin()
 
-    def _wants_whole(self, model: str) -> bool:
-        """Is a request of this model needed whole: to be computed with, compared with others, or sent without delay?
+    def _wants_whole(self, model: str, access: Access | None) -> bool:
+        """Is a request of this model needed whole: to be checked, computed with, compared with others, or sent without
+        delay?
 
         A server that takes few calls at once must not wait for a slow caller's request while others wait for it.
         """
-        topology, inference = self._topology.now, self._inference
+        topology, inference = self._topology.seen_by(access), self._inference
+        if access is not None:
+            if topology.routes.lookup(model) is None and model not in topology.pipelines:
+                return False  # whatever it is to others
+            if not access.scope.allows_all:
+                return True  # what its caller may not send can be anywhere in it
         if model in topology.pipelines or model in inference.shares.table or model in inference.shadows.table:
             return True
         limited = inference.gates.table

@@ -18,9 +18,10 @@ from google.protobuf.duration_pb2 import Duration
 from tritonclient.grpc import service_pb2 as v2
 
 from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
-from gateway.api.parts import AnswerError, parts_of
+from gateway.api.parts import AnswerError, Parts
 from gateway.deadline import Deadline
-from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, shown
+from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, UnknownModel, shown
+from gateway.forwarding.caller import CallerMetadata, unchecked
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.messages import build_request, parse_response
 from gateway.forwarding.models import Models
@@ -41,6 +42,9 @@ _FULL_SCALE: Final = np.float32(32768)  # of 16-bit samples
 _SPOKEN_RATE: Final = 24_000  # samples per second of hibari's audio
 _MOST_CHARACTERS: Final = 10_000
 _SLOWEST, _FASTEST = 0.5, 2.0
+
+_AHEAD: Final = 2
+"""Sentences that wait for a caller who listens slowly, before the model's stream is held."""
 
 _LATE_SECONDS: Final = 0.05
 """How long to look, once all is heard, whether audio follows the `end` of a caller that has not closed its side."""
@@ -92,10 +96,10 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc
         model = request.model or _SPEAKER
         with self._models.refusals(opening, model):
             body = _spoken_body(model, request.text, request.speed)
-        async with aclosing(parts_of(self._models, replace(opening, body=body), self._budget)) as parts:
+        with Parts(self._models, replace(opening, body=body), self._budget, ahead=_AHEAD) as parts:
             try:
-                async for part in parts:
-                    audio = _output(parse_response(part), "audio", model)
+                while (outputs := await parts.next()) is not None:
+                    audio = _output(outputs, "audio", model)
                     await context.write(
                         speech_pb2.SpeakResponse(audio=audio.astype("<i2").tobytes(), sample_rate_hz=_SPOKEN_RATE)
                     )
@@ -255,8 +259,17 @@ class _Ears:
             "sequence_end": v2.InferParameter(bool_param=is_last),
         }
         body = build_request(self._detector, {"audio": samples[None]}, outputs=("speech",), parameters=parameters)
-        reply = await self._models.infer(replace(opening, body=body))
+        reply = await self._models.infer(replace(opening, metadata=self._own(opening.metadata), body=body))
         return float(_output(parse_response(reply.body), "speech", self._detector).flat[0])
+
+    def _own(self, metadata: CallerMetadata) -> CallerMetadata:
+        """For a request of the conversation's own sequence: its caller needs a right to the model, none to sequences.
+
+        :raises UnknownModel: if he may not use the model.
+        """
+        if self._models.inference.current.seen_by(metadata.access).routes.lookup(self._detector) is None:
+            raise UnknownModel(self._detector)
+        return unchecked(metadata)
 
 
 def _output(arrays: dict[str, tuple[str, Array]], name: str, model: str) -> Array:

@@ -58,7 +58,7 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
         self._topology = topology
         self._limits = limits
         self.Classify = with_errors(self._classify)
-        self.StreamClassify = _stream(self._classify_item, classification_pb2.StreamClassifyResponse, limits)
+        self.StreamClassify = stream_handler(self._classify_item, classification_pb2.StreamClassifyResponse, limits)
 
     async def _classify(self, request: Any, context: Context) -> Any:
         reply, answer = await self._answer(request, request_from(context, b"", "Classify", self._limits))
@@ -72,7 +72,7 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
     async def _answer(self, request: Any, opening: Request) -> tuple[Reply, Any]:
         began = time.monotonic()
         with self._models.refusals(opening, request.model):
-            body = self._body_of(request)
+            body = self._body_of(request, opening)
         reply, took = await timed_infer(self._models, replace(opening, body=body))
         arrays = parse_response(reply.body)
         labels, scores = (arrays[name][1].ravel() for name in ("label", "score"))
@@ -83,16 +83,16 @@ class ClassificationService(classification_pb2_grpc.ClassificationServiceService
             answer.labels.add(name=name.decode("utf-8", "replace"), score=score)
         return reply, answer
 
-    def _body_of(self, request: Any) -> bytes:
+    def _body_of(self, request: Any, opening: Request) -> bytes:
         """:raises GatewayError: if it can't be a request of a pipeline."""
-        spec = self._input_of(request.model)
+        spec = self._input_of(request.model, self._topology.seen_by(opening.metadata.access))
         item = np.empty((1, *(1 for _ in spec.shape)), np.object_)
         item[...] = _item(request)
         return build_request(request.model, {spec.name: item}, outputs=("label", "score"))
 
-    def _input_of(self, model: str) -> TensorSpec:
+    @staticmethod
+    def _input_of(model: str, topology: Topology) -> TensorSpec:
         """:raises GatewayError: if `model` is no classification pipeline."""
-        topology = self._topology.now
         found = topology.pipelines.get(model)
         if found is None:
             raise no_pipeline(model, topology)
@@ -114,7 +114,9 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
         self._models = models
         self._limits = limits
         self.Predict = with_errors(self._predict)
-        self.StreamPredict = _stream(self._predict_item, prediction_pb2.StreamPredictResponse, limits, _read_streamed)
+        self.StreamPredict = stream_handler(
+            self._predict_item, prediction_pb2.StreamPredictResponse, limits, _read_streamed
+        )
 
     async def _predict(self, body: bytes, context: Context) -> Any:
         request = await _read(body, prediction_pb2.PredictRequest, weight.PREDICT_REQUEST)
@@ -317,7 +319,7 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-def _stream(
+def stream_handler(
     answer_item: Callable[[Any, Request], Awaitable[Any]],
     response: type[Any],
     limits: CallLimits,

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.api.calls import Context, with_errors
+from gateway.api.calls import Context, access_of, with_errors
 from gateway.api.catalogue import Catalogue
 from gateway.api.control import RPCS, Control
 from gateway.forwarding.metadata import passed_on
@@ -53,32 +53,38 @@ class V2Service:
         return pb.ServerReadyResponse(ready=self.is_ready())
 
     async def _server_metadata(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.server_metadata(_asker(context))
+        return await self._seen(context).server_metadata(_asker(context))
 
     # Models
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
         return pb.ModelReadyResponse(
-            ready=await self.catalogue.model_ready(request.name, request.version, _asker(context))
+            ready=await self._seen(context).model_ready(request.name, request.version, _asker(context))
         )
 
     async def _model_metadata(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.model_metadata(request.name, request.version, _asker(context))
+        return await self._seen(context).model_metadata(request.name, request.version, _asker(context))
 
     async def _model_config(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.model_config(request.name, request.version, _asker(context))
+        return await self._seen(context).model_config(request.name, request.version, _asker(context))
 
     async def _model_statistics(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.model_statistics(request.name, request.version, _asker(context))
+        return await self._seen(context).model_statistics(request.name, request.version, _asker(context))
 
     async def _repository_index(self, request: Any, context: Context) -> Any:
-        return await self.catalogue.repository_index(request, _asker(context))
+        return await self._seen(context).repository_index(request, _asker(context))
+
+    def _seen(self, context: Context) -> Catalogue:
+        return self.catalogue.seen_by(access_of(context))
 
     def _controlled(self, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             metadata = tuple(context.invocation_metadata() or ())
             remaining = context.time_remaining()
-            return await self.control.call(method, request, metadata=metadata, peer=context.peer(), remaining=remaining)
+            access = access_of(context)
+            return await self.control.call(
+                method, request, metadata=metadata, peer=context.peer(), remaining=remaining, access=access
+            )
 
         return call
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.config.experiments import Experiment
 from gateway.config.findings import Path, Severity, known
-from gateway.config.models import Model
+from gateway.config.models import Model, Sticky
 from gateway.config.schema import Config
 from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
 from gateway.config.upstreams import Upstream
@@ -76,6 +77,7 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
     yield from _cycles(config)
     yield from _hidden_names(config)
     yield from _captures(config)
+    yield from _experiments(config)
 
 
 def _limits(config: Config) -> Iterator[Problem]:
@@ -110,6 +112,73 @@ def _hedging(at: Path, model: Model, config: Config) -> Iterator[Problem]:
     if used and all(len(each) == 1 and not each[0].startswith(DISCOVERED) for each in endpoints):
         wrong = "no variant has a second endpoint for a second attempt"
         yield Problem(path, wrong, "an upstream with several endpoints", Severity.WARNING)
+
+
+def _experiments(config: Config) -> Iterator[Problem]:
+    """Problems of experiments, alone and beside each other."""
+    by_model: dict[str, list[str]] = {}
+    for name, experiment in config.experiments.items():
+        at: Path = ("experiments", name)
+        yield from (Problem((*at, *path), wrong, right) for path, wrong, right in experiment.problems())
+        yield from _of_model(at, experiment, config)
+        if experiment.model is not None:
+            by_model.setdefault(experiment.model, []).append(name)
+    for model, names in by_model.items():
+        layers = {config.experiments[name].layer for name in names}
+        if len(names) > 1 and (len(layers) > 1 or None in layers):
+            path = ("experiments", names[-1], "layer")
+            wrong = f"{', '.join(map(repr, names))} are all about '{model}', and a unit can be in one of them only"
+            yield Problem(path, wrong, "one 'layer' for all of them, and a 'share' of it for each")
+    yield from _layers(config)
+
+
+def _of_model(at: Path, experiment: Experiment, config: Config) -> Iterator[Problem]:
+    name = experiment.model
+    if name is None:
+        yield Problem((*at, "model"), "is missing", "the public model that it is about")
+        return
+    model = config.models.get(name)
+    if model is None:
+        yield Problem((*at, "model"), f"no public model '{name}'", known(tuple(config.models), name))
+        return
+    if model.variants is None:
+        wrong = f"'{name}' is a pipeline, which has no variants"
+        yield Problem((*at, "model"), wrong, "a model with variants, such as one that the pipeline calls")
+        return
+    if model.sticky is None:
+        wrong = f"'{name}' has no 'sticky', so nothing says who is a unit"
+        yield Problem((*at, "model"), wrong, f"'models.{name}.sticky' with the metadata key that tells a unit")
+    if experiment.arms is None:
+        arms = [arm for arm, share in (model.split or {}).items() if share > 0.0]
+        if len(arms) < 2:
+            wrong = f"is missing, and the split of '{name}' has fewer than two variants with a share"
+            yield Problem((*at, "arms"), wrong, "shares of at least two of its variants")
+        elif experiment.baseline is not None and experiment.baseline not in arms:
+            yield Problem((*at, "baseline"), f"no arm '{experiment.baseline}'", known(arms, experiment.baseline))
+    for arm in experiment.arms or ():
+        if arm not in model.variants:
+            wrong = f"'{name}' has no variant '{arm}'"
+            yield Problem((*at, "arms", arm), wrong, known(tuple(model.variants), arm))
+
+
+def _layers(config: Config) -> Iterator[Problem]:
+    """Problems of experiments that share their units."""
+    taken: dict[str, float] = {}
+    units: dict[str, tuple[str, Sticky]] = {}
+    for name, experiment in config.experiments.items():
+        layer, model = experiment.layer, config.models.get(experiment.model or "")
+        if layer is None:
+            continue
+        taken[layer] = taken.get(layer, 0.0) + experiment.share
+        if taken[layer] > 1.0 + 1e-9:
+            wrong = f"experiments of layer '{layer}' have {taken[layer]:.4g} of its units together"
+            yield Problem(("experiments", name, "share"), wrong, "shares whose sum is 1 at most")
+        if model is None or model.sticky is None:
+            continue
+        first, sticky = units.setdefault(layer, (name, model.sticky))
+        if (sticky.metadata, sticky.parameter) != (model.sticky.metadata, model.sticky.parameter):
+            wrong = f"layer '{layer}' is shared with '{first}', whose model has another 'sticky'"
+            yield Problem(("experiments", name, "layer"), wrong, "models that know a unit by the same keys")
 
 
 def _captures(config: Config) -> Iterator[Problem]:

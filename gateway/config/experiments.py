@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from gateway.config.findings import ConfigError, Finding, Path, dotted, known, show
-from gateway.config.load import content, translated
+from gateway.config.findings import Path, known
 from gateway.config.section import Section
-from gateway.config.text import Document, parse
-from gateway.config.units import HOURS, SECONDS, Duration, ModelName, Name, Number, Whole, refused
+from gateway.config.units import HOURS, SECONDS, Duration, ModelName, Name, Number, Switch, Whole, refused
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit, Plan
 
 _PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?%", re.ASCII)
@@ -31,9 +27,14 @@ def _amount(value: object) -> Amount:
     raise refused("")
 
 
+def _written(amount: Amount) -> str:
+    return f"{amount.size * 100!r}%" if amount.is_relative else repr(amount.size)
+
+
 Size = Annotated[
     Amount,
     PlainValidator(_amount),
+    PlainSerializer(_written, return_type=str),
     WithJsonSchema(
         {
             "anyOf": [
@@ -67,6 +68,12 @@ class OutcomeSection(Section):
     per_unit: Literal["mean", "sum"] = Field(
         default="mean", description="What several numbers or durations of one unit become."
     )
+    measure: Literal["latency", "error", "size"] | None = Field(
+        default=None,
+        description="The gateway measures it itself, for each call of a unit that takes part, and nobody reports it. "
+        "`latency`: seconds until the answer, to 1 %. `error`: 1 if the call failed by no fault of its caller, else 0. "
+        "`size`: bytes of the answer, to 1 %.",
+    )
     missing: Literal["excluded", "zero"] = Field(
         default="excluded",
         description="What a unit without a report is, of numbers and durations: left out, or 0, as one that bought "
@@ -93,6 +100,7 @@ class OutcomeSection(Section):
             self.over or "",
             PerUnit(self.per_unit),
             Missing(self.missing),
+            self.measure or "",
         )
 
 
@@ -112,11 +120,19 @@ class Experiment(Section):
     """What a person writes down before an experiment starts (docs/experiments.md)."""
 
     model: ModelName | None = Field(default=None, description="The public model.", examples=["imagenet"])
-    arms: Annotated[
-        Mapping[Name, ShareOfUnits],
-        Field(min_length=1, max_length=20),
-        AfterValidator(_arms),
-    ] = Field(description="Shares of the arms; only their proportions count.", examples=[{"fp32": 50, "int8": 50}])
+    arms: (
+        Annotated[
+            Mapping[Name, ShareOfUnits],
+            Field(min_length=1, max_length=20),
+            AfterValidator(_arms),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Shares of the arms, which are variants of the model; only their proportions count. Without it the "
+        "model's `split`.",
+        examples=[{"fp32": 50, "int8": 50}],
+    )
     baseline: Name | None = Field(
         default=None, description="The arm that others are compared with; by default the first.", examples=["fp32"]
     )
@@ -124,8 +140,29 @@ class Experiment(Section):
         default="unit",
         min_length=1,
         max_length=200,
-        description="What is assigned to an arm and stays there, such as the sticky key.",
+        description="What is assigned to an arm and stays there, in words. In the gateway it is what the model's "
+        "`sticky` reads.",
         examples=["x-user-id"],
+    )
+    layer: Name | None = Field(
+        default=None,
+        description="Experiments of one layer have different units. Those of different layers do not mind each other. "
+        "Two experiments of one model need a layer.",
+        examples=["ranking"],
+    )
+    share: Annotated[Number, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="The share of the layer's units, or of all units, that take part. Experiments of a layer have "
+        "their shares of it in the order of the file, so one that has ended stays there until the others have.",
+    )
+    holdout: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="The share of those units that keep the baseline and are in no arm: what nobody experiments with.",
+    )
+    request_ids: Switch = Field(
+        default=True,
+        description="Remember whose each request is, so that outcomes may be reported by its id: a row in the store "
+        "for each call that has one. Say false where they are reported by unit.",
     )
     outcomes: Mapping[Name, OutcomeSection] = Field(
         min_length=1, max_length=100, description="What is measured, by the names that reports use."
@@ -163,8 +200,8 @@ class Experiment(Section):
 
     def problems(self) -> Iterator[tuple[Path, str, str]]:
         """What concerns more than one key: where, what is wrong, what would be right."""
-        arms, outcomes = tuple(self.arms), tuple(self.outcomes)
-        if self.baseline is not None and self.baseline not in self.arms:
+        arms, outcomes = tuple(self.arms or ()), tuple(self.outcomes)
+        if self.baseline is not None and arms and self.baseline not in arms:
             yield ("baseline",), f"no arm '{self.baseline}'", known(arms, self.baseline)
         named: list[tuple[Path, str]] = [(("primary",), self.primary)]
         named += [(("guardrails", name), name) for name in self.guardrails]
@@ -176,13 +213,14 @@ class Experiment(Section):
             if name in (self.primary, *self.secondary[:index]):
                 yield ("secondary", index), f"'{name}' is named already", "each outcome once"
 
-    def plan(self, name: str) -> Plan:
-        """The plan, which `problems` has nothing against."""
+    def plan(self, name: str, split: Mapping[str, float] | None = None) -> Plan:
+        """The plan, which `problems` has nothing against. split: the model's, for arms that are not given."""
+        arms = dict(self.arms or {arm: share for arm, share in (split or {}).items() if share > 0.0})
         specs = {key: each.spec(key) for key, each in self.outcomes.items()}
         return Plan(
             name=name,
-            shares=dict(self.arms),
-            baseline=self.baseline or next(iter(self.arms)),
+            shares=arms,
+            baseline=self.baseline or next(iter(arms)),
             primary=specs[self.primary],
             smallest_effect=self.smallest_effect,
             guardrails=tuple(Guardrail(specs[key], each.worse_by) for key, each in self.guardrails.items()),
@@ -194,53 +232,3 @@ class Experiment(Section):
             unit=self.unit,
             model=self.model or "",
         )
-
-
-class ExperimentsFile(Section):
-    """A file with experiments alone, for `inference-gateway experiment analyse`."""
-
-    experiments: Mapping[Name, Experiment] = Field(
-        min_length=1, max_length=1000, description="Experiments, by names of your choice."
-    )
-
-
-@cache
-def _schema() -> dict[str, Any]:
-    return ExperimentsFile.model_json_schema()
-
-
-def load_experiments(path: str | FilePath) -> Mapping[str, Plan]:
-    """Read a file with experiments.
-
-    :raises ConfigError: with every finding and its line.
-    """
-    source = str(path)
-    document = parse(content(source), source)
-    findings = list(document.findings)
-    plans: dict[str, Plan] = {}
-    data = document.data
-    if not isinstance(data, dict):
-        if not findings:
-            findings.append(Finding(source, 0, "", f"is {show(data)}", "a mapping with 'experiments'"))
-        raise ConfigError(findings)
-    try:
-        loaded = ExperimentsFile.model_validate(data)
-    except ValidationError as error:
-        for each in error.errors(include_url=False):
-            finding = translated(each, data, _schema())
-            if finding is not None:
-                findings.append(_at(source, document, *finding))
-        raise ConfigError(findings) from error
-    for name, experiment in loaded.experiments.items():
-        at: Path = ("experiments", name)
-        problems = list(experiment.problems())
-        findings += [_at(source, document, (*at, *where), wrong, right) for where, wrong, right in problems]
-        if not problems:
-            plans[name] = experiment.plan(name)
-    if findings:
-        raise ConfigError(findings)
-    return plans
-
-
-def _at(source: str, document: Document, path: Path, wrong: str, right: str) -> Finding:
-    return Finding(source, document.line(path), dotted(path), wrong, right)

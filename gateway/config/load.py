@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.config import certificates, probes, words
+from gateway.config import access_check, certificates, probes, words
 from gateway.config.check import Names, check, with_safe_control
 from gateway.config.findings import ConfigError, Finding, Path, Severity, dotted, in_order, known, show
 from gateway.config.schema import Config, json_schema
@@ -145,10 +145,15 @@ class _Loader:
                 *check(config, Names.of(data)),
                 *certificates.problems(config, now),
                 *probes.problems(config),
+                *(() if self._has_error(("access",)) else access_check.problems(config)),  # what is wrong is not in it
             ):
                 self._add(problem.path, problem.wrong, problem.right, problem.severity)
             self._build_pipelines(config)
         return config
+
+    def _has_error(self, section: Path) -> bool:
+        key = dotted(section)
+        return any(each.severity is Severity.ERROR and each.key.startswith(key) for each in self.findings)
 
     def _build_pipelines(self, config: Config) -> None:
         for name, model in config.models.items():
@@ -178,7 +183,12 @@ class _Loader:
     # Values that are not the file's own text
 
     def _interpolate(self, data: dict[str, Any]) -> None:
-        """Replace variables in endpoints, the only values that differ from cluster to cluster."""
+        """Replace variables in what differs from cluster to cluster, or is secret: endpoints and the store."""
+        store = data.get("store")
+        if isinstance(store, dict):
+            for key in {"url", "unit_key"} & store.keys():
+                unset = "sqlite:///unset" if key == "url" else "unset-unit-key-16"
+                store[key] = self._replaced(store[key], ("store", key), unset)
         upstreams = data.get("upstreams")
         for name, upstream in upstreams.items() if isinstance(upstreams, dict) else ():
             endpoints = upstream.get("endpoints") if isinstance(upstream, dict) else None
@@ -186,7 +196,8 @@ class _Loader:
                 at = ("upstreams", name, "endpoints")
                 upstream["endpoints"] = [self._replaced(each, (*at, i)) for i, each in enumerate(endpoints)]
 
-    def _replaced(self, value: Any, path: Path) -> Any:
+    def _replaced(self, value: Any, path: Path, instead: str = "") -> Any:
+        """instead: a valid value for one whose variable is not set, so that this causes no other finding."""
         if not isinstance(value, str):
             return value
 
@@ -194,7 +205,7 @@ class _Loader:
         for name in unset:
             self._add(path, f"the environment has no {name}", f"set it, or write ${{{name}:-default}}")
         if unset:
-            return f"unset-{path[-1]}:1"  # a valid and unique endpoint, so that it causes no other finding
+            return instead or f"unset-{path[-1]}:1"  # a valid and unique endpoint
         return _VARIABLE.sub(lambda found: self.environ.get(found[1]) or found[2], value)
 
     def _override(self, data: dict[str, Any]) -> None:

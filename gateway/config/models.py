@@ -148,7 +148,7 @@ class Admission(Section):
     caller: MetadataKey | None = Field(
         default=None,
         description="Callers with the same value of this metadata key take turns as one. Calls without it, and all "
-        "calls without this setting, count as their connection's.",
+        "calls without this setting, count as their connection's; with `access` the default is the caller's name.",
         examples=["x-tenant"],
     )
     priority: MetadataKey | None = Field(

@@ -23,7 +23,15 @@ log = logging.getLogger(__name__)
 Mark = tuple[object, ...]
 """A fingerprint of files, which changes if one of them changes."""
 
-_LIVE = (("upstreams",), ("models",), ("direct",), ("telemetry", "capture"), ("pipelines", "memory"))
+_LIVE = (
+    ("upstreams",),
+    ("models",),
+    ("direct",),
+    ("access",),
+    ("telemetry", "capture"),
+    ("pipelines", "memory"),
+    ("experiments",),
+)
 """The settings that a running gateway takes over. All others concern sockets and parts that are made at the start."""
 
 

@@ -12,9 +12,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from gateway.config.access import Access
+from gateway.config.experiments import Experiment
 from gateway.config.models import Admission, Direct, Model
 from gateway.config.section import Section
 from gateway.config.serving import Admin, Pipelines, Sequences, Server, Telemetry
+from gateway.config.store import Store
 from gateway.config.units import Address, ModelName, Name, Whole
 from gateway.config.upstreams import Upstream
 
@@ -24,8 +27,8 @@ class Config(Section):
 
     listen: Annotated[str, Address(any_port=True)] = Field(
         default="127.0.0.1:9001",
-        description="Where gRPC is served. Only this host until told otherwise: there is no authentication. Not 8001, "
-        "which a Triton on the same host already has.",
+        description="Where gRPC is served. Only this host until told otherwise: without `access` everybody may call. "
+        "Not 8001, which a Triton on the same host already has.",
     )
     workers: Whole = Field(
         default=1,
@@ -42,6 +45,10 @@ class Config(Section):
     models: Mapping[ModelName, Model] = Field(
         default_factory=dict, max_length=10_000, description="Public models, by the names that clients call."
     )
+    access: Access | None = Field(
+        default=None,
+        description="Who may call what. Without it everybody who reaches `listen` may call everything.",
+    )
     admission: Admission = Field(default=Admission(), description="Whose turn it is when a model is overloaded.")
     pipelines: Pipelines = Field(
         default=Pipelines(), description="Threads and memory for the pipelines' own steps, such as decoding pictures."
@@ -50,7 +57,16 @@ class Config(Section):
         default=Sequences(),
         description="What is remembered so that a stateful sequence stays on one variant and endpoint.",
     )
+    experiments: Mapping[Name, Experiment] = Field(
+        default_factory=dict, max_length=1000, description="Experiments, by names of your choice (docs/experiments.md)."
+    )
+    store: Store = Field(default=Store(), description="Where exposures and outcomes of experiments are kept.")
     telemetry: Telemetry = Field(default=Telemetry(), description="What the gateway tells about itself.")
+
+    @property
+    def checked_access(self) -> Access | None:
+        """Who may call what; None if everybody may call everything."""
+        return None if self.access is None or self.access.open else self.access
 
 
 @cache

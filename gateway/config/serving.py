@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gateway.config.access import Sha256
 from gateway.config.section import Section
 from gateway.config.units import (
     GIB,
@@ -36,6 +37,11 @@ class ServerTls(Section):
         default=None,
         description="PEM file with an authority. Then clients must show a certificate of it (mutual TLS).",
         examples=["clients.pem"],
+    )
+    client_certificate: Literal["required", "optional"] = Field(
+        default="required",
+        description="With `client_ca`: must clients show a certificate? `optional` is for callers that `access` knows "
+        "by other means. One that is shown must be valid in any case.",
     )
 
 
@@ -111,6 +117,18 @@ class Server(Section):
     )
 
 
+class AdminTls(Section):
+    """TLS on the admin plane."""
+
+    cert: File = Field(description="As of `server.tls`; read at the start.", examples=["tls.crt"])
+    key: File = Field(description="As of `server.tls`.", examples=["tls.key"])
+    client_ca: File | None = Field(
+        default=None,
+        description="Who shows a certificate of this authority may read all; others need a token.",
+        examples=["operators.pem"],
+    )
+
+
 class Admin(Section):
     """The HTTP side: health, readiness, metrics, state."""
 
@@ -119,6 +137,17 @@ class Admin(Section):
         description="Where the admin plane listens. It tells about models and endpoints, so it is not public unless "
         "this says so; 0.0.0.0 lets Kubernetes' probes and Prometheus in.",
     )
+    tokens: tuple[Sha256, ...] = Field(
+        default=(),
+        max_length=100,
+        description="With tokens, or with `tls.client_ca`, whoever is not on this host needs a token or a certificate. "
+        "Here are the SHA-256 of tokens, as `inference-gateway keys new NAME` prints them. Prometheus sends one as "
+        "`authorization: {credentials_file: …}`, browsers as the password of a login with any name.",
+    )
+    open: tuple[Literal["healthz", "readyz", "metrics"], ...] = Field(
+        default=("healthz", "readyz"), description="What needs none, because who asks for it has none."
+    )
+    tls: AdminTls | None = Field(default=None, description="Serve HTTPS in place of HTTP.")
 
 
 class Sequences(Section):

@@ -49,6 +49,7 @@ class OutcomeSpec:
     over: str = ""  # of a ratio: the outcome whose sum is below the line; "" for the number of reports
     per_unit: PerUnit = PerUnit.MEAN
     missing: Missing = Missing.EXCLUDED  # a binary outcome is always 0 without a report
+    measure: str = ""  # what of each call the gateway measures for it: "latency", "error", "size"; "": it is reported
 
 
 @dataclass(frozen=True, slots=True)

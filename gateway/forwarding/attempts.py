@@ -56,7 +56,6 @@ class Attempts:
         "_most",
         "_pools",
         "_put_off",
-        "_reason",
         "_returns",
         "_targets",
         "_tried_here",
@@ -64,11 +63,12 @@ class Attempts:
         "is_sample",
         "last",
         "made",
+        "reason",
     )
 
     def __init__(self, plan: Plan, pools: Mapping[str, Pool], most: int) -> None:
         self._targets = plan.targets
-        self._reason = plan.reason
+        self.reason = plan.reason  # why that variant is the first
         self.last: Attempt | None = None
         self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
         self.chosen = self._last  # the name of the variant that is meant to answer
@@ -191,5 +191,5 @@ class Attempts:
 
     def _why(self) -> str:
         if self.made == 0:
-            return self._reason if self._index == 0 else "fallback"
+            return self.reason if self._index == 0 else "fallback"
         return RETRY if self._tried_here or self._returns else "fallback"

@@ -10,7 +10,8 @@ Whatever has a say in a call has its place in that life:
     beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
                        `_send`, where a `Hedge` may go to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
-    after              `_reply`, whose answer `Shadows` compare with another variant's; `_end`, whatever the end was
+    after              `_reply`, whose answer `Shadows` compare with another variant's; `_end`, whatever the end was,
+                       where `Exposures` count it if it is of an experiment
 
 Who gets the answer is a `Caller`. A message that is here whole is kept until it is answered, so that it
 can be sent again; a larger one is passed on as it arrives, as is a large answer.
@@ -32,6 +33,7 @@ from gateway.forwarding.batching import Batch, Layout
 from gateway.forwarding.batching.merge_point import MergePoint, maybe_merge_point
 from gateway.forwarding.caller import Caller, PartsCaller
 from gateway.forwarding.exchange import request_for
+from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
@@ -91,6 +93,7 @@ class Call:
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
+    _exposed: Exposed | None = None  # if its unit takes part in an experiment
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -120,7 +123,7 @@ class Call:
         inference = self._inference
         self._is_reported = observer is None
         try:
-            decision = inference.decision(self._caller.metadata, self.head)
+            decision = inference.decision(self._caller.metadata, self.head, self.body)
             self._observer = observer if observer is not None else self._report(decision)
         except GatewayError as error:
             self._refuse(error)
@@ -133,6 +136,8 @@ class Call:
             work = self._work = inference.begin(decision, self._observer)
             if inference.shadows.table and self._large is None and work.sequence is None:
                 self._shadows = inference.shadows.drawn(work.route.model)
+            if inference.exposures.table:
+                self._exposed = inference.exposed(work, decision.request_id)
             if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
@@ -461,6 +466,8 @@ class Call:
             self._sharing = None  # which refers to this call
         if self._leads is not None:  # the flight refers to this call, so that both stay until they are collected
             self.body = b""
+        if self._exposed is not None:
+            self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, self._answered_bytes)
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()

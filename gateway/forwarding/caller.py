@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from mypy_extensions import mypyc_attr
 
+from gateway.access.door import CALLER, Access
 from gateway.errors import GatewayError
 from gateway.forwarding.metadata import echoed, first_values, is_field_passed_on, passed_on, trace_context
 from gateway.http2.hpack import Field, NeverIndexed
@@ -31,6 +32,7 @@ class CallerMetadata:
     trace: Fields  # the trace context, which goes upstream if the gateway traces nothing
     echo: Fields  # the fields that the answer repeats
     is_shared: bool = False  # do calls with an equal header list have this very object? Then a cache may key by it
+    access: Access | None = None  # who he is and what he may; None: that is not checked, or not his affair
 
     def facts_with(self, head: Head) -> Facts:
         """The facts for routing. raises: BadRequest if the head has parameters that can't be read."""
@@ -44,11 +46,11 @@ def metadata_of(head: RequestHead) -> CallerMetadata:
     """What a call's header list says; it is read once for all calls with an equal list."""
     metadata: CallerMetadata | None = head.derived
     if metadata is None:
-        metadata = head.derived = _read(head.fields)
+        metadata = head.derived = _read(head.fields, head.access)
     return metadata
 
 
-def _read(fields: Fields) -> CallerMetadata:
+def _read(fields: Fields, access: Access | None) -> CallerMetadata:
     """As `metadata_from_pairs`, from header fields."""
     values: dict[str, str] = {}
     passed: list[Field] = []
@@ -58,15 +60,41 @@ def _read(fields: Fields) -> CallerMetadata:
         key = name.decode()
         if key not in values and not key.endswith("-bin"):
             values[key] = text_of(value).strip()
+    _name_caller(values, access)
     trace = tuple(legal_fields(trace_context(values)))
-    return CallerMetadata(values, tuple(passed), trace, tuple(fields_from(echoed(values))), is_shared=True)
+    echo = tuple(fields_from(echoed(values)))
+    return CallerMetadata(values, tuple(passed), trace, echo, is_shared=True, access=access)
 
 
-def metadata_from_pairs(metadata: Metadata) -> CallerMetadata:
+def metadata_from_pairs(metadata: Metadata, access: Access | None = None) -> CallerMetadata:
     """The same as `metadata_of`, from the metadata that a servicer got."""
     values = first_values(metadata)
+    _name_caller(values, access)
     passed, trace = legal_fields(passed_on(metadata)), legal_fields(trace_context(values))
-    return CallerMetadata(values, tuple(passed), tuple(trace), tuple(fields_from(echoed(values))))
+    return CallerMetadata(values, tuple(passed), tuple(trace), tuple(fields_from(echoed(values))), access=access)
+
+
+def _name_caller(values: dict[str, str], access: Access | None) -> None:
+    """Tell routing and telemetry the caller's name. What a client itself says under that key never counts."""
+    values.pop(CALLER, None)
+    if access is not None and access.name:
+        values[CALLER] = access.name
+
+
+def renewed(metadata: CallerMetadata) -> CallerMetadata:
+    """The metadata of a call that has lasted, with what its caller may now.
+
+    :raises GatewayError: if he would not be let in any more.
+    """
+    if metadata.access is None:
+        return metadata
+    access = metadata.access.renewed()
+    return metadata if access is metadata.access else replace(metadata, access=access, is_shared=False)
+
+
+def unchecked(metadata: CallerMetadata) -> CallerMetadata:
+    """The metadata for a call that a pipeline makes: it is the pipeline's call, and may what the pipeline may."""
+    return metadata if metadata.access is None else replace(metadata, access=None, is_shared=False)
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from gateway.access.door import Access
+from gateway.access.policy import ALL, SHARED_MEMORY, check_parameters, not_allowed
 from gateway.bounded import make_room
 from gateway.deadline import Deadline
 from gateway.errors import (
@@ -30,6 +32,7 @@ from gateway.forwarding.attempts import LIMITED, RETRY, SAMPLE, UNAVAILABLE, Att
 from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
+from gateway.forwarding.exposures import Exposed, Exposures
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
@@ -75,6 +78,7 @@ from gateway.v2.peek import (
     peek_request,
     peek_response,
 )
+from gateway.v2.shared_memory import uses_shared_memory
 from gateway.v2.versions import maybe_version, read_version
 
 _log = logging.getLogger(__name__)
@@ -168,6 +172,7 @@ class Inference:
         self.shares = Shares()
         self.hedges = Hedges()
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
+        self.exposures = Exposures(clock)
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -181,7 +186,7 @@ class Inference:
         model = decision.head.model_name
         started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
         captures = self.current.now.captures
-        if captures:
+        if captures and (decision.route is not None or decision.known):  # not what its caller may not use
             take = captures.get(model)
             if take is not None:
                 take(started, body)
@@ -195,10 +200,11 @@ class Inference:
         started = CallStarted(method, model, self.topology.is_known(model), request_id, peer, now, facts)
         self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
 
-    def decision(self, metadata: CallerMetadata, head: Head) -> Decision:
+    def decision(self, metadata: CallerMetadata, head: Head, body: bytes = b"") -> Decision:
         """What is decided for these two; made once for all requests that share them.
 
-        :raises BadRequest: if the head has parameters that can't be read.
+        body: as of `decide`.
+        :raises BadRequest: if the head has parameters that can't be read, or the request what its caller may not send.
         """
         topology = self.current.now
         if self._decided_for is not topology:
@@ -207,19 +213,28 @@ class Inference:
         decided = self._decisions.get((metadata, id(head)))
         if decided is None:
             if head.fronts is None or not metadata.is_shared:  # no other request will have these very ones
-                return self.decide(head, metadata.facts_with(head), self.draw())
-            decided = self.decide(head, metadata.facts_with(head))
+                return self.decide(head, metadata.facts_with(head), self.draw(), metadata.access, body)
+            decided = self.decide(head, metadata.facts_with(head), None, metadata.access, body)
             make_room(self._decisions, _DECISIONS_KEPT)
             self._decisions[metadata, id(head)] = decided  # which holds the head, so its id stays its own
         return decided
 
-    def decide(self, head: Head, facts: Facts, draw: float | None = None) -> Decision:
+    def decide(
+        self, head: Head, facts: Facts, draw: float | None = None, access: Access | None = None, body: bytes = b""
+    ) -> Decision:
         """Everything that does not depend on other requests or on what is available now.
 
+        A model that the caller may not use is as unknown as one that there is not, by the same steps.
+
         draw: uniform in [0, 1), for a decision about one request; None: it is about all that are alike.
+        access: of the caller, if that is checked. body: the request, whole unless anything may be in it.
+        :raises BadRequest: if the request has what its caller may not send.
         """
-        topology, model = self.current.now, head.model_name
+        topology, model = self.current.seen_by(access), head.model_name
         route = topology.routes.lookup(model)
+        if access is not None and (route is not None or model in topology.pipelines):
+            is_public = model in topology.routes.public or model in topology.pipelines
+            _check_payload(access.scope.allowed(model, is_public), head, facts, body)
         chosen: Plan | None = None
         if route is not None and not facts.parameters.get("sequence_id"):
             chosen = choose(route, facts, draw)
@@ -247,6 +262,16 @@ class Inference:
         if self.shadows.gated:
             chosen = self.shadows.without_strangers(route.model, chosen)
         return Work(route, head, facts, Attempts(chosen, self.current.now.pools, route.attempts), observer)
+
+    def exposed(self, work: Work, request_id: str) -> Exposed | None:
+        """Tell that a unit has met its arm, if the model has an experiment."""
+        attempts, route = work.attempts, work.route
+        return self.exposures.begun(route.model, attempts.reason, attempts.chosen, route.sticky, work.facts, request_id)
+
+    def exposed_ended(self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int) -> None:
+        """The call of such a unit has ended."""
+        meaning = work.failures[-1][2].meaning if work.failures and code is not OK else None
+        self.exposures.ended(exposed, code, meaning, callers_fault, size)
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else.
@@ -645,6 +670,15 @@ class Inference:
         if remaining <= 0:
             raise DeadlineExceeded("The deadline passed before an answer came.")
         return remaining
+
+
+def _check_payload(allowed: frozenset[str], head: Head, facts: Facts, body: bytes) -> None:
+    """:raises BadRequest: if a request has what its caller may not send."""
+    if ALL in allowed:
+        return
+    check_parameters(facts.parameters, allowed)
+    if SHARED_MEMORY not in allowed and uses_shared_memory(body, head.raw):
+        raise not_allowed("shared memory", SHARED_MEMORY)
 
 
 def why_not(work: Work, variant: str) -> str:

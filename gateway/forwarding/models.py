@@ -44,7 +44,7 @@ class Models:
         with self.refusals(request, ""):
             self.inference.gates.check_shed(request.metadata.values)
             head = head or self.inference.requests.peek(request.body)
-        pipeline = self.inference.topology.pipelines.get(head.model_name)
+        pipeline = self.inference.current.seen_by(request.metadata.access).pipelines.get(head.model_name)
         if pipeline is not None:
             return await self._run(pipeline, request, head)
         return await self._call(request, head, None)
@@ -87,7 +87,7 @@ class Models:
         inference = self.inference
         metadata = request.metadata
         with self.refusals(request, head.model_name):
-            decision = inference.decision(metadata, head)
+            decision = inference.decision(metadata, head, request.body)
         observer = inference.report(request.method, decision, request.peer, request.body)
         code, text, reply, callers_fault = Code.INTERNAL, BUG_TEXT, None, False
         try:

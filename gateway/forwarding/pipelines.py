@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, Bug, GatewayError, UnknownModel, UpstreamFailed
 from gateway.forwarding.beside import beside
+from gateway.forwarding.caller import unchecked
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import build_request, build_response, read_request, read_response, tensors_of
@@ -430,7 +431,7 @@ class PipelineModel:
         request = run.request
         try:
             reply = await self._call(
-                Request(body, request.metadata, request.deadline, request.peer, request.method), run.observer
+                Request(body, unchecked(request.metadata), request.deadline, request.peer, request.method), run.observer
             )
         except BadTensor as exc:  # the called model is a pipeline whose step found a fault in the caller's data
             if exc.row is None or exc.row >= len(batch):

@@ -142,6 +142,7 @@ class StreamSession(StreamOwner):
         self._inference = inference
         self._opening = opening
         self._facts = opening.metadata.values
+        self._access = opening.metadata.access  # of the caller, as it was when his last message came
         self._passed_on = metadata_from(opening.metadata.passed)
         self._caller = caller
         self._limits = limits
@@ -289,13 +290,16 @@ class StreamSession(StreamOwner):
             head = self._heads.peek(body)
             name = head.model_name
             facts = Facts(self._facts, parameters_of(head), head.model_version)
+            access = self._access
+            if access is not None:
+                access = self._access = access.renewed()
+            decided = inference.decide(head, facts, inference.draw(), access, body)
         except GatewayError as error:
             self._refuse(body, error, name)
             return
-        decided = inference.decide(head, facts, inference.draw())
         observer = inference.report(self._opening.method, decided, self._opening.peer, body)
         message = self._enter(Message(body, head, observer))
-        pipeline = inference.current.now.pipelines.get(name)
+        pipeline = inference.current.seen_by(access).pipelines.get(name)
         if pipeline is not None:
             self._start_pipeline(message, pipeline)
             return
@@ -304,6 +308,8 @@ class StreamSession(StreamOwner):
             if inference.shadows.table and work.sequence is None:
                 message.shadows = inference.shadows.drawn(work.route.model)
                 message.copied = body if message.shadows else b""
+            if inference.exposures.table:
+                message.exposed = inference.exposed(work, decided.request_id)
             self._send(message)
         except GatewayError as error:
             self._fail_message(message, error)
@@ -652,5 +658,8 @@ class StreamSession(StreamOwner):
                 self._variants.add(who.variant)
                 self._versions.add(who.model_version)
                 self._endpoints.add(who.endpoint)
+        if message.exposed is not None and message.work is not None:
+            size = message.answer_bytes
+            self._inference.exposed_ended(message.exposed, message.work, code, message.callers_fault, size)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
         message.observer.ended(CallEnded(code, text, served, *sizes, now, message.callers_fault))

@@ -19,6 +19,7 @@ from typing import Final
 
 from gateway.forwarding.answer_order import OrderedRequest
 from gateway.forwarding.attempts import Attempt
+from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.inference import Work
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.hooks import CallObserver
@@ -51,6 +52,7 @@ class Message(OrderedRequest):
     key = ""  # the id that it has upstream
     shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     copied: bytes = b""  # the message, if there are shadows
+    exposed: Exposed | None = None  # if its unit takes part in an experiment
 
     def __init__(self, body: bytes, head: Head, observer: CallObserver) -> None:
         self.body: bytes | None = body  # None once an answer has come: the message can't be sent again

@@ -3,9 +3,11 @@
 The variant that is chosen is the first of these that applies:
 
 1. the first rule that matches;
-2. the only variant with a share ("only"; "version" if the version that the caller asked for left no other; "direct");
-3. with a sticky key, its place in the weighted rendezvous ("sticky");
-4. the draw ("split").
+2. with a sticky key, its arm of the first experiment that is about it ("experiment:<name>", "holdout:<name>", and
+   "stopped:<name>" once it has ended);
+3. the only variant with a share ("only"; "version" if the version that the caller asked for left no other; "direct");
+4. with a sticky key, its place in the weighted rendezvous ("sticky");
+5. the draw ("split").
 
 Then comes the route's fallback order, without the chosen one. Variants that are not available now move to the end and
 keep their order there: they are tried last, since they may be back by then, and an error can name them all. If the
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.routing.arms import place_in
 from gateway.routing.match import Rule
 from gateway.routing.table import Route
 from gateway.types import Facts, Plan, Variant
@@ -74,6 +77,13 @@ def _maybe_choose(route: Route, facts: Facts) -> tuple[str, str] | None:
     for rule in route.rules:
         if rule.matches(facts):
             return rule.reason, rule.variant
+    if route.experiments and route.sticky is not None:
+        unit = route.sticky.maybe_read(facts)
+        if unit is not None:
+            for experiment in route.experiments:
+                assigned = experiment.maybe_assign(unit)
+                if assigned is not None:
+                    return assigned
     if route.only_variant is not None:
         return route.default_reason, route.only_variant
     if route.sticky and route.rendezvous:
@@ -135,6 +145,30 @@ def _tell_rules(route: Route, facts: Facts) -> tuple[Rule | None, list[str]]:
 
 def _tell_choice(route: Route, facts: Facts, draw: float) -> list[str]:
     reason, name = _maybe_choose(route, facts) or ("split", route.split.draw(draw))
+    lines = _tell_experiments(route, facts)
+    if reason.startswith(("experiment:", "holdout:", "stopped:")):
+        return [*lines, f"{reason}: variant {name}"]
+    return [*lines, *_tell_split(route, facts, draw, reason, name)]
+
+
+def _tell_experiments(route: Route, facts: Facts) -> list[str]:
+    unit = route.sticky.maybe_read(facts) if route.sticky else None
+    lines = []
+    for each in route.experiments:
+        if unit is None:
+            lines.append(f"experiment {each.name}: not asked, the request has no sticky key")
+            continue
+        place = place_in(each.layer, unit)
+        where = f"'{unit}' is at {place:.4f} of layer '{each.layer}', where it has {each.begin:g} to {each.end:g}"
+        assigned = each.maybe_assign(unit)
+        if assigned is not None:
+            held = f", of which the first {each.holdout:.4g} is held out" if each.holdout else ""
+            return [*lines, f"experiment {each.name}: {where}{held}"]
+        lines.append(f"experiment {each.name}: {where}: not in it")
+    return lines
+
+
+def _tell_split(route: Route, facts: Facts, draw: float, reason: str, name: str) -> list[str]:
     shares = route.split.shares
     if reason not in ("split", "sticky"):
         return [f"{reason}: variant {name} is the only one with a share"]

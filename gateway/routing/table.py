@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache, partial
@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from mypy_extensions import mypyc_attr
 
+from gateway.routing.arms import Arms
 from gateway.routing.match import Rule
 from gateway.routing.rendezvous import Rendezvous
 from gateway.routing.split import Split, Sticky
@@ -44,6 +45,7 @@ class Route:
     fallback: tuple[str, ...] | None = None  # variants after the chosen one, in order; None: all, as listed; or FORBID
     attempts: int = ATTEMPTS  # attempts in total, over all variants and endpoints; at least 1
     retry: Retry = RETRY  # of what may have been executed
+    experiments: tuple[Arms, ...] = ()  # that assign units, which the sticky keys tell; the first that wants one has it
     default_reason: str = "only"  # why `only_variant` is chosen, for the plan: "only", "version" or "direct"
 
     # Which facts of a request the rules and the sticky keys need
@@ -99,6 +101,7 @@ class Route:
             raise ValueError(f"model '{self.model}' has two rules of one name")
         mentioned = [name for name, _ in self.split.weights]
         mentioned += [*(rule.variant for rule in self.rules), *(self.fallback or ())]
+        mentioned += [name for each in self.experiments for name in each.variants]
         for name in mentioned:
             if name not in names:
                 raise ValueError(f"model '{self.model}' has no variant '{name}'")
@@ -113,6 +116,9 @@ class Route:
 
         plans = {reason: prepared(reason, self.split.shares) for reason in ("split", "sticky", self.default_reason)}
         plans.update({rule.reason: prepared(rule.reason, [rule.variant]) for rule in self.rules})
+        for each in self.experiments:
+            for reason in (each.reason, each.holdout_reason, each.ended_reason):
+                plans[reason] = prepared(reason, each.variants)
         return plans
 
     def _prepare_versions(self) -> Mapping[str, Route | None]:
@@ -134,6 +140,7 @@ class Route:
             split=self.split.maybe_among(names) or Split.all_to((*(fallback or ()), *names)[0]),
             rules=tuple(rule for rule in self.rules if rule.variant in names),
             fallback=fallback,
+            experiments=(),  # whose arms are not all there, so that its units would not be alike
             default_reason="version",
         )
 
@@ -171,7 +178,24 @@ class Routes:
         self._known: dict[str, Route] = {**own_names, **self.public}
         # Callers invent these names, so only some are remembered. The cache is not bound to `self`, so that a replaced
         # table is freed at once, and not by a garbage collection.
-        self._elsewhere = lru_cache(1024)(partial(_to_upstream, default_upstream))
+        self._elsewhere: Callable[[str], Route | None] = lru_cache(1024)(partial(_to_upstream, default_upstream))
+
+    def limited_to(self, covers: Callable[[str, bool], bool], pipelines: Container[str]) -> Routes:
+        """The routes of which `covers(name, is_public)` says yes; the others are not known there.
+
+        pipelines: names that are public too. As here, a public name hides the Triton model of the same name, also from
+        those who may not use the public one.
+        """
+        limited = Routes()
+        limited.public = MappingProxyType({name: route for name, route in self.public.items() if covers(name, True)})
+        limited.direct, limited.default_upstream = self.direct, self.default_upstream
+        limited._known = {
+            name: route
+            for name, route in self._known.items()
+            if (covers(name, True) if name in self.public else name not in pipelines and covers(name, False))
+        }
+        limited._elsewhere = partial(_if_covered, covers, pipelines, self._known, self._elsewhere)
+        return limited
 
     def lookup(self, model: str) -> Route | None:
         """The route for a name that a caller used; None if that model may not be called."""
@@ -192,6 +216,16 @@ class Routes:
 
 def _to_upstream(upstream: str, model: str) -> Route:
     return _direct_route(model, (upstream,), ATTEMPTS, RETRY)
+
+
+def _if_covered(
+    covers: Callable[[str, bool], bool],
+    pipelines: Container[str],
+    known: Container[str],
+    elsewhere: Callable[[str], Route | None],
+    model: str,
+) -> Route | None:
+    return elsewhere(model) if model not in pipelines and model not in known and covers(model, False) else None
 
 
 def _direct_routes(public: Iterable[Route]) -> dict[str, Route]:

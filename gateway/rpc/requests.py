@@ -32,7 +32,7 @@ _HOST_FIELDS: Final = frozenset((b":authority", b"host"))
 
 @dataclass(slots=True, eq=False)
 class RequestHead:
-    """The header list of a request. Requests with equal lists share one head, so only `derived` may be changed."""
+    """The header list of a request. Equal lists share one, so only `derived` and `admitted` may change."""
 
     path: bytes
     fields: Fields  # the client's metadata: legal fields, as `NeverIndexed` or plain pairs
@@ -42,6 +42,8 @@ class RequestHead:
     size: int = 0  # bytes, as HTTP/2 counts, if no other request shares the head; else 0
     http_status: bytes = b""  # the HTTP status that refuses a request which is not gRPC; else b""
     derived: Any = None  # what a handler computed from the fields, for later requests with this head
+    access: Any = None  # who sent it and what he may, if that is checked; then `fields` has no credentials
+    admitted: Any = None  # what was found out when it was checked, for later requests with this head
 
 
 NO_HEAD: Final = RequestHead(b"", (), b"", b"", None)

@@ -6,9 +6,9 @@ Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from gateway.http2.engine import WRITE_SIZE, server_engine
 from gateway.http2.frames import (
@@ -205,6 +205,7 @@ class ServerConnection(Connection[ServerCall]):
         self.on_fault: Callable[[str], None] = _no_fault  # called with why a stream was reset for the client's error
         self.on_full: Callable[[], None] = _nothing  # `max_streams` calls are open: the client has to wait
         self.number = next(_numbers)  # unique in this process
+        self.certificate: Mapping[str, Any] | None = None  # of the client, if TLS has verified one
         self._accept = accept
         self._deadlines = deadlines
         self._heads = heads or RequestHeads(limits)

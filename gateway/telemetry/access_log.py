@@ -1,7 +1,8 @@
 """Telemetry: one JSON line per call that is worth one. docs/metrics.md lists the fields.
 
-May depend on values. It never sees payloads, and of the caller's metadata it reads the `traceparent` alone. Lines are
-written by a thread of their own, because a terminal or a pipe that is not read must not stop the event loop.
+May depend on values. It never sees payloads, and of the caller's metadata it reads the `traceparent` alone, and the
+name that the door has given him. Lines are written by a thread of their own, because a terminal or a pipe that is not
+read must not stop the event loop.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Final, Protocol
 
+from gateway.access.door import CALLER
 from gateway.hooks import CallHistory, NoListener
 from gateway.status import OK
 from gateway.telemetry.w3c import trace_id_of
@@ -98,6 +100,7 @@ def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | i
         "request_id": start.request_id[:_TEXT_LIMIT],
         "trace_id": trace_id_of(start.facts.metadata.get("traceparent", "")),
         "peer": start.peer,
+        "caller": start.facts.metadata.get(CALLER, ""),
     }
 
 

@@ -22,6 +22,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.access.principal import REFUSALS
 from gateway.forwarding.metadata import REPLAYED
 from gateway.garbage import no_collections
 from gateway.hooks import (
@@ -150,6 +151,7 @@ class Metrics:
             if self._watched is not None:
                 self._tell_now(self._watched)
                 self._tell_shadows(self._watched.shadows())
+                self._tell_experiments(self._watched)
 
     def watch(self, watched: Watched) -> None:
         """Have these asked at each reading."""
@@ -167,6 +169,23 @@ class Metrics:
                 families.parity.labels(*names).set(shadow.parity.is_open)
             for whose, count in (("shadow", shadow.wrong), ("caller", shadow.wrong_here)):
                 self._tell_count(families.not_finite, count, *names, whose)
+
+    def _tell_experiments(self, watched: Watched) -> None:
+        families = self._families
+        for experiment in watched.experiments():
+            self._tell_count(families.exposures, experiment.exposures, experiment.name)
+        store = None if watched.store is None else watched.store()
+        if store is None:
+            return
+        counts = (
+            ("accepted", store.reports),
+            ("refused", store.reports_refused),
+            ("duplicate", store.duplicates),
+        )
+        for result, count in counts:
+            self._tell_count(families.reports, count, result)
+        for reason, count in store.dropped.items():
+            self._tell_count(families.records_dropped, count, reason)
 
     def _tell_now(self, watched: Watched) -> None:
         now = watched.pipelines()
@@ -202,6 +221,7 @@ class Metrics:
             told["memory_used",] = memory.used
             told["memory_limit",] = memory.limit
             self._tell_count(self._families.memory_resets, memory.resets)
+        told.update(_of_experiments(watched))
         gauges = self._families.pipelines
         for key in [key for key, value in self._gauged.items() if value and key not in told]:
             told[key] = 0
@@ -313,6 +333,9 @@ class Metrics:
     def connection_refused(self, why: str) -> None:
         self._families.refused.labels(why).inc()
 
+    def call_refused(self, why: str) -> None:
+        self._families.calls_refused.labels(why).inc()
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._is_shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -408,6 +431,15 @@ class _Families:
             "Compared answers with NaN or infinity, by who got them: the shadow's or the caller's.",
             *("model", "variant", "whose"),
         )
+        self.exposures = counter(
+            "gateway_experiment_exposures", "Units that met an arm of an experiment, told to the store.", "experiment"
+        )
+        self.reports = counter(
+            "gateway_experiment_reports", "Outcomes that were reported, by what came of them.", "result"
+        )
+        self.records_dropped = counter(
+            "gateway_experiment_records_dropped", "Records of experiments that were not written, by reason.", "reason"
+        )
         self.evictions = counter("gateway_cache_evictions", "Answers forgotten to make room for others.", "model")
         self.refused = counter(
             "gateway_connections_refused",
@@ -416,6 +448,11 @@ class _Families:
         )
         for reason in ("descriptors", "max_connections", "memory", "admin"):
             self.refused.labels(reason)  # 0 from the start, so that `increase` sees the first one
+        self.calls_refused = counter(
+            "gateway_access_refused", "Calls that were not let in, by what was wrong with who made them.", "reason"
+        )
+        for reason in REFUSALS:
+            self.calls_refused.labels(reason)
         self.memory_resets = counter("gateway_memory_resets", "Callers' connections closed because memory was scarce.")
         self.in_flight = Gauge(
             "gateway_requests_in_flight",
@@ -496,7 +533,7 @@ class _Families:
         )
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
-        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow`, `HedgesNow` and `MemoryNow` say."""
+        """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow`, `HedgesNow`, `MemoryNow` and so on say."""
         by_step = ["model", "step"]
         by_limit = ["upstream", "upstream_model"]
 
@@ -521,6 +558,14 @@ class _Families:
                 ["model"],
                 "livemin",
             ),
+            "mismatched": gauge(
+                "gateway_experiment_sample_ratio_mismatch",
+                "1 if units do not come to an experiment's arms as planned.",
+                ["experiment"],
+                "livemax",
+            ),
+            "store_away": gauge("gateway_store_away", "1 if the store of experiments can't be used.", [], "livemax"),
+            "store_waiting": gauge("gateway_store_waiting", "Records that wait to be written there.", [], "livesum"),
             "hedge_after": gauge(
                 "gateway_hedge_after_seconds",
                 "How long a call may take before it is sent a second time; 0 if that is not known yet.",
@@ -579,6 +624,17 @@ class _Bounded:
             return OTHER
         self._seen.add(value)
         return value
+
+
+def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:
+    told: dict[tuple[str, ...], float] = {}
+    for experiment in watched.experiments():
+        told["mismatched", experiment.name] = int(experiment.is_mismatched)
+    store = None if watched.store is None else watched.store()
+    if store is not None:
+        told["store_away",] = int(store.is_away)
+        told["store_waiting",] = store.waiting
+    return told
 
 
 class _Series:

@@ -59,6 +59,9 @@ class ProcessTelemetry:
     def connection_refused(self, why: str) -> None:
         self._metrics.connection_refused(why)
 
+    def call_refused(self, why: str) -> None:
+        self._metrics.call_refused(why)
+
     async def enter(self, more: Sequence[Listener]) -> ProcessTelemetry:
         """Start telemetry. more: listeners beside those of the settings.
 

@@ -92,6 +92,7 @@ async def replay(
     model: str | None = None,
     timeout: float = 60.0,
     as_traffic: bool = False,
+    key: str = "",
 ) -> Replayed:
     """Send every request of the files.
 
@@ -100,11 +101,14 @@ async def replay(
     model:       send only requests of this model; None sends all.
     timeout:     seconds for each call.
     as_traffic:  count them, in metrics and captures, as if callers had sent them.
+    key:         an API key or token that the gateway lets in; captures have none.
     :raises BadCapture: if a file is not a capture; the requests before the fault have been sent.
     """
     result = Replayed()
     requests = (each for file in files for each in read(file) if model in (None, each.model))
-    marks = () if as_traffic else ((REPLAYED, "1"),)
+    marks = [] if as_traffic else [(REPLAYED, "1")]
+    if key:
+        marks.append(("authorization", f"Bearer {key}"))
     began = time.monotonic()
     async with grpc.aio.insecure_channel(to, _UNLIMITED) as channel:
         infer = channel.unary_unary(INFER)

@@ -27,6 +27,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from gateway.access.door import CALLER
 from gateway.hooks import (
     AttemptEnded,
     AttemptMerged,
@@ -172,6 +173,9 @@ class _Call(TracedCall):
         span.set_attributes({**self._rpc, "gateway.model": event.model[:_TEXT_LIMIT], "client.address": event.peer})
         if event.request_id:
             span.set_attribute("gateway.request_id", event.request_id[:_TEXT_LIMIT])
+        caller = event.facts.metadata.get(CALLER)
+        if caller is not None:
+            span.set_attribute("enduser.id", caller)
         self.traceparent = _context_of(span).get("traceparent", "")
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:

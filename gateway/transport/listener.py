@@ -99,6 +99,8 @@ class WireServer:
         self.draining = False
         self.on_bytes: Callable[[int], None] | None = None  # hears how many bytes came, when many do
         self.is_closed_to_new = False  # are new connections refused, for want of memory?
+        self.admit: Callable[[ServerCall], bool] | None = None
+        """Asked about each call before any of its body is read. False: it has ended the call."""
         self._forward = {path.encode(): method for path, method in (forward or {}).items()}
         self._registered: dict[bytes, MethodHandler] = {}
         self._generic: list[grpc.GenericRpcHandler] = []
@@ -301,6 +303,9 @@ class WireServer:
             ends=self._ends(now),
             budget=Budget(self.limits.collected_bytes, CONNECTIONS_PART, self._budget),
         )
+        tls = edge.transport.get_extra_info("ssl_object")
+        if tls is not None:
+            connection.certificate = tls.getpeercert() or None  # which is empty unless it was asked for and verified
         connection.on_fault = partial(self._log_fault, connection.peer)
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
@@ -401,10 +406,13 @@ class WireServer:
     # Calls
 
     def _accept(self, call: ServerCall) -> None:
+        admit = self.admit
+        if admit is not None and not admit(call):
+            return
         method = self._forward.get(call.head.path)
         if method is None:
             if call.head.path in self._small:
-                call.most_bytes = SMALL_REQUEST
+                call.most_bytes = min(call.most_bytes or SMALL_REQUEST, SMALL_REQUEST)
             handler = self._registered.get(call.head.path) or self._find(call)
             if handler is None:
                 call.finish(Code.UNIMPLEMENTED, "Method not found!")

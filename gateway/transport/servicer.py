@@ -278,6 +278,11 @@ class Context(grpc.aio.ServicerContext[Any, Any]):  # type: ignore[misc]  # grpc
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         self._trailing = list(trailing_metadata)
 
+    @property
+    def access(self) -> Any:  # Any: what it is, is not this room's affair
+        """`RequestHead.access`; grpc.aio has nothing like it."""
+        return self._call.head.access
+
     def invocation_metadata(self) -> Any:  # Any: a sequence of pairs; grpc's own type is wider
         return tuple(Metadatum(key, value) for key, value in metadata_from(self._call.head.fields))
 

@@ -124,3 +124,16 @@ def test_workers_with_different_configs_have_no_common_one():
     merged = merged_config([config(change("2026-01-01T10:00:00", "d1")), config(change("2026-01-01T10:00:00", "d2"))])
     assert merged["current"] is None
     assert len(merged["changes"]) == 2
+
+
+def test_what_workers_tell_of_experiments_adds_up_and_a_store_is_away_if_any_worker_finds_it_so() -> None:
+    def one(exposures: int, units: int, away: str | None) -> dict[str, Any]:
+        counts = dict.fromkeys(("waiting", "written", "reports", "reports_refused", "duplicates"), exposures)
+        experiment = {"name": "spring", "model": "photos", "exposures": exposures, "units": {"a": units}}
+        store = {"name": "sqlite", "away": away, "dropped": {"full": 1}, **counts}
+        return {**worker(), "experiments": [experiment], "store": store}
+
+    merged = merged_state([one(1, 5, None), one(2, 4, "gone"), worker()])
+    assert merged["experiments"] == [{"name": "spring", "model": "photos", "exposures": 3, "units": {"a": 5}}]
+    assert (merged["store"]["away"], merged["store"]["waiting"], merged["store"]["dropped"]) == ("gone", 3, {"full": 2})
+    assert merged_state([worker()])["store"] is None

@@ -67,6 +67,14 @@ CALLED = ("traffic", "windows", 0, "models", "photos")
             changed("memory", to={"step": 1, "refuses": "large ones are refused", "bytes": 88, "limit_bytes": 100}),
             ("error", "gateway", "", "88% of the memory is in use: large ones are refused"),
         ),
+        (
+            changed("store", to={"away": "refused", "dropped": {"full": 2}, "waiting": 3, "reports_refused": 1}),
+            ("warning", "gateway", "", "the store of experiments is away, 3 records wait, 3 are lost: refused"),
+        ),
+        (
+            changed("experiments", to=[{"name": "spring", "model": "photos", "sample_ratio_mismatched": True}]),
+            ("warning", "model", "photos", "experiment spring is void: units do not come to its arms as planned"),
+        ),
         (changed("workers", to={"0": {"ready": True}, "1": {}}), ("warning", "gateway", "", "workers not serving: 1")),
         (
             changed(*VARIANT, "trt", "ready", to=False),

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 SERVICES = {
     "inference.GRPCInferenceService": 20,
     "gateway.v1.ClassificationService": 2,
+    "gateway.v1.OutcomeService": 2,
     "gateway.v1.PredictionService": 2,
     "gateway.v1.RankingService": 1,
     "gateway.v1.ReadingService": 1,

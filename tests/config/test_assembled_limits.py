@@ -40,3 +40,19 @@ def test_what_is_no_limit_is_refused_with_what_would_be_right(limit: object, tmp
 def test_one_model_of_one_upstream_has_one_limit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"models\.y\.variants\.v\.limit: is 8 here and 9 for x\.v"):
         load(file_of(tmp_path, f"models: {{x: {variant(9)}, y: {variant(8)}}}\n"), {})
+
+
+@pytest.mark.parametrize(
+    ("text", "caller"),
+    [
+        ("access: {grants: [{anonymous: true}]}\n", "gateway-caller"),
+        ("access: {grants: [{anonymous: true}]}\nadmission: {caller: x-tenant}\n", "x-tenant"),
+        ("access: {open: true}\n", ""),
+        ("", ""),
+    ],
+)
+def test_callers_with_names_share_turns_by_them_unless_the_config_says_otherwise(
+    text: str, caller: str, tmp_path: Path
+) -> None:
+    models = f"models: {{x: {variant(9)}}}\n"
+    assert admission_of(load(file_of(tmp_path, models + text), {}).config).caller == caller

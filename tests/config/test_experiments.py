@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ConfigError
-from gateway.config.experiments import load_experiments
+from gateway.assemble import routes_of, running_of
+from gateway.config import ConfigError, Loaded, load, restart_notices
+from gateway.config.experiment_file import load_experiments, plans_of
+from gateway.config.store import Store
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit
 
 FULL = """\
@@ -100,3 +102,111 @@ def test_nonsense_is_a_finding(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there_is_a_finding() -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         load_experiments("nowhere.yaml")
+
+
+GATEWAY = """\
+upstreams: {cpu: {endpoints: [127.0.0.1:8001]}}
+models:
+  photos:
+    variants: {a: {upstream: cpu, model: m}, b: {upstream: cpu, model: n}, c: {upstream: cpu, model: o}}
+    split: {a: 3, b: 1, c: 0}
+    sticky: {metadata: x-user}
+  texts:
+    variants: {a: {upstream: cpu, model: m}, b: {upstream: cpu, model: n}}
+    split: {a: 1, b: 1}
+    sticky: {metadata: x-other}
+  loose:
+    variants: {a: {upstream: cpu, model: m}, b: {upstream: cpu, model: n}}
+experiments:
+"""
+REST = "outcomes: {ok: {kind: binary, better: higher}}, primary: ok, smallest_effect: 2%"
+
+
+def of_gateway(tmp_path: Path, experiments: str) -> Loaded:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(GATEWAY + experiments.replace("REST", REST))
+    return load(file, {})
+
+
+def test_arms_are_the_models_split_unless_they_are_said(tmp_path: Path) -> None:
+    config = of_gateway(tmp_path, "  one: {model: photos, REST}\n").config
+    plan = plans_of(config)["one"]
+    assert (plan.shares, plan.baseline, plan.model) == ({"a": 3, "b": 1}, "a", "photos")
+    arms = routes_of(config).public["photos"].experiments
+    assert [(each.name, each.begin, each.end) for each in arms] == [("one", 0.0, 1.0)]
+
+
+def test_requests_are_known_only_where_outcomes_may_be_reported_by_them(tmp_path: Path) -> None:
+    measured = "outcomes: {ok: {kind: ratio, better: lower, measure: error}}, primary: ok, smallest_effect: 2%"
+    for told, knows in (("REST", True), ("request_ids: false, REST", False), (measured, False)):
+        (running,) = running_of(of_gateway(tmp_path, f"  one: {{model: photos, {told}}}\n").config, {})
+        assert running.knows_requests is knows
+    assert running.measures == (("ok", "error"),)
+
+
+def test_experiments_of_a_layer_have_their_shares_one_after_the_other(tmp_path: Path) -> None:
+    told = "".join(
+        f"  {name}: {{model: photos, layer: l, share: {s}, REST}}\n" for name, s in (("x", 0.25), ("y", 0.5))
+    )
+    config = of_gateway(tmp_path, told).config
+    assert [(each.begin, each.end) for each in routes_of(config).public["photos"].experiments] == [
+        (0, 0.25),
+        (0.25, 0.75),
+    ]
+    stopped = routes_of(config, {"x": "b", "y": "gone"}).public["photos"].experiments
+    assert [each.ended_with for each in stopped] == ["b", "a"]
+
+
+MISSING = {
+    "no model": ("  one: {arms: {a: 1, b: 1}, REST}\n", "experiments.one.model: is missing"),
+    "no such model": ("  one: {model: photo, REST}\n", "no public model 'photo'; known: photos, texts, loose"),
+    "no sticky": ("  one: {model: loose, arms: {a: 1, b: 1}, REST}\n", "'loose' has no 'sticky'"),
+    "no arms": (
+        "  one: {model: loose, REST}\n",
+        "experiments.one.arms: is missing, and the split of 'loose' has fewer",
+    ),
+    "no such arm": (
+        "  one: {model: photos, arms: {a: 1, d: 1}, REST}\n",
+        "'photos' has no variant 'd'; known: a, b, c",
+    ),
+    "no such baseline": ("  one: {model: photos, baseline: c, REST}\n", "no arm 'c'; known: a, b"),
+    "two on one model": (
+        "  one: {model: photos, REST}\n  two: {model: photos, REST}\n",
+        "experiments.two.layer: 'one', 'two' are all about 'photos'",
+    ),
+    "too much of a layer": (
+        "  one: {model: photos, layer: l, share: 0.6, REST}\n  two: {model: photos, layer: l, share: 0.6, REST}\n",
+        "experiments.two.share: experiments of layer 'l' have 1.2 of its units together",
+    ),
+    "other units in a layer": (
+        "  one: {model: photos, layer: l, share: 0.5, REST}\n  two: {model: texts, layer: l, share: 0.5, REST}\n",
+        "layer 'l' is shared with 'one', whose model has another 'sticky'",
+    ),
+    "a store that is none": (
+        "  one: {model: photos, REST}\nstore: {url: 'mysql://me:secret@db/x'}\n",
+        "is no URL of a store",
+    ),
+    "a key that is none": ("  one: {model: photos, REST}\nstore: {unit_key: secret}\n", "too short or too long"),
+    "a variable that is none": (
+        "  one: {model: photos, REST}\nstore: {url: '${NONE}'}\n",
+        "the environment has no NONE",
+    ),
+}
+
+
+@pytest.mark.parametrize(("told", "finding"), MISSING.values(), ids=MISSING)
+def test_check_says_what_an_experiment_lacks(tmp_path: Path, told: str, finding: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_gateway(tmp_path, told)
+    assert finding in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_gateways_config_is_a_plan_for_analyse_and_its_secrets_are_shown_nowhere(tmp_path: Path) -> None:
+    told = "  one: {model: photos, REST}\nstore: {url: 'postgresql://me:secret@db/x', unit_key: secretsecretsecret}\n"
+    config = of_gateway(tmp_path, told).config
+    assert list(load_experiments(tmp_path / "gateway.yaml")) == ["one"]
+    changed = config.model_copy(update={"store": Store()})
+    shown = config.model_dump_json() + repr(config) + str(restart_notices(config, changed, "g"))
+    assert "secret" not in shown
+    assert "store.url" in shown

@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         UPSTREAM + "wokers: 2\ndirect: {models: all}\n",
         [
             "gateway.yaml:2: wokers: unknown key 'wokers'; known: listen, workers, admin, server, upstreams, "
-            "direct, models, admission, pipelines, sequences, telemetry (did you mean 'workers'?)"
+            "direct, models, access, admission, pipelines, sequences, experiments, store, telemetry (did you mean 'workers'?)"
         ],
     ),
     "misspelt key deep down": (
@@ -246,11 +246,12 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         ["gateway.yaml:1: upstreams.cpu.subset: is 1; needs: whole number (2 to 10000)"],
     ),
     "ports collide": (
-        MODEL + "listen: 0.0.0.0:9001\nadmin: {listen: '127.0.0.1:9001'}\n",
+        MODEL + "listen: 0.0.0.0:9001\nadmin: {listen: '127.0.0.1:9001'}\naccess: {open: true}\n",
         ["gateway.yaml:8: admin.listen: '127.0.0.1:9001' collides with listen '0.0.0.0:9001'; choose another port"],
     ),
     "calls go round in circles": (
-        "listen: 0.0.0.0:9001\nupstreams: {cpu: {endpoints: [localhost:9001]}}\ndirect: {models: all}\n",
+        "listen: 0.0.0.0:9001\nupstreams: {cpu: {endpoints: [localhost:9001]}}\ndirect: {models: all}\n"
+        "access: {open: true}\n",
         [
             "gateway.yaml:2: upstreams.cpu.endpoints[0]: 'localhost:9001' is where this gateway listens; give the address "
             "of a Triton server"

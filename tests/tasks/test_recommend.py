@@ -169,7 +169,7 @@ def test_own_items_take_the_place_of_the_words_once_they_are_there(tmp_path: Pat
 
 
 def test_films_are_built_only_by_name_and_their_licence_is_told(tmp_path: Path) -> None:
-    assert "recommend_ml100k" not in {recipe.name for recipe in catalogue.RECIPES}
+    assert "recommend_ml100k" not in {recipe.name for recipe in catalogue.BY_DEFAULT}
     assert "research only" in movielens.NOTICE
     assert catalogue.find("recommend_ml100k").notice == movielens.NOTICE
 

@@ -49,6 +49,7 @@ def test_a_line_tells_the_whole_call_in_one_json_object(lines, call, fallen_back
             "request_id": "r-1",
             "trace_id": TRACE,
             "peer": "10.0.0.9:5",
+            "caller": "",
         }
     ]
 

@@ -19,6 +19,7 @@ from gateway.hooks import (
     ConnectionFull,
     EndpointChanged,
     EndpointEjected,
+    ExperimentNow,
     GateNow,
     HedgesNow,
     MemoryNow,
@@ -28,6 +29,7 @@ from gateway.hooks import (
     ShadowNow,
     SharedNow,
     StepNow,
+    StoreNow,
     Watched,
 )
 from gateway.status import Code, Meaning
@@ -316,6 +318,8 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: [ShadowNow("m", "int8", results, dropped, 1, 1, 0.1, {}, ParityNow(True, 1, 1, 1, 1.0))],
             lambda: MemoryNow(1, "large messages", 9, 10, 2),
             lambda: {"m": 7},
+            lambda: [ExperimentNow("spring", "m", 3, {"a": 2, "b": 1}, 0.5, False)],
+            lambda: StoreNow("sqlite", False, "", 1, 2, {"full": 1}, 3, 1, 1),
         )
     )
     real = set()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.special import gammaln, xlogy
 
 from gateway.experiments.analysis.mixture import Floats
 
 _VAGUE = 2.0  # units' worth of prior per arm: finds at once what is grossly wrong
+
+
+def p_value(counts: Sequence[float], shares: Sequence[float], expected: float) -> float:
+    """At most x with probability x at most, whenever one looks, while units come as planned."""
+    log_e = float(log_e_value(np.array(counts, np.float64), np.array(shares, np.float64), expected))
+    return math.exp(min(0.0, -log_e))
 
 
 def log_e_value(counts: Floats, shares: Floats, expected: float) -> Floats:

@@ -1,0 +1,177 @@
+"""The typed API's OutcomeService: reports of what became of units → rows for the store."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from gateway.api.calls import CallLimits, Context, request_from, with_errors
+from gateway.api.typed import stream_handler
+from gateway.errors import BadRequest, GatewayError, MalformedMessage, Overloaded, shown
+from gateway.experiments.plan import Kind, OutcomeSpec
+from gateway.forwarding.exchange import Request
+from gateway.forwarding.exposures import short
+from gateway.status import Code
+from gateway.store import OutcomeRow
+from gateway.v1 import outcomes_pb2
+
+_MOST: Final = 1000  # outcomes of one request
+_MOST_BYTES: Final = 1 << 20  # of one request, which is parsed on the event loop
+_LONGEST_ID: Final = 200
+_CLOCK_SKEW: Final = 300.0  # seconds that a report may be ahead of this machine's clock
+_WAIT_SECONDS: Final = 2.0  # for the store
+_PART_OF_TIME: Final = 0.8  # of the caller's, which is spent on that
+
+
+class UnknownOutcome(GatewayError):
+    """No experiment asks for it."""
+
+    code = Code.NOT_FOUND
+
+
+class OutcomeSink(Protocol):
+    """Takes what was reported."""
+
+    asked: Mapping[str, Mapping[str, OutcomeSpec]]
+    """By name and experiment: what experiments ask for."""
+
+    async def record(self, rows: Sequence[OutcomeRow], seconds: float) -> bool | None:
+        """Have them written. Returns whether they were, within these seconds; None if there was no room."""
+        ...
+
+
+class OutcomeService:
+    """Report and ReportStream."""
+
+    def __init__(self, sink: OutcomeSink, limits: CallLimits, wall: Callable[[], float] = time.time) -> None:
+        self._sink = sink
+        self._limits = limits
+        self._wall = wall
+        self.Report = with_errors(self._report)
+        self.ReportStream = stream_handler(self._answer, outcomes_pb2.ReportStreamResponse, limits, _read_streamed)
+
+    async def _report(self, body: bytes, context: Context) -> Any:
+        request = _read(body, outcomes_pb2.ReportRequest)
+        return await self._answer(request, request_from(context, b"", "Report", self._limits))
+
+    async def _answer(self, request: Any, opening: Request) -> Any:
+        rows = rows_of(request.outcomes, self._sink.asked, self._wall())
+        seconds = _WAIT_SECONDS
+        if opening.deadline is not None:
+            seconds = min(seconds, _PART_OF_TIME * opening.deadline.remaining(time.monotonic()))
+        stored = await self._sink.record(rows, seconds) if rows else True
+        if stored is None:
+            raise Overloaded("Too many records of experiments wait to be written; report it again later.")
+        return outcomes_pb2.ReportResponse(stored=stored)
+
+
+def add_outcome_service(service: OutcomeService, server: Any) -> None:
+    """As grpcio's generated function, but that requests stay bytes until their size was looked at.
+
+    server: a gateway.transport server (Any: grpcio's types are not checked).
+    """
+    handlers = {
+        "Report": grpc.unary_unary_rpc_method_handler(
+            service.Report, response_serializer=outcomes_pb2.ReportResponse.SerializeToString
+        ),
+        "ReportStream": grpc.stream_stream_rpc_method_handler(
+            service.ReportStream, response_serializer=outcomes_pb2.ReportStreamResponse.SerializeToString
+        ),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gateway.v1.OutcomeService", handlers),))
+    server.add_registered_method_handlers("gateway.v1.OutcomeService", handlers)
+
+
+def _read(body: bytes, message: type[Any]) -> Any:
+    if len(body) > _MOST_BYTES:
+        raise BadRequest(f"the request has {len(body)} bytes; report at most {_MOST_BYTES} at once")
+    try:
+        return message.FromString(body)
+    except DecodeError as error:
+        raise MalformedMessage("The request message can't be parsed") from error
+
+
+async def _read_streamed(body: bytes) -> Any:
+    return _read(body, outcomes_pb2.ReportStreamRequest)
+
+
+def rows_of(outcomes: Sequence[Any], asked: Mapping[str, Mapping[str, OutcomeSpec]], now: float) -> list[OutcomeRow]:
+    """Rows for the store.
+
+    outcomes: messages. asked: by name and experiment. now: Unix time.
+
+    :raises BadRequest: if one can't be what is asked for.
+    :raises UnknownOutcome: if no experiment asks for it.
+    """
+    if len(outcomes) > _MOST:
+        raise BadRequest(f"the request has {len(outcomes)} outcomes; report at most {_MOST} at once")
+    return [_row(f"outcomes[{index}]", outcome, asked, now) for index, outcome in enumerate(outcomes)]
+
+
+def _row(where: str, outcome: Any, asked: Mapping[str, Mapping[str, OutcomeSpec]], now: float) -> OutcomeRow:
+    specs = asked.get(outcome.name, {})
+    if outcome.experiment:
+        specs = {name: spec for name, spec in specs.items() if name == outcome.experiment}
+    if not specs:
+        whose = f"experiment '{shown(outcome.experiment)}'" if outcome.experiment else "no experiment"
+        asks = "does not ask" if outcome.experiment else "asks"
+        raise UnknownOutcome(f"{where}: {whose} {asks} for '{shown(outcome.name)}'; known: {_known(asked)}")
+    reported = [spec for spec in specs.values() if not spec.measure]
+    if not reported:
+        raise BadRequest(f"{where}: '{outcome.name}' is measured by the gateway; report others")
+    if not (outcome.unit or outcome.request_id):
+        raise BadRequest(f"{where}: says of nobody; set unit or request_id")
+    if len(outcome.report_id) > _LONGEST_ID:
+        raise BadRequest(f"{where}: report_id has more than {_LONGEST_ID} characters")
+    value = _value(where, outcome)
+    for spec in reported:
+        _check(where, spec, value)
+    return OutcomeRow(
+        outcome.report_id or secrets.token_hex(16),
+        outcome.experiment,
+        outcome.name,
+        value,
+        _time(where, outcome, now),
+        short(outcome.unit),
+        short(outcome.request_id),
+    )
+
+
+def _known(asked: Mapping[str, Mapping[str, OutcomeSpec]]) -> str:
+    names = [name for name, specs in asked.items() if any(not spec.measure for spec in specs.values())]
+    return ", ".join(names[:20]) or "none"
+
+
+def _value(where: str, outcome: Any) -> float:
+    kind = outcome.WhichOneof("value")
+    if kind is None:
+        raise BadRequest(f"{where}: has no value; set binary, numeric or duration")
+    if kind == "duration":
+        value: float = outcome.duration.seconds + outcome.duration.nanos / 1e9
+    else:
+        value = float(getattr(outcome, kind))
+    if not math.isfinite(value):
+        raise BadRequest(f"{where}: is {value}; a finite number")
+    return value
+
+
+def _check(where: str, spec: OutcomeSpec, value: float) -> None:
+    if spec.kind is Kind.BINARY and value not in (0.0, 1.0):
+        raise BadRequest(f"{where}: is {value:g}; '{spec.name}' is binary, so false or true")
+    if spec.kind is Kind.DURATION and value < 0.0:
+        raise BadRequest(f"{where}: is {value:g}; '{spec.name}' is a duration, which is not negative")
+
+
+def _time(where: str, outcome: Any, now: float) -> float:
+    if not outcome.HasField("at"):
+        return now
+    at = outcome.at.seconds + outcome.at.nanos / 1e9
+    if not 0.0 <= at <= now + _CLOCK_SKEW:
+        raise BadRequest(f"{where}: at is {'in the future' if at > now else 'before 1970'}")
+    return float(at)

@@ -1,0 +1,201 @@
+"""From calls and reports to the store: takes what was seen of experiments to the recorder, and follows what it says.
+
+Nothing is opened until the config has an experiment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from gateway.config import Config
+from gateway.config.experiment_file import plans_of
+from gateway.experiments.plan import OutcomeSpec, Plan
+from gateway.forwarding.exposures import Exposures, Taken
+from gateway.hooks import ExperimentNow, StoreNow
+from gateway.store import ExposureRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
+from gateway.store.rows import Row
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_URL: Final = "sqlite:///experiments.db"
+_TAKE_SECONDS: Final = 0.5  # between two looks at what was seen
+_MEASURED_SECONDS: Final = 5.0  # over which calls of a unit are counted together
+_LAST_SECONDS: Final = 2.0  # for what is left at the end
+
+
+def settings_of(config: Config) -> StoreSettings:
+    store = config.store
+    url = DEFAULT_URL if store.url is None else store.url.get_secret_value()
+    key = None if store.unit_key is None else store.unit_key.get_secret_value()
+    return StoreSettings(url, key, store.retention, store.queue)
+
+
+class Evidence:
+    """An `OutcomeSink`. Between `run` and its end it takes what was seen to the store."""
+
+    def __init__(
+        self, exposures: Exposures, settings: StoreSettings, on_stops: Callable[[Mapping[str, str]], None]
+    ) -> None:
+        """on_stops: called on the event loop, with the arm that everybody gets by experiment that was stopped."""
+        self.exposures = exposures
+        self.asked: Mapping[str, Mapping[str, OutcomeSpec]] = {}
+        self._on_stops = on_stops
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._recorder = Recorder(
+            settings, on_stops=self._stops_found, on_loss=self._lost, on_progress=self._progressed
+        )
+        self._is_started = False
+        self._plans: Mapping[str, Plan] = {}
+        self._writer = secrets.token_hex(8)
+        self._number = 0  # of the last row that was measured here
+        self._measured: dict[tuple[str, str, str, float], int] = {}
+        self._measured_since = 0.0
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._reports = 0
+        self._reports_refused = 0
+
+    def apply(self, config: Config) -> None:
+        """Follow a config: from the first experiment on the store is open."""
+        plans = self._plans = plans_of(config)
+        asked: dict[str, dict[str, OutcomeSpec]] = {}
+        for name, experiment in config.experiments.items():
+            for outcome, section in experiment.outcomes.items():
+                asked.setdefault(outcome, {})[name] = section.spec(outcome)
+        self.asked = asked
+        self._recorder.experiments = tuple(plans)
+        if plans and not self._is_started:
+            self._is_started = True
+            self._loop = asyncio.get_running_loop()
+            self._recorder.start()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await asyncio.sleep(_TAKE_SECONDS)
+            if self._is_started:
+                self._take(time.monotonic() - self._measured_since >= _MEASURED_SECONDS)
+
+    async def aclose(self) -> None:
+        """Write what is left, within 2 s."""
+        if self._is_started:
+            self._take(True)
+            await asyncio.to_thread(self._recorder.stop, _LAST_SECONDS)
+
+    def _take(self, all_of_it: bool) -> None:
+        taken = self.exposures.take()
+        self._recorder.state.dropped += taken.dropped
+        rows: list[Row] = [ExposureRow(*met) for met in _fields(taken)]
+        rows += [RequestRow(request, unit, at) for request, (unit, at) in taken.requests.items()]
+        for key, calls in taken.measured.items():
+            self._measured[key] = self._measured.get(key, 0) + calls
+        if all_of_it and self._measured:
+            rows += self._counted()
+        if rows:
+            self._recorder.offer(rows)
+
+    def _counted(self) -> list[Row]:
+        now = time.time()
+        measured, self._measured, self._measured_since = self._measured, {}, time.monotonic()
+        rows: list[Row] = []
+        for (experiment, unit, name, value), calls in measured.items():
+            self._number += 1
+            report = f"{self._writer} {self._number}"
+            rows.append(OutcomeRow(report, experiment, name, value, now, unit, times=calls))
+        return rows
+
+    # As `OutcomeSink`
+
+    async def record(self, rows: Sequence[OutcomeRow], seconds: float) -> bool | None:
+        recorder = self._recorder
+        if not self._is_started or not recorder.has_room(len(rows)):
+            self._reports_refused += len(rows)
+            return None
+        self._reports += len(rows)
+        recorder.offer(rows)
+        if recorder.state.is_away:
+            return False
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((recorder.offered, written))
+        done, _ = await asyncio.wait([written], timeout=max(0.0, seconds))
+        return bool(done)
+
+    # From the recorder's thread
+
+    def _progressed(self) -> None:
+        self._call_soon(self._tell_waiters)
+
+    def _stops_found(self, stops: Mapping[str, Stop]) -> None:
+        arms = {stop.experiment: stop.arm for stop in stops.values()}
+        self._call_soon(lambda: self._on_stops(arms))
+
+    def _lost(self) -> None:
+        self._call_soon(self.exposures.forget)
+
+    def _call_soon(self, callback: Callable[[], object]) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(callback)
+            except RuntimeError:  # it was closed since
+                _log.debug("the loop has ended")
+
+    def _tell_waiters(self) -> None:
+        done = self._recorder.done
+        while self._waiters and self._waiters[0][0] <= done:
+            written = self._waiters.popleft()[1]
+            if not written.done():
+                written.set_result(None)
+
+    # For metrics and the page; from any thread
+
+    def store_now(self) -> StoreNow | None:
+        """None if there is no experiment."""
+        if not self._is_started:
+            return None
+        state = self._recorder.state
+        return StoreNow(
+            state.name,
+            state.is_away,
+            state.why,
+            self._recorder.waiting,
+            state.written,
+            {"full": state.dropped, "refused": state.refused},
+            self._reports,
+            self._reports_refused,
+            state.duplicates,
+        )
+
+    def now(self) -> list[ExperimentNow]:
+        arms, told = dict(self._recorder.state.arms), dict(self.exposures.units)
+        return [
+            _experiment_now(plan, told.get(name, 0), arms.get(name, {})) for name, plan in dict(self._plans).items()
+        ]
+
+
+def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool]]:
+    return [(met.experiment, met.arm, met.unit, met.at, met.is_forced) for met in taken.exposures]
+
+
+def _experiment_now(plan: Plan, told: int, units: Mapping[str, int]) -> ExperimentNow:
+    ratio = _sample_ratio(plan, units)
+    is_mismatched = ratio is not None and ratio <= plan.sample_ratio_alpha
+    return ExperimentNow(plan.name, plan.model, told, dict(units), ratio, is_mismatched)
+
+
+def _sample_ratio(plan: Plan, units: Mapping[str, int]) -> float | None:
+    """The p-value of the sample ratio, valid at any time; None if it is not known."""
+    if not units:
+        return None
+    try:
+        from gateway.experiments.analysis.sample_ratio import p_value  # noqa: PLC0415  (SciPy, an extra)
+    except ImportError:
+        return None
+    return p_value(
+        [float(units.get(arm, 0)) for arm in plan.order], [plan.share(arm) for arm in plan.order], plan.units
+    )

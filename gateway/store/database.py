@@ -1,0 +1,329 @@
+"""One database: opened, brought up to date, written to in batches and read. All calls wait for it: on a thread."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    case,
+    create_engine,
+    delete,
+    event,
+    func,
+    make_url,
+    select,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+
+from gateway.experiments.records import Exposure, Outcome
+from gateway.store import schema
+from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row
+
+_CONNECT_SECONDS: Final = 3
+_STATEMENT_SECONDS: Final = 10
+_PURGED: Final = 10_000  # rows that one statement deletes, so that others need not wait long
+_NOT_READY: Final = ("42501", "42P01", "3F000")  # SQLSTATE: no right, no table, no schema
+_READ: Final = 10_000  # rows that are fetched at once
+
+
+class StoreAway(Exception):
+    """The database cannot be used now; later it may. The text names no secret."""
+
+
+class StoreFailed(Exception):
+    """What was to be written can never be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An experiment has ended, and everybody gets this arm."""
+
+    experiment: str
+    arm: str
+    at: float
+
+
+class Store:
+    """Opened at its first use, and anew after it was away."""
+
+    def __init__(self, url: str, unit_key: str | None = None) -> None:
+        """unit_key: for the hash of units and requests; without it the store has one.
+
+        :raises StoreAway: if there is no driver for such a URL.
+        """
+        self._engine = _engine(url)
+        self._key = None if unit_key is None else unit_key.encode()
+        self._is_open = False
+        self.name = _shown(self._engine.url)
+        insert: Any = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        self._insert = insert
+
+    def close(self) -> None:
+        self._engine.dispose()
+        self._is_open = False
+
+    @contextmanager
+    def _transaction(self, *, reads: bool = False) -> Iterator[Connection]:
+        try:
+            with self._engine.connect().execution_options(reads=reads) as connection, connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            if _is_of_the_rows(error):
+                raise StoreFailed(_reason(error)) from error
+            self._is_open = False
+            self._engine.dispose()
+            raise StoreAway(_reason(error)) from error
+
+    def open(self) -> None:
+        """Take the steps to this version, unless that is done, and know the key.
+
+        :raises StoreAway: if it can't be used.
+        """
+        if self._is_open:
+            return
+        with self._transaction() as connection:
+            schema.migrate(connection)
+            if self._key is None:
+                self._key = self._own_key(connection)
+        self._is_open = True
+
+    def _own_key(self, connection: Connection) -> bytes:
+        """The key that is kept in the store, made by whoever comes first."""
+        made = self._insert(schema.secrets).values(name="unit_key", value=secrets.token_hex(32))
+        connection.execute(made.on_conflict_do_nothing())
+        found = select(schema.secrets.c.value).where(schema.secrets.c.name == "unit_key")
+        return str(connection.execute(found).scalar_one()).encode()
+
+    # Writing
+
+    def hashed(self, kind: str, text: str) -> str:
+        """A unit, a request or a report as the store knows it. "" stays so.
+
+        Other people's texts never go to the database: it learns nobody's id, and is given nothing that it can't hold.
+        """
+        if not text:
+            return ""
+        assert self._key is not None  # noqa: S101  (it is open)
+        message = f"{kind}\0{text}".encode("utf-8", "surrogatepass")
+        return hmac.digest(self._key, message, sha256).hex()[: schema.HASH]
+
+    def write(self, rows: Sequence[Row]) -> int:
+        """Write a batch, all or nothing. Returns how many reports were known already.
+
+        :raises StoreAway: if it can't be used.
+        :raises StoreFailed: if it refuses what is in the batch.
+        """
+        self.open()
+        exposed: dict[tuple[str, str, str, bool], float] = {}
+        asked: dict[str, dict[str, Any]] = {}
+        reported: dict[str, dict[str, Any]] = {}
+        reports = 0
+        for row in rows:
+            if isinstance(row, ExposureRow):
+                key = (row.experiment, self.hashed("unit", row.unit), row.arm, row.is_forced)
+                exposed[key] = min(row.at, exposed.get(key, row.at))
+            elif isinstance(row, RequestRow):
+                request = self.hashed("request", row.request_id)
+                asked.setdefault(request, {"request": request, "unit": self.hashed("unit", row.unit), "at": row.at})
+            else:
+                reports += 1
+                values = self._values(row)
+                reported.setdefault(values["report"], values)
+        # Sorted, so that two writers never wait for each other.
+        with self._transaction() as connection:
+            if exposed:
+                names = ("experiment", "unit", "arm", "forced")
+                values_of = [dict(zip(names, key, strict=True), at=at) for key, at in sorted(exposed.items())]
+                connection.execute(self._earliest(), values_of)
+            if asked:
+                each = [asked[key] for key in sorted(asked)]
+                connection.execute(self._insert(schema.requests).on_conflict_do_nothing(), each)
+            if not reported:
+                return 0
+            each = [reported[key] for key in sorted(reported)]
+            made = self._insert(schema.outcomes).on_conflict_do_nothing()
+            # RETURNING would tell of each that is new, at three times the CPU time with psycopg.
+            written = connection.execute(made, each, execution_options={"preserve_rowcount": True})
+            return reports - written.rowcount
+
+    def _values(self, row: OutcomeRow) -> dict[str, Any]:
+        return {
+            "report": self.hashed("report", row.report_id),
+            "experiment": row.experiment,
+            "name": row.name,
+            "unit": self.hashed("unit", row.unit),
+            "request": self.hashed("request", row.request_id),
+            "value": row.value,
+            "times": row.times,
+            "at": row.at,
+        }
+
+    def _earliest(self) -> Any:  # Any: an insert of either dialect
+        statement = self._insert(schema.exposures)
+        table, new = schema.exposures.c, statement.excluded
+        return statement.on_conflict_do_update(
+            index_elements=[table.experiment, table.unit, table.arm, table.forced],
+            set_={"at": case((new.at < table.at, new.at), else_=table.at)},
+        )
+
+    def stop(self, stop: Stop) -> None:
+        """Record that an experiment has ended; a later stop replaces an earlier one.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        made = self._insert(schema.stops).values(experiment=stop.experiment, arm=stop.arm, at=stop.at)
+        with self._transaction() as connection:
+            connection.execute(
+                made.on_conflict_do_update(
+                    index_elements=[schema.stops.c.experiment], set_={"arm": stop.arm, "at": stop.at}
+                )
+            )
+
+    def purge(self, before: float) -> int:
+        """Delete some of what is from before that time. Returns how many rows; 0 once there are none.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        deleted = 0
+        for table in (schema.outcomes, schema.requests, schema.exposures):
+            with self._transaction() as connection:
+                # By time and not by key: of one moment all or none go, and some thousands of moments at once.
+                border = connection.execute(
+                    select(table.c.at).where(table.c.at < before).order_by(table.c.at).offset(_PURGED).limit(1)
+                ).scalar()
+                found = connection.execute(delete(table).where(table.c.at < (before if border is None else border)))
+                deleted += found.rowcount
+        return deleted
+
+    # Reading
+
+    def stops(self) -> Mapping[str, Stop]:
+        """By experiment.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        with self._transaction(reads=True) as connection:
+            found = connection.execute(select(schema.stops.c.experiment, schema.stops.c.arm, schema.stops.c.at))
+            return {row.experiment: Stop(row.experiment, row.arm, row.at) for row in found}
+
+    def arms(self, experiment: str) -> dict[str, int]:
+        """How many units were seen in each arm, without those that a rule sent there.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        table = schema.exposures.c
+        asked = (
+            select(table.arm, func.count())
+            .where(table.experiment == experiment, table.forced.is_(False))
+            .group_by(table.arm)
+        )
+        with self._transaction(reads=True) as connection:
+            return {arm: int(count) for arm, count in connection.execute(asked)}
+
+    def exposures(self, experiment: str) -> list[Exposure]:
+        """:raises StoreAway: if it can't be used."""
+        self.open()
+        table = schema.exposures.c
+        asked = select(table.arm, table.unit, table.at, table.forced).where(table.experiment == experiment)
+        with self._transaction(reads=True) as connection:
+            found = connection.execution_options(yield_per=_READ).execute(asked.order_by(table.at, table.unit))
+            return [Exposure(arm, unit, at, bool(forced)) for arm, unit, at, forced in found]
+
+    def outcomes(self, experiment: str, measured: Mapping[str, bool]) -> Iterator[Outcome]:
+        """What is known of units, of this experiment or any. A report about a request is about its unit.
+
+        measured: the outcomes that count, and whether the gateway measures them; then they are of one experiment.
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        table, request = schema.outcomes.c, schema.requests.c
+        unit = case((table.unit != "", table.unit), else_=func.coalesce(request.unit, ""))
+        asked = (
+            select(table.experiment, table.name, table.value, table.at, unit, table.report, table.times)
+            .select_from(schema.outcomes.outerjoin(schema.requests, table.request == request.request))
+            .where(table.name.in_(list(measured)), table.experiment.in_(["", experiment]))
+        )
+        with self._transaction(reads=True) as connection:
+            for of, name, value, at, whose, report, times in connection.execution_options(yield_per=_READ).execute(
+                asked
+            ):
+                if measured[name] and not of:
+                    continue
+                for _ in range(times):
+                    yield Outcome(name, value, at, whose, "", report if times == 1 else "")
+
+
+def _engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            parsed = parsed.set(drivername="postgresql+psycopg")
+            options = f"-c statement_timeout={_STATEMENT_SECONDS * 1000} -c lock_timeout={_STATEMENT_SECONDS * 1000}"
+            arguments = {
+                "connect_timeout": _CONNECT_SECONDS,
+                "options": options,
+                "tcp_user_timeout": _STATEMENT_SECONDS * 1000,  # so that a host that has vanished is noticed
+                "application_name": "inference-gateway",
+            }
+            return create_engine(parsed, pool_size=1, max_overflow=1, connect_args=arguments, hide_parameters=True)
+        engine = create_engine(parsed, connect_args={"timeout": 5.0}, hide_parameters=True)
+    except ModuleNotFoundError as error:
+        raise StoreAway("needs psycopg: pip install 'inference-gateway[postgresql]'") from error
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise StoreAway(f"its URL can't be used: {type(error).__name__}") from error
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:  # Any: sqlite3's
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+    for setting in ("journal_mode=WAL", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # At once for writing: a transaction that reads first, and finds that another one has written, could only fail.
+    reads = connection.get_execution_options().get("reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _is_of_the_rows(error: SQLAlchemyError) -> bool:
+    """Would a database that is well refuse these rows too? What lacks rights or tables may have them later."""
+    if isinstance(error, ProgrammingError):
+        return getattr(error.orig, "sqlstate", None) not in _NOT_READY
+    return isinstance(error, DataError | IntegrityError)
+
+
+def _shown(url: URL) -> str:
+    """For people, without secrets."""
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite {url.database}"
+    return f"postgresql {url.host or 'local'}/{url.database}"
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """The driver's first line, without the statement."""
+    text = str(getattr(error, "orig", None) or error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else 'no reason given'}"

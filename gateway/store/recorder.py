@@ -1,0 +1,244 @@
+"""Writes to the store on a thread of its own, so that no call waits for it.
+
+What waits is bounded. While the database is away it is kept up to the bound; what comes then is dropped and counted.
+A batch whose end is not known is written again, which changes nothing twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from gateway.store.database import Stop, Store, StoreAway, StoreFailed
+from gateway.store.rows import ExposureRow, Row
+
+_log = logging.getLogger(__name__)
+
+_BATCH: Final = 2000  # rows of one transaction
+_IDLE_SECONDS: Final = 1.0  # between two looks at what has stopped
+_AGAIN_SECONDS: Final = 1.0  # after the database was found away
+_LOOK_SECONDS: Final = 30.0  # between two counts of units by arm
+_PURGE_SECONDS: Final = 3600.0
+_QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How the store is used."""
+
+    url: str
+    unit_key: str | None = None
+    retention: float = 180 * 86_400.0  # seconds
+    queue: int = 100_000  # rows
+
+
+@dataclass(slots=True)
+class StoreState:
+    """How the store is. Written by the recorder's thread, read by any."""
+
+    name: str = ""
+    is_away: bool = False
+    why: str = ""  # it is away
+    since: float = 0.0  # Unix time
+    waiting: int = 0  # rows
+    written: int = 0
+    dropped: int = 0  # rows for which there was no room
+    refused: int = 0  # rows that the database can't hold
+    duplicates: int = 0  # reports that were known already
+    arms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # units by experiment and arm
+
+
+class Recorder:
+    """Between `start` and `stop`. `offer` may be called from the event loop only."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        on_stops: Callable[[Mapping[str, Stop]], None] = lambda _: None,
+        on_loss: Callable[[], None] = lambda: None,
+        on_progress: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        on_stops:  called on the thread when other experiments have been stopped than before.
+        on_loss:   called when exposures were lost, on the event loop or the thread.
+        on_progress:  called on the thread when `done` has grown.
+        """
+        self._settings = settings
+        self._on_stops = on_stops
+        self._on_loss = on_loss
+        self._on_progress = on_progress
+        self._clock = clock
+        self._wall = wall
+        self._waiting: deque[Row] = deque()
+        self._batch: list[Row] = []  # that the thread is writing
+        self._wake = threading.Event()
+        self._ends = False
+        self._thread: threading.Thread | None = None
+        self._stops: Mapping[str, Stop] | None = None
+        self._store: Store | None = None
+        self._quiet_until = 0.0
+        self.experiments: tuple[str, ...] = ()  # whose units are counted
+        self.state = StoreState()
+        self.offered = 0  # rows that there was room for, since the start
+        self.done = 0  # of these, the first so many are written or refused
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float) -> None:
+        """Write what waits, for so long at most."""
+        self._ends = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+        if self.waiting:
+            _log.warning("%d records of experiments could not be written before the end", self.waiting)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting) + len(self._batch)
+
+    def offer(self, rows: Iterable[Row]) -> int:
+        """Have these written. Returns how many there was room for, which are the first."""
+        taken = lost = 0
+        has_lost_exposure = False
+        room = self._settings.queue - self.waiting
+        for row in rows:
+            if taken < room:
+                self._waiting.append(row)
+                taken += 1
+            else:
+                lost += 1
+                has_lost_exposure |= isinstance(row, ExposureRow)
+        if lost:
+            self.state.dropped += lost
+            self._say(f"{lost} records of experiments dropped: {self._settings.queue} wait already")
+        if has_lost_exposure:
+            self._on_loss()
+        if taken:
+            self.offered += taken
+            self._wake.set()
+        return taken
+
+    def has_room(self, rows: int) -> bool:
+        return self.waiting + rows <= self._settings.queue
+
+    # On the thread
+
+    def _run(self) -> None:
+        looked = purged = -1e9
+        while True:
+            try:
+                self._write_all()
+                now = self._clock()
+                self._follow_stops()
+                if now - looked >= _LOOK_SECONDS:
+                    looked = now
+                    self._count_arms()
+                if now - purged >= _PURGE_SECONDS:
+                    purged = now
+                    self._purge()
+                pause = _IDLE_SECONDS
+            except StoreAway as error:
+                self._found_away(str(error))
+                pause = _AGAIN_SECONDS
+            except Exception as error:
+                _log.exception("unforeseen failure of the store")
+                self._found_away(type(error).__name__)
+                pause = _AGAIN_SECONDS
+            if self._ends and (not self.waiting or self.state.is_away):
+                break
+            self._wait(pause)
+        if self._store is not None:
+            self._store.close()
+
+    def _wait(self, seconds: float) -> None:
+        """Until there is something to write, if the store is there, and a moment longer, for it to become a batch."""
+        if self.state.is_away:
+            if not self._ends:
+                time.sleep(seconds)
+            return
+        if self._wake.wait(seconds) and not self._ends:
+            time.sleep(0.05)
+        self._wake.clear()
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            self._store = Store(self._settings.url, self._settings.unit_key)
+            self.state.name = self._store.name
+        self._store.open()
+        return self._store
+
+    def _write_all(self) -> None:
+        store = self._opened()
+        while self._batch or self._waiting:
+            while self._waiting and len(self._batch) < _BATCH:
+                self._batch.append(self._waiting.popleft())
+            try:
+                self.state.duplicates += store.write(self._batch)
+                self.state.written += len(self._batch)
+            except StoreFailed as error:
+                self._write_singly(store, str(error))
+            else:
+                self.done += len(self._batch)
+                self._batch.clear()
+            self._on_progress()
+        self._found_there()
+
+    def _write_singly(self, store: Store, why: str) -> None:
+        """One row that can't be written must not take the others with it."""
+        while self._batch:
+            try:
+                self.state.duplicates += store.write(self._batch[:1])
+                self.state.written += 1
+            except StoreFailed as error:
+                self.state.refused += 1
+                why = str(error)
+            del self._batch[:1]
+            self.done += 1
+        self._say(f"the store can't hold a record: {why}")
+
+    def _follow_stops(self) -> None:
+        stops = self._opened().stops()
+        if stops != self._stops:
+            self._stops = stops
+            self._on_stops(stops)
+
+    def _count_arms(self) -> None:
+        store = self._opened()
+        self.state.arms = {name: store.arms(name) for name in self.experiments}
+
+    def _purge(self) -> None:
+        store, before = self._opened(), self._wall() - self._settings.retention
+        while not self._ends and store.purge(before):
+            if self._waiting:
+                self._write_all()
+
+    def _found_there(self) -> None:
+        if self.state.is_away:
+            _log.info("the store is there again (%s)", self.state.name)
+            self._quiet_until = 0.0
+        self.state.is_away, self.state.why = False, ""
+        self.state.waiting = self.waiting
+
+    def _found_away(self, why: str) -> None:
+        if not self.state.is_away:
+            self.state.since = self._wall()
+        self.state.is_away, self.state.why = True, why
+        self.state.waiting = self.waiting
+        self._say(f"the store of experiments is away, {self.waiting} records wait: {why}")
+
+    def _say(self, text: str) -> None:
+        now = self._clock()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_SECONDS
+            _log.warning("%s", text)

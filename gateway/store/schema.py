@@ -1,0 +1,114 @@
+"""The tables of the store, and the steps from each version of them to the next. The same for SQLite and PostgreSQL.
+
+A version is never changed once it was released; a change is a further step. Steps only add, so that a gateway of the
+version before goes on working beside one that has taken the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    insert,
+    select,
+    text,
+    update,
+)
+
+HASH: Final = 32  # characters of the hash of a unit, a request or a report: 128 bits
+NAME: Final = 64  # characters of a name of the config
+
+metadata: Final = MetaData()
+
+version: Final = Table("store_version", metadata, Column("number", BigInteger, nullable=False))
+
+secrets: Final = Table(
+    "store_secret",
+    metadata,
+    Column("name", String(NAME), primary_key=True),
+    Column("value", String(200), nullable=False),
+)
+
+exposures: Final = Table(
+    "exposure",
+    metadata,
+    Column("experiment", String(NAME), nullable=False),
+    Column("unit", String(HASH), nullable=False),
+    Column("arm", String(NAME), nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("at", Double, nullable=False),  # Unix time, as all times here
+    PrimaryKeyConstraint("experiment", "unit", "arm", "forced"),
+)
+Index("exposure_at", exposures.c.at)
+
+requests: Final = Table(
+    "request",
+    metadata,
+    Column("request", String(HASH), primary_key=True),
+    Column("unit", String(HASH), nullable=False),
+    Column("at", Double, nullable=False),
+)
+Index("request_at", requests.c.at)
+
+outcomes: Final = Table(
+    "outcome",
+    metadata,
+    Column("report", String(HASH), primary_key=True),
+    Column("experiment", String(NAME), nullable=False),  # "" for all
+    Column("name", String(NAME), nullable=False),
+    Column("unit", String(HASH), nullable=False),  # "" if a request says whose it is
+    Column("request", String(HASH), nullable=False),
+    Column("value", Double, nullable=False),
+    Column("times", BigInteger, nullable=False),
+    Column("at", Double, nullable=False),
+)
+Index("outcome_at", outcomes.c.at)
+Index("outcome_name", outcomes.c.name, outcomes.c.experiment)
+
+stops: Final = Table(
+    "stop",
+    metadata,
+    Column("experiment", String(NAME), primary_key=True),
+    Column("arm", String(NAME), nullable=False),  # that everybody gets
+    Column("at", Double, nullable=False),
+)
+
+
+def _first(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[secrets, exposures, requests, outcomes, stops])
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first,)
+"""The n-th takes a store of version n to version n + 1."""
+
+_LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps
+
+
+def migrate(connection: Connection) -> int:
+    """Take all steps that this store has not taken, in the transaction of this connection. Returns its version.
+
+    A store of a later version is left as it is, since its steps have only added to what is known here.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    version.create(connection, checkfirst=True)
+    found = connection.execute(select(version.c.number)).scalar()
+    if found is None:
+        connection.execute(insert(version).values(number=0))
+    at = found or 0
+    for step in STEPS[at:]:
+        step(connection)
+        at += 1
+        connection.execute(update(version).values(number=at))
+    return at

@@ -1,0 +1,126 @@
+"""Who may read the admin plane: whoever is on its host, and elsewhere who has a token or a certificate."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from certificates import Authority
+
+from gateway.access.api_keys import hash_of
+from gateway.admin import Admin, AdminAccess
+from gateway.admin.guard import maybe_refusal
+
+TOKEN = "igk_operator"
+PATHS = ("/", "/page/page.js", "/metrics", "/config", "/state", "/nothing")
+
+
+class Transport:
+    def __init__(self, peer: str, certificate: Any = None) -> None:
+        self._told = {"peername": (peer, 5), "peercert": certificate}
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._told[name]
+
+
+class Asked:
+    """What the guard reads of a request."""
+
+    def __init__(self, path: str, transport: Transport, host: str = "gateway:9002", **headers: str) -> None:
+        self.path = path
+        self.transport = transport
+        self.host = host
+        self.headers = headers
+
+
+def status(path: str, peer: str = "10.0.0.9", *, is_local: bool = False, certificate: Any = None, **more: str) -> int:
+    request: Any = Asked(path, Transport(peer, certificate), **more)
+    refusal = maybe_refusal(AdminAccess((hash_of("other"), hash_of(TOKEN))), request, is_local=is_local)
+    assert refusal is None or isinstance(refusal, web.Response)
+    return 200 if refusal is None else refusal.status
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_elsewhere_a_token_or_a_certificate_is_needed_and_on_this_host_none(path: str) -> None:
+    assert status(path) == 401
+    for wrong in ("", "Bearer", "Bearer x", f"Bearer {TOKEN}x", TOKEN, "Basic !", basic("x"), basic(""), "Digest x"):
+        assert status(path, Authorization=wrong) == 401, wrong
+    for right in (f"Bearer {TOKEN}", f"bearer  {TOKEN}", basic(TOKEN)):
+        assert status(path, Authorization=right) == 200, right
+    assert status(path, certificate={"subject": ()}) == 200
+    for here in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"):
+        assert status(path, here) == 200
+
+
+def test_probes_need_nothing() -> None:
+    assert status("/healthz") == status("/readyz") == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        ("localhost:9002", 200), ("127.0.0.1:9002", 200), ("[::1]:9002", 200), ("LOCALHOST", 200),
+        ("evil.example.com:9002", 421), ("localhost.evil.com", 421), ("10.0.0.9:9002", 421),
+    ],
+)  # fmt: skip
+def test_a_name_of_elsewhere_that_leads_to_this_host_reads_nothing(host: str, code: int) -> None:
+    assert status("/state", "127.0.0.1", is_local=True, host=host) == code
+    assert status("/state", "127.0.0.1", is_local=False, host=host) == 200
+
+
+class Source:
+    def is_live(self) -> bool:
+        return True
+
+    def readiness(self) -> tuple[bool, list[str]]:
+        return True, []
+
+    def state(self) -> dict[str, Any]:
+        return {"upstreams": {}, "models": {}}
+
+    def config(self) -> dict[str, Any]:
+        return {"current": None, "last_refused": None, "changes": []}
+
+
+async def test_nothing_can_be_changed_by_any_method() -> None:
+    async with (
+        Admin(Source(), "127.0.0.1:0", lambda _: (b"", "text/plain")) as admin,
+        aiohttp.ClientSession() as session,
+    ):
+        for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"):
+            for path in ("/", "/config", "/state", "/healthz"):
+                async with session.request(method, f"http://{admin.address}{path}") as answer:
+                    assert answer.status in (400, 404, 405), (method, path)
+
+
+async def test_it_serves_tls_and_knows_certificates_of_its_authority(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server, operator = authority.issue("localhost"), authority.issue("operator")
+    access = AdminAccess(tls=(server.certificate, server.key, server.ca))
+    trusting = ssl.create_default_context(cafile=server.ca)
+    knowing = ssl.create_default_context(cafile=server.ca)
+    knowing.load_cert_chain(operator.certificate, operator.key)
+    try:
+        here = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        here = "127.0.0.1"
+    async with Admin(Source(), "0.0.0.0:0", lambda _: (b"", "text/plain"), access=access) as admin:
+        port = admin.address.rpartition(":")[2]
+        found = []
+        async with aiohttp.ClientSession() as session:
+            for context in (trusting, knowing):
+                url = f"https://{here}:{port}/state"
+                async with session.get(url, ssl=context, server_hostname="localhost") as answer:
+                    found.append(answer.status)
+        is_elsewhere = not here.startswith("127.")
+        assert found == [401 if is_elsewhere else 200, 200]

@@ -1,0 +1,159 @@
+"""What is told of units that met an arm, and of their calls."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from gateway.forwarding.exposures import Exposures, Met, Running, Taken, rounded, short
+from gateway.forwarding.metadata import REPLAYED
+from gateway.routing import Key, Sticky
+from gateway.status import Code, Meaning
+from gateway.types import Facts
+
+STICKY = Sticky((Key("metadata", "x-user"),), "salt")
+SPRING = Running(
+    "spring",
+    "photos",
+    "experiment:spring",
+    frozenset({"a", "b"}),
+    (("latency", "latency"), ("errors", "error"), ("bytes", "size")),
+)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def exposures(most: int = 100) -> tuple[Exposures, Clock]:
+    clock = Clock()
+    made = Exposures(clock, lambda: 1000.0, most)
+    made.apply([SPRING])
+    return made, clock
+
+
+def begin(made: Exposures, user: str = "anna", reason: str = "experiment:spring", arm: str = "a", request: str = ""):  # type: ignore[no-untyped-def]
+    return made.begun("photos", reason, arm, STICKY, Facts({"x-user": user}), request)
+
+
+def test_a_unit_is_told_of_once_for_each_arm() -> None:
+    made, _ = exposures()
+    for _ in range(3):
+        begin(made)
+        begin(made, "ben", arm="b")
+    assert made.take().exposures == [
+        Met("spring", "a", "anna", 1000.0, False),
+        Met("spring", "b", "ben", 1000.0, False),
+    ]
+    begin(made)
+    begin(made, arm="b")
+    assert made.take().exposures == [Met("spring", "b", "anna", 1000.0, False)]
+    assert made.units == {"spring": 3}
+
+
+@pytest.mark.parametrize(
+    ("reason", "arm", "told"),
+    {
+        "a rule sent it to an arm: forced": ("rule:testers", "b", [True]),
+        "a rule sent it elsewhere": ("rule:testers", "old", []),
+        "it was held out": ("holdout:spring", "a", []),
+        "the experiment has ended": ("stopped:spring", "a", []),
+        "it came without a key": ("split", "a", []),
+    }.values(),
+)
+def test_who_takes_part_by_another_way_is_forced_or_not_told_of(reason: str, arm: str, told: list[bool]) -> None:
+    made, _ = exposures()
+    assert begin(made, reason=reason, arm=arm) is None
+    assert [each.is_forced for each in made.take().exposures] == told
+
+
+def test_requests_that_are_replayed_take_no_part() -> None:
+    made, _ = exposures()
+    facts = Facts({"x-user": "anna", REPLAYED: "1"})
+    assert made.begun("photos", "experiment:spring", "a", STICKY, facts, "r-1") is None
+    assert made.take() == Taken()
+
+
+def test_calls_are_counted_by_unit_and_value() -> None:
+    made, clock = exposures()
+    for seconds in (0.1, 0.1001, 5.0):
+        exposed = begin(made)
+        clock.now += seconds
+        made.ended(exposed, Code.OK, None, False, 300)
+    measured = made.take().measured
+    assert {(key[2], round(key[3], 2)): calls for key, calls in measured.items()} == {
+        ("latency", 0.1): 2,
+        ("latency", 4.97): 1,
+        ("errors", 0.0): 3,
+        ("bytes", 299.81): 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning", "callers_fault", "errors"),
+    [
+        (Code.OK, None, False, [0.0]),
+        (Code.UNAVAILABLE, Meaning.UNREACHABLE, False, [1.0]),
+        (Code.DEADLINE_EXCEEDED, None, False, [1.0]),
+        (Code.RESOURCE_EXHAUSTED, Meaning.OVERLOADED, False, [1.0]),
+        (Code.INTERNAL, Meaning.CALLER, False, []),
+        (Code.INTERNAL, None, True, []),
+        (Code.INVALID_ARGUMENT, Meaning.CALLER, False, []),
+        (Code.CANCELLED, None, False, []),
+    ],
+)
+def test_an_error_is_one_that_the_arm_is_at_fault_for(
+    code: Code, meaning: Meaning | None, callers_fault: bool, errors: list[float]
+) -> None:
+    made, _ = exposures()
+    made.ended(begin(made), code, meaning, callers_fault, 0)
+    measured = made.take().measured
+    assert [value for _, _, outcome, value in measured if outcome == "errors"] == errors
+    assert any(outcome == "latency" for _, _, outcome, _ in measured) == (code is Code.OK)
+
+
+def test_a_request_is_known_by_its_unit() -> None:
+    made, _ = exposures()
+    begin(made, request="r-1")
+    begin(made, request="r-2")
+    assert made.take().requests == {"r-1": ("anna", 1000.0), "r-2": ("anna", 1000.0)}
+    made.apply([dataclasses.replace(SPRING, knows_requests=False)])
+    begin(made, request="r-3")
+    assert made.take().requests == {}
+
+
+def test_what_nobody_takes_is_bounded_and_a_unit_that_found_no_room_is_told_of_later() -> None:
+    made, _ = exposures(most=10)
+    for number in range(20):
+        made.ended(begin(made, f"user {number}", request=f"r-{number}"), Code.OK, None, False, 10)
+    taken = made.take()
+    assert (len(taken.exposures), len(taken.requests), len(taken.measured)) == (10, 10, 10)
+    assert taken.dropped == 10 + 10 + 50
+    for number in range(20):
+        begin(made, f"user {number}")
+    assert [each.unit for each in made.take().exposures] == [f"user {number}" for number in range(10, 20)]
+
+
+def test_all_are_told_of_again_once_some_were_lost() -> None:
+    made, _ = exposures()
+    begin(made)
+    made.take()
+    made.forget()
+    begin(made)
+    assert len(made.take().exposures) == 1
+
+
+@pytest.mark.parametrize("value", [1e-6, 0.0123, 0.5, 1.0, 17.3, 4e9])
+def test_measured_values_are_within_one_percent(value: float) -> None:
+    assert rounded(value) == pytest.approx(value, rel=0.01)
+    assert rounded(0.0) == 0.0
+
+
+def test_long_keys_are_held_as_digests() -> None:
+    assert short("anna") == "anna"
+    assert len(short("x" * 10_000)) < 80
+    assert short("x" * 10_000) != short("x" * 10_001)

@@ -1,0 +1,94 @@
+"""Who takes part in which experiment, and in which arm."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from gateway.routing import Arms, Condition, Key, Present, Route, Rule, Split, Sticky, explain, plan
+from gateway.types import Facts, Variant
+
+VARIANTS = tuple(Variant(name, "gpu", f"model_{name}") for name in ("a", "b", "old"))
+STICKY = Sticky((Key("metadata", "x-user"),), "salt")
+USERS = [f"user {number}" for number in range(4000)]
+RULE = Rule("testers", (Condition(Key("metadata", "x-tester"), Present()),), "b")
+
+
+def route(*experiments: Arms) -> Route:
+    return Route("photos", VARIANTS, Split((("old", 1.0),)), STICKY, rules=(RULE,), experiments=experiments)
+
+
+def arms(name: str = "spring", **others: object) -> Arms:
+    return Arms(name, {"a": 3.0, "b": 1.0}, "a", **{"layer": "l", **others})  # type: ignore[arg-type]
+
+
+def reason_of(given: Route, **metadata: str) -> tuple[str, str]:
+    facts = Facts({key.replace("_", "-"): value for key, value in metadata.items()})
+    made = plan(given, facts, draw=0.5, available=lambda _: True)
+    return made.reason, made.targets[0].name
+
+
+def reasons(given: Route) -> Counter[tuple[str, str]]:
+    return Counter(reason_of(given, x_user=user) for user in USERS)
+
+
+def test_units_come_to_arms_by_their_shares() -> None:
+    found = reasons(route(arms()))
+    assert found.keys() == {("experiment:spring", "a"), ("experiment:spring", "b")}
+    assert found["experiment:spring", "b"] == pytest.approx(1000, abs=120)
+
+
+def test_a_unit_is_in_one_experiment_of_a_layer_at_most_and_the_rest_is_as_without() -> None:
+    first, second = arms("one", end=0.5), arms("two", begin=0.5, end=0.75)
+    found = Counter(reason for reason, _ in reasons(route(first, second)).elements())
+    assert found["experiment:one"] == pytest.approx(2000, abs=150)
+    assert found["experiment:two"] == pytest.approx(1000, abs=120)
+    assert found["only"] == pytest.approx(1000, abs=120)
+    here = {user for user in USERS if reason_of(route(first), x_user=user)[0] == "experiment:one"}
+    there = {user for user in USERS if reason_of(route(second), x_user=user)[0] == "experiment:two"}
+    assert not here & there
+
+
+def test_experiments_do_not_share_their_arms() -> None:
+    """Whoever has b in one is as likely as others to have b in the next."""
+    in_b = [user for user in USERS if reason_of(route(arms("one")), x_user=user)[1] == "b"]
+    again = [user for user in in_b if reason_of(route(arms("two")), x_user=user)[1] == "b"]
+    assert len(again) / len(in_b) == pytest.approx(0.25, abs=0.06)
+
+
+def test_the_holdout_keeps_the_baseline_and_is_in_no_arm() -> None:
+    found = reasons(route(arms(holdout=0.2)))
+    assert found["holdout:spring", "a"] == pytest.approx(800, abs=100)
+    assert ("holdout:spring", "b") not in found
+
+
+def test_everybody_gets_one_arm_once_it_has_ended() -> None:
+    assert reasons(route(arms(holdout=0.2, ended_with="b"))) == {("stopped:spring", "b"): len(USERS)}
+
+
+def test_rules_come_first_and_who_has_no_key_is_not_asked() -> None:
+    given = route(arms())
+    assert reason_of(given, x_user="anna", x_tester="1") == ("rule:testers", "b")
+    assert reason_of(given) == ("only", "old")
+
+
+def test_a_version_that_leaves_arms_out_is_no_part_of_the_experiment() -> None:
+    pinned = (*VARIANTS[:1], Variant("b", "gpu", "model_b", "2"), VARIANTS[2])
+    given = Route("photos", pinned, Split((("old", 1.0),)), STICKY, experiments=(arms(),))
+    made = plan(given, Facts({"x-user": "anna"}, version="7"), draw=0.5, available=lambda _: True)
+    assert made.reason in ("version", "only")
+
+
+def test_explain_says_which_arm_and_why() -> None:
+    given = route(arms("one", end=0.5), arms("two", begin=0.5, holdout=0.5))
+    for user in USERS[:20]:
+        told = explain(given, Facts({"x-user": user}), draw=0.5)
+        assert told.plan.reason.partition(":")[2] in ("one", "two")
+        assert f"{told.plan.reason}: variant {told.plan.targets[0].name}" in told.lines
+        assert any(f"'{user}' is at 0." in line for line in told.lines)
+
+
+def test_an_arm_that_is_no_variant_is_refused() -> None:
+    with pytest.raises(ValueError, match="no variant 'c'"):
+        route(Arms("spring", {"a": 1.0, "c": 1.0}, "a", "l"))

@@ -1,0 +1,30 @@
+"""Stores of both kinds, empty for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from postgres import BINARIES, Postgres
+
+KINDS = ["sqlite", "postgresql"]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    if not BINARIES:
+        pytest.skip("PostgreSQL is not here (Debian: postgresql)")
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty store."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/experiments.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    server.empty()
+    return server.url

@@ -1,0 +1,69 @@
+"""A real PostgreSQL of Debian's package, in a folder of its own, that tests start, stop and restart."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+
+
+class Postgres:
+    """One server on a port of this host, for a user without a password."""
+
+    def __init__(self) -> None:
+        self._bin = BINARIES[-1].parent
+        self._home = Path(tempfile.mkdtemp(prefix="gateway-postgres-"))
+        self._data = self._home / "data"
+        self._user = None if os.getuid() else _somebody()  # it refuses to run as root
+        if self._user is not None:
+            os.chown(self._home, pwd.getpwnam(self._user).pw_uid, -1)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._run("initdb", "--auth=trust", "--username=gateway", "--no-sync", "-D", str(self._data))
+        self.start()
+
+    def _run(self, command: str, *arguments: str) -> None:
+        subprocess.run(
+            [self._bin / command, *arguments],
+            check=True,
+            user=self._user,
+            cwd=self._home,
+            stdout=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://gateway@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories='' -c fsync=off"
+        log = str(self._home / "log")
+        self._run("pg_ctl", "start", "--wait", "-D", str(self._data), "-l", log, "-o", options)
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "--mode=fast", "--wait", "-D", str(self._data))
+
+    def empty(self) -> None:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._home)
+
+
+def _somebody() -> str:
+    names = {user.pw_name for user in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"

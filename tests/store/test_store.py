@@ -1,0 +1,167 @@
+"""The store: what was written is read, once, whatever is repeated, late or out of order. On SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import Connection, NullPool, create_engine, inspect, text
+
+from gateway.experiments.records import Exposure, Outcome
+from gateway.store import ExposureRow, OutcomeRow, RequestRow, Stop, Store, StoreAway, schema
+from gateway.store.rows import Row
+
+KEY = "a key that nobody guesses"
+
+
+Opened = Callable[..., Store]
+
+
+@pytest.fixture
+def store_of() -> Iterator[Opened]:
+    with contextlib.ExitStack() as exits:
+
+        def opened(url: str, key: str | None = KEY) -> Store:
+            store = Store(url, key)
+            exits.callback(store.close)
+            store.open()
+            return store
+
+        yield opened
+
+
+@contextlib.contextmanager
+def raw(url: str) -> Iterator[Connection]:
+    """The database without what is tested."""
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"), poolclass=NullPool)
+    with engine.begin() as connection:
+        yield connection
+
+
+def report(number: int, unit: str = "anna", *, at: float = 20.0, value: float = 1.0) -> OutcomeRow:
+    return OutcomeRow(f"report {number}", "", "bought", value, at, unit)
+
+
+def outcomes(store: Store, name: str = "spring", measured: bool = False) -> list[Outcome]:
+    return list(store.outcomes(name, {"bought": measured}))
+
+
+def test_a_unit_is_exposed_once_at_its_earliest_time(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    late, early = ExposureRow("spring", "int8", "anna", 12.0, False), ExposureRow("spring", "int8", "anna", 10.0, False)
+    store.write([late])
+    store.write([early, late])
+    store.write([late])
+    assert store.exposures("spring") == [Exposure("int8", store.hashed("unit", "anna"), 10.0)]
+    assert store.exposures("autumn") == []
+
+
+def test_a_unit_in_two_arms_and_one_that_a_rule_sent_there_are_told_apart(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    store.write([ExposureRow("spring", arm, "anna", 10.0, forced) for arm in ("a", "b") for forced in (False, True)])
+    assert len(store.exposures("spring")) == 4
+    assert store.arms("spring") == {"a": 1, "b": 1}
+
+
+def test_a_report_counts_once_however_often_and_late_it_comes(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    assert store.write([report(1), report(2, "ben"), report(1, value=0.0)]) == 1
+    assert store.write([report(2, "ben"), report(3, at=5.0)]) == 1
+    assert store.write([report(1, value=7.0)]) == 1
+    assert sorted((each.value, each.at) for each in outcomes(store)) == [(1.0, 5.0), (1.0, 20.0), (1.0, 20.0)]
+
+
+@pytest.mark.parametrize("first", ["report", "request"])
+def test_a_report_about_a_request_is_about_its_unit_whichever_comes_first(
+    store_of: Opened, url: str, first: str
+) -> None:
+    store = store_of(url)
+    rows: list[Row] = [RequestRow("r-1", "anna", 10.0), OutcomeRow("x", "", "bought", 1.0, 20.0, "", "r-1")]
+    for row in rows if first == "request" else rows[::-1]:
+        store.write([row])
+    assert [each.unit for each in outcomes(store)] == [store.hashed("unit", "anna")]
+
+
+def test_what_was_measured_is_of_its_experiment_and_counts_as_often_as_it_was_seen(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    store.write([OutcomeRow("m", "spring", "bought", 0.5, 20.0, "anna", times=3), report(1)])
+    assert [each.value for each in outcomes(store, measured=True)] == [0.5] * 3
+    assert outcomes(store, "autumn", measured=True) == []
+
+
+def test_units_requests_and_reports_are_known_by_keyed_hashes_only(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    strange = "\0\ud800 anna@example.org" + "x" * 100_000
+    rows: list[Row] = [ExposureRow("spring", "a", strange, 1.0, False), RequestRow(strange, strange, 1.0)]
+    store.write([*rows, OutcomeRow(strange, "", "bought", 1.0, 2.0, strange)])
+    with raw(url) as connection:
+        found = [str(connection.execute(each.select()).all()) for each in schema.metadata.sorted_tables]
+    assert "anna" not in "".join(found)
+    assert store.hashed("unit", "anna") != Store(url, KEY + "!").hashed("unit", "anna")
+
+
+def test_without_a_key_in_the_config_all_who_use_the_store_have_the_same(store_of: Opened, url: str) -> None:
+    one, other = store_of(url, None), store_of(url, None)
+    assert one.hashed("unit", "anna") == other.hashed("unit", "anna")
+
+
+def test_several_may_begin_and_write_at_once(store_of: Opened, url: str) -> None:
+    def write(number: int) -> None:
+        store = Store(url, KEY)
+        for batch in range(5):
+            rows = [report(each, f"unit {each}") for each in range(batch * 40, batch * 40 + 80)]
+            store.write(rows[::-1] if number % 2 else rows)
+        store.close()
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes(store_of(url))) == 240
+
+
+def test_a_later_stop_replaces_an_earlier_one(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    assert store.stops() == {}
+    store.stop(Stop("spring", "a", 1.0))
+    store.stop(Stop("spring", "b", 2.0))
+    assert store_of(url).stops() == {"spring": Stop("spring", "b", 2.0)}
+
+
+def test_what_is_older_than_its_time_goes_in_parts(store_of: Opened, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.store.database._PURGED", 10)
+    store = store_of(url)
+    store.write([report(number, at=float(number)) for number in range(100)])
+    deleted = []
+    while deleted[-1:] != [0]:
+        deleted.append(store.purge(50.0))
+    assert deleted == [10, 10, 10, 10, 10, 0]
+    assert len(outcomes(store)) == 50
+
+
+def test_a_store_of_a_later_version_is_used_as_it_is(store_of: Opened, url: str) -> None:
+    store_of(url).write([report(1)])
+    with raw(url) as connection:
+        connection.execute(text("UPDATE store_version SET number = 99"))
+    assert len(outcomes(store_of(url))) == 1
+
+
+def test_each_version_has_the_tables_that_are_declared(store_of: Opened, url: str) -> None:
+    store_of(url)
+    with raw(url) as connection:
+        found = inspect(connection)
+        for table in schema.metadata.sorted_tables:
+            assert {each["name"] for each in found.get_columns(table.name)} == set(table.columns.keys())
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://nobody:secret@127.0.0.1:1/none", "sqlite:////proc/none/x.db"], ids=["postgresql", "sqlite"]
+)
+def test_a_store_that_cannot_be_used_says_so_without_its_password(url: str) -> None:
+    with pytest.raises(StoreAway) as caught:
+        Store(url).open()
+    assert str(caught.value)
+    assert "secret" not in str(caught.value) + Store(url).name
