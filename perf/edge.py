@@ -143,9 +143,8 @@ def _print(what: str, parts: dict[str, int]) -> None:
 
 
 def main() -> None:
-    sys.stdout.write(
-        "| | gateway, RSS | Triton, RSS | together, RSS | files once | without files |\n| --- | --- | --- | --- | --- | --- |\n"
-    )
+    headings = ("", "gateway, RSS", "Triton, RSS", "together, RSS", "files once", "without files")
+    sys.stdout.write(f"| {' | '.join(headings)} |\n|{' --- |' * len(headings)}\n")
     asyncio.run(measure())
 
 
