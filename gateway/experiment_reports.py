@@ -22,7 +22,8 @@ from gateway.errors import CommandFailed
 from gateway.evidence import settings_of
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report
-from gateway.store import Stop, Store, StoreAway
+from gateway.store import Stop, StoreAway
+from gateway.store.database import Store
 
 if TYPE_CHECKING:
     from gateway.experiments.units import Units

@@ -79,7 +79,11 @@ RpcWord = Annotated[
     str,
     AfterValidator(_rpc),
     WithJsonSchema(
-        {"type": "string", "x-kind": "RPC", "x-range": "`inference`, `metadata`, `details`, `control`, or an RPC"}
+        {
+            "type": "string",
+            "x-kind": "RPC",
+            "x-range": "`inference`, `metadata`, `outcomes`, `details`, `control`, or an RPC",
+        }
     ),
 ]
 
@@ -213,7 +217,8 @@ class Grant(Section):
         default=("inference", "metadata"),
         max_length=100,
         description="The RPCs: `inference` (ModelInfer, ModelStreamInfer, the typed API), `metadata` (ServerMetadata, "
-        "ModelMetadata, ModelReady), `details` (RepositoryIndex, ModelConfig, ModelStatistics), `control` (what "
+        "ModelMetadata, ModelReady), `outcomes` (reports for experiments), `details` (RepositoryIndex, ModelConfig, "
+        "ModelStatistics), `control` (what "
         "changes a server, or reads its shared memory; `server.control` must let it in as well), `Reflection`, or "
         "single ones by name.",
         examples=[["inference", "ModelStatistics"]],

@@ -1,11 +1,11 @@
 """I/O: where exposures and outcomes of experiments are kept, and how they get there without holding up a call.
 
-Knows `experiments` (values) and SQLAlchemy Core, and nothing of calls or of the config.
+Knows `experiments` (values) and SQLAlchemy Core, and nothing of calls or of the config. `Store` is imported from
+`database` by those who need one, since most gateways have no experiments, and SQLAlchemy takes memory.
 """
 
-from gateway.store.database import Stop, Store, StoreAway, StoreFailed
 from gateway.store.recorder import Recorder, StoreSettings, StoreState
-from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow
+from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, StoreFailed
 
 __all__ = [
     "ExposureRow",
@@ -13,7 +13,6 @@ __all__ = [
     "Recorder",
     "RequestRow",
     "Stop",
-    "Store",
     "StoreAway",
     "StoreFailed",
     "StoreSettings",

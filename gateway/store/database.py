@@ -6,7 +6,6 @@ import hmac
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
@@ -34,30 +33,13 @@ from sqlalchemy.exc import (
 
 from gateway.experiments.records import Exposure, Outcome
 from gateway.store import schema
-from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row
+from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row, Stop, StoreAway, StoreFailed
 
 _CONNECT_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
 _PURGED: Final = 10_000  # rows that one statement deletes, so that others need not wait long
 _NOT_READY: Final = ("42501", "42P01", "3F000")  # SQLSTATE: no right, no table, no schema
 _READ: Final = 10_000  # rows that are fetched at once
-
-
-class StoreAway(Exception):
-    """The database cannot be used now; later it may. The text names no secret."""
-
-
-class StoreFailed(Exception):
-    """What was to be written can never be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """An experiment has ended, and everybody gets this arm."""
-
-    experiment: str
-    arm: str
-    at: float
 
 
 class Store:

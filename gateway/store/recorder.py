@@ -12,10 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gateway.store.database import Stop, Store, StoreAway, StoreFailed
-from gateway.store.rows import ExposureRow, Row
+from gateway.store.rows import ExposureRow, Row, Stop, StoreAway, StoreFailed
+
+if TYPE_CHECKING:
+    from gateway.store.database import Store
 
 _log = logging.getLogger(__name__)
 
@@ -173,6 +175,8 @@ class Recorder:
 
     def _opened(self) -> Store:
         if self._store is None:
+            from gateway.store.database import Store  # noqa: PLC0415  (SQLAlchemy, which takes 14 MB)
+
             self._store = Store(self._settings.url, self._settings.unit_key)
             self.state.name = self._store.name
         self._store.open()

@@ -1,7 +1,8 @@
-"""What is written, as values. Units and requests are as the caller gave them here, and hashed on their way out."""
+"""What is written and read, as values, and how that fails. Units and requests are hashed on their way out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -37,3 +38,20 @@ class OutcomeRow(NamedTuple):
 
 
 Row = ExposureRow | RequestRow | OutcomeRow
+
+
+class StoreAway(Exception):
+    """The database cannot be used now; later it may. The text names no secret."""
+
+
+class StoreFailed(Exception):
+    """What was to be written can never be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An experiment has ended, and everybody gets this arm."""
+
+    experiment: str
+    arm: str
+    at: float

@@ -15,16 +15,16 @@ from typing import Any
 import grpc
 import pytest
 from command_line import command, free_address
-from played_triton import played
+from played_triton import fails_at_once, played
 from postgres import Postgres
 from test_workers import until_all_up
 from traffic import OK, config, gateway, http, until, write
-from v2_calls import call, channel_to, infer
+from v2_calls import call, channel_to, infer, read_all, stream
 
 from gateway.app import Gateway
 from gateway.cli import main
 from gateway.experiment_reports import Unknown, disagreements
-from gateway.store import Store
+from gateway.store.database import Store
 from gateway.v1 import outcomes_pb2 as pb
 from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
 
@@ -320,3 +320,28 @@ def test_diffs_shows_the_latest_disagreements_that_shadows_kept(
     assert "a and b: output 'OUT' differs  absolute 0.5  (request r-2" in others[0]
     with pytest.raises(Unknown, match="no experiment and no public model 'sprig'"):
         list(disagreements(str(file), "sprig", 1))
+
+
+async def test_messages_of_streams_take_part_and_calls_that_fail_count_as_errors(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/experiments.db"
+    async with played() as triton:
+        file = write(tmp_path / "gateway.yaml", plan(triton.address, url))
+        async with gateway(file) as running, channel_to(running.listen) as channel:
+            streaming = stream(channel, [("x-user", "anna")])
+            for _ in range(3):
+                await streaming.write(infer("net"))
+            await streaming.done_writing()
+            assert len(await read_all(streaming)) == 3
+            triton.behaviour = fails_at_once
+            failed = await call(channel, infer("net"), metadata=[("x-user", "ben")])
+            assert failed.code is grpc.StatusCode.INTERNAL
+    store = Store(url, KEY)
+    try:
+        store.open()
+        measured = {"latency": True, "errors": True}
+        anna, ben = (store.hashed("unit", name) for name in ("anna", "ben"))
+        assert {each.unit for each in store.exposures("spring")} == {anna, ben}
+        told = Counter((each.unit, each.name, each.value > 0.0) for each in store.outcomes("spring", measured))
+        assert told == {(anna, "latency", True): 3, (anna, "errors", False): 3, (ben, "errors", True): 1}
+    finally:
+        store.close()

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from gateway.store import ExposureRow, OutcomeRow, Recorder, Stop, Store, StoreSettings
+from gateway.store import ExposureRow, OutcomeRow, Recorder, Stop, StoreSettings
+from gateway.store.database import Store
 
 KEY = "a key that nobody guesses"
 

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
 from gateway.experiments.records import Exposure, Outcome
-from gateway.store import ExposureRow, OutcomeRow, RequestRow, Stop, Store, StoreAway, schema
+from gateway.store import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, schema
+from gateway.store.database import Store
 from gateway.store.rows import Row
 
 KEY = "a key that nobody guesses"
