@@ -151,10 +151,10 @@ def _options(sweep: Sweep, setting: Setting, batch: int, address: str) -> list[s
 
 
 def _measure(command: Sequence[str], sweep: Sweep, environ: Mapping[str, str]) -> Figures:
-    return middle(_run(command, 3 * sweep.seconds + _PATIENCE, environ) for _ in range(sweep.rounds))
+    return middle(run_once(command, 3 * sweep.seconds + _PATIENCE, environ) for _ in range(sweep.rounds))
 
 
-def _run(command: Sequence[str], patience: float, environ: Mapping[str, str]) -> Figures:
+def run_once(command: Sequence[str], patience: float, environ: Mapping[str, str]) -> Figures:
     """One run of perf_analyzer. raises: OptimiseFailed if it gives no figures."""
     with tempfile.TemporaryDirectory() as folder:
         file, said = Path(folder) / "figures.csv", "it did not end"

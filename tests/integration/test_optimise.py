@@ -58,10 +58,18 @@ async def test_each_setting_is_served_as_it_is_measured_and_the_best_is_told(rep
     assert (repository / "labels/config.pbtxt").read_bytes() == before
 
 
-async def test_a_program_that_fails_is_told_with_its_last_words(repository: Path, tmp_path: Path) -> None:
-    environ = program(tmp_path, "#!/bin/sh\necho could not connect >&2; exit 3\n")
-    with pytest.raises(OptimiseFailed, match="no figures: could not connect"):
-        await optimise.optimise(Sweep(repository, "labels", cores=1), environ, print)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("echo could not connect >&2; exit 3", "no figures: could not connect"),
+        ("echo unstable", "no figures: unstable"),
+        ("sleep 60", "no figures: it did not end"),
+    ],
+)
+def test_a_program_that_gives_no_figures_is_told_with_its_last_words(tmp_path: Path, text: str, told: str) -> None:
+    environ = program(tmp_path, f"#!/bin/sh\n{text}\n")
+    with pytest.raises(OptimiseFailed, match=told):
+        optimise.run_once([environ["PERF_ANALYZER"]], 0.5, environ)
 
 
 def test_without_perf_analyzer_it_says_where_to_get_it(tmp_path: Path) -> None:
