@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run test pythons coverage soak check perf setup clean
+.PHONY: run test pythons coverage soak fuzz check audit sbom perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -40,8 +40,22 @@ soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 $(VENV)/grpc-js: $(VENV)/.tools
 	npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7
 
+# Inputs that reach new code of what reads others' bytes, ten minutes for each reader, on the sources; findings are new files
+# in tests/fuzz/corpus. FUZZ_SECONDS=60 TARGETS="config jwt" make fuzz is shorter. atheris has wheels for Python 3.11 to 3.13.
+fuzz: export GATEWAY_NO_EXTENSIONS := 1
+fuzz: $(VENV)/.tools $(VENV)/.fuzz
+	PYTHONPATH=$(VENV)/.fuzz $(BIN)/python tests/fuzz/fuzzer.py --seconds $(or $(FUZZ_SECONDS),600) $(TARGETS)
+
+# In a folder of its own: its native modules are large, and nothing else needs them.
+$(VENV)/.fuzz: $(VENV)/.installed
+	$(INSTALL) --no-deps --upgrade --target $@ atheris==3.0.0
+	@touch $@
+
 # Has each Python what the sources use of it? NumPy's own types are for 3.11 and later, so before that they say nothing.
 OTHER_PYTHON := --no-warn-return-any --no-warn-unused-ignores --python-version
+
+# What is compiled has to be understood by mypyc where none of the packages is installed: in a wheel's build.
+AS_BUILT := --config-file= --no-site-packages --ignore-missing-imports --follow-imports=silent --python-version 3.10
 
 check: $(VENV)/.tools
 	$(BIN)/ruff format --check .
@@ -50,8 +64,28 @@ check: $(VENV)/.tools
 	$(BIN)/mypy $(OTHER_PYTHON) 3.10
 	$(BIN)/mypy $(OTHER_PYTHON) 3.14
 	$(BIN)/mypy --config-file tests/mypy.ini
+	$(BIN)/mypy $(AS_BUILT) $(patsubst %,gateway/%,forwarding http2 routing rpc transport upstream v2 telemetry api/relay.py api/stream_caller.py)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/config/test_reference.py   # is docs/configuration.md what the schema says?
+	$(BIN)/python -m pytest -q tests/deploy/test_dependencies.py # has a version that is allowed a known advisory?
+
+# Has any package of constraints.txt a published advisory? Asks PyPI, so it is no part of `make check`, which holds the versions
+# to what was known when .ci/advisories.txt was last looked over (tests/deploy/test_dependencies.py).
+audit: $(VENV)/.supply/made
+	$(VENV)/.supply/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+# All that an installation has, in dist/: of a new environment, since .venv has tools for tests beside it.
+sbom: $(VENV)/.supply/made
+	@$(PYTHON) -m venv --clear $(VENV)/.shipped
+	CC=no-compiler $(BIN)/python -m pip --python $(VENV)/.shipped/bin/python install -q --disable-pip-version-check -c constraints.txt .
+	@mkdir -p dist
+	$(VENV)/.supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON \
+	  --output-file dist/inference-gateway.cdx.json $(VENV)/.shipped/bin/python
+
+$(VENV)/.supply/made: $(VENV)/.installed
+	@$(PYTHON) -m venv $(VENV)/.supply
+	$(VENV)/.supply/bin/pip install -q --disable-pip-version-check -c constraints.txt cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
 
 # Load tests against Envoy, nginx and HAProxy, 30 minutes; see perf/README.md. For a first look: make perf ROUNDS=1 ONLY=tiny
 ROUNDS := 5

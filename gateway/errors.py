@@ -7,6 +7,7 @@ the same code and text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
@@ -29,6 +30,19 @@ class GatewayError(Exception):
 def shown(name: str) -> str:
     """A caller's text, cut to the length at which an error repeats it: a status is a header field of limited size."""
     return name if len(name) <= 200 else name[:200] + "…"
+
+
+_SECRET_PARTS: Final = re.compile(r"(://)[^\s'\"]*@|(://[^\s'\"?]*\?)[^\s'\"]+")
+
+
+def without_credentials(text: str) -> str:
+    """A text for logs and pages, in which URLs have neither their user and password nor their query.
+
+    It takes out too much rather than too little: all up to a URL's last `@`, since passwords may hold anything.
+    """
+    if "://" not in text:
+        return text
+    return _SECRET_PARTS.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2]}…", text)
 
 
 # The caller's fault

@@ -136,7 +136,7 @@ def test_a_checkout_is_compiled_when_asked_and_a_wheel_always(
     monkeypatch.setattr(hatch_build, "generate", lambda root: None)
     monkeypatch.setattr(hatch_build, "compile_modules", lambda *given: tried.append(given) or ())
     hook = hatch_build.BuildHook()
-    hook.root, hook.config = str(tmp_path), SETTINGS
+    hook.root, hook.config, hook.target_name = str(tmp_path), SETTINGS, "sdist"
     hook.initialize(version, {"force_include": {}})
     assert bool(tried) is compiles
 

@@ -12,7 +12,7 @@ import pytest
 
 import gateway
 from gateway.api.calls import with_errors
-from gateway.errors import GatewayError, UnknownModel, UpstreamFailed
+from gateway.errors import GatewayError, UnknownModel, UpstreamFailed, without_credentials
 from gateway.forwarding.pipelines import CallRefused
 from gateway.status import Code
 from gateway.steps.step import BadTensor, StepFailed
@@ -89,3 +89,18 @@ def test_an_unknown_models_text_is_tritons_and_its_length_bounded() -> None:
 def test_an_upstreams_code_does_not_leak_into_the_next() -> None:
     first, second = UpstreamFailed(Code.ABORTED, "a"), UpstreamFailed(Code.INTERNAL, "b")
     assert (first.code, second.code, UpstreamFailed.code) == (Code.ABORTED, Code.INTERNAL, Code.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("kept in s3://key:secret@bucket/x: no", "kept in s3://…@bucket/x: no"),
+        ("'ftp://user:p@ss/word@host:1/x'", "'ftp://…@host:1/x'"),
+        ("https://store/x?sig=secret and more", "https://store/x?… and more"),
+        ("http://a/x, http://user@b/y", "http://a/x, http://…@b/y"),
+        ("dns:///triton:8001", "dns:///triton:8001"),
+        ("a@b ?c=d", "a@b ?c=d"),
+    ],
+)
+def test_a_url_is_shown_without_its_credentials(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown

@@ -76,7 +76,9 @@ class KeySet:
 
 
 def _maybe_key(jwk: Any, kinds: set[str]) -> _Key | None:
-    if not isinstance(jwk, dict) or jwk.get("kty") not in kinds or jwk.get("use", "sig") != "sig" or "d" in jwk:
+    if not isinstance(jwk, dict) or not isinstance(jwk.get("kty"), str):
+        return None
+    if jwk["kty"] not in kinds or jwk.get("use", "sig") != "sig" or "d" in jwk:
         return None
     try:
         key = jwt.PyJWK(jwk).key
@@ -164,8 +166,9 @@ def _principal(issuer: Issuer, claims: Mapping[str, Any]) -> Principal:
     found: Any = _claim(claims, issuer.groups) if issuer.groups else ()
     if isinstance(found, str):
         found = found.split()  # as `scope` lists them
-    groups = [issuer.prefix + group for group in found or () if isinstance(group, str) and group]
-    if not isinstance(found or (), list | tuple) or len(groups) > MOST_GROUPS:
+    is_list = isinstance(found or (), list | tuple)
+    groups = [issuer.prefix + group for group in found or () if isinstance(group, str) and group] if is_list else []
+    if not is_list or len(groups) > MOST_GROUPS:
         raise Unauthenticated(f"the token's claim '{issuer.groups}' is no list of groups that fits", "claims")
     return Principal(
         issuer.prefix + name,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path as FilePath
 
-from gateway.errors import CommandFailed
+from gateway.errors import CommandFailed, without_credentials
 
 Path = tuple[str | int, ...]
 """Where a value stands: ("models", "imagenet", "rules", 0, "variant")."""
@@ -41,7 +41,7 @@ class Finding:
         grade = "" if self.severity is Severity.ERROR else f"{self.severity.value}: "
         key = f"{self.key}: " if self.key else ""
         right = f"; {self.right}" if self.right else ""
-        text = f"{where}: {grade}{key}{self.wrong}{right}"
+        text = without_credentials(f"{where}: {grade}{key}{self.wrong}{right}")
         # Names and paths may contain anything, so control characters are escaped for terminals.
         return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
@@ -80,7 +80,8 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def show(value: object) -> str:
-    """A value as it may stand in a message: on one line, short, and never a section's whole content."""
+    """A value as it may stand in a message: on one line, short, without a URL's credentials, and never a section's
+    whole content."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple):
@@ -89,6 +90,8 @@ def show(value: object) -> str:
         return "empty"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str):
+        value = without_credentials(value)  # before it is cut
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 

@@ -103,7 +103,9 @@ class Server(Section):
         "`none` here. Some of these RPCs let a caller read or write a server's files and memory.",
     )
     reflection: Switch = Field(
-        default=True, description="Serve gRPC reflection, which tools such as grpcurl need to list and call methods."
+        default=False,
+        description="Serve gRPC reflection, which tools such as grpcurl need to list and call methods. It tells "
+        "strangers what there is, so it is off unless this says so.",
     )
     drain: Annotated[float, Duration(0, 1 * HOURS)] = Field(
         default=30 * SECONDS,

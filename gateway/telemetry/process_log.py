@@ -1,5 +1,5 @@
 """Telemetry: the log of the process on stderr. A thread writes it: a pipe that nobody reads would stop the event
-loop."""
+loop. Whoever logs a URL, libraries too, its credentials are not in the log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 from typing import Final
 
+from gateway.errors import without_credentials
 from gateway.telemetry.access_log import LineWriter
 
 _STDERR: Final = 2
@@ -40,7 +41,7 @@ class QueuedHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write_nowait(self.format(record) + "\n")
+            self._writer.write_nowait(without_credentials(self.format(record)) + "\n")
         except Exception:  # a handler of `logging` reports on stderr what can't be formatted
             self.handleError(record)
 

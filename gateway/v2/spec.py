@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]  # Any: the element type is data here, named by a tensor's datatype
+Array: TypeAlias = npt.NDArray[Any]  # Any: the element type is data here, named by a tensor's datatype
 Tensors = Mapping[str, Array]
 
 Datatype = Literal[

@@ -47,7 +47,7 @@ async def test_reflection_lists_every_service_with_its_methods(tmp_path: Path) -
         pool = DescriptorPool(database)
         return {name: len(pool.FindServiceByName(name).methods) for name in database.get_services()}
 
-    async with running(tmp_path, "") as gateway:
+    async with running(tmp_path, "server: {reflection: true}") as gateway:
         assert await with_channel(gateway.listen, ask) == SERVICES
 
 
@@ -64,17 +64,17 @@ async def test_a_tool_can_make_a_call_from_reflection_alone(tmp_path: Path) -> N
             call(GetMessageClass(method.input_type)(model="cats", text="?"), timeout=5)
         return caught.value
 
-    async with running(tmp_path, "") as gateway:
+    async with running(tmp_path, "server: {reflection: true}") as gateway:
         error = await with_channel(gateway.listen, ask)
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert error.details() == "Request for unknown model: 'cats' is not found"
 
 
-async def test_reflection_can_be_switched_off(tmp_path: Path) -> None:
+async def test_reflection_is_off_by_default(tmp_path: Path) -> None:
     def ask(channel: Any) -> Any:
         with pytest.raises(grpc.RpcError) as caught:
             ProtoReflectionDescriptorDatabase(channel).get_services()
         return caught.value.code()
 
-    async with running(tmp_path, "server: {reflection: false}") as gateway:
+    async with running(tmp_path, "") as gateway:
         assert await with_channel(gateway.listen, ask) is grpc.StatusCode.UNIMPLEMENTED

@@ -462,12 +462,15 @@ def test_what_is_odd_is_a_warning_and_still_taken(file: Path, text: str, expecte
 
 
 def test_defaults_serve_only_this_host(file: Path) -> None:
-    config = loaded(file, MODEL).config
-    assert (config.listen, config.admin.listen, config.server.control) == (
-        "127.0.0.1:9001",
-        "127.0.0.1:9002",
-        "loopback",
-    )
+    for config in (loaded(file, MODEL).config, transparent("triton:8001", {}).config):
+        server = config.server
+        assert (config.listen, config.admin.listen, server.control, server.reflection) == (
+            "127.0.0.1:9001",
+            "127.0.0.1:9002",
+            "loopback",
+            False,
+        )
+        assert config.telemetry.capture == ()
 
 
 @pytest.mark.parametrize(

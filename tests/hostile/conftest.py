@@ -25,5 +25,5 @@ def triton() -> FakeTriton:
 @pytest.fixture(scope="session")
 def product(triton: FakeTriton) -> Iterator[Served]:
     """The whole gateway, in front of a grpcio server."""
-    with triton.served() as upstream, gateway(upstream) as served:
+    with triton.served() as upstream, gateway(upstream, "server: {reflection: true}\n") as served:
         yield served

@@ -114,7 +114,7 @@ CONFIG = """
 listen: 127.0.0.1:0
 admin: {{listen: "127.0.0.1:0"}}
 telemetry: {{access_log: {{destination: none}}}}
-server: {{control: none, max_collected_bytes: 128MiB}}
+server: {{control: none, reflection: true, max_collected_bytes: 128MiB}}
 upstreams: {{main: {{endpoints: ["127.0.0.1:{port}"], probe_interval: 500ms}}}}
 direct: {{models: all}}
 models:
