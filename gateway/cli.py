@@ -184,18 +184,35 @@ def _add_local_commands(commands: Commands) -> None:
     )
     build.add_argument("--force", action="store_true", help="build also what is current")
     listed = _add(actions, "list", _models_list, "list the models and whether they are built")
+    optimise = _add(
+        actions, "optimise", _models_optimise, "measure a model in several settings by perf_analyzer, and choose one"
+    )
+    optimise.add_argument("name", metavar="MODEL")
+    optimise.add_argument(
+        "--seconds", type=_at_least_one, default=3, metavar="N", help="of a measurement, from 3 (default)"
+    )
+    optimise.add_argument(
+        "--rounds", type=_at_least_one, default=1, metavar="N", help="whose median counts (default: 1)"
+    )
+    optimise.add_argument("--most-ms", type=_at_least_one, metavar="N", help="what the p99 of a request may be")
+    optimise.add_argument("--shape", action="append", default=[], metavar="INPUT:SIZES", help="of an input left open")
+    optimise.add_argument("--input-data", metavar="FILE", help="requests to send, as perf_analyzer takes them")
     triton = _add(commands, "triton", None, "the local Triton alone")
     start = _add(triton.add_subparsers(metavar="ACTION", required=True), "start", _triton_start, "start it and stay up")
     start.add_argument("--grpc-port", type=_port, default=8001, metavar="PORT", help="default: 8001")
     start.add_argument("--http-port", type=_port, default=8000, metavar="PORT", help="default: 8000")
     start.add_argument("--metrics-port", type=_port, default=8002, metavar="PORT", help="default: 8002")
     start.add_argument("--model", action="append", metavar="NAME", help="load only these (default: all that can run)")
-    demo = _add(commands, "demo", _demo, "build, start Triton and gateway, classify a photo, stay up")
-    demo.add_argument("--config", type=Path, default=_ROOT / "deploy" / "examples" / "demo.yaml", metavar="FILE")
+    demo = _add(commands, "demo", _demo, "build, start Triton and gateway, show what they do, stay up")
+    what = demo.add_mutually_exclusive_group()
+    what.add_argument("--task", metavar="NAME", help="only this one, such as 'reading'; the demo's table names all")
+    what.add_argument("--all", action="store_true", help="every task; says first how much there is to fetch")
+    demo.add_argument("--input", type=Path, metavar="FILE", help="with --task: your own picture, text or recording")
+    demo.add_argument("--config", type=Path, metavar="FILE", help="default: the example that serves the tasks")
     demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
     demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
     demo.add_argument("--once", action="store_true", help="end after the table")
-    for each in (build, listed, start, demo):
+    for each in (build, listed, optimise, start, demo):
         each.add_argument("--repository", type=Path, default=_ROOT / "model_repository", metavar="FOLDER")
 
 
@@ -471,6 +488,29 @@ def _models_list(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _models_optimise(arguments: argparse.Namespace) -> int:
+    from gateway import optimise, worker  # noqa: PLC0415
+    from gateway.models.catalogue import build  # noqa: PLC0415
+    from gateway.triton import install  # noqa: PLC0415
+
+    shapes = [word for shape in arguments.shape for word in ("--shape", shape)]
+    data = ["--input-data", arguments.input_data] if arguments.input_data else []
+    sweep = optimise.Sweep(
+        arguments.repository,
+        arguments.name,
+        optimise.cores(),
+        arguments.seconds,
+        arguments.rounds,
+        arguments.most_ms,
+        (*shapes, *data),
+    )
+    optimise.perf_analyzer(os.environ)
+    optimise.read_config(sweep)  # before anything is fetched
+    install()
+    build([arguments.name], arguments.repository, report=_say)
+    return worker.run(optimise.optimise(sweep, os.environ, _say))
+
+
 def _triton_start(arguments: argparse.Namespace) -> int:
     from gateway import worker  # noqa: PLC0415
     from gateway.triton import LocalTriton, install  # noqa: PLC0415
@@ -491,8 +531,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     from gateway import demo, worker  # noqa: PLC0415
 
     _log_to_stderr("warning")
+    if arguments.input is not None and arguments.task is None:
+        raise demo.DemoFailed("--input needs --task, which says what the file is for.")
     settings = demo.DemoSettings(
-        arguments.config, arguments.repository, arguments.listen, arguments.admin_listen, arguments.once
+        arguments.config,
+        _ROOT / "deploy" / "examples",
+        arguments.repository,
+        arguments.listen,
+        arguments.admin_listen,
+        arguments.once,
+        demo.tasks_of(arguments.task, every=arguments.all),
+        arguments.input,
     )
     demo.prepare(settings)
     return worker.run(demo.run(settings))

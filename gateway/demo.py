@@ -1,16 +1,17 @@
-"""I/O: `inference-gateway demo`: classifies a photo with a local Triton behind a gateway.
+"""I/O: `inference-gateway demo`: tasks on real models, by a local Triton behind a gateway.
 
-`prepare` builds the models; `run` starts a local Triton and a gateway in this process, sends a photo as a client would,
-shows what came back, and stays up.
+`prepare` builds the models; `run` starts a local Triton and a gateway in this process, sends each task's input as a
+client would, shows what came back as one table, and stays up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import time
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,52 +22,99 @@ from rich.markup import escape
 from rich.table import Table
 
 from gateway.app import Gateway, Place
-from gateway.config import load
+from gateway.config import Loaded, load
+from gateway.demo_tasks import BY_DEFAULT, EVERYTHING, TASKS, Shown, Site, Task, models_of
+from gateway.errors import CommandFailed
 from gateway.forwarding.messages import build_request, parse_response
-from gateway.models.catalogue import build
+from gateway.models.catalogue import State, build, find, state_of
 from gateway.models.pictures import sample_photo
 from gateway.steps import Read
 from gateway.steps.image import DecodeImage, DecodeImageParams
 from gateway.supervisor import reserve
 from gateway.triton import LocalTriton, install
 from gateway.triton.command import Signals
-from gateway.v1 import classification_pb2, classification_pb2_grpc
 from gateway.v2.names import INFER
 
+_WIDTH = 100  # columns
 _PIPELINE, _MODEL = "photo-labels", "imagenet"
+
+
+class DemoFailed(CommandFailed):
+    """A task could not be shown; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """The settings from the command line."""
+    """The settings from the command line.
 
-    config: Path
+    config:  None is the one that serves the tasks.
+    tasks:   what to show.
+    given:   a file for the one task that is shown; None stands for the demo's own input.
+    """
+
+    config: Path | None
+    examples: Path
     repository: Path
     listen: str
     admin_listen: str
     once: bool
+    tasks: tuple[Task, ...] = BY_DEFAULT
+    given: Path | None = None
+
+    def served_by(self) -> Path:
+        """The config: that of the tasks if it is one, or else that of all."""
+        configs = {task.config for task in self.tasks}
+        return self.config or self.examples / (configs.pop() if len(configs) == 1 else EVERYTHING)
+
+
+def tasks_of(name: str | None, *, every: bool) -> tuple[Task, ...]:
+    """:raises DemoFailed: if there is no such task; the text names those that there are."""
+    if name is None:
+        return TASKS if every else BY_DEFAULT
+    found = tuple(task for task in TASKS if task.name == name)
+    if not found:
+        raise DemoFailed(f"There is no task {name!r}; tasks: {', '.join(task.name for task in TASKS)}.")
+    return found
 
 
 def prepare(settings: DemoSettings) -> None:
     """Do what takes long once: fetch the local Triton, build the models. Blocks; Ctrl-C ends it at any time.
 
-    The ports are checked first, so that a port that is taken is reported before the downloads.
+    The ports and the input are checked first, so that a port that is taken is reported before the downloads.
 
     :raises CannotServe: if a port is taken.
+    :raises DemoFailed: if a task needs a package that is not installed.
     :raises LocalTritonError, FetchFailed, BuildFailed, OSError: if this host is unsuitable, or something can't be had.
     """
     for flag, address in (("--listen", settings.listen), ("--admin-listen", settings.admin_listen)):
         with reserve(address, flag):
             pass
+    if settings.given is not None:
+        settings.given.read_bytes()
+    for task in settings.tasks:
+        if task.package and importlib.util.find_spec(task.package) is None:
+            raise DemoFailed(
+                f"The task {task.name} needs {task.package}: pip install 'inference-gateway[tasks]', up to Python 3.12."
+            )
     console = Console(highlight=False, soft_wrap=True)
     install()
-    if not build([], settings.repository, report=lambda line: console.print(f"[dim]models:[/] {escape(line)}")):
+    models = models_of(settings.tasks)
+    if size := to_fetch(settings.tasks, settings.repository):
+        console.print(f"[dim]models:[/] up to {size / 1e6:.0f} MB to fetch, once")
+    if not build(models, settings.repository, report=lambda line: console.print(f"[dim]models:[/] {escape(line)}")):
         console.print("[dim]models:[/] all built")
+
+
+def to_fetch(tasks: Sequence[Task], repository: Path) -> int:
+    """Bytes of the packages that the tasks' missing models are made of."""
+    missing = [recipe for recipe in map(find, models_of(tasks)) if state_of(recipe, repository) is not State.BUILT]
+    return sum(artifact.size for artifact in {artifact for recipe in missing for artifact in recipe.sources})
 
 
 async def run(settings: DemoSettings) -> int:
     """Run the demo; the exit code. Errors that a user can mend are raised with a text that says how.
 
+    :raises DemoFailed: if a task is answered with an error.
     :raises Stopped: if a signal ends it before all is up.
     """
     signals = Signals()
@@ -76,11 +124,10 @@ async def run(settings: DemoSettings) -> int:
 
 
 async def _run(settings: DemoSettings, signals: Signals) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=_WIDTH)
     began = time.monotonic()
     console.print("[dim]triton:[/] starting on this host's CPU")
-    photo = await asyncio.to_thread(sample_photo)
-    async with LocalTriton(settings.repository) as triton:
+    async with LocalTriton(settings.repository, models=models_of(settings.tasks)) as triton:
         console.print(f"[dim]triton:[/] ready at {triton.grpc_address}")
         environ = {
             **os.environ,
@@ -88,57 +135,61 @@ async def _run(settings: DemoSettings, signals: Signals) -> None:
             "GATEWAY_LISTEN": settings.listen,
             "GATEWAY_ADMIN_LISTEN": settings.admin_listen,
         }
-        loaded = load(settings.config, environ)
+
+        def load_again() -> Loaded:
+            return _without_access_log(load(settings.served_by(), environ))
+
+        loaded = load_again()
         place = Place(loaded.config.admin.listen)
-        async with Gateway(loaded, lambda: load(settings.config, environ), environ, place) as gateway:
+        async with Gateway(loaded, load_again, environ, place) as gateway:
             console.print(f"[dim]gateway:[/] ready at {gateway.listen} after {time.monotonic() - began:.1f} s\n")
-            await _show(console, gateway.listen, photo)
+            await _show(console, gateway.listen, settings)
             if not settings.once:
-                _say_what_to_try(console, gateway)
+                _say_what_to_try(console, gateway, settings.tasks)
                 await signals.wait(triton)
                 console.print("\ndraining")
             await gateway.drain()
 
 
-async def _show(console: Console, address: str, photo: bytes) -> None:
-    """Send the photo in both ways and print the answers."""
-    table = Table(title=f"A photo ({len(photo) / 1000:.0f} kB JPEG) sent to {address}", title_justify="left")
-    for heading in ("call", "labels", "variant", "version", "ms"):
+def _without_access_log(loaded: Loaded) -> Loaded:
+    """The demo's own output is on the terminal."""
+    telemetry = loaded.config.telemetry
+    log = telemetry.access_log.model_copy(update={"destination": "none"})
+    config = loaded.config.model_copy(update={"telemetry": telemetry.model_copy(update={"access_log": log})})
+    return replace(loaded, config=config)
+
+
+async def _show(console: Console, address: str, settings: DemoSettings) -> None:
+    """Send each task's input and print the answers, and how to see the tasks that are not shown."""
+    table = Table(title=f"Sent to {address}", title_justify="left")
+    for heading in ("task", "in", "out", "variant", "ms"):
         table.add_column(heading)
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = classification_pb2_grpc.ClassificationServiceStub(channel)
-        request = classification_pb2.ClassifyRequest(model=_PIPELINE, image=photo, max_labels=3)
-        # The first call of all includes one-time work (the first run of a session); the second is what a user sees.
-        await stub.Classify(request)
-        answer, took = await _timed(stub.Classify(request))
-        served, timings = answer.served, answer.served.timings
-        parts = "\n".join(
-            f"{shown} {getattr(timings, name).ToNanoseconds() / 1e6:.1f}"
-            for name, shown in (("preprocess", "decode"), ("model", "model"), ("postprocess", "top-k"))
-        )
-        table.add_row(
-            f"typed API\nClassify\n{_PIPELINE}",
-            "\n".join(f"{label.name} {label.score:.2f}" for label in answer.labels),
-            served.variant,
-            served.model_version,
-            f"{took * 1e3:.1f}\n{parts}",
-        )
-    scores, trailers, took = await asyncio.to_thread(_by_tritonclient, address, _pixels(photo))
-    table.add_row(
-        f"tritonclient\ninfer, FP32 tensor\n{_MODEL}, raw scores",
-        "\n".join(scores),
-        trailers.get("gateway-variant", ""),
-        trailers.get("gateway-model-version", ""),
-        f"{took * 1e3:.1f}",
-    )
+        site = Site(channel, settings.repository)
+        for task in settings.tasks:
+            given = await task.sample(site) if settings.given is None else settings.given.read_bytes()
+            _add(table, task.name, await _asked(task, site, given))
+            if task.pipeline == _PIPELINE and settings.given is None:
+                _add(table, "", await asyncio.to_thread(_by_tritonclient, address, sample_photo()))
+    for task in () if settings.given else TASKS:
+        if task not in settings.tasks:
+            size = to_fetch((task,), settings.repository)
+            how = f"demo --task {task.name}" + (f"  ({size / 1e6:.0f} MB to fetch)" if size else "  (built)")
+            table.add_row(task.name, task.takes, f"[dim]{how}[/]", "", "")
     console.print(table)
-    console.print(f"[dim]answered by {served.endpoint}, attempts: {served.attempts}[/]\n")
 
 
-async def _timed(call: Awaitable[Any]) -> tuple[Any, float]:
-    """Any: a protobuf message."""
-    began = time.perf_counter()
-    return await call, time.perf_counter() - began
+async def _asked(task: Task, site: Site, given: bytes) -> Shown:
+    try:
+        return await task.ask(site, given)
+    except grpc.aio.AioRpcError as error:
+        raise DemoFailed(f"The task {task.name} was answered {error.code().name}: {error.details()}") from error
+
+
+def _add(table: Table, name: str, shown: Shown) -> None:
+    table.add_row(
+        name, escape(shown.given), escape(shown.answer), shown.variant, f"{shown.seconds * 1e3:.1f}", end_section=True
+    )
 
 
 def _pixels(photo: bytes) -> np.ndarray[Any, Any]:
@@ -154,10 +205,11 @@ def _pixels(photo: bytes) -> np.ndarray[Any, Any]:
     return step({"image": item})["image"]
 
 
-def _by_tritonclient(address: str, pixels: np.ndarray[Any, Any]) -> tuple[list[str], dict[str, str], float]:
-    """Call as any client of Triton does, with the address of the gateway."""
+def _by_tritonclient(address: str, photo: bytes) -> Shown:
+    """Call as any client of Triton does, with the address of the gateway and a tensor that it made itself."""
     from tritonclient import grpc as triton  # noqa: PLC0415  (its import takes a while)
 
+    pixels = _pixels(photo)
     with triton.InferenceServerClient(address) as client:
         image = triton.InferInput("image", list(pixels.shape), "FP32")
         image.set_data_from_numpy(pixels)
@@ -170,17 +222,24 @@ def _by_tritonclient(address: str, pixels: np.ndarray[Any, Any]) -> tuple[list[s
         method = channel.unary_unary(INFER)
         body, call = method.with_call(build_request(_MODEL, {"image": pixels}), timeout=10)
         parse_response(body)
-        trailers = {key: value for key, value in call.trailing_metadata() if isinstance(value, str)}
-    return [f"{name} {float(score):.2f}" for score, _, name in rows], trailers, took
+        variants = [value for key, value in call.trailing_metadata() if key == "gateway-variant"]
+    answer = "\n".join(f"{name} {float(score):.2f}" for score, _, name in rows)
+    return Shown(
+        "the same by tritonclient: its pixels as an\nFP32 tensor in, raw scores out", answer, str(*variants), took
+    )
 
 
-def _say_what_to_try(console: Console, gateway: Gateway) -> None:
+def _say_what_to_try(console: Console, gateway: Gateway, tasks: Sequence[Task]) -> None:
+    model = _MODEL if any(task.pipeline == _PIPELINE for task in tasks) else tasks[0].pipeline
     code = (
         f"import tritonclient.grpc as t; c = t.InferenceServerClient('{gateway.listen}'); "
-        f"print(c.get_model_metadata('{_MODEL}'))"
+        f"print(c.get_model_metadata('{model}'))"
     )
+    console.print("[bold]own[/]  ", end="")
+    console.print(f"inference-gateway demo --task {tasks[0].name} --input FILE", soft_wrap=True, markup=False)
     console.print("[bold]try[/]  ", end="")
     console.print(f'.venv/bin/python -c "{code}"', soft_wrap=True, markup=False)
-    console.print("[bold]load[/] ", end="")
-    console.print(f"perf_analyzer -m {_MODEL} -u {gateway.listen} -i grpc --concurrency-range 4", soft_wrap=True)
+    if model == _MODEL:
+        console.print("[bold]load[/] ", end="")
+        console.print(f"perf_analyzer -m {_MODEL} -u {gateway.listen} -i grpc --concurrency-range 4", soft_wrap=True)
     console.print(f"[bold]stop[/] Ctrl-C   [dim](state: http://{gateway.admin_address}/state)[/]", soft_wrap=True)

@@ -26,6 +26,7 @@ from gateway.models import (
     magika,
     movielens,
     pictures,
+    prune,
     quantize,
     ranking,
     reading,
@@ -127,6 +128,11 @@ def _onnx(kit: Kit) -> Files:
 def _onnx_int8(kit: Kit) -> Files:
     inputs = pictures.calibration_inputs(kit.wheel(sources.PICTURES))
     return {"1/model.onnx": quantize.quantize(_onnx(kit)["1/model.onnx"], inputs)}
+
+
+def _onnx_pruned(kit: Kit) -> Files:
+    inputs = pictures.calibration_inputs(kit.wheel(sources.PICTURES))
+    return {"1/model.onnx": prune.prune(_onnx(kit)["1/model.onnx"], inputs)}
 
 
 def half_graph(kit: Kit) -> bytes:
@@ -257,6 +263,14 @@ RECIPES = (
         1,
         (sources.EFFICIENTNET, sources.PICTURES),
         _onnx_int8,
+    ),
+    Recipe(
+        "efficientnet_lite0_onnx_pruned",
+        "image → ImageNet class, CPU, FP32, fewer channels",
+        1,
+        (sources.EFFICIENTNET, sources.PICTURES),
+        _onnx_pruned,
+        on_demand=True,
     ),
     Recipe("efficientnet_lite0_onnx_cuda", "image → ImageNet class, GPU, FP16", 1, (sources.EFFICIENTNET,), _onnx_half),
     Recipe("efficientnet_lite0_onnx_trt", "image → ImageNet class, GPU, FP16", 1, (sources.EFFICIENTNET,), _onnx_half),

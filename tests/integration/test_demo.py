@@ -43,10 +43,38 @@ async def test_once_answers_the_photo_both_ways_and_ends(arguments: tuple[str, .
             "gateway",
         ]  # models has a line for each that is built
         assert len(re.findall(r"espresso \d+\.\d\d", demo.output)) == 2  # by the typed API and by tritonclient
+        assert re.search(r"language .* de 1\.00", demo.output)
+        assert re.search(r"file-type .* python \d", demo.output)
+        assert re.search(r"reading .* demo --task reading", demo.output)  # how to see what is not built by default
         assert re.search(r"\bonnx\b", demo.output)  # the variant; the GPU's is stepped in for
         assert "\x1b" not in demo.output
         assert max(map(len, lines)) <= 100
         assert not shared_memory(demo.pid)
+
+
+async def test_a_task_answers_the_user_s_own_file(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("Le train de huit heures et demie est déjà parti.", "utf-8")
+    code, output, errors = await run(*arguments, "--task", "language", "--input", str(own), "--once", folder=tmp_path)
+    assert (code, errors) == (0, "")
+    assert re.search(r"language .* fr \d", output)
+    assert "espresso" not in output
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--task", "ocr"), "no task 'ocr'"),
+        (("--input", "own.txt"), "--input needs --task"),
+        (("--task", "language", "--input", "nowhere.txt"), "nowhere.txt"),
+    ],
+)
+async def test_what_cannot_be_shown_is_told_before_anything_starts(
+    tmp_path: Path, given: tuple[str, ...], told: str
+) -> None:
+    code, output, errors = await run("demo", *given, folder=tmp_path)
+    assert (code, output) == (1, "")
+    assert told in errors
 
 
 async def test_it_stays_up_for_other_clients_until_ctrl_c(arguments: tuple[str, ...], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from gateway.models.tensorrt import read_profile
 VARIANTS = {  # with backend and kind of instances
     "efficientnet_lite0_onnx": ("onnxruntime", "KIND_CPU"),
     "efficientnet_lite0_onnx_int8": ("onnxruntime", "KIND_CPU"),
+    "efficientnet_lite0_onnx_pruned": ("onnxruntime", "KIND_CPU"),
     "efficientnet_lite0_onnx_cuda": ("onnxruntime", "KIND_GPU"),
     "efficientnet_lite0_onnx_trt": ("onnxruntime", "KIND_GPU"),
     "efficientnet_lite0_tensorrt": ("tensorrt_plan", "KIND_GPU"),

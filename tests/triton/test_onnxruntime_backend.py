@@ -64,7 +64,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + """max_batch_size: 4 default_model_filename: "other.onnx" optimization { graph { level: -1 } }
         parameters { key: "intra_op_thread_count" value { string_value: "2" } }
         parameters { key: "inter_op_thread_count" value { string_value: "2" } }
-        parameters { key: "execution_mode" value { string_value: "1" } }"""
+        parameters { key: "execution_mode" value { string_value: "1" } }
+        parameters { key: "enable_mem_arena" value { string_value: "0" } }
+        parameters { key: "enable_mem_pattern" value { string_value: "0" } }"""
     )
     return folder
 

@@ -202,14 +202,16 @@ def _open(folder: str, config: Config) -> ort.InferenceSession:
     options.intra_op_num_threads = _parameter(config, "intra_op_thread_count")
     options.inter_op_num_threads = _parameter(config, "inter_op_thread_count")
     options.execution_mode = ort.ExecutionMode(_parameter(config, "execution_mode"))
+    options.enable_cpu_mem_arena = bool(_parameter(config, "enable_mem_arena", 1))
+    options.enable_mem_pattern = bool(_parameter(config, "enable_mem_pattern", 1))
     # Threads that spin while they wait take the cores from Triton's front end and from the other instances.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return ort.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
 
 
-def _parameter(config: Config, name: str) -> int:
-    return int(config.get("parameters", {}).get(name, {}).get("string_value", 0))
+def _parameter(config: Config, name: str, default: int = 0) -> int:
+    return int(config.get("parameters", {}).get(name, {}).get("string_value", default))
 
 
 def _describe(node: Any, batched: bool) -> dict[str, Any]:
