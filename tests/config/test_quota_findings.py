@@ -28,7 +28,7 @@ def problems(quotas: object, **more: object) -> list[str]:
     [
         (
             {"callers": {"acme": {"requests": 5}}},
-            "quotas.callers: names callers, and nothing says by what they are known; set quotas.caller",
+            "quotas.callers: names callers, and nothing says by what they are known; set access, or quotas.caller",
         ),
         (
             {"models": {"photo": {"requests": 5}}},

@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.api import typed
 from gateway.config import ConfigError, load
-from gateway.config.experiments import load_experiments
+from gateway.config.experiment_file import load_experiments
 from gateway.errors import BadInput, BadRequest, CommandFailed, GatewayError, Overloaded
 from gateway.forwarding.messages import parse_request, parse_response, tensors_of
 from gateway.forwarding.sharing.key import maybe_key
