@@ -65,6 +65,6 @@ def test_a_border_is_looked_at_from_several_sides(title: str, text: str) -> None
 
 
 def test_what_models_build_fetches_is_told_with_its_hash() -> None:
-    told = set(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| `([0-9a-f]{12})` \|", PAGE, re.MULTILINE))
+    told = set(re.findall(r"^\| ([\w-]+) \| ([\w.]+) \| `([0-9a-f]{12})` \|", PAGE, re.MULTILINE))
     pinned = [value for value in vars(sources).values() if isinstance(value, Artifact)]
     assert told == {(each.project, each.version, each.sha256[:12]) for each in pinned}
