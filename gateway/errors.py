@@ -85,6 +85,12 @@ class ControlRefused(GatewayError):
     code = Code.PERMISSION_DENIED
 
 
+class UnknownMethod(GatewayError):
+    """There is no such method, or none that has a place in `access.rpcs`."""
+
+    code = Code.UNIMPLEMENTED
+
+
 class Unauthenticated(GatewayError):
     """The caller has not shown who he is, or in a way that does not count."""
 

@@ -18,7 +18,7 @@ from gateway.access.policy import ALL, NOTHING, Grant, Names, Policy, Scope
 from gateway.access.principal import NOBODY, Principal
 from gateway.access.rpcs import HEALTH, PATHS, PROBES
 from gateway.bounded import make_room
-from gateway.errors import Forbidden, GatewayError, Unauthenticated
+from gateway.errors import Forbidden, GatewayError, Unauthenticated, UnknownMethod
 from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.metadata import Fields
 from gateway.rpc.requests import RequestHead
@@ -267,9 +267,3 @@ class Door:
         if settings.tell_upstream and principal is not NOBODY:
             kept.append(NeverIndexed(settings.tell_upstream, quote(principal.name, _PLAIN).encode()))
         return tuple(kept)
-
-
-class UnknownMethod(GatewayError):
-    """No such method, or none that has a place in `rpcs`."""
-
-    code = Code.UNIMPLEMENTED

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from gateway.access.door import Door, UnknownMethod
+from gateway.access.door import Door
 from gateway.access.rpcs import PATHS, STREAMING
-from gateway.errors import Forbidden, GatewayError, Unauthenticated
+from gateway.errors import Forbidden, GatewayError, Unauthenticated, UnknownMethod
 from gateway.rpc.server import ServerCall
 
 _log = logging.getLogger(__name__)
