@@ -22,7 +22,6 @@ from gateway.errors import Forbidden, GatewayError, Unauthenticated, UnknownMeth
 from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.metadata import Fields
 from gateway.rpc.requests import RequestHead
-from gateway.status import Code
 
 AUTHORIZATION: Final = b"authorization"
 CALLER: Final = "gateway-caller"
