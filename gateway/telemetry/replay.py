@@ -62,6 +62,9 @@ class Replayed:
             yield f"  first error: {self.first_error}"
 
 
+_NOT_KEPT = "the request was not kept; `request: true` below the shadow's `keep` keeps those of up to `max_bytes`"
+
+
 def read(url: str) -> Iterator[Captured]:
     """The requests of a captured file. url: a path, or any URL that fsspec can open.
 
@@ -79,6 +82,8 @@ def read(url: str) -> Iterator[Captured]:
                 return
             try:
                 kept = json.loads(line)
+                if "request_sha256" in kept and "request" not in kept:
+                    raise BadCapture(f"{url}, line {number}: {_NOT_KEPT}")
                 yield Captured(kept["model"], base64.b64decode(kept["request"], validate=True), dict(kept["metadata"]))
             except (ValueError, KeyError, TypeError, binascii.Error) as error:
                 raise BadCapture(f"{url}, line {number}: is not a captured request ({type(error).__name__})") from error

@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
 
 from gateway.app import Gateway
+from gateway.telemetry.replay import BadCapture, read
 from gateway.triton import LocalTriton
 
 ADDERS = {
@@ -78,6 +79,12 @@ async def test_callers_get_the_variants_answer_and_differences_are_counted_and_k
     assert (line["variant"], line["shadow"]) == ("one", "other")
     assert line["why"].startswith("output 'OUT' differs in")
     assert pb.ModelInferRequest.FromString(base64.b64decode(line["request"])).model_name == "adder"
+    (file,) = folder.iterdir()
+    assert [pb.ModelInferRequest.FromString(each.body).model_name for each in read(str(file))] == ["adder"] * 5
+    without = file.with_suffix(".without")
+    without.write_text(json.dumps({key: value for key, value in line.items() if key != "request"}) + "\n")
+    with pytest.raises(BadCapture, match="line 1: the request was not kept"):
+        list(read(str(without)))
 
 
 async def test_a_shadow_that_hangs_costs_callers_nothing(tmp_path: Path) -> None:
