@@ -25,8 +25,18 @@ from upstreams import INFER, FakeTriton, infer_request, infer_response
 import gateway.cli
 
 COMMAND = [sys.executable, "-m", "gateway"]
-OF_EXTRAS = {"onnx", "onnxruntime", "rich", "scipy", "triton_python_backend_utils"}
-"""What only the extras `local` and `experiments`, or a Triton, bring."""
+OF_EXTRAS = {
+    "jwt",
+    "onnx",
+    "onnxruntime",
+    "psycopg",
+    "pyarrow",
+    "redis",
+    "rich",
+    "scipy",
+    "triton_python_backend_utils",
+}
+"""What only extras, or a Triton, bring."""
 
 CONFIG = """
 listen: 127.0.0.1:0
