@@ -29,6 +29,7 @@ OF_EXTRAS = {
     "jwt",
     "onnx",
     "onnxruntime",
+    "pocketsphinx",
     "psycopg",
     "pyarrow",
     "redis",
