@@ -173,7 +173,7 @@ async def test_one_triton_slow(site: Site, gpu: LocalTriton) -> None:
         async with traffic(site.listen, callers=2, timeout=1) as calls:
             await asyncio.sleep(0.3)
             assert (await gpu_endpoint(site))["in_flight"] == 2
-            await site.process.until_said(f"endpoint gpu/{address} is down: no answer to a probe in 1.5 s")
+            await site.process.until_said(f"endpoint gpu/{address} is down: ")  # by a probe or by a PING
             assert {ended.code.name for ended in calls.failed} <= {"DEADLINE_EXCEEDED"}
     finally:
         os.kill(gpu.pid, signal.SIGCONT)
@@ -199,7 +199,7 @@ async def test_overload(site: Site) -> None:
     """Triton's own queue never gets full; those for whom there is no room are told at once, and the others wait."""
     async with channel_to(site.listen) as channel:
         request = infer("embed", [[100]], "INT32")
-        outcomes: list[Outcome] = await asyncio.gather(*(call(channel, request) for _ in range(12)))
+        outcomes: list[Outcome] = await asyncio.gather(*(call(channel, request) for _ in range(8)))
         assert {outcome.code for outcome in outcomes} == {grpc.StatusCode.OK}
         outcomes = await asyncio.gather(*(call(channel, request) for _ in range(300)))
         _, state = await http(site.admin, "/state")
