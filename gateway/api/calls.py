@@ -120,3 +120,12 @@ def with_errors(handler: Handler[Answer]) -> Handler[Answer]:
             await abort(context, Bug(BUG_TEXT))
 
     return guarded
+
+
+def add_handlers(server: Any, service: str, handlers: Mapping[str, Any]) -> None:
+    """Add methods whose requests stay bytes, as grpcio's generated functions add those whose requests are parsed.
+
+    server: a gateway.transport server. service: its full name. handlers: grpc.RpcMethodHandler by method.
+    """
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    server.add_registered_method_handlers(service, handlers)

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from gateway.api.calls import CallLimits, Context, request_from, with_errors
+from gateway.api.calls import CallLimits, Context, add_handlers, request_from, with_errors
 from gateway.api.typed import stream_handler
 from gateway.errors import BadRequest, GatewayError, MalformedMessage, Overloaded, shown
 from gateway.experiments.plan import Kind, OutcomeSpec
@@ -74,7 +74,7 @@ class OutcomeService:
 def add_outcome_service(service: OutcomeService, server: Any) -> None:
     """As grpcio's generated function, but that requests stay bytes until their size was looked at.
 
-    server: a gateway.transport server (Any: grpcio's types are not checked).
+    server: a gateway.transport server.
     """
     handlers = {
         "Report": grpc.unary_unary_rpc_method_handler(
@@ -84,8 +84,7 @@ def add_outcome_service(service: OutcomeService, server: Any) -> None:
             service.ReportStream, response_serializer=outcomes_pb2.ReportStreamResponse.SerializeToString
         ),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gateway.v1.OutcomeService", handlers),))
-    server.add_registered_method_handlers("gateway.v1.OutcomeService", handlers)
+    add_handlers(server, "gateway.v1.OutcomeService", handlers)
 
 
 def _read(body: bytes, message: type[Any]) -> Any:

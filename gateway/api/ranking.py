@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from gateway.api.calls import CallLimits, Context, request_from, with_errors
+from gateway.api.calls import CallLimits, Context, add_handlers, request_from, with_errors
 from gateway.api.typed import served_message
 from gateway.errors import BadInput, BadRequest, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
@@ -79,12 +79,11 @@ class RankingService:
 def add_ranking_service(service: RankingService, server: Any) -> None:
     """As grpcio's generated function, but that requests stay bytes, to be looked at before they are parsed.
 
-    server: a gateway.transport server (Any: grpcio's types are not checked).
+    server: a gateway.transport server.
     """
     serializer = ranking_pb2.RankResponse.SerializeToString
     handlers = {"Rank": grpc.unary_unary_rpc_method_handler(service.Rank, response_serializer=serializer)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gateway.v1.RankingService", handlers),))
-    server.add_registered_method_handlers("gateway.v1.RankingService", handlers)
+    add_handlers(server, "gateway.v1.RankingService", handlers)
 
 
 def _parse(body: bytes) -> Any:

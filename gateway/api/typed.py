@@ -19,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as v2
 
-from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
+from gateway.api.calls import CallLimits, Context, add_handlers, request_from, with_errors, within
 from gateway.errors import BUG_TEXT, BadInput, BadRequest, GatewayError, MalformedMessage, UnknownModel
 from gateway.forwarding.beside import beside
 from gateway.forwarding.exchange import Reply, Request, Timings
@@ -143,7 +143,7 @@ class PredictionService(prediction_pb2_grpc.PredictionServiceServicer):  # type:
 def add_prediction_service(service: PredictionService, server: Any) -> None:
     """As grpcio's generated function, but that requests stay bytes: a heavy one is parsed beside the event loop.
 
-    server: a gateway.transport server (Any: grpcio's types are not checked).
+    server: a gateway.transport server.
     """
     handlers = {
         "Predict": grpc.unary_unary_rpc_method_handler(
@@ -153,8 +153,7 @@ def add_prediction_service(service: PredictionService, server: Any) -> None:
             service.StreamPredict, response_serializer=prediction_pb2.StreamPredictResponse.SerializeToString
         ),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gateway.v1.PredictionService", handlers),))
-    server.add_registered_method_handlers("gateway.v1.PredictionService", handlers)
+    add_handlers(server, "gateway.v1.PredictionService", handlers)
 
 
 async def _read(body: bytes, message: type[Any], parts: weight.Parts) -> Any:
