@@ -30,12 +30,15 @@ coverage: $(VENV)/.tools
 
 # What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own; and a hundred
 # restarts, sixty killed workers and reloads, whose callers are grpc-js too where npm is.
-# SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed.
+# SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed. Last, the tests of properties,
+# which `make test` gives the same examples each time, with new ones.
 soak: export SOAK_SECONDS := $(or $(SOAK_SECONDS),3600)
 soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
 soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
 	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments
+	$(BIN)/python -m pytest -q --hypothesis-profile=drawn \
+	  $$(grep -rlE --include='*.py' '^ *@given' tests | grep -vE '^tests/(neighbours|differences)/')
 
 $(VENV)/grpc-js: $(VENV)/.tools
 	npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7

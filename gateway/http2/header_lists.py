@@ -36,6 +36,9 @@ class HeaderList:
 TOO_LARGE: Final = HeaderList((), -1)  # stands for a list that was dropped
 
 
+_MAY_END_IN_SPACES: Final = b"grpc-message"  # gRPC escapes no spaces, and a text may end in one (Triton's do)
+
+
 def is_authority(value: bytes) -> bool:
     """Has it only characters that an authority may have? (RFC 3986 section 3.2)"""
     return not value.translate(None, _AUTHORITY_BYTES)
@@ -89,7 +92,7 @@ def _read(fields: tuple[Field, ...], known: frozenset[bytes]) -> tuple[dict[byte
             raise Malformed("a header field of HTTP/1")
         if name == b"content-length":
             length = _length(value, length)
-        is_padded = is_padded or value.strip(b" \t") != value
+        is_padded = is_padded or (value.strip(b" \t") != value and name != _MAY_END_IN_SPACES)
     return pseudo, (_stripped(fields) if is_padded else fields), length
 
 
@@ -102,7 +105,9 @@ def _length(value: bytes, before: int) -> int:
 def _stripped(fields: tuple[Field, ...]) -> tuple[Field, ...]:
     stripped: list[Field] = []
     for field in fields:
-        name, value = field[0], field[1].strip(b" \t")
+        name, value = field
+        if name != _MAY_END_IN_SPACES:
+            value = value.strip(b" \t")
         if isinstance(field, NeverIndexed):
             stripped.append(NeverIndexed(name, value))
         else:

@@ -5,6 +5,7 @@ Source: grpc `doc/PROTOCOL-HTTP2.md`.
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ _KEY_BYTES: Final = b"abcdefghijklmnopqrstuvwxyz0123456789_-."
 _BASE64_BYTES: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=,"
 _CONTROL_BYTES: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])  # HTTP allows the tab (RFC 9110 section 5.5)
 _MESSAGE_SAFE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+_OUTER_SPACES: Final = re.compile(rb"^ +| +$")
 
 _RESERVED: Final = frozenset(
     b"te content-type content-length host connection keep-alive proxy-connection transfer-encoding upgrade trailer "
@@ -123,8 +126,13 @@ def legal_fields(metadata: Metadata) -> list[Field]:
 
 
 def encode_message(text: str) -> bytes:
-    """A status message, percent-encoded for `grpc-message`, and cut at MOST_MESSAGE bytes."""
+    """A status message, percent-encoded for `grpc-message`, and cut at MOST_MESSAGE bytes.
+
+    Spaces at its ends are encoded too, since HTTP has none around a field's value (RFC 9110 section 5.5).
+    """
     encoded = quote_from_bytes(text[:MOST_MESSAGE].encode("utf-8", "surrogatepass"), safe=_MESSAGE_SAFE).encode("ascii")
+    if encoded[:1] == b" " or encoded[-1:] == b" ":
+        encoded = _OUTER_SPACES.sub(lambda spaces: b"%20" * len(spaces[0]), encoded)
     if len(encoded) <= MOST_MESSAGE:
         return encoded
     cut = encoded[: MOST_MESSAGE - 3]

@@ -99,6 +99,7 @@ def test_any_status_message_survives_the_wire(text: str) -> None:
     encoded = encode_message(text)
     assert all(0x20 <= byte <= 0x7E for byte in encoded)
     assert decode_message(encoded) == text
+    assert encoded.strip() == encoded  # as HTTP wants fields' values
 
 
 @pytest.mark.parametrize(
