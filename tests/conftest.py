@@ -9,7 +9,7 @@ __all__ = ["triton", "triton_factory", "triton_repository"]
 
 
 # How long an example takes, and how fast they are drawn, is no property of what is tested: a machine may be busy.
-# The same examples at each run, so that a run that fails was made to fail by what was changed; `make soak` draws new ones.
+# Examples are the same at each run, so that what makes a run fail is what was changed; `make soak` draws new ones.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("repeated", _PATIENT, derandomize=True)
 settings.register_profile("drawn", _PATIENT)

@@ -44,7 +44,7 @@ def found(chances: Any, width: int = 400, height: int = 300, **rules: Any) -> li
 def test_a_region_is_found_with_its_angle_and_widened(angle: float, width: int, height: int) -> None:
     """By area × 1.6 / perimeter on every side.
 
-    Drawing, thickening, the cut to whole pixels and their widening move a corner by up to six pixels: 5.8 in 12,000 trials.
+    Drawing, thickening, the cut to whole pixels and their widening move a corner by up to six pixels: 5.8 of 12,000.
     """
     (box,) = found(drawn(rectangle(200, 150, width, height, angle)))
     grow = 2 * 1.6 * width * height / (2 * (width + height))
