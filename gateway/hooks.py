@@ -66,6 +66,7 @@ class AttemptStarted:
     at: float
     instead_of: str  # the variant in whose place this one is asked, if `why` is "fallback"
     reason: str  # why, then: what that one's failure meant ("unreachable", …), "unavailable", "limited" or "sample"
+    planned: str  # the reason of the plan, whichever attempt this is
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class AttemptStarted:
         at: float,
         instead_of: str = "",
         reason: str = "",
+        planned: str = "",
     ) -> None:
         self.model = model
         self.variant = variant
@@ -88,6 +90,7 @@ class AttemptStarted:
         self.at = at
         self.instead_of = instead_of
         self.reason = reason
+        self.planned = planned
 
 
 @dataclass(slots=True)

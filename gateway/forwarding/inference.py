@@ -449,6 +449,7 @@ class Inference:
                 now,
                 attempt.instead_of,
                 why_not(work, attempt.instead_of) if attempt.instead_of else "",
+                work.attempts.reason,
             )
         )
         work.upstream_id = traced_id(extra, work.head.id) if extra else None

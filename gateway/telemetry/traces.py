@@ -61,6 +61,7 @@ _SERVICES = {
 _W3C = TraceContextTextMapPropagator()
 _NO_PARENT = Context()  # None would mean the context of the running task
 _LAST_SECONDS = 2.5  # for the last spans at the end
+_EXPERIMENT = "experiment:"  # before its name, as the reason of a plan
 _TEXT_LIMIT = 500  # most characters of an error text in a span's status
 
 
@@ -179,6 +180,10 @@ class _Call(TracedCall):
         self.traceparent = _context_of(span).get("traceparent", "")
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
+        if event.number == 1 and event.planned.startswith(_EXPERIMENT):
+            # The arm is what the unit was assigned, also where another variant has to stand in for it.
+            arm = event.instead_of or event.variant
+            self._span.set_attributes({"gateway.experiment": event.planned[len(_EXPERIMENT) :], "gateway.arm": arm})
         self._attempt = self._tracer.start_span(
             f"{SERVICE_NAME}/ModelInfer",
             self._within,

@@ -276,3 +276,10 @@ def test_the_collectors_pipelines_are_made_of_what_it_defines() -> None:
         for kind in ("receivers", "processors", "exporters"):
             assert set(pipeline[kind]) <= collector[kind].keys()
         assert pipeline["processors"][0] == "memory_limiter", "it must refuse before anything is kept"
+
+
+def test_the_image_has_what_its_features_need() -> None:
+    """Without SciPy there would be no alarm of the sample ratio, and nothing would say so."""
+    installed = re.search(r'"\.\[([a-z,]+)\]"', " ".join(stages()["build"]))
+    assert installed is not None
+    assert {"access", "experiments", "postgresql", "quotas"} <= set(installed[1].split(","))

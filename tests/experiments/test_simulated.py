@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 from simulated import ALPHA, EXPERIMENTS, LATENCIES
 
 from gateway.experiments.analysis import mixture
+from gateway.experiments.analysis.experiment import looks
+from gateway.experiments.plan import Amount, Better, Kind, OutcomeSpec, Plan
+from gateway.experiments.records import Exposure, Outcome
+from gateway.experiments.units import join
+from gateway.experiments.verdict import Judgement
 
 pytestmark = pytest.mark.timeout(1_800)  # of the long version
 
@@ -125,3 +130,31 @@ def test_the_true_difference_of_proportions_is_covered_at_every_look(rates: tupl
 
 def test_the_long_version_has_two_thousand_experiments() -> None:
     assert (2_000 if simulated.IS_LONG else 500) == EXPERIMENTS
+
+
+@pytest.mark.parametrize(("effect", "most", "least"), [(0.0, ALPHA, 0.0), (1.0, 1.0, 0.9)])
+def test_of_nine_secondary_outcomes_any_is_called_in_at_most_alpha_if_none_differs(
+    effect: float, most: float, least: float
+) -> None:
+    """As the report shares their error rate. They are alike, as outcomes of the same units are. effect: of the last."""
+    rng = np.random.default_rng(14)
+    names = [f"s{place}" for place in range(10)]
+    specs = tuple(OutcomeSpec(name, Kind.NUMERIC, Better.HIGHER) for name in names)
+    worth = Amount(0.02, is_relative=True)
+    plan = Plan("ten", {"old": 1.0, "new": 1.0}, "old", specs[0], worth, secondary=specs[1:], units=400)
+    called = []
+    for _ in range(60):
+        arms = rng.integers(0, 2, 400)
+        values = rng.normal(5.0, 1.0, (400, 1)) + rng.normal(0.0, 1.0, (400, 10))
+        values[:, -1] += effect * arms
+        exposures = [Exposure(plan.order[arm], str(unit), 60.0 * unit) for unit, arm in enumerate(arms)]
+        outcomes = [
+            Outcome(name, float(values[unit, place]), 60.0 * unit + 1.0, unit=str(unit))
+            for unit in range(400)
+            for place, name in enumerate(names)
+        ]
+        reports = looks(plan, join(plan, exposures, outcomes), each=20)
+        told = {each.judgement for report in reports for each in report.secondary}
+        called.append(bool(told & {Judgement.BETTER, Judgement.WORSE}))
+    print(f"{np.mean(called):.2%} of {len(called)} experiments")
+    assert least <= np.mean(called) <= most

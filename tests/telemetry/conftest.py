@@ -26,6 +26,7 @@ class Attempt:
     seconds: float = 0.004
     instead_of: str = ""
     reason: str = ""
+    planned: str = "split"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Call:
                 at,
                 attempt.instead_of,
                 attempt.reason,
+                attempt.planned,
             )
             sent.append(observer.attempt_started(started))
             at += attempt.seconds

@@ -135,6 +135,19 @@ async def test_a_call_its_steps_and_attempts_form_one_tree_under_the_caller(rece
     assert server.status.code == second.status.code == Status.STATUS_CODE_UNSET
 
 
+async def test_a_call_names_its_experiment_and_the_arm_that_its_unit_was_assigned(receiver, environment, call, attempt):
+    planned = "experiment:int8-in-spring"
+    async with traces() as listener:
+        call(metadata=SAMPLED, attempts=[attempt("int8", why=planned, planned=planned)]).report_to(listener)
+        stands_in = attempt("fp32", why="fallback", instead_of="int8", reason="unavailable", planned=planned)
+        call(metadata=SAMPLED, attempts=[stands_in]).report_to(listener)
+        call(metadata=SAMPLED, attempts=[attempt(why="holdout:x", planned="holdout:x")]).report_to(listener)
+    calls = [attributes(span) for span in receiver.spans if span.kind == Span.SPAN_KIND_SERVER]
+    arms = [(each.get("gateway.experiment"), each.get("gateway.arm")) for each in calls]
+    assert arms == [("int8-in-spring", "int8"), ("int8-in-spring", "int8"), (None, None)]
+    assert calls[1]["gateway.variant"] == "fp32"
+
+
 async def test_spans_last_as_long_as_what_they_stand_for(receiver, environment, call):
     async with traces() as listener:
         call(metadata=SAMPLED, steps=[("decode", 0.002, "")]).report_to(listener)
