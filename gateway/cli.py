@@ -26,6 +26,12 @@ _ROOT = Path(__file__).resolve().parent.parent
 """The checkout, which has the config of the demo and the model repository."""
 
 
+class WrongLine(CommandFailed):
+    """Arguments that do not go together; the text says which."""
+
+    exit_code = 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the C core's log would repeat our own messages
@@ -130,6 +136,12 @@ def _add_replay(commands: Commands) -> None:
     replay.add_argument("files", nargs="+", metavar="FILE", help="captured files, or URLs that fsspec knows")
     replay.add_argument("--to", required=True, metavar="HOST:PORT", help="a gateway, or a Triton that has the models")
     replay.add_argument("--model", metavar="NAME", help="only the requests of this model")
+    replay.add_argument(
+        "--as",
+        dest="instead",
+        metavar="MODEL",
+        help="with --model: ask this model for them, such as Triton's own name for it",
+    )
     replay.add_argument(
         "--as-traffic", action="store_true", help="let a gateway count and capture them as if callers had sent them"
     )
@@ -399,6 +411,9 @@ def _replay(arguments: argparse.Namespace) -> int:
     from gateway import worker  # noqa: PLC0415
     from gateway.telemetry.replay import replay  # noqa: PLC0415
 
+    if arguments.instead is not None and arguments.model is None:
+        raise WrongLine("--as needs --model, which says whose requests the other model can answer")
+
     async def run() -> int:
         at_once = max(1, arguments.at_once)
         key = arguments.key_file.read_text().strip() if arguments.key_file is not None else ""
@@ -407,6 +422,7 @@ def _replay(arguments: argparse.Namespace) -> int:
             arguments.to,
             at_once=at_once,
             model=arguments.model,
+            instead=arguments.instead,
             as_traffic=arguments.as_traffic,
             key=key,
         )

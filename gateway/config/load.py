@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -27,6 +28,7 @@ from gateway.config.schema import Config, json_schema
 from gateway.config.text import MAX_BYTES, Document, parse, plain
 from gateway.config.units import REFUSED
 from gateway.steps import Pipeline, PipelineError, build_pipeline
+from gateway.steps.declare import names_module
 
 OVERRIDES: Mapping[Path, tuple[str, str]] = {
     ("listen",): ("GATEWAY_LISTEN", "--listen"),
@@ -104,6 +106,16 @@ def fingerprint(files: tuple[FilePath, ...]) -> tuple[object, ...]:
     return tuple(marks)
 
 
+def _import_beside(file: FilePath) -> None:
+    """Let steps be imported from the config's folder: last of all, so that nothing that is installed is hidden by it.
+
+    It stays, since a step may import more when it runs.
+    """
+    folder = os.path.abspath(file.parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 @dataclass(slots=True)
 class _Loader:
     """One run over one document."""
@@ -159,6 +171,8 @@ class _Loader:
         for name, model in config.models.items():
             if model.pipeline is None:
                 continue
+            if self.file is not None and names_module(model.pipeline.steps):
+                _import_beside(self.file)
             try:
                 self.pipelines[name] = build_pipeline(name, model.pipeline, self._content)
             except PipelineError as error:

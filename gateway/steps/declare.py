@@ -150,3 +150,13 @@ class PipelineSpec(Declared):
         description="Most rows of one request: at most what the called models take. 16 is what the image models take.",
     )
     steps: tuple[PartDeclaration, ...] = Field(min_length=1, description="What is done, in this order.")
+
+
+def names_module(parts: tuple[PartDeclaration, ...]) -> bool:
+    """Is one of their steps given as module:attribute?"""
+    for part in parts:
+        if ":" in (part.step or ""):
+            return True
+        if part.fan_out is not None and (":" in part.fan_out.step or names_module(part.fan_out.steps)):
+            return True
+    return False

@@ -1,8 +1,8 @@
 """Telemetry: sends captured requests again, to a server of the V2 protocol. `capture` writes what this reads.
 
-May depend on fsspec, grpc and the names of metadata. Requests go out in the order of the file, a given number at a
-time. Their metadata says that they are replayed, so that a gateway does not capture them again, and does not count them
-as traffic of their model.
+May depend on fsspec, grpc, `v2` and the names of metadata. Requests go out in the order of the file, a given number at
+a time. Their metadata says that they are replayed, so that a gateway does not capture them again, and does not count
+them as traffic of their model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import grpc
 from gateway.errors import CommandFailed
 from gateway.forwarding.metadata import REPLAYED
 from gateway.v2.names import INFER
+from gateway.v2.peek import tail
 
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -95,6 +96,7 @@ async def replay(
     *,
     at_once: int = 1,
     model: str | None = None,
+    instead: str | None = None,
     timeout: float = 60.0,
     as_traffic: bool = False,
     key: str = "",
@@ -104,6 +106,7 @@ async def replay(
     to:          HOST:PORT, without TLS.
     at_once:     calls in flight.
     model:       send only requests of this model; None sends all.
+    instead:     the model to ask, at its newest version, in place of that which callers named; None asks that one.
     timeout:     seconds for each call.
     as_traffic:  count them, in metrics and captures, as if callers had sent them.
     key:         an API key or token that the gateway lets in; captures have none.
@@ -111,6 +114,7 @@ async def replay(
     """
     result = Replayed()
     requests = (each for file in files for each in read(file) if model in (None, each.model))
+    renamed = b"" if instead is None else tail(instead, "")  # versions of a public name aren't those of another model
     marks = [] if as_traffic else [(REPLAYED, "1")]
     if key:
         marks.append(("authorization", f"Bearer {key}"))
@@ -120,7 +124,7 @@ async def replay(
 
         async def send_some() -> None:
             for request in requests:  # all senders share the iterator
-                await _send(infer, request, marks, timeout, result)
+                await _send(infer, request.body + renamed, [*request.metadata.items(), *marks], timeout, result)
 
         await asyncio.gather(*(send_some() for _ in range(at_once)))
     result.took = time.monotonic() - began
@@ -129,14 +133,14 @@ async def replay(
 
 async def _send(
     infer: grpc.aio.UnaryUnaryMultiCallable,
-    request: Captured,
-    marks: Sequence[tuple[str, str]],
+    body: bytes,
+    metadata: Sequence[tuple[str, str]],
     timeout: float,
     result: Replayed,
 ) -> None:
     began = time.monotonic()
     try:
-        await infer(request.body, metadata=(*request.metadata.items(), *marks), timeout=timeout)
+        await infer(body, metadata=metadata, timeout=timeout)
     except grpc.aio.AioRpcError as error:
         result.codes[error.code().name] += 1
         result.first_error = result.first_error or f"{error.code().name}: {error.details()}"

@@ -40,6 +40,14 @@ def test_the_config_that_uses_it_is_right() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+def test_a_step_beside_its_config_is_found_wherever_the_gateway_was_started(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for config in (EXAMPLE / "gateway.yaml", Path(os.path.relpath(EXAMPLE / "gateway.yaml", tmp_path))):
+        command = [str(Path(sys.executable).parent / "inference-gateway"), "check", str(config)]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 def test_the_page_shows_the_example_s_code() -> None:
     source, page = (EXAMPLE / "tidy_text.py").read_text(), PAGE.read_text()
     shown = page.partition("```python\n")[2].partition("```")[0]

@@ -123,6 +123,23 @@ async def test_captured_requests_can_be_sent_again_from_the_command_line(start: 
         assert "1 requests" in output
 
 
+async def test_requests_for_a_public_name_are_sent_to_a_triton_under_its_own_name(
+    start: Start, triton: LocalTriton, tmp_path: Path
+) -> None:
+    folder = tmp_path / "captured"
+    async with start(capture=[{"model": "adder", "directory": str(folder), "share": 1}]) as gateway:
+        async with channel_to(gateway.listen) as channel:
+            await call(channel, infer("adder"))
+        (file,) = await until_kept(folder)
+    here = ("replay", str(file), "--to", triton.grpc_address)
+    code, output, _ = await run(*here, folder=tmp_path)
+    assert (code, "NOT_FOUND" in output) == (1, True)
+    code, output, _ = await run(*here, "--model", "adder", "--as", "add_one_a", folder=tmp_path)
+    assert (code, "OK                   1" in output) == (0, True)
+    code, _, errors = await run(*here, "--as", "add_one_a", folder=tmp_path)
+    assert (code, "--as needs --model" in errors) == (2, True)
+
+
 async def test_state_has_what_was_called_lately(start: Start, get_json: Callable[..., Awaitable[object]]) -> None:
     async with start() as gateway, channel_to(gateway.listen) as channel:
         gateway._telemetry.traffic.look()
