@@ -54,6 +54,8 @@ class RankingService:
         items, scores = (arrays[name][1].ravel() for name in _OUTPUTS)
         if len(items) != len(scores):
             raise WrongAnswer(f"'{request.model}' made {len(items)} items and {len(scores)} scores")
+        if np.isnan(scores).any():  # what is beside no number has no place in an order
+            raise WrongAnswer(f"'{request.model}' made scores that are no numbers")
         served = served_message(reply.served, began, reply.timings)
         return await beside(len(items) <= _BRIEF, partial(_answer, items, scores, request.top, served))
 

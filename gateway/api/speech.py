@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,10 +20,11 @@ from tritonclient.grpc import service_pb2 as v2
 
 from gateway.api.calls import CallLimits, Context, request_from, with_errors, within
 from gateway.api.parts import AnswerError, Parts
+from gateway.api.typed import served_message, served_of, timed_infer
 from gateway.deadline import Deadline
 from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, UnknownModel, shown
 from gateway.forwarding.caller import CallerMetadata, unchecked
-from gateway.forwarding.exchange import Request
+from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import build_request, parse_response
 from gateway.forwarding.models import Models
 from gateway.rpc.budget import Budget
@@ -96,10 +98,12 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc
         model = request.model or _SPEAKER
         with self._models.refusals(opening, model):
             body = _spoken_body(model, request.text, request.speed)
+        is_silent = True
         with Parts(self._models, replace(opening, body=body), self._budget, ahead=_AHEAD) as parts:
             try:
                 while (outputs := await parts.next()) is not None:
-                    audio = _output(outputs, "audio", model)
+                    audio = _output(outputs, "audio", "INT16", model)
+                    is_silent = False
                     await context.write(
                         speech_pb2.SpeakResponse(audio=audio.astype("<i2").tobytes(), sample_rate_hz=_SPOKEN_RATE)
                     )
@@ -107,6 +111,9 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc
                 if error.text.startswith(("text ", "speed ")):  # the model names an input that it can't speak
                     raise BadInput(error.text) from error
                 raise
+        if is_silent:
+            raise WrongAnswer(f"'{shown(model)}' ended without any audio, so it is no model for this")
+        context.set_trailing_metadata(tuple(parts.trailing))
 
 
 class _Messages:
@@ -165,7 +172,7 @@ async def _drive(conversation: Conversation, ears: _Ears, messages: _Messages, c
         else:
             if isinstance(step, Ended) and (late := await messages.next_within(_LATE_SECONDS)) is not None:
                 _hear(conversation, late)
-            for message in _told(step):
+            for message in _told(step, ears):
                 await context.write(message)
             if isinstance(step, Ended):
                 return
@@ -184,17 +191,20 @@ def _hear(conversation: Conversation, message: Any) -> None:
         conversation.end()
 
 
-def _told(event: Event) -> list[Any]:
-    """The messages that tell the caller."""
+def _told(event: Event, ears: _Ears) -> list[Any]:
+    """The messages that tell the caller. ears: know who heard."""
     response = speech_pb2.ConverseResponse
     if isinstance(event, SpeechStarted):
         return [response(speech_started=speech_pb2.SpeechStarted(at=_time(event.at)))]
     if isinstance(event, SpeechEnded):
         return [response(speech_ended=speech_pb2.SpeechEnded(at=_time(event.at), is_cut=event.is_cut))]
     if isinstance(event, Heard):
-        text = speech_pb2.RecognisedText(text=event.text, score=event.score)
+        text = speech_pb2.RecognisedText(text=event.text, score=event.score, served=ears.last_reader)
         return [response(text=text), response(intent=_intent(NONE if event.is_cut else intent_of(event.text)))]
-    return [response(ended=speech_pb2.ConversationEnded(audio=_time(event.samples), utterances=event.utterances))]
+    ended = speech_pb2.ConversationEnded(
+        audio=_time(event.samples), utterances=event.utterances, served=ears.detecting.served()
+    )
+    return [response(ended=ended)]
 
 
 def _intent(intent: Intent) -> Any:
@@ -213,6 +223,28 @@ def _time(samples: int) -> Duration:
     return duration
 
 
+class _Detecting:
+    """Who answered the windows of a conversation so far, and what that took."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._seconds = 0.0
+        self._attempts = 0
+        self._last: Reply | None = None
+
+    def add(self, reply: Reply, seconds: float) -> None:
+        self._last = reply
+        self._seconds += seconds
+        self._attempts += reply.served.attempts
+
+    def served(self) -> Any:
+        """A common_pb2.Served; None before the first answer."""
+        if self._last is None:
+            return None
+        who = replace(self._last.served, attempts=self._attempts)
+        return served_message(who, self._began, Timings(model=self._seconds))
+
+
 class _Ears:
     """The models that hear one caller."""
 
@@ -223,6 +255,8 @@ class _Ears:
         self._detector = config.detector or _DETECTOR
         self._recogniser = config.recogniser or _RECOGNISER
         self._sequence = secrets.randbits(62) + 1
+        self.detecting = _Detecting()
+        self.last_reader: Any = None  # a common_pb2.Served: who read the last utterance
         self.is_lost = False  # has the detector forgotten this caller? Then nothing is left there that can be ended
 
     async def detect(self, step: Detect) -> float:
@@ -235,12 +269,14 @@ class _Ears:
 
     async def recognise(self, step: Recognise) -> tuple[str, float]:
         """The words, and how well they fit."""
+        began = time.monotonic()
         samples = np.frombuffer(step.audio, "<i2").astype(np.int16, copy=False)
         body = build_request(self._recogniser, {"audio": samples}, outputs=("text", "score"))
-        reply = await self._models.infer(replace(within(self._opening, self._limits), body=body))
+        reply, took = await timed_infer(self._models, replace(within(self._opening, self._limits), body=body))
+        self.last_reader = served_of(reply, began, took)
         arrays = parse_response(reply.body)
-        text = _output(arrays, "text", self._recogniser).flat[0]
-        score = _output(arrays, "score", self._recogniser).flat[0]
+        text = _output(arrays, "text", "BYTES", self._recogniser).flat[0]
+        score = _output(arrays, "score", "FP32", self._recogniser).flat[0]
         return bytes(text).decode("utf-8", "replace"), float(score)
 
     async def say_farewell(self) -> None:
@@ -259,8 +295,13 @@ class _Ears:
             "sequence_end": v2.InferParameter(bool_param=is_last),
         }
         body = build_request(self._detector, {"audio": samples[None]}, outputs=("speech",), parameters=parameters)
-        reply = await self._models.infer(replace(opening, metadata=self._own(opening.metadata), body=body))
-        return float(_output(parse_response(reply.body), "speech", self._detector).flat[0])
+        request = replace(opening, metadata=self._own(opening.metadata), body=body)
+        reply, took = await timed_infer(self._models, request)
+        self.detecting.add(reply, took)
+        speech = float(_output(parse_response(reply.body), "speech", "FP32", self._detector).flat[0])
+        if not 0 <= speech <= 1:  # NaN too, which would be taken for silence
+            raise WrongAnswer(f"'{shown(self._detector)}' answered {speech:g} as the probability of speech")
+        return speech
 
     def _own(self, metadata: CallerMetadata) -> CallerMetadata:
         """For a request of the conversation's own sequence: its caller needs a right to the model, none to sequences.
@@ -272,11 +313,13 @@ class _Ears:
         return unchecked(metadata)
 
 
-def _output(arrays: dict[str, tuple[str, Array]], name: str, model: str) -> Array:
-    """:raises WrongAnswer: if the model has no such output, or nothing in it."""
+def _output(arrays: dict[str, tuple[str, Array]], name: str, datatype: str, model: str) -> Array:
+    """:raises WrongAnswer: if the model has no such output, none of this datatype, or nothing in it."""
     found = arrays.get(name)
     if found is None or (not found[1].size and name != "audio"):
         raise WrongAnswer(f"'{shown(model)}' answered nothing as '{name}', so it is no model for this")
+    if found[0] != datatype:
+        raise WrongAnswer(f"'{shown(model)}' answers '{name}' as {found[0]} instead of {datatype}")
     return found[1]
 
 

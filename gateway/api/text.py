@@ -11,7 +11,7 @@ import numpy as np
 from gateway.api.calls import CallLimits, Context, request_from, with_errors
 from gateway.api.parts import Parts
 from gateway.api.typed import served_message
-from gateway.errors import BadRequest, UnknownModel
+from gateway.errors import BadRequest, UnknownModel, shown
 from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.messages import build_request, parse_response
@@ -67,14 +67,17 @@ class TextService(text_pb2_grpc.TextServiceServicer):  # type: ignore[misc]
         asked = metadata_from_pairs(pairs, opening.metadata.access)
         asking = replace(opening, metadata=asked, body=body)
         unknown: dict[str, None] = {}
-        is_complete = True
+        is_complete, is_answered = True, False
         with Parts(self._models, asking, self._budget, ahead=_AHEAD) as pieces:
             while (outputs := await pieces.next()) is not None:
                 answer = _Answer(outputs)
+                is_answered = True
                 unknown.update(dict.fromkeys(answer.unknown))
                 is_complete = answer.is_complete
                 if answer.text:
                     await context.write(text_pb2.TranslateStreamResponse(piece=answer.text))
+        if not is_answered:
+            raise WrongAnswer(f"'{shown(request.model)}' ended without any text, so it is no model for this")
         served = served_message(replace(pieces.served, model=request.model), began, None)
         end = text_pb2.TranslationEnd(complete=is_complete, unknown=unknown, served=served)
         context.set_trailing_metadata(tuple(pieces.trailing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import yaml
 from task_models import CHECKOUT, build_models
 from triton_fixture import FAST_START
-from v2_gateways import gateway_of
+from v2_gateways import gateway_of, wait_until
 
 from gateway.app import Gateway
 from gateway.artifacts import fetch
@@ -46,17 +47,23 @@ async def served(repository: Path) -> AsyncIterator[LocalTriton]:
     await server.aclose()
 
 
-@pytest.fixture(scope="module")
-async def gateway(
-    served: LocalTriton, repository: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Gateway]:
+def write_config(folder: Path, repository: Path, *endpoints: str) -> Path:
+    """The example's config for this repository."""
     text = (CHECKOUT / "deploy/examples/recommend.yaml").read_text("utf-8")
     config = yaml.safe_load(text.replace("../../model_repository", str(repository)))
     config |= {"listen": "127.0.0.1:0", "admin": {"listen": "127.0.0.1:0"}}
     config["telemetry"] = {"access_log": {"destination": "none"}}
-    config["upstreams"]["local"]["endpoints"] = [served.grpc_address]
-    file = tmp_path_factory.mktemp("config") / "gateway.yaml"
+    config["upstreams"]["local"]["endpoints"] = list(endpoints)
+    file = folder / "gateway.yaml"
     file.write_text(yaml.safe_dump(config), "utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+async def gateway(
+    served: LocalTriton, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Gateway]:
+    file = write_config(tmp_path_factory.mktemp("config"), repository, served.grpc_address)
     async with gateway_of(load(file, {})) as running:
         yield running
 
@@ -143,6 +150,50 @@ async def test_a_model_that_ranks_nothing_is_refused(stub: Any, model: str, code
         await stub.Rank(asked(model, [1], [2]), timeout=30)
     assert caught.value.code() is code
     assert wrong in caught.value.details()
+
+
+# Faults
+
+
+async def test_callers_of_an_endpoint_that_dies_get_their_own_order_from_the_other_one(
+    served: LocalTriton, repository: Path, source: wordllama.Source, tmp_path: Path
+) -> None:
+    """Each asks for candidates of its own, so that an answer that went to another would show."""
+    fragile = LocalTriton(repository, models=("recommend",), extra=FAST_START)
+    await fragile.start()
+    answered_by: list[str] = []
+    try:
+        async with (
+            gateway_of(load(write_config(tmp_path, repository, served.grpc_address, fragile.grpc_address), {})) as both,
+            grpc.aio.insecure_channel(both.listen) as channel,
+        ):
+            stub = ranking_pb2_grpc.RankingServiceStub(channel)
+
+            async def rank(number: int) -> None:
+                candidates = list(range(100 * number + 3, 100 * number + 53))
+                answer = await stub.Rank(asked(WAYS[number % 2], [5 + number], candidates), timeout=30)
+                told = sorted(scores_of(source, [5 + number], candidates).tolist(), reverse=True)
+                assert {item.item for item in answer.items} <= set(candidates)
+                assert np.allclose([item.score for item in answer.items], told[: len(answer.items)], atol=2e-3)
+                answered_by.append(answer.served.endpoint)
+
+            async def ask_until(death: asyncio.Future[None], caller: int) -> None:
+                number = caller
+                while not death.done():
+                    await rank(number := (number + 8) % 300)
+                await rank(caller)
+
+            async def kill_in_the_midst() -> None:
+                await wait_until(lambda: fragile.grpc_address in answered_by and len(answered_by) >= 40)
+                await fragile.kill()
+
+            death = asyncio.ensure_future(kill_in_the_midst())
+            await asyncio.gather(death, *(ask_until(death, caller) for caller in range(8)))
+            assert answered_by.count(served.grpc_address) > 8
+            assert set(answered_by[-8:]) == {served.grpc_address}
+    finally:
+        await fragile.kill()
+        await fragile.aclose()
 
 
 # What the model is built of

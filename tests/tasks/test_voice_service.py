@@ -229,6 +229,14 @@ async def test_each_utterance_is_heard_and_meant_whatever_the_pieces_are(stack: 
     assert shown(events) == [*began, *LIGHTS, *began, "", ("", {}), "ended"]
     assert events[-1].ended.audio.ToSeconds() == len(audio) // 16_000
     assert events[-1].ended.utterances == 2
+    detected = events[-1].ended.served
+    windows_heard = -(-len(audio) // 512)
+    assert (detected.model, detected.endpoint) == ("speech-detector", stack.triton.grpc_address)
+    assert windows_heard <= detected.attempts <= windows_heard + 1
+    readers = [event.text.served for event in events if event.WhichOneof("event") == "text"]
+    assert [(each.model, each.endpoint, each.attempts) for each in readers] == [
+        ("voice-commands", stack.triton.grpc_address, 1)
+    ] * 2
     at = events[0].speech_started.at.ToMilliseconds()
     assert 900 <= at <= 1_500, "the silence before it is a second"
 
@@ -307,6 +315,14 @@ async def test_a_text_that_can_not_be_spoken_is_refused(stack: Stack, fields: di
     with pytest.raises(grpc.aio.AioRpcError, match=text) as failed:
         await call.read()
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_who_spoke_is_in_the_trailing_metadata(stack: Stack) -> None:
+    call = speech_pb2_grpc.SpeechServiceStub(stack.channel).Speak(speech_pb2.SpeakRequest(text="One. Two."))
+    assert len([part async for part in call]) == 2
+    told = dict(await call.trailing_metadata())
+    assert told["gateway-endpoint"] == stack.triton.grpc_address
+    assert told["gateway-attempts"] == "1"
 
 
 async def parts_made(stack: Stack) -> int:
