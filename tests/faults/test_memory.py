@@ -221,6 +221,7 @@ async def test_the_worst_mix_in_a_small_container_ends_no_process_and_no_small_c
             port = int(address.rpartition(":")[2])
             with Honest(port, INFER, infer_request("good", "7")) as honest, worst_mix(port):
                 await asyncio.sleep(SECONDS)
+                assert container.kills == 0, f"{container.kills} killed\n{running.errors}"
                 _, state = await http(admin, "/state")
             told = f"{container.number('memory.failcnt')} times at the limit; {state['memory']}\n{running.errors}"
             assert container.kills == 0, told
