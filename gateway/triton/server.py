@@ -24,8 +24,9 @@ from gateway.triton.keeper import remove_leftovers
 from gateway.triton.repository import survey
 
 _KEEPER = Path(__file__).with_name("keeper.py")
-_PORT_TRIES = 3  # tries with other ports: another process may take a free port before Triton binds it
-_PORT_LOST = "already in use"
+_TRIES = 3  # of a start, if it ended of one of these
+_PORT_LOST = "already in use"  # another process may take a free port before Triton binds it
+_LOCK_LOST = "boost::interprocess::lock_exception"  # its Python backend's, seen on a busy machine
 _FREE_PORTS = range(20000, 32768)  # below Linux' ephemeral range, so that no outgoing connection takes one meanwhile
 _POLL = 0.05  # seconds between two checks of readiness
 _LOG_LINES = 30
@@ -133,7 +134,7 @@ class LocalTriton:
         installation = await asyncio.to_thread(install, cache=self._cache, progress=self._progress)
         models = self.models if self.models is not None else await asyncio.to_thread(self._servable)
         asked = (self.grpc_port, self.http_port, self.metrics_port)
-        for tries_left in reversed(range(_PORT_TRIES)):
+        for tries_left in reversed(range(_TRIES)):
             self._settle_ports()
             try:
                 await self._spawn(installation, models)
@@ -141,9 +142,10 @@ class LocalTriton:
                 return
             except BaseException as error:
                 await asyncio.shield(self.kill())
-                lost_race = 0 in asked and isinstance(error, StartFailed) and _PORT_LOST in str(error)
+                lost_port = 0 in asked and _PORT_LOST in str(error)
+                may_pass = isinstance(error, StartFailed) and (lost_port or _LOCK_LOST in str(error))
                 self._close_log()
-                if not lost_race or not tries_left:
+                if not may_pass or not tries_left:
                     raise
             self.grpc_port, self.http_port, self.metrics_port = asked
 
