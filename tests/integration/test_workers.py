@@ -269,11 +269,11 @@ async def test_the_successor_of_a_killed_supervisor_starts_at_once(triton: Local
         await until_all_up(admin)
         workers = children(first.pid)
         async with channel_to(address) as channel:
-            short, long = (
-                asyncio.ensure_future(call(channel, infer("waiter", [[milliseconds]], "INT32"), timeout=60))
-                for milliseconds in (2000, 50_000)
-            )
-            await asyncio.sleep(0.3)
+            # One after the other, since the model takes one at a time: the short one behind the long one would be cut.
+            short = asyncio.ensure_future(call(channel, infer("waiter", [[2000]], "INT32"), timeout=60))
+            await asyncio.sleep(0.5)
+            long = asyncio.ensure_future(call(channel, infer("waiter", [[50_000]], "INT32"), timeout=60))
+            await asyncio.sleep(0.5)
             first.signal(signal.SIGKILL)
             await first.wait()
             async with command(*arguments, "2", folder=tmp_path) as second:
