@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from gateway.status import Meaning
 
@@ -13,6 +14,9 @@ Metadata = Sequence[tuple[str, MetadataValue]]
 
 Parameter = bool | int | float | str
 """A value of the V2 protocol's `InferParameter`."""
+
+EXPERIMENT: Final = "experiment:"
+"""Begins the reason of a plan by an experiment, whose name follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class HeaderList:
     """A valid header list."""
 
     def __init__(self, fields: tuple[Field, ...], length: int, is_informational: bool = False) -> None:
-        self.fields = fields  # without white space around values, which HTTP/2 forbids and some clients send
+        self.fields = fields  # without white space around values but texts, which HTTP/2 forbids and some clients send
         self.length = length  # content-length; -1 if none
         self.is_informational = is_informational
 

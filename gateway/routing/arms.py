@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Final
 
 from gateway.routing.rendezvous import Rendezvous
+from gateway.types import EXPERIMENT
 
 _WHOLE: Final = 2.0**64
 
@@ -57,7 +58,7 @@ class Arms:
 
     @property
     def reason(self) -> str:
-        return f"experiment:{self.name}"
+        return EXPERIMENT + self.name
 
     @property
     def holdout_reason(self) -> str:

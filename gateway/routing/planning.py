@@ -25,7 +25,7 @@ from typing import Final
 from gateway.routing.arms import place_in
 from gateway.routing.match import Rule
 from gateway.routing.table import Route
-from gateway.types import Facts, Plan, Variant
+from gateway.types import EXPERIMENT, Facts, Plan, Variant
 
 Available = Callable[[Variant], bool]
 
@@ -146,7 +146,7 @@ def _tell_rules(route: Route, facts: Facts) -> tuple[Rule | None, list[str]]:
 def _tell_choice(route: Route, facts: Facts, draw: float) -> list[str]:
     reason, name = _maybe_choose(route, facts) or ("split", route.split.draw(draw))
     lines = _tell_experiments(route, facts)
-    if reason.startswith(("experiment:", "holdout:", "stopped:")):
+    if reason.startswith((EXPERIMENT, "holdout:", "stopped:")):
         return [*lines, f"{reason}: variant {name}"]
     return [*lines, *_tell_split(route, facts, draw, reason, name)]
 

@@ -43,7 +43,7 @@ from gateway.telemetry.compose import TracedCall
 from gateway.telemetry.ending import finish
 from gateway.telemetry.otel import exporters, resource
 from gateway.telemetry.w3c import is_unsampled
-from gateway.types import Metadata
+from gateway.types import EXPERIMENT, Metadata
 from gateway.v2.names import SERVICE_NAME
 
 _SERVICES = {
@@ -61,7 +61,6 @@ _SERVICES = {
 _W3C = TraceContextTextMapPropagator()
 _NO_PARENT = Context()  # None would mean the context of the running task
 _LAST_SECONDS = 2.5  # for the last spans at the end
-_EXPERIMENT = "experiment:"  # before its name, as the reason of a plan
 _TEXT_LIMIT = 500  # most characters of an error text in a span's status
 
 
@@ -180,10 +179,10 @@ class _Call(TracedCall):
         self.traceparent = _context_of(span).get("traceparent", "")
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
-        if event.number == 1 and event.planned.startswith(_EXPERIMENT):
+        if event.number == 1 and event.planned.startswith(EXPERIMENT):
             # The arm is what the unit was assigned, also where another variant has to stand in for it.
             arm = event.instead_of or event.variant
-            self._span.set_attributes({"gateway.experiment": event.planned[len(_EXPERIMENT) :], "gateway.arm": arm})
+            self._span.set_attributes({"gateway.experiment": event.planned[len(EXPERIMENT) :], "gateway.arm": arm})
         self._attempt = self._tracer.start_span(
             f"{SERVICE_NAME}/ModelInfer",
             self._within,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from browser import MISSING, Browser, browser
 from command_line import command, free_address
-from traffic import until_readyz
+from traffic import http, until_readyz
 from v2_calls import call, channel_to, infer
 from v2_gateways import Script, gateway_of
 
@@ -287,12 +286,10 @@ async def test_several_workers_are_one_page(triton: LocalTriton, chromium: Brows
 async def _state_when_it_has(admin: str, calls: int) -> Any:
     """A worker tells of its calls a moment after their callers have their answers."""
     counted = 0
-    async with aiohttp.ClientSession() as session:
-        for _ in range(100):
-            async with session.get(f"http://{admin}/state") as answer:
-                state = json.loads(await answer.text())
-            counted = state["traffic"]["windows"][0]["models"]["photos"]["calls"]
-            if counted == calls:
-                return state
-            await asyncio.sleep(0.1)
+    for _ in range(100):
+        _, state = await http(admin, "/state")
+        counted = state["traffic"]["windows"][0]["models"]["photos"]["calls"]
+        if counted == calls:
+            return state
+        await asyncio.sleep(0.1)
     raise AssertionError(f"{counted} calls are counted of {calls}")

@@ -11,8 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import yaml
-from task_models import CHECKOUT, build_models
+from task_models import CHECKOUT, build_models, example, written
 from triton_fixture import FAST_START
 from v2_gateways import gateway_of, wait_until
 
@@ -47,23 +46,11 @@ async def served(repository: Path) -> AsyncIterator[LocalTriton]:
     await server.aclose()
 
 
-def write_config(folder: Path, repository: Path, *endpoints: str) -> Path:
-    """The example's config for this repository."""
-    text = (CHECKOUT / "deploy/examples/recommend.yaml").read_text("utf-8")
-    config = yaml.safe_load(text.replace("../../model_repository", str(repository)))
-    config |= {"listen": "127.0.0.1:0", "admin": {"listen": "127.0.0.1:0"}}
-    config["telemetry"] = {"access_log": {"destination": "none"}}
-    config["upstreams"]["local"]["endpoints"] = list(endpoints)
-    file = folder / "gateway.yaml"
-    file.write_text(yaml.safe_dump(config), "utf-8")
-    return file
-
-
 @pytest.fixture(scope="module")
 async def gateway(
     served: LocalTriton, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Gateway]:
-    file = write_config(tmp_path_factory.mktemp("config"), repository, served.grpc_address)
+    file = written(tmp_path_factory.mktemp("config"), example("recommend", repository, served.grpc_address))
     async with gateway_of(load(file, {})) as running:
         yield running
 
@@ -162,9 +149,10 @@ async def test_callers_of_an_endpoint_that_dies_get_their_own_order_from_the_oth
     fragile = LocalTriton(repository, models=("recommend",), extra=FAST_START)
     await fragile.start()
     answered_by: list[str] = []
+    config = example("recommend", repository, served.grpc_address, fragile.grpc_address)
     try:
         async with (
-            gateway_of(load(write_config(tmp_path, repository, served.grpc_address, fragile.grpc_address), {})) as both,
+            gateway_of(load(written(tmp_path, config), {})) as both,
             grpc.aio.insecure_channel(both.listen) as channel,
         ):
             stub = ranking_pb2_grpc.RankingServiceStub(channel)

@@ -13,8 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-import yaml
-from task_models import CHECKOUT, build_models
+from task_models import CHECKOUT, build_models, example, written
 from triton_fixture import FAST_START
 from v2_gateways import gateway_of
 
@@ -57,15 +56,9 @@ async def served(repository: Path) -> AsyncIterator[LocalTriton]:
 
 def write_config(folder: Path, repository: Path, endpoint: str) -> Path:
     """The example's config for this repository, and the slow model."""
-    text = (CHECKOUT / "deploy/examples/translate.yaml").read_text("utf-8")
-    config = yaml.safe_load(text.replace("../../model_repository", str(repository)))
-    config |= {"listen": "127.0.0.1:0", "admin": {"listen": "127.0.0.1:0"}}
-    config["telemetry"] = {"access_log": {"destination": "none"}}
-    config["upstreams"]["local"]["endpoints"] = [endpoint]
+    config = example("translate", repository, endpoint)
     config["models"]["slow"] = {"variants": {"only": {"upstream": "local", "model": SLOW}}}
-    file = folder / "gateway.yaml"
-    file.write_text(yaml.safe_dump(config), "utf-8")
-    return file
+    return written(folder, config)
 
 
 @pytest.fixture(scope="module")
