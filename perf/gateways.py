@@ -75,8 +75,13 @@ _PHOTO: Config = {
 }
 
 
-def gateway(config: Config, name: str, folder: Path, ports: tuple[int, int], sink: str = "") -> Child:
-    """Its process, not yet entered. ports: gRPC and admin. sink: where traces go (OTLP over HTTP), 1 % of them."""
+def gateway(
+    config: Config, name: str, folder: Path, ports: tuple[int, int], sink: str = "", traced: float = 0.01
+) -> Child:
+    """Its process, not yet entered.
+
+    ports: gRPC and admin. sink: where traces go (OTLP over HTTP). traced: the part of the calls that has one.
+    """
     file = folder / f"{name}.yaml"
     listening = {"listen": f"127.0.0.1:{ports[0]}", "admin": {"listen": f"127.0.0.1:{ports[1]}"}, "workers": 1}
     file.write_text(yaml.safe_dump({**listening, **config}, sort_keys=False))
@@ -84,7 +89,7 @@ def gateway(config: Config, name: str, folder: Path, ports: tuple[int, int], sin
         "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": sink,
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
-        "OTEL_TRACES_SAMPLER_ARG": "0.01",
+        "OTEL_TRACES_SAMPLER_ARG": str(traced),
     }
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(file), "--log-level", "warning"]
     return Child(

@@ -52,22 +52,26 @@ def request() -> bytes:
     return bytes(asked.SerializeToString())
 
 
-async def calls(address: str, expected: grpc.StatusCode, count: int) -> None:
+async def calls(address: str, expected: grpc.StatusCode, count: int) -> list[float]:
+    """How long each call took, in seconds."""
+    took: list[float] = []
     body, left = request(), iter(range(count))
     async with grpc.aio.insecure_channel(address) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
         async def caller() -> None:
             for _ in left:
-                code = grpc.StatusCode.OK
+                code, begun = grpc.StatusCode.OK, time.monotonic()
                 try:
                     await infer(body, metadata=METADATA, timeout=20)
                 except grpc.aio.AioRpcError as error:
                     code = error.code()
                 if code is not expected:
                     raise RuntimeError(f"{code} in place of {expected}")
+                took.append(time.monotonic() - begun)
 
         await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+    return took
 
 
 def measure(gateway: Child, name: str) -> float:

@@ -352,6 +352,9 @@ class Metrics:
     def call_refused(self, why: str) -> None:
         self._families.calls_refused.labels(why).inc()
 
+    def span_dropped(self) -> None:
+        self._families.spans_dropped.inc()
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._is_shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -477,6 +480,9 @@ class _Families:
         )
         for reason in ("descriptors", "max_connections", "memory", "admin"):
             self.refused.labels(reason)  # 0 from the start, so that `increase` sees the first one
+        self.spans_dropped = counter(
+            "gateway_trace_spans_dropped", "Spans of traces that the process which exports them did not take in time."
+        )
         self.calls_refused = counter(
             "gateway_access_refused", "Calls that were not let in, by what was wrong with who made them.", "reason"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -43,19 +43,27 @@ def exporters(signal: Signal, environ: Mapping[str, str]) -> list[Any]:
 
     :raises BadTelemetrySettings: if an exporter is not installed.
     """
+    return [found.load()() for found in check_exporters(signal, environ)]
+
+
+def check_exporters(signal: Signal, environ: Mapping[str, str]) -> list[EntryPoint]:
+    """Where the exporters are that the environment names.
+
+    :raises BadTelemetrySettings: if an exporter is not installed.
+    """
     names = environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip() or "otlp"
     return [_exporter(signal, name.strip().lower(), environ) for name in names.split(",") if name.strip()]
 
 
-def _exporter(signal: Signal, name: str, environ: Mapping[str, str]) -> Any:
-    """Make an exporter by its registered name; "otlp" follows OTEL_EXPORTER_OTLP_PROTOCOL."""
+def _exporter(signal: Signal, name: str, environ: Mapping[str, str]) -> EntryPoint:
+    """Find an exporter by its registered name; "otlp" follows OTEL_EXPORTER_OTLP_PROTOCOL."""
     if name == "otlp":
         own = environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL")
         protocol = own or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or ""
         name = "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
     group = f"opentelemetry_{signal}_exporter"
     for found in entry_points(group=group, name=name):
-        return found.load()()
+        return found
     installed = sorted(entry.name for entry in entry_points(group=group))
     raise BadTelemetrySettings(
         f"OTEL_{signal.upper()}_EXPORTER or OTEL_EXPORTER_OTLP_PROTOCOL asks for the {signal} exporter '{name}', which "

@@ -90,7 +90,7 @@ class ProcessTelemetry:
     async def _listeners(self, parts: _Parts) -> Sequence[Listener]:
         listeners: list[Listener] = []
         if is_configured("traces", self._environ):
-            listeners.append(await parts.enter_async(Traces(self._environ, self._version)))
+            listeners.append(await parts.enter_async(Traces(self._environ, self._version, self._metrics.span_dropped)))
         listeners.append(self._metrics)
         log = self._settings.access_log
         if log.destination != "none":

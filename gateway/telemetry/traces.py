@@ -1,30 +1,24 @@
 """Telemetry: OpenTelemetry traces of calls, pipeline steps and attempts.
 
-May depend on values and opentelemetry-sdk. Configured by the standard OTEL_* variables and by nothing else; what an
-unsampled call costs here is a few microseconds, and nothing of it is sent upstream. docs/metrics.md has the attributes.
+May depend on values and opentelemetry-sdk. Configured by the standard OTEL_* variables and by nothing else. Which calls
+are recorded is decided here; what ended goes to a process that exports it (`span_pipe`). An unsampled call costs about
+a microsecond, and nothing of it is sent upstream. docs/metrics.md has the attributes.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Final
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
-from opentelemetry.trace import (
-    Span,
-    SpanKind,
-    Status,
-    StatusCode,
-    Tracer,
-    get_current_span,
-    set_span_in_context,
-)
+from opentelemetry.sdk.trace.sampling import Decision, ParentBasedTraceIdRatio, Sampler, TraceIdRatioBased
+from opentelemetry.trace import SpanKind, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.access.door import CALLER
@@ -40,11 +34,14 @@ from gateway.hooks import (
 )
 from gateway.status import Code, Meaning, is_server_fault
 from gateway.telemetry.compose import TracedCall
-from gateway.telemetry.ending import finish
-from gateway.telemetry.otel import exporters, resource
+from gateway.telemetry.otel import check_exporters
+from gateway.telemetry.span_pipe import SpanPipe
+from gateway.telemetry.spans import FinishedSpan, Link
 from gateway.telemetry.w3c import is_unsampled
 from gateway.types import EXPERIMENT, Metadata
 from gateway.v2.names import SERVICE_NAME
+
+_log = logging.getLogger(__name__)
 
 _SERVICES = {
     "ModelInfer": SERVICE_NAME,
@@ -58,58 +55,55 @@ _SERVICES = {
     "Translate": "gateway.v1.TextService",
     "TranslateStream": "gateway.v1.TextService",
 }
-_W3C = TraceContextTextMapPropagator()
-_NO_PARENT = Context()  # None would mean the context of the running task
-_LAST_SECONDS = 2.5  # for the last spans at the end
-_TEXT_LIMIT = 500  # most characters of an error text in a span's status
+_W3C: Final = TraceContextTextMapPropagator()
+_NO_PARENT: Final = Context()  # None would mean the context of the running task
+_ATTEMPT: Final = f"{SERVICE_NAME}/ModelInfer"  # the name of its span
+_TEXT_LIMIT: Final = 500  # most characters of an error text in a span's status
+_DEFAULT_RATIO: Final = 0.01  # of calls that bring no trace, unless a sampler is named
 
 
 class Traces(NoListener):
-    """The listener that traces. Entering it starts the exporter's thread, and leaving it sends the last spans.
+    """The listener that traces. Entering it starts the process that exports, and leaving it sends the last spans.
 
     Do not make one unless traces are configured (`otel.is_configured`); one that has not been entered hears nothing.
     """
 
-    def __init__(self, environ: Mapping[str, str], version: str = "") -> None:
+    def __init__(
+        self, environ: Mapping[str, str], version: str = "", dropped: Callable[[], None] = lambda: None
+    ) -> None:
         """
         environ: the process's own environment; opentelemetry-sdk reads more of it by itself.
         version: the gateway's, for the resource.
+        dropped: is called for each span that could not be exported in time.
         """
         self.traces = True
         self._environ = environ
-        self._version = version
-        self._provider: TracerProvider | None = None
-        self._tracer: Tracer | None = None
+        self._pipe = SpanPipe(environ, version, dropped)
+        self._is_open = False
         # The specification says that these samplers never record what a remote caller does not.
-        sampler = environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
-        self._follows_caller = sampler.strip().lower().startswith("parentbased_")
-        ratio = _maybe_ratio(sampler, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
+        named = environ.get("OTEL_TRACES_SAMPLER", "").strip().lower()
+        self._follows_caller = not named or named.startswith("parentbased_")
+        self._sampler = _sampler(named, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
+        ratio = _maybe_ratio(named, environ.get("OTEL_TRACES_SAMPLER_ARG", ""))
         self._bound = ratio.bound if ratio else 0  # a trace is recorded if its id is below
-        self._rate = ratio.rate if ratio else 1.0  # part of the traces that begin here; 1: the SDK decides
-        self._ids = _DrawnIds()
+        self._rate = ratio.rate if ratio else 1.0  # part of the traces that begin here; 1: the sampler is asked
 
     async def __aenter__(self) -> Traces:
         """:raises BadTelemetrySettings: if an exporter that the environment names is not installed."""
-        named = exporters("traces", self._environ)
-        self._provider = TracerProvider(
-            resource=resource(self._version), id_generator=self._ids, shutdown_on_exit=False
-        )
-        for exporter in named:
-            # A person reads text on a terminal, and does not want to wait for a batch.
-            is_console = isinstance(exporter, ConsoleSpanExporter)
-            self._provider.add_span_processor((SimpleSpanProcessor if is_console else BatchSpanProcessor)(exporter))
-        self._tracer = self._provider.get_tracer("gateway", self._version)
+        check_exporters("traces", self._environ)
+        await self._pipe.__aenter__()
+        self._is_open = True
+        _log.info("traces are exported; sampler: %s", self._sampler.get_description())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        provider, self._provider, self._tracer = self._provider, None, None
-        if provider:
-            await finish(provider.shutdown, _LAST_SECONDS, "the last spans")  # its own timeout is 30 s
+        self._is_open = False
+        await self._pipe.aclose()
 
     def call_started(self, event: CallStarted) -> CallObserver | None:
-        if self._tracer is None:
+        if not self._is_open:
             return None
         traceparent = event.facts.metadata.get("traceparent")
         if traceparent and self._follows_caller and is_unsampled(traceparent):
@@ -117,39 +111,38 @@ class Traces(NoListener):
         if not traceparent and self._rate < 1.0:
             if random.random() >= self._rate:  # noqa: S311  # no secret, as the SDK's
                 return None
-            self._ids.draw(self._bound)
+            trace_id = random.getrandbits(64) << 64 | random.randrange(self._bound)  # noqa: S311
+            return _Call(self._pipe, event, trace_id, 0, "")
         context = _W3C.extract(event.facts.metadata, _NO_PARENT) if traceparent else _NO_PARENT
-        clock_offset = time.time_ns() - time.monotonic_ns()
-        service = _SERVICES.get(event.method)
-        span = self._tracer.start_span(
-            f"{service}/{event.method}" if service else event.method,
-            context,
-            SpanKind.SERVER,
-            start_time=clock_offset + int(event.at * 1e9),
-        )
-        if not span.is_recording():
+        parent = get_current_span(context).get_span_context()
+        trace_id = parent.trace_id or random.getrandbits(128) or 1
+        sampled = self._sampler.should_sample(context, trace_id, _name(event.method), SpanKind.SERVER)
+        if sampled.decision is not Decision.RECORD_AND_SAMPLE:
             return None
-        return _Call(self._tracer, span, service, event, clock_offset)
+        state = sampled.trace_state.to_header() if sampled.trace_state else ""
+        return _Call(self._pipe, event, trace_id, parent.span_id, state)
 
 
-class _DrawnIds(RandomIdGenerator):
-    """Draws a trace id before there is a span: a span that the SDK does not record would cost 10 µs."""
-
-    def __init__(self) -> None:
-        self._drawn: int | None = None
-
-    def draw(self, bound: int) -> None:
-        """Draw the id of the next trace: one that the ratio's sampler records."""
-        self._drawn = random.getrandbits(64) << 64 | random.randrange(bound)  # noqa: S311
-
-    def generate_trace_id(self) -> int:
-        drawn, self._drawn = self._drawn, None
-        return super().generate_trace_id() if drawn is None else drawn
+def _sampler(named: str, argument: str) -> Sampler:
+    """The one that the environment names, read by the SDK; without a name a part of what the caller does not decide."""
+    if named:
+        return TracerProvider(resource=Resource.get_empty(), shutdown_on_exit=False).sampler
+    return ParentBasedTraceIdRatio(_ratio_of(argument, _DEFAULT_RATIO))
 
 
-def _maybe_ratio(sampler: str, argument: str) -> TraceIdRatioBased | None:
-    """The sampling ratio of traces that begin here; None if the SDK has to decide."""
-    if sampler.strip().lower() not in ("traceidratio", "parentbased_traceidratio"):
+def _ratio_of(argument: str, otherwise: float) -> float:
+    try:
+        ratio = float(argument)
+    except ValueError:
+        return otherwise
+    return ratio if 0.0 <= ratio <= 1.0 else otherwise
+
+
+def _maybe_ratio(named: str, argument: str) -> TraceIdRatioBased | None:
+    """The sampling ratio of traces that begin here; None if the sampler has to decide."""
+    if not named:
+        return TraceIdRatioBased(_ratio_of(argument, _DEFAULT_RATIO))
+    if named not in ("traceidratio", "parentbased_traceidratio"):
         return None
     try:
         return TraceIdRatioBased(float(argument))
@@ -157,118 +150,160 @@ def _maybe_ratio(sampler: str, argument: str) -> TraceIdRatioBased | None:
         return None  # the SDK logs the fault, and records all traces
 
 
+def _name(method: str) -> str:
+    service = _SERVICES.get(method)
+    return f"{service}/{method}" if service else method
+
+
+def _drawn_span_id() -> int:
+    return random.getrandbits(64) or 1  # no secret, and 0 means none
+
+
+class _Open:
+    """A span within a call's, which has not ended."""
+
+    def __init__(self, kind: SpanKind, name: str, start: int, attributes: dict[str, str | int]) -> None:
+        """start: Unix time, nanoseconds."""
+        self.kind = kind
+        self.name = name
+        self.span_id = _drawn_span_id()
+        self.start = start
+        self.attributes = attributes
+        self.links: list[Link] = []
+
+
 class _Call(TracedCall):
     """Observes one call that is recorded."""
 
-    def __init__(self, tracer: Tracer, span: Span, service: str | None, event: CallStarted, clock_offset: int) -> None:
-        self._tracer = tracer
-        self._span = span
-        self._within = set_span_in_context(span, _NO_PARENT)
-        self._clock_offset = clock_offset  # ns from monotonic to Unix time, for all spans of the call
-        self._attempt: Span | None = None
+    def __init__(self, pipe: SpanPipe, event: CallStarted, trace_id: int, parent_id: int, trace_state: str) -> None:
+        """parent_id: the caller's span; 0 if the trace begins here. trace_state: as the header `tracestate` has it."""
+        self._pipe = pipe
+        self._clock_offset = time.time_ns() - time.monotonic_ns()  # ns from monotonic to Unix time, for all its spans
+        self._name = _name(event.method)
+        self._start = self._unix_ns(event.at)
+        self._trace_id = trace_id
+        self._span_id = _drawn_span_id()
+        self._parent_id = parent_id
+        self._trace_state = trace_state
+        self._attempt: _Open | None = None
         self._meaning: Meaning | None = None  # of the last attempt that ended
-        self._rpc: dict[str, str] = {"rpc.system": "grpc"}
+        self._attributes: dict[str, str | int] = {"rpc.system": "grpc"}
+        service = _SERVICES.get(event.method)
         if service:
-            self._rpc |= {"rpc.service": service, "rpc.method": event.method}
-        span.set_attributes({**self._rpc, "gateway.model": event.model[:_TEXT_LIMIT], "client.address": event.peer})
+            self._attributes["rpc.service"] = service
+            self._attributes["rpc.method"] = event.method
+        self._attributes["gateway.model"] = event.model[:_TEXT_LIMIT]
+        self._attributes["client.address"] = event.peer
         if event.request_id:
-            span.set_attribute("gateway.request_id", event.request_id[:_TEXT_LIMIT])
+            self._attributes["gateway.request_id"] = event.request_id[:_TEXT_LIMIT]
         caller = event.facts.metadata.get(CALLER)
         if caller is not None:
-            span.set_attribute("enduser.id", caller)
-        self.traceparent = _context_of(span).get("traceparent", "")
+            self._attributes["enduser.id"] = caller
+        self.traceparent = self._traceparent(self._span_id)
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
         if event.number == 1 and event.planned.startswith(EXPERIMENT):
             # The arm is what the unit was assigned, also where another variant has to stand in for it.
-            arm = event.instead_of or event.variant
-            self._span.set_attributes({"gateway.experiment": event.planned[len(EXPERIMENT) :], "gateway.arm": arm})
-        self._attempt = self._tracer.start_span(
-            f"{SERVICE_NAME}/ModelInfer",
-            self._within,
-            SpanKind.CLIENT,
-            {
-                "rpc.system": "grpc",
-                "rpc.service": SERVICE_NAME,
-                "rpc.method": "ModelInfer",
-                "server.address": event.endpoint,
-                "gateway.model": event.model,
-                "gateway.variant": event.variant,
-                "gateway.upstream": event.upstream,
-                "gateway.endpoint": event.endpoint,
-                "gateway.attempt": event.number,
-                "gateway.why": event.why,
-            },
-            start_time=self._unix_ns(event.at),
-        )
+            self._attributes["gateway.experiment"] = event.planned[len(EXPERIMENT) :]
+            self._attributes["gateway.arm"] = event.instead_of or event.variant
+        attributes: dict[str, str | int] = {
+            "rpc.system": "grpc",
+            "rpc.service": SERVICE_NAME,
+            "rpc.method": "ModelInfer",
+            "server.address": event.endpoint,
+            "gateway.model": event.model,
+            "gateway.variant": event.variant,
+            "gateway.upstream": event.upstream,
+            "gateway.endpoint": event.endpoint,
+            "gateway.attempt": event.number,
+            "gateway.why": event.why,
+        }
+        self._attempt = _Open(SpanKind.CLIENT, _ATTEMPT, self._unix_ns(event.at), attributes)
         # Triton traces every request with a parent, whatever the flag says, so only sampled requests get one.
-        if not self._attempt.get_span_context().trace_flags.sampled:
-            return ()
-        return tuple(_context_of(self._attempt).items())
+        place = ("traceparent", self._traceparent(self._attempt.span_id))
+        return (place, ("tracestate", self._trace_state)) if self._trace_state else (place,)
 
     def attempt_merged(self, event: AttemptMerged) -> None:
         """Of several calls in a batch, one attempt is the parent of what the server records; the others link to it."""
-        span = self._attempt
-        if span is None:
+        attempt = self._attempt
+        if attempt is None:
             return
-        span.set_attribute("gateway.batch.requests", event.requests)
-        if _context_of(span).get("traceparent") != event.carrier:
+        attempt.attributes["gateway.batch.requests"] = event.requests
+        if self._traceparent(attempt.span_id) != event.carrier:
             carrier = get_current_span(_W3C.extract({"traceparent": event.carrier}, _NO_PARENT)).get_span_context()
-            span.add_link(carrier, {"gateway.link": "batch"})
+            attempt.links.append(Link(carrier.trace_id, carrier.span_id, {"gateway.link": "batch"}))
 
     def attempt_ended(self, event: AttemptEnded) -> None:
         self._meaning = event.meaning
-        span, self._attempt = self._attempt, None
-        if span is None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
             return
-        span.set_attribute("rpc.grpc.status_code", int(event.code))
+        attempt.attributes["rpc.grpc.status_code"] = int(event.code)
         if event.meaning:
-            span.set_attribute("gateway.meaning", event.meaning.value)
-        if event.code is not Code.OK:
-            span.set_status(Status(StatusCode.ERROR, event.text[:_TEXT_LIMIT]))
-        span.end(self._unix_ns(event.at))
+            attempt.attributes["gateway.meaning"] = event.meaning.value
+        self._send_child(attempt, event.at, None if event.code is Code.OK else event.text)
 
     def step_ended(self, event: StepEnded) -> None:
-        span = self._tracer.start_span(
-            f"step {event.step}",
-            self._within,
-            SpanKind.INTERNAL,
-            {"gateway.step": event.step, "gateway.rows": event.rows},
-            start_time=self._unix_ns(event.started),
-        )
-        if event.error:
-            span.set_status(Status(StatusCode.ERROR, event.error[:_TEXT_LIMIT]))
-        span.end(self._unix_ns(event.at))
+        attributes: dict[str, str | int] = {"gateway.step": event.step, "gateway.rows": event.rows}
+        step = _Open(SpanKind.INTERNAL, f"step {event.step}", self._unix_ns(event.started), attributes)
+        self._send_child(step, event.at, event.error or None)
 
     def ended(self, event: CallEnded) -> None:
-        span, attempt, self._attempt = self._span, self._attempt, None
+        attempt, self._attempt = self._attempt, None
         if attempt:  # the call ended before its attempt
-            attempt.end(self._unix_ns(event.at))
-        span.set_attribute("rpc.grpc.status_code", int(event.code))
+            self._send_child(attempt, event.at, None)
+        attributes = self._attributes
+        attributes["rpc.grpc.status_code"] = int(event.code)
         if event.served:
-            span.set_attributes(
-                {
-                    "gateway.variant": event.served.variant,
-                    "gateway.model_version": event.served.model_version,
-                    "gateway.endpoint": event.served.endpoint,
-                    "gateway.attempts": event.served.attempts,
-                }
-            )
+            attributes["gateway.variant"] = event.served.variant
+            attributes["gateway.model_version"] = event.served.model_version
+            attributes["gateway.endpoint"] = event.served.endpoint
+            attributes["gateway.attempts"] = event.served.attempts
             if event.served.fallback_from:
-                span.set_attribute("gateway.fallback.from", event.served.fallback_from)
-                span.set_attribute("gateway.fallback.reason", event.served.fallback_reason)
+                attributes["gateway.fallback.from"] = event.served.fallback_from
+                attributes["gateway.fallback.reason"] = event.served.fallback_reason
             if event.served.reused:
-                span.set_attribute("gateway.cache", event.served.reused)
-        if is_server_fault(event.code, self._meaning) and not event.callers_fault:
-            span.set_status(Status(StatusCode.ERROR, event.text[:_TEXT_LIMIT]))
-        span.end(self._unix_ns(event.at))
+                attributes["gateway.cache"] = event.served.reused
+        has_failed = is_server_fault(event.code, self._meaning) and not event.callers_fault
+        self._pipe.send(
+            FinishedSpan(
+                self._name,
+                SpanKind.SERVER.name,
+                self._trace_id,
+                self._span_id,
+                self._parent_id,
+                True,
+                self._trace_state,
+                self._start,
+                self._unix_ns(event.at),
+                attributes,
+                [],
+                event.text[:_TEXT_LIMIT] if has_failed else None,
+            )
+        )
+
+    def _send_child(self, span: _Open, at: float, error: str | None) -> None:
+        """at: its end, monotonic, seconds. error: why it failed; None if it did not."""
+        self._pipe.send(
+            FinishedSpan(
+                span.name,
+                span.kind.name,
+                self._trace_id,
+                span.span_id,
+                self._span_id,
+                False,
+                self._trace_state,
+                span.start,
+                self._unix_ns(at),
+                span.attributes,
+                span.links,
+                None if error is None else error[:_TEXT_LIMIT],
+            )
+        )
+
+    def _traceparent(self, span_id: int) -> str:
+        """W3C Trace Context Level 2, section 3.2; all spans here are sampled."""
+        return f"00-{self._trace_id:032x}-{span_id:016x}-01"
 
     def _unix_ns(self, at: float) -> int:
         return self._clock_offset + int(at * 1e9)
-
-
-def _context_of(span: Span) -> dict[str, str]:
-    """The context of `traceparent`, and of `tracestate` if there is one."""
-    carrier: dict[str, str] = {}
-    _W3C.inject(carrier, set_span_in_context(span, _NO_PARENT))
-    return carrier

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from command_line import children
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import get_tracer
 from receiver import receiving
+from traffic import until
 
 from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted
 from gateway.status import Code, Meaning
@@ -64,12 +69,13 @@ async def receiver():
 
 @pytest.fixture
 def environment(monkeypatch, receiver):
-    """Sets OTEL_* variables, the receiver's endpoint among them, and nothing else of that name."""
+    """Sets OTEL_* variables, the receiver's endpoint and a sampler of all among them, and nothing else of that name."""
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
 
     def set_variables(**variables):
-        for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, **variables}.items():
+        usual = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url, "OTEL_TRACES_SAMPLER": "parentbased_always_on"}
+        for name, value in {**usual, **variables}.items():
             monkeypatch.setenv(name, value)
 
     set_variables()
@@ -219,9 +225,60 @@ async def test_a_call_without_a_caller_s_trace_begins_one(receiver, environment,
 async def test_the_task_s_own_context_is_no_parent(receiver, environment, call):
     """The gateway's calls are callbacks of one loop: what happens to run is nobody's parent."""
     async with traces() as listener:
-        with listener._tracer.start_as_current_span("something else"):
+        with get_tracer(__name__, tracer_provider=TracerProvider()).start_as_current_span("something else"):
             call().report_to(listener)
-    assert sorted(bool(span.parent_span_id) for span in receiver.spans) == [False, False, True]
+    assert sorted(bool(span.parent_span_id) for span in receiver.spans) == [False, True]
+
+
+@pytest.mark.parametrize(("argument", "part"), [("", 0.01), ("0.25", 0.25)], ids=["default", "ratio"])
+async def test_without_a_sampler_a_part_of_the_calls_without_a_trace_is_recorded(
+    argument, part, receiver, environment, call
+):
+    """An endpoint alone must not make each call pay for a trace."""
+    environment(OTEL_TRACES_SAMPLER="", OTEL_TRACES_SAMPLER_ARG=argument)
+    async with traces() as listener:
+        sent = [call().report_to(listener) for _ in range(4000)]
+        of_the_caller = call(metadata=SAMPLED).report_to(listener)
+        assert call(metadata=UNSAMPLED).report_to(listener) == [()]
+    recorded = sum(bool(extra) for (extra,) in sent)
+    assert abs(recorded - 4000 * part) < 6 * (4000 * part) ** 0.5
+    assert of_the_caller[0]
+    assert len([span for span in receiver.spans if span.kind == Span.SPAN_KIND_SERVER]) == recorded + 1
+
+
+async def test_an_exporter_that_dies_is_started_again_and_one_that_hangs_is_not_waited_for(
+    receiver, environment, call, caplog
+):
+    async with traces() as listener:
+        os.kill(exporter_of(os.getpid()), signal.SIGKILL)
+        await until(lambda: "is started again" in caplog.text, 10, "the end is seen")
+        await until(lambda: exporter_of(os.getpid()), 10, "another one")
+        call().report_to(listener)
+        await until(lambda: receiver.spans, 20, "the spans of the call")
+        os.kill(exporter_of(os.getpid()), signal.SIGSTOP)
+        call().report_to(listener)
+    assert "is killed" in caplog.text
+    assert not exporter_of(os.getpid())
+
+
+async def test_spans_that_nobody_takes_are_dropped_and_counted(environment, call):
+    dropped = []
+    async with Traces(os.environ, "1.2.3", lambda: dropped.append(1)) as listener:
+        os.kill(exporter_of(os.getpid()), signal.SIGSTOP)
+        for _ in range(8):
+            for _ in range(1000):
+                call().report_to(listener)
+            await asyncio.sleep(0.1)  # what waits goes into the pipe, which is not read
+        os.kill(exporter_of(os.getpid()), signal.SIGKILL)
+    assert 1000 < len(dropped) < 15_000
+
+
+def exporter_of(parent: int) -> int:
+    """The id of the process that exports spans of another one; 0 if there is none."""
+    for child in children(parent):
+        if b"gateway.telemetry.span_exporter" in Path(f"/proc/{child}/cmdline").read_bytes():  # a zombie has no words
+            return child
+    return 0
 
 
 @pytest.mark.parametrize(
@@ -349,7 +406,7 @@ asyncio.run(main())
 
 
 def test_traces_to_the_console_come_as_text():
-    environ = {**os.environ, "OTEL_TRACES_EXPORTER": "console"}
+    environ = {**os.environ, "OTEL_TRACES_EXPORTER": "console", "OTEL_TRACES_SAMPLER": "always_on"}
     command = [sys.executable, "-W", "error", "-c", CONSOLE]
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, check=True)
     assert '"gateway.model": "photos"' in done.stdout
