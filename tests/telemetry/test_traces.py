@@ -250,35 +250,40 @@ async def test_an_exporter_that_dies_is_started_again_and_one_that_hangs_is_not_
     receiver, environment, call, caplog
 ):
     async with traces() as listener:
-        os.kill(exporter_of(os.getpid()), signal.SIGKILL)
+        first = await exporter()
+        os.kill(first, signal.SIGKILL)
         await until(lambda: "is started again" in caplog.text, 10, "the end is seen")
-        await until(lambda: exporter_of(os.getpid()), 10, "another one")
+        second = await exporter(but=first)
         call().report_to(listener)
         await until(lambda: receiver.spans, 20, "the spans of the call")
-        os.kill(exporter_of(os.getpid()), signal.SIGSTOP)
+        os.kill(second, signal.SIGSTOP)
         call().report_to(listener)
     assert "is killed" in caplog.text
-    assert not exporter_of(os.getpid())
+    assert not exporters()
 
 
 async def test_spans_that_nobody_takes_are_dropped_and_counted(environment, call):
     dropped = []
     async with Traces(os.environ, "1.2.3", lambda: dropped.append(1)) as listener:
-        os.kill(exporter_of(os.getpid()), signal.SIGSTOP)
+        process = await exporter()
+        os.kill(process, signal.SIGSTOP)
         for _ in range(8):
             for _ in range(1000):
                 call().report_to(listener)
             await asyncio.sleep(0.1)  # what waits goes into the pipe, which is not read
-        os.kill(exporter_of(os.getpid()), signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
     assert 1000 < len(dropped) < 15_000
 
 
-def exporter_of(parent: int) -> int:
-    """The id of the process that exports spans of another one; 0 if there is none."""
-    for child in children(parent):
-        if b"gateway.telemetry.span_exporter" in Path(f"/proc/{child}/cmdline").read_bytes():  # a zombie has no words
-            return child
-    return 0
+async def exporter(but: int = 0) -> int:
+    """The id of the process that exports the spans of this one, once it runs."""
+    await until(lambda: set(exporters()) - {but}, 20, "a process that exports")
+    return next(pid for pid in exporters() if pid != but)
+
+
+def exporters() -> list[int]:
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(os.getpid())}  # a zombie has no words
+    return [pid for pid, each in words.items() if b"gateway.telemetry.span_exporter" in each]
 
 
 @pytest.mark.parametrize(
