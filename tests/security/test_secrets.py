@@ -92,6 +92,7 @@ class Setting:
             "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.replace("//", f"//user:{OTLP_URL}@"),
             "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{OTLP_HEADER}",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
+            "OTEL_TRACES_SAMPLER": "parentbased_always_on",
         }
         self.write(self.content)
 
@@ -242,7 +243,9 @@ async def test_no_secret_comes_out_whatever_happens(tmp_path: Path) -> None:
             await odd_bytes(setting, admin, written)
             await all_of_the_admin_plane(admin, written)
             await until(lambda: "nothing of bad is kept in" in running.errors, 20, "a store that is away")
-            await until(lambda: len(written.places.get("traces", ())) >= 2, 20, "spans")
+            await until(lambda: written.places.get("traces"), 20, "spans")
+            await calls_of_every_kind(setting, written)
+            await until(lambda: len(written.places["traces"]) >= 2, 20, "spans of the later calls, which are refused")
             await reloads(setting, running, written)
             await all_of_the_admin_plane(admin, written)
             for line in listed_processes(running):
