@@ -236,6 +236,7 @@ class Store:
     def outcomes(self, experiment: str, measured: Mapping[str, bool]) -> Iterator[Outcome]:
         """What is known of units, of this experiment or any. A report about a request is about its unit.
 
+        experiment: or a step of a rollout, `NAME/STEP`, whose reports may name it without the step.
         measured: the outcomes that count, and whether the gateway measures them; then they are of one experiment.
         :raises StoreAway: if it can't be used.
         """
@@ -245,7 +246,7 @@ class Store:
         asked = (
             select(table.experiment, table.name, table.value, table.at, unit, table.report, table.times)
             .select_from(schema.outcomes.outerjoin(schema.requests, table.request == request.request))
-            .where(table.name.in_(list(measured)), table.experiment.in_(["", experiment]))
+            .where(table.name.in_(list(measured)), table.experiment.in_(["", experiment, experiment.partition("/")[0]]))
         )
         with self.transaction(reads=True) as connection:
             for of, name, value, at, whose, report, times in connection.execution_options(yield_per=_READ).execute(

@@ -27,6 +27,10 @@ class Counts(NamedTuple):
     finite: int = 0
     not_finite: int = 0
 
+    def since(self, last: Counts) -> Counts:
+        """What has come to it."""
+        return Counts(*(now - then for now, then in zip(self, last, strict=True)))
+
 
 class Decision(NamedTuple):
     """A state, and of which variants it is: a name may have been used for others."""
