@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 from played_triton import PlayedTriton, fails_at_once, played
-from traffic import OK, Traffic, config, gateway, http, traffic, until, write
+from traffic import OK, Traffic, config, gateway, traffic, until, write
 from v2_calls import infer
 
 from gateway.app import Gateway
