@@ -283,9 +283,17 @@ class Gateway:
             self._telemetry.scrape.render,
             connections,
             admin_of(self._first.config),
+            order=self._order,
         )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address
+
+    async def _order(self, name: str, action: str, by: str) -> tuple[int, Mapping[str, object]]:
+        """Do something to a rollout."""
+        from gateway.rollout_commands import RolloutCommands, ordered  # noqa: PLC0415  (SQLAlchemy, which takes 14 MB)
+
+        commands = RolloutCommands.of(self._takeover.config)
+        return await asyncio.to_thread(ordered, commands, name, action, by)
 
     def _quotas_now(self) -> QuotasNow:
         """For the metrics. It may be called from any thread."""

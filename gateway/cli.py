@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from gateway.errors import INTERRUPTED, CommandFailed
 
 if TYPE_CHECKING:
-    from gateway.config import Finding, Loaded
+    from gateway.config import Config, Finding, Loaded
+    from gateway.experiments.rollout import RolloutKey, State
 
 _ROOT = Path(__file__).resolve().parent.parent
 """The checkout, which has the config of the demo and the model repository."""
@@ -368,7 +369,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     metadata = first_values((key.lower(), value) for key, value in arguments.metadata)  # as in a call
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
-    routes, lines = routes_of(loaded.config), []
+    states, lines = _rollout_states(loaded.config, arguments)
+    routes = routes_of(loaded.config, rollouts=states)
     if arguments.caller is not None:
         facts.metadata = {**metadata, CALLER: arguments.caller}
         if loaded.config.checked_access is None:
@@ -384,6 +386,23 @@ def _explain(arguments: argparse.Namespace) -> int:
     _say("\n".join(lines))
     caller = quotas.name_of(metadata)
     return _explain_now(arguments.admin, arguments.model, caller) if arguments.admin else 0
+
+
+def _rollout_states(config: Config, arguments: argparse.Namespace) -> tuple[Mapping[RolloutKey, State], list[str]]:
+    """How far the rollout of the model is, as the store says, and a line about that."""
+    model = config.models.get(arguments.model)
+    if model is None or model.rollout is None:
+        return {}, []
+    from gateway.rollout_commands import RolloutCommands  # noqa: PLC0415
+
+    name, key = model.rollout.name, model.rollout.plan(arguments.model).key
+    try:
+        states = RolloutCommands.of(config).states()
+    except CommandFailed as error:
+        return {}, [f"rollout {name}: {error}; as long as nothing is known it has moved nobody"]
+    state = states[key]
+    why = f", since {state.reason}" if state.reason else ""
+    return states, [f"rollout {name} is {state.phase.value} at a share of {state.share:.4g}, says the store{why}"]
 
 
 def _explain_now(admin: str, model: str, caller: str) -> int:

@@ -103,7 +103,10 @@ class RolloutCommands:
         """One line for each."""
         with self._store() as store:
             for name, plan in self.plans.items():
-                yield _line(plan, _of(plan, store.history(name)))
+                try:
+                    yield _line(plan, _of(plan, store.history(name)))
+                except NotNow as error:
+                    yield f"{name}: {error}"
 
     def shown(self, name: str) -> Iterator[str]:
         """All that is known of one, judged anew."""
@@ -138,8 +141,12 @@ class RolloutCommands:
 
         :raises CommandFailed: if the store can't be used.
         """
+        found = {}
         with self._store() as store:
-            return {plan.key: _of(plan, store.history(name)) for name, plan in self.plans.items()}
+            for name, plan in self.plans.items():
+                history = store.history(name)
+                found[plan.key] = history[-1].state if history and history[-1].is_of(plan) else State()
+        return found
 
 
 def commands_of(file: str, url: str | None) -> RolloutCommands:
@@ -148,6 +155,21 @@ def commands_of(file: str, url: str | None) -> RolloutCommands:
     :raises ConfigError: with the findings of the file.
     """
     return RolloutCommands.of(load(file, os.environ).config, url)
+
+
+def ordered(commands: RolloutCommands, name: str, action: str, by: str) -> tuple[int, Mapping[str, object]]:
+    """What the admin plane answers: an HTTP status and JSON values. It waits for the store: on a thread."""
+    actions = [each.value for each in Command]
+    if action not in actions:
+        return 404, {"error": f"no action '{action}'; {known(actions, action)}"}
+    try:
+        return 200, {"done": commands.do(name, Command(action), by)}
+    except UnknownRollout as error:
+        return 404, {"error": str(error)}
+    except NotNow as error:
+        return 409, {"error": str(error)}
+    except CommandFailed as error:
+        return 503, {"error": str(error)}
 
 
 def _of(plan: RolloutPlan, history: list[Decision]) -> State:

@@ -108,6 +108,11 @@ class Takeover:
         self._changed = changed
         self._config: Config
 
+    @property
+    def config(self) -> Config:
+        """The one in force."""
+        return self._config
+
     async def begin(self, loaded: Loaded) -> None:
         """Put the first config in force.
 

@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
+import pytest
 from played_triton import PlayedTriton, fails_at_once, played
-from traffic import OK, Traffic, config, gateway, traffic, until, write
+from traffic import OK, Traffic, config, gateway, http, traffic, until, write
 from v2_calls import infer
 
 from gateway.app import Gateway
+from gateway.cli import main
 
 STEPS = [{"share": "20%", "soak": "1s", "units": 0}, {"share": "50%", "soak": "1s", "units": 0}]
 ERRORS = {"kind": "ratio", "better": "lower", "measure": "error", "worse_by": 0.05}
@@ -83,3 +86,56 @@ async def test_a_variant_that_fails_every_call_is_taken_back_and_nobody_fails_af
         async with gateway(file) as running, load(running) as again:
             assert {each.variant for each in await again.more(50)} == {"old"}  # it stays ended
             assert state(running).phase == "rolled back"
+
+
+async def post(admin: str, path: str, **headers: str) -> tuple[int, dict[str, str]]:
+    async with aiohttp.ClientSession() as session, session.post(f"http://{admin}{path}", headers=headers) as answer:
+        return answer.status, await answer.json() if answer.content_type == "application/json" else {}
+
+
+async def test_people_move_it_by_command_and_by_the_admin_plane_and_see_where_it_is(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with tritons() as (old, new):
+        steps = [{"share": share, "soak": "1h"} for share in ("25%", "50%")]
+        file = write(tmp_path / "gateway.yaml", plan(old.address, new.address, url, steps=steps))
+
+        async def told(*words: str, code: int = 0) -> str:
+            assert await asyncio.to_thread(main, [*words, "--config", str(file)]) == code
+            captured = capsys.readouterr()
+            return captured.out if code == 0 else captured.err
+
+        async with gateway(file) as running:
+            admin = running.admin_address
+            await until_it_is(running, "running")
+            assert "spring: running, step 1 of 2, 0.25 of units get 'new'" in await told("rollout", "list")
+            assert "spring: running, step 2 of 2, 0.5" in await told("rollout", "promote", "spring")
+            await until(lambda: state(running).share == 0.5, 5, "the share")
+            assert (await post(admin, "/rollouts/spring/pause"))[0] == 200
+            assert "is paused" in (await post(admin, "/rollouts/spring/pause"))[1]["error"]
+            assert (await post(admin, "/rollouts/none/pause"))[0] == 404
+            assert (await post(admin, "/rollouts/spring/undo"))[0] == 404
+            assert (await http(admin, "/rollouts/spring/abort"))[0] == 405
+            for browser in ({"Origin": f"http://{admin}"}, {"Sec-Fetch-Site": "cross-site"}):
+                assert (await post(admin, "/rollouts/spring/abort", **browser))[0] == 403
+            await until_it_is(running, "paused", 5)
+            shown = await told("rollout", "show", "spring")
+            assert "paused, step 2, 0.5 of units: pause by 127.0.0.1 (admin)" in shown
+            (seen,) = (await http(admin, "/state"))[1]["rollouts"]
+            assert [each["share"] for each in seen["history"]][:2] == [0.25, 0.5]
+            metrics = (await http(admin, "/metrics"))[1]
+            assert 'gateway_rollout_share{rollout="spring"} 0.5' in metrics
+            explained = ["explain", str(file), "--model", "net", "--metadata", "x-user=anna", "--admin", admin]
+            assert await asyncio.to_thread(main, explained) == 0
+            lines = capsys.readouterr().out
+            assert "rollout spring is paused at a share of 0.5, says the store, since pause by" in lines
+            assert "reason: rollout:spring" in lines
+            assert "rollout spring: the first 0.5 of what 'old' would get goes to 'new'; 'anna' is at" in lines
+            assert "rollout spring: paused, step 2 of 2; 0.5 of what" in lines
+            assert "rolled back, 0 of units" in await told("rollout", "abort", "spring")
+            await until_it_is(running, "rolled back", 5)
+            refused = await told("rollout", "promote", "spring", code=1)
+            assert "'spring' is rolled back; promote is for one that is" in refused
+            assert "no rollout 'sprig'; known: spring" in await told("rollout", "show", "sprig", code=2)
+            attention = (await http(admin, "/state"))[1]["attention"]
+            assert any("rollout spring is rolled back: abort by" in each["text"] for each in attention)
