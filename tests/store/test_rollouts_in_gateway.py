@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
+import numpy as np
 import pytest
-from played_triton import PlayedTriton, fails_at_once, played
+from played_triton import PlayedTriton, answers, fails_at_once, played, playing
 from traffic import OK, Traffic, config, gateway, http, traffic, until, write
+from tritonclient.grpc import service_pb2 as pb
 from v2_calls import infer
 
 from gateway.app import Gateway
@@ -38,10 +41,10 @@ async def tritons() -> AsyncIterator[tuple[PlayedTriton, PlayedTriton]]:
 
 
 @contextlib.asynccontextmanager
-async def load(running: Gateway, users: int = 400, **more: Any) -> AsyncIterator[Traffic]:
+async def load(running: Gateway, users: int = 400, model: str = "net", **more: Any) -> AsyncIterator[Traffic]:
     """Calls of many units, while it lasts."""
     async with traffic(
-        running.listen, infer("net"), metadata=lambda number: [("x-user", f"user {number % users}")], **more
+        running.listen, infer(model), metadata=lambda number: [("x-user", f"user {number % users}")], **more
     ) as calls:
         yield calls
 
@@ -139,3 +142,82 @@ async def test_people_move_it_by_command_and_by_the_admin_plane_and_see_where_it
             assert "no rollout 'sprig'; known: spring" in await told("rollout", "show", "sprig", code=2)
             attention = (await http(admin, "/state"))[1]["attention"]
             assert any("rollout spring is rolled back: abort by" in each["text"] for each in attention)
+
+
+async def is_slow(request: Any, context: grpc.aio.ServicerContext) -> None:
+    await asyncio.sleep(0.08)
+
+
+async def fails_often(request: Any, context: grpc.aio.ServicerContext) -> None:
+    """Not often enough for the fast lane."""
+    await answers(request, context)
+    if random.random() < 0.3:
+        await fails_at_once(request, context)
+
+
+class OfNothing(PlayedTriton):
+    """Answers with NaN."""
+
+    async def infer(self, body: bytes, context: Any) -> bytes:
+        answer = pb.ModelInferResponse.FromString(await super().infer(body, context))
+        answer.outputs[0].datatype = "FP32"
+        answer.raw_output_contents[0] = np.float32("nan").tobytes()
+        return bytes(answer.SerializeToString())
+
+
+SLOW = {"kind": "quantile", "quantile": 0.9, "better": "lower", "measure": "latency", "worse_by": "100%"}
+BAD: dict[str, tuple[Callable[[], PlayedTriton], dict[str, Any], str]] = {
+    "slow": (lambda: PlayedTriton(is_slow), {}, "guardrail breached: latency of 'new'"),
+    "worse": (lambda: PlayedTriton(fails_often), {}, "guardrail breached: errors of 'new'"),
+    "nan": (OfNothing, {}, "NaN or Inf"),
+    "masked": (lambda: PlayedTriton(fails_at_once), {"retry": {"on": ["server"]}}, "'new' is broken"),
+}
+
+
+async def test_each_bad_variant_is_caught_by_what_is_meant_for_it_while_calls_go_on(tmp_path: Path) -> None:
+    """One is slow, one fails now and then, one answers NaN, and one fails always, which the old one's answers hide."""
+    async with contextlib.AsyncExitStack() as exits:
+        old = await exits.enter_async_context(played())
+        upstreams, models = {"old": old.address}, {}
+        for name, (made, more, _) in BAD.items():
+            new = await exits.enter_async_context(playing(made()))
+            upstreams[name] = new.address
+            models[name] = {
+                "variants": {"old": {"upstream": "old", "model": "net"}, "new": {"upstream": name, "model": "net"}},
+                "sticky": {"metadata": "x-user"},
+                "rollout": {
+                    "name": f"{name}-in-spring",
+                    "from": "old",
+                    "to": "new",
+                    "steps": [{"share": "50%", "soak": "10m"}],
+                    "guardrails": {"errors": ERRORS, "latency": SLOW},
+                    "units": 300,
+                },
+                **more,
+            }
+        file = write(tmp_path / "g.yaml", config(upstreams, models, store={"url": f"sqlite:///{tmp_path}/e.db"}))
+        running = await exits.enter_async_context(gateway(file))
+        calls = {
+            name: await exits.enter_async_context(load(running, 300, model=name, callers=2, pause=0.01)) for name in BAD
+        }
+
+        def phases() -> dict[str, str]:
+            return {each.model: each.phase for each in running._rollouts.now()}
+
+        await until(lambda: set(phases().values()) == {"rolled back"}, 60, "all are back", lambda: str(told(running)))
+        reasons = {each.model: each.reason for each in running._rollouts.now()}
+        for name, (_, _, reason) in BAD.items():
+            assert reason in reasons[name]
+        await asyncio.sleep(0.3)
+        after = time.monotonic()
+        for made in calls.values():
+            assert {each.variant for each in await made.more(20)} == {"old"}
+            assert {each.code for each in made.since(after)} == {OK}
+        assert not [calls[name].why() for name in ("slow", "nan", "masked") if calls[name].failed]
+
+
+def told(running: Gateway) -> list[tuple[str, ...]]:
+    return [
+        (each.name, each.phase, str(each.units), *each.waits, *(guard.text for guard in each.guardrails), each.trouble)
+        for each in running._rollouts.now()
+    ]
