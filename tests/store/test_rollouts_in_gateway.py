@@ -34,6 +34,12 @@ def plan(old: str, new: str, url: str, *, model: dict[str, Any] | None = None, *
     return config({"a": old, "b": new}, {"net": net}, store={"url": url, "unit_key": "a key that nobody guesses"})
 
 
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """PostgreSQL is what replicas have in their tests."""
+    return f"sqlite:///{tmp_path}/rollouts.db"
+
+
 @contextlib.asynccontextmanager
 async def tritons() -> AsyncIterator[tuple[PlayedTriton, PlayedTriton]]:
     async with played() as old, played() as new:
