@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +32,7 @@ from gateway.experiments.rollout import (
 from gateway.experiments.verdict import GuardrailState, amount, sentence
 from gateway.hooks import GuardrailNow, RolloutNow
 from gateway.rollout_judge import Judge, Judgement, Question
-from gateway.store import StoreAway, StoreSettings
+from gateway.store import StoreAway, StoreFailed, StoreSettings
 
 if TYPE_CHECKING:
     from gateway.store.rollouts import Counts, Decision, Look, RolloutStore
@@ -134,7 +135,7 @@ class RolloutWatch:
             try:
                 self.look()
                 self._found_there()
-            except StoreAway as error:
+            except (StoreAway, StoreFailed) as error:
                 self._found_away(str(error))
             except Exception as error:
                 _log.exception("unforeseen failure while following rollouts")
@@ -143,6 +144,9 @@ class RolloutWatch:
             self._wake.wait(max(0.05, PERIOD - (time.monotonic() - began)))
         self._judge.close()
         if self._store is not None:
+            with suppress(StoreAway, StoreFailed):
+                if any(known.decides for known in self._followed.values()):
+                    self._store.release(self._worker)
             self._store.close()
 
     def look(self) -> None:
@@ -153,7 +157,7 @@ class RolloutWatch:
         plans = self._plans
         store = self._opened()
         counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
-        look = store.look(self._worker, tuple(plans), counts, _LEASE)
+        look = store.look(self._worker, plans, counts, _LEASE)
         self._told.update(counts)
         self._looked_at = (look.now, time.monotonic())
         followed: dict[str, _Followed] = {}

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, delete, func, literal_column, select
+from sqlalchemy import Connection, Select, delete, func, literal_column, select
 
 from gateway.experiments.rollout import ENDED, Phase, RolloutPlan, State
 from gateway.store import schema
@@ -59,7 +59,7 @@ class RolloutStore(Store):
     """The same database, for rollouts."""
 
     def look(
-        self, worker: str, names: Collection[str], counts: Mapping[tuple[str, str], Counts], seconds: float
+        self, worker: str, plans: Mapping[str, RolloutPlan], counts: Mapping[tuple[str, str], Counts], seconds: float
     ) -> Look:
         """Read the state of these rollouts, tell this worker's counts, and ask for the lease of those under way.
 
@@ -67,17 +67,10 @@ class RolloutStore(Store):
         :raises StoreAway: if it can't be used.
         """
         self.open()
-        table = schema.decisions
-        last = select(table.c.rollout, func.max(table.c.version).label("version")).group_by(table.c.rollout).subquery()
-        found = (
-            select(table)
-            .join(last, (table.c.rollout == last.c.rollout) & (table.c.version == last.c.version))
-            .where(table.c.rollout.in_(list(names)))
-        )
         with self.transaction(reads=True) as connection:
             now = self._now(connection)
-            decisions = {row.rollout: _decision(row) for row in connection.execute(found)}
-        led = sorted(name for name in names if name not in decisions or not _has_ended(decisions[name]))
+            decisions = {row.rollout: _decision(row) for row in connection.execute(_last_of(plans))}
+        led = sorted(name for name, plan in plans.items() if name not in decisions or _is_open(decisions[name], plan))
         if not led:
             return Look(now, decisions)
         with self.transaction() as connection:
@@ -85,6 +78,15 @@ class RolloutStore(Store):
             self._tell(connection, worker, counts, now)
             held = frozenset(name for name in led if self._has_lease(connection, name, worker, now, seconds))
             return Look(now, decisions, held, self._counts(connection, held))
+
+    def release(self, worker: str) -> None:
+        """Give back the leases of a worker that ends.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        with self.transaction() as connection:
+            connection.execute(delete(schema.leases).where(schema.leases.c.holder == worker))
 
     def _now(self, connection: Connection) -> float:
         """Unix time."""
@@ -194,5 +196,14 @@ def _decision(row: Any) -> Decision:  # Any: SQLAlchemy's
     return Decision(row.model, row.before, row.after, state)
 
 
-def _has_ended(decision: Decision) -> bool:
-    return decision.state.phase in ENDED
+def _last_of(names: Iterable[str]) -> Select[Any]:
+    table = schema.decisions
+    chosen = table.c.rollout.in_(list(names))
+    last = select(table.c.rollout, func.max(table.c.version).label("version")).where(chosen).group_by(table.c.rollout)
+    each = last.subquery()
+    return select(table).join(each, (table.c.rollout == each.c.rollout) & (table.c.version == each.c.version))
+
+
+def _is_open(decision: Decision, plan: RolloutPlan) -> bool:
+    """May it be decided about?"""
+    return decision.state.phase not in ENDED and decision.is_of(plan)

@@ -31,7 +31,7 @@ Stores = tuple[RolloutStore, RolloutStore]
 
 
 def look(store: RolloutStore, worker: str, seconds: float = 30.0, **counts: Counts):
-    return store.look(worker, ["int8"], {("int8", variant): each for variant, each in counts.items()}, seconds)
+    return store.look(worker, {"int8": PLAN}, {("int8", variant): each for variant, each in counts.items()}, seconds)
 
 
 def test_a_state_is_written_only_in_place_of_the_one_that_it_follows(stores: Stores) -> None:
@@ -74,6 +74,13 @@ def test_one_worker_has_the_lease_until_it_expires_and_without_it_none_decides(s
     assert other.decide(PLAN, FIRST, "b")
 
 
+def test_a_lease_that_is_given_back_is_free_at_once(stores: Stores) -> None:
+    one, other = stores
+    assert look(one, "a").led == {"int8"}
+    one.release("a")
+    assert look(other, "b").led == {"int8"}
+
+
 def test_who_has_the_lease_reads_the_counts_of_all_workers(stores: Stores) -> None:
     one, other = stores
     look(one, "a", old=Counts(good=5))
@@ -106,7 +113,9 @@ def test_a_name_that_was_used_for_other_variants_is_told_apart(stores: Stores) -
     one.decide(PLAN, FIRST)
     found = look(one, "a").decisions["int8"]
     assert found.is_of(PLAN)
-    assert not found.is_of(replace(PLAN, after="other"))
+    others = {"int8": replace(PLAN, after="other")}
+    assert not found.is_of(others["int8"])
+    assert one.look("a", others, {}, 30.0).led == frozenset()  # nor may they hold up whoever has the right ones
 
 
 def test_a_store_of_the_version_before_takes_the_step(url: str) -> None:
