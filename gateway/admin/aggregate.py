@@ -29,6 +29,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
             "models": {},
             "pipelines": {},
             "limits": [],
+            "rollouts": [],
             "quotas": [],
             "quota_store": "",
             "upstreams": {},

@@ -15,7 +15,7 @@ import grpc
 from command_line import Command, command, free_address
 from played_triton import fails_at_once, played
 from postgres import Postgres
-from test_rollouts_in_gateway import plan
+from test_rollouts_in_gateway import plan, post
 from traffic import OK, Traffic, http, traffic, write
 from v2_calls import infer
 
@@ -34,13 +34,13 @@ class Replica:
 
 
 @contextlib.asynccontextmanager
-async def replicas(folder: Path, told: dict[str, Any]) -> AsyncIterator[list[Replica]]:
-    """Two that run."""
+async def replicas(folder: Path, told: dict[str, Any], workers: int = 1) -> AsyncIterator[list[Replica]]:
+    """Two that run, the first one with so many workers."""
     async with contextlib.AsyncExitStack() as exits:
         found = []
-        for name in ("one", "two"):
+        for name, processes in (("one", workers), ("two", 1)):
             (folder / name).mkdir(exist_ok=True)
-            own = {**told, "listen": free_address(), "admin": {"listen": free_address()}}
+            own = {**told, "listen": free_address(), "admin": {"listen": free_address()}, "workers": processes}
             file = write(folder / name / "gateway.yaml", own)
             process = await exits.enter_async_context(
                 command("serve", "--config", str(file), folder=folder / name, cwd=Path.cwd())
@@ -48,6 +48,8 @@ async def replicas(folder: Path, told: dict[str, Any]) -> AsyncIterator[list[Rep
             found.append(Replica(process, own["listen"], own["admin"]["listen"]))
         for each in found:
             await each.process.until_serving()
+            while not (await http(each.admin, "/state"))[1]["rollouts"]:  # before workers are up
+                await asyncio.sleep(0.1)
         yield found
 
 
@@ -92,9 +94,14 @@ async def test_replicas_agree_while_the_database_restarts_and_people_move_the_ro
         async def do(*words: str) -> None:
             assert await asyncio.to_thread(main, ["rollout", *words, "spring", "--config", str(file)]) == 0
 
-        async with replicas(tmp_path, told) as found, load(found) as calls:
+        async with replicas(tmp_path, told, workers=2) as found, load(found) as calls:
             await until_all(found, at(0.25, "running"))
             assert len(await deciding(found)) == 1
+            assert (await post(found[0].admin, "/rollouts/spring/pause"))[0] == 200  # which a worker does
+            await until_all(found, at(0.25, "paused"))
+            assert (await post(found[0].admin, "/rollouts/none/pause"))[0] == 404
+            await do("resume")
+            await until_all(found, at(0.25, "running"))
             await asyncio.to_thread(postgres.stop)
             try:
                 await until_all(found, lambda rollout: "store is away" in rollout["trouble"])
