@@ -29,8 +29,8 @@ class Replica:
     admin: str
 
     async def rollout(self) -> dict[str, Any]:
-        (found,) = (await http(self.admin, "/state"))[1]["rollouts"]
-        return dict(found)
+        found = (await http(self.admin, "/state"))[1]["rollouts"]
+        return dict(found[0]) if found else {}  # before the workers are up
 
 
 @contextlib.asynccontextmanager
@@ -48,8 +48,7 @@ async def replicas(folder: Path, told: dict[str, Any], workers: int = 1) -> Asyn
             found.append(Replica(process, own["listen"], own["admin"]["listen"]))
         for each in found:
             await each.process.until_serving()
-            while not (await http(each.admin, "/state"))[1]["rollouts"]:  # before workers are up
-                await asyncio.sleep(0.1)
+        await until_all(found, bool)
         yield found
 
 
