@@ -155,6 +155,8 @@ class RolloutWatch:
         :raises StoreAway: if it can't be used; then nothing has changed.
         """
         plans = self._plans
+        if not plans and not self._followed:
+            return
         store = self._opened()
         counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
         look = store.look(self._worker, plans, counts, _LEASE)
@@ -208,8 +210,11 @@ class RolloutWatch:
 
     def _put(self, known: _Followed, state: State) -> None:
         name, is_first = known.plan.name, not known.is_known
-        known.state, known.judgement, known.evidence = state, None, None
+        was, known.state, known.judgement, known.evidence = known.state, state, None, None
         if not state.version:
+            if was.version:
+                _log.error("rollout %s: the store knows nothing of it any more, so it begins anew", name)
+            known.history = ()
             return
         tell = _log.warning if state.phase in (Phase.ROLLED_BACK, Phase.PAUSED) else _log.info
         step = f"step {state.step + 1} of {len(known.plan.steps)}"

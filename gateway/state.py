@@ -163,7 +163,7 @@ class WorkerState:
 
 def _route_state(route: Route, topology: Topology, breaker: Callable[[str, str], str]) -> Mapping[str, object]:
     return {
-        "shares": dict(route.split.shares),
+        "shares": dict(route.draws.shares),  # with what a rollout has moved
         "fallback": None if route.fallback is None else list(route.fallback),
         "variants": {
             v.name: {
