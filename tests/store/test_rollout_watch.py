@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
 from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
 from gateway.rollout_judge import Judge, Judgement, Question
 from gateway.rollout_watch import RolloutWatch
-from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings
+from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings, schema
 from gateway.store.rollouts import Counts, RolloutStore
 
 PLAN = RolloutPlan("int8", "net", "old", "new", (Step(0.1, 0.0), Step(0.5, 0.0)))
@@ -146,6 +147,25 @@ def test_while_the_store_is_away_the_last_state_holds(worker: Make, tmp_path: Pa
     one.watch._found_there()
     assert one.look(SLOW).share == 0.1
     assert one.now.trouble == ""
+
+
+def test_a_store_that_knows_nothing_any_more_begins_anew_with_nobody_moved(worker: Make) -> None:
+    one = worker("a")
+    assert one.look(SLOW).share == 0.1
+    with one.watch._opened().transaction() as connection:
+        connection.execute(delete(schema.decisions))
+    one.watch.ready = frozenset()
+    assert one.look(SLOW) == State()
+    assert one.now.history == ()
+
+
+def test_a_rollout_that_left_the_config_is_followed_no_more(worker: Make) -> None:
+    one = worker("a")
+    one.look(SLOW)
+    one.watch._plans = {}
+    one.watch.look()
+    assert one.states == {}
+    assert one.watch.now() == []
 
 
 def test_a_name_that_was_used_for_other_variants_moves_nobody(worker: Make, url: str) -> None:
