@@ -40,6 +40,7 @@ from gateway.container import MemoryGauge, memory_limit
 from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.evidence import Evidence, settings_of
+from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
 from gateway.forwarding.inference import Inference
@@ -55,6 +56,7 @@ from gateway.notifier import Changes
 from gateway.quota_store import QuotaStore
 from gateway.quotas import Quotas
 from gateway.readiness import Readiness
+from gateway.rollouts import Rollouts
 from gateway.rpc.budget import Budget
 from gateway.state import WorkerState
 from gateway.steps import Pipeline
@@ -131,6 +133,8 @@ class Gateway:
         exits.push_async_callback(self._entrance.aclose)
         exits.push_async_callback(self._evidence.aclose)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._evidence.run()))
+        exits.push_async_callback(self._rollouts.aclose)
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._rollouts.run()))
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
@@ -141,6 +145,7 @@ class Gateway:
         await asyncio.gather(
             self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS),
             self._entrance.wait_first_keys(_FIRST_PROBES_SECONDS),
+            self._rollouts.wait_first_look(_FIRST_PROBES_SECONDS),
         )
         await self._enter_server(exits)
         if self._first.files:
@@ -193,6 +198,7 @@ class Gateway:
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows = inference.shadows
         self._evidence = Evidence(inference.exposures, settings_of(config), self._experiments_stopped)
+        self._rollouts = Rollouts(inference.rolled, settings_of(config), self._is_available, self._rollouts_moved)
         self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
@@ -222,6 +228,7 @@ class Gateway:
             hedges=self._hedges,
             shadows=self._shadows,
             evidence=self._evidence,
+            rollouts=self._rollouts,
             disagreements=self._telemetry.disagreements,
             events=self._events,
             pipeline=self._pipeline,
@@ -242,6 +249,7 @@ class Gateway:
             shadows=self._shadows.now,
             experiments=self._evidence.now,
             store=self._evidence.store_now,
+            rollouts=self._rollouts.now,
             breaker=self._breaker,
             retries_left=self._retries_left,
             quotas=self._quotas,
@@ -263,6 +271,7 @@ class Gateway:
                 self._retries_left,
                 self._evidence.now,
                 self._evidence.store_now,
+                self._rollouts.now,
                 self._quotas_now,
                 self._usage.counts.now if self._usage is not None else tuple,
             )
@@ -274,9 +283,17 @@ class Gateway:
             self._telemetry.scrape.render,
             connections,
             admin_of(self._first.config),
+            order=self._order,
         )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address
+
+    async def _order(self, name: str, action: str, by: str) -> tuple[int, Mapping[str, object]]:
+        """Do something to a rollout."""
+        from gateway.rollout_commands import RolloutCommands, ordered  # noqa: PLC0415  (SQLAlchemy, which takes 14 MB)
+
+        commands = RolloutCommands.of(self._takeover.config)
+        return await asyncio.to_thread(ordered, commands, name, action, by)
 
     def _quotas_now(self) -> QuotasNow:
         """For the metrics. It may be called from any thread."""
@@ -353,6 +370,16 @@ class Gateway:
 
     def _experiments_stopped(self, stopped: Mapping[str, str]) -> None:
         self._takeover.experiments_stopped(stopped)
+
+    def _rollouts_moved(self, states: Mapping[RolloutKey, State]) -> None:
+        self._takeover.rollouts_moved(states)
+
+    def _is_available(self, model: str, name: str) -> bool:
+        """Can this variant be called, and has it passed its parity gate, if it has one?"""
+        topology, parity = self._topology.now, self._shadows.gated.get(model, {}).get(name)
+        route = topology.routes.public.get(model)
+        variants = () if route is None else [each for each in route.variants if each.name == name]
+        return any(map(topology.is_available, variants)) and (parity is None or parity.is_open)
 
     def _addresses_changed(self) -> None:
         self._takeover.addresses_changed()

@@ -17,15 +17,17 @@ from gateway.api.listener import ServerSettings, ServerTls
 from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.access import Access as AccessConfig
 from gateway.config.access import Grant as GrantConfig
-from gateway.config.experiment_file import plans_of
+from gateway.config.experiment_file import plans_of, rollouts_of
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.probes import request_of
 from gateway.config.quotas import CallerLimits, QuotaLimits
+from gateway.config.rollouts import Rollout
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
+from gateway.experiments.rollout import Phase, RolloutKey, State, step_name
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.exposures import Running
@@ -44,6 +46,7 @@ from gateway.routing import (
     Prefix,
     Present,
     Regex,
+    Rolling,
     Route,
     Routes,
     Rule,
@@ -55,7 +58,7 @@ from gateway.routing.match import Test
 from gateway.rpc.budget import Budget
 from gateway.status import Meaning
 from gateway.telemetry.usage import Usage, UsageLog
-from gateway.types import Retry, Variant
+from gateway.types import ROLLOUT, Retry, Variant
 from gateway.upstream.channel import Tls, wire_channel
 from gateway.upstream.connection import Connection
 from gateway.upstream.discovery import Name
@@ -68,13 +71,24 @@ MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messa
 LEAST_COLLECTED: Final = 16 << 20
 
 
-def routes_of(config: Config, stopped: Mapping[str, str] = MappingProxyType({})) -> Routes:
-    """The routes that a config declares. stopped: the arms that everybody gets of experiments that have ended."""
+_NONE: Final[Mapping[RolloutKey, State]] = MappingProxyType({})
+
+
+def routes_of(
+    config: Config, stopped: Mapping[str, str] = MappingProxyType({}), rollouts: Mapping[RolloutKey, State] = _NONE
+) -> Routes:
+    """The routes that a config declares.
+
+    stopped: the arms that everybody gets of experiments that have ended. rollouts: how far they are; the
+    others have moved nobody.
+    """
     direct = Direct(config.direct.models)
     default = config.direct.upstream or (next(iter(config.upstreams)) if direct is Direct.ALL else "")
     arms = arms_of(config, stopped)
     public = [
-        _route(name, model, arms.get(name, ())) for name, model in config.models.items() if model.variants is not None
+        _route(name, model, arms.get(name, ()), rollouts)
+        for name, model in config.models.items()
+        if model.variants is not None
     ]
     return Routes(public, direct=direct, default_upstream=default)
 
@@ -116,6 +130,38 @@ def running_of(config: Config, stopped: Mapping[str, str]) -> list[Running]:
         for arms in experiments
         if not arms.ended_with
     ]
+
+
+def steps_of(config: Config, rollouts: Mapping[RolloutKey, State]) -> list[Running]:
+    """The steps of rollouts that are under way: units of each are told of as those of an experiment."""
+    found = []
+    for name, plan in rollouts_of(config).items():
+        state, model = rollouts.get(plan.key), config.models[plan.model]
+        if state is None or state.phase not in (Phase.RUNNING, Phase.PAUSED) or model.sticky is None:
+            continue
+        measures = tuple((each.outcome.name, each.outcome.measure) for each in plan.guardrails if each.outcome.measure)
+        asks = model.rollout is not None and model.rollout.request_ids
+        found.append(
+            Running(
+                step_name(name, state.step),
+                plan.model,
+                ROLLOUT + name,
+                frozenset((plan.before, plan.after)),
+                measures,
+                asks and len(measures) < len(plan.guardrails),
+                counts_variant=True,
+            )
+        )
+    return found
+
+
+def rolled_of(config: Config, rollouts: Mapping[RolloutKey, State]) -> dict[str, tuple[str, str]]:
+    """The variants whose calls are counted, by public model: of rollouts under way."""
+    return {
+        plan.model: (plan.before, plan.after)
+        for plan in rollouts_of(config).values()
+        if plan.key in rollouts and rollouts[plan.key].phase in (Phase.RUNNING, Phase.PAUSED)
+    }
 
 
 def names_of(config: Config) -> frozenset[Name]:
@@ -379,7 +425,14 @@ def _dial(
     return dial
 
 
-def _route(name: str, model: Model, arms: tuple[Arms, ...]) -> Route:
+def _rolling(model: str, rollout: Rollout | None, rollouts: Mapping[RolloutKey, State]) -> Rolling | None:
+    if rollout is None:
+        return None
+    state = rollouts.get(rollout.plan(model).key)
+    return Rolling(rollout.name, rollout.before, rollout.after, 0.0 if state is None else state.share)
+
+
+def _route(name: str, model: Model, arms: tuple[Arms, ...], rollouts: Mapping[RolloutKey, State]) -> Route:
     assert model.variants is not None  # noqa: S101  (the caller's choice)
     return Route(
         name,
@@ -393,6 +446,7 @@ def _route(name: str, model: Model, arms: tuple[Arms, ...]) -> Route:
         attempts=model.attempts,
         retry=Retry(frozenset(map(Meaning, model.retry.on)), model.retry.most),
         experiments=arms,
+        rollout=_rolling(name, model.rollout, rollouts),
     )
 
 

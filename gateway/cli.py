@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from gateway.errors import INTERRUPTED, CommandFailed
 
 if TYPE_CHECKING:
-    from gateway.config import Finding, Loaded
+    from gateway.config import Config, Finding, Loaded
+    from gateway.experiments.rollout import RolloutKey, State
 
 _ROOT = Path(__file__).resolve().parent.parent
 """The checkout, which has the config of the demo and the model repository."""
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_commands(commands)
     _add_replay(commands)
     _add_experiment_commands(commands)
+    _add_rollout_commands(commands)
     _add_local_commands(commands)
     return parser
 
@@ -185,6 +187,24 @@ def _add_store_commands(actions: Commands) -> None:
     report.add_argument("--html", metavar="FILE", help="also write a page with plots")
     stop.add_argument("--winner", metavar="ARM", help="that everybody gets (default: the baseline)")
     diffs.add_argument("--most", type=_at_least_one, default=20, metavar="N", help="of the latest (default: 20)")
+
+
+def _add_rollout_commands(commands: Commands) -> None:
+    rollout = _add(commands, "rollout", None, "a model's move from one variant to another (docs/rollouts.md)")
+    actions = rollout.add_subparsers(metavar="ACTION", required=True)
+    listed = _add(actions, "list", _rollout_list, "how far each rollout of a config is")
+    show = _add(actions, "show", _rollout_show, "what it waits for, its guardrails and its history")
+    promote = _add(actions, "promote", _rollout_do, "go to the next step now, or from the last one to all units")
+    pause = _add(actions, "pause", _rollout_do, "stay at this step; guardrails still take it back")
+    resume = _add(actions, "resume", _rollout_do, "go on by itself after a pause")
+    abort = _add(actions, "abort", _rollout_do, "give all units back to the old variant, for good")
+    for each in (show, promote, pause, resume, abort):
+        each.add_argument("name", metavar="NAME", help="of the rollout")
+    for name, each in {"promote": promote, "pause": pause, "resume": resume, "abort": abort}.items():
+        each.set_defaults(action=name)
+    for each in (listed, show, promote, pause, resume, abort):
+        each.add_argument("--config", required=True, metavar="FILE", help="the gateway's config file")
+        each.add_argument("--store", metavar="URL", help="of the store, instead of the config's")
 
 
 def _add_local_commands(commands: Commands) -> None:
@@ -349,7 +369,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     metadata = first_values((key.lower(), value) for key, value in arguments.metadata)  # as in a call
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
-    routes, lines = routes_of(loaded.config), []
+    states, lines = _rollout_states(loaded.config, arguments)
+    routes = routes_of(loaded.config, rollouts=states)
     if arguments.caller is not None:
         facts.metadata = {**metadata, CALLER: arguments.caller}
         if loaded.config.checked_access is None:
@@ -365,6 +386,23 @@ def _explain(arguments: argparse.Namespace) -> int:
     _say("\n".join(lines))
     caller = quotas.name_of(metadata)
     return _explain_now(arguments.admin, arguments.model, caller) if arguments.admin else 0
+
+
+def _rollout_states(config: Config, arguments: argparse.Namespace) -> tuple[Mapping[RolloutKey, State], list[str]]:
+    """How far the rollout of the model is, as the store says, and a line about that."""
+    model = config.models.get(arguments.model)
+    if model is None or model.rollout is None:
+        return {}, []
+    from gateway.rollout_commands import RolloutCommands  # noqa: PLC0415
+
+    name, key = model.rollout.name, model.rollout.plan(arguments.model).key
+    try:
+        states = RolloutCommands.of(config).states()
+    except CommandFailed as error:
+        return {}, [f"rollout {name}: {error}; as long as nothing is known it has moved nobody"]
+    state = states[key]
+    why = f", since {state.reason}" if state.reason else ""
+    return states, [f"rollout {name} is {state.phase.value} at a share of {state.share:.4g}, says the store{why}"]
 
 
 def _explain_now(admin: str, model: str, caller: str) -> int:
@@ -481,6 +519,36 @@ def _experiment_diffs(arguments: argparse.Namespace) -> int:
 
     for line in disagreements(arguments.config, arguments.name, arguments.most):
         _say(line)
+    return 0
+
+
+def _rollout_list(arguments: argparse.Namespace) -> int:
+    from gateway.rollout_commands import commands_of  # noqa: PLC0415
+
+    for line in commands_of(arguments.config, arguments.store).listed():
+        _say(line)
+    return 0
+
+
+def _rollout_show(arguments: argparse.Namespace) -> int:
+    from gateway.rollout_commands import commands_of  # noqa: PLC0415
+
+    for line in commands_of(arguments.config, arguments.store).shown(arguments.name):
+        _say(line)
+    return 0
+
+
+def _rollout_do(arguments: argparse.Namespace) -> int:
+    import getpass  # noqa: PLC0415
+
+    from gateway.experiments.rollout import Command  # noqa: PLC0415
+    from gateway.rollout_commands import commands_of  # noqa: PLC0415
+
+    try:
+        who = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        who = f"user {os.getuid()}"
+    _say(commands_of(arguments.config, arguments.store).do(arguments.name, Command(arguments.action), who))
     return 0
 
 

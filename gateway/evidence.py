@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from gateway.config import Config
-from gateway.config.experiment_file import plans_of
+from gateway.config.experiment_file import plans_of, rollouts_of
 from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Taken
 from gateway.hooks import ExperimentNow, StoreNow
@@ -61,15 +61,18 @@ class Evidence:
         self._reports_refused = 0
 
     def apply(self, config: Config) -> None:
-        """Follow a config: from the first experiment on the store is open."""
+        """Follow a config: from the first experiment or rollout on the store is open."""
         plans = self._plans = plans_of(config)
         asked: dict[str, dict[str, OutcomeSpec]] = {}
         for name, experiment in config.experiments.items():
             for outcome, section in experiment.outcomes.items():
                 asked.setdefault(outcome, {})[name] = section.spec(outcome)
+        for rollout, plan in rollouts_of(config).items():
+            for guardrail in plan.guardrails:
+                asked.setdefault(guardrail.outcome.name, {})[rollout] = guardrail.outcome
         self.asked = asked
         self._recorder.experiments = tuple(plans)
-        if plans and not self._is_started:
+        if (plans or rollouts_of(config)) and not self._is_started:
             self._is_started = True
             self._loop = asyncio.get_running_loop()
             self._recorder.start()

@@ -96,12 +96,24 @@ def explain_now(state: Json, model: str) -> list[str]:
     left = found.get("retries_left")
     retries = "none was needed yet" if left is None else f"{left} left (of the worker that has the fewest)"
     lines = [f"now: {model} is {'ready' if found['ready'] else 'not ready'}; retries: {retries}"]
+    lines += [line for each in state.get("rollouts", ()) if each["model"] == model for line in _rollout(each)]
     for name, variant in found["variants"].items():
         ready = "ready" if variant["ready"] else "unavailable"
         lines.append(f"  variant {name}: {ready}, its breaker is {variant['breaker']}")
         parity = _parity(state, model, name)
         lines += [f"    {line}" for line in (*parity, *_limits(state, variant), *_endpoints(state, variant))]
     return lines
+
+
+def _rollout(rollout: Json) -> Iterator[str]:
+    yield (
+        f"  rollout {rollout['name']}: {rollout['state']}, step {rollout['step']} of {rollout['steps']}; "
+        f"{rollout['share']:.4g} of what '{rollout['from']}' would get goes to '{rollout['to']}', "
+        f"as the store said {rollout['store_age_seconds']:.0f} s ago"
+    )
+    for each in (*rollout["waits"], rollout["trouble"]):
+        if each:
+            yield f"    {each}"
 
 
 def _parity(state: Json, model: str, name: str) -> Iterator[str]:

@@ -358,6 +358,40 @@ class ExperimentNow:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardrailNow:
+    """A guardrail of a rollout's step."""
+
+    name: str
+    state: str  # "held", "breached", "undecided"
+    distance: float  # what is left until it is breached, as its limit is stated; NaN if nothing can be told
+    text: str  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutNow:
+    """A rollout of the config, as this worker knows it."""
+
+    name: str
+    model: str
+    before: str
+    after: str
+    phase: str  # a word of `experiments.rollout.Phase`, or "unknown" before the store was read
+    step: int  # from 1 on
+    steps: int
+    share: float  # of the new variant, in force here
+    since: float  # Unix time
+    reason: str
+    waits: Sequence[str]  # for what, if this worker decides
+    guardrails: Sequence[GuardrailNow]  # likewise
+    units: int  # of the new variant, in this step; likewise
+    decides: bool  # does this worker?
+    age: float  # seconds since the store was read
+    overdue: float  # seconds that it has been in its step beyond the soak time
+    trouble: str
+    history: Sequence[tuple[float, str, float, str]]  # when, phase, share, reason; the latest last
+
+
+@dataclass(frozen=True, slots=True)
 class StoreNow:
     """The store of experiments, as this worker sees it."""
 
@@ -417,6 +451,7 @@ class Watched:
     retries_left: Callable[[], Mapping[str, int]] = dict
     experiments: Callable[[], Sequence[ExperimentNow]] = tuple
     store: Callable[[], StoreNow | None] | None = None
+    rollouts: Callable[[], Sequence[RolloutNow]] = tuple
     quotas: Callable[[], QuotasNow] = QuotasNow
     usage: Callable[[], Sequence[UsageNow]] = tuple
 

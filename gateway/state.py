@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, ShadowNow, StoreNow
+from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, RolloutNow, ShadowNow, StoreNow
 from gateway.quotas import QuotaNow, Quotas
 from gateway.readiness import Readiness
 from gateway.routing import Route
@@ -35,6 +36,7 @@ class WorkerState:
         shadows: Callable[[], Sequence[ShadowNow]],
         experiments: Callable[[], Sequence[ExperimentNow]] = tuple,
         store: Callable[[], StoreNow | None] = lambda: None,
+        rollouts: Callable[[], Sequence[RolloutNow]] = tuple,
         breaker: Callable[[str, str], str],
         retries_left: Callable[[], Mapping[str, int]],
         quotas: Quotas,
@@ -50,6 +52,7 @@ class WorkerState:
         shadows:  what became of copies.
         experiments:  those of the config.
         store:    where what they see is kept; None if there are none.
+        rollouts: those of the config.
         breaker:  what the breaker of a model's variant does.
         retries_left: how many calls may be sent again now, of the models that have had any.
         quotas:   in force.
@@ -69,6 +72,7 @@ class WorkerState:
         self._shadows = shadows
         self._experiments = experiments
         self._store = store
+        self._rollouts = rollouts
         self._breaker = breaker
         self._retries_left = retries_left
         self._quotas = quotas
@@ -112,6 +116,7 @@ class WorkerState:
             "limits": [_limit_state(gate) for gate in self._gates()],
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
             "experiments": [_experiment_state(experiment) for experiment in self._experiments()],
+            "rollouts": [_rollout_state(rollout) for rollout in self._rollouts()],
             "store": _store_state(self._store()),
             "quotas": [_quota_state(quota) for quota in self._quotas.now(time.monotonic())],
             "quota_store": _STORE[self._quotas.is_store_away],
@@ -158,7 +163,7 @@ class WorkerState:
 
 def _route_state(route: Route, topology: Topology, breaker: Callable[[str, str], str]) -> Mapping[str, object]:
     return {
-        "shares": dict(route.split.shares),
+        "shares": dict(route.draws.shares),  # with what a rollout has moved
         "fallback": None if route.fallback is None else list(route.fallback),
         "variants": {
             v.name: {
@@ -195,6 +200,34 @@ def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
         "units": experiment.units,
         "sample_ratio_p_value": experiment.sample_ratio,
         "sample_ratio_mismatched": experiment.is_mismatched,
+    }
+
+
+def _rollout_state(rollout: RolloutNow) -> Mapping[str, object]:
+    return {
+        "name": rollout.name,
+        "model": rollout.model,
+        "from": rollout.before,
+        "to": rollout.after,
+        "state": rollout.phase,
+        "step": rollout.step,
+        "steps": rollout.steps,
+        "share": rollout.share,
+        "since": rollout.since,
+        "reason": rollout.reason,
+        "waits": list(rollout.waits),
+        "guardrails": [
+            {**asdict(each), "distance": each.distance if isfinite(each.distance) else None}
+            for each in rollout.guardrails
+        ],
+        "units": rollout.units,
+        "decides": rollout.decides,
+        "store_age_seconds": round(rollout.age, 1),
+        "overdue_seconds": round(rollout.overdue, 1),
+        "trouble": rollout.trouble,
+        "history": [
+            {"at": at, "state": phase, "share": share, "reason": reason} for at, phase, share, reason in rollout.history
+        ],
     }
 
 

@@ -19,10 +19,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
 
-from gateway.admin import Admin, merged_config, merged_state
+from gateway.admin import ASKED_BY, Admin, merged_config, merged_state
 from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.assemble import admin_of
@@ -47,6 +48,7 @@ _YOUNG_SECONDS = 5.0  # a worker that dies younger than this has failed to start
 _FAILED_STARTS = 3  # failed starts in a row of one slot, while no worker is up, after which the supervisor gives up
 _LONGEST_PAUSE_SECONDS = 5.0  # between two starts in one slot
 _ASK_SECONDS = 2.0  # for one answer of a worker
+_ORDER_SECONDS = 30.0  # likewise, which has to ask the store
 _DOUBT_SECONDS = 5.0  # seconds of silence after which a worker does not count as live
 _SILENT_SECONDS = 10.0  # seconds of silence after which a worker is killed: its callers have given up by then
 _MARGIN_SECONDS = 5.0  # seconds after drain_delay and drain at which a worker is killed
@@ -147,7 +149,9 @@ class Supervisor:
                 scrape = Scrape.of_directory(self._runtime / "metrics")
                 async with (
                     numbers_of_pod(scrape, self._environ, VERSION) as self._traffic,
-                    Admin(self, self._config.admin.listen, scrape.render, access=admin_of(self._config)) as admin,
+                    Admin(
+                        self, self._config.admin.listen, scrape.render, access=admin_of(self._config), order=self._order
+                    ) as admin,
                 ):
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
                     return await self._run_workers(address)
@@ -302,6 +306,22 @@ class Supervisor:
                 worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)
                 if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
                     self._heard_nothing(worker)
+
+    async def _order(self, name: str, action: str, by: str) -> tuple[int, Mapping[str, object]]:
+        """Have a worker do something to a rollout: workers follow the config, and this process does not."""
+        path = f"/rollouts/{quote(name, safe='')}/{quote(action, safe='')}"
+        timeout = aiohttp.ClientTimeout(total=_ORDER_SECONDS)
+        for worker in (each for each in self._workers if each.gets_calls):
+            connector = aiohttp.UnixConnector(str(_socket(self._runtime, worker.slot)))
+            try:
+                async with (
+                    aiohttp.ClientSession("http://worker", connector=connector, timeout=timeout) as session,
+                    session.post(path, headers={ASKED_BY: by}) as answer,
+                ):
+                    return answer.status, await answer.json()
+            except (aiohttp.ClientError, OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
+                return 503, {"error": f"worker {worker.slot} does not answer: {type(error).__name__}"}
+        return 503, {"error": "no worker serves yet"}
 
     def _heard_nothing(self, worker: _Worker) -> None:
         """Kill a worker that hangs: the kernel goes on giving it connections, whose calls would wait for ever."""

@@ -15,10 +15,12 @@ from gateway.assemble import (
     merges_of,
     names_of,
     quotas_of,
+    rolled_of,
     routes_of,
     running_of,
     shadows_of,
     shares_of,
+    steps_of,
     upstreams_of,
 )
 from gateway.config import Config, Finding, Loaded
@@ -26,6 +28,7 @@ from gateway.container import memory_limit
 from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
 from gateway.evidence import Evidence
+from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.hedging import Hedges
@@ -35,6 +38,7 @@ from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.quotas import Quotas, SharedBuckets
+from gateway.rollouts import Rollouts
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.steps import Pipeline
@@ -68,6 +72,7 @@ class Takeover:
         hedges: Hedges,
         shadows: Shadows,
         evidence: Evidence | None = None,
+        rollouts: Rollouts | None = None,
         disagreements: Disagreements,
         events: EventLog,
         pipeline: PipelineMaker,
@@ -92,7 +97,9 @@ class Takeover:
         self._hedges = hedges
         self._shadows = shadows
         self._evidence = evidence
+        self._rollouts = rollouts
         self._stopped: Mapping[str, str] = {}  # experiments, and the arm that everybody gets
+        self._states: Mapping[RolloutKey, State] = {}  # of rollouts
         self._disagreements = disagreements
         self._events = events
         self._pipeline = pipeline
@@ -101,6 +108,11 @@ class Takeover:
         self._changed = changed
         self._config: Config
 
+    @property
+    def config(self) -> Config:
+        """The one in force."""
+        return self._config
+
     async def begin(self, loaded: Loaded) -> None:
         """Put the first config in force.
 
@@ -108,7 +120,7 @@ class Takeover:
         """
         self._config = loaded.config  # for `addresses_changed`, which may be called before this config is in force
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
-        self._take_over(loaded, (), *_declared(loaded.config, self._stopped))
+        self._take_over(loaded, (), *_declared(loaded.config, self._stopped, self._states))
 
     async def follow(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
         """Replace the config in force.
@@ -118,26 +130,36 @@ class Takeover:
         """
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
         # In a thread, since calls on this loop must not wait while thousands of models are read.
-        stopped = self._stopped
-        routes, merges = await asyncio.to_thread(_declared, loaded.config, stopped)
-        if stopped is not self._stopped:
-            routes = routes_of(loaded.config, self._stopped)
+        stopped, states = self._stopped, self._states
+        routes, merges = await asyncio.to_thread(_declared, loaded.config, stopped, states)
+        if stopped is not self._stopped or states is not self._states:
+            routes = routes_of(loaded.config, self._stopped, self._states)
         self._take_over(loaded, notices, routes, merges)
         self._discovery.keep(names_of(loaded.config))
 
     def experiments_stopped(self, stopped: Mapping[str, str]) -> None:
         """Have everybody get these arms of these experiments, which have ended."""
         self._stopped = stopped
-        if not self._config.experiments:
-            return
-        routes = routes_of(self._config, stopped)
+        if self._config.experiments:
+            self._replace_routes()
+
+    def rollouts_moved(self, states: Mapping[RolloutKey, State]) -> None:
+        """Give the new variants of rollouts their shares. Calls in flight end as they began."""
+        self._states = states
+        self._replace_routes()
+
+    def _replace_routes(self) -> None:
+        routes = routes_of(self._config, self._stopped, self._states)
         self._topology.now = replace(self._topology.now, routes=routes)
         self._tell_experiments()
         self._changed()
 
     def _tell_experiments(self) -> None:
+        config, states = self._config, self._states
         if self._evidence is not None:
-            self._evidence.exposures.apply(running_of(self._config, self._stopped))
+            self._evidence.exposures.apply([*running_of(config, self._stopped), *steps_of(config, states)])
+        if self._rollouts is not None:
+            self._rollouts.rolled.apply(rolled_of(config, states))
 
     def addresses_changed(self) -> None:
         """Replace the pools, since the addresses of a name have changed."""
@@ -167,10 +189,14 @@ class Takeover:
         self._disagreements.apply(config)
         if self._evidence is not None:
             self._evidence.apply(config)
-            self._tell_experiments()
+        if self._rollouts is not None:
+            self._rollouts.apply(config)
+        self._tell_experiments()
         self._events.config_in_force(loaded, notices)
         self._changed()
 
 
-def _declared(config: Config, stopped: Mapping[str, str]) -> tuple[Routes, dict[str, MergeSettings]]:
-    return routes_of(config, stopped), merges_of(config)
+def _declared(
+    config: Config, stopped: Mapping[str, str], states: Mapping[RolloutKey, State]
+) -> tuple[Routes, dict[str, MergeSettings]]:
+    return routes_of(config, stopped, states), merges_of(config)

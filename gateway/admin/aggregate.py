@@ -14,6 +14,7 @@ Json = Mapping[str, Any]
 _BREAKERS_WORST_FIRST = ("tripped", "probing", "admitting")
 _STORE_WORST_FIRST = ("away", "up", "")
 _LATENCY = "latency_seconds"
+_AGE = "store_age_seconds"
 _WORST_FIRST = ("down", "unprobed", "suspect", "ready")
 
 
@@ -28,6 +29,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
             "models": {},
             "pipelines": {},
             "limits": [],
+            "rollouts": [],
             "quotas": [],
             "quota_store": "",
             "upstreams": {},
@@ -43,6 +45,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "pipelines": _by_name(serving, "pipelines", _pipeline),
         "limits": _limits(serving),
         "experiments": _experiments(serving),
+        "rollouts": _rollouts(serving),
         "store": _store(serving),
         "quotas": _quotas(serving),
         "quota_store": min((state.get("quota_store", "") for state in serving), key=_STORE_WORST_FIRST.index),
@@ -100,6 +103,21 @@ def _experiments(states: Sequence[Json]) -> list[Json]:
         found.setdefault(experiment["name"], []).append(experiment)
     return [
         {**max(each, key=lambda one: sum(one["units"].values())), "exposures": sum(one["exposures"] for one in each)}
+        for each in found.values()
+    ]
+
+
+def _rollouts(states: Sequence[Json]) -> list[Json]:
+    """What the worker says that decides, if one does; the store is as old as for the worker that is furthest behind."""
+    found: dict[str, list[Json]] = {}
+    for rollout in (each for state in states for each in state.get("rollouts", ())):
+        found.setdefault(rollout["name"], []).append(rollout)
+    return [
+        {
+            **max(each, key=lambda one: (one["decides"], -one[_AGE])),
+            _AGE: max(one[_AGE] for one in each),
+            "trouble": next((one["trouble"] for one in each if one["trouble"]), ""),
+        }
         for each in found.values()
     ]
 

@@ -31,7 +31,7 @@ class Notice:
 
 def notices(state: Json, config: Json) -> list[dict[str, str]]:
     """The notices, errors first. state, config: the values of `/state` and `/config`."""
-    of_state = (_gateway, _models, _limits, _pipelines, _endpoints, _traffic, _experiments)
+    of_state = (_gateway, _models, _limits, _pipelines, _endpoints, _traffic, _experiments, _rollouts)
     notices = [*(notice for part in of_state for notice in part(state)), *_config(config)]
     return [asdict(notice) for notice in sorted(notices, key=lambda notice: notice.severity)]
 
@@ -146,6 +146,15 @@ def _experiments(state: Json) -> Iterator[Notice]:
         if experiment["sample_ratio_mismatched"]:
             told = f"experiment {experiment['name']} is void: units do not come to its arms as planned"
             yield Notice("warning", "model", experiment["model"], told)
+
+
+def _rollouts(state: Json) -> Iterator[Notice]:
+    for rollout in state.get("rollouts", ()):
+        name, model = rollout["name"], rollout["model"]
+        if rollout["trouble"]:
+            yield Notice("warning", "model", model, f"rollout {name}: {rollout['trouble']}")
+        if rollout["state"] in ("rolled back", "paused"):
+            yield Notice("warning", "model", model, f"rollout {name} is {rollout['state']}: {rollout['reason']}")
 
 
 def _config(config: Json) -> Iterator[Notice]:

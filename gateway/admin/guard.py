@@ -1,4 +1,4 @@
-"""Admin: who may read it, if that is configured. Everything is read by GET, so no page elsewhere can change anything.
+"""Admin: who may read it, if that is configured, and who may change something: never a page in a browser.
 
 Whoever is on this host may, as may a certificate that TLS has verified, and a token: `Authorization: Bearer TOKEN`, or
 the password of a login, which browsers ask for. Tokens are made as API keys are, and known by their hashes alone.
@@ -68,6 +68,19 @@ def maybe_refusal(access: AdminAccess, request: web.Request, *, is_local: bool) 
     answer = _text(401, "a token, or a client certificate, is needed (admin.tokens in the gateway's config)")
     answer.headers.update(_CHALLENGE)
     return answer
+
+
+def maybe_refusal_of_change(access: AdminAccess, request: web.Request) -> web.Response | None:
+    """The answer for somebody who may read this and may not change anything; None if he may.
+
+    A browser says where a POST comes from, whatever page makes it send one, so what says so is refused: it could have
+    the operator's login, or be on his host. Where nobody is asked who he is, only who is on this host may.
+    """
+    if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
+        return _text(403, "pages in browsers change nothing here; use a command, such as curl")
+    if not access.asks and not _is_from_here(request):
+        return _text(403, "only from this host, or with a token (admin.tokens in the gateway's config)")
+    return None
 
 
 def _text(status: int, text: str) -> web.Response:

@@ -6,9 +6,10 @@ GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "r
 GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
 GET /state     JSON: public models → variants → endpoints, with their current state, and what needs attention
+POST /rollouts/NAME/ACTION   promote, pause, resume or abort a rollout; JSON: {"done": …} or {"error": …}
 
-All answers are read-only and contain no secrets, but name models and addresses: listen where only operators can reach,
-or say who may (`guard`).
+All others are read-only. Answers contain no secrets, but name models and addresses: listen where only operators can
+reach, or say who may (`guard`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Protocol
@@ -29,7 +30,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.admin.alerts import notices
 from gateway.admin.connections import Connections
-from gateway.admin.guard import AdminAccess, maybe_refusal
+from gateway.admin.guard import AdminAccess, maybe_refusal, maybe_refusal_of_change
 from gateway.admin.page import page_routes
 from gateway.admin.preface import Asked, FirstBytes
 from gateway.config.units import is_loopback_host
@@ -37,6 +38,7 @@ from gateway.errors import CommandFailed
 from gateway.transport.sockets import bind
 
 _SOCKET_MODE = 0o600  # the supervisor, which asks a worker, is the same user
+ASKED_BY = "x-asked-by"
 _GRACE_SECONDS = 1.0  # for answers at the end; all of them are short
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -72,6 +74,10 @@ class StateSource(Protocol):
         ...
 
 
+Order = Callable[[str, str, str], Awaitable[tuple[int, Mapping[str, object]]]]
+"""Does something to a rollout: its name, what, and who asks; answers an HTTP status and JSON values."""
+
+
 class CannotListen(CommandFailed):
     """The admin address is taken or not allowed; the text says which, and what to do."""
 
@@ -86,12 +92,15 @@ class Admin:
         metrics: Callable[[str], tuple[bytes, str]],
         connections: Connections | None = None,
         access: AdminAccess | None = None,
+        *,
+        order: Order | None = None,
     ) -> None:
         """
         listen:      "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
         metrics:     makes body and content type for an Accept header (`Scrape.render`); it is called in a thread.
         connections: limits their number and time.
         access:      who may read it; None: everybody who gets here.
+        order:       does something to a rollout; None: nothing can be done here.
         raises:      ValueError if `listen` is neither form.
         """
         self._source = source
@@ -100,6 +109,7 @@ class Admin:
         self._place = _parse(listen)
         self._connections = Connections() if connections is None else connections
         self._access = access or AdminAccess()
+        self._order = order
         self._is_local = isinstance(self._place, tuple) and is_loopback_host(self._place[0])
         self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
@@ -165,6 +175,7 @@ class Admin:
                 web.get("/metrics", self._scrape),
                 web.get("/config", self._config),
                 web.get("/state", self._state),
+                web.post("/rollouts/{name}/{action}", self._rollout),
                 *page_routes(),
             ]
         )
@@ -198,6 +209,17 @@ class Admin:
         state, config = self._source.state(), self._source.config()
         # The state of a thousand models is megabytes, too much for the event loop.
         return await asyncio.to_thread(lambda: _json({**state, "attention": notices(state, config)}))
+
+    async def _rollout(self, request: web.Request) -> web.Response:
+        refusal = maybe_refusal_of_change(self._access, request)
+        if refusal is not None:
+            return refusal
+        if self._order is None:
+            return _json({"error": "there is nothing to be done here"}, 404)
+        # The supervisor asks a worker over a socket that only this user may use, for whoever asked it.
+        asker = request.headers.get(ASKED_BY, "") if isinstance(self._place, str) else f"{request.remote} (admin)"
+        status, told = await self._order(request.match_info["name"], request.match_info["action"], asker)
+        return _json(told, status)
 
 
 def _json(value: Mapping[str, object], status: int = 200) -> web.Response:

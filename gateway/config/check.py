@@ -10,6 +10,7 @@ from gateway.config.experiments import Experiment
 from gateway.config.findings import Path, Problem, Severity, known
 from gateway.config.models import Model, Sticky
 from gateway.config.quota_check import check_quotas
+from gateway.config.rollout_check import check_rollouts
 from gateway.config.schema import Config
 from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
 from gateway.config.upstreams import Upstream
@@ -70,6 +71,7 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
     yield from _hidden_names(config)
     yield from _captures(config)
     yield from _experiments(config)
+    yield from check_rollouts(config)
 
 
 def _limits(config: Config) -> Iterator[Problem]:

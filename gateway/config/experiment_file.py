@@ -17,6 +17,7 @@ from gateway.config.section import Section
 from gateway.config.text import Document, parse
 from gateway.config.units import Name
 from gateway.experiments.plan import Plan
+from gateway.experiments.rollout import RolloutPlan
 
 
 class ExperimentsFile(Section):
@@ -82,3 +83,9 @@ def plans_of(config: Config) -> dict[str, Plan]:
         model = config.models.get(each.model or "")
         plans[name] = each.plan(name, None if model is None else model.split)
     return plans
+
+
+def rollouts_of(config: Config) -> dict[str, RolloutPlan]:
+    """The rollouts of a gateway's config, by name."""
+    found = {name: model.rollout for name, model in config.models.items()}
+    return {each.name: each.plan(model) for model, each in found.items() if each is not None}

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from gateway.config.rollouts import Rollout
 from gateway.config.section import Section
 from gateway.config.shadowing import MOST, Shadow
 from gateway.config.units import (
@@ -462,6 +463,11 @@ class Model(Section):
         description="Variants that get copies of calls, whose answers are compared with the callers' "
         "(docs/experiments.md). Not of sequences and not where tensors are in shared memory.",
         examples=[{"int8": {"share": 0.1}}],
+    )
+    rollout: Rollout | None = Field(
+        default=None,
+        description="Move units from one variant to another in steps, and all of them back if it is worse "
+        "(docs/rollouts.md).",
     )
     pipeline: PipelineSpec | None = Field(
         default=None, description="Pre-processing, calls of other public models and post-processing behind this name."

@@ -67,6 +67,10 @@ class Step:
     must_hold: bool = False  # go on only once every guardrail is known to hold; otherwise none may be breached
 
 
+RolloutKey = tuple[str, str, str, str]
+"""Which rollout a state is of: its name, the public model and the two variants. Others of that name are another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
     """A rollout as config says it.
@@ -88,6 +92,10 @@ class RolloutPlan:
         if len(shares) < 3 or any(not low < high for low, high in pairwise(shares)):
             raise ValueError("a rollout has at least one step, and shares that rise between 0 and 1")
 
+    @property
+    def key(self) -> RolloutKey:
+        return self.name, self.model, self.before, self.after
+
     def experiment(self, step: int) -> Plan | None:
         """What is compared during a step, of which the report's guardrails are evidence; None without guardrails.
 
@@ -97,7 +105,7 @@ class RolloutPlan:
             return None
         share, first = self.steps[step].share, self.guardrails[0]
         return Plan(
-            name=f"{self.name}/{step + 1}",
+            name=step_name(self.name, step),
             shares={self.before: 1.0 - share, self.after: share},
             baseline=self.before,
             primary=first.outcome,
@@ -107,6 +115,11 @@ class RolloutPlan:
             units=self.units,
             model=self.model,
         )
+
+
+def step_name(rollout: str, step: int) -> str:
+    """By which the units of one step are known. step: from 0."""
+    return f"{rollout}/{step + 1}"
 
 
 @dataclass(frozen=True, slots=True)

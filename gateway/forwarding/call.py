@@ -35,10 +35,11 @@ from gateway.forwarding.caller import Caller, PartsCaller
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
-from gateway.forwarding.inference import Decision, Inference, Work, why_not
+from gateway.forwarding.inference import Decision, Inference, Work, stand_in, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields, quota_fields
+from gateway.forwarding.rolled import VariantCounts
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
@@ -97,6 +98,7 @@ class Call:
     _quota: Quota | None = None  # that it must leave
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
+    _counted: VariantCounts | None = None  # of its variant, if its model has a rollout
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -143,6 +145,8 @@ class Call:
                 self._shadows = inference.shadows.drawn(work.route.model)
             if inference.exposures.table:
                 self._exposed = inference.exposed(work, decision.request_id)
+            if inference.rolled.table:
+                self._counted = inference.rolled.maybe(work.route.model, work.attempts.chosen)
             if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
@@ -356,6 +360,8 @@ class Call:
         if self._shadows and self.served is not None:
             passed = self._caller.metadata.passed
             self._inference.shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body)
+        if self._counted is not None and self._counted.looks > 0 and not stand_in(self._work):
+            self._counted.answered(body)
         self._end(OK, "")
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
@@ -489,6 +495,9 @@ class Call:
             self.body = b""
         if self._exposed is not None:
             self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, self._answered_bytes)
+        if self._counted is not None:
+            deadline = self._caller.deadline
+            self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline)
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()

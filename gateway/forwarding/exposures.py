@@ -41,6 +41,7 @@ class Running:
     arms: frozenset[str]
     measures: tuple[tuple[str, str], ...] = ()  # outcomes and what of a call each is: "latency", "error", "size"
     knows_requests: bool = True  # may outcomes be reported by the id of a request?
+    counts_variant: bool = False  # is it an error, too, that the arm failed a call and another variant answered it?
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +141,19 @@ class Exposures:
         elif request_id not in requests:
             self._taken.dropped += 1
 
-    def ended(self, exposed: Exposed, code: Code, meaning: Meaning | None, callers_fault: bool, size: int) -> None:
-        """Its call has ended. meaning: of the last attempt, if that failed."""
+    def ended(  # noqa: PLR0917  (called on the hot path, where keywords cost)
+        self,
+        exposed: Exposed,
+        code: Code,
+        meaning: Meaning | None,
+        callers_fault: bool,
+        size: int,
+        stood_in: bool = False,
+    ) -> None:
+        """Its call has ended. meaning: of the last attempt, if that failed. stood_in: another variant has answered,
+        since the arm failed or could not be asked."""
         is_error = not callers_fault and (is_server_fault(code, meaning) or code is Code.RESOURCE_EXHAUSTED)
+        is_error = is_error or (stood_in and exposed.running.counts_variant)
         for outcome, measure in exposed.running.measures:
             if measure == "error":
                 if code is OK or is_error:

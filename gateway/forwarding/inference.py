@@ -36,6 +36,7 @@ from gateway.forwarding.exposures import Exposed, Exposures
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
+from gateway.forwarding.rolled import Rolled, VariantCounts
 from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
 from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
@@ -145,6 +146,7 @@ class Work:
 
 
 _MOST_RETURNS: Final = 3
+_NO_FAULT: Final = ("", LIMITED, SAMPLE)  # of a variant that another one stands in for
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
@@ -178,6 +180,7 @@ class Inference:
         self.hedges = Hedges()
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
         self.exposures = Exposures(clock)
+        self.rolled = Rolled()
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -288,8 +291,18 @@ class Inference:
 
     def exposed_ended(self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int) -> None:
         """The call of such a unit has ended."""
-        meaning = work.failures[-1][2].meaning if work.failures and code is not OK else None
-        self.exposures.ended(exposed, code, meaning, callers_fault, size)
+        stood_in = code is OK and stand_in(work) not in _NO_FAULT
+        self.exposures.ended(exposed, code, _last_meaning(work, code), callers_fault, size, stood_in)
+
+    def rolled_ended(
+        self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None
+    ) -> None:
+        """The call of a model with a rollout has ended. counts: of the variant that it was meant for."""
+        if callers_fault or (code is OK and work.attempts.last is None):  # the answer is another call's
+            return
+        why = stand_in(work) if code is OK else ""
+        if not why or why not in _NO_FAULT:
+            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock())
 
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else.
@@ -708,6 +721,16 @@ def why_not(work: Work, variant: str) -> str:
     if work.attempts.is_sample:
         return SAMPLE
     return LIMITED if work.refused is not None else UNAVAILABLE
+
+
+def stand_in(work: Work) -> str:
+    """Why another variant than the one that the call was meant for has answered it; "" if none has."""
+    last, chosen = work.attempts.last, work.attempts.chosen
+    return "" if last is None or last.variant.name == chosen else why_not(work, chosen)
+
+
+def _last_meaning(work: Work, code: Code) -> Meaning | None:
+    return work.failures[-1][2].meaning if work.failures and code is not OK else None
 
 
 def last_asked(error: GatewayError, work: Work) -> GatewayError:

@@ -314,6 +314,8 @@ class StreamSession(StreamOwner):
                 message.copied = body if message.shadows else b""
             if inference.exposures.table:
                 message.exposed = inference.exposed(work, decided.request_id)
+            if inference.rolled.table:
+                message.counted = inference.rolled.maybe(work.route.model, work.attempts.chosen)
             self._send(message)
         except GatewayError as error:
             self._fail_message(message, error)
@@ -665,6 +667,8 @@ class StreamSession(StreamOwner):
         if message.exposed is not None and message.work is not None:
             size = message.answer_bytes
             self._inference.exposed_ended(message.exposed, message.work, code, message.callers_fault, size)
+        if message.counted is not None and message.work is not None:
+            self._inference.rolled_ended(message.counted, message.work, code, message.callers_fault, None)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
         if message.quota is not None:
             quota, message.quota = message.quota, None

@@ -21,6 +21,7 @@ from gateway.forwarding.answer_order import OrderedRequest
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.inference import Work
+from gateway.forwarding.rolled import VariantCounts
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.hooks import CallObserver
 from gateway.quotas import Quota
@@ -55,6 +56,7 @@ class Message(OrderedRequest):
     shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     copied: bytes = b""  # the message, if there are shadows
     exposed: Exposed | None = None  # if its unit takes part in an experiment
+    counted: VariantCounts | None = None  # of its variant, if its model has a rollout
 
     def __init__(self, body: bytes, head: Head, observer: CallObserver) -> None:
         self.body: bytes | None = body  # None once an answer has come: the message can't be sent again

@@ -4,6 +4,7 @@ from gateway.routing.arms import Arms
 from gateway.routing.match import AnyOf, Condition, Exact, Key, Prefix, Present, Regex, Rule, as_text
 from gateway.routing.planning import Explanation, choose, drawn, explain, plan
 from gateway.routing.rendezvous import endpoint_order
+from gateway.routing.rolling import Rolling
 from gateway.routing.split import Split, Sticky
 from gateway.routing.table import FORBID, Direct, Route, Routes
 
@@ -19,6 +20,7 @@ __all__ = [
     "Prefix",
     "Present",
     "Regex",
+    "Rolling",
     "Route",
     "Routes",
     "Rule",

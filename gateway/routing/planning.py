@@ -9,6 +9,9 @@ The variant that is chosen is the first of these that applies:
 4. with a sticky key, its place in the weighted rendezvous ("sticky");
 5. the draw ("split").
 
+While a rollout has a share, a unit that comes by 3 or 4 to the variant that is to be replaced is asked for its place in
+the rollout ("rollout:<name>"), and the draw is by shares that have the rollout's in them.
+
 Then comes the route's fallback order, without the chosen one. Variants that are not available now move to the end and
 keep their order there: they are tried last, since they may be back by then, and an error can name them all. If the
 chosen one had to move, the reason is "fallback". A sticky caller whose variant is unavailable follows the fallback
@@ -24,8 +27,9 @@ from typing import Final
 
 from gateway.routing.arms import place_in
 from gateway.routing.match import Rule
+from gateway.routing.rolling import Rolling
 from gateway.routing.table import Route
-from gateway.types import EXPERIMENT, Facts, Plan, Variant
+from gateway.types import EXPERIMENT, ROLLOUT, Facts, Plan, Variant
 
 Available = Callable[[Variant], bool]
 
@@ -60,7 +64,7 @@ def choose(route: Route, facts: Facts, draw: float | None = None) -> Plan | None
     if chosen is None:
         if draw is None:
             return None
-        chosen = "split", narrowed.split.draw(draw)
+        chosen = "split", narrowed.draws.draw(draw)
     return narrowed.plans[chosen[0]][chosen[1]]
 
 
@@ -69,7 +73,7 @@ def drawn(route: Route, facts: Facts, draw: float) -> Plan:
     narrowed = route.maybe_for_version(facts.version) if facts.version else route
     if narrowed is None:
         return _NO_SUCH_VERSION
-    return narrowed.plans["split"][narrowed.split.draw(draw)]
+    return narrowed.plans["split"][narrowed.draws.draw(draw)]
 
 
 def _maybe_choose(route: Route, facts: Facts) -> tuple[str, str] | None:
@@ -84,6 +88,8 @@ def _maybe_choose(route: Route, facts: Facts) -> tuple[str, str] | None:
                 assigned = experiment.maybe_assign(unit)
                 if assigned is not None:
                     return assigned
+    if route.rollout is not None and route.rollout.share > 0.0:
+        return _maybe_rolled(route, route.rollout, facts)
     if route.only_variant is not None:
         return route.default_reason, route.only_variant
     if route.sticky and route.rendezvous:
@@ -91,6 +97,17 @@ def _maybe_choose(route: Route, facts: Facts) -> tuple[str, str] | None:
         if key is not None:
             return "sticky", route.rendezvous.choose(key)
     return None
+
+
+def _maybe_rolled(route: Route, rollout: Rolling, facts: Facts) -> tuple[str, str] | None:
+    """As above, while a rollout has a share."""
+    key = route.sticky.maybe_read(facts) if route.sticky else None
+    if key is None:
+        return None
+    name = route.rendezvous.choose(key) if route.rendezvous else route.only_variant
+    if name is None or name == rollout.before:
+        return rollout.reason, rollout.choose(key)
+    return "sticky" if route.rendezvous else route.default_reason, name
 
 
 def _available_first(ready: Plan, available: Available) -> Plan:
@@ -144,9 +161,9 @@ def _tell_rules(route: Route, facts: Facts) -> tuple[Rule | None, list[str]]:
 
 
 def _tell_choice(route: Route, facts: Facts, draw: float) -> list[str]:
-    reason, name = _maybe_choose(route, facts) or ("split", route.split.draw(draw))
-    lines = _tell_experiments(route, facts)
-    if reason.startswith((EXPERIMENT, "holdout:", "stopped:")):
+    reason, name = _maybe_choose(route, facts) or ("split", route.draws.draw(draw))
+    lines = [*_tell_experiments(route, facts), *_tell_rollout(route, facts)]
+    if reason.startswith((EXPERIMENT, ROLLOUT, "holdout:", "stopped:")):
         return [*lines, f"{reason}: variant {name}"]
     return [*lines, *_tell_split(route, facts, draw, reason, name)]
 
@@ -168,8 +185,20 @@ def _tell_experiments(route: Route, facts: Facts) -> list[str]:
     return lines
 
 
+def _tell_rollout(route: Route, facts: Facts) -> list[str]:
+    rollout = route.rollout
+    if rollout is None:
+        return []
+    key = route.sticky.maybe_read(facts) if route.sticky else None
+    where = "" if key is None else f"; '{key}' is at {rollout.place(key):.4f}"
+    return [
+        f"rollout {rollout.name}: the first {rollout.share:.4g} of what '{rollout.before}' would get goes to "
+        f"'{rollout.after}'{where}"
+    ]
+
+
 def _tell_split(route: Route, facts: Facts, draw: float, reason: str, name: str) -> list[str]:
-    shares = route.split.shares
+    shares = route.split.shares if reason == "sticky" else route.draws.shares
     if reason not in ("split", "sticky"):
         return [f"{reason}: variant {name} is the only one with a share"]
     weights = ", ".join(f"{variant} {share:.4g}" for variant, share in shares.items())

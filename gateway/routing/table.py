@@ -13,6 +13,7 @@ from mypy_extensions import mypyc_attr
 from gateway.routing.arms import Arms
 from gateway.routing.match import Rule
 from gateway.routing.rendezvous import Rendezvous
+from gateway.routing.rolling import Rolling
 from gateway.routing.split import Split, Sticky
 from gateway.types import Plan, Retry, Variant
 from gateway.v2.versions import maybe_version
@@ -46,6 +47,7 @@ class Route:
     attempts: int = ATTEMPTS  # attempts in total, over all variants and endpoints; at least 1
     retry: Retry = RETRY  # of what may have been executed
     experiments: tuple[Arms, ...] = ()  # that assign units, which the sticky keys tell; the first that wants one has it
+    rollout: Rolling | None = None  # that moves units; then nobody is in experiments
     default_reason: str = "only"  # why `only_variant` is chosen, for the plan: "only", "version" or "direct"
 
     # Which facts of a request the rules and the sticky keys need
@@ -54,6 +56,7 @@ class Route:
     # Precomputed: the only variant with a share, the stable split, and the plans for when all variants are available
     only_variant: str | None = field(init=False, repr=False, compare=False)
     rendezvous: Rendezvous | None = field(init=False, repr=False, compare=False)
+    draws: Split = field(init=False, repr=False, compare=False)  # for calls without a sticky key
     plans: Mapping[str, Mapping[str, Plan]] = field(init=False, repr=False, compare=False)  # by reason and variant
     _by_version: Mapping[str, Route | None] = field(init=False, repr=False, compare=False)
 
@@ -64,6 +67,8 @@ class Route:
         shares = self.split.shares
         only_variant = next(iter(shares)) if len(shares) == 1 else None
         wheel = Rendezvous(shares, self.sticky.salt) if self.sticky and not only_variant else None
+        draws = self.split if self.rollout is None else self.rollout.of_split(self.split)
+        object.__setattr__(self, "draws", draws)
         prepared = {
             "needs_metadata": frozenset(key.name for key in keys if key.source == "metadata"),
             "needs_parameters": any(key.source == "parameter" for key in keys),
@@ -102,24 +107,35 @@ class Route:
         mentioned = [name for name, _ in self.split.weights]
         mentioned += [*(rule.variant for rule in self.rules), *(self.fallback or ())]
         mentioned += [name for each in self.experiments for name in each.variants]
+        if self.rollout is not None:
+            mentioned += [self.rollout.before, self.rollout.after]
         for name in mentioned:
             if name not in names:
                 raise ValueError(f"model '{self.model}' has no variant '{name}'")
 
     def _prepare_plans(self) -> Mapping[str, Mapping[str, Plan]]:
         by_name = {variant.name: variant for variant in self.variants}
-        fallback = tuple(by_name) if self.fallback is None else self.fallback
+        fallback = self._fallback() if self.fallback is None else self.fallback
 
         def prepared(reason: str, chosen: Iterable[str]) -> Mapping[str, Plan]:
             orders = {name: dict.fromkeys((name, *fallback)) for name in chosen}
             return {name: Plan(tuple(by_name[n] for n in order), reason) for name, order in orders.items()}
 
-        plans = {reason: prepared(reason, self.split.shares) for reason in ("split", "sticky", self.default_reason)}
+        plans = {reason: prepared(reason, self.split.shares) for reason in ("sticky", self.default_reason)}
+        plans["split"] = prepared("split", self.draws.shares)
+        if self.rollout is not None:
+            plans[self.rollout.reason] = prepared(self.rollout.reason, (self.rollout.before, self.rollout.after))
         plans.update({rule.reason: prepared(rule.reason, [rule.variant]) for rule in self.rules})
         for each in self.experiments:
             for reason in (each.reason, each.holdout_reason, each.ended_reason):
                 plans[reason] = prepared(reason, each.variants)
         return plans
+
+    def _fallback(self) -> tuple[str, ...]:
+        """Every variant as listed. What a rollout has yet to bring in, or has taken back, stands in for no other."""
+        rollout = self.rollout
+        left_out = None if rollout is None or rollout.is_over else rollout.after
+        return tuple(variant.name for variant in self.variants if variant.name != left_out)
 
     def _prepare_versions(self) -> Mapping[str, Route | None]:
         pins = {variant.version for variant in self.variants}
@@ -134,6 +150,7 @@ class Route:
             return None
         names = [variant.name for variant in left]
         fallback = None if self.fallback is None else tuple(name for name in self.fallback if name in names)
+        rollout = self.rollout
         return replace(
             self,
             variants=left,
@@ -141,6 +158,7 @@ class Route:
             rules=tuple(rule for rule in self.rules if rule.variant in names),
             fallback=fallback,
             experiments=(),  # whose arms are not all there, so that its units would not be alike
+            rollout=rollout if rollout is not None and {rollout.before, rollout.after} <= set(names) else None,
             default_reason="version",
         )
 

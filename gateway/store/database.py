@@ -55,14 +55,15 @@ class Store:
         self._is_open = False
         self.name = _shown(self._engine.url)
         insert: Any = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        self._insert = insert
+        self.insert = insert
 
     def close(self) -> None:
         self._engine.dispose()
         self._is_open = False
 
     @contextmanager
-    def _transaction(self, *, reads: bool = False) -> Iterator[Connection]:
+    def transaction(self, *, reads: bool = False) -> Iterator[Connection]:
+        """:raises StoreAway: if it can't be used. StoreFailed: if it refuses what is written."""
         try:
             with self._engine.connect().execution_options(reads=reads) as connection, connection.begin():
                 yield connection
@@ -80,7 +81,7 @@ class Store:
         """
         if self._is_open:
             return
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             schema.migrate(connection)
             if self._key is None:
                 self._key = self._own_key(connection)
@@ -88,7 +89,7 @@ class Store:
 
     def _own_key(self, connection: Connection) -> bytes:
         """The key that is kept in the store, made by whoever comes first."""
-        made = self._insert(schema.secrets).values(name="unit_key", value=secrets.token_hex(32))
+        made = self.insert(schema.secrets).values(name="unit_key", value=secrets.token_hex(32))
         connection.execute(made.on_conflict_do_nothing())
         found = select(schema.secrets.c.value).where(schema.secrets.c.name == "unit_key")
         return str(connection.execute(found).scalar_one()).encode()
@@ -129,18 +130,18 @@ class Store:
                 values = self._values(row)
                 reported.setdefault(values["report"], values)
         # Sorted, so that two writers never wait for each other.
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if exposed:
                 names = ("experiment", "unit", "arm", "forced")
                 values_of = [dict(zip(names, key, strict=True), at=at) for key, at in sorted(exposed.items())]
                 connection.execute(self._earliest(), values_of)
             if asked:
                 each = [asked[key] for key in sorted(asked)]
-                connection.execute(self._insert(schema.requests).on_conflict_do_nothing(), each)
+                connection.execute(self.insert(schema.requests).on_conflict_do_nothing(), each)
             if not reported:
                 return 0
             each = [reported[key] for key in sorted(reported)]
-            made = self._insert(schema.outcomes).on_conflict_do_nothing()
+            made = self.insert(schema.outcomes).on_conflict_do_nothing()
             # RETURNING would tell of each that is new, at three times the CPU time with psycopg.
             written = connection.execute(made, each, execution_options={"preserve_rowcount": True})
             return reports - written.rowcount
@@ -158,7 +159,7 @@ class Store:
         }
 
     def _earliest(self) -> Any:  # Any: an insert of either dialect
-        statement = self._insert(schema.exposures)
+        statement = self.insert(schema.exposures)
         table, new = schema.exposures.c, statement.excluded
         return statement.on_conflict_do_update(
             index_elements=[table.experiment, table.unit, table.arm, table.forced],
@@ -171,8 +172,8 @@ class Store:
         :raises StoreAway: if it can't be used.
         """
         self.open()
-        made = self._insert(schema.stops).values(experiment=stop.experiment, arm=stop.arm, at=stop.at)
-        with self._transaction() as connection:
+        made = self.insert(schema.stops).values(experiment=stop.experiment, arm=stop.arm, at=stop.at)
+        with self.transaction() as connection:
             connection.execute(
                 made.on_conflict_do_update(
                     index_elements=[schema.stops.c.experiment], set_={"arm": stop.arm, "at": stop.at}
@@ -187,7 +188,7 @@ class Store:
         self.open()
         deleted = 0
         for table in (schema.outcomes, schema.requests, schema.exposures):
-            with self._transaction() as connection:
+            with self.transaction() as connection:
                 # By time and not by key: of one moment all or none go, and some thousands of moments at once.
                 border = connection.execute(
                     select(table.c.at).where(table.c.at < before).order_by(table.c.at).offset(_PURGED).limit(1)
@@ -204,7 +205,7 @@ class Store:
         :raises StoreAway: if it can't be used.
         """
         self.open()
-        with self._transaction(reads=True) as connection:
+        with self.transaction(reads=True) as connection:
             found = connection.execute(select(schema.stops.c.experiment, schema.stops.c.arm, schema.stops.c.at))
             return {row.experiment: Stop(row.experiment, row.arm, row.at) for row in found}
 
@@ -220,7 +221,7 @@ class Store:
             .where(table.experiment == experiment, table.forced.is_(False))
             .group_by(table.arm)
         )
-        with self._transaction(reads=True) as connection:
+        with self.transaction(reads=True) as connection:
             return {arm: int(count) for arm, count in connection.execute(asked)}
 
     def exposures(self, experiment: str) -> list[Exposure]:
@@ -228,13 +229,14 @@ class Store:
         self.open()
         table = schema.exposures.c
         asked = select(table.arm, table.unit, table.at, table.forced).where(table.experiment == experiment)
-        with self._transaction(reads=True) as connection:
+        with self.transaction(reads=True) as connection:
             found = connection.execution_options(yield_per=_READ).execute(asked.order_by(table.at, table.unit))
             return [Exposure(arm, unit, at, bool(forced)) for arm, unit, at, forced in found]
 
     def outcomes(self, experiment: str, measured: Mapping[str, bool]) -> Iterator[Outcome]:
         """What is known of units, of this experiment or any. A report about a request is about its unit.
 
+        experiment: or a step of a rollout, `NAME/STEP`, whose reports may name it without the step.
         measured: the outcomes that count, and whether the gateway measures them; then they are of one experiment.
         :raises StoreAway: if it can't be used.
         """
@@ -244,9 +246,9 @@ class Store:
         asked = (
             select(table.experiment, table.name, table.value, table.at, unit, table.report, table.times)
             .select_from(schema.outcomes.outerjoin(schema.requests, table.request == request.request))
-            .where(table.name.in_(list(measured)), table.experiment.in_(["", experiment]))
+            .where(table.name.in_(list(measured)), table.experiment.in_(["", experiment, experiment.partition("/")[0]]))
         )
-        with self._transaction(reads=True) as connection:
+        with self.transaction(reads=True) as connection:
             for of, name, value, at, whose, report, times in connection.execution_options(yield_per=_READ).execute(
                 asked
             ):

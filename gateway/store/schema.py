@@ -28,6 +28,8 @@ from sqlalchemy import (
 
 HASH: Final = 32  # characters of the hash of a unit, a request or a report: 128 bits
 NAME: Final = 64  # characters of a name of the config
+MODEL: Final = 200  # characters of the name of a public model
+REASON: Final = 1000  # characters of why something was decided
 
 metadata: Final = MetaData()
 
@@ -85,11 +87,56 @@ stops: Final = Table(
 )
 
 
+decisions: Final = Table(
+    "rollout_decision",  # all of them; the last one of a rollout is in force
+    metadata,
+    Column("rollout", String(NAME), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("model", String(MODEL), nullable=False),
+    Column("before", String(NAME), nullable=False),
+    Column("after", String(NAME), nullable=False),
+    Column("phase", String(NAME), nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("since", Double, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("reason", String(REASON), nullable=False),
+    PrimaryKeyConstraint("rollout", "version"),
+)
+
+leases: Final = Table(
+    "rollout_lease",
+    metadata,
+    Column("rollout", String(NAME), primary_key=True),
+    Column("holder", String(NAME), nullable=False),
+    Column("until", Double, nullable=False),
+)
+
+calls: Final = Table(
+    "rollout_calls",  # how calls of a variant have ended at one worker, since it started
+    metadata,
+    Column("rollout", String(NAME), nullable=False),
+    Column("worker", String(NAME), nullable=False),
+    Column("variant", String(NAME), nullable=False),
+    Column("good", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("unanswered", BigInteger, nullable=False),
+    Column("finite", BigInteger, nullable=False),  # answers that were looked at, without NaN and infinity
+    Column("not_finite", BigInteger, nullable=False),  # with them
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("rollout", "worker", "variant"),
+)
+
+
 def _first(connection: Connection) -> None:
     metadata.create_all(connection, tables=[secrets, exposures, requests, outcomes, stops])
 
 
-STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first,)
+def _second(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[decisions, leases, calls])
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _second)
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps

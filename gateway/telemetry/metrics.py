@@ -238,6 +238,7 @@ class Metrics:
             told["memory_limit",] = memory.limit
             self._tell_count(self._families.memory_resets, memory.resets)
         told.update(_of_experiments(watched))
+        told.update(_of_rollouts(watched))
         gauges = self._families.pipelines
         for key in [key for key, value in self._gauged.items() if value and key not in told]:
             told[key] = 0
@@ -605,6 +606,39 @@ class _Families:
                 ["experiment"],
                 "livemax",
             ),
+            "rollout_state": gauge(
+                "gateway_rollout_state",
+                "1 for the state that a rollout is in.",
+                ["rollout", "model", "state"],
+                "livemax",
+            ),
+            "rollout_step": gauge(
+                "gateway_rollout_step", "The step that a rollout is in, from 1 on.", ["rollout"], "livemax"
+            ),
+            "rollout_share": gauge(
+                "gateway_rollout_share", "The share of units that get the new variant.", ["rollout"], "livemax"
+            ),
+            "rollout_decides": gauge(
+                "gateway_rollout_decides", "1 if this gateway decides about a rollout now.", ["rollout"], "livemax"
+            ),
+            "rollout_distance": gauge(
+                "gateway_rollout_guardrail_distance",
+                "What is left until a guardrail is breached, as its limit is stated; of the gateway that decides.",
+                ["rollout", "guardrail"],
+                "livemostrecent",
+            ),
+            "rollout_overdue": gauge(
+                "gateway_rollout_overdue_seconds",
+                "How long a rollout has been in its step beyond the soak time.",
+                ["rollout"],
+                "livemax",
+            ),
+            "rollout_age": gauge(
+                "gateway_rollout_store_age_seconds",
+                "How long ago a rollout's state was read from the store.",
+                ["rollout"],
+                "livemax",
+            ),
             "store_away": gauge("gateway_store_away", "1 if the store of experiments can't be used.", [], "livemax"),
             "store_waiting": gauge("gateway_store_waiting", "Records that wait to be written there.", [], "livesum"),
             "hedge_after": gauge(
@@ -675,6 +709,22 @@ def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:
     if store is not None:
         told["store_away",] = int(store.is_away)
         told["store_waiting",] = store.waiting
+    return told
+
+
+def _of_rollouts(watched: Watched) -> dict[tuple[str, ...], float]:
+    told: dict[tuple[str, ...], float] = {}
+    for rollout in watched.rollouts():
+        name = rollout.name
+        told["rollout_state", name, rollout.model, rollout.phase] = 1
+        told["rollout_step", name] = rollout.step
+        told["rollout_share", name] = rollout.share
+        told["rollout_decides", name] = int(rollout.decides)
+        told["rollout_overdue", name] = rollout.overdue
+        told["rollout_age", name] = rollout.age
+        for guardrail in rollout.guardrails:
+            if math.isfinite(guardrail.distance):
+                told["rollout_distance", name, guardrail.name] = guardrail.distance
     return told
 
 

@@ -139,6 +139,17 @@ def test_what_workers_tell_of_experiments_adds_up_and_a_store_is_away_if_any_wor
     assert merged_state([worker()])["store"] is None
 
 
+def test_of_rollouts_the_worker_is_heard_that_decides_and_any_that_has_trouble() -> None:
+    def one(decides: bool, age: float, trouble: str = "") -> dict[str, Any]:
+        told = {"name": "int8", "decides": decides, "waits": ["soak"] if decides else [], "trouble": trouble}
+        return {**worker(), "rollouts": [{**told, "store_age_seconds": age}]}
+
+    merged = merged_state([one(False, 0.1), one(True, 0.5), one(False, 7.0, "away"), worker()])
+    assert merged["rollouts"] == [
+        {"name": "int8", "decides": True, "waits": ["soak"], "trouble": "away", "store_age_seconds": 7.0}
+    ]
+
+
 def test_quotas_of_several_workers_are_sums_and_a_store_that_is_away_for_one_is_away() -> None:
     def worker(left: float, store: str) -> dict[str, Any]:
         limits = {"requests": 10, "concurrent": 4}

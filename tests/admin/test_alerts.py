@@ -52,6 +52,7 @@ def test_a_gateway_that_is_well_needs_no_attention():
 
 
 VARIANT = ("models", "photos", "variants")
+ROLLOUT = {"name": "int8", "model": "photos", "state": "running", "reason": "", "trouble": ""}
 CALLED = ("traffic", "windows", 0, "models", "photos")
 
 
@@ -74,6 +75,14 @@ CALLED = ("traffic", "windows", 0, "models", "photos")
         (
             changed("experiments", to=[{"name": "spring", "model": "photos", "sample_ratio_mismatched": True}]),
             ("warning", "model", "photos", "experiment spring is void: units do not come to its arms as planned"),
+        ),
+        (
+            changed("rollouts", to=[{**ROLLOUT, "state": "rolled back", "reason": "it is slow"}]),
+            ("warning", "model", "photos", "rollout int8 is rolled back: it is slow"),
+        ),
+        (
+            changed("rollouts", to=[{**ROLLOUT, "trouble": "the store is away: refused"}]),
+            ("warning", "model", "photos", "rollout int8: the store is away: refused"),
         ),
         (changed("workers", to={"0": {"ready": True}, "1": {}}), ("warning", "gateway", "", "workers not serving: 1")),
         (

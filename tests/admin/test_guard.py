@@ -15,7 +15,7 @@ from certificates import Authority
 
 from gateway.access.api_keys import hash_of
 from gateway.admin import Admin, AdminAccess
-from gateway.admin.guard import maybe_refusal
+from gateway.admin.guard import maybe_refusal, maybe_refusal_of_change
 
 TOKEN = "igk_operator"
 PATHS = ("/", "/page/page.js", "/metrics", "/config", "/state", "/nothing")
@@ -90,6 +90,41 @@ class Source:
 
     def config(self) -> dict[str, Any]:
         return {"current": None, "last_refused": None, "changes": []}
+
+
+def change(peer: str, *, asks: bool, **headers: str) -> int:
+    request: Any = Asked("/rollouts/int8/abort", Transport(peer), **headers)
+    refusal = maybe_refusal_of_change(AdminAccess((hash_of(TOKEN),) if asks else ()), request)
+    return 200 if refusal is None else refusal.status
+
+
+def test_only_who_is_on_this_host_or_has_been_asked_who_he_is_changes_something_and_no_browser() -> None:
+    assert change("127.0.0.1", asks=False) == 200
+    assert change("10.0.0.9", asks=False) == 403
+    assert change("10.0.0.9", asks=True) == 200  # since without a token it had not come so far
+    for header in ({"Origin": "http://localhost:9002"}, {"Origin": "null"}, {"Sec-Fetch-Site": "same-origin"}):
+        assert change("127.0.0.1", asks=True, **header) == change("127.0.0.1", asks=False, **header) == 403
+
+
+async def test_an_order_is_taken_with_who_gave_it_and_only_by_post() -> None:
+    orders = []
+
+    async def order(*given: str) -> tuple[int, dict[str, object]]:
+        orders.append(given)
+        return 409, {"error": "not now"}
+
+    access = AdminAccess((hash_of(TOKEN),))
+    async with (
+        Admin(Source(), "127.0.0.1:0", lambda _: (b"", "text/plain"), access=access, order=order) as admin,
+        aiohttp.ClientSession() as session,
+    ):
+        url = f"http://{admin.address}/rollouts/int8/pause"
+        async with session.post(url, headers={"x-asked-by": "somebody else"}) as answer:
+            assert (answer.status, await answer.json()) == (409, {"error": "not now"})
+        for method in ("GET", "PUT", "DELETE"):
+            async with session.request(method, url) as answer:
+                assert answer.status == 405
+    assert orders == [("int8", "pause", "127.0.0.1 (admin)")]
 
 
 async def test_nothing_can_be_changed_by_any_method() -> None:

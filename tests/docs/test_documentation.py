@@ -136,7 +136,7 @@ INCIDENTS = (
         "certificate-expired",
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
-    *("experiment-invalid", "store-away"),
+    *("experiment-invalid", "rollout-rolled-back", "rollout-stuck", "store-away"),
     "quota-store-away",
 )
 

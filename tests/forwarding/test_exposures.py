@@ -157,3 +157,15 @@ def test_long_keys_are_held_as_digests() -> None:
     assert short("anna") == "anna"
     assert len(short("x" * 10_000)) < 80
     assert short("x" * 10_000) != short("x" * 10_001)
+
+
+@pytest.mark.parametrize(("counts_variant", "value"), [(True, 1.0), (False, 0.0)])
+def test_a_call_that_another_variant_answered_is_an_error_of_a_rollouts_arm_and_of_no_experiments(
+    counts_variant: bool, value: float
+) -> None:
+    made, _ = exposures()
+    made.apply([dataclasses.replace(SPRING, measures=(("errors", "error"),), counts_variant=counts_variant)])
+    exposed = begin(made)
+    assert exposed is not None
+    made.ended(exposed, Code.OK, None, False, 10, True)
+    assert made.take().measured == {("spring", "anna", "errors", value): 1}

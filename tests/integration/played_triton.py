@@ -93,7 +93,12 @@ def _answer_to(request: Any) -> Any:
 
 @contextlib.asynccontextmanager
 async def played(behaviour: Behaviour = answers, address: str = "127.0.0.1:0") -> AsyncIterator[PlayedTriton]:
-    triton = PlayedTriton(behaviour)
+    async with playing(PlayedTriton(behaviour), address) as triton:
+        yield triton
+
+
+@contextlib.asynccontextmanager
+async def playing(triton: PlayedTriton, address: str = "127.0.0.1:0") -> AsyncIterator[PlayedTriton]:
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers((triton.handlers(),))
     port = server.add_insecure_port(address)

@@ -20,6 +20,7 @@ from v2_gateways import Script, gateway_of
 
 from gateway.app import Gateway
 from gateway.config import load
+from gateway.hooks import GuardrailNow, RolloutNow
 from gateway.triton import LocalTriton
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -252,6 +253,30 @@ async def test_axe_finds_no_fault(scene: Scene, scheme: str, width: int) -> None
     shown = "return window.found.violations.map(each => [each.id, each.nodes.map(node => node.failureSummary)])"
     assert await scene.page.run(shown) == []
     assert await scene.page.run("return window.found.passes.some(each => each.id === 'color-contrast')")
+
+
+async def test_a_rollout_is_shown_with_its_step_its_guardrails_and_its_history(scene: Scene) -> None:
+    told = [
+        RolloutNow(
+            "int8-in-spring", "photos", "onnx", "tensorrt", "running", 2, 3, 0.25, 1.0, "the step has passed",
+            ("600 s of its soak time are left",), (GuardrailNow("errors", "undecided", 0.04, "<b>at most</b>"),),
+            1234, True, 0.5, 0.0, "", ((1.0, "running", 0.01, "the variant is ready"), (2.0, "running", 0.25, "<i>")),
+        )
+    ]  # fmt: skip
+    scene.gateway.shown._rollouts = lambda: told
+    await scene.open()
+    card = "document.getElementById('rollout-int8-in-spring')"
+    await scene.page.until(f"{card} !== null")
+    text = await scene.page.run(f"return {card}.innerText")
+    assert "Step 2 of 3, 25% of units, 1,234 seen. Waits: 600 s of its soak time are left." in text
+    guardrails = await scene.page.run(f"return {table_of('Guardrails of int8-in-spring')}")
+    assert guardrails == [["errors", "… undecided", "0.0400", "<b>at most</b>"]]
+    history = await scene.page.run(f"return {table_of('History of int8-in-spring')}")
+    assert [row[1:] for row in history] == [["running", "25%", "<i>"], ["running", "1%", "the variant is ready"]]
+    await scene.page.run((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
+    await scene.page.run("axe.run().then(found => { window.found = found })")
+    await scene.page.until("window.found")
+    assert await scene.page.run("return window.found.violations.map(each => each.id)") == []
 
 
 async def test_a_narrow_window_never_scrolls_sideways_as_a_whole(scene: Scene) -> None:

@@ -32,10 +32,14 @@ class Postgres:
         self.start()
 
     def _run(self, command: str, *arguments: str) -> None:
+        as_whom: list[str] = []
+        if self._user is not None:
+            # Not by `user=`: then Python forks, and gRPC's handlers of forks crash the child now and then.
+            found = pwd.getpwnam(self._user)
+            as_whom = ["setpriv", f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}", "--clear-groups"]
         subprocess.run(
-            [self._bin / command, *arguments],
+            [*as_whom, self._bin / command, *arguments],
             check=True,
-            user=self._user,
             cwd=self._home,
             stdout=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,

@@ -21,12 +21,14 @@ from gateway.hooks import (
     EndpointEjected,
     ExperimentNow,
     GateNow,
+    GuardrailNow,
     HedgesNow,
     MemoryNow,
     ParityNow,
     PipelinesNow,
     QuotasNow,
     RetryRefused,
+    RolloutNow,
     ShadowNow,
     SharedNow,
     StepNow,
@@ -299,6 +301,12 @@ def test_a_model_that_is_no_longer_tried_out_has_no_metric_of_it(metrics: Metric
     assert _tried_out(metrics) == 0
 
 
+ROLLOUT = RolloutNow(
+    "int8", "m", "fp32", "int8", "running", 2, 3, 0.1, 1.0, "the step has passed", (),
+    [GuardrailNow("errors", "held", 0.04, "")], 500, True, 0.5, 7.0, "", (),
+)  # fmt: skip
+
+
 def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, call, fallen_back):
     """The names are a promise, so the page that makes it is compared with the scrape."""
     call(steps=[("decode", 0.001, "bad")], attempts=fallen_back).report_to(metrics)
@@ -322,6 +330,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: {"m": 7},
             lambda: [ExperimentNow("spring", "m", 3, {"a": 2, "b": 1}, 0.5, False)],
             lambda: StoreNow("sqlite", False, "", 1, 2, {"full": 1}, 3, 1, 1),
+            lambda: [ROLLOUT],
             lambda: QuotasNow([("acme", "m", "requests", 2)], is_store_away=True),
             lambda: [UsageNow("acme", "m", 3, 4, 5, 6, 0.7)],
         )

@@ -1,5 +1,5 @@
 // The sections of the page: each takes what the gateway said and gives elements, or null if it has nothing to show.
-// To add one, such as experiments, add an entry to `sections` at the end; contents and headings follow by themselves.
+// To add one add an entry to `sections` at the end; contents and headings follow by themselves.
 
 import { h } from "./dom.js";
 
@@ -15,6 +15,8 @@ const MEANINGS = {
   ended: "given up",
   late: "over attempt_timeout",
 };
+
+const ROLLOUT_BADGES = { promoted: "ready", running: "ready", paused: "warning", "rolled back": "warning" };
 
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
@@ -303,6 +305,69 @@ function ownNames(view, numbers) {
   );
 }
 
+// Rollouts
+
+function rollouts(view) {
+  const found = (view.state.rollouts ?? []).filter((each) => matches(view, each.name, each.model));
+  if (!found.length) return null;
+  return found.map((each) =>
+    h(
+      "article",
+      { id: anchor("rollout", each.name), "data-key": `rollout ${each.name}` },
+      h(
+        "h3",
+        { "data-key": "name" },
+        each.name,
+        " ",
+        h("span", { class: "kind" }, `${each.from} → ${each.to}`),
+        " ",
+        badge(ROLLOUT_BADGES[each.state] ?? "unprobed", each.state),
+      ),
+      h(
+        "p",
+        { class: "note", "data-key": "where" },
+        "Model ",
+        h("a", { href: `#${anchor("model", each.model)}` }, each.model),
+        `. Step ${each.step} of ${each.steps}, ${percent.format(each.share)} of units`,
+        each.units ? `, ${number.format(each.units)} seen` : "",
+        each.waits.length ? `. Waits: ${each.waits.join("; ")}` : "",
+        ".",
+      ),
+      each.trouble && h("p", { class: "bad", "data-key": "trouble" }, each.trouble),
+      each.guardrails.length > 0 &&
+        table(
+          `Guardrails of ${each.name}`,
+          ["Guardrail", "State", "Left", "In words"],
+          each.guardrails.map((guardrail) =>
+            row(
+              guardrail.name,
+              guardrail.name,
+              badge({ held: "ready", breached: "error" }[guardrail.state] ?? "unprobed", guardrail.state),
+              guardrail.distance === null ? none() : guardrail.distance.toPrecision(3),
+              guardrail.text,
+            ),
+          ),
+        ),
+      each.history.length > 0 &&
+        table(
+          `History of ${each.name}`,
+          ["When", "State", "Share", "Why"],
+          [...each.history]
+            .reverse()
+            .map(({ at, state, share, reason }) =>
+              row(
+                `${at}`,
+                h("time", { datetime: new Date(at * 1000).toISOString() }, when(at * 1000)),
+                state,
+                percent.format(share),
+                reason,
+              ),
+            ),
+        ),
+    ),
+  );
+}
+
 // Upstreams and their endpoints
 
 function upstreams(view) {
@@ -373,6 +438,7 @@ function changes({ config }) {
 export const sections = [
   { id: "attention", title: "Needs attention", render: attention },
   { id: "models", title: "Models", render: models },
+  { id: "rollouts", title: "Rollouts", render: rollouts },
   { id: "upstreams", title: "Upstreams", render: upstreams },
   { id: "changes", title: "Config changes", render: changes },
 ];

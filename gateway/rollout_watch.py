@@ -1,0 +1,371 @@
+"""Follows rollouts in the store each second, and decides about those whose lease this worker has. On its own thread.
+
+While the store is away the last known state holds and nothing is decided. Before it was ever read the old variants
+serve all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from gateway.experiments.rollout import (
+    ENDED,
+    Alarm,
+    Calls,
+    Evidence,
+    Phase,
+    RolloutKey,
+    RolloutPlan,
+    State,
+    decided,
+    distance,
+    step_name,
+    waits_for,
+)
+from gateway.experiments.verdict import GuardrailState, amount, sentence
+from gateway.hooks import GuardrailNow, RolloutNow
+from gateway.rollout_judge import Judge, Judgement, Question
+from gateway.store import StoreAway, StoreFailed, StoreSettings
+
+if TYPE_CHECKING:
+    from gateway.store.rollouts import Counts, Decision, Look, RolloutStore
+
+_log = logging.getLogger(__name__)
+
+PERIOD: Final = 1.0  # seconds between two looks
+_LEASE: Final = 4.0  # seconds; a leader that stopped is replaced after that
+_QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
+_HISTORY: Final = 20  # decisions that are shown
+
+CountsOf = Callable[[], "Mapping[tuple[str, str], Counts]"]
+"""How calls ended here since the start, by rollout and variant."""
+
+
+@dataclass(slots=True)
+class _Alarms:
+    """The fast lane of one variant: over how its calls end, and over answers that were looked at."""
+
+    calls: Alarm = field(default_factory=Alarm)
+    answers: Alarm = field(default_factory=Alarm)
+
+    def add(self, new: Counts) -> None:
+        self.calls = self.calls.after(Calls(max(0, new.good), max(0, new.errors), max(0, new.unanswered)))
+        self.answers = self.answers.after(Calls(good=max(0, new.finite), not_finite=max(0, new.not_finite)))
+
+
+@dataclass(slots=True)
+class _Followed:
+    """What this worker knows of one rollout."""
+
+    plan: RolloutPlan
+    state: State = field(default_factory=State)
+    is_known: bool = False  # was the store ever read?
+    decides: bool = False
+    trouble: str = ""
+    alarms: dict[str, _Alarms] = field(default_factory=dict)  # by variant
+    counted: Mapping[tuple[str, str], Counts] | None = None  # all workers', at the last look; None: none yet
+    judgement: Judgement | None = None  # of the state in force
+    evidence: Evidence | None = None
+    history: tuple[tuple[float, str, float, str], ...] = ()
+
+    def lead_no_more(self) -> None:
+        self.decides, self.alarms, self.counted = False, {}, None
+        self.judgement = self.evidence = None
+
+
+class RolloutWatch:
+    """Between `start` and `stop`. What others read of it is replaced as a whole."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        worker: str,
+        counts: CountsOf,
+        on_moved: Callable[[Mapping[RolloutKey, State]], None],
+    ) -> None:
+        """
+        worker:    names this process among all that use the store.
+        on_moved:  called on the thread when another state is known, with those of all rollouts.
+        """
+        self._settings = settings
+        self._worker = worker
+        self._counts = counts
+        self._on_moved = on_moved
+        self._plans: Mapping[str, RolloutPlan] = {}
+        self._followed: dict[str, _Followed] = {}
+        self._told: dict[tuple[str, str], Counts] = {}
+        self._store: RolloutStore | None = None
+        self._judge = Judge()
+        self._wake = threading.Event()
+        self._ends = False
+        self._thread: threading.Thread | None = None
+        self._quiet_until = 0.0
+        self._looked_at = (0.0, time.monotonic())  # the store's time, and this process's then, or at its start
+        self.ready: frozenset[str] = frozenset()  # rollouts whose new variant can be called here
+        self.first_look = threading.Event()
+        self.why_away = ""
+
+    def follow(self, plans: Mapping[str, RolloutPlan]) -> None:
+        """Have these followed from the next look on; from any thread."""
+        self._plans = plans
+        if plans and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def stop(self, seconds: float) -> None:
+        self._ends = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    # On the thread
+
+    def _run(self) -> None:
+        while not self._ends:
+            began = time.monotonic()
+            self._wake.clear()
+            try:
+                self.look()
+                self._found_there()
+            except (StoreAway, StoreFailed) as error:
+                self._found_away(str(error))
+            except Exception as error:
+                _log.exception("unforeseen failure while following rollouts")
+                self._found_away(type(error).__name__)
+            self.first_look.set()
+            self._wake.wait(max(0.05, PERIOD - (time.monotonic() - began)))
+        self._judge.close()
+        if self._store is not None:
+            with suppress(StoreAway, StoreFailed):
+                if any(known.decides for known in self._followed.values()):
+                    self._store.release(self._worker)
+            self._store.close()
+
+    def look(self) -> None:
+        """Read the store, follow what it says, and decide what is to be decided here.
+
+        :raises StoreAway: if it can't be used; then nothing has changed.
+        """
+        plans = self._plans
+        if not plans and not self._followed:
+            return
+        store = self._opened()
+        counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
+        look = store.look(self._worker, plans, counts, _LEASE)
+        self._told.update(counts)
+        self._looked_at = (look.now, time.monotonic())
+        followed: dict[str, _Followed] = {}
+        has_moved = plans.keys() != self._followed.keys()
+        self._take_answer()
+        for name, plan in plans.items():
+            known = self._followed.get(name)
+            if known is None or known.plan != plan:
+                is_same = known is not None and known.plan.key == plan.key
+                known = _Followed(plan, *((known.state, known.is_known) if known and is_same else ()))
+                has_moved = True
+            followed[name] = known
+            has_moved |= self._follow(known, look.decisions.get(name))
+        self._followed = followed
+        if has_moved:
+            self._tell_moved()
+        for name, known in followed.items():
+            if name in look.led and not known.trouble:
+                self._lead(known, look)
+            else:
+                known.lead_no_more()
+        if not any(self._asks(known) for known in followed.values() if known.decides):
+            self._judge.close()
+
+    def _opened(self) -> RolloutStore:
+        if self._store is None:
+            from gateway.store.rollouts import RolloutStore  # noqa: PLC0415  (SQLAlchemy, which takes 14 MB)
+
+            self._store = RolloutStore(self._settings.url, self._settings.unit_key)
+        return self._store
+
+    def _follow(self, known: _Followed, decision: Decision | None) -> bool:
+        """Put the store's state in force. Has another one been?"""
+        state, trouble = State(), ""
+        if decision is not None and decision.is_of(known.plan):
+            state = decision.state
+        elif decision is not None:
+            was = f"from '{decision.before}' to '{decision.after}' of '{decision.model}'"
+            trouble = f"its name was used for a rollout {was} before: choose another one"
+        is_new = state != known.state or not known.is_known
+        if trouble and trouble != known.trouble:
+            _log.error("rollout %s: %s", known.plan.name, trouble)
+        known.trouble = trouble
+        if is_new:
+            self._put(known, state)
+        known.is_known = True
+        return is_new
+
+    def _put(self, known: _Followed, state: State) -> None:
+        name, is_first = known.plan.name, not known.is_known
+        was, known.state, known.judgement, known.evidence = known.state, state, None, None
+        if not state.version:
+            if was.version:
+                _log.error("rollout %s: the store knows nothing of it any more, so it begins anew", name)
+            known.history = ()
+            return
+        tell = _log.warning if state.phase in (Phase.ROLLED_BACK, Phase.PAUSED) else _log.info
+        step = f"step {state.step + 1} of {len(known.plan.steps)}"
+        seen = " (as stored)" if is_first else ""
+        tell("rollout %s is %s%s, %s, %g of units: %s", name, state.phase.value, seen, step, state.share, state.reason)
+        history = self._opened().history(name)[-_HISTORY:]
+        known.history = tuple(
+            (each.state.at, each.state.phase.value, each.state.share, each.state.reason) for each in history
+        )
+
+    def _tell_moved(self) -> None:
+        self._on_moved({known.plan.key: known.state for known in self._followed.values()})
+
+    # Deciding
+
+    def _lead(self, known: _Followed, look: Look) -> None:
+        plan, now = known.plan, look.now
+        known.decides = True
+        self._count(known, look.counts.get(plan.name, {}))
+        evidence = known.evidence = self._evidence(known, now)
+        if self._asks(known) and self._judge.is_free:
+            self._ask(known, now)
+        state = decided(plan, known.state, evidence, now)
+        if state is not None and self._opened().decide(plan, state, self._worker):
+            self._put(known, state)
+            self._tell_moved()
+
+    def _count(self, known: _Followed, counts: Mapping[tuple[str, str], Counts]) -> None:
+        """Feed the alarms with what all workers have counted since the last look."""
+        before = known.counted
+        known.counted = counts
+        if before is None:  # what came before this worker decided, others have looked at
+            return
+        for variant in (known.plan.before, known.plan.after):
+            alarms = known.alarms.setdefault(variant, _Alarms())
+            for key, each in counts.items():
+                if key[1] == variant:
+                    last = before.get(key)
+                    alarms.add(each if last is None else each.since(last))
+
+    def _evidence(self, known: _Followed, now: float) -> Evidence:
+        plan, state, judgement = known.plan, known.state, known.judgement
+        before, after = (known.alarms.get(name, _Alarms()) for name in (plan.before, plan.after))
+        # Where the old variant's answers have NaN as well, that is how this model answers.
+        has_nan = after.answers.is_raised and not before.answers.is_raised
+        seen = now
+        if self._asks(known):
+            seen = judgement.question.asked if judgement is not None and not judgement.trouble else -math.inf
+        return Evidence(
+            state.step,
+            seen,
+            plan.name in self.ready,
+            judgement.units.get(plan.after, 0) if judgement is not None else 0,
+            judgement.guardrails if judgement is not None else (),
+            judgement.is_mismatched if judgement is not None else False,
+            before.calls,
+            after.answers if has_nan else after.calls,
+        )
+
+    @staticmethod
+    def _asks(known: _Followed) -> bool:
+        """Is there something to be judged about its step?"""
+        plan, state = known.plan, known.state
+        if state.phase not in (Phase.RUNNING, Phase.PAUSED) or state.step >= len(plan.steps):
+            return False
+        return bool(plan.guardrails) or plan.steps[state.step].units > 0
+
+    def _ask(self, known: _Followed, now: float) -> None:
+        plan, state = known.plan, known.state
+        settings = self._settings
+        compared = plan.experiment(state.step)
+        name = step_name(plan.name, state.step)
+        self._judge.ask(Question(settings.url, settings.unit_key, name, plan.name, state.version, now, compared))
+
+    def _take_answer(self) -> None:
+        judgement = self._judge.maybe_answer()
+        if judgement is None:
+            return
+        question = judgement.question
+        known = self._followed.get(question.rollout)
+        if known is None or known.state.version != question.version:
+            return
+        if judgement.trouble:
+            self._say(f"rollout {question.rollout} can't be judged: {judgement.trouble}")
+            if known.judgement is not None:
+                return  # which still takes back, and gets old
+        known.judgement = judgement
+
+    # How the store is
+
+    def _found_there(self) -> None:
+        if self.why_away:
+            _log.info("the store of rollouts is there again")
+            self._quiet_until = 0.0
+        self.why_away = ""
+
+    def _found_away(self, why: str) -> None:
+        self.why_away = why
+        for known in self._followed.values():
+            known.lead_no_more()
+        self._say(f"the store of rollouts is away, and all stay as they are: {why}")
+
+    def _say(self, text: str) -> None:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _QUIET_SECONDS
+            _log.warning("%s", text)
+
+    # For people and metrics; from any thread
+
+    def now(self) -> list[RolloutNow]:
+        looked, then = self._looked_at
+        age = time.monotonic() - then
+        followed = self._followed
+        return [
+            _now(followed.get(name) or _Followed(plan), looked + age, age, self.why_away)
+            for name, plan in dict(self._plans).items()
+        ]
+
+
+def _now(known: _Followed, now: float, age: float, why_away: str) -> RolloutNow:
+    plan, state, judgement = known.plan, known.state, known.judgement
+    waits = tuple(waits_for(plan, state, known.evidence, now)) if known.decides else ()
+    trouble = known.trouble or (judgement.trouble if judgement is not None else "")
+    if why_away:
+        trouble = f"the store is away: {why_away}"
+    soak = plan.steps[state.step].soak if state.step < len(plan.steps) else 0.0
+    is_open = known.is_known and state.phase not in ENDED and state.version > 0
+    return RolloutNow(
+        plan.name,
+        plan.model,
+        plan.before,
+        plan.after,
+        state.phase.value if known.is_known else "unknown",
+        state.step + 1,
+        len(plan.steps),
+        state.share,
+        state.since,
+        state.reason,
+        waits,
+        tuple(map(guardrail_now, judgement.guardrails)) if judgement is not None else (),
+        judgement.units.get(plan.after, 0) if judgement is not None else 0,
+        known.decides,
+        age,
+        max(0.0, now - state.since - soak) if is_open else 0.0,
+        trouble,
+        known.history,
+    )
+
+
+def guardrail_now(guardrail: GuardrailState) -> GuardrailNow:
+    """As it is shown."""
+    text = f"{sentence(guardrail.effect, is_judged=False)} (at most {amount(guardrail.worse_by)} worse)"
+    return GuardrailNow(guardrail.effect.outcome, guardrail.state.value, distance(guardrail), text)

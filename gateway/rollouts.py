@@ -1,0 +1,117 @@
+"""Rollouts in a running worker: between its event loop, where calls are counted, and `RolloutWatch`, which decides.
+
+Nothing is opened until the config has a rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from gateway.config import Config
+from gateway.config.experiment_file import rollouts_of
+from gateway.experiments.compare import non_finite
+from gateway.experiments.rollout import RolloutKey, RolloutPlan, State
+from gateway.forwarding.messages import parse_response
+from gateway.forwarding.rolled import Rolled, VariantCounts
+from gateway.hooks import RolloutNow
+from gateway.rollout_watch import RolloutWatch
+from gateway.steps import WrongAnswer
+from gateway.store import StoreSettings
+
+if TYPE_CHECKING:
+    from gateway.store.rollouts import Counts
+
+_log = logging.getLogger(__name__)
+
+_PERIOD: Final = 0.5  # seconds between two looks at answers and at which variants are ready
+_LOOKS: Final = 10  # answers of each variant that are looked at for NaN and infinity in that time
+_LAST_SECONDS: Final = 2.0
+
+
+class Rollouts:
+    """Between `run` and `aclose`."""
+
+    def __init__(
+        self,
+        rolled: Rolled,
+        settings: StoreSettings,
+        is_available: Callable[[str, str], bool],
+        on_moved: Callable[[Mapping[RolloutKey, State]], None],
+    ) -> None:
+        """
+        is_available:  can this variant of this public model be called?
+        on_moved:      called on the event loop when the state of any is another one.
+        """
+        self.rolled = rolled
+        self._is_available = is_available
+        self._on_moved = on_moved
+        self._plans: Mapping[str, RolloutPlan] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watch = RolloutWatch(settings, secrets.token_hex(8), self._counts, self._moved)
+
+    def apply(self, config: Config) -> None:
+        """Follow a config."""
+        self._plans = rollouts_of(config)
+        self._loop = asyncio.get_running_loop()
+        self._watch.follow(self._plans)
+
+    async def wait_first_look(self, seconds: float) -> None:
+        """Until the store was asked once, so that a restart changes no unit's variant twice; for so long at most."""
+        if self._plans:
+            await asyncio.to_thread(self._watch.first_look.wait, seconds)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            self._watch.ready = frozenset(
+                name for name, plan in self._plans.items() if self._is_available(plan.model, plan.after)
+            )
+            for variants in self.rolled.table.values():
+                for counts in variants.values():
+                    answers = counts.take(_LOOKS)
+                    if answers:
+                        await asyncio.to_thread(_look_at, counts, answers)
+            await asyncio.sleep(_PERIOD)
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self._watch.stop, _LAST_SECONDS)
+
+    def now(self) -> list[RolloutNow]:
+        """For people and metrics; from any thread."""
+        return self._watch.now()
+
+    # From the watch's thread
+
+    def _counts(self) -> Mapping[tuple[str, str], Counts]:
+        from gateway.store.rollouts import Counts  # noqa: PLC0415  (SQLAlchemy, which takes 14 MB)
+
+        found = {}
+        for name, plan in self._plans.items():
+            for variant, each in dict(self.rolled.table.get(plan.model, {})).items():
+                found[name, variant] = Counts(each.good, each.errors, each.unanswered, each.finite, each.not_finite)
+        return found
+
+    def _moved(self, states: Mapping[RolloutKey, State]) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(self._on_moved, states)
+            except RuntimeError:  # it was closed since
+                _log.debug("the loop has ended")
+
+
+def _look_at(counts: VariantCounts, answers: list[bytes]) -> None:
+    """Look for NaN and infinity. On a thread: tensors are parsed here."""
+    for answer in answers:
+        try:
+            outputs = {name: array for name, (_, array) in parse_response(answer).items()}
+        except WrongAnswer:
+            continue
+        if non_finite(outputs):
+            counts.not_finite += 1
+        else:
+            counts.finite += 1

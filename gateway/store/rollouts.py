@@ -1,0 +1,209 @@
+"""Rollouts in the store: decisions, of which each follows one before it, the lease of whoever decides, counts of calls.
+
+`now` is the database's own, so that replicas with clocks of their own agree on soak times and leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Select, delete, func, literal_column, select
+
+from gateway.experiments.rollout import ENDED, Phase, RolloutPlan, State
+from gateway.store import schema
+from gateway.store.database import Store
+
+_FORGET_SECONDS: Final = 3600.0  # after which counts of a worker that says nothing more are deleted
+
+
+class Counts(NamedTuple):
+    """How calls of one variant have ended at one worker, and what was found in answers, since it started."""
+
+    good: int = 0
+    errors: int = 0
+    unanswered: int = 0
+    finite: int = 0
+    not_finite: int = 0
+
+    def since(self, last: Counts) -> Counts:
+        """What has come to it."""
+        return Counts(*(now - then for now, then in zip(self, last, strict=True)))
+
+
+class Decision(NamedTuple):
+    """A state, and of which variants it is: a name may have been used for others."""
+
+    model: str
+    before: str
+    after: str
+    state: State
+
+    def is_of(self, plan: RolloutPlan) -> bool:
+        return (self.model, self.before, self.after) == (plan.model, plan.before, plan.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the store said at one time."""
+
+    now: float
+    decisions: Mapping[str, Decision]  # the last one of each rollout that has any
+    led: frozenset[str] = frozenset()  # rollouts whose lease this worker has
+    counts: Mapping[str, Mapping[tuple[str, str], Counts]] = field(default_factory=dict)
+    """Of those, by worker and variant."""
+
+
+class RolloutStore(Store):
+    """The same database, for rollouts."""
+
+    def look(
+        self, worker: str, plans: Mapping[str, RolloutPlan], counts: Mapping[tuple[str, str], Counts], seconds: float
+    ) -> Look:
+        """Read the state of these rollouts, tell this worker's counts, and ask for the lease of those under way.
+
+        counts: by rollout and variant, those that have changed. seconds: for which a lease is.
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        with self.transaction(reads=True) as connection:
+            now = self._now(connection)
+            decisions = {row.rollout: _decision(row) for row in connection.execute(_last_of(plans))}
+        led = sorted(name for name, plan in plans.items() if name not in decisions or _is_open(decisions[name], plan))
+        if not led:
+            return Look(now, decisions)
+        with self.transaction() as connection:
+            now = self._now(connection)
+            self._tell(connection, worker, counts, now)
+            held = frozenset(name for name in led if self._has_lease(connection, name, worker, now, seconds))
+            return Look(now, decisions, held, self._counts(connection, held))
+
+    def release(self, worker: str) -> None:
+        """Give back the leases of a worker that ends.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        with self.transaction() as connection:
+            connection.execute(delete(schema.leases).where(schema.leases.c.holder == worker))
+
+    def _now(self, connection: Connection) -> float:
+        """Unix time."""
+        is_sqlite = connection.dialect.name == "sqlite"
+        text = "(julianday('now') - 2440587.5) * 86400.0" if is_sqlite else "extract(epoch from clock_timestamp())"
+        return float(connection.execute(select(literal_column(text))).scalar_one())
+
+    def _tell(self, connection: Connection, worker: str, counts: Mapping[tuple[str, str], Counts], now: float) -> None:
+        if not counts:
+            return
+        made = self.insert(schema.calls)
+        new = {name: made.excluded[name] for name in (*Counts._fields, "at")}
+        keys = [schema.calls.c[name] for name in ("rollout", "worker", "variant")]
+        rows = [
+            {"rollout": rollout, "worker": worker, "variant": variant, "at": now, **each._asdict()}
+            for (rollout, variant), each in sorted(counts.items())
+        ]
+        connection.execute(made.on_conflict_do_update(index_elements=keys, set_=new), rows)
+
+    def _has_lease(self, connection: Connection, name: str, worker: str, now: float, seconds: float) -> bool:
+        """Take or keep the lease, if nobody else has it."""
+        table = schema.leases.c
+        until = now + seconds
+        made = self.insert(schema.leases).values(rollout=name, holder=worker, until=until)
+        connection.execute(
+            made.on_conflict_do_update(
+                index_elements=[table.rollout],
+                set_={"holder": worker, "until": until},
+                where=(table.holder == worker) | (table.until < now),
+            )
+        )
+        return self._holds(connection, name, worker, now)
+
+    @staticmethod
+    def _holds(connection: Connection, name: str, worker: str, now: float) -> bool:
+        table = schema.leases.c
+        found = select(table.holder).where(table.rollout == name, table.until > now)
+        return bool(connection.execute(found).scalar() == worker)
+
+    @staticmethod
+    def _counts(connection: Connection, names: Collection[str]) -> dict[str, dict[tuple[str, str], Counts]]:
+        if not names:
+            return {}
+        table = schema.calls.c
+        columns = [table[name] for name in Counts._fields]
+        asked = select(table.rollout, table.worker, table.variant, *columns).where(table.rollout.in_(list(names)))
+        found: dict[str, dict[tuple[str, str], Counts]] = {}
+        for rollout, worker, variant, *counts in connection.execute(asked):
+            found.setdefault(rollout, {})[worker, variant] = Counts(*map(int, counts))
+        return found
+
+    def decide(self, plan: RolloutPlan, state: State, worker: str = "") -> bool:
+        """Write a state in place of the one that its version follows. False: another one was written meanwhile.
+
+        worker: who must have the lease; "" if a person asks for it, which takes none.
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        table = schema.decisions
+        row = {
+            "rollout": plan.name,
+            "model": plan.model,
+            "before": plan.before,
+            "after": plan.after,
+            "phase": state.phase.value,
+            "reason": state.reason[: schema.REASON],
+            **{name: getattr(state, name) for name in ("version", "step", "share", "since", "at")},
+        }
+        with self.transaction() as connection:
+            if worker and not self._holds(connection, plan.name, worker, self._now(connection)):
+                return False
+            last = connection.execute(select(func.max(table.c.version)).where(table.c.rollout == plan.name)).scalar()
+            if (last or 0) != state.version - 1:
+                return False
+            made = self.insert(table).values(row).on_conflict_do_nothing()
+            written = connection.execute(made, execution_options={"preserve_rowcount": True})
+            if written.rowcount != 1:
+                return False
+            connection.execute(delete(schema.calls).where(schema.calls.c.at < state.at - _FORGET_SECONDS))
+            return True
+
+    def history(self, name: str) -> list[Decision]:
+        """Every decision about a rollout, the first one first.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        table = schema.decisions
+        asked = select(table).where(table.c.rollout == name).order_by(table.c.version)
+        with self.transaction(reads=True) as connection:
+            return [_decision(row) for row in connection.execute(asked)]
+
+    def now(self) -> float:
+        """The database's Unix time.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        with self.transaction(reads=True) as connection:
+            return self._now(connection)
+
+
+def _decision(row: Any) -> Decision:  # Any: SQLAlchemy's
+    state = State(
+        Phase(row.phase), int(row.step), float(row.share), float(row.since), float(row.at), row.reason, int(row.version)
+    )
+    return Decision(row.model, row.before, row.after, state)
+
+
+def _last_of(names: Iterable[str]) -> Select[Any]:
+    table = schema.decisions
+    chosen = table.c.rollout.in_(list(names))
+    last = select(table.c.rollout, func.max(table.c.version).label("version")).where(chosen).group_by(table.c.rollout)
+    each = last.subquery()
+    return select(table).join(each, (table.c.rollout == each.c.rollout) & (table.c.version == each.c.version))
+
+
+def _is_open(decision: Decision, plan: RolloutPlan) -> bool:
+    """May it be decided about?"""
+    return decision.state.phase not in ENDED and decision.is_of(plan)

@@ -1,0 +1,306 @@
+"""What one worker makes of the store: whose word counts, what is added up, and what nothing is decided by."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import delete
+
+from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
+from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
+from gateway.rollout_judge import Judge, Judgement, Question
+from gateway.rollout_watch import RolloutWatch
+from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings, schema
+from gateway.store.rollouts import Counts, RolloutStore
+
+PLAN = RolloutPlan("int8", "net", "old", "new", (Step(0.1, 0.0), Step(0.5, 0.0)))
+SLOW = replace(PLAN, steps=(Step(0.1, 3600.0), Step(0.5, 3600.0)))
+BOUGHT = OutcomeSpec("bought", Kind.BINARY, Better.HIGHER)
+GUARDED = replace(
+    SLOW, steps=(Step(0.5, 3600.0), Step(0.6, 1.0)), guardrails=(Guardrail(BOUGHT, Amount(0.05, False)),), units=300
+)
+
+
+class Worker:
+    """A watch whose looks the test makes, and what it was told."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.counts: dict[tuple[str, str], Counts] = {}
+        self.states: Mapping[Any, State] = {}
+        self.watch = RolloutWatch(StoreSettings(url), name, lambda: self.counts, self._moved)
+        self.watch.ready = frozenset({"int8"})
+
+    def _moved(self, states: Mapping[Any, State]) -> None:
+        self.states = states
+
+    def look(self, plan: RolloutPlan = PLAN) -> State:
+        self.watch._plans = {plan.name: plan}  # as `follow` says, without a thread
+        self.watch.look()
+        return self.states[plan.key]
+
+    @property
+    def now(self) -> Any:
+        (found,) = self.watch.now()
+        return found
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/rollouts.db"
+
+
+@pytest.fixture
+def worker(url: str) -> Iterator[Callable[[str], Worker]]:
+    made: list[Worker] = []
+
+    def make(name: str) -> Worker:
+        made.append(Worker(url, name))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.watch._judge.close()
+        each.watch._opened().close()
+
+
+Make = Callable[[str], Worker]
+
+
+def test_before_the_store_was_read_nobody_has_moved_and_one_of_two_workers_decides(worker: Make) -> None:
+    one, other = worker("a"), worker("b")
+    assert one.states == {}
+    assert [one.look().phase, other.look().phase] == [Phase.RUNNING, Phase.RUNNING]
+    assert [one.look().share, other.look().share] == [0.5, 0.5]
+    assert [one.now.decides, other.now.decides] == [True, False]
+    assert one.look().phase is Phase.PROMOTED
+    assert [each for _, each, _, _ in one.now.history] == ["running", "running", "promoted"]
+
+
+def test_it_waits_for_its_variant_and_says_so(worker: Make) -> None:
+    one = worker("a")
+    one.watch.ready = frozenset()
+    assert one.look().phase is Phase.WAITING
+    assert one.now.waits == ("'new' is not ready",)
+    one.watch.ready = frozenset({"int8"})
+    assert one.look().phase is Phase.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [(Counts(errors=8), "16 errors"), (Counts(unanswered=8), "16 unanswered"), (Counts(not_finite=8), "16 NaN or Inf")],
+    ids=["errors", "no answers", "NaN"],
+)
+def test_bad_calls_of_all_workers_add_up(worker: Make, bad: Counts, told: str) -> None:
+    one, other = worker("a"), worker("b")
+    for each in (one, other, one):
+        each.look(SLOW)
+    for each in (one, other):
+        each.counts = {("int8", "new"): bad, ("int8", "old"): Counts(good=100, finite=10)}
+    other.look(SLOW)
+    assert (found := one.look(SLOW)).phase is Phase.ROLLED_BACK
+    assert told in found.reason
+    assert other.look(SLOW).share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("old", "phase"),
+    [(Counts(errors=30), Phase.PAUSED), (Counts(good=30, not_finite=30), Phase.RUNNING), (Counts(), Phase.ROLLED_BACK)],
+    ids=["both fail", "both answer NaN", "the new one alone"],
+)
+def test_what_the_old_variant_does_as_well_takes_nobody_back(worker: Make, old: Counts, phase: Phase) -> None:
+    one = worker("a")
+    one.look(SLOW), one.look(SLOW)
+    new = Counts(good=30, not_finite=30) if old.not_finite else Counts(errors=30)
+    one.counts = {("int8", "new"): new, ("int8", "old"): old}
+    assert one.look(SLOW).phase is phase
+
+
+def test_calls_from_before_it_decided_count_for_nothing(worker: Make) -> None:
+    """Another worker has looked at them; since then the variant may have been mended."""
+    one = worker("a")
+    one.counts = {("int8", "new"): Counts(errors=30)}
+    for _ in range(3):
+        assert one.look(SLOW).phase is Phase.RUNNING
+
+
+def test_while_the_store_is_away_the_last_state_holds(worker: Make, tmp_path: Path) -> None:
+    one = worker("a")
+    one.look(SLOW)
+    file, away = tmp_path / "rollouts.db", tmp_path / "away.db"
+    one.watch._opened().close()
+    file.rename(away)
+    file.mkdir()
+    with pytest.raises(StoreAway):
+        one.look(PLAN)  # whose steps are over at once
+    one.watch._found_away("it is gone")
+    assert (one.now.share, one.now.phase, one.now.decides) == (0.1, "running", False)
+    assert one.now.trouble == "the store is away: it is gone"
+    file.rmdir()
+    away.rename(file)
+    one.watch._found_there()
+    assert one.look(SLOW).share == 0.1
+    assert one.now.trouble == ""
+
+
+def test_a_store_that_knows_nothing_any_more_begins_anew_with_nobody_moved(worker: Make) -> None:
+    one = worker("a")
+    assert one.look(SLOW).share == 0.1
+    with one.watch._opened().transaction() as connection:
+        connection.execute(delete(schema.decisions))
+    one.watch.ready = frozenset()
+    assert one.look(SLOW) == State()
+    assert one.now.history == ()
+
+
+def test_a_rollout_that_left_the_config_is_followed_no_more(worker: Make) -> None:
+    one = worker("a")
+    one.look(SLOW)
+    one.watch._plans = {}
+    one.watch.look()
+    assert one.states == {}
+    assert one.watch.now() == []
+
+
+def test_a_name_that_was_used_for_other_variants_moves_nobody(worker: Make, url: str) -> None:
+    store = RolloutStore(url)
+    promoted = State(Phase.PROMOTED, 1, 1.0, 1.0, 1.0, "the step has passed", 1)
+    assert store.decide(replace(PLAN, after="other"), promoted)
+    store.close()
+    one = worker("a")
+    assert one.look().share == 0.0
+    assert "its name was used for a rollout from 'old' to 'other' of 'net' before" in one.now.trouble
+    assert not one.now.decides
+
+
+def test_a_plan_whose_steps_have_changed_keeps_its_state(worker: Make) -> None:
+    one = worker("a")
+    assert one.look(SLOW).share == 0.1
+    assert one.look(replace(SLOW, steps=(Step(0.05, 3600.0), Step(0.3, 3600.0)))).share == 0.1
+
+
+def filled(url: str, moved: float) -> None:
+    """400 units of the first step: most of the old variant's bought something, and that much of the new one's."""
+    store = RolloutStore(url)
+    rows: list[Any] = []
+    for number in range(400):
+        arm = "new" if number % 2 else "old"
+        rows.append(ExposureRow("int8/1", arm, f"user {number}", 10.0 + number, False))
+        value = float((number // 2) % 10 < (moved if arm == "new" else 8))
+        # What it did before, on the new variant perhaps, is no past to adjust by.
+        rows += [OutcomeRow(f"{number} {at}", "", "bought", value, at, f"user {number}") for at in (5.0, 1000.0)]
+    store.write(rows)
+    store.close()
+
+
+def until(worker: Worker, holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    worker.look(GUARDED)
+    while not holds():
+        assert time.monotonic() < end, worker.now
+        worker.look(GUARDED)
+        time.sleep(0.05)
+
+
+def test_a_step_is_judged_in_another_process_and_a_breach_takes_all_back(worker: Make, url: str) -> None:
+    filled(url, 2)
+    one = worker("a")
+    until(one, lambda: one.now.phase == "rolled back")
+    assert "guardrail breached: bought of 'new': 0.2 against 0.8" in one.now.reason
+    one.look(GUARDED)
+    assert one.watch._judge._process is None  # which nothing needs any more
+
+
+def test_what_was_judged_is_shown_with_its_distance(worker: Make, url: str) -> None:
+    filled(url, 8)
+    one = worker("a")
+    until(one, lambda: bool(one.now.guardrails))
+    (guardrail,) = one.now.guardrails
+    assert (guardrail.name, one.now.units, one.now.phase) == ("bought", 200, "running")
+    assert guardrail.distance > 0.0
+    assert any("of its soak time are left" in each for each in one.now.waits)
+
+
+def test_units_that_come_to_variants_as_nobody_planned_pause_it(worker: Make, url: str) -> None:
+    filled(url, 8)
+    one = worker("a")
+    plan = replace(GUARDED, steps=(Step(0.1, 3600.0),))
+    end = time.monotonic() + 60
+    while one.look(plan).phase is not Phase.PAUSED:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "units do not come to variants as planned" in one.now.reason
+
+
+def test_a_state_that_a_person_asked_for_is_followed(worker: Make, url: str) -> None:
+    one = worker("a")
+    state = one.look(SLOW)
+    store = RolloutStore(url)
+    assert store.decide(SLOW, commanded(SLOW, state, Command.PAUSE, "anna", store.now()))
+    store.close()
+    assert one.look(SLOW).phase is Phase.PAUSED
+    assert one.now.waits == (
+        "it is paused (pause by anna): resume, promote or abort it",
+        "3600 s of its soak time are left",
+    )
+
+
+# The process that judges
+
+
+def question(url: str, **more: Any) -> Question:
+    return replace(Question(url, None, "int8/1", "int8", 1, 100.0, GUARDED.experiment(0)), **more)
+
+
+def answer(judge: Judge) -> Judgement:
+    end = time.monotonic() + 60
+    while (found := judge.maybe_answer()) is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_without_guardrails_units_are_counted(url: str) -> None:
+    filled(url, 8)
+    judge = Judge()
+    judge.ask(question(url, plan=None))
+    assert answer(judge).units == {"old": 200, "new": 200}
+    judge.close()
+
+
+def test_a_question_that_can_t_be_answered_says_why(tmp_path: Path) -> None:
+    judge = Judge()
+    judge.ask(question(f"sqlite:///{tmp_path}/none/x.db"))
+    assert "StoreAway" in answer(judge).trouble
+    judge.close()
+
+
+def test_a_process_that_was_killed_is_started_again(url: str) -> None:
+    filled(url, 8)
+    judge = Judge()
+    judge.ask(question(url))
+    assert judge._process is not None
+    os.kill(judge._process.pid, signal.SIGKILL)
+    end = time.monotonic() + 30
+    while judge._process is not None:
+        assert judge.maybe_answer() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    judge.ask(question(url))
+    assert answer(judge).guardrails
+    judge.close()
+
+
+def test_it_ends_with_whoever_asks(url: str) -> None:
+    judge = Judge()
+    judge.ask(question(url, plan=None))
+    assert judge._pipe is not None
+    assert judge._process is not None
+    judge._pipe.close()
+    assert judge._process.wait(30) == 0
