@@ -191,7 +191,7 @@ class Gateway:
         inference = Inference(self._topology, self._hooks, sequences, quotas=self._quotas)
         inference.counts_rows = self._usage is not None
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
-        self._shadows = inference.shadows
+        self._shadows, self._checks = inference.shadows, inference.checks
         self._evidence = Evidence(inference.exposures, settings_of(config), self._experiments_stopped)
         self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_judged = self._telemetry.disagreements.take
@@ -220,6 +220,7 @@ class Gateway:
             shared_quotas=self._shared_quotas,
             shares=self._shares,
             hedges=self._hedges,
+            checks=self._checks,
             shadows=self._shadows,
             evidence=self._evidence,
             disagreements=self._telemetry.disagreements,
@@ -240,6 +241,7 @@ class Gateway:
             self._threads,
             gates=self._gates.now,
             shadows=self._shadows.now,
+            answers=self._checks.now,
             experiments=self._evidence.now,
             store=self._evidence.store_now,
             breaker=self._breaker,
@@ -259,6 +261,7 @@ class Gateway:
                 self._shares.now,
                 self._hedges.now,
                 self._shadows.now,
+                self._checks.now,
                 self._memory.now,
                 self._retries_left,
                 self._evidence.now,

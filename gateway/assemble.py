@@ -28,6 +28,7 @@ from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.checks import CheckSettings
 from gateway.forwarding.exposures import Running
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ParitySettings, ShadowSettings
@@ -161,6 +162,12 @@ def hedges_of(config: Config) -> dict[str, HedgeSettings]:
     """The public models whose slow calls are sent a second time."""
     hedges = {name: model.hedge for name, model in config.models.items()}
     return {name: HedgeSettings(h.quantile, h.after or 0.0) for name, h in hedges.items() if h is not None}
+
+
+def checks_of(config: Config) -> dict[str, CheckSettings]:
+    """The public models whose answers are looked at."""
+    answers = {name: model.answers for name, model in config.models.items()}
+    return {name: CheckSettings(a.finite, a.contract, a.max_bytes) for name, a in answers.items() if a is not None}
 
 
 def shadows_of(config: Config, routes: Routes) -> dict[str, tuple[ShadowSettings, ...]]:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, ShadowNow, StoreNow
+from gateway.hooks import AnswersNow, ExperimentNow, GateNow, MemoryNow, PipelinesNow, ShadowNow, StoreNow
 from gateway.quotas import QuotaNow, Quotas
 from gateway.readiness import Readiness
 from gateway.routing import Route
@@ -33,6 +33,7 @@ class WorkerState:
         *,
         gates: Callable[[], Sequence[GateNow]],
         shadows: Callable[[], Sequence[ShadowNow]],
+        answers: Callable[[], Sequence[AnswersNow]] = tuple,
         experiments: Callable[[], Sequence[ExperimentNow]] = tuple,
         store: Callable[[], StoreNow | None] = lambda: None,
         breaker: Callable[[str, str], str],
@@ -48,6 +49,7 @@ class WorkerState:
         """
         gates:    the limits in force.
         shadows:  what became of copies.
+        answers:  what was found in those that are looked at.
         experiments:  those of the config.
         store:    where what they see is kept; None if there are none.
         breaker:  what the breaker of a model's variant does.
@@ -67,6 +69,7 @@ class WorkerState:
         self._threads = threads
         self._gates = gates
         self._shadows = shadows
+        self._answers = answers
         self._experiments = experiments
         self._store = store
         self._breaker = breaker
@@ -111,6 +114,7 @@ class WorkerState:
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
+            "answers": [asdict(each) for each in self._answers()],
             "experiments": [_experiment_state(experiment) for experiment in self._experiments()],
             "store": _store_state(self._store()),
             "quotas": [_quota_state(quota) for quota in self._quotas.now(time.monotonic())],

@@ -5,6 +5,7 @@ Workers run the same config and see the same endpoints, each for itself. Where t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "models": _by_name(serving, "models", _model),
         "pipelines": _by_name(serving, "pipelines", _pipeline),
         "limits": _limits(serving),
+        "answers": _answers(serving),
         "experiments": _experiments(serving),
         "store": _store(serving),
         "quotas": _quotas(serving),
@@ -91,6 +93,16 @@ def _limit(found: Sequence[Json]) -> Json:
         "latency_seconds": max(each["latency_seconds"] for each in found),
         "refused": {reason: sum(each["refused"].get(reason, 0) for each in found) for reason in reasons},
     }
+
+
+def _answers(states: Sequence[Json]) -> list[Json]:
+    """Each worker looks at its own."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for each in (each for state in states for each in state.get("answers", ())):
+        found.setdefault((each["model"], each["variant"]), Counter()).update(each["results"])
+    return [
+        {"model": model, "variant": variant, "results": dict(results)} for (model, variant), results in found.items()
+    ]
 
 
 def _experiments(states: Sequence[Json]) -> list[Json]:

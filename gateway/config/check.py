@@ -64,6 +64,7 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
         yield from _calls(("models", name), model, names)
         yield from _sharing(("models", name), model)
         yield from _hedging(("models", name), model, config)
+        yield from _wrong_answers(("models", name), model)
     yield from _limits(config)
     yield from check_quotas(config)
     yield from _cycles(config)
@@ -104,6 +105,21 @@ def _hedging(at: Path, model: Model, config: Config) -> Iterator[Problem]:
     if used and all(len(each) == 1 and not each[0].startswith(DISCOVERED) for each in endpoints):
         wrong = "no variant has a second endpoint for a second attempt"
         yield Problem(path, wrong, "an upstream with several endpoints", Severity.WARNING)
+
+
+def _wrong_answers(at: Path, model: Model) -> Iterator[Problem]:
+    """A wrong answer's call needs a model that may run twice, and another variant."""
+    answers = model.answers
+    kinds = [key for key in ("finite", "contract") if answers is not None and getattr(answers, key) == "fallback"]
+    for key in kinds:
+        path = (*at, "answers", key)
+        if not model.retry.on:
+            yield Problem(path, "runs a request twice, which 'retry: {on: []}' forbids", "'count', or no such 'retry'")
+        if model.fallback == () or len(model.variants or {}) == 1:
+            wrong = "there is no variant to fall back to, so the call fails where a pool has no other endpoint"
+            yield Problem(path, wrong, "another variant, or 'count'", Severity.WARNING)
+    if answers is not None and answers.finite == answers.contract == "ignore":
+        yield Problem((*at, "answers"), "looks for nothing", "'count' or 'fallback', or no 'answers'")
 
 
 def _experiments(config: Config) -> Iterator[Problem]:
