@@ -52,6 +52,7 @@ class Evidence:
         )
         self._is_started = False
         self._plans: Mapping[str, Plan] = {}
+        self._stopped: Mapping[str, str] = {}  # the arm that everybody gets, by experiment
         self._writer = secrets.token_hex(8)
         self._number = 0  # of the last row that was measured here
         self._measured: dict[tuple[str, str, str, float], int] = {}
@@ -131,7 +132,7 @@ class Evidence:
         self._call_soon(self._tell_waiters)
 
     def _stops_found(self, stops: Mapping[str, Stop]) -> None:
-        arms = {stop.experiment: stop.arm for stop in stops.values()}
+        arms = self._stopped = {stop.experiment: stop.arm for stop in stops.values()}
         self._call_soon(lambda: self._on_stops(arms))
 
     def _lost(self) -> None:
@@ -172,9 +173,10 @@ class Evidence:
         )
 
     def now(self) -> list[ExperimentNow]:
-        arms, told = dict(self._recorder.state.arms), dict(self.exposures.units)
+        arms, told, stopped = dict(self._recorder.state.arms), dict(self.exposures.units), self._stopped
         return [
-            _experiment_now(plan, told.get(name, 0), arms.get(name, {})) for name, plan in dict(self._plans).items()
+            _experiment_now(plan, told.get(name, 0), arms.get(name, {}), stopped.get(name, ""))
+            for name, plan in dict(self._plans).items()
         ]
 
 
@@ -182,10 +184,10 @@ def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool]]:
     return [(met.experiment, met.arm, met.unit, met.at, met.is_forced) for met in taken.exposures]
 
 
-def _experiment_now(plan: Plan, told: int, units: Mapping[str, int]) -> ExperimentNow:
+def _experiment_now(plan: Plan, told: int, units: Mapping[str, int], stopped: str) -> ExperimentNow:
     ratio = _sample_ratio(plan, units)
     is_mismatched = ratio is not None and ratio <= plan.sample_ratio_alpha
-    return ExperimentNow(plan.name, plan.model, told, dict(units), ratio, is_mismatched)
+    return ExperimentNow(plan.name, plan.model, told, dict(units), ratio, is_mismatched, stopped)
 
 
 def _sample_ratio(plan: Plan, units: Mapping[str, int]) -> float | None:

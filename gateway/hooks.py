@@ -364,6 +364,7 @@ class ExperimentNow:
     units: Mapping[str, int]  # in the store, by arm; empty if not known
     sample_ratio: float | None  # the p-value of the sample ratio; None if not known
     is_mismatched: bool  # is it an alarm?
+    stopped_with: str = ""  # the arm that everybody gets since it was stopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,7 @@ def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
         "units": experiment.units,
         "sample_ratio_p_value": experiment.sample_ratio,
         "sample_ratio_mismatched": experiment.is_mismatched,
+        "stopped_with": experiment.stopped_with or None,
     }
 
 
