@@ -18,6 +18,7 @@ from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.access import Access as AccessConfig
 from gateway.config.access import Grant as GrantConfig
 from gateway.config.experiment_file import plans_of
+from gateway.config.experiments import Experiment
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
@@ -100,23 +101,29 @@ def arms_of(config: Config, stopped: Mapping[str, str]) -> dict[str, tuple[Arms,
 def running_of(config: Config, stopped: Mapping[str, str]) -> list[Running]:
     """The experiments whose units are told of."""
     return [
-        Running(
-            arms.name,
-            model,
-            arms.reason,
-            frozenset(arms.shares),
-            tuple(
-                (outcome, each.measure)
-                for outcome, each in config.experiments[arms.name].outcomes.items()
-                if each.measure is not None
-            ),
-            config.experiments[arms.name].request_ids
-            and any(each.measure is None for each in config.experiments[arms.name].outcomes.values()),
-        )
+        _running(model, arms, config.experiments[arms.name])
         for model, experiments in arms_of(config, stopped).items()
         for arms in experiments
         if not arms.ended_with
     ]
+
+
+def _running(model: str, arms: Arms, experiment: Experiment) -> Running:
+    measured = {name: each for name, each in experiment.outcomes.items() if each.measure is not None}
+    return Running(
+        arms.name,
+        model,
+        arms.reason,
+        frozenset(arms.shares),
+        tuple((name, each.measure) for name, each in measured.items() if each.measure in ("latency", "error", "size")),
+        tuple(
+            (name, each.reference, float(each.measure == "agreement"))
+            for name, each in measured.items()
+            if each.reference is not None
+        ),
+        tuple((name, each.output or "") for name, each in measured.items() if each.measure == "confidence"),
+        experiment.request_ids and len(measured) < len(experiment.outcomes),
+    )
 
 
 def names_of(config: Config) -> frozenset[Name]:

@@ -163,6 +163,11 @@ def _of_model(at: Path, experiment: Experiment, config: Config) -> Iterator[Prob
             yield Problem((*at, "arms"), wrong, "shares of at least two of its variants")
         elif experiment.baseline is not None and experiment.baseline not in arms:
             yield Problem((*at, "baseline"), f"no arm '{experiment.baseline}'", known(arms, experiment.baseline))
+    for key, outcome in experiment.outcomes.items():
+        if outcome.reference is not None and outcome.reference not in model.shadow:
+            path = (*at, "outcomes", key, "reference")
+            wrong = f"'{outcome.reference}' is no shadow of '{name}', so no answer is compared with its own"
+            yield Problem(path, wrong, f"'models.{name}.shadow.{outcome.reference}' with a share of the calls")
     for arm in experiment.arms or ():
         if arm not in model.variants:
             wrong = f"'{name}' has no variant '{arm}'"

@@ -99,6 +99,7 @@ class Call:
     _quota: Quota | None = None  # that it must leave
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
+    _unit: Exposed | None = None  # of the call for which this one is made, likewise
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -413,11 +414,18 @@ class Call:
     def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
         self._answered_bytes = len(body)
         trailing = self._trailing(client, head.model_version)
+        if self._exposed is not None and self._exposed.running.confidences:
+            self._score(body)
         self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
         if self._shadows and self.served is not None:
             passed = self._caller.metadata.passed
-            self._inference.shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body)
+            shadows, unit = self._inference.shadows, self._exposed or self._unit
+            shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body, unit)
         self._end(OK, "")
+
+    def _score(self, body: bytes) -> None:
+        assert self._exposed is not None  # noqa: S101  (the caller has looked)
+        self._inference.exposures.scored(self._exposed, body, self._inference.answers.peek(body))
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
         """What an answer ends with; notes who gave it."""
@@ -580,12 +588,14 @@ class Call:
         call._is_reported = False
         call._leads = call._observer = self._work.observer = flight
         call._work = self._work
-        call._shadows = self._shadows
+        call._shadows, call._unit = self._shadows, self._exposed
         return call
 
     def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:
         self.served = served
         self._answered_bytes = len(body)
+        if self._exposed is not None and self._exposed.running.confidences:
+            self._score(body)
         self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
         self._end(OK, "")
 

@@ -24,13 +24,12 @@ from gateway.upstream.endpoint import Endpoint
 from gateway.v2.faults import (
     CONTRACT,
     NOT_FINITE,
-    Answer,
-    AnswerReader,
     Declared,
     Fault,
     maybe_misfit,
     maybe_not_finite,
 )
+from gateway.v2.outputs import Answer, AnswerReader
 from gateway.v2.peek import Head
 
 _log = logging.getLogger(__name__)

@@ -14,16 +14,21 @@ from math import exp, log
 from typing import Final
 
 from gateway.bounded import make_room
+from gateway.errors import MalformedMessage
 from gateway.forwarding.metadata import REPLAYED
 from gateway.routing import Sticky
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.types import Facts
+from gateway.v2.outputs import AnswerReader
+from gateway.v2.peek import Head
+from gateway.v2.scores import top_score
 
 _REMEMBERED: Final = 100_000  # units of one experiment whose exposure was told lately
 _WAITING: Final = 100_000  # records of one kind that wait for `take`
 _STEPS: Final = 1.0 / log(1.02)  # measured values of one call are rounded to steps of 2 %, so that alike ones are one
 _LONGEST: Final = 64  # characters of a unit or request that are kept as they are
 _RULE: Final = "rule:"
+_MOST_READ: Final = 1 << 20  # bytes of an answer whose confidence is measured
 
 
 def short(text: str) -> str:
@@ -40,6 +45,9 @@ class Running:
     reason: str  # of the plans that it makes
     arms: frozenset[str]
     measures: tuple[tuple[str, str], ...] = ()  # outcomes and what of a call each is: "latency", "error", "size"
+    agreements: tuple[tuple[str, str, float], ...] = ()
+    """Outcomes that are agreement or its contrary, the variant with which, and what they are if answers agree."""
+    confidences: tuple[tuple[str, str], ...] = ()  # outcomes that are confidence, and the output of scores or ""
     knows_requests: bool = True  # may outcomes be reported by the id of a request?
 
 
@@ -85,6 +93,7 @@ class Exposures:
         self._clock = clock
         self._wall = wall
         self._most = most
+        self._reader = AnswerReader()
         self._seen: dict[str, dict[tuple[str, str, bool], None]] = {}
         self._taken = Taken()
         self.table: dict[str, tuple[Running, ...]] = {}
@@ -150,6 +159,25 @@ class Exposures:
             elif code is OK:
                 value = self._clock() - exposed.began if measure == "latency" else float(size)
                 self._count(exposed, outcome, rounded(value))
+
+    def scored(self, exposed: Exposed, body: bytes, head: Head) -> None:
+        """Its answer is here: how sure is it? What can't be read is not measured."""
+        if len(body) > _MOST_READ:
+            return
+        try:
+            answer = self._reader.read(body, head)
+        except MalformedMessage:
+            return
+        for outcome, output in exposed.running.confidences:
+            score = top_score(answer, output)
+            if score is not None:
+                self._count(exposed, outcome, rounded(score) if score > 0.0 else -rounded(-score))
+
+    def compared(self, exposed: Exposed, reference: str, agrees: bool) -> None:
+        """Its answer was compared with this variant's."""
+        for outcome, wanted, value in exposed.running.agreements:
+            if wanted == reference:
+                self._count(exposed, outcome, value if agrees else 1.0 - value)
 
     def _count(self, exposed: Exposed, outcome: str, value: float) -> None:
         measured = self._taken.measured

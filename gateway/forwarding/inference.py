@@ -180,6 +180,7 @@ class Inference:
         self.checks = Checks()
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
         self.exposures = Exposures(clock)
+        self.shadows.on_compared = self.exposures.compared
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 

@@ -478,8 +478,12 @@ class StreamSession(StreamOwner):
             self._answer(message, None, last=True, code=code, text=text)
             return
         renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.id)
-        if last and message.shadows and not message.answers and code is Code.OK:
-            self._copy(message, rename_response(body, response))
+        if last and not message.answers and code is Code.OK:
+            if message.shadows:
+                self._copy(message, rename_response(body, response))
+            if message.exposed is not None and message.exposed.running.confidences:
+                answer = rename_response(body, response)
+                self._inference.exposures.scored(message.exposed, answer, self._inference.answers.peek(answer))
         self._answer(message, renamed, last=last, in_turn=last and not is_closing, code=code, text=text)
 
     def _is_looked_at(self, stream: UpstreamStream, message: Message, head: StreamHead, body: bytes) -> bool:
@@ -519,7 +523,9 @@ class StreamSession(StreamOwner):
         """Send copies of a message that has one answer to its model's shadows."""
         assert message.served is not None  # noqa: S101  (it has been answered)
         passed, variant = self._opening.metadata.passed, message.served.variant
-        self._inference.shadows.answered(message.shadows, variant, message.copied, message.head, passed, answer)
+        self._inference.shadows.answered(
+            message.shadows, variant, message.copied, message.head, passed, answer, message.exposed
+        )
 
     def _report_attempt(self, message: Message) -> tuple[Code, str]:
         """Report an attempt after its last answer; it failed if one of its answers was an error."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.exposures import Exposures, Met, Running, Taken, rounded, short
 from gateway.forwarding.metadata import REPLAYED
 from gateway.routing import Key, Sticky
 from gateway.status import Code, Meaning
 from gateway.types import Facts
+from gateway.v2.outputs import AnswerReader
+from gateway.v2.peek import Head, peek_response
+from gateway.v2.scores import top_score
 
 STICKY = Sticky((Key("metadata", "x-user"),), "salt")
 SPRING = Running(
@@ -157,3 +162,49 @@ def test_long_keys_are_held_as_digests() -> None:
     assert short("anna") == "anna"
     assert len(short("x" * 10_000)) < 80
     assert short("x" * 10_000) != short("x" * 10_001)
+
+
+def test_agreement_with_a_reference_and_confidence_are_measured_of_the_calls_they_are_for() -> None:
+    made, _ = exposures()
+    both = dataclasses.replace(
+        SPRING, agreements=(("agrees", "fp32", 1.0), ("differs", "fp32", 0.0)), confidences=(("sure", "SCORES"),)
+    )
+    made.apply([both])
+    exposed = begin(made)
+    for agrees in (True, True, False):
+        made.compared(exposed, "fp32", agrees)
+    made.compared(exposed, "another shadow", False)
+    for scores in ([[0.5, 0.25]], [[-8.0, -4.0], [-2.0, -6.0]]):
+        array = np.array(scores, np.float32)
+        answer = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"\1", array.tobytes()])
+        answer.outputs.add(name="OTHER", datatype="BOOL", shape=[1])
+        answer.outputs.add(name="SCORES", datatype="FP32", shape=array.shape)
+        body = answer.SerializeToString()
+        made.scored(exposed, body, peek_response(body))
+    made.scored(exposed, b"\x2a", Head("", "", "", False, [], 0, 0, None, []))  # no answer
+    measured = made.take().measured
+    assert {(key[2], round(key[3], 2)): calls for key, calls in measured.items()} == {
+        ("agrees", 1.0): 2,
+        ("agrees", 0.0): 1,
+        ("differs", 0.0): 2,
+        ("differs", 1.0): 1,
+        ("sure", 0.5): 1,
+        ("sure", -2.97): 1,
+    }
+
+
+UNSURE = {
+    "whole numbers": ("INT32", [1], bytes(4)),
+    "no rows": ("FP32", [0, 4], b""),
+    "no classes": ("FP32", [], bytes(4)),
+    "NaN": ("FP32", [1], b"\x00\x00\xc0\x7f"),
+    "too few bytes": ("FP32", [2], bytes(4)),
+}
+
+
+@pytest.mark.parametrize(("datatype", "shape", "raw"), UNSURE.values(), ids=UNSURE)
+def test_what_has_no_scores_has_no_confidence(datatype: str, shape: list[int], raw: bytes) -> None:
+    answer = pb.ModelInferResponse(raw_output_contents=[raw])
+    answer.outputs.add(name="OUT", datatype=datatype, shape=shape)
+    body = answer.SerializeToString()
+    assert top_score(AnswerReader().read(body, peek_response(body)), "") is None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import MalformedMessage
-from gateway.v2.faults import _KEPT, CONTRACT, NOT_FINITE, AnswerReader, Fault, maybe_misfit, maybe_not_finite
+from gateway.v2.faults import CONTRACT, NOT_FINITE, Fault, maybe_misfit, maybe_not_finite
+from gateway.v2.outputs import _KEPT, AnswerReader
 from gateway.v2.peek import peek_response
 
 DECLARED = {"OUT": ("FP32", (-1, 2)), "NAMES": ("BYTES", (-1,))}
