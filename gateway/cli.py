@@ -464,7 +464,7 @@ def _experiment_report(arguments: argparse.Namespace) -> int:
     source = source_of(arguments.config, arguments.store)
     found = judged(source, arguments.name, history=arguments.json or arguments.html is not None)
     if arguments.html is not None:
-        Path(arguments.html).write_text(page(found.plan, found.report, found.looks), encoding="utf-8")
+        Path(arguments.html).write_text(page(found.plan, found.report, found.looks, found.spread), encoding="utf-8")
     _say(found.as_json() if arguments.json else "\n".join(found.lines()))
     return 0
 
