@@ -69,6 +69,7 @@ from gateway.upstream.fleet import Fleet
 from gateway.upstream.subset import place_of
 from gateway.v1 import classification_pb2_grpc, reading_pb2_grpc, speech_pb2_grpc, text_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
+from gateway.verdicts import Verdicts
 
 _log = logging.getLogger(__name__)
 
@@ -277,6 +278,7 @@ class Gateway:
             self._telemetry.scrape.render,
             connections,
             admin_of(self._first.config),
+            verdicts=Verdicts(self._first.source, self._environ, is_scarce=lambda: self._memory.now().step > 0),
         )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address

@@ -295,7 +295,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         place, parent = given_place
         worker.end_with(parent)
     elif loaded.config.workers > 1:
-        return worker.run(supervisor.Supervisor(loaded.config, supervisor.worker_command(), os.environ).run())
+        command = supervisor.worker_command()
+        return worker.run(supervisor.Supervisor(loaded.config, command, os.environ, loaded.source).run())
     else:
         place = Place(loaded.config.admin.listen)
     return worker.run(worker.serve(loaded, load_again, os.environ, place))
