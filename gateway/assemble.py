@@ -123,6 +123,7 @@ def _running(model: str, arms: Arms, experiment: Experiment) -> Running:
         ),
         tuple((name, each.output or "") for name, each in measured.items() if each.measure == "confidence"),
         experiment.request_ids and len(measured) < len(experiment.outcomes),
+        frozenset(name for name, each in measured.items() if each.kind != "quantile"),
     )
 
 

@@ -56,6 +56,7 @@ class Evidence:
         self._writer = secrets.token_hex(8)
         self._number = 0  # of the last row that was measured here
         self._measured: dict[tuple[str, str, str, float], int] = {}
+        self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
         self._measured_since = 0.0
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._reports = 0
@@ -95,19 +96,25 @@ class Evidence:
         rows += [RequestRow(request, unit, at) for request, (unit, at) in taken.requests.items()]
         for key, calls in taken.measured.items():
             self._measured[key] = self._measured.get(key, 0) + calls
-        if all_of_it and self._measured:
+        for kept, (total, number) in taken.sums.items():
+            before = self._sums.get(kept, (0.0, 0))
+            self._sums[kept] = (before[0] + total, before[1] + number)
+        if all_of_it and (self._measured or self._sums):
             rows += self._counted()
         if rows:
             self._recorder.offer(rows)
 
     def _counted(self) -> list[Row]:
-        now = time.time()
-        measured, self._measured, self._measured_since = self._measured, {}, time.monotonic()
+        now, self._measured_since = time.time(), time.monotonic()
+        measured, self._measured = self._measured, {}
+        sums, self._sums = self._sums, {}
+        found = [(*key, calls) for key, calls in measured.items()]
+        found += [(*kept, total / calls, calls) for kept, (total, calls) in sums.items()]
         rows: list[Row] = []
-        for (experiment, unit, name, value), calls in measured.items():
+        for experiment, unit, name, value, calls in found:
             self._number += 1
-            report = f"{self._writer} {self._number}"
-            rows.append(OutcomeRow(report, experiment, name, value, now, unit, times=calls))
+            report = f"{self._writer}{self._number:016x}"
+            rows.append(OutcomeRow(report, experiment, name, value, now, unit, times=calls, is_own=True))
         return rows
 
     # As `OutcomeSink`

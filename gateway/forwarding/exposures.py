@@ -49,6 +49,7 @@ class Running:
     """Outcomes that are agreement or its contrary, the variant with which, and what they are if answers agree."""
     confidences: tuple[tuple[str, str], ...] = ()  # outcomes that are confidence, and the output of scores or ""
     knows_requests: bool = True  # may outcomes be reported by the id of a request?
+    sums: frozenset[str] = frozenset()  # outcomes of which a unit's mean and number are enough, and not each value
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Taken:
     requests: dict[str, tuple[str, float]] = field(default_factory=dict)  # unit and time by request id
     measured: dict[tuple[str, str, str, float], int] = field(default_factory=dict)
     """Calls by experiment, unit, outcome and value."""
+    sums: dict[tuple[str, str, str], tuple[float, int]] = field(default_factory=dict)
+    """Sum and number of the calls' values, by experiment, unit and outcome."""
     dropped: int = 0
 
 
@@ -157,8 +160,7 @@ class Exposures:
                 if code is OK or is_error:
                     self._count(exposed, outcome, 1.0 if is_error else 0.0)
             elif code is OK:
-                value = self._clock() - exposed.began if measure == "latency" else float(size)
-                self._count(exposed, outcome, rounded(value))
+                self._count(exposed, outcome, self._clock() - exposed.began if measure == "latency" else float(size))
 
     def scored(self, exposed: Exposed, body: bytes, head: Head) -> None:
         """Its answer is here: how sure is it? What can't be read is not measured."""
@@ -171,7 +173,7 @@ class Exposures:
         for outcome, output in exposed.running.confidences:
             score = top_score(answer, output)
             if score is not None:
-                self._count(exposed, outcome, rounded(score) if score > 0.0 else -rounded(-score))
+                self._count(exposed, outcome, score)
 
     def compared(self, exposed: Exposed, reference: str, agrees: bool) -> None:
         """Its answer was compared with this variant's."""
@@ -180,13 +182,26 @@ class Exposures:
                 self._count(exposed, outcome, value if agrees else 1.0 - value)
 
     def _count(self, exposed: Exposed, outcome: str, value: float) -> None:
-        measured = self._taken.measured
-        key = (exposed.running.name, exposed.unit, outcome, value)
+        running, taken = exposed.running, self._taken
+        if outcome in running.sums:
+            self._add(taken, (running.name, exposed.unit, outcome), value)
+            return
+        measured = taken.measured
+        key = (running.name, exposed.unit, outcome, rounded(value))
         calls = measured.get(key)
         if calls is None and len(measured) >= self._most:
-            self._taken.dropped += 1
+            taken.dropped += 1
             return
         measured[key] = 1 if calls is None else calls + 1
+
+    def _add(self, taken: Taken, key: tuple[str, str, str], value: float) -> None:
+        known = taken.sums.get(key)
+        if known is not None:
+            taken.sums[key] = (known[0] + value, known[1] + 1)
+        elif len(taken.sums) < self._most:
+            taken.sums[key] = (value, 1)
+        else:
+            taken.dropped += 1
 
     def take(self) -> Taken:
         """All of it, once."""
@@ -201,4 +216,6 @@ class Exposures:
 
 def rounded(value: float) -> float:
     """To 1 %, so that values which are alike are counted as one."""
-    return exp(round(log(value) * _STEPS) / _STEPS) if value > 0.0 else 0.0
+    if value in {0.0, 1.0}:  # whether something was so
+        return value
+    return exp(round(log(value) * _STEPS) / _STEPS) if value > 0.0 else -rounded(-value)

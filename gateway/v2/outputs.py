@@ -32,16 +32,20 @@ class Output:
     datatype: str
     shape: tuple[int, ...]
     size: int  # bytes that its contents must have; -1: not known, as for texts and in shared memory
+    elements: int  # 0 if the shape is impossible
     fault: str  # what is wrong with the description itself; "" if nothing is
 
 
-@dataclass(frozen=True, slots=True)
 class Answer:
     """An answer, taken apart."""
 
-    body: bytes
-    outputs: tuple[Output, ...]
-    spans: Sequence[tuple[int, int]]  # of raw contents
+    __slots__ = ("body", "outputs", "spans")
+
+    def __init__(self, body: bytes, outputs: tuple[Output, ...], spans: Sequence[tuple[int, int]]) -> None:
+        """spans: of raw contents."""
+        self.body = body
+        self.outputs = outputs
+        self.spans = spans
 
 
 class AnswerReader:
@@ -79,7 +83,7 @@ def parsed_answer(text: bytes) -> Any:
 
 def _output(tensor: Any) -> Output:
     shape = tuple(tensor.shape)
-    size, fault = -1, ""
+    size, elements, fault = -1, 0, ""
     try:
         elements = elements_of(shape)
         width = SIZES.get(tensor.datatype, 0)
@@ -87,7 +91,7 @@ def _output(tensor: Any) -> Output:
             size = elements * width
     except ImpossibleShape as error:
         fault = f"output '{tensor.name[:_SHOWN]}': {error}"
-    return Output(tensor.name, tensor.datatype, shape, size, fault)
+    return Output(tensor.name, tensor.datatype, shape, size, elements, fault)
 
 
 def _maybe_raw_spans(body: bytes, at: int) -> list[tuple[int, int]] | None:

@@ -98,6 +98,24 @@ def test_calls_are_counted_by_unit_and_value() -> None:
     }
 
 
+def test_where_a_mean_is_enough_the_calls_of_a_unit_are_added_up() -> None:
+    made, clock = exposures()
+    made.apply([dataclasses.replace(SPRING, sums=frozenset({"latency", "errors"}))])
+    for user, seconds in (("anna", 0.1), ("anna", 0.3), ("ben", 5.0)):
+        exposed = begin(made, user)
+        clock.now += seconds
+        made.ended(exposed, Code.OK, None, False, 300)
+    taken = made.take()
+    assert {(unit, outcome): (round(total, 6), calls) for (_, unit, outcome), (total, calls) in taken.sums.items()} == {
+        ("anna", "latency"): (0.4, 2),
+        ("anna", "errors"): (0.0, 2),
+        ("ben", "latency"): (5.0, 1),
+        ("ben", "errors"): (0.0, 1),
+    }
+    assert {outcome for _, _, outcome, _ in taken.measured} == {"bytes"}
+    assert made.take() == Taken()
+
+
 @pytest.mark.parametrize(
     ("code", "meaning", "callers_fault", "errors"),
     [
@@ -141,6 +159,15 @@ def test_what_nobody_takes_is_bounded_and_a_unit_that_found_no_room_is_told_of_l
     for number in range(20):
         begin(made, f"user {number}")
     assert [each.unit for each in made.take().exposures] == [f"user {number}" for number in range(10, 20)]
+
+
+def test_what_is_added_up_is_bounded_as_well() -> None:
+    made, _ = exposures(most=10)
+    made.apply([dataclasses.replace(SPRING, sums=frozenset({"latency", "errors", "bytes"}))])
+    for number in range(20):
+        made.ended(begin(made, f"user {number}"), Code.OK, None, False, 10)
+    taken = made.take()
+    assert (len(taken.sums), len(taken.measured), taken.dropped) == (10, 0, 10 + 50)
 
 
 def test_all_are_told_of_again_once_some_were_lost() -> None:
