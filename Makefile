@@ -36,7 +36,7 @@ soak: export SOAK_SECONDS := $(or $(SOAK_SECONDS),3600)
 soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
 soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
-	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments
+	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments tests/store/test_replicas.py
 	$(BIN)/python -m pytest -q --hypothesis-profile=drawn \
 	  $$(grep -rlE --include='*.py' '^ *@given' tests | grep -vE '^tests/(neighbours|differences)/')
 

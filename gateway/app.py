@@ -71,6 +71,7 @@ from gateway.upstream.fleet import Fleet
 from gateway.upstream.subset import place_of
 from gateway.v1 import classification_pb2_grpc, reading_pb2_grpc, speech_pb2_grpc, text_pb2_grpc
 from gateway.v2.names import INFER, SERVICE_NAME, STREAM
+from gateway.verdicts import Verdicts
 
 _log = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ class Gateway:
         inference = Inference(self._topology, self._hooks, sequences, quotas=self._quotas)
         inference.counts_rows = self._usage is not None
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
-        self._shadows = inference.shadows
+        self._shadows, self._checks = inference.shadows, inference.checks
         self._evidence = Evidence(inference.exposures, settings_of(config), self._experiments_stopped)
         self._rollouts = Rollouts(inference.rolled, settings_of(config), self._is_available, self._rollouts_moved)
         self._shared_quotas = shared_quotas_of(config)
@@ -226,6 +227,7 @@ class Gateway:
             shared_quotas=self._shared_quotas,
             shares=self._shares,
             hedges=self._hedges,
+            checks=self._checks,
             shadows=self._shadows,
             evidence=self._evidence,
             rollouts=self._rollouts,
@@ -247,6 +249,7 @@ class Gateway:
             self._threads,
             gates=self._gates.now,
             shadows=self._shadows.now,
+            answers=self._checks.now,
             experiments=self._evidence.now,
             store=self._evidence.store_now,
             rollouts=self._rollouts.now,
@@ -267,6 +270,7 @@ class Gateway:
                 self._shares.now,
                 self._hedges.now,
                 self._shadows.now,
+                self._checks.now,
                 self._memory.now,
                 self._retries_left,
                 self._evidence.now,
@@ -284,6 +288,7 @@ class Gateway:
             connections,
             admin_of(self._first.config),
             order=self._order,
+            verdicts=Verdicts(self._first.source, self._environ, is_scarce=lambda: self._memory.now().step > 0),
         )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address

@@ -18,6 +18,7 @@ from gateway.config import DISCOVERED, Config, split_endpoint
 from gateway.config.access import Access as AccessConfig
 from gateway.config.access import Grant as GrantConfig
 from gateway.config.experiment_file import plans_of, rollouts_of
+from gateway.config.experiments import Experiment, OutcomeSection
 from gateway.config.models import Condition as ConfigCondition
 from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
@@ -30,6 +31,7 @@ from gateway.container import memory_limit
 from gateway.experiments.rollout import Phase, RolloutKey, State, step_name
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.checks import CheckSettings
 from gateway.forwarding.exposures import Running
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ParitySettings, ShadowSettings
@@ -113,19 +115,7 @@ def arms_of(config: Config, stopped: Mapping[str, str]) -> dict[str, tuple[Arms,
 def running_of(config: Config, stopped: Mapping[str, str]) -> list[Running]:
     """The experiments whose units are told of."""
     return [
-        Running(
-            arms.name,
-            model,
-            arms.reason,
-            frozenset(arms.shares),
-            tuple(
-                (outcome, each.measure)
-                for outcome, each in config.experiments[arms.name].outcomes.items()
-                if each.measure is not None
-            ),
-            config.experiments[arms.name].request_ids
-            and any(each.measure is None for each in config.experiments[arms.name].outcomes.values()),
-        )
+        _running(model, arms, config.experiments[arms.name])
         for model, experiments in arms_of(config, stopped).items()
         for arms in experiments
         if not arms.ended_with
@@ -139,7 +129,7 @@ def steps_of(config: Config, rollouts: Mapping[RolloutKey, State]) -> list[Runni
         state, model = rollouts.get(plan.key), config.models[plan.model]
         if state is None or state.phase not in (Phase.RUNNING, Phase.PAUSED) or model.sticky is None:
             continue
-        measures = tuple((each.outcome.name, each.outcome.measure) for each in plan.guardrails if each.outcome.measure)
+        outcomes = {} if model.rollout is None else model.rollout.guardrails
         asks = model.rollout is not None and model.rollout.request_ids
         found.append(
             Running(
@@ -147,8 +137,8 @@ def steps_of(config: Config, rollouts: Mapping[RolloutKey, State]) -> list[Runni
                 plan.model,
                 ROLLOUT + name,
                 frozenset((plan.before, plan.after)),
-                measures,
-                asks and len(measures) < len(plan.guardrails),
+                *_measures(outcomes),
+                knows_requests=asks and any(each.measure is None for each in outcomes.values()),
                 counts_variant=True,
             )
         )
@@ -162,6 +152,35 @@ def rolled_of(config: Config, rollouts: Mapping[RolloutKey, State]) -> dict[str,
         for plan in rollouts_of(config).values()
         if plan.key in rollouts and rollouts[plan.key].phase in (Phase.RUNNING, Phase.PAUSED)
     }
+
+
+def _running(model: str, arms: Arms, experiment: Experiment) -> Running:
+    outcomes = experiment.outcomes
+    measured = {name: each for name, each in outcomes.items() if each.measure is not None}
+    return Running(
+        arms.name,
+        model,
+        arms.reason,
+        frozenset(arms.shares),
+        *_measures(outcomes),
+        knows_requests=experiment.request_ids and len(measured) < len(outcomes),
+        sums=frozenset(name for name, each in measured.items() if each.kind != "quantile"),
+    )
+
+
+def _measures(
+    outcomes: Mapping[str, OutcomeSection],
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str, float], ...], tuple[tuple[str, str], ...]]:
+    """What the gateway measures itself: of a call, by comparing its answer, and of its scores, as in `Running`."""
+    return (
+        tuple((name, each.measure) for name, each in outcomes.items() if each.measure in ("latency", "error", "size")),
+        tuple(
+            (name, each.reference, float(each.measure == "agreement"))
+            for name, each in outcomes.items()
+            if each.reference is not None
+        ),
+        tuple((name, each.output or "") for name, each in outcomes.items() if each.measure == "confidence"),
+    )
 
 
 def names_of(config: Config) -> frozenset[Name]:
@@ -207,6 +226,12 @@ def hedges_of(config: Config) -> dict[str, HedgeSettings]:
     """The public models whose slow calls are sent a second time."""
     hedges = {name: model.hedge for name, model in config.models.items()}
     return {name: HedgeSettings(h.quantile, h.after or 0.0) for name, h in hedges.items() if h is not None}
+
+
+def checks_of(config: Config) -> dict[str, CheckSettings]:
+    """The public models whose answers are looked at."""
+    answers = {name: model.answers for name, model in config.models.items()}
+    return {name: CheckSettings(a.finite, a.contract, a.max_bytes) for name, a in answers.items() if a is not None}
 
 
 def shadows_of(config: Config, routes: Routes) -> dict[str, tuple[ShadowSettings, ...]]:

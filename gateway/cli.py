@@ -315,7 +315,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         place, parent = given_place
         worker.end_with(parent)
     elif loaded.config.workers > 1:
-        return worker.run(supervisor.Supervisor(loaded.config, supervisor.worker_command(), os.environ).run())
+        command = supervisor.worker_command()
+        return worker.run(supervisor.Supervisor(loaded.config, command, os.environ, loaded.source).run())
     else:
         place = Place(loaded.config.admin.listen)
     return worker.run(worker.serve(loaded, load_again, os.environ, place))
@@ -502,7 +503,7 @@ def _experiment_report(arguments: argparse.Namespace) -> int:
     source = source_of(arguments.config, arguments.store)
     found = judged(source, arguments.name, history=arguments.json or arguments.html is not None)
     if arguments.html is not None:
-        Path(arguments.html).write_text(page(found.plan, found.report, found.looks), encoding="utf-8")
+        Path(arguments.html).write_text(page(found.plan, found.report, found.looks, found.spread), encoding="utf-8")
     _say(found.as_json() if arguments.json else "\n".join(found.lines()))
     return 0
 

@@ -52,9 +52,11 @@ class Evidence:
         )
         self._is_started = False
         self._plans: Mapping[str, Plan] = {}
+        self._stopped: Mapping[str, str] = {}  # the arm that everybody gets, by experiment
         self._writer = secrets.token_hex(8)
         self._number = 0  # of the last row that was measured here
         self._measured: dict[tuple[str, str, str, float], int] = {}
+        self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
         self._measured_since = 0.0
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._reports = 0
@@ -97,19 +99,25 @@ class Evidence:
         rows += [RequestRow(request, unit, at) for request, (unit, at) in taken.requests.items()]
         for key, calls in taken.measured.items():
             self._measured[key] = self._measured.get(key, 0) + calls
-        if all_of_it and self._measured:
+        for kept, (total, number) in taken.sums.items():
+            before = self._sums.get(kept, (0.0, 0))
+            self._sums[kept] = (before[0] + total, before[1] + number)
+        if all_of_it and (self._measured or self._sums):
             rows += self._counted()
         if rows:
             self._recorder.offer(rows)
 
     def _counted(self) -> list[Row]:
-        now = time.time()
-        measured, self._measured, self._measured_since = self._measured, {}, time.monotonic()
+        now, self._measured_since = time.time(), time.monotonic()
+        measured, self._measured = self._measured, {}
+        sums, self._sums = self._sums, {}
+        found = [(*key, calls) for key, calls in measured.items()]
+        found += [(*kept, total / calls, calls) for kept, (total, calls) in sums.items()]
         rows: list[Row] = []
-        for (experiment, unit, name, value), calls in measured.items():
+        for experiment, unit, name, value, calls in found:
             self._number += 1
-            report = f"{self._writer} {self._number}"
-            rows.append(OutcomeRow(report, experiment, name, value, now, unit, times=calls))
+            report = f"{self._writer}{self._number:016x}"
+            rows.append(OutcomeRow(report, experiment, name, value, now, unit, times=calls, is_own=True))
         return rows
 
     # As `OutcomeSink`
@@ -134,7 +142,7 @@ class Evidence:
         self._call_soon(self._tell_waiters)
 
     def _stops_found(self, stops: Mapping[str, Stop]) -> None:
-        arms = {stop.experiment: stop.arm for stop in stops.values()}
+        arms = self._stopped = {stop.experiment: stop.arm for stop in stops.values()}
         self._call_soon(lambda: self._on_stops(arms))
 
     def _lost(self) -> None:
@@ -175,9 +183,10 @@ class Evidence:
         )
 
     def now(self) -> list[ExperimentNow]:
-        arms, told = dict(self._recorder.state.arms), dict(self.exposures.units)
+        arms, told, stopped = dict(self._recorder.state.arms), dict(self.exposures.units), self._stopped
         return [
-            _experiment_now(plan, told.get(name, 0), arms.get(name, {})) for name, plan in dict(self._plans).items()
+            _experiment_now(plan, told.get(name, 0), arms.get(name, {}), stopped.get(name, ""))
+            for name, plan in dict(self._plans).items()
         ]
 
 
@@ -185,10 +194,10 @@ def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool]]:
     return [(met.experiment, met.arm, met.unit, met.at, met.is_forced) for met in taken.exposures]
 
 
-def _experiment_now(plan: Plan, told: int, units: Mapping[str, int]) -> ExperimentNow:
+def _experiment_now(plan: Plan, told: int, units: Mapping[str, int], stopped: str) -> ExperimentNow:
     ratio = _sample_ratio(plan, units)
     is_mismatched = ratio is not None and ratio <= plan.sample_ratio_alpha
-    return ExperimentNow(plan.name, plan.model, told, dict(units), ratio, is_mismatched)
+    return ExperimentNow(plan.name, plan.model, told, dict(units), ratio, is_mismatched, stopped)
 
 
 def _sample_ratio(plan: Plan, units: Mapping[str, int]) -> float | None:

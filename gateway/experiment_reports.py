@@ -26,6 +26,7 @@ from gateway.store import Stop, StoreAway
 from gateway.store.database import Store
 
 if TYPE_CHECKING:
+    from gateway.experiments.analysis.distributions import Distribution
     from gateway.experiments.units import Units
 
 _LOOKS = 60  # points of a plot
@@ -113,6 +114,7 @@ class Judged:
     report: Report
     looks: Sequence[Report]
     stop: Stop | None
+    spread: Sequence[Distribution] = ()
 
     def lines(self) -> Iterator[str]:
         yield from self.report.lines()
@@ -133,6 +135,7 @@ def judged(source: Source, name: str, *, history: bool) -> Judged:
     plan = source.plan(name)
     if importlib.util.find_spec("scipy") is None:
         raise CommandFailed("needs SciPy for its statistics: pip install 'inference-gateway[experiments]'")
+    from gateway.experiments.analysis.distributions import distributions  # noqa: PLC0415
     from gateway.experiments.analysis.experiment import analysed, looks  # noqa: PLC0415
     from gateway.experiments.units import join  # noqa: PLC0415
 
@@ -146,7 +149,9 @@ def judged(source: Source, name: str, *, history: bool) -> Judged:
         raise CommandFailed(f"{name}: nobody takes part yet")
     each = max(1, units.at.size // _LOOKS)
     report = analysed(plan, units, max(units.end, time.time()))
-    return Judged(plan, report, tuple(looks(plan, units, each)) if history else (), stop)
+    if not history:
+        return Judged(plan, report, (), stop)
+    return Judged(plan, report, tuple(looks(plan, units, each)), stop, tuple(distributions(plan, units)))
 
 
 def _day(at: float) -> str:

@@ -101,8 +101,29 @@ def explain_now(state: Json, model: str) -> list[str]:
         ready = "ready" if variant["ready"] else "unavailable"
         lines.append(f"  variant {name}: {ready}, its breaker is {variant['breaker']}")
         parity = _parity(state, model, name)
-        lines += [f"    {line}" for line in (*parity, *_limits(state, variant), *_endpoints(state, variant))]
-    return lines
+        wrong = _wrong_answers(state, model, name)
+        lines += [f"    {line}" for line in (*parity, *wrong, *_limits(state, variant), *_endpoints(state, variant))]
+    return [*lines, *_experiments(state, model)]
+
+
+def _wrong_answers(state: Json, model: str, name: str) -> Iterator[str]:
+    for answers in state.get("answers", ()):
+        found = answers["results"]
+        if (answers["model"], answers["variant"]) == (model, name) and (found["not_finite"] or found["contract"]):
+            yield (
+                f"of {sum(found.values())} answers that were looked at {found['not_finite']} had NaN or infinity, "
+                f"{found['contract']} were not as its metadata says"
+            )
+
+
+def _experiments(state: Json, model: str) -> Iterator[str]:
+    for experiment in state.get("experiments", ()):
+        if experiment["model"] == model:
+            units = ", ".join(f"{arm} {count}" for arm, count in experiment["units"].items()) or "none yet"
+            stopped = experiment.get("stopped_with")
+            ended = f"; stopped, everybody gets '{stopped}'" if stopped else ""
+            alarm = "; units do not come to arms as planned" if experiment["sample_ratio_mismatched"] else ""
+            yield f"  experiment {experiment['name']}: units by arm: {units}{ended}{alarm}"
 
 
 def _rollout(rollout: Json) -> Iterator[str]:

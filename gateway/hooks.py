@@ -320,6 +320,15 @@ class HedgesNow:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswersNow:
+    """What was found in the answers of one variant of a public model whose answers are looked at."""
+
+    model: str
+    variant: str
+    results: Mapping[str, int]  # answers by a word of `forwarding.checks`
+
+
+@dataclass(frozen=True, slots=True)
 class ParityNow:
     """Whether a shadow may stand in for other variants."""
 
@@ -355,6 +364,7 @@ class ExperimentNow:
     units: Mapping[str, int]  # in the store, by arm; empty if not known
     sample_ratio: float | None  # the p-value of the sample ratio; None if not known
     is_mismatched: bool  # is it an alarm?
+    stopped_with: str = ""  # the arm that everybody gets since it was stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,6 +457,7 @@ class Watched:
     shares: Callable[[], Sequence[SharedNow]] = tuple
     hedges: Callable[[], Sequence[HedgesNow]] = tuple
     shadows: Callable[[], Sequence[ShadowNow]] = tuple
+    answers: Callable[[], Sequence[AnswersNow]] = tuple
     memory: Callable[[], MemoryNow] | None = None
     retries_left: Callable[[], Mapping[str, int]] = dict
     experiments: Callable[[], Sequence[ExperimentNow]] = tuple

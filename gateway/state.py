@@ -10,7 +10,16 @@ from math import isfinite
 from gateway.api.catalogue import Catalogue
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, RolloutNow, ShadowNow, StoreNow
+from gateway.hooks import (
+    AnswersNow,
+    ExperimentNow,
+    GateNow,
+    MemoryNow,
+    PipelinesNow,
+    RolloutNow,
+    ShadowNow,
+    StoreNow,
+)
 from gateway.quotas import QuotaNow, Quotas
 from gateway.readiness import Readiness
 from gateway.routing import Route
@@ -34,6 +43,7 @@ class WorkerState:
         *,
         gates: Callable[[], Sequence[GateNow]],
         shadows: Callable[[], Sequence[ShadowNow]],
+        answers: Callable[[], Sequence[AnswersNow]] = tuple,
         experiments: Callable[[], Sequence[ExperimentNow]] = tuple,
         store: Callable[[], StoreNow | None] = lambda: None,
         rollouts: Callable[[], Sequence[RolloutNow]] = tuple,
@@ -50,6 +60,7 @@ class WorkerState:
         """
         gates:    the limits in force.
         shadows:  what became of copies.
+        answers:  what was found in those that are looked at.
         experiments:  those of the config.
         store:    where what they see is kept; None if there are none.
         rollouts: those of the config.
@@ -70,6 +81,7 @@ class WorkerState:
         self._threads = threads
         self._gates = gates
         self._shadows = shadows
+        self._answers = answers
         self._experiments = experiments
         self._store = store
         self._rollouts = rollouts
@@ -115,6 +127,7 @@ class WorkerState:
             "pipelines": self._pipelines(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
+            "answers": [asdict(each) for each in self._answers()],
             "experiments": [_experiment_state(experiment) for experiment in self._experiments()],
             "rollouts": [_rollout_state(rollout) for rollout in self._rollouts()],
             "store": _store_state(self._store()),
@@ -200,6 +213,7 @@ def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
         "units": experiment.units,
         "sample_ratio_p_value": experiment.sample_ratio,
         "sample_ratio_mismatched": experiment.is_mismatched,
+        "stopped_with": experiment.stopped_with or None,
     }
 
 

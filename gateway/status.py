@@ -66,6 +66,7 @@ class Meaning(Enum):
     UNREACHABLE = "unreachable"  # there was no connection, so the request was not executed
     LOST = "lost"  # the connection broke: the request may have been executed, or may have crashed the server
     LATE = "late"  # the attempt took longer than one attempt may; the request may still be executed
+    WRONG = "wrong"  # the answer has NaN, or is not what the model's metadata says; another variant's may do
     UNCLEAR = "unclear"  # UNAVAILABLE with a text that is not Triton's own, but a model's or a proxy's
     ENDED = "ended"  # the deadline passed or the caller went away
 
@@ -88,6 +89,7 @@ _VERDICTS: Final = {
     Meaning.UNREACHABLE: Verdict(Meaning.UNREACHABLE, elsewhere=True, ejects=True),
     Meaning.LOST: Verdict(Meaning.LOST, elsewhere=True, ejects=True),
     Meaning.LATE: Verdict(Meaning.LATE, elsewhere=True, ejects=False),
+    Meaning.WRONG: Verdict(Meaning.WRONG, elsewhere=True, ejects=False),
     Meaning.UNCLEAR: Verdict(Meaning.UNCLEAR, elsewhere=False, ejects=False),
     Meaning.ENDED: Verdict(Meaning.ENDED, elsewhere=False, ejects=False),
 }
@@ -138,6 +140,9 @@ _BY_ORIGIN: Final = {  # the meaning, where it follows from the origin alone
 
 LATE: Final = _VERDICTS[Meaning.LATE]
 """The verdict on an attempt that took longer than `attempt_timeout`, while the call has time left."""
+
+WRONG: Final = _VERDICTS[Meaning.WRONG]
+"""The verdict on an answer that its caller must not get (`v2.faults`)."""
 
 MAY_HAVE_RUN: Final = frozenset({Meaning.LOST, Meaning.LATE, Meaning.SERVER, Meaning.UNCLEAR})
 """Meanings after which the model may have run, so the model's `retry` policy says whether the request is repeated."""

@@ -37,6 +37,7 @@ from gateway.telemetry.traffic import Traffic
 from gateway.transport.handover import Handover
 from gateway.transport.listener import BACKLOG, LAST_SECONDS
 from gateway.transport.sockets import bind
+from gateway.verdicts import Verdicts
 
 _log = logging.getLogger(__name__)
 
@@ -119,9 +120,10 @@ class _Worker:
 class Supervisor:
     """Runs the workers until a signal to stop."""
 
-    def __init__(self, config: Config, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        """command: starts one worker, given WORKER_VARIABLE in its environment."""
+    def __init__(self, config: Config, command: Sequence[str], environ: Mapping[str, str], source: str = "") -> None:
+        """command: starts one worker, given WORKER_VARIABLE in its environment. source: the config file."""
         self._config = config
+        self._source = source
         self._command = command
         self._environ = environ
         self._workers = [_Worker(str(number)) for number in range(config.workers)]
@@ -150,7 +152,12 @@ class Supervisor:
                 async with (
                     numbers_of_pod(scrape, self._environ, VERSION) as self._traffic,
                     Admin(
-                        self, self._config.admin.listen, scrape.render, access=admin_of(self._config), order=self._order
+                        self,
+                        self._config.admin.listen,
+                        scrape.render,
+                        access=admin_of(self._config),
+                        verdicts=Verdicts(self._source, self._environ),
+                        order=self._order,
                     ) as admin,
                 ):
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)

@@ -10,6 +10,7 @@ from typing import Final
 
 from gateway.assemble import (
     admission_of,
+    checks_of,
     hedges_of,
     memory_of,
     merges_of,
@@ -31,6 +32,7 @@ from gateway.evidence import Evidence
 from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
+from gateway.forwarding.checks import Checks
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.shadowing import Shadows
@@ -70,6 +72,7 @@ class Takeover:
         shared_quotas: SharedBuckets | None,
         shares: Shares,
         hedges: Hedges,
+        checks: Checks,
         shadows: Shadows,
         evidence: Evidence | None = None,
         rollouts: Rollouts | None = None,
@@ -95,6 +98,7 @@ class Takeover:
         self._shared_quotas = shared_quotas
         self._shares = shares
         self._hedges = hedges
+        self._checks = checks
         self._shadows = shadows
         self._evidence = evidence
         self._rollouts = rollouts
@@ -185,6 +189,7 @@ class Takeover:
         self._quotas.apply(quotas_of(config), self._shared_quotas)
         self._shares.apply(shares_of(config))
         self._hedges.apply(hedges_of(config))
+        self._checks.apply(checks_of(config))
         self._shadows.apply(shadows_of(config, routes))
         self._disagreements.apply(config)
         if self._evidence is not None:

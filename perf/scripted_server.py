@@ -1,16 +1,17 @@
 """A server with Triton's protocol that can be made to fail: `python -m perf.scripted_server PORT MILLISECONDS [QUEUE]`.
 
-It answers ModelInfer with the request's id after MILLISECONDS, and says in `server` which one it is. With QUEUE it
-executes one call at a time, has so many wait, and refuses the others in Triton's words. SIGUSR1: every call fails at
-once. SIGUSR2: no call is answered. SIGHUP: it is well again. All the while it is live and its model is ready, as a
-Triton with a broken CUDA context is. SIGTERM: it ends as Triton does, what it has is answered, new calls and
-connections are not taken.
+It answers ModelInfer with the request's id and eight numbers after MILLISECONDS, and says in `server` which one it is.
+With QUEUE it executes one call at a time, has so many wait, and refuses the others in Triton's words. SIGUSR1: every
+call fails at once. SIGUSR2: no call is answered. SIGHUP: it is well again. All the while it is live and its model is
+ready, as a Triton with a broken CUDA context is. SIGTERM: it ends as Triton does, what it has is answered, and new
+calls and connections are not taken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import struct
 import sys
 from typing import Any
 
@@ -20,6 +21,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 _WELL, _FAILS, _HANGS = "well", "fails", "hangs"
 _GRACE = 5.0  # seconds
+_NUMBERS = struct.pack("<8f", *range(8))
 _SERVING = b"\x08\x01"  # a HealthCheckResponse
 
 
@@ -54,6 +56,11 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelReady(self, request: Any, context: Any) -> Any:
         return pb.ModelReadyResponse(ready=True)
 
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        told = pb.ModelMetadataResponse(name=request.name, versions=["1"])
+        told.outputs.add(name="OUT", datatype="FP32", shape=[-1, 8])
+        return told
+
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         if self.mode == _FAILS:
             await context.abort(grpc.StatusCode.INTERNAL, "CUDA error: an illegal memory access was encountered")
@@ -65,6 +72,8 @@ class Scripted(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             await asyncio.sleep(self._seconds)
         answer = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
         answer.parameters["server"].string_param = self._name
+        answer.outputs.add(name="OUT", datatype="FP32", shape=[1, 8])
+        answer.raw_output_contents.append(_NUMBERS)
         return answer
 
     async def _in_turn(self, request: Any, context: Any) -> None:

@@ -59,6 +59,25 @@ def test_what_stands_between_a_call_and_an_answer_is_told() -> None:
     ]
 
 
+def test_experiments_and_wrong_answers_are_told() -> None:
+    state = copy.deepcopy(WELL)
+    state["answers"] = [
+        {"model": "photos", "variant": "trt", "results": {"fine": 8, "not_finite": 1, "contract": 1, "unchecked": 0}}
+    ]
+    spring = {"name": "spring", "model": "photos", "units": {"trt": 5, "int8": 4}, "sample_ratio_mismatched": True}
+    state["experiments"] = [
+        spring,
+        {**spring, "name": "autumn", "stopped_with": "trt", "sample_ratio_mismatched": False},
+    ]
+    told = explain_now(state, "photos")
+    looked = "of 10 answers that were looked at 1 had NaN or infinity, 1 were not as its metadata says"
+    assert f"    {looked}" in told
+    assert told[-2:] == [
+        "  experiment spring: units by arm: trt 5, int8 4; units do not come to arms as planned",
+        "  experiment autumn: units by arm: trt 5, int8 4; stopped, everybody gets 'trt'",
+    ]
+
+
 def test_a_model_that_the_gateway_does_not_have_is_told() -> None:
     assert explain_now(WELL, "other") == ["now: the gateway has no public model 'other'"]
 

@@ -13,6 +13,7 @@ from gateway.config import Config, Loaded
 from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.forwarding.admission import Gates
+from gateway.forwarding.checks import Checks
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
@@ -59,6 +60,7 @@ class World(NoHooks):
             shared_quotas=None,
             shares=Shares(),
             hedges=Hedges(),
+            checks=Checks(),
             shadows=Shadows(self.topology, Gates()),
             disagreements=Disagreements("0"),
             events=EventLog(self),

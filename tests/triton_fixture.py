@@ -30,7 +30,7 @@ _shared: list[LocalTriton] = []
 MODELS = (
     *(f"identity_{dtype.lower()}" for dtype in DTYPES),
     *("add_one_a", "add_one_b", "add_two", "classifier"),
-    *("repeat", "by_id", "slow", "accumulate", "accumulate_text", "params_echo", "fails", "picky"),
+    *("repeat", "by_id", "slow", "accumulate", "accumulate_text", "params_echo", "fails", "picky", "faulty"),
 )
 """What `triton` serves."""
 

@@ -50,6 +50,7 @@ FEATURES: Final[Mapping[str, str]] = {
     "gateway-api": ".Values.gatewayApi.enabled",
     "gateway-api-tls": "(and .Values.gatewayApi.enabled .Values.tls.enabled)",
     "traces": ".Values.traces.enabled",
+    "experiment-store": ".Values.experimentStore.enabled",
     "grafana": ".Values.dashboard.enabled",
 }
 """Component → when the chart has it. `grafana` is deploy/grafana, which is no component."""
@@ -187,6 +188,8 @@ _PLACES: Final[Sequence[_Place]] = (
         "NetworkPolicy/traces-to-collector",
         "spec/egress/0/to/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name",
     ),
+    _Place("experimentStore.databases", "NetworkPolicy/experiments-to-database", "spec/egress/0/to", "block"),
+    _Place("experimentStore.port", "NetworkPolicy/experiments-to-database", "spec/egress/0/ports/0/port"),
     _Place("traces.share", "Deployment/inference-gateway", f"{_GATEWAY}/env/[OTEL_TRACES_SAMPLER_ARG]/value"),
 )
 
@@ -205,6 +208,7 @@ _GIVEN: Final[Mapping[str, Node]] = {
     "tls.enabled": False,
     "gatewayApi.enabled": False,
     "traces.enabled": False,
+    "experimentStore.enabled": False,
     "traces.endpoint": "http://otel-collector.observability.svc:4318",
     "dashboard.enabled": False,
 }
@@ -240,6 +244,8 @@ _SAID: Final[Mapping[str, str]] = {
     "monitoring.release": "The label by which kube-prometheus-stack finds what to scrape: its own release's name.",
     "monitoring.runbooks": "Where docs/operations.md is read.",
     "tls.enabled": "A certificate from cert-manager; the config must name it: server.tls.",
+    "experimentStore.enabled": "The Secret experiment-store (url, unit-key) as GATEWAY_STORE and GATEWAY_UNIT_KEY.",
+    "experimentStore.databases": "Where the PostgreSQL is: peers of a NetworkPolicy.",
     "gatewayApi.enabled": "A GRPCRoute; with TLS a BackendTLSPolicy too, whose CA is in the ConfigMap internal-ca.",
 }
 
@@ -656,6 +662,7 @@ def _values_file(defaults: Mapping[str, Node]) -> str:
         "tls",
         "gatewayApi",
         "traces",
+        "experimentStore",
     ]
     tree = _nested(
         dict(sorted(defaults.items(), key=lambda pair: (not pair[0].endswith((".enabled", ".by", ".delivery")), 0)))

@@ -5,6 +5,7 @@ Workers run the same config and see the same endpoints, each for itself. Where t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ def merged_state(states: Sequence[Json]) -> dict[str, Any]:
         "models": _by_name(serving, "models", _model),
         "pipelines": _by_name(serving, "pipelines", _pipeline),
         "limits": _limits(serving),
+        "shadows": _shadows(serving),
+        "answers": _answers(serving),
         "experiments": _experiments(serving),
         "rollouts": _rollouts(serving),
         "store": _store(serving),
@@ -94,6 +97,53 @@ def _limit(found: Sequence[Json]) -> Json:
         "latency_seconds": max(each["latency_seconds"] for each in found),
         "refused": {reason: sum(each["refused"].get(reason, 0) for each in found) for reason in reasons},
     }
+
+
+def _shadows(states: Sequence[Json]) -> list[Json]:
+    """Each worker sends copies of its own calls, and has a parity gate of its own, of which the worst is told."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    for shadow in (each for state in states for each in state.get("shadows", ())):
+        found.setdefault((shadow["model"], shadow["variant"]), []).append(shadow)
+    return [_shadow(each) for each in found.values()]
+
+
+def _shadow(found: Sequence[Json]) -> Json:
+    compared = [each["results"]["agreed"] + each["results"]["differed"] for each in found]
+    names = dict.fromkeys(name for each in found for name in each["mean_measures"])
+    parities = [each["parity"] for each in found if each["parity"] is not None]
+    took = [each["mean_seconds"] for each in found if each["mean_seconds"] is not None]
+    return {
+        **found[0],
+        **{key: _sums([each[key] for each in found]) for key in ("results", "dropped")},
+        "mean_seconds": max(took, default=None),
+        "mean_measures": {name: _mean([each["mean_measures"].get(name) for each in found], compared) for name in names},
+        "not_finite": sum(each["not_finite"] for each in found),
+        "parity": min(parities, key=lambda each: (each["is_open"], each["compared"]), default=None),
+    }
+
+
+def _sums(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
+
+
+def _mean(values: Sequence[float | None], counts: Sequence[int]) -> float | None:
+    """Of those that have one, each weighed by its count."""
+    known = [(value, count) for value, count in zip(values, counts, strict=True) if value is not None and count]
+    total = sum(count for _, count in known)
+    return round(sum(value * count for value, count in known) / total, 6) if total else None
+
+
+def _answers(states: Sequence[Json]) -> list[Json]:
+    """Each worker looks at its own."""
+    found: dict[tuple[str, str], Counter[str]] = {}
+    for each in (each for state in states for each in state.get("answers", ())):
+        found.setdefault((each["model"], each["variant"]), Counter()).update(each["results"])
+    return [
+        {"model": model, "variant": variant, "results": dict(results)} for (model, variant), results in found.items()
+    ]
 
 
 def _experiments(states: Sequence[Json]) -> list[Json]:

@@ -5,6 +5,7 @@ GET /healthz   200 while the process is healthy, 503 when it should be restarted
 GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "reasons": [what is not ready]}
 GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
+GET /verdicts  JSON: what experiments say so far; made a while after it was asked for first
 GET /state     JSON: public models → variants → endpoints, with their current state, and what needs attention
 POST /rollouts/NAME/ACTION   promote, pause, resume or abort a rollout; JSON: {"done": …} or {"error": …}
 
@@ -78,6 +79,16 @@ Order = Callable[[str, str, str], Awaitable[tuple[int, Mapping[str, object]]]]
 """Does something to a rollout: its name, what, and who asks; answers an HTTP status and JSON values."""
 
 
+class VerdictSource(Protocol):
+    """Says how experiments stand."""
+
+    def latest(self, names: Sequence[str]) -> Sequence[Mapping[str, object]]:
+        """JSON values of those of these experiments that something is known of. Returns at once."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
 class CannotListen(CommandFailed):
     """The admin address is taken or not allowed; the text says which, and what to do."""
 
@@ -94,6 +105,7 @@ class Admin:
         access: AdminAccess | None = None,
         *,
         order: Order | None = None,
+        verdicts: VerdictSource | None = None,
     ) -> None:
         """
         listen:      "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
@@ -101,6 +113,7 @@ class Admin:
         connections: limits their number and time.
         access:      who may read it; None: everybody who gets here.
         order:       does something to a rollout; None: nothing can be done here.
+        verdicts:    of experiments; closed at the exit.
         raises:      ValueError if `listen` is neither form.
         """
         self._source = source
@@ -110,6 +123,7 @@ class Admin:
         self._connections = Connections() if connections is None else connections
         self._access = access or AdminAccess()
         self._order = order
+        self._verdicts = verdicts
         self._is_local = isinstance(self._place, tuple) and is_loopback_host(self._place[0])
         self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
@@ -144,6 +158,8 @@ class Admin:
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         runner, self._runner = self._runner, None
+        if self._verdicts is not None:
+            await self._verdicts.aclose()
         if runner:
             self._server.close()
             await runner.cleanup()
@@ -176,6 +192,7 @@ class Admin:
                 web.get("/config", self._config),
                 web.get("/state", self._state),
                 web.post("/rollouts/{name}/{action}", self._rollout),
+                web.get("/verdicts", self._say_verdicts),
                 *page_routes(),
             ]
         )
@@ -204,6 +221,11 @@ class Admin:
 
     async def _config(self, request: web.Request) -> web.Response:
         return _json(self._source.config())
+
+    async def _say_verdicts(self, request: web.Request) -> web.Response:
+        experiments = self._source.state().get("experiments")
+        names = [str(each["name"]) for each in experiments] if isinstance(experiments, list) else []
+        return _json({"verdicts": list(self._verdicts.latest(names)) if self._verdicts is not None else []})
 
     async def _state(self, request: web.Request) -> web.Response:
         state, config = self._source.state(), self._source.config()

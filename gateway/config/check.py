@@ -10,7 +10,7 @@ from gateway.config.experiments import Experiment
 from gateway.config.findings import Path, Problem, Severity, known
 from gateway.config.models import Model, Sticky
 from gateway.config.quota_check import check_quotas
-from gateway.config.rollout_check import check_rollouts
+from gateway.config.rollout_check import check_references, check_rollouts
 from gateway.config.schema import Config
 from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
 from gateway.config.upstreams import Upstream
@@ -65,6 +65,7 @@ def check(config: Config, names: Names) -> Iterator[Problem]:
         yield from _calls(("models", name), model, names)
         yield from _sharing(("models", name), model)
         yield from _hedging(("models", name), model, config)
+        yield from _wrong_answers(("models", name), model)
     yield from _limits(config)
     yield from check_quotas(config)
     yield from _cycles(config)
@@ -108,6 +109,21 @@ def _hedging(at: Path, model: Model, config: Config) -> Iterator[Problem]:
         yield Problem(path, wrong, "an upstream with several endpoints", Severity.WARNING)
 
 
+def _wrong_answers(at: Path, model: Model) -> Iterator[Problem]:
+    """A wrong answer's call needs a model that may run twice, and another variant."""
+    answers = model.answers
+    kinds = [key for key in ("finite", "contract") if answers is not None and getattr(answers, key) == "fallback"]
+    for key in kinds:
+        path = (*at, "answers", key)
+        if not model.retry.on:
+            yield Problem(path, "runs a request twice, which 'retry: {on: []}' forbids", "'count', or no such 'retry'")
+        if model.fallback == () or len(model.variants or {}) == 1:
+            wrong = "there is no variant to fall back to, so the call fails where a pool has no other endpoint"
+            yield Problem(path, wrong, "another variant, or 'count'", Severity.WARNING)
+    if answers is not None and answers.finite == answers.contract == "ignore":
+        yield Problem((*at, "answers"), "looks for nothing", "'count' or 'fallback', or no 'answers'")
+
+
 def _experiments(config: Config) -> Iterator[Problem]:
     """Problems of experiments, alone and beside each other."""
     by_model: dict[str, list[str]] = {}
@@ -149,6 +165,7 @@ def _of_model(at: Path, experiment: Experiment, config: Config) -> Iterator[Prob
             yield Problem((*at, "arms"), wrong, "shares of at least two of its variants")
         elif experiment.baseline is not None and experiment.baseline not in arms:
             yield Problem((*at, "baseline"), f"no arm '{experiment.baseline}'", known(arms, experiment.baseline))
+    yield from check_references((*at, "outcomes"), experiment.outcomes, name, model)
     for arm in experiment.arms or ():
         if arm not in model.variants:
             wrong = f"'{name}' has no variant '{arm}'"

@@ -68,11 +68,23 @@ class OutcomeSection(Section):
     per_unit: Literal["mean", "sum"] = Field(
         default="mean", description="What several numbers or durations of one unit become."
     )
-    measure: Literal["latency", "error", "size"] | None = Field(
+    measure: Literal["latency", "error", "size", "agreement", "disagreement", "confidence"] | None = Field(
         default=None,
         description="The gateway measures it itself, for each call of a unit that takes part, and nobody reports it. "
         "`latency`: seconds until the answer, to 1 %. `error`: 1 if the call failed by no fault of its caller, else 0. "
-        "`size`: bytes of the answer, to 1 %.",
+        "`size`: bytes of the answer, to 1 %. `agreement`: 1 if the answer agrees with that of variant `reference`, "
+        "else 0, for the calls that the model shadows there; `disagreement`: its contrary. `confidence`: the score of "
+        "the best class, as the model gives it, to 1 %: the largest along the last axis of `output`, mean of the rows, "
+        "of answers up to 1 MiB.",
+    )
+    reference: Name | None = Field(
+        default=None,
+        description="Of `agreement` and its contrary: the variant to agree with, a shadow of the model. An arm that is "
+        "the reference agrees with itself.",
+        examples=["fp32"],
+    )
+    output: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        default=None, description="Of `confidence`: the output of scores. Without it the only output."
     )
     missing: Literal["excluded", "zero"] = Field(
         default="excluded",
@@ -86,10 +98,27 @@ class OutcomeSection(Section):
             raise refused("'quantile' and that kind go together", "kind: quantile with a 'quantile', or neither")
         if self.over is not None and self.kind != "ratio":
             raise refused(f"'over' has no meaning for {self.kind}", "kind: ratio, or no 'over'")
+        self._measured()
         for key in ("per_unit", "missing"):
             if key in self.model_fields_set and self.kind not in ("numeric", "duration"):
                 raise refused(f"'{key}' has no meaning for {self.kind}", f"kind: numeric or duration, or no '{key}'")
         return self
+
+    def _measured(self) -> None:
+        compares = self.measure in ("agreement", "disagreement")
+        if self.reference is not None and not compares:
+            raise refused("'reference' has no meaning here", "'measure: agreement', or no 'reference'")
+        if self.output is not None and self.measure != "confidence":
+            raise refused("'output' has no meaning here", "'measure: confidence', or no 'output'")
+        if compares and self.reference is None:
+            raise refused("does not say with whom", "'reference' with a variant that is a shadow of the model")
+        if self.measure == "agreement" and self.kind not in ("numeric", "ratio"):
+            right = "kind: numeric or ratio, or 'measure: disagreement' with kind: binary, did any answer disagree"
+            raise refused(f"agreement is no {self.kind}", right)
+        if self.measure == "disagreement" and self.kind not in ("binary", "numeric", "ratio"):
+            raise refused(f"disagreement is no {self.kind}", "kind: binary, did any answer disagree, numeric or ratio")
+        if self.measure == "confidence" and self.kind in ("binary", "duration"):
+            raise refused(f"confidence is no {self.kind}", "kind: numeric, ratio or quantile")
 
     def spec(self, name: str) -> OutcomeSpec:
         return OutcomeSpec(

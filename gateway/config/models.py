@@ -350,6 +350,31 @@ class Hedge(Section):
     )
 
 
+What = Literal["ignore", "count", "fallback"]
+
+
+class Answers(Section):
+    """Look at each answer before its caller gets it.
+
+    `count`: it is counted by variant, and its caller gets it. `fallback`: its caller gets another variant's answer, or
+    INTERNAL if there is none that does. Not for messages of a stream that have several answers, which are counted.
+    """
+
+    finite: What = Field(
+        default="count", description="What becomes of an answer that has NaN or infinity among its numbers."
+    )
+    contract: What = Field(
+        default="count",
+        description="What becomes of an answer with an output whose datatype or shape is not what the model's metadata "
+        "says, or whose bytes are not as many as these take.",
+    )
+    max_bytes: Annotated[int, Size(1 * KIB, 16 * MIB)] = Field(
+        default=1 * MIB,
+        description="Larger answers are not looked at: they are passed on as they arrive, and counted. A smaller one "
+        "is collected first. To look at 1 MiB takes 30 µs.",
+    )
+
+
 class Share(Section):
     """Give identical requests one answer. For models that answer the same request the same way, whoever asks."""
 
@@ -456,6 +481,12 @@ class Model(Section):
         default=None,
         description="Give identical requests one answer. `share: {}` lets a request wait for an identical one in "
         "flight; with `cache` answers are remembered. Never for sequences, streams and shared memory.",
+    )
+    answers: Answers | None = Field(
+        default=None,
+        description="Look for answers that are wrong in kind: NaN, infinity, another shape than promised. "
+        "`answers: {}` counts them.",
+        examples=[{"finite": "fallback"}],
     )
     shadow: Mapping[Name, Shadow] = Field(
         default_factory=dict,

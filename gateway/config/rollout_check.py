@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
+from gateway.config.experiments import OutcomeSection
 from gateway.config.findings import Path, Problem, Severity, known
 from gateway.config.models import Model
 from gateway.config.rollouts import Rollout
@@ -30,10 +31,20 @@ def check_rollouts(config: Config) -> Iterator[Problem]:
             yield Problem((*at, "name"), f"'{rollout.name}' is an experiment", "a name that no other has")
         yield from _variants(at, rollout, model)
         yield from _evidence(at, rollout, model)
+        yield from check_references((*at, "guardrails"), rollout.guardrails, name, model)
         about = [key for key, each in config.experiments.items() if each.model == name]
         if about:
             wrong = f"experiment '{about[0]}' assigns units of '{name}', which the rollout would not move"
             yield Problem(at, wrong, "one of the two at a time")
+
+
+def check_references(at: Path, outcomes: Mapping[str, OutcomeSection], name: str, model: Model) -> Iterator[Problem]:
+    """Problems of outcomes that are agreement, of an experiment or a rollout. at: where they stand."""
+    for key, outcome in outcomes.items():
+        if outcome.reference is not None and outcome.reference not in model.shadow:
+            wrong = f"'{outcome.reference}' is no shadow of '{name}', so no answer is compared with its own"
+            right = f"'models.{name}.shadow.{outcome.reference}' with a share of the calls"
+            yield Problem((*at, key, "reference"), wrong, right)
 
 
 def _variants(at: Path, rollout: Rollout, model: Model) -> Iterator[Problem]:

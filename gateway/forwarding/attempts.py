@@ -91,7 +91,7 @@ class Attempts:
             return None
         if not may_retry and self._tried_here:
             self._next_variant()
-        if self._tried_here and self.made == self._most - 1 and any(map(self._can_serve, self._others())):
+        if self._tried_here and self.made == self._most - 1 and self.has_other:
             self._next_variant()
         while self._index < len(self._targets):
             variant = self._targets[self._index]
@@ -133,6 +133,11 @@ class Attempts:
         self.made += 1
         self._tried_here = (*self._tried_here, endpoint)
         return Attempt(first.variant, endpoint, self.made, "hedge", "")
+
+    @property
+    def has_other(self) -> bool:
+        """Is there another variant, not tried yet, that could be?"""
+        return any(map(self._can_serve, self._others()))
 
     def _others(self) -> Sequence[Variant]:
         """Those that the current variant is not."""

@@ -10,6 +10,7 @@ Whatever has a say in a call has its place in that life:
     beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
                        `_send`, where a `Hedge` may go to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
+    before the answer  `_is_looked_at`, where one that is wrong is told from one that is right
     after              `_reply`, whose answer `Shadows` compare with another variant's; `_end`, whatever the end was,
                        where `Exposures` count it if it is of an experiment
 
@@ -48,10 +49,11 @@ from gateway.http2.hpack import NeverIndexed
 from gateway.quotas import Quota
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
-from gateway.status import LATE, OK, Code, Meaning, Origin
+from gateway.status import LATE, OK, WRONG, Code, Meaning, Origin, Verdict
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
+from gateway.v2.faults import Fault
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head, as_asked, peek_front
 from gateway.v2.rows import rows_of
@@ -99,6 +101,7 @@ class Call:
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
     _counted: VariantCounts | None = None  # of its variant, if its model has a rollout
+    _unit: Exposed | None = None  # of the call for which this one is made, likewise
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
         self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
@@ -291,6 +294,9 @@ class Call:
         if self.is_over or caller is None:
             return
         try:
+            if self._is_collected(client):
+                client.on_front = None
+                return
             head = peek_front(client.body)
             if head is not None:
                 self._begin_answer(client, head, caller)
@@ -299,6 +305,13 @@ class Call:
         except Exception as error:
             self.fail_unforeseen(error)  # first, or the call would end as one that was cancelled
             client.cancel()
+
+    def _is_collected(self, client: ClientCall) -> bool:
+        """Must its answer be here whole, since it is looked at?"""
+        checked = self._inference.checks.table.get(self._work.route.model)
+        if checked is None or self._attempt is None:
+            return False
+        return len(client.body) + client.missing <= checked.settings.most
 
     def _begin_answer(self, client: ClientCall, head: Head, caller: PartsCaller) -> None:
         self._end_timer()  # how long the rest takes is its reader's affair
@@ -335,6 +348,7 @@ class Call:
 
     def _take_answer(self, client: ClientCall) -> None:
         if self._is_passed_on:
+            self._count_unchecked()
             assert self.served is not None and self._parts is not None  # noqa: S101, PT018  (its front said who)
             self._answered = self._inference.attempt_answered(self._work)
             self._parts.finish(self._trailing(client, self.served.model_version))
@@ -348,21 +362,76 @@ class Call:
             client.code, client.text, client.origin = error.code, error.text, Origin.ANSWER
             self._upstream_failed(client)
             return
-        self._answered = self._inference.attempt_answered(work)
+        if self._inference.checks.table and self._is_looked_at(client, body, head, renamed, ()):
+            return
+        self._give(client, body, head, renamed)
+
+    def _give(self, client: ClientCall, body: bytes, head: Head, renamed: bytes) -> None:
+        self._answered = self._inference.attempt_answered(self._work)
         if self._point is not None:
             self._point.learn(self, body, head)
         self._reply(client, renamed, head, ())
 
+    # Answers that are looked at first
+
+    def _is_looked_at(self, client: ClientCall, body: bytes, head: Head, renamed: bytes, more: Fields) -> bool:
+        """Is the answer looked at? Then it is given to its caller, or not, once that is done: at once as a rule.
+
+        more: of the trailing metadata, of a merged request's answer.
+        """
+        checked, attempt = self._inference.checks.table.get(self._work.route.model), self._attempt
+        if checked is None or attempt is None or not checked.takes(attempt, len(body)):
+            return False
+        settings = checked.settings
+
+        def judged(fault: Fault | None) -> None:
+            if self.is_over or self._attempt is not attempt:  # while the model was asked
+                return
+            try:
+                if fault is not None and settings.fails(fault):
+                    self._answer_is_wrong(fault)
+                elif more:
+                    self._answered = self._inference.attempt_answered(self._work)
+                    self._reply(client, renamed, head, more)
+                else:
+                    self._give(client, body, head, renamed)
+            except Exception as error:
+                self.fail_by(error)
+
+        asked = self.body[: self.head.raw] if self._large is None else self._large.front
+        checked.look(attempt, body, head, asked, judged)
+        return True
+
+    def _answer_is_wrong(self, fault: Fault) -> None:
+        """Have another variant answer, or another endpoint of this one if there is no other.
+
+        :raises GatewayError: if none may.
+        """
+        if self._attempt_failed(CallFailed(Code.INTERNAL, fault.text, (), origin=Origin.ANSWER), WRONG):
+            self._try_next(NEVER if self._work.attempts.has_other else 0.0)
+
+    def _count_unchecked(self) -> None:
+        checked = self._inference.checks.table.get(self._work.route.model)
+        if checked is not None and self._attempt is not None:
+            checked.takes(self._attempt, self._answered_bytes)
+
     def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
         self._answered_bytes = len(body)
         trailing = self._trailing(client, head.model_version)
+        if self._exposed is not None and self._exposed.running.confidences:
+            self._score(body)
         self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
         if self._shadows and self.served is not None:
             passed = self._caller.metadata.passed
-            self._inference.shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body)
+            shadows, unit = self._inference.shadows, self._exposed or self._unit
+            shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body, unit)
         if self._counted is not None and self._counted.looks > 0 and not stand_in(self._work):
             self._counted.answered(body)
         self._end(OK, "")
+
+    def _score(self, body: bytes) -> None:
+        assert self._exposed is not None  # noqa: S101  (the caller has looked)
+        self._inference.exposures.scored(self._exposed, body, self._inference.answers.peek(body))
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
         """What an answer ends with; notes who gave it."""
@@ -385,20 +454,28 @@ class Call:
 
         :raises GatewayError: if not.
         """
-        inference, work, attempt, hedge = self._inference, self._work, self._attempt, self._hedge
-        assert attempt is not None  # noqa: S101  (it is what failed)
         failure = CallFailed(client.code, client.text, metadata_from(client.trailing), origin=client.origin)
         verdict, self._is_late = LATE if self._is_late else None, False
+        if self._attempt_failed(failure, verdict):
+            self._try_next(self._wait_after(client))
+
+    def _attempt_failed(self, failure: CallFailed, verdict: Verdict | None) -> bool:
+        """Learn from the attempt. False: no other one is to follow, since a second one is under way already.
+
+        :raises GatewayError: if none may follow.
+        """
+        inference, work, attempt, hedge = self._inference, self._work, self._attempt, self._hedge
+        assert attempt is not None  # noqa: S101  (it is what failed)
         if hedge is not None and hedge.client is not None and not self._is_passed_on:
             hedge.first_failed(attempt, failure, verdict)
             self._leave_it_to(hedge, hedge.client)
-            return
+            return False
         inference.attempt_failed(work, attempt, failure, verdict)
         inference.learn_of_overload(work)
         if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise inference.given_up(work)
-        self._try_next(self._wait_after(client))
+        return True
 
     def _wait_after(self, client: ClientCall) -> float:
         """Seconds until the variant of a failed attempt may get another; NEVER if it wants none, or it is too late."""
@@ -520,12 +597,14 @@ class Call:
         call._is_reported = False
         call._leads = call._observer = self._work.observer = flight
         call._work = self._work
-        call._shadows = self._shadows
+        call._shadows, call._unit = self._shadows, self._exposed
         return call
 
     def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:
         self.served = served
         self._answered_bytes = len(body)
+        if self._exposed is not None and self._exposed.running.confidences:
+            self._score(body)
         self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
         self._end(OK, "")
 
@@ -636,6 +715,7 @@ class Call:
 
     def _merged(self, attempt: Attempt) -> bool:
         """Leave the request to a merge point, if it is one that can be merged."""
+        self._point = None  # of an attempt before, at another model
         settings = self._inference.current.now.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
@@ -672,6 +752,10 @@ class Call:
         self._leave_endpoint(client)
         batch = NeverIndexed(b"gateway-batch", b"%d" % members)  # many values, of which each would take up table space
         try:
+            if self._inference.checks.table:
+                own = self._inference.answers.peek(body)
+                if self._is_looked_at(client, body, own, body, (batch,)):
+                    return
             self._answered = self._inference.attempt_answered(self._work)
             self._reply(client, body, head, (batch,))
         except Exception as error:

@@ -14,16 +14,21 @@ from math import exp, log
 from typing import Final
 
 from gateway.bounded import make_room
+from gateway.errors import MalformedMessage
 from gateway.forwarding.metadata import REPLAYED
 from gateway.routing import Sticky
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.types import Facts
+from gateway.v2.outputs import AnswerReader
+from gateway.v2.peek import Head
+from gateway.v2.scores import top_score
 
 _REMEMBERED: Final = 100_000  # units of one experiment whose exposure was told lately
 _WAITING: Final = 100_000  # records of one kind that wait for `take`
 _STEPS: Final = 1.0 / log(1.02)  # measured values of one call are rounded to steps of 2 %, so that alike ones are one
 _LONGEST: Final = 64  # characters of a unit or request that are kept as they are
 _RULE: Final = "rule:"
+_MOST_READ: Final = 1 << 20  # bytes of an answer whose confidence is measured
 
 
 def short(text: str) -> str:
@@ -40,7 +45,11 @@ class Running:
     reason: str  # of the plans that it makes
     arms: frozenset[str]
     measures: tuple[tuple[str, str], ...] = ()  # outcomes and what of a call each is: "latency", "error", "size"
+    agreements: tuple[tuple[str, str, float], ...] = ()
+    """Outcomes that are agreement or its contrary, the variant with which, and what they are if answers agree."""
+    confidences: tuple[tuple[str, str], ...] = ()  # outcomes that are confidence, and the output of scores or ""
     knows_requests: bool = True  # may outcomes be reported by the id of a request?
+    sums: frozenset[str] = frozenset()  # outcomes of which a unit's mean and number are enough, and not each value
     counts_variant: bool = False  # is it an error, too, that the arm failed a call and another variant answered it?
 
 
@@ -63,6 +72,8 @@ class Taken:
     requests: dict[str, tuple[str, float]] = field(default_factory=dict)  # unit and time by request id
     measured: dict[tuple[str, str, str, float], int] = field(default_factory=dict)
     """Calls by experiment, unit, outcome and value."""
+    sums: dict[tuple[str, str, str], tuple[float, int]] = field(default_factory=dict)
+    """Sum and number of the calls' values, by experiment, unit and outcome."""
     dropped: int = 0
 
 
@@ -86,6 +97,7 @@ class Exposures:
         self._clock = clock
         self._wall = wall
         self._most = most
+        self._reader = AnswerReader()
         self._seen: dict[str, dict[tuple[str, str, bool], None]] = {}
         self._taken = Taken()
         self.table: dict[str, tuple[Running, ...]] = {}
@@ -159,17 +171,48 @@ class Exposures:
                 if code is OK or is_error:
                     self._count(exposed, outcome, 1.0 if is_error else 0.0)
             elif code is OK:
-                value = self._clock() - exposed.began if measure == "latency" else float(size)
-                self._count(exposed, outcome, rounded(value))
+                self._count(exposed, outcome, self._clock() - exposed.began if measure == "latency" else float(size))
+
+    def scored(self, exposed: Exposed, body: bytes, head: Head) -> None:
+        """Its answer is here: how sure is it? What can't be read is not measured."""
+        if len(body) > _MOST_READ:
+            return
+        try:
+            answer = self._reader.read(body, head)
+        except MalformedMessage:
+            return
+        for outcome, output in exposed.running.confidences:
+            score = top_score(answer, output)
+            if score is not None:
+                self._count(exposed, outcome, score)
+
+    def compared(self, exposed: Exposed, reference: str, agrees: bool) -> None:
+        """Its answer was compared with this variant's."""
+        for outcome, wanted, value in exposed.running.agreements:
+            if wanted == reference:
+                self._count(exposed, outcome, value if agrees else 1.0 - value)
 
     def _count(self, exposed: Exposed, outcome: str, value: float) -> None:
-        measured = self._taken.measured
-        key = (exposed.running.name, exposed.unit, outcome, value)
+        running, taken = exposed.running, self._taken
+        if outcome in running.sums:
+            self._add(taken, (running.name, exposed.unit, outcome), value)
+            return
+        measured = taken.measured
+        key = (running.name, exposed.unit, outcome, rounded(value))
         calls = measured.get(key)
         if calls is None and len(measured) >= self._most:
-            self._taken.dropped += 1
+            taken.dropped += 1
             return
         measured[key] = 1 if calls is None else calls + 1
+
+    def _add(self, taken: Taken, key: tuple[str, str, str], value: float) -> None:
+        known = taken.sums.get(key)
+        if known is not None:
+            taken.sums[key] = (known[0] + value, known[1] + 1)
+        elif len(taken.sums) < self._most:
+            taken.sums[key] = (value, 1)
+        else:
+            taken.dropped += 1
 
     def take(self) -> Taken:
         """All of it, once."""
@@ -184,4 +227,6 @@ class Exposures:
 
 def rounded(value: float) -> float:
     """To 1 %, so that values which are alike are counted as one."""
-    return exp(round(log(value) * _STEPS) / _STEPS) if value > 0.0 else 0.0
+    if value in {0.0, 1.0}:  # whether something was so
+        return value
+    return exp(round(log(value) * _STEPS) / _STEPS) if value > 0.0 else -rounded(-value)

@@ -31,6 +31,7 @@ from gateway.forwarding.admission import TOO_LATE, Gates, Refused
 from gateway.forwarding.attempts import LIMITED, RETRY, SAMPLE, UNAVAILABLE, Attempt, Attempts
 from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
+from gateway.forwarding.checks import Checks
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.exposures import Exposed, Exposures
 from gateway.forwarding.hedging import Hedges
@@ -178,9 +179,11 @@ class Inference:
         self.gates = Gates(quotas=self.quotas)
         self.shares = Shares()
         self.hedges = Hedges()
+        self.checks = Checks()
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
         self.exposures = Exposures(clock)
         self.rolled = Rolled()
+        self.shadows.on_compared = self.exposures.compared
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -619,8 +622,11 @@ class Inference:
     def _may_go_elsewhere(work: Work, failure: CallFailed, verdict: Verdict) -> bool:
         """What may have been executed, or may have killed its server, is sent again as the model allows, and counted.
 
-        An answer that could not be used would be so anywhere.
+        An answer that could not be used would be so anywhere; one that is wrong goes elsewhere as its model's `answers`
+        say.
         """
+        if verdict.meaning is Meaning.WRONG:
+            return work.sequence is None
         if verdict.meaning not in MAY_HAVE_RUN or work.sequence is not None:
             return verdict.elsewhere
         retry = work.route.retry
@@ -683,9 +689,11 @@ class Inference:
         if not work.failures:
             return _nothing_available(work.route, ())
         _, failure, _ = work.failures[-1]
-        if work.route.model not in self.topology.routes.public and failure.from_server:
-            return UpstreamFailed(code_of(failure.code), failure.text, failure.trailing)
         meanings = {verdict.meaning for _, _, verdict in work.failures}
+        is_direct = work.route.model not in self.topology.routes.public and failure.from_server
+        if is_direct or meanings == {Meaning.WRONG}:
+            code = code_of(failure.code)
+            return UpstreamFailed(code, _shown(code, failure), failure.trailing)
         if Meaning.OVERLOADED in meanings:
             return Overloaded(f"model '{work.route.model}': {_overload_text(work)}")
         if meanings == {Meaning.MODEL_GONE} and work.facts.version:

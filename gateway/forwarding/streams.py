@@ -29,10 +29,11 @@ from gateway.forwarding.upstream_streams import Message, StreamOwner, UpstreamSt
 from gateway.hooks import AttemptEnded, CallEnded, CallStarted
 from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import metadata_from
-from gateway.status import Code, Meaning, Origin, Verdict, code_of, judge_in_band
+from gateway.status import WRONG, Code, Meaning, Origin, Verdict, code_of, judge_in_band
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
+from gateway.v2.faults import Fault
 from gateway.v2.peek import (
     ENABLE_EMPTY_FINAL,
     Head,
@@ -118,6 +119,9 @@ def _error_of(failure: CallFailed) -> UpstreamFailed:
     if failure.origin is Origin.ANSWER:
         return UpstreamFailed(code_of(failure.code), f"The endpoint's answer can't be used: {failure.text}")
     return UpstreamFailed(Code.UNAVAILABLE, "The stream to the endpoint broke before the last answer.")
+
+
+def _ignore(fault: Fault | None) -> None: ...
 
 
 def _has_wrong_empty_final(head: Head) -> bool:
@@ -456,6 +460,16 @@ class StreamSession(StreamOwner):
         is_closing = last and not response.has_tensors and not response.model_version
         if is_closing or not last:
             self._remember_decoupled(message.attempt)
+        if self._inference.checks.table and not is_closing and self._is_looked_at(stream, message, head, body):
+            return
+        self._pass_answer(stream, message, head, body)
+
+    def _pass_answer(self, stream: UpstreamStream, message: Message, head: StreamHead, body: bytes) -> None:
+        response, work = head.response, message.work
+        if response is None or work is None or message.attempt is None:
+            return
+        last = response.is_final
+        is_closing = last and not response.has_tensors and not response.model_version
         if message.served is None or not is_closing:
             message.served = served_by(work, message.attempt, response.model_version)
         code, text = Code.OK, ""
@@ -466,15 +480,54 @@ class StreamSession(StreamOwner):
             self._answer(message, None, last=True, code=code, text=text)
             return
         renamed = rename_stream_response(body, head, model_name=work.route.model, id=message.id)
-        if last and message.shadows and not message.answers and code is Code.OK:
-            self._copy(message, rename_response(body, response))
+        if last and not message.answers and code is Code.OK:
+            if message.shadows:
+                self._copy(message, rename_response(body, response))
+            if message.exposed is not None and message.exposed.running.confidences:
+                answer = rename_response(body, response)
+                self._inference.exposures.scored(message.exposed, answer, self._inference.answers.peek(answer))
         self._answer(message, renamed, last=last, in_turn=last and not is_closing, code=code, text=text)
+
+    def _is_looked_at(self, stream: UpstreamStream, message: Message, head: StreamHead, body: bytes) -> bool:
+        """Is the answer looked at, and given to its caller, or not, once that is done? Of several: counted."""
+        work, attempt, response, inference = message.work, message.attempt, head.response, self._inference
+        checked = inference.checks.table.get(work.route.model) if work is not None else None
+        if checked is None or attempt is None or response is None or not checked.takes(attempt, len(body)):
+            return False
+        settings, asked = checked.settings, (message.body or b"")[: message.head.raw]
+        answer = rename_response(body, response)
+        is_only = response.is_final and not message.answers and message.failed is None
+        if not is_only:
+            checked.look(attempt, answer, inference.answers.peek(answer), asked, _ignore)
+            return False
+        stream.remove(message)
+
+        def judged(fault: Fault | None) -> None:
+            if self._is_over:
+                return
+            try:
+                if fault is not None and settings.fails(fault):
+                    self._answer_is_wrong(message, fault)
+                else:
+                    self._pass_answer(stream, message, head, body)
+            except Exception as error:
+                self.fail(error)
+
+        checked.look(attempt, answer, inference.answers.peek(answer), asked, judged)
+        return True
+
+    def _answer_is_wrong(self, message: Message, fault: Fault) -> None:
+        failure = CallFailed(Code.INTERNAL, fault.text, origin=Origin.ANSWER)
+        if not self._retried(message, failure, WRONG):
+            self._fail_message(message, _error_of(failure))
 
     def _copy(self, message: Message, answer: bytes) -> None:
         """Send copies of a message that has one answer to its model's shadows."""
         assert message.served is not None  # noqa: S101  (it has been answered)
         passed, variant = self._opening.metadata.passed, message.served.variant
-        self._inference.shadows.answered(message.shadows, variant, message.copied, message.head, passed, answer)
+        self._inference.shadows.answered(
+            message.shadows, variant, message.copied, message.head, passed, answer, message.exposed
+        )
 
     def _report_attempt(self, message: Message) -> tuple[Code, str]:
         """Report an attempt after its last answer; it failed if one of its answers was an error."""

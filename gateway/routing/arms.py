@@ -56,6 +56,10 @@ class Arms:
             return self.ended_reason, self.ended_with
         return self.reason, self._wheel.choose(key)
 
+    def hashes(self, key: str) -> Mapping[str, int]:
+        """For people: by what the unit's arm is chosen."""
+        return self._wheel.hashes(key)
+
     @property
     def reason(self) -> str:
         return EXPERIMENT + self.name

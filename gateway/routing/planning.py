@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.routing.arms import place_in
+from gateway.routing.arms import Arms, place_in
 from gateway.routing.match import Rule
 from gateway.routing.rolling import Rolling
 from gateway.routing.table import Route
@@ -153,17 +153,31 @@ def _tell_rules(route: Route, facts: Facts) -> tuple[Rule | None, list[str]]:
         missed = next((c for c in rule.conditions if not c.holds(facts)), None)
         if missed is None:
             lines.append(f"rule {rule.name}: matches, variant {rule.variant}")
-            return rule, lines
+            return rule, lines + _tell_forced(route, facts, rule)
         value = missed.key.maybe_read(facts)
         has = "the request has none" if value is None else f"the request has '{value}'"
         lines.append(f"rule {rule.name}: no match, wants {missed}, {has}")
     return None, lines
 
 
+def _tell_forced(route: Route, facts: Facts, rule: Rule) -> list[str]:
+    """The experiments into whose arm a rule takes its calls."""
+    unit = route.sticky.maybe_read(facts) if route.sticky else None
+    arms = [each.name for each in route.experiments if rule.variant in each.shares and not each.ended_with]
+    if not arms:
+        return []
+    forced = f"arm {rule.variant}, forced by rule {rule.name}"
+    if unit is None:
+        return [f"experiment {name}: {forced}; not in the data, the request has no sticky key" for name in arms]
+    return [f"experiment {name}: {forced}; '{unit}' is left out of the analysis" for name in arms]
+
+
 def _tell_choice(route: Route, facts: Facts, draw: float) -> list[str]:
     reason, name = _maybe_choose(route, facts) or ("split", route.draws.draw(draw))
     lines = [*_tell_experiments(route, facts), *_tell_rollout(route, facts)]
-    if reason.startswith((EXPERIMENT, ROLLOUT, "holdout:", "stopped:")):
+    if reason.startswith((EXPERIMENT, "holdout:", "stopped:")):
+        return lines
+    if reason.startswith(ROLLOUT):
         return [*lines, f"{reason}: variant {name}"]
     return [*lines, *_tell_split(route, facts, draw, reason, name)]
 
@@ -180,7 +194,7 @@ def _tell_experiments(route: Route, facts: Facts) -> list[str]:
         assigned = each.maybe_assign(unit)
         if assigned is not None:
             held = f", of which the first {each.holdout:.4g} is held out" if each.holdout else ""
-            return [*lines, f"experiment {each.name}: {where}{held}"]
+            return [*lines, f"experiment {each.name}: {where}{held}", *_tell_arm(each, unit, *assigned)]
         lines.append(f"experiment {each.name}: {where}: not in it")
     return lines
 
@@ -195,6 +209,17 @@ def _tell_rollout(route: Route, facts: Facts) -> list[str]:
         f"rollout {rollout.name}: the first {rollout.share:.4g} of what '{rollout.before}' would get goes to "
         f"'{rollout.after}'{where}"
     ]
+
+
+def _tell_arm(arms: Arms, unit: str, reason: str, variant: str) -> list[str]:
+    """Which arm, and why."""
+    if reason == arms.holdout_reason:
+        return [f"{reason}: variant {variant}, the baseline: '{unit}' is held out, so it is in no arm"]
+    if reason == arms.ended_reason:
+        return [f"{reason}: variant {variant}, which everybody gets since it was stopped"]
+    shares = ", ".join(f"{arm} {share:.4g}" for arm, share in arms.shares.items())
+    hashes = [f"  {arm}: hash {found:#018x}" for arm, found in arms.hashes(unit).items()]
+    return [f"{reason}: arm {variant}, by the hash of '{unit}' in shares {shares}", *hashes]
 
 
 def _tell_split(route: Route, facts: Facts, draw: float, reason: str, name: str) -> list[str]:

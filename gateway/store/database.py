@@ -31,6 +31,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
+from gateway.bounded import make_room
 from gateway.experiments.records import Exposure, Outcome
 from gateway.store import schema
 from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row, Stop, StoreAway, StoreFailed
@@ -39,6 +40,8 @@ _CONNECT_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
 _PURGED: Final = 10_000  # rows that one statement deletes, so that others need not wait long
 _NOT_READY: Final = ("42501", "42P01", "3F000")  # SQLSTATE: no right, no table, no schema
+_UNITS_KEPT: Final = 20_000  # whose hash is remembered: most of what is written of a unit comes at once
+_LONGEST: Final = 100  # characters of one that is
 _READ: Final = 10_000  # rows that are fetched at once
 
 
@@ -53,6 +56,7 @@ class Store:
         self._engine = _engine(url)
         self._key = None if unit_key is None else unit_key.encode()
         self._is_open = False
+        self._units: dict[str, str] = {}  # by what callers said; for as long as the key is the same
         self.name = _shown(self._engine.url)
         insert: Any = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         self.insert = insert
@@ -107,6 +111,16 @@ class Store:
         message = f"{kind}\0{text}".encode("utf-8", "surrogatepass")
         return hmac.digest(self._key, message, sha256).hex()[: schema.HASH]
 
+    def _unit(self, text: str) -> str:
+        """Of units, which come several times."""
+        if len(text) > _LONGEST:
+            return self.hashed("unit", text)
+        known = self._units.get(text)
+        if known is None:
+            make_room(self._units, _UNITS_KEPT)
+            known = self._units[text] = self.hashed("unit", text)
+        return known
+
     def write(self, rows: Sequence[Row]) -> int:
         """Write a batch, all or nothing. Returns how many reports were known already.
 
@@ -120,11 +134,11 @@ class Store:
         reports = 0
         for row in rows:
             if isinstance(row, ExposureRow):
-                key = (row.experiment, self.hashed("unit", row.unit), row.arm, row.is_forced)
+                key = (row.experiment, self._unit(row.unit), row.arm, row.is_forced)
                 exposed[key] = min(row.at, exposed.get(key, row.at))
             elif isinstance(row, RequestRow):
                 request = self.hashed("request", row.request_id)
-                asked.setdefault(request, {"request": request, "unit": self.hashed("unit", row.unit), "at": row.at})
+                asked.setdefault(request, {"request": request, "unit": self._unit(row.unit), "at": row.at})
             else:
                 reports += 1
                 values = self._values(row)
@@ -148,10 +162,10 @@ class Store:
 
     def _values(self, row: OutcomeRow) -> dict[str, Any]:
         return {
-            "report": self.hashed("report", row.report_id),
+            "report": row.report_id if row.is_own else self.hashed("report", row.report_id),
             "experiment": row.experiment,
             "name": row.name,
-            "unit": self.hashed("unit", row.unit),
+            "unit": self._unit(row.unit),
             "request": self.hashed("request", row.request_id),
             "value": row.value,
             "times": row.times,

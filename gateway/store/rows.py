@@ -35,6 +35,7 @@ class OutcomeRow(NamedTuple):
     unit: str = ""  # one of these two says whose it is
     request_id: str = ""
     times: int = 1
+    is_own: bool = False  # is the report's id made here, of HASH hexadecimal digits? Then it is kept as it is
 
 
 Row = ExposureRow | RequestRow | OutcomeRow

@@ -153,6 +153,9 @@ class Metrics:
             if self._watched is not None:
                 self._tell_now(self._watched)
                 self._tell_shadows(self._watched.shadows())
+                for answers in self._watched.answers():
+                    for result, count in answers.results.items():
+                        self._tell_count(self._families.answers, count, answers.model, answers.variant, result)
                 self._tell_experiments(self._watched)
                 self._tell_quotas(self._watched.quotas(), self._watched.usage())
 
@@ -463,6 +466,11 @@ class _Families:
             "gateway_not_finite_answers",
             "Compared answers with NaN or infinity, by who got them: the shadow's or the caller's.",
             *("model", "variant", "whose"),
+        )
+        self.answers = counter(
+            "gateway_answers_checked",
+            "Answers of models whose answers are looked at, by what was found.",
+            *("model", "variant", "result"),
         )
         self.exposures = counter(
             "gateway_experiment_exposures", "Units that met an arm of an experiment, told to the store.", "experiment"

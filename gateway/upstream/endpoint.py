@@ -39,7 +39,9 @@ _LEAST_PENALTY: Final = 0.1
 WARM_UP_SECONDS: Final = 10.0  # until a new endpoint has its whole share: Envoy's slow start, which grows in a line too
 LEAST_WARMTH: Final = 0.1  # and begins with so much
 _LOOK_SECONDS: Final = 0.05  # between two looks at whether an endpoint that is to go is idle
-_AT_FAULT: Final = frozenset({Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE, Meaning.LOST, Meaning.LATE})
+_AT_FAULT: Final = frozenset(
+    {Meaning.SERVER, Meaning.UNCLEAR, Meaning.UNREACHABLE, Meaning.LOST, Meaning.LATE, Meaning.WRONG}
+)
 """What counts against an endpoint when it is compared with its peers."""
 
 _WORTH_ASKING: Final = (Meaning.UNCLEAR, Meaning.DRAINING)

@@ -161,3 +161,28 @@ def test_quotas_of_several_workers_are_sums_and_a_store_that_is_away_for_one_is_
     [quota] = merged["quotas"]
     assert (quota["left"], quota["limits"]["requests"], quota["in_flight"]) == ({"requests": 1.5}, 10, 2)
     assert merged["quota_store"] == "away"
+
+
+def test_copies_and_answers_of_several_workers_add_up_and_parity_is_that_of_the_worst() -> None:
+    def told(agreed: int, is_open: bool, cosine: float | None) -> dict[str, Any]:
+        shadow = {
+            "model": "photos",
+            "variant": "int8",
+            "results": {"agreed": agreed, "differed": 0, "failed": 1},
+            "dropped": {"full": 1},
+            "mean_seconds": 0.1 * agreed if agreed else None,
+            "mean_measures": {} if cosine is None else {"cosine": cosine},
+            "not_finite": 2,
+            "parity": {"is_open": is_open, "compared": agreed, "agreed": agreed, "copies": 3, "agreement": 1.0},
+        }
+        answers = {"model": "photos", "variant": "trt", "results": {"fine": agreed, "not_finite": 1}}
+        return {**worker(), "shadows": [shadow], "answers": [answers]}
+
+    merged = merged_state([told(3, True, 1.0), told(1, False, 0.8), told(0, False, None)])
+    [shadow] = merged["shadows"]
+    assert shadow["results"] == {"agreed": 4, "differed": 0, "failed": 3}
+    assert shadow["dropped"] == {"full": 3}
+    assert shadow["mean_measures"] == {"cosine": 0.95}
+    assert shadow["not_finite"] == 6
+    assert (shadow["parity"]["is_open"], shadow["parity"]["compared"]) == (False, 0)
+    assert merged["answers"] == [{"model": "photos", "variant": "trt", "results": {"fine": 4, "not_finite": 3}}]

@@ -76,6 +76,21 @@ WRONG = {
     "quantile without its level": ("quantile: 0.99, ", "", 11, "go together"),
     "over of no ratio": ("{kind: binary,", "{kind: binary, over: visits,", 8, "has no meaning for binary"),
     "missing of no number": ("{kind: ratio,", "{kind: ratio, missing: zero,", 10, "has no meaning for ratio"),
+    "agreement with nobody": ("{kind: ratio,", "{kind: ratio, measure: agreement,", 10, "does not say with whom"),
+    "a reference of nothing": ("{kind: ratio,", "{kind: ratio, reference: a,", 10, "'measure: agreement', or no"),
+    "scores of nothing": ("{kind: ratio,", "{kind: ratio, output: a,", 10, "'measure: confidence', or no 'output'"),
+    "agreement of a quantile": (
+        "{kind: quantile,",
+        "{kind: quantile, measure: agreement, reference: fp32,",
+        11,
+        "agreement is no quantile",
+    ),
+    "confidence that is yes or no": (
+        "{kind: binary,",
+        "{kind: binary, measure: confidence,",
+        8,
+        "confidence is no binary",
+    ),
     "unknown kind": ("kind: binary", "kind: bool", 8, "binary"),
     "negative effect": ("smallest_effect: 2%", "smallest_effect: -2%", 17, "2% of the baseline"),
     "no effect": ("smallest_effect: 2%", "smallest_effect: 0%", 17, "above 0"),
@@ -155,6 +170,25 @@ def test_experiments_of_a_layer_have_their_shares_one_after_the_other(tmp_path: 
     ]
     stopped = routes_of(config, {"x": "b", "y": "gone"}).public["photos"].experiments
     assert [each.ended_with for each in stopped] == ["b", "a"]
+
+
+def test_what_the_gateway_measures_is_told_to_those_who_measure(tmp_path: Path) -> None:
+    outcomes = """outcomes: {
+        same: {kind: ratio, better: higher, measure: agreement, reference: b},
+        other: {kind: binary, better: lower, measure: disagreement, reference: b},
+        sure: {kind: numeric, better: higher, measure: confidence, output: SCORES},
+        any: {kind: numeric, better: higher, measure: confidence},
+        late: {kind: duration, better: lower, measure: latency}}, primary: other, smallest_effect: 2%"""
+    told = f"  one: {{model: photos, {outcomes}}}\n"
+    with pytest.raises(ConfigError, match="'b' is no shadow of 'photos'"):
+        of_gateway(tmp_path, told)
+    file = tmp_path / "gateway.yaml"
+    file.write_text(GATEWAY.replace("  photos:\n", "  photos:\n    shadow: {b: {}}\n") + told)
+    config = load(file, {}).config
+    (running,) = running_of(config, {})
+    assert running.measures == (("late", "latency"),)
+    assert running.agreements == (("same", "b", 1.0), ("other", "b", 0.0))
+    assert running.confidences == (("sure", "SCORES"), ("any", ""))
 
 
 MISSING = {

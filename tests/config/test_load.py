@@ -131,6 +131,19 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         MODEL.replace("triton:8001", "triton:8001, other:8001") + "    hedge: {}\n    retry: {on: []}\n",
         ["gateway.yaml:7: models.m.hedge: runs slow requests twice, which 'retry: {on: []}' forbids; one of the two"],
     ),
+    "another variant for a model that may not run twice": (
+        MODEL + "    answers: {finite: fallback}\n    fallback: forbid\n    retry: {on: []}\n",
+        [
+            "gateway.yaml:7: models.m.answers.finite: runs a request twice, which 'retry: {on: []}' forbids; 'count', or no "
+            "such 'retry'",
+            "gateway.yaml:7: warning: models.m.answers.finite: there is no variant to fall back to, so the call fails "
+            "where a pool has no other endpoint; another variant, or 'count'",
+        ],
+    ),
+    "looking for nothing": (
+        MODEL + "    answers: {finite: ignore, contract: ignore}\n",
+        ["gateway.yaml:7: models.m.answers: looks for nothing; 'count' or 'fallback', or no 'answers'"],
+    ),
     "duplicate key": (
         MODEL + "    split: {a: 1}\n    split: {b: 1}\n",
         ["gateway.yaml:8: models.m.split: is written twice, first on line 7; each key once"],

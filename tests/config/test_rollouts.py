@@ -87,6 +87,17 @@ def test_units_are_told_of_and_calls_counted_while_it_is_under_way(tmp_path: Pat
         assert running.knows_requests  # since somebody reports what was bought
 
 
+def test_a_guardrail_may_be_how_often_answers_agree_and_how_sure_they_are(tmp_path: Path) -> None:
+    alike = "bought: {kind: ratio, better: higher, measure: agreement, reference: fp32"
+    sure = "sure: {kind: numeric, better: higher, measure: confidence, worse_by: 5%}"
+    shadowed = FULL.replace("    rollout:", "    shadow: {fp32: {share: 1}}\n    rollout:")
+    text = shadowed.replace("bought: {kind: binary, better: higher", f"{sure}\n        {alike}")
+    (running,) = steps_of(loaded(tmp_path, text).config, {KEY: State(Phase.RUNNING, 1, 0.5, version=2)})
+    assert running.agreements == (("bought", "fp32", 1.0),)
+    assert running.confidences == (("sure", ""),)
+    assert not running.knows_requests
+
+
 def test_a_rollout_is_followed_live(tmp_path: Path) -> None:
     before = loaded(tmp_path)
     after = loaded(tmp_path, FULL.replace("spring", "autumn"))
@@ -107,6 +118,12 @@ WRONG = {
     "no sticky": ("    sticky: {metadata: x-user}\n", "", "nothing says who is one", "'sticky' with the metadata key"),
     "long name": ("name: spring", f"name: {'s' * 61}", "has 61 characters", "at most 60"),
     "must hold nothing": (GUARDRAILS, "", "there are no guardrails", "or no 'must_hold'"),
+    "agreement with nobody": (
+        "bought: {kind: binary, better: higher",
+        "bought: {kind: ratio, better: higher, measure: agreement, reference: fp32",
+        "'fp32' is no shadow of 'imagenet'",
+        "'models.imagenet.shadow.fp32' with a share",
+    ),
     "quantile without one": ("kind: ratio, better", "kind: quantile, better", "go together", "with a 'quantile'"),
 }
 

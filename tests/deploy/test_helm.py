@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,7 @@ FEATURES: Mapping[str, tuple[Values, Sequence[str]]] = {
         ["tls-cert-manager", "gateway-api", "gateway-api-tls"],
     ),
     "traces": ({"traces": {"enabled": True}}, ["traces"]),
+    "a store of experiments": ({"experimentStore": {"enabled": True}}, ["experiment-store"]),
 }
 
 
@@ -139,6 +141,8 @@ PRODUCT = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"}
 ROLE = {"eks.amazonaws.com/role-arn": "arn:aws:iam::111122223333:role/models-reader"}
 POD = "spec__template__spec__"
 BOX = f"{POD}containers__0__"
+ELSEWHERE = [{"ipBlock": {"cidr": "10.1.2.0/28"}}]
+
 OWN_VALUES: Mapping[str, tuple[Values, Sequence[str], Mapping[str, Any]]] = {
     "images": (
         {
@@ -233,6 +237,23 @@ OWN_VALUES: Mapping[str, tuple[Values, Sequence[str], Mapping[str, Any]]] = {
                     spec__storageClassName="nfs",
                 ),
                 patch("ServiceAccount", "triton-gpu", metadata__annotations=ROLE),
+            ]
+        },
+    ),
+    "a database elsewhere": (
+        {"experimentStore": {"enabled": True, "databases": ELSEWHERE, "port": 6432}},
+        ["triton-cpu", "models-embedded", "experiment-store"],
+        {
+            "patches": [
+                {
+                    "target": {"kind": "NetworkPolicy", "name": "experiments-to-database"},
+                    "patch": json.dumps(
+                        [
+                            {"op": "replace", "path": "/spec/egress/0/to", "value": ELSEWHERE},
+                            {"op": "replace", "path": "/spec/egress/0/ports/0/port", "value": 6432},
+                        ]
+                    ),
+                }
             ]
         },
     ),

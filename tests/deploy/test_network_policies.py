@@ -148,6 +148,22 @@ def test_a_gateway_reaches_its_upstreams_names_and_its_collector_and_nothing_els
         assert not any(allowed(objects, mine, stranger, port) for port in (80, 443, 6443, 8001))
 
 
+def test_with_a_store_of_experiments_a_gateway_reaches_its_database_and_no_other_port_there(composed: Any) -> None:
+    objects = composed("experiment-store", "triton-cpu", "models-embedded")
+    mine, database = Peer.of(gateway(objects)), {"app.kubernetes.io/name": "postgresql"}
+    there = Peer.elsewhere("databases", labels=database)
+    assert allowed(objects, mine, there, 5432)
+    assert not allowed(objects, mine, there, 22)
+    for stranger in (
+        Peer.elsewhere("databases"),
+        Peer.elsewhere("shop", labels=database),
+        Peer(OURS, database),
+        OUTSIDE,
+    ):
+        assert not allowed(objects, mine, stranger, 5432)
+    assert not allowed(composed("triton-cpu", "models-embedded"), mine, there, 5432)
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_scrapers_are_let_in_where_they_are_called_otherwise(overlay: str) -> None:
     """The parameter reaches every policy that a scraper passes."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
+from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.exposures import Exposures, Met, Running, Taken, rounded, short
 from gateway.forwarding.metadata import REPLAYED
 from gateway.routing import Key, Sticky
 from gateway.status import Code, Meaning
 from gateway.types import Facts
+from gateway.v2.outputs import AnswerReader
+from gateway.v2.peek import Head, peek_response
+from gateway.v2.scores import top_score
 
 STICKY = Sticky((Key("metadata", "x-user"),), "salt")
 SPRING = Running(
@@ -93,6 +98,24 @@ def test_calls_are_counted_by_unit_and_value() -> None:
     }
 
 
+def test_where_a_mean_is_enough_the_calls_of_a_unit_are_added_up() -> None:
+    made, clock = exposures()
+    made.apply([dataclasses.replace(SPRING, sums=frozenset({"latency", "errors"}))])
+    for user, seconds in (("anna", 0.1), ("anna", 0.3), ("ben", 5.0)):
+        exposed = begin(made, user)
+        clock.now += seconds
+        made.ended(exposed, Code.OK, None, False, 300)
+    taken = made.take()
+    assert {(unit, outcome): (round(total, 6), calls) for (_, unit, outcome), (total, calls) in taken.sums.items()} == {
+        ("anna", "latency"): (0.4, 2),
+        ("anna", "errors"): (0.0, 2),
+        ("ben", "latency"): (5.0, 1),
+        ("ben", "errors"): (0.0, 1),
+    }
+    assert {outcome for _, _, outcome, _ in taken.measured} == {"bytes"}
+    assert made.take() == Taken()
+
+
 @pytest.mark.parametrize(
     ("code", "meaning", "callers_fault", "errors"),
     [
@@ -138,6 +161,15 @@ def test_what_nobody_takes_is_bounded_and_a_unit_that_found_no_room_is_told_of_l
     assert [each.unit for each in made.take().exposures] == [f"user {number}" for number in range(10, 20)]
 
 
+def test_what_is_added_up_is_bounded_as_well() -> None:
+    made, _ = exposures(most=10)
+    made.apply([dataclasses.replace(SPRING, sums=frozenset({"latency", "errors", "bytes"}))])
+    for number in range(20):
+        made.ended(begin(made, f"user {number}"), Code.OK, None, False, 10)
+    taken = made.take()
+    assert (len(taken.sums), len(taken.measured), taken.dropped) == (10, 0, 10 + 50)
+
+
 def test_all_are_told_of_again_once_some_were_lost() -> None:
     made, _ = exposures()
     begin(made)
@@ -169,3 +201,49 @@ def test_a_call_that_another_variant_answered_is_an_error_of_a_rollouts_arm_and_
     assert exposed is not None
     made.ended(exposed, Code.OK, None, False, 10, True)
     assert made.take().measured == {("spring", "anna", "errors", value): 1}
+
+
+def test_agreement_with_a_reference_and_confidence_are_measured_of_the_calls_they_are_for() -> None:
+    made, _ = exposures()
+    both = dataclasses.replace(
+        SPRING, agreements=(("agrees", "fp32", 1.0), ("differs", "fp32", 0.0)), confidences=(("sure", "SCORES"),)
+    )
+    made.apply([both])
+    exposed = begin(made)
+    for agrees in (True, True, False):
+        made.compared(exposed, "fp32", agrees)
+    made.compared(exposed, "another shadow", False)
+    for scores in ([[0.5, 0.25]], [[-8.0, -4.0], [-2.0, -6.0]]):
+        array = np.array(scores, np.float32)
+        answer = pb.ModelInferResponse(model_name="m", raw_output_contents=[b"\1", array.tobytes()])
+        answer.outputs.add(name="OTHER", datatype="BOOL", shape=[1])
+        answer.outputs.add(name="SCORES", datatype="FP32", shape=array.shape)
+        body = answer.SerializeToString()
+        made.scored(exposed, body, peek_response(body))
+    made.scored(exposed, b"\x2a", Head("", "", "", False, [], 0, 0, None, []))  # no answer
+    measured = made.take().measured
+    assert {(key[2], round(key[3], 2)): calls for key, calls in measured.items()} == {
+        ("agrees", 1.0): 2,
+        ("agrees", 0.0): 1,
+        ("differs", 0.0): 2,
+        ("differs", 1.0): 1,
+        ("sure", 0.5): 1,
+        ("sure", -2.97): 1,
+    }
+
+
+UNSURE = {
+    "whole numbers": ("INT32", [1], bytes(4)),
+    "no rows": ("FP32", [0, 4], b""),
+    "no classes": ("FP32", [], bytes(4)),
+    "NaN": ("FP32", [1], b"\x00\x00\xc0\x7f"),
+    "too few bytes": ("FP32", [2], bytes(4)),
+}
+
+
+@pytest.mark.parametrize(("datatype", "shape", "raw"), UNSURE.values(), ids=UNSURE)
+def test_what_has_no_scores_has_no_confidence(datatype: str, shape: list[int], raw: bytes) -> None:
+    answer = pb.ModelInferResponse(raw_output_contents=[raw])
+    answer.outputs.add(name="OUT", datatype=datatype, shape=shape)
+    body = answer.SerializeToString()
+    assert top_score(AnswerReader().read(body, peek_response(body)), "") is None

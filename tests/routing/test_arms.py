@@ -85,10 +85,41 @@ def test_explain_says_which_arm_and_why() -> None:
     for user in USERS[:20]:
         told = explain(given, Facts({"x-user": user}), draw=0.5)
         assert told.plan.reason.partition(":")[2] in ("one", "two")
-        assert f"{told.plan.reason}: variant {told.plan.targets[0].name}" in told.lines
+        arm = told.plan.targets[0].name
+        assert any(
+            line.startswith((f"{told.plan.reason}: variant {arm},", f"{told.plan.reason}: arm {arm},"))
+            for line in told.lines
+        )
         assert any(f"'{user}' is at 0." in line for line in told.lines)
 
 
 def test_an_arm_that_is_no_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="no variant 'c'"):
         route(Arms("spring", {"a": 1.0, "c": 1.0}, "a", "l"))
+
+
+def told(given: Route, **metadata: str) -> list[str]:
+    facts = Facts({key.replace("_", "-"): value for key, value in metadata.items()})
+    return [line for line in explain(given, facts, draw=0.5).lines if not line.startswith(("1.", "2.", "3."))]
+
+
+def test_who_asks_is_told_the_arm_and_why() -> None:
+    """By the hash, held out, forced by a rule, ended, or not asked."""
+    given = route(arms(holdout=0.2))
+    by_reason = {}
+    for user in USERS:
+        by_reason.setdefault(reason_of(given, x_user=user), user)
+    unit = by_reason["experiment:spring", "b"]
+    _, where, why, *hashes = told(given, x_user=unit)
+    assert where.startswith(f"experiment spring: '{unit}' is at 0.")
+    assert why == f"experiment:spring: arm b, by the hash of '{unit}' in shares a 3, b 1"
+    assert [line.split(":")[0].strip() for line in hashes] == ["a", "b"]
+    unit = by_reason["holdout:spring", "a"]
+    why = f"holdout:spring: variant a, the baseline: '{unit}' is held out, so it is in no arm"
+    assert told(given, x_user=unit)[-1] == why
+    forced = "experiment spring: arm b, forced by rule testers; 'anna' is left out of the analysis"
+    assert told(given, x_user="anna", x_tester="1")[-1] == forced
+    assert told(given, x_tester="1")[-1].endswith("not in the data, the request has no sticky key")
+    ended = "stopped:spring: variant b, which everybody gets since it was stopped"
+    assert told(route(arms(ended_with="b")), x_user="anna")[-1] == ended
+    assert "experiment spring: not asked, the request has no sticky key" in told(given)

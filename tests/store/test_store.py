@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
 from gateway.experiments.records import Exposure, Outcome
-from gateway.store import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, schema
+from gateway.store import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, database, schema
 from gateway.store.database import Store
 from gateway.store.rows import Row
 
@@ -101,6 +102,29 @@ def test_units_requests_and_reports_are_known_by_keyed_hashes_only(store_of: Ope
         found = [str(connection.execute(each.select()).all()) for each in schema.metadata.sorted_tables]
     assert "anna" not in "".join(found)
     assert store.hashed("unit", "anna") != Store(url, KEY + "!").hashed("unit", "anna")
+
+
+def test_what_is_remembered_of_units_is_bounded(
+    store_of: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_UNITS_KEPT", 100)
+    store = store_of(f"sqlite:///{tmp_path}/seen.db")
+    for begin in range(0, 300, 50):
+        store.write([ExposureRow("spring", "a", f"user {n}", 1.0, False) for n in range(begin, begin + 50)])
+    store.write([ExposureRow("spring", "a", "x" * 1000, 1.0, False)])
+    assert len(store._units) <= 100
+    assert not any(len(unit) > 100 for unit in store._units)
+    assert len(store.exposures("spring")) == 301
+
+
+def test_an_id_that_is_made_here_is_kept_and_nobody_elses_is(store_of: Opened, url: str) -> None:
+    """So a reporter who sends one that looks like it takes no record from the gateway."""
+    store, id = store_of(url), "0123456789abcdef0000000000000001"
+    own = OutcomeRow(id, "spring", "bought", 0.5, 20.0, "anna", is_own=True)
+    store.write([ExposureRow("spring", "a", "anna", 1.0, False), own])
+    assert store.write([own]) == 1
+    assert store.write([OutcomeRow(id, "spring", "bought", 1.0, 21.0, "anna")]) == 0
+    assert sorted(each.value for each in outcomes(store, measured=True)) == [0.5, 1.0]
 
 
 def test_without_a_key_in_the_config_all_who_use_the_store_have_the_same(store_of: Opened, url: str) -> None:

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_prometheus
 
 from gateway.hooks import (
+    AnswersNow,
     BreakerChanged,
     CallStarted,
     ConfigChanged,
@@ -326,6 +327,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: [SharedNow("m", 3, 2, 1, 1, 9, 10, 0)],
             lambda: [HedgesNow("m", 3, 2, 1, 0.5)],
             lambda: [ShadowNow("m", "int8", results, dropped, 1, 1, 0.1, {}, ParityNow(True, 1, 1, 1, 1.0))],
+            lambda: [AnswersNow("m", "int8", {"fine": 3, "not_finite": 1})],
             lambda: MemoryNow(1, "large messages", 9, 10, 2),
             lambda: {"m": 7},
             lambda: [ExperimentNow("spring", "m", 3, {"a": 2, "b": 1}, 0.5, False)],

@@ -21,7 +21,8 @@ async function ask() {
   if (document.hidden) return;
   try {
     const [state, config] = await Promise.all([get("state"), get("config")]);
-    last = { state, config, at: new Date() };
+    const { verdicts } = state.experiments?.length ? await get("verdicts") : { verdicts: [] };
+    last = { state, config, verdicts, at: new Date() };
     silentSince = null;
   } catch (error) {
     console.warn(error);

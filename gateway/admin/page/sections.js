@@ -2,6 +2,7 @@
 // To add one add an entry to `sections` at the end; contents and headings follow by themselves.
 
 import { h } from "./dom.js";
+import { effectOverTime, intervalBeside } from "./plots.js";
 
 const MOST = 100; // models, or endpoints of one upstream, shown at once; the filter finds the others
 const SYMBOLS = { ready: "✓", fallback: "↷", down: "✕", suspect: "!", unprobed: "…", error: "✕", warning: "!" };
@@ -413,6 +414,125 @@ function endpointRow(endpoint, attempts) {
   );
 }
 
+// Experiments
+
+const ANSWERS = {
+  treatment: ["ready", (verdict) => `${verdict.arm} is better`],
+  baseline: ["ready", (verdict) => `${verdict.arm}, the baseline, is better`],
+  equivalent: ["ready", () => "no difference worth knowing"],
+  undecided: ["unprobed", () => "not decided yet"],
+  invalid: ["error", () => "void"],
+};
+
+function experiments(view) {
+  const found = (view.state.experiments ?? []).filter((each) => matches(view, each.name, each.model));
+  if (!found.length) return null;
+  const known = new Map(view.verdicts.map((each) => [each.name, each]));
+  return found.map((each) => experiment(each, known.get(each.name)));
+}
+
+function experiment(each, verdict) {
+  const said = verdict && !verdict.trouble ? verdict : null;
+  const [state, text] = each.sample_ratio_mismatched ? ANSWERS.invalid : (ANSWERS[said?.answer] ?? ANSWERS.undecided);
+  return h(
+    "article",
+    { id: anchor("experiment", each.name), "data-key": `experiment ${each.name}` },
+    h(
+      "h3",
+      { "data-key": "name" },
+      each.name,
+      " ",
+      h("span", { class: "kind" }, "of ", h("a", { href: `#${anchor("model", each.model)}` }, each.model)),
+      " ",
+      each.stopped_with ? badge("suspect", `stopped, all get ${each.stopped_with}`) : badge(state, text(said ?? {})),
+    ),
+    h("p", { class: "note", "data-key": "advice" }, verdictText(verdict)),
+    armsTable(each, said),
+    said?.primary.map((effect) => primary(effect)),
+    said?.guardrails.length > 0 && guardrailsTable(each.name, said.guardrails),
+    said?.doubts.length > 0 &&
+      h(
+        "ul",
+        { class: "note", "data-key": "doubts" },
+        said.doubts.map((doubt) => h("li", null, `May be wrong: ${doubt}`)),
+      ),
+    historyText(said),
+  );
+}
+
+function verdictText(verdict) {
+  if (!verdict) return "A report is being made, which takes a while.";
+  if (verdict.trouble) return `No report: ${verdict.trouble}`;
+  return `${verdict.advice} As of ${when(verdict.at * 1000)}, after ${number.format(verdict.units)} units.`;
+}
+
+function armsTable(each, said) {
+  const units = Object.keys(each.units).length ? each.units : (said?.arms ?? {});
+  const total = Object.values(units).reduce((sum, count) => sum + count, 0);
+  const planned = Object.values(said?.expected ?? {}).reduce((sum, count) => sum + count, 0);
+  const rows = Object.entries(units).map(([arm, count]) =>
+    row(
+      arm,
+      arm,
+      number.format(count),
+      total ? percent.format(count / total) : none(),
+      planned ? percent.format(said.expected[arm] / planned) : none(),
+    ),
+  );
+  return rows.length > 0 && table(`Arms of ${each.name}`, ["Arm", "Units", "Share seen", "Share planned"], rows);
+}
+
+const signed = (value) => (value === null ? "?" : `${value > 0 ? "+" : ""}${value.toPrecision(3)}`);
+const signedPercent = (value) => (value === null ? "?" : `${value > 0 ? "+" : ""}${number.format(100 * value)}\u00a0%`);
+
+function primary(effect) {
+  const interval = `${signed(effect.difference)} [${signed(effect.low)}, ${signed(effect.high)}]`;
+  const relative = `${signedPercent(effect.relative)} [${signedPercent(effect.relative_low)}, ${signedPercent(effect.relative_high)}]`;
+  const confidence = percent.format(1 - effect.alpha);
+  return h(
+    "div",
+    { "data-key": `primary ${effect.arm}` },
+    h(
+      "p",
+      { class: "note" },
+      `${effect.outcome} of ${effect.arm} less ${effect.baseline}: ${interval}, ${relative}, `,
+      `at ${confidence} confidence at every look; ${effect.judgement}.`,
+    ),
+    effectOverTime(effect.path, `${effect.outcome} of ${effect.arm} less ${effect.baseline} over time, with its interval`),
+  );
+}
+
+function guardrailsTable(name, guardrails) {
+  const rows = guardrails.map((each) => {
+    const ends = each.worse_by.is_relative
+      ? [each.relative_low, each.relative, each.relative_high]
+      : [each.low, each.difference, each.high];
+    const bound = each.better === "higher" ? -each.worse_by.size : each.worse_by.size;
+    const worst = each.better === "higher" ? ends[0] : ends[2];
+    const told = each.worse_by.is_relative ? signedPercent : signed;
+    const left = worst === null ? none() : told(Math.abs(bound) - (each.better === "higher" ? -worst : worst));
+    const state = { held: "ready", breached: "error" }[each.state] ?? "unprobed";
+    return row(
+      `${each.outcome} ${each.arm}`,
+      `${each.outcome} of ${each.arm}`,
+      badge(state, each.state),
+      `${told(ends[1])} [${told(ends[0])}, ${told(ends[2])}]`,
+      told(bound),
+      left,
+      intervalBeside(...ends, bound, `${each.outcome} of ${each.arm} beside what is allowed`) ?? none(),
+    );
+  });
+  const columns = ["Guardrail", "State", "Difference", "Allowed", "Left at the worst end", "Interval"];
+  return table(`Guardrails of experiment ${name}`, columns, rows);
+}
+
+function historyText(said) {
+  if (!said) return null;
+  const first = said.primary[0]?.path[0]?.[0];
+  const ended = said.stopped && `; stopped ${when(said.stopped.at * 1000)}, everybody gets ${said.stopped.arm}`;
+  return first && h("p", { class: "note", "data-key": "history" }, `Units since ${when(first * 1000)}${ended || ""}.`);
+}
+
 // Config
 
 function changes({ config }) {
@@ -439,6 +559,7 @@ export const sections = [
   { id: "attention", title: "Needs attention", render: attention },
   { id: "models", title: "Models", render: models },
   { id: "rollouts", title: "Rollouts", render: rollouts },
+  { id: "experiments", title: "Experiments", render: experiments },
   { id: "upstreams", title: "Upstreams", render: upstreams },
   { id: "changes", title: "Config changes", render: changes },
 ];

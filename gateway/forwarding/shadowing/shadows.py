@@ -20,6 +20,7 @@ from typing import Final
 from gateway.experiments.compare import Comparison
 from gateway.forwarding.admission import Gates, Place, found_full
 from gateway.forwarding.exchange import request_for
+from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.shadowing.judge import Judged, Pair, judge
 from gateway.forwarding.shadowing.parity import Parity, ParitySettings
 from gateway.forwarding.topology import CurrentTopology
@@ -69,6 +70,7 @@ class Copy:
     head: Head
     fields: Fields
     answer: bytes
+    exposed: Exposed | None = None  # if its caller takes part in an experiment
     began: float = 0.0
     place: Place | None = None
 
@@ -142,6 +144,7 @@ class Shadows:
         self.gated: dict[str, dict[str, Parity]] = {}  # by public model and variant, of those that have to agree first
         self.is_saving = False  # is memory scarce?
         self.on_judged: Callable[[Pair, Judged], None] = _nobody  # called on the thread with each pair
+        self.on_compared: Callable[[Exposed, str, bool], None] = _no_unit  # the unit, the shadow, do they agree
 
     def apply(self, settings: Mapping[str, tuple[ShadowSettings, ...]]) -> None:
         """Put a config in force. What was counted of a shadow stays while its settings do."""
@@ -171,16 +174,25 @@ class Shadows:
         return () if shadows is None else tuple(each for each in shadows if self._draw() < each.settings.share)
 
     def answered(  # noqa: PLR0917  (called on the hot path, where keywords cost)
-        self, shadows: tuple[ModelShadow, ...], variant: str, request: bytes, head: Head, fields: Fields, answer: bytes
+        self,
+        shadows: tuple[ModelShadow, ...],
+        variant: str,
+        request: bytes,
+        head: Head,
+        fields: Fields,
+        answer: bytes,
+        exposed: Exposed | None = None,
     ) -> None:
         """A call has its answer: send its copies. request: as the caller sent it. answer: as its server did."""
         for shadow in shadows:
-            if shadow.settings.variant.name == variant:
-                continue  # it has answered this one itself
+            if shadow.settings.variant.name == variant:  # it has answered this one itself
+                if exposed is not None:
+                    self.on_compared(exposed, variant, True)
+                continue
             if _SHARED_MEMORY in request:
                 shadow.dropped[LEFT_OUT] += 1  # the memory may be the caller's again by now
                 continue
-            self._offer(Copy(shadow, variant, request, head, fields, answer))
+            self._offer(Copy(shadow, variant, request, head, fields, answer, exposed))
 
     def _offer(self, copy: Copy) -> None:
         shadow = copy.shadow
@@ -274,6 +286,8 @@ class Shadows:
             return
         agrees = judged.agreement.agrees
         shadow.count(AGREED if agrees else DIFFERED, agrees=agrees and not judged.wrong)
+        if copy.exposed is not None:
+            self.on_compared(copy.exposed, shadow.settings.variant.name, agrees and not judged.wrong_here)
         for name, value in judged.agreement.measures.items():
             count, total = shadow.measures.get(name, (0, 0.0))
             shadow.measures[name] = count + 1, total + value
@@ -299,3 +313,6 @@ class Shadows:
 
 
 def _nobody(pair: Pair, judged: Judged) -> None: ...
+
+
+def _no_unit(exposed: Exposed, shadow: str, agrees: bool) -> None: ...

@@ -1,0 +1,115 @@
+"""v2 (pure): the outputs of an answer, and where in it their contents are. Of protobuf it uses the message class alone.
+
+Descriptions of outputs repeat from answer to answer, so they are looked up by their bytes.
+Source: grpc_service.proto: ModelInferResponse `outputs` 5, `raw_output_contents` 6, one for each output, which is empty
+if the output is in shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.bounded import make_room
+from gateway.errors import MalformedMessage
+from gateway.v2.layout import SIZES
+from gateway.v2.peek import RAW_OUTPUT, Head, fields, read_varint
+from gateway.v2.shapes import ImpossibleShape, elements_of
+
+_KEPT: Final = 1024  # descriptions that are remembered; servers choose what they are
+_LONGEST: Final = 4096  # bytes of one that is
+_SHOWN: Final = 60  # characters of a name that a text shows
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The description of one output of one answer."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int  # bytes that its contents must have; -1: not known, as for texts and in shared memory
+    elements: int  # 0 if the shape is impossible
+    fault: str  # what is wrong with the description itself; "" if nothing is
+
+
+class Answer:
+    """An answer, taken apart."""
+
+    __slots__ = ("body", "outputs", "spans")
+
+    def __init__(self, body: bytes, outputs: tuple[Output, ...], spans: Sequence[tuple[int, int]]) -> None:
+        """spans: of raw contents."""
+        self.body = body
+        self.outputs = outputs
+        self.spans = spans
+
+
+class AnswerReader:
+    """Reads answers, and remembers descriptions."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[Output, ...]] = {}
+
+    def read(self, body: bytes, head: Head) -> Answer:
+        """An answer's outputs and where their contents are. head: its own, or one that it shares.
+
+        :raises MalformedMessage: if they can't be read.
+        """
+        spans = _maybe_raw_spans(body, head.raw)
+        if spans is None:  # some other serializer's order
+            spans = [(at, stop) for tag, _, at, stop in fields(body, 0, len(body)) if tag == RAW_OUTPUT]
+            return Answer(body, tuple(map(_output, parsed_answer(body).outputs)), spans)
+        text = body[head.front : head.raw]
+        found = self._known.get(text)
+        if found is None:
+            found = tuple(map(_output, parsed_answer(text).outputs))
+            if len(text) <= _LONGEST:
+                make_room(self._known, _KEPT)
+                self._known[text] = found
+        return Answer(body, found, spans)
+
+
+def parsed_answer(text: bytes) -> Any:
+    """Any: protobuf classes carry no types. :raises MalformedMessage: if it is no part of an answer."""
+    try:
+        return pb.ModelInferResponse.FromString(text)
+    except Exception as error:  # protobuf's implementations have different DecodeError classes
+        raise MalformedMessage("The answer is no valid ModelInferResponse.") from error
+
+
+def _output(tensor: Any) -> Output:
+    shape = tuple(tensor.shape)
+    size, elements, fault = -1, 0, ""
+    try:
+        elements = elements_of(shape)
+        width = SIZES.get(tensor.datatype, 0)
+        if width and "shared_memory_region" not in tensor.parameters:
+            size = elements * width
+    except ImpossibleShape as error:
+        fault = f"output '{tensor.name[:_SHOWN]}': {error}"
+    return Output(tensor.name, tensor.datatype, shape, size, elements, fault)
+
+
+def _maybe_raw_spans(body: bytes, at: int) -> list[tuple[int, int]] | None:
+    """Where each raw content is; None if something else follows the first.
+
+    :raises MalformedMessage: if the bytes are no fields.
+    """
+    spans: list[tuple[int, int]] = []
+    end = len(body)
+    while at < end:
+        if body[at] != RAW_OUTPUT:
+            return None
+        try:
+            size, begin = read_varint(body, at + 1)
+        except IndexError:
+            raise MalformedMessage("The answer is cut off.") from None
+        at = begin + size
+        spans.append((begin, at))
+    if at > end:
+        raise MalformedMessage("A field of the answer is longer than the answer.")
+    return spans

@@ -1,0 +1,245 @@
+"""`python -m perf.experiments`: what shadows, experiments and looking at answers cost the gateway, and its store.
+
+The same calls, of a thousand users, through gateways that differ in this alone, in front of a played Triton that
+answers at once. CPU time of the gateway's process for each call, with the threads that compare and write: what is left
+of a core's throughput is its inverse. Rounds are interleaved; a ratio is taken within a round, then the median of the
+rounds, with the least and the most.
+
+Then 5,000 records a second for `--seconds`, outcomes reported to a gateway that writes them into PostgreSQL (Debian's
+package, started here), and how much of its memory that takes. All listens on loopback and ends with the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.v1 import outcomes_pb2 as outcomes
+from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
+from perf import gateways
+from perf.children import Child, NotStarted, Ports
+from perf.quotas import cpu_seconds
+from perf.stack import until_ready
+
+MODEL = "net"
+CALLS = 3000
+AT_ONCE = 16
+USERS = 1000
+RATE = 5000  # records a second
+PER_REPORT = 50  # outcomes of one request
+NOTHING, EXPOSED, ANSWERS, ALL = "nothing", "an experiment", "answers looked at", "all of it, 1 % shadowed"
+SHADOWS = {f"shadow of {share:.0%}": share for share in (0.0, 0.01, 0.1, 1.0)}
+
+_POSTGRES = Path(__file__).parents[1] / "tests" / "store" / "postgres.py"
+
+
+def experiment(request_ids: bool) -> dict[str, Any]:
+    measured = {
+        "latency": {"kind": "duration", "better": "lower", "measure": "latency"},
+        "errors": {"kind": "ratio", "better": "lower", "measure": "error"},
+        "bytes": {"kind": "numeric", "better": "lower", "measure": "size"},
+        "sure": {"kind": "numeric", "better": "higher", "measure": "confidence"},
+    }
+    return {
+        "model": MODEL,
+        "arms": {"a": 1, "b": 1},
+        "outcomes": {"bought": {"kind": "binary", "better": "higher"}, **measured},
+        "primary": "bought",
+        "secondary": list(measured),
+        "smallest_effect": "5%",
+        "request_ids": request_ids,
+    }
+
+
+def config(name: str, port: int, store: str) -> dict[str, Any]:
+    variants = {variant: {"upstream": "triton", "model": f"echo_{variant}"} for variant in ("a", "b", "c")}
+    model: dict[str, Any] = {"variants": variants, "split": {"a": 90, "b": 10}, "sticky": {"metadata": "x-user-id"}}
+    share = SHADOWS.get(name, 0.01 if name == ALL else None)
+    if share is not None:
+        model["shadow"] = {"c": {"share": share, "in_flight": 16}}
+    if name in (ANSWERS, ALL):
+        model["answers"] = {"finite": "fallback", "contract": "fallback"}
+    found: dict[str, Any] = {
+        "upstreams": {"triton": {"endpoints": [f"127.0.0.1:{port}"]}},
+        "models": {MODEL: model},
+        "telemetry": {"access_log": {"destination": "none"}},
+    }
+    if name in (EXPOSED, ALL):
+        found |= {"experiments": {"spring": experiment(request_ids=False)}, "store": {"url": store}}
+    return found
+
+
+def request() -> bytes:
+    asked = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[bytes(512)])
+    asked.inputs.add(name="IN", datatype="UINT8", shape=[8, 64])
+    return bytes(asked.SerializeToString())
+
+
+async def calls(address: str, count: int) -> None:
+    body, left = request(), iter(range(count))
+    async with grpc.aio.insecure_channel(address) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+
+        async def caller() -> None:
+            for number in left:
+                await infer(body, metadata=(("x-user-id", f"user-{number % USERS}"),), timeout=20)
+
+        await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+
+
+def measure(gateway: Child) -> float:
+    """Microseconds of CPU for each call."""
+    before = cpu_seconds(gateway.process.pid)
+    asyncio.run(calls(gateway.address, CALLS))
+    time.sleep(1.0)  # what is compared and written after the last answer counts too
+    return 1e6 * (cpu_seconds(gateway.process.pid) - before) / CALLS
+
+
+def costs(rounds: int, folder: Path, ports: Ports, ended: ExitStack) -> None:
+    port = ports.take()
+    server = [sys.executable, "-m", "perf.scripted_server", str(port), "0"]
+    ended.enter_context(Child(server, port, folder / "server.log"))
+    names = [NOTHING, *SHADOWS, EXPOSED, ANSWERS, ALL]
+    started = {}
+    for name in names:
+        file = "".join(letter if letter.isalnum() else "-" for letter in name)
+        content = config(name, port, f"sqlite:///{folder}/{file}.db")
+        started[name] = ended.enter_context(gateways.gateway(content, file, folder, (ports.take(), ports.take())))
+        until_ready(started[name].address, [MODEL])
+        asyncio.run(calls(started[name].address, 2 * USERS))  # so that each unit is known
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            found[name].append(measure(started[name]))
+    print("| configured | CPU a call, µs | throughput that a core has left: median (least to most) |")
+    print("| --- | --- | --- |")
+    for name, each in found.items():
+        left = [nothing / cpu for cpu, nothing in zip(each, found[NOTHING], strict=True)]
+        spread = f"{statistics.median(left):.2f} ({min(left):.2f} to {max(left):.2f})"
+        print(f"| {name} | {statistics.median(each):.0f} | {spread} |")
+
+
+def postgres(ended: ExitStack) -> str:
+    """The URL of a server of our own; the same that the tests start. :raises NotStarted: if there is none here."""
+    spec = importlib.util.spec_from_file_location("postgres", _POSTGRES)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not module.BINARIES:
+        raise NotStarted("PostgreSQL is not here (Debian: postgresql)")
+    server = module.Postgres()
+    ended.callback(server.remove)
+    return str(server.url)
+
+
+async def report(address: str, seconds: float) -> tuple[int, int]:
+    """Report RATE outcomes a second, in an open loop. Answers how many were accepted, and refused."""
+    accepted = refused = 0
+    numbers = itertools.count()
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = OutcomeServiceStub(channel)
+
+        async def one(first: int) -> None:
+            nonlocal accepted, refused
+            told = [
+                outcomes.Outcome(unit=f"user-{n % 100_000}", name="bought", binary=n % 7 == 0, report_id=f"r{n}")
+                for n in range(first, first + PER_REPORT)
+            ]
+            try:
+                await stub.Report(outcomes.ReportRequest(outcomes=told), timeout=20)
+                accepted += PER_REPORT
+            except grpc.aio.AioRpcError:
+                refused += PER_REPORT
+
+        began, tasks = time.monotonic(), set()
+        while (elapsed := time.monotonic() - began) < seconds:
+            while (sent := len(tasks) * PER_REPORT) < RATE * elapsed:
+                tasks.add(asyncio.ensure_future(one(PER_REPORT * next(numbers))))
+                if sent % (20 * PER_REPORT) == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(0.005)
+        await asyncio.gather(*tasks)
+    return accepted, refused
+
+
+async def watched(address: str, admin: int, pid: int, seconds: float) -> None:
+    """Report, look at the gateway meanwhile, and print what was seen."""
+    waiting: list[int] = []
+    memory = [resident(pid)]
+    before, began = cpu_seconds(pid), time.monotonic()
+    reporting = asyncio.ensure_future(report(address, seconds))
+    while not reporting.done():
+        await asyncio.sleep(0.5)
+        store = (await asyncio.to_thread(state, admin))["store"]
+        waiting.append(store["waiting"])
+        memory.append(resident(pid))
+    took = time.monotonic() - began
+    accepted, refused = reporting.result()
+    cpu = (cpu_seconds(pid) - before) / took
+    await asyncio.sleep(3.0)  # until what waits is written
+    store = (await asyncio.to_thread(state, admin))["store"]
+    print(
+        f"\n{accepted:,} outcomes in {took:.1f} s, with the wait for the last answer: {accepted / took:,.0f} a second, "
+        f"{refused} refused; {store['written']:,} records written since the start, {sum(store['dropped'].values())} "
+        f"dropped, {store['waiting']} wait, at most {max(waiting):,} did; memory {memory[0] >> 20} MiB before, "
+        f"{max(memory) >> 20} MiB at most; {cpu:.0%} of a core"
+    )
+
+
+def state(admin: int) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/state", timeout=20) as answer:
+        return json.load(answer)
+
+
+def resident(pid: int) -> int:
+    """Bytes."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def into_the_store(seconds: float, folder: Path, ports: Ports, ended: ExitStack) -> None:
+    port = ports.take()
+    server = [sys.executable, "-m", "perf.scripted_server", str(port), "0"]
+    ended.enter_context(Child(server, port, folder / "other-server.log"))
+    content = config(EXPOSED, port, postgres(ended))
+    listening = (ports.take(), ports.take())
+    gateway = ended.enter_context(gateways.gateway(content, "store", folder, listening))
+    until_ready(gateway.address, [MODEL])
+    asyncio.run(report(gateway.address, 3.0))  # what is loaded at first is no growth
+    asyncio.run(watched(gateway.address, listening[1], gateway.process.pid, seconds))
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m perf.experiments", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of reports into PostgreSQL (default: 30)")
+    given = parser.parse_args(arguments)
+    with ExitStack() as ended:
+        folder, ports = Path(ended.enter_context(tempfile.TemporaryDirectory())), Ports()
+        if given.rounds:
+            costs(given.rounds, folder, ports, ended)
+    if given.seconds:
+        with ExitStack() as ended:
+            into_the_store(given.seconds, Path(ended.enter_context(tempfile.TemporaryDirectory())), Ports(), ended)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except NotStarted as error:
+        sys.exit(str(error))
