@@ -76,7 +76,7 @@ class Relay:
         """
         topology, inference = self._topology.seen_by(access), self._inference
         if access is not None:
-            if topology.routes.lookup(model) is None and model not in topology.pipelines:
+            if not topology.can_be_called(model):
                 return False  # whatever it is to others
             if not access.scope.allows_all:
                 return True  # what its caller may not send can be anywhere in it

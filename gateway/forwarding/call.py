@@ -161,7 +161,8 @@ class Call:
     def _enter_quota(self) -> Quota:
         """:raises QuotaExceeded: if its caller or its model has used it up."""
         body = self.body if self._large is None else self._large.front
-        return self._inference.enter_quota(self._caller.metadata, self.head, body, self._request_bytes)
+        metadata = self._caller.metadata
+        return self._inference.enter_quota(metadata, self.head, body, self._request_bytes, metadata.access)
 
     def _leave_quota(self) -> None:
         if self._quota is not None:

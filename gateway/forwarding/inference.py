@@ -204,17 +204,23 @@ class Inference:
         now = self.clock()
         facts = Facts(metadata.values)
         request_id = metadata.values.get(REQUEST_ID, "")
-        started = CallStarted(method, model, self.topology.is_known(model), request_id, peer, now, facts)
+        known = self.current.seen_by(metadata.access).is_known(model)
+        started = CallStarted(method, model, known, request_id, peer, now, facts)
         self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
 
-    def enter_quota(self, metadata: CallerMetadata, head: Head, body: bytes, size: int) -> Quota:
+    def enter_quota(self, metadata: CallerMetadata, head: Head, body: bytes, size: int, access: Access | None) -> Quota:
         """Let a request in, if its caller and its model are within their quotas; it must leave the quota once.
 
-        body: whole, or what has arrived of it. size: bytes of all of it.
+        A model that the caller may not use is like one that there is not: he neither uses up its quota nor learns that
+        it has one.
+
+        body: whole, or what has arrived of it. size: bytes of all of it. access: of the caller, if that is checked.
         :raises QuotaExceeded: if they are not.
         """
-        quotas = self.quotas
-        quota = quotas.of(metadata.values, head.model_name)
+        quotas, model = self.quotas, head.model_name
+        if access is not None and not self.current.seen_by(access).can_be_called(model):
+            model = ""
+        quota = quotas.of(metadata.values, model)
         quota.enter(size, rows_of(body, head) if quotas.counts_rows else 1, self.clock())
         return quota
 

@@ -295,7 +295,9 @@ class StreamSession(StreamOwner):
                 access = self._access = access.renewed()
             decided = inference.decide(head, facts, inference.draw(), access, body)
             quota = (
-                inference.enter_quota(self._opening.metadata, head, body, len(body)) if inference.quotas.is_on else None
+                inference.enter_quota(self._opening.metadata, head, body, len(body), access)
+                if inference.quotas.is_on
+                else None
             )
         except GatewayError as error:
             self._refuse(body, error, name)
@@ -333,7 +335,7 @@ class StreamSession(StreamOwner):
         name: of its model, "" if that can't be read.
         """
         inference, id = self._inference, maybe_id(body)
-        known, now = inference.topology.is_known(name), inference.clock()
+        known, now = inference.current.seen_by(self._access).is_known(name), inference.clock()
         started = CallStarted(self._opening.method, name, known, id, self._opening.peer, now, Facts(self._facts))
         head = Head(name, "", id, False, [], 0, 0, None, [])
         message = self._enter(Message(body, head, inference.hooks.call_started(started)))

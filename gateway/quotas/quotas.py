@@ -20,6 +20,8 @@ OTHERS: Final = "other"
 """The name in metrics of all callers that the config does not name."""
 
 _MOST_OTHERS: Final = 10_000  # callers that the config does not name
+_MOST_ACCOUNTS: Final = 40_000  # of all of them, as far as those still are _LEAST_OTHERS; each takes about 800 bytes
+_LEAST_OTHERS: Final = 1000
 _MOST_NAME: Final = 200  # characters of a caller's name; longer ones that begin alike are one
 _BUSY_SECONDS: Final = 0.1  # after which to try again when all places are taken: nobody knows when one is free
 REASONS: Final = ("requests", "bytes", "rows", "concurrent")
@@ -239,6 +241,10 @@ class _Caller:
         self.accounts: dict[str, Account] = {}  # by model; "" for all models together
         self.found: dict[str, Quota] = {}  # by model; "" for those without a quota of their own
 
+    def limits_at(self, model: str) -> Limits:
+        """model: "" for all models together."""
+        return self.quota.models.get(model, NO_LIMITS) if model else self.quota.limits
+
 
 class Quotas:
     """The quotas in force. `is_on` is false, and nothing else is asked, when there are none."""
@@ -251,6 +257,7 @@ class Quotas:
         self._models: dict[str, Account] = {}
         self._named: dict[str, _Caller] = {}
         self._others: dict[str, _Caller] = {}
+        self._most_others = _MOST_OTHERS
         self._refused: dict[tuple[str, str], dict[str, int]] = {}  # by caller, or OTHERS, and model
 
     def apply(self, settings: QuotaSettings, shared: SharedBuckets | None) -> None:
@@ -261,6 +268,7 @@ class Quotas:
         is_same_store = shared is self.shared
         self._settings, self.shared = settings, shared
         self.is_on = settings.is_on
+        self._most_others = max(_LEAST_OTHERS, min(_MOST_OTHERS, _MOST_ACCOUNTS // (1 + len(settings.default.models))))
         quotas = (settings.default, *settings.callers.values())
         limits = (
             *settings.models.values(),
@@ -275,24 +283,38 @@ class Quotas:
             self._models[name] = account
         named, others = self._named, self._others
         self._named, self._others = {}, {}
-        for name in settings.callers:
+        for name, quota in settings.callers.items():
             self._named[name] = self._made(name, named.get(name) or others.get(name), is_same_store)
+            for model in ("", *quota.models):  # so that they are shown before they are used
+                self._maybe_account(self._named[name], model)
         if settings.default.limits.limits_something or settings.default.models or settings.models:
             for name, caller in (*others.items(), *named.items()):
                 if name not in self._named:
                     self._others[name] = self._made(name, caller, is_same_store)
 
-    def _made(self, name: str, before: _Caller | None, is_same_store: bool = True) -> _Caller:
-        quota = self._settings.callers.get(name, self._settings.default)
-        caller = _Caller(name, quota)
-        for model, limits in {"": quota.limits, **quota.models}.items():
+    def _made(self, name: str, before: _Caller | None, is_same_store: bool) -> _Caller:
+        """A caller, with the accounts that it had before and that still limit something."""
+        caller = _Caller(name, self._settings.callers.get(name, self._settings.default))
+        for model, account in before.accounts.items() if before is not None else ():
+            limits = caller.limits_at(model)
             if limits.limits_something:
-                account = before.accounts.get(model) if before is not None else None
-                if account is None:
-                    account = Account(name, model, self._counts(name, model))
                 self._limit(account, limits, is_same_store)
                 caller.accounts[model] = account
         return caller
+
+    def _maybe_account(self, caller: _Caller, model: str) -> Account | None:
+        """One of a caller's, made when it is first needed: who invents names must not get a hundred for each of them.
+
+        returns:  None if nothing is limited there.
+        """
+        account = caller.accounts.get(model)
+        if account is None:
+            limits = caller.limits_at(model)
+            if not limits.limits_something:
+                return None
+            account = caller.accounts[model] = Account(caller.name, model, self._counts(caller.name, model))
+            account.limit(limits, self._settings.workers, self.shared)
+        return account
 
     def _limit(self, account: Account, limits: Limits, is_same_store: bool) -> None:
         if not is_same_store:
@@ -308,13 +330,14 @@ class Quotas:
         name = caller_name(metadata, self._settings.caller)
         caller = self._named.get(name) or self._others.get(name)
         if caller is None:
-            make_room(self._others, _MOST_OTHERS)
-            caller = self._others[name] = self._made(name, None)
+            make_room(self._others, self._most_others)
+            caller = self._others[name] = _Caller(name, self._settings.default)
         if model not in self._models and model not in caller.quota.models:
             model = ""
         quota = caller.found.get(model)
         if quota is None:
-            accounts = (caller.accounts.get(""), caller.accounts.get(model) if model else None, self._models.get(model))
+            own = self._maybe_account(caller, model) if model else None
+            accounts = (self._maybe_account(caller, ""), own, self._models.get(model))
             quota = caller.found[model] = Quota(tuple(each for each in accounts if each is not None))
         return quota
 
@@ -333,7 +356,9 @@ class Quotas:
     def now(self, now: float) -> list[QuotaNow]:
         """May be asked from any thread. Of the callers that the config does not name, those that have used most."""
         callers = [*self._named.values(), *_most_used(list(self._others.values()), now)]
-        accounts = [*self._models.values(), *(account for caller in callers for account in caller.accounts.values())]
+        accounts = [*self._models.values()]
+        for caller in callers:
+            accounts += list(caller.accounts.values())  # at once: the loop may add one meanwhile
         return [account.now(now) for account in accounts]
 
     @property

@@ -150,6 +150,15 @@ def test_callers_without_number_take_bounded_memory_and_nothing_from_those_that_
     assert set(quotas.refused()) == {("acme", ""), ("other", "")}
 
 
+def test_who_invents_names_fills_no_memory_however_many_models_have_a_quota() -> None:
+    of_models = {f"model-{number}": Limits(requests=2, rows=5) for number in range(200)}
+    quotas = quotas_of(default=CallerQuota(Limits(requests=5), of_models))
+    for number in range(3000):
+        assert entered(quota(quotas, f"caller-{number}", "model-7"), 5) == 2
+    assert len(quotas._others) <= 1000
+    assert sum(len(caller.accounts) for caller in quotas._others.values()) <= 2000
+
+
 def test_the_batch_class_is_said_by_the_quota_or_else_by_the_call() -> None:
     quotas = quotas_of(callers={"nightly": CallerQuota(is_batch=True), "shop": CallerQuota(is_batch=False)})
     said: Mapping[str, bool | None] = {name: quotas.class_of({KEY: name}) for name in ("nightly", "shop", "other")}
