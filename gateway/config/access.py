@@ -238,7 +238,8 @@ class Grant(Section):
     allow: tuple[Literal["all", "shared_memory", "sequences", "priority", "timeout", "reserved"], ...] = Field(
         default=(),
         description="What may be in requests beside tensors: shared memory, `sequence_…`, `priority`, `timeout`, and "
-        "`reserved`, which is `triton_…` and `headers`. Without `all`, a large request is collected before it is "
+        "`reserved`, which is `triton_…` and `headers`. Sequence ids are each caller's own, but with `all`. "
+        "Without `all`, a large request is collected before it is "
         "forwarded, since what is not allowed can be anywhere in it.",
         examples=[["sequences"]],
     )

@@ -235,8 +235,8 @@ class Call:
 
     def _send(self, attempt: Attempt) -> None:
         variant, connection, large = attempt.variant, attempt.endpoint.connection, self._large
-        id = self._work.upstream_id
-        request = request_for(variant, self.body, self.head, id=id) if large is None else b""
+        id, sequence = self._work.upstream_id, self._work.own_sequence
+        request = request_for(variant, self.body, self.head, id=id, extra=sequence) if large is None else b""
         client = self._client = connection.call(_PATH, self._fields, self._caller.deadline)
         client.on_done = self._upstream_done
         if self._parts is not None and not self._shadows:

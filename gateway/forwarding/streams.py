@@ -367,7 +367,7 @@ class StreamSession(StreamOwner):
         if upstreams.is_paused(stream):  # the first answer in the order may now be one of this stream's
             upstreams.resume(self._may_read)
         extra = b"" if _has_wrong_empty_final(message.head) else ENABLE_EMPTY_FINAL
-        request = request_for(variant, body, message.head, id=message.key, extra=extra)
+        request = request_for(variant, body, message.head, id=message.key, extra=extra + work.own_sequence)
         if not stream.call.send(request):
             upstreams.filled(stream)
             self._wants_requests = False
@@ -497,6 +497,8 @@ class StreamSession(StreamOwner):
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
         text = with_own_id(head.error, message.key, message.id)
+        if message.work is not None:
+            text = message.work.in_callers_words(text)
         by_model = response is not None and response.model_name != ""
         code, verdict = self._judge(message, text, by_model=by_model)
         if last:
@@ -565,6 +567,7 @@ class StreamSession(StreamOwner):
             stream.remove(message)
             work, attempt = message.work, message.attempt
             if work is not None and attempt is not None:
+                text = work.in_callers_words(text)
                 own = CallFailed(failure.code, text, failure.trailing)
                 self._report_failed(work, attempt, own, None)
                 message.asked = served_by(work, attempt, attempt.variant.version)
