@@ -38,7 +38,7 @@ from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
-from gateway.forwarding.retry_info import pushback_fields, quota_fields
+from gateway.forwarding.retry_info import pushback_fields
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
@@ -153,8 +153,10 @@ class Call:
         self.is_over = True
         self._leave_quota()
         caller = self._caller
-        echo = caller.metadata.echo
-        caller.fail(error, (*quota_fields(error), *echo) if isinstance(error, QuotaExceeded) else echo)
+        if isinstance(error, QuotaExceeded):
+            caller.refuse(error)
+        else:
+            caller.fail(error, caller.metadata.echo)
         if self._is_reported:
             self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
 

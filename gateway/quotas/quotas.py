@@ -7,7 +7,7 @@ of others, of which the oldest are forgotten.
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +23,7 @@ _MOST_OTHERS: Final = 10_000  # callers that the config does not name
 _MOST_ACCOUNTS: Final = 40_000  # of all of them, as far as those still are _LEAST_OTHERS; each takes about 800 bytes
 _LEAST_OTHERS: Final = 1000
 _MOST_NAME: Final = 200  # characters of a caller's name; longer ones that begin alike are one
+_MOST_TEXTS: Final = 16  # of refusals, that an account remembers
 _BUSY_SECONDS: Final = 0.1  # after which to try again when all places are taken: nobody knows when one is free
 REASONS: Final = ("requests", "bytes", "rows", "concurrent")
 _UNITS: Final = ("requests per second", "bytes per second", "rows per second", "calls at a time")
@@ -103,10 +104,15 @@ def caller_name(metadata: Mapping[str, str], key: str) -> str:
     return name if len(name) <= _MOST_NAME else name[:_MOST_NAME]
 
 
+_STEPS: Final = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+_UNITS_OF_TIME: Final = tuple(10.0**power for power in range(-9, 10))
+_TIMES: Final = [float(f"{step * unit:.2g}") for unit in _UNITS_OF_TIME for step in _STEPS]
+
+
 def _rounded_up(seconds: float) -> float:
-    """To two digits, so that most refusals are like one before, whose details are known (`retry_info`)."""
-    unit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
-    return math.ceil(seconds / unit - 1e-6) * unit
+    """To one of ten times between 1 and 10, so that most refusals are like one before, whose answer is known."""
+    at = bisect_left(_TIMES, seconds * (1 - 1e-6))
+    return _TIMES[at] if at < len(_TIMES) else seconds
 
 
 class Account:
@@ -128,6 +134,7 @@ class Account:
         subject = (f"caller:{shown(caller)}" if caller else "", f"model:{model}" if model else "")
         self._subject = ",".join(part for part in subject if part)
         self._short = 0  # of which reason there was too little, when there last was
+        self._told: dict[tuple[float, int], tuple[str, str]] = {}  # text and limit of refusals, by time and reason
 
     def limit(self, limits: Limits, workers: int, shared: SharedBuckets | None) -> None:
         """Put limits in force. Buckets whose limit has changed begin full."""
@@ -136,6 +143,7 @@ class Account:
         if before == limits:
             return
         self.limits = limits
+        self._told.clear()
         rates = mine if shared is None else limits
         self._requests = self._bucket("requests", rates.requests, limits.burst, shared)
         self._bytes = self._bucket("bytes", rates.bytes, limits.burst, shared)
@@ -187,10 +195,14 @@ class Account:
         """The error for a call that would have to wait so many seconds. It is counted."""
         reason = REASONS[self._short]
         self.refused[reason] = self.refused.get(reason, 0) + 1
-        limit = self._limit_text(self._short)
         seconds = _rounded_up(wait)
-        text = f"The quota of {self._whose} is used up: {limit}; try again in {seconds:.2g} s"
-        return QuotaExceeded(text, seconds, self._subject, reason, limit)
+        told = self._told.get((seconds, self._short))
+        if told is None:
+            limit = self._limit_text(self._short)
+            text = f"The quota of {self._whose} is used up: {limit}; try again in {seconds:.2g} s"
+            make_room(self._told, _MOST_TEXTS)
+            told = self._told[seconds, self._short] = (text, limit)
+        return QuotaExceeded(told[0], seconds, self._subject, reason, told[1])
 
     def _limit_text(self, short: int) -> str:
         limits = self.limits
