@@ -276,7 +276,7 @@ class Gateway:
             admin_of(self._first.config),
         )
         await exits.enter_async_context(admin)
-        self.admin_address = admin.address
+        self._admin, self.admin_address = admin, admin.address
 
     def _quotas_now(self) -> QuotasNow:
         """For the metrics. It may be called from any thread."""
@@ -370,6 +370,7 @@ class Gateway:
         if loaded.config.server.tls == self._first.config.server.tls:  # other files come into use only by a restart
             self._server.renew_certificate()
         await self._takeover.follow(loaded, notices)
+        self._admin.guard(admin_of(loaded.config))
 
     def _refused(self, findings: tuple[Finding, ...]) -> None:
         self._events.config_refused(self._first.source, findings)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import aiohttp
 
-from gateway.admin import Admin, merged_config, merged_state
+from gateway.admin import GUARD, Admin, AdminAccess, merged_config, merged_state
 from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.assemble import admin_of
@@ -129,6 +129,7 @@ class Supervisor:
         self._scratch: Scratch
         self._traffic: Traffic
         self._handover: Handover
+        self._admin: Admin
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; then every worker drains. A third signal, or one after the grace, kills them. The
@@ -149,6 +150,7 @@ class Supervisor:
                     numbers_of_pod(scrape, self._environ, VERSION) as self._traffic,
                     Admin(self, self._config.admin.listen, scrape.render, access=admin_of(self._config)) as admin,
                 ):
+                    self._admin = admin
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
                     return await self._run_workers(address)
         finally:
@@ -296,7 +298,8 @@ class Supervisor:
                 async with session.get("/state") as answer:
                     worker.state = await answer.json()
                 async with session.get("/config") as answer:
-                    worker.config = await answer.json()
+                    worker.config = told = await answer.json()
+                    self._admin.guard(AdminAccess.from_told(told.pop(GUARD)))
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
             if worker.gets_calls:
                 worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)

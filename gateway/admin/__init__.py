@@ -4,9 +4,10 @@ from gateway.admin.aggregate import merged_config, merged_state
 from gateway.admin.config_history import ConfigHistory
 from gateway.admin.connections import Connections
 from gateway.admin.guard import AdminAccess
-from gateway.admin.server import Admin, CannotListen, StateSource
+from gateway.admin.server import GUARD, Admin, CannotListen, StateSource
 
 __all__ = [
+    "GUARD",
     "Admin",
     "AdminAccess",
     "CannotListen",

@@ -20,8 +20,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -72,6 +73,10 @@ class StateSource(Protocol):
         ...
 
 
+GUARD: Final = "guard"
+"""The key under which a worker tells its supervisor who may read the admin plane, as its config says now."""
+
+
 class CannotListen(CommandFailed):
     """The admin address is taken or not allowed; the text says which, and what to do."""
 
@@ -104,6 +109,10 @@ class Admin:
         self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server
+
+    def guard(self, access: AdminAccess) -> None:
+        """Let in who has one of these tokens from now on; and nobody who has another. TLS stays as it is."""
+        self._access = replace(access, tls=self._access.tls)
 
     @property
     def address(self) -> str:
@@ -192,7 +201,10 @@ class Admin:
         return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
 
     async def _config(self, request: web.Request) -> web.Response:
-        return _json(self._source.config())
+        config = self._source.config()
+        if isinstance(self._place, str):  # a supervisor's question, who guards a port of its own by what a worker reads
+            config = {**config, GUARD: self._access.told}
+        return _json(config)
 
     async def _state(self, request: web.Request) -> web.Response:
         state, config = self._source.state(), self._source.config()
