@@ -291,7 +291,7 @@ class Gateway:
             verdicts=Verdicts(self._first.source, self._environ, is_scarce=lambda: self._memory.now().step > 0),
         )
         await exits.enter_async_context(admin)
-        self.admin_address = admin.address
+        self._admin, self.admin_address = admin, admin.address
 
     async def _order(self, name: str, action: str, by: str) -> tuple[int, Mapping[str, object]]:
         """Do something to a rollout."""
@@ -402,6 +402,7 @@ class Gateway:
         if loaded.config.server.tls == self._first.config.server.tls:  # other files come into use only by a restart
             self._server.renew_certificate()
         await self._takeover.follow(loaded, notices)
+        self._admin.guard(admin_of(loaded.config))
 
     def _refused(self, findings: tuple[Finding, ...]) -> None:
         self._events.config_refused(self._first.source, findings)

@@ -45,6 +45,7 @@ class Evidence:
         """on_stops: called on the event loop, with the arm that everybody gets by experiment that was stopped."""
         self.exposures = exposures
         self.asked: Mapping[str, Mapping[str, OutcomeSpec]] = {}
+        self.models: Mapping[str, str] = {}
         self._on_stops = on_stops
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recorder = Recorder(
@@ -73,6 +74,7 @@ class Evidence:
             for guardrail in plan.guardrails:
                 asked.setdefault(guardrail.outcome.name, {})[rollout] = guardrail.outcome
         self.asked = asked
+        self.models = {name: each.model for name, each in config.experiments.items() if each.model is not None}
         self._recorder.experiments = tuple(plans)
         if (plans or rollouts_of(config)) and not self._is_started:
             self._is_started = True

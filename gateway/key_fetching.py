@@ -156,8 +156,14 @@ class IssuerKeys:
                 self._assemble()
                 self._changed()
                 _log.info("issuer %s: keys read", fetched.source.issuer.issuer)
+                if fetched.keys.left_out:
+                    wrong = "issuer %s publishes too many keys: %d are left out, and tokens signed by them don't count"
+                    _log.warning(wrong, fetched.source.issuer.issuer, fetched.keys.left_out)
         except (aiohttp.ClientError, OSError, ValueError, RecursionError, asyncio.TimeoutError) as error:
             return f"{type(error).__name__}: {error}"
+        except Exception as error:  # it must be tried again all the same, or nobody of this issuer gets in any more
+            _log.error("issuer %s: unforeseen failure", fetched.source.issuer.issuer, exc_info=error)
+            return type(error).__name__
         return ""
 
 
@@ -168,9 +174,9 @@ async def _fetch(source: KeySource) -> bytes:
         url = source.url
         if not url:
             found: Any = json.loads(await _get(session, source.issuer.issuer.rstrip("/") + _DISCOVERY, context))
-            url = found.get("jwks_uri", "") if isinstance(found, dict) else ""
-            if found.get("issuer") != source.issuer.issuer:
-                raise ValueError("the configuration that it publishes is another issuer's")
+            if not isinstance(found, dict) or found.get("issuer") != source.issuer.issuer:
+                raise ValueError("the configuration that it publishes is another issuer's, or none")
+            url = found.get("jwks_uri", "")
             if not isinstance(url, str) or not url.startswith(("https://", source.issuer.issuer.rstrip("/") + "/")):
                 raise ValueError("the configuration that it publishes names no https URL as jwks_uri")
         return await _get(session, url, context)

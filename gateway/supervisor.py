@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from gateway.admin import ASKED_BY, Admin, merged_config, merged_state
+from gateway.admin import ASKED_BY, GUARD, Admin, AdminAccess, merged_config, merged_state
 from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.assemble import admin_of
@@ -133,6 +133,7 @@ class Supervisor:
         self._scratch: Scratch
         self._traffic: Traffic
         self._handover: Handover
+        self._admin: Admin
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; then every worker drains. A third signal, or one after the grace, kills them. The
@@ -160,6 +161,7 @@ class Supervisor:
                         order=self._order,
                     ) as admin,
                 ):
+                    self._admin = admin
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
                     return await self._run_workers(address)
         finally:
@@ -307,7 +309,8 @@ class Supervisor:
                 async with session.get("/state") as answer:
                     worker.state = await answer.json()
                 async with session.get("/config") as answer:
-                    worker.config = await answer.json()
+                    worker.config = told = await answer.json()
+                    self._admin.guard(AdminAccess.from_told(told.pop(GUARD)))
         except (aiohttp.ClientError, OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
             if worker.gets_calls:
                 worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)

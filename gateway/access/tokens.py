@@ -55,15 +55,20 @@ class _Key:
 
 
 class KeySet:
-    """The public keys of one issuer. Others than signing keys that can be used are left out."""
+    """The public keys of one issuer, the first `_MOST_KEYS`. Others than signing keys that can be used are left out.
 
-    def __init__(self, jwks: Mapping[str, Any], algorithms: Sequence[str]) -> None:
-        """jwks: a JSON Web Key Set. raises: ValueError if it is none, or has no key that can be used."""
-        listed = jwks.get("keys")
+    left_out: how many further ones there are.
+    """
+
+    def __init__(self, jwks: Any, algorithms: Sequence[str]) -> None:
+        """jwks: a JSON Web Key Set, as an issuer may send it. raises: ValueError if it is none, or of no use."""
+        listed = jwks.get("keys") if isinstance(jwks, dict) else None
         if not isinstance(listed, list):
             raise ValueError("is no JSON Web Key Set: it has no list 'keys'")
         kinds = {_KINDS[algorithm] for algorithm in algorithms}
-        self._keys = [key for each in listed[:_MOST_KEYS] if (key := _maybe_key(each, kinds)) is not None]
+        fitting = [each for each in listed if _may_sign(each, kinds)]
+        self.left_out = max(0, len(fitting) - _MOST_KEYS)
+        self._keys = [key for each in fitting[:_MOST_KEYS] if (key := _maybe_key(each)) is not None]
         if not self._keys:
             raise ValueError("has no public key for the algorithms that are configured")
 
@@ -75,11 +80,14 @@ class KeySet:
         return [key for key in same if key.kid == kid]
 
 
-def _maybe_key(jwk: Any, kinds: set[str]) -> _Key | None:
+def _may_sign(jwk: Any, kinds: set[str]) -> bool:
+    """Is it meant to be a public key that tokens may be signed with?"""
     if not isinstance(jwk, dict) or not isinstance(jwk.get("kty"), str):
-        return None
-    if jwk["kty"] not in kinds or jwk.get("use", "sig") != "sig" or "d" in jwk:
-        return None
+        return False
+    return jwk["kty"] in kinds and jwk.get("use", "sig") == "sig" and "d" not in jwk
+
+
+def _maybe_key(jwk: dict[str, Any]) -> _Key | None:
     try:
         key = jwt.PyJWK(jwk).key
     except (PyJWKError, PyJWTError, ValueError, TypeError, NotImplementedError):
@@ -170,11 +178,12 @@ def _principal(issuer: Issuer, claims: Mapping[str, Any]) -> Principal:
     groups = [issuer.prefix + group for group in found or () if isinstance(group, str) and group] if is_list else []
     if not is_list or len(groups) > MOST_GROUPS:
         raise Unauthenticated(f"the token's claim '{issuer.groups}' is no list of groups that fits", "claims")
+    try:
+        until = float(claims["exp"]) + issuer.leeway
+    except OverflowError:
+        raise Unauthenticated("the token's claim 'exp' is no time", "claims") from None
     return Principal(
-        issuer.prefix + name,
-        frozenset(group for group in groups if is_name(group)),
-        by="jwt",
-        until=float(claims["exp"]) + issuer.leeway,
+        issuer.prefix + name, frozenset(group for group in groups if is_name(group)), by="jwt", until=until
     )
 
 

@@ -4,10 +4,11 @@ from gateway.admin.aggregate import merged_config, merged_state
 from gateway.admin.config_history import ConfigHistory
 from gateway.admin.connections import Connections
 from gateway.admin.guard import AdminAccess
-from gateway.admin.server import ASKED_BY, Admin, CannotListen, StateSource
+from gateway.admin.server import ASKED_BY, GUARD, Admin, CannotListen, StateSource
 
 __all__ = [
     "ASKED_BY",
+    "GUARD",
     "Admin",
     "AdminAccess",
     "CannotListen",

@@ -10,7 +10,7 @@ import base64
 import hmac
 import ipaddress
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -31,6 +31,15 @@ class AdminAccess:
     @property
     def asks(self) -> bool:
         return bool(self.hashes) or (self.tls is not None and self.tls[2] is not None)
+
+    @property
+    def told(self) -> dict[str, list[str]]:
+        """What of it may change while the gateway runs, as JSON values."""
+        return {"tokens": [digest.hex() for digest in self.hashes], "open": sorted(self.open_paths)}
+
+    @classmethod
+    def from_told(cls, told: Mapping[str, Sequence[str]]) -> AdminAccess:
+        return cls(tokens_of(told["tokens"]), frozenset(told["open"]))
 
     def context(self) -> ssl.SSLContext | None:
         """:raises OSError: if a file can't be used."""

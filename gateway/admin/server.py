@@ -22,8 +22,9 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -89,6 +90,10 @@ class VerdictSource(Protocol):
     async def aclose(self) -> None: ...
 
 
+GUARD: Final = "guard"
+"""The key under which a worker tells its supervisor who may read the admin plane, as its config says now."""
+
+
 class CannotListen(CommandFailed):
     """The admin address is taken or not allowed; the text says which, and what to do."""
 
@@ -128,6 +133,10 @@ class Admin:
         self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server
+
+    def guard(self, access: AdminAccess) -> None:
+        """Let in who has one of these tokens from now on; and nobody who has another. TLS stays as it is."""
+        self._access = replace(access, tls=self._access.tls)
 
     @property
     def address(self) -> str:
@@ -220,7 +229,10 @@ class Admin:
         return web.Response(body=body, headers={**_HEADERS, "Content-Type": content_type})
 
     async def _config(self, request: web.Request) -> web.Response:
-        return _json(self._source.config())
+        config = self._source.config()
+        if isinstance(self._place, str):  # a supervisor's question, who guards a port of its own by what a worker reads
+            config = {**config, GUARD: self._access.told}
+        return _json(config)
 
     async def _say_verdicts(self, request: web.Request) -> web.Response:
         experiments = self._source.state().get("experiments")

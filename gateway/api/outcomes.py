@@ -6,11 +6,12 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from gateway.access.door import Access
 from gateway.api.calls import CallLimits, Context, add_handlers, request_from, with_errors
 from gateway.api.typed import stream_handler
 from gateway.errors import BadRequest, GatewayError, MalformedMessage, Overloaded, shown
@@ -35,11 +36,16 @@ class UnknownOutcome(GatewayError):
     code = Code.NOT_FOUND
 
 
+Asked: TypeAlias = Mapping[str, Mapping[str, OutcomeSpec]]
+"""What experiments ask for, by name and experiment."""
+
+
 class OutcomeSink(Protocol):
     """Takes what was reported."""
 
-    asked: Mapping[str, Mapping[str, OutcomeSpec]]
-    """By name and experiment: what experiments ask for."""
+    asked: Asked
+    models: Mapping[str, str]
+    """The public model of each experiment."""
 
     async def record(self, rows: Sequence[OutcomeRow], seconds: float) -> bool | None:
         """Have them written. Returns whether they were, within these seconds; None if there was no room."""
@@ -61,7 +67,11 @@ class OutcomeService:
         return await self._answer(request, request_from(context, b"", "Report", self._limits))
 
     async def _answer(self, request: Any, opening: Request) -> Any:
-        rows = rows_of(request.outcomes, self._sink.asked, self._wall())
+        sink, access = self._sink, opening.metadata.access
+        asked = sink.asked if access is None else _asked_of(access, sink.asked, sink.models)
+        rows = rows_of(request.outcomes, asked, self._wall())
+        if access is not None:
+            rows = _for_his(rows, asked, sink.asked)
         seconds = _WAIT_SECONDS
         if opening.deadline is not None:
             seconds = min(seconds, _PART_OF_TIME * opening.deadline.remaining(time.monotonic()))
@@ -100,7 +110,29 @@ async def _read_streamed(body: bytes) -> Any:
     return _read(body, outcomes_pb2.ReportStreamRequest)
 
 
-def rows_of(outcomes: Sequence[Any], asked: Mapping[str, Mapping[str, OutcomeSpec]], now: float) -> list[OutcomeRow]:
+def _asked_of(access: Access, asked: Asked, models: Mapping[str, str]) -> Asked:
+    """What experiments on the models that a caller may use ask for; there are no others for him."""
+    his = {experiment for experiment, model in models.items() if access.scope.covers(model, is_public=True)}
+    limited = {name: {each: spec for each, spec in specs.items() if each in his} for name, specs in asked.items()}
+    return {name: specs for name, specs in limited.items() if specs}
+
+
+def _for_his(rows: list[OutcomeRow], asked: Asked, all_asked: Asked) -> list[OutcomeRow]:
+    """Rows that name no experiment count for all that ask; so one for each that is the caller's, if some are not."""
+    found: list[OutcomeRow] = []
+    for row in rows:
+        if row.experiment or len(asked[row.name]) == len(all_asked[row.name]):
+            found.append(row)
+        else:  # told again they have the same ids
+            found += [
+                row._replace(report_id=f"{row.report_id} {each}", experiment=each)
+                for each, spec in asked[row.name].items()
+                if not spec.measure
+            ]
+    return found
+
+
+def rows_of(outcomes: Sequence[Any], asked: Asked, now: float) -> list[OutcomeRow]:
     """Rows for the store.
 
     outcomes: messages. asked: by name and experiment. now: Unix time.
@@ -113,7 +145,7 @@ def rows_of(outcomes: Sequence[Any], asked: Mapping[str, Mapping[str, OutcomeSpe
     return [_row(f"outcomes[{index}]", outcome, asked, now) for index, outcome in enumerate(outcomes)]
 
 
-def _row(where: str, outcome: Any, asked: Mapping[str, Mapping[str, OutcomeSpec]], now: float) -> OutcomeRow:
+def _row(where: str, outcome: Any, asked: Asked, now: float) -> OutcomeRow:
     specs = asked.get(outcome.name, {})
     if outcome.experiment:
         specs = {name: spec for name, spec in specs.items() if name == outcome.experiment}
@@ -142,7 +174,7 @@ def _row(where: str, outcome: Any, asked: Mapping[str, Mapping[str, OutcomeSpec]
     )
 
 
-def _known(asked: Mapping[str, Mapping[str, OutcomeSpec]]) -> str:
+def _known(asked: Asked) -> str:
     names = [name for name, specs in asked.items() if any(not spec.measure for spec in specs.values())]
     return ", ".join(names[:20]) or "none"
 

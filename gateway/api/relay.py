@@ -12,12 +12,12 @@ from typing import Final
 from gateway.access.door import Access
 from gateway.api.calls import CallLimits, error_trailing
 from gateway.deadline import Deadline
-from gateway.errors import BUG_TEXT, Bug, GatewayError
+from gateway.errors import BUG_TEXT, Bug, GatewayError, QuotaExceeded
 from gateway.forwarding.call import Call
 from gateway.forwarding.caller import CallerMetadata, PartsCaller, metadata_of
 from gateway.forwarding.exchange import Request
 from gateway.forwarding.models import Models
-from gateway.forwarding.retry_info import pushback_fields
+from gateway.forwarding.retry_info import pushback_fields, quota_answer, quota_fields
 from gateway.forwarding.topology import CurrentTopology
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields
@@ -76,7 +76,7 @@ class Relay:
         """
         topology, inference = self._topology.seen_by(access), self._inference
         if access is not None:
-            if topology.routes.lookup(model) is None and model not in topology.pipelines:
+            if not topology.can_be_called(model):
                 return False  # whatever it is to others
             if not access.scope.allows_all:
                 return True  # what its caller may not send can be anywhere in it
@@ -157,6 +157,12 @@ class WireCaller(PartsCaller):
 
     def fail(self, error: GatewayError, trailing: Fields) -> None:
         self._call.fail(error.code, error.text, trailing)
+
+    def refuse(self, error: QuotaExceeded) -> None:
+        if self.metadata.echo:
+            self.fail(error, (*quota_fields(error), *self.metadata.echo))
+        else:
+            self._call.refuse(quota_answer(error))
 
     def collect_request(self) -> None:
         self._call.on_request = _keep

@@ -10,7 +10,7 @@ from pathlib import Path as FilePath
 from gateway.access.api_keys import parse_keys
 from gateway.access.policy import Names
 from gateway.access.rpcs import CONTROL, named_by
-from gateway.config.access import Access
+from gateway.config.access import Access, is_safe_url
 from gateway.config.findings import Path, Problem, Severity, known, show
 from gateway.config.schema import Config
 from gateway.config.units import is_loopback_host, split_address
@@ -56,7 +56,7 @@ def _jwt(access: Access) -> Iterator[Problem]:
             yield Problem((*at, "jwks_file"), "is given beside 'jwks'", "one of them")
         if jwt.jwks_file is not None:
             yield from _jwks((*at, "jwks_file"), jwt.jwks_file, jwt.algorithms)
-        elif jwt.jwks is None and not jwt.issuer.startswith(("https://", "http://127.0.0.1", "http://localhost")):
+        elif jwt.jwks is None and not is_safe_url(jwt.issuer):
             wrong = "is no https URL, so it can't be asked where its keys are"
             yield Problem((*at, "issuer"), wrong, "an https URL, or 'jwks' or 'jwks_file'")
 
@@ -65,10 +65,14 @@ def _jwks(at: Path, file: str, algorithms: tuple[str, ...]) -> Iterator[Problem]
     from gateway.access.tokens import KeySet  # noqa: PLC0415  (PyJWT is there only where it is needed)
 
     try:
-        KeySet(json.loads(FilePath(file).read_bytes()), algorithms)
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        left_out = KeySet(json.loads(FilePath(file).read_bytes()), algorithms).left_out
+    except (OSError, ValueError, RecursionError) as error:
         wrong = str(error) if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError) else ""
         yield Problem(at, wrong or "is no JSON Web Key Set", "the JSON that the issuer publishes as its jwks_uri")
+        return
+    if left_out:
+        wrong = f"has too many keys: {left_out} are left out, and tokens signed by them don't count"
+        yield Problem(at, wrong, "the keys that are in use", Severity.WARNING)
 
 
 def _file_callers(access: Access) -> tuple[set[str], list[Problem]]:

@@ -58,8 +58,9 @@ Kubernetes does it for a mounted ConfigMap, is a change. The new file is validat
 over at once for new calls, and calls in flight end as they began. If it is not, the old one stays, and the findings are
 in the log, in the metrics and at `/config`.
 
-`upstreams`, `models`, `direct`, `access`, `experiments`, `quotas` (not its `shared` and `usage`), `telemetry.capture`
-and what is in TLS files change in this way. Everything else takes effect with a restart only, and a notice says so.
+`upstreams`, `models`, `direct`, `access`, `admin.tokens`, `admin.open`, `experiments`, `quotas` (not its `shared` and
+`usage`), `telemetry.capture` and what is in TLS files change in this way. Everything else takes effect with a restart
+only, and a notice says so.
 
 ## Keys
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from gateway.access.door import CALLER
 from gateway.config.findings import Path, Problem, Severity, known
 from gateway.config.quotas import CallerLimits, QuotaLimits, SharedQuotas
 from gateway.config.schema import Config
@@ -19,6 +20,10 @@ def check_quotas(config: Config) -> Iterator[Problem]:
     if quotas.caller is None and config.checked_access is None and quotas.callers:
         wrong = "names callers, and nothing says by what they are known"
         yield Problem(("quotas", "callers"), wrong, "set access, or quotas.caller")
+    if quotas.caller not in (None, CALLER) and config.checked_access is not None:
+        wrong = f"lets each caller choose whose quota he uses, since clients themselves say '{quotas.caller}'"
+        right = "leave it out, so that a caller is who access knows him to be; keep it if a proxy sets it"
+        yield Problem(("quotas", "caller"), wrong, right, Severity.WARNING)
     callers: dict[Path, CallerLimits] = {("quotas", "default"): quotas.default}
     callers |= {("quotas", "callers", name): caller for name, caller in quotas.callers.items()}
     for path, caller in callers.items():

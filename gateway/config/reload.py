@@ -28,6 +28,8 @@ _LIVE = (
     ("models",),
     ("direct",),
     ("access",),
+    ("admin", "tokens"),
+    ("admin", "open"),
     ("telemetry", "capture"),
     ("pipelines", "memory"),
     ("experiments",),

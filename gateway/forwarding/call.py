@@ -39,7 +39,7 @@ from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, stand_in, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
-from gateway.forwarding.retry_info import pushback_fields, quota_fields
+from gateway.forwarding.retry_info import pushback_fields
 from gateway.forwarding.rolled import VariantCounts
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
@@ -160,15 +160,18 @@ class Call:
         self.is_over = True
         self._leave_quota()
         caller = self._caller
-        echo = caller.metadata.echo
-        caller.fail(error, (*quota_fields(error), *echo) if isinstance(error, QuotaExceeded) else echo)
+        if isinstance(error, QuotaExceeded):
+            caller.refuse(error)
+        else:
+            caller.fail(error, caller.metadata.echo)
         if self._is_reported:
             self._inference.refuse(self._method, caller.metadata, caller.peer, error, self.head.model_name)
 
     def _enter_quota(self) -> Quota:
         """:raises QuotaExceeded: if its caller or its model has used it up."""
         body = self.body if self._large is None else self._large.front
-        return self._inference.enter_quota(self._caller.metadata, self.head, body, self._request_bytes)
+        metadata = self._caller.metadata
+        return self._inference.enter_quota(metadata, self.head, body, self._request_bytes, metadata.access)
 
     def _leave_quota(self) -> None:
         if self._quota is not None:
@@ -241,8 +244,8 @@ class Call:
 
     def _send(self, attempt: Attempt) -> None:
         variant, connection, large = attempt.variant, attempt.endpoint.connection, self._large
-        id = self._work.upstream_id
-        request = request_for(variant, self.body, self.head, id=id) if large is None else b""
+        id, sequence = self._work.upstream_id, self._work.own_sequence
+        request = request_for(variant, self.body, self.head, id=id, extra=sequence) if large is None else b""
         client = self._client = connection.call(_PATH, self._fields, self._caller.deadline)
         client.on_done = self._upstream_done
         if self._parts is not None and not self._shadows:

@@ -13,8 +13,9 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from gateway.access.door import CALLER, Access
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, QuotaExceeded
 from gateway.forwarding.metadata import echoed, first_values, is_field_passed_on, passed_on, trace_context
+from gateway.forwarding.retry_info import quota_fields
 from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, text_of
@@ -118,6 +119,10 @@ class Caller(ABC):
     @abstractmethod
     def fail(self, error: GatewayError, trailing: Fields) -> None:
         """End the call with an error, possibly after the front of an answer."""
+
+    def refuse(self, error: QuotaExceeded) -> None:
+        """End the call, which is over a quota, before anything was answered."""
+        self.fail(error, (*quota_fields(error), *self.metadata.echo))
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -38,7 +38,7 @@ from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
 from gateway.forwarding.rolled import Rolled, VariantCounts
-from gateway.forwarding.sequences import Pin, SequenceKey, Sequences, draw_for, text_of
+from gateway.forwarding.sequences import ID, Pin, SequenceKey, Sequences, draw_for, id_of, text_of
 from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.topology import CurrentTopology, Topology
@@ -68,7 +68,7 @@ from gateway.status import (
     is_unknown_sequence,
     judge,
 )
-from gateway.types import Facts, Metadata, Plan, Served, Variant
+from gateway.types import Facts, Metadata, Parameter, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
@@ -78,6 +78,7 @@ from gateway.v2.peek import (
     RAW_OUTPUT,
     Head,
     KnownHeads,
+    id_parameter,
     peek_request,
     peek_response,
 )
@@ -101,6 +102,7 @@ class Decision:
     known: bool  # may its name become a metric label?
     request_id: str
     plan: Plan | None  # None: it depends on more than that
+    owner: str = ""  # whose own its sequence's id is; "": it is nobody's, and Triton gets it as it is
 
 
 @dataclass(init=False, slots=True)
@@ -114,6 +116,7 @@ class Work:
     observer: CallObserver
     sequence: SequenceKey | None
     pin: Pin | None  # where its sequence has been living, if that is known
+    own_sequence: bytes  # to append to the request, if Triton knows its sequence by another id than its caller
     upstream_id: str | None  # of the attempt under way, if it is traced
     failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
     repeats: int  # times that it was sent again although it may have been executed
@@ -139,11 +142,18 @@ class Work:
         self.observer = observer
         self.sequence = sequence
         self.pin = pin
+        self.own_sequence = b""
         self.upstream_id = upstream_id
         self.failures = failures
         self.repeats = 0
         self.refused = None
         self.returns = 0
+
+    def in_callers_words(self, text: str) -> str:
+        """A text of Triton's with its sequence's id as the caller knows it."""
+        if not self.own_sequence or self.sequence is None:
+            return text
+        return text.replace(str(self.sequence[1]), str(self.facts.parameters[ID]), 1)
 
 
 _MOST_RETURNS: Final = 3
@@ -210,17 +220,23 @@ class Inference:
         now = self.clock()
         facts = Facts(metadata.values)
         request_id = metadata.values.get(REQUEST_ID, "")
-        started = CallStarted(method, model, self.topology.is_known(model), request_id, peer, now, facts)
+        known = self.current.seen_by(metadata.access).is_known(model)
+        started = CallStarted(method, model, known, request_id, peer, now, facts)
         self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
 
-    def enter_quota(self, metadata: CallerMetadata, head: Head, body: bytes, size: int) -> Quota:
+    def enter_quota(self, metadata: CallerMetadata, head: Head, body: bytes, size: int, access: Access | None) -> Quota:
         """Let a request in, if its caller and its model are within their quotas; it must leave the quota once.
 
-        body: whole, or what has arrived of it. size: bytes of all of it.
+        A model that the caller may not use is like one that there is not: he neither uses up its quota nor learns that
+        it has one.
+
+        body: whole, or what has arrived of it. size: bytes of all of it. access: of the caller, if that is checked.
         :raises QuotaExceeded: if they are not.
         """
-        quotas = self.quotas
-        quota = quotas.of(metadata.values, head.model_name)
+        quotas, model = self.quotas, head.model_name
+        if access is not None and not self.current.seen_by(access).can_be_called(model):
+            model = ""
+        quota = quotas.of(metadata.values, model)
         quota.enter(size, rows_of(body, head) if quotas.counts_rows else 1, self.clock())
         return quota
 
@@ -255,15 +271,17 @@ class Inference:
         :raises BadRequest: if the request has what its caller may not send.
         """
         topology, model = self.current.seen_by(access), head.model_name
-        route = topology.routes.lookup(model)
+        route, owner = topology.routes.lookup(model), ""
         if access is not None and (route is not None or model in topology.pipelines):
             is_public = model in topology.routes.public or model in topology.pipelines
-            _check_payload(access.scope.allowed(model, is_public), head, facts, body)
+            allowed = access.scope.allowed(model, is_public)
+            _check_payload(allowed, head, facts, body)
+            owner = "" if ALL in allowed else access.name
         chosen: Plan | None = None
-        if route is not None and not facts.parameters.get("sequence_id"):
+        if route is not None and not facts.parameters.get(ID):
             chosen = choose(route, facts, draw)
         request_id = head.id or facts.metadata.get(REQUEST_ID, "")
-        return Decision(head, facts, route, topology.is_known(model), request_id, chosen)
+        return Decision(head, facts, route, topology.is_known(model), request_id, chosen, owner)
 
     def begin(self, decision: Decision, observer: CallObserver) -> Work:
         """Decide where a request may go.
@@ -277,9 +295,9 @@ class Inference:
             read_version(head.model_version)  # as at Triton: what is no version is refused before the name is looked up
             raise UnknownModel(head.model_name)
         if chosen is None:
-            sequence = facts.parameters.get("sequence_id")
+            sequence = facts.parameters.get(ID)
             if sequence:
-                return self._begin_sequence(route, head, facts, observer, (route.model, sequence))
+                return self._begin_sequence_of(decision.owner, route, head, facts, observer, sequence)
             chosen = drawn(route, facts, self.draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
@@ -307,6 +325,17 @@ class Inference:
         if not why or why not in _NO_FAULT:
             counts.ended(code, _last_meaning(work, code), why, deadline, self.clock())
 
+    def _begin_sequence_of(
+        self, owner: str, route: Route, head: Head, facts: Facts, observer: CallObserver, id: Parameter
+    ) -> Work:
+        if not owner:
+            return self._begin_sequence(route, head, facts, observer, (route.model, id))
+        own = id_of(owner, id)
+        work = self._begin_sequence(route, head, facts, observer, (route.model, own))
+        if own != id and isinstance(own, int | str):
+            work.own_sequence = id_parameter(ID, own)
+        return work
+
     def _begin_sequence(self, route: Route, head: Head, facts: Facts, observer: CallObserver, key: SequenceKey) -> Work:
         """A sequence stays where it began: none of its requests is sent anywhere else.
 
@@ -324,7 +353,7 @@ class Inference:
             first = Attempts(chosen, pools, 1).maybe_next()
             pin = None if first is None else Pin(first.variant, first.endpoint, first.endpoint.lives)
         if pin is None or not pin.endpoint.can_serve(pin.variant.model, pin.variant.version):
-            raise _sequence_lost(key)
+            raise _sequence_lost(route, facts)
         only = Pool(pin.variant.upstream, [pin.endpoint])
         attempts = Attempts(Plan((pin.variant,), "sequence"), {pin.variant.upstream: only}, 1)
         self.sequences.pin(key, pin, self.clock())
@@ -550,7 +579,7 @@ class Inference:
         if work.sequence is not None and self._is_lost(work, attempt, failure, verdict):
             if verdict.meaning is not Meaning.LOST and self._is_search(work):
                 self.sequences.end(work.sequence)  # its next request looks again
-            raise last_asked(_sequence_lost(work.sequence), work)
+            raise last_asked(_sequence_lost(work.route, work.facts), work)
         if not self._may_go_elsewhere(work, failure, verdict):
             raise last_asked(UpstreamFailed(code, _shown(code, failure), failure.trailing), work)
         work.attempts.failed(attempt, verdict)
@@ -589,8 +618,10 @@ class Inference:
         self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None
     ) -> tuple[CallFailed, Verdict, AttemptEnded]:
         """Learn from a failed attempt. Answers the failure as its caller sees it, what it means, and the report."""
-        if work.upstream_id is not None:
-            text = with_own_id(failure.text, work.upstream_id, work.head.id)
+        if work.upstream_id is not None or work.own_sequence:
+            text = work.in_callers_words(failure.text)
+            if work.upstream_id is not None:
+                text = with_own_id(text, work.upstream_id, work.head.id)
             failure = CallFailed(failure.code, text, failure.trailing, origin=failure.origin)
         variant = attempt.variant
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
@@ -685,7 +716,7 @@ class Inference:
         if work.sequence and not is_full and (is_search or (work.pin and work.failures)):
             if is_search:
                 self.sequences.end(work.sequence)  # its next request looks again
-            return _sequence_lost(work.sequence)
+            return _sequence_lost(work.route, work.facts)
         if not work.failures:
             return _nothing_available(work.route, ())
         _, failure, _ = work.failures[-1]
@@ -801,8 +832,8 @@ def _attempts_at(route: Route, chosen: Plan, pools: Mapping[str, Pool]) -> Attem
     return Attempts(Plan(chosen.targets, "sequence"), pools, most)
 
 
-def _sequence_lost(key: SequenceKey) -> SequenceLost:
+def _sequence_lost(route: Route, facts: Facts) -> SequenceLost:
     return SequenceLost(
-        f"sequence {key[1]!r} of model '{key[0]}' is lost: the endpoint that holds its state is unavailable; "
-        "start the sequence again"
+        f"sequence {facts.parameters[ID]!r} of model '{route.model}' is lost: the endpoint that holds its state is "
+        "unavailable; start the sequence again"
     )

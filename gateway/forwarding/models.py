@@ -91,7 +91,7 @@ class Models:
         with self.refusals(request, head.model_name):
             decision = inference.decision(metadata, head, request.body)
             if inference.quotas.is_on:
-                quota = inference.enter_quota(metadata, head, request.body, len(request.body))
+                quota = inference.enter_quota(metadata, head, request.body, len(request.body), metadata.access)
         observer = inference.report(request.method, decision, request.peer, request.body)
         code, text, reply, callers_fault = Code.INTERNAL, BUG_TEXT, None, False
         try:

@@ -10,8 +10,9 @@ from functools import lru_cache
 from typing import Final
 
 from gateway.errors import GatewayError, Overloaded, QuotaExceeded
-from gateway.http2.hpack import NeverIndexed
+from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.metadata import Fields, legal_fields
+from gateway.rpc.server import refusal
 from gateway.types import Metadata
 
 _TYPE: Final = b"type.googleapis.com/google.rpc.RetryInfo"
@@ -46,6 +47,16 @@ def quota_fields(error: QuotaExceeded) -> Fields:
 def _quota_fields(text: str, retry_after: float, subject: str, limit: str, reason: str) -> Fields:
     error = QuotaExceeded(text, retry_after, subject, reason, limit)
     return (*legal_fields(retry_trailers(error)), *pushback_fields(error))
+
+
+def quota_answer(error: QuotaExceeded) -> tuple[Field, ...]:
+    """The whole answer to a call that one ends."""
+    return _quota_answer(error.text, error.retry_after, error.subject, error.limit, error.reason)
+
+
+@lru_cache(_KEPT)
+def _quota_answer(text: str, retry_after: float, subject: str, limit: str, reason: str) -> tuple[Field, ...]:
+    return refusal(QuotaExceeded.code, text, _quota_fields(text, retry_after, subject, limit, reason))
 
 
 @lru_cache(_KEPT)

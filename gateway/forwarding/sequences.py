@@ -3,6 +3,10 @@
 A hash of a new sequence's id chooses its place (`routing`), so that processes and replicas agree; the table here makes
 the place certain within one process. If they disagree, Triton itself refuses the sequence ("must specify the START
 flag"), so a disagreement is an error and never a silent restart.
+
+Triton knows a sequence by its id alone, whoever sends it. Where it is known who calls, ids are each caller's own: at
+Triton a sequence has a hash of its caller's name and its id, which every worker and replica gives it, so none needs to
+know what callers have begun elsewhere.
 """
 
 from __future__ import annotations
@@ -10,12 +14,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Final
 
 from gateway.types import Parameter, Variant
 from gateway.upstream.endpoint import Endpoint
 
 SequenceKey = tuple[str, Parameter]
-"""Public model and sequence id; 5 and "5" are different sequences for Triton, so they are here."""
+"""Public model and sequence id at Triton; 5 and "5" are different sequences for Triton, so they are here."""
+
+ID: Final = "sequence_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,21 @@ class Sequences:
             if now - used < self._idle:
                 return
             del self._pins[key]
+
+
+def id_of(caller: str, id: Parameter) -> Parameter:
+    """The id at Triton of a caller's sequence: no two callers have the same one.
+
+    A number of 63 bits for a number, and 32 characters for a text, of which Triton takes 128. Triton gives models whose
+    control input has 32 bits the lower half.
+    """
+    if isinstance(id, bool) or not isinstance(id, int | str):
+        return id  # Triton says what is wrong with it
+    kind = "text" if isinstance(id, str) else "number"
+    digest = blake2b(f"{caller}\0{kind}\0{id}".encode("utf-8", "surrogatepass"), digest_size=16)
+    if isinstance(id, str):
+        return digest.hexdigest()
+    return (int.from_bytes(digest.digest()[:8], "big") >> 1) or 1
 
 
 def text_of(key: SequenceKey) -> str:

@@ -299,7 +299,9 @@ class StreamSession(StreamOwner):
                 access = self._access = access.renewed()
             decided = inference.decide(head, facts, inference.draw(), access, body)
             quota = (
-                inference.enter_quota(self._opening.metadata, head, body, len(body)) if inference.quotas.is_on else None
+                inference.enter_quota(self._opening.metadata, head, body, len(body), access)
+                if inference.quotas.is_on
+                else None
             )
         except GatewayError as error:
             self._refuse(body, error, name)
@@ -339,7 +341,7 @@ class StreamSession(StreamOwner):
         name: of its model, "" if that can't be read.
         """
         inference, id = self._inference, maybe_id(body)
-        known, now = inference.topology.is_known(name), inference.clock()
+        known, now = inference.current.seen_by(self._access).is_known(name), inference.clock()
         started = CallStarted(self._opening.method, name, known, id, self._opening.peer, now, Facts(self._facts))
         head = Head(name, "", id, False, [], 0, 0, None, [])
         message = self._enter(Message(body, head, inference.hooks.call_started(started)))
@@ -371,7 +373,7 @@ class StreamSession(StreamOwner):
         if upstreams.is_paused(stream):  # the first answer in the order may now be one of this stream's
             upstreams.resume(self._may_read)
         extra = b"" if _has_wrong_empty_final(message.head) else ENABLE_EMPTY_FINAL
-        request = request_for(variant, body, message.head, id=message.key, extra=extra)
+        request = request_for(variant, body, message.head, id=message.key, extra=extra + work.own_sequence)
         if not stream.call.send(request):
             upstreams.filled(stream)
             self._wants_requests = False
@@ -550,6 +552,8 @@ class StreamSession(StreamOwner):
         response = head.response
         last = response is None or response.parameters.get(_FINAL) is not False  # a decoupled model may go on after it
         text = with_own_id(head.error, message.key, message.id)
+        if message.work is not None:
+            text = message.work.in_callers_words(text)
         by_model = response is not None and response.model_name != ""
         code, verdict = self._judge(message, text, by_model=by_model)
         if last:
@@ -618,6 +622,7 @@ class StreamSession(StreamOwner):
             stream.remove(message)
             work, attempt = message.work, message.attempt
             if work is not None and attempt is not None:
+                text = work.in_callers_words(text)
                 own = CallFailed(failure.code, text, failure.trailing)
                 self._report_failed(work, attempt, own, None)
                 message.asked = served_by(work, attempt, attempt.variant.version)

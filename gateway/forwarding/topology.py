@@ -41,6 +41,10 @@ class Topology:
         """Is it a name in the config? Callers may invent any other name."""
         return self.routes.is_known(model) or model in self.pipelines
 
+    def can_be_called(self, model: str) -> bool:
+        """Is there a model of this name, for whoever this topology is?"""
+        return model in self.pipelines or self.routes.lookup(model) is not None
+
     def is_available(self, variant: Variant) -> bool:
         """Can an endpoint of its upstream serve the variant, as far as is known now?"""
         pool = self.pools.get(variant.upstream)

@@ -783,9 +783,14 @@ class Engine:
         self._send_block(stream, block, end_stream)
         return stream_id
 
-    def send_response(self, stream_id: int, head: Sequence[Field], *, end_stream: bool = False) -> None:
-        """Send a response's header list. raises: EngineError if the stream is not open."""
-        self._send_block(self._open(stream_id), self._encoder.encode(head), end_stream)
+    def send_response(
+        self, stream_id: int, head: Sequence[Field], *, end_stream: bool = False, repeats: bool = False
+    ) -> None:
+        """Send a response's header list. raises: EngineError if the stream is not open.
+
+        repeats: as of `Encoder.encode`.
+        """
+        self._send_block(self._open(stream_id), self._encoder.encode(head, repeats), end_stream)
 
     def send_data(self, stream_id: int, data: bytes | memoryview, *, end_stream: bool = False) -> None:
         """Send a part of a body, or queue it. raises: EngineError if the stream is not open."""

@@ -312,8 +312,11 @@ class Encoder:
             self._known.clear()
             self._update = b"\x20" + (_prefixed(0x20, 0x1F, capacity) if capacity else b"")
 
-    def encode(self, fields: Sequence[Field]) -> bytes:
-        """The block of these fields. It is remembered if they are a tuple without `NeverIndexed` fields."""
+    def encode(self, fields: Sequence[Field], repeats: bool = False) -> bytes:
+        """The block of these fields. It is remembered if they are a tuple without `NeverIndexed` fields.
+
+        repeats: it is remembered all the same, since many answers are alike.
+        """
         if isinstance(fields, tuple):
             known = self._known.get(fields)
             if known is not None:
@@ -324,7 +327,7 @@ class Encoder:
         keep = isinstance(fields, tuple) and not update
         for field in fields:
             if isinstance(field, NeverIndexed):
-                keep = False
+                keep = keep and repeats
                 parts.append(b"\x10" + _text(field[0]) + _text(field[1]))
             else:
                 parts.append(self._plain(field))

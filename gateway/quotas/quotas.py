@@ -7,7 +7,7 @@ of others, of which the oldest are forgotten.
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,7 +20,10 @@ OTHERS: Final = "other"
 """The name in metrics of all callers that the config does not name."""
 
 _MOST_OTHERS: Final = 10_000  # callers that the config does not name
+_MOST_ACCOUNTS: Final = 40_000  # of all of them, as far as those still are _LEAST_OTHERS; each takes about 800 bytes
+_LEAST_OTHERS: Final = 1000
 _MOST_NAME: Final = 200  # characters of a caller's name; longer ones that begin alike are one
+_MOST_TEXTS: Final = 16  # of refusals, that an account remembers
 _BUSY_SECONDS: Final = 0.1  # after which to try again when all places are taken: nobody knows when one is free
 REASONS: Final = ("requests", "bytes", "rows", "concurrent")
 _UNITS: Final = ("requests per second", "bytes per second", "rows per second", "calls at a time")
@@ -101,10 +104,15 @@ def caller_name(metadata: Mapping[str, str], key: str) -> str:
     return name if len(name) <= _MOST_NAME else name[:_MOST_NAME]
 
 
+_STEPS: Final = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+_UNITS_OF_TIME: Final = tuple(10.0**power for power in range(-9, 10))
+_TIMES: Final = [float(f"{step * unit:.2g}") for unit in _UNITS_OF_TIME for step in _STEPS]
+
+
 def _rounded_up(seconds: float) -> float:
-    """To two digits, so that most refusals are like one before, whose details are known (`retry_info`)."""
-    unit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
-    return math.ceil(seconds / unit - 1e-6) * unit
+    """To one of ten times between 1 and 10, so that most refusals are like one before, whose answer is known."""
+    at = bisect_left(_TIMES, seconds * (1 - 1e-6))
+    return _TIMES[at] if at < len(_TIMES) else seconds
 
 
 class Account:
@@ -126,6 +134,7 @@ class Account:
         subject = (f"caller:{shown(caller)}" if caller else "", f"model:{model}" if model else "")
         self._subject = ",".join(part for part in subject if part)
         self._short = 0  # of which reason there was too little, when there last was
+        self._told: dict[tuple[float, int], tuple[str, str]] = {}  # text and limit of refusals, by time and reason
 
     def limit(self, limits: Limits, workers: int, shared: SharedBuckets | None) -> None:
         """Put limits in force. Buckets whose limit has changed begin full."""
@@ -134,6 +143,7 @@ class Account:
         if before == limits:
             return
         self.limits = limits
+        self._told.clear()
         rates = mine if shared is None else limits
         self._requests = self._bucket("requests", rates.requests, limits.burst, shared)
         self._bytes = self._bucket("bytes", rates.bytes, limits.burst, shared)
@@ -185,10 +195,14 @@ class Account:
         """The error for a call that would have to wait so many seconds. It is counted."""
         reason = REASONS[self._short]
         self.refused[reason] = self.refused.get(reason, 0) + 1
-        limit = self._limit_text(self._short)
         seconds = _rounded_up(wait)
-        text = f"The quota of {self._whose} is used up: {limit}; try again in {seconds:.2g} s"
-        return QuotaExceeded(text, seconds, self._subject, reason, limit)
+        told = self._told.get((seconds, self._short))
+        if told is None:
+            limit = self._limit_text(self._short)
+            text = f"The quota of {self._whose} is used up: {limit}; try again in {seconds:.2g} s"
+            make_room(self._told, _MOST_TEXTS)
+            told = self._told[seconds, self._short] = (text, limit)
+        return QuotaExceeded(told[0], seconds, self._subject, reason, told[1])
 
     def _limit_text(self, short: int) -> str:
         limits = self.limits
@@ -239,6 +253,10 @@ class _Caller:
         self.accounts: dict[str, Account] = {}  # by model; "" for all models together
         self.found: dict[str, Quota] = {}  # by model; "" for those without a quota of their own
 
+    def limits_at(self, model: str) -> Limits:
+        """model: "" for all models together."""
+        return self.quota.models.get(model, NO_LIMITS) if model else self.quota.limits
+
 
 class Quotas:
     """The quotas in force. `is_on` is false, and nothing else is asked, when there are none."""
@@ -251,6 +269,7 @@ class Quotas:
         self._models: dict[str, Account] = {}
         self._named: dict[str, _Caller] = {}
         self._others: dict[str, _Caller] = {}
+        self._most_others = _MOST_OTHERS
         self._refused: dict[tuple[str, str], dict[str, int]] = {}  # by caller, or OTHERS, and model
 
     def apply(self, settings: QuotaSettings, shared: SharedBuckets | None) -> None:
@@ -261,6 +280,7 @@ class Quotas:
         is_same_store = shared is self.shared
         self._settings, self.shared = settings, shared
         self.is_on = settings.is_on
+        self._most_others = max(_LEAST_OTHERS, min(_MOST_OTHERS, _MOST_ACCOUNTS // (1 + len(settings.default.models))))
         quotas = (settings.default, *settings.callers.values())
         limits = (
             *settings.models.values(),
@@ -275,24 +295,38 @@ class Quotas:
             self._models[name] = account
         named, others = self._named, self._others
         self._named, self._others = {}, {}
-        for name in settings.callers:
+        for name, quota in settings.callers.items():
             self._named[name] = self._made(name, named.get(name) or others.get(name), is_same_store)
+            for model in ("", *quota.models):  # so that they are shown before they are used
+                self._maybe_account(self._named[name], model)
         if settings.default.limits.limits_something or settings.default.models or settings.models:
             for name, caller in (*others.items(), *named.items()):
                 if name not in self._named:
                     self._others[name] = self._made(name, caller, is_same_store)
 
-    def _made(self, name: str, before: _Caller | None, is_same_store: bool = True) -> _Caller:
-        quota = self._settings.callers.get(name, self._settings.default)
-        caller = _Caller(name, quota)
-        for model, limits in {"": quota.limits, **quota.models}.items():
+    def _made(self, name: str, before: _Caller | None, is_same_store: bool) -> _Caller:
+        """A caller, with the accounts that it had before and that still limit something."""
+        caller = _Caller(name, self._settings.callers.get(name, self._settings.default))
+        for model, account in before.accounts.items() if before is not None else ():
+            limits = caller.limits_at(model)
             if limits.limits_something:
-                account = before.accounts.get(model) if before is not None else None
-                if account is None:
-                    account = Account(name, model, self._counts(name, model))
                 self._limit(account, limits, is_same_store)
                 caller.accounts[model] = account
         return caller
+
+    def _maybe_account(self, caller: _Caller, model: str) -> Account | None:
+        """One of a caller's, made when it is first needed: who invents names must not get a hundred for each of them.
+
+        returns:  None if nothing is limited there.
+        """
+        account = caller.accounts.get(model)
+        if account is None:
+            limits = caller.limits_at(model)
+            if not limits.limits_something:
+                return None
+            account = caller.accounts[model] = Account(caller.name, model, self._counts(caller.name, model))
+            account.limit(limits, self._settings.workers, self.shared)
+        return account
 
     def _limit(self, account: Account, limits: Limits, is_same_store: bool) -> None:
         if not is_same_store:
@@ -308,13 +342,14 @@ class Quotas:
         name = caller_name(metadata, self._settings.caller)
         caller = self._named.get(name) or self._others.get(name)
         if caller is None:
-            make_room(self._others, _MOST_OTHERS)
-            caller = self._others[name] = self._made(name, None)
+            make_room(self._others, self._most_others)
+            caller = self._others[name] = _Caller(name, self._settings.default)
         if model not in self._models and model not in caller.quota.models:
             model = ""
         quota = caller.found.get(model)
         if quota is None:
-            accounts = (caller.accounts.get(""), caller.accounts.get(model) if model else None, self._models.get(model))
+            own = self._maybe_account(caller, model) if model else None
+            accounts = (self._maybe_account(caller, ""), own, self._models.get(model))
             quota = caller.found[model] = Quota(tuple(each for each in accounts if each is not None))
         return quota
 
@@ -333,7 +368,9 @@ class Quotas:
     def now(self, now: float) -> list[QuotaNow]:
         """May be asked from any thread. Of the callers that the config does not name, those that have used most."""
         callers = [*self._named.values(), *_most_used(list(self._others.values()), now)]
-        accounts = [*self._models.values(), *(account for caller in callers for account in caller.accounts.values())]
+        accounts = [*self._models.values()]
+        for caller in callers:
+            accounts += list(caller.accounts.values())  # at once: the loop may add one meanwhile
         return [account.now(now) for account in accounts]
 
     @property

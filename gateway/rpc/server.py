@@ -48,6 +48,11 @@ _REQUEST: Final = RequestReceived  # a module constant, as in `connection`
 _numbers: Final = itertools.count()
 
 
+def refusal(code: Code, text: str, trailing: Fields) -> tuple[Field, ...]:
+    """The whole answer to a call that is refused before anything else was answered."""
+    return (*RESPONSE, _STATUS_FIELDS[code], NeverIndexed(b"grpc-message", encode_message(text)), *trailing)
+
+
 def _nothing() -> None: ...
 
 
@@ -139,6 +144,16 @@ class ServerCall(Stream):
     def fail(self, code: Code, text: str, trailing: Fields = ()) -> None:
         """End the call with an error status, after what was sent of a streamed answer."""
         self.finish(code, text, trailing)
+
+    def refuse(self, answer: tuple[Field, ...]) -> None:
+        """End the call by header fields alone, as made by `refusal`, which are the same for many calls."""
+        if self.done:
+            return
+        try:  # noqa: SIM105  (a context manager costs more)
+            self.connection.engine.send_response(self.id, answer, end_stream=True, repeats=True)
+        except EngineError:
+            pass  # the stream has ended, which an event will report
+        self.server.answered(self)
 
     def refuse_http(self, status: bytes) -> None:
         """Answer a request that is not gRPC with an HTTP status."""

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from gateway.access.door import CALLER
 from gateway.hooks import CallHistory, NoListener
-from gateway.status import OK
+from gateway.status import OK, Code
 from gateway.telemetry.w3c import trace_id_of
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _TEXT_LIMIT: Final = 1000  # most characters of a text; callers choose the lengt
 _QUEUED_LINES: Final = 10_000  # about 4 MB; with more, nobody reads, and lines are dropped
 _LINES_A_WRITE: Final = 500
 _QUIET_SECONDS: Final = 60.0  # between two messages about a stream that can't be written
+_REFUSALS_PER_SECOND: Final = 20  # lines; who is over his quota may try again as fast as he likes, and fill no log
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +41,67 @@ class AccessLogSettings:
     slow_seconds: float = 1.0  # a call that took longer is slow
 
 
+class _PerSecond:
+    """Counts what happens in the second that runs."""
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._clock = clock
+        self._second = 0
+        self._taken = 0
+
+    def take(self) -> bool:
+        """May it happen once more?"""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._taken = second, 0
+        self._taken += 1
+        return self._taken <= self._most
+
+
+class Lines(Protocol):
+    """Takes lines. No method waits."""
+
+    def may_write(self) -> bool:
+        """Is a line taken now? If not, one has been left out, and is counted."""
+        ...
+
+    def write(self, line: str) -> None:
+        """Take a line with its newline, after `may_write` has said that it may be."""
+        ...
+
+    def leave_out(self) -> None:
+        """Count a line that is not written."""
+        ...
+
+
 class AccessLog(NoListener):
     """The listener that writes the access log."""
 
     def __init__(
         self,
         settings: AccessLogSettings,
-        write_nowait: Callable[[str], None],
+        lines: Lines,
         draw: Callable[[], float] = random.random,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """
-        write_nowait: takes one line with its newline and returns at once (`LineWriter.write_nowait`).
-        draw:         a number in [0, 1) for each call that only the share can choose.
-        """
+        """draw: a number in [0, 1) for each call that only the share can choose."""
         self._settings = settings
-        self._write = write_nowait
+        self._lines = lines
         self._draw = draw
         self._now = now
+        self._refusals = _PerSecond(_REFUSALS_PER_SECOND, clock)
 
     def call_ended(self, call: CallHistory) -> None:
         because = self._reason(call)
-        if because:
-            self._write(json.dumps(_fields(call, because, self._now())) + "\n")
+        if not because:
+            return
+        end = call.end
+        if end.callers_fault and end.code is Code.RESOURCE_EXHAUSTED and not self._refusals.take():
+            self._lines.leave_out()
+        elif self._lines.may_write():  # before the line is made, which takes as long as refusing a call
+            self._lines.write(json.dumps(_fields(call, because, self._now())) + "\n")
 
     def _reason(self, call: CallHistory) -> str:
         """Why the call is logged; "" if it is not."""
@@ -143,12 +182,10 @@ class LineWriter:
         """
         self._stream = stream
         self._limit = limit
-        self._per_second = per_second
+        self._rate = None if per_second is None else _PerSecond(per_second, clock)
         self._clock = clock
         self._what = what
         self._gap = gap
-        self._second = 0  # the current second
-        self._taken = 0  # lines accepted in that second
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._writing: threading.Thread | None = None
         self._dropped = 0  # lines dropped since the last gap line
@@ -168,19 +205,21 @@ class LineWriter:
             self._writing.join(timeout=2.0)
 
     def write_nowait(self, line: str) -> None:
-        if self._lines.qsize() >= self._limit or not self._is_in_rate():
-            self._dropped += 1
-        else:
-            self._lines.put(line)
+        if self.may_write():
+            self.write(line)
 
-    def _is_in_rate(self) -> bool:
-        if self._per_second is None:
+    def may_write(self) -> bool:
+        """As of `Lines`."""
+        if self._lines.qsize() < self._limit and (self._rate is None or self._rate.take()):
             return True
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self._taken = second, 0
-        self._taken += 1
-        return self._taken <= self._per_second
+        self._dropped += 1
+        return False
+
+    def write(self, line: str) -> None:
+        self._lines.put(line)
+
+    def leave_out(self) -> None:
+        self._dropped += 1
 
     def _run(self) -> None:
         is_open = True
@@ -189,9 +228,9 @@ class LineWriter:
             while len(batch) < _LINES_A_WRITE and not self._lines.empty():
                 batch.append(self._lines.get())
             is_open = None not in batch
-            self._write([line for line in batch if line is not None])
+            self._write_all([line for line in batch if line is not None])
 
-    def _write(self, lines: list[str]) -> None:
+    def _write_all(self, lines: list[str]) -> None:
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             lines.append(self._gap(dropped))

@@ -96,7 +96,7 @@ class ProcessTelemetry:
         if log.destination != "none":
             stream = sys.stdout if log.destination == "stdout" else sys.stderr
             writer = parts.enter(LineWriter(stream, per_second=log.most_per_second), "lines of the access log")
-            listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer.write_nowait))
+            listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer))
         return listeners
 
 

@@ -651,6 +651,13 @@ def _string(tag: int, text: str) -> bytes:
     return bytes((tag,)) + encode_varint(size) + raw if size else b""
 
 
+def id_parameter(key: str, id: int | str) -> bytes:
+    """An entry of `parameters`, to append to a message: it replaces one with the same key. id: at least 0."""
+    value = _string(0x1A, id) if isinstance(id, str) else b"\x10" + encode_varint(id)
+    entry = _string(_NAME, key) + b"\x12" + encode_varint(len(value)) + value
+    return b"\x22" + encode_varint(len(entry)) + entry
+
+
 def encode_varint(number: int) -> bytes:
     """A number of at least 0 as a varint."""
     if number < 0x80:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from certificates import Authority
+from command_line import command, free_address
 
 from gateway.access.api_keys import hash_of
 from gateway.admin import Admin, AdminAccess
@@ -138,6 +142,63 @@ async def test_nothing_can_be_changed_by_any_method() -> None:
                     assert answer.status in (400, 404, 405), (method, path)
 
 
+def elsewhere() -> str:
+    """An address of this machine that is not loopback, if it has one; so it is asked as from elsewhere."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of a network for documentation; nothing is sent
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_tokens_are_taken_over_while_it_runs(tmp_path: Path, workers: int) -> None:
+    """One that is taken out of the config opens nothing any more."""
+    file, here = tmp_path / "gateway.yaml", elsewhere()
+    refused = 200 if here.startswith("127.") else 401
+
+    def write(**admin: Any) -> None:
+        content = {
+            "listen": free_address(),
+            "workers": workers,
+            "admin": {"listen": "0.0.0.0:0", **admin},
+            "upstreams": {"main": {"endpoints": ["127.0.0.1:1"]}},
+            "direct": {"models": "all"},
+        }
+        file.write_text(json.dumps(content))
+
+    async def asked(path: str = "/state") -> list[int]:
+        found = []
+        async with aiohttp.ClientSession() as session:
+            for token in ("old", "new"):
+                headers = {"Authorization": f"Bearer {token}"}
+                async with session.get(f"http://{here}:{port}{path}", headers=headers) as answer:
+                    found.append(answer.status)
+        return found
+
+    async def until_asked(*wanted: int, path: str = "/state") -> None:
+        end = time.monotonic() + 60
+        while await asked(path) != list(wanted):
+            assert time.monotonic() < end, (await asked(path), wanted)
+            await asyncio.sleep(0.1)
+
+    write(tokens=[hash_of("old").hex()])
+    async with command("serve", "--config", str(file), folder=tmp_path) as running:
+        await running.until_said("admin on", within=90)
+        _, admin = await running.until_serving()
+        port = admin.rpartition(":")[2]
+        await until_asked(200, refused)
+        write(tokens=[hash_of("old").hex(), hash_of("new").hex()])
+        await until_asked(200, 200)
+        write(tokens=[hash_of("new").hex()], open=["metrics"])
+        await until_asked(refused, 200)
+        await until_asked(200, 200, path="/metrics")
+        write(tokens=[])
+        await until_asked(200, 200)
+        assert "admin.tokens: changes" not in running.errors
+
+
 async def test_it_serves_tls_and_knows_certificates_of_its_authority(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     server, operator = authority.issue("localhost"), authority.issue("operator")
@@ -145,10 +206,7 @@ async def test_it_serves_tls_and_knows_certificates_of_its_authority(tmp_path: P
     trusting = ssl.create_default_context(cafile=server.ca)
     knowing = ssl.create_default_context(cafile=server.ca)
     knowing.load_cert_chain(operator.certificate, operator.key)
-    try:
-        here = socket.gethostbyname(socket.gethostname())
-    except OSError:
-        here = "127.0.0.1"
+    here = elsewhere()
     async with Admin(Source(), "0.0.0.0:0", lambda _: (b"", "text/plain"), access=access) as admin:
         port = admin.address.rpartition(":")[2]
         found = []

@@ -87,6 +87,14 @@ def said(folder: Path, text: str, **files: str) -> list[str]:
             "access: {jwt: [{issuer: x, audience: [a], jwks: 'http://a/k', algorithms: [HS256]}]}\n",
             ["access.jwt[0].algorithms[0]: is 'HS256'", "access.jwt[0].jwks: is 'http://a/k'"],
         ),
+        (
+            "access: {jwt: [{issuer: x, audience: [a], jwks: 'http://a.example?x=@localhost/k'}]}\n",
+            ["access.jwt[0].jwks: is 'http://…@localhost/k'"],
+        ),
+        (
+            "access: {jwt: [{issuer: 'http://localhost.a.example', audience: [a]}], grants: [{everybody: true}]}\n",
+            ["access.jwt[0].issuer: is no https URL, so it can't be asked where its keys are"],
+        ),
     ],
 )  # fmt: skip
 def test_access_is_checked_as_a_whole(tmp_path: Path, text: str, findings: list[str]) -> None:

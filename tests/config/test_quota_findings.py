@@ -71,6 +71,16 @@ def test_what_is_too_small_for_its_workers_is_told() -> None:
     ]
 
 
+def test_callers_who_are_known_need_not_say_whose_quota_they_use() -> None:
+    key = {"caller": "ada", "sha256": "0" * 64}
+    access = {"api_keys": [key], "grants": [{"callers": ["ada"], "models": ["photos"]}]}
+    assert problems({**CALLER, "default": {"requests": 5}}, access=access) == [
+        "quotas.caller: lets each caller choose whose quota he uses, since clients themselves say 'x-tenant'; leave it "
+        "out, so that a caller is who access knows him to be; keep it if a proxy sets it"
+    ]
+    assert problems({"caller": "gateway-caller", "default": {"requests": 5}}, access=access) == []
+
+
 def test_good_ones_are_not_complained_of() -> None:
     of_models = {"photos": {"rows": 50}, "photos_fp16": {"concurrent": 5}}
     quotas = {**CALLER, "callers": {"acme": {"requests": 5, "models": of_models}}, "models": of_models}

@@ -10,7 +10,7 @@ from test_call import ANSWER, Asking, World
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.call import Call
-from gateway.forwarding.sequences import Pin, Sequences, draw_for, text_of
+from gateway.forwarding.sequences import Pin, Sequences, draw_for, id_of, text_of
 from gateway.status import Code, Origin
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint, State
@@ -55,6 +55,17 @@ def test_a_sequence_that_is_used_is_not_idle_and_not_the_oldest() -> None:
     sequences.pin(("m", 3), PIN, 9.5)
     assert len(sequences) == 2
     assert [sequences.maybe_find(("m", number), 15) is not None for number in (1, 2, 3)] == [True, False, True]
+
+
+def test_each_caller_has_ids_of_his_own_and_they_are_of_the_kind_that_he_sent() -> None:
+    numbers = {id_of(caller, id) for caller in ("ada", "eve", "ada\xa0") for id in (*range(1, 500), -1, 2**63)}
+    texts = {id_of(caller, id) for caller in ("ada", "eve") for id in ("1", "a" * 500, "\0", "\ud800")}
+    assert len(numbers) == 3 * 501
+    assert all(isinstance(number, int) and 0 < number < 2**63 for number in numbers)
+    assert len(texts) == 8
+    assert all(isinstance(text, str) and len(text) == 32 for text in texts)
+    assert id_of("ada", 7) == id_of("ada", 7) == 2708768232754910928, "other replicas may run another version"
+    assert [id_of("ada", odd) for odd in (True, 1.5)] == [True, 1.5], "Triton refuses them"
 
 
 def test_every_replica_draws_the_same_for_a_sequence() -> None:

@@ -518,6 +518,4 @@ if with_tokens():
         with contextlib.suppress(GatewayError):
             assert tokens.principal(data.decode("latin-1")).name.startswith("i:")
         with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(data)
-            if isinstance(found, dict):
-                KeySet(found, ("RS256", "ES256", "EdDSA"))
+            KeySet(json.loads(data), ("RS256", "ES256", "EdDSA"))

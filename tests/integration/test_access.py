@@ -129,6 +129,44 @@ async def test_a_pipeline_calls_its_models_as_itself(channel: grpc.aio.Channel, 
     assert triton.calls["ModelInfer"] == 1
 
 
+async def test_a_forbidden_model_has_no_quota_for_who_may_not_use_it(triton: CountingTriton, tmp_path: Path) -> None:
+    """He neither uses it up for those who may use the model, nor learns by it that there is one."""
+    quotas = "quotas: {models: {secret: {requests: 0.001, burst: 2000s}, hidden_one: {requests: 0.001}}}"
+    server = f"server: {{control: all}}\ntelemetry: {{access_log: {{destination: none}}}}\n{quotas}"
+    async with (
+        closed_gateway(tmp_path, triton, ACCESS, server) as running,
+        channel_to(running.listen) as channel,
+    ):
+        predict = channel.unary_unary(
+            "/gateway.v1.PredictionService/Predict",
+            prediction_pb2.PredictRequest.SerializeToString,
+            prediction_pb2.PredictResponse.FromString,
+        )
+        large = [request(model) for model in ("secret", "hidden_one", "missing")]
+        for message in large:
+            message.raw_input_contents[0] = bytes(100_000)
+        for _ in range(3):
+            seen = set()
+            for model in ("secret", "hidden_one", "missing"):
+                code, text = await refusal(channel, request(model), key_of("user"))
+                seen.add((code, text.replace(model, "NAME")))
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await predict(prediction_pb2.PredictRequest(model=model), metadata=key_of("user"), timeout=10)
+                seen.add((refused.value.code(), (refused.value.details() or "").replace(model, "NAME")))
+            for message in large:
+                code, text = await refusal(channel, message, key_of("user"))
+                seen.add((code, text.replace(message.model_name, "NAME")))
+                [answer] = await streamed(channel, [message], key_of("user"))
+                seen.add((grpc.StatusCode.NOT_FOUND, answer.error_message.replace(message.model_name, "NAME")))
+            assert seen == {(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'NAME' is not found")}
+        assert not triton.calls
+        for _ in range(2):
+            assert (await infer(channel, request("secret"), key_of("other"))).model_name == "secret"
+        code, text = await refusal(channel, request("secret"), key_of("other"))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "model 'secret' is used up" in text
+
+
 # The table: every RPC, by everybody, by every way that a path can be written
 
 V2 = [method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]

@@ -49,14 +49,18 @@ class Provider:
         self.url = ""
         self.fetched = 0
         self.is_away = False
+        self.configuration: Any = None  # what is published in place of the right one
+        self.instead: Any = None  # of keys
 
     async def _configuration(self, _: web.Request) -> web.Response:
-        return web.json_response({"issuer": self.url, "jwks_uri": f"{self.url}/keys"})
+        return web.json_response(self.configuration or {"issuer": self.url, "jwks_uri": f"{self.url}/keys"})
 
     async def _jwks(self, _: web.Request) -> web.Response:
         self.fetched += 1
         if self.is_away:
             return web.Response(status=503)
+        if self.instead is not None:
+            return web.json_response(self.instead)
         keys = KeySet([*self.keys]).as_dict(private=False)
         return web.json_response({"keys": [*keys["keys"], *self.extra]})
 
@@ -196,6 +200,7 @@ def attacks(provider: Provider) -> Iterator[tuple[str, str]]:
     yield "dots", ".."
     yield "deep JSON", f"{b64(b'[' * 4000)}.{payload}.{signature}"
     yield "deep claims", f"{head}.{b64(b'[' * 4000)}.{signature}"
+    yield "an expiry that no number holds", provider.token(exp=10**400)
     yield "huge numbers", f"{head}.{b64(b'{' + b'%cexp%c:' % (34, 34) + b'9' * 5000 + b'}')}.{signature}"
 
 
@@ -269,6 +274,50 @@ async def test_tokens_wait_for_an_issuer_that_is_away_at_the_start(
             while (await infer(channel, issuer.token()))[0] != "OK":
                 assert time.monotonic() < end
                 await asyncio.sleep(0.05)
+
+
+async def test_an_issuer_that_published_nonsense_is_asked_again(
+    triton: CountingTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(key_fetching, "_RETRY_SECONDS", 0.02)
+    async with Provider().serve() as issuer:
+        issuer.configuration = ["no", "configuration"]
+        async with (
+            closed_gateway(tmp_path, triton, access_for(issuer.url)) as running,
+            channel_to(running.listen) as channel,
+        ):
+            assert (await infer(channel, issuer.token()))[0] == "UNAVAILABLE"
+            issuer.configuration = None
+            odd: list[Any] = [["no key set"], "text", 5, {"keys": {}}, {"keys": [5, {"kty": "RSA", "n": 5}]}]
+            for issuer.instead in odd:
+                fetched, end = issuer.fetched, time.monotonic() + 10
+                while issuer.fetched < fetched + 2:
+                    assert time.monotonic() < end
+                    await asyncio.sleep(0.01)
+            issuer.instead = None
+            end = time.monotonic() + 10
+            while (await infer(channel, issuer.token()))[0] != "OK":
+                assert time.monotonic() < end
+                await asyncio.sleep(0.05)
+    assert "unforeseen" not in caplog.text
+
+
+async def test_keys_beyond_those_that_are_kept_are_told_and_only_those_that_sign_count(
+    triton: CountingTriton, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Provider().serve() as issuer:
+        [key] = KeySet([*issuer.keys]).as_dict(private=False)["keys"]
+        sealing = [{**key, "kid": f"e{number}", "use": "enc"} for number in range(150)]
+        others = [{**key, "kid": f"s{number}"} for number in range(120)]
+        issuer.instead = {"keys": [*sealing, key, *others]}
+        async with (
+            closed_gateway(tmp_path, triton, access_for(issuer.url)) as running,
+            channel_to(running.listen) as channel,
+        ):
+            assert await infer(channel, issuer.token()) == ("OK", "")
+            assert (await infer(channel, issuer.token(header={"kid": "s98"})))[0] == "OK"
+            assert (await infer(channel, issuer.token(header={"kid": "s119"})))[0] != "OK"
+    assert "publishes too many keys: 21 are left out" in caplog.text
 
 
 async def test_keys_in_a_file_do_as_well_and_are_followed(triton: CountingTriton, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from triton_fixture import TritonFactory
 from v2_calls import Outcome, call, channel_to, infer, numbers, read_all, stream
 from v2_gateways import gateway_of, wait_until
 
+from gateway.access.api_keys import hash_of
 from gateway.app import Gateway
 from gateway.config import load
 from gateway.triton import LocalTriton
@@ -74,6 +75,75 @@ async def test_a_whole_sequence_may_be_written_ahead(channel: grpc.aio.Channel) 
         await streaming.write(step(1, sequence, start=number == 0, end=number == 99))
     await streaming.done_writing()
     assert [numbers(a.infer_response)[0] for a in await read_all(streaming)] == list(range(1, 101))
+
+
+CALLERS = {name: f"igk_{name}" for name in ("ada", "eve", "operator")}
+OF_CALLERS = f"""
+listen: 127.0.0.1:0
+admin: {{listen: "127.0.0.1:0"}}
+models:
+  sums: {{variants: {{only: {{upstream: main, model: accumulate}}}}}}
+  text-sums: {{variants: {{only: {{upstream: main, model: accumulate_text}}}}}}
+access:
+  api_keys: [{", ".join(f"{{caller: {name}, sha256: '{hash_of(key).hex()}'}}" for name, key in CALLERS.items())}]
+  grants:
+    - {{callers: [ada, eve], models: [sums, text-sums], allow: [sequences]}}
+    - {{callers: [operator], models: [sums], allow: [all]}}
+"""
+
+
+def of_callers(folder: Path, triton: LocalTriton) -> Path:
+    file = folder / "gateway.yaml"
+    file.write_text(f"{OF_CALLERS}upstreams: {{main: {{endpoints: ['{triton.grpc_address}']}}}}\n")
+    return file
+
+
+def key_of(caller: str) -> tuple[tuple[str, str], ...]:
+    return (("x-api-key", CALLERS[caller]),)
+
+
+@pytest.mark.parametrize(("id", "model"), [(7, "sums"), ("seven", "text-sums")])
+async def test_no_caller_can_speak_in_a_sequence_of_another_and_each_has_all_ids(
+    triton: LocalTriton, tmp_path: Path, id: int | str, model: str
+) -> None:
+    """By a second gateway, which knows nothing of what was begun at the first."""
+    file = of_callers(tmp_path, triton)
+    async with (
+        gateway_of(load(file, {})) as first,
+        gateway_of(load(file, {})) as second,
+        channel_to(first.listen) as channel,
+        channel_to(second.listen) as other,
+    ):
+        assert total(await call(channel, step(1, id, model=model, start=True), metadata=key_of("ada"))) == 1
+        for where in (channel, other):
+            strange = await call(where, step(100, id, model=model), metadata=key_of("eve"))
+            assert strange.code is grpc.StatusCode.INVALID_ARGUMENT
+            assert f"for sequence {id} to model" in strange.text
+            streaming = stream(where, key_of("eve"))
+            await streaming.write(step(100, id, model=model))
+            await streaming.done_writing()
+            [answer] = await read_all(streaming)
+            assert f"for sequence {id} to model" in answer.error_message
+        assert total(await call(other, step(2, id, model=model), metadata=key_of("ada"))) == 3
+        assert total(await call(channel, step(50, id, model=model, start=True), metadata=key_of("eve"))) == 50
+        streaming = stream(other, key_of("ada"))
+        await streaming.write(step(3, id, model=model))
+        await streaming.write(step(4, id, model=model, end=True))
+        await streaming.done_writing()
+        assert [numbers(a.infer_response)[0] for a in await read_all(streaming)] == [6, 10]
+        assert total(await call(other, step(1, id, model=model, end=True), metadata=key_of("eve"))) == 51
+
+
+async def test_ids_are_as_they_were_sent_for_whom_all_is_allowed(triton: LocalTriton, tmp_path: Path) -> None:
+    file = of_callers(tmp_path, triton)
+    sequence = next(ids)
+    async with (
+        gateway_of(load(file, {})) as running,
+        channel_to(running.listen) as channel,
+        channel_to(triton.grpc_address) as direct,
+    ):
+        assert total(await call(channel, step(1, sequence, start=True), metadata=key_of("operator"))) == 1
+        assert total(await call(direct, step(2, sequence, model="accumulate", end=True))) == 3
 
 
 async def test_ids_may_be_texts(channel: grpc.aio.Channel) -> None:

@@ -78,7 +78,7 @@ def test_bytes_of_requests_and_answers_and_rows_count() -> None:
     with pytest.raises(QuotaExceeded) as refused:
         of_c.enter(100, 1, 0.0)
     assert refused.value.reason == "bytes"
-    assert refused.value.retry_after == pytest.approx(1.1)
+    assert refused.value.retry_after == 1.2  # 1.1, rounded up
 
 
 def test_concurrent_calls_have_places_that_they_leave() -> None:
@@ -148,6 +148,15 @@ def test_callers_without_number_take_bounded_memory_and_nothing_from_those_that_
     assert entered(quota(quotas), 5) == 0
     assert len(quotas.now(0.0)) <= 1 + 20
     assert set(quotas.refused()) == {("acme", ""), ("other", "")}
+
+
+def test_who_invents_names_fills_no_memory_however_many_models_have_a_quota() -> None:
+    of_models = {f"model-{number}": Limits(requests=2, rows=5) for number in range(200)}
+    quotas = quotas_of(default=CallerQuota(Limits(requests=5), of_models))
+    for number in range(3000):
+        assert entered(quota(quotas, f"caller-{number}", "model-7"), 5) == 2
+    assert len(quotas._others) <= 1000
+    assert sum(len(caller.accounts) for caller in quotas._others.values()) <= 2000
 
 
 def test_the_batch_class_is_said_by_the_quota_or_else_by_the_call() -> None:

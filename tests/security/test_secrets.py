@@ -8,9 +8,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import signal
 import ssl
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +28,15 @@ import yaml
 from aiohttp import web
 from certificates import Authority, Files, read
 from command_line import Command, command, descendants, free_address
+from joserfc import jwt as jose
+from joserfc.jwk import RSAKey
 from receiver import receiving
 from traffic import until, until_readyz
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, infer, stream
 from v2_gateways import Script
 
+from gateway.access.api_keys import hash_of
 from gateway.config import ConfigError, load
 from gateway.v1 import prediction_pb2
 
@@ -261,4 +268,178 @@ async def test_no_secret_comes_out_whatever_happens(tmp_path: Path) -> None:
     for place in ("admin /metrics", "admin /state", "answers", "traces", "captures", "log .out", "log .err", "ps"):
         assert sum(map(len, written.places[place])) > 50, place
     found = {str(secret): places for secret in (*map(str.encode, SECRETS), *keys) if (places := written.with_a(secret))}
+    assert not found
+
+
+KNOWN_KEY, FILE_KEY, WRONG_KEY, ADMIN_TOKEN, WRONG_TOKEN = (f"igk_{name}-f0a9b8c7d6" for name in "abcde")
+QUOTA_PASSWORD, EVIDENCE_PASSWORD, UNIT_KEY = "quota-c7b6a5", "evidence-d8c7b6", "unit-key-e9d8c7b6a5"
+USAGE_PASSWORD, ISSUER_PASSWORD, ISSUER_QUERY = "usage-f0e9d8", "issuer-a1f0e9", "query-b2a1f0"
+WRITTEN_WRONG = ("pass/word-c3b2a1", "word#pass-d4c3b2", "secret-e5d4c3", "hash-f6e5d4")
+OF_ACCESS = (
+    *(KNOWN_KEY, FILE_KEY, WRONG_KEY, ADMIN_TOKEN, WRONG_TOKEN, QUOTA_PASSWORD, EVIDENCE_PASSWORD, UNIT_KEY),
+    *(USAGE_PASSWORD, ISSUER_PASSWORD, ISSUER_QUERY, *WRITTEN_WRONG, "word-c3b2a1"),
+)
+
+
+class Guarded(Setting):
+    """The same with callers of every kind, quotas in a store, evidence in a database and an admin plane with tokens."""
+
+    def __init__(self, folder: Path, files: Files, triton: str, otlp: str) -> None:
+        self.issuer_key = RSAKey.generate_key(2048, {"kid": "k", "use": "sig"}, auto_kid=False)
+        super().__init__(folder, files, triton, otlp)
+        (folder / "jwks.json").write_text(json.dumps({"keys": [self.issuer_key.as_dict(private=False)]}))
+        (folder / "keys.txt").write_text(f"bob {hash_of(FILE_KEY).hex()}\n")
+        away = f"http://user:{ISSUER_PASSWORD}@127.0.0.1:1/keys?token={ISSUER_QUERY}"
+        self.content |= {
+            "admin": {"listen": "127.0.0.1:0", "tokens": [hash_of(ADMIN_TOKEN).hex()]},
+            "access": {
+                "api_keys": [{"caller": "ada", "sha256": hash_of(KNOWN_KEY).hex()}],
+                "api_key_file": "keys.txt",
+                "jwt": [
+                    {"issuer": "https://here", "audience": ["a"], "jwks_file": "jwks.json", "prefix": "here:"},
+                    {"issuer": "https://away", "audience": ["a"], "jwks": away, "prefix": "away:"},
+                ],
+                "grants": [
+                    {"callers": ["ada"], "models": ["*"], "rpcs": ["inference", "metadata", "details", "outcomes"]},
+                    {"everybody": True, "models": ["good"]},
+                ],
+                "tell_upstream": "x-caller",
+            },
+            "quotas": {
+                "default": {"requests": 5, "models": {"bad": {"requests": 0.01}}},
+                "shared": {"url": f"redis://user:{QUOTA_PASSWORD}@127.0.0.1:1/0"},
+                "usage": {"directory": f"ftp://user:{USAGE_PASSWORD}@127.0.0.1:1/used", "interval": "1s"},
+            },
+            "store": {"url": f"postgresql://user:{EVIDENCE_PASSWORD}@127.0.0.1:1/evidence", "unit_key": UNIT_KEY},
+            "experiments": {
+                "trial": {
+                    "model": "good",
+                    "arms": {"only": 1, "other": 1},
+                    "outcomes": {"bought": {"kind": "binary", "better": "higher"}},
+                    "primary": "bought",
+                    "smallest_effect": "5%",
+                    "units": 100,
+                }
+            },
+        }
+        only = self.content["models"]["good"]["variants"]["only"]
+        self.content["models"]["good"] = {
+            "variants": {"only": only, "other": {**only, "model": "better"}}, "sticky": {"metadata": "x-user"}
+        }  # fmt: skip
+        self.write(self.content)
+
+    def token(self, **claims: Any) -> str:
+        now = int(time.time())
+        said = {"iss": "https://here", "aud": "a", "sub": "eve", "exp": now + 300, **claims}
+        return str(jose.encode({"alg": "RS256", "kid": "k"}, said, self.issuer_key))
+
+    def wrong_ones(self) -> list[dict[str, Any]]:
+        """Configs that are refused, each with a secret where it is wrong."""
+        access, quotas = self.content["access"], self.content["quotas"]
+        jwt = access["jwt"][1]
+        return [
+            {"quotas": {**quotas, "shared": {"url": f"redis://user:{WRITTEN_WRONG[0]}@127.0.0.1:1/0", "period": 0}}},
+            {"quotas": {**quotas, "shared": {"url": f"http://user:{WRITTEN_WRONG[1]}@127.0.0.1:1/0"}}},
+            {"access": {**access, "api_keys": [{"caller": "ada", "sha256": WRITTEN_WRONG[3]}]}},
+            {"access": {**access, "jwt": [{**jwt, "jwks": f"http://user:{WRITTEN_WRONG[2]}@elsewhere/keys"}]}},
+            {"admin": {"listen": "127.0.0.1:0", "tokens": [WRITTEN_WRONG[3]]}},
+            {"store": {"url": f"mysql://user:{WRITTEN_WRONG[2]}@host/x", "unit_key": UNIT_KEY}},
+        ]
+
+
+async def calls_of_callers(setting: Guarded, tokens: Sequence[str], written: Written) -> None:
+    """By every way to say who is calling, right and wrong; more than the quotas let in."""
+    by_key = [(("x-api-key", key),) for key in (KNOWN_KEY, FILE_KEY, WRONG_KEY)]
+    by_bearer = [(("authorization", f"Bearer {token}"),) for token in (KNOWN_KEY, WRONG_KEY, *tokens)]
+    both = [*by_key[0], *by_bearer[1]]
+    async with setting.channel() as channel:
+        for credentials in (*by_key, *by_bearer, both, (("authorization", f"Basic {WRONG_KEY}"),)):
+            for name in ("good", "bad", "bad", "gone", "nobody"):
+                outcome = await call(channel, infer(name), metadata=[*credentials, ("x-user", "u")], timeout=10)
+                written.add("answers", repr((outcome.text, outcome.initial, outcome.trailing)))
+            for method in ("ModelConfig", "LogSettings", "NoSuchMethod"):
+                outcome = await call(channel, b"", method, metadata=credentials)
+                written.add("answers", repr((outcome.text, outcome.initial, outcome.trailing)))
+            streaming = stream(channel, credentials)
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                for name in ("good", "nobody", "bad"):
+                    await streaming.write(infer(name))
+                await streaming.done_writing()
+                while (answer := await streaming.read()) is not grpc.aio.EOF:
+                    written.add("answers", answer.SerializeToString())
+
+
+async def admin_plane_by_token(admin: str, written: Written) -> None:
+    async with aiohttp.ClientSession() as session:
+        for token in (ADMIN_TOKEN, WRONG_TOKEN):
+            basic = base64.b64encode(f"me:{token}".encode()).decode()
+            for path in ("/", "/metrics", "/state", "/config"):
+                for scheme in (f"Bearer {token}", f"Basic {basic}"):
+                    headers = {"Authorization": scheme}
+                    async with session.get(f"http://{admin}{path}?token={token}", headers=headers) as answer:
+                        written.add(f"admin {path}", repr(answer.headers) + await answer.text())
+
+
+async def commands_about_it(setting: Guarded, admin: str, key_file: Path, written: Written) -> None:
+    """What the command says of a config that is good, and of those that are not."""
+    files = [setting.file]
+    for number, wrong in enumerate(setting.wrong_ones()):
+        files.append(setting.file.with_name(f"wrong-{number}.yaml"))
+        files[-1].write_text(yaml.safe_dump({**setting.content, **wrong}))
+    asked = [["check", str(file)] for file in files]
+    asked.append(["explain", str(setting.file), "--as", "ada", "--model", "good", "--admin", admin])
+    captured = [str(file) for file in setting.captured.iterdir()]
+    asked.append(["replay", *captured, "--to", setting.listen, "--key-file", str(key_file)])
+    for arguments in asked:
+        done = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-m", "gateway", *arguments], capture_output=True, check=False,
+            env={**os.environ, **setting.environ},
+        )  # fmt: skip
+        assert b"Traceback" not in done.stderr, (arguments, done.stderr)
+        written.add(f"command {arguments[0]}", done.stdout + done.stderr)
+
+
+@pytest.mark.timeout(240)
+async def test_no_credential_of_access_comes_out_whoever_shows_it_and_wherever_it_is_written(tmp_path: Path) -> None:
+    """Keys, tokens and passwords: in calls, in the config, in configs that are wrong, on the admin plane."""
+    written = Written()
+    files = Authority(tmp_path).issue("localhost")
+    out, key_file = tmp_path / "out", tmp_path / "key"
+    out.mkdir()
+    key_file.write_text(KNOWN_KEY)
+    async with (
+        Script(answered).serve() as triton,
+        receiving("/v1/traces", partial(refused_spans, written)) as otlp,
+    ):
+        setting = Guarded(tmp_path, files, triton, otlp)
+        tokens = [setting.token(), setting.token(exp=1), setting.token(iss="https://away"), setting.token(sub="")]
+        tokens.append(setting.token() + "x")
+        arguments = ("serve", "--config", str(setting.file), "--log-level", "debug")
+        async with command(*arguments, folder=out, environ=setting.environ) as running:
+            await running.until_said("admin on", within=90)
+            _, admin = await running.until_serving()
+            await until_readyz(admin, True, within=60)
+            await until(lambda: "the store of quotas is away" in running.errors, 60, "the store of quotas")
+            await until(lambda: "could not be fetched" in running.errors, 60, "the keys of an issuer")
+            await calls_of_callers(setting, tokens, written)
+            await admin_plane_by_token(admin, written)
+            await commands_about_it(setting, admin, key_file, written)
+            await until(lambda: len(written.places.get("traces", ())) >= 1, 60, "spans")
+            for number, wrong in enumerate(setting.wrong_ones()):
+                setting.write({**setting.content, **wrong})
+                os.kill(running.pid, signal.SIGHUP)
+                await until(lambda n=number: running.errors.count("new config is refused") > n, 60, "a refusal")
+            await admin_plane_by_token(admin, written)
+            for line in listed_processes(running):
+                written.add("ps", line)
+            running.signal(signal.SIGTERM)
+            await running.wait()
+    for file in out.iterdir():
+        written.add(f"log {file.suffix}", file.read_bytes())
+    for file in setting.captured.iterdir():
+        written.add("captures", file.read_bytes())
+    for place in ("admin /metrics", "admin /state", "admin /config", "answers", "traces", "log .out", "log .err", "ps"):
+        assert sum(map(len, written.places[place])) > 50, place
+    parts = [part for token in tokens for part in token.split(".") if len(part) > 40]
+    found = {secret: places for secret in (*OF_ACCESS, *parts) if (places := written.with_a(secret.encode()))}
     assert not found

@@ -21,6 +21,7 @@ from test_workers import until_all_up
 from traffic import OK, config, gateway, http, until, write
 from v2_calls import call, channel_to, infer, read_all, stream
 
+from gateway.access.api_keys import hash_of
 from gateway.app import Gateway
 from gateway.cli import main
 from gateway.experiment_reports import Unknown, disagreements
@@ -167,6 +168,46 @@ WRONG: dict[str, tuple[Any, grpc.StatusCode, str]] = {
         "future",
     ),
 }
+
+
+async def test_a_caller_reports_for_experiments_on_his_models_and_for_no_others(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'evidence.db'}"
+    access = {
+        "api_keys": [{"caller": name, "sha256": hash_of(name).hex()} for name in ("ada", "all")],
+        "grants": [
+            {"callers": ["ada"], "models": ["net"], "rpcs": ["inference", "outcomes"]},
+            {"callers": ["all"], "models": ["*"], "rpcs": ["inference", "outcomes"]},
+        ],
+    }
+    async with played() as triton:
+        content = plan(triton.address, url)
+        content["models"]["secret"] = content["models"]["net"]
+        content["experiments"]["hidden"] = {**SPRING, "model": "secret"}
+        file = write(tmp_path / "gateway.yaml", {**content, "access": access})
+        async with gateway(file) as running, channel_to(running.listen) as channel:
+            report = OutcomeServiceStub(channel).Report
+            ada, everything = (("x-api-key", "ada"),), (("x-api-key", "all"),)
+            for model in ("net", "secret"):
+                metadata = (*everything, ("x-user", "anna"))
+                assert (await call(channel, infer(model), metadata=metadata)).code is OK
+            seen = set()
+            for name in ("hidden", "missing"):
+                named = pb.Outcome(unit="anna", name="bought", binary=True, experiment=name)
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await report(pb.ReportRequest(outcomes=[named]), metadata=ada, timeout=20)
+                seen.add((refused.value.code(), (refused.value.details() or "").replace(name, "NAME")))
+            assert len(seen) == 1
+            for _ in range(2):
+                assert (
+                    await report(pb.ReportRequest(outcomes=[bought("1", unit="anna")]), metadata=ada, timeout=20)
+                ).stored
+            await report(pb.ReportRequest(outcomes=[bought("2", unit="anna")]), metadata=everything, timeout=20)
+    store = Store(url, KEY)
+    try:
+        reports = {name: len(list(store.outcomes(name, {"bought": False}))) for name in ("spring", "hidden")}
+    finally:
+        store.close()
+    assert reports == {"spring": 2, "hidden": 1}
 
 
 async def test_a_wrong_report_is_refused_whole_and_says_what_would_be_right(tmp_path: Path) -> None:

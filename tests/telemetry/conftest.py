@@ -46,6 +46,7 @@ class Call:
     waited: float = 0.0
     request_bytes: int = 1000
     response_bytes: int = 40
+    callers_fault: bool = False
 
     def report_to(self, listener: Listener | Hooks) -> list[Metadata]:
         """Tell the whole call. Returns what each attempt was to send upstream."""
@@ -76,7 +77,17 @@ class Call:
             at += attempt.seconds
             observer.attempt_ended(AttemptEnded(attempt.code, attempt.text, attempt.meaning, at))
         sizes = self.request_bytes, self.response_bytes
-        observer.ended(CallEnded(self.code, self.text, self._served(), *sizes, at + self.overhead, waited=self.waited))
+        observer.ended(
+            CallEnded(
+                self.code,
+                self.text,
+                self._served(),
+                *sizes,
+                at + self.overhead,
+                callers_fault=self.callers_fault,
+                waited=self.waited,
+            )
+        )
         return sent
 
     def facts(self) -> Facts:

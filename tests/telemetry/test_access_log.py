@@ -17,8 +17,17 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 class Lines(list):
+    write = list.append
+    left_out = 0
+
+    def may_write(self):
+        return True
+
+    def leave_out(self):
+        self.left_out += 1
+
     def log(self, share=0.0, slow_seconds=1.0, draw=lambda: 0.5):
-        return AccessLog(AccessLogSettings(share, slow_seconds), self.append, draw, now=lambda: NOON)
+        return AccessLog(AccessLogSettings(share, slow_seconds), self, draw, now=lambda: NOON, clock=lambda: 5.0)
 
 
 @pytest.fixture
@@ -66,6 +75,22 @@ def test_a_call_refused_before_any_attempt_is_logged_without_a_target(lines, cal
     call(attempts=[], code=Code.NOT_FOUND, text="no such model").report_to(lines.log())
     line = json.loads(lines[0])
     assert (line["variant"], line["endpoint"], line["attempts"]) == ("", "", 0)
+
+
+def test_who_is_over_his_quota_fills_no_log_and_keeps_no_line_of_others_out(lines, call):
+    log = lines.log()
+    for _ in range(1000):
+        call(attempts=[], code=Code.RESOURCE_EXHAUSTED, text="used up", callers_fault=True).report_to(log)
+    for _ in range(3):
+        call(attempts=[], code=Code.RESOURCE_EXHAUSTED, text="the model is full").report_to(log)
+    assert [json.loads(line)["error"] for line in lines] == ["used up"] * 20 + ["the model is full"] * 3
+    assert lines.left_out == 980
+
+
+def test_a_line_that_nobody_takes_is_not_made(lines, call, monkeypatch):
+    monkeypatch.setattr(lines, "may_write", lambda: False)
+    call(attempts=[], code=Code.INTERNAL, text="a fault").report_to(lines.log())
+    assert not lines
 
 
 @pytest.mark.parametrize(("seconds", "logged"), [(0.998, []), (1.0001, ["slow"])], ids=["below", "above"])

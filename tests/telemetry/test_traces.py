@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from traffic import until
 
 from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted
 from gateway.status import Code, Meaning
-from gateway.telemetry.access_log import AccessLog, AccessLogSettings
+from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.compose import compose
 from gateway.telemetry.otel import BadTelemetrySettings, is_configured
 from gateway.telemetry.traces import Traces
@@ -353,12 +354,12 @@ async def test_the_service_has_our_name_unless_the_environment_gives_one(variabl
 
 
 async def test_the_access_log_names_the_trace_that_the_gateway_began(receiver, environment, call):
-    lines = []
+    stream = io.StringIO()
     async with traces() as listener:
-        hooks = compose([listener, AccessLog(AccessLogSettings(), lines.append)])
-        call().report_to(hooks)
+        with LineWriter(stream) as writer:
+            call().report_to(compose([listener, AccessLog(AccessLogSettings(), writer)]))
     assert {f'"trace_id": "{span.trace_id.hex()}"' for span in receiver.spans} == {
-        next(part for part in lines[0].split(", ") if "trace_id" in part)
+        next(part for part in stream.getvalue().split(", ") if "trace_id" in part)
     }
 
 

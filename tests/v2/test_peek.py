@@ -547,3 +547,14 @@ def test_names_versions_and_ids_have_bounds_on_the_way_in(field: str, most: int)
         peek.peek_request(request(most + 2))
     assert peek.peek_front(request(most + 2)[:90_000]) is None
     assert getattr(peek.peek_response(request(most + 2)), field)
+
+
+@pytest.mark.parametrize("id", [1, 127, 128, 2**63 - 1, "a", "ä" * 100])
+def test_an_id_that_is_appended_replaces_the_one_before_for_protobuf_and_for_the_reader(id: int | str) -> None:
+    message = pb.ModelInferRequest(model_name="m")
+    message.parameters["sequence_id"].int64_param = 7
+    message.parameters["sequence_start"].bool_param = True
+    body = message.SerializeToString() + peek.id_parameter("sequence_id", id)
+    setattr(message.parameters["sequence_id"], "string_param" if isinstance(id, str) else "int64_param", id)
+    assert pb.ModelInferRequest.FromString(body) == message
+    assert peek.peek_request(body).parameters == {"sequence_id": id, "sequence_start": True}
