@@ -105,7 +105,7 @@ def _add_config_commands(commands: Commands) -> None:
         action="store_true",
         help="also compare pipelines with their models, as the servers describe these",
     )
-    explain = _add(commands, "explain", _explain, "say which variant a call would get, and why")
+    explain = _add(commands, "explain", _explain, "say which variant a call would get, and why; exit 1 if none")
     explain.add_argument("file", metavar="FILE")
     explain.add_argument("--model", required=True, help="public model that the call names")
     explain.add_argument("--version", default="", help="model version that the call asks for")
@@ -340,7 +340,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from gateway.access.door import CALLER  # noqa: PLC0415
     from gateway.assemble import policy_of, quotas_of, routes_of  # noqa: PLC0415
     from gateway.config import load  # noqa: PLC0415
-    from gateway.explain import explain_access, explain_call, explain_quotas  # noqa: PLC0415
+    from gateway.explain import explain_access, explain_call, explain_quotas, finds_model  # noqa: PLC0415
     from gateway.forwarding.metadata import first_values  # noqa: PLC0415
     from gateway.quotas import Quotas  # noqa: PLC0415
     from gateway.types import Facts  # noqa: PLC0415
@@ -363,8 +363,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     if quotas.is_on:
         lines += explain_quotas(quotas, loaded.pipelines, arguments.model, facts)
     _say("\n".join(lines))
-    caller = quotas.name_of(metadata)
-    return _explain_now(arguments.admin, arguments.model, caller) if arguments.admin else 0
+    code = 0 if finds_model(routes, loaded.pipelines, arguments.model, facts) else 1
+    if arguments.admin:
+        code = _explain_now(arguments.admin, arguments.model, quotas.name_of(metadata)) or code
+    return code
 
 
 def _explain_now(admin: str, model: str, caller: str) -> int:
@@ -380,7 +382,7 @@ def _explain_now(admin: str, model: str, caller: str) -> int:
         print(f"{admin} does not say how it stands: {error}", file=sys.stderr)  # noqa: T201
         return 1
     _say("\n".join([*explain_now(state, model), *quotas_now(state, caller, model)]))
-    return 0
+    return 0 if model in state["models"] or model in state["pipelines"] else 1
 
 
 def _keys_new(arguments: argparse.Namespace) -> int:

@@ -184,9 +184,30 @@ class TestExplain:
         assert "called directly" in said
 
     async def test_an_unknown_model_is_answered_as_a_call_would_be(self, config_file: Path) -> None:
-        said = await self.explain(config_file, "--model", "addre")
+        code, said, _ = await run("explain", str(config_file), "--model", "addre", folder=config_file.parent)
+        assert code == 1
         assert "NOT_FOUND: Request for unknown model: 'addre' is not found" in said
         assert "adder, best" in said
+
+    async def test_a_version_that_no_variant_can_be_exits_as_an_unknown_model(self, tmp_path: Path) -> None:
+        models = {"pinned": {"variants": {"a": {"upstream": "one", "model": "add_one_a", "version": "2"}}}}
+        file = write(tmp_path / "gateway.yaml", config({"one": "triton:8001"}, models))
+        for version, exits in (("2", 0), ("3", 1)):
+            code, said, _ = await run(
+                *("explain", str(file), "--model", "pinned", "--version", version), folder=tmp_path
+            )
+            assert (code, "no variant can be version 3" in said) == (exits, version == "3")
+
+    async def test_a_model_that_the_running_gateway_does_not_have_exits_with_1(
+        self, tmp_path: Path, gateway: Gateway
+    ) -> None:
+        """Such as one of a file that is not in force yet."""
+        models = {"doubler": {"variants": {"a": {"upstream": "one", "model": "add_one_a"}}}}
+        file = write(tmp_path / "gateway.yaml", config({"one": "triton:8001"}, models))
+        arguments = ("explain", str(file), "--model", "doubler")
+        assert (await run(*arguments, folder=tmp_path))[0] == 0
+        code, said, _ = await run(*arguments, "--admin", gateway.admin_address, folder=tmp_path)
+        assert (code, "the gateway has no public model 'doubler'" in said) == (1, True)
 
 
 async def test_the_schema_is_a_json_schema_that_accepts_the_examples(tmp_path: Path) -> None:
