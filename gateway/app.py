@@ -43,6 +43,7 @@ from gateway.evidence import Evidence, settings_of
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
 from gateway.forwarding.inference import Inference
+from gateway.forwarding.model_index import ModelIndex
 from gateway.forwarding.models import Models
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.sequences import Sequences
@@ -135,6 +136,7 @@ class Gateway:
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rooms.run()))
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._index.run()))
         if self._shared_quotas is not None:
             store = QuotaStore(store_of(self._first.config), self._shared_quotas)
             exits.push_async_callback(_cancel, asyncio.ensure_future(store.run()))
@@ -198,6 +200,7 @@ class Gateway:
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
+        self._found, self._index = inference.found, ModelIndex(self._topology, inference.found)
         self._rooms = Rooms(self._topology, self._gates)
         self._memory = MemoryWatch(
             MemoryGauge(config.workers).read,
@@ -251,6 +254,7 @@ class Gateway:
             traffic=traffic.report if traffic else lambda: None,
             config=self._history.config,
             outside=self._fleet.outside,
+            found=self._found,
         )
         self._telemetry.watch(
             Watched(
@@ -360,6 +364,7 @@ class Gateway:
     def _topology_changed(self) -> None:
         self._contracts.poke()
         self._rooms.poke()
+        self._index.poke()
         self._changes.notify()
 
     def reload(self) -> None:

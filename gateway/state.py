@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 from gateway.api.catalogue import Catalogue
+from gateway.forwarding.found_models import READY, FoundModels
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ExperimentNow, GateNow, MemoryNow, PipelinesNow, ShadowNow, StoreNow
 from gateway.quotas import QuotaNow, Quotas
 from gateway.readiness import Readiness
-from gateway.routing import Route
+from gateway.routing import Direct, Route
 from gateway.steps.budget import MEMORY
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import SubsetPool
@@ -44,6 +45,7 @@ class WorkerState:
         traffic: Callable[[], object],
         config: Callable[[], Json],
         outside: Callable[[str], Sequence[Endpoint]],
+        found: FoundModels,
     ) -> None:
         """
         gates:    the limits in force.
@@ -59,6 +61,7 @@ class WorkerState:
         traffic:  numbers of the last minutes; None if another process has them.
         config:   as `GET /config` shows it.
         outside:  the endpoints that are connected although they are not in the subset of their upstream.
+        found:    the models that the config does not name and that may be called.
         """
         self._version = version
         self._readiness = readiness
@@ -78,6 +81,7 @@ class WorkerState:
         self._traffic = traffic
         self._config = config
         self._outside = outside
+        self._found = found
 
     def is_live(self) -> bool:
         """A worker that answers is live: no known fault needs a restart."""
@@ -109,6 +113,7 @@ class WorkerState:
                 for name, route in topology.routes.public.items()
             },
             "pipelines": self._pipelines(topology),
+            "triton_models": self._triton_models(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
             "experiments": [_experiment_state(experiment) for experiment in self._experiments()],
@@ -148,6 +153,16 @@ class WorkerState:
                 },
             }
             for name, model in topology.pipelines.items()
+        }
+
+    def _triton_models(self, topology: Topology) -> Json:
+        """Those that the config does not name, while all may be called."""
+        if topology.routes.direct is not Direct.ALL:
+            return {}
+        return {
+            name: {"ready": state == READY, "state": state, "reason": reason}
+            for name, (state, reason) in self._found.states.items()
+            if not topology.is_known(name)
         }
 
     def pipelines_now(self) -> PipelinesNow:

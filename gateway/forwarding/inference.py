@@ -33,6 +33,7 @@ from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.exposures import Exposed, Exposures
+from gateway.forwarding.found_models import FoundModels
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
@@ -52,7 +53,7 @@ from gateway.hooks import (
     RetryRefused,
 )
 from gateway.quotas import Quota, Quotas
-from gateway.routing import Route, choose, drawn, endpoint_order, plan
+from gateway.routing import Direct, Route, choose, drawn, endpoint_order, plan
 from gateway.status import (
     LATE,
     MAY_HAVE_RUN,
@@ -178,6 +179,7 @@ class Inference:
         self.hedges = Hedges()
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
         self.exposures = Exposures(clock)
+        self.found = FoundModels()
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -186,10 +188,15 @@ class Inference:
         """The one in force."""
         return self.current.now
 
+    def is_known(self, model: str) -> bool:
+        """May this name become a metric label? It is the config's, or Triton has shown that it is a model."""
+        return self.topology.is_known(model) or model in self.found.states
+
     def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
         """Report that a request has arrived. body: whole, if it is here."""
         model = decision.head.model_name
-        started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
+        known = decision.known or (decision.route is not None and model in self.found.states)
+        started = CallStarted(method, model, known, decision.request_id, peer, self.clock(), decision.facts)
         if self.counts_rows:
             started.rows = rows_of(body, decision.head)
         captures = self.current.now.captures
@@ -204,7 +211,7 @@ class Inference:
         now = self.clock()
         facts = Facts(metadata.values)
         request_id = metadata.values.get(REQUEST_ID, "")
-        started = CallStarted(method, model, self.topology.is_known(model), request_id, peer, now, facts)
+        started = CallStarted(method, model, self.is_known(model), request_id, peer, now, facts)
         self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
 
     def enter_quota(self, metadata: CallerMetadata, head: Head, body: bytes, size: int) -> Quota:
@@ -475,6 +482,11 @@ class Inference:
             self._count_success(work, now)
         elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
+        topology = self.current.now
+        if topology.routes.direct is Direct.ALL:
+            model = work.route.model
+            if model not in self.found.states and not topology.is_known(model):
+                self.found.answered(model)
         return AttemptEnded(OK, "", None, now)
 
     def _count_success(self, work: Work, now: float) -> None:

@@ -323,7 +323,7 @@ class Metrics:
         self._families.breaker.labels(self._models(event.model), event.variant).set(_BREAKER[event.state])
 
     def retry_refused(self, event: RetryRefused) -> None:
-        self._families.retries_refused.labels(self._models(event.model)).inc()
+        self._families.retries_refused.labels(self._models.known(event.model)).inc()
 
     def config_changed(self, event: ConfigChanged) -> None:
         self._families.reloads.labels("accepted" if event.accepted else "refused").inc()
@@ -663,6 +663,10 @@ class _Bounded:
             return OTHER
         self._seen.add(value)
         return value
+
+    def known(self, value: str) -> str:
+        """Passes a value on if it has been before: callers may have invented it."""
+        return value if value in self._seen else OTHER
 
 
 def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:

@@ -16,7 +16,7 @@ from browser import MISSING, Browser, browser
 from command_line import command, free_address
 from traffic import http, until_readyz
 from v2_calls import call, channel_to, infer
-from v2_gateways import Script, gateway_of
+from v2_gateways import Script, gateway_of, transparent_to
 
 from gateway.app import Gateway
 from gateway.config import load
@@ -100,6 +100,28 @@ def table_of(label: str) -> str:
     """JavaScript: a table's rows as lists of texts."""
     rows = f"document.querySelectorAll('[aria-label=\"{label}\"] tbody tr')"
     return f"[...{rows}].map(row => [...row.cells].map(cell => cell.innerText.trim()))"
+
+
+async def test_models_that_nobody_configured_are_shown_where_all_may_be_called(
+    triton: LocalTriton, chromium: Browser
+) -> None:
+    async with transparent_to(triton.grpc_address) as gateway, channel_to(gateway.listen) as channel:
+        traffic = gateway._telemetry.traffic
+        assert traffic
+        traffic.look()
+        await call(channel, infer("add_one_a"))
+        await call(channel, infer("nobody"))
+        traffic.look()
+        await chromium.open(f"http://{gateway.admin_address}/")
+        label = "Models of Triton, by their own names"
+        await chromium.until(f"{table_of(label)}.length > 5")
+        rows = {row[0]: row for row in await chromium.run(f"return {table_of(label)}")}
+        assert rows["add_one_a"][1] == "✓ ready"
+        assert rows["add_one_a"][4].endswith("ms")
+        assert rows["add_one_b"][1:4] == ["✓ ready", "0", "–"]
+        assert [row[0] for row in await chromium.run(f"return {table_of('Called by other names')}")] == ["other"]
+        assert "No public model" not in await chromium.text()
+        assert not await chromium.complaints()
 
 
 async def test_models_variants_and_endpoints_are_shown_with_their_numbers(scene: Scene) -> None:
