@@ -292,7 +292,13 @@ class Gateway:
     async def _enter_server(self, exits: contextlib.AsyncExitStack) -> None:
         config, shared = self._first.config, self._place.shared_listen
         listen = shared or config.listen
-        settings = server_of(config, listen, channel=self._place.channel, refused=self._telemetry.connection_refused)
+        settings = server_of(
+            config,
+            listen,
+            channel=self._place.channel,
+            refused=self._telemetry.connection_refused,
+            turned_away=self._telemetry.connection_turned_away,
+        )
         limits = CallLimits(config.server.default_deadline, config.server.max_deadline)
         forward = {
             INFER: ForwardMethod(Relay(self._models, self._topology, limits).handle, cut_through=True),

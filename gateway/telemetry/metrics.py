@@ -44,6 +44,7 @@ from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times
 from gateway.telemetry.worker_notes import CONFIG_INFO, CONFIG_INFO_HELP, Notes, note
+from gateway.transport.tls import REASONS
 
 OTHER: Final = "other"
 REPLAYED_LABEL: Final = "replayed"  # model label of requests that were captured and are sent again
@@ -359,6 +360,9 @@ class Metrics:
     def connection_refused(self, why: str) -> None:
         self._families.refused.labels(why).inc()
 
+    def connection_turned_away(self, why: str) -> None:
+        self._families.turned_away.labels(why).inc()
+
     def call_refused(self, why: str) -> None:
         self._families.calls_refused.labels(why).inc()
 
@@ -487,6 +491,13 @@ class _Families:
         )
         for reason in ("descriptors", "max_connections", "memory", "admin"):
             self.refused.labels(reason)  # 0 from the start, so that `increase` sees the first one
+        self.turned_away = counter(
+            "gateway_connections_turned_away",
+            "Callers' connections that ended before a call, since TLS failed or the client speaks no HTTP/2.",
+            "reason",
+        )
+        for reason in REASONS:
+            self.turned_away.labels(reason)
         self.calls_refused = counter(
             "gateway_access_refused", "Calls that were not let in, by what was wrong with who made them.", "reason"
         )

@@ -60,6 +60,9 @@ class ProcessTelemetry:
     def connection_refused(self, why: str) -> None:
         self._metrics.connection_refused(why)
 
+    def connection_turned_away(self, why: str) -> None:
+        self._metrics.connection_turned_away(why)
+
     def call_refused(self, why: str) -> None:
         self._metrics.call_refused(why)
 
