@@ -128,6 +128,10 @@ def _add_config_commands(commands: Commands) -> None:
     new = _add(keys, "new", _keys_new, "make a key: print it once, and the line with its hash for the config")
     new.add_argument("name", metavar="NAME", help="the caller whose key it is")
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
+    protos = _add(
+        commands, "protos", _protos, "write a descriptor set of all services, for grpcurl and code generators"
+    )
+    protos.add_argument("file", metavar="FILE", type=Path, help="such as gateway.binpb")
     schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
 
 
@@ -406,6 +410,13 @@ def _schema(arguments: argparse.Namespace) -> int:
     from gateway.config import json_schema_text, reference  # noqa: PLC0415
 
     _say((reference() if arguments.markdown else json_schema_text()).rstrip("\n"))
+    return 0
+
+
+def _protos(arguments: argparse.Namespace) -> int:
+    from gateway.api.descriptors import descriptor_set  # noqa: PLC0415
+
+    arguments.file.write_bytes(descriptor_set())
     return 0
 
 

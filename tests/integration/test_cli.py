@@ -15,11 +15,13 @@ import pytest
 import tritonclient.grpc as triton_client
 import yaml
 from command_line import command, descendants, free_address, is_running, run
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
 from traffic import OK, config, until, until_readyz, write
 from triton_fixture import TritonFactory
 from v2_calls import call, channel_to, infer
 
-from gateway.app import Gateway
+from gateway.app import _SERVICES, Gateway
 from gateway.triton import LocalTriton
 
 COMMANDS = ("serve", "check", "explain", "schema", "experiment", "models", "triton", "demo")
@@ -208,6 +210,20 @@ class TestExplain:
         assert (await run(*arguments, folder=tmp_path))[0] == 0
         code, said, _ = await run(*arguments, "--admin", gateway.admin_address, folder=tmp_path)
         assert (code, "the gateway has no public model 'doubler'" in said) == (1, True)
+
+
+async def test_the_descriptor_set_has_every_method_that_is_served(tmp_path: Path) -> None:
+    """As grpcurl and code generators read it: each import is there, before who imports it."""
+    code, output, _ = await run("protos", str(tmp_path / "gateway.binpb"), folder=tmp_path)
+    assert (code, output) == (0, "")
+    declared = FileDescriptorSet.FromString((tmp_path / "gateway.binpb").read_bytes())
+    pool, names = DescriptorPool(), set()
+    for file in declared.file:
+        pool.Add(file)
+        names |= {f"{file.package}.{service.name}" for service in file.service}
+    assert names == {*_SERVICES, "grpc.health.v1.Health"}
+    assert pool.FindMethodByName("inference.GRPCInferenceService.ModelStreamInfer").server_streaming
+    assert len({file.name for file in declared.file}) == len(declared.file)
 
 
 async def test_the_schema_is_a_json_schema_that_accepts_the_examples(tmp_path: Path) -> None:
