@@ -94,7 +94,13 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--listen", metavar="HOST:PORT", help="gRPC address, instead of the config's")
     serve.add_argument("--admin-listen", metavar="HOST:PORT", help="HTTP address for health and metrics")
     serve.add_argument("--workers", metavar="N", help="processes that share the port")
-    serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    serve.add_argument(
+        "--log-level",
+        default="info",
+        choices=["debug", "info", "warning", "error"],
+        help="of stderr; debug has a line for each decision of a call (default: info)",
+    )
+    serve.add_argument("--log-format", default="text", choices=["text", "json"], help="of stderr (default: text)")
 
 
 def _add_config_commands(commands: Commands) -> None:
@@ -260,10 +266,10 @@ def _port(given: str) -> int:
     return port
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, form: str = "text") -> None:
     from gateway.telemetry.process_log import log_to_stderr  # noqa: PLC0415
 
-    log_to_stderr(level)
+    log_to_stderr(level, form)
 
 
 # The commands. Each imports what it needs, so that `--help` and `check` do not load a gRPC server.
@@ -283,8 +289,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     from gateway import supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import load, transparent  # noqa: PLC0415
+    from gateway.telemetry.process_log import name_process  # noqa: PLC0415
 
-    _log_to_stderr(arguments.log_level)
+    _log_to_stderr(arguments.log_level, arguments.log_format)
     given = {"--listen": arguments.listen, "--admin-listen": arguments.admin_listen, "--workers": arguments.workers}
     flags = {flag: value for flag, value in given.items() if value is not None}
 
@@ -297,8 +304,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     given_place = supervisor.maybe_place(os.environ)
     if given_place is not None:
         place, parent = given_place
+        name_process(str(place.worker))
         worker.end_with(parent)
     elif loaded.config.workers > 1:
+        name_process("supervisor")
         return worker.run(supervisor.Supervisor(loaded.config, supervisor.worker_command(), os.environ).run())
     else:
         place = Place(loaded.config.admin.listen)

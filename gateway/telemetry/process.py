@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from gateway.config.serving import Telemetry
 from gateway.hooks import Hooks, Listener, Watched
+from gateway.telemetry import call_log
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
@@ -95,6 +96,8 @@ class ProcessTelemetry:
         if is_configured("traces", self._environ):
             listeners.append(await parts.enter_async(Traces(self._environ, self._version)))
         listeners.append(self._metrics)
+        if call_log.is_wanted():
+            listeners.append(call_log.CallLog())
         log = self._settings.access_log
         if log.destination != "none":
             stream = sys.stdout if log.destination == "stdout" else sys.stderr

@@ -20,10 +20,12 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from traffic import OK, config, until, until_readyz, write
 from triton_fixture import TritonFactory
 from v2_calls import call, channel_to, infer
+from v2_gateways import Script
 
 from gateway.app import _SERVICES, Gateway
 from gateway.triton import LocalTriton
 
+SPLIT = {"away": 1}
 COMMANDS = ("serve", "check", "explain", "schema", "experiment", "models", "triton", "demo")
 ROOT = Path(__file__).parents[2]
 
@@ -210,6 +212,45 @@ class TestExplain:
         assert (await run(*arguments, folder=tmp_path))[0] == 0
         code, said, _ = await run(*arguments, "--admin", gateway.admin_address, folder=tmp_path)
         assert (code, "the gateway has no public model 'doubler'" in said) == (1, True)
+
+
+async def test_debug_says_each_decision_of_a_call_and_json_is_json(tmp_path: Path) -> None:
+    """One that falls back from a server that is not there. Metadata is not said."""
+    models = {
+        "m": {"variants": {name: {"upstream": name, "model": "any"} for name in ("away", "here")}, "split": SPLIT}
+    }
+    for form in ("json", "text"):
+        async with Script().serve() as address:
+            listen, admin = free_address(), free_address()
+            upstreams, more = {"away": free_address(), "here": address}, {"workers": 2, "listen": listen}
+            content = config(upstreams, models, **more) | {"admin": {"listen": admin}}
+            file = write(tmp_path / "gateway.yaml", content)
+            flags = ("--log-level", "debug", "--log-format", form)
+            async with command("serve", "--config", str(file), *flags, folder=tmp_path) as running:
+                await running.until_said("2 workers on")
+                await until_readyz(admin, True, 30)
+                async with channel_to(listen) as channel:
+                    request = infer("m")
+                    request.id = "r-7"
+                    assert (await call(channel, request, metadata=[("x-secret", "hush")])).code is grpc.StatusCode.OK
+                running.process.terminate()
+                await running.wait()
+                said = running.errors
+        assert "hush" not in said
+        if form == "json":
+            lines = [json.loads(line) for line in said.splitlines()]
+            assert {line["worker"] for line in lines} == {"0", "1", "supervisor"}
+            of_calls = [line["message"] for line in lines if line["logger"] == "gateway.calls"]
+            assert {line["request_id"] for line in lines if line["logger"] == "gateway.calls"} <= {"r-7"}
+        else:
+            of_calls = re.findall(r"Z \[\d\] DEBUG gateway\.calls: (.*) \(request 'r-7'\)$", said, re.MULTILINE)
+        came, chosen, answered, ended = of_calls
+        assert re.fullmatch(r"call 1: ModelInfer of 'm' from ipv4:127\.0\.0\.1:\d+", came)
+        assert (
+            f"attempt 1: variant 'here' at here/{address}, chosen by fallback in place of away (unavailable)" in chosen
+        )
+        assert re.search(r"attempt 1: OK in [\d.]+ ms$", answered)
+        assert re.search(rf"ended with OK in [\d.]+ ms, answered by 'here' at {address}$", ended)
 
 
 async def test_the_descriptor_set_has_every_method_that_is_served(tmp_path: Path) -> None:
