@@ -286,7 +286,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(
         signal.SIGHUP, signal.SIG_IGN
     )  # SIGHUP asks for a reload, and must not end a process that does not listen for it yet
-    from gateway import supervisor, worker  # noqa: PLC0415
+    from gateway import scratch, supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import load, transparent  # noqa: PLC0415
     from gateway.telemetry.process_log import name_process  # noqa: PLC0415
@@ -310,6 +310,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         name_process("supervisor")
         return worker.run(supervisor.Supervisor(loaded.config, supervisor.worker_command(), os.environ).run())
     else:
+        scratch.clear(supervisor.SCRATCH)  # of one that was killed, when there were several workers
         place = Place(loaded.config.admin.listen)
     return worker.run(worker.serve(loaded, load_again, os.environ, place))
 

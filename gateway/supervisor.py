@@ -39,6 +39,9 @@ from gateway.transport.sockets import bind
 
 _log = logging.getLogger(__name__)
 
+SCRATCH = "workers"
+"""The kind of the folder that a supervisor shares with its workers."""
+
 WORKER_VARIABLE = "GATEWAY_WORKER"
 """Environment variable that gives a worker its slot, directory, address, channel and parent, as JSON. Internal."""
 
@@ -138,7 +141,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
-        self._scratch = Scratch("workers")
+        self._scratch = Scratch(SCRATCH)
         self._runtime = self._scratch.path
         try:
             prepare_directory(self._runtime / "metrics")
