@@ -278,6 +278,7 @@ class Gateway:
             self._telemetry.scrape.render,
             connections,
             admin_of(self._first.config),
+            history=traffic.history if traffic else None,
         )
         await exits.enter_async_context(admin)
         self.admin_address = admin.address

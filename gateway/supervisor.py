@@ -150,7 +150,13 @@ class Supervisor:
                 scrape = Scrape.of_directory(self._runtime / "metrics")
                 async with (
                     numbers_of_pod(scrape, self._environ, VERSION) as self._traffic,
-                    Admin(self, self._config.admin.listen, scrape.render, access=admin_of(self._config)) as admin,
+                    Admin(
+                        self,
+                        self._config.admin.listen,
+                        scrape.render,
+                        access=admin_of(self._config),
+                        history=self._traffic.history,
+                    ) as admin,
                 ):
                     _log.info("%d workers on %s, admin on %s", len(self._workers), address, admin.address)
                     return await self._run_workers(address)

@@ -5,6 +5,7 @@ GET /healthz   200 while the process is healthy, 503 when it should be restarted
 GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "reasons": [what is not ready]}
 GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
+GET /history   JSON: the last hour of models that were called, a point a minute
 GET /state     JSON: public models → variants → endpoints, with their current state, and what needs attention
 
 All answers are read-only and contain no secrets, but name models and addresses: listen where only operators can reach,
@@ -86,12 +87,15 @@ class Admin:
         metrics: Callable[[str], tuple[bytes, str]],
         connections: Connections | None = None,
         access: AdminAccess | None = None,
+        *,
+        history: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         """
         listen:      "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
         metrics:     makes body and content type for an Accept header (`Scrape.render`); it is called in a thread.
         connections: limits their number and time.
         access:      who may read it; None: everybody who gets here.
+        history:     JSON values of the last hour; None if another process has them.
         raises:      ValueError if `listen` is neither form.
         """
         self._source = source
@@ -100,6 +104,7 @@ class Admin:
         self._place = _parse(listen)
         self._connections = Connections() if connections is None else connections
         self._access = access or AdminAccess()
+        self._history = history or dict
         self._is_local = isinstance(self._place, tuple) and is_loopback_host(self._place[0])
         self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
@@ -165,6 +170,7 @@ class Admin:
                 web.get("/metrics", self._scrape),
                 web.get("/config", self._config),
                 web.get("/state", self._state),
+                web.get("/history", self._last_hour),
                 *page_routes(),
             ]
         )
@@ -194,14 +200,20 @@ class Admin:
     async def _config(self, request: web.Request) -> web.Response:
         return _json(self._source.config())
 
+    async def _last_hour(self, request: web.Request) -> web.Response:
+        return await asyncio.to_thread(
+            lambda: _json(self._history(), indent=None)
+        )  # thousands of numbers, for programs
+
     async def _state(self, request: web.Request) -> web.Response:
         state, config = self._source.state(), self._source.config()
         # The state of a thousand models is megabytes, too much for the event loop.
         return await asyncio.to_thread(lambda: _json({**state, "attention": notices(state, config)}))
 
 
-def _json(value: Mapping[str, object], status: int = 200) -> web.Response:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"  # people read it with curl
+def _json(value: Mapping[str, object], status: int = 200, indent: int | None = 2) -> web.Response:
+    """indent: people read it with curl."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     return web.Response(text=text, status=status, headers=_HEADERS, content_type="application/json")
 
 

@@ -13,6 +13,14 @@ export function h(tag, attributes, ...children) {
   return element;
 }
 
+/** As `h`, for a part of a drawing. */
+export function s(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
 /**
  * Make the children of `old` like those of `fresh`. Elements that are in both stay the same objects, so focus, selection
  * and scroll positions survive an update. Elements are in both if their tags and `data-key`s are equal.

@@ -2,6 +2,7 @@
 // To add one, such as experiments, add an entry to `sections` at the end; contents and headings follow by themselves.
 
 import { h } from "./dom.js";
+import { plots } from "./plots.js";
 
 const MOST = 100; // models, or endpoints of one upstream, shown at once; the filter finds the others
 const SYMBOLS = { ready: "✓", fallback: "↷", down: "✕", suspect: "!", unprobed: "…", error: "✕", warning: "!" };
@@ -218,10 +219,17 @@ function model(view, name, calls) {
     "article",
     { id: anchor("model", name), "data-key": `model ${name}` },
     heading(view, name, "", calls, stateBadge),
+    plots(name, view.history, limitsOf(view, variants)),
     table(`Variants of ${name}`, columns, rows),
     names.length > 1 &&
       h("p", { class: "note", "data-key": "fallback" }, `Fallback: ${fallbackText(fallback, names)}.`),
   );
+}
+
+/** The limits of a model's variants over the last hour, each Triton model once. */
+function limitsOf({ history }, variants) {
+  const names = Object.values(variants).map((each) => `${each.upstream}/${each.model}`);
+  return Object.fromEntries(names.filter((name) => history?.limits?.[name]).map((name) => [name, history.limits[name]]));
 }
 
 function fallbackText(fallback, names) {
@@ -274,6 +282,7 @@ function pipeline(view, name, calls) {
     "article",
     { id: anchor("model", name), "data-key": `model ${name}` },
     heading(view, name, "pipeline", calls, ready ? badge("ready") : badge("down", "can't answer")),
+    plots(name, view.history, {}),
     h("p", { class: "note", "data-key": "calls" }, "Calls ", links, "."),
   );
 }
@@ -387,7 +396,8 @@ function changes({ config }) {
         : none(),
     ),
   );
-  return table("Recent changes of the config", ["When", "Result", "Digest", "From", "Findings"], rows);
+  const columns = ["When", "Result", "Digest", "From", "Findings"];
+  return h("div", { class: "stacks", "data-key": "table" }, table("Recent changes of the config", columns, rows));
 }
 
 export const sections = [
