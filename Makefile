@@ -60,7 +60,7 @@ OTHER_PYTHON := --no-warn-return-any --no-warn-unused-ignores --python-version
 # What is compiled has to be understood by mypyc where none of the packages is installed: in a wheel's build.
 AS_BUILT := --config-file= --no-site-packages --ignore-missing-imports --follow-imports=silent --python-version 3.10
 
-check: $(VENV)/.tools
+check: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/buf)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -69,8 +69,13 @@ check: $(VENV)/.tools
 	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/mypy $(AS_BUILT) $(patsubst %,gateway/%,forwarding http2 routing rpc transport upstream v2 telemetry api/relay.py api/stream_caller.py)
 	$(BIN)/lint-imports
+	$(if $(shell command -v npm),cd protos && ../$(VENV)/buf/node_modules/.bin/buf lint && ../$(VENV)/buf/node_modules/.bin/buf format --diff --exit-code)
 	$(BIN)/python -m pytest -q tests/config/test_reference.py   # is docs/configuration.md what the schema says?
 	$(BIN)/python -m pytest -q tests/deploy/test_dependencies.py # has a version that is allowed a known advisory?
+
+# Judges protos/, where npm is.
+$(VENV)/buf: $(VENV)/.installed
+	npm install --silent --no-audit --no-fund --prefix $@ @bufbuild/buf@1.75.0
 
 # Has any package of constraints.txt a published advisory? Asks PyPI, so it is no part of `make check`, which holds the versions
 # to what was known when .ci/advisories.txt was last looked over (tests/deploy/test_dependencies.py).

@@ -26,6 +26,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+DESCRIPTORS = "gateway.binpb"
+"""In gateway/v1: what these files declare, with their comments, for `inference-gateway protos`."""
+
 MADE_OF = "gateway/compiled.json"
 """Beside the native modules: what they were compiled from."""
 
@@ -59,7 +62,7 @@ class BuildHook(BuildHookInterface):
 
 
 def generate(root: Path) -> None:
-    """Write `gateway/v1/*_pb2*.py[i]` for every file in `protos/gateway/v1/`.
+    """Write `gateway/v1/*_pb2*.py[i]` for every file in `protos/gateway/v1/`, and one set of their descriptors.
 
     raises: RuntimeError if protoc refuses a file; protoc has printed where and why.
     """
@@ -76,6 +79,9 @@ def generate(root: Path) -> None:
         f"--python_out={root}",
         f"--pyi_out={root}",
         f"--grpc_python_out={root}",
+        f"--descriptor_set_out={out / DESCRIPTORS}",
+        "--include_imports",
+        "--include_source_info",
         *map(str, protos),
     ]
     out.mkdir(parents=True)

@@ -44,6 +44,7 @@ from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
 from gateway.forwarding.inference import Inference
+from gateway.forwarding.model_index import ModelIndex
 from gateway.forwarding.models import Models
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.sequences import Sequences
@@ -140,6 +141,7 @@ class Gateway:
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rooms.run()))
+        exits.push_async_callback(_cancel, asyncio.ensure_future(self._index.run()))
         if self._shared_quotas is not None:
             store = QuotaStore(store_of(self._first.config), self._shared_quotas)
             exits.push_async_callback(_cancel, asyncio.ensure_future(store.run()))
@@ -205,6 +207,7 @@ class Gateway:
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
+        self._found, self._index = inference.found, ModelIndex(self._topology, inference.found)
         self._rooms = Rooms(self._topology, self._gates)
         self._memory = MemoryWatch(
             MemoryGauge(config.workers).read,
@@ -262,6 +265,7 @@ class Gateway:
             traffic=traffic.report if traffic else lambda: None,
             config=self._history.config,
             outside=self._fleet.outside,
+            found=self._found,
         )
         self._telemetry.watch(
             Watched(
@@ -289,6 +293,7 @@ class Gateway:
             admin_of(self._first.config),
             order=self._order,
             verdicts=Verdicts(self._first.source, self._environ, is_scarce=lambda: self._memory.now().step > 0),
+            history=traffic.history if traffic else None,
         )
         await exits.enter_async_context(admin)
         self._admin, self.admin_address = admin, admin.address
@@ -310,7 +315,13 @@ class Gateway:
     async def _enter_server(self, exits: contextlib.AsyncExitStack) -> None:
         config, shared = self._first.config, self._place.shared_listen
         listen = shared or config.listen
-        settings = server_of(config, listen, channel=self._place.channel, refused=self._telemetry.connection_refused)
+        settings = server_of(
+            config,
+            listen,
+            channel=self._place.channel,
+            refused=self._telemetry.connection_refused,
+            turned_away=self._telemetry.connection_turned_away,
+        )
         limits = CallLimits(config.server.default_deadline, config.server.max_deadline)
         forward = {
             INFER: ForwardMethod(Relay(self._models, self._topology, limits).handle, cut_through=True),
@@ -392,6 +403,7 @@ class Gateway:
     def _topology_changed(self) -> None:
         self._contracts.poke()
         self._rooms.poke()
+        self._index.poke()
         self._changes.notify()
 
     def reload(self) -> None:

@@ -363,9 +363,14 @@ def collected_of(config: Config, limit: Callable[[], int]) -> int:
 
 
 def server_of(
-    config: Config, listen: str, *, channel: socket.socket | None, refused: Callable[[str], None]
+    config: Config,
+    listen: str,
+    *,
+    channel: socket.socket | None,
+    refused: Callable[[str], None],
+    turned_away: Callable[[str], None],
 ) -> ServerSettings:
-    """The settings of the listener. refused: called with the reason when a connection is refused."""
+    """The settings of the listener. refused, turned_away: called with the reason when a connection is."""
     server, tls = config.server, config.server.tls
     return ServerSettings(
         listen,
@@ -377,6 +382,7 @@ def server_of(
         max_connections=server.max_connections,
         max_connection_age=server.max_connection_age,
         refused=refused,
+        turned_away=turned_away,
     )
 
 

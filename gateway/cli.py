@@ -96,7 +96,13 @@ def _add_serve(commands: Commands) -> None:
     serve.add_argument("--listen", metavar="HOST:PORT", help="gRPC address, instead of the config's")
     serve.add_argument("--admin-listen", metavar="HOST:PORT", help="HTTP address for health and metrics")
     serve.add_argument("--workers", metavar="N", help="processes that share the port")
-    serve.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    serve.add_argument(
+        "--log-level",
+        default="info",
+        choices=["debug", "info", "warning", "error"],
+        help="of stderr; debug has a line for each decision of a call (default: info)",
+    )
+    serve.add_argument("--log-format", default="text", choices=["text", "json"], help="of stderr (default: text)")
 
 
 def _add_config_commands(commands: Commands) -> None:
@@ -107,7 +113,7 @@ def _add_config_commands(commands: Commands) -> None:
         action="store_true",
         help="also compare pipelines with their models, as the servers describe these",
     )
-    explain = _add(commands, "explain", _explain, "say which variant a call would get, and why")
+    explain = _add(commands, "explain", _explain, "say which variant a call would get, and why; exit 1 if none")
     explain.add_argument("file", metavar="FILE")
     explain.add_argument("--model", required=True, help="public model that the call names")
     explain.add_argument("--version", default="", help="model version that the call asks for")
@@ -130,6 +136,10 @@ def _add_config_commands(commands: Commands) -> None:
     new = _add(keys, "new", _keys_new, "make a key: print it once, and the line with its hash for the config")
     new.add_argument("name", metavar="NAME", help="the caller whose key it is")
     schema = _add(commands, "schema", _schema, "print the JSON Schema of the config file, for editors")
+    protos = _add(
+        commands, "protos", _protos, "write a descriptor set of all services, for grpcurl and code generators"
+    )
+    protos.add_argument("file", metavar="FILE", type=Path, help="such as gateway.binpb")
     schema.add_argument("--markdown", action="store_true", help="print docs/configuration.md instead")
 
 
@@ -276,10 +286,10 @@ def _port(given: str) -> int:
     return port
 
 
-def _log_to_stderr(level: str) -> None:
+def _log_to_stderr(level: str, form: str = "text") -> None:
     from gateway.telemetry.process_log import log_to_stderr  # noqa: PLC0415
 
-    log_to_stderr(level)
+    log_to_stderr(level, form)
 
 
 # The commands. Each imports what it needs, so that `--help` and `check` do not load a gRPC server.
@@ -296,11 +306,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(
         signal.SIGHUP, signal.SIG_IGN
     )  # SIGHUP asks for a reload, and must not end a process that does not listen for it yet
-    from gateway import supervisor, worker  # noqa: PLC0415
+    from gateway import scratch, supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import load, transparent  # noqa: PLC0415
+    from gateway.telemetry.process_log import name_process  # noqa: PLC0415
 
-    _log_to_stderr(arguments.log_level)
+    _log_to_stderr(arguments.log_level, arguments.log_format)
     given = {"--listen": arguments.listen, "--admin-listen": arguments.admin_listen, "--workers": arguments.workers}
     flags = {flag: value for flag, value in given.items() if value is not None}
 
@@ -313,11 +324,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     given_place = supervisor.maybe_place(os.environ)
     if given_place is not None:
         place, parent = given_place
+        name_process(str(place.worker))
         worker.end_with(parent)
     elif loaded.config.workers > 1:
+        name_process("supervisor")
         command = supervisor.worker_command()
         return worker.run(supervisor.Supervisor(loaded.config, command, os.environ, loaded.source).run())
     else:
+        scratch.clear(supervisor.SCRATCH)  # of one that was killed, when there were several workers
         place = Place(loaded.config.admin.listen)
     return worker.run(worker.serve(loaded, load_again, os.environ, place))
 
@@ -361,7 +375,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from gateway.access.door import CALLER  # noqa: PLC0415
     from gateway.assemble import policy_of, quotas_of, routes_of  # noqa: PLC0415
     from gateway.config import load  # noqa: PLC0415
-    from gateway.explain import explain_access, explain_call, explain_quotas  # noqa: PLC0415
+    from gateway.explain import explain_access, explain_call, explain_quotas, finds_model  # noqa: PLC0415
     from gateway.forwarding.metadata import first_values  # noqa: PLC0415
     from gateway.quotas import Quotas  # noqa: PLC0415
     from gateway.types import Facts  # noqa: PLC0415
@@ -385,8 +399,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     if quotas.is_on:
         lines += explain_quotas(quotas, loaded.pipelines, arguments.model, facts)
     _say("\n".join(lines))
-    caller = quotas.name_of(metadata)
-    return _explain_now(arguments.admin, arguments.model, caller) if arguments.admin else 0
+    code = 0 if finds_model(routes, loaded.pipelines, arguments.model, facts) else 1
+    if arguments.admin:
+        code = _explain_now(arguments.admin, arguments.model, quotas.name_of(metadata)) or code
+    return code
 
 
 def _rollout_states(config: Config, arguments: argparse.Namespace) -> tuple[Mapping[RolloutKey, State], list[str]]:
@@ -419,7 +435,7 @@ def _explain_now(admin: str, model: str, caller: str) -> int:
         print(f"{admin} does not say how it stands: {error}", file=sys.stderr)  # noqa: T201
         return 1
     _say("\n".join([*explain_now(state, model), *quotas_now(state, caller, model)]))
-    return 0
+    return 0 if model in state["models"] or model in state["pipelines"] else 1
 
 
 def _keys_new(arguments: argparse.Namespace) -> int:
@@ -443,6 +459,13 @@ def _schema(arguments: argparse.Namespace) -> int:
     from gateway.config import json_schema_text, reference  # noqa: PLC0415
 
     _say((reference() if arguments.markdown else json_schema_text()).rstrip("\n"))
+    return 0
+
+
+def _protos(arguments: argparse.Namespace) -> int:
+    from gateway.api.descriptors import descriptor_set  # noqa: PLC0415
+
+    arguments.file.write_bytes(descriptor_set())
     return 0
 
 

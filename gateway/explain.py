@@ -62,6 +62,14 @@ def explain_call(
     return [f"{indent}{model}: {kind}, {reason}", *(f"{indent}  {line}" for line in explained.lines)]
 
 
+def finds_model(routes: Routes, pipelines: Mapping[str, Pipeline], model: str, facts: Facts) -> bool:
+    """Is there anything that could answer such a call? Otherwise it is NOT_FOUND, as `explain_call` says."""
+    if model in pipelines:
+        return True
+    route = routes.lookup(model)
+    return route is not None and route.maybe_for_version(facts.version) is not None
+
+
 def _explain_parts(
     routes: Routes,
     pipelines: Mapping[str, Pipeline],

@@ -24,8 +24,7 @@ class Scratch:
 
     def __init__(self, kind: str) -> None:
         """raises: OSError if the temporary directory can't be written to."""
-        for path in left_over(kind):
-            shutil.rmtree(path, ignore_errors=True)
+        clear(kind)
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", suffix=f"-{kind}"))
             self.lock = _maybe_lock(self.path)
@@ -39,6 +38,12 @@ class Scratch:
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
+
+
+def clear(kind: str) -> None:
+    """Remove the folders of a kind whose owners are dead."""
+    for path in left_over(kind):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def left_over(kind: str) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from math import isfinite
 
 from gateway.api.catalogue import Catalogue
+from gateway.forwarding.found_models import READY, FoundModels
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import (
@@ -22,7 +23,7 @@ from gateway.hooks import (
 )
 from gateway.quotas import QuotaNow, Quotas
 from gateway.readiness import Readiness
-from gateway.routing import Route
+from gateway.routing import Direct, Route
 from gateway.steps.budget import MEMORY
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import SubsetPool
@@ -56,6 +57,7 @@ class WorkerState:
         traffic: Callable[[], object],
         config: Callable[[], Json],
         outside: Callable[[str], Sequence[Endpoint]],
+        found: FoundModels,
     ) -> None:
         """
         gates:    the limits in force.
@@ -73,6 +75,7 @@ class WorkerState:
         traffic:  numbers of the last minutes; None if another process has them.
         config:   as `GET /config` shows it.
         outside:  the endpoints that are connected although they are not in the subset of their upstream.
+        found:    the models that the config does not name and that may be called.
         """
         self._version = version
         self._readiness = readiness
@@ -94,6 +97,7 @@ class WorkerState:
         self._traffic = traffic
         self._config = config
         self._outside = outside
+        self._found = found
 
     def is_live(self) -> bool:
         """A worker that answers is live: no known fault needs a restart."""
@@ -125,6 +129,7 @@ class WorkerState:
                 for name, route in topology.routes.public.items()
             },
             "pipelines": self._pipelines(topology),
+            "triton_models": self._triton_models(topology),
             "limits": [_limit_state(gate) for gate in self._gates()],
             "shadows": [_shadow_state(shadow) for shadow in self._shadows()],
             "answers": [asdict(each) for each in self._answers()],
@@ -166,6 +171,16 @@ class WorkerState:
                 },
             }
             for name, model in topology.pipelines.items()
+        }
+
+    def _triton_models(self, topology: Topology) -> Json:
+        """Those that the config does not name, while all may be called."""
+        if topology.routes.direct is not Direct.ALL:
+            return {}
+        return {
+            name: {"ready": state == READY, "state": state, "reason": reason}
+            for name, (state, reason) in self._found.states.items()
+            if not topology.is_known(name)
         }
 
     def pipelines_now(self) -> PipelinesNow:

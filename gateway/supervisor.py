@@ -41,6 +41,9 @@ from gateway.verdicts import Verdicts
 
 _log = logging.getLogger(__name__)
 
+SCRATCH = "workers"
+"""The kind of the folder that a supervisor shares with its workers."""
+
 WORKER_VARIABLE = "GATEWAY_WORKER"
 """Environment variable that gives a worker its slot, directory, address, channel and parent, as JSON. Internal."""
 
@@ -143,7 +146,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload_all)
-        self._scratch = Scratch("workers")
+        self._scratch = Scratch(SCRATCH)
         self._runtime = self._scratch.path
         try:
             prepare_directory(self._runtime / "metrics")
@@ -159,6 +162,7 @@ class Supervisor:
                         access=admin_of(self._config),
                         verdicts=Verdicts(self._source, self._environ),
                         order=self._order,
+                        history=self._traffic.history,
                     ) as admin,
                 ):
                     self._admin = admin

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.scratch import Scratch
+from gateway.scratch import Scratch, clear
 
 KILLED = """
 import os, signal
@@ -32,6 +32,14 @@ def test_a_folder_goes_with_its_owner(temp: Path) -> None:
     scratch.close()
     scratch.close()
     assert not list(temp.iterdir())
+
+
+def test_what_a_killed_owner_left_goes_also_where_no_folder_is_wanted(temp: Path) -> None:
+    """A gateway of several workers that was killed is followed by one of one worker."""
+    told = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False).stdout.split()
+    of_the_dead, of_another_kind = map(Path, told)
+    clear("a")
+    assert [of_the_dead.exists(), of_another_kind.exists()] == [False, True]
 
 
 def test_what_a_killed_owner_left_goes_when_the_next_one_comes_and_nothing_else(temp: Path) -> None:

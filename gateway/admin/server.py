@@ -6,6 +6,7 @@ GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "r
 GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
 GET /verdicts  JSON: what experiments say so far; made a while after it was asked for first
+GET /history   JSON: the last hour of models that were called, a point a minute
 GET /state     JSON: public models → variants → endpoints, with their current state, and what needs attention
 POST /rollouts/NAME/ACTION   promote, pause, resume or abort a rollout; JSON: {"done": …} or {"error": …}
 
@@ -111,6 +112,7 @@ class Admin:
         *,
         order: Order | None = None,
         verdicts: VerdictSource | None = None,
+        history: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         """
         listen:      "HOST:PORT" (port 0 takes a free one, "[::1]:9000" for IPv6) or "unix:PATH".
@@ -119,6 +121,7 @@ class Admin:
         access:      who may read it; None: everybody who gets here.
         order:       does something to a rollout; None: nothing can be done here.
         verdicts:    of experiments; closed at the exit.
+        history:     JSON values of the last hour; None if another process has them.
         raises:      ValueError if `listen` is neither form.
         """
         self._source = source
@@ -129,6 +132,7 @@ class Admin:
         self._access = access or AdminAccess()
         self._order = order
         self._verdicts = verdicts
+        self._history = history or dict
         self._is_local = isinstance(self._place, tuple) and is_loopback_host(self._place[0])
         self._asked: Asked = {}
         self._runner: web.AppRunner | None = None
@@ -202,6 +206,7 @@ class Admin:
                 web.get("/state", self._state),
                 web.post("/rollouts/{name}/{action}", self._rollout),
                 web.get("/verdicts", self._say_verdicts),
+                web.get("/history", self._last_hour),
                 *page_routes(),
             ]
         )
@@ -239,6 +244,11 @@ class Admin:
         names = [str(each["name"]) for each in experiments] if isinstance(experiments, list) else []
         return _json({"verdicts": list(self._verdicts.latest(names)) if self._verdicts is not None else []})
 
+    async def _last_hour(self, request: web.Request) -> web.Response:
+        return await asyncio.to_thread(
+            lambda: _json(self._history(), indent=None)
+        )  # thousands of numbers, for programs
+
     async def _state(self, request: web.Request) -> web.Response:
         state, config = self._source.state(), self._source.config()
         # The state of a thousand models is megabytes, too much for the event loop.
@@ -256,8 +266,9 @@ class Admin:
         return _json(told, status)
 
 
-def _json(value: Mapping[str, object], status: int = 200) -> web.Response:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"  # people read it with curl
+def _json(value: Mapping[str, object], status: int = 200, indent: int | None = 2) -> web.Response:
+    """indent: people read it with curl."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     return web.Response(text=text, status=status, headers=_HEADERS, content_type="application/json")
 
 

@@ -56,6 +56,7 @@ class ServerSettings:
     max_connections: int = 10_000
     max_connection_age: float | None = None  # seconds, ± 10 %
     refused: Callable[[str], None] = lambda why: None  # hears of each connection that could not stay, and why
+    turned_away: Callable[[str], None] = lambda why: None  # and of each whose client spoke something else, or badly
 
 
 _LARGE: Final = ("ModelInfer", "ModelStreamInfer", "RepositoryModelLoad")  # tensors, and the files of a model
@@ -109,10 +110,12 @@ class Listener:
             on_full=on_full,
             descriptors=_descriptors_for_connections(),
             refused=self._refused,
+            turned_away=self._turned_away,
         )
         for register in services:
             register(self._server)
         self._quiet_until = -math.inf
+        self._turned: dict[str, tuple[float, int]] = {}  # by reason: until when to be quiet, and how many since
         self._refusals = 0  # connections refused since the last log line
         self.port = 0  # the port that it listens on, after `start`
         self._context: ssl.SSLContext | None = None
@@ -159,6 +162,17 @@ class Listener:
             limit = "memory is nearly used up (docs/limits.md#when-memory-runs-out)"
         _log.warning("%d connections were refused: %s (logged at most once a minute)", self._refusals, limit)
         self._quiet_until, self._refusals = now + _QUIET_SECONDS, 0
+
+    def _turned_away(self, why: str, peer: str, text: str) -> None:
+        self._settings.turned_away(why)
+        now = time.monotonic()
+        until, more = self._turned.get(why, (-math.inf, 0))
+        if now < until:
+            self._turned[why] = until, more + 1
+            return
+        self._turned[why] = now + _QUIET_SECONDS, 0
+        others = f"; {more} more like it since this was logged last" if more else ""
+        _log.warning("a connection of %s was turned away (%s): %s%s", peer, why, text, others)
 
     def guard(self, admit: Callable[[ServerCall], bool] | None) -> None:
         """Have `admit` asked about each call from now on (`WireServer.admit`); None: nobody."""

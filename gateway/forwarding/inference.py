@@ -34,6 +34,7 @@ from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.checks import Checks
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.exposures import Exposed, Exposures
+from gateway.forwarding.found_models import FoundModels
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
@@ -54,7 +55,7 @@ from gateway.hooks import (
     RetryRefused,
 )
 from gateway.quotas import Quota, Quotas
-from gateway.routing import Route, choose, drawn, endpoint_order, plan
+from gateway.routing import Direct, Route, choose, drawn, endpoint_order, plan
 from gateway.status import (
     LATE,
     MAY_HAVE_RUN,
@@ -194,6 +195,7 @@ class Inference:
         self.exposures = Exposures(clock)
         self.rolled = Rolled()
         self.shadows.on_compared = self.exposures.compared
+        self.found = FoundModels()
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 
@@ -202,10 +204,19 @@ class Inference:
         """The one in force."""
         return self.current.now
 
+    def is_known(self, model: str, access: Access | None) -> bool:
+        """May this name become a metric label? It is the config's, or Triton has shown that it is a model.
+
+        What its caller may not use is unknown, too. access: of the caller, if that is checked.
+        """
+        seen = self.current.seen_by(access)
+        return seen.is_known(model) or (model in self.found.states and seen.can_be_called(model))
+
     def report(self, method: str, decision: Decision, peer: str, body: bytes) -> CallObserver:
         """Report that a request has arrived. body: whole, if it is here."""
         model = decision.head.model_name
-        started = CallStarted(method, model, decision.known, decision.request_id, peer, self.clock(), decision.facts)
+        known = decision.known or (decision.route is not None and model in self.found.states)
+        started = CallStarted(method, model, known, decision.request_id, peer, self.clock(), decision.facts)
         if self.counts_rows:
             started.rows = rows_of(body, decision.head)
         captures = self.current.now.captures
@@ -220,7 +231,7 @@ class Inference:
         now = self.clock()
         facts = Facts(metadata.values)
         request_id = metadata.values.get(REQUEST_ID, "")
-        known = self.current.seen_by(metadata.access).is_known(model)
+        known = self.is_known(model, metadata.access)
         started = CallStarted(method, model, known, request_id, peer, now, facts)
         self.hooks.call_started(started).ended(CallEnded(error.code, error.text, None, 0, 0, now, error.is_callers))
 
@@ -520,6 +531,11 @@ class Inference:
             self._count_success(work, now)
         elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
+        topology = self.current.now
+        if topology.routes.direct is Direct.ALL:
+            model = work.route.model
+            if model not in self.found.states and not topology.is_known(model):
+                self.found.answered(model)
         return AttemptEnded(OK, "", None, now)
 
     def _count_success(self, work: Work, now: float) -> None:

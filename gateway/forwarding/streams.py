@@ -341,7 +341,7 @@ class StreamSession(StreamOwner):
         name: of its model, "" if that can't be read.
         """
         inference, id = self._inference, maybe_id(body)
-        known, now = inference.current.seen_by(self._access).is_known(name), inference.clock()
+        known, now = inference.is_known(name, self._access), inference.clock()
         started = CallStarted(self._opening.method, name, known, id, self._opening.peer, now, Facts(self._facts))
         head = Head(name, "", id, False, [], 0, 0, None, [])
         message = self._enter(Message(body, head, inference.hooks.call_started(started)))

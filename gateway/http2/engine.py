@@ -67,6 +67,7 @@ from gateway.http2.frames import (
     frame_header,
     goaway_frame,
     number,
+    printable,
     settings_frame,
 )
 from gateway.http2.header_lists import (
@@ -107,6 +108,7 @@ from gateway.http2.states import (
     Strays,
     fault_text,
 )
+from gateway.http2.strangers import NotHttp2, maybe_not_http2, not_http2
 
 WRITE_SIZE: Final = 262_144  # bytes; one call of `data_to_send` returns little more
 SMALL: Final = 4096 + 5  # bytes of a body that is framed at once, without taking turns
@@ -226,6 +228,11 @@ class Engine:
         return events
 
     @property
+    def has_heard_nothing(self) -> bool:
+        """Is this a server whose client has not begun with the preface yet?"""
+        return self._in_preface
+
+    @property
     def partial_unit(self) -> int:
         """The number of the frame or header block that has arrived in part, or 0. DATA frames do not count."""
         return self._units + 1 if self._rest or self._block_id else 0
@@ -259,7 +266,7 @@ class Engine:
             kind, flags = data[at + 3], data[at + 4]
             stream_id = number(data, at + 5) & MOST_ID
             if length > FRAME_BYTES:
-                raise EngineError(_SIZE, f"a frame of {length} bytes is larger than {FRAME_BYTES}")
+                raise self._too_large(data, length)
             end = start + length
             if kind == DATA and not flags & PADDED and not self._block_id and self._greeted:
                 at = min(end, size)
@@ -274,9 +281,18 @@ class Engine:
         if at < size:
             self._rest = data[at:]
 
+    def _too_large(self, data: bytes, length: int) -> EngineError:
+        stranger = maybe_not_http2(data) if self._is_client and not self._greeted else None
+        return stranger or EngineError(_SIZE, f"a frame of {length} bytes is larger than {FRAME_BYTES}")
+
+    @property
+    def maybe_stranger(self) -> NotHttp2 | None:
+        """What the peer speaks that has ended the connection before a whole frame, if that can be told."""
+        return maybe_not_http2(self._rest) if self._is_client and not self._greeted else None
+
     def _read_preface(self, data: bytes) -> int:
         if not PREFACE.startswith(data[: len(PREFACE)]):
-            raise EngineError(_PROTOCOL, "the connection does not begin with the HTTP/2 preface")
+            raise not_http2(data)
         if len(data) < len(PREFACE):
             self._rest = data
             return len(data)
@@ -287,7 +303,8 @@ class Engine:
         if self._block_id and kind != CONTINUATION:
             raise EngineError(_PROTOCOL, "a frame came between the frames of a header block")
         if not self._greeted and (kind != SETTINGS or flags & ACK):
-            raise EngineError(_PROTOCOL, "the first frame is not SETTINGS")
+            said = f": {printable(payload[8:])}" if kind == GOAWAY else ""
+            raise EngineError(_PROTOCOL, f"the first frame is not SETTINGS{said}")
         if kind == HEADERS:
             self._headers(flags, stream_id, payload)
         elif kind == DATA:

@@ -42,6 +42,9 @@ LEAST_FRAME: Final = 16_384  # bytes of payload that every peer takes in a frame
 MOST_FRAME: Final = (1 << 24) - 1
 
 
+GOAWAY_TEXT: Final = 100  # bytes of what a GOAWAY says in words
+
+
 class ErrorCode(IntEnum):
     """Error codes (RFC 9113 section 7)."""
 
@@ -203,6 +206,12 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
 def goaway_frame(last_stream_id: int, code: int, text: bytes = b"") -> bytes:
     """A GOAWAY frame (RFC 9113 section 6.8)."""
     return frame(GOAWAY, 0, 0, last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big") + text)
+
+
+def printable(text: bytes) -> str:
+    """What a peer says in words, for the log: the first printable characters of it."""
+    said = text[:GOAWAY_TEXT].decode("ascii", "replace")
+    return "".join([character for character in said if character.isprintable()])
 
 
 def settings_frame(settings: dict[int, int]) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 from gateway.http2.engine import WRITE_SIZE, Engine
 from gateway.http2.frames import (
     BOTH,
+    GOAWAY_TEXT,
     ConnectionClosed,
     DataReceived,
     EndedBy,
@@ -36,6 +37,7 @@ from gateway.http2.frames import (
     TrailersReceived,
     WindowUpdated,
     goaway_frame,
+    printable,
 )
 from gateway.http2.limits import Bucket, Limits
 from gateway.http2.prices import (
@@ -250,7 +252,7 @@ class Connection(ABC, Generic[AnyStream]):
                 self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many small frames that complete no message")
             self.tiny = engine.tiny = 0
         if failure is not None:
-            self.break_off(failure.code, str(failure))
+            self._peer_failed(failure)
         elif engine.is_behind:
             self.turn_left = 0
             self.wake()
@@ -407,7 +409,10 @@ class Connection(ABC, Generic[AnyStream]):
             self.greeted = True
         elif isinstance(event, GoAwayReceived):
             self.draining = True
-            self.reason = self.reason or f"GOAWAY {event.error_code} from the peer"
+            self.reason = (
+                self.reason
+                or f"GOAWAY {event.error_code} from the peer: {printable(event.debug_data)}".removesuffix(": ")
+            )
             self._peer_leaves(event)
         elif isinstance(event, ConnectionClosed):
             self.close(self.reason or "all of its calls have ended")
@@ -472,11 +477,19 @@ class Connection(ABC, Generic[AnyStream]):
     def drain(self) -> None:
         """Send the first GOAWAY: the peer opens no more calls here, and running calls may end."""
 
+    def _peer_failed(self, failure: EngineError) -> None:
+        """The peer has broken the protocol."""
+        self.break_off(failure.code, str(failure))
+
+    def not_chosen(self) -> None:
+        """The peer's TLS has not chosen HTTP/2."""
+        self.close("TLS peer did not choose h2")
+
     def break_off(self, code: int, reason: str) -> None:
         """Close at once, with a GOAWAY that tells the peer why."""
         if not self.closed:
             self.peer_erred = code != ErrorCode.NO_ERROR
-            self._goaway = goaway_frame(self._last_id, code, reason.encode("ascii", "replace")[:100])
+            self._goaway = goaway_frame(self._last_id, code, reason.encode("ascii", "replace")[:GOAWAY_TEXT])
             self.close(reason)
 
     def close(self, reason: str) -> None:

@@ -25,6 +25,7 @@ from gateway.http2.frames import (
 from gateway.http2.hpack import Field, NeverIndexed
 from gateway.http2.limits import Bucket, Limits
 from gateway.http2.prices import ANSWERED, EARLY, FORCED, PATIENT, REFUSED_HEAD, WASTED
+from gateway.http2.strangers import ALPN, NotHttp2, answer_to
 from gateway.rpc.budget import Budget
 from gateway.rpc.codes import CallFailed
 from gateway.rpc.connection import BUG_TEXT, DRAIN_STEP, Connection
@@ -57,6 +58,11 @@ def _nothing() -> None: ...
 
 
 def _no_fault(fault: str) -> None: ...
+
+
+NO_HTTP1: Final = (
+    "this port speaks gRPC, which is HTTP/2; call it by a gRPC client (health and metrics have a port of their own)"
+)
 
 
 class ServerCall(Stream):
@@ -218,6 +224,7 @@ class ServerConnection(Connection[ServerCall]):
         super().__init__(server_engine(limits), limits, now, wake, budget)
         self.peer = peer
         self.on_fault: Callable[[str], None] = _no_fault  # called with why a stream was reset for the client's error
+        self.on_stranger: Callable[[str], None] = _no_fault  # called with what a client speaks that speaks no HTTP/2
         self.on_full: Callable[[], None] = _nothing  # `max_streams` calls are open: the client has to wait
         self.number = next(_numbers)  # unique in this process
         self.certificate: Mapping[str, Any] | None = None  # of the client, if TLS has verified one
@@ -249,6 +256,18 @@ class ServerConnection(Connection[ServerCall]):
         """Close at once, and tell the client that this call, its last one, has not begun: it may make it elsewhere."""
         self._last_id = call.id - 1
         self.break_off(ErrorCode.NO_ERROR, reason)
+
+    # Peers that speak something else
+
+    def _peer_failed(self, failure: EngineError) -> None:
+        super()._peer_failed(failure)
+        if isinstance(failure, NotHttp2):
+            self._goaway = answer_to(failure.speaks, NO_HTTP1)
+            self.on_stranger(failure.speaks)
+
+    def not_chosen(self) -> None:
+        super().not_chosen()
+        self.on_stranger(ALPN)
 
     # Requests
 
@@ -425,6 +444,8 @@ class ServerConnection(Connection[ServerCall]):
         self._outliving -= 1
 
     def output(self) -> bytes:
+        if self.engine.has_heard_nothing and not self.closed:
+            return b""  # our SETTINGS wait for the client's preface: whoever speaks something else may read the answer
         data = super().output()
         if self._answered_early and len(data) < WRITE_SIZE and not self.closed:
             self._reset_early()

@@ -43,6 +43,8 @@ from gateway.hooks import (
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times
+from gateway.telemetry.worker_notes import CONFIG_INFO, CONFIG_INFO_HELP, Notes, note
+from gateway.transport.tls import REASONS
 
 OTHER: Final = "other"
 REPLAYED_LABEL: Final = "replayed"  # model label of requests that were captured and are sent again
@@ -87,6 +89,7 @@ class Scrape:
         """The sum over all workers that share the directory `path`; any process may ask."""
         registry = CollectorRegistry()
         registry.register(SharedValues(path))
+        registry.register(Notes(path))
         return cls(registry, is_shared=True)
 
     def collect(self, names: Collection[str] = ()) -> Iterable[Metric]:
@@ -115,6 +118,7 @@ class Metrics:
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series for nothing here
         if settings.shared:
             keep_values_in(settings.shared)
+            note(settings.shared)
         registry = CollectorRegistry()
         self._families = _Families(registry)
         self._families.build.labels(settings.version, platform.python_version()).set(1)
@@ -130,14 +134,14 @@ class Metrics:
         self._tried: set[tuple[str, str, str]] = set()  # likewise
         self._series: dict[tuple[str, str], _Series] = {}
         self._flushing = threading.Lock()
-        self._digest: Gauge | None = None
+        self._digest = ""  # of the config in force
         self._ready: dict[str, set[str]] = {}  # usable endpoints by upstream
         self._upstreams: set[str] = set()  # upstreams in the config
         self._certificates: set[str] = set()  # config keys of certificates
         self._watched: Watched | None = None
         self._counted: dict[tuple[str, ...], float] = {}  # what was told of these last, by name and labels
         self._gauged: dict[tuple[str, ...], float] = {}  # what was told of pipelines last, by name and labels
-        self._is_shared = settings.shared is not None
+        self._shared = settings.shared
         if settings.shared:
             self.scrape = Scrape.of_directory(settings.shared.path)
         else:
@@ -296,7 +300,7 @@ class Metrics:
         labels = event.upstream, self._endpoints(event.endpoint)
         if not event.gone:
             self._families.endpoint_up.labels(*labels).set(int(event.ready))
-        elif self._is_shared or labels[1] != OTHER:
+        elif self._shared or labels[1] != OTHER:
             self._forget(self._families.endpoint_up, *labels)
         for model, is_well in event.tried.items():
             tried = (*labels, self._ejectable(model))
@@ -324,17 +328,14 @@ class Metrics:
         self._families.breaker.labels(self._models(event.model), event.variant).set(_BREAKER[event.state])
 
     def retry_refused(self, event: RetryRefused) -> None:
-        self._families.retries_refused.labels(self._models(event.model)).inc()
+        self._families.retries_refused.labels(self._models.known(event.model)).inc()
 
     def config_changed(self, event: ConfigChanged) -> None:
         self._families.reloads.labels("accepted" if event.accepted else "refused").inc()
         if not event.accepted:
             return
         self._families.reloaded_at.set(time.time())
-        if self._digest:
-            self._digest.set(0)  # shared files can't remove a series
-        self._digest = self._families.config.labels(event.digest)
-        self._digest.set(1)
+        self._tell_config(event.digest)
         for upstream in self._upstreams.difference(event.upstreams):
             self._forget(self._families.usable, upstream)
             self._ready.pop(upstream, None)
@@ -347,11 +348,24 @@ class Metrics:
             self._families.expiry.labels(key).set(at)
         self._certificates = set(event.expiries)
 
+    def _tell_config(self, digest: str) -> None:
+        """Each config has a digest of its own, so that of the one before must not stay as a series."""
+        if self._shared:
+            note(self._shared, digest)
+            return
+        if self._digest and self._digest != digest:
+            self._families.config.remove(self._digest)
+        self._digest = digest
+        self._families.config.labels(digest).set(1)
+
     def connection_full(self, event: ConnectionFull) -> None:
         self._families.connections_full.inc()
 
     def connection_refused(self, why: str) -> None:
         self._families.refused.labels(why).inc()
+
+    def connection_turned_away(self, why: str) -> None:
+        self._families.turned_away.labels(why).inc()
 
     def call_refused(self, why: str) -> None:
         self._families.calls_refused.labels(why).inc()
@@ -360,7 +374,7 @@ class Metrics:
         self._families.spans_dropped.inc()
 
     def _forget(self, family: Gauge, *labels: str) -> None:
-        if self._is_shared:
+        if self._shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
         else:
             family.remove(*labels)
@@ -492,6 +506,13 @@ class _Families:
         self.spans_dropped = counter(
             "gateway_trace_spans_dropped", "Spans of traces that the process which exports them did not take in time."
         )
+        self.turned_away = counter(
+            "gateway_connections_turned_away",
+            "Callers' connections that ended before a call, since TLS failed or the client speaks no HTTP/2.",
+            "reason",
+        )
+        for reason in REASONS:
+            self.turned_away.labels(reason)
         self.calls_refused = counter(
             "gateway_access_refused", "Calls that were not let in, by what was wrong with who made them.", "reason"
         )
@@ -553,13 +574,7 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemin",
         )
-        self.config = Gauge(
-            "gateway_config_info",
-            "How many workers run the config with this digest.",
-            ["digest"],
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
+        self.config = Gauge(CONFIG_INFO, CONFIG_INFO_HELP, ["digest"], registry=registry)  # of one worker: see `Notes`
         self.expiry = Gauge(
             "gateway_certificate_expiry_timestamp_seconds",
             "Until when a certificate of the gateway is valid (Unix time), by the config key that names it.",
@@ -707,6 +722,10 @@ class _Bounded:
             return OTHER
         self._seen.add(value)
         return value
+
+    def known(self, value: str) -> str:
+        """Passes a value on if it has been before: callers may have invented it."""
+        return value if value in self._seen else OTHER
 
 
 def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from gateway.config.serving import Telemetry
 from gateway.hooks import Hooks, Listener, Watched
+from gateway.telemetry import call_log
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
@@ -60,6 +61,9 @@ class ProcessTelemetry:
     def connection_refused(self, why: str) -> None:
         self._metrics.connection_refused(why)
 
+    def connection_turned_away(self, why: str) -> None:
+        self._metrics.connection_turned_away(why)
+
     def call_refused(self, why: str) -> None:
         self._metrics.call_refused(why)
 
@@ -92,6 +96,8 @@ class ProcessTelemetry:
         if is_configured("traces", self._environ):
             listeners.append(await parts.enter_async(Traces(self._environ, self._version, self._metrics.span_dropped)))
         listeners.append(self._metrics)
+        if call_log.is_wanted():
+            listeners.append(call_log.CallLog())
         log = self._settings.access_log
         if log.destination != "none":
             stream = sys.stdout if log.destination == "stdout" else sys.stderr

@@ -19,6 +19,9 @@ from prometheus_client.registry import Collector
 TOTALS_SUFFIX: Final = ".totals"
 """Suffix of the files in which each worker counts the requests of pipelines: see `pipeline_totals`."""
 
+NOTE_SUFFIX: Final = ".worker"
+"""Suffix of the files in which each worker says what it is: see `worker_notes`."""
+
 
 @dataclass(frozen=True, slots=True)
 class SharedDirectory:
@@ -36,13 +39,14 @@ def prepare_directory(path: Path) -> None:
     """Make the shared directory, and empty it of an earlier run's files. The supervisor does so before it starts
     workers."""
     path.mkdir(parents=True, exist_ok=True)
-    for pattern in ("*.db", f"*{TOTALS_SUFFIX}"):
+    for pattern in ("*.db", f"*{TOTALS_SUFFIX}", f"*{NOTE_SUFFIX}"):
         for file in path.glob(pattern):
             file.unlink()
 
 
 def worker_ended(shared: SharedDirectory) -> None:
-    """Forget the gauges of a worker that has ended; its counters stay. The supervisor calls this."""
+    """Forget the gauges of a worker that has ended, and its note; its counters stay. The supervisor calls this."""
+    (shared.path / f"{shared.worker}{NOTE_SUFFIX}").unlink(missing_ok=True)
     multiprocess.mark_process_dead(shared.worker, str(shared.path))  # type: ignore[no-untyped-call]
 
 

@@ -1,7 +1,8 @@
-"""Telemetry: the metrics of the last minute and the last quarter of an hour, for the admin page.
+"""Telemetry: the metrics of the last minute and the last quarter of an hour, for the admin page; and its last hour.
 
-May depend on `metrics`. Only increments are kept, and only of series that moved, so what nobody calls costs nothing.
-Reading takes a thread 0.5 ms for each model that is called; it never takes more than one hundredth of the time.
+May depend on `metrics` and `history`. Only increments are kept, and only of series that moved, so what nobody calls
+costs nothing. Reading takes a thread 0.5 ms for each model that is called; it never takes more than one hundredth of
+the time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from prometheus_client import Metric as Family
 
+from gateway.telemetry.history import SECONDS as POINT_SECONDS
+from gateway.telemetry.history import History, ModelPoint, Point
 from gateway.telemetry.metrics import ADDRESS, OVERHEAD_SECONDS, SECONDS
 
 _log = logging.getLogger(__name__)
@@ -31,7 +34,8 @@ _LABELS: Mapping[str, tuple[str, ...]] = {
     "gateway_attempts_total": ("upstream", ADDRESS, "meaning"),
 }
 _IN_FLIGHT = "gateway_requests_in_flight"
-_NAMES = (*_LABELS, _IN_FLIGHT)
+_LIMIT = "gateway_limit_calls"
+_NAMES = (*_LABELS, _IN_FLIGHT, _LIMIT)
 
 Key = tuple[str, ...]
 """A sample's name, then the values of the labels that count here."""
@@ -50,6 +54,9 @@ class Traffic:
         self._last_at = clock()
         self._minute: deque[_Increments] = deque()
         self._quarter: deque[_Increments] = deque()
+        self._history = History()
+        self._point: list[_Increments] = []  # of the point that has not ended
+        self._most_in_flight: dict[str, float] = {}  # in its time
         self._report = self._summed_up({})
 
     async def __aenter__(self) -> Traffic:
@@ -71,12 +78,14 @@ class Traffic:
 
     def look(self) -> None:
         """Read the registry, and add up the increments of each window."""
-        values, in_flight = _read(self._collect(_NAMES))
+        values, in_flight, limits = _read(self._collect(_NAMES))
         now = self._clock()
         if self._last is not None:
             last = self._last
             added = {key: value - last.get(key, 0.0) for key, value in values.items() if value != last.get(key, 0.0)}
-            self._add(_Increments(self._last_at, now, added))
+            tick = _Increments(self._last_at, now, added)
+            self._add(tick)
+            self._remember(tick, in_flight, limits)
         self._last, self._last_at = values, now
         self._report = self._summed_up(in_flight)
 
@@ -89,6 +98,22 @@ class Traffic:
         for ring, seconds in ((self._minute, _MINUTE), (self._quarter, _QUARTER)):
             while tick.until - ring[0].since > seconds and len(ring) > 1:
                 ring.popleft()
+
+    def _remember(self, tick: _Increments, in_flight: Mapping[str, float], limits: Mapping[str, float]) -> None:
+        """Make a point of the last hour, once its time has passed."""
+        self._point.append(tick)
+        for model, count in in_flight.items():
+            if count > self._most_in_flight.get(model, 0.0):
+                self._most_in_flight[model] = count
+        if tick.until - self._point[0].since < POINT_SECONDS:
+            return
+        whole = _together(self._point)
+        self._history.add(Point(time.time(), whole.until - whole.since, _points(whole, self._most_in_flight), limits))
+        self._point, self._most_in_flight = [], {}
+
+    def history(self) -> Mapping[str, object]:
+        """JSON values: the last hour, a point a minute. docs/metrics.md has the keys."""
+        return self._history.report()
 
     def _summed_up(self, in_flight: Mapping[str, float]) -> Mapping[str, object]:
         rings = (("1m", self._minute), ("15m", self._quarter))
@@ -121,20 +146,47 @@ def _together(parts: Iterable[_Increments]) -> _Increments:
     return _Increments(since, until, added)
 
 
-def _read(families: Iterable[Family]) -> tuple[dict[Key, float], dict[str, float]]:
-    """The counters by key, and the calls in flight by model."""
+def _read(families: Iterable[Family]) -> tuple[dict[Key, float], dict[str, float], dict[str, float]]:
+    """The counters by key, the calls in flight by model, and the limits of these by `UPSTREAM/MODEL`."""
     values: defaultdict[Key, float] = defaultdict(float)
     in_flight: dict[str, float] = {}
+    limits: dict[str, float] = {}
     for family in families:
         if family.name == _IN_FLIGHT:
             in_flight = {sample.labels["model"]: sample.value for sample in family.samples}
+        elif family.name == _LIMIT:
+            limits = {f"{s.labels['upstream']}/{s.labels['upstream_model']}": s.value for s in family.samples}
         else:
             for sample in family.samples:
                 labels = _LABELS.get(sample.name)
                 if labels:
                     key = (sample.name, *(sample.labels[label] for label in labels))
                     values[key] += sample.value
-    return dict(values), in_flight
+    return dict(values), in_flight, limits
+
+
+def _points(increments: _Increments, in_flight: Mapping[str, float]) -> dict[str, ModelPoint]:
+    """Each model that had calls, ended or not. in_flight: the most of each."""
+    of = _by_name_and_first_label(increments.added)
+    ended, buckets = of["gateway_requests_total"], of["gateway_request_duration_seconds_bucket"]
+    points = {}
+    for model in dict.fromkeys([*ended, *(model for model, count in in_flight.items() if count)]):
+        codes = ended.get(model, {})
+        variants: defaultdict[str, float] = defaultdict(float)
+        for (variant, code), count in codes.items():
+            if code == "OK" and variant:
+                variants[variant] += count
+        calls = sum(codes.values())
+        quantiles = _quantiles(SECONDS, buckets.get(model, {})) or {}
+        points[model] = ModelPoint(
+            calls,
+            calls - sum(count for (_, code), count in codes.items() if code == "OK"),
+            quantiles.get("p50"),
+            quantiles.get("p99"),
+            in_flight.get(model, 0.0),
+            dict(variants),
+        )
+    return points
 
 
 def _window(increments: _Increments) -> dict[str, object]:

@@ -15,8 +15,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
+from gateway.transport.sockets import peer_name
+from gateway.transport.tls import failed_handshake
+
 _AT_ONCE: Final = 200  # accepted in one turn of the loop
 _LAST_TURNS: Final = 20  # for what is in the queue at the end, while more may still come
+_FAREWELL_SECONDS: Final = 0.05  # until a connection whose handshake has failed is closed on our side
+_LEAVE_SECONDS: Final = 1.0  # for its client to close it
 _PAUSE_SECONDS: Final = 0.5  # when the process or the system has nothing left for a connection
 
 log = logging.getLogger("gateway.transport")
@@ -46,11 +51,12 @@ class Acceptor:
         refuses: Callable[[int], bool],
         shaken: Callable[[asyncio.Protocol], None],
         patience: float,
+        failed: Callable[[str, str, str], None] = lambda reason, peer, text: None,
     ) -> None:
         """protocol: one is made as a connection is accepted. refuses: by its descriptor, must a new connection go?
         farewell: makes one that tells its peer so; with TLS that is worth no handshake, and the connection is closed.
         shaken: its protocol has the connection, after its handshake if there is TLS, or never will. patience: seconds
-        for a handshake.
+        for a handshake. failed: with the reason, the peer and a text, when one fails and not because its client left.
         """
         self._source = source
         self._tls = tls
@@ -59,6 +65,7 @@ class Acceptor:
         self._refuses = refuses
         self._shaken = shaken
         self._patience = None if tls is None else patience
+        self._failed = failed
         self._shaking: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop
         self._pause: asyncio.TimerHandle | None = None
@@ -133,9 +140,36 @@ class Acceptor:
     async def _shake(self, accepted: socket.socket, protocol: asyncio.Protocol) -> None:
         """Shake hands; then the connection is its protocol's. One that fails is its client's matter, as in asyncio."""
         accepted.setblocking(False)
-        with suppress(OSError, TimeoutError, asyncio.TimeoutError):
+        peer = ""
+        try:
+            if self._tls is not None:
+                peer = _peer_of(accepted)
+                failed_handshake.set(partial(self._handshake_failed, accepted, peer))  # in this task alone
             if accepted.family != socket.AF_UNIX:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(
                 lambda: protocol, accepted, ssl=self._tls, ssl_handshake_timeout=self._patience
             )
+        except ConnectionAbortedError as error:
+            if "handshake" in str(error):  # as both loops say
+                self._failed("timeout", peer, f"no TLS handshake in {self._patience:g} s")
+        except (OSError, TimeoutError, asyncio.TimeoutError):
+            return
+
+    def _handshake_failed(self, accepted: socket.socket, peer: str, reason: str, text: str) -> None:
+        """Tell of it, and close once the peer has been told, which both loops do in this turn or the next."""
+        self._failed(reason, peer, text)
+        self._loop.call_later(_FAREWELL_SECONDS, _shut, accepted, socket.SHUT_WR)
+        self._loop.call_later(_LEAVE_SECONDS, _shut, accepted, socket.SHUT_RDWR)
+
+
+def _shut(accepted: socket.socket, how: int) -> None:
+    with suppress(OSError):  # it has gone already
+        accepted.shutdown(how)
+
+
+def _peer_of(accepted: socket.socket) -> str:
+    try:
+        return peer_name(accepted.getpeername())
+    except OSError:  # it has gone already
+        return "unknown"

@@ -29,6 +29,7 @@ from gateway.rpc.metadata import Fields, text_of
 from gateway.status import Code, Origin
 from gateway.transport.edge import Alarm, Edge
 from gateway.transport.sockets import connect
+from gateway.transport.tls import hint
 
 ClientEdge = Edge[ClientConnection]
 
@@ -441,6 +442,8 @@ def client_tls(ca: str | None = None, certificate: str | None = None, key: str |
 
 def _reason(error: OSError) -> str:
     """Why there is no connection, in the system's words, since texts of libraries contain addresses."""
+    if isinstance(error, ssl.SSLError) and hint(error):
+        return hint(error)
     if error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):  # these have error numbers of their own
         return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__

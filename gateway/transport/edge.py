@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import ssl
 import sys
 import termios
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from gateway.http2.engine import WRITE_SIZE
 from gateway.rpc.connection import Connection
 from gateway.rpc.deadlines import Deadlines
 from gateway.transport.inflating import inflate_elsewhere
+from gateway.transport.tls import hint, text_of
 
 SOCKET_BUFFER: Final = 65_536  # unsent bytes of a socket, above which nothing more is framed, and little is read
 
@@ -70,8 +72,7 @@ class Edge(Generic[Wire]):
         self.wire.on_bug = _log_bug
         self.wire.elsewhere = inflate_elsewhere
         if tls is not None and tls.selected_alpn_protocol() != "h2":
-            self.wire.close("TLS peer did not choose h2")
-            self.transport.abort()
+            self.wire.not_chosen()
         self.wake()
 
     def data_received(self, data: bytes) -> None:
@@ -102,7 +103,7 @@ class Edge(Generic[Wire]):
         return False  # closes: HTTP/2 has no half-open connections
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.wire.close(self.wire.reason or "the peer closed the connection")
+        self.wire.close(self.wire.reason or _end_of(exc, self.wire))
         self._gone(self)
 
     # Called by the wire connection
@@ -164,6 +165,18 @@ class Edge(Generic[Wire]):
         """Close now, with a GOAWAY."""
         self.wire.break_off(0, reason)
         self._flush()
+
+
+def _end_of(error: Exception | None, wire: Connection[Any]) -> str:
+    """Why a connection has ended that nobody here has closed."""
+    if isinstance(error, ssl.SSLError):
+        return hint(error) or text_of(error)
+    stranger = wire.engine.maybe_stranger
+    if stranger is not None:
+        return str(stranger)
+    if wire.greeted:
+        return "the peer closed the connection"
+    return "the peer closed the connection before it spoke HTTP/2; is it a gRPC port? (Triton's is 8001, not 8000)"
 
 
 class Alarm:

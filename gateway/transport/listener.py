@@ -25,7 +25,8 @@ from gateway.transport.acceptor import Acceptor, Source
 from gateway.transport.edge import Alarm, Edge
 from gateway.transport.handover import HandedOver
 from gateway.transport.servicer import MethodHandler, Servicing
-from gateway.transport.sockets import bind
+from gateway.transport.sockets import bind, peer_name
+from gateway.transport.tls import PLAIN_TEXTS, ServerContext
 
 BACKLOG: Final = 1024
 AGE_JITTER: Final = 0.1  # part of the maximum age, so that clients which came together leave one by one
@@ -81,6 +82,7 @@ class WireServer:
         on_full: Callable[[str], None] | None = None,
         descriptors: int | None = None,
         refused: Callable[[str], None] | None = None,
+        turned_away: Callable[[str, str, str], None] | None = None,
     ) -> None:
         """Arguments, all of them optional:
 
@@ -94,6 +96,8 @@ class WireServer:
         on_full:         called with the peer of a connection that has `max_streams` open calls.
         descriptors:     a connection with this file descriptor or a higher one is closed, to keep some for other uses.
         refused:         called with the reason when a new connection is closed.
+        turned_away:     called with the reason, the peer and a text for people when a handshake fails, or when a
+                         client speaks no HTTP/2 (`tls.REASONS`).
         """
         self.limits = limits or Limits()
         self.draining = False
@@ -117,6 +121,7 @@ class WireServer:
         self._age_grace = age_grace
         self._descriptors = descriptors
         self._refused = refused
+        self._turned_away = turned_away
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._handed: HandedOver | None = None
         self._handed_tls: ssl.SSLContext | None = None
@@ -240,6 +245,7 @@ class WireServer:
             refuses=self._refuses,
             shaken=self._shaken,
             patience=self.limits.handshake_seconds,
+            failed=self._turn_away,
         )
         acceptor.start()
         self._acceptors.append(acceptor)
@@ -299,13 +305,14 @@ class WireServer:
             accept=partial(self._accept_vital, edge) if is_narrow else self._accept,
             deadlines=self._alarm.deadlines,
             heads=self._heads,
-            peer=_peer_name(edge.transport),
+            peer=peer_name(edge.transport.get_extra_info("peername")),
             ends=self._ends(now),
             budget=Budget(self.limits.collected_bytes, CONNECTIONS_PART, self._budget),
         )
         tls = edge.transport.get_extra_info("ssl_object")
         if tls is not None:
             connection.certificate = tls.getpeercert() or None  # which is empty unless it was asked for and verified
+        connection.on_stranger = partial(self._stranger, connection.peer)
         connection.on_fault = partial(self._log_fault, connection.peer)
         if self._on_full is not None:
             connection.on_full = partial(self._on_full, connection.peer)
@@ -314,6 +321,13 @@ class WireServer:
         self._shaking.discard(edge)
         self._edges.add(edge)
         return connection
+
+    def _stranger(self, peer: str, speaks: str) -> None:
+        self._turn_away(speaks, peer, PLAIN_TEXTS[speaks])
+
+    def _turn_away(self, reason: str, peer: str, text: str) -> None:
+        if self._turned_away is not None and not self.draining:
+            self._turned_away(reason, peer, text)
 
     def _log_fault(self, peer: str, fault: str) -> None:
         """Log why a stream was reset, at most once a minute: any client may cause it as often as it likes."""
@@ -452,15 +466,6 @@ class _Details:
     invocation_metadata: tuple[tuple[str, str | bytes], ...]
 
 
-def _peer_name(transport: asyncio.Transport) -> str:
-    """The peer's address in grpc's form."""
-    name = transport.get_extra_info("peername")
-    if not isinstance(name, tuple):
-        return "unix:"
-    host, port = name[0].removeprefix("::ffff:"), name[1]  # grpc shows an IPv4 peer of a dual-stack socket as IPv4
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
-
-
 def server_tls(certificate: str, key: str, client_ca: str | None = None) -> ssl.SSLContext:
     """A TLS context for `listen`: TLS 1.2 or later, h2 only.
 
@@ -468,7 +473,7 @@ def server_tls(certificate: str, key: str, client_ca: str | None = None) -> ssl.
     client_ca:        file of authorities; with it, clients must show a certificate of one of them.
     raises:           OSError, ssl.SSLError.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.set_alpn_protocols(["h2"])

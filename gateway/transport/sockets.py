@@ -107,3 +107,11 @@ def _close(task: asyncio.Task[socket.socket]) -> None:
     """Close the socket of an attempt that succeeded too late."""
     with suppress(asyncio.CancelledError, OSError):
         task.result().close()
+
+
+def peer_name(address: object) -> str:
+    """A peer's address in grpc's form. address: as `getpeername` gives it."""
+    if not isinstance(address, tuple):
+        return "unix:"
+    host, port = address[0].removeprefix("::ffff:"), address[1]  # grpc shows IPv4 on a dual-stack socket as IPv4
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -266,7 +266,14 @@ async def test_the_page_may_run_its_own_scripts_and_nothing_else(get):
     assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert "script-src 'self'" in headers["Content-Security-Policy"]
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
-    for path in ("/page/page.js", "/page/dom.js", "/page/sections.js", "/page/page.css", "/page/icon.svg"):
+    for path in (
+        "/page/page.js",
+        "/page/dom.js",
+        "/page/plots.js",
+        "/page/sections.js",
+        "/page/page.css",
+        "/page/icon.svg",
+    ):
         assert (await get(path))[0] == 200, path
     assert (await get("/page/../server.py"))[0] == 404
     assert "http://" not in body

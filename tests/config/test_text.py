@@ -108,6 +108,25 @@ def test_an_alias_bomb_is_refused() -> None:
     assert "has more than 100000 values" in findings("\n".join(lines))[0]
 
 
+MODELS = {
+    "10,000 of one variant": (10_000, "  m{n:05}: {{variants: {{a: {{upstream: gpu, model: net{n:05}}}}}}}\n"),
+    "5,000 of two, with a split": (
+        5_000,
+        "  m{n:05}: {{variants: {{a: {{upstream: gpu, model: net{n:05}}}, b: {{upstream: cpu, model: int8{n:05}}}}},"
+        " split: {{a: 90, b: 10}}}}\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("most", "line"), MODELS.values(), ids=MODELS)
+def test_a_file_of_so_many_models_is_within_the_limits(most: int, line: str) -> None:
+    """The limit of values is for what aliases unfold to; a file without any ends at its size."""
+    text = "models:\n" + "".join(line.format(n=n) for n in range(most))
+    assert len(text) < MAX_BYTES
+    document = parse(text.encode(), "f")
+    assert (document.findings, len(document.data["models"])) == ([], most)
+
+
 @pytest.mark.parametrize(("depth", "good"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False), (100_000, False)])
 def test_depth_is_limited(depth: int, good: bool) -> None:
     """At the limit it is read, one deeper it is not, and far beyond it costs nothing."""

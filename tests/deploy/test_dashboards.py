@@ -49,7 +49,7 @@ OTHERS: Mapping[str, set[str]] = {
     "node_timex_offset_seconds": set(),
     "kube_deployment_status_replicas_available": {"deployment"},
     "kube_deployment_spec_replicas": {"deployment"},
-    "process_cpu_seconds_total": set(),
+    "process_cpu_seconds_total": {"worker"},
     # Of Triton on a machine with a GPU (docs/user_guide/metrics.md there).
     "nv_gpu_utilization": {"gpu_uuid"},
     "nv_gpu_memory_used_bytes": {"gpu_uuid"},

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from deployment_files import ROOT
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from test_images import context
 
 VERSIONS = dict(
@@ -64,6 +65,43 @@ def test_the_same_sources_give_the_same_wheel(wheel: Path, tools: Path, tmp_path
         os.umask(old)
     assert other.name == wheel.name
     assert other.read_bytes() == wheel.read_bytes()
+
+
+CODE = {
+    "java": ("com/gateway/v1/ClassifyRequest.java", "package com.gateway.v1;"),
+    "csharp": ("Classification.cs", "namespace Gateway.V1 {"),
+    "php": ("Gateway/V1/ClassifyRequest.php", r"namespace Gateway\V1;"),
+    "objc": ("gateway/v1/Classification.pbobjc.h", "@interface GXXClassifyRequest "),
+    "ruby": ("gateway/v1/classification_pb.rb", "module Gateway\n  module V1\n"),
+}
+"""A file that protoc itself makes in each language, and what is in it by that language's rules."""
+
+
+@pytest.mark.skipif(shutil.which("protoc") is None, reason="protoc (Debian: protobuf-compiler) is not here")
+@pytest.mark.parametrize("language", CODE)
+def test_the_protos_make_code_where_each_language_expects_it(language: str, tmp_path: Path) -> None:
+    protos = [str(file) for file in sorted((ROOT / "protos").rglob("*.proto"))]
+    command = ["protoc", f"-I{ROOT / 'protos'}", f"--{language}_out={tmp_path}", *protos]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    name, said = CODE[language]
+    assert said in (tmp_path / name).read_text()
+
+
+def test_the_wheel_has_the_descriptors_with_their_comments(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        declared = FileDescriptorSet.FromString(opened.read("gateway/v1/gateway.binpb"))
+    ours = [file for file in declared.file if file.package == "gateway.v1"]
+    assert len(ours) == len(list((ROOT / "protos" / "gateway" / "v1").glob("*.proto")))
+    assert all(file.source_code_info.location for file in ours)
+    for file in ours:
+        options, name = file.options, Path(file.name).stem
+        assert options.java_outer_classname == f"{name.title()}Proto"
+        assert options.java_multiple_files
+        packages = (options.go_package, options.java_package, options.csharp_namespace, options.ruby_package)
+        assert packages == ("gateway/v1;gatewayv1", "com.gateway.v1", "Gateway.V1", "Gateway::V1")
+        assert (options.php_namespace, options.php_metadata_namespace) == ("Gateway\\V1", "Gateway\\V1\\GPBMetadata")
+        assert options.objc_class_prefix == "GXX"
 
 
 def test_the_wheel_says_what_it_is_and_what_it_needs(wheel: Path) -> None:

@@ -15,13 +15,17 @@ import pytest
 import tritonclient.grpc as triton_client
 import yaml
 from command_line import command, descendants, free_address, is_running, run
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
 from traffic import OK, config, until, until_readyz, write
 from triton_fixture import TritonFactory
 from v2_calls import call, channel_to, infer
+from v2_gateways import Script
 
-from gateway.app import Gateway
+from gateway.app import _SERVICES, Gateway
 from gateway.triton import LocalTriton
 
+SPLIT = {"away": 1}
 COMMANDS = ("serve", "check", "explain", "schema", "experiment", "models", "triton", "demo")
 ROOT = Path(__file__).parents[2]
 
@@ -184,9 +188,83 @@ class TestExplain:
         assert "called directly" in said
 
     async def test_an_unknown_model_is_answered_as_a_call_would_be(self, config_file: Path) -> None:
-        said = await self.explain(config_file, "--model", "addre")
+        code, said, _ = await run("explain", str(config_file), "--model", "addre", folder=config_file.parent)
+        assert code == 1
         assert "NOT_FOUND: Request for unknown model: 'addre' is not found" in said
         assert "adder, best" in said
+
+    async def test_a_version_that_no_variant_can_be_exits_as_an_unknown_model(self, tmp_path: Path) -> None:
+        models = {"pinned": {"variants": {"a": {"upstream": "one", "model": "add_one_a", "version": "2"}}}}
+        file = write(tmp_path / "gateway.yaml", config({"one": "triton:8001"}, models))
+        for version, exits in (("2", 0), ("3", 1)):
+            code, said, _ = await run(
+                *("explain", str(file), "--model", "pinned", "--version", version), folder=tmp_path
+            )
+            assert (code, "no variant can be version 3" in said) == (exits, version == "3")
+
+    async def test_a_model_that_the_running_gateway_does_not_have_exits_with_1(
+        self, tmp_path: Path, gateway: Gateway
+    ) -> None:
+        """Such as one of a file that is not in force yet."""
+        models = {"doubler": {"variants": {"a": {"upstream": "one", "model": "add_one_a"}}}}
+        file = write(tmp_path / "gateway.yaml", config({"one": "triton:8001"}, models))
+        arguments = ("explain", str(file), "--model", "doubler")
+        assert (await run(*arguments, folder=tmp_path))[0] == 0
+        code, said, _ = await run(*arguments, "--admin", gateway.admin_address, folder=tmp_path)
+        assert (code, "the gateway has no public model 'doubler'" in said) == (1, True)
+
+
+async def test_debug_says_each_decision_of_a_call_and_json_is_json(tmp_path: Path) -> None:
+    """One that falls back from a server that is not there. Metadata is not said."""
+    models = {
+        "m": {"variants": {name: {"upstream": name, "model": "any"} for name in ("away", "here")}, "split": SPLIT}
+    }
+    for form in ("json", "text"):
+        async with Script().serve() as address:
+            listen, admin = free_address(), free_address()
+            upstreams, more = {"away": free_address(), "here": address}, {"workers": 2, "listen": listen}
+            content = config(upstreams, models, **more) | {"admin": {"listen": admin}}
+            file = write(tmp_path / "gateway.yaml", content)
+            flags = ("--log-level", "debug", "--log-format", form)
+            async with command("serve", "--config", str(file), *flags, folder=tmp_path) as running:
+                await running.until_said("2 workers on")
+                await until_readyz(admin, True, 30)
+                async with channel_to(listen) as channel:
+                    request = infer("m")
+                    request.id = "r-7"
+                    assert (await call(channel, request, metadata=[("x-secret", "hush")])).code is grpc.StatusCode.OK
+                running.process.terminate()
+                await running.wait()
+                said = running.errors
+        assert "hush" not in said
+        if form == "json":
+            lines = [json.loads(line) for line in said.splitlines()]
+            assert {line["worker"] for line in lines} == {"0", "1", "supervisor"}
+            of_calls = [line["message"] for line in lines if line["logger"] == "gateway.calls"]
+            assert {line["request_id"] for line in lines if line["logger"] == "gateway.calls"} <= {"r-7"}
+        else:
+            of_calls = re.findall(r"Z \[\d\] DEBUG gateway\.calls: (.*) \(request 'r-7'\)$", said, re.MULTILINE)
+        came, chosen, answered, ended = of_calls
+        assert re.fullmatch(r"call 1: ModelInfer of 'm' from ipv4:127\.0\.0\.1:\d+", came)
+        assert (
+            f"attempt 1: variant 'here' at here/{address}, chosen by fallback in place of away (unavailable)" in chosen
+        )
+        assert re.search(r"attempt 1: OK in [\d.]+ ms$", answered)
+        assert re.search(rf"ended with OK in [\d.]+ ms, answered by 'here' at {address}$", ended)
+
+
+async def test_the_descriptor_set_has_every_method_that_is_served(tmp_path: Path) -> None:
+    """As grpcurl and code generators read it: each import is there, before who imports it."""
+    code, output, _ = await run("protos", str(tmp_path / "gateway.binpb"), folder=tmp_path)
+    assert (code, output) == (0, "")
+    declared = FileDescriptorSet.FromString((tmp_path / "gateway.binpb").read_bytes())
+    pool, names = DescriptorPool(), set()
+    for file in declared.file:
+        pool.Add(file)
+        names |= {f"{file.package}.{service.name}" for service in file.service}
+    assert names == {*_SERVICES, "grpc.health.v1.Health"}
+    assert pool.FindMethodByName("inference.GRPCInferenceService.ModelStreamInfer").server_streaming
+    assert len({file.name for file in declared.file}) == len(declared.file)
 
 
 async def test_the_schema_is_a_json_schema_that_accepts_the_examples(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from browser import MISSING, Browser, browser
 from command_line import command, free_address
 from traffic import http, until_readyz
 from v2_calls import call, channel_to, infer
-from v2_gateways import Script, gateway_of
+from v2_gateways import Script, gateway_of, transparent_to
 
 from gateway.app import Gateway
 from gateway.config import load
 from gateway.hooks import GuardrailNow, RolloutNow
+from gateway.telemetry.history import ModelPoint, Point
 from gateway.triton import LocalTriton
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -103,6 +105,28 @@ def table_of(label: str) -> str:
     return f"[...{rows}].map(row => [...row.cells].map(cell => cell.innerText.trim()))"
 
 
+async def test_models_that_nobody_configured_are_shown_where_all_may_be_called(
+    triton: LocalTriton, chromium: Browser
+) -> None:
+    async with transparent_to(triton.grpc_address) as gateway, channel_to(gateway.listen) as channel:
+        traffic = gateway._telemetry.traffic
+        assert traffic
+        traffic.look()
+        await call(channel, infer("add_one_a"))
+        await call(channel, infer("nobody"))
+        traffic.look()
+        await chromium.open(f"http://{gateway.admin_address}/")
+        label = "Models of Triton, by their own names"
+        await chromium.until(f"{table_of(label)}.length > 5")
+        rows = {row[0]: row for row in await chromium.run(f"return {table_of(label)}")}
+        assert rows["add_one_a"][1] == "✓ ready"
+        assert rows["add_one_a"][4].endswith("ms")
+        assert rows["add_one_b"][1:4] == ["✓ ready", "0", "–"]
+        assert [row[0] for row in await chromium.run(f"return {table_of('Called by other names')}")] == ["other"]
+        assert "No public model" not in await chromium.text()
+        assert not await chromium.complaints()
+
+
 async def test_models_variants_and_endpoints_are_shown_with_their_numbers(scene: Scene) -> None:
     await scene.call(*["photos"] * 40)
     await scene.open()
@@ -143,6 +167,58 @@ async def test_a_refused_config_shows_with_its_findings(scene: Scene, tmp_path: 
     assert (latest[1], first[1]) == ("✕ refused", "✓ in force")
     assert "workers" in latest[4]
     assert "file was refused" in await scene.page.run("return document.getElementById('attention').innerText")
+
+
+def an_hour() -> Iterator[Point]:
+    """Of two models: one with a split that moves, errors now and then and a gap; one that began a minute ago."""
+    for minute in range(60):
+        share = minute / 59
+        calls = 600 + 200 * math.sin(minute / 6)
+        variants = {"onnx": calls * (1 - share), "tensorrt": calls * share}
+        errors = 30.0 if minute % 20 == 7 else 0.0
+        p99 = None if 30 <= minute < 35 else 20 + minute / 3
+        models = {"photos": ModelPoint(calls, errors, 8.0, p99, 4 + minute % 5, variants)}
+        if minute == 59:
+            models[ODD_NAME] = ModelPoint(3, 0, 5.0, 5.0, 1, {"only": 3})
+        yield Point(1e9 + 60 * minute, 60.0, models, {"first/add_one_a": 16, "second/photos_trt": 0})
+
+
+def hour_of(scene: Scene) -> None:
+    traffic = scene.gateway._telemetry.traffic
+    assert traffic
+    for point in an_hour():
+        traffic._history.add(point)
+
+
+async def test_the_last_hour_is_drawn_and_said_in_words(scene: Scene) -> None:
+    hour_of(scene)
+    await scene.open()
+    await scene.page.until(f"{MODEL}.querySelectorAll('svg').length === 5")
+    said = await scene.page.run(f"return [...{MODEL}.querySelectorAll('svg')].map(each => each.ariaLabel)")
+    assert said[0].startswith("Calls/s over the last hour: ")
+    assert said[1] == "Errors/s over the last hour: 0, most 0.5"
+    assert said[2] == "p99 over the last hour: 39.7 ms, most 39.7 ms"
+    assert said[3] == "In flight over the last hour: 8, most 8, limit 16"
+    assert said[4] == "Shares over the last hour: onnx 0%, tensorrt 100%"
+    p99 = await scene.page.run(f"return {MODEL}.querySelectorAll('path.line')[2].getAttribute('d')")
+    assert p99.count("M") == 2  # a gap where nothing was answered
+    assert await scene.page.run(f"return {MODEL}.querySelectorAll('.limit').length") == 1
+    assert await scene.page.run(f"return {MODEL}.querySelector('.legend').innerText") == "onnx\ntensorrt"
+    only = "document.getElementById('model-%3Cb%3Eodd%26name')"
+    assert await scene.page.run(f"return {only}.querySelectorAll('svg').length") == 4  # one variant has all of it
+    assert await scene.page.complaints() == []
+
+
+async def test_what_is_wrong_with_a_config_is_in_sight_in_a_narrow_window(scene: Scene, tmp_path: Path) -> None:
+    watcher = scene.gateway._watcher
+    watcher._load = lambda: load(tmp_path / "gateway.yaml", {})
+    (tmp_path / "gateway.yaml").write_text("workers: many\n")
+    await watcher.look(poked=True)
+    await scene.page.resize(360, 800)
+    await scene.open()
+    finding = "document.querySelector('[aria-label=\"Recent changes of the config\"] td:last-child li')"
+    where = await scene.page.run(f"const at = {finding}.getBoundingClientRect(); return [at.left, at.right]")
+    assert 0 <= where[0] < where[1] <= 360
 
 
 async def test_a_gateway_that_is_gone_is_said_so(scene: Scene) -> None:
@@ -242,6 +318,7 @@ async def test_axe_finds_no_fault(scene: Scene, scheme: str, width: int) -> None
     """Landmarks, names, roles, contrast: WCAG A and AA, and axe's best practices, with notices of each kind shown."""
     await scene.page.prefer(scheme)
     await scene.page.resize(width, 900)
+    hour_of(scene)
     await scene.call("photos", "nobody", ODD_NAME)
     await scene.end_second()
     await asyncio.sleep(0.5)
@@ -280,6 +357,7 @@ async def test_a_rollout_is_shown_with_its_step_its_guardrails_and_its_history(s
 
 
 async def test_a_narrow_window_never_scrolls_sideways_as_a_whole(scene: Scene) -> None:
+    hour_of(scene)
     await scene.page.resize(360, 800)
     await scene.call("photos", "nobody")
     await scene.open()

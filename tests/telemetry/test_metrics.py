@@ -6,6 +6,7 @@ import gc
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -271,11 +272,12 @@ def test_a_refused_config_is_counted_and_changes_nothing_else(metrics):
     assert scraped("gateway_config_info", digest="d2") is None
 
 
-def test_the_config_in_force_is_the_only_one_with_workers(metrics):
-    for digest in ("d1", "d2", "d1"):
+def test_the_config_in_force_is_the_only_one_with_a_series(metrics):
+    for digest in ("d1", "d2", "d2", "d1"):
         metrics.config_changed(ConfigChanged("gateway.yaml", digest, True, (), 1.0))
-    scraped = Scraped(metrics.scrape)
-    assert (scraped("gateway_config_info", digest="d1"), scraped("gateway_config_info", digest="d2")) == (1, 0)
+        scraped = Scraped(metrics.scrape)
+        assert scraped.labels("gateway_config_info", "digest") == {digest}
+        assert scraped("gateway_config_info") == 1
 
 
 def test_openmetrics_is_answered_to_those_who_accept_it(metrics, call):
@@ -357,9 +359,10 @@ from gateway.telemetry.compose import compose
 from gateway.telemetry.metrics import Metrics, MetricsSettings
 from gateway.telemetry.shared_values import SharedDirectory
 
-directory, name, calls, is_up = sys.argv[1:]
+directory, name, calls, is_up, *digests = sys.argv[1:]
 metrics = Metrics(MetricsSettings("1.2.3", SharedDirectory(Path(directory), name)))
-metrics.config_changed(ConfigChanged("gateway.yaml", "d1", True, (), 1.0, upstreams=("cpu", "gpu")))
+for digest in digests or ["d1"]:
+    metrics.config_changed(ConfigChanged("gateway.yaml", digest, True, (), 1.0, upstreams=("cpu", "gpu")))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", is_up == "up", (), "probe", 1.0))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", True, (), "probe", 1.0))
 metrics.endpoint_changed(EndpointChanged("cpu", "cpu-9:8001", False, (), "left", 1.0, gone=True))
@@ -380,8 +383,9 @@ class Workers:
         self.directory = directory
         self.running: dict[str, subprocess.Popen[str]] = {}
 
-    def start(self, name: str, calls: int, endpoint: str = "up") -> None:
-        command = [sys.executable, "-W", "error", "-c", WORKER, str(self.directory), name, str(calls), endpoint]
+    def start(self, name: str, calls: int, endpoint: str = "up", digests: Sequence[str] = ()) -> None:
+        given = (str(self.directory), name, str(calls), endpoint, *digests)
+        command = [sys.executable, "-W", "error", "-c", WORKER, *given]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.running[name] = process
         assert process.stdout.readline() == "ready\n"
@@ -476,6 +480,30 @@ def test_a_new_run_starts_from_nothing(workers):
     workers.kill("0")
     prepare_directory(workers.directory)
     assert Scraped(Scrape.of_directory(workers.directory)).samples == []
+
+
+def test_workers_between_two_configs_show_both_and_no_past_one(workers):
+    workers.start("0", calls=1, digests=("d1", "d2", "d3"))
+    workers.start("1", calls=1, digests=("d1", "d2"))
+    workers.start("2", calls=1, digests=("d2", "d3"))
+    scraped = Scraped(Scrape.of_directory(workers.directory))
+    assert scraped.labels("gateway_config_info", "digest") == {"d2", "d3"}
+    assert scraped("gateway_config_info", digest="d3") == 2
+
+
+def test_each_worker_s_process_has_numbers_until_it_ends(workers):
+    workers.start("0", calls=1)
+    workers.start("1", calls=1)
+    numbers = ("process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_max_fds")
+    scraped = Scraped(Scrape.of_directory(workers.directory))
+    for number in numbers:
+        assert scraped.labels(number, "worker") == {"0", "1"}
+        assert scraped(number, worker="1") > 0
+    workers.kill("1")  # and nobody has said so yet
+    assert Scraped(Scrape.of_directory(workers.directory)).labels(numbers[0], "worker") == {"0"}
+    worker_ended(SharedDirectory(workers.directory, "1"))
+    scraped = Scraped(Scrape.of_directory(workers.directory))
+    assert (scraped.labels(numbers[0], "worker"), scraped("gateway_config_info")) == ({"0"}, 1)
 
 
 def test_a_scrape_stops_nobody_to_look_for_garbage(call):

@@ -5,11 +5,14 @@ import { facts, sections, statusText } from "./sections.js";
 
 const PERIOD = 5000; // ms, as often as the gateway looks at its numbers
 const TIMEOUT = 4000;
+const HISTORY_PERIOD = 30000; // it has a new point every minute
 
 const byId = (id) => document.getElementById(id);
 const form = byId("controls");
 let last = null; // what the gateway said last
 let silentSince = null; // when it stopped to answer
+let history = null; // the last hour
+let historyAt = -Infinity;
 
 async function get(path) {
   const answer = await fetch(path, { signal: AbortSignal.timeout(TIMEOUT), cache: "no-store" });
@@ -20,15 +23,25 @@ async function get(path) {
 async function ask() {
   if (document.hidden) return;
   try {
-    const [state, config] = await Promise.all([get("state"), get("config")]);
+    const [state, config] = await Promise.all([get("state"), get("config"), askHistory()]);
     const { verdicts } = state.experiments?.length ? await get("verdicts") : { verdicts: [] };
-    last = { state, config, verdicts, at: new Date() };
+    last = { state, config, history, verdicts, at: new Date() };
     silentSince = null;
   } catch (error) {
     console.warn(error);
     silentSince ??= new Date();
   }
   show();
+}
+
+async function askHistory() {
+  if (performance.now() - historyAt < HISTORY_PERIOD) return;
+  historyAt = performance.now();
+  try {
+    history = await get("history");
+  } catch (error) {
+    console.warn(error); // the page is of use without it
+  }
 }
 
 function show() {

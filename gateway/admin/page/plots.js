@@ -1,47 +1,115 @@
-// Small plots: an effect over time with its band, and an interval beside what a guardrail allows.
+// Small plots of the last hour: one line each, drawn from what the gateway remembers. Each says in words what it shows.
 
-import { svg } from "./dom.js";
+import { h, svg } from "./dom.js";
 
-const WIDTH = 280;
-const HEIGHT = 64;
-const EDGE = 4;
+const WIDTH = 180;
+const HEIGHT = 44;
+const POINTS = 60; // of an hour
+const COLOURS = 6; // that shares may have, in page.css; further variants are drawn together
 
-/**
- * The difference at each look, with its band. path: [time, difference, low, high], earliest first; null has no end yet.
- * Returns null if there is nothing to draw.
- */
-export function effectOverTime(path, label) {
-  const drawn = path.filter((point) => point.every((value) => value !== null));
-  if (drawn.length < 2) return null;
-  const widths = drawn.map(([, , low, high]) => Math.max(Math.abs(low), Math.abs(high))).sort((a, b) => a - b);
-  const most = 2 * widths[Math.floor(widths.length / 2)] || 1; // the first bands are so wide that later ones were a line
-  const [first, last] = [drawn[0][0], drawn[drawn.length - 1][0]];
-  const x = (at) => (EDGE + ((at - first) / (last - first || 1)) * (WIDTH - 2 * EDGE)).toFixed(1);
-  const y = (value) =>
-    (EDGE + ((1 - Math.max(-most, Math.min(most, value)) / most) / 2) * (HEIGHT - 2 * EDGE)).toFixed(1);
-  const upper = drawn.map(([at, , , high]) => `${x(at)},${y(high)}`);
-  const lower = drawn.map(([at, , low]) => `${x(at)},${y(low)}`).reverse();
-  const line = drawn.map(([at, difference]) => `${x(at)},${y(difference)}`);
-  return svg(
-    "svg",
-    { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label },
-    svg("polygon", { class: "band", points: [...upper, ...lower].join(" ") }),
-    svg("line", { class: "zero", x1: EDGE, x2: WIDTH - EDGE, y1: y(0), y2: y(0) }),
-    svg("polyline", { class: "effect", points: line.join(" ") }),
+const number = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 0 });
+
+/** The plots of one model; null while there is no point yet. limits: for its variants, by name. */
+export function plots(name, history, limits) {
+  const found = history?.models?.[name];
+  if (!found) return null;
+  const { seconds } = history;
+  const perSecond = (values) => values.map((value, index) => (seconds[index] ? value / seconds[index] : null));
+  const figures = [
+    line("Calls/s", perSecond(found.calls), number.format),
+    line("Errors/s", perSecond(found.errors), number.format, "errors"),
+    line("p99", found.p99_ms, (value) => `${number.format(value)} ms`),
+    line("In flight", found.in_flight, number.format, "", sum(Object.values(limits))),
+    shares(found.variants),
+  ];
+  return h("div", { class: "plots", "data-key": "plots" }, figures);
+}
+
+const x = (index, count) => ((POINTS - count + index) / (POINTS - 1)) * WIDTH;
+const y = (value, most) => HEIGHT - 1 - (most ? value / most : 0) * (HEIGHT - 2);
+const known = (values) => values.filter((value) => value !== null);
+
+/** Point by point; null where nothing is known. */
+function sum(rows) {
+  if (!rows.length) return [];
+  return rows[0].map((_, index) => {
+    const values = known(rows.map((row) => row[index]));
+    return values.length ? values.reduce((total, value) => total + value, 0) : null;
+  });
+}
+
+function figure(title, said, drawn, more = null) {
+  return h(
+    "figure",
+    { "data-key": title },
+    h("figcaption", null, title, " ", h("span", { class: "now" }, said)),
+    svg(
+      "svg",
+      { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": `${title} over the last hour: ${said}` },
+      ...drawn,
+    ),
+    more,
   );
 }
 
-/** Where an interval is, beside no difference and what is allowed. All in one unit; null if an end is not known. */
-export function intervalBeside(low, value, high, bound, label) {
-  if ([low, value, high].some((each) => each === null)) return null;
-  const most = 1.1 * Math.max(...[low, high, bound].map(Math.abs)) || 1;
-  const x = (at) => (EDGE + ((at / most + 1) / 2) * (WIDTH - 2 * EDGE)).toFixed(1);
-  return svg(
-    "svg",
-    { class: "plot", viewBox: `0 0 ${WIDTH} 24`, role: "img", "aria-label": label },
-    svg("rect", { class: "band", x: x(low), y: 5, width: Math.max(1, x(high) - x(low)).toFixed(1), height: 14 }),
-    svg("line", { class: "zero", x1: x(0), x2: x(0), y1: 0, y2: 24 }),
-    svg("line", { class: "bound", x1: x(bound), x2: x(bound), y1: 2, y2: 22 }),
-    svg("circle", { class: "point", cx: x(value), cy: 12, r: 3.5 }),
-  );
+function line(title, values, format, kind = "", limit = []) {
+  const seen = known(values);
+  const bounds = known(limit);
+  const most = Math.max(...seen, ...bounds, 0);
+  const last = values.at(-1);
+  const limited = bounds.length ? `, limit ${format(bounds.at(-1))}` : "";
+  const said = seen.length ? `${last === null ? "–" : format(last)}, most ${format(Math.max(...seen))}${limited}` : "none";
+  const drawn = [svg("path", { class: `line ${kind}`, d: path(values, most) })];
+  if (bounds.length) drawn.push(svg("path", { class: "limit", d: path(limit, most) }));
+  return figure(title, said, drawn);
 }
+
+/** A line with gaps where nothing is known. A point alone is a dot. */
+function path(values, most) {
+  let joined = false;
+  return values
+    .map((value, index) => {
+      if (value === null) {
+        joined = false;
+        return "";
+      }
+      const at = `${x(index, values.length).toFixed(1)} ${y(value, most).toFixed(1)}`;
+      const step = joined ? `L${at}` : `M${at}h0.1`;
+      joined = true;
+      return step;
+    })
+    .join("");
+}
+
+/** Who answered: a band for each variant, upon each other. One variant needs no plot. */
+function shares(variants) {
+  const names = Object.keys(variants);
+  if (names.length < 2) return null;
+  const rows = Object.entries(variants).sort(([, one], [, other]) => total(other) - total(one));
+  const bands = rows.slice(0, COLOURS);
+  const totals = sum(rows.map(([, values]) => values));
+  const below = totals.map(() => 0);
+  const drawn = bands.flatMap(([, values], band) =>
+    totals.flatMap((all, index) => {
+      const share = all ? values[index] / all : 0;
+      const from = below[index];
+      below[index] += share;
+      if (!share) return [];
+      const top = y(from + share, 1);
+      const width = WIDTH / (POINTS - 1);
+      const at = { x: (x(index, totals.length) - width).toFixed(1), y: top.toFixed(1) };
+      return [
+        svg("rect", { class: `band-${band}`, "shape-rendering": "crispEdges", ...at, width: (width + 0.2).toFixed(1), height: (y(from, 1) - top).toFixed(1) }),
+      ];
+    }),
+  );
+  const last = totals.findLastIndex((all) => all > 0);
+  const said = bands.map(([name, values]) => `${name} ${last < 0 ? "–" : percent.format(values[last] / totals[last])}`);
+  const legend = bands.map(([name], band) =>
+    h("li", { "data-key": name }, h("span", { class: `key band-${band}`, "aria-hidden": "true" }), name),
+  );
+  return figure("Shares", said.join(", "), drawn, h("ul", { class: "legend", "data-key": "legend" }, legend));
+}
+
+const total = (values) => values.reduce((all, value) => all + value, 0);

@@ -2,7 +2,8 @@
 // To add one add an entry to `sections` at the end; contents and headings follow by themselves.
 
 import { h } from "./dom.js";
-import { effectOverTime, intervalBeside } from "./plots.js";
+import { effectOverTime, intervalBeside } from "./intervals.js";
+import { plots } from "./plots.js";
 
 const MOST = 100; // models, or endpoints of one upstream, shown at once; the filter finds the others
 const SYMBOLS = { ready: "✓", fallback: "↷", down: "✕", suspect: "!", unprobed: "…", error: "✕", warning: "!" };
@@ -152,8 +153,9 @@ function models(view) {
     found.length <= MOST
       ? found
       : [...found.filter((name) => noticed.has(name)), ...found.filter((name) => !noticed.has(name))];
+  const ofTriton = Object.keys(state.triton_models ?? {}).filter((name) => matches(view, name));
   return [
-    found.length === 0 &&
+    found.length + ofTriton.length === 0 &&
       h("p", { "data-key": "none" }, view.filter ? "No model has such a name." : "No public model is configured."),
     ordered
       .slice(0, MOST)
@@ -162,6 +164,7 @@ function models(view) {
       ),
     found.length > MOST &&
       h("p", { "data-key": "more" }, `${MOST} of ${found.length} models are shown; the field above finds the others.`),
+    tritonModels(view, ofTriton, numbers),
     ownNames(view, numbers),
   ];
 }
@@ -219,10 +222,17 @@ function model(view, name, calls) {
     "article",
     { id: anchor("model", name), "data-key": `model ${name}` },
     heading(view, name, "", calls, stateBadge),
+    plots(name, view.history, limitsOf(view, variants)),
     table(`Variants of ${name}`, columns, rows),
     names.length > 1 &&
       h("p", { class: "note", "data-key": "fallback" }, `Fallback: ${fallbackText(fallback, names)}.`),
   );
+}
+
+/** The limits of a model's variants over the last hour, each Triton model once. */
+function limitsOf({ history }, variants) {
+  const names = Object.values(variants).map((each) => `${each.upstream}/${each.model}`);
+  return Object.fromEntries(names.filter((name) => history?.limits?.[name]).map((name) => [name, history.limits[name]]));
 }
 
 function fallbackText(fallback, names) {
@@ -275,29 +285,48 @@ function pipeline(view, name, calls) {
     "article",
     { id: anchor("model", name), "data-key": `model ${name}` },
     heading(view, name, "pipeline", calls, ready ? badge("ready") : badge("down", "can't answer")),
+    plots(name, view.history, {}),
     h("p", { class: "note", "data-key": "calls" }, "Calls ", links, "."),
   );
 }
 
-/** Calls by names that are no public models: Triton's own, and `other` for those that nobody configured. */
+const CALLS = ["Calls/s", "Errors", "p50", "p99"];
+
+const callsCells = (calls) => [
+  calls ? number.format(calls.per_second) : "0",
+  errorsText(calls),
+  milliseconds(calls?.ms?.p50),
+  milliseconds(calls?.ms?.p99),
+];
+
+/** Models that the config does not name, where all of Triton's may be called. */
+function tritonModels(view, names, numbers) {
+  if (!names.length) return null;
+  const rows = names.slice(0, MOST).map((name) => {
+    const model = view.state.triton_models[name];
+    const said = model.ready ? badge("ready") : model.state ? badge("down", "unavailable") : badge("none", "not loaded");
+    const reason = model.reason && [" ", h("span", { class: "reason" }, model.reason)];
+    return row(name, h("span", { id: anchor("model", name) }, name), [said, reason], ...callsCells(numbers.models[name]));
+  });
+  const title = "Models of Triton, by their own names";
+  return h(
+    "article",
+    { "data-key": "triton models" },
+    h("h3", null, title),
+    table(title, ["Model", "State", ...CALLS], rows),
+    names.length > MOST &&
+      h("p", { "data-key": "more" }, `${MOST} of ${names.length} models are shown; the field above finds the others.`),
+  );
+}
+
+/** Calls by names that are no models here: Triton's own of variants, and `other` for those that nobody configured. */
 function ownNames(view, numbers) {
   const { state } = view;
-  const names = Object.keys(numbers.models).filter(
-    (name) => !state.models[name] && !state.pipelines[name] && matches(view, name),
-  );
+  const isShown = (name) => state.models[name] || state.pipelines[name] || state.triton_models?.[name];
+  const names = Object.keys(numbers.models).filter((name) => !isShown(name) && matches(view, name));
   if (!names.length) return null;
-  const rows = names.map((name) => {
-    const calls = numbers.models[name];
-    return row(
-      name,
-      name,
-      number.format(calls.per_second),
-      errorsText(calls),
-      milliseconds(calls.ms?.p50),
-      milliseconds(calls.ms?.p99),
-    );
-  });
-  const columns = ["Name", "Calls/s", "Errors", "p50", "p99"];
+  const rows = names.map((name) => row(name, name, ...callsCells(numbers.models[name])));
+  const columns = ["Name", ...CALLS];
   return h(
     "article",
     { "data-key": "own names" },
@@ -552,7 +581,8 @@ function changes({ config }) {
         : none(),
     ),
   );
-  return table("Recent changes of the config", ["When", "Result", "Digest", "From", "Findings"], rows);
+  const columns = ["When", "Result", "Digest", "From", "Findings"];
+  return h("div", { class: "stacks", "data-key": "table" }, table("Recent changes of the config", columns, rows));
 }
 
 export const sections = [
