@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import signal
 import sys
 import time
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_commands(commands)
     _add_replay(commands)
     _add_experiment_commands(commands)
+    _add_new(commands)
     _add_local_commands(commands)
     return parser
 
@@ -185,6 +187,15 @@ def _add_store_commands(actions: Commands) -> None:
     report.add_argument("--html", metavar="FILE", help="also write a page with plots")
     stop.add_argument("--winner", metavar="ARM", help="that everybody gets (default: the baseline)")
     diffs.add_argument("--most", type=_at_least_one, default=20, metavar="N", help="of the latest (default: 20)")
+
+
+def _add_new(commands: Commands) -> None:
+    new = _add(commands, "new", None, "something of your own, from a template").add_subparsers(
+        metavar="KIND", required=True
+    )
+    step = _add(new, "step", _new_step, "a package with a pipeline's step: code, test, entry point, config")
+    step.add_argument("name", metavar="NAME", help="of the step, such as tidy_text")
+    step.add_argument("--folder", type=Path, metavar="FOLDER", help="to make (default: NAME)")
 
 
 def _add_local_commands(commands: Commands) -> None:
@@ -481,6 +492,23 @@ def _experiment_diffs(arguments: argparse.Namespace) -> int:
 
     for line in disagreements(arguments.config, arguments.name, arguments.most):
         _say(line)
+    return 0
+
+
+def _new_step(arguments: argparse.Namespace) -> int:
+    from gateway.new_step import new_step  # noqa: PLC0415
+
+    made = new_step(arguments.name, arguments.folder)
+    folder = made[0].parent
+    _say(f"made {', '.join(str(file) for file in made)}")
+    _say(f"next:\n  cd {shlex.quote(str(folder))}")
+    for line in (
+        "python -m pip install -e '.[dev]'                # its name is then known to configs; pytest and mypy",
+        "python -m pytest && python -m mypy",
+        "inference-gateway check gateway.yaml",
+        "inference-gateway serve --config gateway.yaml    # answers at 127.0.0.1:9001, with a Triton or without",
+    ):
+        _say(f"  {line}")
     return 0
 
 

@@ -88,3 +88,10 @@ def test_nothing_else_than_the_package_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         tops = {name.partition("/")[0] for name in opened.namelist()}
     assert {top.partition("-")[0] for top in tops} == {"gateway", "inference_gateway"}
+
+
+def test_the_template_of_a_step_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        there = {name for name in opened.namelist() if name.startswith("gateway/templates/")}
+    files = ("gateway.yaml", "pyproject.toml", "test_tidy_text.py", "tidy_text.py")
+    assert there == {f"gateway/templates/step/{name}" for name in files}

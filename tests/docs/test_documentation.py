@@ -16,7 +16,9 @@ from gateway.http2.limits import KiB, Limits, MiB
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    page for of in ("", "docs/", "deploy/*/", "perf/", "model_repository/") for page in ROOT.glob(f"{of}*.md")
+    page
+    for of in ("", "docs/", "docs/*/", "deploy/*/", "perf/", "model_repository/")
+    for page in ROOT.glob(f"{of}*.md")
 )
 OPERATIONS = ROOT / "docs" / "operations.md"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"

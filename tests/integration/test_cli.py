@@ -22,7 +22,7 @@ from v2_calls import call, channel_to, infer
 from gateway.app import Gateway
 from gateway.triton import LocalTriton
 
-COMMANDS = ("serve", "check", "explain", "schema", "experiment", "models", "triton", "demo")
+COMMANDS = ("serve", "check", "explain", "schema", "experiment", "new", "models", "triton", "demo")
 ROOT = Path(__file__).parents[2]
 
 
