@@ -5,6 +5,7 @@ Whether the steps exist and fit together is found when the pipeline is built (`p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -152,11 +153,12 @@ class PipelineSpec(Declared):
     steps: tuple[PartDeclaration, ...] = Field(min_length=1, description="What is done, in this order.")
 
 
-def names_module(parts: tuple[PartDeclaration, ...]) -> bool:
-    """Is one of their steps given as module:attribute?"""
-    for part in parts:
-        if ":" in (part.step or ""):
-            return True
-        if part.fan_out is not None and (":" in part.fan_out.step or names_module(part.fan_out.steps)):
-            return True
-    return False
+def named_steps(parts: tuple[PartDeclaration, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The names of all steps in these parts, each with the keys that lead to it."""
+    for number, part in enumerate(parts):
+        if part.step is not None:
+            yield (number, "step"), part.step
+        if part.fan_out is not None:
+            yield (number, "fan_out", "step"), part.fan_out.step
+            for where, name in named_steps(part.fan_out.steps):
+                yield (number, "fan_out", "steps", *where), name
