@@ -27,6 +27,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 """The checkout, which has the config of the demo and the model repository."""
 
 
+_EXTRAS = {"onnx": "local", "onnxruntime": "local", "rich": "local", "scipy": "experiments", "pyarrow": "experiments"}
+"""Of this package, by what they bring that commands import when they need it."""
+
+
 class WrongLine(CommandFailed):
     """Arguments that do not go together; the text says which."""
 
@@ -48,13 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # such as `| head`
         return 0
-    except CommandFailed as error:
-        if str(error):
-            print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except OSError as error:
-        print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    except (CommandFailed, OSError, ModuleNotFoundError) as error:
+        return _told(error)
+    return code
+
+
+def _told(error: Exception) -> int:
+    """Print what a user can mend; the exit code. A missing module that no extra brings is raised again."""
+    text, code = str(error), getattr(error, "exit_code", 1)
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise error
+        text = f"this needs '{error.name}': pip install 'inference-gateway[{extra}]'"
+    if text:
+        print(f"inference-gateway: {text}", file=sys.stderr)  # noqa: T201
     return code
 
 
@@ -206,6 +218,13 @@ def _add_local_commands(commands: Commands) -> None:
         "names", nargs="*", metavar="MODEL", help="default: all that need no GPU and that the demo shows"
     )
     build.add_argument("--force", action="store_true", help="build also what is current")
+    added = _add(actions, "add", _models_add, "add an ONNX model of your own: from its file to a client's call")
+    added.add_argument("file", type=Path, metavar="FILE", help="the ONNX model")
+    added.add_argument("--name", default="", metavar="NAME", help="at Triton (default: the file's)")
+    added.add_argument("--as", dest="public", default="", metavar="PUBLIC", help="that callers use (default: NAME)")
+    added.add_argument("--batch", type=_whole, metavar="N", help="rows that Triton may put together; 0: none")
+    added.add_argument("--shape", action="append", default=[], type=_shape, metavar="INPUT:1,3,224,224")
+    added.add_argument("--triton", default="", metavar="HOST:PORT", help="which has the repository (default: local)")
     listed = _add(actions, "list", _models_list, "list the models and whether they are built")
     optimise = _add(
         actions, "optimise", _models_optimise, "measure a model in several settings by perf_analyzer, and choose one"
@@ -235,7 +254,7 @@ def _add_local_commands(commands: Commands) -> None:
     demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
     demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
     demo.add_argument("--once", action="store_true", help="end after the table")
-    for each in (build, listed, optimise, start, demo):
+    for each in (build, added, listed, optimise, start, demo):
         each.add_argument("--repository", type=Path, default=_ROOT / "model_repository", metavar="FOLDER")
 
 
@@ -258,6 +277,20 @@ def _at_least_one(given: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{given} is not 1 or more")
     return number
+
+
+def _whole(given: str) -> int:
+    number = int(given)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{given} is not 0 or more")
+    return number
+
+
+def _shape(given: str) -> tuple[str, list[int]]:
+    name, _, sizes = given.rpartition(":")
+    if not name or not all(size.isdigit() and int(size) for size in sizes.split(",")):
+        raise argparse.ArgumentTypeError(f"'{given}' is not of the form INPUT:1,3,224,224")
+    return name, [int(size) for size in sizes.split(",")]
 
 
 def _port(given: str) -> int:
@@ -517,6 +550,22 @@ def _models_build(arguments: argparse.Namespace) -> int:
 
     built = build(arguments.names, arguments.repository, force=arguments.force, report=_say)
     _say(f"built: {', '.join(built)}" if built else "everything is built already")
+    return 0
+
+
+def _models_add(arguments: argparse.Namespace) -> int:
+    from gateway.add_model import NewModel, add  # noqa: PLC0415
+
+    new = NewModel(
+        arguments.file,
+        arguments.repository,
+        arguments.name,
+        arguments.public,
+        arguments.batch,
+        dict(arguments.shape),
+        arguments.triton,
+    )
+    add(new, _say)
     return 0
 
 
