@@ -99,18 +99,10 @@ def add(new: NewModel, say: Callable[[str], None]) -> None:
         is_served = _tried(new, name, shapes, say)
     say(f"made {folder / 'config.pbtxt'}, {folder / '1' / 'model.onnx'}, {config}\nserve it:")
     if not is_served:
-        repository = (
-            "" if new.repository == default_repository() else f" --repository {shlex.quote(str(new.repository))}"
-        )
-        say(f"  inference-gateway triton start --model {name}{repository}")
+        repository = shlex.quote(str(new.repository))
+        say(f"  inference-gateway triton start --model {name} --repository {repository}")
     say(f"  inference-gateway serve --config {shlex.quote(str(config))}")
     say(f"call it (Python):\n{_indented(client_code(public, graph, shapes))}")
-
-
-def default_repository() -> Path:
-    """The checkout's model repository; outside a checkout, one in the current folder."""
-    checkout = Path(__file__).resolve().parent.parent / "model_repository"
-    return checkout if checkout.is_dir() else Path("model_repository")
 
 
 def _require_free(new: NewModel, name: str, public: str, config: Path) -> None:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from gateway.config import Finding, Loaded
 
 _ROOT = Path(__file__).resolve().parent.parent
-"""The checkout, which has the config of the demo and the model repository."""
+"""The checkout, which has the config of the demo and the model repository. An installed package is in none."""
+
+_REPOSITORY = _ROOT / "model_repository" if (_ROOT / "model_repository").is_dir() else Path("model_repository")
+"""The checkout's; for an installed package, one in the current folder, as `models add` makes it."""
 
 
 _EXTRAS = {"onnx": "local", "onnxruntime": "local", "rich": "local", "scipy": "experiments", "pyarrow": "experiments"}
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # such as `| head`
         return 0
+    except WrongLine as error:
+        arguments.parser.error(str(error))  # with the usage of this command
     except (CommandFailed, OSError, ModuleNotFoundError) as error:
         return _told(error)
     return code
@@ -96,7 +101,7 @@ def _add(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int] | None, text: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -225,7 +230,7 @@ def _add_local_commands(commands: Commands) -> None:
     added.add_argument("--batch", type=_whole, metavar="N", help="rows that Triton may put together; 0: none")
     added.add_argument("--shape", action="append", default=[], type=_shape, metavar="INPUT:1,3,224,224")
     added.add_argument("--triton", default="", metavar="HOST:PORT", help="which has the repository (default: local)")
-    listed = _add(actions, "list", _models_list, "list the models and whether they are built")
+    listed = _add(actions, "list", _models_list, "list the models, whether they are built, and your own")
     optimise = _add(
         actions, "optimise", _models_optimise, "measure a model in several settings by perf_analyzer, and choose one"
     )
@@ -255,7 +260,7 @@ def _add_local_commands(commands: Commands) -> None:
     demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
     demo.add_argument("--once", action="store_true", help="end after the table")
     for each in (build, added, listed, optimise, start, demo):
-        each.add_argument("--repository", type=Path, default=_ROOT / "model_repository", metavar="FOLDER")
+        each.add_argument("--repository", type=Path, default=_REPOSITORY, metavar="FOLDER")
 
 
 def _pair(given: str) -> tuple[str, str]:
@@ -571,14 +576,31 @@ def _models_add(arguments: argparse.Namespace) -> int:
 
 def _models_list(arguments: argparse.Namespace) -> int:
     from gateway.models.catalogue import list_models  # noqa: PLC0415
+    from gateway.triton import survey  # noqa: PLC0415
 
-    for model in list_models(arguments.repository):
+    listed = list_models(arguments.repository)
+    for model in listed:
         size = f"{model.built_bytes / 1e6:.1f} MB" if model.built_bytes else ""
         note = "needs a GPU to build" if model.needs_gpu else ""
         if model.on_demand and not model.built_bytes:
             note = f"built by name only; {model.download_bytes / 1e6:.1f} MB to fetch"
         _say(f"{model.name:30} {model.state.value:8} {size:>9}  {model.task}  {note}".rstrip())
+    shipped = {model.name for model in listed}
+    for own in survey(arguments.repository) if arguments.repository.is_dir() else ():
+        if own.name not in shipped:
+            weights = (arguments.repository / own.name).glob("[0-9]*/**/*")
+            size = f"{sum(file.stat().st_size for file in weights if file.is_file()) / 1e6:.1f} MB"
+            note = f"can't be loaded here: {own.problem}" if own.problem else ""
+            _say(f"{own.name:30} {'own':8} {size:>9}  {own.backend}  {note}".rstrip())
     return 0
+
+
+def _require_repository(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CommandFailed(
+            f"There is no folder {folder} with models. `inference-gateway models add FILE` puts one of your own there, "
+            "--repository FOLDER names another, and the project's checkout has those of the demo."
+        )
 
 
 def _models_optimise(arguments: argparse.Namespace) -> int:
@@ -609,6 +631,7 @@ def _triton_start(arguments: argparse.Namespace) -> int:
     from gateway.triton import LocalTriton, install  # noqa: PLC0415
     from gateway.triton.command import stay_up  # noqa: PLC0415
 
+    _require_repository(arguments.repository)
     install()  # outside the event loop, where Ctrl-C ends a download at once
     triton = LocalTriton(
         arguments.repository,
@@ -621,14 +644,20 @@ def _triton_start(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    examples = _ROOT / "deploy" / "examples"
+    if arguments.input is not None and arguments.task is None:
+        raise WrongLine("--input needs --task, which says what the file is for")
+    if not arguments.repository.is_dir() or (arguments.config is None and not examples.is_dir()):
+        raise CommandFailed(
+            "The demo's models and configs are part of the project's checkout and not of its package. Run it there: "
+            "`make run`, or .venv/bin/inference-gateway demo."
+        )
     from gateway import demo, worker  # noqa: PLC0415
 
     _log_to_stderr("warning")
-    if arguments.input is not None and arguments.task is None:
-        raise demo.DemoFailed("--input needs --task, which says what the file is for.")
     settings = demo.DemoSettings(
         arguments.config,
-        _ROOT / "deploy" / "examples",
+        examples,
         arguments.repository,
         arguments.listen,
         arguments.admin_listen,
