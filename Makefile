@@ -102,7 +102,7 @@ $(VENV)/.perf: $(VENV)/.installed
 # A checkout runs its sources, so that what is edited is what runs; COMPILE=1 compiles the hot path.
 setup: $(VENV)/.installed $(if $(COMPILE),$(VENV)/.compiled)
 	@$(BIN)/python -c 'from gateway.compiled import is_compiled as c; print("The hot path is", "compiled." if c() else \
-	  "interpreted, which takes half as much CPU again; make setup COMPILE=1 compiles it, in about a minute.")'
+	  "interpreted, which takes 1.5 times the CPU; make setup COMPILE=1 compiles it, in about a minute.")'
 
 SOURCES := pyproject.toml $(shell find gateway -name '*.py' -not -path 'gateway/v1/*')
 

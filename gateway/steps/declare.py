@@ -67,8 +67,9 @@ class PartDeclaration(Declared):
     inputs: Names | None = Field(
         default=None,
         description="The step's or model's name of a tensor → the pipeline's; a list if they are the same. A step "
-        "reads what it reads anyway, so it needs renames only; a call sends exactly these, or, if left out, what the "
-        "part right before it made (the pipeline's inputs, if it comes first).",
+        "itself says what it reads, so only other names are given: decode_image reads 'image', and from a pipeline "
+        "whose input is 'photo' by {image: photo}. A call sends exactly what is named: [image] sends this one tensor. "
+        "If nothing is, it sends what the part right before it made (the pipeline's inputs, if it comes first).",
     )
     outputs: Names | None = Field(
         default=None,

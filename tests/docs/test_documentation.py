@@ -65,6 +65,13 @@ def test_every_config_snippet_loads(snippet: str, tmp_path: Path) -> None:
     load(file, {})
 
 
+def test_the_config_that_the_readme_explains_is_right_as_it_is_pasted(tmp_path: Path) -> None:
+    """With no other file beside it, and with nothing to be warned of."""
+    snippet = next(text for _, text in blocks(ROOT / "README.md", "yaml") if "upstreams:" in text)
+    (tmp_path / "gateway.yaml").write_text(snippet, encoding="utf-8")
+    assert load(tmp_path / "gateway.yaml", {}).warnings == ()
+
+
 @pytest.mark.parametrize("snippet", PLANS.values(), ids=PLANS)
 def test_every_plan_of_an_experiment_loads(snippet: str, tmp_path: Path) -> None:
     file = tmp_path / "plan.yaml"
