@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import signal
 import sys
 import time
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
     from gateway.experiments.rollout import RolloutKey, State
 
 _ROOT = Path(__file__).resolve().parent.parent
-"""The checkout, which has the config of the demo and the model repository."""
+"""The checkout, which has the config of the demo and the model repository. An installed package is in none."""
+
+_REPOSITORY = _ROOT / "model_repository" if (_ROOT / "model_repository").is_dir() else Path("model_repository")
+"""The checkout's; for an installed package, one in the current folder, as `models add` makes it."""
+
+
+_EXTRAS = {"onnx": "local", "onnxruntime": "local", "rich": "local", "scipy": "experiments", "pyarrow": "experiments"}
+"""Of this package, by what they bring that commands import when they need it."""
 
 
 class WrongLine(CommandFailed):
@@ -48,13 +56,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # such as `| head`
         return 0
-    except CommandFailed as error:
-        if str(error):
-            print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except OSError as error:
-        print(f"inference-gateway: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    except WrongLine as error:
+        arguments.parser.error(str(error))  # with the usage of this command
+    except (CommandFailed, OSError, ModuleNotFoundError) as error:
+        return _told(error)
+    return code
+
+
+def _told(error: Exception) -> int:
+    """Print what a user can mend; the exit code. A missing module that no extra brings is raised again."""
+    text, code = str(error), getattr(error, "exit_code", 1)
+    if isinstance(error, ModuleNotFoundError):
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise error
+        text = f"this needs '{error.name}': pip install 'inference-gateway[{extra}]'"
+    if text:
+        print(f"inference-gateway: {text}", file=sys.stderr)  # noqa: T201
     return code
 
 
@@ -73,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_experiment_commands(commands)
     _add_rollout_commands(commands)
+    _add_new(commands)
     _add_local_commands(commands)
     return parser
 
@@ -84,7 +103,7 @@ def _add(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int] | None, text: str
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -217,6 +236,15 @@ def _add_rollout_commands(commands: Commands) -> None:
         each.add_argument("--store", metavar="URL", help="of the store, instead of the config's")
 
 
+def _add_new(commands: Commands) -> None:
+    new = _add(commands, "new", None, "something of your own, from a template").add_subparsers(
+        metavar="KIND", required=True
+    )
+    step = _add(new, "step", _new_step, "a package with a pipeline's step: code, test, entry point, config")
+    step.add_argument("name", metavar="NAME", help="of the step, such as tidy_text")
+    step.add_argument("--folder", type=Path, metavar="FOLDER", help="to make (default: NAME)")
+
+
 def _add_local_commands(commands: Commands) -> None:
     models = _add(commands, "models", None, "build or list the models of the repository")
     actions = models.add_subparsers(metavar="ACTION", required=True)
@@ -225,7 +253,14 @@ def _add_local_commands(commands: Commands) -> None:
         "names", nargs="*", metavar="MODEL", help="default: all that need no GPU and that the demo shows"
     )
     build.add_argument("--force", action="store_true", help="build also what is current")
-    listed = _add(actions, "list", _models_list, "list the models and whether they are built")
+    added = _add(actions, "add", _models_add, "add an ONNX model of your own: from its file to a client's call")
+    added.add_argument("file", type=Path, metavar="FILE", help="the ONNX model")
+    added.add_argument("--name", default="", metavar="NAME", help="at Triton (default: the file's)")
+    added.add_argument("--as", dest="public", default="", metavar="PUBLIC", help="that callers use (default: NAME)")
+    added.add_argument("--batch", type=_whole, metavar="N", help="rows that Triton may put together; 0: none")
+    added.add_argument("--shape", action="append", default=[], type=_shape, metavar="INPUT:1,3,224,224")
+    added.add_argument("--triton", default="", metavar="HOST:PORT", help="which has the repository (default: local)")
+    listed = _add(actions, "list", _models_list, "list the models, whether they are built, and your own")
     optimise = _add(
         actions, "optimise", _models_optimise, "measure a model in several settings by perf_analyzer, and choose one"
     )
@@ -254,8 +289,8 @@ def _add_local_commands(commands: Commands) -> None:
     demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
     demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
     demo.add_argument("--once", action="store_true", help="end after the table")
-    for each in (build, listed, optimise, start, demo):
-        each.add_argument("--repository", type=Path, default=_ROOT / "model_repository", metavar="FOLDER")
+    for each in (build, added, listed, optimise, start, demo):
+        each.add_argument("--repository", type=Path, default=_REPOSITORY, metavar="FOLDER")
 
 
 def _pair(given: str) -> tuple[str, str]:
@@ -277,6 +312,20 @@ def _at_least_one(given: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{given} is not 1 or more")
     return number
+
+
+def _whole(given: str) -> int:
+    number = int(given)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{given} is not 0 or more")
+    return number
+
+
+def _shape(given: str) -> tuple[str, list[int]]:
+    name, _, sizes = given.rpartition(":")
+    if not name or not all(size.isdigit() and int(size) for size in sizes.split(",")):
+        raise argparse.ArgumentTypeError(f"'{given}' is not of the form INPUT:1,3,224,224")
+    return name, [int(size) for size in sizes.split(",")]
 
 
 def _port(given: str) -> int:
@@ -576,6 +625,23 @@ def _rollout_do(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _new_step(arguments: argparse.Namespace) -> int:
+    from gateway.new_step import new_step  # noqa: PLC0415
+
+    made = new_step(arguments.name, arguments.folder)
+    folder = made[0].parent
+    _say(f"made {', '.join(str(file) for file in made)}")
+    _say(f"next:\n  cd {shlex.quote(str(folder))}")
+    for line in (
+        "python -m pip install -e '.[dev]'                # its name is then known to configs; pytest and mypy",
+        "python -m pytest && python -m mypy",
+        "inference-gateway check gateway.yaml",
+        "inference-gateway serve --config gateway.yaml    # answers at 127.0.0.1:9001, with a Triton or without",
+    ):
+        _say(f"  {line}")
+    return 0
+
+
 def _models_build(arguments: argparse.Namespace) -> int:
     from gateway.models.catalogue import build  # noqa: PLC0415
 
@@ -584,16 +650,49 @@ def _models_build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _models_add(arguments: argparse.Namespace) -> int:
+    from gateway.add_model import NewModel, add  # noqa: PLC0415
+
+    new = NewModel(
+        arguments.file,
+        arguments.repository,
+        arguments.name,
+        arguments.public,
+        arguments.batch,
+        dict(arguments.shape),
+        arguments.triton,
+    )
+    add(new, _say)
+    return 0
+
+
 def _models_list(arguments: argparse.Namespace) -> int:
     from gateway.models.catalogue import list_models  # noqa: PLC0415
+    from gateway.triton import survey  # noqa: PLC0415
 
-    for model in list_models(arguments.repository):
+    listed = list_models(arguments.repository)
+    for model in listed:
         size = f"{model.built_bytes / 1e6:.1f} MB" if model.built_bytes else ""
         note = "needs a GPU to build" if model.needs_gpu else ""
         if model.on_demand and not model.built_bytes:
             note = f"built by name only; {model.download_bytes / 1e6:.1f} MB to fetch"
         _say(f"{model.name:30} {model.state.value:8} {size:>9}  {model.task}  {note}".rstrip())
+    shipped = {model.name for model in listed}
+    for own in survey(arguments.repository) if arguments.repository.is_dir() else ():
+        if own.name not in shipped:
+            weights = (arguments.repository / own.name).glob("[0-9]*/**/*")
+            size = f"{sum(file.stat().st_size for file in weights if file.is_file()) / 1e6:.1f} MB"
+            note = f"can't be loaded here: {own.problem}" if own.problem else ""
+            _say(f"{own.name:30} {'own':8} {size:>9}  {own.backend}  {note}".rstrip())
     return 0
+
+
+def _require_repository(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CommandFailed(
+            f"There is no folder {folder} with models. `inference-gateway models add FILE` puts one of your own there, "
+            "--repository FOLDER names another, and the project's checkout has those of the demo."
+        )
 
 
 def _models_optimise(arguments: argparse.Namespace) -> int:
@@ -624,6 +723,7 @@ def _triton_start(arguments: argparse.Namespace) -> int:
     from gateway.triton import LocalTriton, install  # noqa: PLC0415
     from gateway.triton.command import stay_up  # noqa: PLC0415
 
+    _require_repository(arguments.repository)
     install()  # outside the event loop, where Ctrl-C ends a download at once
     triton = LocalTriton(
         arguments.repository,
@@ -636,14 +736,20 @@ def _triton_start(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    examples = _ROOT / "deploy" / "examples"
+    if arguments.input is not None and arguments.task is None:
+        raise WrongLine("--input needs --task, which says what the file is for")
+    if not arguments.repository.is_dir() or (arguments.config is None and not examples.is_dir()):
+        raise CommandFailed(
+            "The demo's models and configs are part of the project's checkout and not of its package. Run it there: "
+            "`make run`, or .venv/bin/inference-gateway demo."
+        )
     from gateway import demo, worker  # noqa: PLC0415
 
     _log_to_stderr("warning")
-    if arguments.input is not None and arguments.task is None:
-        raise demo.DemoFailed("--input needs --task, which says what the file is for.")
     settings = demo.DemoSettings(
         arguments.config,
-        _ROOT / "deploy" / "examples",
+        examples,
         arguments.repository,
         arguments.listen,
         arguments.admin_listen,

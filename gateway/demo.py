@@ -67,13 +67,19 @@ class DemoSettings:
         return self.config or self.examples / (configs.pop() if len(configs) == 1 else EVERYTHING)
 
 
+class NoSuchTask(DemoFailed):
+    """The command line names a task that there is not."""
+
+    exit_code = 2
+
+
 def tasks_of(name: str | None, *, every: bool) -> tuple[Task, ...]:
-    """:raises DemoFailed: if there is no such task; the text names those that there are."""
+    """:raises NoSuchTask: if there is none of this name; the text says those that there are."""
     if name is None:
         return TASKS if every else BY_DEFAULT
     found = tuple(task for task in TASKS if task.name == name)
     if not found:
-        raise DemoFailed(f"There is no task {name!r}; tasks: {', '.join(task.name for task in TASKS)}.")
+        raise NoSuchTask(f"There is no task {name!r}; tasks: {', '.join(task.name for task in TASKS)}.")
     return found
 
 

@@ -28,7 +28,8 @@ from gateway.config.schema import Config, json_schema
 from gateway.config.text import MAX_BYTES, Document, parse, plain
 from gateway.config.units import REFUSED
 from gateway.steps import Pipeline, PipelineError, build_pipeline
-from gateway.steps.declare import names_module
+from gateway.steps.catalogue import module_of
+from gateway.steps.declare import named_steps
 
 OVERRIDES: Mapping[Path, tuple[str, str]] = {
     ("listen",): ("GATEWAY_LISTEN", "--listen"),
@@ -116,6 +117,23 @@ def _import_beside(file: FilePath) -> None:
         sys.path.append(folder)
 
 
+_imported: dict[str, bytes] = {}
+"""SHA-256 of the files of users' steps as they were when this process imported them, by module."""
+
+
+def _maybe_old_code(step: str) -> str:
+    """The module of a user's step, if its file is not any more what was imported; "" otherwise."""
+    name = module_of(step)
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not name or not file:
+        return ""
+    try:
+        now = hashlib.sha256(_read(FilePath(file))).digest()
+    except OSError:  # it is gone, as in an upgrade that is under way
+        now = b""
+    return name if _imported.setdefault(name, now) != now else ""
+
+
 @dataclass(slots=True)
 class _Loader:
     """One run over one document."""
@@ -168,16 +186,23 @@ class _Loader:
         return any(each.severity is Severity.ERROR and each.key.startswith(key) for each in self.findings)
 
     def _build_pipelines(self, config: Config) -> None:
+        imported = frozenset(sys.modules)
         for name, model in config.models.items():
             if model.pipeline is None:
                 continue
-            if self.file is not None and names_module(model.pipeline.steps):
+            at: Path = ("models", name, "pipeline")
+            steps = list(named_steps(model.pipeline.steps))
+            if self.file is not None and any(":" in step for _, step in steps):
                 _import_beside(self.file)
             try:
-                self.pipelines[name] = build_pipeline(name, model.pipeline, self._content)
+                self.pipelines[name] = build_pipeline(name, model.pipeline, self._content, imported)
             except PipelineError as error:
                 for each in error.findings:
-                    self._add(("models", name, "pipeline", *each.where), each.wrong, each.right)
+                    self._add((*at, *each.where), each.wrong, each.right)
+            for where, step in steps:
+                if module := _maybe_old_code(step):
+                    wrong = f"the file of '{module}' has changed since this process imported it"
+                    self._add((*at, "steps", *where), wrong, "restart to run its new code", Severity.WARNING)
 
     def _mapping(self) -> dict[str, Any] | None:
         data = self.document.data

@@ -414,7 +414,10 @@ def build(
     recipes = [find(name) for name in names] or list(BY_DEFAULT)
     for recipe in recipes:
         if not (repository / recipe.name / "config.pbtxt").is_file():
-            raise BuildFailed(f"{repository} has no {recipe.name}/config.pbtxt, so it is not the model repository.")
+            raise BuildFailed(
+                f"{repository} has no {recipe.name}/config.pbtxt, so it is not the model repository, which is part of "
+                "the project's checkout and not of its package. Run it there, or say --repository FOLDER."
+            )
     kits = [(recipe, Kit(repository, repository / recipe.name, cache, progress, force)) for recipe in recipes]
     return [recipe.name for recipe, kit in kits if _build(recipe, kit, force, report)]
 

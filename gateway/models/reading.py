@@ -7,9 +7,10 @@ chance, in place of the chances of all 18,710 classes, which are 3 MB for a line
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
-from onnx import ModelProto, TensorProto, helper
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _FOLDER = "rapidocr/models"
 _ALPHABET = "character"  # key in the metadata of the graph
@@ -36,6 +37,8 @@ def direction(wheel: Path) -> bytes:
 
 def recognition(wheel: Path) -> bytes:
     """`pixels` FP32 [batch, 3, 48, width] → the best class of each of `places`: `index` INT32, `chance` FP32."""
+    from onnx import TensorProto, helper  # noqa: PLC0415  # of the extra `local`
+
     model = _load(wheel, "PP-OCRv6_rec_small.onnx")
     _rename(model, "pixels", "chances")
     graph = model.graph
@@ -65,6 +68,8 @@ def alphabet(wheel: Path) -> list[str]:
 
 
 def _load(wheel: Path, name: str) -> ModelProto:
+    import onnx  # noqa: PLC0415  # of the extra `local`
+
     return onnx.load_model_from_string((wheel / _FOLDER / name).read_bytes())
 
 

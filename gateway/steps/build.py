@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.steps.catalogue import UnknownStep, did_you_mean, find_step, one_line
+from gateway.steps.catalogue import UnknownStep, did_you_mean, find_step, module_of, one_line
 from gateway.steps.declare import FanOutDeclaration, PartDeclaration, PipelineSpec, TensorDeclaration
 from gateway.steps.fan_out import Bounds, FanOut, Split
 from gateway.steps.pipeline import ModelCall, Part, Pipeline
@@ -38,15 +39,16 @@ class PipelineError(Exception):
         self.findings = tuple(findings)
 
 
-def build_pipeline(name: str, declared: PipelineSpec, read: Read) -> Pipeline:
+def build_pipeline(name: str, declared: PipelineSpec, read: Read, imported: Set[str] = frozenset()) -> Pipeline:
     """Build a pipeline, with its steps and their files.
 
     name:    the public model's, for errors.
     read:    reads the files that parameters of steps name.
+    imported: modules that were there before: Python does not import them again, and findings about their steps say so.
     raises:  PipelineError with every finding: an unknown step or parameter, a file that is missing, a tensor that
              nothing makes or that is of another datatype or shape than what reads it.
     """
-    check = _Check(read)
+    check = _Check(read, imported)
     check.begin(declared.inputs)
     parts = check.parts(("steps",), declared.steps)
     check.end(declared.inputs, declared.outputs)
@@ -66,6 +68,7 @@ class _Check:
     """What is known of the working set while the parts are checked in order."""
 
     read: Read
+    imported: Set[str]
     findings: list[Finding] = field(default_factory=list)
     known: dict[str, TensorSpec | None] = field(default_factory=dict)  # None: the type is not known before a call
     used: set[str] = field(default_factory=set)
@@ -108,13 +111,15 @@ class _Check:
         if isinstance(step, Step):
             return self._local(where, step, declared)
         if step is not None:
-            self._find((*where, "step"), f"'{declared.step}' makes items of rows", "name it in a fan_out")
+            self._find(
+                (*where, "step"), f"'{declared.step}' makes items of rows", "name it in a fan_out", declared.step or ""
+            )
         self.open, self.latest, self.broken = True, None, True
         return None
 
     def _fan_out(self, where: Where, declared: FanOutDeclaration) -> FanOut | None:
         split = self._split(where, declared)
-        inside = _Check(self.read, self.findings)
+        inside = _Check(self.read, self.imported, self.findings)
         if split is None:
             inside.open, inside.latest, inside.broken = True, None, True
         else:
@@ -139,7 +144,9 @@ class _Check:
         step = self._construct(where, declared.step, declared.with_)
         if not isinstance(step, SplitStep):
             if step is not None:
-                self._find((*where, "step"), f"step '{declared.step}' makes no items of a row", "a split step")
+                self._find(
+                    (*where, "step"), f"step '{declared.step}' makes no items of a row", "a split step", declared.step
+                )
             return None
         inputs = self._names((*where, "inputs"), declared.step, [spec.name for spec in step.reads], declared.inputs)
         outputs = self._names((*where, "items"), declared.step, [spec.name for spec in step.writes], declared.items)
@@ -152,7 +159,7 @@ class _Check:
         try:
             step_type = find_step(name)
         except UnknownStep as exc:
-            self._find((*where, "step"), exc.wrong, exc.right)
+            self._find((*where, "step"), exc.wrong, exc.right, name)
             return None
         try:
             step = step_type(step_type.params_type.model_validate(parameters), self.read)
@@ -160,15 +167,15 @@ class _Check:
             return step
         except ValidationError as exc:
             fields = [info.alias or name for name, info in step_type.params_type.model_fields.items()]
-            self._refuse_parameters((*where, "with"), exc, fields)
+            self._refuse_parameters((*where, "with"), exc, fields, name)
         except StepError as exc:
             at = (*where, "with", *([exc.parameter] if exc.parameter else []))
-            self._find(at, f"step '{name}': {exc.wrong}", exc.right)
+            self._find(at, f"step '{name}': {exc.wrong}", exc.right, name)
         except BaseException as exc:  # a user's step may raise anything while it is built, `SystemExit` too
-            self._find((*where, "step"), f"step '{name}' cannot be built: {one_line(exc)}")
+            self._find((*where, "step"), f"step '{name}' cannot be built: {one_line(exc)}", step=name)
         return None
 
-    def _refuse_parameters(self, where: Where, refused: ValidationError, fields: list[str]) -> None:
+    def _refuse_parameters(self, where: Where, refused: ValidationError, fields: list[str], step: str) -> None:
         """One finding for each parameter; pydantic reports one for each type that the value could have."""
         texts: dict[Where, list[str]] = {}
         for error in refused.errors():
@@ -176,11 +183,11 @@ class _Check:
             if error["type"] == "extra_forbidden":
                 name = str(at[-1])
                 known = f"known: {', '.join(fields)}" if fields else "it takes none"
-                self._find(at, f"unknown parameter '{name}'", known + did_you_mean(name, fields))
+                self._find(at, f"unknown parameter '{name}'", known + did_you_mean(name, fields), step)
             else:
                 texts.setdefault(at, []).append(error["msg"].removeprefix("Value error, "))
         for at, reasons in texts.items():
-            self._find(at, ", or: ".join(dict.fromkeys(reasons)))
+            self._find(at, ", or: ".join(dict.fromkeys(reasons)), step=step)
 
     def _local(self, where: Where, step: Step[Any], declared: PartDeclaration) -> LocalStep:
         name = declared.step or ""
@@ -197,7 +204,7 @@ class _Check:
         for name in renamed or {}:
             if name not in own:
                 right = f"known: {', '.join(own) or 'none'}{did_you_mean(name, own)}"
-                self._find((*where, name), f"step '{step}' has no tensor '{name}'", right)
+                self._find((*where, name), f"step '{step}' has no tensor '{name}'", right, step)
         return {name: (renamed or {}).get(name, name) for name in own}
 
     def _call(self, where: Where, model: str, declared: PartDeclaration) -> ModelCall:
@@ -233,7 +240,12 @@ class _Check:
         if spec is not None and found is not None and not spec.agrees(found):
             self._find(where, f"{who} '{name}' as {spec} a row, but it is {found}")
 
-    def _find(self, where: Where, wrong: str, right: str = "") -> None:
+    def _find(self, where: Where, wrong: str, right: str = "", step: str = "") -> None:
+        """step: the one that it is about, whose code may be older than its file."""
+        module = module_of(step) if step and self.imported else ""
+        if module in self.imported:
+            old = f"'{module}' was imported before, and Python does so once: if its code has changed, restart"
+            right = f"{right}; {old}" if right else old
         self.findings.append(Finding(where, wrong, right))
 
 

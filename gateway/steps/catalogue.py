@@ -70,6 +70,12 @@ def find_step(name: str) -> StepType:
     return _load(name, where)
 
 
+def module_of(name: str) -> str:
+    """The module that a user's step of this name is in; "" if it is a shipped one, or there is none."""
+    where = "" if name in SHIPPED else name if ":" in name else _entry_points().get(name, "")
+    return where.partition(":")[0].strip()
+
+
 def did_you_mean(name: str, known: list[str]) -> str:
     """` (did you mean 'x'?)` if a known name is close; else ""."""
     close = difflib.get_close_matches(name, known, n=1)

@@ -5,6 +5,7 @@ Whether the steps exist and fit together is found when the pipeline is built (`p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -66,8 +67,9 @@ class PartDeclaration(Declared):
     inputs: Names | None = Field(
         default=None,
         description="The step's or model's name of a tensor → the pipeline's; a list if they are the same. A step "
-        "reads what it reads anyway, so it needs renames only; a call sends exactly these, or, if left out, what the "
-        "part right before it made (the pipeline's inputs, if it comes first).",
+        "itself says what it reads, so only other names are given: decode_image reads 'image', and from a pipeline "
+        "whose input is 'photo' by {image: photo}. A call sends exactly what is named: [image] sends this one tensor. "
+        "If nothing is, it sends what the part right before it made (the pipeline's inputs, if it comes first).",
     )
     outputs: Names | None = Field(
         default=None,
@@ -152,11 +154,12 @@ class PipelineSpec(Declared):
     steps: tuple[PartDeclaration, ...] = Field(min_length=1, description="What is done, in this order.")
 
 
-def names_module(parts: tuple[PartDeclaration, ...]) -> bool:
-    """Is one of their steps given as module:attribute?"""
-    for part in parts:
-        if ":" in (part.step or ""):
-            return True
-        if part.fan_out is not None and (":" in part.fan_out.step or names_module(part.fan_out.steps)):
-            return True
-    return False
+def named_steps(parts: tuple[PartDeclaration, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The names of all steps in these parts, each with the keys that lead to it."""
+    for number, part in enumerate(parts):
+        if part.step is not None:
+            yield (number, "step"), part.step
+        if part.fan_out is not None:
+            yield (number, "fan_out", "step"), part.fan_out.step
+            for where, name in named_steps(part.fan_out.steps):
+                yield (number, "fan_out", "steps", *where), name

@@ -26,6 +26,8 @@ from gateway.access.principal import REFUSALS
 from gateway.forwarding.metadata import REPLAYED
 from gateway.garbage import no_collections
 from gateway.hooks import (
+    AttemptEnded,
+    AttemptStarted,
     BreakerChanged,
     CallHistory,
     CallStarted,
@@ -412,6 +414,11 @@ class _Families:
             "Attempts ended, by what the answer meant.",
             *("model", "variant", "upstream", ADDRESS, "meaning"),
         )
+        self.pipeline_attempts = counter(
+            "gateway_pipeline_attempts",
+            "Attempts that a pipeline's calls of another public model made, by what the answer meant.",
+            *("model", "called", "variant", "meaning"),
+        )
         self.fallbacks = counter(
             "gateway_fallbacks",
             "Times a variant was asked in place of one that failed the call or was known to be unavailable.",
@@ -785,6 +792,8 @@ class _Series:
             count, times = self._attempts.get(where) or self._attempt(*where)
             count.total += 1
             times.observe(took)
+        if attempts and attempts[0].model != self._model and not self._is_other:
+            self._called(attempts, outcomes)
         took = end.at - start.at
         variant = end.served.variant if end.served else attempts[-1].variant if attempts else ""
         if self._is_other:
@@ -816,6 +825,12 @@ class _Series:
         if call.end.code is Code.RESOURCE_EXHAUSTED and not failed and not call.end.callers_fault:
             # No upstream reported it, and it is no quota.
             self._families.queue_full.labels(self._model, "gateway").inc()
+
+    def _called(self, attempts: Sequence[AttemptStarted], outcomes: Sequence[AttemptEnded]) -> None:
+        """Count a pipeline's attempts by the model that it called: its variants may have names of other models' too."""
+        for attempt, outcome in zip(attempts, outcomes):  # noqa: B905  # the last one may have no outcome
+            told = outcome.meaning.value if outcome.meaning else "ok"
+            self._families.pipeline_attempts.labels(self._model, attempt.model, attempt.variant, told).inc()
 
     def _steps(self, steps: Iterable[StepEnded]) -> float:
         """Count the steps. Returns the seconds that they took."""

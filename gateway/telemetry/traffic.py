@@ -32,6 +32,7 @@ _LABELS: Mapping[str, tuple[str, ...]] = {
     "gateway_fallbacks_total": ("model",),
     "gateway_queue_full_total": ("model",),
     "gateway_attempts_total": ("upstream", ADDRESS, "meaning"),
+    "gateway_pipeline_attempts_total": ("model", "called", "variant", "meaning"),
 }
 _IN_FLIGHT = "gateway_requests_in_flight"
 _LIMIT = "gateway_limit_calls"
@@ -205,6 +206,7 @@ def _window(increments: _Increments) -> dict[str, object]:
                 variant: _calls(_of_variant(codes, variant), _of_variant(buckets, variant), seconds)
                 for variant in sorted({variant for variant, _ in codes})
             },
+            "called": _called(of["gateway_pipeline_attempts_total"].get(model, {})),
         }
     endpoints: dict[str, dict[str, dict[str, float]]] = {}
     for upstream, attempts in of["gateway_attempts_total"].items():
@@ -218,6 +220,14 @@ def _by_name_and_first_label(added: Mapping[Key, float]) -> dict[str, dict[str, 
     for (name, first, *labels), value in added.items():
         of[name].setdefault(first, {})[tuple(labels)] = value
     return of
+
+
+def _called(attempts: Mapping[Key, float]) -> dict[str, dict[str, dict[str, float]]]:
+    """A pipeline's attempts by the model that it called, that one's variant, and what the answer meant."""
+    called: dict[str, dict[str, dict[str, float]]] = {}
+    for (model, variant, meaning), count in sorted(attempts.items()):
+        called.setdefault(model, {}).setdefault(variant, {})[meaning] = count
+    return called
 
 
 def _of_variant(values: Mapping[Key, float], variant: str) -> dict[Key, float]:

@@ -138,7 +138,7 @@ class LocalTriton:
             self._settle_ports()
             try:
                 await self._spawn(installation, models)
-                await self._until_ready(timeout)
+                await self._until_ready(timeout, models)
                 return
             except BaseException as error:
                 await asyncio.shield(self.kill())
@@ -257,13 +257,14 @@ class LocalTriton:
         told = await self._keeper.stdout.readline()
         self.pid = int(told) if told else None
 
-    async def _until_ready(self, timeout: float) -> None:
+    async def _until_ready(self, timeout: float, models: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + timeout
         while not await _is_ready(self.host, self.http_port):
             if not self.is_running:
                 status = await self.wait_closed()
-                raise StartFailed(self._with_log(f"Triton ended while starting, with status {status}."))
+                text = f"Triton ended while starting, with status {status}."
+                raise StartFailed(self._with_log("\n".join([text, *not_loaded(self.log_tail(_LOG_BYTES), models)])))
             if loop.time() > give_up:
                 raise StartFailed(self._with_log(f"Triton was not ready within {timeout:g} s."))
             await asyncio.sleep(_POLL)
@@ -271,6 +272,23 @@ class LocalTriton:
     def _with_log(self, text: str) -> str:
         where = f"Its log, {self._log_path}, ends with:" if self._log_path else "Its log ends with:"
         return "\n".join([text, where, *(f"  {line}" for line in self.log_tail())])
+
+
+_NOT_LOADED = re.compile(r"\"failed to load '([^']+)' version \d+: (?:\w+: )?(.*?)(?:\\n|\"$)", re.MULTILINE)
+_BROUGHT_BY = {"onnxruntime": "local", "pocketsphinx": "tasks"}  # modules that models import, by extra
+
+
+def not_loaded(log: Sequence[str], models: Sequence[str]) -> list[str]:
+    """Which of its models kept a Triton from starting, why, and what to do: a line each."""
+    lines = []
+    for name, reason in dict.fromkeys(_NOT_LOADED.findall("\n".join(log))):
+        module = reason.partition("No module named '")[2].partition("'")[0]
+        extra = _BROUGHT_BY.get(module.partition(".")[0])
+        remedy = f"pip install 'inference-gateway[{extra}]'" if extra else f"install {module} in this environment"
+        lines.append(f"The model {name} was not loaded: {reason}" + (f"; {remedy}" if module else ""))
+    if lines and len(models) > 1:
+        lines.append("To go on without it, name those to load: --model NAME")
+    return lines
 
 
 _KIND = "triton"

@@ -15,6 +15,7 @@ import pytest
 from deployment_files import ROOT
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from test_images import context
+from triton_fixture import write_add
 
 VERSIONS = dict(
     line.split(" ")[0].lower().replace("_", "-").split("==")
@@ -126,3 +127,55 @@ def test_nothing_else_than_the_package_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         tops = {name.partition("/")[0] for name in opened.namelist()}
     assert {top.partition("-")[0] for top in tops} == {"gateway", "inference_gateway"}
+
+
+def test_the_template_of_a_step_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        there = {name for name in opened.namelist() if name.startswith("gateway/templates/")}
+    files = ("gateway.yaml", "pyproject.toml", "test_tidy_text.py", "tidy_text.py")
+    assert there == {f"gateway/templates/step/{name}" for name in files}
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site-packages")
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(folder)
+    return folder
+
+
+def outside(unpacked: Path, folder: Path, *arguments: str) -> tuple[int, str]:
+    """The command of the wheel, as it is used where no checkout is."""
+    environ = {**os.environ, "PYTHONPATH": str(unpacked)}
+    command = [sys.executable, "-m", "gateway", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+NEEDS_A_CHECKOUT = {
+    "the demo": (("demo",), "Run it there: `make run`"),
+    "its models": (("models", "build"), "part of the project's checkout and not of its package"),
+    "models, of which there are none yet": (("triton", "start"), "There is no folder model_repository"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), NEEDS_A_CHECKOUT.values(), ids=NEEDS_A_CHECKOUT)
+def test_what_the_wheel_does_not_bring_is_said(
+    unpacked: Path, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    code, text = outside(unpacked, tmp_path, *arguments)
+    assert code == 1
+    assert told in text
+    assert str(unpacked) not in text  # a folder of packages is no place to look for models
+
+
+def test_the_wheel_alone_serves_a_model_of_one_s_own(unpacked: Path, tmp_path: Path) -> None:
+    write_add(tmp_path / "plus.onnx", 1)
+    code, text = outside(unpacked, tmp_path, "models", "add", "plus.onnx")
+    assert code == 0, text
+    assert "zeros were answered" in text
+    assert "triton start --model plus --repository model_repository" in text
+    code, text = outside(unpacked, tmp_path, "models", "list")
+    assert code == 0
+    assert re.search(r"^plus +own +0\.0 MB  onnxruntime$", text, re.MULTILINE)
+    assert outside(unpacked, tmp_path, "new", "step", "shout")[0] == 0

@@ -16,7 +16,9 @@ from gateway.http2.limits import KiB, Limits, MiB
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    page for of in ("", "docs/", "deploy/*/", "perf/", "model_repository/") for page in ROOT.glob(f"{of}*.md")
+    page
+    for of in ("", "docs/", "docs/*/", "deploy/*/", "perf/", "model_repository/")
+    for page in ROOT.glob(f"{of}*.md")
 )
 OPERATIONS = ROOT / "docs" / "operations.md"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yaml"
@@ -61,6 +63,13 @@ def test_every_config_snippet_loads(snippet: str, tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text(snippet, encoding="utf-8")
     load(file, {})
+
+
+def test_the_config_that_the_readme_explains_is_right_as_it_is_pasted(tmp_path: Path) -> None:
+    """With no other file beside it, and with nothing to be warned of."""
+    snippet = next(text for _, text in blocks(ROOT / "README.md", "yaml") if "upstreams:" in text)
+    (tmp_path / "gateway.yaml").write_text(snippet, encoding="utf-8")
+    assert load(tmp_path / "gateway.yaml", {}).warnings == ()
 
 
 @pytest.mark.parametrize("snippet", PLANS.values(), ids=PLANS)

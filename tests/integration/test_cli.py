@@ -18,7 +18,7 @@ from command_line import command, descendants, free_address, is_running, run
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from traffic import OK, config, until, until_readyz, write
-from triton_fixture import TritonFactory
+from triton_fixture import TritonFactory, write_add
 from v2_calls import call, channel_to, infer
 from v2_gateways import Script
 
@@ -26,7 +26,7 @@ from gateway.app import _SERVICES, Gateway
 from gateway.triton import LocalTriton
 
 SPLIT = {"away": 1}
-COMMANDS = ("serve", "check", "explain", "schema", "experiment", "models", "triton", "demo")
+COMMANDS = ("serve", "check", "explain", "schema", "experiment", "rollout", "new", "models", "triton", "demo")
 ROOT = Path(__file__).parents[2]
 
 
@@ -98,6 +98,9 @@ WRONG = {
     "a number of workers": ("serve", "--triton", "localhost:8001", "--workers", "many"),
     "pairs": ("explain", "g.yaml", "--model", "m", "--metadata", "no-value"),
     "a draw": ("explain", "g.yaml", "--model", "m", "--draw", "1"),
+    "replay's other model": ("replay", "f", "--to", "a:1", "--as", "m"),
+    "what an input is for": ("demo", "--input", "f.txt"),
+    "a task": ("demo", "--task", "dancing"),
     "a port": ("triton", "start", "--grpc-port", "70000"),
     "a config that is there": ("check", "nowhere.yaml"),
 }
@@ -285,6 +288,17 @@ async def test_models_list_says_what_is_built(tmp_path: Path) -> None:
     assert rows.keys() >= {"efficientnet_lite0_onnx", "efficientnet_lite0_tensorrt", "magika", "langid"}
     assert all("missing" in row for row in rows.values())
     assert "GPU" in rows["efficientnet_lite0_tensorrt"]
+
+
+async def test_models_list_says_which_are_the_user_s_own_and_why_one_cannot_be_loaded(tmp_path: Path) -> None:
+    write_add(tmp_path / "models" / "plus" / "1" / "model.onnx", 1)
+    empty = tmp_path / "models" / "empty"
+    empty.mkdir()
+    (empty / "config.pbtxt").write_text('backend: "onnxruntime"')
+    code, output, _ = await run("models", "list", "--repository", str(tmp_path / "models"), folder=tmp_path)
+    assert code == 0
+    assert re.search(r"^plus +own +0\.0 MB  onnxruntime$", output, re.M)
+    assert re.search(r"^empty +own .*can't be loaded here: its weights are missing", output, re.M)
 
 
 async def test_models_build_names_the_models_that_there_are(tmp_path: Path) -> None:

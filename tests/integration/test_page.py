@@ -312,6 +312,38 @@ async def test_everything_is_reached_by_the_keyboard(scene: Scene) -> None:
     assert await scene.page.run("return document.querySelector('[name=window]:checked').value") == "15m"
 
 
+PIPELINE = {
+    "inputs": [{"name": "IN", "datatype": "FP32", "shape": [-1]}],
+    "outputs": [{"name": "OUT", "datatype": "FP32", "shape": [-1]}],
+    "steps": [{"call": "adder", "inputs": ["IN"], "outputs": ["OUT"]}],
+}
+
+
+async def test_an_ab_behind_a_pipeline_is_on_the_pipeline_s_card(
+    triton: LocalTriton, chromium: Browser, tmp_path: Path
+) -> None:
+    variants = {name: {"upstream": "first", "model": f"add_one_{name}"} for name in "ab"}
+    adder = {"variants": variants, "split": {"a": 75, "b": 25}}
+    content = config_of(triton.grpc_address, "127.0.0.1:1")
+    content["models"] = {"photos": {"pipeline": PIPELINE}, "adder": adder}
+    file = tmp_path / "gateway.yaml"
+    file.write_text(yaml.safe_dump(content))
+    async with gateway_of(load(file, {})) as gateway, contextlib.AsyncExitStack() as nothing:
+        scene = Scene(gateway, chromium, nothing)
+        await chromium.resize(1280, 900)
+        await scene.call(*["photos"] * 40)
+        await scene.open()
+        rows = {row[1]: row for row in await chromium.run(f"return {table_of('Variants behind photos')}")}
+        note = await chromium.run("return document.getElementById('model-adder').innerText")
+    assert [row[:4] for row in rows.values()] == [["adder", "a", "✓ ready", "75%"], ["adder", "b", "✓ ready", "25%"]]
+    shares = {name: float(row[4].rstrip("%")) for name, row in rows.items()}
+    assert sum(shares.values()) == pytest.approx(100, abs=0.2)
+    assert shares["a"] > shares["b"]
+    assert sum(int(row[5]) for row in rows.values()) == 40
+    assert [row[6] for row in rows.values()] == ["0", "0"]
+    assert "Called by photos; the numbers here are without these." in note
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_axe_finds_no_fault(scene: Scene, scheme: str, width: int) -> None:

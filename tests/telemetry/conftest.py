@@ -27,6 +27,7 @@ class Attempt:
     instead_of: str = ""
     reason: str = ""
     planned: str = "split"
+    called: str = ""  # the model, if it is not the call's own: then a pipeline called it
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Call:
         sent = []
         for number, attempt in enumerate(self.attempts, start=1):
             started = AttemptStarted(
-                self.model,
+                attempt.called or self.model,
                 attempt.variant,
                 "cpu",
                 attempt.endpoint,

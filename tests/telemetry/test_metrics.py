@@ -310,11 +310,12 @@ ROLLOUT = RolloutNow(
 )  # fmt: skip
 
 
-def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, call, fallen_back):
+def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, call, attempt, fallen_back):
     """The names are a promise, so the page that makes it is compared with the scrape."""
     call(steps=[("decode", 0.001, "bad")], attempts=fallen_back).report_to(metrics)
     call(attempts=[], code=Code.RESOURCE_EXHAUSTED).report_to(metrics)
     call(attempts=[], code=Code.INTERNAL).report_to(metrics)
+    call(attempts=[attempt(called="scores")]).report_to(metrics)
     metrics.endpoint_changed(EndpointChanged("cpu", "cpu-0:8001", True, (), "probe", 1.0, tried={"net": True}))
     metrics.retry_refused(RetryRefused("m"))
     metrics.breaker_changed(BreakerChanged("m", "gpu", "tripped", 1.0))

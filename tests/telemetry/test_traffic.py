@@ -73,6 +73,23 @@ def test_variants_fallbacks_and_full_queues_are_told_apart(metrics, traffic, clo
     assert photos["variants"]["onnx"]["calls"] == 2
 
 
+def test_a_pipeline_s_attempts_are_told_by_the_model_that_it_called(metrics, traffic, clock, call, attempt):
+    """Two models that it calls may have variants of one name; what others call is not among them."""
+    late = attempt(variant="onnx", called="scores", code=Code.UNAVAILABLE, meaning=Meaning.UNREACHABLE)
+    parts = [attempt(called="pages"), late, attempt(variant="int8", called="scores")]
+    for _ in range(3):
+        call(model="page-text", attempts=parts).report_to(metrics)
+    call().report_to(metrics)
+    call(model="nobody", known=False).report_to(metrics)
+    tick(traffic, clock)
+    models = windows(traffic)["1m"]["models"]
+    assert models["page-text"]["called"] == {
+        "pages": {"onnx": {"ok": 3}},
+        "scores": {"int8": {"ok": 3}, "onnx": {"unreachable": 3}},
+    }
+    assert models["photos"]["called"] == models["other"]["called"] == {}
+
+
 def test_what_is_older_than_a_window_is_not_in_it(metrics, traffic, clock, call):
     call().report_to(metrics)
     tick(traffic, clock, 13)

@@ -240,6 +240,22 @@ async def test_a_failed_start_shows_the_log(triton_repository: Path, tmp_path: P
     assert "failed to poll" in log.read_text()
 
 
+async def test_a_model_that_keeps_it_from_starting_is_named_with_what_it_lacks(tmp_path: Path) -> None:
+    for name in ("pocketsphinx", "nowhere_at_all"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "model.py").write_text(
+            f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')"
+        )
+        (tmp_path / name / "config.pbtxt").write_text('backend: "python"')
+    with pytest.raises(StartFailed) as caught:
+        await LocalTriton(tmp_path).start()
+    lines = str(caught.value).splitlines()
+    why = "The model {0} was not loaded: ModuleNotFoundError: No module named '{0}'; {1}"
+    assert why.format("pocketsphinx", "pip install 'inference-gateway[tasks]'") in lines[1:3]
+    assert why.format("nowhere_at_all", "install nowhere_at_all in this environment") in lines[1:3]
+    assert lines[3] == "To go on without it, name those to load: --model NAME"
+
+
 async def test_one_that_is_not_ready_in_time_is_ended(triton_repository: Path) -> None:
     before = traces(os.getpid())
     server = LocalTriton(triton_repository, models=["add_two"], extra=FAST_START)

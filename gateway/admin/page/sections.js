@@ -224,6 +224,7 @@ function model(view, name, calls) {
     heading(view, name, "", calls, stateBadge),
     plots(name, view.history, limitsOf(view, variants)),
     table(`Variants of ${name}`, columns, rows),
+    calledBy(view, name),
     names.length > 1 &&
       h("p", { class: "note", "data-key": "fallback" }, `Fallback: ${fallbackText(fallback, names)}.`),
   );
@@ -243,27 +244,29 @@ function fallbackText(fallback, names) {
 function variantRow(view, variant, name, share, calls) {
   const own = calls?.variants[name];
   const now = calls?.calls ? (own?.calls ?? 0) / calls.calls : null;
-  const measured =
-    now === null
-      ? none()
-      : h(
-          "span",
-          { class: "share" },
-          h("meter", { min: 0, max: 1, value: now, "aria-hidden": "true" }),
-          ` ${percent.format(now)}`,
-        );
   return row(
     name,
     name,
     variant.ready ? badge("ready") : badge("down", "unavailable"),
     percent.format(share),
-    measured,
+    measuredShare(now),
     own ? number.format(own.per_second) : none(),
     errorsText(own),
     milliseconds(own?.ms?.p50),
     milliseconds(own?.ms?.p99),
     variant.version ? `${variant.model}, version ${variant.version}` : variant.model,
     endpointsOf(view, variant),
+  );
+}
+
+/** share: of the calls, in [0, 1]; null if there were none. */
+function measuredShare(share) {
+  if (share === null) return none();
+  return h(
+    "span",
+    { class: "share" },
+    h("meter", { min: 0, max: 1, value: share, "aria-hidden": "true" }),
+    ` ${percent.format(share)}`,
   );
 }
 
@@ -275,17 +278,33 @@ function endpointsOf(view, variant) {
   return [link, ` ${able.length} of ${endpoints.length}`];
 }
 
+/** The pipelines that call a model, whose calls count there. */
+function calledBy({ state }, name) {
+  const callers = Object.keys(state.pipelines).filter((each) => state.pipelines[each].calls.includes(name));
+  if (!callers.length) return null;
+  const links = callers.map((each, index) => [
+    index > 0 && ", ",
+    h("a", { href: `#${anchor("model", each)}` }, each),
+  ]);
+  return h("p", { class: "note", "data-key": "called by" }, "Called by ", links, "; the numbers here are without these.");
+}
+
 function pipeline(view, name, calls) {
   const { ready, calls: called } = view.state.pipelines[name];
   const links = called.map((each, index) => [
     index > 0 && ", ",
     view.state.models[each] ? h("a", { href: `#${anchor("model", each)}` }, each) : each,
   ]);
+  const rows = [...new Set([...called, ...Object.keys(calls?.called ?? {})])] // a pipeline that it calls calls others
+    .filter((each) => view.state.models[each])
+    .flatMap((each) => calledRows(view.state.models[each], each, calls?.called?.[each] ?? {}));
+  const columns = ["Model called", "Variant", "State", "Share set", "Share now", "Attempts", "Failed attempts"];
   return h(
     "article",
     { id: anchor("model", name), "data-key": `model ${name}` },
     heading(view, name, "pipeline", calls, ready ? badge("ready") : badge("down", "can't answer")),
     plots(name, view.history, {}),
+    rows.length > 0 && table(`Variants behind ${name}`, columns, rows),
     h("p", { class: "note", "data-key": "calls" }, "Calls ", links, "."),
   );
 }
@@ -317,6 +336,26 @@ function tritonModels(view, names, numbers) {
     names.length > MOST &&
       h("p", { "data-key": "more" }, `${MOST} of ${names.length} models are shown; the field above finds the others.`),
   );
+}
+
+/** The variants of a model as a pipeline's calls of it saw them. made: attempts by variant and meaning. */
+function calledRows({ variants, shares }, model, made) {
+  const total = Object.values(shares).reduce((sum, share) => sum + share, 0) || 1;
+  const sum = (attempts) => Object.values(attempts ?? {}).reduce((all, count) => all + count, 0);
+  const all = Object.values(made).reduce((before, attempts) => before + sum(attempts), 0);
+  return Object.keys(variants).map((each) => {
+    const { ok = 0, ...failures } = made[each] ?? {};
+    return row(
+      `${model} ${each}`,
+      h("a", { href: `#${anchor("model", model)}` }, model),
+      each,
+      variants[each].ready ? badge("ready") : badge("down", "unavailable"),
+      percent.format((shares[each] ?? 0) / total),
+      measuredShare(all ? sum(made[each]) / all : null),
+      all ? number.format(sum(made[each])) : none(),
+      failuresText(failures, ok),
+    );
+  });
 }
 
 /** Calls by names that are no models here: Triton's own of variants, and `other` for those that nobody configured. */
@@ -421,12 +460,17 @@ function upstreams(view) {
   });
 }
 
+/** Failed attempts by what they said. ok: those that did not fail. */
+function failuresText(failures, ok) {
+  const told = Object.entries(failures).map(
+    ([meaning, count]) => `${number.format(count)} ${MEANINGS[meaning] ?? meaning}`,
+  );
+  return told.length ? h("span", { class: "bad" }, told.join(", ")) : ok ? "0" : none();
+}
+
 function endpointRow(endpoint, attempts) {
   const { ok = 0, ...failures } = attempts;
   const made = Object.values(failures).reduce((sum, count) => sum + count, ok);
-  const failed = Object.entries(failures).map(
-    ([meaning, count]) => `${number.format(count)} ${MEANINGS[meaning] ?? meaning}`,
-  );
   const missing = Object.keys(endpoint.models).filter((name) => !endpoint.models[name]);
   const state =
     endpoint.state === "ready" || !endpoint.reason
@@ -438,7 +482,7 @@ function endpointRow(endpoint, attempts) {
     state,
     number.format(endpoint.in_flight),
     made ? number.format(made) : none(),
-    failed.length ? h("span", { class: "bad" }, failed.join(", ")) : made ? "0" : none(),
+    failuresText(failures, ok),
     missing.length ? h("span", { class: "bad" }, missing.join(", ")) : none(),
   );
 }

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tidy_text import TidyText, TidyTextParams
 
-from gateway.steps import BadTensor
+from gateway.steps import Array, BadTensor
 
 
-def texts(*values: bytes) -> dict[str, np.ndarray]:
+def texts(*values: bytes) -> dict[str, Array]:
     return {"text": np.array([[value] for value in values], np.object_)}
 
 

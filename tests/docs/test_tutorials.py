@@ -1,0 +1,145 @@
+"""Tutorials do what they show: their files are written, their commands run in order, and what they print is compared.
+
+In a page, a block of YAML or Python whose first line is `# NAME` is a file, and a block of `sh` is commands. A block
+without a language right after that is what they print, where `…` stands for anything. What serves is left running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Command, command, free_address
+from traffic import until
+
+from gateway.models import catalogue
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# ([\w-]+\.\w+)\n")
+SERVES = re.compile(r"inference-gateway (serve|triton start)\b")
+UP = {"serve": "serving gRPC on", "triton start": "Ctrl-C stops it"}
+PORTS = {"9001": "GATEWAY_LISTEN", "9002": "GATEWAY_ADMIN_LISTEN", "8001": "TRITON_ENDPOINT"}
+"""Those that pages name, and the variable that moves each."""
+
+
+class Reader:
+    """Does what a page says, in a folder, on other ports."""
+
+    def __init__(self, folder: Path, servers: contextlib.AsyncExitStack) -> None:
+        self.folder = self._cwd = folder
+        self._servers = servers
+        self._gateway: Command | None = None
+        self._has_triton = False
+        self._ports = {port: free_address().rpartition(":")[2] for port in PORTS}
+        self._environ = {
+            **{PORTS[port]: f"127.0.0.1:{other}" for port, other in self._ports.items()},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTEST_ADDOPTS": "-p no:cloudcoil -p no:cacheprovider",
+            "MYPY_CACHE_DIR": os.devnull,
+        }
+
+    def moved(self, text: str) -> str:
+        return re.sub(r"(127\.0\.0\.1|localhost):(\d+)", lambda m: f"{m[1]}:{self._ports.get(m[2], m[2])}", text)
+
+    async def follow(self, text: str) -> int:
+        """How many commands were run."""
+        ran = 0
+        blocks = list(BLOCK.finditer(text))
+        for block, then in zip(blocks, [*blocks[1:], None], strict=True):
+            content = self.moved(block[2])
+            if name := FILE.match(content):
+                (self._cwd / name[1]).write_text(content, encoding="utf-8")
+            elif block[1] == "sh":
+                ran += 1
+                is_output = then is not None and then[1] == "" and not text[block.end() : then.start()].strip()
+                await self._do(content, self.moved(then[2]) if then and is_output else None)
+        return ran
+
+    async def _do(self, script: str, wanted: str | None) -> None:
+        before = self._follows()
+        if serves := SERVES.search(script):  # the last command of a script, or the only one
+            await self._run(script[: serves.start()])
+            await self._serve(script[serves.start() :].strip(), serves[1])
+            return
+        printed = await self._run(script)
+        if wanted is not None:
+            for _ in range(40):  # what a gateway has counted is in the store within a second or two
+                if is_as_shown(printed, wanted) or "experiment" not in script:
+                    break
+                await asyncio.sleep(0.5)
+                printed = await self._run(script)
+            assert is_as_shown(printed, wanted), f"$ {script}\n{printed}\n-- in place of --\n{wanted}"
+        await self._until_followed(before)
+
+    async def _run(self, script: str) -> str:
+        """Run it as one shell does that stays where `cd` led."""
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-ec", f"{script}\npwd > {shlex.quote(str(self.folder / '.cwd'))}"],
+            cwd=self._cwd,
+            env={**os.environ, **self._environ},
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, f"$ {script}\n{done.stdout}{done.stderr}"
+        self._cwd = Path((self.folder / ".cwd").read_text().strip())
+        return done.stdout
+
+    async def _serve(self, line: str, what: str) -> None:
+        arguments = shlex.split(line)[1:]
+        if what == "triton start":
+            others = [free_address().rpartition(":")[2] for _ in "hm"]
+            arguments += ["--grpc-port", self._ports["8001"], "--http-port", others[0], "--metrics-port", others[1]]
+            catalogue.build(re.findall(r"--model (\S+)", line), ROOT / "model_repository")
+        running = await self._servers.enter_async_context(
+            command(*arguments, folder=self.folder, cwd=self._cwd, environ=self._environ)
+        )
+        await running.until_said(UP[what], 60)
+        if what == "serve":
+            self._gateway = running
+            if self._has_triton:
+                await running.until_said(r"endpoint \S+ is ready", 30)
+        self._has_triton = what == "triton start"
+
+    def _follows(self) -> tuple[int, list[bytes]]:
+        """How many configs the gateway has taken over, and what the configs are."""
+        taken = self._gateway.errors.count("is in force") if self._gateway else 0
+        return taken, [file.read_bytes() for file in sorted(self._cwd.glob("*.yaml"))]
+
+    async def _until_followed(self, before: tuple[int, list[bytes]]) -> None:
+        """Wait until the gateway has taken over what a command has changed."""
+        if self._gateway and self._follows()[1] != before[1]:
+            await until(lambda: self._follows()[0] > before[0], 30, "the new config", lambda: self._gateway.errors)
+
+
+def is_as_shown(printed: str, wanted: str) -> bool:
+    pattern = "\n".join(re.escape(line.rstrip()).replace("…", ".*") for line in wanted.strip().splitlines())
+    return re.fullmatch(pattern, "\n".join(line.rstrip() for line in printed.strip().splitlines())) is not None
+
+
+def section(page: str, title: str) -> str:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0] if title else text
+
+
+TUTORIALS = {
+    "a first A/B": ("first-ab.md", "", 10),
+    "a step of one's own": ("steps/README.md", "Begin", 2),
+}
+
+
+@pytest.mark.parametrize(("page", "title", "commands"), TUTORIALS.values(), ids=TUTORIALS)
+async def test_a_tutorial_does_what_it_shows(page: str, title: str, commands: int, tmp_path: Path) -> None:
+    """With a real Triton of the demo's models: half a minute, for this is what a newcomer does first."""
+    async with contextlib.AsyncExitStack() as servers:
+        assert await Reader(tmp_path, servers).follow(section(page, title)) >= commands
