@@ -325,7 +325,7 @@ class Connection(ABC, Generic[AnyStream]):
         data = event.data
         # The dropped bytes go back to the connection's window, and to the stream's only if it has to run on to its end.
         if stream is None or stream.done or stream.discarding:
-            is_awaited = stream is not None and not stream.done
+            is_awaited = stream is not None and (not stream.done or stream.runs_out)
             self.give_back(len(data), event.stream_id if is_awaited else 0)
             if event.end_stream:
                 self.tiny += LATE_END

@@ -43,6 +43,7 @@ class Stream:
     missing = -1  # bytes of `body` yet to come; -1 until the prefix has arrived
     hungry = True  # does the reader of messages want the next one?
     done = False  # nothing more is sent or reported
+    runs_out = False  # it goes on to its end when it is done, and what arrives is dropped
     discarding = False  # what arrives is dropped: it is an error page, and not gRPC
     closed = False  # the engine has closed the stream
     ended_by = BOTH  # which end closed the stream
