@@ -23,6 +23,7 @@ from gateway.config.models import Model, Scalar
 from gateway.config.models import Rule as ConfigRule
 from gateway.config.probes import request_of
 from gateway.config.quotas import CallerLimits, QuotaLimits
+from gateway.config.upstreams import SharedMemory as ConfigSharedMemory
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
@@ -63,9 +64,11 @@ from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
 from gateway.upstream.inference_probe import ProbeInference
+from gateway.upstream.shared_memory import SharedMemorySettings
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messages that callers may send
 LEAST_COLLECTED: Final = 16 << 20
+LEAST_PLACED: Final = 64 << 10  # bytes of a request whose tensors are worth laying into shared memory
 
 
 def routes_of(config: Config, stopped: Mapping[str, str] = MappingProxyType({})) -> Routes:
@@ -327,10 +330,20 @@ def upstreams_of(
                 upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail, _tried(name, config)
             ),
             dial=_dial(upstream, config, hosts, budget),
-            identity=_identity(upstream.tls),
+            identity=(_identity(upstream.tls), upstream.shared_memory, config.workers),
             subset=upstream.subset or 0,
+            memory=_memory(upstream, config.workers),
         )
     return settings
+
+
+def _memory(upstream: Upstream, workers: int) -> SharedMemorySettings | None:
+    """What each endpoint of an upstream shares with one worker."""
+    shared = upstream.shared_memory
+    if shared == "off":
+        return None
+    own = shared if isinstance(shared, ConfigSharedMemory) else ConfigSharedMemory()
+    return SharedMemorySettings(own.bytes // workers, LEAST_PLACED, Path(own.path), anywhere=own is shared)
 
 
 def _hosts(upstream: Upstream, found: Callable[[Name], Sequence[str]]) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ A call gives its answer to a `Caller`: one on the wire (`api.relay`), or a corou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -140,6 +140,10 @@ class PartsCaller(Caller):
     @abstractmethod
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
         """Pass the rest of the request on as it arrives, and `ending` after it."""
+
+    @abstractmethod
+    def lay_request(self, take: Callable[[bytes], None], whole: Callable[[], None]) -> None:
+        """Give the rest of the request to `take` as it arrives, and call `whole` after it."""
 
     @abstractmethod
     def maybe_take_back(self) -> bytes | None:

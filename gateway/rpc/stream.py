@@ -383,6 +383,17 @@ def pipe(source: Stream, sink: Stream, copy: Callable[[bytes], None] | None = No
     source.on_chunk = chunk
 
 
+def lay(source: Stream, take: Callable[[bytes], None]) -> None:
+    """Give the rest of `source`'s message to `take` as it arrives; there is room for all of it, so nobody waits."""
+    source.consume(source._unacknowledged)
+
+    def chunk(data: bytes) -> None:
+        take(data)
+        source.consume(len(data))
+
+    source.on_chunk = chunk
+
+
 def _append(pieces: list[bytes] | deque[bytes], piece: bytes) -> None:
     if pieces and len(pieces[-1]) + len(piece) <= JOINED:
         pieces[-1] += piece

@@ -15,6 +15,7 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import Endpoint, ModelKey
 from gateway.upstream.health import Prober, ProbeSettings
 from gateway.upstream.pool import Pool, SubsetPool
+from gateway.upstream.shared_memory import SharedMemory, SharedMemorySettings
 from gateway.upstream.subset import subset_of
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class UpstreamSettings:
     dial: Callable[[str], Connection]
     identity: Hashable = None  # what `dial` depends on beside the address, to tell whether it has changed
     subset: int = 0  # how many of the endpoints to keep in touch with; 0: all
+    memory: SharedMemorySettings | None = None  # what each endpoint shares with this worker; a part of the identity
 
 
 @dataclass(slots=True)
@@ -167,6 +169,8 @@ class Fleet:
 
     def _begin(self, endpoint: Endpoint, settings: UpstreamSettings) -> _Member:
         endpoint.connection.tell_faults(endpoint.suspect)
+        if settings.memory is not None:
+            endpoint.memory = SharedMemory(endpoint, settings.memory)
         prober = Prober(endpoint, settings.models, settings.probe, self._changed)
         return _Member(endpoint, prober, asyncio.ensure_future(prober.run()), settings.identity)
 
@@ -181,6 +185,8 @@ class Fleet:
     async def _close(self, member: _Member) -> None:
         await self._stop_probing(member)
         member.endpoint.close()
+        if member.endpoint.memory is not None:
+            await member.endpoint.memory.close()
         await member.endpoint.connection.aclose()
 
     @staticmethod
