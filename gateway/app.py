@@ -265,6 +265,7 @@ class Gateway:
                 self._evidence.store_now,
                 self._quotas_now,
                 self._usage.counts.now if self._usage is not None else tuple,
+                self._fleet.shared_memory,
             )
         )
         connections = Connections(self._telemetry.connection_refused)

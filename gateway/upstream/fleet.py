@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from gateway.hooks import SharedMemoryNow
 from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import Endpoint, ModelKey
 from gateway.upstream.health import Prober, ProbeSettings
@@ -136,6 +137,10 @@ class Fleet:
     def outside(self, name: str) -> list[Endpoint]:
         """The endpoints outside of the subset of an upstream that are connected now."""
         return [self._members[key].endpoint for key in sorted(self._outside) if key[0] == name]
+
+    def shared_memory(self) -> list[SharedMemoryNow]:
+        """What the endpoints share with this worker. It may be called from any thread."""
+        return [m.endpoint.memory.now() for m in list(self._members.values()) if m.endpoint.memory is not None]
 
     async def _release_again_and_again(self) -> None:
         while True:

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.hooks import SharedMemoryNow
 from gateway.status import Code
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
@@ -63,20 +64,6 @@ class Counts:
 
     requests: dict[str, int] = field(default_factory=dict)  # by what became of them: `placed`, or why not
     registrations: dict[str, int] = field(default_factory=dict)  # by how they ended
-
-
-@dataclass(frozen=True, slots=True)
-class SharedMemoryNow:
-    """For metrics and people."""
-
-    upstream: str
-    endpoint: str
-    state: str  # "in use", or why not
-    size: int  # bytes of regions, those that are retired too
-    taken: int  # bytes of them in slots
-    slots: int
-    requests: dict[str, int]
-    registrations: dict[str, int]
 
 
 class Placed:
@@ -244,6 +231,8 @@ class SharedMemory:
         except (CallFailed, OSError) as error:
             if self._offered is not None:
                 self._let_go(self._offered, "refused")
+            else:
+                self._count_registration("refused")
             self._refused(error, losses)
             return
         self._offered, self._tried_after = None, -1

@@ -53,7 +53,8 @@ class Front:
         """
         if len(places) != len(self._inputs):
             return None
-        pieces = [scalars(*names), self._before]
+        model, version, id = names
+        pieces = [scalars(model, version, id), self._before]
         for tensor, (offset, size) in zip(self._inputs, places, strict=True):
             where = _region(region) + _number(b"shared_memory_byte_size", size)
             where += _number(b"shared_memory_offset", begin + offset)

@@ -28,6 +28,7 @@ from gateway.hooks import (
     QuotasNow,
     RetryRefused,
     ShadowNow,
+    SharedMemoryNow,
     SharedNow,
     StepNow,
     StoreNow,
@@ -324,6 +325,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: StoreNow("sqlite", False, "", 1, 2, {"full": 1}, 3, 1, 1),
             lambda: QuotasNow([("acme", "m", "requests", 2)], is_store_away=True),
             lambda: [UsageNow("acme", "m", 3, 4, 5, 6, 0.7)],
+            lambda: [SharedMemoryNow("cpu", "cpu-0:8001", "in use", 4, 3, 2, {"placed": 1}, {"registered": 1})],
         )
     )
     real = set()
