@@ -20,8 +20,8 @@ _LONGEST: Final = 16_384  # bytes before the raw tensors
 _MOST_BITS: Final = 35  # of a raw tensor's length
 _RAW: Final = bytes((RAW_INPUT,))
 
-_NAMES: Final = (0x0A, 0x12, 0x1A)  # name, version and id
 _PARAMETER, _INPUT, _OUTPUT = 0x22, 0x2A, 0x32
+_BEFORE_RAW: Final = (0x0A, 0x12, 0x1A, 0x22, 0x2A, 0x32)  # name, version, id, and these
 _CONTENTS: Final = 0x2A  # of an InferInputTensor: typed contents
 _KEY, _VALUE, _INT64, _STRING = b"\x0a", b"\x12", b"\x10", b"\x1a"
 _ENTRY: Final = b"\x22"  # of `parameters` of an InferInputTensor
@@ -77,7 +77,7 @@ def read_front(front: bytes) -> Front | None:
             tag = front[at]
             if tag == RAW_INPUT:
                 return Front(begin, before, inputs, after) if 0 < len(inputs) <= MOST_INPUTS else None
-            if tag not in (*_NAMES, _PARAMETER, _INPUT, _OUTPUT):
+            if tag not in _BEFORE_RAW:
                 return None
             size, value = read_varint(front, at + 1)
             at = value + size
