@@ -64,7 +64,7 @@ from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
 from gateway.upstream.inference_probe import ProbeInference
-from gateway.upstream.shared_memory import SharedMemorySettings
+from gateway.upstream.shared_memory import SharedMemorySettings, is_this_host
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messages that callers may send
 LEAST_COLLECTED: Final = 16 << 20
@@ -285,12 +285,24 @@ def memory_of(config: Config, limit: Callable[[], int]) -> int:
     (`collected_of`), the rest for all else.
     """
     memory = config.pipelines.memory
-    return (limit() // 3 if memory is None else memory) // config.workers
+    return ((limit() - shared_of(config)) // 3 if memory is None else memory) // config.workers
+
+
+def shared_of(config: Config) -> int:
+    """Bytes of memory that all workers share with endpoints, which count as the gateway's."""
+    total = 0
+    for upstream in config.upstreams.values():
+        shared = upstream.shared_memory
+        if isinstance(shared, ConfigSharedMemory):
+            total += shared.bytes * len(upstream.endpoints)
+        elif shared == "auto":
+            total += ConfigSharedMemory().bytes * sum(map(is_this_host, upstream.endpoints))
+    return total
 
 
 def collected_of(config: Config, limit: Callable[[], int]) -> int:
     """Bytes of messages that one worker may be collecting. limit: as above; a quarter of it by default."""
-    share = limit() // 4 // config.workers
+    share = (limit() - shared_of(config)) // 4 // config.workers
     return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
 
 
