@@ -290,33 +290,34 @@ class Call:
         placed = self._placed = memory.maybe_place(self.body if large is None else large.front, self._request_bytes)
         if placed is None:
             return False
+        client = self._new_client(attempt)  # before the request is all there, since it keeps the time
         if large is None:
             placed.feed_first(self.body)
-            return self._send_placed(attempt, placed)
+            return self._send_placed(attempt, placed, client)
         large.place(placed, self._all_is_placed)
         return True
 
     def _all_is_placed(self) -> None:
         """All of a large request has arrived."""
-        placed, attempt = self._placed, self._attempt
-        if self.is_over or placed is None or attempt is None:
+        placed, attempt, client = self._placed, self._attempt, self._client
+        if self.is_over or placed is None or attempt is None or client is None:
             return
         try:
             attempt.began = self._inference.clock()
-            if not self._send_placed(attempt, placed):
+            if not self._send_placed(attempt, placed, client):
                 self._send(attempt)
         except Exception as error:
             self.fail_by(error)
 
-    def _send_placed(self, attempt: Attempt, placed: Placed) -> bool:
+    def _send_placed(self, attempt: Attempt, placed: Placed, client: ClientCall) -> bool:
         """Send what names where the tensors are. False: it must be sent as bytes after all."""
         variant, head, id = attempt.variant, self.head, self._work.upstream_id
         names = variant.model, variant.version or head.model_version, head.id if id is None else id
         request = placed.request(names)
         if request is None:
             self._unplace(placed)
+            forsake(client)
             return False
-        client = self._new_client(attempt)
         client.request = request
         client.keep_for_server(placed.released)
         if self._large is None:

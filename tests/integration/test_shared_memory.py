@@ -219,6 +219,75 @@ async def test_a_call_that_is_given_up_keeps_its_memory_until_triton_has_answere
         assert memory.now().registrations == {"registered": 1}
 
 
+@contextlib.asynccontextmanager
+async def slowly(address: str, pause: float) -> AsyncIterator[str]:
+    """An address whose calls reach another one in pieces of 16 KiB, with pauses between them."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(16_384):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        writer.transport.abort()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*address.split(":"))
+        tasks.add(asyncio.ensure_future(carry(reader, back, pause)))
+        tasks.add(asyncio.ensure_future(carry(there, writer, 0)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_request_that_comes_slowly_is_laid_as_it_comes(gateway: Gateway, triton: LocalTriton) -> None:
+    memory = memory_of(gateway)
+    request = of_bytes("UINT8", 602_112)
+    async with slowly(gateway.listen, 0.02) as address, channel_to(address) as slow:
+        ours = asyncio.ensure_future(call(slow, request))
+        await wait_until(lambda: memory.now().slots == 1)
+        assert placed(memory) == 0  # it is not all there
+        async with channel_to(triton.grpc_address) as direct:
+            assert (await ours).body == (await call(direct, request)).body
+    assert placed(memory) == 1
+    assert memory.now().slots == 0
+
+
+@pytest.mark.parametrize("end", ["the caller goes away", "its time ends here"])
+async def test_a_request_that_never_comes_whole_leaves_nothing(triton: LocalTriton, tmp_path: Path, end: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        f"""
+        listen: 127.0.0.1:0
+        admin: {{listen: "127.0.0.1:0"}}
+        server: {{default_deadline: {"1s" if end == "its time ends here" else "1m"}}}
+        telemetry: {{access_log: {{destination: none}}}}
+        upstreams: {{main: {{endpoints: ["{triton.grpc_address}"], shared_memory: auto}}}}
+        direct: {{models: all}}
+        """
+    )
+    async with (
+        gateway_of(load(file, {})) as gateway,
+        slowly(gateway.listen, 0.05) as address,
+        channel_to(address) as slow,
+    ):
+        memory = await in_use(gateway)
+        given_up = asyncio.ensure_future(call(slow, of_bytes("UINT8", 2 * MIB), timeout=None))
+        await wait_until(lambda: memory.now().slots == 1)
+        if end == "its time ends here":
+            assert (await given_up).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        else:
+            given_up.cancel()  # which is told behind what is on its way
+        await wait_until(lambda: memory.now().slots == 0, 20)
+        assert memory.now().taken == placed(memory) == 0
+        assert memory.now().state == "in use"
+
+
 async def test_a_killed_triton_frees_all_and_gets_memory_again_when_it_is_back(
     triton_factory: TritonFactory, tmp_path: Path
 ) -> None:
