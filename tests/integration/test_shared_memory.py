@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -362,24 +363,35 @@ async def test_callers_neither_see_nor_unregister_it(gateway: Gateway, triton: L
     assert memory.now().registrations == {"registered": 1}
 
 
-async def test_what_a_killed_gateway_left_is_swept(triton: LocalTriton, tmp_path: Path) -> None:
+async def test_what_a_killed_gateway_left_is_swept_and_what_a_living_one_has_is_not(
+    triton: LocalTriton, tmp_path: Path
+) -> None:
     """Its file, and what Triton has registered of it: nobody holds the lock of a dead gateway's file."""
-    old = f"{RESERVED}{'0' * 32}"
-    (SHM / old).write_bytes(bytes(4096))
+
+    async def registered(wanted: int | None = None) -> set[str]:
+        """wanted: how many to wait for."""
+        while True:
+            status = await call(direct, pb.SystemSharedMemoryStatusRequest(), "SystemSharedMemoryStatus")
+            found = set(pb.SystemSharedMemoryStatusResponse.FromString(status.body).regions)
+            if wanted in (None, len(found)):
+                return found
+            await asyncio.sleep(0.05)
+
+    async with channel_to(triton.grpc_address) as direct, gateway_to(tmp_path, triton.grpc_address) as living:
+        await in_use(living)
+        (kept,) = files()
+        serve = [sys.executable, "-m", "gateway", "serve", "--config", str(tmp_path / "gateway.yaml")]
+        killed = await asyncio.create_subprocess_exec(*serve, stderr=asyncio.subprocess.DEVNULL)
+        await registered(2)
+        killed.kill()
+        await killed.wait()
+        assert len(files()) == len(await registered()) == 2
+        async with gateway_to(tmp_path, triton.grpc_address) as following:
+            await in_use(following)
+            assert kept in files() == await registered(2)
+        assert files() == await registered() == {kept}
     async with channel_to(triton.grpc_address) as direct:
-        request = pb.SystemSharedMemoryRegisterRequest(name=old, key=f"/{old}", byte_size=4096)
-        assert (await call(direct, request, "SystemSharedMemoryRegister")).code is grpc.StatusCode.OK
-        async with gateway_to(tmp_path, triton.grpc_address) as first:
-            await in_use(first)
-            async with gateway_to(tmp_path, triton.grpc_address) as second:
-                await in_use(second)
-                status = await call(direct, pb.SystemSharedMemoryStatusRequest(), "SystemSharedMemoryStatus")
-                regions = set(pb.SystemSharedMemoryStatusResponse.FromString(status.body).regions)
-                assert old not in regions | files()
-                assert len(regions) == 2
-                assert regions <= files()
-        status = await call(direct, pb.SystemSharedMemoryStatusRequest(), "SystemSharedMemoryStatus")
-        assert not pb.SystemSharedMemoryStatusResponse.FromString(status.body).regions
+        assert not await registered() | files()
 
 
 @pytest.mark.parametrize("shared", ["off", "auto"])
