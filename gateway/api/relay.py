@@ -25,6 +25,7 @@ from gateway.rpc.metadata import Fields, fields_from, legal_fields
 from gateway.rpc.server import ServerCall
 from gateway.rpc.stream import lay, pipe
 from gateway.status import Code
+from gateway.upstream.shared_memory import Placed
 from gateway.v2.peek import Head, peek_front
 
 _log = logging.getLogger(__name__)
@@ -173,12 +174,12 @@ class WireCaller(PartsCaller):
         self._call.on_request = complete
         pipe(self._call, upstream, self._keep)
 
-    def lay_request(self, take: Callable[[bytes], None], whole: Callable[[], None]) -> None:
+    def lay_request(self, placed: Placed, whole: Callable[[], None]) -> None:
         def complete(_: ServerCall) -> None:
             whole()
 
         self._call.on_request = complete
-        lay(self._call, take)
+        lay(self._call, placed.feed, placed.feed_view)
 
     def _keep(self, data: bytes) -> None:
         """Keep data in case it must be sent again, as long as the budget has room: the call can do without the copy."""

@@ -20,6 +20,7 @@ from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, text_of
 from gateway.rpc.requests import RequestHead
 from gateway.types import Facts, Metadata
+from gateway.upstream.shared_memory import Placed
 from gateway.v2.peek import Head, parameters_of
 
 
@@ -142,8 +143,8 @@ class PartsCaller(Caller):
         """Pass the rest of the request on as it arrives, and `ending` after it."""
 
     @abstractmethod
-    def lay_request(self, take: Callable[[bytes], None], whole: Callable[[], None]) -> None:
-        """Give the rest of the request to `take` as it arrives, and call `whole` after it."""
+    def lay_request(self, placed: Placed, whole: Callable[[], None]) -> None:
+        """Give the rest of the request to `placed` as it arrives, and call `whole` after it."""
 
     @abstractmethod
     def maybe_take_back(self) -> bytes | None:

@@ -68,7 +68,7 @@ class LargeRequest:
         if self._caller.missing <= 0:
             whole()
         else:
-            self._caller.lay_request(placed.feed, whole)
+            self._caller.lay_request(placed, whole)
 
     def take_back(self) -> bool:
         """Take it out of the memory, all of it being there, to be sent as bytes."""

@@ -89,6 +89,11 @@ class Placed:
         if not self._is_dropped:  # then the slot may be another's
             self._placing.feed(data)
 
+    def feed_view(self, data: memoryview) -> None:
+        """As `feed`, of bytes that may change once this has returned."""
+        if not self._is_dropped:
+            self._placing.feed_view(data)
+
     def feed_first(self, data: bytes) -> None:
         """The first bytes of the message, at least to the tag of its first raw tensor."""
         self._placing.feed(data, self._front.raw)

@@ -146,6 +146,16 @@ class Placing:
                 return
             at += 1
 
+    def feed_view(self, data: memoryview) -> None:
+        """As `feed`, of bytes that may change once this has returned."""
+        size, begin = len(data), self._at
+        if size <= self._left:
+            self._memory[begin : begin + size] = data
+            self._at = begin + size
+            self._left -= size
+        else:
+            self.feed(bytes(data))
+
     def _read_length(self, byte: int) -> None:
         """The next byte of a tensor's length. With the last one its place is known."""
         self._header += bytes((byte,))

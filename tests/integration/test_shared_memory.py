@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -224,6 +225,7 @@ async def test_a_call_that_is_given_up_keeps_its_memory_until_triton_has_answere
 async def slowly(address: str, pause: float) -> AsyncIterator[str]:
     """An address whose calls reach another one in pieces of 16 KiB, with pauses between them."""
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float) -> None:
         with contextlib.suppress(OSError):
@@ -235,12 +237,15 @@ async def slowly(address: str, pause: float) -> AsyncIterator[str]:
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(*address.split(":"))
+        writers.extend((writer, back))
         tasks.add(asyncio.ensure_future(carry(reader, back, pause)))
         tasks.add(asyncio.ensure_future(carry(there, writer, 0)))
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     server.close()
+    for writer in writers:
+        writer.transport.abort()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -380,9 +385,16 @@ async def test_what_a_killed_gateway_left_is_swept_and_what_a_living_one_has_is_
     async with channel_to(triton.grpc_address) as direct, gateway_to(tmp_path, triton.grpc_address) as living:
         await in_use(living)
         (kept,) = files()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            listen = f"127.0.0.1:{free.getsockname()[1]}"
         serve = [sys.executable, "-m", "gateway", "serve", "--config", str(tmp_path / "gateway.yaml")]
-        killed = await asyncio.create_subprocess_exec(*serve, stderr=asyncio.subprocess.DEVNULL)
+        killed = await asyncio.create_subprocess_exec(*serve, "--listen", listen, stderr=asyncio.subprocess.DEVNULL)
         await registered(2)
+        async with channel_to(listen) as through:  # on uvloop, as users run it
+            for size in (LEAST_PLACED, 602_112, 602_112, 8 * MIB):
+                request = of_bytes("UINT8", size)
+                assert (await call(through, request)).body == (await call(direct, request)).body
         killed.kill()
         await killed.wait()
         assert len(files()) == len(await registered()) == 2
