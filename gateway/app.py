@@ -282,6 +282,7 @@ class Gateway:
                 self._rollouts.now,
                 self._quotas_now,
                 self._usage.counts.now if self._usage is not None else tuple,
+                self._fleet.shared_memory,
             )
         )
         connections = Connections(self._telemetry.connection_refused)

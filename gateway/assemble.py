@@ -25,6 +25,7 @@ from gateway.config.models import Rule as ConfigRule
 from gateway.config.probes import request_of
 from gateway.config.quotas import CallerLimits, QuotaLimits
 from gateway.config.rollouts import Rollout
+from gateway.config.upstreams import SharedMemory as ConfigSharedMemory
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
@@ -68,9 +69,11 @@ from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
 from gateway.upstream.inference_probe import ProbeInference
+from gateway.upstream.shared_memory import SharedMemorySettings, is_this_host
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messages that callers may send
 LEAST_COLLECTED: Final = 16 << 20
+LEAST_PLACED: Final = 64 << 10  # bytes of a request whose tensors are worth laying into shared memory
 
 
 _NONE: Final[Mapping[RolloutKey, State]] = MappingProxyType({})
@@ -353,12 +356,24 @@ def memory_of(config: Config, limit: Callable[[], int]) -> int:
     (`collected_of`), the rest for all else.
     """
     memory = config.pipelines.memory
-    return (limit() // 3 if memory is None else memory) // config.workers
+    return ((limit() - shared_of(config)) // 3 if memory is None else memory) // config.workers
+
+
+def shared_of(config: Config) -> int:
+    """Bytes of memory that all workers share with endpoints, which count as the gateway's."""
+    total = 0
+    for upstream in config.upstreams.values():
+        shared = upstream.shared_memory
+        if isinstance(shared, ConfigSharedMemory):
+            total += shared.bytes * len(upstream.endpoints)
+        elif shared == "auto":
+            total += ConfigSharedMemory().bytes * sum(map(is_this_host, upstream.endpoints))
+    return total
 
 
 def collected_of(config: Config, limit: Callable[[], int]) -> int:
     """Bytes of messages that one worker may be collecting. limit: as above; a quarter of it by default."""
-    share = limit() // 4 // config.workers
+    share = (limit() - shared_of(config)) // 4 // config.workers
     return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
 
 
@@ -404,10 +419,20 @@ def upstreams_of(
                 upstream.probe_interval, upstream.probe_timeout, upstream.slow_probes_to_fail, _tried(name, config)
             ),
             dial=_dial(upstream, config, hosts, budget),
-            identity=_identity(upstream.tls),
+            identity=(_identity(upstream.tls), upstream.shared_memory, config.workers),
             subset=upstream.subset or 0,
+            memory=_memory(upstream, config.workers),
         )
     return settings
+
+
+def _memory(upstream: Upstream, workers: int) -> SharedMemorySettings | None:
+    """What each endpoint of an upstream shares with one worker."""
+    shared = upstream.shared_memory
+    if shared == "off":
+        return None
+    own = shared if isinstance(shared, ConfigSharedMemory) else ConfigSharedMemory()
+    return SharedMemorySettings(own.bytes // workers, LEAST_PLACED, Path(own.path), anywhere=own is shared)
 
 
 def _hosts(upstream: Upstream, found: Callable[[Name], Sequence[str]]) -> dict[str, str | None]:

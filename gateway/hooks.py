@@ -449,6 +449,20 @@ class MemoryNow:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedMemoryNow:
+    """What one endpoint shares with this worker."""
+
+    upstream: str
+    address: str
+    state: str  # "in use", or why not
+    size: int  # bytes of regions, those that are retired too
+    taken: int  # bytes of them in slots
+    slots: int
+    requests: Mapping[str, int]  # by what became of them: `placed`, or why not
+    registrations: Mapping[str, int]  # by how regions came and went
+
+
+@dataclass(frozen=True, slots=True)
 class Watched:
     """What telemetry asks at each reading. All are called from any thread."""
 
@@ -465,6 +479,7 @@ class Watched:
     rollouts: Callable[[], Sequence[RolloutNow]] = tuple
     quotas: Callable[[], QuotasNow] = QuotasNow
     usage: Callable[[], Sequence[UsageNow]] = tuple
+    shared_memory: Callable[[], Sequence[SharedMemoryNow]] = tuple
 
 
 class CallObserver(Protocol):

@@ -332,4 +332,5 @@ def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
             f"{name}:{version}" if version else name: why or "well"
             for (name, version), why in list(endpoint.probed.items())
         },
+        **({"shared_memory": endpoint.memory.state} if endpoint.memory is not None else {}),
     }

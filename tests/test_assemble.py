@@ -40,6 +40,19 @@ def test_budgets_follow_the_memory_and_leave_some(memory: int, workers: int, col
         assert workers * (pictures + pictures // 2 + (collected << 20)) <= (memory << 20) * 0.8
 
 
+@pytest.mark.parametrize(
+    ("shared", "mib"),
+    [("off", 0), ("auto", 32), ({}, 64), ({"bytes": "16MiB"}, 32)],
+    ids=["off", "auto", "all", "less"],
+)
+def test_memory_that_is_shared_with_servers_is_nobody_elses(shared: object, mib: int) -> None:
+    upstream = {"endpoints": ["127.0.0.1:8001", "triton-1:8001"], "shared_memory": shared}
+    config = Config.model_validate({"upstreams": {"u": upstream}, "direct": {"models": "all"}})
+    plain = Config.model_validate({"upstreams": {"u": {"endpoints": ["t:1"]}}, "direct": {"models": "all"}})
+    for budget in (collected_of, memory_of):
+        assert budget(config, lambda: 1 << 30) == budget(plain, lambda: (1 << 30) - (mib << 20))
+
+
 @pytest.mark.parametrize(("endpoints", "connections"), [(1, 2), (MOST_WITH_TWO, 2), (MOST_WITH_TWO + 1, 1)])
 async def test_an_endpoint_of_a_large_pool_gets_one_connection(endpoints: int, connections: int) -> None:
     upstream = {"endpoints": [f"triton-{number}:8001" for number in range(endpoints)]}

@@ -5,6 +5,8 @@ others, as far as their state before is known. The caller gets the refusing endp
 
 Changes of the same server are made one after the other, since two at once could undo each other. Changes of different
 servers, and RPCs that change nothing, do not wait.
+
+Regions that gateways share with their Tritons do not exist for callers: no answer shows them, and no change meets them.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from gateway.api.calls import is_loopback
 from gateway.errors import BadRequest, ControlRefused, DeadlineExceeded, NoTarget, UnknownModel, UpstreamFailed
 from gateway.forwarding.metadata import UPSTREAM_KEY, first_values, passed_on
 from gateway.forwarding.topology import CurrentTopology
-from gateway.status import Origin
+from gateway.status import Code, Origin
 from gateway.types import Metadata
 from gateway.upstream.ask import TIMEOUT, Asker, as_error, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.pool import Pool, SubsetPool
+from gateway.v2.shared_memory import RESERVED, is_reserved
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class ControlRpc:
     undo: Callable[[Endpoint, Any, Asker], Any] | None = None  # a coroutine, awaited before the change: list[Undo]
     changes: bool = True  # does the RPC change the server?
     loads: bool = False  # does the RPC load or unload a model?
+    on_one: Callable[[Endpoint, Any, Asker], Any] | None = None  # a coroutine in place of the plain question
 
 
 async def _undo_load(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
@@ -95,6 +99,7 @@ async def _undo_system_unregister(endpoint: Endpoint, request: Any, asker: Asker
         asker,
     )
     regions = [region for region in status.regions.values() if request.name in ("", region.name)]
+    regions = [region for region in regions if not is_reserved(region.name)]
     return [
         (
             "SystemSharedMemoryRegister",
@@ -102,6 +107,29 @@ async def _undo_system_unregister(endpoint: Endpoint, request: Any, asker: Asker
         )
         for r in regions
     ]
+
+
+async def _unregister(endpoint: Endpoint, request: Any, asker: Asker) -> Any:
+    """Unregister what was asked for. If that is all of them, those of gateways stay, as each of the others goes."""
+    method, answer = "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterResponse
+    if request.name:
+        return await ask(endpoint, method, request, answer, asker)
+    question = pb.SystemSharedMemoryStatusRequest()
+    status = await ask(endpoint, "SystemSharedMemoryStatus", question, pb.SystemSharedMemoryStatusResponse, asker)
+    if not any(is_reserved(name) for name in status.regions):
+        return await ask(endpoint, method, request, answer, asker)
+    for name in status.regions:
+        if not is_reserved(name):
+            await ask(endpoint, method, pb.SystemSharedMemoryUnregisterRequest(name=name), answer, asker)
+    return answer()
+
+
+async def _status(endpoint: Endpoint, request: Any, asker: Asker) -> Any:
+    answer = pb.SystemSharedMemoryStatusResponse
+    status = await ask(endpoint, "SystemSharedMemoryStatus", request, answer, asker)
+    for name in [name for name in status.regions if is_reserved(name)]:
+        del status.regions[name]
+    return status
 
 
 async def _undo_trace(endpoint: Endpoint, request: Any, asker: Asker) -> list[Undo]:
@@ -129,13 +157,17 @@ RPCS: Mapping[str, ControlRpc] = {
         pb.RepositoryModelUnloadRequest, pb.RepositoryModelUnloadResponse, "model_name", _undo_unload, loads=True
     ),
     "SystemSharedMemoryStatus": ControlRpc(
-        pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse, changes=False
+        pb.SystemSharedMemoryStatusRequest, pb.SystemSharedMemoryStatusResponse, changes=False, on_one=_status
     ),
     "SystemSharedMemoryRegister": ControlRpc(
         pb.SystemSharedMemoryRegisterRequest, pb.SystemSharedMemoryRegisterResponse, "", _undo_system_register
     ),
     "SystemSharedMemoryUnregister": ControlRpc(
-        pb.SystemSharedMemoryUnregisterRequest, pb.SystemSharedMemoryUnregisterResponse, "", _undo_system_unregister
+        pb.SystemSharedMemoryUnregisterRequest,
+        pb.SystemSharedMemoryUnregisterResponse,
+        "",
+        _undo_system_unregister,
+        on_one=_unregister,
     ),
     "CudaSharedMemoryStatus": ControlRpc(
         pb.CudaSharedMemoryStatusRequest, pb.CudaSharedMemoryStatusResponse, changes=False
@@ -212,6 +244,8 @@ class Control:
         if model and access is not None and not access.scope.covers(model, False):
             raise UnknownModel(model)
         endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
+        if method in _ABOUT_REGIONS and (is_reserved(request.name) or is_reserved(getattr(request, "key", ""))):
+            return _as_if_unknown(method, rpc, request)
         asker = Asker(passed_on(metadata))
         if _only_asks(rpc, request):
             asker = replace(asker, timeout=TIMEOUT if remaining is None else remaining)
@@ -351,7 +385,10 @@ class Control:
         changes = not _only_asks(rpc, request)
         undos = await self._how_to_undo(rpc, request, endpoints, asker) if changes else [[] for _ in endpoints]
         patient = replace(asker, timeout=self._limits.longest) if changes else asker
-        asked = [ask(endpoint, method, request, rpc.answer, patient) for endpoint in endpoints]
+        if rpc.on_one is not None:
+            asked = [rpc.on_one(endpoint, request, patient) for endpoint in endpoints]
+        else:
+            asked = [ask(endpoint, method, request, rpc.answer, patient) for endpoint in endpoints]
         results = await asyncio.gather(*asked, return_exceptions=True)
         failures = [result for result in results if isinstance(result, CallFailed)]
         if not failures:
@@ -393,6 +430,25 @@ class Control:
             if not undone:
                 left.append(f"{endpoint.upstream}/{endpoint.address}")
         return left
+
+
+_ABOUT_REGIONS: Final = frozenset(
+    f"{kind}SharedMemory{what}" for kind in ("System", "Cuda") for what in ("Status", "Register", "Unregister")
+)
+
+
+def _as_if_unknown(method: str, rpc: ControlRpc, request: Any) -> Any:
+    """What Triton says of a region that it does not know; nobody is asked.
+
+    :raises BadRequest: if one is to be registered under such a name, or over such memory.
+    :raises UpstreamFailed: as Triton, if its status is wanted.
+    """
+    if method.endswith("Unregister"):
+        return rpc.answer()
+    if method.endswith("Register"):
+        raise BadRequest(f"names and keys of shared memory that begin with '{RESERVED}' are the gateway's own")
+    kind = method.removesuffix("SharedMemoryStatus").lower()
+    raise UpstreamFailed(Code.NOT_FOUND, f"Unable to find {kind} shared memory region: '{request.name}'", ())
 
 
 def _servers(pools: Iterable[Pool]) -> Sequence[Endpoint]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from gateway.access.door import Access
@@ -22,8 +23,9 @@ from gateway.forwarding.topology import CurrentTopology
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields
 from gateway.rpc.server import ServerCall
-from gateway.rpc.stream import pipe
+from gateway.rpc.stream import lay, pipe
 from gateway.status import Code
+from gateway.upstream.shared_memory import Placed
 from gateway.v2.peek import Head, peek_front
 
 _log = logging.getLogger(__name__)
@@ -177,6 +179,13 @@ class WireCaller(PartsCaller):
 
         self._call.on_request = complete
         pipe(self._call, upstream, self._keep)
+
+    def lay_request(self, placed: Placed, whole: Callable[[], None]) -> None:
+        def complete(_: ServerCall) -> None:
+            whole()
+
+        self._call.on_request = complete
+        lay(self._call, placed.feed, placed.feed_view)
 
     def _keep(self, data: bytes) -> None:
         """Keep data in case it must be sent again, as long as the budget has room: the call can do without the copy."""

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from gateway.config.section import Section
-from gateway.config.units import MILLISECONDS, MINUTES, SECONDS, Address, Duration, File, Whole, refused
+from gateway.config.units import (
+    GIB,
+    MIB,
+    MILLISECONDS,
+    MINUTES,
+    SECONDS,
+    Address,
+    Duration,
+    File,
+    Size,
+    Whole,
+    refused,
+)
 
 Endpoint = Annotated[str, Address(any_port=False, discovered=True)]
 
@@ -42,6 +54,22 @@ class Tls(Section):
             given, missing = ("cert", "key") if self.key is None else ("key", "cert")
             raise refused(f"{given} is given without {missing}", "both for mutual TLS, or neither")
         return self
+
+
+class SharedMemory(Section):
+    """Memory that each endpoint of an upstream shares with the gateway, so that large tensors are not sent to it."""
+
+    bytes: Annotated[int, Size(1 * MIB, 64 * GIB)] = Field(
+        default=32 * MIB,
+        description="How much for each endpoint, over all workers. All of it is taken at the registration, and counts "
+        "as the gateway's in the limit of a container. A request that finds no room in it is sent as bytes.",
+    )
+    path: str = Field(
+        default="/dev/shm",  # noqa: S108  (where Linux keeps shared memory; shm_overview(7))
+        pattern=r"^/",
+        max_length=4096,
+        description="Where the gateway sees the file system in memory that is the servers' `/dev/shm`.",
+    )
 
 
 class Upstream(Section):
@@ -82,6 +110,14 @@ class Upstream(Section):
         "that end in a number, as the pods of a StatefulSet do, share the endpoints evenly. A sequence's place is "
         "chosen from all endpoints, and connected when it is needed. All, if left out.",
         examples=[50],
+    )
+    shared_memory: Literal["off", "auto"] | SharedMemory = Field(
+        default="off",
+        description="Lay large tensors of requests into memory that the gateway shares with a Triton on the same host, "
+        "in place of sending them (docs/shared-memory.md). `auto`: with endpoints whose address is of this host; a "
+        "mapping: with all endpoints. Where it turns out not to be possible, the log says why and tensors are sent as "
+        "bytes. Triton from 26.04 on needs `--allow-client-shm=true`.",
+        examples=["auto"],
     )
     tls: Tls | None = Field(
         default=None, description="Use TLS. Without it connections are plain text, as Triton's default is."

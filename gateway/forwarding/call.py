@@ -7,7 +7,8 @@ Whatever has a say in a call has its place in that life:
     before deciding    `begin`, before it asks for a decision: is it within its caller's and its model's quotas?
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
     before attempts    `_share`, where a request that was or is being answered gets the same answer
-    beside an attempt  `_begin_attempt`, where `_merged` lets it travel with others
+    beside an attempt  `_send`, where `_lay` lays large tensors into memory that the endpoint shares
+                       `_begin_attempt`, where `_merged` lets it travel with others
                        `_send`, where a `Hedge` may go to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
     before the answer  `_is_looked_at`, where one that is wrong is told from one that is right
@@ -53,6 +54,7 @@ from gateway.status import LATE, OK, WRONG, Code, Meaning, Origin, Verdict
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.shared_memory import Placed, SharedMemory
 from gateway.v2.faults import Fault
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head, as_asked, peek_front
@@ -98,6 +100,8 @@ class Call:
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
     _quota: Quota | None = None  # that it must leave
+    _placed: Placed | None = None  # its tensors, while they are in memory that its endpoint shares
+    _may_be_placed = True  # have its tensors not been there yet?
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
     _counted: VariantCounts | None = None  # of its variant, if its model has a rollout
@@ -243,22 +247,34 @@ class Call:
             self._send(attempt)
 
     def _send(self, attempt: Attempt) -> None:
+        memory = attempt.endpoint.memory
+        if memory is not None and self._may_be_placed and self._lay(attempt, memory):
+            return
         variant, connection, large = attempt.variant, attempt.endpoint.connection, self._large
         id, sequence = self._work.upstream_id, self._work.own_sequence
         request = request_for(variant, self.body, self.head, id=id, extra=sequence) if large is None else b""
-        client = self._client = connection.call(_PATH, self._fields, self._caller.deadline)
-        client.on_done = self._upstream_done
-        if self._parts is not None and not self._shadows:
-            client.on_front = self._answer_front
+        client = self._new_client(attempt)
         if large is None:
             client.request = request
-            if variant.attempt_timeout:
-                self._timer = asyncio.get_running_loop().call_later(variant.attempt_timeout, self._too_late, client)
-            if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None:
-                self._hedge = maybe_hedge(self, self._inference, self._work)
+            self._watch(attempt, client)
         elif large.put_into(client, variant, self.head, id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
         connection.submit(client)
+
+    def _new_client(self, attempt: Attempt) -> ClientCall:
+        client = self._client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
+        client.on_done = self._upstream_done
+        if self._parts is not None and not self._shadows:
+            client.on_front = self._answer_front
+        return client
+
+    def _watch(self, attempt: Attempt, client: ClientCall) -> None:
+        """Limit the time of an attempt whose request is here whole, and have a second one follow if it is slow."""
+        seconds = attempt.variant.attempt_timeout
+        if seconds:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._too_late, client)
+        if attempt.number == 1 and self._inference.hedges.table and self._tell_alone is None and self._hedge is None:
+            self._hedge = maybe_hedge(self, self._inference, self._work)
 
     def _too_late(self, client: ClientCall) -> None:
         """The attempt has had its time; the call may have more."""
@@ -269,6 +285,76 @@ class Call:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    # Tensors in memory that the endpoint shares
+
+    def _lay(self, attempt: Attempt, memory: SharedMemory) -> bool:
+        """Lay its tensors into memory, where that is worth it and can be. False: it must be sent as bytes.
+
+        What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
+        """
+        large = self._large
+        if self._request_bytes < memory.least or self._tell_alone is not None or self._work.own_sequence:
+            return False
+        self._may_be_placed = False
+        placed = self._placed = memory.maybe_place(self.body if large is None else large.front, self._request_bytes)
+        if placed is None:
+            return False
+        client = self._new_client(attempt)  # before the request is all there, since it keeps the time
+        if large is None:
+            placed.feed_first(self.body)
+            return self._send_placed(attempt, placed, client)
+        large.place(placed, self._all_is_placed)
+        return True
+
+    def _all_is_placed(self) -> None:
+        """All of a large request has arrived."""
+        placed, attempt, client = self._placed, self._attempt, self._client
+        if self.is_over or placed is None or attempt is None or client is None:
+            return
+        try:
+            attempt.began = self._inference.clock()
+            if not self._send_placed(attempt, placed, client):
+                self._send(attempt)
+        except Exception as error:
+            self.fail_by(error)
+
+    def _send_placed(self, attempt: Attempt, placed: Placed, client: ClientCall) -> bool:
+        """Send what names where the tensors are. False: it must be sent as bytes after all."""
+        variant, head, id = attempt.variant, self.head, self._work.upstream_id
+        names = variant.model, variant.version or head.model_version, head.id if id is None else id
+        request = placed.request(names)
+        if request is None:
+            self._unplace(placed)
+            forsake(client)
+            return False
+        client.request = request
+        client.keep_for_server(placed.released)
+        if self._large is None:
+            self._watch(attempt, client)
+        placed.sent()
+        attempt.endpoint.connection.submit(client)
+        return True
+
+    def _unplace(self, placed: Placed) -> None:
+        """It needs the tensors there no more: it goes on as bytes."""
+        if self._large is not None:
+            self._large.take_back()
+        self._placed = None
+        placed.drop()
+
+    def _is_sent_as_bytes(self, client: ClientCall, placed: Placed) -> bool:
+        """Does the server not know the memory, as after a restart? Then it is sent once more, which is no attempt."""
+        attempt = self._attempt
+        if self.is_over or attempt is None or not placed.is_unknown(client.text):
+            return False
+        self._end_timer()
+        try:
+            self._unplace(placed)
+            self._send(attempt)
+        except Exception as error:
+            self.fail_unforeseen(error)
+        return True
 
     # Places at endpoints and gates
 
@@ -325,6 +411,8 @@ class Call:
         if self._place is not None:  # a slow reader keeps no place from others
             place, self._place = self._place, None
             place.leave_answered(self._inference.clock())
+        if self._placed is not None:  # the server has read its tensors, and a slow reader of the answer holds none
+            self._placed.released(True)
         work = self._work
         front = as_asked(client.body, head, work.route.model, None if work.upstream_id is None else self.head.id)
         self.served = self._who(head.model_version)[0]
@@ -333,6 +421,8 @@ class Call:
         caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
+        if self._placed is not None and client.code is not OK and self._is_sent_as_bytes(client, self._placed):
+            return
         self._leave_endpoint(client)
         if self._timer is not None:
             self._end_timer()
@@ -478,6 +568,8 @@ class Call:
         if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise inference.given_up(work)
+        if self._placed is not None:
+            self._unplace(self._placed)
         return True
 
     def _wait_after(self, client: ClientCall) -> float:
@@ -565,6 +657,9 @@ class Call:
         self.tell_answered()
         if self._large is not None:
             self._large.drop()
+        if self._placed is not None:
+            placed, self._placed = self._placed, None
+            placed.drop()
         if self._hedge is not None:
             hedge, self._hedge = self._hedge, None
             hedge.end(code, self._attempt)

@@ -6,7 +6,7 @@ A call gives its answer to a `Caller`: one on the wire (`api.relay`), or a corou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -21,6 +21,7 @@ from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, text_of
 from gateway.rpc.requests import RequestHead
 from gateway.types import Facts, Metadata
+from gateway.upstream.shared_memory import Placed
 from gateway.v2.peek import Head, parameters_of
 
 
@@ -145,6 +146,10 @@ class PartsCaller(Caller):
     @abstractmethod
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
         """Pass the rest of the request on as it arrives, and `ending` after it."""
+
+    @abstractmethod
+    def lay_request(self, placed: Placed, whole: Callable[[], None]) -> None:
+        """Give the rest of the request to `placed` as it arrives, and call `whole` after it."""
 
     @abstractmethod
     def maybe_take_back(self) -> bytes | None:

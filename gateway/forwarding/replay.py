@@ -1,23 +1,30 @@
-"""A large request: it is passed on while it still arrives, and sent again while its caller keeps what has arrived."""
+"""A large request: it is passed on while it still arrives, and sent again while its caller keeps what has arrived.
+
+If its endpoint shares memory, it is laid there while it arrives, and sent once it is all there.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from gateway.forwarding.caller import PartsCaller
 from gateway.rpc.client import ClientCall
 from gateway.types import Variant
+from gateway.upstream.shared_memory import Placed
 from gateway.v2.peek import Head, rename_request, tail
 
 
 class LargeRequest:
     """The part of one request that is here, and how the rest follows it."""
 
-    __slots__ = ("_caller", "_front", "_is_piped", "_rest")
+    __slots__ = ("_caller", "_front", "_is_piped", "_placed", "_rest")
 
     def __init__(self, caller: PartsCaller, front: bytes) -> None:
         """front: the bytes that were here when its head was read."""
         self._caller = caller
         self._front = front
         self._rest = b""  # what had come after the front when the call had waited, or had to be sent again
+        self._placed: Placed | None = None  # where it is laid, in place of being passed on
         self._is_piped = False  # the caller passes the rest on as it arrives, and keeps it; before, it may collect it
 
     @property
@@ -41,12 +48,34 @@ class LargeRequest:
 
     def can_be_resent(self) -> bool:
         """Is all of it that has come still here?"""
+        if self._placed is not None:
+            return self._caller.missing <= 0 and self.take_back()
         if not self._is_piped:
             return True
         more = self._caller.maybe_take_back()
         if more is None:
             return False
         self._rest += more
+        return True
+
+    def place(self, placed: Placed, whole: Callable[[], None]) -> None:
+        """Lay it into memory as it comes. whole: called once it is all there, maybe at once."""
+        self._placed = placed
+        placed.feed_first(self._front)
+        if self._rest:
+            placed.feed(self._rest)
+            self._rest = b""
+        if self._caller.missing <= 0:
+            whole()
+        else:
+            self._caller.lay_request(placed, whole)
+
+    def take_back(self) -> bool:
+        """Take it out of the memory, all of it being there, to be sent as bytes."""
+        placed, self._placed = self._placed, None
+        if placed is not None:
+            self._front = self._front[: placed.raw_at]
+            self._rest = placed.raw()
         return True
 
     def put_into(self, client: ClientCall, variant: Variant, head: Head, id: str | None) -> bool:

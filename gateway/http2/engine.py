@@ -290,6 +290,23 @@ class Engine:
         """What the peer speaks that has ended the connection before a whole frame, if that can be told."""
         return maybe_not_http2(self._rest) if self._is_client and not self._greeted else None
 
+    @property
+    def body_left(self) -> int:
+        """Bytes yet to come of the DATA frame that has begun; 0 if a frame is to begin, -1 if one has come in part."""
+        return -1 if self._rest or self.is_behind else self._body_left
+
+    @property
+    def body_of(self) -> int:
+        """The stream of the DATA frame that has begun; 0 if nobody takes its bytes."""
+        return self._body_id if self._body_id in self._streams else 0
+
+    def skip_body(self, size: int) -> None:
+        """Take note of bytes of that frame that are taken elsewhere: of all but its last one, which ends it here."""
+        self._body_left -= size
+        stream = self._streams.get(self._body_id)
+        if stream is not None and stream.length >= 0:
+            stream.received += size
+
     def _read_preface(self, data: bytes) -> int:
         if not PREFACE.startswith(data[: len(PREFACE)]):
             raise not_http2(data)

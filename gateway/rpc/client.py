@@ -45,6 +45,9 @@ LOST_BY_PROXY: Final = frozenset((b"502", b"503", b"504"))  # it can't be told w
 UNLIMITED: Final = (1 << 31) - 1  # servers that send no limit, as C-core's, have none (RFC 9113 section 6.5.2)
 
 
+_BY_OTHERS: Final = frozenset({Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED})
+
+
 def _nothing() -> None: ...
 
 
@@ -75,6 +78,7 @@ class ClientCall(Stream):
     on_done: Callable[[ClientCall], None] | None = None
     on_unprocessed: Callable[[ClientCall], bool] | None = None
     """Called before an unprocessed call ends; True takes the call over, and it does not end."""
+    on_released: Callable[[bool], None] | None = None  # see `keep_for_server`
     retried = False
     patient = False  # waits for a connection without end
     _half_closed = False
@@ -136,7 +140,7 @@ class ClientCall(Stream):
     ) -> None:
         """End the call, at any time. A small call is not reset at once: see `_is_left_to_finish`."""
         if not self.done:
-            if self.id and not self._is_left_to_finish():
+            if self.id and self.on_released is None and not self._is_left_to_finish():
                 self.reset(ErrorCode.CANCEL)
             self.end(code, text, origin)
 
@@ -186,6 +190,37 @@ class ClientCall(Stream):
             callback(self)
         if not self.id or self.closed:
             self._forget()
+        if not self.id and self.on_released is not None:
+            self.release_memory(True)
+
+    def keep_for_server(self, released: Callable[[bool], None]) -> None:
+        """Its server may read memory of ours. To be called before it is started.
+
+        It runs out unheard when it is given up, and its server is not told of its deadline: a reset and a timeout end
+        the call there, and not the reading.
+
+        released: called once, with True when the server is done with it, that is, has answered or never got it; with
+        False when nobody can tell: the connection broke, or somebody else ended the stream.
+        """
+        self.on_released = released
+        self.runs_out = True
+
+    def release_memory(self, is_answered: bool) -> None:
+        """Say that the server reads no memory of ours any more, or that nobody can tell."""
+        callback, self.on_released = self.on_released, None
+        if callback is not None:
+            callback(is_answered)
+
+    @property
+    def is_answered(self) -> bool:
+        """Has the server itself ended the stream that has closed, or never begun with it?
+
+        Not by a status that proxies and libraries make of time that has passed: then the server may still be at it.
+        """
+        if self.unprocessed:
+            return True
+        statuses = [value for name, value in self.trailing if name == b"grpc-status"]
+        return self.ended_by is BOTH and bool(statuses) and from_field(statuses[-1]) not in _BY_OTHERS
 
     def _forget(self) -> None:
         self.on_head = self.on_front = self.on_started = self.on_unprocessed = None
@@ -297,7 +332,7 @@ class ClientConnection(Connection[ClientCall]):
         if head is None:
             head = self._heads[path] = (*self._pseudo, (b":path", path), *self._head)
         fields = call.request_fields
-        if call.deadline is not None:
+        if call.deadline is not None and call.on_released is None:
             left = call.deadline - self.now
             if left < LEAST_TIME and self.most_discarded and call.is_small:
                 left = LEAST_TIME
@@ -327,6 +362,8 @@ class ClientConnection(Connection[ClientCall]):
     def _headers(self, event: HeadersEvent) -> None:
         call = self.streams.get(event.stream_id)
         if call is None or call.done:
+            if call is not None and call.on_released is not None and event.end_stream:
+                call.trailing = event.headers
             return
         if type(event) is not _RESPONSE:
             call.trailing = event.headers
@@ -391,6 +428,8 @@ class ClientConnection(Connection[ClientCall]):
                 stream._ended_unread = True  # the reader gets all messages before the end
             else:
                 self._end(stream, error_code)
+        if stream.on_released is not None and stream.done:
+            stream.release_memory(stream.is_answered)
         if stream.id == self._dropping:
             self._dropping = 0
             self.max_streams = self._server_streams

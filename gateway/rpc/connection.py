@@ -18,6 +18,7 @@ from gateway.http2.engine import WRITE_SIZE, Engine
 from gateway.http2.frames import (
     BOTH,
     GOAWAY_TEXT,
+    HEADER,
     ConnectionClosed,
     DataReceived,
     EndedBy,
@@ -71,6 +72,7 @@ _DROPPED: Final = HeadersDropped
 
 MANY_EVENTS: Final = 50  # events of one read, above which `_worth_handling` is asked
 TURN: Final = 200  # calls begun, moved or ended, and messages delivered, in one turn of the loop: a few ms of work
+LEAST_VIEW: Final = 16_384  # bytes of a read, from which on a body is worth being laid straight where it belongs
 INFLATED_AT_ONCE: Final = 65_536  # bytes; making so many takes about 0.2 ms
 INFLATED_AS: Final = 5  # what making INFLATED_AT_ONCE bytes counts of a turn
 DRAIN_STEP: Final = 1.0  # seconds between the two GOAWAYs, for requests on their way; RFC 9113 asks for one round trip
@@ -78,6 +80,9 @@ BUG_TEXT: Final = "Internal error"
 
 
 def _ignore(error: Exception) -> None: ...
+
+
+def _nothing() -> None: ...
 
 
 Elsewhere = Callable[[Inflater, Callable[[CallFailed | None], None]], None]
@@ -102,6 +107,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.now = now
         self.streams: dict[int, AnyStream] = {}
         self.on_bug: Callable[[Exception], None] = _ignore  # called with an exception that a callback raised
+        self.on_laid: Callable[[], None] = _nothing  # called when a body is laid: `receive_view` is worth it
         self.closed = False  # the socket can close once `output` was written
         self.draining = False  # no new calls begin
         self.reason = ""  # why the connection closed, for the log
@@ -222,6 +228,46 @@ class Connection(ABC, Generic[AnyStream]):
         self._pinged_at = None  # any byte answers for the PING
         self._take_in(data)
 
+    def receive_view(self, view: memoryview, now: float) -> None:
+        """As `receive`, of bytes that are not there any more once this has returned.
+
+        Those of a body that is laid where it belongs are not made an object before. The last byte of a frame is not
+        among them, so that all that a frame's end means is in one place.
+        """
+        at, size = 0, len(view)
+        while size - at > LEAST_VIEW:
+            at += self._lay(view[at:], now)
+            left = self.engine.body_left
+            if not 0 <= left <= 1 or size - at < left + HEADER:
+                break
+            self.receive(bytes(view[at : at + left + HEADER]), now)  # the end of a frame, and the head of the next
+            at += left + HEADER
+            if self.engine.body_left <= 1:
+                break
+        if at < size:
+            self.receive(bytes(view[at:]), now)
+
+    def _lay(self, view: memoryview, now: float) -> int:
+        """Give bytes to the stream that lays them, if they are a body of such a one. Answers how many it has taken."""
+        engine = self.engine
+        size = min(engine.body_left - 1, len(view))
+        if size <= 0 or self.closed or self.is_late:
+            return 0
+        stream = self.streams.get(engine.body_of)
+        if stream is None or stream.on_view is None or stream.done or stream.discarding:
+            return 0
+        self.now = self._active_at = now
+        engine.skip_body(size)
+        self.turn_left -= 1
+        try:
+            stream._view(view[:size])
+        except CallFailed as failure:
+            self._call_failed(stream, failure)
+        except Exception as error:  # a bug behind one callback must not end other calls
+            self.on_bug(error)
+            self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
+        return size
+
     def _take_in(self, data: bytes) -> None:
         """Read bytes, or a part of them if they hold very many frames; later turns read the rest."""
         now, engine = self.now, self.engine
@@ -327,7 +373,7 @@ class Connection(ABC, Generic[AnyStream]):
         data = event.data
         # The dropped bytes go back to the connection's window, and to the stream's only if it has to run on to its end.
         if stream is None or stream.done or stream.discarding:
-            is_awaited = stream is not None and not stream.done
+            is_awaited = stream is not None and (not stream.done or stream.runs_out)
             self.give_back(len(data), event.stream_id if is_awaited else 0)
             if event.end_stream:
                 self.tiny += LATE_END

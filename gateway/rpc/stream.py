@@ -43,12 +43,14 @@ class Stream:
     missing = -1  # bytes of `body` yet to come; -1 until the prefix has arrived
     hungry = True  # does the reader of messages want the next one?
     done = False  # nothing more is sent or reported
+    runs_out = False  # it goes on to its end when it is done, and what arrives is dropped
     discarding = False  # what arrives is dropped: it is an error page, and not gRPC
     closed = False  # the engine has closed the stream
     ended_by = BOTH  # which end closed the stream
     fault = ""  # what the peer sent that is wrong, if `ended_by` is FAULT
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
+    on_view: Callable[[memoryview], None] | None = None  # as `on_chunk`, of bytes that it must not keep
     on_writable: Callable[[], None] | None = None
     most_bytes = 0  # largest message accepted, if that is less than the connection's limit
     _parts: list[bytes] | None = None  # parts of the message that is being collected
@@ -89,6 +91,15 @@ class Stream:
         else:
             self.connection.give_back(size, self.id)
             self._collect(data)
+
+    def _view(self, view: memoryview) -> None:
+        """As `_data`, of bytes that nobody may keep. raises: CallFailed."""
+        size = len(view)
+        self._received += size
+        self._unacknowledged += size
+        self._count(size)
+        if self.on_view is not None:
+            self.on_view(view)
 
     def _new_unread(self) -> deque[bytes]:
         chunks: deque[bytes] = deque()
@@ -333,7 +344,7 @@ class Stream:
         if self._charged:
             self.release()
         self._parts = self._unread = None
-        self.on_message = self.on_chunk = self.on_writable = None
+        self.on_message = self.on_chunk = self.on_view = self.on_writable = None
 
     def _wake_writer(self) -> None:
         """Call whoever waits to write."""
@@ -380,6 +391,25 @@ def pipe(source: Stream, sink: Stream, copy: Callable[[bytes], None] | None = No
             sink.when_writable(taken)
 
     source.on_chunk = chunk
+
+
+def lay(source: Stream, take: Callable[[bytes], None], take_view: Callable[[memoryview], None]) -> None:
+    """Give the rest of `source`'s message to whoever has a place for all of it, as it arrives; nobody waits.
+
+    take_view: takes bytes that are not there any more once it has returned.
+    """
+    source.consume(source._unacknowledged)
+
+    def chunk(data: bytes) -> None:
+        take(data)
+        source.consume(len(data))
+
+    def view(data: memoryview) -> None:
+        take_view(data)
+        source.consume(len(data))
+
+    source.on_chunk, source.on_view = chunk, view
+    source.connection.on_laid()
 
 
 def _append(pieces: list[bytes] | deque[bytes], piece: bytes) -> None:

@@ -240,6 +240,7 @@ class Metrics:
             told["hedge_after", hedge.model] = hedge.after
             for what, count in (("sent", hedge.sent), ("won", hedge.won), ("refused", hedge.refused)):
                 self._tell_count(self._families.hedges, count, hedge.model, what)
+        self._tell_shared_memory(watched, told)
         if watched.memory is not None:
             memory = watched.memory()
             told["memory_step",] = memory.step
@@ -256,6 +257,17 @@ class Metrics:
                 gauge = gauges[key[0]]
                 (gauge.labels(*key[1:]) if len(key) > 1 else gauge).set(value)
         self._gauged.update(told)
+
+    def _tell_shared_memory(self, watched: Watched, told: dict[tuple[str, ...], float]) -> None:
+        for shared in watched.shared_memory():
+            where = shared.upstream, shared.address
+            told["shared_bytes", where[0], where[1]] = shared.size
+            told["shared_taken", where[0], where[1]] = shared.taken
+            told["shared_slots", where[0], where[1]] = shared.slots
+            for what, count in shared.requests.items():
+                self._tell_count(self._families.laid, count, *where, what)
+            for what, count in shared.registrations.items():
+                self._tell_count(self._families.regions, count, *where, what)
 
     def _tell_count(self, counter: Counter, count: float, *labels: str) -> None:
         """count: since whoever counts began, which a reload may make anew."""
@@ -465,6 +477,16 @@ class _Families:
             "Requests of models that share answers, by how they were answered.",
             *("model", "how"),
         )
+        self.laid = counter(
+            "gateway_shared_memory_requests",
+            "Requests of at least 64 KiB to endpoints with shared memory, by what became of them: placed, or why not.",
+            *("upstream", "address", "what"),
+        )
+        self.regions = counter(
+            "gateway_shared_memory_registrations",
+            "How regions of shared memory came and went.",
+            *("upstream", "address", "what"),
+        )
         self.hedges = counter("gateway_hedges", "Second attempts beside a slow one.", "model", "what")
         self.shadows = counter(
             "gateway_shadow_copies",
@@ -601,6 +623,7 @@ class _Families:
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
         """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow`, `HedgesNow`, `MemoryNow` and so on say."""
         by_step = ["model", "step"]
+        at_endpoint = ["upstream", "address"]
         by_limit = ["upstream", "upstream_model"]
 
         def gauge(name: str, help_text: str, labels: list[str], mode: str) -> Gauge:
@@ -676,6 +699,15 @@ class _Families:
                 "How long a call may take before it is sent a second time; 0 if that is not known yet.",
                 ["model"],
                 "livemax",
+            ),
+            "shared_bytes": gauge(
+                "gateway_shared_memory_bytes", "Memory that endpoints share with the gateway.", at_endpoint, "livesum"
+            ),
+            "shared_taken": gauge(
+                "gateway_shared_memory_used_bytes", "How much of it has tensors in it.", at_endpoint, "livesum"
+            ),
+            "shared_slots": gauge(
+                "gateway_shared_memory_slots", "Requests whose tensors are in it.", at_endpoint, "livesum"
             ),
             "answers": gauge("gateway_cache_answers", "Answers that are remembered.", ["model"], "livesum"),
             "answer_bytes": gauge("gateway_cache_bytes", "Memory that they take.", ["model"], "livesum"),

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 from gateway.http2.engine import WRITE_SIZE
 from gateway.rpc.connection import Connection
 from gateway.rpc.deadlines import Deadlines
+from gateway.transport.in_place import InPlace
 from gateway.transport.inflating import inflate_elsewhere
 from gateway.transport.tls import hint, text_of
 
@@ -22,6 +23,8 @@ SOCKET_BUFFER: Final = 65_536  # unsent bytes of a socket, above which nothing m
 TURN_BYTES: Final = 262_144  # bytes read from one connection in a turn of the loop; without it, megabytes
 
 MANY_BYTES: Final = 16_384  # read in a turn of the loop, from which on `on_bytes` hears of them
+
+LAID_SECONDS: Final = 2.0  # seconds without a body to be laid, after which reads are bytes again
 
 LINGER_SECONDS: Final = 5.0  # seconds for the last bytes of a connection that is closing
 
@@ -55,6 +58,8 @@ class Edge(Generic[Wire]):
         self._full_since: float | None = None
         self._waiting = 0  # bytes that the peer had not taken at the last tick with a full socket
         self._closing_since: float | None = None
+        self._is_in_place = False  # is the socket read by `InPlace`?
+        self._laid_at = 0.0  # when a body was last to be laid where it belongs
 
     # Called by asyncio
 
@@ -70,6 +75,8 @@ class Edge(Generic[Wire]):
         tls = transport.get_extra_info("ssl_object")
         self.wire = self._make(self)
         self.wire.on_bug = _log_bug
+        if tls is None:  # with it all bytes are copied anyway
+            self.wire.on_laid = self._lay
         self.wire.elsewhere = inflate_elsewhere
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.wire.not_chosen()
@@ -77,7 +84,15 @@ class Edge(Generic[Wire]):
 
     def data_received(self, data: bytes) -> None:
         self.wire.receive(data, self.loop.time())
-        self._turn_bytes += len(data)
+        self._has_read(len(data))
+
+    def take(self, view: memoryview) -> None:
+        """Take bytes that are not there any more once this has returned."""
+        self.wire.receive_view(view, self.loop.time())
+        self._has_read(len(view))
+
+    def _has_read(self, size: int) -> None:
+        self._turn_bytes += size
         if self._turn_bytes > TURN_BYTES or self.wire.turn_left <= 0:
             self._rests = True
             self.transport.pause_reading()
@@ -107,6 +122,24 @@ class Edge(Generic[Wire]):
         self._gone(self)
 
     # Called by the wire connection
+
+    def _lay(self) -> None:
+        self._laid_at = self.loop.time()
+        if not self._is_in_place:
+            self._is_in_place = True
+            self.loop.call_soon(self._read_by, InPlace(self.protocol, self.take))
+
+    def _read_by(self, protocol: asyncio.BaseProtocol) -> None:
+        """Have another protocol read the socket. uvloop chooses how it reads when it begins to."""
+        transport = self.transport
+        if transport.is_closing():
+            return
+        is_reading = transport.is_reading()
+        if is_reading:
+            transport.pause_reading()
+        transport.set_protocol(protocol)
+        if is_reading:
+            transport.resume_reading()
 
     def wake(self) -> None:
         """Write soon: there may be output."""
@@ -145,6 +178,9 @@ class Edge(Generic[Wire]):
     def tick(self, now: float) -> None:
         """Check timers, once a second."""
         self.wire.tick(now)
+        if self._is_in_place and now - self._laid_at > LAID_SECONDS:
+            self._is_in_place = False
+            self._read_by(self.protocol)
         if self._full_since is not None and self._has_moved():
             self._full_since = now
         stalled = self._full_since is not None and now - self._full_since > self.wire.limits.write_stall_seconds

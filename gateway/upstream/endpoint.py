@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.bounded import make_room
 from gateway.status import Meaning, Verdict
@@ -17,6 +17,9 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.known import MOST_KNOWN, KnownModel
 from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import Record
+
+if TYPE_CHECKING:
+    from gateway.upstream.shared_memory import SharedMemory
 
 ModelKey = tuple[str, str]
 """A Triton model's name and version; version "" stands for the server's policy."""
@@ -83,6 +86,7 @@ class Endpoint:
         self._lives = 0
         self.unasked_answers = 0  # on streams, to requests that it was not sent, since the log told of them
         self.unasked_quiet_until = 0.0  # on the monotonic clock
+        self.memory: SharedMemory | None = None  # that it shares with this worker, if that is configured
         self.on_suspicion: Callable[[], None] = lambda: None  # set by `health`: probe soon
 
     def __repr__(self) -> str:

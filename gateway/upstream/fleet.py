@@ -11,10 +11,12 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from gateway.hooks import SharedMemoryNow
 from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import Endpoint, ModelKey
 from gateway.upstream.health import Prober, ProbeSettings
 from gateway.upstream.pool import Pool, SubsetPool
+from gateway.upstream.shared_memory import SharedMemory, SharedMemorySettings
 from gateway.upstream.subset import subset_of
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class UpstreamSettings:
     dial: Callable[[str], Connection]
     identity: Hashable = None  # what `dial` depends on beside the address, to tell whether it has changed
     subset: int = 0  # how many of the endpoints to keep in touch with; 0: all
+    memory: SharedMemorySettings | None = None  # what each endpoint shares with this worker; a part of the identity
 
 
 @dataclass(slots=True)
@@ -135,6 +138,10 @@ class Fleet:
         """The endpoints outside of the subset of an upstream that are connected now."""
         return [self._members[key].endpoint for key in sorted(self._outside) if key[0] == name]
 
+    def shared_memory(self) -> list[SharedMemoryNow]:
+        """What the endpoints share with this worker. It may be called from any thread."""
+        return [m.endpoint.memory.now() for m in list(self._members.values()) if m.endpoint.memory is not None]
+
     async def _release_again_and_again(self) -> None:
         while True:
             await asyncio.sleep(_RELEASE_SECONDS)
@@ -167,6 +174,8 @@ class Fleet:
 
     def _begin(self, endpoint: Endpoint, settings: UpstreamSettings) -> _Member:
         endpoint.connection.tell_faults(endpoint.suspect)
+        if settings.memory is not None:
+            endpoint.memory = SharedMemory(endpoint, settings.memory)
         prober = Prober(endpoint, settings.models, settings.probe, self._changed)
         return _Member(endpoint, prober, asyncio.ensure_future(prober.run()), settings.identity)
 
@@ -181,6 +190,8 @@ class Fleet:
     async def _close(self, member: _Member) -> None:
         await self._stop_probing(member)
         member.endpoint.close()
+        if member.endpoint.memory is not None:
+            await member.endpoint.memory.close()
         await member.endpoint.connection.aclose()
 
     @staticmethod

@@ -93,6 +93,8 @@ class Prober:
             if self.endpoint.state is not State.READY or all(each.has_ended for each in self._inferences.values()):
                 self._first.set()
             await self._look_again()
+            if self.endpoint.memory is not None and self.endpoint.state is State.READY:
+                await self.endpoint.memory.look()
             now = (self.endpoint.state, self.endpoint.reason, dict(self.endpoint.models), dict(self.endpoint.probed))
             if now != self._told and self.endpoint.state is not State.UNPROBED:
                 self._told = now

@@ -11,6 +11,9 @@ from typing import Final
 
 from gateway.v2.peek import MAX_FIELDS, RAW_INPUT, fields, is_raw
 
+RESERVED: Final = "gateway-tensors."
+"""How the names begin of the regions that gateways share with their Tritons; the rest of a name can't be guessed."""
+
 _BEGINNING: Final = b"shared_memory"
 _INPUT, _REQUESTED_OUTPUT = 0x2A, 0x32
 _PARAMETERS: Final = {
@@ -18,6 +21,11 @@ _PARAMETERS: Final = {
     _REQUESTED_OUTPUT: 0x12,
 }  # field 4 of InferInputTensor, 2 of InferRequestedOutputTensor
 _KEY: Final = 0x0A
+
+
+def is_reserved(name: str) -> bool:
+    """Is it the name, or the key, of a region that only gateways may use?"""
+    return name.lstrip("/").startswith(RESERVED)
 
 
 def uses_shared_memory(body: bytes, raw_at: int) -> bool:

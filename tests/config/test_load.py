@@ -159,7 +159,7 @@ WRONG: dict[str, tuple[str, list[str]]] = {
         "upstreams:\n  cpu: {endpoint: [t:1]}\nmodels: {m: {variants: {a: {upstream: cpu, model: x}}}}\n",
         [
             "gateway.yaml:2: upstreams.cpu.endpoint: unknown key 'endpoint'; known: endpoints, probe_interval, "
-            "probe_timeout, slow_probes_to_fail, subset, tls (did you mean 'endpoints'?)",
+            "probe_timeout, slow_probes_to_fail, subset, shared_memory, tls (did you mean 'endpoints'?)",
             "gateway.yaml:2: upstreams.cpu.endpoints: is missing; "
             "needs: list of HOST:PORT or dns:///NAME:PORT (1 to 1000 entries)",
         ],

@@ -88,6 +88,8 @@ class Asking(PartsCaller):
 
     def pass_request(self, upstream: Any, ending: bytes) -> None: ...
 
+    def lay_request(self, take: Any, whole: Any) -> None: ...
+
     def maybe_take_back(self) -> bytes | None:
         return None
 

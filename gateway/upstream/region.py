@@ -1,0 +1,93 @@
+"""I/O: memory that another process on this host can open by its name, and what dead gateways left of theirs.
+
+A region is a file in a folder in memory (`/dev/shm`). Its name can't be guessed, and its owner holds a lock on it while
+it lives, so whoever gets the lock may remove it. All of its pages are allocated at once: writing to a page for which
+there is no memory left would end the process (SIGBUS), where allocating it is an error that can be told.
+
+Sources: shm_overview(7), flock(2), posix_fallocate(3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from gateway.upstream.slots import Slots
+from gateway.v2.shared_memory import RESERVED
+
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Region:
+    """Memory with slots in it."""
+
+    __slots__ = ("_fd", "_map", "_path", "losses", "memory", "name", "slots")
+
+    def __init__(self, folder: Path, size: int) -> None:
+        """size: bytes. raises: OSError if there is no such folder, or not so much memory."""
+        self.name = RESERVED + secrets.token_hex(16)
+        self.losses = 0  # of the connection, when the server was last known to know it
+        self._path = folder / self.name
+        self._fd = os.open(self._path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._fd).st_nlink:  # another gateway took it for a dead one's, before it was locked
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            os.posix_fallocate(self._fd, 0, size)
+            self._map = mmap.mmap(self._fd, size)
+        except OSError:
+            self._remove()
+            raise
+        self.memory = memoryview(self._map)
+        self.slots = Slots(size)
+
+    def __repr__(self) -> str:
+        return f"<Region {self.slots}>"  # without its name, which nobody should learn
+
+    def close(self) -> None:
+        """Remove it. The memory goes once nobody has it open, or a part of it in use."""
+        self._remove()
+        self.memory.release()
+        with contextlib.suppress(BufferError):  # a call that has not ended still has its part
+            self._map.close()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        os.close(self._fd)
+
+
+def sweep(folder: Path) -> int:
+    """Remove regions whose gateways have died. Answers how many. raises: OSError if the folder can't be read."""
+    return sum(is_abandoned(folder, path.name) and _is_gone(path) for path in folder.glob(RESERVED + "*"))
+
+
+def is_abandoned(folder: Path, name: str) -> bool:
+    """Has the gateway died that owned a region, or has it removed it? False for one that others may not open."""
+    try:
+        fd = os.open(folder / name, _FLAGS)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True

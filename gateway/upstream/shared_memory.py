@@ -1,0 +1,383 @@
+"""I/O: memory that the gateway shares with one Triton on this host, so that large tensors need not be sent.
+
+A region belongs to one worker and one endpoint. Triton opens it by its name, which can't be guessed: that it could is
+the proof that both see the same memory. `look`, which the prober calls while the endpoint is ready, registers it, and
+sees to what has become doubtful:
+
+    none ──register──▶ in use ──a call's end is unknown──▶ retired ──Triton lets go of it──▶ none
+                        │  ▲                                                                  ▲
+     a connection ended └──┘ Triton still knows it        Triton does not know it ────────────┘
+
+A part of a region is used again only after Triton's own answer (`slots`). After a lost connection nobody knows whether
+Triton still reads, so the region is retired as a whole, with what is stuck in it: Triton refuses to unregister one that
+is in use (probed, 2.51), and a Triton that was started anew knows none. A region that Triton has let go of, or that it
+never knew, is not used again by anybody.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.hooks import SharedMemoryNow
+from gateway.status import Code
+from gateway.upstream.ask import Asker, ask
+from gateway.upstream.connection import CallFailed
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.region import Region, is_abandoned, sweep
+from gateway.upstream.slots import Slot
+from gateway.v2.placing import Front, Placing, read_front
+from gateway.v2.shared_memory import is_reserved
+
+_log = logging.getLogger(__name__)
+
+FOLDER: Final = Path("/dev/shm")  # noqa: S108  (where Linux keeps shared memory; shm_overview(7))
+_AGAIN_SECONDS: Final = 60.0  # until a region is tried again that could not be had, unless a connection has ended
+_REST_SECONDS: Final = 10.0  # until the next one, after Triton has lost one while its connections lived on
+_PATIENCE: Final = Asker(timeout=1.5)
+_CLOSING: Final = Asker(timeout=0.5)
+_NOT_HERE: Final = "Unable to open shared memory region"  # Triton 2.51
+_OLDEST: Final = (2, 51)  # Triton's version that was seen to unregister no region that is in use
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMemorySettings:
+    """What an upstream's endpoints share with the gateway."""
+
+    size: int  # bytes of a region
+    least: int  # bytes of a request that is worth it
+    folder: Path = FOLDER
+    anywhere: bool = False  # is it tried with endpoints whose address does not say that they are on this host?
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the start."""
+
+    requests: dict[str, int] = field(default_factory=dict)  # by what became of them: `placed`, or why not
+    registrations: dict[str, int] = field(default_factory=dict)  # by how they ended
+
+
+class Placed:
+    """The tensors of one request in a slot."""
+
+    __slots__ = ("_front", "_is_dropped", "_memory", "_placing", "_region", "_slot")
+
+    def __init__(self, memory: SharedMemory, region: Region, slot: Slot, front: Front) -> None:
+        self._memory = memory
+        self._region = region
+        self._slot = slot
+        self._front = front
+        self._is_dropped = False
+        self._placing = Placing(region.memory[slot.begin : slot.begin + slot.size])
+
+    @property
+    def raw_at(self) -> int:
+        """Where the raw tensors begin in the message."""
+        return self._front.raw
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the message."""
+        if not self._is_dropped:  # then the slot may be another's
+            self._placing.feed(data)
+
+    def feed_view(self, data: memoryview) -> None:
+        """As `feed`, of bytes that may change once this has returned."""
+        if not self._is_dropped:
+            self._placing.feed_view(data)
+
+    def feed_first(self, data: bytes) -> None:
+        """The first bytes of the message, at least to the tag of its first raw tensor."""
+        self._placing.feed(data, self._front.raw)
+
+    def request(self, names: tuple[str, str, str]) -> bytes | None:
+        """The request that names where the tensors lie; None if it must be sent as bytes after all.
+
+        names: of model and version, and the id.
+        """
+        placing, memory = self._placing, self._memory
+        if not memory.is_usable(self._region):
+            memory.count("no_region")
+            return None
+        request: bytes | None = None
+        if placing.is_whole:
+            request = self._front.placed(names, self._region.name, self._slot.begin, placing.places)
+        if request is None:
+            memory.count("unsuited")
+            return None
+        return request
+
+    def sent(self) -> None:
+        """The request goes to Triton, which reads the tensors from now on."""
+        self._memory.count("placed")
+        self._slot.sent()
+
+    def released(self, is_answered: bool) -> None:
+        """As `Slot.released`."""
+        self._slot.released(is_answered)
+
+    def is_unknown(self, text: str) -> bool:
+        """Does an error say that Triton does not know the region, or not as it is? Then it has not begun with the call.
+
+        Only Triton's own check of a request can name the region: no model and no caller knows the name.
+        """
+        if self._region.name not in text:
+            return False
+        self._memory.lost(self._region)
+        return True
+
+    def raw(self) -> bytes:
+        """What came of the message, from its first raw tensor on."""
+        return self._placing.raw()
+
+    def drop(self) -> None:
+        """The call needs the tensors no more."""
+        self._is_dropped = True
+        self._slot.drop()
+
+
+class SharedMemory:
+    """What one endpoint shares with this worker."""
+
+    def __init__(
+        self, endpoint: Endpoint, settings: SharedMemorySettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.least = settings.least
+        self.counts = Counts()
+        self.state = "not tried yet"
+        self._endpoint = endpoint
+        self._settings = settings
+        self._clock = clock
+        self._offered: Region | None = None  # while Triton is asked to register it
+        self._region: Region | None = None
+        self._retired: Region | None = None
+        self._again_at = 0.0
+        self._tried_after = -1  # lost connections, when a region could not be had
+        self._is_swept = False
+        if not (settings.anywhere or is_this_host(endpoint.address)):
+            self.state = "the endpoint is not on this host"
+            self._again_at = float("inf")
+
+    # On the way of calls
+
+    def maybe_place(self, front: bytes, size: int) -> Placed | None:
+        """Room for the tensors of a request; None: it goes as bytes.
+
+        front: the beginning of the message. size: of the whole message.
+        """
+        region = self._region
+        if region is None or not self.is_usable(region):
+            self.count("no_region")
+            return None
+        parts = read_front(front)
+        if parts is None:
+            self.count("unsuited")
+            return None
+        slot = region.slots.maybe_take(parts.size_of(size))
+        if slot is None:
+            self.count("no_slot")
+            return None
+        return Placed(self, region, slot, parts)
+
+    def is_usable(self, region: Region) -> bool:
+        """Does Triton have it for all that is known?"""
+        return region is self._region and region.losses == self._endpoint.connection.losses
+
+    def count(self, what: str) -> None:
+        self.counts.requests[what] = self.counts.requests.get(what, 0) + 1
+
+    def lost(self, region: Region) -> None:
+        """Triton does not know a region. Who has unregistered it is not known, so another one is not made at once."""
+        if region is self._region:
+            _log.warning("%s has lost the memory that it shared with the gateway", self._where)
+            self._again_at = self._clock() + _REST_SECONDS
+            self._let_go(region, "lost")
+
+    # Beside the calls
+
+    async def look(self) -> None:
+        """See to the region. To be called again and again while the endpoint is ready; mostly it asks nothing."""
+        if self._retired is not None and not await self._unregister(self._retired, _PATIENCE):
+            return
+        region = self._region
+        if region is not None and not self.is_usable(region):
+            losses = self._endpoint.connection.losses
+            if not await self._is_known(region):
+                self._let_go(region, "forgotten")
+            elif region is self._region:
+                region.losses = losses
+        if self._region is None and self._retired is None and self._may_try():
+            await self._register()
+
+    def _may_try(self) -> bool:
+        return self._clock() >= self._again_at or self._endpoint.connection.losses != self._tried_after >= 0
+
+    async def _register(self) -> None:
+        endpoint, settings = self._endpoint, self._settings
+        losses = endpoint.connection.losses
+        try:
+            await self._check_version()
+            if not self._is_swept:
+                self._is_swept = True
+                sweep(settings.folder)
+            region = self._offered = Region(settings.folder, settings.size)
+            request = pb.SystemSharedMemoryRegisterRequest(
+                name=region.name, key=f"/{region.name}", byte_size=settings.size
+            )
+            await self._ask("SystemSharedMemoryRegister", request, pb.SystemSharedMemoryRegisterResponse)
+        except (CallFailed, OSError) as error:
+            if self._offered is not None:
+                self._let_go(self._offered, "refused")
+            else:
+                self._count_registration("refused")
+            self._refused(error, losses)
+            return
+        self._offered, self._tried_after = None, -1
+        region.losses = losses
+        region.slots.on_stuck = self._retire
+        self._region = region
+        self.state = "in use"
+        self._count_registration("registered")
+        _log.info("%s shares %d MiB of memory with the gateway", self._where, settings.size >> 20)
+        await self._unregister_abandoned(region)
+
+    async def _check_version(self) -> None:
+        """:raises CallFailed: if the server is none that was seen to keep a region that is in use."""
+        request = pb.ServerMetadataRequest()
+        said = (await self._ask("ServerMetadata", request, pb.ServerMetadataResponse)).version
+        numbers = [int(part) if part.isdecimal() else 0 for part in said.split(".")[:2]]
+        if tuple(numbers) < _OLDEST:
+            text = f"version {said[:20]!r} may unmap memory that is in use; 2.51 is the oldest known not to"
+            raise CallFailed(Code.UNIMPLEMENTED, text)
+
+    def _refused(self, error: CallFailed | OSError, losses: int) -> None:
+        self._again_at, self._tried_after = self._clock() + _AGAIN_SECONDS, losses
+        why = _why(error, self._settings)
+        if why != self.state:
+            self.state = why
+            _log.warning("%s gets tensors as bytes and not by shared memory: %s", self._where, why)
+
+    async def _unregister_abandoned(self, mine: Region) -> None:
+        """Have Triton let go of regions whose gateways have died: those with a file that nobody holds, or with none."""
+        try:
+            request = pb.SystemSharedMemoryStatusRequest()
+            status = await self._ask("SystemSharedMemoryStatus", request, pb.SystemSharedMemoryStatusResponse)
+            for name in status.regions:
+                if name != mine.name and _is_ours(name) and is_abandoned(self._settings.folder, name):
+                    await self._ask_to_unregister(name, _PATIENCE)
+        except CallFailed as failure:
+            _log.info("%s: what a dead gateway shared is not cleared up: %s", self._where, failure.text)
+
+    async def _is_known(self, region: Region) -> bool:
+        """Does Triton still know it? True if it does not say."""
+        request = pb.SystemSharedMemoryStatusRequest(name=region.name)
+        try:
+            await self._ask("SystemSharedMemoryStatus", request, pb.SystemSharedMemoryStatusResponse)
+        except CallFailed as failure:
+            return failure.code != Code.NOT_FOUND
+        return True
+
+    def _retire(self) -> None:
+        """A call has ended of which nobody knows whether Triton still reads its tensors."""
+        region = self._region
+        if region is None or not region.slots.stuck:
+            return  # one that is retired already, or gone
+        self._region, self._retired = None, region
+        self.state = "waits until Triton has let go of memory that it may be reading"
+        self._count_registration("retired")
+        self._endpoint.on_suspicion()
+
+    async def _unregister(self, region: Region, asker: Asker) -> bool:
+        """Has Triton let go of it?"""
+        try:
+            await self._ask_to_unregister(region.name, asker)
+        except CallFailed:
+            return False
+        self._let_go(region, "unregistered")
+        return True
+
+    async def _ask_to_unregister(self, name: str, asker: Asker) -> None:
+        request = pb.SystemSharedMemoryUnregisterRequest(name=name)
+        answer = pb.SystemSharedMemoryUnregisterResponse
+        await ask(self._endpoint, "SystemSharedMemoryUnregister", request, answer, asker)
+
+    def _let_go(self, region: Region, how: str) -> None:
+        if region is self._region:
+            self._region = None
+        elif region is self._retired:
+            self._retired = None
+        elif region is self._offered:
+            self._offered = None
+        else:
+            return
+        self.state = "not registered"
+        self._count_registration(how)
+        region.slots.on_stuck = None
+        region.close()
+
+    def _count_registration(self, how: str) -> None:
+        self.counts.registrations[how] = self.counts.registrations.get(how, 0) + 1
+
+    async def close(self) -> None:
+        """Let go of all of it. What Triton is still reading stays registered, for the next gateway to clear up."""
+        self._again_at = float("inf")
+        self._tried_after = -1
+        for region in (self._offered, self._region, self._retired):
+            if region is not None and not await self._unregister(region, _CLOSING):
+                self._let_go(region, "left")
+
+    def now(self) -> SharedMemoryNow:
+        regions = [region for region in (self._region, self._retired) if region is not None]
+        return SharedMemoryNow(
+            self._endpoint.upstream,
+            self._endpoint.address,
+            self.state,
+            sum(region.slots.size for region in regions),
+            sum(region.slots.taken for region in regions),
+            sum(region.slots.open for region in regions),
+            dict(self.counts.requests),
+            dict(self.counts.registrations),
+        )
+
+    @property
+    def _where(self) -> str:
+        return f"endpoint {self._endpoint.upstream}/{self._endpoint.address}"
+
+    async def _ask(self, method: str, request: Any, answer: type[Any]) -> Any:
+        """:raises CallFailed: also if there is no answer in time. Any: protobuf messages, which carry no types."""
+        return await ask(self._endpoint, method, request, answer, _PATIENCE)
+
+
+def is_this_host(address: str) -> bool:
+    """Does an endpoint's address say that it is on this host?"""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_ours(name: str) -> bool:
+    return is_reserved(name) and "/" not in name
+
+
+def _why(error: CallFailed | OSError, settings: SharedMemorySettings) -> str:
+    """Why there is no region, and what would be right."""
+    if isinstance(error, OSError):
+        text = f"{settings.size >> 20} MiB in {settings.folder} can't be had ({error.strerror})"
+        return f"{text}; make that file system larger, or `bytes` smaller" if error.errno == errno.ENOSPC else text
+    if error.text.startswith(_NOT_HERE):
+        return f"Triton can't open a file of {settings.folder}: both need the same {FOLDER} and the same user"
+    if not error.from_server:
+        return "Triton did not answer"
+    return f"Triton refuses it ({error.text[:200]}); from 26.04 on it must be started with --allow-client-shm=true"

@@ -1,0 +1,445 @@
+"""Large tensors go to a Triton on this host by memory that it shares with the gateway; answers stay as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from triton_fixture import DTYPES, TritonFactory
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import serialize_byte_tensor
+from v2_calls import Outcome, call, channel_to, infer
+from v2_gateways import Script, endpoint_of, gateway_of, wait_until
+
+from gateway.app import Gateway
+from gateway.assemble import LEAST_PLACED
+from gateway.config import load
+from gateway.triton import LocalTriton
+from gateway.upstream.shared_memory import SharedMemory
+from gateway.v2.layout import SIZES
+from gateway.v2.shared_memory import RESERVED
+
+pytestmark = pytest.mark.integration
+
+SHM = Path("/dev/shm")
+MIB = 1 << 20
+
+
+@contextlib.asynccontextmanager
+async def gateway_to(folder: Path, address: str, shared: str = "auto", more: str = "") -> AsyncIterator[Gateway]:
+    file = folder / "gateway.yaml"
+    file.write_text(
+        f"""
+        listen: 127.0.0.1:0
+        admin: {{listen: "127.0.0.1:0"}}
+        server: {{control: all}}
+        telemetry: {{access_log: {{destination: none}}}}
+        upstreams: {{main: {{endpoints: ["{address}"], shared_memory: {shared}, probe_interval: 100ms}}}}
+        direct: {{models: all}}
+        {more}
+        """
+    )
+    async with gateway_of(load(file, {})) as running:
+        yield running
+
+
+def memory_of(gateway: Gateway) -> SharedMemory:
+    memory = endpoint_of(gateway, "main").memory
+    assert memory is not None
+    return memory
+
+
+async def in_use(gateway: Gateway) -> SharedMemory:
+    memory = memory_of(gateway)
+    await wait_until(lambda: memory.now().state == "in use", 10)
+    return memory
+
+
+def placed(memory: SharedMemory) -> int:
+    return memory.now().requests.get("placed", 0)
+
+
+def files() -> set[str]:
+    return {path.name for path in SHM.glob(f"{RESERVED}*")}
+
+
+@pytest.fixture
+async def gateway(triton: LocalTriton, tmp_path: Path) -> AsyncIterator[Gateway]:
+    before = files()
+    async with gateway_to(tmp_path, triton.grpc_address) as running:
+        await in_use(running)
+        yield running
+    assert files() == before
+
+
+def of_bytes(dtype: str, size: int) -> Any:
+    """A request for `identity_<dtype>` whose tensor has about so many bytes."""
+    random = np.random.default_rng(size)
+    if dtype == "BYTES":
+        parts = [random.bytes(part) for part in (0, 1, max(1, size // 2), max(0, size - size // 2 - 17))]
+        raw, count = serialize_byte_tensor(np.array([parts], np.object_)).item(), len(parts)
+    else:
+        count = max(1, size // SIZES[dtype])
+        raw = random.bytes(count * SIZES[dtype])
+        raw = bytes(byte & 1 for byte in raw) if dtype == "BOOL" else raw
+    request = pb.ModelInferRequest(model_name=f"identity_{dtype.lower()}", id="mine", raw_input_contents=[raw])
+    request.inputs.add(name="IN", datatype=dtype, shape=[1, count])
+    return request
+
+
+async def both(gateway: Gateway, triton: LocalTriton, request: Any) -> tuple[Outcome, Outcome]:
+    """What the gateway answers, and what Triton does."""
+    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
+        return await call(through, request), await call(direct, request)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+async def test_every_byte_of_every_datatype_is_as_tritons_own(
+    gateway: Gateway, triton: LocalTriton, dtype: str
+) -> None:
+    """Around the size from which tensors are laid into memory, around that from which requests are passed on."""
+    memory = memory_of(gateway)
+    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
+        for size in (8, LEAST_PLACED - 200, LEAST_PLACED, LEAST_PLACED + 200, 602_112, 3 * MIB + 8, 8, 1):
+            memory.least = LEAST_PLACED if placed(memory) < 4 else 1  # the last ones, though it is not worth it
+            request = of_bytes(dtype, size)
+            ours, theirs = await call(through, request), await call(direct, request)
+            assert theirs.code is grpc.StatusCode.OK
+            assert (ours.code, ours.text, ours.body) == (theirs.code, theirs.text, theirs.body), size
+    assert placed(memory) == 6
+    assert memory.now().slots == memory.now().taken == 0
+
+
+def wrong_size(request: Any) -> None:
+    request.inputs[0].shape[1] += 1
+
+
+def wrong_name(request: Any) -> None:
+    request.inputs[0].name = "OTHER"
+
+
+def wrong_datatype(request: Any) -> None:
+    request.inputs[0].datatype = "INT64"
+
+
+def one_tensor_more(request: Any) -> None:
+    request.raw_input_contents.append(b"more")
+
+
+def unknown_version(request: Any) -> None:
+    request.model_version = "9"
+
+
+def unknown_output(request: Any) -> None:
+    request.outputs.add(name="NONE")
+
+
+@pytest.mark.parametrize(
+    "spoil", [wrong_size, wrong_name, wrong_datatype, one_tensor_more, unknown_version, unknown_output]
+)
+async def test_what_is_odd_ends_as_with_triton(
+    gateway: Gateway, triton: LocalTriton, spoil: Callable[[Any], None]
+) -> None:
+    request = of_bytes("FP32", 2 * LEAST_PLACED)
+    spoil(request)
+    ours, theirs = await both(gateway, triton, request)
+    assert (ours.code, ours.text, ours.body) == (theirs.code, theirs.text, theirs.body)
+
+
+async def test_strings_that_do_not_fit_are_refused_in_tritons_words(gateway: Gateway, triton: LocalTriton) -> None:
+    request = of_bytes("BYTES", 2 * LEAST_PLACED)
+    request.raw_input_contents[0] = request.raw_input_contents[0][:-1]
+    ours, theirs = await both(gateway, triton, request)
+    assert (ours.code, ours.text) == (theirs.code, theirs.text)
+    assert theirs.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_parameters_and_requested_outputs_stay(gateway: Gateway, triton: LocalTriton) -> None:
+    memory = memory_of(gateway)
+    memory.least = 1
+    request = infer("classifier", [[1, 3, 2, 4]], id="mine", parameters={"note": "x"})
+    request.outputs.add(name="OUT").parameters["classification"].int64_param = 2
+    ours, theirs = await both(gateway, triton, request)
+    assert placed(memory) == 1
+    assert (ours.code, ours.body) == (theirs.code, theirs.body)
+    assert theirs.code is grpc.StatusCode.OK
+
+
+async def test_typed_contents_pass_as_before(gateway: Gateway, triton: LocalTriton) -> None:
+    request = of_bytes("FP32", 2 * LEAST_PLACED)
+    values = np.frombuffer(request.raw_input_contents.pop(), np.uint8).astype(np.float32)
+    request.inputs[0].shape[1] = values.size
+    request.inputs[0].contents.fp32_contents.extend(values.tolist())
+    ours, theirs = await both(gateway, triton, request)
+    assert (ours.code, ours.body) == (theirs.code, theirs.body)
+    assert placed(memory_of(gateway)) == 0
+
+
+async def test_many_at_once_never_get_each_others_tensors(gateway: Gateway) -> None:
+    """More than fit the memory: some find no slot, and all get their own."""
+    memory = memory_of(gateway)
+    async with channel_to(gateway.listen) as through:
+
+        async def one(number: int) -> None:
+            request = infer("add_one_a", np.full((1, 500_000), number, np.float32))
+            outcome = await call(through, request, timeout=60)
+            assert outcome.code is grpc.StatusCode.OK, outcome.text
+            values = np.frombuffer(outcome.response.raw_output_contents[0], np.float32)
+            assert (values == number + 1).all()
+
+        await asyncio.gather(*(one(number) for number in range(40)))
+    assert placed(memory) > 10
+    assert memory.now().taken == 0
+
+
+async def test_a_call_that_is_given_up_keeps_its_memory_until_triton_has_answered(
+    triton_factory: TritonFactory, tmp_path: Path
+) -> None:
+    """By its deadline, and by a caller who goes away. Its slot is not another's meanwhile."""
+    triton = await triton_factory(["slow"])
+    async with gateway_to(tmp_path, triton.grpc_address) as gateway, channel_to(gateway.listen) as through:
+        memory = await in_use(gateway)
+        memory.least = 1
+        request = infer("slow", [[1500]], "INT32")
+        outcome = await call(through, request, timeout=0.3)
+        assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        given_up = asyncio.ensure_future(call(through, request, timeout=20))
+        await wait_until(lambda: memory.now().slots == 2)
+        given_up.cancel()
+        await asyncio.sleep(0.5)
+        assert memory.now().slots == 2
+        await wait_until(lambda: memory.now().slots == 0, 10)
+        assert memory.now().state == "in use"
+        assert memory.now().registrations == {"registered": 1}
+
+
+@contextlib.asynccontextmanager
+async def slowly(address: str, pause: float) -> AsyncIterator[str]:
+    """An address whose calls reach another one in pieces of 16 KiB, with pauses between them."""
+    tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pause: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(16_384):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        writer.transport.abort()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*address.split(":"))
+        writers.extend((writer, back))
+        tasks.add(asyncio.ensure_future(carry(reader, back, pause)))
+        tasks.add(asyncio.ensure_future(carry(there, writer, 0)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    for writer in writers:
+        writer.transport.abort()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_request_that_comes_slowly_is_laid_as_it_comes(gateway: Gateway, triton: LocalTriton) -> None:
+    memory = memory_of(gateway)
+    request = of_bytes("UINT8", 602_112)
+    async with slowly(gateway.listen, 0.02) as address, channel_to(address) as slow:
+        ours = asyncio.ensure_future(call(slow, request))
+        await wait_until(lambda: memory.now().slots == 1)
+        assert placed(memory) == 0  # it is not all there
+        async with channel_to(triton.grpc_address) as direct:
+            assert (await ours).body == (await call(direct, request)).body
+    assert placed(memory) == 1
+    assert memory.now().slots == 0
+
+
+@pytest.mark.parametrize("end", ["the caller goes away", "its time ends here"])
+async def test_a_request_that_never_comes_whole_leaves_nothing(triton: LocalTriton, tmp_path: Path, end: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(
+        f"""
+        listen: 127.0.0.1:0
+        admin: {{listen: "127.0.0.1:0"}}
+        server: {{default_deadline: {"1s" if end == "its time ends here" else "1m"}}}
+        telemetry: {{access_log: {{destination: none}}}}
+        upstreams: {{main: {{endpoints: ["{triton.grpc_address}"], shared_memory: auto}}}}
+        direct: {{models: all}}
+        """
+    )
+    async with (
+        gateway_of(load(file, {})) as gateway,
+        slowly(gateway.listen, 0.05) as address,
+        channel_to(address) as slow,
+    ):
+        memory = await in_use(gateway)
+        given_up = asyncio.ensure_future(call(slow, of_bytes("UINT8", 2 * MIB), timeout=None))
+        await wait_until(lambda: memory.now().slots == 1)
+        if end == "its time ends here":
+            assert (await given_up).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        else:
+            given_up.cancel()  # which is told behind what is on its way
+        await wait_until(lambda: memory.now().slots == 0, 20)
+        assert memory.now().taken == placed(memory) == 0
+        assert memory.now().state == "in use"
+
+
+async def test_a_killed_triton_frees_all_and_gets_memory_again_when_it_is_back(
+    triton_factory: TritonFactory, tmp_path: Path
+) -> None:
+    triton = await triton_factory(["slow", "add_two"])
+    before = files()
+    async with gateway_to(tmp_path, triton.grpc_address) as gateway, channel_to(gateway.listen) as through:
+        memory = await in_use(gateway)
+        memory.least = 1
+        request = infer("slow", [[60_000]], "INT32")
+        stuck = asyncio.ensure_future(call(through, request, timeout=60))
+        await wait_until(lambda: memory.now().slots == 1)
+        await triton.kill()
+        assert (await stuck).code is grpc.StatusCode.UNAVAILABLE
+        assert memory.now().state != "in use"
+        await triton.start()
+        await wait_until(lambda: memory.now().state == "in use", 20)
+        assert memory.now().slots == memory.now().taken == 0
+        assert len(files() - before) == 1
+        outcome = await call(through, infer("add_two", np.ones((1, 100_000), np.float32)))
+        assert (np.frombuffer(outcome.response.raw_output_contents[0], np.float32) == 3).all()
+        assert placed(memory) == 2
+
+
+async def test_memory_that_somebody_has_unregistered_costs_no_call(triton: LocalTriton, gateway: Gateway) -> None:
+    """Triton says that it does not know the region; the request goes to it again as bytes, which is no attempt."""
+    memory = memory_of(gateway)
+    async with channel_to(triton.grpc_address) as direct, channel_to(gateway.listen) as through:
+        await call(direct, pb.SystemSharedMemoryUnregisterRequest(), "SystemSharedMemoryUnregister")
+        for size in (602_112, LEAST_PLACED + 100):
+            request = of_bytes("FP32", size)
+            ours, theirs = await call(through, request), await call(direct, request)
+            assert (ours.code, ours.body) == (theirs.code, theirs.body)
+            assert ours.trailers["gateway-attempts"] == "1"
+    assert memory.now().registrations == {"registered": 1, "lost": 1}
+    assert memory.now().requests["placed"] == 1
+    assert memory.now().taken == 0
+
+
+async def test_a_connection_that_breaks_has_the_memory_wait_for_triton(
+    triton_factory: TritonFactory, tmp_path: Path
+) -> None:
+    """Nobody knows whether Triton still reads: nothing is used again until it lets go of the region."""
+    triton = await triton_factory(["slow", "add_two"])
+    async with gateway_to(tmp_path, triton.grpc_address) as gateway, channel_to(gateway.listen) as through:
+        memory = await in_use(gateway)
+        memory.least = 1
+        request = infer("slow", [[2500]], "INT32")
+        broken = asyncio.ensure_future(call(through, request, timeout=20))
+        await wait_until(lambda: memory.now().slots == 1)
+        connection: Any = endpoint_of(gateway, "main").connection
+        for edge in list(connection._edges):
+            edge.transport.abort()
+        assert (await broken).code is grpc.StatusCode.UNAVAILABLE
+        await asyncio.sleep(1)
+        assert memory.now().state == "waits until Triton has let go of memory that it may be reading"
+        outcome = await call(through, infer("add_two", np.ones((1, 100_000), np.float32)))
+        assert outcome.code is grpc.StatusCode.OK  # as bytes
+        assert memory.now().requests["no_region"] == 1
+        await wait_until(lambda: memory.now().state == "in use", 10)
+        assert memory.now().registrations == {"registered": 2, "retired": 1, "unregistered": 1}
+
+
+async def test_callers_neither_see_nor_unregister_it(gateway: Gateway, triton: LocalTriton) -> None:
+    memory = memory_of(gateway)
+    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
+        for channel, count in ((direct, 1), (through, 0)):
+            status = await call(channel, pb.SystemSharedMemoryStatusRequest(), "SystemSharedMemoryStatus")
+            assert len(pb.SystemSharedMemoryStatusResponse.FromString(status.body).regions) == count
+        await call(through, pb.SystemSharedMemoryUnregisterRequest(), "SystemSharedMemoryUnregister")
+        assert (await call(through, of_bytes("FP32", 602_112))).code is grpc.StatusCode.OK
+    assert placed(memory) == 1
+    assert memory.now().registrations == {"registered": 1}
+
+
+async def test_what_a_killed_gateway_left_is_swept_and_what_a_living_one_has_is_not(
+    triton: LocalTriton, tmp_path: Path
+) -> None:
+    """Its file, and what Triton has registered of it: nobody holds the lock of a dead gateway's file."""
+
+    async def registered(wanted: int | None = None) -> set[str]:
+        """wanted: how many to wait for."""
+        while True:
+            status = await call(direct, pb.SystemSharedMemoryStatusRequest(), "SystemSharedMemoryStatus")
+            found = set(pb.SystemSharedMemoryStatusResponse.FromString(status.body).regions)
+            if wanted in (None, len(found)):
+                return found
+            await asyncio.sleep(0.05)
+
+    async with channel_to(triton.grpc_address) as direct, gateway_to(tmp_path, triton.grpc_address) as living:
+        await in_use(living)
+        (kept,) = files()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            listen = f"127.0.0.1:{free.getsockname()[1]}"
+        serve = [sys.executable, "-m", "gateway", "serve", "--config", str(tmp_path / "gateway.yaml")]
+        killed = await asyncio.create_subprocess_exec(*serve, "--listen", listen, stderr=asyncio.subprocess.DEVNULL)
+        await registered(2)
+        async with channel_to(listen) as through:  # on uvloop, as users run it
+            for size in (LEAST_PLACED, 602_112, 602_112, 8 * MIB):
+                request = of_bytes("UINT8", size)
+                assert (await call(through, request)).body == (await call(direct, request)).body
+        killed.kill()
+        await killed.wait()
+        assert len(files()) == len(await registered()) == 2
+        async with gateway_to(tmp_path, triton.grpc_address) as following:
+            await in_use(following)
+            assert kept in files() == await registered(2)
+        assert files() == await registered() == {kept}
+    async with channel_to(triton.grpc_address) as direct:
+        assert not await registered() | files()
+
+
+@pytest.mark.parametrize("shared", ["off", "auto"])
+async def test_without_it_nothing_is_asked(tmp_path: Path, shared: str) -> None:
+    """Not by default, and not of endpoints that are elsewhere."""
+    before = files()
+    async with Script().serve() as address:
+        elsewhere = address if shared == "off" else address.replace("127.0.0.1", "0.0.0.0")
+        async with gateway_to(tmp_path, elsewhere, shared) as gateway, channel_to(gateway.listen) as through:
+            await wait_until(lambda: endpoint_of(gateway, "main").state.value == "ready")
+            assert (await call(through, of_bytes("FP32", 602_112))).code is grpc.StatusCode.OK
+            memory = endpoint_of(gateway, "main").memory
+            assert memory is None or memory.now().state == "the endpoint is not on this host"
+    assert files() == before
+
+
+async def test_a_server_that_refuses_it_gets_bytes_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def metadata(body: bytes, context: Any) -> bytes:
+        return bytes(pb.ServerMetadataResponse(name="triton", version="2.68.0").SerializeToString())
+
+    async def refuse(body: bytes, context: Any) -> bytes:
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "shared memory is not allowed")
+        raise AssertionError
+
+    script = Script(others={"ServerMetadata": metadata, "SystemSharedMemoryRegister": refuse})
+    async with script.serve() as address, gateway_to(tmp_path, address) as gateway:
+        memory = memory_of(gateway)
+        await wait_until(lambda: memory.now().registrations.get("refused", 0) == 1)
+        async with channel_to(gateway.listen) as through:
+            assert (await call(through, of_bytes("FP32", 602_112))).code is grpc.StatusCode.OK
+        await asyncio.sleep(0.5)
+        assert memory.now().registrations == {"refused": 1}
+        assert memory.now().requests == {"no_region": 1}
+    said = [record.message for record in caplog.records if "shared memory" in record.message]
+    assert len(said) == 1
+    assert "--allow-client-shm=true" in said[0]
+    assert RESERVED not in said[0]
