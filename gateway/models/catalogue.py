@@ -322,7 +322,7 @@ RECIPES = (
     Recipe(
         "speech_detector", "32 ms of audio → is it speech", 1, (sources.SILERO_VAD,), _speech_detector, on_demand=True
     ),
-    Recipe("voice_commands", "speech → a command's words", 1, (sources.POCKETSPHINX,), _voice_commands, on_demand=True),
+    Recipe("voice_commands", "speech → a command's words", 2, (sources.POCKETSPHINX,), _voice_commands, on_demand=True),
     Recipe(
         "hibari_tts", "English text → speech, sentence by sentence", 1, (sources.HIBARI,), _hibari_tts, on_demand=True
     ),
