@@ -44,6 +44,13 @@ class PagePixelsParams(Params):
         description="Shortest side of what the detector sees, in pixels: smaller pages are enlarged for it. What it "
         "was trained with.",
     )
+    most_seen: int | None = Field(
+        default=None,
+        ge=4096,
+        description="Most pixels that the detector sees, width times height: it sees a larger page made smaller, and "
+        "lines are cut out of the page itself. What the detector takes of memory and time goes by it, some 160 bytes a "
+        "pixel. The default is `most_side` times itself.",
+    )
     max_bytes: int = Field(default=32 * MEBI, ge=1, description="Largest encoded page, in bytes.")
     max_pixels: int = Field(
         default=50 * MEBI,
@@ -102,12 +109,15 @@ class PagePixels(Step[PagePixelsParams]):
 
     def _pixels(self, page: Image.Image) -> Array:
         """What the detector takes: blue, green, red, each (value / 255 - 0.5) / 0.5."""
-        short = min(page.size)
-        ratio = max(1.0, self._params.least_short_side / short)
-        most = max(self._params.most_side, self._params.least_short_side) ** 2
-        ratio = min(ratio, max(1.0, math.sqrt(most / (page.width * page.height))))
+        params, short, pixels = self._params, min(page.size), page.width * page.height
+        ratio = max(1.0, params.least_short_side / short)
+        most = max(params.most_side, params.least_short_side) ** 2
+        ratio = min(ratio, max(1.0, math.sqrt(most / pixels)))
+        if params.most_seen is not None:
+            ratio = min(ratio, math.sqrt(params.most_seen / pixels))
         size = _blocks(int(page.width * ratio)), _blocks(int(page.height * ratio))
-        return normalised(np.asarray(sampled(page, size)))
+        seen = sampled(page, size) if ratio >= 1 else page.resize(size, Image.Resampling.BILINEAR)
+        return normalised(np.asarray(seen))
 
 
 def normalised(picture: Array) -> Array:
