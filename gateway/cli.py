@@ -280,6 +280,7 @@ def _add_local_commands(commands: Commands) -> None:
     start.add_argument("--http-port", type=_port, default=8000, metavar="PORT", help="default: 8000")
     start.add_argument("--metrics-port", type=_port, default=8002, metavar="PORT", help="default: 8002")
     start.add_argument("--model", action="append", metavar="NAME", help="load only these (default: all that can run)")
+    start.add_argument("--model-config", metavar="NAME", help="use configs/NAME.pbtxt of models that have one")
     demo = _add(commands, "demo", _demo, "build, start Triton and gateway, show what they do, stay up")
     what = demo.add_mutually_exclusive_group()
     what.add_argument("--task", metavar="NAME", help="only this one, such as 'reading'; the demo's table names all")
@@ -355,7 +356,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(
         signal.SIGHUP, signal.SIG_IGN
     )  # SIGHUP asks for a reload, and must not end a process that does not listen for it yet
-    from gateway import scratch, supervisor, worker  # noqa: PLC0415
+    from gateway import event_loop, scratch, supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import load, transparent  # noqa: PLC0415
     from gateway.telemetry.process_log import name_process  # noqa: PLC0415
@@ -378,11 +379,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     elif loaded.config.workers > 1:
         name_process("supervisor")
         command = supervisor.worker_command()
-        return worker.run(supervisor.Supervisor(loaded.config, command, os.environ, loaded.source).run())
+        return event_loop.run(supervisor.Supervisor(loaded.config, command, os.environ, loaded.source).run())
     else:
         scratch.clear(supervisor.SCRATCH)  # of one that was killed, when there were several workers
         place = Place(loaded.config.admin.listen)
-    return worker.run(worker.serve(loaded, load_again, os.environ, place))
+    return event_loop.run(worker.serve(loaded, load_again, os.environ, place))
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -402,7 +403,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _check_fitting(loaded: Loaded) -> int:
-    from gateway import worker  # noqa: PLC0415
+    from gateway import event_loop  # noqa: PLC0415
     from gateway.config import Severity  # noqa: PLC0415
     from gateway.fitting import fitting  # noqa: PLC0415
 
@@ -412,7 +413,7 @@ def _check_fitting(loaded: Loaded) -> int:
         found.extend(await fitting(loaded))
         return 0
 
-    worker.run(ask())
+    event_loop.run(ask())
     for finding in found:
         print(finding, file=sys.stderr)  # noqa: T201
     if any(finding.severity is Severity.ERROR for finding in found):
@@ -519,7 +520,7 @@ def _protos(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from gateway import worker  # noqa: PLC0415
+    from gateway import event_loop  # noqa: PLC0415
     from gateway.telemetry.replay import replay  # noqa: PLC0415
 
     if arguments.instead is not None and arguments.model is None:
@@ -540,7 +541,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         _say("\n".join(result.lines()))
         return 0 if result.codes.keys() <= {"OK"} else 1
 
-    return worker.run(run())
+    return event_loop.run(run())
 
 
 def _experiment_analyse(arguments: argparse.Namespace) -> int:
@@ -668,7 +669,7 @@ def _models_add(arguments: argparse.Namespace) -> int:
 
 def _models_list(arguments: argparse.Namespace) -> int:
     from gateway.models.catalogue import list_models  # noqa: PLC0415
-    from gateway.triton import survey  # noqa: PLC0415
+    from gateway.triton.repository import survey  # noqa: PLC0415
 
     listed = list_models(arguments.repository)
     for model in listed:
@@ -696,7 +697,7 @@ def _require_repository(folder: Path) -> None:
 
 
 def _models_optimise(arguments: argparse.Namespace) -> int:
-    from gateway import optimise, worker  # noqa: PLC0415
+    from gateway import event_loop, optimise  # noqa: PLC0415
     from gateway.models.catalogue import build  # noqa: PLC0415
     from gateway.triton import install  # noqa: PLC0415
 
@@ -715,11 +716,11 @@ def _models_optimise(arguments: argparse.Namespace) -> int:
     optimise.read_config(sweep)  # before anything is fetched
     install()
     build([arguments.name], arguments.repository, report=_say)
-    return worker.run(optimise.optimise(sweep, os.environ, _say))
+    return event_loop.run(optimise.optimise(sweep, os.environ, _say))
 
 
 def _triton_start(arguments: argparse.Namespace) -> int:
-    from gateway import worker  # noqa: PLC0415
+    from gateway import event_loop  # noqa: PLC0415
     from gateway.triton import LocalTriton, install  # noqa: PLC0415
     from gateway.triton.command import stay_up  # noqa: PLC0415
 
@@ -731,8 +732,9 @@ def _triton_start(arguments: argparse.Namespace) -> int:
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
         metrics_port=arguments.metrics_port,
+        extra=[f"--model-config-name={arguments.model_config}"] if arguments.model_config else (),
     )
-    return worker.run(stay_up(triton, _say))
+    return event_loop.run(stay_up(triton, _say))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -744,7 +746,7 @@ def _demo(arguments: argparse.Namespace) -> int:
             "The demo's models and configs are part of the project's checkout and not of its package. Run it there: "
             "`make run`, or .venv/bin/inference-gateway demo."
         )
-    from gateway import demo, worker  # noqa: PLC0415
+    from gateway import demo, event_loop  # noqa: PLC0415
 
     _log_to_stderr("warning")
     settings = demo.DemoSettings(
@@ -758,7 +760,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         arguments.input,
     )
     demo.prepare(settings)
-    return worker.run(demo.run(settings))
+    return event_loop.run(demo.run(settings))
 
 
 def _say(text: str) -> None:

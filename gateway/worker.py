@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import gc
 import logging
@@ -11,11 +10,7 @@ import os
 import resource
 import signal
 import sys
-import threading
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
-
-import uvloop
+from collections.abc import Callable, Mapping
 
 from gateway.app import Gateway, Place
 from gateway.config import Loaded
@@ -26,38 +21,11 @@ _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PARENT_DIED = signal.SIGUSR1
 
-_LAST_SECONDS = 0.5  # how long threads may take to end by themselves
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 MIB = 1 << 20
 
 _OTHER_DESCRIPTORS = 512  # for upstreams, the admin plane and files, beside callers' connections
-
-
-def run(main: Coroutine[Any, Any, int]) -> int:
-    """Run an asynchronous command on uvloop and return its exit code.
-
-    After that the process ends within a moment. The interpreter itself would wait for every thread, even for one that
-    hangs in a file system or in a connection.
-    """
-
-    async def to_its_end() -> int:
-        code = await main
-        last = threading.Timer(_LAST_SECONDS, _end, [code])
-        last.daemon = True
-        last.start()
-        return code
-
-    return uvloop.run(to_its_end())  # type: ignore[no-any-return]
-
-
-def _end(code: int) -> None:
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # the stream is closed, or nothing reads it
-            stream.flush()
-    os._exit(code)
 
 
 async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str, str], place: Place) -> int:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import grpc
 
@@ -26,13 +27,14 @@ from gateway.triton import LocalTriton
 
 _CHECKOUT = Path(__file__).parents[1]
 _REPOSITORY = _CHECKOUT / "model_repository"
+EDGE: Final = _CHECKOUT / "deploy/examples" / EVERYTHING
 _ADDRESS = "127.0.0.1:19721"
 _CORES = 2
 _AT_ONCE = 2  # callers of each task
 _ROUNDS = 5
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ (?P<offset>\S+) \S+ \d+\s*(?P<file>.*)$")
 _MIB = 1024  # /proc counts in KiB
-_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
+EDGE_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """What docs/edge.md says to start both with: glibc else keeps what a large request has freed."""
 
 
@@ -65,15 +67,15 @@ def mebibytes(pids: Sequence[int]) -> tuple[float, float, float]:
 
 
 async def measure() -> None:
-    os.environ.update(_MALLOC)
+    os.environ.update(EDGE_ENVIRONMENT)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES])
     await asyncio.to_thread(build, models_of(TASKS), _REPOSITORY)
     with tempfile.TemporaryFile() as log:
-        async with LocalTriton(_REPOSITORY, models=sorted(_edge_models())) as triton:
+        extra = ["--model-config-name=edge"]
+        async with LocalTriton(_REPOSITORY, models=edge_models(), extra=extra) as triton:
             environ = {**os.environ, "TRITON_ENDPOINT": triton.grpc_address, "GATEWAY_LISTEN": _ADDRESS}
             environ["GATEWAY_ADMIN_LISTEN"] = "127.0.0.1:0"
-            config = str(_CHECKOUT / "deploy/examples" / EVERYTHING)
-            command = [sys.executable, "-m", "gateway", "serve", "--config", config]
+            command = [sys.executable, "-m", "gateway", "serve", "--config", str(EDGE)]
             gateway = subprocess.Popen(command, env=environ, stdout=log, stderr=log)  # noqa: ASYNC220  # it only starts
             try:
                 assert triton.pid is not None  # it has started
@@ -83,17 +85,17 @@ async def measure() -> None:
                 gateway.wait()
 
 
-def _edge_models() -> set[str]:
+def edge_models() -> list[str]:
     """The models that the config names; the FP32 variant is not among them."""
-    text = (_CHECKOUT / "deploy/examples" / EVERYTHING).read_text("utf-8")
-    return {model for model in models_of(TASKS) if f"model: {model}}}" in text}
+    text = EDGE.read_text("utf-8")
+    return sorted(model for model in models_of(TASKS) if f"model: {model}}}" in text)
 
 
 async def _measure(parts: dict[str, int]) -> None:
     async with grpc.aio.insecure_channel(_ADDRESS) as channel:
         await asyncio.wait_for(channel.channel_ready(), 60)
         site = Site(channel, _REPOSITORY)
-        inputs = [(task, await _until_ready(task, site)) for task in TASKS]
+        inputs = [(task, await first_call(task, site)) for task in TASKS]
         _print("after one call of each task", parts)
         for task, given in inputs:
             began = time.monotonic()
@@ -119,7 +121,7 @@ async def _is_refused(task: Task, site: Site, given: bytes) -> bool:
     return False
 
 
-async def _until_ready(task: Task, site: Site) -> bytes:
+async def first_call(task: Task, site: Site) -> bytes:
     """Its input, after one call; the gateway may still be looking at its upstream."""
     end = time.monotonic() + 30
     while True:

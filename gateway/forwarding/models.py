@@ -76,7 +76,7 @@ class Models:
         call = Call(self.inference, caller, request.method, request.body, head)
         caller.start(call, observer)
         try:
-            return await caller.answer
+            return await caller.pending()
         except asyncio.CancelledError:
             call.cancelled(Code.CANCELLED)
             raise
@@ -122,7 +122,7 @@ class Models:
 
 
 class AwaitingCaller(Caller):
-    """A coroutine in this process, which awaits `answer`."""
+    """A coroutine in this process, which awaits `pending`."""
 
     def __init__(self, request: Request) -> None:
         loop = asyncio.get_running_loop()
@@ -130,7 +130,7 @@ class AwaitingCaller(Caller):
         self.peer = request.peer
         self.deadline = request.deadline.at if request.deadline is not None else None
         self.number = request.peer
-        self.answer: asyncio.Future[Reply] = loop.create_future()
+        self._answer: asyncio.Future[Reply] | None = loop.create_future()
         self._call: Call | None = None
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
@@ -141,9 +141,17 @@ class AwaitingCaller(Caller):
             self._timer = self._loop.call_at(self.deadline, self._expire)
         call.begin(observer)
 
+    def pending(self) -> asyncio.Future[Reply]:
+        """The answer, or its error, once it is there."""
+        assert self._answer is not None  # noqa: S101  (nobody asks after `close`)
+        return self._answer
+
     def close(self) -> None:
+        """Nothing is awaited any more. Caller, call and answer let go of each other, so that a request's bytes are
+        freed now, and not when Python next looks for cycles: that may be after hundreds of megabytes."""
         if self._timer is not None:
             self._timer.cancel()
+        self._call = self._timer = self._answer = None
 
     def _expire(self) -> None:
         call = self._call
@@ -152,6 +160,8 @@ class AwaitingCaller(Caller):
             self._settle(None, DeadlineExceeded(_TOO_LATE))
 
     def reply(self, body: bytes, initial: Fields, trailing: Fields) -> None:
+        if self._answer is None:
+            return
         call = self._call
         assert call is not None and call.served is not None  # noqa: S101, PT018  (an answer says who gave it)
         self._settle(Reply(body, metadata_from(initial), metadata_from(trailing), call.served), None)
@@ -160,9 +170,10 @@ class AwaitingCaller(Caller):
         self._settle(None, error)  # the servicer makes the trailers from the error
 
     def _settle(self, reply: Reply | None, error: GatewayError | None) -> None:
-        if self.answer.done():
+        answer = self._answer
+        if answer is None or answer.done():
             return
         if reply is not None:
-            self.answer.set_result(reply)
+            answer.set_result(reply)
         elif error is not None:
-            self.answer.set_exception(error)
+            answer.set_exception(error)

@@ -20,6 +20,7 @@ from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import build_request, build_response, read_request, read_response, tensors_of
 from gateway.forwarding.metadata import REQUEST_ID, served_trailers
+from gateway.forwarding.room import Share
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
@@ -140,9 +141,9 @@ class Run:
 
     request: Request
     observer: CallObserver
+    share: Share  # of `Threads.room`
     id: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    held: int = 0  # bytes counted for it in `Threads.room`
     timings: Timings = field(default_factory=Timings)
     served: Served | None = None  # who answered the last model call
     attempts: int = 0  # of all model calls
@@ -232,8 +233,8 @@ class PipelineModel:
 
         :raises GatewayError: with the status that the caller gets. Apart from a cancellation, it raises nothing else.
         """
-        run = Run(request, observer, held=_COPIES * len(request.body))
-        self._threads.room.enter(run.held)
+        run = Run(request, observer, self._threads.room.share())
+        run.share.take(_COPIES * len(request.body))
         try:
             return await self._infer(request, run)
         except GatewayError:
@@ -242,7 +243,7 @@ class PipelineModel:
             _log.exception("pipeline '%s': unforeseen failure", self.name)
             raise Bug(BUG_TEXT) from error
         finally:
-            self._threads.room.leave(run.held)
+            run.share.leave(run.share.held)
 
     async def _infer(self, request: Request, run: Run) -> Reply:
         units, message = await read_request(request.body)
@@ -279,9 +280,7 @@ class PipelineModel:
         """
         if units > weight.MOST:
             raise weight.too_heavy()
-        size = units * weight.BYTES_EACH
-        self._threads.room.enter_more(size, run.held)
-        run.held += size
+        run.share.take(units * weight.BYTES_EACH)
 
     async def run(self, tensors: Tensors, run: Run) -> dict[str, Array]:
         """Run the pipeline on arrays and return its outputs.
@@ -327,17 +326,16 @@ class PipelineModel:
         :raises Overloaded: if it is much, and there is no room for it beside other requests.
         """
         if size > _MUCH:
-            self._threads.room.enter_more(size, run.held)
+            run.share.take(size)
         else:
-            self._threads.room.grow(size)
-        run.held += size
+            run.share.grow(size)
 
     async def _fan_out(self, part: FanOut, working: Columns, rows: int, run: Run) -> Columns:
         """Make the items of all rows, run the inner parts on all of them, and give each row its own back.
 
         :raises Overloaded: if there is no room for the items, or what is made of them, beside other requests.
         """
-        held = run.held
+        held = run.share.held
         split = partial(part.split.start, working, self._threads.threads, part.bounds)
         items = await self._run_step(part.split, split, rows, run)
         self._count(run, sum(column.nbytes for column in items.columns.values()))
@@ -347,8 +345,7 @@ class PipelineModel:
         size = part.size(items, inside, rows)
         self._count(run, size)
         made = await beside(size <= _MUCH, partial(part.gather, items, inside, rows))
-        self._threads.room.leave(run.held - held)  # only what the rows got is kept, which is counted as of any part
-        run.held = held
+        run.share.leave(run.share.held - held)  # only what the rows got is kept, which is counted as of any part
         return made
 
     async def _run_items(self, part: FanOut, items: Items, run: Run) -> Columns:

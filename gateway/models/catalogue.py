@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ Files = Mapping[str, bytes]  # path within the model's folder → content
 Report = Callable[[str], None]
 
 STAMP = "1/.built.json"
+
+_WEIGHTS = "weights.bin"
+_LARGE_TENSOR = 1 << 14  # bytes
 _LOCK = "1/.lock"
 PLANS = "plans"  # Triton reads folders that are numbers, so this one is ours
 
@@ -168,28 +172,28 @@ def _tensorrt_place(folder: Path) -> Mapping[str, str]:
 
 
 def _magika(kit: Kit) -> Files:
-    return {"1/model.onnx": magika.build(kit.wheel(sources.MAGIKA))}
+    return _apart(magika.build(kit.wheel(sources.MAGIKA)))
 
 
 def _langid(kit: Kit) -> Files:
     source = langid.read(kit.wheel(sources.LANGID))
     tables = {f"1/{name}.npy": content for name, content in langid.tables(source).items()}
-    return {"1/model.onnx": langid.build(source), **tables}
+    return {**_apart(langid.build(source)), **tables}
 
 
 def _reading(make: Callable[[Path], bytes]) -> Callable[[Kit], Files]:
-    return lambda kit: {"1/model.onnx": make(kit.wheel(sources.RAPIDOCR))}
+    return lambda kit: _apart(make(kit.wheel(sources.RAPIDOCR)))
 
 
 def _reads(name: str, task: str, make: Callable[[Path], bytes]) -> Recipe:
-    return Recipe(name, task, 1, (sources.RAPIDOCR,), _reading(make), on_demand=True)
+    return Recipe(name, task, 2, (sources.RAPIDOCR,), _reading(make), on_demand=True)
 
 
 def _cn2en(kit: Kit) -> Files:
     source = cn2en.read(kit.wheel(sources.CN2EN))
     vocabulary = cn2en.vocabulary(source)
     graph = text_to_text.whole(cn2en.encoder(source), cn2en.decoder(source), Vocabulary(vocabulary))
-    return {"1/model.onnx": graph, f"1/{text_to_text.VOCABULARY}": vocabulary}
+    return {**_apart(graph), f"1/{text_to_text.VOCABULARY}": vocabulary}
 
 
 def _cn2en_stream(kit: Kit) -> Files:
@@ -201,7 +205,7 @@ def _arabic_names(kit: Kit) -> Files:
     wheel = kit.wheel(sources.ROMANIZER)
     vocabulary = romanizer.vocabulary(wheel)
     graph = text_to_text.whole(*romanizer.networks(wheel), Vocabulary(vocabulary))
-    return {"1/model.onnx": graph, f"1/{text_to_text.VOCABULARY}": vocabulary}
+    return {**_apart(graph), f"1/{text_to_text.VOCABULARY}": vocabulary}
 
 
 def _arabic_names_stream(kit: Kit) -> Files:
@@ -235,7 +239,22 @@ def _recommend_ml100k(kit: Kit) -> Files:
 def _ranked(vectors: wordllama.Floats, texts: Sequence[str]) -> Files:
     if not texts:
         raise BuildFailed(f"{_OWN_ITEMS} has no items; put the text of one on each line, or remove the file.")
-    return {"1/model.onnx": ranking.build(vectors), "1/items.txt": _lines(list(texts))}
+    return {**_apart(ranking.build(vectors)), "1/items.txt": _lines(list(texts))}
+
+
+def _apart(graph: bytes) -> Files:
+    """The graph, and its large tensors in a file beside it, which ONNX Runtime maps in place of copying it.
+
+    So what no request looks up takes no memory, instances share what they look up, and the kernel may drop it where
+    memory is short. source: onnx, docs/ExternalData.md.
+    """
+    import onnx  # noqa: PLC0415  # of the extra `local`
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "model.onnx")
+        model = onnx.load_model_from_string(graph)
+        onnx.save(model, file, save_as_external_data=True, location=_WEIGHTS, size_threshold=_LARGE_TENSOR)
+        return {f"1/{each.name}": each.read_bytes() for each in sorted(Path(folder).iterdir(), reverse=True)}
 
 
 def _streamed(encoder: object, decoder: object, vocabulary: bytes) -> Files:
@@ -283,15 +302,15 @@ RECIPES = (
         needs_gpu=True,
         place=_tensorrt_place,
     ),
-    Recipe("magika", "bytes → file type", 1, (sources.MAGIKA,), _magika),
-    Recipe("langid", "text → language", 1, (sources.LANGID,), _langid),
+    Recipe("magika", "bytes → file type", 2, (sources.MAGIKA,), _magika),
+    Recipe("langid", "text → language", 2, (sources.LANGID,), _langid),
     _reads("ocr_detection", "page → where text is, CPU", reading.detection),
     _reads("ocr_direction", "line → upright or upside down, CPU", reading.direction),
     _reads("ocr_recognition", "line → text, CPU", reading.recognition),
-    Recipe("cn2en", "Chinese → English, whole", 1, (sources.CN2EN,), _cn2en, on_demand=True),
+    Recipe("cn2en", "Chinese → English, whole", 2, (sources.CN2EN,), _cn2en, on_demand=True),
     Recipe("cn2en_stream", "Chinese → English, word by word", 1, (sources.CN2EN,), _cn2en_stream, on_demand=True),
     Recipe(
-        "arabic_names", "Arabic name → Latin letters, whole", 1, (sources.ROMANIZER,), _arabic_names, on_demand=True
+        "arabic_names", "Arabic name → Latin letters, whole", 2, (sources.ROMANIZER,), _arabic_names, on_demand=True
     ),
     Recipe(
         "arabic_names_stream",
@@ -304,7 +323,7 @@ RECIPES = (
     Recipe(
         "recommend",
         "history → ranked words or own items",
-        1,
+        2,
         (sources.WORDLLAMA,),
         _recommend,
         on_demand=True,
@@ -322,7 +341,7 @@ RECIPES = (
     Recipe(
         "speech_detector", "32 ms of audio → is it speech", 1, (sources.SILERO_VAD,), _speech_detector, on_demand=True
     ),
-    Recipe("voice_commands", "speech → a command's words", 1, (sources.POCKETSPHINX,), _voice_commands, on_demand=True),
+    Recipe("voice_commands", "speech → a command's words", 2, (sources.POCKETSPHINX,), _voice_commands, on_demand=True),
     Recipe(
         "hibari_tts", "English text → speech, sentence by sentence", 1, (sources.HIBARI,), _hibari_tts, on_demand=True
     ),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from functools import cache
+from typing import Final
 
 import numpy as np
 from pydantic import Field
@@ -16,6 +18,13 @@ from gateway.v2.spec import Array, Tensors, TensorSpec
 
 LEAST_PLACES = 64
 """Fewest places for features in a request; more are a power of two. Triton merges only requests of one shape."""
+
+_MOST_MARKS: Final = 30
+"""Combining marks that are put in order behind one letter. No script writes nearly as many, and sorting takes the
+square of their number while it holds the interpreter: a text of 1 MiB of them would stop the process for minutes.
+source: UAX #15, 13 (Stream-Safe Text Format), whose limit it is."""
+
+_LAST: Final = 0x1FFFF  # Unicode 17 has no marks beyond it
 
 
 class TextFeaturesParams(Params):
@@ -89,7 +98,28 @@ def normalise(data: bytes) -> bytes:
         return data
     if text.isupper():
         text = text.lower()
-    return unicodedata.normalize("NFC", text).encode()
+    return _composed(text).encode()
+
+
+def _composed(text: str) -> str:
+    """NFC, but that of more than 30 marks behind one letter each 30 are put in order among themselves."""
+    if text.isascii():
+        return text
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    others = np.flatnonzero(np.r_[True, ~_is_mark()[np.minimum(codes, _LAST)], True])
+    marks = np.diff(others) - 1  # that follow each other
+    ends = [0]
+    for at in np.flatnonzero(marks > _MOST_MARKS):
+        ends += range(int(others[at]) + _MOST_MARKS, int(others[at + 1]), _MOST_MARKS)
+    pieces = (text[begin:end] for begin, end in zip(ends, [*ends[1:], None], strict=True))
+    return "".join(unicodedata.normalize("NFC", piece) for piece in pieces)
+
+
+@cache
+def _is_mark() -> Array:
+    """Is this character, up to `_LAST`, one that is put in order with its neighbours?"""
+    first = (unicodedata.normalize("NFD", chr(code))[0] for code in range(_LAST + 1))
+    return np.fromiter((unicodedata.combining(each) > 0 for each in first), np.bool_, _LAST + 1)
 
 
 def _decode(data: bytes) -> str | None:

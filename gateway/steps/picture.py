@@ -36,6 +36,8 @@ _WEBP_BYTES: Final = 22  # two canvases, the decoder's buffer, the frame as byte
 _BYTES: Final = {"1": 3, "L": 2, "P": 9, "RGB": 8, "CMYK": 13, "LA": 14, "RGBA": 13}
 _BYTES_16_BIT: Final = 8
 _BYTES_TRANSPARENT: Final = 14  # a grey, palette or colour PNG, of 8 or 16 bits, with a transparent colour
+_RGB_BYTES: Final = 4
+_OWN_BYTES: Final = {"1": 2, "L": 1, "P": 1, "I;16": 2}  # of a pixel in Pillow, for "1" with its grey; else as of RGB
 _JPEG_COEFFICIENT: Final = 2  # bytes of a JPEG coefficient; all are freed before the picture is cut
 _AT_LEAST: Final = 2 << 20  # bytes that any picture takes: tables, rows in between, the resized part
 
@@ -87,25 +89,36 @@ def decode(data: bytes, header: Header, fit: Fit) -> np.ndarray[tuple[int, ...],
     def fitted(picture: ImageFile.ImageFile, extent: tuple[float, float]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return _planes(_fit(_opaque(picture, fit.background), extent, turn, fit))
 
-    return _decode(data, header, fit.resize if fit.draft else None, fitted)
+    return _decode(data, header, fit.resize if fit.draft else None, fitted, lambda picture: _memory_of(picture, header))
 
 
-def decode_whole(data: bytes, header: Header, draft: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Decode the first frame whole and turn it upright, white behind transparent parts.
+def decode_whole(
+    data: bytes, header: Header, draft: int, more: int, make: Callable[[Image.Image, tuple[int, int]], _Made]
+) -> _Made:
+    """Decode the first frame whole, turn it upright, white behind transparent parts, and make something of it.
 
     draft:    a JPEG may be decoded at a fraction of its size whose short side is still twice this, in pixels.
-    returns:  the picture in RGB, and the width and height that it has upright and at full size.
-    raises:   as `decode`.
+    more:     bytes that `make` takes.
+    make:     gets the picture in RGB, and the width and height that it has upright and at full size.
+    returns:  what `make` returns.
+    raises:   as `decode`, and what `make` raises.
     """
     turn = _TURNS.get(header.orientation)
-
-    def whole(picture: ImageFile.ImageFile, extent: tuple[float, float]) -> Image.Image:
-        opaque = _opaque(picture, (255, 255, 255)).convert("RGB")
-        return opaque if turn is None else opaque.transpose(turn)
-
     size = header.width, header.height
-    is_turned = turn in (_T.TRANSPOSE, _T.ROTATE_270, _T.TRANSVERSE, _T.ROTATE_90)
-    return _decode(data, header, draft, whole), size[::-1] if is_turned else size
+    upright = size[::-1] if turn in (_T.TRANSPOSE, _T.ROTATE_270, _T.TRANSVERSE, _T.ROTATE_90) else size
+
+    def memory(picture: ImageFile.ImageFile) -> int:
+        own = _OWN_BYTES.get(picture.mode, _RGB_BYTES)
+        copies = _RGB_BYTES * ((picture.mode != "RGB") + (turn is not None))
+        whole = _AT_LEAST + picture.width * picture.height * (own + copies)
+        return max(_memory_of(picture, header), whole) + more
+
+    def whole(picture: ImageFile.ImageFile, extent: tuple[float, float]) -> _Made:
+        opaque = _opaque(picture, (255, 255, 255))
+        rgb = opaque if opaque.mode == "RGB" else opaque.convert("RGB")
+        return make(rgb if turn is None else rgb.transpose(turn), upright)
+
+    return _decode(data, header, draft, whole, memory)
 
 
 def _decode(
@@ -113,6 +126,7 @@ def _decode(
     header: Header,
     draft: int | None,
     make: Callable[[ImageFile.ImageFile, tuple[float, float]], _Made],
+    memory: Callable[[ImageFile.ImageFile], int],
 ) -> _Made:
     """What `make` makes of the decoded picture and its exact size, while the memory for that is held."""
     try:
@@ -120,7 +134,7 @@ def _decode(
         with _open(data, header) as picture:
             extent = _draft(picture, draft) if draft is not None and header.format == "JPEG" else picture.size
             what = f"to decode this {header.format} of {header.width}x{header.height} pixels"
-            with MEMORY.hold(_memory_of(picture, header), what):
+            with MEMORY.hold(memory(picture), what):
                 picture.load()
                 return make(picture, extent)
     except TooLarge as exc:

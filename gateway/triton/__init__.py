@@ -1,12 +1,10 @@
 """The local Triton: its pinned files, its process, and the models that it can serve. See `server.LocalTriton`."""
 
 from gateway.triton.host import TRITON, LocalTritonError, UnsuitableHost, has_gpu, install
-from gateway.triton.repository import FoundModel, survey
 from gateway.triton.server import LocalTriton, PortTaken, StartFailed
 
 __all__ = [
     "TRITON",
-    "FoundModel",
     "LocalTriton",
     "LocalTritonError",
     "PortTaken",
@@ -14,5 +12,4 @@ __all__ = [
     "UnsuitableHost",
     "has_gpu",
     "install",
-    "survey",
 ]

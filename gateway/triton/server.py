@@ -21,7 +21,6 @@ from gateway.artifacts import Progress
 from gateway.scratch import Scratch, left_over
 from gateway.triton.host import Installation, LocalTritonError, has_gpu, install
 from gateway.triton.keeper import remove_leftovers
-from gateway.triton.repository import survey
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 _TRIES = 3  # of a start, if it ended of one of these
@@ -202,6 +201,8 @@ class LocalTriton:
     # Starting
 
     def _servable(self) -> list[str]:
+        from gateway.triton.repository import survey  # noqa: PLC0415  # its messages take 15 MiB
+
         return [model.name for model in survey(self.repository) if not model.problem]
 
     def _settle_ports(self) -> None:

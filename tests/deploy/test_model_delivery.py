@@ -21,7 +21,7 @@ from deployment_files import KUBERNETES, ROOT, Object, kustomize
 from manifests import only
 
 from gateway.models import catalogue
-from gateway.triton import survey
+from gateway.triton.repository import survey
 
 POOLS = {
     "triton-cpu": ("triton-cpu",),

@@ -44,9 +44,10 @@ class MemoryGroup:
 
 
 @contextlib.contextmanager
-def memory_group(limit: int) -> Iterator[MemoryGroup]:
-    """limit: bytes, without swap."""
-    folder = _ROOT / f"gateway-test-{os.getpid()}-{time.monotonic_ns()}"
+def memory_group(limit: int, within: MemoryGroup | None = None) -> Iterator[MemoryGroup]:
+    """limit: bytes, without swap. within: another group, whose limit holds for both."""
+    parent = within.folder if within else _ROOT
+    folder = parent / f"gateway-test-{os.getpid()}-{time.monotonic_ns()}"
     folder.mkdir()
     try:
         (folder / "memory.limit_in_bytes").write_text(str(limit))

@@ -292,7 +292,7 @@ def test_items_enter_only_where_there_is_room_for_them() -> None:
                 build_pipeline("words", declared(), lambda _: b""), threads, Upper().call, lambda _: True
             )
             threads.room.most = 12 << 20
-            threads.room.enter(1 << 20)  # somebody else's
+            threads.room.share().take(1 << 20)  # somebody else's
             assert await infer(model, [b"a" * 100_000]) == expected([b"a" * 100_000])
             with pytest.raises(Overloaded):
                 await infer(model, [b" ".join([b"a" * 200_000] * 12)])

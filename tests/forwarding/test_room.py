@@ -64,6 +64,27 @@ async def test_one_that_is_alone_gets_in_whatever_its_size() -> None:
     assert room.held == 0
 
 
+async def test_a_large_request_keeps_no_small_one_out_and_small_ones_no_large_one() -> None:
+    room = Room(64 * MIB)
+    small = [room.share() for _ in range(9)]
+    for each in small[:8]:
+        each.take(MIB)
+    page = room.share()
+    page.take(80 * MIB)  # it is alone among large ones
+    with pytest.raises(Overloaded, match=r"hold 88 MiB, and this one takes 1\.0 more; 64 are there"):
+        small[8].take(MIB)  # small ones have used up their eighth
+    small[0].leave(MIB)
+    small[8].take(MIB)
+    with pytest.raises(Overloaded):
+        room.share().take(5 * MIB)
+    with pytest.raises(Overloaded):
+        small[1].take(4 * MIB)  # it would not be small any more
+    page.grow(MIB)
+    for each in (page, *small):
+        each.leave(each.held)
+    assert (room.held, room.large) == (0, 0)
+
+
 async def test_texts_are_weighed_off_the_loop_and_paid_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     loop_thread, on_loop, paid = threading.get_ident(), [], []
     room, tensors_of = Room(64 * MIB), pipelines.tensors_of
@@ -88,7 +109,7 @@ async def test_texts_are_weighed_off_the_loop_and_paid_before_they_are_made(monk
             await model.infer(Request(sent), NoObserver())
     assert min(paid) >= 100_000 * 320
     assert on_loop == [False], "raw contents have nothing to weigh"
-    room.held = 40 * MIB
+    room.share().take(40 * MIB)
     with pytest.raises(Overloaded):
         await model.infer(Request(body), NoObserver())
     assert len(paid) == 2

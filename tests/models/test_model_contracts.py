@@ -28,8 +28,29 @@ _ONNX_TYPES = {"TYPE_FP32": "tensor(float)", "TYPE_INT32": "tensor(int32)"}
 
 
 def _config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
-    text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
-    return text_format.Parse(text, model_config_pb2.ModelConfig())
+    return _parsed(repository / model / "config.pbtxt")
+
+
+def _parsed(file: Path) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+SMALLER = {  # what configs/edge.pbtxt says otherwise than config.pbtxt
+    "efficientnet_lite0_onnx_int8": {"instance_group", "parameters"},
+    "ocr_detection": {"max_batch_size"},
+    "ocr_direction": {"parameters"},
+    "ocr_recognition": {"max_batch_size"},
+}
+
+
+def test_the_configs_for_a_small_machine_change_no_contract() -> None:
+    repository = Path(__file__).parents[2] / "model_repository"
+    assert {file.parents[1].name for file in repository.glob("*/configs/edge.pbtxt")} == SMALLER.keys()
+    for model, changed in SMALLER.items():
+        usual, small = (_parsed(repository / model / file) for file in ("config.pbtxt", "configs/edge.pbtxt"))
+        fields = {name for config in (usual, small) for name in (field.name for field, _ in config.ListFields())}
+        assert {name for name in fields if str(getattr(usual, name)) != str(getattr(small, name))} == changed, model
+        assert small.max_batch_size <= usual.max_batch_size
 
 
 def test_the_variants_of_the_image_model_have_one_contract(repository: Path) -> None:

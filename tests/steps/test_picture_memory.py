@@ -44,6 +44,29 @@ for path in sys.argv[2:]:
 """
 
 
+PAGES = """
+import sys
+import numpy as np
+from gateway.steps import budget
+from gateway.steps.reading.page import PagePixels, PagePixelsParams
+
+def resident(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
+
+taken = []
+budget.MEMORY._take = lambda size, what, patience: taken.append(size)
+step = PagePixels(PagePixelsParams(most_side=900, least_short_side=300), lambda path: b"")
+for path in sys.argv[2:]:
+    page = np.empty((1, 1), object)
+    page[0, 0] = open(path, "rb").read()
+    open("/proc/self/clear_refs", "w").write("5")
+    before = resident("VmRSS:")
+    step({"page": page})
+    print(taken[-1], resident("VmHWM:") - before)
+"""
+"""The same for pages, which are kept whole."""
+
+
 def noise(width: int, height: int) -> Image.Image:
     values = np.random.default_rng(1).integers(0, 255, (64, 64, 4), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height))
@@ -84,10 +107,22 @@ KINDS: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("draft", ["whole", "draft"])
+def turned(picture: Image.Image) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(picture, "JPEG", exif=exif)
+
+
+TURNED: dict[str, Callable[[Image.Image], bytes]] = {
+    "jpeg turned": lambda i: turned(i.convert("RGB")),
+    "jpeg grey turned": lambda i: turned(i.convert("L")),
+}
+
+
+@pytest.mark.parametrize("draft", ["whole", "draft", "page"])
 def test_no_kind_of_picture_takes_more_than_is_taken_for_it(draft: str, tmp_path: Path) -> None:
     """Nor is it counted as twice as much, which would refuse pictures that fit."""
-    kinds = {name: make for name, make in KINDS.items() if draft == "whole" or name.startswith("jpeg")}
+    kinds = {name: make for name, make in KINDS.items() if draft != "draft" or name.startswith("jpeg")} | TURNED
     small, large = noise(300, 300), noise(1800, 1800)
     files: list[Path] = []
     for number, make in enumerate(kinds.values()):
@@ -96,7 +131,11 @@ def test_no_kind_of_picture_takes_more_than_is_taken_for_it(draft: str, tmp_path
             files[-1].write_bytes(make(picture))
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # so that each gives back what it took
     run = subprocess.run(
-        [sys.executable, "-c", DECODER, draft, *files], capture_output=True, text=True, check=True, env=environ
+        [sys.executable, "-c", PAGES if draft == "page" else DECODER, draft, *files],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environ,
     )
     wrong: list[str] = []
     for name, line in zip(kinds, run.stdout.splitlines()[1::2], strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from gateway.steps import StepError, WrongAnswer
 from gateway.steps.reading.lines import LinePixels, LinePixelsParams, TurnedLine, TurnedLineParams, straightened
+from gateway.steps.reading.page import PagePixels, PagePixelsParams
 from gateway.steps.reading.regions import Rules, text_boxes
 from gateway.steps.reading.text import CtcText, CtcTextParams, ReadingOrder, ReadingOrderParams, reading_order
 
@@ -50,6 +52,21 @@ def test_a_region_is_found_with_its_angle_and_widened(angle: float, width: int, 
     grow = 2 * 1.6 * width * height / (2 * (width + height))
     expected = rectangle(200, 150, width + grow, height + grow, angle)
     assert np.abs(box - expected).max() < 7
+
+
+@pytest.mark.parametrize(("size", "seen"), [((1400, 1000), (928, 640)), ((300, 200), (864, 576))])
+def test_the_detector_sees_no_more_pixels_than_it_may_and_the_page_stays_as_it_is(
+    size: tuple[int, int], seen: tuple[int, int]
+) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", size, "white").save(encoded, "PNG")
+    page = np.empty((1, 1), np.object_)
+    page[0, 0] = encoded.getvalue()
+    step = PagePixels(PagePixelsParams(least_short_side=576, most_seen=600_000), lambda _: b"")
+    made = step({"page": page})
+    assert made["page"].shape == (1, size[1], size[0], 3)
+    assert made["pixels"].shape == (1, 3, seen[1], seen[0])
+    assert made["frame"].tolist() == [[1, 1, 0, *size]]
 
 
 def test_regions_are_told_apart_and_corners_count_as_touching() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
+import unicodedata
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.steps import StepError
 from gateway.steps.language import TextFeatures, TextFeaturesParams, normalise
@@ -72,6 +76,21 @@ def test_places_are_a_power_of_two_so_that_requests_can_be_merged() -> None:
 )
 def test_a_text_is_brought_to_one_form(data: bytes, want: bytes) -> None:
     assert normalise(data) == want
+
+
+@given(st.text(alphabet="ae\u00e9\u0300\u0316\u0327\u0f73\u1100\u1161\u11a8\U0001d15e", max_size=30))
+def test_marks_that_a_script_may_have_are_put_in_their_order(text: str) -> None:
+    assert normalise(text.encode()).decode() == unicodedata.normalize("NFC", text)
+
+
+@pytest.mark.parametrize("marks", ["\u0300\u0316", "\u0344\u0316", "\u0f73"], ids=ascii)
+def test_a_text_of_nothing_but_marks_costs_no_more_than_another(marks: str) -> None:
+    """Sorting marks takes the square of their number, and holds the interpreter meanwhile: this took minutes."""
+    data = f"a{marks * (1 << 19)}".encode()[: 1 << 20]
+    began = time.thread_time()
+    made = normalise(data)
+    assert time.thread_time() - began < 2
+    assert 0 < len(made) <= 3 * len(data)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.triton import repository, survey
+from gateway.triton import repository
+from gateway.triton.repository import survey
 
 ENSEMBLE = 'platform: "ensemble" ensemble_scheduling {{ step [ {{ model_name: "{}" model_version: -1 }} ] }}'
 

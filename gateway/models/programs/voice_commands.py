@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -33,14 +36,12 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"]).get("parameters", {})
         self._least = float(parameters["least_score"]["string_value"])
         sounds = {"hmm": os.path.join(folder, "en-us"), "lm": None, "loglevel": "FATAL", "samprate": _RATE}
-        self._sentences = pocketsphinx.Decoder(
-            dict=os.path.join(folder, "cmudict-en-us.dict"),
-            jsgf=os.path.join(os.path.dirname(folder), "commands.gram"),
-            **sounds,
-        )
-        # With narrow beams it takes a third of the time, and tells commands from other sentences no worse.
-        phones = os.path.join(folder, "en-us-phone.lm.bin")
-        self._phones = pocketsphinx.Decoder(allphone=phones, lw=2.0, beam=1e-6, pbeam=1e-6, **sounds)
+        grammar = os.path.join(os.path.dirname(folder), "commands.gram")
+        with _dictionary(os.path.join(folder, "cmudict-en-us.dict"), grammar) as words:
+            self._sentences = pocketsphinx.Decoder(dict=words, jsgf=grammar, **sounds)
+            # With narrow beams it takes a third of the time, and tells commands from other sentences no worse.
+            phones = os.path.join(folder, "en-us-phone.lm.bin")
+            self._phones = pocketsphinx.Decoder(dict=words, allphone=phones, lw=2.0, beam=1e-6, pbeam=1e-6, **sounds)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
@@ -66,6 +67,17 @@ class TritonPythonModel:
             return "", -math.inf
         score = reached - _decode(self._phones, sound)[1]
         return (best if score >= self._least else ""), score
+
+
+@contextmanager
+def _dictionary(whole: str, grammar: str) -> Iterator[str]:
+    """The path of the part of a dictionary that a grammar needs: all of its 135,000 words take 20 MiB a decoder."""
+    with open(grammar, encoding="utf-8") as file:
+        needed = set(re.findall(r"[^\s<>()\[\]{}|;=*+/]+", file.read()))
+    with open(whole, encoding="utf-8") as file, tempfile.NamedTemporaryFile("w", encoding="utf-8") as part:
+        part.writelines(line for line in file if line.partition(" ")[0].partition("(")[0] in needed)
+        part.flush()
+        yield part.name
 
 
 def _decode(decoder: Any, sound: bytes) -> tuple[str, float]:

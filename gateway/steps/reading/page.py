@@ -25,6 +25,8 @@ _BLOCK: Final = 32  # pixels: the detector halves its input five times
 _LEAST_HEIGHT: Final = 30  # pixels; lower pages get room above and below
 _FLAT: Final = 8  # so do pages that are wider than so many times their height
 _MOST_ELONGATED: Final = 100  # long side to short side
+_KEPT_BYTES: Final = 7  # a pixel of the page in bounds takes: the picture, if it was made smaller, and the tensor
+_SEEN_BYTES: Final = 19  # a pixel that the detector sees takes: the picture, its bytes, the tensor
 
 
 class PagePixelsParams(Params):
@@ -43,6 +45,13 @@ class PagePixelsParams(Params):
         le=4096,
         description="Shortest side of what the detector sees, in pixels: smaller pages are enlarged for it. What it "
         "was trained with.",
+    )
+    most_seen: int | None = Field(
+        default=None,
+        ge=4096,
+        description="Most pixels that the detector sees, width times height: it sees a larger page made smaller, and "
+        "lines are cut out of the page itself. What the detector takes of memory and time goes by it, some 160 bytes a "
+        "pixel. The default is `most_side` times itself.",
     )
     max_bytes: int = Field(default=32 * MEBI, ge=1, description="Largest encoded page, in bytes.")
     max_pixels: int = Field(
@@ -75,47 +84,64 @@ class PagePixels(Step[PagePixelsParams]):
         pages, pixels, frames = [], [], []
         for row, data in enumerate(tensors["page"][:, 0]):
             try:
-                page, frame = self._page(data)
+                page, seen, frame = self._page(data)
             except BadPicture as exc:
                 raise BadTensor("page", str(exc), row) from exc
-            pages.append(np.asarray(page))
-            pixels.append(self._pixels(page))
+            pages.append(page)
+            pixels.append(seen)
             frames.append(frame)
         return {"page": column_of(pages), "pixels": column_of(pixels), "frame": column_of(frames)}
 
-    def _page(self, data: bytes) -> tuple[Image.Image, Array]:
-        """:raises BadPicture: if it can't be read."""
+    def _page(self, data: bytes) -> tuple[Array, Array, Array]:
+        """The page, what the detector sees of it, and its frame. raises: BadPicture if it can't be read."""
         if len(data) > self._params.max_bytes:
             raise BadPicture(f"{len(data)} bytes; at most {self._params.max_bytes} are allowed")
         header = read_header(data)
-        size = f"{header.width}x{header.height}"
-        if header.width * header.height > self._params.max_pixels:
-            pixels = header.width * header.height
-            raise BadPicture(f"{size} = {pixels} pixels; at most {self._params.max_pixels} are allowed")
-        if max(header.width, header.height) > _MOST_ELONGATED * min(header.width, header.height):
-            raise BadPicture(f"{size} pixels; one side may be {_MOST_ELONGATED} times as long as the other")
-        page, (width, height) = decode_whole(data, header, self._params.most_side)
+        width, height = header.width, header.height
+        if width * height > self._params.max_pixels:
+            size = f"{width}x{height} = {width * height} pixels"
+            raise BadPicture(f"{size}; at most {self._params.max_pixels} are allowed")
+        if max(width, height) > _MOST_ELONGATED * min(width, height):
+            raise BadPicture(f"{width}x{height} pixels; one side may be {_MOST_ELONGATED} times as long as the other")
+        return decode_whole(data, header, self._params.most_side, self._memory(width, height), self._made)
+
+    def _memory(self, width: int, height: int) -> int:
+        """Bytes that `_made` takes of a page of this size."""
+        scale = min(1.0, self._params.most_side / max(width, height))
+        kept = width * height * scale * scale
+        ratio = self._ratio(width * scale, height * scale)
+        return int(_KEPT_BYTES * kept + _SEEN_BYTES * kept * ratio * ratio)
+
+    def _made(self, page: Image.Image, size: tuple[int, int]) -> tuple[Array, Array, Array]:
+        width, height = size
         page = _enlarged(_reduced(page, self._params.most_side))
         scale = width / page.width, height / page.height
         page, above = _with_room(page)
-        return page, np.array([*scale, above, width, height], np.float32)
+        return np.asarray(page), self._pixels(page), np.array([*scale, above, width, height], np.float32)
 
     def _pixels(self, page: Image.Image) -> Array:
         """What the detector takes: blue, green, red, each (value / 255 - 0.5) / 0.5."""
-        short = min(page.size)
-        ratio = max(1.0, self._params.least_short_side / short)
-        most = max(self._params.most_side, self._params.least_short_side) ** 2
-        ratio = min(ratio, max(1.0, math.sqrt(most / (page.width * page.height))))
+        ratio = self._ratio(*page.size)
         size = _blocks(int(page.width * ratio)), _blocks(int(page.height * ratio))
-        return normalised(np.asarray(sampled(page, size)))
+        seen = sampled(page, size) if ratio >= 1 else page.resize(size, Image.Resampling.BILINEAR)
+        return normalised(np.asarray(seen))
+
+    def _ratio(self, width: float, height: float) -> float:
+        """A side as the detector sees it, to that of the page."""
+        params, pixels = self._params, width * height
+        ratio = max(1.0, params.least_short_side / min(width, height))
+        most = max(params.most_side, params.least_short_side) ** 2
+        ratio = min(ratio, max(1.0, math.sqrt(most / pixels)))
+        return ratio if params.most_seen is None else min(ratio, math.sqrt(params.most_seen / pixels))
 
 
 def normalised(picture: Array) -> Array:
     """(rows, columns, red-green-blue) UINT8 → (blue-green-red, rows, columns) FP32 in [-1, 1]."""
-    planes = picture[:, :, ::-1].transpose(2, 0, 1).astype(np.float32)
+    planes = np.empty((3, *picture.shape[:2]), np.float32)
+    planes[...] = picture[:, :, ::-1].transpose(2, 0, 1)
     planes *= np.float32(1 / 127.5)
     planes -= np.float32(1)
-    return np.ascontiguousarray(planes)
+    return planes
 
 
 def sampled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
