@@ -257,7 +257,7 @@ class Call:
         if large is None:
             client.request = request
             self._watch(attempt, client)
-        elif large.put_into(client, variant, self.head, id, sequence):
+        elif large.put_into(client, variant, self.head, id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
         connection.submit(client)
 

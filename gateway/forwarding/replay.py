@@ -78,18 +78,16 @@ class LargeRequest:
             self._rest = placed.raw()
         return True
 
-    def put_into(self, client: ClientCall, variant: Variant, head: Head, id: str | None, extra: bytes) -> bool:
+    def put_into(self, client: ClientCall, variant: Variant, head: Head, id: str | None) -> bool:
         """Give an attempt what is here, as this variant's Triton must see it, and let the rest follow as it comes.
 
         Its last bytes name the model once more: see `peek_front`.
-
-        extra: encoded fields to append, which count in place of its own.
 
         returns: True if a rest is to follow, so that the attempt takes as long as its caller does.
         """
         self._rest += self._caller.maybe_take_back() or b""
         version = variant.version or head.model_version
-        ending = tail(variant.model, version) + extra
+        ending = tail(variant.model, version)
         front = rename_request(self._front, head, model_name=variant.model, model_version=version, id=id)
         if self._caller.missing <= 0:  # meanwhile it is here whole
             client.request = front + self._rest + ending

@@ -68,7 +68,7 @@ def head() -> Head:
 
 def attempt(request: LargeRequest) -> tuple[ClientCall, bool]:
     client = ClientCall(b"/", (), Deadlines(), None, 0.0)
-    return client, request.put_into(client, VARIANT, head(), None, b"")
+    return client, request.put_into(client, VARIANT, head(), None)
 
 
 def is_whole(client: ClientCall) -> bool:
