@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -22,7 +23,16 @@ from gateway.api.calls import CallLimits, Context, request_from, with_errors, wi
 from gateway.api.parts import AnswerError, Parts
 from gateway.api.typed import served_message, served_of, timed_infer
 from gateway.deadline import Deadline
-from gateway.errors import BadInput, BadRequest, GatewayError, SequenceLost, UnknownModel, shown
+from gateway.errors import (
+    BadInput,
+    BadRequest,
+    DeadlineExceeded,
+    GatewayError,
+    Overloaded,
+    SequenceLost,
+    UnknownModel,
+    shown,
+)
 from gateway.forwarding.caller import CallerMetadata, unchecked
 from gateway.forwarding.exchange import Reply, Request, Timings
 from gateway.forwarding.messages import build_request, parse_response
@@ -51,6 +61,14 @@ _AHEAD: Final = 2
 _LATE_SECONDS: Final = 0.05
 """How long to look, once all is heard, whether audio follows the `end` of a caller that has not closed its side."""
 
+_MOST_CONVERSATIONS: Final = 448
+_MOST_OF_ONE: Final = 64
+"""Conversations at once: of all callers, and of one connection. The detector keeps a place for each of 512
+(`max_candidate_sequences`); whoever came after them would wait until one ends, and not be told."""
+
+_PATIENCE_SECONDS: Final = 25.0
+"""How long a conversation waits for its caller's next message. After 30 s the detector gives its place away."""
+
 _FAREWELL_SECONDS: Final = 5.0
 """How long the detector may take to hear that a caller has gone; then its place is free by idleness."""
 
@@ -64,6 +82,7 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc
         self._limits = limits
         self._budget = budget
         self._farewells: set[asyncio.Task[None]] = set()
+        self._conversations: Counter[str] = Counter()  # under way, by connection
         self.Converse = with_errors(self._converse)
         self.Speak = with_errors(self._speak)
 
@@ -75,9 +94,24 @@ class SpeechService(speech_pb2_grpc.SpeechServiceServicer):  # type: ignore[misc
 
     async def _converse(self, messages: AsyncIterator[Any], context: Context) -> None:
         opening = request_from(context, b"", "Converse", CallLimits())  # a conversation may last
-        async with aclosing(_Messages(messages)) as ahead:
-            ears = _Ears(self._models, opening, self._limits, await _config_of(ahead))
-            await self._listen(ears, ahead, context)
+        with self._models.refusals(opening, _DETECTOR):
+            self._check_room(opening.peer)
+        self._conversations[opening.peer] += 1
+        try:
+            async with aclosing(_Messages(messages)) as ahead:
+                ears = _Ears(self._models, opening, self._limits, await _config_of(ahead))
+                await self._listen(ears, ahead, context)
+        finally:
+            self._conversations[opening.peer] -= 1
+            if not self._conversations[opening.peer]:
+                del self._conversations[opening.peer]
+
+    def _check_room(self, peer: str) -> None:
+        """:raises Overloaded: if there are as many conversations as may be."""
+        if self._conversations[peer] >= _MOST_OF_ONE:
+            raise Overloaded(f"this connection has {_MOST_OF_ONE} conversations, and may have no more at once")
+        if self._conversations.total() >= _MOST_CONVERSATIONS:
+            raise Overloaded(f"there are {_MOST_CONVERSATIONS} conversations, and may be no more at once; try later")
 
     async def _listen(self, ears: _Ears, messages: _Messages, context: Context) -> None:
         conversation = Conversation()
@@ -127,8 +161,15 @@ class _Messages:
         return asyncio.ensure_future(anext(self._messages, None))
 
     async def next(self) -> Any:
-        """The next message, None if there is no more."""
-        message = await self._next
+        """The next message, None if there is no more. raises: DeadlineExceeded if it does not come in time."""
+        if not self._next.done():
+            await asyncio.wait({self._next}, timeout=_PATIENCE_SECONDS)
+        if not self._next.done():
+            raise DeadlineExceeded(
+                f"no message came for {_PATIENCE_SECONDS:g} s; send audio as it is heard, silence too, or begin "
+                "another conversation when there is some"
+            )
+        message = self._next.result()
         if message is not None:
             self._next = self._read()
         return message
