@@ -200,8 +200,10 @@ class Gateway:
         inference.counts_rows = self._usage is not None
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows, self._checks = inference.shadows, inference.checks
-        self._evidence = Evidence(inference.exposures, settings_of(config), self._experiments_stopped)
         self._rollouts = Rollouts(inference.rolled, settings_of(config), self._is_available, self._rollouts_moved)
+        self._evidence = Evidence(
+            inference.exposures, settings_of(config), self._experiments_stopped, inference.shadows
+        )
         self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_judged = self._telemetry.disagreements.take
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left

@@ -17,6 +17,7 @@ from gateway.config import Config
 from gateway.config.experiment_file import plans_of, rollouts_of
 from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Taken
+from gateway.forwarding.shadowing import Shadows
 from gateway.hooks import ExperimentNow, StoreNow
 from gateway.store import ExposureRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
 from gateway.store.rows import Row
@@ -40,16 +41,29 @@ class Evidence:
     """An `OutcomeSink`. Between `run` and its end it takes what was seen to the store."""
 
     def __init__(
-        self, exposures: Exposures, settings: StoreSettings, on_stops: Callable[[Mapping[str, str]], None]
+        self,
+        exposures: Exposures,
+        settings: StoreSettings,
+        on_stops: Callable[[Mapping[str, str]], None],
+        shadows: Shadows | None = None,
     ) -> None:
-        """on_stops: called on the event loop, with the arm that everybody gets by experiment that was stopped."""
+        """
+        on_stops:  called on the event loop, with the arm that everybody gets by experiment that was stopped.
+        shadows:   whose parity all workers find together.
+        """
+        self._shadows = shadows
         self.exposures = exposures
         self.asked: Mapping[str, Mapping[str, OutcomeSpec]] = {}
         self.models: Mapping[str, str] = {}
         self._on_stops = on_stops
         self._loop: asyncio.AbstractEventLoop | None = None
         self._recorder = Recorder(
-            settings, on_stops=self._stops_found, on_loss=self._lost, on_progress=self._progressed
+            settings,
+            on_stops=self._stops_found,
+            on_loss=self._lost,
+            on_progress=self._progressed,
+            parities=dict if shadows is None else shadows.parities,
+            on_parities=self._parities_found,
         )
         self._is_started = False
         self._plans: Mapping[str, Plan] = {}
@@ -64,7 +78,8 @@ class Evidence:
         self._reports_refused = 0
 
     def apply(self, config: Config) -> None:
-        """Follow a config: from the first experiment or rollout on the store is open."""
+        """Follow a config: from the first experiment or rollout on the store is open, or, where it is named, the first
+        parity."""
         plans = self._plans = plans_of(config)
         asked: dict[str, dict[str, OutcomeSpec]] = {}
         for name, experiment in config.experiments.items():
@@ -76,7 +91,7 @@ class Evidence:
         self.asked = asked
         self.models = {name: each.model for name, each in config.experiments.items() if each.model is not None}
         self._recorder.experiments = tuple(plans)
-        if (plans or rollouts_of(config)) and not self._is_started:
+        if (plans or rollouts_of(config) or _shares_parity(config)) and not self._is_started:
             self._is_started = True
             self._loop = asyncio.get_running_loop()
             self._recorder.start()
@@ -147,6 +162,11 @@ class Evidence:
         arms = self._stopped = {stop.experiment: stop.arm for stop in stops.values()}
         self._call_soon(lambda: self._on_stops(arms))
 
+    def _parities_found(self, found: Mapping[str, tuple[int, int]]) -> None:
+        shadows = self._shadows
+        if shadows is not None:
+            self._call_soon(lambda: shadows.counted_elsewhere(found))
+
     def _lost(self) -> None:
         self._call_soon(self.exposures.forget)
 
@@ -190,6 +210,12 @@ class Evidence:
             _experiment_now(plan, told.get(name, 0), arms.get(name, {}), stopped.get(name, ""))
             for name, plan in dict(self._plans).items()
         ]
+
+
+def _shares_parity(config: Config) -> bool:
+    """Is a store named, and must a variant agree before it may stand in?"""
+    shadows = [shadow for model in config.models.values() for shadow in model.shadow.values()]
+    return "url" in config.store.model_fields_set and any(shadow.parity is not None for shadow in shadows)
 
 
 def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool]]:

@@ -41,19 +41,24 @@ AT_ONCE = 16
 USERS = 1000
 RATE = 5000  # records a second
 PER_REPORT = 50  # outcomes of one request
-NOTHING, EXPOSED, ANSWERS, ALL = "nothing", "an experiment", "answers looked at", "all of it, 1 % shadowed"
+NOTHING, ANSWERS, ALL = "nothing", "answers looked at", "all of it, 1 % shadowed"
+REPORTED, EXPOSED = "an experiment, reported", "an experiment, four outcomes measured"
 SHADOWS = {f"shadow of {share:.0%}": share for share in (0.0, 0.01, 0.1, 1.0)}
 
 _POSTGRES = Path(__file__).parents[1] / "tests" / "store" / "postgres.py"
 
 
-def experiment(request_ids: bool) -> dict[str, Any]:
-    measured = {
-        "latency": {"kind": "duration", "better": "lower", "measure": "latency"},
-        "errors": {"kind": "ratio", "better": "lower", "measure": "error"},
-        "bytes": {"kind": "numeric", "better": "lower", "measure": "size"},
-        "sure": {"kind": "numeric", "better": "higher", "measure": "confidence"},
-    }
+def experiment(is_measured: bool) -> dict[str, Any]:
+    measured = (
+        {}
+        if not is_measured
+        else {
+            "latency": {"kind": "duration", "better": "lower", "measure": "latency"},
+            "errors": {"kind": "ratio", "better": "lower", "measure": "error"},
+            "bytes": {"kind": "numeric", "better": "lower", "measure": "size"},
+            "sure": {"kind": "numeric", "better": "higher", "measure": "confidence"},
+        }
+    )
     return {
         "model": MODEL,
         "arms": {"a": 1, "b": 1},
@@ -61,7 +66,7 @@ def experiment(request_ids: bool) -> dict[str, Any]:
         "primary": "bought",
         "secondary": list(measured),
         "smallest_effect": "5%",
-        "request_ids": request_ids,
+        "request_ids": False,
     }
 
 
@@ -78,8 +83,8 @@ def config(name: str, port: int, store: str) -> dict[str, Any]:
         "models": {MODEL: model},
         "telemetry": {"access_log": {"destination": "none"}},
     }
-    if name in (EXPOSED, ALL):
-        found |= {"experiments": {"spring": experiment(request_ids=False)}, "store": {"url": store}}
+    if name in (REPORTED, EXPOSED, ALL):
+        found |= {"experiments": {"spring": experiment(name != REPORTED)}, "store": {"url": store}}
     return found
 
 
@@ -113,7 +118,7 @@ def costs(rounds: int, folder: Path, ports: Ports, ended: ExitStack) -> None:
     port = ports.take()
     server = [sys.executable, "-m", "perf.scripted_server", str(port), "0"]
     ended.enter_context(Child(server, port, folder / "server.log"))
-    names = [NOTHING, *SHADOWS, EXPOSED, ANSWERS, ALL]
+    names = [NOTHING, *SHADOWS, REPORTED, EXPOSED, ANSWERS, ALL]
     started = {}
     for name in names:
         file = "".join(letter if letter.isalnum() else "-" for letter in name)

@@ -183,8 +183,9 @@ class Shadow(Section):
     keep: Keep | None = Field(default=None, description="Keep disagreements.")
     parity: Parity | None = Field(
         default=None,
-        description="Let no call fall back to the variant until its answers have agreed, in each worker since its "
-        "start. Calls that are meant for it by rule or split get it all the same.",
+        description="Let no call fall back to the variant until its answers have agreed: in each worker since its "
+        "start, or, where `store.url` is said, in all workers and replicas together. Calls that are meant for it by "
+        "rule or split get it all the same.",
         examples=[{"copies": 500, "agreement": 0.99}],
     )
 

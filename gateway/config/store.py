@@ -25,7 +25,10 @@ def _key(value: SecretStr) -> SecretStr:
 
 
 class Store(Section):
-    """Where exposures and outcomes of experiments are kept. Without experiments nothing is opened."""
+    """Where exposures and outcomes of experiments are kept, and what workers and replicas find out together.
+
+    It is opened where there are experiments, or where `url` is said and a shadow has `parity`.
+    """
 
     url: Annotated[SecretStr, AfterValidator(_url)] | None = Field(
         default=None,

@@ -463,7 +463,14 @@ class Call:
         self._answered = self._inference.attempt_answered(self._work)
         if self._point is not None:
             self._point.learn(self, body, head)
+        self._score(body, head)
         self._reply(client, renamed, head, ())
+
+    def _give_part(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
+        """Of a merged answer. head: of the whole, or its own; more: of its trailing metadata."""
+        self._answered = self._inference.attempt_answered(self._work)
+        self._score(body, None)
+        self._reply(client, body, head, more)
 
     # Answers that are looked at first
 
@@ -484,8 +491,7 @@ class Call:
                 if fault is not None and settings.fails(fault):
                     self._answer_is_wrong(fault)
                 elif more:
-                    self._answered = self._inference.attempt_answered(self._work)
-                    self._reply(client, renamed, head, more)
+                    self._give_part(client, renamed, head, more)
                 else:
                     self._give(client, body, head, renamed)
             except Exception as error:
@@ -511,8 +517,6 @@ class Call:
     def _reply(self, client: ClientCall, body: bytes, head: Head, more: Fields) -> None:
         self._answered_bytes = len(body)
         trailing = self._trailing(client, head.model_version)
-        if self._exposed is not None and self._exposed.running.confidences:
-            self._score(body)
         self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
         if self._shadows and self.served is not None:
             passed = self._caller.metadata.passed
@@ -522,9 +526,11 @@ class Call:
             self._counted.answered(body)
         self._end(OK, "")
 
-    def _score(self, body: bytes) -> None:
-        assert self._exposed is not None  # noqa: S101  (the caller has looked)
-        self._inference.exposures.scored(self._exposed, body, self._inference.answers.peek(body))
+    def _score(self, body: bytes, head: Head | None) -> None:
+        """Measure how sure the answer is, if its unit's experiment asks for that. head: its own, if it is known."""
+        exposed = self._exposed
+        if exposed is not None and exposed.running.confidences:
+            self._inference.exposures.scored(exposed, body, head or self._inference.answers.peek(body))
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
         """What an answer ends with; notes who gave it."""
@@ -701,8 +707,7 @@ class Call:
     def reply_shared(self, served: Served, body: bytes, initial: Fields, trailing: Fields) -> None:
         self.served = served
         self._answered_bytes = len(body)
-        if self._exposed is not None and self._exposed.running.confidences:
-            self._score(body)
+        self._score(body, None)
         self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
         self._end(OK, "")
 
@@ -854,8 +859,7 @@ class Call:
                 own = self._inference.answers.peek(body)
                 if self._is_looked_at(client, body, own, body, (batch,)):
                     return
-            self._answered = self._inference.attempt_answered(self._work)
-            self._reply(client, body, head, (batch,))
+            self._give_part(client, body, head, (batch,))
         except Exception as error:
             self.fail_unforeseen(error)
 

@@ -194,6 +194,32 @@ class Store:
                 )
             )
 
+    def exchange_parity(
+        self, worker: str, counts: Mapping[str, tuple[int, int]], now: float, since: float
+    ) -> dict[str, tuple[int, int]]:
+        """Say how copies have compared here, by gate, and learn how they have at all other workers together.
+
+        since: what others said before that does not count, as they may be gone.
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        table = schema.parities.c
+        made = self.insert(schema.parities)
+        new = {name: made.excluded[name] for name in ("compared", "agreed", "at")}
+        upsert = made.on_conflict_do_update(index_elements=[table.worker, table.gate], set_=new)
+        rows = [
+            {"worker": worker, "gate": gate, "compared": compared, "agreed": agreed, "at": now}
+            for gate, (compared, agreed) in sorted(counts.items())
+        ]
+        asked = (
+            select(table.gate, func.sum(table.compared), func.sum(table.agreed))
+            .where(table.gate.in_(list(counts)), table.worker != worker, table.at >= since)
+            .group_by(table.gate)
+        )
+        with self.transaction() as connection:
+            connection.execute(upsert, rows)
+            return {gate: (int(compared), int(agreed)) for gate, compared, agreed in connection.execute(asked)}
+
     def purge(self, before: float) -> int:
         """Delete some of what is from before that time. Returns how many rows; 0 once there are none.
 
@@ -201,7 +227,7 @@ class Store:
         """
         self.open()
         deleted = 0
-        for table in (schema.outcomes, schema.requests, schema.exposures):
+        for table in (schema.outcomes, schema.requests, schema.exposures, schema.parities):
             with self.transaction() as connection:
                 # By time and not by key: of one moment all or none go, and some thousands of moments at once.
                 border = connection.execute(

@@ -7,6 +7,7 @@ A batch whose end is not known is written again, which changes nothing twice.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 _BATCH: Final = 2000  # rows of one transaction
 _IDLE_SECONDS: Final = 1.0  # between two looks at what has stopped
 _AGAIN_SECONDS: Final = 1.0  # after the database was found away
+_RECENT_SECONDS: Final = 30.0  # within which other workers must have said how copies compare, clocks apart
 _LOOK_SECONDS: Final = 30.0  # between two counts of units by arm
 _PURGE_SECONDS: Final = 3600.0
 _QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
@@ -65,6 +67,8 @@ class Recorder:
         on_stops: Callable[[Mapping[str, Stop]], None] = lambda _: None,
         on_loss: Callable[[], None] = lambda: None,
         on_progress: Callable[[], None] = lambda: None,
+        parities: Callable[[], Mapping[str, tuple[int, int]]] = dict,
+        on_parities: Callable[[Mapping[str, tuple[int, int]]], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -72,11 +76,16 @@ class Recorder:
         on_stops:  called on the thread when other experiments have been stopped than before.
         on_loss:   called when exposures were lost, on the event loop or the thread.
         on_progress:  called on the thread when `done` has grown.
+        parities:  how copies of requests have compared here, by gate; asked on the thread.
+        on_parities:  called on the thread with what all other workers say of these gates.
         """
         self._settings = settings
         self._on_stops = on_stops
         self._on_loss = on_loss
         self._on_progress = on_progress
+        self._parities = parities
+        self._on_parities = on_parities
+        self._worker = secrets.token_hex(8)
         self._clock = clock
         self._wall = wall
         self._waiting: deque[Row] = deque()
@@ -143,6 +152,7 @@ class Recorder:
                 self._write_all()
                 now = self._clock()
                 self._follow_stops()
+                self._exchange_parity()
                 if now - looked >= _LOOK_SECONDS:
                     looked = now
                     self._count_arms()
@@ -216,6 +226,13 @@ class Recorder:
         if stops != self._stops:
             self._stops = stops
             self._on_stops(stops)
+
+    def _exchange_parity(self) -> None:
+        counts = self._parities()
+        if counts:
+            now = self._wall()
+            found = self._opened().exchange_parity(self._worker, counts, now, now - _RECENT_SECONDS)
+            self._on_parities(found)
 
     def _count_arms(self) -> None:
         store = self._opened()

@@ -127,16 +127,31 @@ calls: Final = Table(
     PrimaryKeyConstraint("rollout", "worker", "variant"),
 )
 
+parities: Final = Table(
+    "parity",  # how copies of requests at a shadow have compared at one worker lately
+    metadata,
+    Column("worker", String(NAME), nullable=False),
+    Column("gate", String(HASH), nullable=False),
+    Column("compared", BigInteger, nullable=False),
+    Column("agreed", BigInteger, nullable=False),
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("worker", "gate"),
+)
+
 
 def _first(connection: Connection) -> None:
     metadata.create_all(connection, tables=[secrets, exposures, requests, outcomes, stops])
 
 
-def _second(connection: Connection) -> None:
+def _rollouts(connection: Connection) -> None:
     metadata.create_all(connection, tables=[decisions, leases, calls])
 
 
-STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _second)
+def _parity(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[parities])
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity)
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps

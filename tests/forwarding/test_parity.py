@@ -20,3 +20,16 @@ def test_the_last_copies_decide(results: list[bool], copies: int, agreement: flo
 
 def test_it_is_closed_at_the_start() -> None:
     assert not Parity(ParitySettings(1, 0.0)).is_open
+
+
+@given(st.lists(st.booleans(), max_size=20), st.integers(0, 20), st.integers(0, 20))
+def test_what_other_workers_found_counts_as_what_was_found_here(here: list[bool], compared: int, agreed: int) -> None:
+    agreed = min(agreed, compared)
+    parity = Parity(ParitySettings(20, 0.9))
+    for agrees in here:
+        parity.add(agrees)
+    parity.elsewhere = (compared, agreed)
+    together, alike = len(here) + compared, sum(here) + agreed
+    assert parity.is_open == (together >= 20 and alike >= 0.9 * together)
+    assert (parity.now().compared, parity.now().agreed) == (together, alike)
+    assert parity.counts == (len(here), sum(here))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 from browser import MISSING, Browser, browser
+from command_line import command, free_address
 from played_triton import played
+from test_workers import until_all_up
 from traffic import config, http, until, write
 
 from gateway.app import Gateway, Place
@@ -54,16 +57,19 @@ def fill(url: str) -> None:
     store.close()
 
 
+def config_of(triton: str, url: str) -> dict[str, Any]:
+    variants = {name: {"upstream": "main", "model": f"net_{name}"} for name in ("fp32", "int8")}
+    models = {"net": {"variants": variants, "sticky": {"metadata": "x-user"}}}
+    store = {"url": url, "unit_key": KEY}
+    return config({"main": triton}, models, experiments={"spring": SPRING}, store=store)
+
+
 @contextlib.asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[tuple[Gateway, str]]:
     url = f"sqlite:///{folder}/seen.db"
     fill(url)
     async with played() as triton:
-        variants = {name: {"upstream": "main", "model": "net"} for name in ("fp32", "int8")}
-        models = {"net": {"variants": variants, "sticky": {"metadata": "x-user"}}}
-        store = {"url": url, "unit_key": KEY}
-        content = config({"main": triton.address}, models, experiments={"spring": SPRING}, store=store)
-        file = write(folder / "gateway.yaml", content)
+        file = write(folder / "gateway.yaml", config_of(triton.address, url))
         loaded = load(file, {})
         async with Gateway(loaded, lambda: load(file, {}), os.environ, Place(loaded.config.admin.listen)) as running:
             yield running, url
@@ -135,6 +141,26 @@ async def test_a_verdict_tells_how_it_ended_and_goes_with_its_experiment(tmp_pat
         assert found["stopped"]["arm"] == "int8"
         assert verdicts.latest(["another"]) == []
         await verdicts.aclose()
+
+
+async def test_of_several_workers_the_supervisor_has_it_made(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/seen.db"
+    fill(url)
+    async with played() as triton:
+        content = config_of(triton.address, url)
+        content |= {"listen": free_address(), "admin": {"listen": free_address()}, "workers": 2}
+        file = write(tmp_path / "gateway.yaml", content)
+        async with command("serve", "--config", str(file), folder=tmp_path) as started:
+            await started.until_serving()
+            await until_all_up(content["admin"]["listen"])
+            for _ in range(600):
+                found = (await http(content["admin"]["listen"], "/verdicts"))[1]["verdicts"]
+                if found:
+                    break
+                await asyncio.sleep(0.1)
+            assert [(each["trouble"], each["arm"]) for each in found] == [(None, "int8")]
+            started.signal(signal.SIGTERM)
+            assert await started.wait() == 0
 
 
 async def test_what_is_wrong_is_told_in_place_of_a_verdict_and_none_is_made_while_memory_is_scarce(

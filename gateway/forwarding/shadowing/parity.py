@@ -20,15 +20,16 @@ class Parity:
     """The gate of one shadow. It is closed until so many copies were compared, and closes again when they disagree.
 
     A copy that the shadow failed, or whose answer could not be compared or has NaN, counts as one that disagrees: a
-    variant that can't answer can't stand in.
+    variant that can't answer can't stand in. What other workers found counts as what was found here.
     """
 
-    __slots__ = ("_agreed", "_last", "settings")
+    __slots__ = ("_agreed", "_last", "elsewhere", "settings")
 
     def __init__(self, settings: ParitySettings) -> None:
         self.settings = settings
         self._last: deque[bool] = deque(maxlen=settings.copies)
         self._agreed = 0
+        self.elsewhere: tuple[int, int] = (0, 0)  # copies that other workers compared lately, and those that agreed
 
     def add(self, agrees: bool) -> None:
         if len(self._last) == self.settings.copies:
@@ -37,10 +38,19 @@ class Parity:
         self._agreed += agrees
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """Of the last copies of this worker, those compared and those that agreed. May be asked from any thread."""
+        return len(self._last), self._agreed
+
+    @property
     def is_open(self) -> bool:
         needed = self.settings
-        return len(self._last) == needed.copies and self._agreed >= needed.agreement * needed.copies
+        compared, agreed = len(self._last) + self.elsewhere[0], self._agreed + self.elsewhere[1]
+        return compared >= needed.copies and agreed >= needed.agreement * compared
 
     def now(self) -> ParityNow:
         """May be asked from any thread."""
-        return ParityNow(self.is_open, len(self._last), self._agreed, self.settings.copies, self.settings.agreement)
+        needed, (compared, agreed) = self.settings, self.elsewhere
+        return ParityNow(
+            self.is_open, len(self._last) + compared, self._agreed + agreed, needed.copies, needed.agreement
+        )

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Final
 
 from gateway.experiments.compare import Comparison
@@ -101,16 +102,31 @@ class ModelShadow:
         if self.settings.parity is not None:
             self.parity = Parity(self.settings.parity)
 
+    @property
+    def gate(self) -> str:
+        """By what workers know each other's copies of the same: another model or another demand is another gate."""
+        variant, needed = self.settings.variant, self.settings.parity
+        what = f"{self.model} {variant.name} {variant.model} {variant.version} {needed}"
+        return sha256(what.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
     def count(self, result: str, *, agrees: bool = False) -> None:
         """Count what came of a copy."""
         self.results[result] += 1
         if self.parity is not None:
             was_open = self.parity.is_open
             self.parity.add(agrees)
-            if self.parity.is_open is not was_open:
-                now = "may" if self.parity.is_open else "may no longer"
-                name = self.settings.variant.name
-                _log.info("model %s: variant '%s' %s stand in for others: %s", self.model, name, now, self.parity.now())
+            self._tell_parity(self.parity, was_open)
+
+    def counted_elsewhere(self, parity: Parity, found: tuple[int, int]) -> None:
+        """Other workers have compared so many copies, of which so many agreed."""
+        was_open, parity.elsewhere = parity.is_open, found
+        self._tell_parity(parity, was_open)
+
+    def _tell_parity(self, parity: Parity, was_open: bool) -> None:
+        if parity.is_open is not was_open:
+            now = "may" if parity.is_open else "may no longer"
+            name = self.settings.variant.name
+            _log.info("model %s: variant '%s' %s stand in for others: %s", self.model, name, now, parity.now())
 
     def now(self) -> ShadowNow:
         """May be asked from any thread."""
@@ -158,6 +174,22 @@ class Shadows:
             for model, shadows in self.table.items()
         }
         self.gated = {model: parities for model, parities in gated.items() if parities}
+
+    def parities(self) -> dict[str, tuple[int, int]]:
+        """Copies compared here, and those that agreed, by gate. May be asked from any thread."""
+        return {
+            shadow.gate: shadow.parity.counts
+            for shadows in list(self.table.values())
+            for shadow in shadows
+            if shadow.parity is not None
+        }
+
+    def counted_elsewhere(self, found: Mapping[str, tuple[int, int]]) -> None:
+        """What other workers say, as `parities`, of all of them together."""
+        for shadows in self.table.values():
+            for shadow in shadows:
+                if shadow.parity is not None:
+                    shadow.counted_elsewhere(shadow.parity, found.get(shadow.gate, (0, 0)))
 
     def without_strangers(self, model: str, plan: Plan) -> Plan:
         """The plan without those variants that may not stand in for the chosen one, since they have yet to agree."""
