@@ -1,10 +1,11 @@
-"""What a client may send as the beginning of a call, drawn: header lists and frames that are right but for some oddities.
+"""What a client may send as the beginning of a call, drawn: header lists and frames, right but for some oddities.
 
 Written by hand, so that anything can be wrong: no library would send most of it. Source: RFC 9113, RFC 7541.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Drawn:
         """All bytes of a connection that makes this call alone."""
         block, flags = self.block(), self.flags
         at = sorted({0, len(block), *(len(block) * cut // 100 for cut in self.cuts)})
-        pieces = [block[begin:end] for begin, end in zip(at, at[1:], strict=False)] or [b""]
+        pieces = [block[begin:end] for begin, end in itertools.pairwise(at)] or [b""]
         pieces = [piece[n : n + 16_000] for piece in pieces for n in range(0, max(1, len(piece)), 16_000)]
         first = pieces[0]
         if self.dependency >= 0:
@@ -142,7 +143,9 @@ def _byte_in(drawn: Drawn, draw: random.Random, *, is_name: bool) -> None:
     where = draw.randint(0, len(text))
     byte = bytes((draw.choice((*range(0x30), 0x40, 0x41, 0x5A, 0x5C, 0x7F, 0x80, 0xE4, 0xFF)),))
     pair[not is_name] = text[:where] + byte + text[where + draw.randint(0, 1) :]
-    drawn.odd.append(f"{'name' if is_name else 'value'} of {drawn.fields[at][0].decode('latin-1')} with {byte!r} at {where}")
+    drawn.odd.append(
+        f"{'name' if is_name else 'value'} of {drawn.fields[at][0].decode('latin-1')} with {byte!r} at {where}"
+    )
     drawn.fields[at] = (pair[0], pair[1])
 
 
@@ -166,11 +169,15 @@ def _coded(drawn: Drawn, draw: random.Random) -> None:
     elif what == 1:
         drawn.before = draw.choice((b"\x20", b"\x3f\xe1\x1f", b"\x3f\xe2\x1f", b"\x20\x3f\xe1\x1f"))
     elif what == 2:
-        drawn.after = draw.choice((b"\x20", b"\x80", b"\xbe", b"\xff\xff\xff\xff\xff\xff", b"\x00\x05ab", b"\x00", b"\x40"))
+        drawn.after = draw.choice(
+            (b"\x20", b"\x80", b"\xbe", b"\xff\xff\xff\xff\xff\xff", b"\x00\x05ab", b"\x00", b"\x40")
+        )
     elif what == 3:
         drawn.after = draw.choice((b"\x82", b"\x84", b"\x90", b"\xbd"))  # of the static table: :method, :path, accept…
     elif what == 4:
-        drawn.after = b"\x00\x01y\x81" + draw.choice((b"\x1f", b"\x00", b"\xff"))  # Huffman: good, bad and wrong padding
+        drawn.after = b"\x00\x01y\x81" + draw.choice(
+            (b"\x1f", b"\x00", b"\xff")
+        )  # Huffman: good, bad and wrong padding
     elif what == 5:
         drawn.after = b"\x0f" + draw.choice((b"\x00", b"\x11", b"\x2f", b"\xff\x7f")) + b"\x01v"
     else:
@@ -191,7 +198,9 @@ def _framed(drawn: Drawn, draw: random.Random) -> None:
     elif what == 4:
         drawn.between = frame(draw.choice((0x0B, 0x10, 0xFF)), 0, draw.choice((0, 1)), b"x" * draw.randint(0, 20))
     elif what == 5:
-        drawn.between = draw.choice((frame(2, 0, 1, u32(0) + b"\x10"), frame(2, 0, 1, u32(1) + b"\x10"), frame(2, 0, 1, b"x")))
+        drawn.between = draw.choice(
+            (frame(2, 0, 1, u32(0) + b"\x10"), frame(2, 0, 1, u32(1) + b"\x10"), frame(2, 0, 1, b"x"))
+        )
     elif what == 6:
         drawn.between = window(draw.choice((0, 1, 3)), draw.choice((0, 1, 1000, 0x7FFFFFFF)))
     elif what == 7:
@@ -199,18 +208,23 @@ def _framed(drawn: Drawn, draw: random.Random) -> None:
         drawn.ends_with = draw.choice(trailers)
     else:
         drawn.between = data(STREAM, b"") * draw.choice((1, 3))
-    drawn.odd.append(f"frames {what} {drawn.cuts} {drawn.padding} {drawn.dependency} {drawn.between[:30].hex()} {drawn.ends_with}")
+    drawn.odd.append(
+        f"frames {what} {drawn.cuts} {drawn.padding} {drawn.dependency} {drawn.between[:30].hex()} {drawn.ends_with}"
+    )
 
 
 ODDITIES: list[Oddity] = [
     _one_of(b":method", b"GET", b"post", b"PUT", b"CONNECT", b"", b"PO ST", b"OPTIONS", b"HEAD"),
     _one_of(b":scheme", b"https", b"", b"ftp", b"HTTP", b"ht tp", b"http:"),
-    _one_of(b":path", b"", b"*", b"x", b"/x y", b"/#", b"/\xc3\xa4", PATH + b"?a=b", b"//", b"/%zz", PATH + b"/", b"http://gateway" + PATH),
+    _one_of(b":path", b"", b"*", b"x", b"/x y", b"/#", b"/\xc3\xa4", PATH + b"?a=b", b"//", b"/%zz", PATH + b"/",
+            b"http://gateway" + PATH),
     _one_of(b":authority", b"", b"a b", b"user@gateway", b"gateway:99999", b"[::1]:80", b"g\xc3\xa4", b"a,b", b"a/b"),
-    _one_of(b"content-type", b"", b"text/html", b"application/grpc+proto", b"application/grpc;x=y", b"APPLICATION/GRPC", b"application/grpcx"),
+    _one_of(b"content-type", b"", b"text/html", b"application/grpc+proto", b"application/grpc;x=y", b"APPLICATION/GRPC",
+            b"application/grpcx"),
     _one_of(b"te", b"", b"gzip", b"trailers, gzip", b"Trailers", b" trailers"),
     _added(
-        (b"connection", b"close"), (b"keep-alive", b"1"), (b"proxy-connection", b"x"), (b"transfer-encoding", b"chunked"),
+        (b"connection", b"close"), (b"keep-alive", b"1"), (b"proxy-connection", b"x"),
+        (b"transfer-encoding", b"chunked"),
         (b"upgrade", b"h2c"), (b"host", b"gateway"), (b"host", b"other"), (b"http2-settings", b"AAMAAABkAAQAAP__"),
         (b"expect", b"100-continue"), (b"cookie", b"a=b"), (b"cookie", b"c=d"), (b"trailer", b"x"),
     ),
@@ -223,7 +237,8 @@ ODDITIES: list[Oddity] = [
         (b"grpc-encoding", b"identity"), (b"grpc-encoding", b"br"), (b"grpc-accept-encoding", b"gzip,,"),
         (b"x-a-bin", b"AAA"), (b"x-a-bin", b"!"), (b"x-a", b""), (b"x-a", b" v "), (b"x_a", b"v"), (b"x.a", b"v"),
     ),
-    _added((b":status", b"200"), (b":unknown", b"x"), (b":", b"x"), (b":protocol", b"websocket"), (b"", b"x"), (b"a:b", b"x")),
+    _added((b":status", b"200"), (b":unknown", b"x"), (b":", b"x"), (b":protocol", b"websocket")),
+    _added((b"", b"x"), (b"a:b", b"x")),
     _left_out, _left_out, _twice, _moved, _large, _many, _coded, _coded, _framed, _framed,
     lambda drawn, draw: _byte_in(drawn, draw, is_name=True),
     lambda drawn, draw: _byte_in(drawn, draw, is_name=False),
