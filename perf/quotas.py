@@ -2,8 +2,11 @@
 
 The same calls through gateways that differ in their quotas alone, in front of a played Triton that answers at once:
 none, some that never bite (kept in the process, and in a Valkey or Redis), usage counted and logged, and one that is
-used up, so that every call is refused. Rounds are interleaved; a ratio is taken within a round, then the median of the
-rounds, with the least and the most. All listens on loopback and ends with the run: about ten seconds a round.
+used up, so that every call is refused. Beside them, what any answer costs that the gateway gives itself: to a call for
+a model that there is not, and for a method that there is not, which is no more than to read a call and to write
+trailers.
+Rounds are interleaved; a ratio is taken within a round, then the median of the rounds, with the least and the most. All
+listens on loopback and ends with the run: about fifteen seconds a round.
 """
 
 from __future__ import annotations
@@ -27,11 +30,18 @@ from perf.children import Child, NotStarted, Ports
 from perf.stack import until_ready
 
 MODEL = "net"
-CALLS = 2000
+CALLS = 4000
+INFER, NO_METHOD = "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/NoMethod"
 AT_ONCE = 16
 ENOUGH = {"requests": 1_000_000, "bytes": "100GiB", "rows": 10_000_000, "concurrent": 100_000}
 METADATA = (("x-tenant", "acme"),)
 NONE, LOCAL, USAGE, SHARED, USED_UP = "none", "never bites", "never bites, usage log", "never bites, shared", "used up"
+UNKNOWN_MODEL, UNKNOWN_METHOD = "none, and no such model", "none, and no such method"
+CODES = {
+    USED_UP: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    UNKNOWN_MODEL: grpc.StatusCode.NOT_FOUND,
+    UNKNOWN_METHOD: grpc.StatusCode.UNIMPLEMENTED,
+}
 
 
 def quotas(name: str, folder: Path, store: str) -> dict[str, Any]:
@@ -46,18 +56,20 @@ def quotas(name: str, folder: Path, store: str) -> dict[str, Any]:
     return {} if name == NONE else {"quotas": found}
 
 
-def request() -> bytes:
-    asked = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[bytes(512)])
+def request(model: str = MODEL) -> bytes:
+    asked = pb.ModelInferRequest(model_name=model, raw_input_contents=[bytes(512)])
     asked.inputs.add(name="IN", datatype="UINT8", shape=[8, 64])
     return bytes(asked.SerializeToString())
 
 
-async def calls(address: str, expected: grpc.StatusCode, count: int) -> list[float]:
+async def calls(
+    address: str, expected: grpc.StatusCode, count: int, method: str = INFER, model: str = MODEL
+) -> list[float]:
     """How long each call took, in seconds."""
     took: list[float] = []
-    body, left = request(), iter(range(count))
+    body, left = request(model), iter(range(count))
     async with grpc.aio.insecure_channel(address) as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer = channel.unary_unary(method)
 
         async def caller() -> None:
             for _ in left:
@@ -76,10 +88,12 @@ async def calls(address: str, expected: grpc.StatusCode, count: int) -> list[flo
 
 def measure(gateway: Child, name: str) -> float:
     """Microseconds of CPU for each call."""
-    expected = grpc.StatusCode.RESOURCE_EXHAUSTED if name == USED_UP else grpc.StatusCode.OK
-    asyncio.run(calls(gateway.address, expected, CALLS // 10))
+    expected = CODES.get(name, grpc.StatusCode.OK)
+    method = NO_METHOD if name == UNKNOWN_METHOD else INFER
+    model = "missing" if name == UNKNOWN_MODEL else MODEL
+    asyncio.run(calls(gateway.address, expected, CALLS // 10, method, model))
     before = cpu_seconds(gateway.process.pid)
-    asyncio.run(calls(gateway.address, expected, CALLS))
+    asyncio.run(calls(gateway.address, expected, CALLS, method, model))
     return 1e6 * (cpu_seconds(gateway.process.pid) - before) / CALLS
 
 
@@ -117,6 +131,9 @@ def main(arguments: list[str]) -> None:
             gateway = gateways.gateway(config, file, folder, (ports.take(), ports.take()))
             started[name] = ended.enter_context(gateway)
             until_ready(gateway.address, [MODEL])
+        for name in (UNKNOWN_MODEL, UNKNOWN_METHOD):
+            started[name] = started[NONE]
+            names.append(name)
         asyncio.run(_use_up(started[USED_UP].address))
         found: dict[str, list[float]] = {name: [] for name in names}
         for number in range(rounds):

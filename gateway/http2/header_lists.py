@@ -12,7 +12,9 @@ from gateway.http2.hpack import Field, NeverIndexed
 _NAME_BYTES: Final = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
 _BAD_VALUE_BYTES: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 _BAD_PSEUDO_BYTES: Final = bytes([*range(0x21), 0x7F])
-_AUTHORITY_BYTES: Final = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-._~!$&'()*+,;=:@[]%"
+_LETTERS: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_AUTHORITY_BYTES: Final = _LETTERS + b"0123456789-._~!$&'()*+,;=:[]%"  # none of a user's, which HTTP/2 forbids there
+_SCHEME_BYTES: Final = _LETTERS + b"0123456789+-."  # RFC 3986 section 3.1
 _OF_ONE_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
 _REQUEST: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 _RESPONSE: Final = frozenset((b":status",))
@@ -55,6 +57,8 @@ def checked_request(fields: tuple[Field, ...]) -> HeaderList:
             raise Malformed("CONNECT has an :authority, no :scheme and no :path")
     elif not method or not pseudo.get(b":scheme") or not path:
         raise Malformed("a request has a :method, a :scheme and a :path")
+    elif pseudo[b":scheme"].translate(None, _SCHEME_BYTES):
+        raise Malformed("a bad :scheme")
     elif not path.startswith(b"/") and (path, method) != (b"*", b"OPTIONS"):
         raise Malformed("a :path begins with a slash")
     return HeaderList(fields, length)

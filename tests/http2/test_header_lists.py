@@ -53,6 +53,8 @@ MALFORMED = {
     "star for a call": with_(b":path", b"*"),
     "space in the path": with_(b":path", b"/s /m"),
     "bad authority": with_(b":authority", b"a/b"),
+    "a user in the authority": with_(b":authority", b"user@a"),
+    "bad scheme": with_(b":scheme", b"http:"),
     "pseudo twice": (*POST, (b":path", b"/s/m")),
     "pseudo after regular": (*POST[:3], (b"k", b"v"), POST[3]),
     "pseudo of a response": (*POST, (b":status", b"200")),
@@ -117,7 +119,15 @@ def test_trailers_have_no_pseudo_header_fields(name: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("value", "may"),
-    [(b"host:50051", True), (b"[::1]:1", True), (b"a%20b", True), (b"", True), (b"a b", False), (b"a/", False)],
+    [
+        (b"host:50051", True),
+        (b"[::1]:1", True),
+        (b"a%20b", True),
+        (b"", True),
+        (b"a b", False),
+        (b"a/", False),
+        (b"u@a", False),
+    ],
 )
 def test_an_authority_has_the_characters_of_a_host(value: bytes, may: bool) -> None:
     assert is_authority(value) is may
