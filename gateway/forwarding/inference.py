@@ -89,6 +89,8 @@ from gateway.v2.versions import maybe_version, read_version
 
 _log = logging.getLogger(__name__)
 
+_ALL: Final = Direct.ALL  # a global is faster than an enum's attribute
+
 
 @dataclass(slots=True)
 class Decision:
@@ -532,7 +534,7 @@ class Inference:
         elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
         topology = self.current.now
-        if topology.routes.direct is Direct.ALL:
+        if topology.routes.direct is _ALL:
             model = work.route.model
             if model not in self.found.states and not topology.is_known(model):
                 self.found.answered(model)

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -18,6 +22,7 @@ import pytest
 from certificates import Authority, read
 from command_line import Command, command, run
 from prometheus_client.parser import text_string_to_metric_families
+from runbook import as_the_page_says, incidents, needs_tools, of_kubernetes, unknown_to_kubectl
 from traffic import OK, config, http, traffic, until, write
 from triton_fixture import FAST_START
 from v2_calls import Outcome, call, channel_to, infer, numbers
@@ -25,6 +30,8 @@ from v2_calls import Outcome, call, channel_to, infer, numbers
 from gateway.triton import LocalTriton
 
 pytestmark = pytest.mark.integration
+
+BIN = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 MODELS = {
     "adder": {
@@ -64,6 +71,11 @@ class Site:
         _, text = await http(self.admin, "/metrics")
         samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
         return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    async def runs(self, incident: str, names: Mapping[str, str] = MappingProxyType({})) -> None:
+        """The commands of the page print what it says. names: what is called otherwise here, by its name there."""
+        log = self.process.errors + self.process.output
+        await as_the_page_says(incident, self.admin, self.file.parent, names, log=log)
 
     def access(self, **values: Any) -> list[dict[str, Any]]:
         """The lines of the access log with these values."""
@@ -128,6 +140,7 @@ async def test_gateways_gone(triton: LocalTriton, tmp_path: Path) -> None:
             assert (gone.code.name, "Connection refused" in gone.text) == ("UNAVAILABLE", True)
             with pytest.raises(OSError, match="Cannot connect"):
                 await http(site.admin, "/metrics")
+            await site.runs("gateways-gone")
     file.write_text(file.read_text().replace("upstream: cpu", "upstream: cpuu"))
     code, _, errors = await run("serve", "--config", str(file), folder=tmp_path)
     assert (code, "models.adder.variants.int8.upstream: no upstream 'cpuu'" in errors) == (2, True)
@@ -146,6 +159,7 @@ async def test_gpu_pool_gone(site: Site, gpu: LocalTriton) -> None:
                 "warning adder: variant fp32 (100%) is unavailable; its calls fall back to another",
                 f"warning {endpoint}: is down: Failed to connect: Connection refused",
             )
+            await site.runs("gpu-pool-gone", {"imagenet": "adder"})
             before = await site.metric("gateway_fallbacks_total", from_variant="fp32", variant="int8")
             await calls.more(50)
             assert await site.metric("gateway_fallbacks_total", from_variant="fp32", variant="int8") >= before + 50
@@ -173,6 +187,7 @@ async def test_one_triton_slow(site: Site, gpu: LocalTriton) -> None:
         async with traffic(site.listen, callers=2, timeout=1) as calls:
             await asyncio.sleep(0.3)
             assert (await gpu_endpoint(site))["in_flight"] == 2
+            await site.runs("one-triton-slow")
             await site.process.until_said(f"endpoint gpu/{address} is down: ")  # by a probe or by a PING
             assert {ended.code.name for ended in calls.failed} <= {"DEADLINE_EXCEEDED"}
     finally:
@@ -193,6 +208,8 @@ async def test_bad_model_version(site: Site, triton: LocalTriton) -> None:
     where = {"model": "broken", "variant": "new", "endpoint": triton.grpc_address}
     await until(lambda: bool(site.access(logged="error", **where)), 5, "its line")
     assert site.access(**where)[0]["error"] == outcome.text
+    of_triton = {"triton-gpu-0:8000": triton.http_address, "efficientnet_fp32": "fails", "cannot be reshaped": "broken"}
+    await site.runs("bad-model-version", {**of_triton, "imagenet": "broken", "fp32": "new", '"gpu"': '"cpu"'})
 
 
 async def test_overload(site: Site) -> None:
@@ -216,19 +233,22 @@ async def test_overload(site: Site) -> None:
     counted = await site.metric("gateway_limit_refusals_total", reason="queue_full", **upstream_model)
     assert counted == limit["refused"]["queue_full"]
     assert await site.metric("gateway_limit_calls", **upstream_model) >= 1
+    await site.runs("overload", {'upstream_model="embed"': 'upstream_model="slow"'})
 
 
 async def test_config_rejected(site: Site) -> None:
     """Calls go on; `/config` names line and key; the good file is heard of as well."""
     good = site.file.read_text()
-    site.file.write_text(good.replace("upstream: cpu", "upstream: cpuu"))
+    bad = good.replace("default_deadline: 1s", "default_deadline: 5 sec")
+    site.file.write_text(bad.replace("model: add_one_b", "modle: add_one_b"))
     await site.process.until_said("the new config is refused, the old one stays")
     _, told = await http(site.admin, "/config")
     assert not told["changes"][0]["accepted"]
     findings = told["changes"][0]["findings"]
-    assert any("models.adder.variants.int8.upstream" in each for each in findings)
+    assert any("models.adder.variants.int8.modle" in each for each in findings)
     assert await site.metric("gateway_config_reloads_total", result="refused") == 1
     assert any("file was refused" in each for each in await site.attention())
+    await site.runs("config-rejected", {"imagenet": "adder"})
     code, _, errors = await run("check", str(site.file), folder=site.file.parent)
     assert (code, errors.removeprefix("inference-gateway: ").splitlines()) == (2, findings)
     async with channel_to(site.listen) as channel:
@@ -249,12 +269,14 @@ async def test_sequence_lost(site: Site, gpu: LocalTriton) -> None:
         assert numbers((await call(channel, step())).response) == [10]
         await gpu.kill()
         try:
-            for _ in range(2):
+            for number in range(2):
                 lost = await call(channel, step())
                 assert (lost.code.name, lost.text.partition(":")[0]) == (
                     "UNAVAILABLE",
                     "sequence 4711 of model 'speech' is lost",
                 )
+                if not number:
+                    await site.runs("sequence-lost")
         finally:
             await gpu.start()
         await until_ready(site)
@@ -283,12 +305,35 @@ async def test_certificate_expired(triton: LocalTriton, tmp_path: Path) -> None:
         assert (refused.code.name, "certificate has expired" in refused.text) == ("UNAVAILABLE", True)
         code, output, _ = await run("check", str(site.file), folder=behind)
         assert (code, "the certificate expired on " in output) == (0, True)
+        await site.runs("certificate-expired", {"gateway:9001": site.listen})
         upstream = {"endpoints": [site.listen], "tls": {"ca": old.ca, "server_name": "localhost"}}
         async with serving(
             front, {"far": upstream}, {"adder": {"variants": {"only": {"upstream": "far", "model": "adder"}}}}
         ) as other:
             await other.process.until_said(r"endpoint far/\S+ is down: .*certificate has expired")
             assert (await http(other.admin, "/readyz"))[0] == 503
+
+
+async def test_clock_skew(site: Site) -> None:
+    """Both clocks are said side by side."""
+    await site.runs("clock-skew")
+
+
+@needs_tools
+def test_the_tools_that_the_page_takes_are_here() -> None:
+    """Where they are not, no test runs its commands."""
+
+
+@pytest.mark.skipif(shutil.which("kubectl", path=BIN) is None, reason="kubectl is not here")
+@pytest.mark.parametrize("command", of_kubernetes())
+async def test_kubectl_knows_every_command_and_flag_of_the_incidents(command: str, tmp_path: Path) -> None:
+    assert await unknown_to_kubectl(command, tmp_path) == ""
+
+
+@pytest.mark.parametrize("incident", incidents())
+def test_every_command_of_an_incident_is_run_by_a_test(incident: str) -> None:
+    sources = [file.read_text() for file in Path(__file__).parent.glob("test_*.py")]
+    assert any(re.search(rf'(?:runs|as_the_page_says)\(\s*"{incident}"', source) for source in sources)
 
 
 async def test_disk_full(triton: LocalTriton, tmp_path: Path) -> None:

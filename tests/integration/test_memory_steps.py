@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from runbook import as_the_page_says
 from traffic import config, gateway, http, until, write
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
@@ -71,6 +72,8 @@ async def test_the_batch_class_and_new_connections_wait_until_there_is_memory_ag
                 }
 
             assert await batch() == {(grpc.StatusCode.OK, "")}
+            await at(running, 87, 1)
+            await as_the_page_says("memory-scarce", running.admin_address, tmp_path, {})
             await at(running, 93, 2)
             text = "The gateway's memory is nearly used up: calls of the batch class are refused until there is more."
             assert await batch() == {(EXHAUSTED, text)}

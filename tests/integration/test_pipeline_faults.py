@@ -14,6 +14,7 @@ import grpc
 import pytest
 from command_line import command, run
 from PIL import Image
+from runbook import as_the_page_says
 from traffic import config, http, write
 from v2_calls import call, channel_to, infer, read_all, stream
 
@@ -144,6 +145,11 @@ async def test_a_step_that_sleeps_for_ever_holds_up_neither_others_nor_the_end(
             assert 'gateway_step_threads{model="sleeps",step="users_steps:Sleeps"} 2.0' in str(metrics)
             _, state = await http(admin, "/state")
             assert state["pipelines"]["sleeps"]["steps"]["users_steps:Sleeps"]["running"] == 2
+            await _until_compared(admin)
+            for model in ("exits", "misnamed"):
+                await call(channel, infer(model))
+            # Of a step that hangs it is said after 30 s, for which no test waits: tests/admin has it.
+            await as_the_page_says("pipeline-broken", admin, tmp_path, {}, without=["error sleeps: "])
         gateway.signal(signal.SIGTERM)
         began = time.monotonic()
         assert await gateway.wait(20) == 0

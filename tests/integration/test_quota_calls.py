@@ -16,6 +16,7 @@ from command_line import command
 from google.rpc import error_details_pb2, status_pb2
 from played_triton import PlayedTriton, answers, played
 from quota_server import needs_store, running_store
+from runbook import as_the_page_says
 from traffic import config, gateway, http, until, write
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, stream, stream_all
@@ -267,5 +268,6 @@ async def test_two_gateways_share_a_quota_and_serve_without_the_store(tmp_path: 
             assert "gateway_quota_store_away 1.0" in metrics
             _, state = await http(a.admin_address, "/state")
             assert state["quota_store"] == "away"
+            await as_the_page_says("quota-store-away", a.admin_address, tmp_path, {})
             store.start()
             await until(lambda: all(each is not None and not each.is_away for each in quotas_of), 10, "it is back")

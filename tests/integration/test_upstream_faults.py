@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 from played_triton import SERVICE, PlayedTriton, fails_at_once, hangs, played, processes
+from runbook import as_the_page_says
 from traffic import OK, UNAVAILABLE, Traffic, config, gateway, http, traffic, write
 from v2_calls import call, channel_to
 
@@ -61,6 +62,8 @@ async def test_one_of_two_servers_that_fails_every_call_at_once_fails_hardly_any
             one.address: ["net"],
             two.address: [],
         }
+        here = {"upstreams.gpu": "upstreams.all", "efficientnet_fp32": "net"}
+        await as_the_page_says("one-triton-fails", running.admin_address, tmp_path, here)
         one.behaviour = two.behaviour
         well = time.monotonic()
         await calls.until(lambda: calls.endpoints(time.monotonic() - 1)[one.address] > 50, 25, "its share again")
@@ -89,6 +92,14 @@ async def test_a_server_that_fails_its_probe_inferences_gets_no_call_however_hea
             metrics = (await http(running.admin_address, "/metrics"))[1]
             assert f'{ok}{{address="{one.address}",model="net",upstream="all"}} 0.0' in metrics
             assert f'{ok}{{address="{two.address}",model="net",upstream="all"}} 1.0' in metrics
+            here = {
+                "efficientnet_fp32": "net",
+                "imagenet": "net",
+                "fp32": "only",
+                "gpu/": "all/",
+                "gateway.yaml": "g.yaml",
+            }
+            await as_the_page_says("probe-fails", running.admin_address, tmp_path, here)
             one.behaviour, two.behaviour = two.behaviour, one.behaviour
             await calls.until(lambda: calls.endpoints(time.monotonic() - 1)[one.address] > 50, 20, "its share")
             began = time.monotonic()
