@@ -134,6 +134,7 @@ def section(page: str, title: str) -> str:
 
 TUTORIALS = {
     "a first A/B": ("first-ab.md", "", 10),
+    "files that are judged": ("experiments.md", "First steps", 1),
     "a step of one's own": ("steps/README.md", "Begin", 2),
 }
 
