@@ -47,7 +47,7 @@ _BLOCKS = {
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for line, text in blocks(page, "yaml")
 }
-PLANS = {where: text for where, text in _BLOCKS.items() if text.startswith("experiments:")}
+PLANS = {where: text for where, text in _BLOCKS.items() if re.match(r"(#.*\n)?experiments:", text)}
 SNIPPETS = {where: text for where, text in _BLOCKS.items() if where not in PLANS}
 
 

@@ -62,18 +62,18 @@ async def test_a_task_answers_the_user_s_own_file(arguments: tuple[str, ...], tm
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "ends_with", "told"),
     [
-        (("--task", "ocr"), "no task 'ocr'"),
-        (("--input", "own.txt"), "--input needs --task"),
-        (("--task", "language", "--input", "nowhere.txt"), "nowhere.txt"),
+        (("--task", "ocr"), 2, "no task 'ocr'"),
+        (("--input", "own.txt"), 2, "usage: inference-gateway demo "),
+        (("--task", "language", "--input", "nowhere.txt"), 1, "nowhere.txt"),
     ],
 )
 async def test_what_cannot_be_shown_is_told_before_anything_starts(
-    tmp_path: Path, given: tuple[str, ...], told: str
+    tmp_path: Path, given: tuple[str, ...], ends_with: int, told: str
 ) -> None:
     code, output, errors = await run("demo", *given, folder=tmp_path)
-    assert (code, output) == (1, "")
+    assert (code, output) == (ends_with, "")
     assert told in errors
 
 
