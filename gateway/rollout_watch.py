@@ -10,14 +10,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from gateway.experiments.fast_lane import FastLane
 from gateway.experiments.rollout import (
     ENDED,
-    Alarm,
     Calls,
     Evidence,
     Phase,
@@ -49,18 +49,6 @@ CountsOf = Callable[[], "Mapping[tuple[str, str], Counts]"]
 
 
 @dataclass(slots=True)
-class _Alarms:
-    """The fast lane of one variant: over how its calls end, and over answers that were looked at."""
-
-    calls: Alarm = field(default_factory=Alarm)
-    answers: Alarm = field(default_factory=Alarm)
-
-    def add(self, new: Counts) -> None:
-        self.calls = self.calls.after(Calls(max(0, new.good), max(0, new.errors), max(0, new.unanswered)))
-        self.answers = self.answers.after(Calls(good=max(0, new.finite), not_finite=max(0, new.not_finite)))
-
-
-@dataclass(slots=True)
 class _Followed:
     """What this worker knows of one rollout."""
 
@@ -69,14 +57,16 @@ class _Followed:
     is_known: bool = False  # was the store ever read?
     decides: bool = False
     trouble: str = ""
-    alarms: dict[str, _Alarms] = field(default_factory=dict)  # by variant
+    calls: FastLane = field(default_factory=FastLane)  # how they end
+    answers: FastLane = field(default_factory=FastLane)  # those that were looked at, for NaN and infinity
     counted: Mapping[tuple[str, str], Counts] | None = None  # all workers', at the last look; None: none yet
     judgement: Judgement | None = None  # of the state in force
     evidence: Evidence | None = None
     history: tuple[tuple[float, str, float, str], ...] = ()
 
     def lead_no_more(self) -> None:
-        self.decides, self.alarms, self.counted = False, {}, None
+        self.decides, self.counted = False, None
+        self.calls, self.answers = FastLane(), FastLane()
         self.judgement = self.evidence = None
 
 
@@ -244,22 +234,22 @@ class RolloutWatch:
 
     def _count(self, known: _Followed, counts: Mapping[tuple[str, str], Counts]) -> None:
         """Feed the alarms with what all workers have counted since the last look."""
-        before = known.counted
-        known.counted = counts
-        if before is None:  # what came before this worker decided, others have looked at
+        last, known.counted = known.counted, counts
+        if last is None:  # what came before this worker decided, others have looked at
             return
-        for variant in (known.plan.before, known.plan.after):
-            alarms = known.alarms.setdefault(variant, _Alarms())
-            for key, each in counts.items():
-                if key[1] == variant:
-                    last = before.get(key)
-                    alarms.add(each if last is None else each.since(last))
+        new: dict[str, list[Counts]] = {known.plan.before: [], known.plan.after: []}
+        for key, each in counts.items():
+            if key[1] in new:
+                new[key[1]].append(each.since(last[key]) if key in last else each)
+        before, after = new.values()
+        known.calls.add(_ended(before), _ended(after))
+        known.answers.add(_looked_at(before), _looked_at(after))
 
     def _evidence(self, known: _Followed, now: float) -> Evidence:
         plan, state, judgement = known.plan, known.state, known.judgement
-        before, after = (known.alarms.get(name, _Alarms()) for name in (plan.before, plan.after))
-        # Where the old variant's answers have NaN as well, that is how this model answers.
-        has_nan = after.answers.is_raised and not before.answers.is_raised
+        before, after = known.calls.evidence
+        if known.answers.is_believed:  # where the old variant's answers have NaN as well, that is how they are
+            after = known.answers.after
         seen = now
         if self._asks(known):
             seen = judgement.question.asked if judgement is not None and not judgement.trouble else -math.inf
@@ -270,8 +260,8 @@ class RolloutWatch:
             judgement.units.get(plan.after, 0) if judgement is not None else 0,
             judgement.guardrails if judgement is not None else (),
             judgement.is_mismatched if judgement is not None else False,
-            before.calls,
-            after.answers if has_nan else after.calls,
+            before,
+            after,
         )
 
     @staticmethod
@@ -333,6 +323,17 @@ class RolloutWatch:
             _now(followed.get(name) or _Followed(plan), looked + age, age, self.why_away)
             for name, plan in dict(self._plans).items()
         ]
+
+
+def _ended(counts: Sequence[Counts]) -> Calls:
+    """How calls ended at all workers."""
+    return Calls(
+        sum(each.good for each in counts), sum(each.errors for each in counts), sum(each.unanswered for each in counts)
+    )
+
+
+def _looked_at(counts: Sequence[Counts]) -> Calls:
+    return Calls(good=sum(each.finite for each in counts), not_finite=sum(each.not_finite for each in counts))
 
 
 def _now(known: _Followed, now: float, age: float, why_away: str) -> RolloutNow:

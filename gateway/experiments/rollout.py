@@ -169,7 +169,8 @@ class Alarm:
     """The fast lane: is nearly every call of a variant bad, all of a sudden or from the start?
 
     While at most a fifth of its calls are bad, whatever went before, a false alarm comes on average after 1e9 calls or
-    more. If all are bad it takes 14 calls. Below about two thirds it may never come, and guardrails decide.
+    more. If all are bad it takes 14 calls. Below about two thirds it may never come, and guardrails decide. One good
+    call more than bad ones ends it, however long it was raised.
 
     source: Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change detection", New
     England Journal of Statistics in Data Science 2 (2023), the detector of CUSUM type.
@@ -181,7 +182,7 @@ class Alarm:
     def after(self, calls: Calls) -> Alarm:
         """With calls of the last moment, such as a second: a change within it is noticed later, never falsely."""
         log_e = self.log_e + calls.bad * _LOG_BAD + calls.good * _LOG_GOOD
-        return Alarm(log_e, self.calls.plus(calls)) if log_e > 0.0 else Alarm()
+        return Alarm(min(log_e, _ALARM), self.calls.plus(calls)) if log_e > 0.0 else Alarm()
 
     @property
     def is_raised(self) -> bool:

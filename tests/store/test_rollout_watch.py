@@ -94,32 +94,42 @@ def test_it_waits_for_its_variant_and_says_so(worker: Make) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "told"),
-    [(Counts(errors=8), "16 errors"), (Counts(unanswered=8), "16 unanswered"), (Counts(not_finite=8), "16 NaN or Inf")],
+    [(Counts(errors=8), "32 errors"), (Counts(unanswered=8), "32 unanswered"), (Counts(not_finite=8), "32 NaN or Inf")],
     ids=["errors", "no answers", "NaN"],
 )
 def test_bad_calls_of_all_workers_add_up(worker: Make, bad: Counts, told: str) -> None:
     one, other = worker("a"), worker("b")
     for each in (one, other, one):
         each.look(SLOW)
-    for each in (one, other):
-        each.counts = {("int8", "new"): bad, ("int8", "old"): Counts(good=100, finite=10)}
-    other.look(SLOW)
-    assert (found := one.look(SLOW)).phase is Phase.ROLLED_BACK
+    for times in (1, 2):
+        for each in (one, other):
+            so_often = Counts(*(times * count for count in bad))
+            each.counts = {("int8", "new"): so_often, ("int8", "old"): Counts(good=100 * times, finite=10 * times)}
+        other.look(SLOW)
+        found = one.look(SLOW)
+    assert found.phase is Phase.ROLLED_BACK
     assert told in found.reason
     assert other.look(SLOW).share == 0.0
 
 
 @pytest.mark.parametrize(
     ("old", "phase"),
-    [(Counts(errors=30), Phase.PAUSED), (Counts(good=30, not_finite=30), Phase.RUNNING), (Counts(), Phase.ROLLED_BACK)],
+    [
+        (Counts(errors=30), Phase.PAUSED),
+        (Counts(good=30, not_finite=30), Phase.RUNNING),
+        (Counts(good=30), Phase.ROLLED_BACK),
+    ],
     ids=["both fail", "both answer NaN", "the new one alone"],
 )
 def test_what_the_old_variant_does_as_well_takes_nobody_back(worker: Make, old: Counts, phase: Phase) -> None:
     one = worker("a")
     one.look(SLOW), one.look(SLOW)
     new = Counts(good=30, not_finite=30) if old.not_finite else Counts(errors=30)
-    one.counts = {("int8", "new"): new, ("int8", "old"): old}
-    assert one.look(SLOW).phase is phase
+    for times in (1, 2):
+        all_of = {"new": new, "old": old}
+        one.counts = {("int8", variant): Counts(*(times * count for count in each)) for variant, each in all_of.items()}
+        found = one.look(SLOW)
+    assert found.phase is phase
 
 
 def test_calls_from_before_it_decided_count_for_nothing(worker: Make) -> None:
