@@ -227,3 +227,15 @@ def told(running: Gateway) -> list[tuple[str, ...]]:
         (each.name, each.phase, str(each.units), *each.waits, *(guard.text for guard in each.guardrails), each.trouble)
         for each in running._rollouts.now()
     ]
+
+
+def test_commands_make_no_store_that_nobody_would_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "gateway.yaml", plan("127.0.0.1:9", "127.0.0.1:9", f"sqlite:///{tmp_path}/none.db"))
+    for words in (["list"], ["show", "spring"], ["abort", "spring"]):
+        assert main(["rollout", *words, "--config", str(file)]) == 1
+        assert f"there is no store at {tmp_path}/none.db" in capsys.readouterr().err
+    assert main(["explain", str(file), "--model", "net", "--metadata", "x-user=anna"]) == 0
+    told = capsys.readouterr().out
+    assert "rollout spring: there is no store" in told
+    assert "1. old: model net on a" in told
+    assert not (tmp_path / "none.db").exists()
