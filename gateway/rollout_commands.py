@@ -70,7 +70,7 @@ class RolloutCommands:
 
     @contextmanager
     def _store(self) -> Iterator[RolloutStore]:
-        """:raises CommandFailed: if it can't be used, or is not there: what is written to a new one nobody would read."""
+        """:raises CommandFailed: if it can't be used, or is not there: what is written to a new one nobody reads."""
         file = self.settings.url.removeprefix("sqlite:///")
         if file != self.settings.url and not Path(file).exists():
             why = "no gateway has made it yet, or it is in another working directory"

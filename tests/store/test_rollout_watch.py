@@ -169,6 +169,22 @@ def test_a_store_that_knows_nothing_any_more_begins_anew_with_nobody_moved(worke
     assert one.now.history == ()
 
 
+def test_a_state_is_in_force_also_if_the_store_goes_before_its_history_is_read(worker: Make, url: str) -> None:
+    one = worker("a")
+    state = one.look(SLOW)
+    other = RolloutStore(url)
+    assert other.decide(SLOW, commanded(SLOW, state, Command.ABORT, "anna", other.now()))
+    other.close()
+    own = one.watch._opened()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(own, "history", failing)
+        assert one.look(SLOW).share == 0.0
+
+
+def failing(name: str) -> None:
+    raise StoreAway("just now")
+
+
 def test_a_rollout_that_left_the_config_is_followed_no_more(worker: Make) -> None:
     one = worker("a")
     one.look(SLOW)
@@ -192,7 +208,24 @@ def test_a_name_that_was_used_for_other_variants_moves_nobody(worker: Make, url:
 def test_a_plan_whose_steps_have_changed_keeps_its_state(worker: Make) -> None:
     one = worker("a")
     assert one.look(SLOW).share == 0.1
+    history = one.now.history
+    assert history
     assert one.look(replace(SLOW, steps=(Step(0.05, 3600.0), Step(0.3, 3600.0)))).share == 0.1
+    assert one.now.history == history
+
+
+def test_of_several_rollouts_each_is_judged_in_its_turn(worker: Make) -> None:
+    one = worker("a")
+    plans = {name: replace(GUARDED, name=name, model=name) for name in ("a", "b", "c")}
+    one.watch.ready = frozenset(plans)
+    one.watch._plans = plans
+    asked = []
+    one.watch._judge.ask = lambda question: asked.append(question.rollout)  # type: ignore[method-assign]
+    for _ in range(7):
+        one.watch.look()
+        time.sleep(0.002)
+    assert asked[-6:] == asked[-3:] * 2
+    assert set(asked) == set(plans)
 
 
 def filled(url: str, moved: float) -> None:

@@ -112,6 +112,7 @@ async def test_replicas_agree_while_the_database_restarts_and_people_move_the_ro
             await until_all(found, lambda rollout: not rollout["trouble"])
             await do("promote")
             took = await until_all(found, at(0.5, "running"))
+            print(f"in force on both after {took:.2f} s")
             assert took < 10  # it is two seconds where the machine has time
             for each in calls:
                 await each.more(50)
