@@ -43,7 +43,7 @@ from gateway.telemetry.compose import TracedCall
 from gateway.telemetry.ending import finish
 from gateway.telemetry.otel import exporters, resource
 from gateway.telemetry.w3c import is_unsampled
-from gateway.types import EXPERIMENT, Metadata
+from gateway.types import EXPERIMENT, ROLLOUT, Metadata
 from gateway.v2.names import SERVICE_NAME
 
 _SERVICES = {
@@ -179,10 +179,10 @@ class _Call(TracedCall):
         self.traceparent = _context_of(span).get("traceparent", "")
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
-        if event.number == 1 and event.planned.startswith(EXPERIMENT):
+        if event.number == 1 and event.planned.startswith((EXPERIMENT, ROLLOUT)):
             # The arm is what the unit was assigned, also where another variant has to stand in for it.
-            arm = event.instead_of or event.variant
-            self._span.set_attributes({"gateway.experiment": event.planned[len(EXPERIMENT) :], "gateway.arm": arm})
+            kind, _, name = event.planned.partition(":")
+            self._span.set_attributes({f"gateway.{kind}": name, "gateway.arm": event.instead_of or event.variant})
         self._attempt = self._tracer.start_span(
             f"{SERVICE_NAME}/ModelInfer",
             self._within,
