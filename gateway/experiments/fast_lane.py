@@ -46,4 +46,4 @@ class FastLane:
     @property
     def evidence(self) -> tuple[Alarm, Alarm]:
         """The alarms of both, as far as they are to be believed."""
-        return self.before, self.after if self.is_believed or self.before.is_raised else Alarm()
+        return self.before, self.after if self.is_believed or self.before.is_raised else self.after.doubted()

@@ -188,6 +188,10 @@ class Alarm:
     def is_raised(self) -> bool:
         return self.log_e >= _ALARM
 
+    def doubted(self) -> Alarm:
+        """The same, of which it is not known whether it is its own fault: it is not raised, nor is all well."""
+        return replace(self, log_e=min(self.log_e, _ALARM / 2.0))
+
     def __str__(self) -> str:
         counts = self.calls
         kinds = ((counts.errors, "errors"), (counts.unanswered, "unanswered"), (counts.not_finite, "NaN or Inf"))
@@ -262,6 +266,8 @@ def waits_for(plan: RolloutPlan, state: State, evidence: Evidence | None, now: f
         return
     if not evidence.is_ready:
         yield f"'{plan.after}' is not ready"
+    if evidence.after.log_e > 0.0:
+        yield f"the latest calls of '{plan.after}' have failed"
     if state.phase is not Phase.WAITING and state.step < len(plan.steps):
         yield from _missing(plan, plan.steps[state.step], evidence, now - state.since)
 

@@ -14,7 +14,7 @@ import aiohttp
 import grpc
 import numpy as np
 import pytest
-from played_triton import PlayedTriton, answers, fails_at_once, played, playing
+from played_triton import PlayedTriton, answers, fails_at_once, hangs, played, playing
 from traffic import OK, Traffic, config, gateway, http, traffic, until, write
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import infer
@@ -95,6 +95,18 @@ async def test_a_variant_that_fails_every_call_is_taken_back_and_nobody_fails_af
         async with gateway(file) as running, load(running) as again:
             assert {each.variant for each in await again.more(50)} == {"old"}  # it stays ended
             assert state(running).phase == "rolled back"
+
+
+async def test_a_variant_that_never_answers_is_taken_back(tmp_path: Path, url: str) -> None:
+    async with tritons() as (old, new):
+        file = write(tmp_path / "gateway.yaml", plan(old.address, new.address, url))
+        new.behaviour = hangs
+        async with gateway(file) as running, load(running, timeout=0.4, callers=12) as calls:
+            found = await until_it_is(running, "rolled back")
+            assert "unanswered)" in found.reason
+            await asyncio.sleep(0.1)
+            assert {each.variant for each in await calls.more(50)} == {"old"}
+        assert {each.code for each in calls.failed} == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 async def post(admin: str, path: str, **headers: str) -> tuple[int, dict[str, str]]:
