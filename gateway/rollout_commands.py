@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Final
 
 from gateway.config import Config
@@ -69,7 +70,11 @@ class RolloutCommands:
 
     @contextmanager
     def _store(self) -> Iterator[RolloutStore]:
-        """:raises CommandFailed: if it can't be used."""
+        """:raises CommandFailed: if it can't be used, or is not there: what is written to a new one nobody reads."""
+        file = self.settings.url.removeprefix("sqlite:///")
+        if file != self.settings.url and not Path(file).exists():
+            why = "no gateway has made it yet, or it is in another working directory"
+            raise CommandFailed(f"there is no store at {Path(file).absolute()}: {why}")
         try:
             store = RolloutStore(self.settings.url, self.settings.unit_key)
             try:

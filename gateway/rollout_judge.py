@@ -30,6 +30,7 @@ _NICE: Final = 10  # calls come first
 _SHARE: Final = 0.25  # of the time that it works, at most
 _LEAST_SECONDS: Final = 1.0  # between two questions
 _LAST_SECONDS: Final = 2.0
+_MOST_SECONDS: Final = 600.0  # for an answer
 
 # The same modules as here, whatever is in the working directory.
 _START: Final = (
@@ -134,6 +135,8 @@ class Judge:
             return None
         try:
             if not self._pipe.poll():
+                if time.monotonic() - self._asked > _MOST_SECONDS:
+                    raise OSError("no answer")
                 return None
             answer: Judgement = self._pipe.recv()
         except (EOFError, OSError) as error:

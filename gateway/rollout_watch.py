@@ -10,14 +10,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from gateway.experiments.fast_lane import FastLane
 from gateway.experiments.rollout import (
     ENDED,
-    Alarm,
     Calls,
     Evidence,
     Phase,
@@ -49,18 +49,6 @@ CountsOf = Callable[[], "Mapping[tuple[str, str], Counts]"]
 
 
 @dataclass(slots=True)
-class _Alarms:
-    """The fast lane of one variant: over how its calls end, and over answers that were looked at."""
-
-    calls: Alarm = field(default_factory=Alarm)
-    answers: Alarm = field(default_factory=Alarm)
-
-    def add(self, new: Counts) -> None:
-        self.calls = self.calls.after(Calls(max(0, new.good), max(0, new.errors), max(0, new.unanswered)))
-        self.answers = self.answers.after(Calls(good=max(0, new.finite), not_finite=max(0, new.not_finite)))
-
-
-@dataclass(slots=True)
 class _Followed:
     """What this worker knows of one rollout."""
 
@@ -69,14 +57,17 @@ class _Followed:
     is_known: bool = False  # was the store ever read?
     decides: bool = False
     trouble: str = ""
-    alarms: dict[str, _Alarms] = field(default_factory=dict)  # by variant
+    calls: FastLane = field(default_factory=FastLane)  # how they end
+    answers: FastLane = field(default_factory=FastLane)  # those that were looked at, for NaN and infinity
     counted: Mapping[tuple[str, str], Counts] | None = None  # all workers', at the last look; None: none yet
     judgement: Judgement | None = None  # of the state in force
+    asked: float = 0.0  # when it was last to be judged, by the store's clock
     evidence: Evidence | None = None
     history: tuple[tuple[float, str, float, str], ...] = ()
 
     def lead_no_more(self) -> None:
-        self.decides, self.alarms, self.counted = False, {}, None
+        self.decides, self.counted = False, None
+        self.calls, self.answers = FastLane(), FastLane()
         self.judgement = self.evidence = None
 
 
@@ -100,7 +91,8 @@ class RolloutWatch:
         self._on_moved = on_moved
         self._plans: Mapping[str, RolloutPlan] = {}
         self._followed: dict[str, _Followed] = {}
-        self._told: dict[tuple[str, str], Counts] = {}
+        self._told: dict[tuple[str, str], Counts] = {}  # what the store has of this worker's counts
+        self._moved: Mapping[RolloutKey, State] = {}  # what `on_moved` was told last
         self._store: RolloutStore | None = None
         self._judge = Judge()
         self._wake = threading.Event()
@@ -162,27 +154,18 @@ class RolloutWatch:
         look = store.look(self._worker, plans, counts, _LEASE)
         self._told.update(counts)
         self._looked_at = (look.now, time.monotonic())
-        followed: dict[str, _Followed] = {}
-        has_moved = plans.keys() != self._followed.keys()
         self._take_answer()
-        for name, plan in plans.items():
-            known = self._followed.get(name)
-            if known is None or known.plan != plan:
-                is_same = known is not None and known.plan.key == plan.key
-                known = _Followed(plan, *((known.state, known.is_known) if known and is_same else ()))
-                has_moved = True
-            followed[name] = known
-            has_moved |= self._follow(known, look.decisions.get(name))
-        self._followed = followed
-        if has_moved:
-            self._tell_moved()
-        for name, known in followed.items():
+        self._followed = {name: _followed(plan, self._followed.get(name)) for name, plan in plans.items()}
+        for name, known in self._followed.items():
+            self._follow(known, look.decisions.get(name))
+        self._tell_moved()
+        for name, known in self._followed.items():
             if name in look.led and not known.trouble:
                 self._lead(known, look)
             else:
                 known.lead_no_more()
-        if not any(self._asks(known) for known in followed.values() if known.decides):
-            self._judge.close()
+        self._tell_moved()
+        self._ask_next(look.now)
 
     def _opened(self) -> RolloutStore:
         if self._store is None:
@@ -191,22 +174,20 @@ class RolloutWatch:
             self._store = RolloutStore(self._settings.url, self._settings.unit_key)
         return self._store
 
-    def _follow(self, known: _Followed, decision: Decision | None) -> bool:
-        """Put the store's state in force. Has another one been?"""
+    def _follow(self, known: _Followed, decision: Decision | None) -> None:
+        """Take over the store's state."""
         state, trouble = State(), ""
         if decision is not None and decision.is_of(known.plan):
             state = decision.state
         elif decision is not None:
             was = f"from '{decision.before}' to '{decision.after}' of '{decision.model}'"
             trouble = f"its name was used for a rollout {was} before: choose another one"
-        is_new = state != known.state or not known.is_known
         if trouble and trouble != known.trouble:
             _log.error("rollout %s: %s", known.plan.name, trouble)
         known.trouble = trouble
-        if is_new:
+        if state != known.state or not known.is_known:
             self._put(known, state)
         known.is_known = True
-        return is_new
 
     def _put(self, known: _Followed, state: State) -> None:
         name, is_first = known.plan.name, not known.is_known
@@ -220,13 +201,17 @@ class RolloutWatch:
         step = f"step {state.step + 1} of {len(known.plan.steps)}"
         seen = " (as stored)" if is_first else ""
         tell("rollout %s is %s%s, %s, %g of units: %s", name, state.phase.value, seen, step, state.share, state.reason)
-        history = self._opened().history(name)[-_HISTORY:]
-        known.history = tuple(
-            (each.state.at, each.state.phase.value, each.state.share, each.state.reason) for each in history
-        )
+        with suppress(StoreAway, StoreFailed):  # for people, so that the state itself is in force without it
+            history = self._opened().history(name)[-_HISTORY:]
+            known.history = tuple(
+                (each.state.at, each.state.phase.value, each.state.share, each.state.reason) for each in history
+            )
 
     def _tell_moved(self) -> None:
-        self._on_moved({known.plan.key: known.state for known in self._followed.values()})
+        states = {known.plan.key: known.state for known in self._followed.values()}
+        if states != self._moved:
+            self._moved = states
+            self._on_moved(states)
 
     # Deciding
 
@@ -235,31 +220,28 @@ class RolloutWatch:
         known.decides = True
         self._count(known, look.counts.get(plan.name, {}))
         evidence = known.evidence = self._evidence(known, now)
-        if self._asks(known) and self._judge.is_free:
-            self._ask(known, now)
         state = decided(plan, known.state, evidence, now)
         if state is not None and self._opened().decide(plan, state, self._worker):
             self._put(known, state)
-            self._tell_moved()
 
     def _count(self, known: _Followed, counts: Mapping[tuple[str, str], Counts]) -> None:
         """Feed the alarms with what all workers have counted since the last look."""
-        before = known.counted
-        known.counted = counts
-        if before is None:  # what came before this worker decided, others have looked at
+        last, known.counted = known.counted, counts
+        if last is None:  # what came before this worker decided, others have looked at
             return
-        for variant in (known.plan.before, known.plan.after):
-            alarms = known.alarms.setdefault(variant, _Alarms())
-            for key, each in counts.items():
-                if key[1] == variant:
-                    last = before.get(key)
-                    alarms.add(each if last is None else each.since(last))
+        new: dict[str, list[Counts]] = {known.plan.before: [], known.plan.after: []}
+        for key, each in counts.items():
+            if key[1] in new:
+                new[key[1]].append(each.since(last[key]) if key in last else each)
+        before, after = new.values()
+        known.calls.add(_ended(before), _ended(after))
+        known.answers.add(_looked_at(before), _looked_at(after))
 
     def _evidence(self, known: _Followed, now: float) -> Evidence:
         plan, state, judgement = known.plan, known.state, known.judgement
-        before, after = (known.alarms.get(name, _Alarms()) for name in (plan.before, plan.after))
-        # Where the old variant's answers have NaN as well, that is how this model answers.
-        has_nan = after.answers.is_raised and not before.answers.is_raised
+        before, after = known.calls.evidence
+        if known.answers.is_believed:  # where the old variant's answers have NaN as well, that is how they are
+            after = known.answers.after
         seen = now
         if self._asks(known):
             seen = judgement.question.asked if judgement is not None and not judgement.trouble else -math.inf
@@ -270,8 +252,8 @@ class RolloutWatch:
             judgement.units.get(plan.after, 0) if judgement is not None else 0,
             judgement.guardrails if judgement is not None else (),
             judgement.is_mismatched if judgement is not None else False,
-            before.calls,
-            after.answers if has_nan else after.calls,
+            before,
+            after,
         )
 
     @staticmethod
@@ -282,12 +264,17 @@ class RolloutWatch:
             return False
         return bool(plan.guardrails) or plan.steps[state.step].units > 0
 
-    def _ask(self, known: _Followed, now: float) -> None:
-        plan, state = known.plan, known.state
-        settings = self._settings
-        compared = plan.experiment(state.step)
-        name = step_name(plan.name, state.step)
-        self._judge.ask(Question(settings.url, settings.unit_key, name, plan.name, state.version, now, compared))
+    def _ask_next(self, now: float) -> None:
+        """Have the rollout judged that has waited longest for it, if any needs it."""
+        waiting = [known for known in self._followed.values() if known.decides and self._asks(known)]
+        if not waiting:
+            self._judge.close()
+        elif self._judge.is_free:
+            known = min(waiting, key=lambda each: each.asked)
+            known.asked = now
+            plan, state, settings = known.plan, known.state, self._settings
+            name, compared = step_name(plan.name, state.step), plan.experiment(state.step)
+            self._judge.ask(Question(settings.url, settings.unit_key, name, plan.name, state.version, now, compared))
 
     def _take_answer(self) -> None:
         judgement = self._judge.maybe_answer()
@@ -333,6 +320,24 @@ class RolloutWatch:
             _now(followed.get(name) or _Followed(plan), looked + age, age, self.why_away)
             for name, plan in dict(self._plans).items()
         ]
+
+
+def _followed(plan: RolloutPlan, known: _Followed | None) -> _Followed:
+    """What is known of a plan that may have changed, or be another one."""
+    if known is None or known.plan.key != plan.key:
+        return _Followed(plan)
+    return known if known.plan == plan else _Followed(plan, known.state, known.is_known, history=known.history)
+
+
+def _ended(counts: Sequence[Counts]) -> Calls:
+    """How calls ended at all workers."""
+    return Calls(
+        sum(each.good for each in counts), sum(each.errors for each in counts), sum(each.unanswered for each in counts)
+    )
+
+
+def _looked_at(counts: Sequence[Counts]) -> Calls:
+    return Calls(good=sum(each.finite for each in counts), not_finite=sum(each.not_finite for each in counts))
 
 
 def _now(known: _Followed, now: float, age: float, why_away: str) -> RolloutNow:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from gateway.config import Config
@@ -70,11 +70,14 @@ class Rollouts:
             self._watch.ready = frozenset(
                 name for name, plan in self._plans.items() if self._is_available(plan.model, plan.after)
             )
-            for variants in self.rolled.table.values():
-                for counts in variants.values():
-                    answers = counts.take(_LOOKS)
-                    if answers:
-                        await asyncio.to_thread(_look_at, counts, answers)
+            taken = [
+                (counts, counts.take(_LOOKS)) for variants in self.rolled.table.values() for counts in variants.values()
+            ]
+            if any(answers for _, answers in taken):
+                try:
+                    await asyncio.to_thread(_look_at, taken)
+                except Exception:  # of whatever reads tensors; the next ones may be others
+                    _log.exception("answers of a rollout can't be looked at")
             await asyncio.sleep(_PERIOD)
 
     async def aclose(self) -> None:
@@ -104,14 +107,15 @@ class Rollouts:
                 _log.debug("the loop has ended")
 
 
-def _look_at(counts: VariantCounts, answers: list[bytes]) -> None:
+def _look_at(taken: Sequence[tuple[VariantCounts, Sequence[bytes]]]) -> None:
     """Look for NaN and infinity. On a thread: tensors are parsed here."""
-    for answer in answers:
-        try:
-            outputs = {name: array for name, (_, array) in parse_response(answer).items()}
-        except WrongAnswer:
-            continue
-        if non_finite(outputs):
-            counts.not_finite += 1
-        else:
-            counts.finite += 1
+    for counts, answers in taken:
+        for answer in answers:
+            try:
+                outputs = {name: array for name, (_, array) in parse_response(answer).items()}
+            except WrongAnswer:
+                continue
+            if non_finite(outputs):
+                counts.not_finite += 1
+            else:
+                counts.finite += 1

@@ -169,7 +169,8 @@ class Alarm:
     """The fast lane: is nearly every call of a variant bad, all of a sudden or from the start?
 
     While at most a fifth of its calls are bad, whatever went before, a false alarm comes on average after 1e9 calls or
-    more. If all are bad it takes 14 calls. Below about two thirds it may never come, and guardrails decide.
+    more. If all are bad it takes 14 calls. Below about two thirds it may never come, and guardrails decide. One good
+    call more than bad ones ends it, however long it was raised.
 
     source: Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change detection", New
     England Journal of Statistics in Data Science 2 (2023), the detector of CUSUM type.
@@ -181,11 +182,15 @@ class Alarm:
     def after(self, calls: Calls) -> Alarm:
         """With calls of the last moment, such as a second: a change within it is noticed later, never falsely."""
         log_e = self.log_e + calls.bad * _LOG_BAD + calls.good * _LOG_GOOD
-        return Alarm(log_e, self.calls.plus(calls)) if log_e > 0.0 else Alarm()
+        return Alarm(min(log_e, _ALARM), self.calls.plus(calls)) if log_e > 0.0 else Alarm()
 
     @property
     def is_raised(self) -> bool:
         return self.log_e >= _ALARM
+
+    def doubted(self) -> Alarm:
+        """The same, of which it is not known whether it is its own fault: it is not raised, nor is all well."""
+        return replace(self, log_e=min(self.log_e, _ALARM / 2.0))
 
     def __str__(self) -> str:
         counts = self.calls
@@ -261,6 +266,8 @@ def waits_for(plan: RolloutPlan, state: State, evidence: Evidence | None, now: f
         return
     if not evidence.is_ready:
         yield f"'{plan.after}' is not ready"
+    if evidence.after.log_e > 0.0:
+        yield f"the latest calls of '{plan.after}' have failed"
     if state.phase is not Phase.WAITING and state.step < len(plan.steps):
         yield from _missing(plan, plan.steps[state.step], evidence, now - state.since)
 

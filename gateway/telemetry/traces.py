@@ -38,7 +38,7 @@ from gateway.telemetry.otel import check_exporters
 from gateway.telemetry.span_pipe import SpanPipe
 from gateway.telemetry.spans import FinishedSpan, Link
 from gateway.telemetry.w3c import is_unsampled
-from gateway.types import EXPERIMENT, Metadata
+from gateway.types import EXPERIMENT, ROLLOUT, Metadata
 from gateway.v2.names import SERVICE_NAME
 
 _log = logging.getLogger(__name__)
@@ -202,9 +202,10 @@ class _Call(TracedCall):
         self.traceparent = self._traceparent(self._span_id)
 
     def attempt_started(self, event: AttemptStarted) -> Metadata:
-        if event.number == 1 and event.planned.startswith(EXPERIMENT):
+        if event.number == 1 and event.planned.startswith((EXPERIMENT, ROLLOUT)):
             # The arm is what the unit was assigned, also where another variant has to stand in for it.
-            self._attributes["gateway.experiment"] = event.planned[len(EXPERIMENT) :]
+            kind, _, name = event.planned.partition(":")
+            self._attributes[f"gateway.{kind}"] = name
             self._attributes["gateway.arm"] = event.instead_of or event.variant
         attributes: dict[str, str | int] = {
             "rpc.system": "grpc",

@@ -94,32 +94,42 @@ def test_it_waits_for_its_variant_and_says_so(worker: Make) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "told"),
-    [(Counts(errors=8), "16 errors"), (Counts(unanswered=8), "16 unanswered"), (Counts(not_finite=8), "16 NaN or Inf")],
+    [(Counts(errors=8), "32 errors"), (Counts(unanswered=8), "32 unanswered"), (Counts(not_finite=8), "32 NaN or Inf")],
     ids=["errors", "no answers", "NaN"],
 )
 def test_bad_calls_of_all_workers_add_up(worker: Make, bad: Counts, told: str) -> None:
     one, other = worker("a"), worker("b")
     for each in (one, other, one):
         each.look(SLOW)
-    for each in (one, other):
-        each.counts = {("int8", "new"): bad, ("int8", "old"): Counts(good=100, finite=10)}
-    other.look(SLOW)
-    assert (found := one.look(SLOW)).phase is Phase.ROLLED_BACK
+    for times in (1, 2):
+        for each in (one, other):
+            so_often = Counts(*(times * count for count in bad))
+            each.counts = {("int8", "new"): so_often, ("int8", "old"): Counts(good=100 * times, finite=10 * times)}
+        other.look(SLOW)
+        found = one.look(SLOW)
+    assert found.phase is Phase.ROLLED_BACK
     assert told in found.reason
     assert other.look(SLOW).share == 0.0
 
 
 @pytest.mark.parametrize(
     ("old", "phase"),
-    [(Counts(errors=30), Phase.PAUSED), (Counts(good=30, not_finite=30), Phase.RUNNING), (Counts(), Phase.ROLLED_BACK)],
+    [
+        (Counts(errors=30), Phase.PAUSED),
+        (Counts(good=30, not_finite=30), Phase.RUNNING),
+        (Counts(good=30), Phase.ROLLED_BACK),
+    ],
     ids=["both fail", "both answer NaN", "the new one alone"],
 )
 def test_what_the_old_variant_does_as_well_takes_nobody_back(worker: Make, old: Counts, phase: Phase) -> None:
     one = worker("a")
     one.look(SLOW), one.look(SLOW)
     new = Counts(good=30, not_finite=30) if old.not_finite else Counts(errors=30)
-    one.counts = {("int8", "new"): new, ("int8", "old"): old}
-    assert one.look(SLOW).phase is phase
+    for times in (1, 2):
+        all_of = {"new": new, "old": old}
+        one.counts = {("int8", variant): Counts(*(times * count for count in each)) for variant, each in all_of.items()}
+        found = one.look(SLOW)
+    assert found.phase is phase
 
 
 def test_calls_from_before_it_decided_count_for_nothing(worker: Make) -> None:
@@ -159,6 +169,22 @@ def test_a_store_that_knows_nothing_any_more_begins_anew_with_nobody_moved(worke
     assert one.now.history == ()
 
 
+def test_a_state_is_in_force_also_if_the_store_goes_before_its_history_is_read(worker: Make, url: str) -> None:
+    one = worker("a")
+    state = one.look(SLOW)
+    other = RolloutStore(url)
+    assert other.decide(SLOW, commanded(SLOW, state, Command.ABORT, "anna", other.now()))
+    other.close()
+    own = one.watch._opened()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(own, "history", failing)
+        assert one.look(SLOW).share == 0.0
+
+
+def failing(name: str) -> None:
+    raise StoreAway("just now")
+
+
 def test_a_rollout_that_left_the_config_is_followed_no_more(worker: Make) -> None:
     one = worker("a")
     one.look(SLOW)
@@ -182,7 +208,24 @@ def test_a_name_that_was_used_for_other_variants_moves_nobody(worker: Make, url:
 def test_a_plan_whose_steps_have_changed_keeps_its_state(worker: Make) -> None:
     one = worker("a")
     assert one.look(SLOW).share == 0.1
+    history = one.now.history
+    assert history
     assert one.look(replace(SLOW, steps=(Step(0.05, 3600.0), Step(0.3, 3600.0)))).share == 0.1
+    assert one.now.history == history
+
+
+def test_of_several_rollouts_each_is_judged_in_its_turn(worker: Make) -> None:
+    one = worker("a")
+    plans = {name: replace(GUARDED, name=name, model=name) for name in ("a", "b", "c")}
+    one.watch.ready = frozenset(plans)
+    one.watch._plans = plans
+    asked = []
+    one.watch._judge.ask = lambda question: asked.append(question.rollout)  # type: ignore[method-assign]
+    for _ in range(7):
+        one.watch.look()
+        time.sleep(0.002)
+    assert asked[-6:] == asked[-3:] * 2
+    assert set(asked) == set(plans)
 
 
 def filled(url: str, moved: float) -> None:

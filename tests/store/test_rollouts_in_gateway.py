@@ -14,7 +14,7 @@ import aiohttp
 import grpc
 import numpy as np
 import pytest
-from played_triton import PlayedTriton, answers, fails_at_once, played, playing
+from played_triton import PlayedTriton, answers, fails_at_once, hangs, played, playing
 from traffic import OK, Traffic, config, gateway, http, traffic, until, write
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import infer
@@ -95,6 +95,18 @@ async def test_a_variant_that_fails_every_call_is_taken_back_and_nobody_fails_af
         async with gateway(file) as running, load(running) as again:
             assert {each.variant for each in await again.more(50)} == {"old"}  # it stays ended
             assert state(running).phase == "rolled back"
+
+
+async def test_a_variant_that_never_answers_is_taken_back(tmp_path: Path, url: str) -> None:
+    async with tritons() as (old, new):
+        file = write(tmp_path / "gateway.yaml", plan(old.address, new.address, url))
+        new.behaviour = hangs
+        async with gateway(file) as running, load(running, timeout=0.4, callers=12) as calls:
+            found = await until_it_is(running, "rolled back")
+            assert "unanswered)" in found.reason
+            await asyncio.sleep(0.1)
+            assert {each.variant for each in await calls.more(50)} == {"old"}
+        assert {each.code for each in calls.failed} == {grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 async def post(admin: str, path: str, **headers: str) -> tuple[int, dict[str, str]]:
@@ -227,3 +239,15 @@ def told(running: Gateway) -> list[tuple[str, ...]]:
         (each.name, each.phase, str(each.units), *each.waits, *(guard.text for guard in each.guardrails), each.trouble)
         for each in running._rollouts.now()
     ]
+
+
+def test_commands_make_no_store_that_nobody_would_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "gateway.yaml", plan("127.0.0.1:9", "127.0.0.1:9", f"sqlite:///{tmp_path}/none.db"))
+    for words in (["list"], ["show", "spring"], ["abort", "spring"]):
+        assert main(["rollout", *words, "--config", str(file)]) == 1
+        assert f"there is no store at {tmp_path}/none.db" in capsys.readouterr().err
+    assert main(["explain", str(file), "--model", "net", "--metadata", "x-user=anna"]) == 0
+    told = capsys.readouterr().out
+    assert "rollout spring: there is no store" in told
+    assert "1. old: model net on a" in told
+    assert not (tmp_path / "none.db").exists()

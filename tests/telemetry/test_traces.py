@@ -155,6 +155,14 @@ async def test_a_call_names_its_experiment_and_the_arm_that_its_unit_was_assigne
     assert calls[1]["gateway.variant"] == "fp32"
 
 
+async def test_a_call_names_its_rollout(receiver, environment, call, attempt):
+    async with traces() as listener:
+        planned = "rollout:int8-in-spring"
+        call(metadata=SAMPLED, attempts=[attempt("int8", why=planned, planned=planned)]).report_to(listener)
+    (span,) = [span for span in receiver.spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert (attributes(span)["gateway.rollout"], attributes(span)["gateway.arm"]) == ("int8-in-spring", "int8")
+
+
 async def test_spans_last_as_long_as_what_they_stand_for(receiver, environment, call):
     async with traces() as listener:
         call(metadata=SAMPLED, steps=[("decode", 0.002, "")]).report_to(listener)
