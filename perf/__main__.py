@@ -24,7 +24,7 @@ from perf.load import LoadFailed, Loads, perf_analyzer
 from perf.report import Run
 from perf.scenarios import CONNECTIONS, LARGE, PAYLOAD, STREAM, TINY
 from perf.stack import Stack, System
-from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, SYSTEMS
+from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, SHARING, SYSTEMS
 
 GROUPS = ("tiny", "merging", "large", "stream", "picture", "payload", "growth", "memory")
 _FEWER = 3  # rounds of what only draws a curve
@@ -101,7 +101,8 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
     loads = Loads(stack.triton.address, stack.work, arguments.seconds)
     bench = Bench(stack, loads, run.samples.append, miss, say)
     say("starting the proxies and the gateway")
-    everyone = stack.systems(arguments.systems)
+    started = stack.systems(arguments.systems)
+    everyone = [each for each in started if each.name != SHARING]
     systems = [each for each in everyone if each.name != MERGING]
     titles = dict(pictures.TITLES)
     if "tiny" in groups:
@@ -109,9 +110,10 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
         titles |= {each.name: each.title for each in TINY}
     if "merging" in groups:
         titles |= {each.name: each.title for each in merging.measure(bench, everyone, rounds, run.samples)}
-    for group, scenarios in (("large", LARGE), ("stream", STREAM)):
+    with_large = [each for each in started if each.name != MERGING]
+    for group, scenarios, wanted in (("large", LARGE, with_large), ("stream", STREAM, systems)):
         if group in groups:
-            bench.rounds(scenarios, systems, rounds)
+            bench.rounds(scenarios, wanted, rounds)
             titles |= {each.name: each.title for each in scenarios}
     gateway = _named(systems, GATEWAY)
     if "picture" in groups and gateway:

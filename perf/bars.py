@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, KSERVE, MERGING, NGINX, Sample, Spread, ratio
+from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, KSERVE, MERGING, NGINX, SHARING, Sample, Spread, ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,13 @@ def _merging(
     return _Bar(f"merging, {what}", field, against, (scenario,), must, aim, at_least, system=MERGING)
 
 
+def _sharing(
+    what: str, field: str, against: str, scenario: str, must: float | None, aim: float | None, *, at_least: bool = False
+) -> _Bar:
+    """Of the gateway that shares memory with Triton."""
+    return _Bar(f"shared memory, {what}", field, against, (scenario,), must, aim, at_least, system=SHARING)
+
+
 _BARS = (
     _Bar("throughput ÷ Envoy", "rate", ENVOY, TINY, 1.0, 1.2, True),
     _Bar("p50 ÷ Envoy", "p50", ENVOY, TINY, 1.0, 0.8, False),
@@ -69,6 +76,10 @@ _BARS = (
     _merging("p99 ÷ direct", "p99", DIRECT, "open-loop", 1.0, 0.5),
     _merging("answers ÷ direct", "rate", DIRECT, "open-loop", None, None, at_least=True),
     _merging("throughput ÷ direct", "rate", DIRECT, "efficientnet-8", 0.95, 1.0, at_least=True),
+    _sharing("throughput ÷ direct", "rate", DIRECT, "in-1", 0.9, 1.1, at_least=True),
+    _sharing("throughput ÷ direct", "rate", DIRECT, "in-8", 1.0, 1.3, at_least=True),
+    _sharing("CPU per request ÷ not sharing", "cpu", GATEWAY, "in-1", 0.6, 0.4),
+    _sharing("CPU per request ÷ not sharing", "cpu", GATEWAY, "in-8", 0.6, 0.4),
 )
 
 

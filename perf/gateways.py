@@ -29,12 +29,13 @@ PUBLIC = {
 Config = dict[str, Any]  # as YAML has it
 
 
-def config(triton: int, *, routes: int = 1, variants: int = 2, merge: bool = False) -> Config:
+def config(triton: int, *, routes: int = 1, variants: int = 2, merge: bool = False, shared: str = "") -> Config:
     """One upstream; every public model with a 90/10 split that is sticky by user.
 
     routes:   public models with a split, in all (at least those of PUBLIC).
     variants: of `tiny`, the first two being 90/10 and the others sharing what one would have.
     merge:    put small requests for `tiny` and `imagenet` together on their way.
+    shared:   how much memory to share with Triton, for the tensors of large requests; "" for none.
     """
     public: dict[str, Any] = {}
     for model, name in PUBLIC.items():
@@ -48,8 +49,9 @@ def config(triton: int, *, routes: int = 1, variants: int = 2, merge: bool = Fal
         public[f"route-{n}"] = _split([models.TINY_A, models.TINY_B])
     public["scores"] = {"variants": {"only": {"upstream": "triton", "model": models.SCORES}}}
     public[PHOTO] = {"pipeline": _PHOTO}
+    memory = {"bytes": shared} if shared else "off"
     return {
-        "upstreams": {"triton": {"endpoints": [f"127.0.0.1:{triton}"]}},
+        "upstreams": {"triton": {"endpoints": [f"127.0.0.1:{triton}"], "shared_memory": memory}},
         "models": public,
         "telemetry": {"access_log": {"destination": "stdout", "sample": 0.01}},
     }

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from perf.report import Run
-from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, HAPROXY, MERGING, NGINX, Sample, in_order, of
+from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, HAPROXY, MERGING, NGINX, SHARING, Sample, in_order, of
 
 _COLOURS = {
     GATEWAY: "#0b6e4f",
     GRPC_AIO: "#7fc8a9",
     MERGING: "#2a9d8f",
+    SHARING: "#8ab17d",
     ENVOY: "#c1121f",
     NGINX: "#f4a261",
     HAPROXY: "#457b9d",

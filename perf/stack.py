@@ -18,7 +18,7 @@ from perf.children import Child, NotStarted, Ports
 from perf.gateways import Config
 from perf.peers import Peer
 from perf.sink import Sink
-from perf.summary import DIRECT, GATEWAY, MERGING
+from perf.summary import DIRECT, GATEWAY, MERGING, SHARING
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class Stack:
             **{peer.name: partial(self.peer, peer) for peer in self.peers},
             GATEWAY: self.gateway,
             MERGING: self.merging,
+            SHARING: self.sharing,
         }
         missing = [name for name in wanted if name not in start]
         if missing:
@@ -103,6 +104,10 @@ class Stack:
     def merging(self) -> System:
         """The gateway that puts small requests together."""
         return self.gateway(MERGING, config=gateways.config(self.triton.port, merge=True))
+
+    def sharing(self) -> System:
+        """The gateway that lays large tensors into memory that it shares with Triton."""
+        return self.gateway(SHARING, config=gateways.config(self.triton.port, shared="128MiB"))
 
 
 def until_ready(address: str, names: Sequence[str], seconds: float = 60.0) -> None:

@@ -8,7 +8,8 @@ from statistics import median
 
 DIRECT, ENVOY, NGINX, HAPROXY = "direct", "Envoy", "nginx", "HAProxy"
 GATEWAY, GRPC_AIO, MERGING, KSERVE = "gateway", "grpc.aio relay", "merging gateway", "KServe transformer"
-SYSTEMS = (DIRECT, ENVOY, NGINX, HAPROXY, GRPC_AIO, GATEWAY, MERGING)
+SHARING = "gateway with shared memory"
+SYSTEMS = (DIRECT, ENVOY, NGINX, HAPROXY, GRPC_AIO, GATEWAY, MERGING, SHARING)
 """What takes part in every load. KServe does only in that of pictures."""
 
 

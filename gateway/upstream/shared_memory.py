@@ -161,6 +161,7 @@ class SharedMemory:
         self._retired: Region | None = None
         self._again_at = 0.0
         self._tried_after = -1  # lost connections, when a region could not be had
+        self._said = ""  # the last reason in the log, which need not be there twice
         self._is_swept = False
         if not (settings.anywhere or is_this_host(endpoint.address)):
             self.state = "the endpoint is not on this host"
@@ -260,9 +261,9 @@ class SharedMemory:
 
     def _refused(self, error: CallFailed | OSError, losses: int) -> None:
         self._again_at, self._tried_after = self._clock() + _AGAIN_SECONDS, losses
-        why = _why(error, self._settings)
-        if why != self.state:
-            self.state = why
+        why = self.state = _why(error, self._settings)
+        if why != self._said:
+            self._said = why
             _log.warning("%s gets tensors as bytes and not by shared memory: %s", self._where, why)
 
     async def _unregister_abandoned(self, mine: Region) -> None:

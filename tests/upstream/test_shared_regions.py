@@ -1,0 +1,233 @@
+"""When an endpoint's region is registered, doubted and let go of: what a scripted Triton is asked, and what follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from gateway.status import Code, Origin
+from gateway.upstream.connection import Answer, CallFailed
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.shared_memory import Placed, SharedMemory, SharedMemorySettings, is_this_host
+from gateway.v2.shared_memory import RESERVED
+
+MIB = 1 << 20
+UNKNOWN = CallFailed(Code.NOT_FOUND, "Unable to find system shared memory region: 'it'")
+IN_USE = CallFailed(Code.INTERNAL, "Cannot unregister shared memory region 'it', it is currently in use.")
+
+
+class Triton:
+    """Answers what is asked about regions."""
+
+    def __init__(self) -> None:
+        self.losses = 0
+        self.version = "2.51.0"
+        self.asked: list[str] = []
+        self.regions: dict[str, str] = {}
+        self.failures: dict[str, CallFailed] = {}  # by the RPC
+
+    async def unary(self, path: str, body: bytes, metadata: Any, timeout: float | None) -> Answer:
+        method = path.rpartition("/")[2]
+        self.asked.append(method.removeprefix("SystemSharedMemory"))
+        request = getattr(pb, f"{method}Request").FromString(body)
+        answer = getattr(pb, f"{method}Response")()
+        if method in self.failures:
+            raise self.failures[method]
+        if method == "ServerMetadata":
+            answer.version = self.version
+        elif method.endswith("Register") and not method.endswith("Unregister"):
+            self.regions[request.name] = request.key
+        elif method.endswith("Unregister"):
+            self.regions.pop(request.name, None)
+        elif request.name and request.name not in self.regions:
+            raise UNKNOWN
+        else:
+            for name in self.regions:
+                answer.regions[name].name = name
+        return Answer(answer.SerializeToString(), (), ())
+
+
+class Rig:
+    def __init__(self, folder: Path, address: str = "127.0.0.1:8001", **settings: Any) -> None:
+        self.triton = Triton()
+        self.folder = folder
+        self.now = 1000.0
+        self.endpoint = Endpoint("main", address, self.triton)  # type: ignore[arg-type]
+        self.memory = SharedMemory(
+            self.endpoint, SharedMemorySettings(MIB, 1, folder, **settings), clock=lambda: self.now
+        )
+
+    async def look(self) -> list[str]:
+        """What is asked in one look."""
+        self.triton.asked.clear()
+        await self.memory.look()
+        return list(self.triton.asked)
+
+    @property
+    def files(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+    def placed(self, size: int = 1000) -> Placed | None:
+        message = pb.ModelInferRequest(model_name="m", inputs=[{"name": "x"}], raw_input_contents=[bytes(size)])
+        body = message.SerializeToString()
+        placed = self.memory.maybe_place(body, len(body))
+        if placed is not None:
+            placed.feed_first(body)
+        return placed
+
+    def sent(self) -> Placed:
+        placed = self.placed()
+        assert placed is not None
+        assert placed.request(("m", "", "")) is not None
+        placed.sent()
+        return placed
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+async def test_a_region_is_registered_once_and_then_nothing_is_asked(rig: Rig) -> None:
+    assert await rig.look() == ["ServerMetadata", "Register", "Status"]
+    assert rig.files == set(rig.triton.regions)
+    assert await rig.look() == []
+    ((name, key),) = rig.triton.regions.items()
+    assert (key, name.startswith(RESERVED), len(name)) == (f"/{name}", True, len(RESERVED) + 32)
+    assert (rig.folder / name).stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_connection_that_was_lost_has_triton_asked_whether_it_knows_the_region(rig: Rig) -> None:
+    await rig.look()
+    rig.triton.losses += 1
+    assert rig.placed() is None
+    assert await rig.look() == ["Status"]
+    assert rig.placed() is not None
+    assert rig.memory.now().requests == {"no_region": 1}
+
+
+async def test_a_triton_that_was_started_anew_gets_another_region(rig: Rig) -> None:
+    await rig.look()
+    before = rig.files
+    rig.triton.losses += 1
+    rig.triton.regions.clear()
+    assert await rig.look() == ["Status", "ServerMetadata", "Register", "Status"]
+    assert len(rig.files) == 1
+    assert rig.files.isdisjoint(before)
+    assert rig.memory.now().registrations == {"registered": 2, "forgotten": 1}
+
+
+async def test_a_call_of_which_nobody_knows_retires_the_region_until_triton_lets_go(rig: Rig) -> None:
+    await rig.look()
+    sent, waiting = rig.sent(), rig.placed()
+    assert waiting is not None
+    sent.released(False)
+    assert waiting.request(("m", "", "")) is None  # it was being laid: it goes as bytes
+    assert rig.placed() is None
+    rig.triton.failures["SystemSharedMemoryUnregister"] = IN_USE
+    for _ in range(3):
+        assert await rig.look() == ["Unregister"]
+    assert rig.memory.now().size == MIB
+    del rig.triton.failures["SystemSharedMemoryUnregister"]
+    assert await rig.look() == ["Unregister", "ServerMetadata", "Register", "Status"]
+    assert len(rig.files) == 1
+    assert rig.memory.now().taken == 0
+    assert rig.placed() is not None
+
+
+async def test_a_region_that_is_in_doubt_twice_is_retired_once(rig: Rig) -> None:
+    await rig.look()
+    first, second = rig.sent(), rig.sent()
+    first.released(False)
+    await rig.look()
+    second.released(False)
+    assert rig.placed() is not None
+    assert rig.memory.now().registrations == {"registered": 2, "retired": 1, "unregistered": 1}
+
+
+async def test_an_error_that_names_the_region_says_that_triton_does_not_know_it(rig: Rig) -> None:
+    await rig.look()
+    (name,) = rig.files
+    sent = rig.sent()
+    assert not sent.is_unknown("Unable to find shared memory region: 'theirs'")
+    assert sent.is_unknown(f"Unable to find shared memory region: '{name}'")
+    assert rig.files == set()
+    assert await rig.look() == []  # who has unregistered it may do so again
+    rig.now += 11
+    rig.triton.regions.clear()
+    assert await rig.look() == ["ServerMetadata", "Register", "Status"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (CallFailed(Code.INTERNAL, "Unable to open shared memory region: '/x'"), "the same /dev/shm and the same user"),
+        (CallFailed(Code.UNAVAILABLE, "not allowed"), "(not allowed); from 26.04 on it must be started with --allow-c"),
+        (CallFailed(Code.DEADLINE_EXCEEDED, "late", origin=Origin.GIVEN_UP), "Triton did not answer"),
+    ],
+    ids=["another host", "not allowed", "no answer"],
+)
+async def test_a_refusal_is_said_once_and_tried_again_later(
+    rig: Rig, failure: CallFailed, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.triton.failures["SystemSharedMemoryRegister"] = failure
+    await rig.look()
+    assert rig.files == set()
+    assert said in rig.memory.now().state
+    assert await rig.look() == []
+    rig.now += 61
+    assert await rig.look() == ["ServerMetadata", "Register"]
+    rig.triton.losses += 1  # it may have been started anew, with the flag
+    assert await rig.look() == ["ServerMetadata", "Register"]
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert rig.memory.now().registrations == {"refused": 3}
+
+
+@pytest.mark.parametrize(
+    ("version", "is_used"), [("2.50.3", False), ("2.51.0", True), ("2.108", True), ("none", False)]
+)
+async def test_a_triton_that_may_unmap_memory_in_use_gets_none(rig: Rig, version: str, is_used: bool) -> None:
+    rig.triton.version = version
+    await rig.look()
+    assert bool(rig.files) == is_used
+
+
+async def test_memory_that_can_t_be_had_is_no_error(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "none")
+    assert await rig.look() == ["ServerMetadata"]
+    assert "can't be had" in rig.memory.now().state
+
+
+async def test_the_end_unregisters_what_there_is_and_removes_it_all_the_same(rig: Rig) -> None:
+    await rig.look()
+    rig.triton.failures["SystemSharedMemoryUnregister"] = IN_USE
+    await rig.memory.close()
+    assert rig.files == set()
+    assert rig.memory.now().registrations == {"registered": 1, "left": 1}
+    assert await rig.look() == []
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:8001", True),
+        ("127.9.9.9:8001", True),
+        ("[::1]:8001", True),
+        ("localhost:8001", True),
+        ("unix:/run/triton", True),
+        ("10.0.0.1:8001", False),
+        ("triton:8001", False),
+        ("localhost.example:8001", False),
+        ("dns:///triton:8001", False),
+    ],
+)
+def test_this_host_is_told_by_the_address(address: str, expected: bool) -> None:
+    assert is_this_host(address) is expected
+
+
+async def test_endpoints_elsewhere_are_tried_only_if_that_is_wanted(tmp_path: Path) -> None:
+    assert await Rig(tmp_path, "triton:8001").look() == []
+    assert await Rig(tmp_path, "triton:8001", anywhere=True).look() == ["ServerMetadata", "Register", "Status"]
