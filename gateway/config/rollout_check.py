@@ -75,6 +75,12 @@ def _evidence(at: Path, rollout: Rollout, model: Model) -> Iterator[Problem]:
     if rollout.guardrails and find_spec("scipy") is None:
         wrong = "need SciPy, which is not installed here; without it the rollout stays where it is"
         yield Problem((*at, "guardrails"), wrong, "pip install 'inference-gateway[experiments]'", Severity.WARNING)
+    if any(step.must_hold for step in rollout.steps):
+        for name, guardrail in rollout.guardrails.items():
+            if guardrail.measure == "error" and guardrail.kind != "binary":
+                wrong = f"is never known to hold while no call fails at all, as of {guardrail.kind}"
+                right = "kind: binary, which is exact there"
+                yield Problem((*at, "guardrails", name, "kind"), wrong, right, Severity.WARNING)
     most = max((step.units or 0 for step in rollout.steps), default=0)
     for name, guardrail in rollout.guardrails.items():
         tail = 0.0 if guardrail.quantile is None else min(guardrail.quantile, 1.0 - guardrail.quantile)

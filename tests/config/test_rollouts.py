@@ -154,6 +154,9 @@ def test_two_rollouts_have_two_names_and_no_experiment_has_theirs_or_their_units
 
 
 def test_what_tells_little_is_a_warning(tmp_path: Path) -> None:
+    told = "\n".join(map(str, loaded(tmp_path).warnings))
+    assert "errors.kind: is never known to hold while no call fails at all, as of ratio; kind: binary" in told
     text = FULL.replace("kind: ratio, better: lower, measure: error", "kind: quantile, quantile: 0.999, better: lower")
     told = "\n".join(map(str, loaded(tmp_path, text).warnings))
+    assert "is never known to hold while no call fails" not in told
     assert "of 2000 units too few are beyond the 0.999 quantile to tell much of it; steps of 20000 units" in told
