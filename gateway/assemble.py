@@ -285,7 +285,12 @@ def memory_of(config: Config, limit: Callable[[], int]) -> int:
     (`collected_of`), the rest for all else.
     """
     memory = config.pipelines.memory
-    return ((limit() - shared_of(config)) // 3 if memory is None else memory) // config.workers
+    return (_unshared(config, limit()) // 3 if memory is None else memory) // config.workers
+
+
+def _unshared(config: Config, limit: int) -> int:
+    """Bytes that are left for other uses: half, if more than that is to be shared."""
+    return max(limit // 2, limit - shared_of(config))
 
 
 def shared_of(config: Config) -> int:
@@ -302,7 +307,7 @@ def shared_of(config: Config) -> int:
 
 def collected_of(config: Config, limit: Callable[[], int]) -> int:
     """Bytes of messages that one worker may be collecting. limit: as above; a quarter of it by default."""
-    share = (limit() - shared_of(config)) // 4 // config.workers
+    share = _unshared(config, limit()) // 4 // config.workers
     return config.server.max_collected_bytes or max(LEAST_COLLECTED, min(share, MOST_COLLECTED))
 
 
