@@ -51,6 +51,7 @@ def test_memory_that_is_shared_with_servers_is_nobody_elses(shared: object, mib:
     plain = Config.model_validate({"upstreams": {"u": {"endpoints": ["t:1"]}}, "direct": {"models": "all"}})
     for budget in (collected_of, memory_of):
         assert budget(config, lambda: 1 << 30) == budget(plain, lambda: (1 << 30) - (mib << 20))
+        assert budget(config, lambda: 32 << 20) >= budget(plain, lambda: 16 << 20)
 
 
 @pytest.mark.parametrize(("endpoints", "connections"), [(1, 2), (MOST_WITH_TWO, 2), (MOST_WITH_TWO + 1, 1)])

@@ -479,7 +479,7 @@ class _Families:
         )
         self.laid = counter(
             "gateway_shared_memory_requests",
-            "Requests of at least 64 KiB to endpoints with shared memory, by what became of them: placed, or why not.",
+            "Requests of at least 128 KiB to endpoints with shared memory, by what became of them: placed, or why not.",
             *("upstream", "address", "what"),
         )
         self.regions = counter(
