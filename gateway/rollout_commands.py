@@ -132,7 +132,7 @@ class RolloutCommands:
     def _judged(self, plan: RolloutPlan, state: State, now: float) -> Judgement | None:
         if state.version == 0 or state.step >= len(plan.steps):
             return None
-        compared = plan.experiment(state.step)
+        compared = plan.experiment(state)
         if compared is not None and importlib.util.find_spec("scipy") is None:
             compared = None
         settings, name = self.settings, step_name(plan.name, state.step)

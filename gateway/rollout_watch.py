@@ -273,7 +273,7 @@ class RolloutWatch:
             known = min(waiting, key=lambda each: each.asked)
             known.asked = now
             plan, state, settings = known.plan, known.state, self._settings
-            name, compared = step_name(plan.name, state.step), plan.experiment(state.step)
+            name, compared = step_name(plan.name, state.step), plan.experiment(state)
             self._judge.ask(Question(settings.url, settings.unit_key, name, plan.name, state.version, now, compared))
 
     def _take_answer(self) -> None:

@@ -13,8 +13,8 @@ from gateway.admin.connections import Connection, Connections
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"  # how HTTP/2 clients begin (RFC 9113 section 3.4)
 _TEXT = b"this port is the admin plane and speaks HTTP/1.1; gRPC has a port of its own"
-_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"  # an empty SETTINGS frame, which a server has to send first
 _HTTP_1_1_REQUIRED = 0x0D
+# Without the SETTINGS that a server has to send first: C-core would take them for a success, and come again at once.
 _GOAWAY = (
     (8 + len(_TEXT)).to_bytes(3, "big")
     + b"\x07\x00"
@@ -54,7 +54,7 @@ class FirstBytes(asyncio.Protocol):
             return
         self._seen += data
         if self._seen.startswith(_PREFACE):
-            self._transport.write(_SETTINGS + _GOAWAY)
+            self._transport.write(_GOAWAY)
             self._transport.close()
         elif not _PREFACE.startswith(self._seen):
             seen, self._seen = self._seen, b""

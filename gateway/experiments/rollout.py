@@ -96,14 +96,16 @@ class RolloutPlan:
     def key(self) -> RolloutKey:
         return self.name, self.model, self.before, self.after
 
-    def experiment(self, step: int) -> Plan | None:
-        """What is compared during a step, of which the report's guardrails are evidence; None without guardrails.
+    def experiment(self, state: State) -> Plan | None:
+        """What is compared in a state's step, of which the report's guardrails are evidence; None without guardrails.
 
-        Exposures are of that step alone, under this name: with another share they would be another experiment.
+        Exposures are of that step alone, under this name: with another share they would be another experiment. So the
+        share is the one in force, which a plan that was changed in the middle of the step does not change.
         """
         if not self.guardrails:
             return None
-        share, first = self.steps[step].share, self.guardrails[0]
+        step, first = state.step, self.guardrails[0]
+        share = self.steps[step].share if state.phase in ENDED else state.share
         return Plan(
             name=step_name(self.name, step),
             shares={self.before: 1.0 - share, self.after: share},

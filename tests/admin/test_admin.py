@@ -9,6 +9,7 @@ import stat
 import threading
 
 import aiohttp
+import grpc
 import h2.config
 import h2.connection
 import h2.errors
@@ -178,10 +179,37 @@ async def test_an_http2_client_is_told_which_protocol_is_spoken(source, scrape, 
             await asyncio.sleep(0.01)
         events = client.receive_data(await reader.read())
         writer.close()
-    (ended,) = [event for event in events if isinstance(event, h2.events.ConnectionTerminated)]
+    (ended,) = events  # no SETTINGS: C-core would take them for a success
+    assert isinstance(ended, h2.events.ConnectionTerminated)
     assert ended.error_code == h2.errors.ErrorCodes.HTTP_1_1_REQUIRED
     assert b"admin plane" in ended.additional_data
     assert not caplog.records
+
+
+async def test_a_grpc_client_with_the_wrong_port_comes_again_ever_more_slowly(source, scrape):
+    """Its pauses grow only while no connection is a success, which C-core takes the first SETTINGS for."""
+    came = 0
+    async with Admin(source, "127.0.0.1:0", scrape.render) as admin:
+        host, _, port = admin.address.rpartition(":")
+
+        async def passed_on(reader, writer):
+            nonlocal came
+            came += 1
+            inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+            inner_writer.write(await reader.read(1 << 16))
+            writer.write(await inner_reader.read())
+            writer.close()
+            inner_writer.close()
+
+        async with await asyncio.start_server(passed_on, "127.0.0.1", 0) as counted:
+            address = f"127.0.0.1:{counted.sockets[0].getsockname()[1]}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+                for _ in range(3):
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await call(b"", timeout=0.5)
+                    await asyncio.sleep(0.2)
+    assert 1 <= came <= 4  # after 1 s, 1.6 s, …
 
 
 @pytest.mark.parametrize(

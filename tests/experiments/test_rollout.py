@@ -280,7 +280,18 @@ def test_a_plan_has_shares_that_rise_between_none_and_all(shares: tuple[float, .
 
 
 def test_a_rollout_without_guardrails_compares_nothing() -> None:
-    assert replace(PLAN, guardrails=()).experiment(0) is None
+    assert replace(PLAN, guardrails=()).experiment(AT_LAST) is None
+
+
+def test_a_plan_changed_in_the_middle_of_a_step_compares_by_the_share_in_force() -> None:
+    """By another one units would not come as planned, which pauses it, and each time that somebody resumes it."""
+    changed = replace(PLAN, steps=(*PLAN.steps[:2], Step(0.9, 60.0)))
+    compared = changed.experiment(AT_LAST)
+    assert compared is not None
+    assert compared.shares == {"fp32": 0.5, "int8": 0.5}
+    ended = changed.experiment(replace(AT_LAST, phase=Phase.PROMOTED, share=1.0))
+    assert ended is not None
+    assert ended.shares["int8"] == 0.9
 
 
 ROLLOUTS = 1_000 if IS_LONG else 60
@@ -295,7 +306,7 @@ def rolled_back(rng: np.random.Generator, chances: tuple[float, float], slower: 
     """One rollout of 400 units a step with three looks each: the chances of an error, and how much slower it is."""
     state = State(Phase.RUNNING, 0, SIMULATED.steps[0].share, version=1)
     for step in range(len(SIMULATED.steps)):
-        plan = SIMULATED.experiment(step)
+        plan = SIMULATED.experiment(state)
         assert plan is not None
         is_after = rng.random(400) < SIMULATED.steps[step].share
         failed = rng.random(400) < np.where(is_after, chances[1], chances[0])

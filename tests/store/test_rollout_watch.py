@@ -27,6 +27,8 @@ GUARDED = replace(
     SLOW, steps=(Step(0.5, 3600.0), Step(0.6, 1.0)), guardrails=(Guardrail(BOUGHT, Amount(0.05, False)),), units=300
 )
 
+FIRST = State(Phase.RUNNING, 0, 0.5, version=1)
+
 
 class Worker:
     """A watch whose looks the test makes, and what it was told."""
@@ -298,7 +300,7 @@ def test_a_state_that_a_person_asked_for_is_followed(worker: Make, url: str) -> 
 
 
 def question(url: str, **more: Any) -> Question:
-    return replace(Question(url, None, "int8/1", "int8", 1, 100.0, GUARDED.experiment(0)), **more)
+    return replace(Question(url, None, "int8/1", "int8", 1, 100.0, GUARDED.experiment(FIRST)), **more)
 
 
 def answer(judge: Judge) -> Judgement:

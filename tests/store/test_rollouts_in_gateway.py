@@ -228,9 +228,9 @@ async def test_each_bad_variant_is_caught_by_what_is_meant_for_it_while_calls_go
             assert reason in reasons[name]
         await asyncio.sleep(0.3)
         after = time.monotonic()
-        for made in calls.values():
-            assert {each.variant for each in await made.more(20)} == {"old"}
-            assert {each.code for each in made.since(after)} == {OK}
+        for sent in calls.values():
+            assert {each.variant for each in await sent.more(20)} == {"old"}
+            assert {each.code for each in sent.since(after)} == {OK}
         assert not [calls[name].why() for name in ("slow", "nan", "masked") if calls[name].failed]
 
 

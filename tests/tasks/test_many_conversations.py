@@ -18,8 +18,6 @@ from gateway.app import Gateway
 from gateway.config import load
 from gateway.v1 import speech_pb2_grpc
 
-Code = grpc.StatusCode
-
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
@@ -38,7 +36,7 @@ async def begun(channel: Any) -> Any:
     return call
 
 
-async def refused(channel: Any) -> tuple[Code, str]:
+async def refused(channel: Any) -> tuple[grpc.StatusCode, str]:
     """How one ends that says nothing. Python's client may tell another error if it is still writing."""
     call = speech_pb2_grpc.SpeechServiceStub(channel).Converse(timeout=60)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -56,7 +54,7 @@ async def test_one_connection_holds_so_many_places_and_no_more(gateway: Gateway)
     async with channel_to(gateway.listen) as greedy, channel_to(gateway.listen) as other:
         held = [await begun(greedy) for _ in range(speech._MOST_OF_ONE)]
         code, text = await refused(greedy)
-        assert code is Code.RESOURCE_EXHAUSTED
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "this connection has 64 conversations" in text
         assert await is_heard(other)
         held[0].cancel()
@@ -73,7 +71,7 @@ async def test_all_together_hold_so_many_and_whoever_comes_then_is_told(
         for _ in range(3):
             await begun(greedy)
         code, text = await refused(other)
-        assert code is Code.RESOURCE_EXHAUSTED
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "there are 3 conversations" in text
 
 
@@ -88,4 +86,4 @@ async def test_one_whose_caller_says_nothing_ends(
             await call.write(config())
         with pytest.raises(grpc.aio.AioRpcError, match="no message came for") as caught:
             await call.read()
-        assert caught.value.code() is Code.DEADLINE_EXCEEDED
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
