@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -286,6 +286,13 @@ def test_with_even_shares_it_says_what_means_say() -> None:
     assert found.estimate[-1] == pytest.approx(float(plain.estimate), abs=0.01)
     assert found.high[-1] - found.low[-1] == pytest.approx(float(plain.high - plain.low), rel=0.05)
     assert found.log_e[-1] == pytest.approx(float(plain.log_e), rel=0.2)
+
+
+def test_where_the_scale_begins_does_not_matter() -> None:
+    found = run(plan_of(), 200, latencies(1.3), np.random.default_rng(11))
+    here, far = difference_of(found), difference_of(replace(found, value=found.value + 1e6))
+    assert far.estimate[-1] == pytest.approx(here.estimate[-1])
+    assert far.low[-1] == pytest.approx(here.low[-1])
 
 
 def test_nothing_is_said_before_each_arm_has_its_units() -> None:

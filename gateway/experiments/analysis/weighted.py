@@ -43,6 +43,7 @@ def difference(values: Floats, arms: Ints, propensities: Floats, alpha: float, r
     118 (2021), section 2.
     """
     units = np.arange(1.0, values.size + 1.0)
+    values = values - values[:1]  # or of an outcome that is far from 0 each arm's first unit would outweigh all others
     before, after = _Scores(values, arms == BASELINE), _Scores(values, arms == TREATMENT)
     parts = after.weighted(propensities[:, TREATMENT]) - before.weighted(propensities[:, BASELINE])
     estimate = np.cumsum(parts) / units
