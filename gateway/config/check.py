@@ -165,7 +165,9 @@ def _of_model(at: Path, experiment: Experiment, config: Config) -> Iterator[Prob
             yield Problem((*at, "arms"), wrong, "shares of at least two of its variants")
         elif experiment.baseline is not None and experiment.baseline not in arms:
             yield Problem((*at, "baseline"), f"no arm '{experiment.baseline}'", known(arms, experiment.baseline))
-    yield from check_references((*at, "outcomes"), experiment.outcomes, name, model)
+    plan = dict(experiment.arms or {arm: share for arm, share in (model.split or {}).items() if share > 0.0})
+    treatments = plan.keys() - {experiment.baseline or next(iter(plan), "")}
+    yield from check_references((*at, "outcomes"), experiment.outcomes, name, model, treatments)
     for arm in experiment.arms or ():
         if arm not in model.variants:
             wrong = f"'{name}' has no variant '{arm}'"

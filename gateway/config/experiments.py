@@ -80,7 +80,7 @@ class OutcomeSection(Section):
     reference: Name | None = Field(
         default=None,
         description="Of `agreement` and its contrary: the variant to agree with, a shadow of the model. An arm that is "
-        "the reference agrees with itself.",
+        "the reference agrees with itself, so only the baseline may be.",
         examples=["fp32"],
     )
     output: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from importlib.util import find_spec
 
 from gateway.config.experiments import OutcomeSection
@@ -31,17 +31,29 @@ def check_rollouts(config: Config) -> Iterator[Problem]:
             yield Problem((*at, "name"), f"'{rollout.name}' is an experiment", "a name that no other has")
         yield from _variants(at, rollout, model)
         yield from _evidence(at, rollout, model)
-        yield from check_references((*at, "guardrails"), rollout.guardrails, name, model)
+        yield from check_references((*at, "guardrails"), rollout.guardrails, name, model, {rollout.after})
+        for key, guardrail in rollout.guardrails.items():
+            if guardrail.reference is not None and guardrail.kind == "ratio":
+                wrong = "is never known, nor breached, while all answers agree on one side and none on the other"
+                yield Problem((*at, "guardrails", key, "kind"), wrong, "kind: numeric, which is exact there")
         about = [key for key, each in config.experiments.items() if each.model == name]
         if about:
             wrong = f"experiment '{about[0]}' assigns units of '{name}', which the rollout would not move"
             yield Problem(at, wrong, "one of the two at a time")
 
 
-def check_references(at: Path, outcomes: Mapping[str, OutcomeSection], name: str, model: Model) -> Iterator[Problem]:
-    """Problems of outcomes that are agreement, of an experiment or a rollout. at: where they stand."""
+def check_references(
+    at: Path, outcomes: Mapping[str, OutcomeSection], name: str, model: Model, new: Set[str]
+) -> Iterator[Problem]:
+    """Problems of outcomes that are agreement, of an experiment or a rollout.
+
+    at: where they stand. new: the variants that are judged by them.
+    """
     for key, outcome in outcomes.items():
-        if outcome.reference is not None and outcome.reference not in model.shadow:
+        if outcome.reference in new:
+            wrong = f"'{outcome.reference}' agrees with itself, and would always seem well"
+            yield Problem((*at, key, "reference"), wrong, "the variant that it is compared with, or one beside both")
+        elif outcome.reference is not None and outcome.reference not in model.shadow:
             wrong = f"'{outcome.reference}' is no shadow of '{name}', so no answer is compared with its own"
             right = f"'models.{name}.shadow.{outcome.reference}' with a share of the calls"
             yield Problem((*at, key, "reference"), wrong, right)

@@ -49,7 +49,15 @@ class OutcomeSpec:
     over: str = ""  # of a ratio: the outcome whose sum is below the line; "" for the number of reports
     per_unit: PerUnit = PerUnit.MEAN
     missing: Missing = Missing.EXCLUDED  # a binary outcome is always 0 without a report
-    measure: str = ""  # what of each call the gateway measures for it: "latency", "error", "size"; "": it is reported
+    measure: str = (
+        ""  # what of each call the gateway measures for it: "latency", "error", "size", …; "": it is reported
+    )
+
+    @property
+    def is_of_compared(self) -> bool:
+        """Is a unit's value in [0, 1], and there only if some of its answers were compared with a reference's?"""
+        is_mean = self.kind is Kind.NUMERIC and self.per_unit is PerUnit.MEAN and self.missing is Missing.EXCLUDED
+        return self.measure in {"agreement", "disagreement"} and (self.kind is Kind.BINARY or is_mean)
 
 
 @dataclass(frozen=True, slots=True)

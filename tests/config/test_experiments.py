@@ -174,21 +174,24 @@ def test_experiments_of_a_layer_have_their_shares_one_after_the_other(tmp_path: 
 
 def test_what_the_gateway_measures_is_told_to_those_who_measure(tmp_path: Path) -> None:
     outcomes = """outcomes: {
-        same: {kind: ratio, better: higher, measure: agreement, reference: b},
-        other: {kind: binary, better: lower, measure: disagreement, reference: b},
+        same: {kind: ratio, better: higher, measure: agreement, reference: c},
+        other: {kind: binary, better: lower, measure: disagreement, reference: c},
         sure: {kind: numeric, better: higher, measure: confidence, output: SCORES},
         any: {kind: numeric, better: higher, measure: confidence},
         late: {kind: duration, better: lower, measure: latency}}, primary: other, smallest_effect: 2%"""
     told = f"  one: {{model: photos, {outcomes}}}\n"
-    with pytest.raises(ConfigError, match="'b' is no shadow of 'photos'"):
+    with pytest.raises(ConfigError, match="'c' is no shadow of 'photos'"):
         of_gateway(tmp_path, told)
     file = tmp_path / "gateway.yaml"
-    file.write_text(GATEWAY.replace("  photos:\n", "  photos:\n    shadow: {b: {}}\n") + told)
+    file.write_text(GATEWAY.replace("  photos:\n", "  photos:\n    shadow: {c: {}, b: {}}\n") + told)
     config = load(file, {}).config
     (running,) = running_of(config, {})
     assert running.measures == (("late", "latency"),)
-    assert running.agreements == (("same", "b", 1.0), ("other", "b", 0.0))
+    assert running.agreements == (("same", "c", 1.0), ("other", "c", 0.0))
     assert running.confidences == (("sure", "SCORES"), ("any", ""))
+    file.write_text(file.read_text().replace("reference: c", "reference: b"))
+    with pytest.raises(ConfigError, match="'b' agrees with itself, and would always seem well"):
+        load(file, {})
 
 
 MISSING = {

@@ -88,7 +88,7 @@ def test_units_are_told_of_and_calls_counted_while_it_is_under_way(tmp_path: Pat
 
 
 def test_a_guardrail_may_be_how_often_answers_agree_and_how_sure_they_are(tmp_path: Path) -> None:
-    alike = "bought: {kind: ratio, better: higher, measure: agreement, reference: fp32"
+    alike = "bought: {kind: numeric, better: higher, measure: agreement, reference: fp32"
     sure = "sure: {kind: numeric, better: higher, measure: confidence, worse_by: 5%}"
     shadowed = FULL.replace("    rollout:", "    shadow: {fp32: {share: 1}}\n    rollout:")
     text = shadowed.replace("bought: {kind: binary, better: higher", f"{sure}\n        {alike}")
@@ -123,6 +123,18 @@ WRONG = {
         "bought: {kind: ratio, better: higher, measure: agreement, reference: fp32",
         "'fp32' is no shadow of 'imagenet'",
         "'models.imagenet.shadow.fp32' with a share",
+    ),
+    "agreement with itself": (
+        "bought: {kind: binary, better: higher",
+        "bought: {kind: numeric, better: higher, measure: agreement, reference: int8",
+        "'int8' agrees with itself, and would always seem well",
+        "the variant that it is compared with",
+    ),
+    "agreement as a ratio": (
+        "bought: {kind: binary, better: higher",
+        "bought: {kind: ratio, better: higher, measure: agreement, reference: fp32",
+        "is never known, nor breached, while all answers agree on one side",
+        "kind: numeric",
     ),
     "quantile without one": ("kind: ratio, better", "kind: quantile, better", "go together", "with a 'quantile'"),
 }

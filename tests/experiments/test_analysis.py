@@ -14,7 +14,7 @@ from gateway.experiments.analysis.experiment import analysed, looks
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, Plan
 from gateway.experiments.records import Exposure, Outcome
 from gateway.experiments.units import Units, join
-from gateway.experiments.verdict import Answer, Guard, Judgement
+from gateway.experiments.verdict import Answer, Effect, Guard, Judgement, guarded
 
 BOUGHT = OutcomeSpec("bought", Kind.BINARY, Better.HIGHER)
 SCORE = OutcomeSpec("score", Kind.NUMERIC, Better.HIGHER)
@@ -316,3 +316,49 @@ def test_no_report_of_anything_is_no_error() -> None:
         report = analysed(spring, join(spring, [Exposure("old", "x", 1.0)], []))
         assert report.answer is Answer.UNDECIDED
         assert list(report.lines())
+
+
+DIFFERS = OutcomeSpec("differs", Kind.NUMERIC, Better.LOWER, measure="disagreement")
+AGREES = OutcomeSpec("agrees", Kind.NUMERIC, Better.HIGHER, measure="agreement")
+ANY_DIFFERS = OutcomeSpec("differs", Kind.BINARY, Better.LOWER, measure="disagreement")
+
+
+def compared(spec: OutcomeSpec, values: np.ndarray) -> Effect:
+    """The effect of a guardrail; units come to arms in turn, and values are of their answers, NaN for none."""
+    plan = Plan("p", {"a": 1, "b": 1}, "a", LATENCY, SMALL, (Guardrail(spec, Amount(0.05, False)),), units=values.size)
+    exposures = [Exposure("ab"[n % 2], str(n), float(n)) for n in range(values.size)]
+    outcomes = [Outcome(spec.name, float(x), float(n), unit=str(n)) for n, x in enumerate(values) if not np.isnan(x)]
+    (guardrail,) = analysed(plan, join(plan, exposures, outcomes)).guardrails
+    return guardrail.effect
+
+
+@pytest.mark.parametrize("spec", [DIFFERS, ANY_DIFFERS, AGREES], ids=["mean", "any", "agreement"])
+def test_answers_that_always_differ_from_those_that_never_do_are_told_apart(spec: OutcomeSpec) -> None:
+    """Nothing varies within an arm, so that nothing asymptotic can be said."""
+    effect = compared(spec, np.arange(200) % 2 if spec is not AGREES else 1.0 - np.arange(200) % 2)
+    assert abs(effect.difference) == 1.0
+    assert min(abs(effect.low), abs(effect.high)) > 0.5
+    assert guarded(effect, Amount(0.05, False)) is Guard.BREACHED
+
+
+def test_answers_that_never_differ_in_either_arm_hold_a_guardrail() -> None:
+    assert guarded(compared(DIFFERS, np.zeros(2_000)), Amount(0.05, False)) is Guard.HELD
+
+
+@pytest.mark.parametrize("spec", [DIFFERS, ANY_DIFFERS], ids=["mean", "any"])
+def test_answers_that_nobody_compared_agree_with_nobody(spec: OutcomeSpec) -> None:
+    """Of the reference itself each is: the other arm's copies are lost, such as with that variant down."""
+    effect = compared(spec, np.where(np.arange(2_000) % 2, np.nan, 0.0))
+    assert (effect.baseline_units, effect.units) == (1_000, 0)
+    assert guarded(effect, Amount(0.05, False)) is Guard.UNDECIDED
+
+
+def test_equal_shares_of_compared_answers_are_called_different_in_at_most_alpha() -> None:
+    """Also where of one arm half as many are compared, whose share of the units is not as planned."""
+    rng = np.random.default_rng(143)
+    calls = 0
+    for _ in range(100):
+        values = rng.beta(0.5, 4.0, 1_500)
+        values[(np.arange(values.size) % 2 == 1) & (rng.random(values.size) < 0.5)] = np.nan
+        calls += any(compared(DIFFERS, values[:until]).p_value <= 0.05 for until in (200, 400, 800, 1_500))
+    assert calls <= 5

@@ -109,6 +109,8 @@ class _Look:
         rho2 = mixture.precision(alpha, plan.units * pair)
         place = plan.order.index(arm)
         compare = {Kind.BINARY: self._proportions, Kind.QUANTILE: self._quantiles}.get(spec.kind, self._means)
+        if spec.is_of_compared:
+            compare = self._proportions
         found = compare(spec, place, alpha, rho2)
         before, after = found.values
         relative = (after - before) / abs(before) if before else math.nan
@@ -139,11 +141,17 @@ class _Look:
 
     def _proportions(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
         reports = self._reports(spec.name)
-        hits = any_hit(reports.unit, reports.value, self.count)
         pair = self._of_pair(place)
         plan = self._plan
-        share = plan.share(plan.order[place]) / plan.share(plan.baseline, plan.order[place])
-        arms = proportions.in_blocks(self._arm[pair] == place, hits[pair])
+        share: float | Floats = plan.share(plan.order[place]) / plan.share(plan.baseline, plan.order[place])
+        if spec.is_of_compared:
+            # Who was not compared has agreed with nobody: with the reference away all would seem well.
+            pair = pair & (np.bincount(reports.unit, minlength=self.count) > 0)
+            arms = proportions.in_blocks(self._arm[pair] == place, np.clip(self.values(spec)[pair], 0.0, 1.0))
+            share = proportions.expected_shares(arms, float(share))
+        else:
+            hits = any_hit(reports.unit, reports.value, self.count)
+            arms = proportions.in_blocks(self._arm[pair] == place, hits[pair])
         found = proportions.difference(arms, share, alpha, rho2)
         return _Compared(
             (found.baseline, found.treatment),

@@ -7,6 +7,9 @@ probability alpha at most, at whatever time (Ville's inequality). The interval i
 source: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86 (2024), for the
 betting; Turner, Ly and Grünwald, "Generic E-variables for exact sequential k-sample tests that allow for optional
 stopping", Journal of Statistical Planning and Inference 230 (2024), for two arms and the projection on a line.
+
+A unit's value may also be any number in [0, 1], and the arms' means are compared. It counts as that part of a hit and
+the rest of none: win ** x * loss ** (1 - x) is at most x * win + (1 - x) * loss, so the bets are fair or worse.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ _GRID = 17
 _ZOOMS = 5
 _HALVINGS = 34  # so that a bet is unfair by 1e-10 at most
 _ALMOST_ONE = 1.0 - 1e-9  # a line needs some room between 0 and 1
+_PLANNED = 100.0  # units that a planned share is worth beside what was seen
 _MOST_LOG_RATIO = 16.0  # of two rates: a larger or smaller one is none
 
 
@@ -30,7 +34,7 @@ class Counts:
     """What was seen in one arm, block after block of both arms' units."""
 
     units: Floats
-    hits: Floats
+    hits: Floats  # or sums of values in [0, 1]
 
 
 def block_ends(units: int) -> list[int]:
@@ -43,18 +47,27 @@ def block_ends(units: int) -> list[int]:
     return ends
 
 
-def in_blocks(is_treated: Bools, hits: Bools) -> tuple[Counts, Counts]:
-    """Baseline's and treatment's counts of units in the order of their exposure."""
+def in_blocks(is_treated: Bools, hits: Bools | Floats) -> tuple[Counts, Counts]:
+    """Baseline's and treatment's counts of units in the order of their exposure. hits: or values in [0, 1]."""
     ends = block_ends(is_treated.size)
 
-    def count(chosen: Bools) -> Floats:
+    def count(chosen: Bools | Floats) -> Floats:
         upto = np.concatenate(([0.0], np.cumsum(chosen, dtype=np.float64)))[[0, *ends]]
         return np.asarray(np.diff(upto))
 
     return (
-        Counts(count(~is_treated), count(~is_treated & hits)),
-        Counts(count(is_treated), count(is_treated & hits)),
+        Counts(count(~is_treated), count(~is_treated * hits)),
+        Counts(count(is_treated), count(is_treated * hits)),
     )
+
+
+def expected_shares(arms: tuple[Counts, Counts], planned: float) -> Floats:
+    """The treatment's share in each block, as the plan and the blocks before it tell.
+
+    For outcomes that only some units have, and in one arm perhaps more of them than in the other.
+    """
+    before, treated = _before(arms[0].units), _before(arms[1].units)
+    return np.asarray((treated + _PLANNED * planned) / (before + treated + _PLANNED))[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +78,10 @@ class Bets:
     loss: tuple[Floats, Floats]
 
 
-def bets(before: tuple[Counts, Counts], share: float, line: tuple[Floats, Floats], rho2: float) -> Bets:
+def bets(before: tuple[Counts, Counts], share: float | Floats, line: tuple[Floats, Floats], rho2: float) -> Bets:
     """Bets against "the treatment's rate is intercept + slope · the baseline's", from what was seen before.
 
-    before: sums of all earlier blocks. share: of the treatment, in (0, 1). line: intercepts and slopes.
+    before: sums of all earlier blocks. share: of the treatment, in (0, 1), or by block. line: intercepts and slopes.
 
     With c the point of the line that is nearest to the rates seen so far (Kullback-Leibler, weighted by shares), a
     unit of arm a that hits multiplies by 1 + λa·(1 - ca), and another by 1 - λa·ca, where the λ are so that
@@ -92,7 +105,7 @@ def bets(before: tuple[Counts, Counts], share: float, line: tuple[Floats, Floats
 
 
 def _nearest(
-    rates: tuple[Floats, Floats], shares: tuple[float, float], intercept: Floats, slope: Floats
+    rates: tuple[Floats, Floats], shares: tuple[float | Floats, float | Floats], intercept: Floats, slope: Floats
 ) -> tuple[Floats, Floats]:
     """The point of the line that minimises Σ shareₐ·KL(rateₐ ‖ cₐ), by halving; the derivative rises along the line."""
     low = np.maximum(0.0, -intercept / slope) + np.zeros_like(rates[0])
@@ -109,7 +122,7 @@ def _nearest(
     return middle, intercept + slope * middle
 
 
-def log_e_value(arms: tuple[Counts, Counts], share: float, line: tuple[Floats, Floats], rho2: float) -> Floats:
+def log_e_value(arms: tuple[Counts, Counts], share: float | Floats, line: tuple[Floats, Floats], rho2: float) -> Floats:
     """The logarithm of what the gambler owns at the end, for each line."""
     earlier = [Counts(_before(arm.units)[:, None], _before(arm.hits)[:, None]) for arm in arms]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -137,10 +150,11 @@ class Rates:
     log_e: float  # of the evidence against "no difference"
 
 
-def difference(arms: tuple[Counts, Counts], share: float, alpha: float, rho2: float) -> Rates:
+def difference(arms: tuple[Counts, Counts], share: float | Floats, alpha: float, rho2: float) -> Rates:
     """The intervals of the difference and of the ratio less 1, which hold at all looks at once.
 
-    arms: baseline and treatment, by blocks (`in_blocks`). share: of the treatment, as planned; not as it turned out.
+    arms: baseline and treatment, by blocks (`in_blocks`). share: of the treatment, as
+    planned, or by block as `expected_shares` says; not as it turned out.
     """
     rates = [float(arm.hits.sum() / arm.units.sum()) if arm.units.sum() else math.nan for arm in arms]
     if not all(math.isfinite(rate) for rate in rates):
@@ -159,7 +173,9 @@ def difference(arms: tuple[Counts, Counts], share: float, alpha: float, rho2: fl
     )
 
 
-def _edges(arms: tuple[Counts, Counts], share: float, alpha: float, rho2: float, starts: Floats) -> list[float]:
+def _edges(
+    arms: tuple[Counts, Counts], share: float | Floats, alpha: float, rho2: float, starts: Floats
+) -> list[float]:
     """Where what the gambler owns reaches 1/alpha: below and above, in the difference and in the ratio's logarithm.
 
     Each is looked for from the estimate outwards, in ever smaller parts, and put at the outer end of the last.
