@@ -151,8 +151,8 @@ class ClientCall(Stream):
         may crash when very many calls are reset or outlive their deadlines. A call that takes long is reset all the
         same.
         """
-        if not self.is_small or self.on_message is not None or self.on_chunk is not None or self.unsent:
-            return False
+        if self.closed or not self.is_small or self.on_message is not None or self.on_chunk is not None or self.unsent:
+            return False  # one that has closed has an answer that is still being inflated
         connection = cast("ClientConnection", self.connection)
         if connection.discarded >= connection.most_discarded:
             return False
@@ -415,6 +415,8 @@ class ClientConnection(Connection[ClientCall]):
         self.inflate(call, compressed, plain)
 
     def _call_failed(self, stream: ClientCall, failure: CallFailed) -> None:
+        if failure.code is Code.RESOURCE_EXHAUSTED and stream.initial:  # an answer that is too large has been made
+            stream.release_memory(True)
         stream.reset(ErrorCode.CANCEL)
         stream.end(failure.code, failure.text, Origin.ANSWER)
 
@@ -428,7 +430,7 @@ class ClientConnection(Connection[ClientCall]):
                 stream._ended_unread = True  # the reader gets all messages before the end
             else:
                 self._end(stream, error_code)
-        if stream.on_released is not None and stream.done:
+        if stream.on_released is not None and stream.closed:  # it is not, if it is tried once more
             stream.release_memory(stream.is_answered)
         if stream.id == self._dropping:
             self._dropping = 0

@@ -45,6 +45,8 @@ _REST_SECONDS: Final = 10.0  # until the next one, after Triton has lost one whi
 _PATIENCE: Final = Asker(timeout=1.5)
 _CLOSING: Final = Asker(timeout=0.5)
 _NOT_HERE: Final = "Unable to open shared memory region"  # Triton 2.51
+_UNKNOWN: Final = "Unable to find shared memory region"  # likewise
+_DOUBTED: Final = -1  # in the place of a count of lost connections, which it never equals
 _OLDEST: Final = (2, 51)  # Triton's version that was seen to unregister no region that is in use
 
 
@@ -131,7 +133,10 @@ class Placed:
         """
         if self._region.name not in text:
             return False
-        self._memory.lost(self._region)
+        if text.startswith(_UNKNOWN):
+            self._memory.lost(self._region)
+        else:
+            self._memory.doubt(self._region)
         return True
 
     def raw(self) -> bytes:
@@ -201,6 +206,12 @@ class SharedMemory:
             _log.warning("%s has lost the memory that it shared with the gateway", self._where)
             self._again_at = self._clock() + _REST_SECONDS
             self._let_go(region, "lost")
+
+    def doubt(self, region: Region) -> None:
+        """Triton has refused a place in it. Whether it knows the region is asked before the region is used again."""
+        if region is self._region:
+            region.losses = _DOUBTED
+            self._endpoint.on_suspicion()
 
     # Beside the calls
 

@@ -47,12 +47,12 @@ class Front:
     def placed(
         self, names: tuple[str, str, str], region: str, begin: int, places: Sequence[tuple[int, int]]
     ) -> bytes | None:
-        """The request as one without raw tensors; None if there is not one place for each input.
+        """The request as one without raw tensors; None if there is not one place for each input, with bytes in it.
 
         names: of model and version, and the id. begin: of the memory in the region. places: as in `Placing`.
         """
-        if len(places) != len(self._inputs):
-            return None
+        if len(places) != len(self._inputs) or not all(size for _, size in places):
+            return None  # of a tensor without bytes Triton says that its place is none in the region (probed, 2.51)
         model, version, id = names
         pieces = [scalars(model, version, id), self._before]
         for tensor, (offset, size) in zip(self._inputs, places, strict=True):

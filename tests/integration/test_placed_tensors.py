@@ -162,6 +162,22 @@ async def test_strings_that_do_not_fit_are_refused_in_tritons_words(gateway: Gat
     assert theirs.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_tensor_without_bytes_costs_nobody_the_memory(gateway: Gateway, triton: LocalTriton) -> None:
+    """Triton refuses to look for one in shared memory, in words that name the region."""
+    memory = memory_of(gateway)
+    memory.least = 1
+    for dtype in ("FP32", "BYTES"):
+        request = of_bytes(dtype, 8)
+        request.inputs[0].shape[1] = 0
+        request.raw_input_contents[0] = b""
+        ours, theirs = await both(gateway, triton, request)
+        assert (ours.code, ours.text, ours.body) == (theirs.code, theirs.text, theirs.body)
+        assert theirs.code is grpc.StatusCode.OK
+    assert memory.now().registrations == {"registered": 1}
+    assert memory.now().requests == {"unsuited": 2}
+    assert memory.now().state == "in use"
+
+
 async def test_parameters_and_requested_outputs_stay(gateway: Gateway, triton: LocalTriton) -> None:
     memory = memory_of(gateway)
     memory.least = 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import random
 from collections.abc import Callable
+from typing import Any
 
 import h2.events
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.http2.limits import Limits
 from gateway.rpc.client import ClientCall
+from gateway.rpc.connection import INFLATED_AT_ONCE
 from gateway.status import Code
 
 OK = ("grpc-status", "0")
@@ -139,6 +143,58 @@ def test_an_answer_that_can_t_be_read_frees_nothing() -> None:
     garbage(client, client.begin())
     client.pump()
     assert client.told == [False]
+
+
+LARGE = random.Random(1).randbytes(2 * INFLATED_AT_ONCE)
+
+
+def begun_to_inflate(client: Client) -> tuple[ClientCall, list[Callable[[], None]]]:
+    """A call whose large answer is compressed and here, and the step that is left on another thread."""
+    steps: list[Callable[[], None]] = []
+
+    def elsewhere(inflater: Any, then: Callable[[Any], None]) -> None:
+        steps.append(lambda: then(inflater.step(1 << 30) and None))
+
+    client.connection.elsewhere = elsewhere
+    call = client.begin()
+    client.respond(call, ("grpc-encoding", "gzip"))
+    body = message(gzip.compress(LARGE), 1)
+    for at in range(0, len(body), 16_384):
+        client.h2.send_data(call.id, body[at : at + 16_384])
+        client.pump()
+    client.finish(call, OK)
+    client.pump()
+    assert (len(steps), client.ends) == (1, [])
+    return call, steps
+
+
+def test_an_answer_that_is_inflated_on_another_thread_frees_it() -> None:
+    client = Client()
+    call, (step,) = begun_to_inflate(client)
+    step()
+    client.connection.advance()
+    assert (client.ends, client.told, call.body == LARGE) == ([Code.OK], [True], True)
+
+
+def test_a_call_that_is_given_up_while_its_answer_is_inflated_frees_it() -> None:
+    """And it is none that is left to finish: its server has finished it."""
+    client = Client()
+    call, (step,) = begun_to_inflate(client)
+    call.cancel()
+    step()
+    client.connection.advance()
+    assert (client.ends, client.told) == ([Code.CANCELLED], [True])
+    assert client.connection.discarded == 0
+
+
+def test_an_answer_that_is_too_large_frees_it() -> None:
+    """It has been made, so its server reads nothing any more: it must not cost others the memory."""
+    client = Client()
+    call = client.begin()
+    client.respond(call)
+    client.h2.send_data(call.id, b"\0\xff\xff\xff\xff")
+    client.pump()
+    assert (client.ends, client.told) == ([Code.RESOURCE_EXHAUSTED], [True])
 
 
 def test_a_call_that_was_never_sent_frees_it_at_once() -> None:

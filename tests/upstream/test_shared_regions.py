@@ -161,6 +161,19 @@ async def test_an_error_that_names_the_region_says_that_triton_does_not_know_it(
     assert await rig.look() == ["ServerMetadata", "Register", "Status"]
 
 
+async def test_an_error_that_names_the_region_but_not_as_unknown_has_triton_asked(rig: Rig) -> None:
+    """The call goes as bytes, and what one caller's tensors are refused for does not cost the others the region."""
+    await rig.look()
+    (name,) = rig.files
+    sent = rig.sent()
+    assert sent.is_unknown(f"Invalid offset + byte size for shared memory region: '{name}'")
+    assert rig.placed() is None
+    assert await rig.look() == ["Status"]
+    assert rig.files == {name}
+    assert rig.placed() is not None
+    assert rig.memory.now().registrations == {"registered": 1}
+
+
 @pytest.mark.parametrize(
     ("failure", "said"),
     [

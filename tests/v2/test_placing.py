@@ -54,7 +54,9 @@ def as_triton_reads_it(placed: bytes, memory: bytearray) -> Any:
     return message
 
 
-@given(tensors=st.lists(st.binary(max_size=300), min_size=1, max_size=5), cuts=st.lists(st.integers(0, 2000)))
+@given(
+    tensors=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), cuts=st.lists(st.integers(0, 2000))
+)
 @settings(deadline=None)
 def test_every_tensor_lies_where_the_request_says_however_it_is_cut(tensors: list[bytes], cuts: list[int]) -> None:
     message = request(*tensors)
@@ -130,3 +132,13 @@ def test_as_many_tensors_as_inputs_or_none() -> None:
     message.raw_input_contents.append(b"3")
     front, placing, _ = fed(message.SerializeToString(), [])
     assert front.placed(NAMES, "region", BEGIN, placing.places) is None
+
+
+@pytest.mark.parametrize("tensors", [(b"",), (b"", b"1"), (b"1", b"")], ids=["alone", "first", "last"])
+def test_a_tensor_without_bytes_has_no_place(tensors: tuple[bytes, ...]) -> None:
+    """Triton refuses to look for one, in words that would read as if it had lost the region."""
+    body = request(*tensors).SerializeToString()
+    front, placing, _ = fed(body, [])
+    assert placing.is_whole
+    assert front.placed(NAMES, "region", BEGIN, placing.places) is None
+    assert body[: front.raw] + placing.raw() == body
