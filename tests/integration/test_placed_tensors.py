@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -68,7 +69,14 @@ def placed(memory: SharedMemory) -> int:
 
 
 def files() -> set[str]:
-    return {path.name for path in SHM.glob(f"{RESERVED}*")}
+    """Those of gateways in this process: others on this host may have some, by whom their files are locked."""
+    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    ours = {each[5].rpartition(":")[2] for each in locks if each[1] == "FLOCK" and int(each[4]) == os.getpid()}
+    found = {}
+    for path in SHM.glob(f"{RESERVED}*"):
+        with contextlib.suppress(FileNotFoundError):  # another gateway has just removed its own
+            found[path.name] = str(path.stat().st_ino)
+    return {name for name, inode in found.items() if inode in ours}
 
 
 @pytest.fixture
@@ -414,7 +422,7 @@ async def test_what_a_killed_gateway_left_is_swept_and_what_a_living_one_has_is_
                 assert (await call(through, request)).body == (await call(direct, request)).body
         killed.kill()
         await killed.wait()
-        assert len(files()) == len(await registered()) == 2
+        assert len(await registered()) == 2
         async with gateway_to(tmp_path, triton.grpc_address) as following:
             await in_use(following)
             assert kept in files() == await registered(2)
