@@ -263,7 +263,7 @@ def waits_for(plan: RolloutPlan, state: State, evidence: Evidence | None, now: f
         return
     if state.phase is Phase.PAUSED:
         yield f"it is paused ({state.reason}): resume, promote or abort it"
-    if evidence is None or evidence.step != state.step or now - evidence.at > FRESH_SECONDS:
+    if evidence is None or evidence.step != state.step or abs(now - evidence.at) > FRESH_SECONDS:
         yield "nothing new is known of this step"
         return
     if not evidence.is_ready:

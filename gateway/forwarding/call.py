@@ -521,6 +521,8 @@ class Call:
         if self._shadows and self.served is not None:
             passed = self._caller.metadata.passed
             shadows, unit = self._inference.shadows, self._exposed or self._unit
+            if unit is not None and not self._inference.is_measured(unit, self._work):
+                unit = None
             shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body, unit)
         if self._counted is not None and self._counted.looks > 0 and not stand_in(self._work):
             self._counted.answered(body)
@@ -529,7 +531,9 @@ class Call:
     def _score(self, body: bytes, head: Head | None) -> None:
         """Measure how sure the answer is, if its unit's experiment asks for that. head: its own, if it is known."""
         exposed = self._exposed
-        if exposed is not None and exposed.running.confidences:
+        if exposed is None or not exposed.running.confidences:
+            return
+        if self._inference.is_measured(exposed, self._work):
             self._inference.exposures.scored(exposed, body, head or self._inference.answers.peek(body))
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:

@@ -328,6 +328,11 @@ class Inference:
         stood_in = code is OK and stand_in(work) not in _NO_FAULT
         self.exposures.ended(exposed, code, _last_meaning(work, code), callers_fault, size, stood_in)
 
+    @staticmethod
+    def is_measured(exposed: Exposed, work: Work) -> bool:
+        """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in."""
+        return not exposed.running.counts_variant or not stand_in(work)
+
     def rolled_ended(
         self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None
     ) -> None:

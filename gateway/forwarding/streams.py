@@ -485,9 +485,10 @@ class StreamSession(StreamOwner):
         if last and not message.answers and code is Code.OK:
             if message.shadows:
                 self._copy(message, rename_response(body, response))
-            if message.exposed is not None and message.exposed.running.confidences:
+            exposed = message.exposed
+            if exposed is not None and exposed.running.confidences and self._inference.is_measured(exposed, work):
                 answer = rename_response(body, response)
-                self._inference.exposures.scored(message.exposed, answer, self._inference.answers.peek(answer))
+                self._inference.exposures.scored(exposed, answer, self._inference.answers.peek(answer))
         self._answer(message, renamed, last=last, in_turn=last and not is_closing, code=code, text=text)
 
     def _is_looked_at(self, stream: UpstreamStream, message: Message, head: StreamHead, body: bytes) -> bool:
@@ -526,10 +527,10 @@ class StreamSession(StreamOwner):
     def _copy(self, message: Message, answer: bytes) -> None:
         """Send copies of a message that has one answer to its model's shadows."""
         assert message.served is not None  # noqa: S101  (it has been answered)
-        passed, variant = self._opening.metadata.passed, message.served.variant
-        self._inference.shadows.answered(
-            message.shadows, variant, message.copied, message.head, passed, answer, message.exposed
-        )
+        passed, variant, unit = self._opening.metadata.passed, message.served.variant, message.exposed
+        if unit is not None and message.work is not None and not self._inference.is_measured(unit, message.work):
+            unit = None
+        self._inference.shadows.answered(message.shadows, variant, message.copied, message.head, passed, answer, unit)
 
     def _report_attempt(self, message: Message) -> tuple[Code, str]:
         """Report an attempt after its last answer; it failed if one of its answers was an error."""

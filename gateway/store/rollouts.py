@@ -107,7 +107,9 @@ class RolloutStore(Store):
         connection.execute(made.on_conflict_do_update(index_elements=keys, set_=new), rows)
 
     def _has_lease(self, connection: Connection, name: str, worker: str, now: float, seconds: float) -> bool:
-        """Take or keep the lease, if nobody else has it."""
+        """Take or keep the lease, if nobody else has it. One that ends later than any is taken for is no lease: since
+        it was, the clock has been put back, and whoever is there takes its own anew.
+        """
         table = schema.leases.c
         until = now + seconds
         made = self.insert(schema.leases).values(rollout=name, holder=worker, until=until)
@@ -115,7 +117,7 @@ class RolloutStore(Store):
             made.on_conflict_do_update(
                 index_elements=[table.rollout],
                 set_={"holder": worker, "until": until},
-                where=(table.holder == worker) | (table.until < now),
+                where=(table.holder == worker) | (table.until < now) | (table.until > now + 2.0 * seconds),
             )
         )
         return self._holds(connection, name, worker, now)

@@ -74,6 +74,7 @@ def test_a_rollout_that_nothing_speaks_against_goes_through_its_steps_to_all_uni
         pytest.param(2, {"guardrails": (HELD[0], guardrail(Guard.UNDECIDED, GUARDRAILS[1]))}, "'p99'", id="undecided"),
         pytest.param(2, {"guardrails": HELD[:1]}, "'p99'", id="no reports"),
         pytest.param(2, {"at": 9_000.0}, "nothing new", id="old"),
+        pytest.param(2, {"at": 20_000.0}, "nothing new", id="from before the clock was put back"),
         pytest.param(0, {"after": Alarm().after(Calls(errors=1))}, "the latest calls of 'int8'", id="last call failed"),
         pytest.param(2, {"step": 1}, "nothing new", id="of another step"),
     ],

@@ -74,6 +74,14 @@ def test_one_worker_has_the_lease_until_it_expires_and_without_it_none_decides(s
     assert other.decide(PLAN, FIRST, "b")
 
 
+def test_a_lease_from_before_the_clock_was_put_back_keeps_nobody_from_deciding(stores: Stores) -> None:
+    """Its holder may be gone, and until the clock is there again nothing would be taken back."""
+    one, other = stores
+    assert look(one, "a", 3_600.0).led
+    assert look(other, "b", 4.0).led
+    assert not look(one, "a", 4.0).led
+
+
 def test_a_lease_that_is_given_back_is_free_at_once(stores: Stores) -> None:
     one, other = stores
     assert look(one, "a").led == {"int8"}

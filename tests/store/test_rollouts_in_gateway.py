@@ -21,6 +21,7 @@ from v2_calls import infer
 
 from gateway.app import Gateway
 from gateway.cli import main
+from gateway.store.database import Store
 
 STEPS = [{"share": "20%", "soak": "1s", "units": 0}, {"share": "50%", "soak": "1s", "units": 0}]
 ERRORS = {"kind": "ratio", "better": "lower", "measure": "error", "worse_by": 0.05}
@@ -95,6 +96,24 @@ async def test_a_variant_that_fails_every_call_is_taken_back_and_nobody_fails_af
         async with gateway(file) as running, load(running) as again:
             assert {each.variant for each in await again.more(50)} == {"old"}  # it stays ended
             assert state(running).phase == "rolled back"
+
+
+async def test_answers_of_who_stands_in_tell_nothing_of_the_new_variant(tmp_path: Path, url: str) -> None:
+    """The old one's agree with its own, and would hide that the new one fails."""
+    alike = {"kind": "numeric", "better": "lower", "measure": "disagreement", "reference": "old", "worse_by": 0.02}
+    model = {"retry": {"on": ["server"]}, "shadow": {"old": {"share": 1}}}
+    async with tritons() as (old, new):
+        rollout = plan(old.address, new.address, url, model=model, guardrails={"alike": alike})
+        new.behaviour = fails_at_once
+        async with gateway(write(tmp_path / "gateway.yaml", rollout)) as running, load(running) as calls:
+            await until_it_is(running, "rolled back")
+        assert not calls.failed, calls.why()
+    seen = Store(url, "a key that nobody guesses")
+    arms = {each.unit: each.arm for each in seen.exposures("spring/1")}
+    found = {arms[each.unit] for each in seen.outcomes("spring/1", {"alike": True})}
+    seen.close()
+    assert set(arms.values()) == {"old", "new"}
+    assert found == {"old"}
 
 
 async def test_a_variant_that_never_answers_is_taken_back(tmp_path: Path, url: str) -> None:
