@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,8 +47,8 @@ _IN_FORCE_SECONDS: Final = 2.0  # in which a decision is in force everywhere (do
 _SETTLED: Final = {"promoted", "rolled back"}
 
 _STEPS: Final = [
-    {"share": "25%", "soak": "2s", "units": 25},
-    {"share": "50%", "soak": "2s", "units": 100, "must_hold": True},
+    {"share": "40%", "soak": "2s", "units": 100},
+    {"share": "60%", "soak": "2s", "units": 100, "must_hold": True},
 ]
 _GUARDRAILS: Final = {
     CORRECTED: {"kind": "binary", "better": "lower", "worse_by": 0.15},
@@ -106,14 +105,16 @@ class Case:
         return f"to-{self.name}"
 
 
-_GOOD: Final = Case("int8", "nothing", "", "nobody", "promoted", _INT8, is_shadowed=True)
+_GOOD: Final = Case("int8", "nothing", "", "", "promoted", _INT8, is_shadowed=True)
 _NAN: Final = Case("nan", "a weight is NaN", "'nan' is broken", "the fast lane, in a few calls")
-_PERTURBED: Final = Case("perturbed", "noise on weights", f"{CORRECTED} of 'perturbed'", "what users report later")
+_PERTURBED: Final = Case(
+    "perturbed", "noise on weights", f"{CORRECTED} of 'perturbed'", "what users report later, a binary outcome"
+)
 _SHORT: Final = (_GOOD, _NAN)
 _CASES: Final = (
     _GOOD,
     _PERTURBED,
-    Case("gated", "the same, with a shadow", "", "the parity gate", "waiting", "perturbed", is_shadowed=True),
+    Case("gated", "the same, and it is shadowed", "", "the parity gate", "waiting", "perturbed", is_shadowed=True),
     Case("slow", "0.15 s slower", "latency of 'slow'", "the 80th percentile of latency"),
     _NAN,
     Case("night", "surer, but not of dark photos", "doubtful of 'night'", "the 5th percentile of the score"),
@@ -158,11 +159,11 @@ async def run(settings: ScenarioSettings) -> int:
 async def _run(settings: ScenarioSettings, folder: Path) -> None:
     console = Console(highlight=False, width=_WIDTH)
     cases = _SHORT if settings.is_short else _CASES
-    made = await asyncio.to_thread(write_models, settings.repository, folder / "models")
-    truth = await asyncio.to_thread(Truth.of, settings.repository)
-    console.print(f"[dim]models:[/] {_FP32} serves; beside it {', '.join(case.name for case in cases)}")
-    models = [name for name in made if name in {_FP32, *(case.model or case.name for case in cases)}]
+    models = [_FP32, *dict.fromkeys(case.model or case.name for case in cases)]
+    await asyncio.to_thread(write_models, models, settings.repository, folder / "models")
+    console.print(f"[dim]triton:[/] starting with {', '.join(models)}")
     async with LocalTriton(folder / "models", models=models) as triton:
+        truth = await asyncio.to_thread(Truth.of, settings.repository)
         file = folder / "gateway.yaml"
         file.write_text(yaml.safe_dump(config(settings, triton.grpc_address, folder, cases), sort_keys=False), "utf-8")
         loaded = load(file, os.environ)
@@ -184,28 +185,31 @@ async def _run(settings: ScenarioSettings, folder: Path) -> None:
         raise NotAsExpected("Not as expected: " + "; ".join(wrong))
 
 
-def write_models(repository: Path, folder: Path) -> list[str]:
-    """A repository of the two good variants and of those that are broken; the names of all."""
-    for name in (_FP32, _INT8):
-        shutil.copytree(repository / name, folder / name)
-    graph = (repository / _FP32 / "1" / "model.onnx").read_bytes()
-    config = (repository / _FP32 / "config.pbtxt").read_text("utf-8")
-    graphs = {
-        "perturbed": broken.perturbed(graph),
-        "nan": broken.not_a_number(graph),
-        "night": broken.worse_at_night(graph),
-        "slow": graph,
-    }
-    for name, content in graphs.items():
+_BROKEN: Final[Mapping[str, Callable[[bytes], bytes]]] = {
+    "perturbed": broken.perturbed,
+    "nan": broken.not_a_number,
+    "night": broken.worse_at_night,
+    "slow": bytes,
+}
+
+
+def write_models(models: Sequence[str], repository: Path, folder: Path) -> None:
+    """A repository of these: those that are good as they are, and those that are broken, made of FP32's graph."""
+    source = repository / _FP32
+    graph = (source / "1" / "model.onnx").read_bytes()
+    settings = (source / "config.pbtxt").read_text("utf-8")
+    for name in models:
+        if name not in _BROKEN:
+            shutil.copytree(repository / name, folder / name)
+            continue
         (folder / name / "1").mkdir(parents=True)
-        (folder / name / "1" / "model.onnx").write_bytes(content)
-        shutil.copy(repository / _FP32 / "labels.txt", folder / name / "labels.txt")
-        own = config.replace(f'name: "{_FP32}"', f'name: "{name}"')
+        (folder / name / "1" / "model.onnx").write_bytes(_BROKEN[name](graph))
+        shutil.copy(source / "labels.txt", folder / name / "labels.txt")
+        own = settings.replace(f'name: "{_FP32}"', f'name: "{name}"')
         if name == "slow":
             own = own.replace('backend: "onnxruntime"', 'backend: "python"')
             (folder / name / "1" / "model.py").write_bytes(broken.slow_program())
         (folder / name / "config.pbtxt").write_text(own, "utf-8")
-    return [_FP32, _INT8, *graphs]
 
 
 def config(settings: ScenarioSettings, triton: str, folder: Path, cases: Sequence[Case]) -> Mapping[str, Any]:
@@ -249,7 +253,7 @@ def config(settings: ScenarioSettings, triton: str, folder: Path, cases: Sequenc
                 "secondary": ["latency"],
                 "smallest_effect": 0.1,
                 "units": 400,
-                "window": "3s",
+                "window": "8s",  # what is measured comes to the store within six
             }
         },
         "store": {"url": f"sqlite:///{folder}/experiments.db"},
@@ -340,12 +344,17 @@ class Scenario:
             self.ended[_EXPERIMENT] = self._seconds
             self.users.wanted.pop(_COMPARED, None)
 
+    def is_as_expected(self, case: Case) -> bool:
+        """Has it come to the end that it must, for the reason that is meant?"""
+        now = self.rollouts[case.public]
+        return bool(now["state"] == case.phase) and case.caught in now["reason"]
+
     def wrong(self) -> Iterator[str]:
         """What came out otherwise than it must."""
         for case in self.cases:
             now, seen = self.rollouts[case.public], self.users.seen[case.public]
-            if now["state"] != case.phase or case.caught not in now["reason"]:
-                yield f"{case.rollout} is {now['state']}{_because(now) or ' after ' + format(self._seconds, '.0f') + ' s'}"
+            if not self.is_as_expected(case):
+                yield f"{case.rollout} is {now['state']} after {self._seconds:.0f} s{_because(now)}"
             stays = {case.name if case.phase == "promoted" else "fp32"}
             if case.phase in _SETTLED and seen.after is not None and set(seen.after) != stays:
                 yield f"after the end of {case.rollout} calls were answered by {', '.join(seen.after)}"
@@ -360,30 +369,31 @@ class Scenario:
 
 
 def _because(now: Mapping[str, Any]) -> str:
-    reason = escape(str(now["reason"]))
-    return f": {reason}" if now["state"] == "rolled back" else ""
+    """The reason of an end, up to the interval of its difference; `rollout show` has all of it."""
+    reason, end, _ = str(now["reason"]).partition("], ")
+    return f": {escape(reason + end.rstrip(', '))}" if now["state"] == "rolled back" else ""
 
 
 def show(console: Console, scenario: Scenario, truth: Truth) -> None:
     """Print what was sent, what shadow and experiment found, and what became of each rollout."""
     seen = scenario.users.seen.values()
     console.print(
-        f"\n[bold]sent[/]        {sum(each.calls for each in seen)} photos of as many users, and "
-        f"{sum(each.reports for each in seen)} reports, 0.5 to 2 s later; failures that a user saw: "
-        f"{sum(each.failures.total() for each in seen)}; NaN: {sum(each.wrong_in_kind for each in seen)}"
+        f"\n[bold]sent[/]        {sum(each.calls for each in seen)} photos by as many users, who put "
+        f"{sum(each.reports for each in seen)} answers right, later;\n            "
+        f"failures that a user saw: {sum(each.failures.total() for each in seen)}, "
+        f"answers with NaN: {sum(each.wrong_in_kind for each in seen)}"
     )
     _show_shadows(console, scenario, truth)
     if scenario.report is not None:
         _show_experiment(console, scenario.report, truth)
     table = Table(title="\nRolled out while users called", title_justify="left")
-    for heading in ("variant", "wrong with it", "meant to see it", "it is", "shares", "its calls", "s"):
+    for heading in ("variant", "wrong with it", "seen by", "it is", "its calls", "s"):
         table.add_column(heading)
     for case in scenario.cases:
         now, users = scenario.rollouts[case.public], scenario.users.seen[case.public]
-        shares = " → ".join(f"{100 * each['share']:.0f} %" for each in now["history"])
         took = scenario.ended.get(case.name)
         table.add_row(
-            *(case.name, case.fault, case.by, str(now["state"]), shares or "0 %"),
+            *(case.name, case.fault, case.by if scenario.is_as_expected(case) else "?", str(now["state"])),
             *(f"{users.variants[case.name]} of {users.calls}", "" if took is None else f"{took:.0f}"),
         )
     console.print(table)

@@ -50,7 +50,9 @@ def worse_at_night(model: bytes) -> bytes:
     def change(graph: Any, numpy_helper: Any, helper: Any) -> None:
         graph.node[-1].output[0] = "even"
         values = {"dark": [[_DARK]], "surer": [[_SURER]], "less_sure": [[_LESS_SURE]]}
-        graph.initializer.extend(numpy_helper.from_array(np.float32(each), name) for name, each in values.items())
+        graph.initializer.extend(
+            numpy_helper.from_array(np.array(each, np.float32), name) for name, each in values.items()
+        )
         graph.node.extend(
             [
                 helper.make_node("ReduceMean", [INPUT], ["brightness"], axes=[1, 2, 3], keepdims=1),
