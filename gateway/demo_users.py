@@ -73,7 +73,8 @@ class Seen:
     """What users of one public model have met.
 
     variants:  how many calls each answered.
-    after:     the same, of the calls that began a while after its rollout had ended.
+    scores:    of their best classes, added up.
+    after:     calls by variant, of those that began a while after its rollout had ended.
     """
 
     calls: int = 0
@@ -81,7 +82,12 @@ class Seen:
     wrong_in_kind: int = 0  # answers with NaN or infinity
     reports: int = 0
     variants: Counter[str] = field(default_factory=Counter)
+    scores: dict[str, float] = field(default_factory=dict)
     after: Counter[str] | None = None
+
+    def mean_score(self, variant: str) -> float:
+        """Of the answers' best classes; NaN if it has answered none."""
+        return self.scores[variant] / self.variants[variant] if self.variants[variant] else float("nan")
 
     def begin_check(self) -> None:
         """Count calls that begin from now on apart."""
@@ -142,6 +148,7 @@ class Users:
             return
         (variant,) = (str(value) for key, value in await call.trailing_metadata() if key == "gateway-variant")
         seen.variants[variant] += 1
+        seen.scores[variant] = seen.scores.get(variant, 0.0) + float(scores.max())
         if after is not None:
             after[variant] += 1
         seen.wrong_in_kind += not np.isfinite(scores).all()

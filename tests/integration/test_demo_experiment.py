@@ -32,8 +32,9 @@ async def test_int8_is_promoted_and_nan_taken_back_and_no_user_fails(tmp_path: P
     assert "\x1b" not in output
 
 
-def test_the_whole_scenario_s_config_has_no_findings(tmp_path: Path) -> None:
-    settings = ScenarioSettings(tmp_path, "127.0.0.1:0", "127.0.0.1:0", is_short=False)
+@pytest.mark.parametrize("is_short", [False, True], ids=["whole", "short"])
+def test_check_has_nothing_to_say_of_its_config(tmp_path: Path, is_short: bool) -> None:
+    settings = ScenarioSettings(tmp_path, "127.0.0.1:0", "127.0.0.1:0", is_short)
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump(dict(config(settings, "127.0.0.1:9", tmp_path, demo_experiment._CASES))), "utf-8")
     assert not load(file, {}).warnings
