@@ -4,10 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run test pythons coverage soak fuzz check audit sbom docs perf setup clean
+.PHONY: run experiment test pythons coverage soak fuzz check audit sbom docs perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
+
+# On real models, in about a minute and a half: INT8 goes live with evidence, and broken variants are taken back. HOW=short make
+# experiment shows one of each.
+experiment: setup $(VENV)/.experiments
+	@$(BIN)/inference-gateway demo --experiment $(HOW)
+
+$(VENV)/.experiments: $(VENV)/.installed
+	$(INSTALL) -e '.[local,experiments]'
+	@touch $@
 
 # The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand.
 test: $(VENV)/.tools $(VENV)/.compiled

@@ -285,6 +285,13 @@ def _add_local_commands(commands: Commands) -> None:
     what = demo.add_mutually_exclusive_group()
     what.add_argument("--task", metavar="NAME", help="only this one, such as 'reading'; the demo's table names all")
     what.add_argument("--all", action="store_true", help="every task; says first how much there is to fetch")
+    what.add_argument(
+        "--experiment",
+        nargs="?",
+        const="whole",
+        choices=("whole", "short"),
+        help="a variant goes live with evidence, and broken ones are taken back; 'short': two of them",
+    )
     demo.add_argument("--input", type=Path, metavar="FILE", help="with --task: your own picture, text or recording")
     demo.add_argument("--config", type=Path, metavar="FILE", help="default: the example that serves the tasks")
     demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
@@ -746,6 +753,8 @@ def _demo(arguments: argparse.Namespace) -> int:
             "The demo's models and configs are part of the project's checkout and not of its package. Run it there: "
             "`make run`, or .venv/bin/inference-gateway demo."
         )
+    if arguments.experiment is not None:
+        return _demo_experiment(arguments)
     from gateway import demo, event_loop  # noqa: PLC0415
 
     _log_to_stderr("warning")
@@ -761,6 +770,17 @@ def _demo(arguments: argparse.Namespace) -> int:
     )
     demo.prepare(settings)
     return event_loop.run(demo.run(settings))
+
+
+def _demo_experiment(arguments: argparse.Namespace) -> int:
+    from gateway import demo_experiment, event_loop  # noqa: PLC0415
+
+    _log_to_stderr("error")
+    settings = demo_experiment.ScenarioSettings(
+        arguments.repository, arguments.listen, arguments.admin_listen, arguments.experiment == "short"
+    )
+    demo_experiment.prepare(settings)
+    return event_loop.run(demo_experiment.run(settings))
 
 
 def _say(text: str) -> None:

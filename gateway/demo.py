@@ -243,6 +243,10 @@ def _say_what_to_try(console: Console, gateway: Gateway, tasks: Sequence[Task]) 
     )
     console.print("[bold]own[/]  ", end="")
     console.print(f"inference-gateway demo --task {tasks[0].name} --input FILE", soft_wrap=True, markup=False)
+    console.print("[bold]next[/] ", end="")
+    console.print(
+        "make experiment   [dim](INT8 goes live with evidence; broken variants are taken back)[/]", soft_wrap=True
+    )
     console.print("[bold]try[/]  ", end="")
     console.print(f'.venv/bin/python -c "{code}"', soft_wrap=True, markup=False)
     if model == _MODEL:

@@ -96,7 +96,7 @@ def _evidence(at: Path, rollout: Rollout, model: Model) -> Iterator[Problem]:
     most = max((step.units or 0 for step in rollout.steps), default=0)
     for name, guardrail in rollout.guardrails.items():
         tail = 0.0 if guardrail.quantile is None else min(guardrail.quantile, 1.0 - guardrail.quantile)
-        if guardrail.quantile is not None and 0 < most * tail < _TOLD:
+        if guardrail.quantile is not None and 0 < round(most * tail, 6) < _TOLD:  # 1.0 - 0.8 is a little less than 0.2
             wrong = f"of {most} units too few are beyond the {guardrail.quantile:g} quantile to tell much of it"
             right = f"steps of {_TOLD / tail:.0f} units, or a quantile nearer to the middle"
             yield Problem((*at, "guardrails", name, "quantile"), wrong, right, Severity.WARNING)
