@@ -106,4 +106,7 @@ class SpanPipe:
             _log.warning("the process that exports spans has ended with %d and is started again in %g s", code, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RESTART_SECONDS[1])
-            self._process = await self._start()
+            try:
+                self._process = await self._start()
+            except OSError as error:  # too many processes, or no memory: what has ended is waited for once more
+                _log.warning("the process that exports spans can't be started: %s", error)

@@ -24,9 +24,11 @@ from traffic import until
 
 from gateway.hooks import AttemptEnded, AttemptStarted, CallEnded, CallStarted
 from gateway.status import Code, Meaning
+from gateway.telemetry import span_pipe
 from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
 from gateway.telemetry.compose import compose
 from gateway.telemetry.otel import BadTelemetrySettings, is_configured
+from gateway.telemetry.span_pipe import SpanPipe
 from gateway.telemetry.traces import Traces
 
 ROOT = Path(__file__).parents[2]
@@ -269,6 +271,28 @@ async def test_an_exporter_that_dies_is_started_again_and_one_that_hangs_is_not_
         call().report_to(listener)
     assert "is killed" in caplog.text
     assert not exporters()
+
+
+async def test_an_exporter_for_which_there_was_no_process_is_started_later(
+    receiver, environment, call, caplog, monkeypatch
+):
+    """Else nothing would be exported any more, and nobody told."""
+    async with traces() as listener:
+        first, start, failed = await exporter(), SpanPipe._start, []
+
+        async def fails_once(pipe):
+            if not failed:
+                failed.append(True)
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return await start(pipe)
+
+        monkeypatch.setattr(SpanPipe, "_start", fails_once)
+        monkeypatch.setattr(span_pipe, "_RESTART_SECONDS", (0.05, 0.1))
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: "can't be started" in caplog.text, 10, "it is told")
+        await exporter(but=first)
+        call().report_to(listener)
+        await until(lambda: receiver.spans, 20, "the spans of the call")
 
 
 async def test_spans_that_nobody_takes_are_dropped_and_counted(environment, call):
