@@ -199,6 +199,13 @@ class WireCaller(PartsCaller):
         self._copied += len(data)
         copy.append(data)
 
+    def may_keep(self) -> bool:
+        return self._call.connection.budget.may_keep
+
+    def keep_request(self, size: int) -> None:
+        self._call.connection.budget.keep(size)
+        self._copied += size
+
     def drop_request(self) -> None:
         if self._copied:
             self._drop_copy()

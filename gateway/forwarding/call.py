@@ -100,7 +100,7 @@ class Call:
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
     _quota: Quota | None = None  # that it must leave
-    _placed: Placed | None = None  # its tensors, while they are in memory that its endpoint shares
+    _placed: Placed | None = None  # its tensors, while it has a place in memory that its endpoint shares
     _may_be_placed = True  # have its tensors not been there yet?
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
@@ -337,11 +337,16 @@ class Call:
         return True
 
     def _unplace(self, placed: Placed) -> None:
-        """It needs the tensors there no more: it goes on as bytes."""
+        """It goes on as bytes.
+
+        A large request's place there stays its own until it ends, though it needs it no more: so no more bytes can be
+        taken out of the memory, into the gateway's own, than there is memory.
+        """
         if self._large is not None:
             self._large.take_back()
-        self._placed = None
-        placed.drop()
+        else:
+            self._placed = None
+            placed.drop()
 
     def _is_sent_as_bytes(self, client: ClientCall, placed: Placed) -> bool:
         """Does the server not know the memory, as after a restart? Then it is sent once more, which is no attempt."""
@@ -411,8 +416,10 @@ class Call:
         if self._place is not None:  # a slow reader keeps no place from others
             place, self._place = self._place, None
             place.leave_answered(self._inference.clock())
-        if self._placed is not None:  # the server has read its tensors, and a slow reader of the answer holds none
-            self._placed.released(True)
+        client.release_memory(True)  # the server has read its tensors, and a slow reader of the answer holds none
+        if self._placed is not None:
+            placed, self._placed = self._placed, None
+            placed.drop()
         work = self._work
         front = as_asked(client.body, head, work.route.model, None if work.upstream_id is None else self.head.id)
         self.served = self._who(head.model_version)[0]
@@ -421,7 +428,8 @@ class Call:
         caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
-        if self._placed is not None and client.code is not OK and self._is_sent_as_bytes(client, self._placed):
+        placed = self._placed
+        if placed is not None and client.runs_out and client.code is not OK and self._is_sent_as_bytes(client, placed):
             return
         self._leave_endpoint(client)
         if self._timer is not None:

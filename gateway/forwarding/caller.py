@@ -156,6 +156,14 @@ class PartsCaller(Caller):
         """The bytes of the request that were passed on since the last call of this; None if they were not kept."""
 
     @abstractmethod
+    def may_keep(self) -> bool:
+        """Is there room for a copy of a request?"""
+
+    @abstractmethod
+    def keep_request(self, size: int) -> None:
+        """Count so many bytes of the request that are kept here from now on, until `drop_request`."""
+
+    @abstractmethod
     def drop_request(self) -> None:
         """The call is over: drop what was kept of its request."""
 

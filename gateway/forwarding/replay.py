@@ -49,7 +49,10 @@ class LargeRequest:
     def can_be_resent(self) -> bool:
         """Is all of it that has come still here?"""
         if self._placed is not None:
-            return self._caller.missing <= 0 and self.take_back()
+            if self._caller.missing > 0 or not self._caller.may_keep():
+                return False
+            self.take_back()
+            return True
         if not self._is_piped:
             return True
         more = self._caller.maybe_take_back()
@@ -70,13 +73,13 @@ class LargeRequest:
         else:
             self._caller.lay_request(placed, whole)
 
-    def take_back(self) -> bool:
-        """Take it out of the memory, all of it being there, to be sent as bytes."""
+    def take_back(self) -> None:
+        """Take it out of the memory, all of it being there, to be sent as bytes. It is counted as a copy is."""
         placed, self._placed = self._placed, None
         if placed is not None:
             self._front = self._front[: placed.raw_at]
             self._rest = placed.raw()
-        return True
+            self._caller.keep_request(len(self._rest))
 
     def put_into(self, client: ClientCall, variant: Variant, head: Head, id: str | None) -> bool:
         """Give an attempt what is here, as this variant's Triton must see it, and let the rest follow as it comes.

@@ -15,12 +15,14 @@ import fcntl
 import mmap
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from gateway.upstream.slots import Slots
 from gateway.v2.shared_memory import RESERVED
 
+_TRIES: Final = 5  # to make a file that no gateway, which starts at the same moment, removes as a dead one's
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -31,14 +33,10 @@ class Region:
 
     def __init__(self, folder: Path, size: int) -> None:
         """size: bytes. raises: OSError if there is no such folder, or not so much memory."""
-        self.name = RESERVED + secrets.token_hex(16)
         self.losses = 0  # of the connection, when the server was last known to know it
+        self.name, self._fd = _locked_file(folder)
         self._path = folder / self.name
-        self._fd = os.open(self._path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(self._fd).st_nlink:  # another gateway took it for a dead one's, before it was locked
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             os.posix_fallocate(self._fd, 0, size)
             self._map = mmap.mmap(self._fd, size)
         except OSError:
@@ -63,13 +61,28 @@ class Region:
         os.close(self._fd)
 
 
+def _locked_file(folder: Path) -> tuple[str, int]:
+    """A new file's name, and the file. raises: OSError."""
+    for _ in range(_TRIES):
+        name = RESERVED + secrets.token_hex(16)
+        fd = os.open(folder / name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)  # others hold it for a moment only
+        if os.fstat(fd).st_nlink:
+            return name, fd
+        os.close(fd)  # another gateway, which starts too, took it for a dead one's before it was locked
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
 def sweep(folder: Path) -> int:
     """Remove regions whose gateways have died. Answers how many. raises: OSError if the folder can't be read."""
-    return sum(is_abandoned(folder, path.name) and _is_gone(path) for path in folder.glob(RESERVED + "*"))
+    return sum(is_abandoned(folder, path.name, _is_gone) for path in folder.glob(RESERVED + "*"))
 
 
-def is_abandoned(folder: Path, name: str) -> bool:
-    """Has the gateway died that owned a region, or has it removed it? False for one that others may not open."""
+def is_abandoned(folder: Path, name: str, and_then: Callable[[Path], bool] = lambda path: True) -> bool:
+    """Has the gateway died that owned a region, or has it removed it? False for one that others may not open.
+
+    and_then: what is done with its file while nobody else can lock it; it answers for whether that went well.
+    """
     try:
         fd = os.open(folder / name, _FLAGS)
     except FileNotFoundError:
@@ -78,11 +91,11 @@ def is_abandoned(folder: Path, name: str) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return and_then(folder / name)
     except OSError:
         return False
     finally:
         os.close(fd)
-    return True
 
 
 def _is_gone(path: Path) -> bool:

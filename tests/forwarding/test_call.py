@@ -93,6 +93,11 @@ class Asking(PartsCaller):
     def maybe_take_back(self) -> bytes | None:
         return None
 
+    def may_keep(self) -> bool:
+        return True
+
+    def keep_request(self, size: int) -> None: ...
+
     def drop_request(self) -> None: ...
 
     def pass_answer(self, upstream: Any, front: bytes, initial: Any) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from test_call import Asking
 from tritonclient.grpc import service_pb2 as pb
 
@@ -29,6 +30,8 @@ class Large(Asking):
         self.upstream: ClientCall | None = None
         self.ending = self.copy = b""
         self.collects = False
+        self.kept = 0
+        self.placed: Any = None
 
     @property
     def missing(self) -> int:
@@ -52,6 +55,18 @@ class Large(Asking):
 
     def pass_request(self, upstream: ClientCall, ending: bytes) -> None:
         self.upstream, self.ending = upstream, ending
+
+    def lay_request(self, take: Any, whole: Any) -> None:
+        self.placed = take
+        take.feed(WHOLE[self.arrived :])
+        self.arrived = len(WHOLE)
+        whole()
+
+    def may_keep(self) -> bool:
+        return self.keeps
+
+    def keep_request(self, size: int) -> None:
+        self.kept += size
 
     def maybe_take_back(self) -> bytes | None:
         if not self.keeps:
@@ -130,3 +145,49 @@ def test_what_arrives_while_the_call_waits_for_another_attempt_is_passed_on_and_
     caller.arrive(10_000)
     assert not caller.collects
     assert is_whole(client)
+
+
+class Memory:
+    """Of an endpoint: in place of a slot, it has what it was fed."""
+
+    raw_at = WHOLE.index(b"\x3a\xe8\x07" + TENSOR[:10])
+
+    def __init__(self) -> None:
+        self.bytes = b""
+
+    def feed_first(self, data: bytes) -> None:
+        self.bytes = data[self.raw_at :]
+
+    def feed(self, data: bytes) -> None:
+        self.bytes += data
+
+    def raw(self) -> bytes:
+        return self.bytes
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_was_laid_into_memory_is_sent_again_if_there_is_room_for_a_copy(keeps: bool) -> None:
+    """It was nobody's message while it lay there: taken back, it takes as much memory as any copy."""
+    caller = Large(keeps)
+    request = LargeRequest(caller, WHOLE[:FRONT])
+    memory: Any = Memory()
+    request.place(memory, lambda: None)
+    assert caller.kept == 0
+    assert request.can_be_resent() == keeps
+    assert caller.kept == (len(WHOLE) - memory.raw_at if keeps else 0)
+    if keeps:
+        client, follows = attempt(request)
+        assert not follows
+        assert is_whole(client)
+        assert request.can_be_resent()
+
+
+def test_what_was_laid_in_vain_is_counted_though_there_is_no_room() -> None:
+    """It has not been tried yet, so it must be sent."""
+    caller = Large(keeps=False)
+    request = LargeRequest(caller, WHOLE[:FRONT])
+    memory: Any = Memory()
+    request.place(memory, lambda: None)
+    request.take_back()
+    assert caller.kept == len(WHOLE) - memory.raw_at
+    assert is_whole(attempt(request)[0])

@@ -246,8 +246,8 @@ async def test_a_call_that_is_given_up_keeps_its_memory_until_triton_has_answere
 
 
 @contextlib.asynccontextmanager
-async def slowly(address: str, pause: float) -> AsyncIterator[str]:
-    """An address whose calls reach another one in pieces of 16 KiB, with pauses between them."""
+async def slowly(address: str, pause: float, answers: float = 0) -> AsyncIterator[str]:
+    """An address whose calls reach another one in pieces of 16 KiB, with pauses between them, as do answers."""
     tasks: set[asyncio.Task[None]] = set()
     writers: list[asyncio.StreamWriter] = []
 
@@ -256,14 +256,14 @@ async def slowly(address: str, pause: float) -> AsyncIterator[str]:
             while data := await reader.read(16_384):
                 writer.write(data)
                 await writer.drain()
-                await asyncio.sleep(pause)
+                await asyncio.sleep(pause if len(data) == 16_384 else 0)
         writer.transport.abort()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(*address.split(":"))
         writers.extend((writer, back))
         tasks.add(asyncio.ensure_future(carry(reader, back, pause)))
-        tasks.add(asyncio.ensure_future(carry(there, writer, 0)))
+        tasks.add(asyncio.ensure_future(carry(there, writer, answers)))
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -273,6 +273,29 @@ async def slowly(address: str, pause: float) -> AsyncIterator[str]:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_was_laid_in_vain_keeps_its_place_until_it_ends(
+    triton: LocalTriton, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So no more of it is in the gateway's own memory than there is memory that is shared."""
+    memory = memory_of(gateway)
+    connection: Any = endpoint_of(gateway, "main").connection
+    submit, slots = connection.submit, []
+
+    def noting(made: Any, **options: Any) -> None:
+        if made.request is not None and len(made.request) > MIB:
+            slots.append(memory.now().slots)
+        submit(made, **options)
+
+    monkeypatch.setattr(connection, "submit", noting)
+    request = of_bytes("UINT8", 2 * MIB).SerializeToString() + b"\x7a\x05stray"  # an unknown field behind the tensors
+    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
+        ours, theirs = await call(through, request), await call(direct, request)
+    assert (ours.code, ours.body) == (theirs.code, theirs.body)
+    assert memory.now().requests == {"unsuited": 1}
+    assert slots == [1]
+    assert memory.now().slots == memory.now().taken == 0
 
 
 async def test_a_request_that_comes_slowly_is_laid_as_it_comes(gateway: Gateway, triton: LocalTriton) -> None:
@@ -286,6 +309,17 @@ async def test_a_request_that_comes_slowly_is_laid_as_it_comes(gateway: Gateway,
             assert (await ours).body == (await call(direct, request)).body
     assert placed(memory) == 1
     assert memory.now().slots == 0
+
+
+async def test_who_reads_his_answer_slowly_holds_no_memory(gateway: Gateway) -> None:
+    memory = memory_of(gateway)
+    async with slowly(gateway.listen, 0, answers=0.05) as address, channel_to(address) as slow:
+        given_up = asyncio.ensure_future(call(slow, of_bytes("UINT8", 16 * MIB), timeout=60))
+        await wait_until(lambda: placed(memory) == 1, 20)
+        await wait_until(lambda: memory.now().slots == 0, 5)
+        assert not given_up.done()
+        given_up.cancel()
+    assert memory.now().state == "in use"
 
 
 @pytest.mark.parametrize("end", ["the caller goes away", "its time ends here"])
@@ -415,13 +449,16 @@ async def test_what_a_killed_gateway_left_is_swept_and_what_a_living_one_has_is_
             listen = f"127.0.0.1:{free.getsockname()[1]}"
         serve = [sys.executable, "-m", "gateway", "serve", "--config", str(tmp_path / "gateway.yaml")]
         killed = await asyncio.create_subprocess_exec(*serve, "--listen", listen, stderr=asyncio.subprocess.DEVNULL)
-        await registered(2)
-        async with channel_to(listen) as through:  # on uvloop, as users run it
-            for size in (LEAST_PLACED, 602_112, 602_112, 8 * MIB):
-                request = of_bytes("UINT8", size)
-                assert (await call(through, request)).body == (await call(direct, request)).body
-        killed.kill()
-        await killed.wait()
+        try:
+            await registered(2)
+            async with channel_to(listen) as through:  # on uvloop, as users run it
+                for size in (LEAST_PLACED, 602_112, 602_112, 8 * MIB):
+                    request = of_bytes("UINT8", size)
+                    ours, theirs = await call(through, request), await call(direct, request)
+                    assert (ours.text, ours.body) == ("", theirs.body)
+        finally:
+            killed.kill()
+            await killed.wait()
         assert len(await registered()) == 2
         async with gateway_to(tmp_path, triton.grpc_address) as following:
             await in_use(following)
