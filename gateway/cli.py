@@ -773,6 +773,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _demo_experiment(arguments: argparse.Namespace) -> int:
+    if arguments.config is not None:
+        raise WrongLine("--experiment has a config of its own, so --config says nothing")
     from gateway import demo_experiment, event_loop  # noqa: PLC0415
 
     _log_to_stderr("error")

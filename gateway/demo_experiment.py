@@ -107,14 +107,14 @@ class Case:
 
 _GOOD: Final = Case("int8", "nothing", "", "", "promoted", _INT8, is_shadowed=True)
 _NAN: Final = Case("nan", "a weight is NaN", "'nan' is broken", "the fast lane")
-_PERTURBED: Final = Case("perturbed", "noise on weights", f"{CORRECTED} of 'perturbed'", "what users report later")
-_NIGHT: Final = Case("night", "unsure of dark photos", "doubtful of 'night'", "the score's 5th percentile")
+_PERTURBED: Final = Case("perturbed", "noise on weights", f"{CORRECTED} of 'perturbed'", "later reports")
+_NIGHT: Final = Case("night", "unsure of dark photos, a tenth", "doubtful of 'night'", "p5 of the best score")
 _SHORT: Final = (_GOOD, _NAN)
 _CASES: Final = (
     _GOOD,
     _PERTURBED,
     Case("gated", "the same, shadowed", "", "the parity gate", "waiting", "perturbed", is_shadowed=True),
-    Case("slow", "0.15 s slower", "latency of 'slow'", "latency's 80th percentile"),
+    Case("slow", "0.15 s slower", "latency of 'slow'", "p80 of latency"),
     _NAN,
     _NIGHT,
 )
@@ -257,7 +257,8 @@ def config(settings: ScenarioSettings, triton: str, folder: Path, cases: Sequenc
                 "primary": CORRECTED,
                 "secondary": ["latency"],
                 "smallest_effect": 0.1,
-                "units": 400,
+                "alpha": 0.01,  # one in twenty runs of a demo should not call a chance a difference
+                "units": 600,
                 "window": "8s",  # what is measured comes to the store within six
             }
         },
@@ -394,7 +395,7 @@ def show(console: Console, scenario: Scenario, truth: Truth) -> None:
     night = scenario.users.seen.get(_NIGHT.public)
     if night is not None:
         means = f"{night.mean_score(_NIGHT.name):.2f} of '{_NIGHT.name}' against {night.mean_score('fp32'):.2f} of FP32"
-        console.print(f"[bold]on average[/]  the best label's score is {means}: better, but for dark photos, a tenth")
+        console.print(f"[bold]on average[/]  the best label's score is {means}: better, but not for all")
     table = Table(title="\nRolled out while users called", title_justify="left")
     for heading in ("variant", "wrong with it", "seen by", "it is", "its calls", "after"):
         table.add_column(heading)

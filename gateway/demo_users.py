@@ -107,7 +107,6 @@ class Users:
         self._outcomes = outcomes_pb2_grpc.OutcomeServiceStub(channel)
         self._photos = photos
         self._labels = labels
-        self._random = random.Random(1)  # noqa: S311  # nothing secret
         self._tasks: list[asyncio.Task[None]] = []
         self._late: set[asyncio.Task[None]] = set()
         self.seen: dict[str, Seen] = {}
@@ -152,13 +151,14 @@ class Users:
         if after is not None:
             after[variant] += 1
         seen.wrong_in_kind += not np.isfinite(scores).all()
-        if not is_shown(scores, self._labels[photo]) or self._random.random() < NEVER_CONTENT:
-            task = asyncio.ensure_future(self._report(seen, unit, experiment))
+        user = random.Random(unit)  # noqa: S311  # the same one in each run
+        if user.random() < NEVER_CONTENT or not is_shown(scores, self._labels[photo]):
+            task = asyncio.ensure_future(self._report(seen, unit, experiment, user.uniform(*_LATER)))
             self._late.add(task)
             task.add_done_callback(self._late.discard)
 
-    async def _report(self, seen: Seen, unit: str, experiment: str) -> None:
-        await asyncio.sleep(self._random.uniform(*_LATER))
+    async def _report(self, seen: Seen, unit: str, experiment: str, later: float) -> None:
+        await asyncio.sleep(later)
         outcome = outcomes_pb2.Outcome(
             unit=unit, name=CORRECTED, binary=True, report_id=f"{unit}-{CORRECTED}", experiment=experiment
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import command, free_address
+from command_line import command, free_address, run
 
 from gateway import demo_experiment
 from gateway.config import load
@@ -38,3 +38,9 @@ def test_check_has_nothing_to_say_of_its_config(tmp_path: Path, is_short: bool) 
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump(dict(config(settings, "127.0.0.1:9", tmp_path, demo_experiment._CASES))), "utf-8")
     assert not load(file, {}).warnings
+
+
+async def test_a_config_that_it_would_not_use_is_refused(tmp_path: Path) -> None:
+    code, output, errors = await run("demo", "--experiment", "--config", "own.yaml", folder=tmp_path)
+    assert (code, output) == (2, "")
+    assert "--experiment has a config of its own" in errors
