@@ -38,7 +38,11 @@ class Reader:
         self._servers = servers
         self._gateway: Command | None = None
         self._has_triton = False
-        self._ports = {port: free_address().rpartition(":")[2] for port in PORTS}
+        self._ports: dict[str, str] = {}
+        for port in PORTS:
+            while (free := free_address().rpartition(":")[2]) in self._ports.values():
+                pass  # a port that was free a moment ago, and may be given again
+            self._ports[port] = free
         self._environ = {
             **{PORTS[port]: f"127.0.0.1:{other}" for port, other in self._ports.items()},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
