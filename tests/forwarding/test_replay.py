@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,11 @@ from gateway.forwarding.replay import LargeRequest
 from gateway.rpc.client import ClientCall
 from gateway.rpc.deadlines import Deadlines
 from gateway.types import Variant
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.region import Region
+from gateway.upstream.shared_memory import Placed, SharedMemory, SharedMemorySettings
 from gateway.v2.peek import Head, peek_front
+from gateway.v2.placing import read_front
 
 VARIANT = Variant("a", "u", "net", "2")
 TENSOR = bytes(1000)
@@ -147,34 +153,29 @@ def test_what_arrives_while_the_call_waits_for_another_attempt_is_passed_on_and_
     assert is_whole(client)
 
 
-class Memory:
-    """Of an endpoint: in place of a slot, it has what it was fed."""
-
-    raw_at = WHOLE.index(b"\x3a\xe8\x07" + TENSOR[:10])
-
-    def __init__(self) -> None:
-        self.bytes = b""
-
-    def feed_first(self, data: bytes) -> None:
-        self.bytes = data[self.raw_at :]
-
-    def feed(self, data: bytes) -> None:
-        self.bytes += data
-
-    def raw(self) -> bytes:
-        return self.bytes
+@pytest.fixture
+def placed(tmp_path: Path) -> Iterator[Placed]:
+    """A place in memory that no Triton knows of."""
+    region, parts = Region(tmp_path, 1 << 20), read_front(WHOLE[:FRONT])
+    assert parts is not None
+    slot = region.slots.maybe_take(parts.size_of(len(WHOLE)))
+    assert slot is not None
+    no_connection: Any = None
+    shared = SharedMemory(Endpoint("main", "127.0.0.1:1", no_connection), SharedMemorySettings(1 << 20, 1, tmp_path))
+    yield Placed(shared, region, slot, parts)
+    slot.drop()
+    region.close()
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_what_was_laid_into_memory_is_sent_again_if_there_is_room_for_a_copy(keeps: bool) -> None:
+def test_what_was_laid_into_memory_is_sent_again_if_there_is_room_for_a_copy(keeps: bool, placed: Placed) -> None:
     """It was nobody's message while it lay there: taken back, it takes as much memory as any copy."""
     caller = Large(keeps)
     request = LargeRequest(caller, WHOLE[:FRONT])
-    memory: Any = Memory()
-    request.place(memory, lambda: None)
+    request.place(placed, lambda: None)
     assert caller.kept == 0
     assert request.can_be_resent() == keeps
-    assert caller.kept == (len(WHOLE) - memory.raw_at if keeps else 0)
+    assert caller.kept == (len(WHOLE) - placed.raw_at if keeps else 0)
     if keeps:
         client, follows = attempt(request)
         assert not follows
@@ -182,12 +183,11 @@ def test_what_was_laid_into_memory_is_sent_again_if_there_is_room_for_a_copy(kee
         assert request.can_be_resent()
 
 
-def test_what_was_laid_in_vain_is_counted_though_there_is_no_room() -> None:
+def test_what_was_laid_in_vain_is_counted_though_there_is_no_room(placed: Placed) -> None:
     """It has not been tried yet, so it must be sent."""
     caller = Large(keeps=False)
     request = LargeRequest(caller, WHOLE[:FRONT])
-    memory: Any = Memory()
-    request.place(memory, lambda: None)
+    request.place(placed, lambda: None)
     request.take_back()
-    assert caller.kept == len(WHOLE) - memory.raw_at
+    assert caller.kept == len(WHOLE) - placed.raw_at
     assert is_whole(attempt(request)[0])

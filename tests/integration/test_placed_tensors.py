@@ -275,26 +275,18 @@ async def slowly(address: str, pause: float, answers: float = 0) -> AsyncIterato
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_what_was_laid_in_vain_keeps_its_place_until_it_ends(
-    triton: LocalTriton, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_was_laid_in_vain_keeps_its_place_until_it_ends(triton: LocalTriton, gateway: Gateway) -> None:
     """So no more of it is in the gateway's own memory than there is memory that is shared."""
     memory = memory_of(gateway)
-    connection: Any = endpoint_of(gateway, "main").connection
-    submit, slots = connection.submit, []
-
-    def noting(made: Any, **options: Any) -> None:
-        if made.request is not None and len(made.request) > MIB:
-            slots.append(memory.now().slots)
-        submit(made, **options)
-
-    monkeypatch.setattr(connection, "submit", noting)
     request = of_bytes("UINT8", 2 * MIB).SerializeToString() + b"\x7a\x05stray"  # an unknown field behind the tensors
-    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
-        ours, theirs = await call(through, request), await call(direct, request)
+    async with slowly(gateway.listen, 0, 0.02) as address, channel_to(address) as slow:
+        asked = asyncio.ensure_future(call(slow, request))
+        await wait_until(lambda: memory.now().requests == {"unsuited": 1})
+        assert memory.now().slots == 1
+        ours = await asked
+    async with channel_to(triton.grpc_address) as direct:
+        theirs = await call(direct, request)
     assert (ours.code, ours.body) == (theirs.code, theirs.body)
-    assert memory.now().requests == {"unsuited": 1}
-    assert slots == [1]
     assert memory.now().slots == memory.now().taken == 0
 
 
