@@ -257,6 +257,7 @@ class Call:
         if large is None:
             client.request = request
             self._watch(attempt, client)
+        # A request with a sequence id of its caller's own is not one of these: `Relay._wants_whole` has it collected.
         elif large.put_into(client, variant, self.head, id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
         connection.submit(client)

@@ -150,40 +150,28 @@ async def test_the_http_port_of_triton_as_an_upstream_is_told_apart(triton: Loca
     assert "is it a gRPC port?" in state["upstreams"]["triton"][0]["reason"]
 
 
-@pytest.mark.parametrize(("gateways_tls", "told"), [(True, "speak no TLS on this port"), (False, "over TLS")])
-async def test_tls_on_one_side_alone_is_told_apart(tmp_path: Path, gateways_tls: bool, told: str) -> None:
-    behind, front = World(tmp_path, tls=not gateways_tls), tmp_path / "front.yaml"
-    upstream: dict[str, Any] = {"endpoints": [behind.listen]}
-    if gateways_tls:
-        upstream["tls"] = {"ca": behind.server.ca}
-    front.write_text(
-        yaml.safe_dump(
-            {
-                "listen": "127.0.0.1:0",
-                "admin": {"listen": "127.0.0.1:0"},
-                "upstreams": {"main": upstream},
-                "direct": {"models": "all"},
-            }
-        )
-    )
+async def reason_of(behind: World, front: Path, upstream: dict[str, Any]) -> str:
+    """What a gateway in front says of another one that is its upstream. front: its config file, which is written."""
+    content = {
+        "listen": "127.0.0.1:0",
+        "admin": {"listen": "127.0.0.1:0"},
+        "upstreams": {"main": {"endpoints": [behind.listen], **upstream}},
+        "direct": {"models": "all"},
+    }
+    front.write_text(yaml.safe_dump(content))
     async with gateway_of(load(behind.file, {})), gateway_of(load(front, {})) as gateway:
         _, state = await http(gateway.admin_address, "/state")
-    assert told in state["upstreams"]["main"][0]["reason"]
+    return str(state["upstreams"]["main"][0]["reason"])
+
+
+@pytest.mark.parametrize(("gateways_tls", "told"), [(True, "speak no TLS on this port"), (False, "over TLS")])
+async def test_tls_on_one_side_alone_is_told_apart(tmp_path: Path, gateways_tls: bool, told: str) -> None:
+    behind = World(tmp_path, tls=not gateways_tls)
+    upstream = {"tls": {"ca": behind.server.ca}} if gateways_tls else {}
+    assert told in await reason_of(behind, tmp_path / "front.yaml", upstream)
 
 
 async def test_a_client_certificate_that_is_missing_is_told_to_the_gateway_as_a_client(tmp_path: Path) -> None:
-    behind, front = World(tmp_path, tls=True), tmp_path / "front.yaml"
-    upstream = {"endpoints": [behind.listen], "tls": {"ca": behind.server.ca, "server_name": "localhost"}}
-    front.write_text(
-        yaml.safe_dump(
-            {
-                "listen": "127.0.0.1:0",
-                "admin": {"listen": "127.0.0.1:0"},
-                "upstreams": {"main": upstream},
-                "direct": {"models": "all"},
-            }
-        )
-    )
-    async with gateway_of(load(behind.file, {})), gateway_of(load(front, {})) as gateway:
-        _, state = await http(gateway.admin_address, "/state")
-    assert "it wants a client certificate" in state["upstreams"]["main"][0]["reason"]
+    behind = World(tmp_path, tls=True)
+    upstream = {"tls": {"ca": behind.server.ca, "server_name": "localhost"}}
+    assert "it wants a client certificate" in await reason_of(behind, tmp_path / "front.yaml", upstream)

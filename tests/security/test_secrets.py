@@ -230,6 +230,13 @@ def listed_processes(running: Command) -> list[bytes]:
     return [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (running.pid, *descendants(running.pid))]
 
 
+def read_files(logs: Path, captured: Path, written: Written) -> None:
+    for file in logs.iterdir():
+        written.add(f"log {file.suffix}", file.read_bytes())
+    for file in captured.iterdir():
+        written.add("captures", file.read_bytes())
+
+
 @pytest.mark.timeout(180)
 async def test_no_secret_comes_out_whatever_happens(tmp_path: Path) -> None:
     written = Written()
@@ -259,10 +266,7 @@ async def test_no_secret_comes_out_whatever_happens(tmp_path: Path) -> None:
                 written.add("ps", line)
             running.signal(signal.SIGTERM)
             await running.wait()
-    for file in out.iterdir():
-        written.add(f"log {file.suffix}", file.read_bytes())
-    for file in setting.captured.iterdir():
-        written.add("captures", file.read_bytes())
+    read_files(out, setting.captured, written)
     keys = [line for line in read(files.key).splitlines() if len(line) > 40 and b"-" not in line]
     assert keys
     for place in ("admin /metrics", "admin /state", "answers", "traces", "captures", "log .out", "log .err", "ps"):
@@ -434,10 +438,7 @@ async def test_no_credential_of_access_comes_out_whoever_shows_it_and_wherever_i
                 written.add("ps", line)
             running.signal(signal.SIGTERM)
             await running.wait()
-    for file in out.iterdir():
-        written.add(f"log {file.suffix}", file.read_bytes())
-    for file in setting.captured.iterdir():
-        written.add("captures", file.read_bytes())
+    read_files(out, setting.captured, written)
     for place in ("admin /metrics", "admin /state", "admin /config", "answers", "traces", "log .out", "log .err", "ps"):
         assert sum(map(len, written.places[place])) > 50, place
     parts = [part for token in tokens for part in token.split(".") if len(part) > 40]
