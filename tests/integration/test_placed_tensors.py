@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -279,10 +280,14 @@ async def test_what_was_laid_in_vain_keeps_its_place_until_it_ends(triton: Local
     """So no more of it is in the gateway's own memory than there is memory that is shared."""
     memory = memory_of(gateway)
     request = of_bytes("UINT8", 2 * MIB).SerializeToString() + b"\x7a\x05stray"  # an unknown field behind the tensors
-    async with slowly(gateway.listen, 0, 0.02) as address, channel_to(address) as slow:
-        asked = asyncio.ensure_future(call(slow, request))
-        await wait_until(lambda: memory.now().requests == {"unsuited": 1})
-        assert memory.now().slots == 1
+    async with channel_to(gateway.listen) as through:
+        os.kill(triton.pid, signal.SIGSTOP)  # so that it does not end before it was looked at
+        try:
+            asked = asyncio.ensure_future(call(through, request))
+            await wait_until(lambda: memory.now().requests == {"unsuited": 1})
+            assert memory.now().slots == 1
+        finally:
+            os.kill(triton.pid, signal.SIGCONT)
         ours = await asked
     async with channel_to(triton.grpc_address) as direct:
         theirs = await call(direct, request)

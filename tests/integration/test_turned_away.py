@@ -150,15 +150,21 @@ async def test_the_http_port_of_triton_as_an_upstream_is_told_apart(triton: Loca
     assert "is it a gRPC port?" in state["upstreams"]["triton"][0]["reason"]
 
 
-async def reason_of(behind: World, front: Path, upstream: dict[str, Any]) -> str:
-    """What a gateway in front says of another one that is its upstream. front: its config file, which is written."""
+def in_front_of(behind: World, folder: Path, upstream: dict[str, Any]) -> Path:
+    """The config file of a gateway whose upstream is another one."""
     content = {
         "listen": "127.0.0.1:0",
         "admin": {"listen": "127.0.0.1:0"},
         "upstreams": {"main": {"endpoints": [behind.listen], **upstream}},
         "direct": {"models": "all"},
     }
-    front.write_text(yaml.safe_dump(content))
+    file = folder / "front.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+async def reason_of(behind: World, front: Path) -> str:
+    """What the gateway in front says of the other one."""
     async with gateway_of(load(behind.file, {})), gateway_of(load(front, {})) as gateway:
         _, state = await http(gateway.admin_address, "/state")
     return str(state["upstreams"]["main"][0]["reason"])
@@ -168,10 +174,10 @@ async def reason_of(behind: World, front: Path, upstream: dict[str, Any]) -> str
 async def test_tls_on_one_side_alone_is_told_apart(tmp_path: Path, gateways_tls: bool, told: str) -> None:
     behind = World(tmp_path, tls=not gateways_tls)
     upstream = {"tls": {"ca": behind.server.ca}} if gateways_tls else {}
-    assert told in await reason_of(behind, tmp_path / "front.yaml", upstream)
+    assert told in await reason_of(behind, in_front_of(behind, tmp_path, upstream))
 
 
 async def test_a_client_certificate_that_is_missing_is_told_to_the_gateway_as_a_client(tmp_path: Path) -> None:
     behind = World(tmp_path, tls=True)
     upstream = {"tls": {"ca": behind.server.ca, "server_name": "localhost"}}
-    assert "it wants a client certificate" in await reason_of(behind, tmp_path / "front.yaml", upstream)
+    assert "it wants a client certificate" in await reason_of(behind, in_front_of(behind, tmp_path, upstream))
