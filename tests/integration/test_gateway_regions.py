@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -29,11 +30,15 @@ UNKNOWN = "nobody's"
 
 @contextlib.contextmanager
 def memory(*names: str) -> Iterator[None]:
-    for name in names:
-        Path("/dev/shm", name).write_bytes(bytes(64))
-    yield
-    for name in names:
-        Path("/dev/shm", name).unlink()
+    """Files that are locked as a living gateway's are: another one that starts beside this test leaves them."""
+    with contextlib.ExitStack() as files:
+        for name in names:
+            file = files.enter_context(Path("/dev/shm", name).open("wb"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(bytes(64))
+            file.flush()
+            files.callback(Path("/dev/shm", name).unlink)
+        yield
 
 
 async def register(channel: grpc.aio.Channel, name: str, key: str) -> Outcome:
