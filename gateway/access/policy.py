@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from gateway.access.principal import NOBODY, Principal
 from gateway.access.rpcs import HEALTH, REFLECTION
@@ -25,6 +25,7 @@ ALLOWANCES: Final = (ALL, SHARED_MEMORY, SEQUENCES, PRIORITY, TIMEOUT, RESERVED)
 
 _HARMLESS: Final = frozenset({"triton_enable_empty_final_response"})  # tritonclient's own, for decoupled models
 _OF_SEQUENCES: Final = ("sequence_id", "sequence_start", "sequence_end")
+_UNLOADS_OTHERS: Final = "unload_dependents"
 _MOST_SHOWN: Final = 100  # characters of a parameter's name in an error
 
 
@@ -152,6 +153,23 @@ def check_parameters(names: Mapping[str, Parameter], allowed: frozenset[str]) ->
         word = _allowance_for(name)
         if word and word not in allowed:
             raise not_allowed(f"parameter '{name[:_MOST_SHOWN]}'", word)
+
+
+def check_change(parameters: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """Refuse parameters of a load or unload that reach beyond the model that it names.
+
+    `config` and `file:…` make any model of it, also an ensemble of models that this caller may not use;
+    `unload_dependents` unloads others.
+
+    parameters: of RepositoryModelLoad or -Unload, ModelRepositoryParameter by name.
+    :raises BadRequest: with the name of the parameter.
+    """
+    if ALL in allowed:
+        return
+    for name, value in parameters.items():
+        asks_for_nothing = name == _UNLOADS_OTHERS and not value.bool_param  # tritonclient always sends it
+        if not asks_for_nothing:
+            raise not_allowed(f"parameter '{name[:_MOST_SHOWN]}'", ALL)
 
 
 def not_allowed(what: str, word: str) -> BadRequest:

@@ -23,6 +23,7 @@ from typing import Any, Final
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.access.door import Access
+from gateway.access.policy import check_change
 from gateway.api.calls import is_loopback
 from gateway.errors import BadRequest, ControlRefused, DeadlineExceeded, NoTarget, UnknownModel, UpstreamFailed
 from gateway.forwarding.metadata import UPSTREAM_KEY, first_values, passed_on
@@ -233,7 +234,8 @@ class Control:
         access: of the caller, if that is checked.
         :raises UnknownModel: if this caller may not use the model by its own name.
         :raises ControlRefused: if this caller may not change a server, or an upstream with a subset is to be changed.
-        :raises BadRequest: if the model is a public one, or it is unclear which upstream is meant.
+        :raises BadRequest: if the model is a public one, it is unclear which upstream is meant, or a parameter reaches
+            beyond the model that this caller may change.
         :raises NoTarget: if an endpoint can't be reached; then nothing was changed.
         :raises UpstreamFailed: with the status of an endpoint that refused.
         :raises DeadlineExceeded: if earlier changes of the same servers take too long; then nothing was changed.
@@ -243,6 +245,8 @@ class Control:
         model = getattr(request, rpc.model_field) if rpc.model_field else ""
         if model and access is not None and not access.scope.covers(model, False):
             raise UnknownModel(model)
+        if rpc.loads and access is not None:
+            check_change(request.parameters, access.scope.allowed(model, False))
         endpoints = self._endpoints(method, model, first_values(metadata).get(UPSTREAM_KEY, ""))
         if method in _ABOUT_REGIONS and (is_reserved(request.name) or is_reserved(getattr(request, "key", ""))):
             return _as_if_unknown(method, rpc, request)

@@ -16,6 +16,7 @@ import pytest
 from access_gateways import ACCESS, KEYS, MARK, CountingTriton, closed_gateway, counting, key_of, request
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 from v2_calls import channel_to
 
 from gateway.access.api_keys import hash_of
@@ -165,6 +166,44 @@ async def test_a_forbidden_model_has_no_quota_for_who_may_not_use_it(triton: Cou
         code, text = await refusal(channel, request("secret"), key_of("other"))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "model 'secret' is used up" in text
+
+
+async def test_a_caller_who_may_load_one_model_changes_no_other_by_it(triton: CountingTriton, tmp_path: Path) -> None:
+    """By a config of his own a model would become an ensemble of models that he may not use."""
+    loader = "    - {callers: [other], direct: [mine], rpcs: [control]}\n"
+    async with (
+        closed_gateway(tmp_path, triton, ACCESS + loader, "server: {control: all}") as running,
+        channel_to(running.listen) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        load, unload = stub.RepositoryModelLoad, stub.RepositoryModelUnload
+
+        def message(kind: Any, **parameters: Any) -> Any:
+            made = kind(model_name="mine")
+            for name, value in parameters.items():
+                field = {bool: "bool_param", str: "string_param", bytes: "bytes_param"}[type(value)]
+                setattr(made.parameters[name], field, value)
+            return made
+
+        beyond = [
+            (load, message(pb.RepositoryModelLoadRequest, config='{"platform": "ensemble"}')),
+            (load, message(pb.RepositoryModelLoadRequest, config="{}", **{"file:1/model.py": b"x"})),
+            (load, message(pb.RepositoryModelLoadRequest, tomorrow="s parameter")),
+            (unload, message(pb.RepositoryModelUnloadRequest, unload_dependents=True)),
+        ]
+        for call, asked in beyond:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call(asked, metadata=key_of("other"), timeout=10)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "allow: [all]" in (refused.value.details() or "")
+        assert not triton.calls["RepositoryModelLoad"]
+        assert not triton.calls["RepositoryModelUnload"]
+        await load(pb.RepositoryModelLoadRequest(model_name="mine"), metadata=key_of("other"), timeout=10)
+        plain = message(pb.RepositoryModelUnloadRequest, unload_dependents=False)  # as tritonclient sends it
+        await unload(plain, metadata=key_of("other"), timeout=10)
+        for call, asked in beyond:
+            await call(asked, metadata=key_of("admin"), timeout=10)
+        assert (triton.calls["RepositoryModelLoad"], triton.calls["RepositoryModelUnload"]) == (4, 2)
 
 
 # The table: every RPC, by everybody, by every way that a path can be written
