@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,21 +24,29 @@ from gateway.upstream.slots import Slots
 from gateway.v2.shared_memory import RESERVED
 
 _TRIES: Final = 5  # to make a file that no gateway, which starts at the same moment, removes as a dead one's
+_STEP: Final = 64 << 20  # bytes that are allocated before it is asked again whether they are wanted
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Region:
     """Memory with slots in it."""
 
-    __slots__ = ("_fd", "_map", "_path", "losses", "memory", "name", "slots")
+    __slots__ = ("_fd", "_lock", "_map", "_path", "losses", "memory", "name", "slots")
 
-    def __init__(self, folder: Path, size: int) -> None:
-        """size: bytes. raises: OSError if there is no such folder, or not so much memory."""
+    def __init__(self, folder: Path, size: int, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """size: bytes. is_wanted: asked now and then while it is being made.
+
+        raises: OSError if there is no such folder, or not so much memory, or it is not wanted any more.
+        """
         self.losses = 0  # of the connection, when the server was last known to know it
+        self._lock = threading.Lock()  # while it is being closed
         self.name, self._fd = _locked_file(folder)
         self._path = folder / self.name
         try:
-            os.posix_fallocate(self._fd, 0, size)
+            for begin in range(0, size, _STEP):
+                if not is_wanted():
+                    raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+                os.posix_fallocate(self._fd, begin, min(_STEP, size - begin))
             self._map = mmap.mmap(self._fd, size)
         except OSError:
             self._remove()
@@ -48,17 +57,28 @@ class Region:
     def __repr__(self) -> str:
         return f"<Region {self.slots}>"  # without its name, which nobody should learn
 
-    def close(self) -> None:
-        """Remove it. The memory goes once nobody has it open, or a part of it in use."""
-        self._remove()
-        self.memory.release()
-        with contextlib.suppress(BufferError):  # a call that has not ended still has its part
-            self._map.close()
+    def close(self) -> bool:
+        """Remove it. Also from several threads, and again.
+
+        False: its memory is still there, since a call that has not ended has a part of it.
+        """
+        with self._lock:
+            self.memory.release()
+            try:
+                self._map.close()
+            except BufferError:
+                return False
+            finally:
+                self._remove()
+            return True
 
     def _remove(self) -> None:
+        """Without the file, which others find by its name, and then without its memory, unless it is mapped."""
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _locked_file(folder: Path) -> tuple[str, int]:

@@ -1,8 +1,8 @@
 """I/O: memory that the gateway shares with one Triton on this host, so that large tensors need not be sent.
 
 A region belongs to one worker and one endpoint. Triton opens it by its name, which can't be guessed: that it could is
-the proof that both see the same memory. `look`, which the prober calls while the endpoint is ready, registers it, and
-sees to what has become doubtful:
+the proof that both see the same memory. `look`, which the prober has begun while the endpoint is ready, registers it,
+and sees to what has become doubtful:
 
     none ──register──▶ in use ──a call's end is unknown──▶ retired ──Triton lets go of it──▶ none
                         │  ▲                                                                  ▲
@@ -11,17 +11,20 @@ sees to what has become doubtful:
 A part of a region is used again only after Triton's own answer (`slots`). After a lost connection nobody knows whether
 Triton still reads, so the region is retired as a whole, with what is stuck in it: Triton refuses to unregister one that
 is in use (probed, 2.51), and a Triton that was started anew knows none. A region that Triton has let go of, or that it
-never knew, is not used again by anybody.
+never knew, is not used again by anybody. Its memory goes before there is another one, so that there is never more of it
+than the config says.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,8 +148,10 @@ class Placed:
 
     def drop(self) -> None:
         """The call needs the tensors no more."""
-        self._is_dropped = True
-        self._slot.drop()
+        if not self._is_dropped:
+            self._is_dropped = True
+            self._placing.release()
+            self._slot.drop()
 
 
 class SharedMemory:
@@ -164,13 +169,17 @@ class SharedMemory:
         self._offered: Region | None = None  # while Triton is asked to register it
         self._region: Region | None = None
         self._retired: Region | None = None
+        self._leaving: list[Region] = []  # without a use, until their memory is gone
+        self._making: asyncio.Future[Region] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._is_closed = False
         self._again_at = 0.0
         self._tried_after = -1  # lost connections, when a region could not be had
         self._said = ""  # the last reason in the log, which need not be there twice
         self._is_swept = False
         if not (settings.anywhere or is_this_host(endpoint.address)):
             self.state = "the endpoint is not on this host"
-            self._again_at = float("inf")
+            self._again_at = inf
 
     # On the way of calls
 
@@ -206,6 +215,7 @@ class SharedMemory:
             _log.warning("%s has lost the memory that it shared with the gateway", self._where)
             self._again_at = self._clock() + _REST_SECONDS
             self._let_go(region, "lost")
+            self._endpoint.on_suspicion()
 
     def doubt(self, region: Region) -> None:
         """Triton has refused a place in it. Whether it knows the region is asked before the region is used again."""
@@ -215,10 +225,18 @@ class SharedMemory:
 
     # Beside the calls
 
+    def look_soon(self) -> None:
+        """Have somebody `look`. To be called again and again while the endpoint is ready."""
+        if self._again_at == inf and not self._leaving:
+            return  # the endpoint is on another host
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self.look())
+
     async def look(self) -> None:
-        """See to the region. To be called again and again while the endpoint is ready; mostly it asks nothing."""
+        """See to the region; mostly it asks nothing."""
         if self._retired is not None and not await self._unregister(self._retired, _PATIENCE):
             return
+        await self._remove()
         region = self._region
         if region is not None and not self.is_usable(region):
             losses = self._endpoint.connection.losses
@@ -226,8 +244,10 @@ class SharedMemory:
                 self._let_go(region, "forgotten")
             elif region is self._region:
                 region.losses = losses
-        if self._region is None and self._retired is None and self._may_try():
+            await self._remove()
+        if self._region is None and self._retired is None and not self._leaving and self._may_try():
             await self._register()
+            await self._remove()  # if Triton has refused it
 
     def _may_try(self) -> bool:
         return self._clock() >= self._again_at or self._endpoint.connection.losses != self._tried_after >= 0
@@ -237,10 +257,7 @@ class SharedMemory:
         losses = endpoint.connection.losses
         try:
             await self._check_version()
-            if not self._is_swept:
-                self._is_swept = True
-                sweep(settings.folder)
-            region = self._offered = Region(settings.folder, settings.size)
+            region = await self._made()
             request = pb.SystemSharedMemoryRegisterRequest(
                 name=region.name, key=f"/{region.name}", byte_size=settings.size
             )
@@ -260,6 +277,34 @@ class SharedMemory:
         self._count_registration("registered")
         _log.info("%s shares %d MiB of memory with the gateway", self._where, settings.size >> 20)
         await self._unregister_abandoned(region)
+
+    async def _made(self) -> Region:
+        """A region that nobody knows yet. A thread makes it: that takes long.
+
+        :raises OSError: as `Region`.
+        """
+        making = self._making = asyncio.get_running_loop().run_in_executor(None, self._make)
+        try:
+            region = await asyncio.shield(making)  # or `close` would not get to know it
+        except OSError:
+            self._making = None
+            raise
+        self._making, self._offered = None, region
+        return region
+
+    def _make(self) -> Region:
+        """In a thread."""
+        settings = self._settings
+        if not self._is_swept:
+            self._is_swept = True
+            sweep(settings.folder)
+        return Region(settings.folder, settings.size, lambda: not self._is_closed)
+
+    async def _remove(self) -> None:
+        """Let a thread remove the regions that are of no use any more, as far as no call has a part of theirs."""
+        for region in list(self._leaving):
+            if await asyncio.get_running_loop().run_in_executor(None, region.close):
+                self._leaving.remove(region)
 
     async def _check_version(self) -> None:
         """:raises CallFailed: if the server is none that was seen to keep a region that is in use."""
@@ -333,21 +378,30 @@ class SharedMemory:
         self.state = "not registered"
         self._count_registration(how)
         region.slots.on_stuck = None
-        region.close()
+        self._leaving.append(region)
 
     def _count_registration(self, how: str) -> None:
         self.counts.registrations[how] = self.counts.registrations.get(how, 0) + 1
 
     async def close(self) -> None:
         """Let go of all of it. What Triton is still reading stays registered, for the next gateway to clear up."""
-        self._again_at = float("inf")
+        self._is_closed = True
+        self._again_at = inf
         self._tried_after = -1
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait((self._looking,))
+        if self._making is not None:
+            await asyncio.wait((self._making,))
+            if self._making.exception() is None:
+                self._leaving.append(self._making.result())
         for region in (self._offered, self._region, self._retired):
             if region is not None and not await self._unregister(region, _CLOSING):
                 self._let_go(region, "left")
+        await self._remove()
 
     def now(self) -> SharedMemoryNow:
-        regions = [region for region in (self._region, self._retired) if region is not None]
+        regions = [region for region in (self._region, self._retired, *self._leaving) if region is not None]
         return SharedMemoryNow(
             self._endpoint.upstream,
             self._endpoint.address,

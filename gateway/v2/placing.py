@@ -171,6 +171,10 @@ class Placing:
             self._at, self._left = begin, self._size
         self._header = b""
 
+    def release(self) -> None:
+        """The memory is not touched any more."""
+        self._memory.release()
+
     def raw(self) -> bytes:
         """What came of the message, from its first raw tensor on."""
         pieces: list[bytes | memoryview] = []

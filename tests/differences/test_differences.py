@@ -1,5 +1,5 @@
 """Whatever a caller sends, it gets what Triton itself answers: directly, through `serve --triton`, through a public
-model, and through one that merges while others call it too.
+model, through one that merges while others call it too, and by memory that gateway and Triton share.
 
 Invariant: same codes, same texts, same bytes, but for `ways.ALLOWED`, which is the table in docs/errors.md.
 """
@@ -26,7 +26,7 @@ from triton_fixture import FAST_START
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, numbers
 from v2_gateways import Script
-from ways import ALLOWED, PUBLIC, SECONDS, Way, batch_of, direct_to, public, same, simple, transparent
+from ways import ALLOWED, PUBLIC, SECONDS, Way, batch_of, direct_to, public, same, sharing, simple, transparent
 
 from gateway.triton import LocalTriton
 
@@ -46,10 +46,12 @@ class Ways:
     transparent: Way
     public: Way
     merged: Way
+    sharing: Way | None = None  # where the server can
 
     @property
     def through(self) -> tuple[Way, ...]:
-        return self.transparent, self.public, self.merged
+        always = self.transparent, self.public, self.merged
+        return always if self.sharing is None else (*always, self.sharing)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,13 @@ async def own_triton(triton_repository: Path) -> AsyncIterator[LocalTriton]:
 async def ways(own_triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ways]:
     address = own_triton.grpc_address
     folder = tmp_path_factory.mktemp("ways")
-    async with direct_to(address) as direct, transparent(address) as bare, public(folder, address) as (plain, merged):
-        yield Ways(direct, bare, plain, merged)
+    async with (
+        direct_to(address) as direct,
+        transparent(address) as bare,
+        public(folder, address) as (plain, merged),
+        sharing(folder, address) as shared,
+    ):
+        yield Ways(direct, bare, plain, merged, shared)
 
 
 async def differences(round_: list[Asked], ways: Ways, copies: int = 3) -> list[str]:

@@ -18,7 +18,7 @@ import grpc
 from drawn_requests import MODELS, Asked
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to, stream
-from v2_gateways import gateway_of, transparent_to
+from v2_gateways import endpoint_of, gateway_of, transparent_to, wait_until
 
 from gateway.config import load
 
@@ -229,6 +229,33 @@ async def transparent(address: str) -> AsyncIterator[Way]:
     """Through `serve --triton`."""
     async with transparent_to(address) as gateway, callers(gateway.listen) as channels:
         yield Way("transparent", channels)
+
+
+_SHARING = """
+listen: 127.0.0.1:0
+admin: {{listen: "127.0.0.1:0"}}
+server: {{control: all}}
+telemetry: {{access_log: {{destination: none}}}}
+upstreams: {{main: {{endpoints: ["{address}"], shared_memory: auto}}}}
+direct: {{models: all}}
+"""
+
+
+@contextlib.asynccontextmanager
+async def sharing(folder: Path, address: str) -> AsyncIterator[Way]:
+    """As `transparent`, but each tensor that can be is laid into memory that Triton shares, however small it is."""
+    file = folder / "sharing.yaml"
+    file.write_text(_SHARING.format(address=address))
+    async with gateway_of(load(file, {})) as gateway, callers(gateway.listen) as channels:
+        memory = endpoint_of(gateway, "main").memory
+        assert memory is not None
+        await wait_until(lambda: memory.now().state == "in use", 20)
+        memory.least = 1
+        yield Way("in shared memory", channels)
+        requests = memory.now().requests
+        assert not requests or requests.get("placed"), "all went as bytes"
+        assert memory.now().registrations == {"registered": 1}
+        assert memory.now().taken == 0
 
 
 @contextlib.asynccontextmanager

@@ -11,10 +11,25 @@ from pathlib import Path
 
 from command_line import free_address
 
+from gateway.app import Gateway
+
 Write = Callable[..., Path]
 """Writes a config with the model `m` on the endpoints that it is given, and further sections."""
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How calls' tensors get to the servers."""
+
+    shared_memory: str  # as the config says it
+    size: int  # bytes
+
+    def check(self, running: Gateway) -> None:
+        """Have they been sent so?"""
+        placed = sum(shared.requests.get("placed", 0) for shared in running._fleet.shared_memory())
+        assert (placed > 20) == (self.shared_memory == "auto")
 
 
 @dataclass

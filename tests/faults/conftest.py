@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
-from books import Servers, Write
+from books import Sent, Servers, Write
+from ledger import LARGE
 from traffic import config, write
 
 
@@ -20,12 +22,18 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
             server.kill()
 
 
+@pytest.fixture(params=[Sent("off", 32), Sent("auto", LARGE)], ids=["as bytes", "in shared memory"])
+def sent(request: pytest.FixtureRequest) -> Sent:
+    return cast("Sent", request.param)
+
+
 @pytest.fixture
 def write_config(tmp_path: Path) -> Write:
     """Writes a config with the model `m` on these endpoints."""
 
-    def write_one(*endpoints: str, **more: object) -> Path:
-        upstreams = {"main": {"endpoints": list(endpoints), "probe_interval": "500ms"}}
+    def write_one(*endpoints: str, shared_memory: str = "off", **more: object) -> Path:
+        main = {"endpoints": list(endpoints), "probe_interval": "500ms", "shared_memory": shared_memory}
+        upstreams = {"main": main}
         models = {"m": {"variants": {"only": {"upstream": "main", "model": "echo"}}}}
         return write(tmp_path / "gateway.yaml", config(upstreams, models, **more))
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from scripted_triton import answer_to
+from scripted_triton import answer_to, tensor_of
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -40,9 +40,13 @@ class Entry:
         return self.ended[0][1]
 
 
-def request(id_: str, model: str = "m") -> Any:
-    asked = pb.ModelInferRequest(model_name=model, id=id_, raw_input_contents=[id_.encode().ljust(32)])
-    asked.inputs.add(name="IN", datatype="UINT8", shape=[32])
+LARGE = 192 << 10  # bytes of a tensor that is laid into memory which server and gateway share, if they do
+
+
+def request(id_: str, model: str = "m", size: int = 32) -> Any:
+    """size: bytes of its tensor."""
+    asked = pb.ModelInferRequest(model_name=model, id=id_, raw_input_contents=[tensor_of(id_, size)])
+    asked.inputs.add(name="IN", datatype="UINT8", shape=[size])
     return asked
 
 
@@ -96,8 +100,9 @@ class Ledger:
 class Callers:
     """Make calls through a channel until told to stop, each in the ledger."""
 
-    def __init__(self, ledger: Ledger, timeout: float, pause: float) -> None:
+    def __init__(self, ledger: Ledger, timeout: float, pause: float, size: int) -> None:
         self.ledger = ledger
+        self._size = size
         self._timeout = timeout
         self._pause = pause
         self.going = True
@@ -109,7 +114,7 @@ class Callers:
 
     async def once(self, stub: Any) -> None:
         id_ = self.ledger.begin(self._timeout)
-        call = stub.ModelInfer(request(id_), timeout=self._timeout)
+        call = stub.ModelInfer(request(id_, size=self._size), timeout=self._timeout)
         try:
             answer = await call
             self.ledger.end(id_, OK, "", answer.raw_output_contents[0])
@@ -158,13 +163,20 @@ OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_m
 
 @contextlib.asynccontextmanager
 async def calling(
-    target: str, ledger: Ledger, *, unary: int = 4, streams: int = 0, timeout: float = 10.0, pause: float = 0.01
+    target: str,
+    ledger: Ledger,
+    *,
+    unary: int = 4,
+    streams: int = 0,
+    timeout: float = 10.0,
+    pause: float = 0.01,
+    size: int = 32,
 ) -> AsyncIterator[Callers]:
     """Calls while the block lasts, through a channel per caller. target: as grpcio takes it; more than one address is
-    balanced by round_robin.
+    balanced by round_robin. size: bytes of the tensor of a unary call.
     """
     options = [*OPTIONS, ("grpc.lb_policy_name", "round_robin")]
-    callers = Callers(ledger, timeout, pause)
+    callers = Callers(ledger, timeout, pause, size)
     async with contextlib.AsyncExitStack() as exits:
         tasks = []
         for run in [callers.unary] * unary + [callers.stream] * streams:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from books import Servers, Write
+from books import Sent, Servers, Write
 from faulty_proxy import FaultyProxy, faulty_proxy
 from ledger import OK, Ledger, calling
 from namespaces import THERE, namespace, why_not
@@ -27,12 +27,14 @@ def down(state: object) -> int:
     return sum(endpoint["state"] == "down" for endpoints in upstreams.values() for endpoint in endpoints)
 
 
-async def test_a_killed_server_costs_hardly_a_call_and_is_used_again(servers: Servers, write_config: Write) -> None:
+async def test_a_killed_server_costs_hardly_a_call_and_is_used_again(
+    servers: Servers, write_config: Write, sent: Sent
+) -> None:
     one, two = servers.start(MILLISECONDS), servers.start(MILLISECONDS)
     ledger = Ledger()
     async with (
-        gateway(write_config(one.address, two.address)) as running,
-        calling(running.listen, ledger, streams=2, timeout=TIMEOUT),
+        gateway(write_config(one.address, two.address, shared_memory=sent.shared_memory)) as running,
+        calling(running.listen, ledger, size=sent.size, streams=2, timeout=TIMEOUT),
     ):
         for _ in range(10 if SOAK else 1):
             await asyncio.sleep(0.5)
@@ -43,6 +45,7 @@ async def test_a_killed_server_costs_hardly_a_call_and_is_used_again(servers: Se
             booked = len(one.book.read_text())
             await until(lambda: len(one.book.read_text()) > booked, 10, "calls for the server that is back")  # noqa: B023
             assert not ledger.failed(killed + 1)
+        sent.check(running)
     ledger.check(servers.books)
     unary = {text: n for text, n in ledger.failed().items() if "stream" not in text}
     assert sum(unary.values()) <= max(1, ledger.good() / 1000), unary
@@ -50,13 +53,13 @@ async def test_a_killed_server_costs_hardly_a_call_and_is_used_again(servers: Se
 
 
 async def test_a_stopped_server_costs_calls_their_deadline_and_its_late_answers_are_nobodys(
-    servers: Servers, write_config: Write
+    servers: Servers, write_config: Write, sent: Sent
 ) -> None:
     one, two = servers.start(MILLISECONDS), servers.start(MILLISECONDS)
     ledger = Ledger()
     async with (
-        gateway(write_config(one.address, two.address)) as running,
-        calling(running.listen, ledger, timeout=1.0),
+        gateway(write_config(one.address, two.address, shared_memory=sent.shared_memory)) as running,
+        calling(running.listen, ledger, size=sent.size, timeout=1.0),
     ):
         await asyncio.sleep(1)
         one.signal(signal.SIGSTOP)
@@ -68,6 +71,7 @@ async def test_a_stopped_server_costs_calls_their_deadline_and_its_late_answers_
         await until(lambda: down(running.shown.state()) == 0, 10, "its return")
         await asyncio.sleep(0.5)
         assert not ledger.failed(ejected)
+        sent.check(running)
     ledger.check(servers.books)
     assert {text.partition(":")[0] for text in ledger.failed()} <= {"DEADLINE_EXCEEDED"}
 
@@ -120,14 +124,14 @@ def swallows(proxy: FaultyProxy) -> None:
 
 @pytest.mark.parametrize("fault", [delays, dribbles, cuts, resets, swallows], ids=lambda fault: fault.__name__)
 async def test_a_network_with_faults_gives_nobody_a_wrong_answer_or_two(
-    servers: Servers, write_config: Write, fault: Callable[[FaultyProxy], None]
+    servers: Servers, write_config: Write, sent: Sent, fault: Callable[[FaultyProxy], None]
 ) -> None:
     """One of two servers is behind it. What a bad network costs a call is its deadline or nothing."""
     one, two = servers.start(5), servers.start(5)
     ledger = Ledger()
     async with faulty_proxy(int(one.address.rpartition(":")[2])) as proxy:
-        file = write_config(f"127.0.0.1:{proxy.port}", two.address)
-        async with gateway(file) as running, calling(running.listen, ledger, streams=1, timeout=1.0):
+        file = write_config(f"127.0.0.1:{proxy.port}", two.address, shared_memory=sent.shared_memory)
+        async with gateway(file) as running, calling(running.listen, ledger, size=sent.size, streams=1, timeout=1.0):
             await asyncio.sleep(0.3)
             for _ in range(3):
                 fault(proxy)
@@ -138,20 +142,21 @@ async def test_a_network_with_faults_gives_nobody_a_wrong_answer_or_two(
             booked = len(one.book.read_text())
             await until(lambda: len(one.book.read_text()) > booked, 30, "calls through the healed network")
             await until(lambda: ledger.good(healed) > 0, 10, "good calls")
+            sent.check(running)
     ledger.check(servers.books)
     assert {text.partition(":")[0] for text in ledger.failed()} <= {"DEADLINE_EXCEEDED", "UNAVAILABLE", "UNKNOWN"}
 
 
 async def test_corrupt_bytes_end_calls_with_an_error_and_the_connection_is_replaced(
-    servers: Servers, write_config: Write
+    servers: Servers, write_config: Write, sent: Sent
 ) -> None:
     """TCP's checksum misses some. What is corrupt in a payload nobody can know but TLS; frames must not be misread."""
     one = servers.start(5)
     ledger = Ledger()
     async with (
         faulty_proxy(int(one.address.rpartition(":")[2])) as proxy,
-        gateway(write_config(f"127.0.0.1:{proxy.port}")) as running,
-        calling(running.listen, ledger, timeout=1.0),
+        gateway(write_config(f"127.0.0.1:{proxy.port}", shared_memory=sent.shared_memory)) as running,
+        calling(running.listen, ledger, size=sent.size, timeout=1.0),
     ):
         await until(lambda: ledger.good() > 20, 10, "good calls")
         before = proxy.connections
@@ -161,6 +166,7 @@ async def test_corrupt_bytes_end_calls_with_an_error_and_the_connection_is_repla
         healed = time.monotonic()
         await until(lambda: ledger.good(healed) > 20, 30, "good calls again")
         assert proxy.connections > before
+        sent.check(running)
     ledger.check(servers.books)
 
 

@@ -24,9 +24,12 @@ from v2_gateways import Script, endpoint_of, gateway_of, wait_until
 from gateway.app import Gateway
 from gateway.assemble import LEAST_PLACED
 from gateway.config import load
+from gateway.http2.limits import UPSTREAM
 from gateway.triton import LocalTriton
 from gateway.upstream.shared_memory import SharedMemory
+from gateway.upstream.slots import GRAIN
 from gateway.v2.layout import SIZES
+from gateway.v2.placing import ALIGNMENT
 from gateway.v2.shared_memory import RESERVED
 
 pytestmark = pytest.mark.integration
@@ -110,21 +113,42 @@ async def both(gateway: Gateway, triton: LocalTriton, request: Any) -> tuple[Out
         return await call(through, request), await call(direct, request)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-async def test_every_byte_of_every_datatype_is_as_tritons_own(
-    gateway: Gateway, triton: LocalTriton, dtype: str
+REGION = 2 * MIB
+THRESHOLDS = {
+    "a tensor's alignment": (ALIGNMENT, 1),
+    "a slot's grain": (GRAIN, 1),
+    "passed on as it arrives": (UPSTREAM.whole_bytes, 1),
+    "laid into memory": (LEAST_PLACED, LEAST_PLACED),
+    "room for it": (REGION - ALIGNMENT, LEAST_PLACED),
+}
+"""Bytes of a tensor, or of a whole message, at which something changes; and of a request that is laid into memory."""
+
+
+@pytest.mark.parametrize("shared", ["off", f"{{bytes: {REGION}}}"], ids=["as bytes", "in shared memory"])
+async def test_every_byte_of_every_datatype_is_as_tritons_own_around_each_threshold(
+    triton: LocalTriton, tmp_path: Path, shared: str
 ) -> None:
-    """Around the size from which tensors are laid into memory, around that from which requests are passed on."""
-    memory = memory_of(gateway)
-    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
-        for size in (8, LEAST_PLACED - 200, LEAST_PLACED, LEAST_PLACED + 200, 602_112, 3 * MIB + 8, 8, 1):
-            memory.least = LEAST_PLACED if placed(memory) < 4 else 1  # the last ones, though it is not worth it
-            request = of_bytes(dtype, size)
-            ours, theirs = await call(through, request), await call(direct, request)
-            assert theirs.code is grpc.StatusCode.OK
-            assert (ours.code, ours.text, ours.body) == (theirs.code, theirs.text, theirs.body), size
-    assert placed(memory) == 6
-    assert memory.now().slots == memory.now().taken == 0
+    async with (
+        gateway_to(tmp_path, triton.grpc_address, shared) as gateway,
+        channel_to(gateway.listen) as through,
+        channel_to(triton.grpc_address) as direct,
+    ):
+        memory = None if shared == "off" else await in_use(gateway)
+        for dtype in DTYPES:
+            for what, (at, least) in THRESHOLDS.items():
+                if memory is not None:
+                    memory.least = least
+                step = SIZES.get(dtype, 1)
+                front = of_bytes(dtype, at).ByteSize() - at
+                for size in (1, at - front - step, at - front, at - front + step, at - step, at, at + step):
+                    request = of_bytes(dtype, max(size, step))
+                    ours, theirs = await call(through, request), await call(direct, request)
+                    assert theirs.code is grpc.StatusCode.OK
+                    assert (ours.code, ours.text, ours.body) == (theirs.code, theirs.text, theirs.body), (what, size)
+        if memory is not None:
+            assert placed(memory) > 20 * len(DTYPES)
+            assert memory.now().requests["no_slot"] > 0
+            assert memory.now().slots == memory.now().taken == 0
 
 
 def wrong_size(request: Any) -> None:

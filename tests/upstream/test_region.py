@@ -48,3 +48,20 @@ def test_gateways_that_start_at_once_keep_what_they_have_made(tmp_path: Path) ->
         thread.join()
     assert kept == [True] * 800
     assert not list(tmp_path.iterdir())
+
+
+def test_the_memory_of_a_region_goes_with_the_last_part_that_is_in_use(tmp_path: Path) -> None:
+    made = Region(tmp_path, 4096)
+    part = made.memory[:10]
+    assert not made.close()
+    assert not list(tmp_path.iterdir())
+    part[0] = 1  # which would end the process if the memory had gone
+    part.release()
+    assert made.close()
+    assert made.close()
+
+
+def test_one_that_is_not_wanted_any_more_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="canceled"):
+        Region(tmp_path, 4096, lambda: False)
+    assert not list(tmp_path.iterdir())

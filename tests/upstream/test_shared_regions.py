@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +32,17 @@ class Triton:
         self.asked: list[str] = []
         self.regions: dict[str, str] = {}
         self.failures: dict[str, CallFailed] = {}  # by the RPC
+        self.hangs_at = ""  # the RPC that is never answered
+        self.hangs = asyncio.Event()
 
     async def unary(self, path: str, body: bytes, metadata: Any, timeout: float | None) -> Answer:
         method = path.rpartition("/")[2]
         self.asked.append(method.removeprefix("SystemSharedMemory"))
         request = getattr(pb, f"{method}Request").FromString(body)
         answer = getattr(pb, f"{method}Response")()
+        if method == self.hangs_at:
+            self.hangs.set()
+            await asyncio.Event().wait()
         if method in self.failures:
             raise self.failures[method]
         if method == "ServerMetadata":
@@ -132,6 +141,8 @@ async def test_a_call_of_which_nobody_knows_retires_the_region_until_triton_lets
         assert await rig.look() == ["Unregister"]
     assert rig.memory.now().size == MIB
     del rig.triton.failures["SystemSharedMemoryUnregister"]
+    sent.drop()
+    waiting.drop()
     assert await rig.look() == ["Unregister", "ServerMetadata", "Register", "Status"]
     assert len(rig.files) == 1
     assert rig.memory.now().taken == 0
@@ -142,6 +153,8 @@ async def test_a_region_that_is_in_doubt_twice_is_retired_once(rig: Rig) -> None
     await rig.look()
     first, second = rig.sent(), rig.sent()
     first.released(False)
+    first.drop()
+    second.drop()  # by its caller, and not by Triton
     await rig.look()
     second.released(False)
     assert rig.placed() is not None
@@ -154,8 +167,9 @@ async def test_an_error_that_names_the_region_says_that_triton_does_not_know_it(
     sent = rig.sent()
     assert not sent.is_unknown("Unable to find shared memory region: 'theirs'")
     assert sent.is_unknown(f"Unable to find shared memory region: '{name}'")
-    assert rig.files == set()
     assert await rig.look() == []  # who has unregistered it may do so again
+    assert rig.files == set()
+    sent.drop()
     rig.now += 11
     rig.triton.regions.clear()
     assert await rig.look() == ["ServerMetadata", "Register", "Status"]
@@ -212,6 +226,58 @@ async def test_memory_that_can_t_be_had_is_no_error(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "none")
     assert await rig.look() == ["ServerMetadata"]
     assert "can't be had" in rig.memory.now().state
+
+
+async def test_there_is_no_other_region_while_a_call_has_a_part_of_the_last_one(rig: Rig) -> None:
+    """So that there is never more memory than the config says."""
+    await rig.look()
+    laid = rig.placed()
+    assert laid is not None
+    rig.triton.losses += 1
+    rig.triton.regions.clear()
+    assert await rig.look() == ["Status"]
+    assert rig.files == set()
+    assert rig.memory.now().size == MIB
+    laid.drop()
+    assert await rig.look() == ["ServerMetadata", "Register", "Status"]
+    assert rig.memory.now().size == MIB
+
+
+async def test_making_and_removing_a_large_region_takes_none_of_the_event_loops_time(tmp_path: Path) -> None:
+    """The kernel takes half a millisecond for each MiB. Time of CPUs, which is the same on a busy machine."""
+    rig = Rig(tmp_path)
+    rig.memory._settings = SharedMemorySettings(64 * MIB, 1, Path("/dev/shm"))
+    whole, loops = time.process_time(), time.thread_time()
+    await rig.look()
+    assert rig.memory.state == "in use"
+    await rig.memory.close()
+    whole, loops = time.process_time() - whole, time.thread_time() - loops
+    assert loops < whole / 2
+
+
+@pytest.mark.parametrize("at", ["the memory is allocated", "Triton is asked to register it"])
+async def test_an_end_while_a_region_is_made_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    allocate = os.posix_fallocate
+
+    def slowly(fd: int, begin: int, size: int) -> None:
+        begun.set()
+        may_go_on.wait(10)
+        allocate(fd, begin, size)
+
+    if at == "the memory is allocated":
+        monkeypatch.setattr(os, "posix_fallocate", slowly)
+    else:
+        rig.triton.hangs_at = "SystemSharedMemoryRegister"
+    rig.memory.look_soon()
+    await asyncio.to_thread(begun.wait, 10) if at == "the memory is allocated" else await rig.triton.hangs.wait()
+    assert len(rig.files) == 1
+    closing = asyncio.ensure_future(rig.memory.close())
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await closing
+    assert rig.files == set()
+    assert rig.triton.regions == {}
 
 
 async def test_the_end_unregisters_what_there_is_and_removes_it_all_the_same(rig: Rig) -> None:
