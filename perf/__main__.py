@@ -24,7 +24,7 @@ from perf.load import LoadFailed, Loads, perf_analyzer
 from perf.report import Run
 from perf.scenarios import CONNECTIONS, LARGE, PAYLOAD, STREAM, TINY
 from perf.stack import Stack, System
-from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, SHARING, SYSTEMS
+from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, NULL, SHARING, SYSTEMS
 
 GROUPS = ("tiny", "merging", "large", "stream", "picture", "payload", "growth", "memory")
 _FEWER = 3  # rounds of what only draws a curve
@@ -103,14 +103,14 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
     say("starting the proxies and the gateway")
     started = stack.systems(arguments.systems)
     everyone = [each for each in started if each.name != SHARING]
-    systems = [each for each in everyone if each.name != MERGING]
+    systems = [each for each in everyone if each.name not in (MERGING, NULL)]
     titles = dict(pictures.TITLES)
     if "tiny" in groups:
         bench.rounds(TINY, everyone, rounds)
         titles |= {each.name: each.title for each in TINY}
     if "merging" in groups:
         titles |= {each.name: each.title for each in merging.measure(bench, everyone, rounds, run.samples)}
-    with_large = [each for each in started if each.name != MERGING]
+    with_large = [each for each in started if each.name not in (MERGING, NULL)]
     for group, scenarios, wanted in (("large", LARGE, with_large), ("stream", STREAM, systems)):
         if group in groups:
             bench.rounds(scenarios, wanted, rounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, KSERVE, MERGING, NGINX, SHARING, Sample, Spread, ratio
+from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, KSERVE, MERGING, NGINX, NULL, SHARING, Sample, Spread, ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ _BARS = (
     _Bar("p99 ÷ Envoy", "p99", ENVOY, TINY, 1.0, 0.8, False),
     _Bar("CPU per request ÷ Envoy", "cpu", ENVOY, TINY, 0.7, 0.45, False),
     _Bar("throughput ÷ direct", "rate", DIRECT, ("tiny-16",), 0.75, 0.9, True),
+    _Bar("throughput ÷ the null server", "rate", NULL, TINY, None, None, True),
     _Bar("throughput ÷ a grpc.aio relay", "rate", GRPC_AIO, ("tiny-16",), 2.5, 4.0, True),
     _Bar("CPU per request of a grpc.aio relay ÷ this", "cpu", GRPC_AIO, TINY, None, None, True, True),
     _Bar("large tensors, throughput ÷ Envoy", "rate", ENVOY, LARGE, 1.0, None, True),
@@ -68,6 +69,8 @@ _BARS = (
     _Bar("CPU per JPEG call, KServe transformer ÷ gateway", "cpu", KSERVE, ("picture", "phone"), 3.0, None, True, True),
     _merging("throughput ÷ direct", "rate", DIRECT, "tiny-16", 1.3, 2.0, at_least=True),
     _merging("throughput ÷ direct", "rate", DIRECT, "tiny-64", 1.6, 3.0, at_least=True),
+    _merging("throughput ÷ the null server", "rate", NULL, "tiny-16", None, None, at_least=True),
+    _merging("throughput ÷ the null server", "rate", NULL, "tiny-64", None, None, at_least=True),
     _merging("p50 ÷ direct", "p50", DIRECT, "tiny-16", 0.9, 0.6),
     _merging("p99 ÷ direct", "p99", DIRECT, "tiny-16", 1.0, 0.6),
     _merging("CPU with Triton's ÷ Triton's, direct", "served_cpu", DIRECT, "tiny-16", 0.8, 0.5),

@@ -35,7 +35,7 @@ class Bench:
                 shape = next(s.load.shape for s in scenarios if s.model == model)
                 few = Load(2, shape=shape, requests=8 if shape else 200)
                 try:
-                    self.loads.run(few, system.address, system.name_of(model))
+                    self.loads.run(few, system.address, system.name_of(model), system.served)
                 except LoadFailed as error:
                     self.miss(f"warming up {system.name} with {model}: {error}")
 
@@ -62,7 +62,7 @@ class Bench:
         triton: Child = self.stack.triton
         before, triton_before = system.cpu_seconds(), triton.cpu_seconds()
         try:
-            found = self.loads.run(scenario.load, system.address, system.name_of(scenario.model))
+            found = self.loads.run(scenario.load, system.address, system.name_of(scenario.model), system.served)
         except LoadFailed as error:
             self.miss(f"{scenario.name} on {system.name}, round {number + 1}: {error}")
             return None

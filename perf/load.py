@@ -97,21 +97,22 @@ class Loads:
         self._work = work
         self._seconds = seconds
 
-    def run(self, load: Load, address: str, model: str) -> Found:
+    def run(self, load: Load, address: str, model: str, count: Callable[[], int] | None = None) -> Found:
         """Once more if perf_analyzer does not end, which it does now and then, also against Triton itself.
 
+        count: how many requests were served so far, if it is not Triton that serves them.
         :raises LoadFailed: if there is no result, as when a request fails, or if it is not to be believed.
         """
         try:
-            return self._run(load, address, model)
+            return self._run(load, address, model, count or self._count)
         except _Hung:
-            return self._run(load, address, model)
+            return self._run(load, address, model, count or self._count)
 
-    def _run(self, load: Load, address: str, model: str) -> Found:
+    def _run(self, load: Load, address: str, model: str, count: Callable[[], int]) -> Found:
         table, log = self._work / "perf_analyzer.csv", self._work / "perf_analyzer.log"
         table.unlink(missing_ok=True)
-        before = self._count()
-        rates = _Rate(self._count) if load.requests else None
+        before = count()
+        rates = _Rate(count) if load.requests else None
         with log.open("wb") as out:
             status, cpu = run_bounded(
                 [self._program, *self._options(load, address, model, table)],
@@ -131,7 +132,7 @@ class Loads:
             rate=rate or float(row["Inferences/Second"]),
             p50=float(row["p50 latency"]),
             p99=float(row["p99 latency"]),
-            served=self._count() - before,
+            served=count() - before,
             client_seconds=cpu,
             late=late(told),
         )
@@ -172,7 +173,7 @@ def believe(found: Found, seconds: float) -> None:
     """
     if found.served < 0.9 * found.rate * seconds:
         answers = f"{found.rate:,.0f} answers/s for {seconds:g} s"
-        raise LoadFailed(f"perf_analyzer counted {answers}, but Triton served only {found.served:,} rows")
+        raise LoadFailed(f"perf_analyzer counted {answers}, but it served only {found.served:,} rows")
     if found.late > _TOO_LATE:
         raise LoadFailed(f"perf_analyzer could not send as it should: {found.late:.0%} of the requests left late")
 

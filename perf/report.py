@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from perf.bars import lines
-from perf.summary import Sample, Spread, in_order, of
+from perf.summary import NULL, Sample, Spread, in_order, of, ratio
 
 MIB = 1 << 20
 
@@ -80,7 +80,21 @@ def _scenario(samples: Sequence[Sample], scenario: str, title: str) -> str:
         for system in in_order(each.system for each in here):
             yield system, *(_cell(of(here, scenario, system, name), show) for _, name, show in columns)
 
-    return f"## {title}\n\n" + table((scenario, *(head for head, _, _ in columns)), rows())
+    whole = table((scenario, *(head for head, _, _ in columns)), rows())
+    shares = _shares(here, scenario) if any(each.system == NULL for each in here) else ""
+    return f"## {title}\n\n{whole}{shares}"
+
+
+def _shares(samples: Sequence[Sample], scenario: str) -> str:
+    """Every figure as a share of the null server's, which is as far as one can get."""
+    columns = (("answers/s", "rate"), ("p50", "p50"), ("p99", "p99"), ("CPU", "cpu"))
+
+    def rows() -> Iterator[Sequence[str]]:
+        for system in in_order(each.system for each in samples if each.system != NULL):
+            found = (ratio(samples, scenario, name, system, NULL) for _, name in columns)
+            yield system, *(_cell(each, lambda v: f"{v:.2f}") for each in found)
+
+    return f"\n\nThe same ÷ the {NULL}'s:\n\n" + table(("", *(head for head, _ in columns)), rows())
 
 
 def _cell(value: Spread | None, show: Callable[[float], str]) -> str:

@@ -13,22 +13,27 @@ import grpc
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from perf import gateways, models, peers
+from perf import gateways, models, null, peers
 from perf.children import Child, NotStarted, Ports
 from perf.gateways import Config
 from perf.peers import Peer
 from perf.sink import Sink
-from perf.summary import DIRECT, GATEWAY, MERGING, SHARING
+from perf.summary import DIRECT, GATEWAY, MERGING, NULL, SHARING
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Something that answers for Triton's models. child: None for Triton itself. public: by the gateway's names?"""
+    """Something that answers for Triton's models.
+
+    child: None for Triton itself. public: by the gateway's names? served: how many requests it has answered, if Triton
+    does not get them.
+    """
 
     name: str
     address: str
     child: Child | None
     public: bool = False
+    served: Callable[[], int] | None = None
 
     def name_of(self, model: str) -> str:
         return gateways.PUBLIC[model] if self.public else model
@@ -73,6 +78,15 @@ class Stack:
         until_ready(child.address, [models.TINY_A])
         return System(peer.name, child.address, child)
 
+    def null(self, nginx: str) -> System:
+        """What answers at once. nginx: the program."""
+        folder = self.work / "null"
+        folder.mkdir(exist_ok=True)
+        ports = (self.ports.take(), self.ports.take())
+        child = self._entered.enter_context(null.null_server(nginx, folder, ports, self.triton.port))
+        until_ready(child.address, [models.TINY_A])
+        return System(NULL, child.address, child, served=partial(null.answered, ports[1]))
+
     def gateway(self, name: str = GATEWAY, *, config: Config | None = None, into: ExitStack | None = None) -> System:
         """name: if it is not the usual one."""
         config = config or gateways.config(self.triton.port)
@@ -89,8 +103,10 @@ class Stack:
 
         :raises NotStarted: if one that is wanted is not here.
         """
+        nginx = peers.installed("nginx")
         start: dict[str, Callable[[], System]] = {
             DIRECT: self.direct,
+            **({NULL: partial(self.null, nginx)} if nginx else {}),
             **{peer.name: partial(self.peer, peer) for peer in self.peers},
             GATEWAY: self.gateway,
             MERGING: self.merging,

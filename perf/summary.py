@@ -8,8 +8,8 @@ from statistics import median
 
 DIRECT, ENVOY, NGINX, HAPROXY = "direct", "Envoy", "nginx", "HAProxy"
 GATEWAY, GRPC_AIO, MERGING, KSERVE = "gateway", "grpc.aio relay", "merging gateway", "KServe transformer"
-SHARING = "gateway with shared memory"
-SYSTEMS = (DIRECT, ENVOY, NGINX, HAPROXY, GRPC_AIO, GATEWAY, MERGING, SHARING)
+SHARING, NULL = "gateway with shared memory", "null server"
+SYSTEMS = (DIRECT, ENVOY, NGINX, HAPROXY, GRPC_AIO, GATEWAY, MERGING, SHARING, NULL)
 """What takes part in every load. KServe does only in that of pictures."""
 
 

@@ -14,8 +14,9 @@ from perf.bars import lines
 from perf.children import Child, NotStarted, Ports
 from perf.load import Found, LoadFailed, believe, late, slope
 from perf.merging import most
+from perf.null import quoted, requests_in
 from perf.report import Memory, Run, markdown
-from perf.summary import DIRECT, ENVOY, GATEWAY, KSERVE, MERGING, SYSTEMS, Sample, Spread, of, ratio, spread
+from perf.summary import DIRECT, ENVOY, GATEWAY, KSERVE, MERGING, NULL, SYSTEMS, Sample, Spread, of, ratio, spread
 
 
 def sample(system: str, number: int, rate: float, *, scenario: str = "tiny-16", cpu: float = 50.0) -> Sample:
@@ -153,6 +154,28 @@ def test_a_rate_is_taken_where_the_count_rises() -> None:
     seen = [(0.0, 5), (1.0, 5), (2.0, 7), (3.0, 9), (4.0, 11), (5.0, 11)]
     assert slope(seen) == pytest.approx(2.0)
     assert slope(seen[:3]) is None
+
+
+def test_every_figure_is_also_given_as_a_share_of_the_null_servers() -> None:
+    samples = [sample(GATEWAY, 0, 150.0), sample(NULL, 0, 600.0, cpu=10.0)]
+    told = markdown(Run({}, {}, samples), {})
+    head, shares = told.split(f"The same ÷ the {NULL}'s:")
+    assert "| null server | 600" in head
+    assert "| gateway | 0.25 (0.25–0.25) | 1.00 (1.00–1.00) | 1.00 (1.00–1.00) | 5.00 (5.00–5.00) |" in shares
+    assert "The same ÷" not in markdown(Run({}, {}, samples[:1]), {})
+
+
+def test_what_the_null_server_has_answered_is_what_nginx_counts() -> None:
+    status = (
+        "Active connections: 3 \nserver accepts handled requests\n 12 11 4711 \nReading: 0 Writing: 3 Waiting: 0 \n"
+    )
+    assert requests_in(status) == 4711
+    with pytest.raises(ValueError, match="no status"):
+        requests_in("404 Not Found")
+
+
+def test_an_answer_of_any_bytes_can_stand_in_nginxs_config() -> None:
+    assert quoted(b'\0\x0a"\\') == b'\0\x0a\\"\\\\'
 
 
 def test_only_the_merging_gateway_merges() -> None:
