@@ -18,8 +18,9 @@ $(VENV)/.experiments: $(VENV)/.installed
 	$(INSTALL) -e '.[local,experiments]'
 	@touch $@
 
-# The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand.
-test: $(VENV)/.tools $(VENV)/.compiled
+# The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand. Where npm is, the pages'
+# JavaScript is run too.
+test: $(VENV)/.tools $(VENV)/.compiled $(if $(shell command -v npm),$(VENV)/grpc-js)
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 3 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
 	  tests/forwarding tests/routing tests/telemetry tests/test_compiled.py
@@ -50,7 +51,7 @@ soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	  $$(grep -rlE --include='*.py' '^ *@given' tests | grep -vE '^tests/(neighbours|differences)/')
 
 $(VENV)/grpc-js: $(VENV)/.tools
-	npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7
+	-npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
 
 # Inputs that reach new code of what reads others' bytes, ten minutes for each reader, on the sources; findings are new files
 # in tests/fuzz/corpus. FUZZ_SECONDS=60 TARGETS="config jwt" make fuzz is shorter. atheris has wheels for Python 3.11 to 3.13.
