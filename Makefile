@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run experiment test pythons coverage soak fuzz check audit sbom docs perf setup clean
+.PHONY: run experiment test pythons coverage soak fuzz check audit sbom docs docs-versions perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -108,6 +108,10 @@ $(VENV)/.supply/made: $(VENV)/.installed
 # The pages as a site, with a search, in dist/site; a link that leads nowhere ends it. Any server of files can serve it.
 docs: $(VENV)/.docs/made
 	$(VENV)/.docs/bin/sphinx-build -q -W --keep-going -b html -c docs/site -d build/site . dist/site
+
+# The same for each release beside the pages as they are here, in dist/versions; a page's side leads to its other versions.
+docs-versions: $(VENV)/.docs/made
+	@$(BIN)/python docs/site/versions.py $(VENV)/.docs/bin/sphinx-build
 
 $(VENV)/.docs/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sphinx needs Python 3.11 or newer: make docs PYTHON=python3.12")'
