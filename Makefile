@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
 
-.PHONY: run experiment test pythons coverage soak fuzz check audit sbom docs perf setup clean
+.PHONY: run experiment test pythons coverage soak fuzz check audit sbom docs docs-versions perf setup clean
 
 run: setup
 	@$(BIN)/inference-gateway demo
@@ -18,8 +18,9 @@ $(VENV)/.experiments: $(VENV)/.installed
 	$(INSTALL) -e '.[local,experiments]'
 	@touch $@
 
-# The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand.
-test: $(VENV)/.tools $(VENV)/.compiled
+# The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand. Where npm is, the pages'
+# JavaScript is run too.
+test: $(VENV)/.tools $(VENV)/.compiled $(if $(shell command -v npm),$(VENV)/grpc-js)
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 3 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
 	  tests/forwarding tests/routing tests/telemetry tests/test_compiled.py
@@ -50,7 +51,7 @@ soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	  $$(grep -rlE --include='*.py' '^ *@given' tests | grep -vE '^tests/(neighbours|differences)/')
 
 $(VENV)/grpc-js: $(VENV)/.tools
-	npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7
+	-npm install --silent --no-audit --no-fund --prefix $@ @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
 
 # Inputs that reach new code of what reads others' bytes, ten minutes for each reader, on the sources; findings are new files
 # in tests/fuzz/corpus. FUZZ_SECONDS=60 TARGETS="config jwt" make fuzz is shorter. atheris has wheels for Python 3.11 to 3.13.
@@ -107,6 +108,10 @@ $(VENV)/.supply/made: $(VENV)/.installed
 # The pages as a site, with a search, in dist/site; a link that leads nowhere ends it. Any server of files can serve it.
 docs: $(VENV)/.docs/made
 	$(VENV)/.docs/bin/sphinx-build -q -W --keep-going -b html -c docs/site -d build/site . dist/site
+
+# The same for each release beside the pages as they are here, in dist/versions; a page's side leads to its other versions.
+docs-versions: $(VENV)/.docs/made
+	@$(BIN)/python docs/site/versions.py $(VENV)/.docs/bin/sphinx-build
 
 $(VENV)/.docs/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sphinx needs Python 3.11 or newer: make docs PYTHON=python3.12")'

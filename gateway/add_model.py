@@ -48,8 +48,8 @@ class AddFailed(CommandFailed):
     """The model could not be added; the text says why and what to do. Nothing is left of it."""
 
 
-class WrongName(AddFailed):
-    """The model, or the public one, can't have this name; the text says why."""
+class WrongArgument(AddFailed):
+    """The model, or the public one, can't have this name, or the model not this batch; the text says why."""
 
     exit_code = 2
 
@@ -84,7 +84,7 @@ def add(new: NewModel, say: Callable[[str], None]) -> None:
     graph = read_graph(new.file)
     most = new.batch if new.batch is not None else USUAL_BATCH if graph.batch_axis else 0
     if wrong := batch_error(graph, most):
-        raise AddFailed(f"--batch {most}: {wrong}; --batch 0 puts no requests together.")
+        raise WrongArgument(f"--batch {most}: {wrong}; --batch 0 puts no requests together.")
     shapes = shapes_of(graph, new.shapes)
     name = new.name or new.file.stem
     public = new.public or name
@@ -108,13 +108,13 @@ def add(new: NewModel, say: Callable[[str], None]) -> None:
 def _require_free(new: NewModel, name: str, public: str, config: Path) -> None:
     """:raises WrongName: if the name can be none, or a model or file has it."""
     if not _NAME.fullmatch(name):
-        raise WrongName(f"{name!r} can be no model's name; --name gives one of letters, digits, '_', '-' and '.'.")
+        raise WrongArgument(f"{name!r} can be no model's name; --name gives one of letters, digits, '_', '-' and '.'.")
     if (new.repository / name).exists():
-        raise WrongName(f"{new.repository} has a model {name} already; --name gives this one another name.")
+        raise WrongArgument(f"{new.repository} has a model {name} already; --name gives this one another name.")
     if "/" in public or public.startswith("."):
-        raise WrongName(f"{public!r} can be no public model's name here, since its config is named after it.")
+        raise WrongArgument(f"{public!r} can be no public model's name here, since its config is named after it.")
     if config.exists():
-        raise WrongName(f"{config} is there already; --as gives the public model, and so the file, another name.")
+        raise WrongArgument(f"{config} is there already; --as gives the public model, and so the file, another name.")
 
 
 @contextmanager
@@ -151,7 +151,9 @@ def _written(config: Path, public: str, name: str) -> Iterator[None]:
         config.unlink()
         if isinstance(error, ConfigError):
             finding = error.findings[0]
-            raise WrongName(f"{public!r} can be no public model's name: {finding.wrong}; {finding.right}") from error
+            raise WrongArgument(
+                f"{public!r} can be no public model's name: {finding.wrong}; {finding.right}"
+            ) from error
         raise
 
 

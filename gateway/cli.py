@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from gateway.errors import INTERRUPTED, CommandFailed
+from gateway.errors import INTERRUPTED, CommandFailed, Misused
 
 if TYPE_CHECKING:
     from gateway.config import Config, Finding, Loaded
@@ -35,10 +35,8 @@ _EXTRAS = {"onnx": "local", "onnxruntime": "local", "rich": "local", "scipy": "e
 """Of this package, by what they bring that commands import when they need it."""
 
 
-class WrongLine(CommandFailed):
+class WrongLine(Misused):
     """Arguments that do not go together; the text says which."""
-
-    exit_code = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,28 +57,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongLine as error:
         arguments.parser.error(str(error))  # with the usage of this command
     except (CommandFailed, OSError, ModuleNotFoundError) as error:
-        return _told(error)
+        failed = _failed(error, arguments)
+        if str(failed):
+            print(f"inference-gateway: {failed}", file=sys.stderr)  # noqa: T201
+        return failed.exit_code
     return code
 
 
-def _told(error: Exception) -> int:
-    """Print what a user can mend; the exit code. A missing module that no extra brings is raised again."""
-    text, code = str(error), getattr(error, "exit_code", 1)
+def _failed(error: Exception, arguments: argparse.Namespace) -> CommandFailed:
+    """What a user can mend. Raises the error again if it is a missing module that no extra brings."""
+    if isinstance(error, CommandFailed):
+        return error
     if isinstance(error, ModuleNotFoundError):
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise error
-        text = f"this needs '{error.name}': pip install 'inference-gateway[{extra}]'"
-    if text:
-        print(f"inference-gateway: {text}", file=sys.stderr)  # noqa: T201
-    return code
+        return CommandFailed(f"this needs '{error.name}': pip install 'inference-gateway[{extra}]'")
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        kind = Misused if _is_named(error.filename, arguments) else CommandFailed
+        return kind(f"{error.filename}: {error.strerror}")
+    return CommandFailed(str(error))
+
+
+def _is_named(file: object, arguments: argparse.Namespace) -> bool:
+    """Is this a file that the command line names?"""
+    given = [each for value in vars(arguments).values() for each in (value if isinstance(value, list) else [value])]
+    named = {os.path.abspath(each) for each in given if isinstance(each, (str, Path))}
+    return isinstance(file, (str, Path)) and os.path.abspath(file) in named
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="inference-gateway",
         description="A gRPC gateway in front of NVIDIA Triton. Clients of Triton only change the address.",
-        epilog="Exit codes: 0 done, 1 failed, 2 wrong command line or config, 130 ended by a signal.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong command line, or a wrong file, 130 ended by a signal.",
     )
     parser.add_argument(
         "--version", dest="run", action="store_const", const=_version, help="print the version and exit"
@@ -165,7 +175,9 @@ def _add_config_commands(commands: Commands) -> None:
 def _add_replay(commands: Commands) -> None:
     replay = _add(commands, "replay", _replay, "send captured requests again (telemetry.capture in the config)")
     replay.add_argument("files", nargs="+", metavar="FILE", help="captured files, or URLs that fsspec knows")
-    replay.add_argument("--to", required=True, metavar="HOST:PORT", help="a gateway, or a Triton that has the models")
+    replay.add_argument(
+        "--to", required=True, type=_address, metavar="HOST:PORT", help="a gateway, or a Triton that has the models"
+    )
     replay.add_argument("--model", metavar="NAME", help="only the requests of this model")
     replay.add_argument(
         "--as",
@@ -179,7 +191,7 @@ def _add_replay(commands: Commands) -> None:
     replay.add_argument(
         "--key-file", type=Path, metavar="FILE", help="has an API key or token that the gateway lets in"
     )
-    replay.add_argument("--at-once", type=int, default=1, metavar="N", help="calls in flight (default: 1)")
+    replay.add_argument("--at-once", type=_at_least_one, default=1, metavar="N", help="calls in flight (default: 1)")
 
 
 def _add_experiment_commands(commands: Commands) -> None:
@@ -334,6 +346,16 @@ def _shape(given: str) -> tuple[str, list[int]]:
     if not name or not all(size.isdigit() and int(size) for size in sizes.split(",")):
         raise argparse.ArgumentTypeError(f"'{given}' is not of the form INPUT:1,3,224,224")
     return name, [int(size) for size in sizes.split(",")]
+
+
+def _address(given: str) -> str:
+    from gateway.config.units import split_address  # noqa: PLC0415
+
+    try:
+        split_address(given)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{given}' is not of the form HOST:PORT") from None
+    return given
 
 
 def _port(given: str) -> int:
@@ -502,7 +524,7 @@ def _keys_new(arguments: argparse.Namespace) -> int:
     from gateway.access.principal import is_name  # noqa: PLC0415
 
     if not is_name(arguments.name):
-        raise CommandFailed("a caller's name has 1 to 200 printable characters")
+        raise Misused("a caller's name has 1 to 200 printable characters")
     key = new_key(secrets.token_bytes(RANDOM_BYTES))
     digest = hash_of(key).hex()
     _say(f"key, for the caller alone; it is shown this once:\n  {key}")
@@ -534,12 +556,11 @@ def _replay(arguments: argparse.Namespace) -> int:
         raise WrongLine("--as needs --model, which says whose requests the other model can answer")
 
     async def run() -> int:
-        at_once = max(1, arguments.at_once)
         key = arguments.key_file.read_text().strip() if arguments.key_file is not None else ""
         result = await replay(
             arguments.files,
             arguments.to,
-            at_once=at_once,
+            at_once=arguments.at_once,
             model=arguments.model,
             instead=arguments.instead,
             as_traffic=arguments.as_traffic,
@@ -678,6 +699,7 @@ def _models_list(arguments: argparse.Namespace) -> int:
     from gateway.models.catalogue import list_models  # noqa: PLC0415
     from gateway.triton.repository import survey  # noqa: PLC0415
 
+    _require_repository(arguments.repository)
     listed = list_models(arguments.repository)
     for model in listed:
         size = f"{model.built_bytes / 1e6:.1f} MB" if model.built_bytes else ""
@@ -695,12 +717,15 @@ def _models_list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_repository(folder: Path) -> None:
+def _require_repository(folder: Path, models: Sequence[str] = ()) -> None:
     if not folder.is_dir():
-        raise CommandFailed(
+        raise Misused(
             f"There is no folder {folder} with models. `inference-gateway models add FILE` puts one of your own there, "
             "--repository FOLDER names another, and the project's checkout has those of the demo."
         )
+    for model in models:
+        if not (folder / model).is_dir():
+            raise Misused(f"{folder} has no model {model!r}; `inference-gateway models list` names those it has.")
 
 
 def _models_optimise(arguments: argparse.Namespace) -> int:
@@ -719,8 +744,8 @@ def _models_optimise(arguments: argparse.Namespace) -> int:
         arguments.most_ms,
         (*shapes, *data),
     )
-    optimise.perf_analyzer(os.environ)
     optimise.read_config(sweep)  # before anything is fetched
+    optimise.perf_analyzer(os.environ)
     install()
     build([arguments.name], arguments.repository, report=_say)
     return event_loop.run(optimise.optimise(sweep, os.environ, _say))
@@ -731,7 +756,7 @@ def _triton_start(arguments: argparse.Namespace) -> int:
     from gateway.triton import LocalTriton, install  # noqa: PLC0415
     from gateway.triton.command import stay_up  # noqa: PLC0415
 
-    _require_repository(arguments.repository)
+    _require_repository(arguments.repository, arguments.model or ())
     install()  # outside the event loop, where Ctrl-C ends a download at once
     triton = LocalTriton(
         arguments.repository,
@@ -749,7 +774,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     if arguments.input is not None and arguments.task is None:
         raise WrongLine("--input needs --task, which says what the file is for")
     if not arguments.repository.is_dir() or (arguments.config is None and not examples.is_dir()):
-        raise CommandFailed(
+        raise Misused(
             "The demo's models and configs are part of the project's checkout and not of its package. Run it there: "
             "`make run`, or .venv/bin/inference-gateway demo."
         )

@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 
 from gateway.artifacts import fetch
-from gateway.errors import CommandFailed
+from gateway.errors import Misused
 from gateway.models import pictures, sources
 from gateway.v1 import (
     classification_pb2,
@@ -39,7 +39,7 @@ _HEARD_RATE: Final = 16_000  # samples per second that the voice assistant under
 _PIECE: Final = 3_200  # bytes of audio in a message: 100 ms
 
 
-class UnfitInput(CommandFailed):
+class UnfitInput(Misused):
     """The file can't be what the task takes; the text says what would be right."""
 
 

@@ -205,3 +205,9 @@ class CommandFailed(Exception):
     """Ends a command with its text, which tells users what they can mend; without a text nothing is printed."""
 
     exit_code: ClassVar[int] = 1
+
+
+class Misused(CommandFailed):
+    """The command line, or a file that it names, is wrong: the same line fails until somebody mends one of them."""
+
+    exit_code = 2

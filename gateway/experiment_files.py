@@ -22,7 +22,7 @@ from typing import Any
 
 from gateway.config.experiment_file import load_experiments
 from gateway.config.findings import known, show
-from gateway.errors import CommandFailed
+from gateway.errors import CommandFailed, Misused
 from gateway.experiments.plan import Kind, Plan
 from gateway.experiments.records import Exposure, Outcome
 
@@ -46,10 +46,8 @@ Row = Mapping[str, Any]
 """One row by column: texts from CSV, values of several types from Parquet."""
 
 
-class BadFile(CommandFailed):
+class BadFile(Misused):
     """A file of records that cannot be used; the text says where and why."""
-
-    exit_code = 2
 
 
 class _Fault(Exception):
@@ -60,12 +58,14 @@ def plan_of(config: str, name: str | None) -> Plan:
     """The experiment of this name in the file, or the only one.
 
     :raises ConfigError: with the findings of the file.
-    :raises BadFile: if it has not that one, or several and no name was given.
+    :raises BadFile: if it has not that one, or none, or several and no name was given.
     """
     plans = load_experiments(config, os.environ)
     if name is None:
         if len(plans) > 1:
             raise BadFile(f"{config}: has several experiments; name one by --name: {', '.join(plans)}")
+        if not plans:
+            raise BadFile(f"{config}: has no experiments")
         return next(iter(plans.values()))
     if name not in plans:
         raise BadFile(f"{config}: no experiment '{name}'; {known(tuple(plans), name)}")

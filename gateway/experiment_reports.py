@@ -18,7 +18,7 @@ import fsspec
 from gateway.config.experiment_file import load_experiments
 from gateway.config.findings import known
 from gateway.config.load import load
-from gateway.errors import CommandFailed
+from gateway.errors import CommandFailed, Misused
 from gateway.evidence import settings_of
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report
@@ -32,10 +32,8 @@ if TYPE_CHECKING:
 _LOOKS = 60  # points of a plot
 
 
-class Unknown(CommandFailed):
+class Unknown(Misused):
     """A name that the config does not have."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)

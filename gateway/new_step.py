@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from gateway.errors import CommandFailed
+from gateway.errors import CommandFailed, Misused
 from gateway.steps.catalogue import SHIPPED
 
 _EXAMPLE: Final = "tidy_text"
@@ -19,10 +19,8 @@ _FOLDER: Final = Path(__file__).with_name("templates") / "step"
 _NAME: Final = re.compile(r"[a-z](?:[a-z0-9_-]{0,48}[a-z0-9])?")
 
 
-class WrongName(CommandFailed):
+class WrongName(Misused):
     """No step can have this name; the text says why, and what would do."""
-
-    exit_code = 2
 
 
 def new_step(name: str, folder: Path | None = None) -> list[Path]:

@@ -47,6 +47,12 @@ class OptimiseFailed(CommandFailed):
     """The model can't be measured; the text says why and what to do."""
 
 
+class NotForSweeps(OptimiseFailed):
+    """There is no such model, or none that settings of a CPU would change; the text says which."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What to measure.
@@ -79,24 +85,22 @@ def perf_analyzer(environ: Mapping[str, str]) -> str:
 def read_config(sweep: Sweep) -> Any:
     """The model's config, a ModelConfig, whose class is not typed.
 
-    :raises OptimiseFailed: if there is no such model, or it is none that settings of a CPU would change.
+    :raises NotForSweeps: if there is no such model, or it is none that settings of a CPU would change.
     """
     file = sweep.repository / sweep.name / "config.pbtxt"
     if not file.is_file():
-        raise OptimiseFailed(f"{sweep.repository} has no {sweep.name}/config.pbtxt; `models list` names the models.")
+        raise NotForSweeps(f"{sweep.repository} has no {sweep.name}/config.pbtxt; `models list` names the models.")
     config = text_format.Parse(file.read_bytes(), model_config_pb2.ModelConfig())
     if config.model_transaction_policy.decoupled or config.HasField("sequence_batching"):
-        raise OptimiseFailed(f"{sweep.name} answers in streams or keeps sequences; a sweep of single calls can't tell.")
+        raise NotForSweeps(f"{sweep.name} answers in streams or keeps sequences; a sweep of single calls can't tell.")
     if config.backend != "onnxruntime":
-        raise OptimiseFailed(
-            f"The backend of {sweep.name} is {config.backend!r}; threads are those of onnxruntime only."
-        )
+        raise NotForSweeps(f"The backend of {sweep.name} is {config.backend!r}; threads are those of onnxruntime only.")
     if any(group.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU for group in config.instance_group):
-        raise OptimiseFailed(f"{sweep.name} is for GPUs, and the local server has none.")
+        raise NotForSweeps(f"{sweep.name} is for GPUs, and the local server has none.")
     open_inputs = [tensor.name for tensor in config.input if -1 in tensor.dims]
     unsaid = [name for name in open_inputs if not any(each.startswith(f"{name}:") for each in sweep.extra)]
     if unsaid and "--input-data" not in sweep.extra:
-        raise OptimiseFailed(
+        raise NotForSweeps(
             f"{sweep.name} leaves the size of {unsaid[0]!r} open; say --shape {unsaid[0]}:128, for example."
         )
     return config

@@ -15,7 +15,7 @@ from gateway.config import Config
 from gateway.config.experiment_file import rollouts_of
 from gateway.config.findings import known
 from gateway.config.load import load
-from gateway.errors import CommandFailed
+from gateway.errors import CommandFailed, Misused
 from gateway.evidence import settings_of
 from gateway.experiments.rollout import (
     ENDED,
@@ -39,10 +39,8 @@ from gateway.store.rollouts import Decision, RolloutStore
 _TRIES: Final = 5  # of a command that others came before
 
 
-class UnknownRollout(CommandFailed):
+class UnknownRollout(Misused):
     """A name that the config does not have."""
-
-    exit_code = 2
 
 
 class NotNow(CommandFailed):

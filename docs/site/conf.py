@@ -18,10 +18,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 project = "Inference gateway"
 release = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
-html_title = f"{project} {release}"
+version = os.environ.get("DOCS_VERSION", "")  # set by versions.py
+html_title = f"{project} {version or release}"
 html_theme = "furo"
 extensions = ["myst_parser", "sphinx.ext.githubpages"]
 html_copy_source = False
+templates_path = ["templates"]
+html_context = {"version_name": version}
+html_sidebars = {
+    "**": [
+        *("sidebar/brand.html", "sidebar/search.html", "sidebar/scroll-start.html"),
+        *("versions.html", "sidebar/navigation.html", "sidebar/scroll-end.html"),
+    ]
+}
 root_doc = "README"
 include_patterns = [
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
@@ -42,15 +51,19 @@ suppress_warnings = [
 ]
 
 TREE = {
-    "Begin": ("docs/first-ab", "docs/steps/README", *(f"docs/tasks/{name}" for name in ("reading", "translate"))),
-    "More tasks": ("docs/tasks/recommend", "docs/tasks/voice", "docs/edge", "model_repository/README"),
+    "Begin": ("docs/first-ab", "docs/clients", "docs/steps/README"),
+    "Tasks": (
+        *("docs/tasks/reading", "docs/tasks/translate", "docs/tasks/recommend", "docs/tasks/voice"),
+        *("docs/edge", "model_repository/README"),
+    ),
     "Configure": (
-        *("docs/configuration", "docs/access", "docs/quotas", "docs/merging", "docs/sharing", "docs/shadowing"),
-        "docs/experiments",
+        *("docs/configuration", "docs/access", "docs/quotas", "docs/merging", "docs/sharing", "docs/shared-memory"),
+        *("docs/shadowing", "docs/experiments", "docs/rollouts"),
     ),
     "Operate": (
         *("docs/operations", "docs/metrics", "docs/errors", "docs/overload", "docs/scaling", "docs/limits"),
-        *("docs/security", "deploy/docker/README", "deploy/kubernetes/README", "deploy/helm/README"),
+        *("docs/security", "deploy/systemd/README", "deploy/docker/README", "deploy/kubernetes/README"),
+        "deploy/helm/README",
     ),
     "Understand": (
         *("docs/architecture", "docs/reliability", "docs/reliability-lifecycle", "docs/compiling", "perf/README"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path as FilePath
 
-from gateway.errors import CommandFailed, without_credentials
+from gateway.errors import Misused, without_credentials
 
 Path = tuple[str | int, ...]
 """Where a value stands: ("models", "imagenet", "rules", 0, "variant")."""
@@ -56,10 +56,8 @@ class Problem:
     severity: Severity = Severity.ERROR
 
 
-class ConfigError(CommandFailed):
+class ConfigError(Misused):
     """A config that cannot be used; `findings` says why, all at once, in the order of lines."""
-
-    exit_code = 2
 
     def __init__(self, findings: Iterable[Finding], files: Iterable[FilePath] = ()) -> None:
         """files: all files that the config names, as far as it was understood; one of them may have the fault."""

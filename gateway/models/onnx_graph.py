@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
 
-from gateway.errors import CommandFailed
+from gateway.errors import Misused
 
 _DATATYPES: Final = {  # of the V2 protocol, by ONNX' name
     "BOOL": "BOOL",
@@ -44,7 +44,7 @@ _REMEDIES: Final = {
 }
 
 
-class NotServable(CommandFailed):
+class NotServable(Misused):
     """The file is no ONNX model, or not one that a Triton can serve; the text says why and what would do."""
 
 

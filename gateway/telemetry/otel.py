@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-from gateway.errors import CommandFailed
+from gateway.errors import Misused
 
 Signal = Literal["traces", "metrics"]
 
 _SERVICE = "inference-gateway"
 
 
-class BadTelemetrySettings(CommandFailed):
+class BadTelemetrySettings(Misused):
     """An OTEL_* variable asks for what is not installed; the text names the variable and what would be right."""
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import fsspec
 import grpc
 
-from gateway.errors import CommandFailed
+from gateway.errors import Misused
 from gateway.forwarding.metadata import REPLAYED
 from gateway.v2.names import INFER
 from gateway.v2.peek import tail
@@ -27,7 +27,7 @@ from gateway.v2.peek import tail
 _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-class BadCapture(CommandFailed):
+class BadCapture(Misused):
     """The file is not a capture; the text says where."""
 
 

@@ -125,7 +125,7 @@ def test_a_new_key_is_shown_once_with_what_the_config_needs(tmp_path: Path, caps
         assert said(tmp_path, text) == []
         keys.append(key)
     assert keys[0] != keys[1]
-    assert main(["keys", "new", "a\nb"]) == 1
+    assert main(["keys", "new", "a\nb"]) == 2
 
 
 def test_explain_says_what_a_caller_may_and_which_grant_says_so(

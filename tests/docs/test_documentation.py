@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -166,16 +169,35 @@ def test_every_alert_leads_to_an_incident() -> None:
     assert set(urls) <= set(INCIDENTS)
 
 
-def test_every_command_that_is_shown_is_one() -> None:
-    [commands] = [action.choices for action in _parser()._actions if isinstance(action.choices, dict)]
-    shown = {
-        (command, name_of(page))
-        for page in PAGES
-        for _, block in blocks(page, r"(?:sh|console|bash)?")
-        for command in re.findall(r"^(?:\$ )?inference-gateway (\w+)", block, re.MULTILINE)
-    }
-    assert {name for name, _ in shown} >= {"serve", "check"}
-    assert {where for where in shown if where[0] not in commands} == set()
+COMMAND = re.compile(r"^(?:\$ )?(?:\S*/)?inference-gateway ([^#|&\n]+)", re.MULTILINE)
+COMMANDS = {
+    f"{name_of(page)}: {command.strip()}": command
+    for page in PAGES
+    for _, block in blocks(page, r"(?:sh|console|bash)")
+    for command in COMMAND.findall(block.replace("\\\n", " "))
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_that_is_shown_is_one_with_its_options(command: str) -> None:
+    assert _parser().parse_args(shlex.split(command.replace("[short]", "short"))).run
+
+
+def test_there_are_commands_to_look_at() -> None:
+    assert len(COMMANDS) > 40
+
+
+PYTHON = {f"{name_of(page)}:{line}": text for page in PAGES for line, text in blocks(page, "python")}
+
+
+@pytest.mark.parametrize("code", PYTHON.values(), ids=PYTHON)
+def test_all_python_that_is_shown_compiles_and_imports_what_is_there(code: str) -> None:
+    """Tutorials' code is run besides (test_tutorials.py)."""
+    for statement in ast.walk(ast.parse(code)):
+        if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("gateway."):
+            module = importlib.import_module(str(statement.module))
+            for name in statement.names:
+                assert hasattr(module, name.name) or importlib.import_module(f"{module.__name__}.{name.name}")
 
 
 def cell(name: str) -> str:

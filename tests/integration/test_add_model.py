@@ -171,8 +171,8 @@ async def test_a_triton_that_is_named_and_not_there_is_told(folder: Path) -> Non
 
 
 WRONG = {
-    "no file": (("none.onnx",), 1, "none.onnx"),
-    "no model": ((__file__,), 1, "is no ONNX model"),
+    "no file": (("none.onnx",), 2, "none.onnx: No such file"),
+    "no model": ((__file__,), 2, "is no ONNX model"),
     "no shape": (("m.onnx", "--shape", "x"), 2, "INPUT:1,3,224,224"),
     "no batch": (("m.onnx", "--batch", "-1"), 2, "0 or more"),
 }

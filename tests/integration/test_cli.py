@@ -23,6 +23,7 @@ from v2_calls import call, channel_to, infer
 from v2_gateways import Script
 
 from gateway.app import _SERVICES, Gateway
+from gateway.cli import main
 from gateway.triton import LocalTriton
 
 SPLIT = {"away": 1}
@@ -104,6 +105,52 @@ WRONG = {
     "a port": ("triton", "start", "--grpc-port", "70000"),
     "a config that is there": ("check", "nowhere.yaml"),
 }
+
+
+MENDABLE = {
+    "a model to build": ("models", "build", "nope"),
+    "the repository, to build": ("models", "build", "--repository", "nowhere"),
+    "the repository, to list": ("models", "list", "--repository", "nowhere"),
+    "the repository, to start": ("triton", "start", "--repository", "nowhere"),
+    "a model to start": ("triton", "start", "--model", "nope"),
+    "a model to sweep": ("models", "optimise", "nope"),
+    "a model's file": ("models", "add", "nowhere.onnx"),
+    "a model's content": ("models", "add", "gateway.yaml"),
+    "a capture": ("replay", "nowhere.jsonl", "--to", "127.0.0.1:1"),
+    "a capture's content": ("replay", "gateway.yaml", "--to", "127.0.0.1:1"),
+    "where to replay": ("replay", "gateway.yaml", "--to", "nonsense"),
+    "calls at once": ("replay", "gateway.yaml", "--to", "127.0.0.1:1", "--at-once", "0"),
+    "a key's file": ("replay", "gateway.yaml", "--to", "127.0.0.1:1", "--key-file", "nowhere"),
+    "a caller's name": ("keys", "new", ""),
+    "a step's name": ("new", "step", "9x"),
+    "where protos go": ("protos", "nowhere/all.binpb"),
+    "an experiment": ("experiment", "report", "nope", "--config", "gateway.yaml"),
+    "a file with experiments": (
+        *("experiment", "analyse", "--config", "gateway.yaml"),
+        *("--exposures", "none.csv", "--outcomes", "none.csv"),
+    ),
+    "a model with disagreements": ("experiment", "diffs", "nope", "--config", "gateway.yaml"),
+    "a rollout": ("rollout", "show", "nope", "--config", "gateway.yaml"),
+    "what to read in the demo": ("demo", "--task", "photo", "--input", "nowhere"),
+    "what the demo has": ("demo", "--repository", "nowhere"),
+    "a config of the demo": ("demo", "--task", "photo", "--once", "--config", "nowhere.yaml"),
+    "a directory as a config": ("check", "."),
+}
+
+
+@pytest.mark.parametrize("arguments", MENDABLE.values(), ids=MENDABLE)
+def test_what_is_named_and_is_not_there_exits_2_as_any_wrong_line(
+    tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So a script can tell "mend the line" from "try again"."""
+    monkeypatch.chdir(tmp_path)
+    Path("gateway.yaml").write_text("upstreams: {cpu: {endpoints: ['triton:8001']}}\ndirect: {models: all}\n")
+    try:
+        code: object = main(arguments)
+    except SystemExit as ended:  # by argparse
+        code = ended.code
+    assert code == 2
+    assert capsys.readouterr().err.startswith(("inference-gateway: ", "usage: "))
 
 
 @pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
@@ -303,7 +350,7 @@ async def test_models_list_says_which_are_the_user_s_own_and_why_one_cannot_be_l
 
 async def test_models_build_names_the_models_that_there_are(tmp_path: Path) -> None:
     code, _, errors = await run("models", "build", "resnet", folder=tmp_path)
-    assert code == 1
+    assert code == 2
     assert "efficientnet_lite0_onnx" in errors
 
 
@@ -346,7 +393,7 @@ class TestTritonStart:
 
     async def test_a_folder_without_models_is_refused(self, tmp_path: Path) -> None:
         code, _, errors = await run("triton", "start", "--repository", str(tmp_path / "none"), folder=tmp_path)
-        assert code == 1
+        assert code == 2
         assert "Traceback" not in errors
 
 
