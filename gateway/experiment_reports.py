@@ -23,7 +23,7 @@ from gateway.evidence import settings_of
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report
 from gateway.store import Stop, StoreAway
-from gateway.store.database import Store
+from gateway.store.epochs import EpochStore
 
 if TYPE_CHECKING:
     from gateway.experiments.analysis.distributions import Distribution
@@ -53,10 +53,10 @@ class Source:
         return self.plans[name]
 
     @contextmanager
-    def store(self) -> Iterator[Store]:
+    def store(self) -> Iterator[EpochStore]:
         """:raises CommandFailed: if it can't be used."""
         try:
-            store = Store(self.url, self.unit_key)
+            store = EpochStore(self.url, self.unit_key)
             try:
                 store.open()
                 yield store
@@ -141,10 +141,12 @@ def judged(source: Source, name: str, *, history: bool) -> Judged:
 
     with source.store() as store:
         stop = store.stops().get(name)
-        measured = {each.name: bool(each.measure) for each in plan.outcomes}
-        measured.update({each.over: False for each in plan.outcomes if each.over and each.over not in measured})
         exposures = [each for each in store.exposures(name) if stop is None or each.at <= stop.at]
-        units: Units = join(plan, exposures, store.outcomes(name, measured))
+        epochs = store.epochs([name]).get(name)
+        if epochs is not None and not epochs.is_of(plan):
+            raise CommandFailed(f"{name}: the store has it with other arms, or another baseline or model")
+        so_far = () if epochs is None else epochs.so_far
+        units: Units = join(plan, exposures, store.outcomes(name, plan.measured), so_far)
     if not units.at.size:
         raise CommandFailed(f"{name}: nobody takes part yet")
     each = max(1, units.at.size // _LOOKS)

@@ -38,7 +38,8 @@ class Epochs:
     def is_of(self, plan: Plan) -> bool:
         """May units of this plan be assigned by them? With other arms it is another experiment."""
         arms = self.so_far[0].shares if self.so_far else {}
-        return (self.model, self.baseline, set(arms)) == (plan.model, plan.baseline, set(plan.order))
+        is_model = plan.model in ("", self.model)  # a file with experiments alone names none
+        return is_model and (self.baseline, set(arms)) == (plan.baseline, set(plan.order))
 
     def overdue(self, plan: BanditPlan, now: float) -> float | None:
         """For how many seconds another epoch has been due, below 0 if it is not; None if there will be none.

@@ -142,3 +142,9 @@ class Plan:
         if self.bandit is not None:
             all_of_them = (*all_of_them, self.bandit.reward)
         return tuple({each.name: each for each in all_of_them}.values())
+
+    @property
+    def measured(self) -> dict[str, bool]:
+        """All that is needed, by name, and whether the gateway measures it. What is below a line is reported."""
+        found = {each.name: bool(each.measure) for each in self.outcomes}
+        return {each.over: False for each in self.outcomes if each.over} | found

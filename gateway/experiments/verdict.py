@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from gateway.experiments.plan import Amount, Better, Kind, OutcomeSpec, Plan
 
-
 NOT_COMPARED: Final = "not compared, since shares changed on the way: weights are for means and proportions"
 """The method of a ratio or a quantile of a bandit."""
 

@@ -61,8 +61,11 @@ class Arms:
                 return self.holdout_reason, self.baseline
         elif self.ended_with:
             return self.ended_reason, self.ended_with
-        if not self.slices:
-            return self.reason, self._wheels[0].choose(key)
+        if self.slices:
+            return self._of_epoch(key)
+        return self.reason, self._wheels[0].choose(key)
+
+    def _of_epoch(self, key: str) -> tuple[str, str]:
         number = self.maybe_epoch(key)
         if number is None:
             return self.waiting_reason, self.baseline

@@ -261,9 +261,7 @@ class _Look:
             _WEIGHTED,
         )
 
-    def _difference(  # noqa: PLR0917
-        self, value: Floats, chosen: Bools, place: int, alpha: float, rho2: float
-    ) -> weighted.Difference:
+    def _difference(self, value: Floats, chosen: Bools, place: int, alpha: float, rho2: float) -> weighted.Difference:
         arms = self._arm[chosen]
         role = np.where(arms == 0, weighted.BASELINE, np.where(arms == place, weighted.TREATMENT, -1))
         return weighted.difference(value, role, self._shares[self._epoch[chosen]][:, [0, place]], alpha, rho2)
@@ -457,7 +455,7 @@ class _Look:
             if found.low[-1] > 0.0 or found.high[-1] < 0.0:
                 yield (
                     f"'{effect.outcome}' is reported for {found.treatment[-1]:.1%} of '{effect.arm}' and "
-                    f"{found.baseline[-1]:.1%} of '{effect.baseline}', weighted: who reports may differ between the arms"
+                    f"{found.baseline[-1]:.1%} of '{effect.baseline}', weighted: who reports may differ"
                 )
 
     def _novelty(self, effect: Effect) -> Iterator[str]:
