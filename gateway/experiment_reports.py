@@ -20,8 +20,9 @@ from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed
 from gateway.evidence import settings_of
+from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
-from gateway.experiments.verdict import Report
+from gateway.experiments.verdict import Report, shares_text
 from gateway.store import Stop, StoreAway
 from gateway.store.epochs import EpochStore
 
@@ -81,13 +82,22 @@ def source_of(config: str, url: str | None) -> Source:
 def listed(source: Source) -> Iterator[str]:
     """One line per experiment."""
     with source.store() as store:
-        stops = store.stops()
+        stops, epochs = store.stops(), store.epochs(list(source.plans))
         for name, plan in source.plans.items():
             units = store.arms(name)
             arms = ", ".join(f"{arm} {units.get(arm, 0)}" for arm in plan.order)
             stop = stops.get(name)
             state = f"stopped {_day(stop.at)}, everybody gets '{stop.arm}'" if stop else "running"
-            yield f"{name:24} {plan.model:20} {state:12} units: {arms}"
+            yield f"{name:24} {plan.model:20} {state:12} units: {arms}{_bandit(plan, epochs.get(name))}"
+
+
+def _bandit(plan: Plan, epochs: Epochs | None) -> str:
+    if plan.bandit is None:
+        return ""
+    if epochs is None:
+        return "; a bandit of which no epoch has begun"
+    shares = shares_text(epochs.so_far[-1].shares)
+    return f"; a bandit in epoch {len(epochs.so_far)} of {epochs.slices}: {shares}"
 
 
 def stop(source: Source, name: str, winner: str | None) -> str:

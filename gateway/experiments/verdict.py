@@ -15,6 +15,9 @@ NOT_COMPARED: Final = "not compared, since shares changed on the way: weights ar
 """The method of a ratio or a quantile of a bandit."""
 
 
+_EPOCHS_TOLD: Final = 24  # to people
+
+
 class Judgement(Enum):
     """What an interval says of a difference."""
 
@@ -148,7 +151,9 @@ class Report:
         verdict = "MISMATCH" if self.sample_ratio.is_mismatched else "as planned"
         ratio = self.sample_ratio
         yield f"  sample ratio {verdict}: {told} (p = {ratio.p_value:.3g}, alarm at {ratio.alpha:g})"
-        for number, epoch in enumerate(self.epochs, 1):
+        if len(self.epochs) > _EPOCHS_TOLD:
+            yield f"  {len(self.epochs)} epochs, of which these are the last {_EPOCHS_TOLD}:"
+        for number, epoch in list(enumerate(self.epochs, 1))[-_EPOCHS_TOLD:]:
             units = ", ".join(f"{arm} {count}" for arm, count in epoch.units.items())
             yield f"  epoch {number} since {_moment(epoch.since)}: {shares_text(epoch.shares)}; units: {units}"
         for doubt in self.doubts:
