@@ -505,10 +505,8 @@ def _epochs(config: Config, arguments: argparse.Namespace) -> tuple[Mapping[str,
         if epochs is None or not epochs.is_of(plan):
             lines.append(f"experiment {name} is a bandit of which no epoch has begun, says the store")
         else:
-            begun, of, last = len(epochs.so_far), epochs.slices, epochs.so_far[-1]
-            lines.append(
-                f"experiment {name} is a bandit, epoch {begun} of {of}, by {last.units} rewards, says the store"
-            )
+            where = f"epoch {len(epochs.so_far)} of {epochs.slices}, by {epochs.so_far[-1].units} rewards"
+            lines.append(f"experiment {name} is a bandit in {where}, says the store")
     return found, lines
 
 

@@ -95,7 +95,7 @@ def later(url: str, seconds: float) -> None:
         database.execute("UPDATE bandit_epoch SET since = since - ?", (seconds,))
 
 
-def seen(url: str, epochs: Epochs, *, ago: float, rates: Mapping[str, float] = {"a": 0.2, "b": 0.7}) -> None:  # noqa: B006
+def seen(url: str, epochs: Epochs, *, ago: float, rates: Mapping[str, float] = {"a": 0.2, "b": 0.7}) -> None:
     """Users have come to the epochs that have begun, and some of each ten have bought."""
     arms = Arms("spring", PLAN.shares, "a", "l", slices=4, epochs=tuple(each.shares for each in epochs.so_far))
     store, at, rows = Store(url), time.time() - ago, list[ExposureRow | OutcomeRow]()
