@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -175,11 +176,26 @@ async def replicas(folder: Path, told: dict[str, Any], count: int = 2) -> AsyncI
         yield found
 
 
+async def until_written(url: str) -> None:
+    """Until the store has what has come, and has had it for a moment."""
+    seen, end = -1, time.monotonic() + 30
+    while seen != (seen := len((await asyncio.to_thread(stored, url))[0])) or seen < 200:
+        assert time.monotonic() < end, seen
+        await asyncio.sleep(1.5)
+
+
+def later(url: str, seconds: float) -> None:
+    """Let so much time pass since all that is in the store."""
+    with sqlite3.connect(url.removeprefix("sqlite:///"), timeout=30.0) as database:
+        for table, column in (("bandit_epoch", "since"), ("exposure", "at"), ("outcome", "at")):
+            database.execute(f"UPDATE {table} SET {column} = {column} - ?", (seconds,))
+
+
 async def test_two_gateways_agree_on_every_unit_also_when_who_decides_is_stopped_and_after_a_restart(
     tmp_path: Path, url: str
 ) -> None:
     async with played() as triton:
-        told = plan(triton.address, url, epoch="4s", epochs=2)
+        told = plan(triton.address, url, epoch="1h", epochs=2)
         async with replicas(tmp_path, told) as found:
             for each in found:
                 await until_epoch(each.admin, lambda bandit: bandit["epoch"] >= 1)
@@ -189,8 +205,10 @@ async def test_two_gateways_agree_on_every_unit_also_when_who_decides_is_stopped
             async with channel_to(other.listen) as there:
                 users = Users(there)
                 await users.come(500)
+                await until_written(url)
                 leaders[0].process.signal(signal.SIGSTOP)
                 try:
+                    later(url, 3_600.0)
                     await until_epoch(other.admin, lambda bandit: bandit["epoch"] == 2)
                 finally:
                     leaders[0].process.signal(signal.SIGCONT)
