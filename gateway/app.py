@@ -34,12 +34,14 @@ from gateway.api.text import TextService
 from gateway.api.typed import ClassificationService, PredictionService, add_prediction_service
 from gateway.api.v2 import V2Service
 from gateway.assemble import admin_of, collected_of, routes_of, server_of, shared_quotas_of, store_of, usage_of
+from gateway.bandits import Bandits
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
 from gateway.container import MemoryGauge, memory_limit
 from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.evidence import Evidence, settings_of
+from gateway.experiments.epochs import Epochs
 from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission.rooms import Rooms
 from gateway.forwarding.contracts import Contracts
@@ -137,6 +139,7 @@ class Gateway:
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._evidence.run()))
         exits.push_async_callback(self._rollouts.aclose)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rollouts.run()))
+        exits.push_async_callback(self._bandits.aclose)
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
@@ -149,6 +152,7 @@ class Gateway:
             self._fleet.wait_first_probes(_FIRST_PROBES_SECONDS),
             self._entrance.wait_first_keys(_FIRST_PROBES_SECONDS),
             self._rollouts.wait_first_look(_FIRST_PROBES_SECONDS),
+            self._bandits.wait_first_look(_FIRST_PROBES_SECONDS),
         )
         await self._enter_server(exits)
         if self._first.files:
@@ -201,8 +205,9 @@ class Gateway:
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows, self._checks = inference.shadows, inference.checks
         self._rollouts = Rollouts(inference.rolled, settings_of(config), self._is_available, self._rollouts_moved)
+        self._bandits = Bandits(settings_of(config), self._epochs_began)
         self._evidence = Evidence(
-            inference.exposures, settings_of(config), self._experiments_stopped, inference.shadows
+            inference.exposures, settings_of(config), self._experiments_stopped, inference.shadows, self._bandits.now
         )
         self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_judged = self._telemetry.disagreements.take
@@ -236,6 +241,7 @@ class Gateway:
             shadows=self._shadows,
             evidence=self._evidence,
             rollouts=self._rollouts,
+            bandits=self._bandits,
             disagreements=self._telemetry.disagreements,
             events=self._events,
             pipeline=self._pipeline,
@@ -389,6 +395,9 @@ class Gateway:
 
     def _experiments_stopped(self, stopped: Mapping[str, str]) -> None:
         self._takeover.experiments_stopped(stopped)
+
+    def _epochs_began(self, epochs: Mapping[str, Epochs]) -> None:
+        self._takeover.epochs_began(epochs)
 
     def _rollouts_moved(self, states: Mapping[RolloutKey, State]) -> None:
         self._takeover.rollouts_moved(states)

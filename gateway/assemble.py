@@ -29,6 +29,8 @@ from gateway.config.upstreams import SharedMemory as ConfigSharedMemory
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
 from gateway.container import memory_limit
+from gateway.experiments.epochs import Epochs
+from gateway.experiments.plan import Plan
 from gateway.experiments.rollout import Phase, RolloutKey, State, step_name
 from gateway.forwarding.admission import NONE, AdmissionSettings, GateKey
 from gateway.forwarding.batching import MergeSettings
@@ -77,19 +79,23 @@ LEAST_PLACED: Final = 128 << 10  # bytes of a request that is worth it: with 64 
 
 
 _NONE: Final[Mapping[RolloutKey, State]] = MappingProxyType({})
+_NO_EPOCHS: Final[Mapping[str, Epochs]] = MappingProxyType({})
 
 
 def routes_of(
-    config: Config, stopped: Mapping[str, str] = MappingProxyType({}), rollouts: Mapping[RolloutKey, State] = _NONE
+    config: Config,
+    stopped: Mapping[str, str] = MappingProxyType({}),
+    rollouts: Mapping[RolloutKey, State] = _NONE,
+    epochs: Mapping[str, Epochs] = _NO_EPOCHS,
 ) -> Routes:
     """The routes that a config declares.
 
     stopped: the arms that everybody gets of experiments that have ended. rollouts: how far they are; the
-    others have moved nobody.
+    others have moved nobody. epochs: those of bandits; before the first one all units have the baseline.
     """
     direct = Direct(config.direct.models)
     default = config.direct.upstream or (next(iter(config.upstreams)) if direct is Direct.ALL else "")
-    arms = arms_of(config, stopped)
+    arms = arms_of(config, stopped, epochs)
     public = [
         _route(name, model, arms.get(name, ()), rollouts)
         for name, model in config.models.items()
@@ -98,7 +104,9 @@ def routes_of(
     return Routes(public, direct=direct, default_upstream=default)
 
 
-def arms_of(config: Config, stopped: Mapping[str, str]) -> dict[str, tuple[Arms, ...]]:
+def arms_of(
+    config: Config, stopped: Mapping[str, str], epochs: Mapping[str, Epochs] = _NO_EPOCHS
+) -> dict[str, tuple[Arms, ...]]:
     """By public model, the experiments that assign its units."""
     found: dict[str, tuple[Arms, ...]] = {}
     begin: dict[str, float] = {}  # where the next slice of each layer begins
@@ -110,16 +118,28 @@ def arms_of(config: Config, stopped: Mapping[str, str]) -> dict[str, tuple[Arms,
         winner = stopped.get(name, "")
         model = config.models[plan.model]
         ended = winner if winner in (model.variants or {}) else plan.baseline if name in stopped else ""
-        arms = Arms(name, plan.shares, plan.baseline, layer, start, end, experiment.holdout, ended)
+        slices, shares = _epochs(plan, epochs.get(name))
+        arms = Arms(
+            name, plan.shares, plan.baseline, layer, start, end, experiment.holdout, ended, slices=slices, epochs=shares
+        )
         found[plan.model] = (*found.get(plan.model, ()), arms)
     return found
 
 
-def running_of(config: Config, stopped: Mapping[str, str]) -> list[Running]:
+def _epochs(plan: Plan, epochs: Epochs | None) -> tuple[int, tuple[Mapping[str, float], ...]]:
+    """Into how many slices a bandit's units are cut, and the shares of those that are open."""
+    if plan.bandit is None:
+        return 0, ()
+    if epochs is None or not epochs.is_of(plan):  # of a config that has just changed
+        return plan.bandit.slices, ()
+    return epochs.slices, tuple(epoch.shares for epoch in epochs.so_far)
+
+
+def running_of(config: Config, stopped: Mapping[str, str], epochs: Mapping[str, Epochs] = _NO_EPOCHS) -> list[Running]:
     """The experiments whose units are told of."""
     return [
         _running(model, arms, config.experiments[arms.name])
-        for model, experiments in arms_of(config, stopped).items()
+        for model, experiments in arms_of(config, stopped, epochs).items()
         for arms in experiments
         if not arms.ended_with
     ]
@@ -168,6 +188,7 @@ def _running(model: str, arms: Arms, experiment: Experiment) -> Running:
         *_measures(outcomes),
         knows_requests=experiment.request_ids and len(measured) < len(outcomes),
         sums=frozenset(name for name, each in measured.items() if each.kind != "quantile"),
+        bandit=arms if arms.slices else None,
     )
 
 

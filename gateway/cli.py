@@ -22,6 +22,7 @@ from gateway.errors import INTERRUPTED, CommandFailed, Misused
 
 if TYPE_CHECKING:
     from gateway.config import Config, Finding, Loaded
+    from gateway.experiments.epochs import Epochs
     from gateway.experiments.rollout import RolloutKey, State
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -464,7 +465,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
     states, lines = _rollout_states(loaded.config, arguments)
-    routes = routes_of(loaded.config, rollouts=states)
+    epochs, told = _epochs(loaded.config, arguments)
+    lines += told
+    routes = routes_of(loaded.config, rollouts=states, epochs=epochs)
     if arguments.caller is not None:
         facts.metadata = {**metadata, CALLER: arguments.caller}
         if loaded.config.checked_access is None:
@@ -499,6 +502,34 @@ def _rollout_states(config: Config, arguments: argparse.Namespace) -> tuple[Mapp
     state = states[key]
     why = f", since {state.reason}" if state.reason else ""
     return states, [f"rollout {name} is {state.phase.value} at a share of {state.share:.4g}, says the store{why}"]
+
+
+def _epochs(config: Config, arguments: argparse.Namespace) -> tuple[Mapping[str, Epochs], list[str]]:
+    """The epochs of the model's bandits, as the store says, and lines about them."""
+    from gateway.config.experiment_file import bandits_of  # noqa: PLC0415
+
+    plans = {name: plan for name, plan in bandits_of(config).items() if plan.model == arguments.model}
+    if not plans:
+        return {}, []
+    from gateway.evidence import settings_of  # noqa: PLC0415
+    from gateway.experiment_reports import Source  # noqa: PLC0415
+
+    settings = settings_of(config)
+    try:
+        with Source(plans, settings.url, settings.unit_key).store() as store:
+            found = store.epochs(list(plans))
+    except CommandFailed as error:
+        why = "as long as nothing is known all units have the baseline"
+        return {}, [f"experiment {name}: {error}; {why}" for name in plans]
+    lines = []
+    for name, plan in plans.items():
+        epochs = found.get(name)
+        if epochs is None or not epochs.is_of(plan):
+            lines.append(f"experiment {name} is a bandit of which no epoch has begun, says the store")
+        else:
+            where = f"epoch {len(epochs.so_far)} of {epochs.slices}, by {epochs.so_far[-1].units} rewards"
+            lines.append(f"experiment {name} is a bandit in {where}, says the store")
+    return found, lines
 
 
 def _explain_now(admin: str, model: str, caller: str) -> int:

@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from gateway.config import Config
-from gateway.config.experiment_file import plans_of, rollouts_of
+from gateway.config.experiment_file import bandits_of, plans_of, rollouts_of
+from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Taken
 from gateway.forwarding.shadowing import Shadows
-from gateway.hooks import ExperimentNow, StoreNow
+from gateway.hooks import BanditNow, ExperimentNow, StoreNow
 from gateway.store import ExposureRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
 from gateway.store.rows import Row
 
@@ -46,11 +47,15 @@ class Evidence:
         settings: StoreSettings,
         on_stops: Callable[[Mapping[str, str]], None],
         shadows: Shadows | None = None,
+        bandits: Callable[[], Mapping[str, BanditNow]] = dict,
     ) -> None:
         """
         on_stops:  called on the event loop, with the arm that everybody gets by experiment that was stopped.
         shadows:   whose parity all workers find together.
+        bandits:   how those are whose shares follow a reward, by experiment.
         """
+        self._bandits = bandits
+        self.epochs: Mapping[str, Epochs] = {}  # of bandits
         self._shadows = shadows
         self.exposures = exposures
         self.asked: Mapping[str, Mapping[str, OutcomeSpec]] = {}
@@ -91,6 +96,7 @@ class Evidence:
         self.asked = asked
         self.models = {name: each.model for name, each in config.experiments.items() if each.model is not None}
         self._recorder.experiments = tuple(plans)
+        self._recorder.bandits = tuple(bandits_of(config))
         if (plans or rollouts_of(config) or _shares_parity(config)) and not self._is_started:
             self._is_started = True
             self._loop = asyncio.get_running_loop()
@@ -205,11 +211,19 @@ class Evidence:
         )
 
     def now(self) -> list[ExperimentNow]:
-        arms, told, stopped = dict(self._recorder.state.arms), dict(self.exposures.units), self._stopped
-        return [
-            _experiment_now(plan, told.get(name, 0), arms.get(name, {}), stopped.get(name, ""))
-            for name, plan in dict(self._plans).items()
-        ]
+        state, told, stopped = self._recorder.state, dict(self.exposures.units), self._stopped
+        arms, by_epoch, epochs, bandits = dict(state.arms), dict(state.by_epoch), self.epochs, self._bandits()
+        found = []
+        for name, plan in dict(self._plans).items():
+            units, bandit = arms.get(name, {}), bandits.get(name)
+            if bandit is None:
+                ratio = _sample_ratio(plan, units)
+            else:
+                ratio = _ratio_of_epochs(plan, by_epoch.get(name, {}), epochs.get(name))
+            is_mismatched = ratio is not None and ratio <= plan.sample_ratio_alpha
+            ended = stopped.get(name, "")
+            found.append(ExperimentNow(name, plan.model, told.get(name, 0), units, ratio, is_mismatched, ended, bandit))
+        return found
 
 
 def _shares_parity(config: Config) -> bool:
@@ -218,14 +232,10 @@ def _shares_parity(config: Config) -> bool:
     return "url" in config.store.model_fields_set and any(shadow.parity is not None for shadow in shadows)
 
 
-def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool]]:
-    return [(met.experiment, met.arm, met.unit, met.at, met.is_forced) for met in taken.exposures]
-
-
-def _experiment_now(plan: Plan, told: int, units: Mapping[str, int], stopped: str) -> ExperimentNow:
-    ratio = _sample_ratio(plan, units)
-    is_mismatched = ratio is not None and ratio <= plan.sample_ratio_alpha
-    return ExperimentNow(plan.name, plan.model, told, dict(units), ratio, is_mismatched, stopped)
+def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool, int | None, float | None]]:
+    return [
+        (met.experiment, met.arm, met.unit, met.at, met.is_forced, met.epoch, met.propensity) for met in taken.exposures
+    ]
 
 
 def _sample_ratio(plan: Plan, units: Mapping[str, int]) -> float | None:
@@ -239,3 +249,18 @@ def _sample_ratio(plan: Plan, units: Mapping[str, int]) -> float | None:
     return p_value(
         [float(units.get(arm, 0)) for arm in plan.order], [plan.share(arm) for arm in plan.order], plan.units
     )
+
+
+def _ratio_of_epochs(plan: Plan, units: Mapping[int, Mapping[str, int]], epochs: Epochs | None) -> float | None:
+    """The same of a bandit, by the shares that each epoch had. units: by epoch and arm."""
+    if not units or epochs is None or not epochs.is_of(plan):
+        return None
+    try:
+        import numpy as np  # noqa: PLC0415
+
+        from gateway.experiments.analysis.sample_ratio import p_value_of_epochs  # noqa: PLC0415
+    except ImportError:
+        return None
+    known = list(enumerate(epochs.so_far))
+    counts = np.array([[float(units.get(number, {}).get(arm, 0)) for arm in plan.order] for number, _ in known])
+    return p_value_of_epochs(counts, np.array([[epoch.shares[arm] for arm in plan.order] for _, epoch in known]))

@@ -2,7 +2,8 @@
 
 CSV with a header, or Parquet, by the ending of the file's name. Columns that nobody knows are left alone.
 
-exposures: `unit`, `arm`, `at`; optional `experiment`, `forced`, `request_id`.
+exposures: `unit`, `arm`, `at`; optional `experiment`, `forced`, `request_id`. Of arms whose shares changed on the way,
+           such as a bandit's, `propensity`, or with more than two arms `propensity_ARM` for each of them.
 outcomes:  `name`, `value`, `at`, and `unit` or `request_id`; optional `experiment`, `report_id`.
 Times are ISO 8601 (UTC where they name no zone) or seconds since 1970.
 """
@@ -23,6 +24,7 @@ from typing import Any
 from gateway.config.experiment_file import load_experiments
 from gateway.config.findings import known, show
 from gateway.errors import CommandFailed, Misused
+from gateway.experiments.epochs import Epoch
 from gateway.experiments.plan import Kind, Plan
 from gateway.experiments.records import Exposure, Outcome
 
@@ -40,6 +42,8 @@ _TRUE = {
     "f": False,
     "": False,
 }
+_ROUNDED = 1e-3  # by which the sum of propensities may differ from 1
+_DIGITS = 6  # of a propensity
 _DECIMAL = re.compile(r"\.(\d+)")
 
 Row = Mapping[str, Any]
@@ -85,7 +89,9 @@ def analyse(plan: Plan, exposures: str, outcomes: str, *, each: int | None, as_j
     from gateway.experiments.analysis.experiment import analysed, looks  # noqa: PLC0415
     from gateway.experiments.units import join  # noqa: PLC0415
 
-    units = join(plan, read_exposures(plan, exposures, now), read_outcomes(plan, outcomes, now))
+    epochs = _FileEpochs()
+    records = read_exposures(plan, exposures, now, epochs)
+    units = join(plan, records, read_outcomes(plan, outcomes, now), epochs.in_order())
     if not units.at.size:
         account = units.account
         raise BadFile(f"{exposures}: no unit counts: {_excluded(account.forced_units, account.units_in_two_arms)}")
@@ -107,12 +113,58 @@ def _excluded(forced: int, two: int) -> str:
     return f"{forced} were forced into an arm, {two} were seen in two arms" if forced or two else "there is none"
 
 
-def read_exposures(plan: Plan, file: str, now: float) -> list[Exposure]:
-    """The exposures of this experiment.
+class _FileEpochs:
+    """The propensities that a file has, as epochs: each in the order of its first row."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[tuple[str, float], ...], int] = {}
+        self._since: list[float] = []
+
+    def number(self, shares: Mapping[str, float], at: float) -> int:
+        key = tuple(shares.items())
+        number = self._numbers.setdefault(key, len(self._numbers))
+        if number == len(self._since):
+            self._since.append(at)
+        self._since[number] = min(self._since[number], at)
+        return number
+
+    def in_order(self) -> list[Epoch]:
+        return [Epoch(dict(shares), since) for shares, since in zip(self._numbers, self._since, strict=True)]
+
+
+def _propensities(plan: Plan, row: Row, arm: str) -> Mapping[str, float] | None:
+    """The probabilities with which the unit was to get each arm; None if the file does not have them."""
+    arms = plan.order
+    if all(f"propensity_{each}" in row for each in arms):
+        found = {each: _probability(row, f"propensity_{each}") for each in arms}
+        if abs(sum(found.values()) - 1.0) > _ROUNDED:
+            raise _Fault(f"the propensities have the sum {sum(found.values()):.6g}; 1")
+        return found
+    if "propensity" not in row:
+        return None
+    own = _probability(row, "propensity")
+    if len(arms) > 2:
+        raise _Fault(f"'propensity' is not enough for {len(arms)} arms; {_column(plan)}")
+    # Rounded, so that both arms of an epoch are known to be of it: 1 - 0.7 is not 0.3.
+    return {each: round(own if each == arm else 1.0 - own, _DIGITS) for each in arms}
+
+
+def _probability(row: Row, column: str) -> float:
+    try:
+        value = _number(row[column])
+    except (TypeError, ValueError, OverflowError):
+        value = math.nan
+    if not 0.0 < value < 1.0:
+        raise _Fault(f"'{column}' is {show(row[column])}; a probability above 0 and below 1")
+    return round(value, _DIGITS)
+
+
+def read_exposures(plan: Plan, file: str, now: float, epochs: _FileEpochs | None = None) -> list[Exposure]:
+    """The exposures of this experiment. epochs: to be filled with what the file has of them.
 
     :raises BadFile: with the lines that cannot be used.
     """
-    arms = plan.order
+    arms, known_epochs = plan.order, _FileEpochs() if epochs is None else epochs
 
     def parse(row: Row) -> Exposure:
         arm = _text(row, "arm")
@@ -124,9 +176,20 @@ def read_exposures(plan: Plan, file: str, now: float) -> list[Exposure]:
         forced = _text(row, "forced").lower()
         if forced not in _TRUE:
             raise _Fault(f"'forced' is {show(row['forced'])}; true or false")
-        return Exposure(arm, unit, _time(row, now), _TRUE[forced], _text(row, "request_id"))
+        at, request = _time(row, now), _text(row, "request_id")
+        shares = None if _TRUE[forced] else _propensities(plan, row, arm)
+        if shares is not None:
+            return Exposure(arm, unit, at, False, request, known_epochs.number(shares, at), shares[arm])
+        if plan.bandit is not None and not _TRUE[forced]:
+            raise BadFile(f"{file}: has no column {_column(plan)}, without which a bandit's units can't be weighed")
+        return Exposure(arm, unit, at, _TRUE[forced], request)
 
     return _records(plan, file, ("unit", "arm", "at"), parse)
+
+
+def _column(plan: Plan) -> str:
+    """What tells the propensities of a plan's arms."""
+    return "'propensity'" if len(plan.order) == 2 else ", ".join(f"'propensity_{arm}'" for arm in plan.order)
 
 
 def read_outcomes(plan: Plan, file: str, now: float) -> list[Outcome]:

@@ -61,6 +61,9 @@ def _parts(plan: Plan, report: Report, looks: Sequence[Report], spread: Sequence
     for each in spread:
         yield f"<h2>How {escape(each.outcome)} is spread, by arm: share of {each.what}</h2>"
         yield _spread(each)
+    if report.epochs:
+        yield "<h2>A bandit: by which shares the units of each epoch came to arms</h2>"
+        yield _shares_over_time(report)
     yield "<h2>Units by arm, as seen and (outlined) as planned</h2>"
     yield _arms(report)
     yield "<h2>Units by arm over time</h2>"
@@ -164,6 +167,30 @@ def _spread(given: Distribution) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{axis}{"".join([*lines, *foot])}</svg>'
     )
+
+
+def _shares_over_time(report: Report) -> str:
+    """The shares of each epoch's units, from its begin to the next one's."""
+    first, last = report.epochs[0].since, max(report.at, report.epochs[-1].since)
+    span, high = last - first or 1.0, _HEIGHT - _TOP - _BOTTOM
+    ends = [*(epoch.since for epoch in report.epochs[1:]), last]
+    lines = []
+    for place, (arm, latest) in enumerate(report.epochs[-1].shares.items()):
+        points = []
+        for epoch, end in zip(report.epochs, ends, strict=True):
+            y = _TOP + (1.0 - epoch.shares[arm]) * high
+            for at in (epoch.since, end):
+                points.append(f"{_LEFT + (at - first) / span * (_WIDTH - _LEFT - _RIGHT):.1f},{y:.1f}")
+        lines.append(f'<polyline class="step arm{place % 3}" points="{" ".join(points)}"/>')
+        lines.append(_key(place, f"{arm}, {latest:.1%} now", at_end=True))
+    foot = (
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{_day(first)}</text>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{_day(last)}</text>'
+        f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">100 %</text>'
+        f'<text x="{_LEFT - 6}" y="{_TOP + high}" text-anchor="end">0 %</text>'
+    )
+    label = "Shares of arms by epoch"
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(lines)}{foot}</svg>'
 
 
 def _units_over_time(looks: Sequence[tuple[float, dict[str, int]]]) -> str:

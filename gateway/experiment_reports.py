@@ -20,10 +20,11 @@ from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
 from gateway.evidence import settings_of
+from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
-from gateway.experiments.verdict import Report
+from gateway.experiments.verdict import Report, shares_text
 from gateway.store import Stop, StoreAway
-from gateway.store.database import Store
+from gateway.store.epochs import EpochStore
 
 if TYPE_CHECKING:
     from gateway.experiments.analysis.distributions import Distribution
@@ -51,10 +52,10 @@ class Source:
         return self.plans[name]
 
     @contextmanager
-    def store(self) -> Iterator[Store]:
+    def store(self) -> Iterator[EpochStore]:
         """:raises CommandFailed: if it can't be used."""
         try:
-            store = Store(self.url, self.unit_key)
+            store = EpochStore(self.url, self.unit_key)
             try:
                 store.open()
                 yield store
@@ -79,13 +80,22 @@ def source_of(config: str, url: str | None) -> Source:
 def listed(source: Source) -> Iterator[str]:
     """One line per experiment."""
     with source.store() as store:
-        stops = store.stops()
+        stops, epochs = store.stops(), store.epochs(list(source.plans))
         for name, plan in source.plans.items():
             units = store.arms(name)
             arms = ", ".join(f"{arm} {units.get(arm, 0)}" for arm in plan.order)
             stop = stops.get(name)
             state = f"stopped {_day(stop.at)}, everybody gets '{stop.arm}'" if stop else "running"
-            yield f"{name:24} {plan.model:20} {state:12} units: {arms}"
+            yield f"{name:24} {plan.model:20} {state:12} units: {arms}{_bandit(plan, epochs.get(name))}"
+
+
+def _bandit(plan: Plan, epochs: Epochs | None) -> str:
+    if plan.bandit is None:
+        return ""
+    if epochs is None:
+        return "; a bandit of which no epoch has begun"
+    shares = shares_text(epochs.so_far[-1].shares)
+    return f"; a bandit in epoch {len(epochs.so_far)} of {epochs.slices}: {shares}"
 
 
 def stop(source: Source, name: str, winner: str | None) -> str:
@@ -139,10 +149,12 @@ def judged(source: Source, name: str, *, history: bool) -> Judged:
 
     with source.store() as store:
         stop = store.stops().get(name)
-        measured = {each.name: bool(each.measure) for each in plan.outcomes}
-        measured.update({each.over: False for each in plan.outcomes if each.over and each.over not in measured})
         exposures = [each for each in store.exposures(name) if stop is None or each.at <= stop.at]
-        units: Units = join(plan, exposures, store.outcomes(name, measured))
+        epochs = store.epochs([name]).get(name)
+        if epochs is not None and not epochs.is_of(plan):
+            raise CommandFailed(f"{name}: the store has it with other arms, or another baseline or model")
+        so_far = () if epochs is None else epochs.so_far
+        units: Units = join(plan, exposures, store.outcomes(name, plan.measured), so_far)
     if not units.at.size:
         raise CommandFailed(f"{name}: nobody takes part yet")
     each = max(1, units.at.size // _LOOKS)

@@ -132,6 +132,18 @@ def _experiments(state: Json, model: str) -> Iterator[str]:
             ended = f"; stopped, everybody gets '{stopped}'" if stopped else ""
             alarm = "; units do not come to arms as planned" if experiment["sample_ratio_mismatched"] else ""
             yield f"  experiment {experiment['name']}: units by arm: {units}{ended}{alarm}"
+            if experiment.get("bandit"):
+                yield from _bandit(experiment["bandit"])
+
+
+def _bandit(bandit: Json) -> Iterator[str]:
+    shares = ", ".join(f"{arm} {share:.4g}" for arm, share in bandit["shares"].items()) or "none yet"
+    yield (
+        f"    a bandit in epoch {bandit['epoch']} of {bandit['epochs']}, whose units have shares {shares}, "
+        f"as the store said {bandit['store_age_seconds']:.0f} s ago"
+    )
+    if bandit["trouble"]:
+        yield f"    {bandit['trouble']}"
 
 
 def _rollout(rollout: Json) -> Iterator[str]:

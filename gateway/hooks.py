@@ -355,6 +355,21 @@ class ShadowNow:
 
 
 @dataclass(frozen=True, slots=True)
+class BanditNow:
+    """How the shares of an experiment follow its reward, as this worker knows it."""
+
+    epoch: int  # how many have begun
+    epochs: int
+    shares: Mapping[str, float]  # by arm, of units of the latest one; empty before the first
+    since: float  # Unix time of the latest one's begin
+    overdue: float  # seconds for which another one has been due
+    decides: bool  # does this worker?
+    age: float  # seconds since the store was read
+    trouble: str
+    history: Sequence[tuple[float, int, Mapping[str, float]]]  # of each epoch: when, by how many units' rewards, shares
+
+
+@dataclass(frozen=True, slots=True)
 class ExperimentNow:
     """An experiment of the config, now."""
 
@@ -365,6 +380,7 @@ class ExperimentNow:
     sample_ratio: float | None  # the p-value of the sample ratio; None if not known
     is_mismatched: bool  # is it an alarm?
     stopped_with: str = ""  # the arm that everybody gets since it was stopped
+    bandit: BanditNow | None = None  # None: shares stay
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -31,17 +30,16 @@ from gateway.experiments.rollout import (
 )
 from gateway.experiments.verdict import GuardrailState, amount, sentence
 from gateway.hooks import GuardrailNow, RolloutNow
-from gateway.rollout_judge import Judge, Judgement, Question
+from gateway.judge import Judge
+from gateway.rollout_judge import Judgement, Question
 from gateway.store import StoreAway, StoreFailed, StoreSettings
+from gateway.store_watch import LEASE, StoreWatch
 
 if TYPE_CHECKING:
     from gateway.store.rollouts import Counts, Decision, Look, RolloutStore
 
 _log = logging.getLogger(__name__)
 
-PERIOD: Final = 1.0  # seconds between two looks
-_LEASE: Final = 4.0  # seconds; a leader that stopped is replaced after that
-_QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
 _HISTORY: Final = 20  # decisions that are shown
 
 CountsOf = Callable[[], "Mapping[tuple[str, str], Counts]"]
@@ -71,8 +69,8 @@ class _Followed:
         self.judgement = self.evidence = None
 
 
-class RolloutWatch:
-    """Between `start` and `stop`. What others read of it is replaced as a whole."""
+class RolloutWatch(StoreWatch):
+    """Of rollouts."""
 
     def __init__(
         self,
@@ -85,8 +83,8 @@ class RolloutWatch:
         worker:    names this process among all that use the store.
         on_moved:  called on the thread when another state is known, with those of all rollouts.
         """
+        super().__init__("rollouts", worker)
         self._settings = settings
-        self._worker = worker
         self._counts = counts
         self._on_moved = on_moved
         self._plans: Mapping[str, RolloutPlan] = {}
@@ -94,52 +92,27 @@ class RolloutWatch:
         self._told: dict[tuple[str, str], Counts] = {}  # what the store has of this worker's counts
         self._moved: Mapping[RolloutKey, State] = {}  # what `on_moved` was told last
         self._store: RolloutStore | None = None
-        self._judge = Judge()
-        self._wake = threading.Event()
-        self._ends = False
-        self._thread: threading.Thread | None = None
-        self._quiet_until = 0.0
-        self._looked_at = (0.0, time.monotonic())  # the store's time, and this process's then, or at its start
+        self._judge = Judge[Judgement]()
         self.ready: frozenset[str] = frozenset()  # rollouts whose new variant can be called here
-        self.first_look = threading.Event()
-        self.why_away = ""
 
     def follow(self, plans: Mapping[str, RolloutPlan]) -> None:
         """Have these followed from the next look on; from any thread."""
         self._plans = plans
-        if plans and self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
-            self._thread.start()
-        self._wake.set()
-
-    def stop(self, seconds: float) -> None:
-        self._ends = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(seconds)
+        if plans or self._thread is not None:
+            self.start()
 
     # On the thread
 
-    def _run(self) -> None:
-        while not self._ends:
-            began = time.monotonic()
-            self._wake.clear()
-            try:
-                self.look()
-                self._found_there()
-            except (StoreAway, StoreFailed) as error:
-                self._found_away(str(error))
-            except Exception as error:
-                _log.exception("unforeseen failure while following rollouts")
-                self._found_away(type(error).__name__)
-            self.first_look.set()
-            self._wake.wait(max(0.05, PERIOD - (time.monotonic() - began)))
+    def _close(self) -> RolloutStore | None:
         self._judge.close()
-        if self._store is not None:
-            with suppress(StoreAway, StoreFailed):
-                if any(known.decides for known in self._followed.values()):
-                    self._store.release(self._worker)
-            self._store.close()
+        return self._store
+
+    def _decides(self) -> bool:
+        return any(known.decides for known in self._followed.values())
+
+    def _lead_no_more(self) -> None:
+        for known in self._followed.values():
+            known.lead_no_more()
 
     def look(self) -> None:
         """Read the store, follow what it says, and decide what is to be decided here.
@@ -151,7 +124,7 @@ class RolloutWatch:
             return
         store = self._opened()
         counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
-        look = store.look(self._worker, plans, counts, _LEASE)
+        look = store.look(self._worker, plans, counts, LEASE)
         self._told.update(counts)
         self._looked_at = (look.now, time.monotonic())
         self._take_answer()
@@ -290,34 +263,13 @@ class RolloutWatch:
                 return  # which still takes back, and gets old
         known.judgement = judgement
 
-    # How the store is
-
-    def _found_there(self) -> None:
-        if self.why_away:
-            _log.info("the store of rollouts is there again")
-            self._quiet_until = 0.0
-        self.why_away = ""
-
-    def _found_away(self, why: str) -> None:
-        self.why_away = why
-        for known in self._followed.values():
-            known.lead_no_more()
-        self._say(f"the store of rollouts is away, and all stay as they are: {why}")
-
-    def _say(self, text: str) -> None:
-        now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + _QUIET_SECONDS
-            _log.warning("%s", text)
-
     # For people and metrics; from any thread
 
     def now(self) -> list[RolloutNow]:
-        looked, then = self._looked_at
-        age = time.monotonic() - then
+        now, age = self._age()
         followed = self._followed
         return [
-            _now(followed.get(name) or _Followed(plan), looked + age, age, self.why_away)
+            _now(followed.get(name) or _Followed(plan), now, age, self.why_away)
             for name, plan in dict(self._plans).items()
         ]
 

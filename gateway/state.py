@@ -13,6 +13,7 @@ from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import (
     AnswersNow,
+    BanditNow,
     ExperimentNow,
     GateNow,
     MemoryNow,
@@ -229,6 +230,21 @@ def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
         "sample_ratio_p_value": experiment.sample_ratio,
         "sample_ratio_mismatched": experiment.is_mismatched,
         "stopped_with": experiment.stopped_with or None,
+        "bandit": None if experiment.bandit is None else _bandit_state(experiment.bandit),
+    }
+
+
+def _bandit_state(bandit: BanditNow) -> Mapping[str, object]:
+    return {
+        "epoch": bandit.epoch,
+        "epochs": bandit.epochs,
+        "shares": dict(bandit.shares),
+        "since": bandit.since,
+        "overdue_seconds": round(bandit.overdue, 1),
+        "decides": bandit.decides,
+        "store_age_seconds": round(bandit.age, 1),
+        "trouble": bandit.trouble,
+        "history": [{"at": at, "units": units, "shares": dict(shares)} for at, units, shares in bandit.history],
     }
 
 

@@ -24,11 +24,13 @@ from gateway.assemble import (
     steps_of,
     upstreams_of,
 )
+from gateway.bandits import Bandits
 from gateway.config import Config, Finding, Loaded
 from gateway.container import memory_limit
 from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
 from gateway.evidence import Evidence
+from gateway.experiments.epochs import Epochs
 from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.batching import MergeSettings
@@ -76,6 +78,7 @@ class Takeover:
         shadows: Shadows,
         evidence: Evidence | None = None,
         rollouts: Rollouts | None = None,
+        bandits: Bandits | None = None,
         disagreements: Disagreements,
         events: EventLog,
         pipeline: PipelineMaker,
@@ -102,8 +105,10 @@ class Takeover:
         self._shadows = shadows
         self._evidence = evidence
         self._rollouts = rollouts
+        self._bandits = bandits
         self._stopped: Mapping[str, str] = {}  # experiments, and the arm that everybody gets
         self._states: Mapping[RolloutKey, State] = {}  # of rollouts
+        self._epochs: Mapping[str, Epochs] = {}  # of bandits
         self._disagreements = disagreements
         self._events = events
         self._pipeline = pipeline
@@ -124,7 +129,7 @@ class Takeover:
         """
         self._config = loaded.config  # for `addresses_changed`, which may be called before this config is in force
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
-        self._take_over(loaded, (), *_declared(loaded.config, self._stopped, self._states))
+        self._take_over(loaded, (), *_declared(loaded.config, self._stopped, self._states, self._epochs))
 
     async def follow(self, loaded: Loaded, notices: tuple[Finding, ...]) -> None:
         """Replace the config in force.
@@ -134,10 +139,10 @@ class Takeover:
         """
         await self._discovery.learn(names_of(loaded.config), _LOOK_UPS_SECONDS)
         # In a thread, since calls on this loop must not wait while thousands of models are read.
-        stopped, states = self._stopped, self._states
-        routes, merges = await asyncio.to_thread(_declared, loaded.config, stopped, states)
-        if stopped is not self._stopped or states is not self._states:
-            routes = routes_of(loaded.config, self._stopped, self._states)
+        stopped, states, epochs = self._stopped, self._states, self._epochs
+        routes, merges = await asyncio.to_thread(_declared, loaded.config, stopped, states, epochs)
+        if stopped is not self._stopped or states is not self._states or epochs is not self._epochs:
+            routes = routes_of(loaded.config, self._stopped, self._states, self._epochs)
         self._take_over(loaded, notices, routes, merges)
         self._discovery.keep(names_of(loaded.config))
 
@@ -152,16 +157,22 @@ class Takeover:
         self._states = states
         self._replace_routes()
 
+    def epochs_began(self, epochs: Mapping[str, Epochs]) -> None:
+        """Share out the units that have come to take part in bandits. Others stay where they are."""
+        self._epochs = epochs
+        self._replace_routes()
+
     def _replace_routes(self) -> None:
-        routes = routes_of(self._config, self._stopped, self._states)
+        routes = routes_of(self._config, self._stopped, self._states, self._epochs)
         self._topology.now = replace(self._topology.now, routes=routes)
         self._tell_experiments()
         self._changed()
 
     def _tell_experiments(self) -> None:
-        config, states = self._config, self._states
+        config, states, epochs = self._config, self._states, self._epochs
         if self._evidence is not None:
-            self._evidence.exposures.apply([*running_of(config, self._stopped), *steps_of(config, states)])
+            self._evidence.exposures.apply([*running_of(config, self._stopped, epochs), *steps_of(config, states)])
+            self._evidence.epochs = epochs
         if self._rollouts is not None:
             self._rollouts.rolled.apply(rolled_of(config, states))
 
@@ -196,12 +207,14 @@ class Takeover:
             self._evidence.apply(config)
         if self._rollouts is not None:
             self._rollouts.apply(config)
+        if self._bandits is not None:
+            self._bandits.apply(config)
         self._tell_experiments()
         self._events.config_in_force(loaded, notices)
         self._changed()
 
 
 def _declared(
-    config: Config, stopped: Mapping[str, str], states: Mapping[RolloutKey, State]
+    config: Config, stopped: Mapping[str, str], states: Mapping[RolloutKey, State], epochs: Mapping[str, Epochs]
 ) -> tuple[Routes, dict[str, MergeSettings]]:
-    return routes_of(config, stopped, states), merges_of(config)
+    return routes_of(config, stopped, states, epochs), merges_of(config)

@@ -57,8 +57,8 @@ class Plan:
     """Which variants to try, in order, and why the first one is first."""
 
     targets: tuple[Variant, ...]
-    reason: str  # "rule:<name>", "experiment:<name>", "holdout:<name>", "stopped:<name>", "rollout:<name>", "sticky",
-    # "split", "only", "version", "direct", "sequence", "fallback"
+    reason: str  # "rule:<name>", "experiment:<name>", "holdout:<name>", "waiting:<name>", "stopped:<name>",
+    # "rollout:<name>", "sticky", "split", "only", "version", "direct", "sequence", "fallback"
     instead_of: str = ""  # the variant that was chosen, if the reason is "fallback"
 
 

@@ -154,9 +154,25 @@ def _experiments(states: Sequence[Json]) -> list[Json]:
     for experiment in (each for state in states for each in state.get("experiments", ())):
         found.setdefault(experiment["name"], []).append(experiment)
     return [
-        {**max(each, key=lambda one: sum(one["units"].values())), "exposures": sum(one["exposures"] for one in each)}
+        {
+            **max(each, key=lambda one: sum(one["units"].values())),
+            "exposures": sum(one["exposures"] for one in each),
+            **_bandit([one["bandit"] for one in each if one.get("bandit")]),
+        }
         for each in found.values()
     ]
+
+
+def _bandit(bandits: Sequence[Json]) -> Json:
+    """As of rollouts. Who decides knows the latest epoch first."""
+    if not bandits:
+        return {}
+    told = {
+        **max(bandits, key=lambda one: (one["decides"], one["epoch"], -one[_AGE])),
+        _AGE: max(one[_AGE] for one in bandits),
+        "trouble": next((one["trouble"] for one in bandits if one["trouble"]), ""),
+    }
+    return {"bandit": told}
 
 
 def _rollouts(states: Sequence[Json]) -> list[Json]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.config.bandit_check import check_bandit
 from gateway.config.experiments import Experiment
 from gateway.config.findings import Path, Problem, Severity, known
 from gateway.config.models import Model, Sticky
@@ -131,6 +132,7 @@ def _experiments(config: Config) -> Iterator[Problem]:
         at: Path = ("experiments", name)
         yield from (Problem((*at, *path), wrong, right) for path, wrong, right in experiment.problems())
         yield from _of_model(at, experiment, config)
+        yield from check_bandit(at, experiment, config)
         if experiment.model is not None:
             by_model.setdefault(experiment.model, []).append(name)
     for model, names in by_model.items():

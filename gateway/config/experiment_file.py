@@ -85,6 +85,11 @@ def plans_of(config: Config) -> dict[str, Plan]:
     return plans
 
 
+def bandits_of(config: Config) -> dict[str, Plan]:
+    """Those whose shares follow a reward, by name."""
+    return {name: plan for name, plan in plans_of(config).items() if plan.bandit is not None}
+
+
 def rollouts_of(config: Config) -> dict[str, RolloutPlan]:
     """The rollouts of a gateway's config, by name."""
     found = {name: model.rollout for name, model in config.models.items()}

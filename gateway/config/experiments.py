@@ -11,9 +11,10 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, Wit
 from gateway.config.findings import Path, known
 from gateway.config.section import Section
 from gateway.config.units import HOURS, SECONDS, Duration, ModelName, Name, Number, Switch, Whole, refused
-from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit, Plan
+from gateway.experiments.plan import Amount, BanditPlan, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit, Plan
 
 _PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?%", re.ASCII)
+_PART = re.compile(r"(\d{1,2}(?:\.\d{1,9})?) ?%", re.ASCII)
 _MOST_UNITS = 1_000_000_000
 
 
@@ -43,6 +44,31 @@ Size = Annotated[
             ],
             "x-kind": "number or percentage",
             "x-range": "above 0: 2% of the baseline's value, or 0.02 in the outcome's own unit",
+        }
+    ),
+]
+
+
+def _part(value: object) -> float:
+    if isinstance(value, str) and (found := _PART.fullmatch(value)):
+        value = float(found[1]) / 100.0
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < 1.0:
+        return float(value)
+    raise refused("")
+
+
+Part = Annotated[
+    float,
+    PlainValidator(_part),
+    PlainSerializer(lambda part: part, return_type=float),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+                {"type": "string", "pattern": r"^\d{1,2}(\.\d+)? ?%$"},
+            ],
+            "x-kind": "number or percentage",
+            "x-range": "above 0 and below 1: 0.05 or 5%",
         }
     ),
 ]
@@ -139,6 +165,36 @@ class GuardrailSection(Section):
     worse_by: Size = Field(description="By how much it may be worse than the baseline.", examples=["5%"])
 
 
+class Bandit(Section):
+    """Shares that follow a reward, in epochs (docs/experiments.md, "A bandit").
+
+    Each epoch is for units that had no arm before, and its shares never change; so a unit stays on its arm. Units whose
+    epoch is to come have the baseline. Which shares there were is kept in the `store`.
+    """
+
+    reward: Name | None = Field(
+        default=None,
+        description="The outcome that shares follow, by default `primary`: binary, or a mean of numbers or durations.",
+        examples=["converted"],
+    )
+    floor: Part = Field(
+        default=0.05,
+        description="The least share of each arm. The smaller it is, the less is lost to arms that are worse, and the "
+        "less is known of them.",
+    )
+    epoch: Annotated[float, Duration(1 * SECONDS, 90 * 24 * HOURS)] = Field(
+        description="How long an epoch is at least, whose units have the same shares. They are even until the windows "
+        "of 100 units of each arm have passed.",
+        examples=["1h"],
+    )
+    epochs: Whole = Field(
+        default=20,
+        ge=2,
+        le=200,
+        description="How many there are, an equal part of the units in each. After the last one no shares move.",
+    )
+
+
 def _arms(shares: Mapping[str, float]) -> Mapping[str, float]:
     if len(shares) < 2:
         raise refused("has one arm", "at least two")
@@ -227,8 +283,16 @@ class Experiment(Section):
         examples=["24h"],
     )
 
+    bandit: Bandit | None = Field(
+        default=None,
+        description="Let shares follow a reward, in place of shares that stay. Better arms get more units, and of the "
+        "others less is known.",
+    )
+
     def problems(self) -> Iterator[tuple[Path, str, str]]:
         """What concerns more than one key: where, what is wrong, what would be right."""
+        if self.bandit is not None:
+            yield from self._of_bandit(self.bandit)
         arms, outcomes = tuple(self.arms or ()), tuple(self.outcomes)
         if self.baseline is not None and arms and self.baseline not in arms:
             yield ("baseline",), f"no arm '{self.baseline}'", known(arms, self.baseline)
@@ -242,14 +306,40 @@ class Experiment(Section):
             if name in (self.primary, *self.secondary[:index]):
                 yield ("secondary", index), f"'{name}' is named already", "each outcome once"
 
+    def _of_bandit(self, bandit: Bandit) -> Iterator[tuple[Path, str, str]]:
+        reward, arms = bandit.reward or self.primary, self.arms or {}
+        if bandit.reward is not None and bandit.reward not in self.outcomes:
+            yield ("bandit", "reward"), f"no outcome '{bandit.reward}'", known(tuple(self.outcomes), bandit.reward)
+        weighed = dict.fromkeys((reward, self.primary, *self.guardrails))
+        for name in weighed:
+            kind = self.outcomes[name].kind if name in self.outcomes else ""
+            if kind in ("ratio", "quantile"):
+                wrong = f"{kind} can't be told from units that came to arms with shares that moved"
+                yield ("outcomes", name, "kind"), wrong, "kind: binary, numeric or duration, or no 'bandit'"
+        if arms and bandit.floor * len(arms) >= 1.0:
+            yield ("bandit", "floor"), *too_high(bandit.floor, len(arms))
+        if len(set(arms.values())) > 1:
+            yield ("arms",), "have shares of their own, and a bandit begins with even ones", "the same for each arm"
+        if self.window is None:
+            wrong = "is missing, and a bandit learns from units that have had their time to be rewarded"
+            yield ("window",), wrong, "how long after a unit's first call its reward may come"
+        elif self.window >= bandit.epoch * bandit.epochs:
+            wrong = "is as long as all epochs together, so shares would stay even"
+            yield ("window",), wrong, "longer or more epochs, or a reward that comes sooner"
+
     def plan(self, name: str, split: Mapping[str, float] | None = None) -> Plan:
         """The plan, which `problems` has nothing against. split: the model's, for arms that are not given."""
         arms = dict(self.arms or {arm: share for arm, share in (split or {}).items() if share > 0.0})
         specs = {key: each.spec(key) for key, each in self.outcomes.items()}
+        bandit, baseline = None, self.baseline or next(iter(arms))
+        if self.bandit is not None:
+            arms = dict.fromkeys(arms, 1.0)
+            order, reward = tuple(arms), specs[self.bandit.reward or self.primary]
+            bandit = BanditPlan(order, reward, self.bandit.floor, self.bandit.epochs, self.bandit.epoch)
         return Plan(
             name=name,
             shares=arms,
-            baseline=self.baseline or next(iter(arms)),
+            baseline=baseline,
             primary=specs[self.primary],
             smallest_effect=self.smallest_effect,
             guardrails=tuple(Guardrail(specs[key], each.worse_by) for key, each in self.guardrails.items()),
@@ -260,4 +350,10 @@ class Experiment(Section):
             window=self.window,
             unit=self.unit,
             model=self.model or "",
+            bandit=bandit,
         )
+
+
+def too_high(floor: float, arms: int) -> tuple[str, str]:
+    """What is wrong with a floor that leaves nothing to move, and what would be right."""
+    return f"{floor:g} for each of {arms} arms leaves nothing to move", f"below {1.0 / arms:.4g}"

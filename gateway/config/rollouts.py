@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, Field
 
-from gateway.config.experiments import Level, OutcomeSection, Size
+from gateway.config.experiments import Level, OutcomeSection, Part, Size
 from gateway.config.findings import Path
 from gateway.config.section import Section
 from gateway.config.units import HOURS, SECONDS, Duration, Name, Switch, Whole, refused
 from gateway.experiments.plan import Guardrail
 from gateway.experiments.rollout import RolloutPlan, Step
 
-_PERCENT: Final = re.compile(r"(\d{1,2}(?:\.\d{1,9})?) ?%", re.ASCII)
 _LONGEST: Final = 60  # characters; the store knows a step's units by the name, "/" and the step
 _UNITS: Final = 100  # below which nothing is said of means, ratios and quantiles
-
-
-def _part(value: object) -> float:
-    if isinstance(value, str) and (found := _PERCENT.fullmatch(value)):
-        value = float(found[1]) / 100.0
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < 1.0:
-        return float(value)
-    raise refused("")
 
 
 def _short(name: str) -> str:
     if len(name) > _LONGEST:
         raise refused(f"has {len(name)} characters", f"at most {_LONGEST}")
     return name
-
-
-Part = Annotated[
-    float,
-    PlainValidator(_part),
-    PlainSerializer(lambda part: part, return_type=float),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-                {"type": "string", "pattern": r"^\d{1,2}(\.\d+)? ?%$"},
-            ],
-            "x-kind": "number or percentage",
-            "x-range": "above 0 and below 1: 0.05 or 5%",
-        }
-    ),
-]
 
 
 class RolloutStep(Section):

@@ -77,6 +77,32 @@ class Guardrail:
 
 
 @dataclass(frozen=True, slots=True)
+class BanditPlan:
+    """How shares follow what is seen, where they are to: better arms get more of the units that come later.
+
+    :raises ValueError: if there are not two arms, or floors leave nothing to move
+    """
+
+    arms: tuple[str, ...]
+    reward: OutcomeSpec  # a mean or a proportion
+    floor: float  # the least share of each arm, above 0: what is never tried is never known
+    slices: int  # of the units, of equal size, an epoch each
+    epoch: float  # least seconds of each
+
+    def __post_init__(self) -> None:
+        if len(set(self.arms)) != len(self.arms) or len(self.arms) < 2:
+            raise ValueError("a bandit has at least two arms, each once")
+        if not 0.0 < self.floor < 1.0 / len(self.arms):
+            raise ValueError(f"the floor of {len(self.arms)} arms is above 0 and below {1.0 / len(self.arms):.4g}")
+        if self.slices < 1 or not self.epoch > 0.0:
+            raise ValueError("a bandit has at least one slice, and epochs of more than 0 seconds")
+
+    def even(self) -> dict[str, float]:
+        """The shares while nothing is known."""
+        return dict.fromkeys(self.arms, 1.0 / len(self.arms))
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One experiment."""
 
@@ -93,6 +119,7 @@ class Plan:
     window: float | None = None  # seconds after exposure in which reports count, and after which a unit does
     unit: str = "unit"  # what is assigned to an arm, for readers
     model: str = ""  # the public model
+    bandit: BanditPlan | None = None  # then `shares` are even, and those in force are of epochs (`epochs`)
     order: tuple[str, ...] = field(init=False)  # all arms, the baseline first
 
     def __post_init__(self) -> None:
@@ -112,4 +139,12 @@ class Plan:
     def outcomes(self) -> tuple[OutcomeSpec, ...]:
         """Everything that is measured, each once."""
         all_of_them = (self.primary, *(each.outcome for each in self.guardrails), *self.secondary)
+        if self.bandit is not None:
+            all_of_them = (*all_of_them, self.bandit.reward)
         return tuple({each.name: each for each in all_of_them}.values())
+
+    @property
+    def measured(self) -> dict[str, bool]:
+        """All that is needed, by name, and whether the gateway measures it. What is below a line is reported."""
+        found = {each.name: bool(each.measure) for each in self.outcomes}
+        return {each.over: False for each in self.outcomes if each.over} | found

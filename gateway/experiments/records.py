@@ -13,6 +13,8 @@ class Exposure(NamedTuple):
     at: float  # seconds of Unix time
     is_forced: bool = False  # a tester chose the arm, so the unit is left out
     request_id: str = ""
+    epoch: int | None = None  # of a bandit: the number of that it came in, from 0 on …
+    propensity: float | None = None  # … and the probability with which it got its arm
 
 
 class Outcome(NamedTuple):

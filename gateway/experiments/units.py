@@ -6,14 +6,17 @@ differences that are not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from gateway.experiments.analysis.mixture import Bools, Floats, Ints
+from gateway.experiments.epochs import Epoch
 from gateway.experiments.plan import Plan
 from gateway.experiments.records import Exposure, Outcome
+
+_ROUNDED = 1e-6  # that a propensity may differ by from what its epoch says: files have them rounded
 
 
 @dataclass(slots=True)
@@ -26,6 +29,7 @@ class Account:
     units: int = 0  # that count
     forced_units: int = 0
     units_in_two_arms: int = 0
+    without_propensity: int = 0  # exposures of a bandit of which no known epoch says how probable their arm was
     outcomes: int = 0
     repeated_reports: int = 0  # with a report id that was seen before
     without_exposure: int = 0
@@ -54,36 +58,47 @@ class Units:
     past: Mapping[str, Floats]  # by outcome, one value per unit: the mean of reports before its exposure, or NaN
     account: Account
     end: float  # the latest time of any record
+    epochs: tuple[Epoch, ...] = ()  # of a bandit …
+    epoch: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # … and the number of each unit's
+
+    def propensities(self, plan: Plan) -> Floats:
+        """Of a bandit: a row for each epoch, and in it the share of each arm in the plan's order."""
+        return np.array([[epoch.shares[arm] for arm in plan.order] for epoch in self.epochs], np.float64)
 
     def before(self, at: float, window: float | None) -> int:
         """How many units had come by then, and had their window, if there is one."""
         return int(np.searchsorted(self.at, at if window is None else at - window, side="right"))
 
 
-def join(plan: Plan, exposures: Iterable[Exposure], outcomes: Iterable[Outcome]) -> Units:
-    """Join them by unit, or by request id where a report has no unit."""
+def join(plan: Plan, exposures: Iterable[Exposure], outcomes: Iterable[Outcome], epochs: Sequence[Epoch] = ()) -> Units:
+    """Join them by unit, or by request id where a report has no unit.
+
+    epochs: of a bandit. Then units count of which it is known with which probability they got their arm.
+    """
     account = Account()
-    seen = _Exposed(plan, account)
+    seen = _Exposed(plan, account, epochs)
     for exposure in exposures:
         seen.add(exposure)
-    places, arms, ats = seen.in_order()
+    places, arms, ats, of_epoch = seen.in_order()
     reports = _Reported({each.name for each in plan.outcomes} | {each.over for each in plan.outcomes} - {""}, account)
     for outcome in outcomes:
         unit = outcome.unit or seen.unit_of_request.get(outcome.request_id, "")
         reports.add(outcome, places.get(unit), unit in seen.excluded)
     end = max(seen.end, reports.end)
-    return Units(arms, ats, *reports.split(ats, plan.window), account, end)
+    return Units(arms, ats, *reports.split(ats, plan.window), account, end, tuple(epochs), of_epoch)
 
 
 class _Exposed:
     """Who came where and when first."""
 
-    def __init__(self, plan: Plan, account: Account) -> None:
+    def __init__(self, plan: Plan, account: Account, epochs: Sequence[Epoch]) -> None:
         self._arms = {arm: place for place, arm in enumerate(plan.order)}
         self._account = account
-        self._first: dict[str, tuple[float, int]] = {}  # by unit: when, and in which arm
+        self._epochs = epochs
+        self._first: dict[str, tuple[float, int, int]] = {}  # by unit: when, in which arm, in which epoch
         self._forced: set[str] = set()
         self._two: set[str] = set()
+        self._unweighted: set[str] = set()
         self.excluded: set[str] = set()
         self.unit_of_request: dict[str, str] = {}
         self.end = -np.inf
@@ -100,30 +115,43 @@ class _Exposed:
         if exposure.is_forced:
             self._forced.add(exposure.unit)
             return
+        if self._epochs and not self._has_propensity(exposure):
+            self._account.without_propensity += 1
+            self._unweighted.add(exposure.unit)
+            return
         known = self._first.get(exposure.unit)
         if known is None:
-            self._first[exposure.unit] = (exposure.at, arm)
+            self._first[exposure.unit] = (exposure.at, arm, exposure.epoch or 0)
             return
         self._account.repeated_exposures += 1
         if known[1] != arm:
             self._two.add(exposure.unit)
         elif exposure.at < known[0]:
-            self._first[exposure.unit] = (exposure.at, arm)
+            self._first[exposure.unit] = (exposure.at, arm, exposure.epoch or 0)
 
-    def in_order(self) -> tuple[dict[str, int], Ints, Floats]:
-        """Each unit's place; their arms; their times."""
-        self.excluded = self._forced | self._two
+    def _has_propensity(self, exposure: Exposure) -> bool:
+        """Does what was recorded agree with the epoch that it names?"""
+        epoch, recorded = exposure.epoch, exposure.propensity
+        if epoch is None or recorded is None or not 0 <= epoch < len(self._epochs):
+            return False
+        return abs(self._epochs[epoch].shares.get(exposure.arm, 0.0) - recorded) <= _ROUNDED
+
+    def in_order(self) -> tuple[dict[str, int], Ints, Floats, Ints]:
+        """Each unit's place; their arms; their times; their epochs."""
+        self.excluded = self._forced | self._two | self._unweighted
         kept = sorted(
-            ((at, arm, unit) for unit, (at, arm) in self._first.items() if unit not in self.excluded), key=_at
+            ((at, arm, unit, epoch) for unit, (at, arm, epoch) in self._first.items() if unit not in self.excluded),
+            key=_at,
         )
         account = self._account
         account.units, account.forced_units = len(kept), len(self._forced)
         account.units_in_two_arms = len(self._two - self._forced)
-        places = {unit: place for place, (_, _, unit) in enumerate(kept)}
-        return places, np.array([arm for _, arm, _ in kept], np.int64), np.array([at for at, _, _ in kept], np.float64)
+        places = {unit: place for place, (_, _, unit, _) in enumerate(kept)}
+        ats, arms, _, epochs = zip(*kept, strict=True) if kept else ((), (), (), ())
+        return places, np.array(arms, np.int64), np.array(ats, np.float64), np.array(epochs, np.int64)
 
 
-def _at(unit: tuple[float, int, str]) -> float:
+def _at(unit: tuple[float, int, str, int]) -> float:
     return unit[0]  # the sort is stable, so of units of one moment the file's order decides, and never their arm
 
 

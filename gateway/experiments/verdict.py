@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 from gateway.experiments.plan import Amount, Better, Kind, OutcomeSpec, Plan
+
+NOT_COMPARED: Final = "not compared, since shares changed on the way: weights are for means and proportions"
+"""The method of a ratio or a quantile of a bandit."""
+
+
+_EPOCHS_TOLD: Final = 24  # to people
 
 
 class Judgement(Enum):
@@ -76,6 +83,15 @@ class SampleRatio:
         return self.p_value <= self.alpha
 
 
+@dataclass(frozen=True, slots=True)
+class SharesOfEpoch:
+    """What units of one epoch of a bandit were shared out by."""
+
+    since: float  # Unix time
+    shares: dict[str, float]  # by arm: the propensities of its units
+    units: dict[str, int]  # by arm, as they came
+
+
 class Answer(Enum):
     """What to make of it all."""
 
@@ -104,6 +120,7 @@ class Report:
     doubts: tuple[str, ...]  # what may be wrong with it
     advice: str
     account: dict[str, int]
+    epochs: tuple[SharesOfEpoch, ...] = ()  # of a bandit, the oldest first
 
     def as_json(self) -> dict[str, Any]:
         """For machines. What is not finite is null."""
@@ -115,6 +132,7 @@ class Report:
         """For people."""
         yield headline(self)
         yield ""
+        yield from self._bandit()
         for effect in self.primary:
             yield f"  {sentence(effect)}"
         for guardrail in self.guardrails:
@@ -133,12 +151,31 @@ class Report:
         verdict = "MISMATCH" if self.sample_ratio.is_mismatched else "as planned"
         ratio = self.sample_ratio
         yield f"  sample ratio {verdict}: {told} (p = {ratio.p_value:.3g}, alarm at {ratio.alpha:g})"
+        if len(self.epochs) > _EPOCHS_TOLD:
+            yield f"  {len(self.epochs)} epochs, of which these are the last {_EPOCHS_TOLD}:"
+        for number, epoch in list(enumerate(self.epochs, 1))[-_EPOCHS_TOLD:]:
+            units = ", ".join(f"{arm} {count}" for arm, count in epoch.units.items())
+            yield f"  epoch {number} since {_moment(epoch.since)}: {shares_text(epoch.shares)}; units: {units}"
         for doubt in self.doubts:
             yield f"  may be wrong: {doubt}"
         left = {key.replace("_", " "): count for key, count in self.account.items() if count}
         yield "  records: " + ", ".join(f"{count} {what}" for what, count in left.items())
         yield ""
         yield f"  {self.advice}"
+
+    def _bandit(self) -> Iterator[str]:
+        if not self.epochs:
+            return
+        first, last = self.epochs[0], self.epochs[-1]
+        yield (
+            f"  A bandit after {len(self.epochs)} epochs: shares followed the reward, from {shares_text(first.shares)} "
+            f"to {shares_text(last.shares)}. Units count by the inverse of their propensity."
+        )
+
+
+def shares_text(shares: Mapping[str, float]) -> str:
+    """ "fp32 0.2, int8 0.8"."""
+    return ", ".join(f"{arm} {share:.3g}" for arm, share in shares.items())
 
 
 def _plain(value: Any) -> Any:  # Any: JSON
@@ -169,6 +206,8 @@ def sentence(effect: Effect, *, is_judged: bool = True) -> str:
     """One effect: by how much, how sure. A guardrail has a judgement of its own."""
     what = f"{effect.outcome} of '{effect.arm}'"
     if math.isnan(effect.value) or math.isnan(effect.baseline_value):
+        if effect.method == NOT_COMPARED:
+            return f"{what}: {NOT_COMPARED}"
         return f"{what}: nothing reported for {'it' if math.isnan(effect.value) else 'the baseline'}"
     judgement = f", {effect.judgement.value}" if is_judged else ""
     values = f"{_number(effect.value)} against {_number(effect.baseline_value)}"
@@ -191,6 +230,10 @@ def _number(value: float) -> str:
 
 def _signed(value: float) -> str:
     return f"{value:+.4g}"
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _percent(value: float) -> str:

@@ -16,7 +16,7 @@ from typing import Final
 from gateway.bounded import make_room
 from gateway.errors import MalformedMessage
 from gateway.forwarding.metadata import REPLAYED
-from gateway.routing import Sticky
+from gateway.routing import Arms, Sticky
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.types import Facts
 from gateway.v2.outputs import AnswerReader
@@ -51,6 +51,7 @@ class Running:
     knows_requests: bool = True  # may outcomes be reported by the id of a request?
     sums: frozenset[str] = frozenset()  # outcomes of which a unit's mean and number are enough, and not each value
     counts_variant: bool = False  # is it an error, too, that the arm failed a call and another variant answered it?
+    bandit: Arms | None = None  # whose epochs a unit's exposure is told with
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Met:
     unit: str
     at: float  # Unix time
     is_forced: bool  # by a rule
+    epoch: int | None = None  # of a bandit …
+    propensity: float | None = None  # … and the probability with which the unit got this arm
 
 
 @dataclass(slots=True)
@@ -126,14 +129,15 @@ class Exposures:
                 if key is None:
                     return None
                 unit = short(key)
-                self._meet(running, arm, unit, is_forced)
+                self._meet(running, arm, unit, is_forced, key)
                 if request_id and running.knows_requests:
                     self._know(short(request_id), unit)
                 if not is_forced:
                     return Exposed(running, unit, self._clock())
         return None
 
-    def _meet(self, running: Running, arm: str, unit: str, is_forced: bool) -> None:
+    def _meet(self, running: Running, arm: str, unit: str, is_forced: bool, whole: str) -> None:
+        """whole: the unit's key, however long it is."""
         seen = self._seen[running.name]
         key = (unit, arm, is_forced)
         if key in seen:
@@ -144,7 +148,9 @@ class Exposures:
         make_room(seen, _REMEMBERED)
         seen[key] = None
         self.units[running.name] += 1
-        self._taken.exposures.append(Met(running.name, arm, unit, self._wall(), is_forced))
+        of_epoch = None if running.bandit is None or is_forced else running.bandit.maybe_propensity(whole, arm)
+        epoch, propensity = of_epoch if of_epoch is not None else (None, None)
+        self._taken.exposures.append(Met(running.name, arm, unit, self._wall(), is_forced, epoch, propensity))
 
     def _know(self, request_id: str, unit: str) -> None:
         requests = self._taken.requests

@@ -3,6 +3,9 @@
 A unit's place in a layer is a hash of its key, in [0, 1). Experiments of one layer have slices of it that do not
 overlap, so that a unit is in one of them at most. The first part of a slice is the holdout, which keeps the baseline.
 The others come to arms by a hash that depends on the experiment's name, and so on no other experiment.
+
+With a bandit another hash says in which epoch a unit comes in, and each epoch has shares of its own, that never change.
+A unit whose epoch has not begun keeps the baseline, and is in no data.
 """
 
 from __future__ import annotations
@@ -37,10 +40,14 @@ class Arms:
     end: float = 1.0
     holdout: float = 0.0  # … and the part of it that keeps the baseline, and is in no arm
     ended_with: str = ""  # the arm that everybody gets since it was stopped
-    _wheel: Rendezvous = field(init=False, repr=False, compare=False)
+    slices: int = 0  # of a bandit: how many epochs it has …
+    epochs: tuple[Mapping[str, float], ...] = ()  # … and the shares of those that have begun, each by arm
+    _wheels: tuple[Rendezvous, ...] = field(init=False, repr=False, compare=False)  # of these, or the one of the shares
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_wheel", Rendezvous(self.shares, f"experiment {self.name}"))
+        shares = self.epochs if self.slices else (self.shares,)
+        wheels = tuple([Rendezvous(each, f"experiment {self.name}") for each in shares])
+        object.__setattr__(self, "_wheels", wheels)
 
     def maybe_assign(self, key: str) -> tuple[str, str] | None:
         """The reason and the variant of a unit; None if the experiment is not about it."""
@@ -54,11 +61,29 @@ class Arms:
                 return self.holdout_reason, self.baseline
         elif self.ended_with:
             return self.ended_reason, self.ended_with
-        return self.reason, self._wheel.choose(key)
+        if self.slices:
+            return self._of_epoch(key)
+        return self.reason, self._wheels[0].choose(key)
+
+    def _of_epoch(self, key: str) -> tuple[str, str]:
+        number = self.maybe_epoch(key)
+        if number is None:
+            return self.waiting_reason, self.baseline
+        return self.reason, self._wheels[number].choose(key)
+
+    def maybe_epoch(self, key: str) -> int | None:
+        """Of a bandit: in which epoch a unit comes in, from 0 on; None if that has not begun."""
+        number = int(place_in(f"bandit {self.name}", key) * self.slices)
+        return number if number < len(self.epochs) else None
+
+    def maybe_propensity(self, key: str, arm: str) -> tuple[int, float] | None:
+        """Of a bandit: a unit's epoch, and the probability with which it gets that arm there."""
+        number = self.maybe_epoch(key)
+        return None if number is None else (number, self.epochs[number].get(arm, 0.0))
 
     def hashes(self, key: str) -> Mapping[str, int]:
         """For people: by what the unit's arm is chosen."""
-        return self._wheel.hashes(key)
+        return self._wheels[(self.maybe_epoch(key) or 0) if self.slices else 0].hashes(key)
 
     @property
     def reason(self) -> str:
@@ -67,6 +92,10 @@ class Arms:
     @property
     def holdout_reason(self) -> str:
         return f"holdout:{self.name}"
+
+    @property
+    def waiting_reason(self) -> str:
+        return f"waiting:{self.name}"
 
     @property
     def ended_reason(self) -> str:

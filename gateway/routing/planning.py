@@ -3,8 +3,8 @@
 The variant that is chosen is the first of these that applies:
 
 1. the first rule that matches;
-2. with a sticky key, its arm of the first experiment that is about it ("experiment:<name>", "holdout:<name>", and
-   "stopped:<name>" once it has ended);
+2. with a sticky key, its arm of the first experiment that is about it ("experiment:<name>", "holdout:<name>",
+   "waiting:<name>" before its epoch of a bandit has begun, and "stopped:<name>" once it has ended);
 3. the only variant with a share ("only"; "version" if the version that the caller asked for left no other; "direct");
 4. with a sticky key, its place in the weighted rendezvous ("sticky");
 5. the draw ("split").
@@ -175,7 +175,7 @@ def _tell_forced(route: Route, facts: Facts, rule: Rule) -> list[str]:
 def _tell_choice(route: Route, facts: Facts, draw: float) -> list[str]:
     reason, name = _maybe_choose(route, facts) or ("split", route.draws.draw(draw))
     lines = [*_tell_experiments(route, facts), *_tell_rollout(route, facts)]
-    if reason.startswith((EXPERIMENT, "holdout:", "stopped:")):
+    if reason.startswith((EXPERIMENT, "holdout:", "waiting:", "stopped:")):
         return lines
     if reason.startswith(ROLLOUT):
         return [*lines, f"{reason}: variant {name}"]
@@ -217,9 +217,15 @@ def _tell_arm(arms: Arms, unit: str, reason: str, variant: str) -> list[str]:
         return [f"{reason}: variant {variant}, the baseline: '{unit}' is held out, so it is in no arm"]
     if reason == arms.ended_reason:
         return [f"{reason}: variant {variant}, which everybody gets since it was stopped"]
-    shares = ", ".join(f"{arm} {share:.4g}" for arm, share in arms.shares.items())
+    begun = f"{len(arms.epochs)} of {arms.slices} epochs have begun"
+    if reason == arms.waiting_reason:
+        return [f"{reason}: variant {variant}, the baseline: the epoch of '{unit}' is to come, {begun}"]
+    number = arms.maybe_epoch(unit) if arms.slices else None
+    told = arms.shares if number is None else arms.epochs[number]
+    shares = ", ".join(f"{arm} {share:.4g}" for arm, share in told.items())
+    of_epoch = "" if number is None else f" of its epoch, {number + 1}: {begun}"
     hashes = [f"  {arm}: hash {found:#018x}" for arm, found in arms.hashes(unit).items()]
-    return [f"{reason}: arm {variant}, by the hash of '{unit}' in shares {shares}", *hashes]
+    return [f"{reason}: arm {variant}, by the hash of '{unit}' in shares {shares}{of_epoch}", *hashes]
 
 
 def _tell_split(route: Route, facts: Facts, draw: float, reason: str, name: str) -> list[str]:

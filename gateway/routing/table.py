@@ -127,7 +127,7 @@ class Route:
             plans[self.rollout.reason] = prepared(self.rollout.reason, (self.rollout.before, self.rollout.after))
         plans.update({rule.reason: prepared(rule.reason, [rule.variant]) for rule in self.rules})
         for each in self.experiments:
-            for reason in (each.reason, each.holdout_reason, each.ended_reason):
+            for reason in (each.reason, each.holdout_reason, each.waiting_reason, each.ended_reason):
                 plans[reason] = prepared(reason, each.variants)
         return plans
 

@@ -128,14 +128,16 @@ class Store:
         :raises StoreFailed: if it refuses what is in the batch.
         """
         self.open()
-        exposed: dict[tuple[str, str, str, bool], float] = {}
+        exposed: dict[tuple[str, str, str, bool], dict[str, Any]] = {}
         asked: dict[str, dict[str, Any]] = {}
         reported: dict[str, dict[str, Any]] = {}
         reports = 0
         for row in rows:
             if isinstance(row, ExposureRow):
                 key = (row.experiment, self._unit(row.unit), row.arm, row.is_forced)
-                exposed[key] = min(row.at, exposed.get(key, row.at))
+                known = exposed.get(key)
+                if known is None or row.at < known["at"]:
+                    exposed[key] = {"at": row.at, "epoch": row.epoch, "propensity": row.propensity}
             elif isinstance(row, RequestRow):
                 request = self.hashed("request", row.request_id)
                 asked.setdefault(request, {"request": request, "unit": self._unit(row.unit), "at": row.at})
@@ -147,7 +149,7 @@ class Store:
         with self.transaction() as connection:
             if exposed:
                 names = ("experiment", "unit", "arm", "forced")
-                values_of = [dict(zip(names, key, strict=True), at=at) for key, at in sorted(exposed.items())]
+                values_of = [dict(zip(names, key, strict=True), **exposed[key]) for key in sorted(exposed)]
                 connection.execute(self._earliest(), values_of)
             if asked:
                 each = [asked[key] for key in sorted(asked)]
@@ -264,14 +266,36 @@ class Store:
         with self.transaction(reads=True) as connection:
             return {arm: int(count) for arm, count in connection.execute(asked)}
 
+    def arms_by_epoch(self, experiment: str) -> dict[int, dict[str, int]]:
+        """The same of a bandit, by the number of the epoch.
+
+        :raises StoreAway: if it can't be used.
+        """
+        self.open()
+        table = schema.exposures.c
+        asked = (
+            select(table.epoch, table.arm, func.count())
+            .where(table.experiment == experiment, table.forced.is_(False), table.epoch.is_not(None))
+            .group_by(table.epoch, table.arm)
+        )
+        found: dict[int, dict[str, int]] = {}
+        with self.transaction(reads=True) as connection:
+            for epoch, arm, count in connection.execute(asked):
+                found.setdefault(int(epoch), {})[arm] = int(count)
+        return found
+
     def exposures(self, experiment: str) -> list[Exposure]:
         """:raises StoreAway: if it can't be used."""
         self.open()
         table = schema.exposures.c
-        asked = select(table.arm, table.unit, table.at, table.forced).where(table.experiment == experiment)
+        columns = (table.arm, table.unit, table.at, table.forced, table.epoch, table.propensity)
+        asked = select(*columns).where(table.experiment == experiment)
         with self.transaction(reads=True) as connection:
             found = connection.execution_options(yield_per=_READ).execute(asked.order_by(table.at, table.unit))
-            return [Exposure(arm, unit, at, bool(forced)) for arm, unit, at, forced in found]
+            return [
+                Exposure(arm, unit, at, bool(forced), "", epoch, propensity)
+                for arm, unit, at, forced, epoch, propensity in found
+            ]
 
     def outcomes(self, experiment: str, measured: Mapping[str, bool]) -> Iterator[Outcome]:
         """What is known of units, of this experiment or any. A report about a request is about its unit.

@@ -55,6 +55,7 @@ class StoreState:
     refused: int = 0  # rows that the database can't hold
     duplicates: int = 0  # reports that were known already
     arms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # units by experiment and arm
+    by_epoch: Mapping[str, Mapping[int, Mapping[str, int]]] = field(default_factory=dict)  # by bandit, epoch and arm
 
 
 class Recorder:
@@ -97,6 +98,7 @@ class Recorder:
         self._store: Store | None = None
         self._quiet_until = 0.0
         self.experiments: tuple[str, ...] = ()  # whose units are counted
+        self.bandits: tuple[str, ...] = ()  # those of which they are counted by epoch, too
         self.state = StoreState()
         self.offered = 0  # rows that there was room for, since the start
         self.done = 0  # of these, the first so many are written or refused
@@ -237,6 +239,7 @@ class Recorder:
     def _count_arms(self) -> None:
         store = self._opened()
         self.state.arms = {name: store.arms(name) for name in self.experiments}
+        self.state.by_epoch = {name: store.arms_by_epoch(name) for name in self.bandits}
 
     def _purge(self) -> None:
         store, before = self._opened(), self._wall() - self._settings.retention

@@ -1,7 +1,4 @@
-"""Rollouts in the store: decisions, of which each follows one before it, the lease of whoever decides, counts of calls.
-
-`now` is the database's own, so that replicas with clocks of their own agree on soak times and leases.
-"""
+"""Rollouts in the store: decisions, of which each follows one before it, and counts of calls."""
 
 from __future__ import annotations
 
@@ -9,11 +6,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Select, delete, func, literal_column, select
+from sqlalchemy import Connection, Select, delete, func, select
 
 from gateway.experiments.rollout import ENDED, Phase, RolloutPlan, State
 from gateway.store import schema
-from gateway.store.database import Store
+from gateway.store.leases import LeaseStore
 
 _FORGET_SECONDS: Final = 3600.0  # after which counts of a worker that says nothing more are deleted
 
@@ -55,7 +52,7 @@ class Look:
     """Of those, by worker and variant."""
 
 
-class RolloutStore(Store):
+class RolloutStore(LeaseStore):
     """The same database, for rollouts."""
 
     def look(
@@ -68,31 +65,16 @@ class RolloutStore(Store):
         """
         self.open()
         with self.transaction(reads=True) as connection:
-            now = self._now(connection)
+            now = self.now_of(connection)
             decisions = {row.rollout: _decision(row) for row in connection.execute(_last_of(plans))}
         led = sorted(name for name, plan in plans.items() if name not in decisions or _is_open(decisions[name], plan))
         if not led:
             return Look(now, decisions)
         with self.transaction() as connection:
-            now = self._now(connection)
+            now = self.now_of(connection)
             self._tell(connection, worker, counts, now)
-            held = frozenset(name for name in led if self._has_lease(connection, name, worker, now, seconds))
+            held = frozenset(name for name in led if self.has_lease(connection, name, worker, now, seconds))
             return Look(now, decisions, held, self._counts(connection, held))
-
-    def release(self, worker: str) -> None:
-        """Give back the leases of a worker that ends.
-
-        :raises StoreAway: if it can't be used.
-        """
-        self.open()
-        with self.transaction() as connection:
-            connection.execute(delete(schema.leases).where(schema.leases.c.holder == worker))
-
-    def _now(self, connection: Connection) -> float:
-        """Unix time."""
-        is_sqlite = connection.dialect.name == "sqlite"
-        text = "(julianday('now') - 2440587.5) * 86400.0" if is_sqlite else "extract(epoch from clock_timestamp())"
-        return float(connection.execute(select(literal_column(text))).scalar_one())
 
     def _tell(self, connection: Connection, worker: str, counts: Mapping[tuple[str, str], Counts], now: float) -> None:
         if not counts:
@@ -105,28 +87,6 @@ class RolloutStore(Store):
             for (rollout, variant), each in sorted(counts.items())
         ]
         connection.execute(made.on_conflict_do_update(index_elements=keys, set_=new), rows)
-
-    def _has_lease(self, connection: Connection, name: str, worker: str, now: float, seconds: float) -> bool:
-        """Take or keep the lease, if nobody else has it. One that ends later than any is taken for is no lease: since
-        it was, the clock has been put back, and whoever is there takes its own anew.
-        """
-        table = schema.leases.c
-        until = now + seconds
-        made = self.insert(schema.leases).values(rollout=name, holder=worker, until=until)
-        connection.execute(
-            made.on_conflict_do_update(
-                index_elements=[table.rollout],
-                set_={"holder": worker, "until": until},
-                where=(table.holder == worker) | (table.until < now) | (table.until > now + 2.0 * seconds),
-            )
-        )
-        return self._holds(connection, name, worker, now)
-
-    @staticmethod
-    def _holds(connection: Connection, name: str, worker: str, now: float) -> bool:
-        table = schema.leases.c
-        found = select(table.holder).where(table.rollout == name, table.until > now)
-        return bool(connection.execute(found).scalar() == worker)
 
     @staticmethod
     def _counts(connection: Connection, names: Collection[str]) -> dict[str, dict[tuple[str, str], Counts]]:
@@ -158,7 +118,7 @@ class RolloutStore(Store):
             **{name: getattr(state, name) for name in ("version", "step", "share", "since", "at")},
         }
         with self.transaction() as connection:
-            if worker and not self._holds(connection, plan.name, worker, self._now(connection)):
+            if worker and not self.holds(connection, plan.name, worker, self.now_of(connection)):
                 return False
             last = connection.execute(select(func.max(table.c.version)).where(table.c.rollout == plan.name)).scalar()
             if (last or 0) != state.version - 1:
@@ -180,15 +140,6 @@ class RolloutStore(Store):
         asked = select(table).where(table.c.rollout == name).order_by(table.c.version)
         with self.transaction(reads=True) as connection:
             return [_decision(row) for row in connection.execute(asked)]
-
-    def now(self) -> float:
-        """The database's Unix time.
-
-        :raises StoreAway: if it can't be used.
-        """
-        self.open()
-        with self.transaction(reads=True) as connection:
-            return self._now(connection)
 
 
 def _decision(row: Any) -> Decision:  # Any: SQLAlchemy's

@@ -14,6 +14,8 @@ class ExposureRow(NamedTuple):
     unit: str
     at: float  # Unix time
     is_forced: bool
+    epoch: int | None = None  # of a bandit …
+    propensity: float | None = None  # … and the probability with which the unit got this arm
 
 
 class RequestRow(NamedTuple):

@@ -20,7 +20,9 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    Text,
     insert,
+    inspect,
     select,
     text,
     update,
@@ -50,6 +52,8 @@ exposures: Final = Table(
     Column("arm", String(NAME), nullable=False),
     Column("forced", Boolean, nullable=False),
     Column("at", Double, nullable=False),  # Unix time, as all times here
+    Column("epoch", BigInteger),  # of a bandit, from 0 on …
+    Column("propensity", Double),  # … and the probability with which the unit got this arm
     PrimaryKeyConstraint("experiment", "unit", "arm", "forced"),
 )
 Index("exposure_at", exposures.c.at)
@@ -107,7 +111,7 @@ decisions: Final = Table(
 leases: Final = Table(
     "rollout_lease",
     metadata,
-    Column("rollout", String(NAME), primary_key=True),
+    Column("rollout", String(NAME), primary_key=True),  # or an experiment that is a bandit
     Column("holder", String(NAME), nullable=False),
     Column("until", Double, nullable=False),
 )
@@ -138,6 +142,20 @@ parities: Final = Table(
     PrimaryKeyConstraint("worker", "gate"),
 )
 
+epochs: Final = Table(
+    "bandit_epoch",  # what units of an epoch are shared out by; never changed
+    metadata,
+    Column("experiment", String(NAME), nullable=False),
+    Column("number", BigInteger, nullable=False),  # from 0 on
+    Column("model", String(MODEL), nullable=False),
+    Column("baseline", String(NAME), nullable=False),
+    Column("slices", BigInteger, nullable=False),
+    Column("since", Double, nullable=False),
+    Column("units", BigInteger, nullable=False),  # whose rewards were known then
+    Column("shares", Text, nullable=False),  # JSON: by arm
+    PrimaryKeyConstraint("experiment", "number"),
+)
+
 
 def _first(connection: Connection) -> None:
     metadata.create_all(connection, tables=[secrets, exposures, requests, outcomes, stops])
@@ -151,7 +169,16 @@ def _parity(connection: Connection) -> None:
     metadata.create_all(connection, tables=[parities])
 
 
-STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity)
+def _bandits(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[epochs])
+    there = {column["name"] for column in inspect(connection).get_columns(exposures.name)}
+    for column in (exposures.c.epoch, exposures.c.propensity):  # a new store has them from the first step on
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(text(f"ALTER TABLE {exposures.name} ADD COLUMN {column.name} {kind}"))
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity, _bandits)
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps

@@ -659,6 +659,21 @@ class _Families:
                 ["experiment"],
                 "livemax",
             ),
+            "arm_share": gauge(
+                "gateway_experiment_share",
+                "The share of units of a bandit's latest epoch that get an arm.",
+                ["experiment", "arm"],
+                "livemostrecent",
+            ),
+            "epoch": gauge(
+                "gateway_experiment_epoch", "How many epochs of a bandit have begun.", ["experiment"], "livemax"
+            ),
+            "epoch_overdue": gauge(
+                "gateway_experiment_epoch_overdue_seconds",
+                "For how long another epoch of a bandit has been due.",
+                ["experiment"],
+                "livemax",
+            ),
             "rollout_state": gauge(
                 "gateway_rollout_state",
                 "1 for the state that a rollout is in.",
@@ -771,6 +786,12 @@ def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:
     told: dict[tuple[str, ...], float] = {}
     for experiment in watched.experiments():
         told["mismatched", experiment.name] = int(experiment.is_mismatched)
+        bandit = experiment.bandit
+        if bandit is not None:
+            told["epoch", experiment.name] = bandit.epoch
+            told["epoch_overdue", experiment.name] = bandit.overdue
+            for arm, share in bandit.shares.items():
+                told["arm_share", experiment.name, arm] = share
     store = None if watched.store is None else watched.store()
     if store is not None:
         told["store_away",] = int(store.is_away)

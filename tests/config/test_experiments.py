@@ -8,9 +8,9 @@ import pytest
 
 from gateway.assemble import routes_of, running_of
 from gateway.config import ConfigError, Loaded, load, restart_notices
-from gateway.config.experiment_file import load_experiments, plans_of
+from gateway.config.experiment_file import bandits_of, load_experiments, plans_of
 from gateway.config.store import Store
-from gateway.experiments.plan import Amount, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit
+from gateway.experiments.plan import Amount, BanditPlan, Better, Guardrail, Kind, Missing, OutcomeSpec, PerUnit
 
 FULL = """\
 experiments:
@@ -247,3 +247,62 @@ def test_a_gateways_config_is_a_plan_for_analyse_and_its_secrets_are_shown_nowhe
     shown = config.model_dump_json() + repr(config) + str(restart_notices(config, changed, "g"))
     assert "secret" not in shown
     assert "store.url" in shown
+
+
+BANDIT = """outcomes: {bought: {kind: binary, better: higher}, spent: {kind: numeric, better: higher},
+    slow: {kind: quantile, quantile: 0.9, better: lower}, errors: {kind: ratio, better: lower}},
+    primary: bought, smallest_effect: 2%, window: 10m, model: photos"""
+
+
+def test_a_bandit_has_even_arms_and_its_reward_is_the_primary_outcome_unless_it_is_said(tmp_path: Path) -> None:
+    told = f"  one: {{{BANDIT}, bandit: {{epoch: 1h, floor: 10%, epochs: 12}}}}\n"
+    config = of_gateway(tmp_path, told).config
+    plan = bandits_of(config)["one"]
+    assert plan.bandit == BanditPlan(("a", "b"), plan.primary, 0.1, 12, 3600.0)
+    assert dict(plan.shares) == {"a": 1.0, "b": 1.0}
+    (arms,) = routes_of(config).public["photos"].experiments
+    assert (arms.slices, arms.epochs, arms.maybe_assign("anna")) == (12, (), ("waiting:one", "a"))
+    told = f"  one: {{{BANDIT}, bandit: {{epoch: 1h, reward: spent}}}}\n"
+    assert bandits_of(of_gateway(tmp_path, told).config)["one"].bandit.reward.name == "spent"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("more", "finding"),
+    [
+        ("bandit: {}", "experiments.one.bandit.epoch: is missing"),
+        ("bandit: {epoch: 1h, reward: seen}", "bandit.reward: no outcome 'seen'; known: bought, spent, slow, errors"),
+        ("bandit: {epoch: 1h, reward: slow}", "outcomes.slow.kind: quantile can't be told from units"),
+        ("bandit: {epoch: 1h, reward: errors}", "outcomes.errors.kind: ratio can't be told"),
+        ("bandit: {epoch: 1h}, guardrails: {slow: {worse_by: 5%}}", "outcomes.slow.kind: quantile can't be told"),
+        ("bandit: {epoch: 1h, floor: 0.5}", "bandit.floor: 0.5 for each of 2 arms leaves nothing to move; below 0.5"),
+        ("bandit: {epoch: 1h, floor: 0.4}, arms: {a: 1, b: 1, c: 1}", "0.4 for each of 3 arms leaves nothing"),
+        ("bandit: {epoch: 1h, floor: 0}", "bandit.floor: is 0"),
+        ("bandit: {epoch: 1h}, arms: {a: 90, b: 10}", "arms: have shares of their own, and a bandit begins with even"),
+        ("bandit: {epoch: 1m, epochs: 10}", "window: is as long as all epochs together, so shares would stay even"),
+        ("bandit: {epoch: 1h, epochs: 1}", "bandit.epochs: is 1"),
+    ],
+)
+def test_check_says_why_a_bandit_cannot_work(tmp_path: Path, more: str, finding: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_gateway(tmp_path, f"  one: {{{BANDIT}, {more}}}\n")
+    assert finding in str(caught.value)
+
+
+def test_a_bandit_needs_a_window(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="window: is missing, and a bandit learns from units that have had their"):
+        of_gateway(tmp_path, f"  one: {{{BANDIT.replace('window: 10m, ', '')}, bandit: {{epoch: 1h}}}}\n")
+
+
+def test_a_bandit_and_a_rollout_cannot_both_move_a_models_units(tmp_path: Path) -> None:
+    rollout = "    rollout: {name: move, from: a, to: c, steps: [{share: 5%, soak: 1m}]}\n"
+    text = GATEWAY.replace("  photos:\n", "  photos:\n" + rollout)
+    (tmp_path / "gateway.yaml").write_text(text + f"  one: {{{BANDIT}, bandit: {{epoch: 1h}}}}\n")
+    with pytest.raises(ConfigError, match="one of the two at a time"):
+        load(tmp_path / "gateway.yaml", {})
+
+
+def test_check_warns_of_what_a_bandit_does_not_tell_or_forgets(tmp_path: Path) -> None:
+    told = f"  one: {{{BANDIT}, secondary: [slow], bandit: {{epoch: 24h}}}}\nstore: {{retention: 240h}}\n"
+    found = "\n".join(map(str, of_gateway(tmp_path, told).warnings))
+    assert "experiments.one.secondary[0]: 'slow' is a quantile, which is not compared where shares move" in found
+    assert "store.retention: is over before all epochs of 'one' are" in found

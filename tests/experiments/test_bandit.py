@@ -11,10 +11,10 @@ import simulated
 from numpy.typing import NDArray
 
 from gateway.experiments.analysis import means, mixture, weighted
-from gateway.experiments.bandit import Bandit, BanditPlan, Epoch, Tally, probabilities_of_best, shares
-from gateway.experiments.plan import Better
-from gateway.routing.arms import place_in
-from gateway.routing.rendezvous import Rendezvous
+from gateway.experiments.bandit import Tally, probabilities_of_best, shares
+from gateway.experiments.epochs import Epoch, Epochs
+from gateway.experiments.plan import BanditPlan, Better, Kind, OutcomeSpec
+from gateway.routing.arms import Arms
 
 FLOOR = 0.05
 EXPERIMENTS = 1_000 if simulated.IS_LONG else 200
@@ -25,14 +25,14 @@ Reward = Callable[[np.random.Generator, int, NDArray[np.int64]], Array]  # of an
 
 
 def plan_of(arms: tuple[str, ...] = ARMS, *, better: Better = Better.HIGHER, slices: int = 20) -> BanditPlan:
-    return BanditPlan("greeting", arms, arms[0], better, FLOOR, slices, epoch=3_600.0)
+    return BanditPlan(arms, OutcomeSpec("smiled", Kind.NUMERIC, better), FLOOR, slices, epoch=3_600.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """A bandit that has gone through all of its epochs. Arrays have an element for each unit, in order."""
 
-    bandit: Bandit
+    epochs: tuple[Epoch, ...]
     arm: NDArray[np.int64]
     value: Array
     propensities: Array  # a row for each unit, with an element for each arm
@@ -40,13 +40,11 @@ class Run:
 
 def run(plan: BanditPlan, units: int, reward: Reward, rng: np.random.Generator) -> Run:
     """units: in each epoch."""
-    bandit, seen = Bandit(plan), list[Mapping[str, Tally]]()
+    epochs, seen = list[Epoch](), list[Mapping[str, Tally]]()
     arms, values, propensities = [], [], []
     for number in range(plan.slices):
-        now = number * plan.epoch
-        assert bandit.is_due(now)
-        epoch = bandit.following(seen, now)
-        bandit = Bandit(plan, (*bandit.epochs, epoch))
+        epoch = Epoch(shares(plan, epochs, seen), number * plan.epoch)
+        epochs.append(epoch)
         share = np.array([epoch.shares[arm] for arm in plan.arms])
         arm = rng.choice(len(plan.arms), units, p=share / share.sum())
         value = reward(rng, number, arm)
@@ -54,7 +52,7 @@ def run(plan: BanditPlan, units: int, reward: Reward, rng: np.random.Generator) 
         arms.append(arm)
         values.append(value)
         propensities.append(np.tile(share, (units, 1)))
-    return Run(bandit, np.concatenate(arms), np.concatenate(values), np.concatenate(propensities))
+    return Run(tuple(epochs), np.concatenate(arms), np.concatenate(values), np.concatenate(propensities))
 
 
 def tally(values: Array) -> Tally:
@@ -87,14 +85,14 @@ def test_where_lower_is_better_the_lower_arm_gets_the_units() -> None:
     def latency(rng: np.random.Generator, _: int, arm: NDArray[np.int64]) -> Array:
         return rng.lognormal(np.log(np.array([0.050, 0.040]))[arm], 0.5)
 
-    last = run(plan_of(better=Better.LOWER), 500, latency, rng).bandit.epochs[-1]
+    last = run(plan_of(better=Better.LOWER), 500, latency, rng).epochs[-1]
     assert last.shares["b"] == pytest.approx(1.0 - FLOOR)
 
 
 @pytest.mark.parametrize("arms", [ARMS, ("a", "b", "c", "d")])
 def test_each_arm_always_has_its_floor_and_all_shares_are_one(arms: tuple[str, ...]) -> None:
     rates = (0.9, 0.1, 0.1, 0.0)[: len(arms)]
-    epochs = run(plan_of(arms), 2_000, hits(*rates), np.random.default_rng(3)).bandit.epochs
+    epochs = run(plan_of(arms), 2_000, hits(*rates), np.random.default_rng(3)).epochs
     for epoch in epochs:
         assert min(epoch.shares.values()) >= FLOOR - 1e-12
         assert sum(epoch.shares.values()) == pytest.approx(1.0)
@@ -105,7 +103,7 @@ def test_arms_that_do_not_differ_are_all_kept_in_play() -> None:
     """No arm is starved by luck alone in most of the runs: floors are for what is known to be worse."""
     rng = np.random.default_rng(4)
     least = [
-        np.mean([min(epoch.shares.values()) for epoch in run(plan_of(), 200, hits(0.2, 0.2), rng).bandit.epochs])
+        np.mean([min(epoch.shares.values()) for epoch in run(plan_of(), 200, hits(0.2, 0.2), rng).epochs])
         for _ in range(100)
     ]
     assert np.median(least) > 2 * FLOOR
@@ -151,51 +149,60 @@ def test_the_probability_of_being_best_is_what_sampling_says() -> None:
 # --- Who gets what
 
 
-def bandit_of(*shares_of_b: float, slices: int = 4) -> Bandit:
-    epochs = [Epoch({"a": 1.0 - share, "b": share}, 0.0) for share in shares_of_b]
-    return Bandit(plan_of(slices=slices), tuple(epochs))
+def arms_of(*shares_of_b: float, slices: int = 4) -> Arms:
+    epochs = tuple({"a": 1.0 - share, "b": share} for share in shares_of_b)
+    return Arms("greeting", {"a": 1.0, "b": 1.0}, "a", "of greeting", slices=slices, epochs=epochs)
 
 
-def arm_of(bandit: Bandit, key: str) -> str:
+def arm_of(arms: Arms, key: str) -> str:
     """As a worker chooses it, who has never seen the unit before."""
-    epoch = bandit.maybe_epoch(place_in("greeting", key))
-    if epoch is None:
-        return bandit.plan.baseline
-    return Rendezvous(bandit.epochs[epoch].shares, "experiment greeting").choose(key)
+    assigned = arms.maybe_assign(key)
+    assert assigned is not None
+    return assigned[1]
 
 
 KEYS = [f"user-{number}" for number in range(20_000)]
 
 
 def test_a_unit_keeps_its_arm_whatever_later_epochs_do() -> None:
-    early, late = bandit_of(0.5, 0.7), bandit_of(0.5, 0.7, 0.05, 0.95)
-    for key in KEYS:
-        if early.maybe_epoch(place_in("greeting", key)) is not None:
-            assert arm_of(early, key) == arm_of(late, key)
+    early, late = arms_of(0.5, 0.7), arms_of(0.5, 0.7, 0.05, 0.95)
+    taking_part = [key for key in KEYS if early.maybe_epoch(key) is not None]
+    assert len(taking_part) / len(KEYS) == pytest.approx(0.5, abs=0.02)
+    assert [arm_of(early, key) for key in taking_part] == [arm_of(late, key) for key in taking_part]
 
 
-def test_units_of_slices_that_are_not_open_have_the_baseline() -> None:
-    bandit = bandit_of(0.95)
-    waiting = [key for key in KEYS if bandit.maybe_epoch(place_in("greeting", key)) is None]
+def test_units_of_slices_that_are_not_open_have_the_baseline_and_are_in_no_data() -> None:
+    arms = arms_of(0.95)
+    waiting = [key for key in KEYS if arms.maybe_epoch(key) is None]
     assert len(waiting) / len(KEYS) == pytest.approx(0.75, abs=0.02)
-    assert {arm_of(bandit, key) for key in waiting} == {"a"}
-    assert bandit.propensity(0.9, "a") == 1.0
-    assert bandit.propensity(0.9, "b") == 0.0
+    assert {arms.maybe_assign(key) for key in waiting} == {("waiting:greeting", "a")}
 
 
 def test_a_units_propensity_is_how_often_such_units_get_that_arm() -> None:
-    bandit = bandit_of(0.5, 0.7, 0.05, 0.95)
-    for slice_ in range(4):
-        own = [key for key in KEYS if bandit.maybe_epoch(place_in("greeting", key)) == slice_]
-        share = sum(arm_of(bandit, key) == "b" for key in own) / len(own)
-        assert share == pytest.approx(bandit.propensity((slice_ + 0.5) / 4, "b"), abs=0.03)
+    arms = arms_of(0.5, 0.7, 0.05, 0.95)
+    for number in range(4):
+        own = [key for key in KEYS if arms.maybe_epoch(key) == number]
+        share = sum(arm_of(arms, key) == "b" for key in own) / len(own)
+        assert share == pytest.approx(arms.epochs[number]["b"], abs=0.03)
+        assert {arms.maybe_propensity(key, "b") for key in own} == {(number, arms.epochs[number]["b"])}
+
+
+def test_the_epoch_of_a_unit_says_nothing_of_its_arm_or_of_the_holdout() -> None:
+    arms = replace(arms_of(0.5, 0.5, 0.5, 0.5), holdout=0.5)
+    held = [key for key in KEYS if arms.maybe_assign(key) == ("holdout:greeting", "a")]
+    counts = np.bincount([arms.maybe_epoch(key) or 0 for key in held])
+    assert counts / len(held) == pytest.approx(0.25, abs=0.02)
 
 
 def test_an_epoch_is_due_once_the_last_one_is_over_and_none_after_the_last_slice() -> None:
-    assert bandit_of().is_due(0.0)
-    assert not bandit_of(0.5).is_due(3_599.0)
-    assert bandit_of(0.5).is_due(3_600.0)
-    assert not bandit_of(0.5, slices=1).is_due(1e9)
+    def epochs(*since: float, slices: int = 4) -> Epochs:
+        return Epochs("net", "a", slices, tuple(Epoch({"a": 0.5, "b": 0.5}, each) for each in since))
+
+    plan = plan_of()
+    assert epochs().overdue(plan, 0.0) == 0.0
+    assert epochs(0.0).overdue(plan, 3_599.0) == -1.0
+    assert epochs(0.0).overdue(plan, 3_600.0) == 0.0
+    assert epochs(0.0, slices=1).overdue(plan, 1e9) is None
 
 
 @pytest.mark.parametrize(
@@ -203,7 +210,6 @@ def test_an_epoch_is_due_once_the_last_one_is_over_and_none_after_the_last_slice
     [
         {"arms": ("a",)},
         {"arms": ("a", "a")},
-        {"baseline": "c"},
         {"floor": 0.0},
         {"floor": 0.5},
         {"floor": float("nan")},
@@ -213,9 +219,9 @@ def test_an_epoch_is_due_once_the_last_one_is_over_and_none_after_the_last_slice
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(changed: dict[str, object]) -> None:
-    given = {"arms": ARMS, "baseline": "a", "floor": FLOOR, "slices": 4, "epoch": 1.0} | changed
+    given = {"arms": ARMS, "floor": FLOOR, "slices": 4, "epoch": 1.0} | changed
     with pytest.raises(ValueError, match=r"bandit has|floor of"):
-        BanditPlan("greeting", better=Better.HIGHER, **given)  # type: ignore[arg-type]
+        BanditPlan(reward=plan_of().reward, **given)  # type: ignore[arg-type]
 
 
 # --- Its data

@@ -249,3 +249,76 @@ def test_whatever_is_in_a_file_becomes_records_or_a_refusal(
     for read in (read_exposures, read_outcomes):
         with suppress(BadFile):
             read(plan, str(file), 1.8e9)
+
+
+# --- Arms whose shares changed on the way
+
+BANDIT = PLAN.replace("    guardrails: {latency: {worse_by: 10%}}\n", "").replace(
+    "    units: 2000\n", "    units: 2000\n    window: 1s\n    bandit: {epoch: 1m}\n"
+)
+
+
+def moved(count: int, *, is_named: bool = False) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Two epochs. In the second one nine tenths have 'new', and all buy more; no arm is better."""
+    rng = np.random.default_rng(2)
+    exposures, outcomes = [], []
+    for place in range(count):
+        number = int(place >= count // 2)
+        share = (0.5, 0.9)[number]
+        arm, at = int(rng.random() < share), 1.7e9 + place
+        own = {"propensity": round(share if arm else 1.0 - share, 6)}
+        both = {"propensity_old": 1.0 - share, "propensity_new": share}
+        row = {"unit": f"u{place}", "arm": ("old", "new")[arm], "at": at}
+        exposures.append(row | (both if is_named else own))
+        if rng.random() < (0.2, 0.6)[number]:
+            outcomes.append({"unit": f"u{place}", "name": "bought", "value": 1.0, "at": at + 0.5})
+    return exposures, outcomes
+
+
+@pytest.mark.parametrize("plan", [PLAN, BANDIT], ids=["any plan", "a bandit's plan"])
+@pytest.mark.parametrize("is_named", [False, True], ids=["propensity", "propensity_ARM"])
+def test_propensities_are_what_units_count_by(analyse: Analyse, plan: str, is_named: bool) -> None:
+    exposures, outcomes = moved(4_000, is_named=is_named)
+    bare = [{key: row[key] for key in ("unit", "arm", "at")} for row in exposures]
+    if plan == PLAN:  # without them shares look wrong, and so would the effect
+        code, said, _ = analyse("--json", exposures=as_csv(bare), outcomes=as_csv(outcomes), plan=plan)
+        assert (code, json.loads(said)["answer"]) == (0, "invalid")
+        assert json.loads(said)["primary"][0]["low"] > 0.0
+    code, said, _ = analyse("--json", exposures=as_csv(exposures), outcomes=as_csv(outcomes), plan=plan)
+    report = json.loads(said)
+    assert (code, report["answer"], report["sample_ratio"]["is_mismatched"]) == (0, "undecided", False)
+    assert [epoch["shares"] for epoch in report["epochs"]] == [{"old": 0.5, "new": 0.5}, {"old": 0.1, "new": 0.9}]
+    assert report["primary"][0]["method"].startswith("inverse propensity")
+    assert abs(report["primary"][0]["difference"]) < 0.05
+
+
+def test_a_third_arm_takes_the_propensities_of_all_arms(analyse: Analyse) -> None:
+    plan = BANDIT.replace("{old: 50, new: 50}", "{old: 1, new: 1, other: 1}")
+    exposures, outcomes = moved(400)
+    code, _, errors = analyse(exposures=as_csv(exposures), outcomes=as_csv(outcomes), plan=plan)
+    wanted = "'propensity' is not enough for 3 arms; 'propensity_old', 'propensity_new', 'propensity_other'"
+    assert (code, wanted in errors) == (2, True), errors
+    exposures, outcomes = moved(400, is_named=True)
+    thirds = [
+        row | {"propensity_old": 0.3, "propensity_new": 0.3, "propensity_other": 0.4 + off}
+        for off, rows in ((0.0, exposures[:-1]), (0.1, exposures[-1:]))
+        for row in rows
+    ]
+    code, _, errors = analyse(exposures=as_csv(thirds), outcomes=as_csv(outcomes), plan=plan)
+    assert (code, "e.csv:401: the propensities have the sum 1.1; 1" in errors) == (2, True), errors
+    code, said, _ = analyse(exposures=as_csv(thirds[:-1]), outcomes=as_csv(outcomes), plan=plan)
+    assert (code, "MISMATCH" in said) == (0, True)  # nobody came to the third
+
+
+@pytest.mark.parametrize("cell", ["0", "1", "1.5", "-0.1", "nan", "", "often"])
+def test_a_propensity_is_a_probability(analyse: Analyse, cell: str) -> None:
+    exposures, outcomes = moved(10)
+    exposures[3]["propensity"] = cell
+    code, _, errors = analyse(exposures=as_csv(exposures), outcomes=as_csv(outcomes), plan=BANDIT)
+    assert (code, "e.csv:5: 'propensity' is" in errors) == (2, True), errors
+
+
+def test_a_bandits_units_need_their_propensity(analyse: Analyse) -> None:
+    exposures, outcomes = many(100, (0.2, 0.3))
+    code, _, errors = analyse(exposures=as_csv(exposures), outcomes=as_csv(outcomes), plan=BANDIT)
+    assert (code, "has no column 'propensity', without which" in errors) == (2, True), errors

@@ -15,7 +15,8 @@ from sqlalchemy import delete
 
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
 from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
-from gateway.rollout_judge import Judge, Judgement, Question
+from gateway.judge import Judge
+from gateway.rollout_judge import Judgement, Question
 from gateway.rollout_watch import RolloutWatch
 from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings, schema
 from gateway.store.rollouts import Counts, RolloutStore
@@ -313,14 +314,14 @@ def answer(judge: Judge) -> Judgement:
 
 def test_without_guardrails_units_are_counted(url: str) -> None:
     filled(url, 8)
-    judge = Judge()
+    judge = Judge[Judgement]()
     judge.ask(question(url, plan=None))
     assert answer(judge).units == {"old": 200, "new": 200}
     judge.close()
 
 
 def test_a_question_that_can_t_be_answered_says_why(tmp_path: Path) -> None:
-    judge = Judge()
+    judge = Judge[Judgement]()
     judge.ask(question(f"sqlite:///{tmp_path}/none/x.db"))
     assert "StoreAway" in answer(judge).trouble
     judge.close()
@@ -328,7 +329,7 @@ def test_a_question_that_can_t_be_answered_says_why(tmp_path: Path) -> None:
 
 def test_a_process_that_was_killed_is_started_again(url: str) -> None:
     filled(url, 8)
-    judge = Judge()
+    judge = Judge[Judgement]()
     judge.ask(question(url))
     assert judge._process is not None
     os.kill(judge._process.pid, signal.SIGKILL)
@@ -343,7 +344,7 @@ def test_a_process_that_was_killed_is_started_again(url: str) -> None:
 
 
 def test_it_ends_with_whoever_asks(url: str) -> None:
-    judge = Judge()
+    judge = Judge[Judgement]()
     judge.ask(question(url, plan=None))
     assert judge._pipe is not None
     assert judge._process is not None

@@ -521,6 +521,7 @@ function experiment(each, verdict) {
     ),
     h("p", { class: "note", "data-key": "advice" }, verdictText(verdict)),
     armsTable(each, said),
+    each.bandit && bandit(each.name, each.bandit),
     said?.primary.map((effect) => primary(effect)),
     said?.guardrails.length > 0 && guardrailsTable(each.name, said.guardrails),
     said?.doubts.length > 0 &&
@@ -553,6 +554,32 @@ function armsTable(each, said) {
     ),
   );
   return rows.length > 0 && table(`Arms of ${each.name}`, ["Arm", "Units", "Share seen", "Share planned"], rows);
+}
+
+function bandit(name, { epoch, epochs, shares, trouble, history }) {
+  const arms = Object.keys(shares);
+  const rows = history.map((each, place) =>
+    row(
+      `${place}`,
+      `${place + 1}`,
+      h("time", { datetime: new Date(each.at * 1000).toISOString() }, when(each.at * 1000)),
+      each.units ? number.format(each.units) : none(),
+      ...arms.map((arm) => percent.format(each.shares[arm])),
+    ),
+  );
+  return h(
+    "div",
+    { "data-key": "bandit" },
+    h(
+      "p",
+      { class: "note" },
+      epoch
+        ? `A bandit in epoch ${epoch} of ${epochs}: better arms get more of the units that come to take part.`
+        : "A bandit of which no epoch has begun: all units have the baseline.",
+    ),
+    trouble && h("p", { class: "bad", "data-key": "trouble" }, trouble),
+    rows.length > 0 && table(`Epochs of ${name}`, ["Epoch", "Since", "By rewards of", ...arms], rows.reverse()),
+  );
 }
 
 const signed = (value) => (value === null ? "?" : `${value > 0 ? "+" : ""}${value.toPrecision(3)}`);

@@ -28,7 +28,10 @@ class Distribution:
 
 
 def distributions(plan: Plan, units: Units) -> Iterator[Distribution]:
-    """Of each outcome that is a number: of each unit's value, or of a quantile's reports."""
+    """Of each outcome that is a number: of each unit's value, or of a quantile's reports. Of a bandit none: its arms
+    have their units at other times."""
+    if units.epochs:
+        return
     for spec in plan.outcomes:
         if spec.kind is Kind.BINARY:
             continue

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Final
 
 import numpy as np
 
-from gateway.experiments.analysis import means, mixture, proportions, quantiles, sample_ratio
+from gateway.experiments.analysis import means, mixture, proportions, quantiles, sample_ratio, weighted
 from gateway.experiments.analysis.mixture import Bools, Floats, Ints
+from gateway.experiments.bandit import Tally
 from gateway.experiments.plan import Amount, Kind, Missing, OutcomeSpec, PerUnit, Plan
 from gateway.experiments.units import Reports, Units, any_hit, per_unit
 from gateway.experiments.verdict import (
+    NOT_COMPARED,
     Answer,
     Effect,
     GuardrailState,
     Judgement,
     Report,
     SampleRatio,
+    SharesOfEpoch,
     advised,
     decided,
     guarded,
@@ -71,7 +75,14 @@ def analysed(plan: Plan, units: Units, at: float | None = None) -> Report:
         doubts=tuple(look.doubts(primary, ratio, guardrails)),
         advice=advised(answer, arm, guardrails, plan, None if seconds is None else seconds / _DAY),
         account=asdict(units.account),
+        epochs=look.epochs(),
     )
+
+
+def rewards(plan: Plan, reward: OutcomeSpec, units: Units, at: float) -> list[dict[str, Tally]]:
+    """What is known of a bandit's reward at that Unix time, by epoch and arm: of units whose window has passed."""
+    look = _Look(plan, units, at)
+    return look.tallies(look.values(reward))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +99,13 @@ class _Compared:
     method: str
 
 
+_WEIGHTED: Final = "inverse propensity, asymptotic"
+
+
+def _nothing(units: tuple[int, int], method: str) -> _Compared:
+    return _Compared((math.nan, math.nan), units, -math.inf, math.inf, -math.inf, math.inf, -math.inf, method)
+
+
 class _Look:
     """All that had been seen at one time."""
 
@@ -97,6 +115,10 @@ class _Look:
         self._units = units
         self.count = units.before(at, plan.window)
         self._arm = units.arm[: self.count]
+        self._is_weighted = bool(units.epochs)
+        if self._is_weighted:
+            self._shares = units.propensities(plan)
+            self._epoch = units.epoch[: self.count]
 
     def _reports(self, name: str) -> Reports:
         known = self._units.reports[name]
@@ -105,12 +127,14 @@ class _Look:
 
     def effect(self, spec: OutcomeSpec, arm: str, alpha: float, worth: Amount | None) -> Effect:
         plan = self._plan
-        pair = plan.share(plan.baseline, arm)
+        pair = 1.0 if self._is_weighted else plan.share(plan.baseline, arm)
         rho2 = mixture.precision(alpha, plan.units * pair)
         place = plan.order.index(arm)
         compare = {Kind.BINARY: self._proportions, Kind.QUANTILE: self._quantiles}.get(spec.kind, self._means)
         if spec.is_of_compared:
             compare = self._proportions
+        if self._is_weighted:
+            compare = self._not_compared if spec.kind in (Kind.RATIO, Kind.QUANTILE) else self._weighted
         found = compare(spec, place, alpha, rho2)
         before, after = found.values
         relative = (after - before) / abs(before) if before else math.nan
@@ -211,6 +235,73 @@ class _Look:
             method + (", adjusted by the past (CUPED)" if has_past else ""),
         )
 
+    def _not_compared(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
+        return _nothing((0, 0), NOT_COMPARED)
+
+    def _weighted(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
+        """Of a bandit: a mean or a proportion. Without the past, which `weighted` has no place for."""
+        value = self.values(spec)
+        if spec.is_of_compared:  # who was not compared has agreed with nobody
+            reports = self._reports(spec.name)
+            value = np.where(np.bincount(reports.unit, minlength=self.count) > 0, np.clip(value, 0.0, 1.0), np.nan)
+        chosen = np.isfinite(value)
+        arms = self._arm[chosen]
+        counts = int((arms == 0).sum()), int((arms == place).sum())
+        if not min(counts):
+            return _nothing(counts, _WEIGHTED)
+        found = self._difference(value[chosen], chosen, place, alpha, rho2)
+        return _Compared(
+            (float(found.baseline[-1]), float(found.treatment[-1])),
+            counts,
+            float(found.low[-1]),
+            float(found.high[-1]),
+            float(found.relative_low[-1]),
+            float(found.relative_high[-1]),
+            float(found.log_e[-1]),
+            _WEIGHTED,
+        )
+
+    def _difference(self, value: Floats, chosen: Bools, place: int, alpha: float, rho2: float) -> weighted.Difference:
+        arms = self._arm[chosen]
+        role = np.where(arms == 0, weighted.BASELINE, np.where(arms == place, weighted.TREATMENT, -1))
+        return weighted.difference(value, role, self._shares[self._epoch[chosen]][:, [0, place]], alpha, rho2)
+
+    def tallies(self, value: Floats) -> list[dict[str, Tally]]:
+        """Values of units by epoch and arm."""
+        arms = len(self._plan.order)
+        cells = self._epoch * arms + self._arm
+        has, most = np.isfinite(value), len(self._units.epochs) * arms
+        counts = np.bincount(cells[has], minlength=most)
+        total = np.bincount(cells[has], weights=value[has], minlength=most)
+        squares = np.bincount(cells[has], weights=value[has] ** 2, minlength=most)
+        return [
+            {
+                arm: Tally(int(counts[cell]), float(total[cell]), float(squares[cell]))
+                for cell, arm in enumerate(self._plan.order, number * arms)
+            }
+            for number in range(len(self._units.epochs))
+        ]
+
+    def _counts(self) -> Floats:
+        """How many units have come by epoch and arm, whether their window has passed or not."""
+        came, arms = self._units.before(self.at, None), len(self._plan.order)
+        cells = self._units.epoch[:came] * arms + self._units.arm[:came]
+        return np.bincount(cells, minlength=len(self._units.epochs) * arms).reshape(-1, arms).astype(np.float64)
+
+    def epochs(self) -> tuple[SharesOfEpoch, ...]:
+        if not self._is_weighted:
+            return ()
+        order = self._plan.order
+        return tuple(
+            SharesOfEpoch(
+                epoch.since,
+                {arm: float(epoch.shares[arm]) for arm in order},
+                {arm: int(count) for arm, count in zip(order, counts, strict=True)},
+            )
+            for epoch, counts in zip(self._units.epochs, self._counts(), strict=True)
+            if epoch.since <= self.at
+        )
+
     def _quantiles(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
         reports = self._reports(spec.name)
         arm = self._arm[reports.unit]
@@ -240,6 +331,8 @@ class _Look:
 
     def sample_ratio(self) -> SampleRatio:
         plan = self._plan
+        if self._is_weighted:
+            return self._ratio_of_epochs()
         # All that came, whether their window has passed or not.
         came = self._units.arm[: self._units.before(self.at, None)]
         counts = np.bincount(came, minlength=len(plan.order)).astype(np.float64)
@@ -249,6 +342,16 @@ class _Look:
             units={arm: int(count) for arm, count in zip(plan.order, counts, strict=True)},
             expected={arm: float(share * counts.sum()) for arm, share in zip(plan.order, shares, strict=True)},
             p_value=math.exp(min(0.0, -log_e)),
+            alpha=plan.sample_ratio_alpha,
+        )
+
+    def _ratio_of_epochs(self) -> SampleRatio:
+        plan, counts, shares = self._plan, self._counts(), self._shares
+        expected = counts.sum(axis=1) @ shares
+        return SampleRatio(
+            units={arm: int(count) for arm, count in zip(plan.order, counts.sum(axis=0), strict=True)},
+            expected={arm: float(each) for arm, each in zip(plan.order, expected, strict=True)},
+            p_value=sample_ratio.p_value_of_epochs(counts, shares),
             alpha=plan.sample_ratio_alpha,
         )
 
@@ -262,6 +365,8 @@ class _Look:
     def units_left(self, primary: tuple[Effect, ...]) -> float | None:
         """Units of all arms, until as many as not would have decided the undecided arm that needs most."""
         plan = self._plan
+        if self._is_weighted:
+            return None  # shares go on moving, and with them how much a unit tells
         left = []
         for effect in primary:
             if effect.judgement is not Judgement.UNDECIDED:
@@ -312,14 +417,22 @@ class _Look:
         span = float(self._units.at[self.count - 1] - self._units.at[0]) if self.count else 0.0
         if 0.0 < span < 7 * _DAY:
             yield f"less than a week of units ({span / _DAY:.1f} days): other days may have other users"
+        if account.without_propensity:
+            yield (
+                f"{account.without_propensity} exposures name no known epoch, so nobody knows their propensity: their "
+                "units are left out"
+            )
         if plan.window is None:
             yield from self._late()
 
     def _silent(self, effect: Effect) -> Iterator[str]:
         """Reports that are missing more in one arm than in the other."""
+        plan = self._plan
         if effect.kind is Kind.BINARY:
             return
-        plan = self._plan
+        if self._is_weighted:
+            yield from self._silent_where_rare(effect)
+            return
         counts = np.array([effect.baseline_units, effect.units], np.float64)
         came = np.bincount(self._arm, minlength=len(plan.order)).astype(np.float64)
         came = came[[0, plan.order.index(effect.arm)]]
@@ -331,10 +444,24 @@ class _Look:
                     f"{counts[0] / came[0]:.1%} of '{effect.baseline}': who reports may differ between the arms"
                 )
 
+    def _silent_where_rare(self, effect: Effect) -> Iterator[str]:
+        """The same of a bandit, whose arms have their units at other times."""
+        plan = self._plan
+        place, every = plan.order.index(effect.arm), np.ones(self.count, np.bool_)
+        is_told = np.isfinite(self.values(plan.primary)).astype(np.float64)
+        if self.count and not is_told.all():
+            rho2 = mixture.precision(plan.sample_ratio_alpha, plan.units)
+            found = self._difference(is_told, every, place, plan.sample_ratio_alpha, rho2)
+            if found.low[-1] > 0.0 or found.high[-1] < 0.0:
+                yield (
+                    f"'{effect.outcome}' is reported for {found.treatment[-1]:.1%} of '{effect.arm}' and "
+                    f"{found.baseline[-1]:.1%} of '{effect.baseline}', weighted: who reports may differ"
+                )
+
     def _novelty(self, effect: Effect) -> Iterator[str]:
         """An effect that is another one in the later half of the units. A hint: it has no error rate of its own."""
         spec = self._plan.primary
-        if spec.kind is Kind.QUANTILE:
+        if spec.kind is Kind.QUANTILE or self._is_weighted:
             return
         place = self._plan.order.index(effect.arm)
         if spec.kind is Kind.BINARY:

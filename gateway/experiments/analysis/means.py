@@ -105,7 +105,7 @@ def difference(baseline: Arm, treatment: Arm, alpha: float, rho2: float) -> Diff
         error = np.sqrt(v0 + v1)
         z = np.where(error > 0.0, estimate / error, 0.0)
         ready = (np.minimum(baseline.units, treatment.units) >= FIRST_LOOK) & (error > 0.0)
-        low, high = _fieller(baseline.mean, treatment.mean, width * width * v0, width * width * v1)
+        low, high = fieller(baseline.mean, treatment.mean, width * width * v0, width * width * v1)
         ends = low - 1.0, high - 1.0
         below_zero = baseline.mean < 0.0  # relative to its size: from -5 to -4 is a fifth more
         return Difference(
@@ -134,7 +134,7 @@ def _variances(baseline: Arm, treatment: Arm) -> tuple[Floats, Floats]:
     return v0 / baseline.units, v1 / treatment.units
 
 
-def _fieller(m0: Floats, m1: Floats, q0: Floats, q1: Floats) -> tuple[Floats, Floats]:
+def fieller(m0: Floats, m1: Floats, q0: Floats, q1: Floats) -> tuple[Floats, Floats]:
     """All r with (m1 - r·m0)² ≤ q1 + r²·q0, as an interval; all numbers where m0 may be 0."""
     a, b, c = m0 * m0 - q0, m0 * m1, m1 * m1 - q1
     root = np.sqrt(np.maximum(b * b - a * c, 0.0))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.experiments.analysis.means import FIRST_LOOK
+from gateway.experiments.analysis.means import FIRST_LOOK, fieller
 from gateway.experiments.analysis.mixture import Bools, Floats, Ints, log_e_value, standard_errors
 
 BASELINE, TREATMENT = 0, 1
@@ -20,9 +20,13 @@ BASELINE, TREATMENT = 0, 1
 class Difference:
     """Treatment less baseline, had all units come to either; an element for each unit, after which one may look."""
 
+    baseline: Floats
+    treatment: Floats
     estimate: Floats
     low: Floats
     high: Floats
+    relative_low: Floats  # to the size of the baseline; -inf and inf where that may be 0
+    relative_high: Floats
     log_e: Floats  # of the evidence against "no difference"
     is_ready: Bools
 
@@ -40,29 +44,42 @@ def difference(values: Floats, arms: Ints, propensities: Floats, alpha: float, r
     source: Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas, "Time-uniform central limit theory and asymptotic
     confidence sequences", Annals of Statistics 52 (2024), theorem 2.5, for sums whose parts vary by what was before;
     Hadad, Hirshberg, Zhan, Wager and Athey, "Confidence intervals for policy evaluation in adaptive experiments", PNAS
-    118 (2021), section 2.
+    118 (2021), section 2. Relative: Fieller (1954), as in `means`.
     """
     units = np.arange(1.0, values.size + 1.0)
-    values = values - values[:1]  # or of an outcome that is far from 0 each arm's first unit would outweigh all others
-    before, after = _Scores(values, arms == BASELINE), _Scores(values, arms == TREATMENT)
-    parts = after.weighted(propensities[:, TREATMENT]) - before.weighted(propensities[:, BASELINE])
-    estimate = np.cumsum(parts) / units
-    error = np.sqrt(_variance(before, after, propensities)) / units
+    zero = values[:1]  # or of an outcome that is far from 0 each arm's first unit would outweigh all others
+    before, after = _Scores(values - zero, arms == BASELINE), _Scores(values - zero, arms == TREATMENT)
+    m0 = np.cumsum(before.weighted(propensities[:, BASELINE])) / units + zero
+    m1 = np.cumsum(after.weighted(propensities[:, TREATMENT])) / units + zero
+    estimate = m1 - m0
+    guesses = [(v0 / units**2, v1 / units**2) for v0, v1 in _variances(before, after, propensities)]
+    error = np.sqrt(np.maximum(*(v0 + v1 for v0, v1 in guesses)))
     fewest = np.minimum(np.cumsum(arms == BASELINE), np.cumsum(arms == TREATMENT))
     ready = (fewest >= FIRST_LOOK) & (error > 0.0)
-    width = np.where(ready, standard_errors(units, alpha, rho2) * error, np.inf)
+    boundary = standard_errors(units, alpha, rho2)
+    width = np.where(ready, boundary * error, np.inf)
     z = np.divide(estimate, error, out=np.zeros_like(estimate), where=ready)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = [fieller(m0, m1, boundary**2 * v0, boundary**2 * v1) for v0, v1 in guesses]
+    least = np.minimum(*(low for low, _ in ratios)) - 1.0
+    most = np.maximum(*(high for _, high in ratios)) - 1.0
+    below_zero = m0 < 0.0
     return Difference(
+        m0,
+        m1,
         estimate,
         estimate - width,
         estimate + width,
+        np.where(ready, np.where(below_zero, -most, least), -np.inf),
+        np.where(ready, np.where(below_zero, -least, most), np.inf),
         np.where(ready, log_e_value(z, units, rho2), -np.inf),
         ready,
     )
 
 
-def _variance(before: _Scores, after: _Scores, propensities: Floats) -> Floats:
-    """Of the sum of the parts until each unit, as weights let expect: Σ v₀/p₀ + v₁/p₁, where values vary by v.
+def _variances(before: _Scores, after: _Scores, propensities: Floats) -> list[tuple[Floats, Floats]]:
+    """Of the sums of both arms' parts until each unit, as weights let expect: Σ v₀/p₀ and Σ v₁/p₁, where values vary
+    by v.
 
     What the parts themselves showed is less: an arm with a small share has few units that show how large its weight is.
     By that, a difference was called in 8 to 10 of 100 bandits without one. Here the larger of two guesses counts: that
@@ -70,9 +87,11 @@ def _variance(before: _Scores, after: _Scores, propensities: Floats) -> Floats:
     of either arm stands for all, by the probability p₀ + p₁ that it is in one of them: v·(1/p₀ + 1/p₁) / (p₀ + p₁).
     """
     p0, p1 = propensities[:, BASELINE], propensities[:, TREATMENT]
-    by_arm = before.variance() * np.cumsum(1.0 / p0) + after.variance() * np.cumsum(1.0 / p1)
-    alike = np.cumsum((before.residual + after.residual) ** 2 / (p0 * p1))
-    return np.maximum(by_arm, alike)
+    alike = (before.residual + after.residual) ** 2 / (p0 + p1)
+    return [
+        (before.variance() * np.cumsum(1.0 / p0), after.variance() * np.cumsum(1.0 / p1)),
+        (np.cumsum(alike / p0), np.cumsum(alike / p1)),
+    ]
 
 
 class _Scores:

@@ -1,0 +1,215 @@
+"""What one worker makes of a bandit's epochs in the store: when the next one begins, by what, and when none does."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.bandit_watch import BanditWatch
+from gateway.experiments.epochs import Epochs
+from gateway.experiments.plan import Amount, BanditPlan, Better, Kind, OutcomeSpec, Plan
+from gateway.routing import Arms
+from gateway.store import ExposureRow, OutcomeRow, Stop, StoreAway, StoreSettings
+from gateway.store.database import Store
+
+BOUGHT = OutcomeSpec("bought", Kind.BINARY, Better.HIGHER)
+PLAN = Plan(
+    "spring",
+    {"a": 1.0, "b": 1.0},
+    "a",
+    BOUGHT,
+    Amount(0.05, is_relative=False),
+    window=60.0,
+    model="net",
+    bandit=BanditPlan(("a", "b"), BOUGHT, 0.05, 4, 3_600.0),
+)
+KEYS = [f"user {number}" for number in range(2_000)]
+
+
+def with_bandit(**changed: Any) -> Plan:
+    assert PLAN.bandit is not None
+    return replace(PLAN, bandit=replace(PLAN.bandit, **changed))
+
+
+class Worker:
+    """A watch whose looks the test makes, and what it was told."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = url
+        self.epochs: Mapping[str, Epochs] = {}
+        self.watch = BanditWatch(StoreSettings(url), name, self._moved)
+
+    def _moved(self, epochs: Mapping[str, Epochs]) -> None:
+        self.epochs = epochs
+
+    def look(self, plan: Plan = PLAN) -> int:
+        """How many epochs it knows."""
+        self.watch._plans = {plan.name: plan}  # as `follow` says, without a thread
+        self.watch.look()
+        return len(self.epochs[plan.name].so_far) if plan.name in self.epochs else 0
+
+    def look_until(self, count: int) -> None:
+        end = time.monotonic() + 60
+        while self.look() < count:
+            assert time.monotonic() < end, self.now
+            time.sleep(0.05)
+
+    @property
+    def now(self) -> Any:
+        (found,) = self.watch.now().values()
+        return found
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/bandits.db"
+
+
+@pytest.fixture
+def worker(url: str) -> Iterator[Callable[[str], Worker]]:
+    made: list[Worker] = []
+
+    def make(name: str) -> Worker:
+        made.append(Worker(url, name))
+        return made[-1]
+
+    yield make
+    for each in made:
+        store = each.watch._close()
+        if store is not None:
+            store.close()
+
+
+Make = Callable[[str], Worker]
+
+
+def later(url: str, seconds: float) -> None:
+    """Let so much time pass since the epochs began."""
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE bandit_epoch SET since = since - ?", (seconds,))
+
+
+def seen(url: str, epochs: Epochs, *, ago: float, rates: Mapping[str, float] = {"a": 0.2, "b": 0.7}) -> None:
+    """Users have come to the epochs that have begun, and some of each ten have bought."""
+    arms = Arms("spring", PLAN.shares, "a", "l", slices=4, epochs=tuple(each.shares for each in epochs.so_far))
+    store, at, rows = Store(url), time.time() - ago, list[ExposureRow | OutcomeRow]()
+    for number, key in enumerate(KEYS):
+        reason, arm = arms.maybe_assign(key) or ("", "")
+        of_epoch = arms.maybe_propensity(key, arm)
+        if reason == arms.reason and of_epoch is not None:
+            rows.append(ExposureRow("spring", arm, key, at, False, *of_epoch))
+            value = float(number % 10 < 10 * rates[arm])
+            rows.append(OutcomeRow(key, "", "bought", value, at + 1.0, key))
+    store.write(rows)
+    store.close()
+
+
+def test_the_first_epoch_begins_at_once_and_even_and_one_of_two_workers_begins_it(worker: Make) -> None:
+    one, other = worker("a"), worker("b")
+    assert (one.look(), other.look()) == (1, 1)
+    assert one.epochs == other.epochs
+    assert one.epochs["spring"].so_far[0].shares == {"a": 0.5, "b": 0.5}
+    assert [one.now.decides, other.now.decides] == [True, False]
+    assert (one.now.epoch, one.now.epochs, one.now.shares, one.now.trouble) == (1, 4, {"a": 0.5, "b": 0.5}, "")
+    assert one.look() == 1  # the next one is not due
+
+
+def test_the_next_epoch_follows_the_rewards_and_the_last_one_ends_it(worker: Make, url: str) -> None:
+    one, other = worker("a"), worker("b")
+    one.look()
+    for number in (2, 3, 4):
+        seen(url, one.epochs["spring"], ago=300.0)
+        later(url, 3_600.0)
+        one.look_until(number)
+        assert other.look() == number
+    last = one.epochs["spring"].so_far[-1]
+    assert last.shares["b"] == pytest.approx(0.95, abs=0.001)
+    assert last.units == pytest.approx(len(KEYS) * 3 / 4, rel=0.05)
+    assert one.epochs["spring"].so_far[0].shares == {"a": 0.5, "b": 0.5}
+    later(url, 1e6)
+    assert (one.look(), one.now.overdue, one.now.decides) == (4, 0.0, False)
+    assert [units for _, units, _ in one.now.history][:2] == [0, pytest.approx(len(KEYS) / 4, rel=0.1)]
+
+
+def test_units_whose_window_has_not_passed_say_nothing_yet(worker: Make, url: str) -> None:
+    one = worker("a")
+    one.look()
+    seen(url, one.epochs["spring"], ago=5.0)
+    later(url, 3_600.0)
+    one.look_until(2)
+    second = one.epochs["spring"].so_far[1]
+    assert (second.shares, second.units) == ({"a": 0.5, "b": 0.5}, 0)
+
+
+def test_a_store_that_is_away_moves_nothing_and_a_new_worker_finds_what_there_was(
+    worker: Make, url: str, tmp_path: Path
+) -> None:
+    one, file = worker("a"), tmp_path / "bandits.db"
+    one.look()
+    later(url, 3_600.0)
+    one.watch._opened().close()
+    for each in tmp_path.glob("bandits.db*"):
+        each.rename(tmp_path / f"moved-{each.name}")
+    file.mkdir()
+    with pytest.raises(StoreAway):
+        one.look()
+    one.watch._found_away("it is gone")
+    assert (one.now.epoch, one.now.decides, one.now.trouble) == (1, False, "the store is away: it is gone")
+    assert len(one.epochs["spring"].so_far) == 1
+    file.rmdir()
+    for each in tmp_path.glob("moved-*"):
+        each.rename(tmp_path / each.name.removeprefix("moved-"))
+    assert worker("b").look() == 1  # after a restart
+
+
+def test_a_plan_with_other_arms_needs_another_name(worker: Make) -> None:
+    one = worker("a")
+    one.look()
+    third = with_bandit(arms=("a", "b", "c"))
+    assert one.look(replace(third, shares={"a": 1.0, "b": 1.0, "c": 1.0})) == 0
+    assert one.now.trouble == "its name was used for arms a, b of 'net' before: choose another one"
+    assert not one.now.decides
+    assert one.look() == 1
+
+
+def test_the_number_of_epochs_stays_what_it_was_at_the_start(worker: Make) -> None:
+    """Cut into other slices units would change their arms."""
+    one = worker("a")
+    one.look()
+    assert one.look(with_bandit(slices=40)) == 1
+    assert one.epochs["spring"].slices == 4
+    assert one.now.trouble == "has 4 epochs, as at its start: with 40 units would change arms"
+    assert one.now.decides
+
+
+def test_a_stopped_experiment_has_no_further_epoch(worker: Make, url: str) -> None:
+    one = worker("a")
+    one.look()
+    store = Store(url)
+    store.stop(Stop("spring", "b", 1.0))
+    store.close()
+    later(url, 1e6)
+    assert (one.look(), one.now.decides, one.now.overdue) == (1, False, 0.0)
+
+
+def test_without_shares_that_can_be_found_they_stay_and_it_is_told(
+    worker: Make, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = worker("a")
+    one.look()
+    later(url, 3_700.0)
+    one.watch._settings = StoreSettings("postgresql://gateway@127.0.0.1:9/none")  # for the process that judges
+    end = time.monotonic() + 60
+    while not one.now.trouble:
+        one.look()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert "StoreAway" in one.now.trouble
+    assert (one.now.epoch, one.now.overdue > 90.0) == (1, True)
+    assert "no shares can be found, so they stay" in caplog.text
