@@ -10,11 +10,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from gateway.experiments.crowd import Crowd
 from gateway.experiments.fast_lane import FastLane
 from gateway.experiments.rollout import (
     ENDED,
@@ -329,15 +330,25 @@ def _followed(plan: RolloutPlan, known: _Followed | None) -> _Followed:
     return known if known.plan == plan else _Followed(plan, known.state, known.is_known, history=known.history)
 
 
-def _ended(counts: Sequence[Counts]) -> Calls:
+def _ended(counts: Sequence[Counts]) -> Crowd:
     """How calls ended at all workers."""
-    return Calls(
-        sum(each.good for each in counts), sum(each.errors for each in counts), sum(each.unanswered for each in counts)
+    sums = Calls(
+        sum(each.good for each in counts),
+        sum(each.errors for each in counts),
+        sum(each.unanswered for each in counts),
+        wrong=sum(each.wrong for each in counts),
     )
+    return Crowd(sums, _summed(each.ended_good for each in counts), _summed(each.ended_bad for each in counts))
 
 
-def _looked_at(counts: Sequence[Counts]) -> Calls:
-    return Calls(good=sum(each.finite for each in counts), not_finite=sum(each.not_finite for each in counts))
+def _looked_at(counts: Sequence[Counts]) -> Crowd:
+    sums = Calls(good=sum(each.finite for each in counts), not_finite=sum(each.not_finite for each in counts))
+    return Crowd(sums, _summed(each.seen_good for each in counts), _summed(each.seen_bad for each in counts))
+
+
+def _summed(places: Iterable[Sequence[int]]) -> Sequence[int]:
+    """By place; workers of the version before say nothing of them."""
+    return [sum(each) for each in zip(*filter(None, places), strict=True)]
 
 
 def _now(known: _Followed, now: float, age: float, why_away: str) -> RolloutNow:

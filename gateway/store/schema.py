@@ -20,6 +20,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    Text,
     insert,
     select,
     text,
@@ -127,6 +128,17 @@ calls: Final = Table(
     PrimaryKeyConstraint("rollout", "worker", "variant"),
 )
 
+crowds: Final = Table(
+    "rollout_crowd",  # the same counts, with what has come to them since, and by whose the calls were
+    metadata,
+    Column("rollout", String(NAME), nullable=False),
+    Column("worker", String(NAME), nullable=False),
+    Column("variant", String(NAME), nullable=False),
+    Column("counts", Text, nullable=False),  # JSON
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("rollout", "worker", "variant"),
+)
+
 parities: Final = Table(
     "parity",  # how copies of requests at a shadow have compared at one worker lately
     metadata,
@@ -151,7 +163,11 @@ def _parity(connection: Connection) -> None:
     metadata.create_all(connection, tables=[parities])
 
 
-STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity)
+def _crowds(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[crowds])
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity, _crowds)
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps

@@ -75,6 +75,11 @@ def worker(url: str) -> Iterator[Callable[[str], Worker]]:
 Make = Callable[[str], Worker]
 
 
+def often(times: int, counts: Counts) -> Counts:
+    sums = {name: times * getattr(counts, name) for name in ("good", "errors", "unanswered", "not_finite", "wrong")}
+    return counts._replace(**sums)
+
+
 def test_before_the_store_was_read_nobody_has_moved_and_one_of_two_workers_decides(worker: Make) -> None:
     one, other = worker("a"), worker("b")
     assert one.states == {}
@@ -96,8 +101,13 @@ def test_it_waits_for_its_variant_and_says_so(worker: Make) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "told"),
-    [(Counts(errors=8), "32 errors"), (Counts(unanswered=8), "32 unanswered"), (Counts(not_finite=8), "32 NaN or Inf")],
-    ids=["errors", "no answers", "NaN"],
+    [
+        (Counts(errors=8), "32 errors"),
+        (Counts(unanswered=8), "32 unanswered"),
+        (Counts(not_finite=8), "32 NaN or Inf"),
+        (Counts(wrong=8), "32 wrong answers: NaN, Inf"),
+    ],
+    ids=["errors", "no answers", "NaN", "NaN in whose place another answered"],
 )
 def test_bad_calls_of_all_workers_add_up(worker: Make, bad: Counts, told: str) -> None:
     one, other = worker("a"), worker("b")
@@ -105,7 +115,7 @@ def test_bad_calls_of_all_workers_add_up(worker: Make, bad: Counts, told: str) -
         each.look(SLOW)
     for times in (1, 2):
         for each in (one, other):
-            so_often = Counts(*(times * count for count in bad))
+            so_often = often(times, bad)
             each.counts = {("int8", "new"): so_often, ("int8", "old"): Counts(good=100 * times, finite=10 * times)}
         other.look(SLOW)
         found = one.look(SLOW)
@@ -129,9 +139,36 @@ def test_what_the_old_variant_does_as_well_takes_nobody_back(worker: Make, old: 
     new = Counts(good=30, not_finite=30) if old.not_finite else Counts(errors=30)
     for times in (1, 2):
         all_of = {"new": new, "old": old}
-        one.counts = {("int8", variant): Counts(*(times * count for count in each)) for variant, each in all_of.items()}
+        one.counts = {("int8", variant): often(times, each) for variant, each in all_of.items()}
         found = one.look(SLOW)
     assert found.phase is phase
+
+
+def test_a_caller_at_two_workers_is_one_and_takes_nothing_back_alone(worker: Make) -> None:
+    one, other = worker("a"), worker("b")
+
+    def calling(times: int, flooding: int, honest_bad: int = 0) -> Counts:
+        """He is in the first place; who shares no place with him calls once in a look."""
+        good, bad = [0] * 32, [0] * 32
+        for place in (0, 16):
+            bad[place] = times * flooding
+        for place in (1, 17):
+            good[place], bad[place] = times * (1 - honest_bad), times * honest_bad
+        return Counts(good=good[1], errors=bad[0] + bad[1], ended_good=tuple(good), ended_bad=tuple(bad))
+
+    for each in (one, other, one):
+        each.look(SLOW)
+    for times in range(1, 40):
+        for each in (one, other):
+            each.counts = {("int8", "new"): calling(times, 50), ("int8", "old"): Counts(good=10 * times)}
+            found = each.look(SLOW)
+        assert found.phase is Phase.RUNNING
+    for times in range(40, 60):  # until the other one's calls fail as well
+        for each in (one, other):
+            counts = calling(times, 50, 1)._replace(good=39, ended_good=(0, 39, *[0] * 15, 39, *[0] * 14))
+            each.counts = {("int8", "new"): counts, ("int8", "old"): Counts(good=10 * times)}
+            found = each.look(SLOW)
+    assert found.phase is Phase.ROLLED_BACK
 
 
 def test_calls_from_before_it_decided_count_for_nothing(worker: Make) -> None:
