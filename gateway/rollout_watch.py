@@ -104,6 +104,7 @@ class RolloutWatch:
         self.ready: frozenset[str] = frozenset()  # rollouts whose new variant can be called here
         self.first_look = threading.Event()
         self.why_away = ""
+        self.why_read_only = ""
 
     def follow(self, plans: Mapping[str, RolloutPlan]) -> None:
         """Have these followed from the next look on; from any thread."""
@@ -153,7 +154,11 @@ class RolloutWatch:
         store = self._opened()
         counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
         look = store.look(self._worker, plans, counts, _LEASE)
-        self._told.update(counts)
+        if look.read_only:
+            self._say(f"the store of rollouts is followed, and nothing is decided here: {look.read_only}")
+        else:
+            self._told.update(counts)
+        self.why_read_only = look.read_only
         self._looked_at = (look.now, time.monotonic())
         self._take_answer()
         self._followed = {name: _followed(plan, self._followed.get(name)) for name, plan in plans.items()}
@@ -311,6 +316,13 @@ class RolloutWatch:
             self._quiet_until = now + _QUIET_SECONDS
             _log.warning("%s", text)
 
+    def _why_not(self) -> str:
+        """Why nothing is decided here, if the store is the reason."""
+        if self.why_away:
+            return f"the store is away: {self.why_away}"
+        why = self.why_read_only
+        return f"the store is followed, and nothing is decided here: {why}" if why else ""
+
     # For people and metrics; from any thread
 
     def now(self) -> list[RolloutNow]:
@@ -318,7 +330,7 @@ class RolloutWatch:
         age = time.monotonic() - then
         followed = self._followed
         return [
-            _now(followed.get(name) or _Followed(plan), looked + age, age, self.why_away)
+            _now(followed.get(name) or _Followed(plan), looked + age, age, self._why_not())
             for name, plan in dict(self._plans).items()
         ]
 
@@ -351,12 +363,10 @@ def _summed(places: Iterable[Sequence[int]]) -> Sequence[int]:
     return [sum(each) for each in zip(*filter(None, places), strict=True)]
 
 
-def _now(known: _Followed, now: float, age: float, why_away: str) -> RolloutNow:
+def _now(known: _Followed, now: float, age: float, why_not: str) -> RolloutNow:
     plan, state, judgement = known.plan, known.state, known.judgement
     waits = tuple(waits_for(plan, state, known.evidence, now)) if known.decides else ()
-    trouble = known.trouble or (judgement.trouble if judgement is not None else "")
-    if why_away:
-        trouble = f"the store is away: {why_away}"
+    trouble = why_not or known.trouble or (judgement.trouble if judgement is not None else "")
     soak = plan.steps[state.step].soak if state.step < len(plan.steps) else 0.0
     is_open = known.is_known and state.phase not in ENDED and state.version > 0
     return RolloutNow(

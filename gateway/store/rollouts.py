@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Select, delete, func, literal_column, select
 from gateway.experiments.rollout import ENDED, Phase, RolloutPlan, State
 from gateway.store import schema
 from gateway.store.database import Store
+from gateway.store.rows import StoreReadOnly
 
 _FORGET_SECONDS: Final = 3600.0  # after which counts of a worker that says nothing more are deleted
 
@@ -73,6 +74,7 @@ class Look:
     led: frozenset[str] = frozenset()  # rollouts whose lease this worker has
     counts: Mapping[str, Mapping[tuple[str, str], Counts]] = field(default_factory=dict)
     """Of those, by worker and variant."""
+    read_only: str = ""  # why nothing was told nor asked for, if the store can only be read
 
 
 class RolloutStore(Store):
@@ -93,11 +95,14 @@ class RolloutStore(Store):
         led = sorted(name for name, plan in plans.items() if name not in decisions or _is_open(decisions[name], plan))
         if not led:
             return Look(now, decisions)
-        with self.transaction() as connection:
-            now = self._now(connection)
-            self._tell(connection, worker, counts, now)
-            held = frozenset(name for name in led if self._has_lease(connection, name, worker, now, seconds))
-            return Look(now, decisions, held, self._counts(connection, held))
+        try:
+            with self.transaction() as connection:
+                now = self._now(connection)
+                self._tell(connection, worker, counts, now)
+                held = frozenset(name for name in led if self._has_lease(connection, name, worker, now, seconds))
+                return Look(now, decisions, held, self._counts(connection, held))
+        except StoreReadOnly as error:
+            return Look(now, decisions, read_only=str(error))
 
     def release(self, worker: str) -> None:
         """Give back the leases of a worker that ends.

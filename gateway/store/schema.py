@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     insert,
+    inspect,
     select,
     text,
     update,
@@ -171,6 +172,13 @@ STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _pari
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps
+
+
+def version_of(connection: Connection) -> int:
+    """0 for what is no store yet."""
+    if not inspect(connection).has_table(version.name):
+        return 0
+    return int(connection.execute(select(version.c.number)).scalar() or 0)
 
 
 def migrate(connection: Connection) -> int:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from postgres import Postgres
+from sqlalchemy import delete, text
 
+from gateway.errors import CommandFailed
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
 from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
+from gateway.rollout_commands import RolloutCommands
 from gateway.rollout_judge import Judge, Judgement, Question
 from gateway.rollout_watch import RolloutWatch
 from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings, schema
@@ -386,3 +389,45 @@ def test_it_ends_with_whoever_asks(url: str) -> None:
     assert judge._process is not None
     judge._pipe.close()
     assert judge._process.wait(30) == 0
+
+
+@pytest.mark.parametrize("kind", ["a user who may only read", "a standby"])
+def test_what_can_only_be_read_is_followed_and_says_so(
+    postgres: Postgres, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    postgres.empty()
+    one = Worker(postgres.url, "a")
+    one.look(SLOW)
+    with postgres.standby() if kind == "a standby" else postgres.reader() as url:
+        other = Worker(url, "b")
+        other.counts = {("int8", "new"): Counts(good=1)}
+        assert other.look(SLOW) == one.look(SLOW)
+        assert not other.now.decides
+        assert "the store is followed, and nothing is decided here: it can only be read here" in other.now.trouble
+        assert "nothing is decided here" in caplog.text
+        assert [each for _, each, _, _ in other.now.history] == ["running"]
+        commands = RolloutCommands({"int8": SLOW}, StoreSettings(url))
+        with pytest.raises(CommandFailed, match="all rollouts stay as they are: it can only be read here"):
+            commands.do("int8", Command.ABORT, "somebody")
+        RolloutCommands({"int8": SLOW}, StoreSettings(postgres.url)).do("int8", Command.ABORT, "somebody")
+        began = time.monotonic()
+        while other.look(SLOW).phase is not Phase.ROLLED_BACK:  # a standby follows a moment later
+            assert time.monotonic() - began < 30
+        assert not other.now.trouble.startswith("the store is away")
+        other.watch._opened().close()
+    one.watch._judge.close()
+    one.watch._opened().close()
+
+
+def test_a_store_of_the_version_before_that_can_only_be_read_is_not_followed(postgres: Postgres) -> None:
+    postgres.empty()
+    one = Worker(postgres.url, "a")
+    one.look(SLOW)
+    with one.watch._opened().transaction() as connection:
+        connection.execute(text("UPDATE store_version SET number = 2"))
+    one.watch._opened().close()
+    with postgres.reader() as url:
+        other = Worker(url, "b")
+        with pytest.raises(StoreAway, match=f"version 2, and {len(schema.STEPS)} is needed; it can only be read here"):
+            other.look(SLOW)
+        other.watch._opened().close()
