@@ -23,7 +23,7 @@ from gateway.evidence import settings_of
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report
 from gateway.store import Stop, StoreAway
-from gateway.store.database import Store
+from gateway.store.database import Store, why_not_there
 
 if TYPE_CHECKING:
     from gateway.experiments.analysis.distributions import Distribution
@@ -54,7 +54,10 @@ class Source:
 
     @contextmanager
     def store(self) -> Iterator[Store]:
-        """:raises CommandFailed: if it can't be used."""
+        """:raises CommandFailed: if it can't be used, or is not there."""
+        why_not = why_not_there(self.url)
+        if why_not:
+            raise CommandFailed(why_not)
         try:
             store = Store(self.url, self.unit_key)
             try:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -316,6 +317,22 @@ class Store:
                     continue
                 for _ in range(times):
                     yield Outcome(name, value, at, whose, "", report if times == 1 else "")
+
+
+def why_not_there(url: str) -> str:
+    """Why a command must not open such a store: its file is not there, and what is written to a new one nobody reads.
+    "" if it may, or if that can't be told."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return ""
+    name = parsed.database or ""
+    if parsed.get_backend_name() != "sqlite" or name in {"", ":memory:"} or name.startswith("file:"):
+        return ""
+    path = Path(name)
+    if path.exists():
+        return ""
+    return f"there is no store at {path.absolute()}: no gateway has made it yet, or it is in another working directory"
 
 
 def _engine(url: str) -> Engine:
