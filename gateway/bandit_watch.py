@@ -82,6 +82,7 @@ class BanditWatch(StoreWatch):
             return
         store = self._opened()
         look = store.look(self._worker, plans, LEASE)
+        self._note_read_only(look.read_only)
         self._looked_at = (look.now, time.monotonic())
         self._followed = {name: _followed(plan, self._followed.get(name)) for name, plan in plans.items()}
         for name, known in self._followed.items():
@@ -190,7 +191,7 @@ class BanditWatch(StoreWatch):
         now, age = self._age()
         followed = self._followed
         return {
-            name: _now(followed.get(name) or _Followed(plan), now, age, self.why_away)
+            name: _now(followed.get(name) or _Followed(plan), now, age, self._why_not())
             for name, plan in dict(self._plans).items()
         }
 
@@ -200,7 +201,7 @@ def _followed(plan: Plan, known: _Followed | None) -> _Followed:
     return known if known is not None and known.plan == plan else _Followed(plan, known.epochs if known else None)
 
 
-def _now(known: _Followed, now: float, age: float, why_away: str) -> BanditNow:
+def _now(known: _Followed, now: float, age: float, why_not: str) -> BanditNow:
     epochs = known.known()
     last = epochs.so_far[-1] if epochs.so_far else None
     return BanditNow(
@@ -211,6 +212,6 @@ def _now(known: _Followed, now: float, age: float, why_away: str) -> BanditNow:
         max(0.0, known.overdue(now) or 0.0) if epochs.so_far else 0.0,
         known.decides,
         age,
-        f"the store is away: {why_away}" if why_away else known.trouble or known.judged,
+        why_not or known.trouble or known.judged,
         tuple((epoch.since, epoch.units, dict(epoch.shares)) for epoch in epochs.so_far),
     )

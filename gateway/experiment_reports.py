@@ -24,6 +24,7 @@ from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report, shares_text
 from gateway.store import Stop, StoreAway
+from gateway.store.database import why_not_there
 from gateway.store.epochs import EpochStore
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class Source:
 
     @contextmanager
     def store(self) -> Iterator[EpochStore]:
-        """:raises CommandFailed: if it can't be used."""
+        """:raises CommandFailed: if it can't be used, or is not there."""
+        why_not = why_not_there(self.url)
+        if why_not:
+            raise CommandFailed(why_not)
         try:
             store = EpochStore(self.url, self.unit_key)
             try:

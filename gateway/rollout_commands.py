@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Final
 
 from gateway.config import Config
@@ -34,6 +33,7 @@ from gateway.experiments.rollout import (
 from gateway.experiments.verdict import Guard, amount, sentence
 from gateway.rollout_judge import Judgement, Question, judged
 from gateway.store import StoreAway, StoreSettings
+from gateway.store.database import why_not_there
 from gateway.store.rollouts import Decision, RolloutStore
 
 _TRIES: Final = 5  # of a command that others came before
@@ -69,10 +69,9 @@ class RolloutCommands:
     @contextmanager
     def _store(self) -> Iterator[RolloutStore]:
         """:raises CommandFailed: if it can't be used, or is not there: what is written to a new one nobody reads."""
-        file = self.settings.url.removeprefix("sqlite:///")
-        if file != self.settings.url and not Path(file).exists():
-            why = "no gateway has made it yet, or it is in another working directory"
-            raise CommandFailed(f"there is no store at {Path(file).absolute()}: {why}")
+        why_not = why_not_there(self.settings.url)
+        if why_not:
+            raise CommandFailed(why_not)
         try:
             store = RolloutStore(self.settings.url, self.settings.unit_key)
             try:

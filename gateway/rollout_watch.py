@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from gateway.experiments.crowd import Crowd
 from gateway.experiments.fast_lane import FastLane
 from gateway.experiments.rollout import (
     ENDED,
@@ -125,7 +126,9 @@ class RolloutWatch(StoreWatch):
         store = self._opened()
         counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
         look = store.look(self._worker, plans, counts, LEASE)
-        self._told.update(counts)
+        if not look.read_only:
+            self._told.update(counts)
+        self._note_read_only(look.read_only)
         self._looked_at = (look.now, time.monotonic())
         self._take_answer()
         self._followed = {name: _followed(plan, self._followed.get(name)) for name, plan in plans.items()}
@@ -269,7 +272,7 @@ class RolloutWatch(StoreWatch):
         now, age = self._age()
         followed = self._followed
         return [
-            _now(followed.get(name) or _Followed(plan), now, age, self.why_away)
+            _now(followed.get(name) or _Followed(plan), now, age, self._why_not())
             for name, plan in dict(self._plans).items()
         ]
 
@@ -281,23 +284,31 @@ def _followed(plan: RolloutPlan, known: _Followed | None) -> _Followed:
     return known if known.plan == plan else _Followed(plan, known.state, known.is_known, history=known.history)
 
 
-def _ended(counts: Sequence[Counts]) -> Calls:
+def _ended(counts: Sequence[Counts]) -> Crowd:
     """How calls ended at all workers."""
-    return Calls(
-        sum(each.good for each in counts), sum(each.errors for each in counts), sum(each.unanswered for each in counts)
+    sums = Calls(
+        sum(each.good for each in counts),
+        sum(each.errors for each in counts),
+        sum(each.unanswered for each in counts),
+        wrong=sum(each.wrong for each in counts),
     )
+    return Crowd(sums, _summed(each.ended_good for each in counts), _summed(each.ended_bad for each in counts))
 
 
-def _looked_at(counts: Sequence[Counts]) -> Calls:
-    return Calls(good=sum(each.finite for each in counts), not_finite=sum(each.not_finite for each in counts))
+def _looked_at(counts: Sequence[Counts]) -> Crowd:
+    sums = Calls(good=sum(each.finite for each in counts), not_finite=sum(each.not_finite for each in counts))
+    return Crowd(sums, _summed(each.seen_good for each in counts), _summed(each.seen_bad for each in counts))
 
 
-def _now(known: _Followed, now: float, age: float, why_away: str) -> RolloutNow:
+def _summed(places: Iterable[Sequence[int]]) -> Sequence[int]:
+    """By place; workers of the version before say nothing of them."""
+    return [sum(each) for each in zip(*filter(None, places), strict=True)]
+
+
+def _now(known: _Followed, now: float, age: float, why_not: str) -> RolloutNow:
     plan, state, judgement = known.plan, known.state, known.judgement
     waits = tuple(waits_for(plan, state, known.evidence, now)) if known.decides else ()
-    trouble = known.trouble or (judgement.trouble if judgement is not None else "")
-    if why_away:
-        trouble = f"the store is away: {why_away}"
+    trouble = why_not or known.trouble or (judgement.trouble if judgement is not None else "")
     soak = plan.steps[state.step].soak if state.step < len(plan.steps) else 0.0
     is_open = known.is_known and state.phase not in ENDED and state.version > 0
     return RolloutNow(

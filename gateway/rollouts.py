@@ -16,7 +16,7 @@ from gateway.config.experiment_file import rollouts_of
 from gateway.experiments.compare import non_finite
 from gateway.experiments.rollout import RolloutKey, RolloutPlan, State
 from gateway.forwarding.messages import parse_response
-from gateway.forwarding.rolled import Rolled, VariantCounts
+from gateway.forwarding.rolled import Rolled, VariantCounts, Whose
 from gateway.hooks import RolloutNow
 from gateway.rollout_watch import RolloutWatch
 from gateway.steps import WrongAnswer
@@ -95,7 +95,9 @@ class Rollouts:
         found = {}
         for name, plan in self._plans.items():
             for variant, each in dict(self.rolled.table.get(plan.model, {})).items():
-                found[name, variant] = Counts(each.good, each.errors, each.unanswered, each.finite, each.not_finite)
+                sums = (each.good, each.errors, each.unanswered, each.finite, each.not_finite, each.wrong)
+                spreads = (each.ended_by.good, each.ended_by.bad, each.seen_by.good, each.seen_by.bad)
+                found[name, variant] = Counts(*sums, *map(tuple, spreads))
         return found
 
     def _moved(self, states: Mapping[RolloutKey, State]) -> None:
@@ -107,15 +109,12 @@ class Rollouts:
                 _log.debug("the loop has ended")
 
 
-def _look_at(taken: Sequence[tuple[VariantCounts, Sequence[bytes]]]) -> None:
+def _look_at(taken: Sequence[tuple[VariantCounts, Sequence[tuple[bytes, Whose]]]]) -> None:
     """Look for NaN and infinity. On a thread: tensors are parsed here."""
     for counts, answers in taken:
-        for answer in answers:
+        for answer, whose in answers:
             try:
                 outputs = {name: array for name, (_, array) in parse_response(answer).items()}
             except WrongAnswer:
                 continue
-            if non_finite(outputs):
-                counts.not_finite += 1
-            else:
-                counts.finite += 1
+            counts.seen(whose, not non_finite(outputs))

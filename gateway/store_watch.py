@@ -1,6 +1,6 @@
 """A thread that looks at the store each second, and decides what is to be decided here. What of, subclasses say.
 
-While the store is away what was known last holds, and nothing is decided.
+While the store is away what was known last holds, and nothing is decided. One that can only be read is followed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class StoreWatch(ABC):
         self._looked_at = (0.0, time.monotonic())  # the store's time, and this process's then, or at its start
         self.first_look = threading.Event()
         self.why_away = ""
+        self._why_read_only = ""
 
     def start(self) -> None:
         """Look now, and each second from now on; from any thread."""
@@ -107,6 +108,19 @@ class StoreWatch(ABC):
         self.why_away = why
         self._lead_no_more()
         self._say(f"the store of {self._what} is away, and all stay as they are: {why}")
+
+    def _note_read_only(self, why: str) -> None:
+        """why: "" if the store can be written to."""
+        self._why_read_only = why
+        if why:
+            self._say(f"the store of {self._what} is followed, and nothing is decided here: {why}")
+
+    def _why_not(self) -> str:
+        """Why nothing is decided here, if the store is the reason."""
+        if self.why_away:
+            return f"the store is away: {self.why_away}"
+        why = self._why_read_only
+        return f"the store is followed, and nothing is decided here: {why}" if why else ""
 
     def _say(self, text: str) -> None:
         now = time.monotonic()

@@ -19,6 +19,7 @@ from gateway.steps import PartDeclaration
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
+_WRITTEN_SECONDS = 10.0  # in which what is measured of a call is in the store: counted for 5 s, queued, and sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,13 @@ def _experiments(config: Config) -> Iterator[Problem]:
         yield from (Problem((*at, *path), wrong, right) for path, wrong, right in experiment.problems())
         yield from _of_model(at, experiment, config)
         yield from check_bandit(at, experiment, config)
+        measured = [key for key, outcome in experiment.outcomes.items() if outcome.measure]
+        if measured and experiment.window is not None and experiment.window < _WRITTEN_SECONDS:
+            wrong = (
+                f"'{measured[0]}' is measured by the gateway, and may be written {_WRITTEN_SECONDS:g} s after its call"
+            )
+            right = "a longer one, or what comes later counts for nothing"
+            yield Problem((*at, "window"), wrong, right, Severity.WARNING)
         if experiment.model is not None:
             by_model.setdefault(experiment.model, []).append(name)
     for model, names in by_model.items():

@@ -16,6 +16,7 @@ from gateway.experiments.plan import Amount, BanditPlan, Better, Guardrail, Kind
 _PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?%", re.ASCII)
 _PART = re.compile(r"(\d{1,2}(?:\.\d{1,9})?) ?%", re.ASCII)
 _MOST_UNITS = 1_000_000_000
+_BETTER = {"latency": "lower", "error": "lower", "disagreement": "lower", "agreement": "higher"}
 
 
 def _amount(value: object) -> Amount:
@@ -143,6 +144,9 @@ class OutcomeSection(Section):
             raise refused(f"agreement is no {self.kind}", right)
         if self.measure == "disagreement" and self.kind not in ("binary", "numeric", "ratio"):
             raise refused(f"disagreement is no {self.kind}", "kind: binary, did any answer disagree, numeric or ratio")
+        wrong_way = _BETTER.get(self.measure or "", self.better) != self.better
+        if wrong_way:
+            raise refused(f"'{self.measure}' that is {self.better} is worse", f"better: {_BETTER[self.measure or '']}")
         if self.measure == "confidence" and self.kind in ("binary", "duration"):
             raise refused(f"confidence is no {self.kind}", "kind: numeric, ratio or quantile")
 

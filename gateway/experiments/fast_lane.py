@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.experiments.rollout import Alarm, Calls
+from gateway.experiments.crowd import Away, Crowd, CrowdAlarm
+from gateway.experiments.rollout import Alarm
 
 _NEEDED: Final = 2  # looks
 _SILENT: Final = 3  # looks in which the old variant had no calls, after which what the new one does is enough
@@ -20,27 +21,33 @@ _SILENT: Final = 3  # looks in which the old variant had no calls, after which w
 class FastLane:
     """Of one rollout, and of one kind of thing that may be bad."""
 
-    before: Alarm = field(default_factory=Alarm)
+    before: Alarm = field(default_factory=Alarm)  # as far as they are not one caller's alone
     after: Alarm = field(default_factory=Alarm)
     is_believed: bool = False  # is the new variant broken and the old one not?
+    _old: CrowdAlarm = field(default_factory=CrowdAlarm)
+    _new: CrowdAlarm = field(default_factory=CrowdAlarm)
+    _away: Away = field(default_factory=Away)
     _told: int = 0  # looks that told them apart, since one told that they are alike
     _silent: int = 0  # looks in a row in which the old one had no calls
 
-    def add(self, before: Calls, after: Calls) -> None:
+    def add(self, before: Crowd, after: Crowd) -> None:
         """What has ended since the last look."""
-        self.before, self.after = self.before.after(before), self.after.after(after)
-        if not self.after.is_raised:
+        self._away.add(before, after)
+        self._old.add(before)
+        self._new.add(after)
+        self.before, self.after = self._old.believed(self._away), self._new.believed(self._away)
+        if not self._new.all.is_raised:
             self._told = self._silent = 0
-        elif after.good or after.bad:
+        elif not after.is_empty:
             self._compare(before, after)
         self.is_believed = self._told >= _NEEDED and self.after.is_raised and not self.before.is_raised
 
-    def _compare(self, before: Calls, after: Calls) -> None:
+    def _compare(self, before: Crowd, after: Crowd) -> None:
         """Has the new one failed in this look and the old one not?"""
-        self._silent = 0 if before.good or before.bad else self._silent + 1
-        if after.bad <= after.good or before.bad > before.good:
+        self._silent = self._silent + 1 if before.is_empty else 0
+        if after.judged >= 0 or before.judged < 0:
             self._told = 0
-        elif before.good > before.bad or self._silent > _SILENT:
+        elif before.judged > 0 or self._silent > _SILENT:
             self._told += 1
 
     @property

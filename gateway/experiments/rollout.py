@@ -145,10 +145,11 @@ class Calls:
     errors: int = 0
     unanswered: int = 0  # until their deadline
     not_finite: int = 0  # NaN or Inf in the answer
+    wrong: int = 0  # the answer was refused for that, or since it is not what the model's metadata says
 
     @property
     def bad(self) -> int:
-        return self.errors + self.unanswered + self.not_finite
+        return self.errors + self.unanswered + self.not_finite + self.wrong
 
     def plus(self, other: Calls) -> Calls:
         return Calls(
@@ -156,14 +157,20 @@ class Calls:
             self.errors + other.errors,
             self.unanswered + other.unanswered,
             self.not_finite + other.not_finite,
+            self.wrong + other.wrong,
         )
 
 
 _TOLERATED: Final = 0.2  # of calls that are bad: no reason for haste, the guardrails judge it
 _BROKEN: Final = 0.95
-_LOG_BAD: Final = math.log(_BROKEN / _TOLERATED)
+LOG_BAD: Final = math.log(_BROKEN / _TOLERATED)
 _LOG_GOOD: Final = math.log((1.0 - _BROKEN) / (1.0 - _TOLERATED))
-_ALARM: Final = math.log(1e9)
+ALARM: Final = math.log(1e9)
+
+
+def moved(log_e: float, good: int, bad: int) -> float:
+    """`Alarm.log_e` after such calls."""
+    return min(max(log_e + bad * LOG_BAD + good * _LOG_GOOD, 0.0), ALARM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,20 +190,25 @@ class Alarm:
 
     def after(self, calls: Calls) -> Alarm:
         """With calls of the last moment, such as a second: a change within it is noticed later, never falsely."""
-        log_e = self.log_e + calls.bad * _LOG_BAD + calls.good * _LOG_GOOD
-        return Alarm(min(log_e, _ALARM), self.calls.plus(calls)) if log_e > 0.0 else Alarm()
+        log_e = moved(self.log_e, calls.good, calls.bad)
+        return Alarm(log_e, self.calls.plus(calls)) if log_e > 0.0 else Alarm()
 
     @property
     def is_raised(self) -> bool:
-        return self.log_e >= _ALARM
+        return self.log_e >= ALARM
 
     def doubted(self) -> Alarm:
         """The same, of which it is not known whether it is its own fault: it is not raised, nor is all well."""
-        return replace(self, log_e=min(self.log_e, _ALARM / 2.0))
+        return replace(self, log_e=min(self.log_e, ALARM / 2.0))
 
     def __str__(self) -> str:
         counts = self.calls
-        kinds = ((counts.errors, "errors"), (counts.unanswered, "unanswered"), (counts.not_finite, "NaN or Inf"))
+        kinds = (
+            (counts.errors, "errors"),
+            (counts.unanswered, "unanswered"),
+            (counts.not_finite, "NaN or Inf"),
+            (counts.wrong, "wrong answers: NaN, Inf or not as the model's metadata says"),
+        )
         told = ", ".join(f"{count} {what}" for count, what in kinds if count)
         return f"{counts.bad} of its last {counts.bad + counts.good} calls are bad ({told})"
 

@@ -37,7 +37,7 @@ from gateway.forwarding.caller import Caller, PartsCaller
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
-from gateway.forwarding.inference import Decision, Inference, Work, stand_in, why_not
+from gateway.forwarding.inference import Decision, Inference, Work, stand_in, whose, why_not
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
@@ -534,7 +534,7 @@ class Call:
                 unit = None
             shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body, unit)
         if self._counted is not None and self._counted.looks > 0 and not stand_in(self._work):
-            self._counted.answered(body)
+            self._counted.answered(body, whose(self._work, self._caller.peer))
         self._end(OK, "")
 
     def _score(self, body: bytes, head: Head | None) -> None:
@@ -690,8 +690,8 @@ class Call:
         if self._exposed is not None:
             self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, self._answered_bytes)
         if self._counted is not None:
-            deadline = self._caller.deadline
-            self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline)
+            deadline, peer = self._caller.deadline, self._caller.peer
+            self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline, peer)
         if self._is_reported:
             sizes = self._request_bytes, self._answered_bytes
             now = self._inference.clock()

@@ -152,7 +152,8 @@ class CheckedModel:
     ) -> None:
         """An answer did not fit what was known of its model, which has been asked since."""
         misfit = None if declared is None else maybe_misfit(answer.outputs, declared, asked)
-        self._tell(attempt, misfit or fault, judged)
+        is_worse = fault is not None and self.settings.fails(fault)  # where a misfit is only counted
+        self._tell(attempt, fault if is_worse or misfit is None else misfit, judged)
 
     def _tell(self, attempt: Attempt, fault: Fault | None, judged: Judged) -> None:
         if fault is not None and self._is_ignored(fault):

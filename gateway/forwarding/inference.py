@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from gateway.access.door import Access
+from gateway.access.door import CALLER, Access
 from gateway.access.policy import ALL, SHARED_MEMORY, check_parameters, not_allowed
 from gateway.bounded import make_room
 from gateway.deadline import Deadline
@@ -38,7 +38,7 @@ from gateway.forwarding.found_models import FoundModels
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
-from gateway.forwarding.rolled import Rolled, VariantCounts
+from gateway.forwarding.rolled import Rolled, VariantCounts, Whose
 from gateway.forwarding.sequences import ID, Pin, SequenceKey, Sequences, draw_for, id_of, text_of
 from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
@@ -334,14 +334,20 @@ class Inference:
         return not exposed.running.counts_variant or not stand_in(work)
 
     def rolled_ended(
-        self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None
+        self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None, peer: str
     ) -> None:
         """The call of a model with a rollout has ended. counts: of the variant that it was meant for."""
         if callers_fault or (code is OK and work.attempts.last is None):  # the answer is another call's
             return
         why = stand_in(work) if code is OK else ""
         if not why or why not in _NO_FAULT:
-            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock())
+            word = None if why == UNAVAILABLE and self._is_left_alone(work) else whose(work, peer)
+            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock(), word)
+
+    def _is_left_alone(self, work: Work) -> bool:
+        """Could the variant that the call was meant for have been asked, but for what became of others' calls?"""
+        chosen = work.attempts.chosen
+        return any(variant.name == chosen and self.topology.is_available(variant) for variant in work.attempts.targets)
 
     def _begin_sequence_of(
         self, owner: str, route: Route, head: Head, facts: Facts, observer: CallObserver, id: Parameter
@@ -789,6 +795,13 @@ def stand_in(work: Work) -> str:
     """Why another variant than the one that the call was meant for has answered it; "" if none has."""
     last, chosen = work.attempts.last, work.attempts.chosen
     return "" if last is None or last.variant.name == chosen else why_not(work, chosen)
+
+
+def whose(work: Work, peer: str) -> Whose:
+    """Whose call it is: which unit's, and which caller's, who is known by his name or else by his host."""
+    facts, sticky = work.facts, work.route.sticky
+    unit = sticky.maybe_read(facts) if sticky is not None else None
+    return Whose(unit or "", facts.metadata.get(CALLER) or peer.rpartition(":")[0])
 
 
 def _last_meaning(work: Work, code: Code) -> Meaning | None:

@@ -6,57 +6,117 @@ Numbers only grow, and are read from another thread. Nothing here knows of a sto
 from __future__ import annotations
 
 from typing import Final
+from zlib import crc32
 
+from gateway.experiments.crowd import KINDS, PLACES
 from gateway.status import OK, Code, Meaning, is_server_fault
 
 _MOST_BYTES: Final = 1 << 20  # of an answer that is looked at
+_MOST_OF_ONE: Final = 3  # answers to one unit, or one caller, of those that are looked at; or one took all
 _CLOSE_SECONDS: Final = 0.1  # before its deadline; callers who wait no longer cancel a moment before it passes here
+
+
+class Whose:
+    """Whose a call is, as places in a crowd."""
+
+    __slots__ = ("caller", "unit")
+
+    def __init__(self, unit: str, caller: str) -> None:
+        """unit: "" if none is known; then he who calls is one. Two that meet as callers need not do so as units."""
+        hashed = crc32(caller.encode("utf-8", "surrogatepass"))
+        self.unit = (crc32(unit.encode("utf-8", "surrogatepass")) if unit else hashed) % PLACES
+        self.caller = PLACES + (hashed >> 16) % PLACES
+
+
+class Spread:
+    """What was good and what was bad, by place."""
+
+    __slots__ = ("bad", "good")
+
+    def __init__(self) -> None:
+        self.good = [0] * (KINDS * PLACES)
+        self.bad = [0] * (KINDS * PLACES)
+
+    def add(self, whose: Whose, is_good: bool) -> None:
+        counts = self.good if is_good else self.bad
+        counts[whose.unit] += 1
+        counts[whose.caller] += 1
 
 
 class VariantCounts:
     """Of one variant, as the one that calls were meant for."""
 
-    __slots__ = ("answers", "errors", "finite", "good", "looks", "not_finite", "unanswered")
+    __slots__ = (
+        "answers", "ended_by", "errors", "finite", "good", "looks", "not_finite", "seen_by", "taken", "unanswered",
+        "wrong",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.good = 0
         self.errors = 0
         self.unanswered = 0
+        self.wrong = 0
+        self.ended_by = Spread()
         self.finite = 0
         self.not_finite = 0
+        self.seen_by = Spread()
         self.looks = 0  # answers that are still wanted
-        self.answers: list[bytes] = []  # to be looked at
+        self.answers: list[tuple[bytes, Whose]] = []  # to be looked at
+        self.taken: dict[int, int] = {}  # of those, by place
 
-    def ended(self, code: Code, meaning: Meaning | None, why: str, deadline: float | None, now: float) -> None:
+    def ended(  # noqa: PLR0917  (called on the hot path, where keywords cost)
+        self, code: Code, meaning: Meaning | None, why: str, deadline: float | None, now: float, whose: Whose | None
+    ) -> None:
         """A call of it has ended by nobody's fault but a server's.
 
-        meaning: of its last attempt, if that failed. why: another variant has answered; "" if none has.
+        meaning: of its last attempt, if that failed. why: another variant has answered; "" if none has. whose: None if
+        it was not asked, as it is left alone for what it did to others.
         """
         if code is OK:
             if not why:
                 self.good += 1
             elif why == Meaning.LATE.value:
                 self.unanswered += 1
+            elif why == Meaning.WRONG.value:
+                self.wrong += 1
             else:
                 self.errors += 1
         elif code is Code.DEADLINE_EXCEEDED:
             self.unanswered += 1
         elif code is Code.CANCELLED:
-            if deadline is not None and now >= deadline - _CLOSE_SECONDS:
-                self.unanswered += 1
+            if deadline is None or now < deadline - _CLOSE_SECONDS:
+                return
+            self.unanswered += 1
+        elif meaning is Meaning.WRONG:
+            self.wrong += 1
         elif code is Code.RESOURCE_EXHAUSTED or is_server_fault(code, meaning):
             self.errors += 1
+        else:
+            return
+        if whose is not None:
+            self.ended_by.add(whose, code is OK and not why)
 
-    def answered(self, body: bytes) -> None:
+    def answered(self, body: bytes, whose: Whose) -> None:
         """An answer of it, of which one more is wanted."""
-        if len(body) <= _MOST_BYTES:
+        taken = self.taken
+        of_unit, of_caller = taken.get(whose.unit, 0), taken.get(whose.caller, 0)
+        if len(body) <= _MOST_BYTES and of_unit < _MOST_OF_ONE and of_caller < _MOST_OF_ONE:
+            taken[whose.unit], taken[whose.caller] = of_unit + 1, of_caller + 1
             self.looks -= 1
-            self.answers.append(body)
+            self.answers.append((body, whose))
 
-    def take(self, looks: int) -> list[bytes]:
+    def take(self, looks: int) -> list[tuple[bytes, Whose]]:
         """The answers to look at. looks: how many more are wanted."""
-        taken, self.answers, self.looks = self.answers, [], looks
+        taken, self.answers, self.looks, self.taken = self.answers, [], looks, {}
         return taken
+
+    def seen(self, whose: Whose, is_finite: bool) -> None:
+        """An answer was looked at."""
+        if is_finite:
+            self.finite += 1
+        else:
+            self.not_finite += 1
+        self.seen_by.add(whose, is_finite)
 
 
 class Rolled:

@@ -727,7 +727,8 @@ class StreamSession(StreamOwner):
             size = message.answer_bytes
             self._inference.exposed_ended(message.exposed, message.work, code, message.callers_fault, size)
         if message.counted is not None and message.work is not None:
-            self._inference.rolled_ended(message.counted, message.work, code, message.callers_fault, None)
+            callers_fault, peer = message.callers_fault, self._opening.peer
+            self._inference.rolled_ended(message.counted, message.work, code, callers_fault, None, peer)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
         if message.quota is not None:
             quota, message.quota = message.quota, None

@@ -5,7 +5,7 @@ Knows `experiments` (values) and SQLAlchemy Core, and nothing of calls or of the
 """
 
 from gateway.store.recorder import Recorder, StoreSettings, StoreState
-from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, StoreFailed
+from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, StoreFailed, StoreReadOnly
 
 __all__ = [
     "ExposureRow",
@@ -15,6 +15,7 @@ __all__ = [
     "Stop",
     "StoreAway",
     "StoreFailed",
+    "StoreReadOnly",
     "StoreSettings",
     "StoreState",
 ]

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -34,12 +35,13 @@ from sqlalchemy.exc import (
 from gateway.bounded import make_room
 from gateway.experiments.records import Exposure, Outcome
 from gateway.store import schema
-from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row, Stop, StoreAway, StoreFailed
+from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row, Stop, StoreAway, StoreFailed, StoreReadOnly
 
 _CONNECT_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
 _PURGED: Final = 10_000  # rows that one statement deletes, so that others need not wait long
 _NOT_READY: Final = ("42501", "42P01", "3F000")  # SQLSTATE: no right, no table, no schema
+_READ_ONLY: Final = ("42501", "25006")  # of who writes: no right, a transaction that only reads, as of a standby
 _UNITS_KEPT: Final = 20_000  # whose hash is remembered: most of what is written of a unit comes at once
 _LONGEST: Final = 100  # characters of one that is
 _READ: Final = 10_000  # rows that are fetched at once
@@ -67,34 +69,53 @@ class Store:
 
     @contextmanager
     def transaction(self, *, reads: bool = False) -> Iterator[Connection]:
-        """:raises StoreAway: if it can't be used. StoreFailed: if it refuses what is written."""
+        """:raises StoreAway: if it can't be used; StoreReadOnly: to be written. StoreFailed: if it refuses what is."""
         try:
             with self._engine.connect().execution_options(reads=reads) as connection, connection.begin():
                 yield connection
         except SQLAlchemyError as error:
             if _is_of_the_rows(error):
                 raise StoreFailed(_reason(error)) from error
+            if not reads and _is_read_only(error):
+                raise StoreReadOnly(f"it can only be read here: {_reason(error)}") from error
             self._is_open = False
             self._engine.dispose()
             raise StoreAway(_reason(error)) from error
 
     def open(self) -> None:
-        """Take the steps to this version, unless that is done, and know the key.
+        """Take the steps to this version, unless that is done, and know the key. What can only be read is opened so.
 
         :raises StoreAway: if it can't be used.
         """
         if self._is_open:
             return
-        with self.transaction() as connection:
-            schema.migrate(connection)
-            if self._key is None:
-                self._key = self._own_key(connection)
+        try:
+            with self.transaction() as connection:
+                schema.migrate(connection)
+                if self._key is None:
+                    self._key = self._own_key(connection)
+        except StoreReadOnly as error:
+            with self.transaction(reads=True) as connection:
+                self._read_only(connection, str(error))
         self._is_open = True
+
+    def _read_only(self, connection: Connection, why: str) -> None:
+        """:raises StoreAway: if what only who writes could make is not there."""
+        known = len(schema.STEPS)
+        version = schema.version_of(connection)
+        if version < known:
+            raise StoreAway(f"its tables are of version {version}, and {known} is needed; {why}")
+        if self._key is None:
+            self._key = self._found_key(connection)
 
     def _own_key(self, connection: Connection) -> bytes:
         """The key that is kept in the store, made by whoever comes first."""
         made = self.insert(schema.secrets).values(name="unit_key", value=secrets.token_hex(32))
         connection.execute(made.on_conflict_do_nothing())
+        return self._found_key(connection)
+
+    @staticmethod
+    def _found_key(connection: Connection) -> bytes:
         found = select(schema.secrets.c.value).where(schema.secrets.c.name == "unit_key")
         return str(connection.execute(found).scalar_one()).encode()
 
@@ -322,6 +343,22 @@ class Store:
                     yield Outcome(name, value, at, whose, "", report if times == 1 else "")
 
 
+def why_not_there(url: str) -> str:
+    """Why a command must not open such a store: its file is not there, and what is written to a new one nobody reads.
+    "" if it may, or if that can't be told."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return ""
+    name = parsed.database or ""
+    if parsed.get_backend_name() != "sqlite" or name in {"", ":memory:"} or name.startswith("file:"):
+        return ""
+    path = Path(name)
+    if path.exists():
+        return ""
+    return f"there is no store at {path.absolute()}: no gateway has made it yet, or it is in another working directory"
+
+
 def _engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
@@ -362,6 +399,11 @@ def _is_of_the_rows(error: SQLAlchemyError) -> bool:
     if isinstance(error, ProgrammingError):
         return getattr(error.orig, "sqlstate", None) not in _NOT_READY
     return isinstance(error, DataError | IntegrityError)
+
+
+def _is_read_only(error: SQLAlchemyError) -> bool:
+    cause = getattr(error, "orig", None)
+    return getattr(cause, "sqlstate", None) in _READ_ONLY or "readonly database" in str(cause)  # as SQLite says
 
 
 def _shown(url: URL) -> str:

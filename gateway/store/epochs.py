@@ -12,6 +12,7 @@ from sqlalchemy import Connection, func, select
 from gateway.experiments.epochs import Epoch, Epochs
 from gateway.store import schema
 from gateway.store.leases import LeaseStore
+from gateway.store.rows import StoreReadOnly
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class EpochsLook:
     epochs: Mapping[str, Epochs]  # of each bandit that has any
     stopped: frozenset[str] = frozenset()  # experiments that have ended
     led: frozenset[str] = frozenset()  # bandits whose lease this worker has
+    read_only: str = ""  # why no lease was asked for, if the store can only be read
 
 
 class EpochStore(LeaseStore):
@@ -44,10 +46,13 @@ class EpochStore(LeaseStore):
         )
         if not led:
             return EpochsLook(now, found, stopped)
-        with self.transaction() as connection:
-            now = self.now_of(connection)
-            held = frozenset(name for name in led if self.has_lease(connection, name, worker, now, seconds))
-            return EpochsLook(now, found, stopped, held)
+        try:
+            with self.transaction() as connection:
+                now = self.now_of(connection)
+                held = frozenset(name for name in led if self.has_lease(connection, name, worker, now, seconds))
+                return EpochsLook(now, found, stopped, held)
+        except StoreReadOnly as error:
+            return EpochsLook(now, found, stopped, read_only=str(error))
 
     def begin(self, name: str, epochs: Epochs, worker: str) -> bool:
         """Write the last of these epochs, which is in force then. False: another one has that number already, or this

@@ -12,10 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from gateway.store.rows import ExposureRow, Row, Stop, StoreAway, StoreFailed
+from gateway.store.rows import ExposureRow, Row, Stop, StoreAway, StoreFailed, StoreReadOnly
 
 if TYPE_CHECKING:
     from gateway.store.database import Store
@@ -151,9 +152,8 @@ class Recorder:
         looked = purged = -1e9
         while True:
             try:
-                self._write_all()
+                self._write_and_follow()
                 now = self._clock()
-                self._follow_stops()
                 self._exchange_parity()
                 if now - looked >= _LOOK_SECONDS:
                     looked = now
@@ -210,6 +210,15 @@ class Recorder:
             self._on_progress()
         self._found_there()
 
+    def _write_and_follow(self) -> None:
+        """What was stopped is followed also where nothing can be written."""
+        try:
+            self._write_all()
+        except StoreReadOnly:
+            self._follow_stops()
+            raise
+        self._follow_stops()
+
     def _write_singly(self, store: Store, why: str) -> None:
         """One row that can't be written must not take the others with it."""
         while self._batch:
@@ -243,9 +252,10 @@ class Recorder:
 
     def _purge(self) -> None:
         store, before = self._opened(), self._wall() - self._settings.retention
-        while not self._ends and store.purge(before):
-            if self._waiting:
-                self._write_all()
+        with suppress(StoreReadOnly):  # who writes it deletes what is old, too
+            while not self._ends and store.purge(before):
+                if self._waiting:
+                    self._write_all()
 
     def _found_there(self) -> None:
         if self.state.is_away:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -11,22 +12,42 @@ from sqlalchemy import Connection, Select, delete, func, select
 from gateway.experiments.rollout import ENDED, Phase, RolloutPlan, State
 from gateway.store import schema
 from gateway.store.leases import LeaseStore
+from gateway.store.rows import StoreReadOnly
 
 _FORGET_SECONDS: Final = 3600.0  # after which counts of a worker that says nothing more are deleted
 
 
 class Counts(NamedTuple):
-    """How calls of one variant have ended at one worker, and what was found in answers, since it started."""
+    """How calls of one variant have ended at one worker, and what was found in answers, since it started.
+
+    The last four are by the place of whose they are, as `experiments.crowd` has it; () if that is not known.
+    """
 
     good: int = 0
     errors: int = 0
     unanswered: int = 0
     finite: int = 0
     not_finite: int = 0
+    wrong: int = 0
+    ended_good: tuple[int, ...] = ()
+    ended_bad: tuple[int, ...] = ()
+    seen_good: tuple[int, ...] = ()
+    seen_bad: tuple[int, ...] = ()
 
     def since(self, last: Counts) -> Counts:
         """What has come to it."""
-        return Counts(*(now - then for now, then in zip(self, last, strict=True)))
+        sums = [now - then for now, then in zip(self[:_SUMS], last[:_SUMS], strict=True)]
+        places = [_since(now, then) for now, then in zip(self[_SUMS:], last[_SUMS:], strict=True)]
+        return Counts._make([*sums, *places])
+
+
+_SUMS: Final = 6  # of the fields above
+_KNOWN_BEFORE: Final = ("good", "errors", "unanswered", "finite", "not_finite")
+"""Fields that have columns: what gateways of the version before read. To them a wrong answer is an error."""
+
+
+def _since(now: Sequence[int], then: Sequence[int]) -> tuple[int, ...]:
+    return tuple(one - other for one, other in zip(now, then, strict=True)) if then else tuple(now)
 
 
 class Decision(NamedTuple):
@@ -50,6 +71,7 @@ class Look:
     led: frozenset[str] = frozenset()  # rollouts whose lease this worker has
     counts: Mapping[str, Mapping[tuple[str, str], Counts]] = field(default_factory=dict)
     """Of those, by worker and variant."""
+    read_only: str = ""  # why nothing was told nor asked for, if the store can only be read
 
 
 class RolloutStore(LeaseStore):
@@ -70,34 +92,46 @@ class RolloutStore(LeaseStore):
         led = sorted(name for name, plan in plans.items() if name not in decisions or _is_open(decisions[name], plan))
         if not led:
             return Look(now, decisions)
-        with self.transaction() as connection:
-            now = self.now_of(connection)
-            self._tell(connection, worker, counts, now)
-            held = frozenset(name for name in led if self.has_lease(connection, name, worker, now, seconds))
-            return Look(now, decisions, held, self._counts(connection, held))
+        try:
+            with self.transaction() as connection:
+                now = self.now_of(connection)
+                self._tell(connection, worker, counts, now)
+                held = frozenset(name for name in led if self.has_lease(connection, name, worker, now, seconds))
+                return Look(now, decisions, held, self._counts(connection, held))
+        except StoreReadOnly as error:
+            return Look(now, decisions, read_only=str(error))
 
     def _tell(self, connection: Connection, worker: str, counts: Mapping[tuple[str, str], Counts], now: float) -> None:
         if not counts:
             return
-        made = self.insert(schema.calls)
-        new = {name: made.excluded[name] for name in (*Counts._fields, "at")}
-        keys = [schema.calls.c[name] for name in ("rollout", "worker", "variant")]
-        rows = [
-            {"rollout": rollout, "worker": worker, "variant": variant, "at": now, **each._asdict()}
-            for (rollout, variant), each in sorted(counts.items())
+        whose = [
+            {"rollout": rollout, "worker": worker, "variant": variant, "at": now} for rollout, variant in sorted(counts)
         ]
-        connection.execute(made.on_conflict_do_update(index_elements=keys, set_=new), rows)
+        each = [counts[key] for key in sorted(counts)]
+        sums = [row | _columns(count) for row, count in zip(whose, each, strict=True)]
+        crowds = [row | {"counts": json.dumps(count)} for row, count in zip(whose, each, strict=True)]
+        for table, rows in ((schema.calls, sums), (schema.crowds, crowds)):
+            made = self.insert(table)
+            keys = [table.c[name] for name in ("rollout", "worker", "variant")]
+            new = {name: made.excluded[name] for name in rows[0] if name not in table.primary_key.columns}
+            connection.execute(made.on_conflict_do_update(index_elements=keys, set_=new), rows)
 
     @staticmethod
     def _counts(connection: Connection, names: Collection[str]) -> dict[str, dict[tuple[str, str], Counts]]:
         if not names:
             return {}
-        table = schema.calls.c
-        columns = [table[name] for name in Counts._fields]
-        asked = select(table.rollout, table.worker, table.variant, *columns).where(table.rollout.in_(list(names)))
+        table, crowd = schema.calls.c, schema.crowds.c
+        columns = [table[name] for name in _KNOWN_BEFORE]
+        same = (table.rollout == crowd.rollout) & (table.worker == crowd.worker) & (table.variant == crowd.variant)
+        asked = (
+            select(table.rollout, table.worker, table.variant, crowd.counts, *columns)
+            .select_from(schema.calls.outerjoin(schema.crowds, same))
+            .where(table.rollout.in_(list(names)))
+        )
         found: dict[str, dict[tuple[str, str], Counts]] = {}
-        for rollout, worker, variant, *counts in connection.execute(asked):
-            found.setdefault(rollout, {})[worker, variant] = Counts(*map(int, counts))
+        for rollout, worker, variant, written, *counts in connection.execute(asked):
+            known = Counts(*counts) if written is None else _read(written)
+            found.setdefault(rollout, {})[worker, variant] = known
         return found
 
     def decide(self, plan: RolloutPlan, state: State, worker: str = "") -> bool:
@@ -127,7 +161,8 @@ class RolloutStore(LeaseStore):
             written = connection.execute(made, execution_options={"preserve_rowcount": True})
             if written.rowcount != 1:
                 return False
-            connection.execute(delete(schema.calls).where(schema.calls.c.at < state.at - _FORGET_SECONDS))
+            for counts in (schema.calls, schema.crowds):
+                connection.execute(delete(counts).where(counts.c.at < state.at - _FORGET_SECONDS))
             return True
 
     def history(self, name: str) -> list[Decision]:
@@ -140,6 +175,17 @@ class RolloutStore(LeaseStore):
         asked = select(table).where(table.c.rollout == name).order_by(table.c.version)
         with self.transaction(reads=True) as connection:
             return [_decision(row) for row in connection.execute(asked)]
+
+
+def _columns(counts: Counts) -> dict[str, int]:
+    told = counts._replace(errors=counts.errors + counts.wrong)._asdict()
+    return {name: told[name] for name in _KNOWN_BEFORE}
+
+
+def _read(written: str) -> Counts:
+    """What `json.dumps` made of one."""
+    fields = json.loads(written)
+    return Counts._make([*fields[:_SUMS], *map(tuple, fields[_SUMS:])])
 
 
 def _decision(row: Any) -> Decision:  # Any: SQLAlchemy's

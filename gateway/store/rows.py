@@ -47,6 +47,10 @@ class StoreAway(Exception):
     """The database cannot be used now; later it may. The text names no secret."""
 
 
+class StoreReadOnly(StoreAway):
+    """It can be read, and not written: its user may not, or it is a standby."""
+
+
 class StoreFailed(Exception):
     """What was to be written can never be."""
 

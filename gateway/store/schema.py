@@ -131,6 +131,17 @@ calls: Final = Table(
     PrimaryKeyConstraint("rollout", "worker", "variant"),
 )
 
+crowds: Final = Table(
+    "rollout_crowd",  # the same counts, with what has come to them since, and by whose the calls were
+    metadata,
+    Column("rollout", String(NAME), nullable=False),
+    Column("worker", String(NAME), nullable=False),
+    Column("variant", String(NAME), nullable=False),
+    Column("counts", Text, nullable=False),  # JSON
+    Column("at", Double, nullable=False),
+    PrimaryKeyConstraint("rollout", "worker", "variant"),
+)
+
 parities: Final = Table(
     "parity",  # how copies of requests at a shadow have compared at one worker lately
     metadata,
@@ -178,10 +189,21 @@ def _bandits(connection: Connection) -> None:
             connection.execute(text(f"ALTER TABLE {exposures.name} ADD COLUMN {column.name} {kind}"))
 
 
-STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity, _bandits)
+def _crowds(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[crowds])
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity, _bandits, _crowds)
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps
+
+
+def version_of(connection: Connection) -> int:
+    """0 for what is no store yet."""
+    if not inspect(connection).has_table(version.name):
+        return 0
+    return int(connection.execute(select(version.c.number)).scalar() or 0)
 
 
 def migrate(connection: Connection) -> int:

@@ -194,6 +194,33 @@ def test_what_the_gateway_measures_is_told_to_those_who_measure(tmp_path: Path) 
         load(file, {})
 
 
+@pytest.mark.parametrize(
+    ("measure", "better"),
+    [("latency", "higher"), ("error", "higher"), ("disagreement", "higher"), ("agreement", "lower")],
+)
+def test_what_can_only_be_better_in_one_direction_is_not_taken_for_the_other(
+    tmp_path: Path, measure: str, better: str
+) -> None:
+    reference = ", reference: c" if "agreement" in measure else ""
+    outcomes = f"outcomes: {{it: {{kind: ratio, better: {better}, measure: {measure}{reference}}}}}"
+    with pytest.raises(ConfigError) as caught:
+        of_gateway(tmp_path, f"  one: {{model: photos, {outcomes}, primary: it, smallest_effect: 2%}}\n")
+    right = {"higher": "lower", "lower": "higher"}[better]
+    assert f"outcomes.it: '{measure}' that is {better} is worse; better: {right}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("window", "warns"), [("9s", True), ("10s", False)])
+def test_a_window_in_which_nothing_measured_would_be_written_is_told_of(
+    tmp_path: Path, window: str, warns: bool
+) -> None:
+    outcomes = "outcomes: {slow: {kind: duration, better: lower, measure: latency}}, primary: slow, smallest_effect: 2%"
+    loaded = of_gateway(tmp_path, f"  one: {{model: photos, window: {window}, {outcomes}}}\n")
+    told = [str(each) for each in loaded.warnings]
+    assert any("one.window: 'slow' is measured by the gateway, and may be" in each for each in told) is warns, told
+    reported = of_gateway(tmp_path, f"  one: {{model: photos, window: {window}, REST}}\n")
+    assert not [each for each in reported.warnings if "window" in str(each)]
+
+
 MISSING = {
     "no model": ("  one: {arms: {a: 1, b: 1}, REST}\n", "experiments.one.model: is missing"),
     "no such model": ("  one: {model: photo, REST}\n", "no public model 'photo'; known: photos, texts, loose"),

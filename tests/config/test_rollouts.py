@@ -136,6 +136,12 @@ WRONG = {
         "is never known, nor breached, while all answers agree on one side",
         "kind: numeric",
     ),
+    "errors that should be many": (
+        "better: lower, measure: error",
+        "better: higher, measure: error",
+        "'error' that is higher is worse",
+        "better: lower",
+    ),
     "quantile without one": ("kind: ratio, better", "kind: quantile, better", "go together", "with a 'quantile'"),
 }
 

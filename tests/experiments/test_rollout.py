@@ -115,6 +115,9 @@ def test_a_step_that_must_not_hold_goes_on_while_guardrails_are_undecided() -> N
         pytest.param({"after": BROKEN}, "20 of its last 20 calls are bad (20 errors)", id="all errors"),
         pytest.param({"after": Alarm().after(Calls(unanswered=20))}, "20 unanswered", id="no answers"),
         pytest.param({"after": Alarm().after(Calls(not_finite=20))}, "20 NaN or Inf", id="not numbers"),
+        pytest.param(
+            {"after": Alarm().after(Calls(wrong=20))}, "20 wrong answers: NaN, Inf", id="answers were refused"
+        ),
         pytest.param({"after": BROKEN, "is_mismatched": True}, "is broken", id="broken, and out of ratio"),
     ],
 )

@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -62,6 +64,37 @@ class Postgres:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("DROP SCHEMA public CASCADE")
             connection.execute("CREATE SCHEMA public")
+
+    @contextmanager
+    def reader(self) -> Iterator[str]:
+        """The URL of a user who may read what is there now, and nothing else."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("CREATE ROLE reader LOGIN")
+            connection.execute("GRANT USAGE ON SCHEMA public TO reader")
+            connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+            try:
+                yield self.url.replace("gateway@", "reader@")
+            finally:
+                connection.execute("DROP OWNED BY reader")
+                connection.execute("DROP ROLE reader")
+
+    @contextmanager
+    def standby(self) -> Iterator[str]:
+        """The URL of a server that follows this one, and can only be read."""
+        copy = str(self._home / "standby")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._run(
+            "pg_basebackup", "-h", "127.0.0.1", "-p", str(self.port), "-U", "gateway", "-D", copy, "-R", "-c", "fast"
+        )
+        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
+        self._run("pg_ctl", "start", "--wait", "-D", copy, "-l", f"{copy}.log", "-o", options)
+        try:
+            yield f"postgresql://gateway@127.0.0.1:{port}/postgres"
+        finally:
+            self._run("pg_ctl", "stop", "--mode=immediate", "--wait", "-D", copy)
+            shutil.rmtree(copy)
 
     def remove(self) -> None:
         self.stop()

@@ -281,6 +281,19 @@ async def test_two_gateways_agree_and_a_database_that_restarts_loses_nothing(
         assert found == (wanted, 3)
 
 
+def test_commands_say_where_they_looked_for_the_store_and_make_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stop that is written to a new store in another working directory would be read by nobody."""
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path / "gateway.yaml", plan("127.0.0.1:9", "sqlite:///elsewhere.db"))
+    for words in (["list"], ["report", "spring"], ["report", "spring", "--json"], ["stop", "spring"]):
+        for more, name in ((), "elsewhere.db"), (("--store", f"sqlite:///{tmp_path}/own.db"), "own.db"):
+            assert main(["experiment", *words, "--config", str(file), *more]) == 1
+            assert f"there is no store at {tmp_path}/{name}: no gateway has made it" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.db"))
+
+
 def is_away(running: Gateway) -> bool:
     now = running._evidence.store_now()
     return now is not None and now.is_away

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from postgres import Postgres
+
 from gateway.store import ExposureRow, OutcomeRow, Recorder, Stop, StoreSettings
 from gateway.store.database import Store
 
@@ -82,6 +84,23 @@ def test_a_stop_is_told_once_to_everybody(url: str) -> None:
         store.close()
         until(lambda: len(told) == 4, "both know of it")
         assert {each["spring"].arm for each in told[2:]} == {"a"}
+
+
+def test_who_may_only_read_the_store_follows_what_was_stopped_and_says_that_nothing_is_written(
+    postgres: Postgres,
+) -> None:
+    postgres.empty()
+    told: list[Mapping[str, Stop]] = []
+    store = Store(postgres.url)
+    store.open()
+    with postgres.reader() as url, recorder(url, on_stops=told.append) as made:
+        made.offer(rows(3))
+        until(lambda: bool(told) and made.state.is_away, "it was read")
+        store.stop(Stop("spring", "b", 5.0))
+        until(lambda: told[-1] == {"spring": Stop("spring", "b", 5.0)}, "the stop is known")
+        assert "it can only be read here" in made.state.why
+        assert made.waiting == 3
+    store.close()
 
 
 def test_five_thousand_records_a_second_need_less_than_a_core(url: str) -> None:

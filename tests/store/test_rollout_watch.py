@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+from postgres import Postgres
+from sqlalchemy import delete, text
 
+from gateway.errors import CommandFailed
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
 from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
 from gateway.judge import Judge
+from gateway.rollout_commands import RolloutCommands
 from gateway.rollout_judge import Judgement, Question
 from gateway.rollout_watch import RolloutWatch
 from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings, schema
@@ -76,6 +79,11 @@ def worker(url: str) -> Iterator[Callable[[str], Worker]]:
 Make = Callable[[str], Worker]
 
 
+def often(times: int, counts: Counts) -> Counts:
+    sums = {name: times * getattr(counts, name) for name in ("good", "errors", "unanswered", "not_finite", "wrong")}
+    return counts._replace(**sums)
+
+
 def test_before_the_store_was_read_nobody_has_moved_and_one_of_two_workers_decides(worker: Make) -> None:
     one, other = worker("a"), worker("b")
     assert one.states == {}
@@ -97,8 +105,13 @@ def test_it_waits_for_its_variant_and_says_so(worker: Make) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "told"),
-    [(Counts(errors=8), "32 errors"), (Counts(unanswered=8), "32 unanswered"), (Counts(not_finite=8), "32 NaN or Inf")],
-    ids=["errors", "no answers", "NaN"],
+    [
+        (Counts(errors=8), "32 errors"),
+        (Counts(unanswered=8), "32 unanswered"),
+        (Counts(not_finite=8), "32 NaN or Inf"),
+        (Counts(wrong=8), "32 wrong answers: NaN, Inf"),
+    ],
+    ids=["errors", "no answers", "NaN", "NaN in whose place another answered"],
 )
 def test_bad_calls_of_all_workers_add_up(worker: Make, bad: Counts, told: str) -> None:
     one, other = worker("a"), worker("b")
@@ -106,7 +119,7 @@ def test_bad_calls_of_all_workers_add_up(worker: Make, bad: Counts, told: str) -
         each.look(SLOW)
     for times in (1, 2):
         for each in (one, other):
-            so_often = Counts(*(times * count for count in bad))
+            so_often = often(times, bad)
             each.counts = {("int8", "new"): so_often, ("int8", "old"): Counts(good=100 * times, finite=10 * times)}
         other.look(SLOW)
         found = one.look(SLOW)
@@ -130,9 +143,36 @@ def test_what_the_old_variant_does_as_well_takes_nobody_back(worker: Make, old: 
     new = Counts(good=30, not_finite=30) if old.not_finite else Counts(errors=30)
     for times in (1, 2):
         all_of = {"new": new, "old": old}
-        one.counts = {("int8", variant): Counts(*(times * count for count in each)) for variant, each in all_of.items()}
+        one.counts = {("int8", variant): often(times, each) for variant, each in all_of.items()}
         found = one.look(SLOW)
     assert found.phase is phase
+
+
+def test_a_caller_at_two_workers_is_one_and_takes_nothing_back_alone(worker: Make) -> None:
+    one, other = worker("a"), worker("b")
+
+    def calling(times: int, flooding: int, honest_bad: int = 0) -> Counts:
+        """He is in the first place; who shares no place with him calls once in a look."""
+        good, bad = [0] * 32, [0] * 32
+        for place in (0, 16):
+            bad[place] = times * flooding
+        for place in (1, 17):
+            good[place], bad[place] = times * (1 - honest_bad), times * honest_bad
+        return Counts(good=good[1], errors=bad[0] + bad[1], ended_good=tuple(good), ended_bad=tuple(bad))
+
+    for each in (one, other, one):
+        each.look(SLOW)
+    for times in range(1, 40):
+        for each in (one, other):
+            each.counts = {("int8", "new"): calling(times, 50), ("int8", "old"): Counts(good=10 * times)}
+            found = each.look(SLOW)
+        assert found.phase is Phase.RUNNING
+    for times in range(40, 60):  # until the other one's calls fail as well
+        for each in (one, other):
+            counts = calling(times, 50, 1)._replace(good=39, ended_good=(0, 39, *[0] * 15, 39, *[0] * 14))
+            each.counts = {("int8", "new"): counts, ("int8", "old"): Counts(good=10 * times)}
+            found = each.look(SLOW)
+    assert found.phase is Phase.ROLLED_BACK
 
 
 def test_calls_from_before_it_decided_count_for_nothing(worker: Make) -> None:
@@ -223,7 +263,7 @@ def test_of_several_rollouts_each_is_judged_in_its_turn(worker: Make) -> None:
     one.watch.ready = frozenset(plans)
     one.watch._plans = plans
     asked = []
-    one.watch._judge.ask = lambda question: asked.append(question.rollout)  # type: ignore[method-assign]
+    one.watch._judge.ask = lambda question: asked.append(question.rollout)  # type: ignore[method-assign, attr-defined]
     for _ in range(7):
         one.watch.look()
         time.sleep(0.002)
@@ -350,3 +390,45 @@ def test_it_ends_with_whoever_asks(url: str) -> None:
     assert judge._process is not None
     judge._pipe.close()
     assert judge._process.wait(30) == 0
+
+
+@pytest.mark.parametrize("kind", ["a user who may only read", "a standby"])
+def test_what_can_only_be_read_is_followed_and_says_so(
+    postgres: Postgres, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    postgres.empty()
+    one = Worker(postgres.url, "a")
+    one.look(SLOW)
+    with postgres.standby() if kind == "a standby" else postgres.reader() as url:
+        other = Worker(url, "b")
+        other.counts = {("int8", "new"): Counts(good=1)}
+        assert other.look(SLOW) == one.look(SLOW)
+        assert not other.now.decides
+        assert "the store is followed, and nothing is decided here: it can only be read here" in other.now.trouble
+        assert "nothing is decided here" in caplog.text
+        assert [each for _, each, _, _ in other.now.history] == ["running"]
+        commands = RolloutCommands({"int8": SLOW}, StoreSettings(url))
+        with pytest.raises(CommandFailed, match="all rollouts stay as they are: it can only be read here"):
+            commands.do("int8", Command.ABORT, "somebody")
+        RolloutCommands({"int8": SLOW}, StoreSettings(postgres.url)).do("int8", Command.ABORT, "somebody")
+        began = time.monotonic()
+        while other.look(SLOW).phase is not Phase.ROLLED_BACK:  # a standby follows a moment later
+            assert time.monotonic() - began < 30
+        assert not other.now.trouble.startswith("the store is away")
+        other.watch._opened().close()
+    one.watch._judge.close()
+    one.watch._opened().close()
+
+
+def test_a_store_of_the_version_before_that_can_only_be_read_is_not_followed(postgres: Postgres) -> None:
+    postgres.empty()
+    one = Worker(postgres.url, "a")
+    one.look(SLOW)
+    with one.watch._opened().transaction() as connection:
+        connection.execute(text("UPDATE store_version SET number = 2"))
+    one.watch._opened().close()
+    with postgres.reader() as url:
+        other = Worker(url, "b")
+        with pytest.raises(StoreAway, match=f"version 2, and {len(schema.STEPS)} is needed; it can only be read here"):
+            other.look(SLOW)
+        other.watch._opened().close()

@@ -98,6 +98,53 @@ async def test_a_variant_that_fails_every_call_is_taken_back_and_nobody_fails_af
             assert state(running).phase == "rolled back"
 
 
+async def test_one_user_who_waits_for_no_answer_moves_nobody_back_however_often_he_calls(
+    tmp_path: Path, url: str
+) -> None:
+    """Nor does he keep others from what is new."""
+
+    async def slow_for_him(request: Any, context: grpc.aio.ServicerContext) -> None:
+        if dict(context.invocation_metadata() or ()).get("x-user") == "mallory":
+            await hangs(request, context)
+        await answers(request, context)
+
+    his = [{"name": "his", "match": {"metadata": {"x-user": "mallory"}}, "variant": "new"}]
+    steps = [{"share": "20%", "soak": "6s", "units": 0}]
+    async with tritons() as (old, new):
+        new.behaviour = slow_for_him
+        settings = plan(old.address, new.address, url, model={"rules": his}, steps=steps)
+
+        def calling() -> Any:
+            return traffic(
+                running.listen, infer("net"), callers=12, timeout=0.05, metadata=lambda _: [("x-user", "mallory")]
+            )
+
+        async with gateway(write(tmp_path / "gateway.yaml", settings)) as running, load(running, callers=2) as others:
+            await until_it_is(running, "running")
+            await others.more(50)
+            async with calling() as flood:
+                found = await until_it_is(running, "promoted")
+            assert found.reason == "the step has passed"
+            assert not others.failed, others.why()
+            assert len(flood.failed) == len(flood.calls) > 100
+
+
+async def test_a_broken_variant_is_found_by_the_one_caller_there_is(tmp_path: Path, url: str) -> None:
+    """At two calls a second, and with answers of another in place of its own, which name what was wrong."""
+    steps = [{"share": "99%", "soak": "10m", "units": 0}]
+    async with played() as old, playing(OfNothing()) as new:
+        model = {"answers": {"finite": "fallback"}, "sticky": None}
+        settings = plan(old.address, new.address, url, model=model, steps=steps)
+        async with (
+            gateway(write(tmp_path / "gateway.yaml", settings)) as running,
+            traffic(running.listen, infer("net"), callers=1, pause=0.3) as calls,
+        ):
+            found = await until_it_is(running, "rolled back")
+            assert not calls.failed, calls.why()
+        assert "wrong answers: NaN" in found.reason
+        assert len(calls.calls) < 60
+
+
 async def test_answers_of_who_stands_in_tell_nothing_of_the_new_variant(tmp_path: Path, url: str) -> None:
     """The old one's agree with its own, and would hide that the new one fails."""
     alike = {"kind": "numeric", "better": "lower", "measure": "disagreement", "reference": "old", "worse_by": 0.02}
