@@ -147,7 +147,9 @@ class WireCaller(PartsCaller):
         self.peer = call.server.peer
         self.deadline = deadline
         self.number = call.server.number
-        self._copy: list[bytes] | None = []  # what was passed on and not taken back; None: it could not be kept
+        self._copy: (
+            list[bytes | memoryview] | None
+        ) = []  # what was passed on and not taken back; None: it could not be kept
         self._copied = 0  # bytes of the copy, counted in the connection's budget
 
     @property
@@ -185,9 +187,9 @@ class WireCaller(PartsCaller):
             whole()
 
         self._call.on_request = complete
-        lay(self._call, placed.feed, placed.feed_view)
+        lay(self._call, placed)
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: bytes | memoryview) -> None:
         """Keep data in case it must be sent again, as long as the budget has room: the call can do without the copy."""
         copy, budget = self._copy, self._call.connection.budget
         if copy is None or self._call.done:

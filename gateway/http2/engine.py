@@ -112,7 +112,9 @@ from gateway.http2.strangers import NotHttp2, maybe_not_http2, not_http2
 
 WRITE_SIZE: Final = 262_144  # bytes; one call of `data_to_send` returns little more
 SMALL: Final = 4096 + 5  # bytes of a body that is framed at once, without taking turns
-FRAME_BYTES: Final = 65_536  # payload of a frame, sent or received; a sender takes turns by the frame
+FRAME_BYTES: Final = 65_536  # payload of a frame that is sent; streams take turns by the frame
+MOST_RECEIVED: Final = 1 << 20  # payload of a frame that is taken: a large body may come in one, read in few pieces
+MOST_OTHER: Final = 65_536  # likewise, of a client's frame that is no DATA: such a one must be here whole
 MOST_RESIZED: Final = 20_000  # stream windows that the peer's SETTINGS may change between two outputs: some ms of work
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
@@ -121,6 +123,7 @@ _SIZE: Final = ErrorCode.FRAME_SIZE_ERROR
 _FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
 _WRONG_LENGTH: Final = "a body whose length is not its content-length"
 _CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
+_WITHIN_BLOCK: Final = "a frame came between the frames of a header block"
 _DROPPED: Final = b"\x80"  # stands for a block that was dropped; it is not a valid block
 
 
@@ -176,7 +179,7 @@ class Engine:
         self._block_dropped = False  # the block is larger than the limit, so its fields are not kept
         # The DATA frame that is delivered in parts
         self._body_id = 0
-        self._body_left = 0  # bytes still to come
+        self._body_left = self._padding_left = 0  # bytes still to come of it, and after it
         self._body_ends = self._body_is_tiny = False
         self._bodies_left = 0  # DATA and late frames that `receive_data` may still read before it stops
         self._receive_window = DEFAULT_WINDOW  # bytes that the peer may send on the connection
@@ -205,7 +208,7 @@ class Engine:
     def _greet(self, limits: Limits) -> None:
         settings = {
             INITIAL_WINDOW_SIZE: limits.stream_window,
-            MAX_FRAME_SIZE: FRAME_BYTES,
+            MAX_FRAME_SIZE: MOST_RECEIVED,
             MAX_HEADER_LIST_SIZE: limits.header_list_bytes,
         }
         if self._is_client:
@@ -253,7 +256,7 @@ class Engine:
         if self._in_preface:
             at = self._read_preface(data)
         while at < size:
-            if self._body_left:
+            if self._body_left or self._padding_left:
                 at = self._more_body(data, at)
                 continue
             if self._bodies_left <= 0:
@@ -265,12 +268,13 @@ class Engine:
             length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
             kind, flags = data[at + 3], data[at + 4]
             stream_id = number(data, at + 5) & MOST_ID
-            if length > FRAME_BYTES:
-                raise self._too_large(data, length)
+            if length > MOST_OTHER:
+                self._check_length(data, kind, length)
             end = start + length
-            if kind == DATA and not flags & PADDED and not self._block_id and self._greeted:
-                at = min(end, size)
-                self._body(stream_id, length, flags & END_STREAM != 0, data[start:at])
+            if kind == DATA and self._greeted and not (flags & PADDED and start == size and length):
+                if self._block_id:
+                    raise EngineError(_PROTOCOL, _WITHIN_BLOCK)
+                at = self._begin_body(flags, stream_id, length, data, start)
                 continue
             if end > size:
                 break
@@ -281,9 +285,13 @@ class Engine:
         if at < size:
             self._rest = data[at:]
 
-    def _too_large(self, data: bytes, length: int) -> EngineError:
-        stranger = maybe_not_http2(data) if self._is_client and not self._greeted else None
-        return stranger or EngineError(_SIZE, f"a frame of {length} bytes is larger than {FRAME_BYTES}")
+    def _check_length(self, data: bytes, kind: int, length: int) -> None:
+        """raises: EngineError if the frame that has begun is too large, or is no frame at all."""
+        if length > MOST_RECEIVED or not self._greeted:
+            stranger = maybe_not_http2(data) if self._is_client and not self._greeted else None
+            raise stranger or EngineError(_SIZE, f"a frame of {length} bytes is larger than {MOST_RECEIVED}")
+        if kind != DATA and not self._is_client:
+            raise EngineError(_CALM, f"a frame of {length} bytes that is no DATA")
 
     @property
     def maybe_stranger(self) -> NotHttp2 | None:
@@ -292,8 +300,11 @@ class Engine:
 
     @property
     def body_left(self) -> int:
-        """Bytes yet to come of the DATA frame that has begun; 0 if a frame is to begin, -1 if one has come in part."""
-        return -1 if self._rest or self.is_behind else self._body_left
+        """Bytes yet to come of the DATA frame that has begun; 0 if a frame is to begin.
+
+        -1 if another frame has come in part, or if padding follows: then whoever asks can't know what comes next.
+        """
+        return -1 if self._rest or self.is_behind or self._padding_left else self._body_left
 
     @property
     def body_of(self) -> int:
@@ -318,14 +329,12 @@ class Engine:
 
     def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block_id and kind != CONTINUATION:
-            raise EngineError(_PROTOCOL, "a frame came between the frames of a header block")
+            raise EngineError(_PROTOCOL, _WITHIN_BLOCK)
         if not self._greeted and (kind != SETTINGS or flags & ACK):
             said = f": {printable(payload[8:])}" if kind == GOAWAY else ""
             raise EngineError(_PROTOCOL, f"the first frame is not SETTINGS{said}")
         if kind == HEADERS:
             self._headers(flags, stream_id, payload)
-        elif kind == DATA:
-            self._padded_body(flags, stream_id, payload)
         elif kind == WINDOW_UPDATE:
             self._window_update(stream_id, payload)
         elif kind == RST_STREAM:
@@ -353,6 +362,34 @@ class Engine:
 
     # Bodies
 
+    def _begin_body(self, flags: int, stream_id: int, size: int, data: bytes, start: int) -> int:
+        """Take in a DATA frame of `size` bytes, whose payload begins in `data` at `start`, as far as it has arrived.
+
+        Answers where what follows begins: another frame, or padding.
+        """
+        begin, padding = start, 0
+        if flags & PADDED:
+            padding = data[start] + 1 if size else 1
+            begin += 1
+            if padding > size:
+                raise EngineError(_PROTOCOL, "the padding is longer than its frame")
+            self._pad(stream_id, padding)
+        end = min(begin + size - padding, len(data))
+        self._body(stream_id, size - padding, flags & END_STREAM != 0, data[begin:end])
+        if padding:
+            self.acknowledge(padding, stream_id)
+        return end
+
+    def _pad(self, stream_id: int, padding: int) -> None:
+        """Take in the padding of a DATA frame, with the byte that says how much it is."""
+        if padding > self._receive_window:
+            raise EngineError(_FLOW, "more DATA than the connection's window allows")
+        self._receive_window -= padding
+        self._padding_left = padding - 1
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.receive_window -= padding  # below zero no more DATA is accepted
+
     def _body(self, stream_id: int, length: int, ends: bool, part: bytes) -> None:
         """Take in a DATA frame of `length` bytes, of which `part` has arrived."""
         self._units += 1
@@ -375,24 +412,14 @@ class Engine:
         self._deliver(stream, part)
 
     def _more_body(self, data: bytes, at: int) -> int:
+        if not self._body_left:
+            end = min(at + self._padding_left, len(data))
+            self._padding_left -= end - at
+            return end
         end = min(at + self._body_left, len(data))
         self._body_left -= end - at
         self._deliver(self._streams.get(self._body_id), data[at:end])
         return end
-
-    def _padded_body(self, flags: int, stream_id: int, payload: bytes) -> None:
-        padding = payload[0] + 1 if payload else 1
-        length = len(payload) - padding
-        if length < 0:
-            raise EngineError(_PROTOCOL, "the padding is longer than its frame")
-        if padding > self._receive_window:
-            raise EngineError(_FLOW, "more DATA than the connection's window allows")
-        self._receive_window -= padding
-        stream = self._streams.get(stream_id)
-        if stream is not None:
-            stream.receive_window -= padding  # below zero no more DATA is accepted
-        self._body(stream_id, length, flags & END_STREAM != 0, payload[1 : 1 + length])
-        self.acknowledge(padding, stream_id)
 
     def _deliver(self, stream: _Stream | None, data: bytes) -> None:
         ends = self._body_ends and not self._body_left
@@ -786,15 +813,18 @@ class Engine:
 
     def data_to_send(self, amount: int = WRITE_SIZE) -> bytes:
         """Bytes to send: at least `amount` if so many are ready, and little more."""
+        return b"".join(self.pieces_to_send(amount))
+
+    def pieces_to_send(self, amount: int = WRITE_SIZE) -> list[bytes | memoryview]:
+        """The same in pieces, which are those that `send_data` got."""
         if self._ready:
             self._take_turns(amount)
-        data = b"".join(self._out)
-        self._out.clear()
+        pieces, self._out = self._out, []
         self._out_size = self._replies = self._resized = 0
         if self._is_ending and not self._streams and not self._has_ended:
             self._has_ended = True
             self._events.append(ConnectionClosed())
-        return data
+        return pieces
 
     @property
     def want_write(self) -> bool:

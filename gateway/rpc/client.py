@@ -104,11 +104,11 @@ class ClientCall(Stream):
 
     # Before the call has a stream, `request` collects what is passed on, and `unsent` makes its sender wait.
 
-    def send_chunk(self, data: bytes) -> None:
+    def send_chunk(self, data: bytes | memoryview) -> None:
         if self.id:
             super().send_chunk(data)
         elif not self.done:
-            self.request = (self.request or b"") + data
+            self.request = b"".join((self.request or b"", data))
             self.request_more -= len(data)
 
     @property

@@ -73,6 +73,7 @@ _DROPPED: Final = HeadersDropped
 
 MANY_EVENTS: Final = 50  # events of one read, above which `_worth_handling` is asked
 TURN: Final = 200  # calls begun, moved or ended, and messages delivered, in one turn of the loop: a few ms of work
+LARGE_OUTPUT: Final = 65_536  # bytes of bodies that wait, from which on they are worth being written piece by piece
 LEAST_VIEW: Final = 16_384  # bytes of a read, from which on a body is worth being laid straight where it belongs
 MOST_STEPS: Final = 32  # frames of such a read that are looked at one by one
 INFLATED_AT_ONCE: Final = 65_536  # bytes; making so many takes about 0.2 ms
@@ -132,6 +133,7 @@ class Connection(ABC, Generic[AnyStream]):
         self._ping_ticks = 0  # since the PING: one alone may come before the answer is read, after a long turn
         self.is_dead = False  # the peer answers nothing, so that waiting for it to take more is in vain
         self._watched: set[Stream] = set()
+        self._reading: Stream | None = None  # whose body the socket is being read to its place
         self._deferred: list[Event] = []  # events that this turn had no room for
         self._unread_streams: dict[AnyStream, None] = {}  # streams with messages that their readers want
         self._ended: deque[AnyStream] = deque()  # calls that ended with the connection, and have not heard it yet
@@ -272,7 +274,7 @@ class Connection(ABC, Generic[AnyStream]):
         if size <= 0 or self.closed or self.is_late:
             return 0
         stream = self.streams.get(engine.body_of)
-        if stream is None or stream.on_view is None or stream.done or stream.discarding:
+        if stream is None or stream.place is None or stream.done or stream.discarding:
             return 0
         self.now = self._active_at = now
         engine.skip_body(size)
@@ -285,6 +287,36 @@ class Connection(ABC, Generic[AnyStream]):
             self.on_bug(error)
             self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
         return size
+
+    def maybe_room(self) -> memoryview | None:
+        """Memory that the socket can be read to, since what comes next belongs there; None: it has to be taken in.
+
+        It is not to be kept, but filled at once: see `filled`.
+        """
+        engine = self.engine
+        left = engine.body_left - 1  # the last byte of a frame is never laid: see `_step`
+        if left < LEAST_VIEW or self.closed or self.is_late:
+            return None
+        stream = self.streams.get(engine.body_of)
+        if stream is None or stream.place is None or stream.done or stream.discarding:
+            return None
+        self._reading = stream
+        return stream.place.maybe_room(left)
+
+    def filled(self, size: int, now: float) -> None:
+        """So many bytes have been read to the memory that `maybe_room` has just answered."""
+        stream: Any = self._reading
+        self.now = self._active_at = now
+        self._pinged_at = None
+        self.engine.skip_body(size)
+        self.turn_left -= 1
+        try:
+            stream._filled(size)
+        except CallFailed as failure:
+            self._call_failed(stream, failure)
+        except Exception as error:  # a bug behind one callback must not end other calls
+            self.on_bug(error)
+            self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
 
     def _take_in(self, data: bytes) -> None:
         """Read bytes, or a part of them if they hold very many frames; later turns read the rest."""
@@ -332,17 +364,32 @@ class Connection(ABC, Generic[AnyStream]):
             goaway, self._goaway = self._goaway, b""
             return goaway
         data = self.engine.data_to_send(WRITE_SIZE)
+        self._has_framed(len(data))
+        return data
+
+    @property
+    def has_large_output(self) -> bool:
+        """Is a large body to be sent? Then `large_output` is worth it."""
+        return not self.closed and self.engine.queued_body_size() >= LARGE_OUTPUT
+
+    def large_output(self) -> tuple[list[bytes | memoryview], int]:
+        """The same as `output`, in pieces that are no copies, and the bytes of all."""
+        pieces = self.engine.pieces_to_send(WRITE_SIZE)
+        size = sum([len(piece) for piece in pieces])
+        self._has_framed(size)
+        return pieces, size
+
+    def _has_framed(self, size: int) -> None:
         events = self.engine.events()
         if events:
             if self._deferred:
                 self._deferred += events
             else:
                 self._handle(events)
-        if len(data) > BYTES_PER_UPDATE:
-            self._control.take(-len(data) / BYTES_PER_UPDATE, self.now)
+        if size > BYTES_PER_UPDATE:
+            self._control.take(-size / BYTES_PER_UPDATE, self.now)
         if self._watched:
             self._notify_writable()
-        return data
 
     def expect_updates(self) -> None:
         """A message goes out: give back the control frames with which a peer answers it, however small it is."""
@@ -427,7 +474,8 @@ class Connection(ABC, Generic[AnyStream]):
         """Return the window of `size` bytes to the peer."""
         if size:
             self.engine.acknowledge(size, stream_id)
-            self.wake()
+            if self.engine.want_write:
+                self.wake()
 
     def _stream_closed(self, event: StreamClosed) -> None:
         if event.by is not BOTH:

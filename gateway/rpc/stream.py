@@ -4,7 +4,7 @@ A stream takes what arrives in one of three ways:
 - *collected*: `body` gets the one message of a unary call. The window is returned at once. Until the call is answered,
   the bytes count in `Connection.budget`.
 - *passed on*: once `on_chunk` is set, it gets the rest of that message as it arrives. Whoever consumes the bytes
-  returns their window with `consume`.
+  returns their window with `consume`. With a `place`, bytes may also be read from the socket to where they belong.
 - *message by message*: `on_message` (streaming calls) gets one message whenever the reader wants one, and a turn of
   the loop delivers only as many as the connection allows. Unread bytes stay as they came, and their window is not
   returned. So a sender can be one window ahead of a slow reader, however small the messages are.
@@ -12,9 +12,12 @@ A stream takes what arrives in one of three ways:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
+
+from mypy_extensions import mypyc_attr
 
 from gateway.http2.frames import BOTH, EngineError, ErrorCode
 from gateway.http2.prices import LEAST_WAITING, MESSAGE_END
@@ -25,7 +28,30 @@ from gateway.status import Code
 if TYPE_CHECKING:
     from gateway.rpc.connection import Connection
 
+CHUNK: Final = 131_072  # bytes: a body that is passed on is read to a few of so many, none of which is cleared twice
+KEPT: Final = 32_768  # bytes of a piece that is not copied
 JOINED: Final = 16_384  # bytes up to which pieces are joined, so that small ones cost no more than their bytes
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Place(ABC):
+    """Where the rest of a message belongs."""
+
+    @abstractmethod
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the message."""
+
+    @abstractmethod
+    def feed_view(self, view: memoryview) -> None:
+        """As `feed`, of bytes that may change once this has returned."""
+
+    @abstractmethod
+    def maybe_room(self, most: int) -> memoryview | None:
+        """The memory that the next bytes belong to, at most so many; None: they have to be fed. It must not raise."""
+
+    @abstractmethod
+    def filled(self, size: int) -> None:
+        """The next `size` bytes are in the memory that `maybe_room` has just answered."""
 
 
 class Stream:
@@ -50,7 +76,7 @@ class Stream:
     fault = ""  # what the peer sent that is wrong, if `ended_by` is FAULT
     on_message: Callable[[bytes, bool], None] | None = None  # (body, compressed)
     on_chunk: Callable[[bytes], None] | None = None
-    on_view: Callable[[memoryview], None] | None = None  # as `on_chunk`, of bytes that it must not keep
+    place: Place | None = None  # beside `on_chunk`, where what it gets belongs
     on_writable: Callable[[], None] | None = None
     most_bytes = 0  # largest message accepted, if that is less than the connection's limit
     _parts: list[bytes] | None = None  # parts of the message that is being collected
@@ -98,8 +124,16 @@ class Stream:
         self._received += size
         self._unacknowledged += size
         self._count(size)
-        if self.on_view is not None:
-            self.on_view(view)
+        if self.place is not None:
+            self.place.feed_view(view)
+
+    def _filled(self, size: int) -> None:
+        """As `_data`, of bytes that are in their place already. raises: CallFailed."""
+        self._received += size
+        self._unacknowledged += size
+        self._count(size)
+        if self.place is not None:
+            self.place.filled(size)
 
     def _new_unread(self) -> deque[bytes]:
         chunks: deque[bytes] = deque()
@@ -309,7 +343,7 @@ class Stream:
         self.send_chunk(prefix(len(front) + missing, compressed))
         self.send_chunk(front)
 
-    def send_chunk(self, data: bytes) -> None:
+    def send_chunk(self, data: bytes | memoryview) -> None:
         """Send a part of a message, prefix included. It is dropped if the call has ended."""
         if self.done or self.closed:
             return
@@ -344,7 +378,7 @@ class Stream:
         if self._charged:
             self.release()
         self._parts = self._unread = None
-        self.on_message = self.on_chunk = self.on_view = self.on_writable = None
+        self.on_message = self.on_chunk = self.place = self.on_writable = None
 
     def _wake_writer(self) -> None:
         """Call whoever waits to write."""
@@ -365,51 +399,114 @@ class Stream:
         return self._stalled_ticks >= write_ticks
 
 
-def pipe(source: Stream, sink: Stream, copy: Callable[[bytes], None] | None = None) -> None:
+def pipe(source: Stream, sink: Stream, copy: Callable[[bytes | memoryview], None] | None = None) -> None:
     """Pass the rest of `source`'s message on to `sink` as it arrives; while `sink` can't send, `source` waits.
 
     copy: gets every piece too. In place of another sink, which has ended: what that one took no more is not owed.
     """
+    _put(source, _Pipe(source, sink, copy))
+
+
+def lay(source: Stream, place: Place) -> None:
+    """Have the rest of `source`'s message in its place, which has room for all of it, as it arrives; nobody waits."""
+    _put(source, _Laying(source, place))
+
+
+def _put(source: Stream, place: Place) -> None:
     source.consume(source._unacknowledged)
-    unacknowledged = 0
-    limit = source.connection.limits.unsent_bytes
-
-    def taken() -> None:
-        nonlocal unacknowledged
-        size, unacknowledged = unacknowledged, 0
-        source.consume(size)
-
-    def chunk(data: bytes) -> None:
-        nonlocal unacknowledged
-        if copy is not None:
-            copy(data)
-        sink.send_chunk(data)
-        unacknowledged += len(data)
-        if sink.unsent <= limit:
-            taken()
-        elif sink.on_writable is None:
-            sink.when_writable(taken)
-
-    source.on_chunk = chunk
-
-
-def lay(source: Stream, take: Callable[[bytes], None], take_view: Callable[[memoryview], None]) -> None:
-    """Give the rest of `source`'s message to whoever has a place for all of it, as it arrives; nobody waits.
-
-    take_view: takes bytes that are not there any more once it has returned.
-    """
-    source.consume(source._unacknowledged)
-
-    def chunk(data: bytes) -> None:
-        take(data)
-        source.consume(len(data))
-
-    def view(data: memoryview) -> None:
-        take_view(data)
-        source.consume(len(data))
-
-    source.on_chunk, source.on_view = chunk, view
+    source.on_chunk, source.place = place.feed, place
     source.connection.on_laid()
+
+
+class _Laying(Place):
+    """A place that returns the window of what has come at once."""
+
+    def __init__(self, source: Stream, place: Place) -> None:
+        self._source = source
+        self._place = place
+
+    def feed(self, data: bytes) -> None:
+        self._place.feed(data)
+        self._source.consume(len(data))
+
+    def feed_view(self, view: memoryview) -> None:
+        self._place.feed_view(view)
+        self._source.consume(len(view))
+
+    def maybe_room(self, most: int) -> memoryview | None:
+        return self._place.maybe_room(most)
+
+    def filled(self, size: int) -> None:
+        self._place.filled(size)
+        self._source.consume(size)
+
+
+class _Pipe(Place):
+    """What comes belongs to a sink, which sends it from where it was read to."""
+
+    def __init__(self, source: Stream, sink: Stream, copy: Callable[[bytes | memoryview], None] | None) -> None:
+        self._source = source
+        self._sink = sink
+        self._copy = copy
+        self._limit = source.connection.limits.unsent_bytes
+        self._owed = 0  # bytes that have come, and whose window is not returned
+
+    def feed(self, data: bytes) -> None:
+        self._pass(data)
+
+    def feed_view(self, view: memoryview) -> None:
+        self._pass(bytes(view))
+
+    def maybe_room(self, most: int) -> memoryview | None:
+        return _chunks.room(most)
+
+    def filled(self, size: int) -> None:
+        self._pass(_chunks.take(size))
+
+    def _pass(self, data: bytes | memoryview) -> None:
+        sink = self._sink
+        if self._copy is not None:
+            self._copy(data)
+        sink.send_chunk(data)
+        self._owed += len(data)
+        if sink.unsent <= self._limit:
+            self._taken()
+        elif sink.on_writable is None:
+            sink.when_writable(self._taken)
+
+    def _taken(self) -> None:
+        size, self._owed = self._owed, 0
+        self._source.consume(size)
+
+
+class _Chunks:
+    """Memory to read bodies to that are passed on, one piece after the other.
+
+    Who has a piece keeps all of its chunk alive. So a small piece is copied: what is kept alive is at most CHUNK / KEPT
+    times what is used.
+    """
+
+    def __init__(self) -> None:
+        self._chunk = memoryview(b"")
+        self._at = 0  # what is before it is in use
+
+    def room(self, most: int) -> memoryview:
+        """Memory for up to so many bytes. Whoever asks takes what he has put there before anybody else asks."""
+        if len(self._chunk) - self._at < KEPT:
+            self._chunk, self._at = memoryview(bytearray(CHUNK)), 0
+        return self._chunk[self._at : self._at + most]
+
+    def take(self, size: int) -> bytes | memoryview:
+        """The first `size` bytes of that memory."""
+        begin = self._at
+        piece = self._chunk[begin : begin + size]
+        if size < KEPT:
+            return bytes(piece)
+        self._at = begin + size
+        return piece
+
+
+_chunks: Final = _Chunks()  # for all connections
 
 
 def _append(pieces: list[bytes] | deque[bytes], piece: bytes) -> None:

@@ -21,6 +21,7 @@ from gateway.transport.tls import hint, text_of
 SOCKET_BUFFER: Final = 65_536  # unsent bytes of a socket, above which nothing more is framed, and little is read
 
 TURN_BYTES: Final = 262_144  # bytes read from one connection in a turn of the loop; without it, megabytes
+LAID_AS: Final = 4  # so many bytes that are read straight to where they belong count as one: nothing else is done
 
 MANY_BYTES: Final = 16_384  # read in a turn of the loop, from which on `on_bytes` hears of them
 
@@ -91,6 +92,11 @@ class Edge(Generic[Wire]):
         self.wire.receive_view(view, self.loop.time())
         self._has_read(len(view))
 
+    def filled(self, size: int) -> None:
+        """So many bytes are where `wire.maybe_room` has told to read them."""
+        self.wire.filled(size, self.loop.time())
+        self._has_read(size // LAID_AS)
+
     def _has_read(self, size: int) -> None:
         self._turn_bytes += size
         if self._turn_bytes > TURN_BYTES or self.wire.turn_left <= 0:
@@ -127,7 +133,8 @@ class Edge(Generic[Wire]):
         self._laid_at = self.loop.time()
         if not self._is_in_place:
             self._is_in_place = True
-            self.loop.call_soon(self._read_by, InPlace(self.protocol, self.take))
+            reader = InPlace(self.protocol, self.take, self.wire.maybe_room, self.filled)
+            self.loop.call_soon(self._read_by, reader)
 
     def _read_by(self, protocol: asyncio.BaseProtocol) -> None:
         """Have another protocol read the socket. uvloop chooses how it reads when it begins to."""
@@ -160,6 +167,11 @@ class Edge(Generic[Wire]):
             if self.wire.reads and not self.transport.is_closing():
                 self.transport.resume_reading()
         while self._full_since is None:
+            if self.wire.has_large_output:
+                pieces, size = self.wire.large_output()
+                if size:
+                    self.transport.writelines(pieces)
+                    continue
             data = self.wire.output()
             if data:
                 self.transport.write(data)

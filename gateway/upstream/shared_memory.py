@@ -31,6 +31,7 @@ from typing import Any, Final
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.hooks import SharedMemoryNow
+from gateway.rpc.stream import Place
 from gateway.status import Code
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
@@ -71,10 +72,8 @@ class Counts:
     registrations: dict[str, int] = field(default_factory=dict)  # by how they ended
 
 
-class Placed:
+class Placed(Place):
     """The tensors of one request in a slot."""
-
-    __slots__ = ("_front", "_is_dropped", "_memory", "_placing", "_region", "_slot")
 
     def __init__(self, memory: SharedMemory, region: Region, slot: Slot, front: Front) -> None:
         self._memory = memory
@@ -90,14 +89,18 @@ class Placed:
         return self._front.raw
 
     def feed(self, data: bytes) -> None:
-        """The next bytes of the message."""
         if not self._is_dropped:  # then the slot may be another's
             self._placing.feed(data)
 
-    def feed_view(self, data: memoryview) -> None:
-        """As `feed`, of bytes that may change once this has returned."""
+    def feed_view(self, view: memoryview) -> None:
         if not self._is_dropped:
-            self._placing.feed_view(data)
+            self._placing.feed_view(view)
+
+    def maybe_room(self, most: int) -> memoryview | None:
+        return None if self._is_dropped else self._placing.maybe_room(most)
+
+    def filled(self, size: int) -> None:
+        self._placing.filled(size)
 
     def feed_first(self, data: bytes) -> None:
         """The first bytes of the message, at least to the tag of its first raw tensor."""

@@ -156,6 +156,16 @@ class Placing:
         else:
             self.feed(bytes(data))
 
+    def maybe_room(self, most: int) -> memoryview | None:
+        """Where the next bytes belong, at most so many; None if a tensor has to begin first. To be `filled`."""
+        size = min(self._left, most)
+        return self._memory[self._at : self._at + size] if size else None
+
+    def filled(self, size: int) -> None:
+        """The next bytes of the message are in the memory that `maybe_room` has answered."""
+        self._at += size
+        self._left -= size
+
     def _read_length(self, byte: int) -> None:
         """The next byte of a tensor's length. With the last one its place is known."""
         self._header += bytes((byte,))

@@ -318,6 +318,7 @@ GOOD = {
     "reserved bits": frame(HEADERS, END_HEADERS, 1 | 1 << 31, BLOCK) + frame(DATA, END_STREAM, 1),
     "frames of the connection": frame(SETTINGS, 0, 0) + frame(PING, 0, 0, bytes(8)) + frame(UNKNOWN, 0xFF, 7, b"?"),
     "padding": opened(1) + frame(DATA, 8 | END_STREAM, 1, b"\x05abc" + bytes(5)),
+    "padding, and more": opened(1) + frame(DATA, 8, 1, b"\x05abc" + bytes(5)) + frame(DATA, 9, 1, b"\x01\0") + ended(3),
 }
 BAD = {
     "DATA after the end": ended(1) + frame(DATA, 0, 1),
@@ -329,6 +330,44 @@ BAD = {
     "PRIORITY on itself": frame(PRIORITY, 0, 3, b"\0\0\0\x03\x10"),
     "more padding than frame": opened(1) + frame(DATA, 8 | END_STREAM, 1, b"\x05abc"),
 }
+
+
+def taken(server: Engine) -> bytes:
+    return b"".join(event.data for event in server.events() if isinstance(event, DataReceived))
+
+
+def test_data_comes_in_frames_of_a_mebibyte_each_delivered_as_it_arrives() -> None:
+    server = server_engine(Limits())
+    server.receive_data(PREFACE + frame(SETTINGS, 0, 0) + opened(1))
+    whole = frame(DATA, 0, 1, bytes(1 << 20))
+    server.receive_data(whole[:100])
+    assert len(taken(server)) == 91
+    server.receive_data(whole[100:])
+    assert len(taken(server)) == (1 << 20) - 91
+    with pytest.raises(EngineError, match="larger than 1048576"):
+        server.receive_data(frame(DATA, 0, 1, bytes((1 << 20) + 1))[:9])
+
+
+def test_a_body_with_padding_is_delivered_as_it_arrives() -> None:
+    server = server_engine(Limits())
+    server.receive_data(PREFACE + frame(SETTINGS, 0, 0) + opened(1))
+    whole = frame(DATA, 8, 1, b"\xff" + b"x" * 700_000 + bytes(255))
+    for at in range(0, len(whole), 65_536):
+        server.receive_data(whole[at : at + 65_536])
+        assert len(taken(server)) == min(at + 65_536, 700_010) - max(at, 10)
+
+
+@pytest.mark.parametrize("kind", [HEADERS, CONTINUATION, PING, UNKNOWN])
+def test_a_client_s_frame_that_must_be_here_whole_is_refused_by_its_head_if_it_is_large(kind: int) -> None:
+    server = begun()
+    with pytest.raises(EngineError, match="65537 bytes that is no DATA"):
+        server.receive_data(frame(kind, 0, 1, bytes(65_537))[:9])
+
+
+def test_nothing_large_is_taken_before_settings() -> None:
+    server = server_engine(Limits())
+    with pytest.raises(EngineError):
+        server.receive_data(PREFACE + frame(DATA, 0, 1, bytes(65_537))[:9])
 
 
 def cuts(data: bytes) -> dict[str, list[bytes]]:

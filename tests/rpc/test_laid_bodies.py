@@ -13,9 +13,41 @@ from hypothesis import strategies as st
 from gateway.http2.limits import Limits
 from gateway.rpc.connection import LEAST_VIEW
 from gateway.rpc.server import ServerCall
-from gateway.rpc.stream import lay
+from gateway.rpc.stream import Place, lay
 
 LIMITS = Limits(stream_window=8 << 20, connection_window=64 << 20)
+
+
+class Body(Place):
+    """A message's place, as large as the message."""
+
+    def __init__(self, laid: Laid, front: bytes, size: int) -> None:
+        self.laid = laid
+        self.memory = bytearray(size)
+        self.memory[: len(front)] = front
+        self.at = len(front)
+
+    def feed(self, data: bytes) -> None:
+        self.memory[self.at : self.at + len(data)] = data
+        self._took(len(data))
+
+    def feed_view(self, view: memoryview) -> None:
+        self.laid.straight += len(view)
+        self.feed(bytes(view))
+
+    def maybe_room(self, most: int) -> memoryview | None:
+        room = memoryview(self.memory)[self.at : self.at + most]
+        return room if len(room) else None
+
+    def filled(self, size: int) -> None:
+        self.laid.straight += size
+        self.laid.read_there += size
+        self._took(size)
+
+    def _took(self, size: int) -> None:
+        self.at += size
+        if self.laid.fault is not None and self.at > self.laid.fault:
+            raise ZeroDivisionError
 
 
 @dataclass
@@ -23,26 +55,20 @@ class Laid:
     """Lays every other call of a connection."""
 
     straight: int = 0  # bytes that came without being made an object
-    bodies: dict[int, bytearray] = field(default_factory=dict)
+    read_there: int = 0  # of these, bytes that were read to where they belong
+    bodies: dict[int, bytes] = field(default_factory=dict)
     whole: list[int] = field(default_factory=list)
     fault: int | None = None  # bytes after which laying throws
 
     def accept(self, call: ServerCall) -> None:
         call.cut_through = True
-        body = self.bodies[call.id] = bytearray()
-
-        def take(data: bytes | memoryview) -> None:
-            if isinstance(data, memoryview):
-                self.straight += len(data)
-            body.extend(data)
-            if self.fault is not None and len(body) > self.fault:
-                raise ZeroDivisionError
+        self.bodies[call.id] = b""
 
         def arrived(call: ServerCall) -> None:
             if call.missing and len(self.bodies) % 2:
-                body.extend(call.body)
-                call.on_request = lambda done: self.end(done, bytes(body))
-                lay(call, take, take)
+                body = Body(self, call.body, len(call.body) + call.missing)
+                call.on_request = lambda done: self.end(done, bytes(body.memory))
+                lay(call, body)
             elif not call.missing:
                 self.end(call, call.body)
 
@@ -50,19 +76,25 @@ class Laid:
 
     def end(self, call: ServerCall, body: bytes) -> None:
         self.whole.append(call.id)
-        self.bodies[call.id] = bytearray(body)
+        self.bodies[call.id] = body
         call.reply(b"done")
 
 
-def receive(server: ServerUnderTest, data: bytes, sizes: list[int]) -> None:
-    """Give bytes as a socket does, in one buffer that has others right after."""
+def receive(server: ServerUnderTest, data: bytes, sizes: list[int], to_places: bool = True) -> None:
+    """Give bytes as a socket does, in one buffer that has others right after, or where they belong."""
     at = turn = 0
     while at < len(data):
-        size = sizes[turn % len(sizes)]
-        buffer = bytearray(data[at : at + size])
-        with memoryview(buffer) as view:
-            server.connection.receive_view(view, server.now)
-        buffer[:] = bytes(len(buffer))  # it is the next read's
+        size = min(sizes[turn % len(sizes)], len(data) - at)
+        room = server.connection.maybe_room() if to_places else None
+        if room is not None:
+            size = min(size, len(room))
+            room[:size] = data[at : at + size]
+            server.connection.filled(size, server.now)
+        else:
+            buffer = bytearray(data[at : at + size])
+            with memoryview(buffer) as view:
+                server.connection.receive_view(view, server.now)
+            buffer[:] = bytes(len(buffer))  # it is the next read's
         server.pump()
         at, turn = at + size, turn + 1
 
@@ -70,12 +102,13 @@ def receive(server: ServerUnderTest, data: bytes, sizes: list[int]) -> None:
 @given(
     bodies=st.lists(st.integers(0, 400_000), min_size=1, max_size=4),
     sizes=st.lists(st.integers(1, 3) | st.integers(LEAST_VIEW - 20, 262_144), min_size=1, max_size=5),
-    frame=st.sampled_from([1000, 16_384, 65_536]),
+    frame=st.sampled_from([1000, 16_384, 65_536, 300_000]),
     padding=st.sampled_from([None, 0, 7]),
+    to_places=st.booleans(),
 )
 @settings(deadline=None, max_examples=60)
 def test_every_body_is_laid_as_it_was_sent_however_it_is_cut(
-    bodies: list[int], sizes: list[int], frame: int, padding: int | None
+    bodies: list[int], sizes: list[int], frame: int, padding: int | None, to_places: bool
 ) -> None:
     laid = Laid()
     server = ServerUnderTest(laid.accept, LIMITS)
@@ -93,26 +126,35 @@ def test_every_body_is_laid_as_it_was_sent_however_it_is_cut(
                 del left[stream]
     data = server.h2.data_to_send()
     sizes = sizes if max(sizes) > 1000 or len(data) < 20_000 else [*sizes, 100_000]
-    receive(server, data, sizes)
+    receive(server, data, sizes, to_places)
     assert not server.bugs
-    assert {stream: bytes(body) for stream, body in laid.bodies.items()} == {s: b[5:] for s, b in sent.items()}
+    assert laid.bodies == {s: b[5:] for s, b in sent.items()}
     assert sorted(laid.whole) == sorted(sent)
 
 
-def upload(server: ServerUnderTest, size: int) -> tuple[int, bytes]:
+def upload(server: ServerUnderTest, size: int, frame: int = 65_536) -> tuple[int, bytes]:
     stream = server.open(REQUEST)
     body = message(bytes(size))
-    for at in range(0, len(body), 65_536):
-        server.h2.send_data(stream, body[at : at + 65_536], end_stream=at + 65_536 >= len(body))
+    for at in range(0, len(body), frame):
+        server.h2.send_data(stream, body[at : at + frame], end_stream=at + frame >= len(body))
     return stream, server.h2.data_to_send()
 
 
-def test_nearly_all_of_a_large_body_comes_straight() -> None:
+@pytest.mark.parametrize("to_places", [False, True])
+def test_nearly_all_of_a_large_body_comes_straight(to_places: bool) -> None:
     laid = Laid()
     server = ServerUnderTest(laid.accept, LIMITS)
     _, data = upload(server, 4_000_000)
-    receive(server, data, [200_000])
+    receive(server, data, [200_000], to_places)
     assert laid.straight > 3_850_000
+
+
+def test_in_large_frames_it_is_read_to_its_place() -> None:
+    laid = Laid()
+    server = ServerUnderTest(laid.accept, LIMITS)
+    _, data = upload(server, 4_000_000, frame=1 << 20)
+    receive(server, data, [16_384])
+    assert laid.read_there > 3_900_000
 
 
 def test_its_window_is_returned() -> None:
