@@ -14,6 +14,9 @@ from typing import Final
 from gateway.errors import MalformedMessage
 from gateway.v2.peek import RAW_INPUT, encode_varint, fields, read_varint, scalars
 
+Buffer = bytes | bytearray | memoryview
+"""One raw tensor. A memoryview must be one of unsigned bytes."""
+
 ALIGNMENT: Final = 64  # bytes: what tensors begin on, for vector instructions
 MOST_INPUTS: Final = 64  # of a request that is placed
 _LONGEST: Final = 16_384  # bytes before the raw tensors
@@ -145,6 +148,16 @@ class Placing:
                 self._odd.append(data[at:])
                 return
             at += 1
+
+    def put(self, tensor: Buffer) -> bool:
+        """The next tensor, whole, which no message has. False: there is no room for it."""
+        size, begin = len(tensor), self._at + -self._at % ALIGNMENT
+        if begin + size > len(self._memory):
+            return False
+        self._memory[begin : begin + size] = tensor
+        self.places.append((begin, size))
+        self._at = begin + size
+        return True
 
     def feed_view(self, data: memoryview) -> None:
         """As `feed`, of bytes that may change once this has returned."""
