@@ -37,4 +37,4 @@ class Apart:
         """Have them in an endpoint's memory; None if that can't be. front: as of `after`."""
         if self._held is not None and self._held.is_of(memory):
             return memory.maybe_place_held(front, self._held, self._places)
-        return memory.maybe_place_raw(front, self._raw, self.size)
+        return memory.maybe_place_raw(front, [[each] for each in self._raw], self.size)

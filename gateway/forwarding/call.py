@@ -71,6 +71,7 @@ class Call:
     """One ModelInfer of a model that a Triton answers. Also a `Mergeable`."""
 
     layout: Layout
+    source: bytes | memoryview
     spans: Sequence[tuple[int, int]]
     carried: Fields
     batch: Batch[Any] | None = None  # of members that a merge point knows by their Protocol
@@ -313,7 +314,7 @@ class Call:
         What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
         """
         large = self._large
-        if self._request_bytes < memory.least or self._tell_alone is not None or self._work.own_sequence:
+        if self._request_bytes < memory.least or self._work.own_sequence:
             return False
         self._may_be_placed = False
         if self._apart is not None:
@@ -338,6 +339,8 @@ class Call:
             return
         try:
             attempt.began = self._inference.clock()
+            if self._inference.current.now.merges and self._merged(attempt, placed):
+                return
             if not self._send_placed(attempt, placed, client):
                 self._send(attempt)
         except Exception as error:
@@ -425,7 +428,9 @@ class Call:
             client.cancel()
 
     def _is_collected(self, client: ClientCall) -> bool:
-        """Must its answer be here whole, since it is looked at?"""
+        """Must its answer be here whole, since it is looked at, or a merge point has seen none of its model's yet?"""
+        if self._point is not None and not self._point.is_proven:
+            return True
         checked = self._inference.checks.table.get(self._work.route.model)
         if checked is None or self._attempt is None:
             return False
@@ -856,17 +861,20 @@ class Call:
 
     # Merging, as `Mergeable`
 
-    def _merged(self, attempt: Attempt) -> bool:
-        """Leave the request to a merge point, if it is one that can be merged."""
+    def _merged(self, attempt: Attempt, placed: Placed | None = None) -> bool:
+        """Leave the request to a merge point, if it is one that can be merged. placed: where all of its tensors are."""
         self._point = None  # of an attempt before, at another model
         settings = self._inference.current.now.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
         self._join()
         point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
-        if point is None or not point.takes(self):
+        if point is None or not point.takes(self, placed):
             return False
         self._point = point
+        if placed is not None and self._client is not None:  # which kept the time while the request arrived
+            client, self._client = self._client, None
+            forsake(client)
         point.submit(self)
         return True
 
@@ -889,8 +897,10 @@ class Call:
     def send_alone(self, ended: Callable[[bool], None]) -> None:
         self.batch = None
         self._tell_alone = ended
-        assert self._attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
-        self._send(self._attempt)
+        attempt, placed = self._attempt, self._placed
+        assert attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
+        if self._large is None or placed is None or not self._send_placed(attempt, placed, self._new_client(attempt)):
+            self._send(attempt)
 
     def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
         self._leave_endpoint(client)

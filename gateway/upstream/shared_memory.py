@@ -48,6 +48,7 @@ _CLOSING: Final = Asker(timeout=0.5)
 _NOT_HERE: Final = "Unable to open shared memory region"  # Triton 2.51
 _UNKNOWN: Final = "Unable to find shared memory region"  # likewise
 _FIRST_RAW: Final = bytes((RAW_INPUT,))  # with which raw tensors begin
+_MOST_GATHERED: Final = 8 << 20  # bytes of a merged request: what they take is copied on the event loop
 _DOUBTED: Final = -1  # in the place of a count of lost connections, which it never equals
 _OLDEST: Final = (2, 51)  # Triton's version that was seen to unregister no region that is in use
 
@@ -102,8 +103,23 @@ class Placed:
         """The first bytes of the message, at least to the tag of its first raw tensor."""
         self._placing.feed(data, self._front.raw)
 
-    def put(self, raw: Sequence[Buffer]) -> None:
-        """All of the raw tensors, if they are not in a message."""
+    @property
+    def layout(self) -> bytes:
+        """As `Front.layout`."""
+        return self._front.layout
+
+    @property
+    def memory(self) -> memoryview:
+        """Its slot."""
+        return self._placing.memory
+
+    def maybe_spans(self) -> list[tuple[int, int]] | None:
+        """Where its tensors begin and end in the memory; None if not all of them are there."""
+        placing = self._placing
+        return [(begin, begin + size) for begin, size in placing.places] if placing.is_whole else None
+
+    def put(self, raw: Sequence[Sequence[Buffer]]) -> None:
+        """All of the raw tensors, each in pieces, if they are not in a message."""
         for each in raw:
             if not self._placing.put(each):
                 return  # which `request` tells by their number
@@ -244,8 +260,14 @@ class SharedMemory:
         placed.lie_at(places)
         return placed
 
-    def maybe_place_raw(self, front: bytes, raw: Sequence[Buffer], size: int) -> Placed | None:
-        """A request whose raw tensors are laid into memory now; None: it goes as bytes.
+    @property
+    def gathers(self) -> int:
+        """Bytes of several requests' tensors that may be laid there together now."""
+        region = self._region
+        return _MOST_GATHERED if region is not None and self.is_usable(region) else 0
+
+    def maybe_place_raw(self, front: bytes, raw: Sequence[Sequence[Buffer]], size: int) -> Placed | None:
+        """A request whose raw tensors are laid into memory now, each from its pieces; None: it goes as bytes.
 
         front: all that is before them. size: of them in a message.
         """

@@ -55,9 +55,9 @@ def as_triton_reads_it(placed: bytes, memory: bytearray) -> Any:
     return message
 
 
-@given(tensors=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5))
+@given(tensors=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), at=st.integers(0, 300))
 @settings(deadline=None)
-def test_tensors_that_no_message_has_are_laid_as_those_of_one(tensors: list[bytes]) -> None:
+def test_tensors_that_no_message_has_are_laid_as_those_of_one(tensors: list[bytes], at: int) -> None:
     """The front ends where the first raw tensor would begin."""
     whole = request(*tensors)
     body = whole.SerializeToString()
@@ -69,11 +69,11 @@ def test_tensors_that_no_message_has_are_laid_as_those_of_one(tensors: list[byte
     assert front is not None
     memory = bytearray(front.size_of(len(body)))
     placing = Placing(memoryview(memory))
-    assert all(placing.put(memoryview(tensor)) for tensor in tensors)
+    assert all(placing.put([memoryview(tensor)[:at], tensor[at:]]) for tensor in tensors)
     placed = front.placed(("m", "1", "x"), "region", BEGIN, placing.places)
     assert placed is not None
     assert as_triton_reads_it(placed, memory) == whole
-    assert not placing.put(bytes(len(memory)))
+    assert not placing.put([b"", bytes(len(memory))])
     assert len(placing.places) == len(tensors)
 
 
