@@ -385,7 +385,10 @@ class Gateway:
         def is_ready(model: str) -> bool:
             return bool(self._catalogue.is_ready(model))
 
-        return PipelineModel(pipeline, self._threads, self._models.call, is_ready, before, shared=self._totals)
+        models = self._models
+        return PipelineModel(
+            pipeline, self._threads, models.call, is_ready, before, shared=self._totals, hold=models.maybe_hold
+        )
 
     # Reactions to changes
 

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, QuotaExceeded, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
+from gateway.forwarding.apart import Apart
 from gateway.forwarding.attempts import RETRY, Attempt
 from gateway.forwarding.backoff import NEVER, pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
@@ -70,6 +71,7 @@ class Call:
     """One ModelInfer of a model that a Triton answers. Also a `Mergeable`."""
 
     layout: Layout
+    source: bytes | memoryview
     spans: Sequence[tuple[int, int]]
     carried: Fields
     batch: Batch[Any] | None = None  # of members that a merge point knows by their Protocol
@@ -102,17 +104,25 @@ class Call:
     _quota: Quota | None = None  # that it must leave
     _placed: Placed | None = None  # its tensors, while it has a place in memory that its endpoint shares
     _may_be_placed = True  # have its tensors not been there yet?
+    _apart: Apart | None = None  # its raw tensors, while they are not in its body
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
     _counted: VariantCounts | None = None  # of its variant, if its model has a rollout
     _unit: Exposed | None = None  # of the call for which this one is made, likewise
 
     def __init__(  # noqa: PLR0917  (made on the hot path, where keywords cost)
-        self, inference: Inference, caller: Caller, method: str, body: bytes, head: Head, missing: int = 0
+        self,
+        inference: Inference,
+        caller: Caller,
+        method: str,
+        body: bytes,
+        head: Head,
+        missing: int = 0,
+        apart: Apart | None = None,
     ) -> None:
         """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it.
 
-        missing: 0 unless the caller is a `PartsCaller`.
+        missing: 0 unless the caller is a `PartsCaller`. apart: its raw tensors, if the body is what is before them.
         """
         self._inference = inference
         self._caller = caller
@@ -126,6 +136,9 @@ class Call:
         if missing > 0:
             assert self._parts is not None  # noqa: S101  (no other has a request that is not here whole)
             self.body, self._large = b"", LargeRequest(self._parts, body)
+        if apart is not None:
+            self._apart = apart
+            self._request_bytes += apart.size
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -250,6 +263,7 @@ class Call:
         memory = attempt.endpoint.memory
         if memory is not None and self._may_be_placed and self._lay(attempt, memory):
             return
+        self._join()
         variant, connection, large = attempt.variant, attempt.endpoint.connection, self._large
         id, sequence = self._work.upstream_id, self._work.own_sequence
         request = request_for(variant, self.body, self.head, id=id, extra=sequence) if large is None else b""
@@ -261,6 +275,11 @@ class Call:
         elif large.put_into(client, variant, self.head, id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
         connection.submit(client)
+
+    def _join(self) -> None:
+        """Have its raw tensors in its body, for whoever needs it whole."""
+        if self._apart is not None:
+            self.body, self._apart = self._apart.after(self.body), None
 
     def _new_client(self, attempt: Attempt) -> ClientCall:
         client = self._client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
@@ -295,15 +314,20 @@ class Call:
         What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
         """
         large = self._large
-        if self._request_bytes < memory.least or self._tell_alone is not None or self._work.own_sequence:
+        if self._request_bytes < memory.least or self._work.own_sequence:
             return False
         self._may_be_placed = False
-        placed = self._placed = memory.maybe_place(self.body if large is None else large.front, self._request_bytes)
+        if self._apart is not None:
+            placed = self._apart.maybe_place(memory, self.body)
+        else:
+            placed = memory.maybe_place(self.body if large is None else large.front, self._request_bytes)
+        self._placed = placed
         if placed is None:
             return False
         client = self._new_client(attempt)  # before the request is all there, since it keeps the time
         if large is None:
-            placed.feed_first(self.body)
+            if self._apart is None:
+                placed.feed_first(self.body)
             return self._send_placed(attempt, placed, client)
         large.place(placed, self._all_is_placed)
         return True
@@ -315,6 +339,8 @@ class Call:
             return
         try:
             attempt.began = self._inference.clock()
+            if self._inference.current.now.merges and self._merged(attempt, placed):
+                return
             if not self._send_placed(attempt, placed, client):
                 self._send(attempt)
         except Exception as error:
@@ -402,7 +428,9 @@ class Call:
             client.cancel()
 
     def _is_collected(self, client: ClientCall) -> bool:
-        """Must its answer be here whole, since it is looked at?"""
+        """Must its answer be here whole, since it is looked at, or a merge point has seen none of its model's yet?"""
+        if self._point is not None and not self._point.is_proven:
+            return True
         checked = self._inference.checks.table.get(self._work.route.model)
         if checked is None or self._attempt is None:
             return False
@@ -528,6 +556,7 @@ class Call:
         trailing = self._trailing(client, head.model_version)
         self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
         if self._shadows and self.served is not None:
+            self._join()
             passed = self._caller.metadata.passed
             shadows, unit = self._inference.shadows, self._exposed or self._unit
             if unit is not None and not self._inference.is_measured(unit, self._work):
@@ -674,6 +703,7 @@ class Call:
         if self._quota is not None:
             self._leave_quota()
         self.tell_answered()
+        self._apart = None
         if self._large is not None:
             self._large.drop()
         if self._placed is not None:
@@ -706,6 +736,7 @@ class Call:
         model = self._inference.shares.table.get(work.route.model)
         if model is None or self._large is not None or work.sequence is not None:
             return False
+        self._join()
         sharing = self._sharing = Sharing(self, self._caller, self._inference, work)
         return sharing.begin(model, self.body)
 
@@ -746,6 +777,7 @@ class Call:
         return None if self._busy is None or self._is_passed_on else self._attempt
 
     def second_request(self, attempt: Attempt) -> ClientCall:
+        self._join()
         client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
         client.request = request_for(attempt.variant, self.body, self.head, id=self._work.upstream_id)
         return client
@@ -829,16 +861,20 @@ class Call:
 
     # Merging, as `Mergeable`
 
-    def _merged(self, attempt: Attempt) -> bool:
-        """Leave the request to a merge point, if it is one that can be merged."""
+    def _merged(self, attempt: Attempt, placed: Placed | None = None) -> bool:
+        """Leave the request to a merge point, if it is one that can be merged. placed: where all of its tensors are."""
         self._point = None  # of an attempt before, at another model
         settings = self._inference.current.now.merges.get(self._work.route.model)
         if settings is None or self._work.sequence is not None:
             return False
+        self._join()
         point = maybe_merge_point(self._work.route.model, attempt, settings, self.head.model_version)
-        if point is None or not point.takes(self):
+        if point is None or not point.takes(self, placed):
             return False
         self._point = point
+        if placed is not None and self._client is not None:  # which kept the time while the request arrived
+            client, self._client = self._client, None
+            forsake(client)
         point.submit(self)
         return True
 
@@ -861,8 +897,10 @@ class Call:
     def send_alone(self, ended: Callable[[bool], None]) -> None:
         self.batch = None
         self._tell_alone = ended
-        assert self._attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
-        self._send(self._attempt)
+        attempt, placed = self._attempt, self._placed
+        assert attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
+        if self._large is None or placed is None or not self._send_placed(attempt, placed, self._new_client(attempt)):
+            self._send(attempt)
 
     def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
         self._leave_endpoint(client)

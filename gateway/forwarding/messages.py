@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.errors import BadInput, BadRequest, MalformedMessage
 from gateway.forwarding.beside import beside
 from gateway.steps import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
-from gateway.v2.peek import encode_varint
+from gateway.v2.peek import RAW_INPUT, RAW_OUTPUT, with_raw
 from gateway.v2.shapes import ImpossibleShape, elements_of, shown
 from gateway.v2.weight import (
     BRIEF,
@@ -33,9 +33,6 @@ from gateway.v2.weight import (
 )
 
 _T = TypeVar("_T")
-
-_RAW_INPUT, _RAW_OUTPUT = b"\x3a", b"\x32"
-"""Tags of the fields `raw_input_contents` (7) and `raw_output_contents` (6): field number << 3 | 2 (LEN)."""
 
 _TYPED_FIELDS = {
     "BOOL": "bool_contents",
@@ -181,7 +178,21 @@ def build_request(
     id: str = "",
     parameters: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """A serialized ModelInferRequest with raw contents. parameters: InferParameter messages by key."""
+    """A serialized ModelInferRequest with raw contents. Arguments as of `request_apart`."""
+    front, raw = request_apart(model, tensors, outputs=outputs, version=version, id=id, parameters=parameters)
+    return with_raw(front, RAW_INPUT, raw)
+
+
+def request_apart(
+    model: str,
+    tensors: Tensors,
+    *,
+    outputs: Sequence[str] = (),
+    version: str = "",
+    id: str = "",
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[bytes, list[Buffer]]:
+    """A serialized ModelInferRequest without raw contents, and these. parameters: InferParameter messages by key."""
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=id)
     for key, parameter in (parameters or {}).items():
         request.parameters[key].CopyFrom(parameter)
@@ -192,15 +203,7 @@ def build_request(
         raw.append(raw_view(datatype, array))
     for name in outputs:
         request.outputs.add(name=name)
-    return _followed_by(request.SerializeToString(), _RAW_INPUT, raw)
-
-
-def _followed_by(front: bytes, tag: bytes, raw: Sequence[Buffer]) -> bytes:
-    """The message `front` with the field `raw` added. Tensors are copied once; protobuf would copy them three times."""
-    parts: list[Buffer] = [front]
-    for each in raw:
-        parts += (tag, encode_varint(len(each)), each)
-    return b"".join(parts)
+    return request.SerializeToString(), raw
 
 
 def parse_response(body: bytes) -> dict[str, tuple[str, Array]]:
@@ -249,4 +252,4 @@ def build_response(model: str, version: str, id: str, tensors: Mapping[str, tupl
     for name, (datatype, array) in tensors.items():
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         raw.append(raw_view(datatype, array))
-    return _followed_by(response.SerializeToString(), _RAW_OUTPUT, raw)
+    return with_raw(response.SerializeToString(), RAW_OUTPUT, raw)

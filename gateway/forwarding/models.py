@@ -24,6 +24,8 @@ from gateway.quotas import Quota
 from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import Fields, metadata_from
 from gateway.status import Code
+from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.shared_memory import Held
 from gateway.v2.peek import Head
 
 _log = logging.getLogger(__name__)
@@ -55,8 +57,24 @@ class Models:
         head = self.inference.requests.peek(request.body)
         pipeline = self.inference.topology.pipelines.get(head.model_name)
         if pipeline is not None:
-            return await pipeline.infer(request, observer)
+            whole = request if request.apart is None else replace(request, body=request.whole(), apart=None)
+            return await pipeline.infer(whole, observer)
         return await self._call(request, head, observer)
+
+    def maybe_hold(self, model: str, size: int) -> Held | None:
+        """Memory that is shared with whoever will get a pipeline's call of a model, if there is one endpoint only."""
+        topology = self.inference.topology
+        route = topology.routes.lookup(model)
+        if route is None or model in topology.pipelines or model in topology.merges:
+            return None
+        only: Endpoint | None = None
+        for upstream in {variant.upstream for variant in route.variants}:
+            pool = topology.pools.get(upstream)
+            for endpoint in pool.endpoints if pool is not None else ():
+                if only is not None:
+                    return None
+                only = endpoint
+        return None if only is None or only.memory is None else only.memory.maybe_hold(size)
 
     def stream(self, opening: Request, caller: StreamCaller, limits: StreamLimits, budget: Budget) -> StreamSession:
         """Begin a ModelStreamInfer. Arguments as of `StreamSession`."""
@@ -73,7 +91,7 @@ class Models:
 
     async def _call(self, request: Request, head: Head, observer: CallObserver | None) -> Reply:
         caller = AwaitingCaller(request)
-        call = Call(self.inference, caller, request.method, request.body, head)
+        call = Call(self.inference, caller, request.method, request.body, head, apart=request.apart)
         caller.start(call, observer)
         try:
             return await caller.pending()

@@ -18,9 +18,10 @@ from gateway.forwarding.beside import beside
 from gateway.forwarding.caller import unchecked
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
-from gateway.forwarding.messages import build_request, build_response, read_request, read_response, tensors_of
+from gateway.forwarding.messages import build_response, read_request, read_response, request_apart, tensors_of
 from gateway.forwarding.metadata import REQUEST_ID, served_trailers
 from gateway.forwarding.room import Share
+from gateway.forwarding.shared_arrays import apart, arrays_in, size_of
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
@@ -45,6 +46,7 @@ from gateway.steps import (
     take,
 )
 from gateway.types import Served
+from gateway.upstream.shared_memory import Held
 from gateway.v2 import weight
 from gateway.v2.versions import read_version
 
@@ -111,6 +113,9 @@ T = TypeVar("T")
 
 Call = Callable[[Request, CallObserver], Awaitable[Reply]]
 """Answers a pipeline's call of a public model, reporting to the pipeline's own observer."""
+
+Hold = Callable[[str, int], Held | None]
+"""Memory of so many bytes that is shared with whoever answers the calls of a public model; None if there is none."""
 
 
 def _is_brief(tensors: Tensors) -> bool:
@@ -210,8 +215,10 @@ class PipelineModel:
         before: PipelineModel | None = None,
         *,
         shared: SharedTotals | None = None,
+        hold: Hold = lambda model, size: None,
     ) -> None:
         """
+        hold:      memory in which the tensors of a call can be made.
         is_ready:  can a public model be called now?
         before:    the pipeline that this one replaces, whose statistics go on here.
         shared:    adds the statistics of all workers; None if this process is the only one.
@@ -222,6 +229,7 @@ class PipelineModel:
         self._call = call
         self._is_model_ready = is_ready
         self._shared = shared
+        self._hold = hold
         self._totals: _Totals = before._totals if before else _Totals(*(shared.own(self.name) if shared else ()))
         self._complaints = Complaints(pipeline.name)
         self._not_brief: dict[str, int] = {}  # how often a step that declares itself brief was not
@@ -307,18 +315,29 @@ class PipelineModel:
     ) -> dict[str, Column]:
         """The tensors, and what the parts make. most: rows of one model call."""
         working = dict(tensors)
-        for part in parts:
+        for number, part in enumerate(parts):
             made: Columns
             if isinstance(part, ModelCall):
                 made = await self._call_model(part, working, rows, most, run)
             elif isinstance(part, FanOut):
                 made = await self._fan_out(part, working, rows, run)
             else:
-                start: Callable[[], Work[Columns]] = partial(part.start, working, self._threads.threads)
+                into = self._maybe_in_place(part, parts[number + 1 :], rows)
+                start: Callable[[], Work[Columns]] = partial(part.start, working, self._threads.threads, into)
                 made = await self._run_step(part, start, rows, run)
             working |= made
             self._count(run, sum(column.nbytes for column in made.values()))
         return working
+
+    def _maybe_in_place(self, part: LocalStep, following: Sequence[Part], rows: int) -> dict[str, Array] | None:
+        """Arrays where the model will read them, if a step makes all that the next call sends."""
+        call = next((each for each in following if isinstance(each, ModelCall)), None)
+        if call is None:
+            return None
+        wanted = part.into(set(call.inputs.values()), rows)
+        size = size_of(wanted)
+        held = self._hold(call.model, size) if size else None
+        return None if held is None else arrays_in(held, wanted)
 
     def _count(self, run: Run, size: int) -> None:
         """Count what a part has made.
@@ -423,12 +442,13 @@ class PipelineModel:
         """What the model answers to these rows."""
         is_much = sum(column.nbytes for column in arguments.values()) > _MUCH
         sent = await beside(not is_much, partial(take, arguments, batch))
-        build = partial(build_request, part.model, sent, outputs=part.requested, id=run.id, parameters=run.parameters)
-        body = await beside(_is_brief(sent), build)
-        request = run.request
+        build = partial(request_apart, part.model, sent, outputs=part.requested, id=run.id, parameters=run.parameters)
+        front, raw = await beside(_is_brief(sent), build)
+        came = run.request
+        metadata = unchecked(came.metadata)
         try:
             reply = await self._call(
-                Request(body, unchecked(request.metadata), request.deadline, request.peer, request.method), run.observer
+                Request(front, metadata, came.deadline, came.peer, came.method, apart(raw)), run.observer
             )
         except BadTensor as exc:  # the called model is a pipeline whose step found a fault in the caller's data
             if exc.row is None or exc.row >= len(batch):

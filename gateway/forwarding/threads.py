@@ -137,7 +137,10 @@ class Threads:
             if not self._under_way[owner.pipeline]:
                 del self._under_way[owner.pipeline]
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error, batch, tasks  # which would refer to themselves by the traceback, and keep what the step made
         return work.result()
 
     def usage(self) -> list[StepNow]:
@@ -221,7 +224,7 @@ class Threads:
     def _work(self) -> None:
         """The life of one thread."""
         while (task := self._handed.get()) is not None:
-            error = _error_of(task)
+            error = _error_of(task.act, task.batch.owner.step)
             try:
                 self._loop.call_soon_threadsafe(self._done, task, error)
             except RuntimeError:  # the event loop is closed
@@ -229,14 +232,17 @@ class Threads:
             del task, error  # else this thread would keep their tensors while it waits
 
 
-def _error_of(task: _Task) -> Exception | None:
-    """Run a task; returns its error as an exception that a coroutine may raise, None if there is none."""
+def _error_of(act: Callable[[], None], step: str) -> Exception | None:
+    """Run a task; returns its error as an exception that a coroutine may raise, None if there is none.
+
+    The error refers to this frame, which must not refer to what will have the error: else it stays with all it has.
+    """
     try:
-        task.act()
+        act()
     except Exception as error:
         return error
     except BaseException as thrown:  # such as SystemExit, which must not end this thread
-        failed = StepFailed(task.batch.owner.step, type(thrown).__name__)
+        failed = StepFailed(step, type(thrown).__name__)
         failed.__cause__ = thrown
         return failed
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 from gateway.errors import BadInput, GatewayError, Overloaded
 from gateway.steps.rows import Batch, Column, Columns, Mixed, Ragged, batches, fits, merge, shown, take
 from gateway.steps.step import AnyStep, BadTensor, RowStep, Step, StepFailed, WrongAnswer
-from gateway.v2.spec import Array, Tensors, TensorSpec
+from gateway.v2.spec import Array, Tensors, TensorSpec, dtype_of
 
 T = TypeVar("T")
 Made_co = TypeVar("Made_co", covariant=True)
@@ -68,8 +68,11 @@ class StepPart:
             return act()
         except BaseException as thrown:
             failure = self._maybe_failure(thrown)
-            if failure is not None:
-                raise failure from thrown.__cause__
+            try:
+                if failure is not None:
+                    raise failure from thrown.__cause__
+            finally:
+                del failure  # which would refer to itself by its traceback, and keep what the step has made
             raise StepFailed(self.name, type(thrown).__name__) from thrown
 
     def _maybe_failure(self, thrown: BaseException) -> GatewayError | None:
@@ -116,20 +119,40 @@ class LocalStep(StepPart):
         """
         return self.start(tensors, 1).run()
 
-    def start(self, tensors: Columns, most: int) -> Work[dict[str, Column]]:
+    def start(self, tensors: Columns, most: int, into: Tensors | None = None) -> Work[dict[str, Column]]:
         """Prepare to run, in at most `most` tasks; only a RowStep, or rows that differ in shape, run in more than one.
 
         tensors: the working set: at least one tensor, and all with the same number of rows.
+        into:    uninitialised arrays for some of what it makes, by the pipeline's names, as `into` has asked for; they
+                 may stay unused.
         raises:  as `run`; so do the tasks and `result()`, and none raises anything else.
         """
         given = self.given(tensors)
         rows = len(next(iter(tensors.values())))
         arrays = {name: column for name, column in given.items() if isinstance(column, np.ndarray)}
-        return self._start(arrays, rows, most) if len(arrays) == len(given) else self._by_shape(given, rows, most)
+        if len(arrays) < len(given):
+            return self._by_shape(given, rows, most)
+        return self._start(arrays, rows, most, into)
 
-    def _start(self, given: dict[str, Array], rows: int, most: int) -> Work[dict[str, Column]]:
-        if isinstance(self.step, RowStep) and most > 1 and rows > 1:
-            return self._by_rows(self.step, given, rows, min(most, rows))
+    def into(self, names: Collection[str], rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and dtype of arrays that it can be given to fill, by the pipeline's names, if it makes all of these.
+
+        Empty if it does not, or makes arrays of its own: only a RowStep fills arrays, and one that does not allocate
+        them by itself. BF16 is not among them, since its arrays are not what a model reads.
+        """
+        step = self.step
+        if not isinstance(step, RowStep) or type(step).allocate is not RowStep.allocate or not rows:
+            return {}
+        made = {self.outputs[spec.name]: spec for spec in step.writes}
+        if not all(name in made and made[name].datatype not in ("BYTES", "BF16") for name in names):
+            return {}
+        return {name: ((rows, *made[name].shape), dtype_of(made[name].datatype)) for name in names}
+
+    def _start(
+        self, given: dict[str, Array], rows: int, most: int, into: Tensors | None = None
+    ) -> Work[dict[str, Column]]:
+        if isinstance(self.step, RowStep) and (into or (most > 1 and rows > 1)):
+            return self._by_rows(self.step, given, rows, min(most, rows), into or {})
         made: list[dict[str, Column]] = []
 
         def task() -> None:
@@ -137,15 +160,20 @@ class LocalStep(StepPart):
 
         return Work((task,), lambda: made[0], self.guarded(lambda: bool(self.step.is_brief(given))))
 
-    def _by_rows(self, step: RowStep[Any], given: Tensors, rows: int, tasks: int) -> Work[dict[str, Column]]:
-        out = self.guarded(lambda: step.allocate(rows))
+    def _by_rows(
+        self, step: RowStep[Any], given: Tensors, rows: int, tasks: int, into: Tensors
+    ) -> Work[dict[str, Column]]:
+        out = {own: into[name] for own, name in self.outputs.items() if name in into}
+        if len(out) < len(step.writes):
+            out = self.guarded(lambda: step.allocate(rows)) | out
 
         def task(share: range) -> None:
             self.guarded(lambda: step.fill(given, out, share))
 
         shares = [range(rows * number // tasks, rows * (number + 1) // tasks) for number in range(tasks)]
         tasks_of = tuple(partial(task, share) for share in shares)
-        return Work(tasks_of, lambda: self.guarded(lambda: self._rename(out, rows)))
+        is_brief = tasks == 1 and self.guarded(lambda: bool(step.is_brief(given)))
+        return Work(tasks_of, lambda: self.guarded(lambda: self._rename(out, rows)), is_brief)
 
     def _by_shape(self, given: Columns, rows: int, most: int) -> Work[dict[str, Column]]:
         """One run of the step for each shape, dealt out to at most `most` tasks."""

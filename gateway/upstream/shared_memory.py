@@ -22,7 +22,7 @@ import errno
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -38,7 +38,8 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.region import Region, is_abandoned, sweep
 from gateway.upstream.slots import Slot
-from gateway.v2.placing import Front, Placing, read_front
+from gateway.v2.peek import RAW_INPUT
+from gateway.v2.placing import Buffer, Front, Placing, read_front
 from gateway.v2.shared_memory import is_reserved
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ _PATIENCE: Final = Asker(timeout=1.5)
 _CLOSING: Final = Asker(timeout=0.5)
 _NOT_HERE: Final = "Unable to open shared memory region"  # Triton 2.51
 _UNKNOWN: Final = "Unable to find shared memory region"  # likewise
+_FIRST_RAW: Final = bytes((RAW_INPUT,))  # with which raw tensors begin
+_MOST_GATHERED: Final = 8 << 20  # bytes of a merged request: what they take is copied on the event loop
 _DOUBTED: Final = -1  # in the place of a count of lost connections, which it never equals
 _OLDEST: Final = (2, 51)  # Triton's version that was seen to unregister no region that is in use
 
@@ -106,6 +109,31 @@ class Placed(Place):
         """The first bytes of the message, at least to the tag of its first raw tensor."""
         self._placing.feed(data, self._front.raw)
 
+    @property
+    def layout(self) -> bytes:
+        """As `Front.layout`."""
+        return self._front.layout
+
+    @property
+    def memory(self) -> memoryview:
+        """Its slot."""
+        return self._placing.memory
+
+    def maybe_spans(self) -> list[tuple[int, int]] | None:
+        """Where its tensors begin and end in the memory; None if not all of them are there."""
+        placing = self._placing
+        return [(begin, begin + size) for begin, size in placing.places] if placing.is_whole else None
+
+    def put(self, raw: Sequence[Sequence[Buffer]]) -> None:
+        """All of the raw tensors, each in pieces, if they are not in a message."""
+        for each in raw:
+            if not self._placing.put(each):
+                return  # which `request` tells by their number
+
+    def lie_at(self, places: Sequence[tuple[int, int]]) -> None:
+        """The raw tensors are in the slot already."""
+        self._placing.places.extend(places)
+
     def request(self, names: tuple[str, str, str]) -> bytes | None:
         """The request that names where the tensors lie; None if it must be sent as bytes after all.
 
@@ -157,6 +185,25 @@ class Placed(Place):
             self._slot.drop()
 
 
+class Held:
+    """A part of a region that is held before there is a request: tensors are made in it, for calls to come."""
+
+    __slots__ = ("_memory", "region", "slot", "view")
+
+    def __init__(self, memory: SharedMemory, region: Region, slot: Slot) -> None:
+        self._memory = memory
+        self.region = region
+        self.slot = slot
+        self.view = region.memory[slot.begin : slot.begin + slot.size]  # writable
+
+    def is_of(self, memory: SharedMemory) -> bool:
+        return memory is self._memory
+
+    def drop(self) -> None:
+        """Nobody needs what is in it any more, apart from calls that it was placed for."""
+        self.slot.drop()
+
+
 class SharedMemory:
     """What one endpoint shares with this worker."""
 
@@ -204,6 +251,51 @@ class SharedMemory:
             self.count("no_slot")
             return None
         return Placed(self, region, slot, parts)
+
+    def maybe_hold(self, size: int) -> Held | None:
+        """Memory in which tensors can be made; None if there is none now, or they are not worth it."""
+        region = self._region
+        if region is None or size < self.least or not self.is_usable(region):
+            return None
+        slot = region.slots.maybe_take(size)
+        return None if slot is None else Held(self, region, slot)
+
+    def maybe_place_held(self, front: bytes, held: Held, places: Sequence[tuple[int, int]]) -> Placed | None:
+        """A request whose tensors were made in memory; None: it goes as bytes.
+
+        front: all that is before the raw tensors. places: where these lie, as of `Placing`.
+        """
+        parts = self._maybe_read(held.region, front)
+        if parts is None:
+            return None
+        placed = Placed(self, held.region, held.slot.again(), parts)
+        placed.lie_at(places)
+        return placed
+
+    @property
+    def gathers(self) -> int:
+        """Bytes of several requests' tensors that may be laid there together now."""
+        region = self._region
+        return _MOST_GATHERED if region is not None and self.is_usable(region) else 0
+
+    def maybe_place_raw(self, front: bytes, raw: Sequence[Sequence[Buffer]], size: int) -> Placed | None:
+        """A request whose raw tensors are laid into memory now, each from its pieces; None: it goes as bytes.
+
+        front: all that is before them. size: of them in a message.
+        """
+        placed = self.maybe_place(front + _FIRST_RAW, len(front) + size)
+        if placed is not None:
+            placed.put(raw)
+        return placed
+
+    def _maybe_read(self, region: Region, front: bytes) -> Front | None:
+        if not self.is_usable(region):
+            self.count("no_region")
+            return None
+        parts = read_front(front + _FIRST_RAW)
+        if parts is None:
+            self.count("unsuited")
+        return parts
 
     def is_usable(self, region: Region) -> bool:
         """Does Triton have it for all that is known?"""

@@ -109,6 +109,22 @@ class Layouts:
                     return layout, spans
         return self._parse(body, at)
 
+    def maybe_read_apart(
+        self, text: bytes, memory: memoryview, spans: list[tuple[int, int]]
+    ) -> tuple[Layout, list[tuple[int, int]]] | None:
+        """As `maybe_read`, of a message whose raw contents are elsewhere, and that has nothing behind them.
+
+        text: all of it that is between names and raw contents. spans: where these begin and end in the memory.
+        """
+        layout = self._known_layout(text)
+        if layout is None or len(spans) != len(layout.parts):
+            return None
+        for part, (at, stop) in zip(layout.parts, spans, strict=True):
+            elements = layout.rows * part.row_elements
+            if stop - at != elements * part.element if part.element else not _holds(memory, at, stop, elements):
+                return None
+        return layout, spans
+
     def _parse(self, body: bytes, at: int) -> tuple[Layout, list[tuple[int, int]]] | None:
         try:
             end = next((begin for tag, begin, _, _ in fields(body, at, len(body)) if tag == self._tag), len(body))
@@ -229,7 +245,7 @@ def _raw_spans(layout: Layout, body: bytes, at: int) -> list[tuple[int, int]] | 
     return spans if at == end else None
 
 
-def _holds(body: bytes, at: int, stop: int, elements: int) -> bool:
+def _holds(body: bytes | memoryview, at: int, stop: int, elements: int) -> bool:
     """Are the bytes exactly this many BYTES elements?"""
     for _ in range(elements):
         at += 4 + int.from_bytes(body[at : at + 4], "little")

@@ -14,6 +14,9 @@ from typing import Final
 from gateway.errors import MalformedMessage
 from gateway.v2.peek import RAW_INPUT, encode_varint, fields, read_varint, scalars
 
+Buffer = bytes | bytearray | memoryview
+"""One raw tensor. A memoryview must be one of unsigned bytes."""
+
 ALIGNMENT: Final = 64  # bytes: what tensors begin on, for vector instructions
 MOST_INPUTS: Final = 64  # of a request that is placed
 _LONGEST: Final = 16_384  # bytes before the raw tensors
@@ -39,6 +42,12 @@ class Front:
         self._before = before
         self._inputs = inputs
         self._after = after
+
+    @property
+    def layout(self) -> bytes:
+        """All of the message that is before the raw tensors, but the names, in the order of the fields' numbers."""
+        tensors = [b"\x2a" + encode_varint(len(tensor)) + tensor for tensor in self._inputs]
+        return b"".join((self._before, *tensors, self._after))
 
     def size_of(self, message: int) -> int:
         """Bytes of memory that are enough for the raw tensors of a message of so many bytes."""
@@ -102,12 +111,12 @@ def read_front(front: bytes) -> Front | None:
 class Placing:
     """Lays the raw tensors of a message into memory, as its bytes come in pieces of any size."""
 
-    __slots__ = ("_at", "_header", "_left", "_memory", "_odd", "_shift", "_size", "places")
+    __slots__ = ("_at", "_header", "_left", "_odd", "_shift", "_size", "memory", "places")
 
     def __init__(self, memory: memoryview) -> None:
         """memory: writable bytes, at least as many as `Front.size_of` says."""
         self.places: list[tuple[int, int]] = []  # offset and size of each tensor
-        self._memory = memory
+        self.memory = memory
         self._at = 0  # where the next byte of a tensor goes
         self._left = 0  # bytes yet to come of the tensor that has begun
         self._header = b""  # what has come of a tensor's tag and length, if they are not complete
@@ -130,7 +139,7 @@ class Placing:
             if self._left:
                 size = min(self._left, end - at)
                 begin = self._at
-                self._memory[begin : begin + size] = data if size == end else memoryview(data)[at : at + size]
+                self.memory[begin : begin + size] = data if size == end else memoryview(data)[at : at + size]
                 self._at = begin + size
                 self._left -= size
                 at += size
@@ -146,11 +155,24 @@ class Placing:
                 return
             at += 1
 
+    def put(self, pieces: Sequence[Buffer]) -> bool:
+        """The next tensor, whole, which no message has, in pieces. False: there is no room for it."""
+        begin = at = self._at + -self._at % ALIGNMENT
+        for piece in pieces:
+            size = len(piece)
+            if at + size > len(self.memory):
+                return False
+            self.memory[at : at + size] = piece
+            at += size
+        self.places.append((begin, at - begin))
+        self._at = at
+        return True
+
     def feed_view(self, data: memoryview) -> None:
         """As `feed`, of bytes that may change once this has returned."""
         size, begin = len(data), self._at
         if size <= self._left:
-            self._memory[begin : begin + size] = data
+            self.memory[begin : begin + size] = data
             self._at = begin + size
             self._left -= size
         else:
@@ -174,7 +196,7 @@ class Placing:
         if byte > 0x7F and self._shift < _MOST_BITS:
             return
         begin = self._at + -self._at % ALIGNMENT
-        if byte > 0x7F or begin + self._size > len(self._memory) or len(self.places) == MOST_INPUTS:
+        if byte > 0x7F or begin + self._size > len(self.memory) or len(self.places) == MOST_INPUTS:
             self._odd.append(self._header)
         else:
             self.places.append((begin, self._size))
@@ -189,10 +211,10 @@ class Placing:
         """What came of the message, from its first raw tensor on."""
         pieces: list[bytes | memoryview] = []
         for offset, size in self.places:
-            pieces += (_RAW, encode_varint(size), self._memory[offset : offset + size])
+            pieces += (_RAW, encode_varint(size), self.memory[offset : offset + size])
         if self._left:  # it ended within a tensor
             offset, _ = self.places[-1]
-            pieces[-1] = self._memory[offset : self._at]
+            pieces[-1] = self.memory[offset : self._at]
         pieces.append(self._header)
         pieces += self._odd
         return b"".join(pieces)

@@ -81,6 +81,7 @@ class Caller:
     """A member. breaks: the methods in which it throws."""
 
     layout: Layout
+    source: bytes | memoryview
     spans: Sequence[tuple[int, int]]
     carried: Fields
     batch: Batch[Any] | None = None

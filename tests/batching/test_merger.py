@@ -24,9 +24,12 @@ class Request:
     layout: Layout = field(default_factory=lambda: layout(1))
     head: Head = field(default_factory=lambda: Head("m", "", "", True, [], 0, 0, None, []))
     spans: Sequence[tuple[int, int]] = ()
-    body: bytes = b""
+    source: bytes = b""
     is_over: bool = False
     carried: Fields = ()
+
+    def __post_init__(self) -> None:
+        self.spans = ((0, len(self.source)),)
 
     def __repr__(self) -> str:
         return self.name
@@ -94,7 +97,7 @@ def test_a_batch_has_at_most_the_bytes_allowed() -> None:
     wire = Wire(size=100)
     wire.merger.submit(Request("first"))
     for name in "123":
-        wire.merger.submit(Request(name, body=b"x" * 50))
+        wire.merger.submit(Request(name, source=b"x" * 50))
     wire.answer()
     assert wire.names[1:] == [["1", "2"]]
 

@@ -155,7 +155,7 @@ class Upper:
         self.outputs: dict[str, Any] = {}
 
     async def call(self, request: Request, observer: CallObserver) -> Reply:
-        message = parse_request(request.body)
+        message = parse_request(request.whole())
         letters = tensors_of(message.inputs, message.raw_input_contents)["letters"]
         self.shapes.append(letters.shape)
         mine = len(self.shapes)

@@ -55,7 +55,7 @@ class Calibrator:
         self.rows: int | None = None
 
     async def call(self, request: Request, observer: CallObserver) -> Reply:
-        message = parse_request(request.body)
+        message = parse_request(request.whole())
         self.asked.append(message)
         self.seen.append(request)
         if self.error is not None:

@@ -1,4 +1,4 @@
-"""Slots of a region never overlap, and are free again exactly when both of their holders have let go."""
+"""Parts of a region never overlap, and are free again exactly when all holders of all of their slots have let go."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.slots = Slots(SIZE + 100)
         self.holders: dict[Slot, set[str]] = {}
+        self.parts: dict[Slot, Slot] = {}  # by slot, the first one of its part
         self.stuck: set[Slot] = set()
         self.told = 0
         self.slots.on_stuck = self.tell
@@ -33,8 +34,12 @@ class Model(RuleBasedStateMachine):
     def tell(self) -> None:
         self.told += 1
 
+    def held(self) -> set[Slot]:
+        """The first slots of the parts that somebody holds."""
+        return {self.parts[slot] for slot, holders in self.holders.items() if holders or slot in self.stuck}
+
     def grains(self) -> list[int]:
-        held = [slot for slot, holders in self.holders.items() if holders or slot in self.stuck]
+        held = self.held()
         return [grain for slot in held for grain in range(slot.begin // GRAIN, (slot.begin + slot.size) // GRAIN)]
 
     @rule(target=slots_taken, size=st.integers(1, 6 * GRAIN))
@@ -48,7 +53,18 @@ class Model(RuleBasedStateMachine):
             return multiple()
         assert slot.size >= size
         self.holders[slot] = {"call"}
+        self.parts[slot] = slot
         return slot
+
+    @rule(target=slots_taken, slot=slots_taken)
+    def again(self, slot: Slot) -> Slot | object:
+        if self.parts[slot] not in self.held():
+            return multiple()
+        other = slot.again()
+        assert (other.begin, other.size) == (slot.begin, slot.size)
+        self.holders[other] = {"call"}
+        self.parts[other] = self.parts[slot]
+        return other
 
     @rule(slot=slots_taken)
     def sent(self, slot: Slot) -> None:
@@ -81,7 +97,7 @@ class Model(RuleBasedStateMachine):
         grains = self.grains()
         assert len(grains) == len(set(grains))
         assert self.slots.taken == GRAIN * len(grains)
-        assert self.slots.open == sum(1 for slot, held in self.holders.items() if held or slot in self.stuck)
+        assert self.slots.open == len(self.held())
         assert self.slots.stuck == self.told == len(self.stuck)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.v2.peek import RAW_INPUT, with_raw
 from gateway.v2.placing import ALIGNMENT, MOST_INPUTS, Placing, read_front
 
 NAMES = ("net", "2", "id-1")
@@ -52,6 +53,28 @@ def as_triton_reads_it(placed: bytes, memory: bytearray) -> Any:
         assert offset % ALIGNMENT == 0
         message.raw_input_contents.append(bytes(memory[offset : offset + size]))
     return message
+
+
+@given(tensors=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), at=st.integers(0, 300))
+@settings(deadline=None)
+def test_tensors_that_no_message_has_are_laid_as_those_of_one(tensors: list[bytes], at: int) -> None:
+    """The front ends where the first raw tensor would begin."""
+    whole = request(*tensors)
+    body = whole.SerializeToString()
+    without = pb.ModelInferRequest.FromString(body)
+    del without.raw_input_contents[:]
+    message = without.SerializeToString()
+    assert with_raw(message, RAW_INPUT, tensors) == body
+    front = read_front(message + bytes((RAW_INPUT,)))
+    assert front is not None
+    memory = bytearray(front.size_of(len(body)))
+    placing = Placing(memoryview(memory))
+    assert all(placing.put([memoryview(tensor)[:at], tensor[at:]]) for tensor in tensors)
+    placed = front.placed(("m", "1", "x"), "region", BEGIN, placing.places)
+    assert placed is not None
+    assert as_triton_reads_it(placed, memory) == whole
+    assert not placing.put([b"", bytes(len(memory))])
+    assert len(placing.places) == len(tensors)
 
 
 @given(

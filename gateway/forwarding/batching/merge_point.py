@@ -42,6 +42,7 @@ from gateway.upstream.ask import ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.known import Counts, KnownModel
+from gateway.upstream.shared_memory import Placed
 from gateway.v2.names import INFER, SERVICE
 from gateway.v2.peek import Head, peek_response
 
@@ -61,6 +62,7 @@ _CHECK_SECONDS: Final = 0.1  # how long an answer waits for the check of its mod
 class Mergeable(Member, Protocol):
     """A forwarded request at a merge point."""
 
+    body: bytes  # its message
     batch: Batch[Any] | None  # the batch in flight that has this request (Any: a Protocol can't name itself there)
     added: Metadata  # metadata of the attempt that telemetry adds: its trace context, if it is traced
 
@@ -123,13 +125,20 @@ def _point(model: str, attempt: Attempt, settings: MergeSettings, version: str) 
 class _InFlight:
     """A batch in flight, and the check of its model, if there is one."""
 
-    __slots__ = ("check", "client", "is_confirmed", "timer")
+    __slots__ = ("check", "client", "is_confirmed", "placed", "timer")
 
-    def __init__(self, client: ClientCall, check: ClientCall | None) -> None:
+    def __init__(self, client: ClientCall, placed: Placed | None) -> None:
+        """placed: the members' tensors together, if they are not in the request."""
         self.client = client
-        self.check = check
-        self.is_confirmed: bool | None = None if check is not None else True  # None: the check has no answer yet
+        self.placed = placed
+        self.check: ClientCall | None = None
+        self.is_confirmed: bool | None = True  # None: the check has no answer yet
         self.timer: asyncio.TimerHandle | None = None  # runs while the answer waits for the check
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Has the server not begun with it, since it does not know the memory that it is in?"""
+        return self.placed is not None and self.client.code is not OK and self.placed.is_unknown(self.client.text)
 
 
 class MergePoint:
@@ -146,7 +155,7 @@ class MergePoint:
         self._outputs: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._merger: Merger[Mergeable] | None = None  # None unless it is known that the model can be merged
         self._confirmed_at = -math.inf  # when the last check that found no change was sent
-        self._is_proven = False  # did the answer to a request that was sent alone match the model's metadata?
+        self.is_proven = False  # did the answer to a request that was sent alone match the model's metadata?
         self._is_given_up = False  # the model can't be merged, until it changes
         self._asking: asyncio.Task[None] | None = None
         self._ask_at = 0.0
@@ -156,8 +165,11 @@ class MergePoint:
         # Callers whose requests failed batches: how many, and the instant until which they are sent alone.
         self._offenders: dict[Hashable, tuple[int, float]] = {}
 
-    def takes(self, member: Mergeable) -> bool:
-        """Can this request be merged? If so, its `layout`, `spans` and `carried` are set; if not, send it alone."""
+    def takes(self, member: Mergeable, placed: Placed | None = None) -> bool:
+        """Can this request be merged? If so, what a `Member` has is set; if not, send it alone.
+
+        placed: its tensors, if they are not in its message but all in memory that the endpoint shares.
+        """
         merger = self._merger
         if merger is None:
             self._ask()
@@ -166,7 +178,12 @@ class MergePoint:
             self._offenders and self._is_sent_alone(member.caller)
         ):
             return False
-        found = self._requests.maybe_read(member.body, member.head)
+        if placed is None:
+            member.source = member.body
+            found = self._requests.maybe_read(member.body, member.head)
+        else:
+            member.source, spans = placed.memory, placed.maybe_spans()
+            found = None if spans is None else self._requests.maybe_read_apart(placed.layout, placed.memory, spans)
         if found is None or found[0].rows >= merger.limits.rows:
             return False
         member.layout, member.spans = found
@@ -186,7 +203,7 @@ class MergePoint:
         if found is None or found[0].rows != member.layout.rows or not fits(found[0], self._outputs):
             self._give_up("its answers are not rows of their requests")
         else:
-            self._is_proven = True
+            self.is_proven = True
 
     # Batches
 
@@ -210,18 +227,46 @@ class MergePoint:
         connection = self._endpoint.connection
         client = connection.call(_PATH, (*batch.members[0].carried, *_trace_fields(batch, leader)), None)
         id = traced_id(leader.added, "") or "" if leader is not None else ""
-        client.request = batch.request(self._known.name, self._known.version, id)
+        placed = self._maybe_gather(batch, client, id)
+        if placed is None and merger is not None and batch.size > merger.limits.bytes:
+            # There was no room where it could be gathered, and as a message it is too large.
+            self._each(batch.members, lambda member: self._send_alone(member, _ignore))
+            self._loop.call_soon(self._ended, batch, merger)  # later, since the merger is still in `_pump`
+            return
+        in_flight = self._in_flight[batch] = _InFlight(client, placed)
+        if placed is None:
+            client.request = batch.request(self._known.name, self._known.version, id)
         client.on_done = lambda done: self._done(batch, merger, done, id)
         now = self._loop.time()
-        check = self._check(batch, merger, now) if now - self._confirmed_at >= self.settings.recheck else None
+        check: ClientCall | None = None
+        if now - self._confirmed_at >= self.settings.recheck:
+            check = in_flight.check = self._check(batch, merger, now)
+            in_flight.is_confirmed = None
         for member in batch.members:
             member.batch = batch
             if leader is not None and member.added:
                 member.left_in_batch(len(batch.members), leader.added)
-        self._in_flight[batch] = _InFlight(client, check)
         connection.submit(client)
         if check is not None:
             connection.submit(check)
+
+    def _maybe_gather(self, batch: Batch[Mergeable], client: ClientCall, id: str) -> Placed | None:
+        """Lay the members' tensors together into memory that the endpoint shares, and have the call say where."""
+        memory, size = self._endpoint.memory, batch.size
+        if memory is None or size < memory.least:
+            return None
+        name, version = self._known.name, self._known.version
+        placed = memory.maybe_place_raw(batch.front(name, version, id), batch.tensors(), size)
+        if placed is None:
+            return None
+        client.request = placed.request((name, version, id))
+        if client.request is None:
+            placed.drop()
+            return None
+        client.keep_for_server(placed.released)
+        placed.sent()
+        placed.drop()  # the members keep their own, and the server this one
+        return placed
 
     def left(self, batch: Batch[Mergeable]) -> None:
         """A member's caller has gone. Cancel the batch if all of its callers have."""
@@ -233,6 +278,11 @@ class MergePoint:
         """A batch has ended, with an answer or an error."""
         in_flight = self._in_flight.get(batch)
         if in_flight is None:
+            return
+        if in_flight.is_forgotten:
+            del self._in_flight[batch]
+            self._each(batch.members, lambda member: self._send_alone(member, _ignore))
+            self._ended(batch, merger)
             return
         if id:
             client.text = with_own_id(client.text, id, "")  # the id of one member, which the others must not see
@@ -298,7 +348,7 @@ class MergePoint:
         try:
             if in_flight.client.code is not OK:
                 self._batch_failed(batch, in_flight.client)
-            elif in_flight.is_confirmed and self._known.is_current and self._is_proven and not self._is_given_up:
+            elif in_flight.is_confirmed and self._known.is_current and self.is_proven and not self._is_given_up:
                 self._hand_out(batch, in_flight.client)
             else:
                 self._one_by_one(batch.members)
@@ -418,7 +468,12 @@ class MergePoint:
             self._give_up(reason or "its rows are limited to one")
             return
         limits = MergeLimits(rows, self.settings.bytes, self.settings.in_flight, self.settings.delay)
-        self._merger = Merger(limits, self._loop.time(), self._send, self._loop.call_later, self._loop.call_soon)
+        loop = self._loop
+        self._merger = Merger(limits, loop.time(), self._send, loop.call_later, loop.call_soon, gathers=self._gathers)
+
+    def _gathers(self) -> int:
+        memory = self._endpoint.memory
+        return 0 if memory is None else memory.gathers
 
     def _give_up(self, reason: str) -> None:
         """Merge no more requests for this model, until it changes."""

@@ -35,7 +35,7 @@ class MergeLimits:
     """How much may be merged into one request for one Triton model."""
 
     rows: int  # most rows of a merged request
-    bytes: int = 1 << 20  # most bytes of a merged request: a larger copy costs more than a request of its own
+    bytes: int = 1 << 20  # most bytes of a merged message: a larger copy costs more than a request of its own
     in_flight: int = 4  # most merged requests in flight; the limit in force adapts below it
     delay: float = 0.0  # seconds that a request may wait for others although it could be sent
 
@@ -43,16 +43,21 @@ class MergeLimits:
 class Member(Protocol):
     """One caller's request, waiting or in flight."""
 
-    body: bytes
     head: Head
     layout: Layout
-    spans: Sequence[tuple[int, int]]
+    source: bytes | memoryview  # what has its raw tensors: its message, or memory that an endpoint shares
+    spans: Sequence[tuple[int, int]]  # where they are in it
     carried: Fields  # the metadata that the merged request has: equal for all its members
     caller: Hashable
     is_over: bool  # its caller has gone
 
 
 M = TypeVar("M", bound=Member)
+
+
+def size_of(member: Member) -> int:
+    """Bytes of its tensors."""
+    return sum([end - start for start, end in member.spans])
 
 
 class Batch(Generic[M]):
@@ -71,18 +76,34 @@ class Batch(Generic[M]):
         """Have all its callers gone?"""
         return all(member.is_over for member in self.members)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its tensors."""
+        return sum([size_of(member) for member in self.members])
+
     def request(self, model: str, version: str, id: str = "") -> bytes:
         """The merged ModelInferRequest."""
-        layout = self.members[0].layout
-        pieces = [scalars(model, version, id), layout.encoded(self.rows)]
-        for number in range(len(layout.parts)):
-            contents = []
-            for member in self.members:
-                start, end = member.spans[number]
-                contents.append(member.body[start:end])
-            pieces.append(bytes((layout.tag,)) + encode_varint(sum(map(len, contents))))
+        tag = bytes((self.members[0].layout.tag,))
+        pieces: list[bytes | memoryview] = [self.front(model, version, id)]
+        for contents in self.tensors():
+            pieces.append(tag + encode_varint(sum([len(content) for content in contents])))
             pieces.extend(contents)
         return b"".join(pieces)
+
+    def front(self, model: str, version: str, id: str = "") -> bytes:
+        """What is before its raw tensors."""
+        return scalars(model, version, id) + self.members[0].layout.encoded(self.rows)
+
+    def tensors(self) -> list[list[bytes | memoryview]]:
+        """Each of its raw tensors, in the members' parts."""
+        tensors = []
+        for number in range(len(self.members[0].layout.parts)):
+            contents: list[bytes | memoryview] = []
+            for member in self.members:
+                start, end = member.spans[number]
+                contents.append(member.source[start:end])
+            tensors.append(contents)
+        return tensors
 
     def answers(self, body: bytes, head: Head, layout: Layout, spans: Sequence[tuple[int, int]]) -> list[bytes]:
         """Each member's own ModelInferResponse, under the name and with the id that its caller used.
@@ -114,6 +135,11 @@ _MOST_TURNS: Final = 10  # turns of the loop after which a batch leaves in any c
 _MOST_AT_ONCE: Final = 16  # batches sent in one turn of the loop: callers choose how many kinds of request wait
 _MOST_MISFITS: Final = 32  # requests found too large for the rest of a batch, before the batch leaves as it is
 
+
+def _nothing() -> int:
+    return 0
+
+
 _Kind = tuple[bytes, Fields]
 """What members of one batch must have in common: the signature of the layout, and `carried`."""
 
@@ -128,8 +154,12 @@ class Merger(Generic[M]):
         send: Callable[[Batch[M]], None],
         call_later: Callable[[float, Callable[[], None]], object],
         call_soon: Callable[[Callable[[], None]], object],
+        *,
+        gathers: Callable[[], int] = _nothing,
     ) -> None:
         """
+        gathers: how many bytes may be put together where the server reads them, so that they are not copied into a
+            message; `limits.bytes` is for messages.
         send: puts a batch on the wire and answers by `ended`.
         call_later, call_soon: run a callback after some seconds, or once what has arrived by now was handled.
         """
@@ -140,6 +170,7 @@ class Merger(Generic[M]):
         self._send = send
         self._call_later = call_later
         self._call_soon = call_soon
+        self._gathers = gathers
         # Waiting requests by kind and caller. In both, the one whose turn is next comes first.
         self._kinds: dict[_Kind, dict[Hashable, deque[M]]] = {}
         self._delaying = False
@@ -230,6 +261,7 @@ class Merger(Generic[M]):
         callers = self._kinds.pop(kind)
         members: list[M] = []
         rows = size = misfits = 0
+        most = max(self.limits.bytes, self._gathers())
         is_growing = True
         while is_growing and rows < self.limits.rows and misfits < _MOST_MISFITS:
             is_growing = False
@@ -237,13 +269,11 @@ class Merger(Generic[M]):
                 member = self._maybe_first(callers, caller)
                 if member is None:
                     continue
-                fits = not members or (
-                    rows + member.layout.rows <= self.limits.rows and size + len(member.body) <= self.limits.bytes
-                )
+                fits = not members or (rows + member.layout.rows <= self.limits.rows and size + size_of(member) <= most)
                 if fits:
                     members.append(member)
                     rows += member.layout.rows
-                    size += len(member.body)
+                    size += size_of(member)
                     self._next_turn(callers, caller)
                     is_growing = True
                 else:
