@@ -269,7 +269,7 @@ class SharedMemory:
                 self._count_registration("refused")
             self._refused(error, losses)
             return
-        self._offered, self._tried_after = None, -1
+        self._offered, self._tried_after, self._again_at = None, -1, 0.0
         region.losses = losses
         region.slots.on_stuck = self._retire
         self._region = region

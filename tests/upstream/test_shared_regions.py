@@ -213,6 +213,18 @@ async def test_a_refusal_is_said_once_and_tried_again_later(
     assert rig.memory.now().registrations == {"refused": 3}
 
 
+async def test_a_refusal_before_a_success_puts_off_nothing_after_it(rig: Rig) -> None:
+    """As when a Triton dies while it is asked."""
+    rig.triton.failures["SystemSharedMemoryRegister"] = CallFailed(Code.UNAVAILABLE, "gone", origin=Origin.LOST)
+    await rig.look()
+    del rig.triton.failures["SystemSharedMemoryRegister"]
+    rig.triton.losses += 1
+    assert await rig.look() == ["ServerMetadata", "Register", "Status"]
+    rig.triton.losses += 1
+    rig.triton.regions.clear()
+    assert await rig.look() == ["Status", "ServerMetadata", "Register", "Status"]
+
+
 @pytest.mark.parametrize(
     ("version", "is_used"), [("2.50.3", False), ("2.51.0", True), ("2.108", True), ("none", False)]
 )
