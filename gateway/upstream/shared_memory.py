@@ -31,7 +31,7 @@ from typing import Any, Final
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.hooks import SharedMemoryNow
-from gateway.status import Code
+from gateway.status import Code, is_tritons_own
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  (where Linux keeps shared memory; shm_overview(7))
 _AGAIN_SECONDS: Final = 60.0  # until a region is tried again that could not be had, unless a connection has ended
+_PAUSE_SECONDS: Final = 1.0  # between two regions, which are work to make and whose end a model's error can bring
 _REST_SECONDS: Final = 10.0  # until the next one, after Triton has lost one while its connections lived on
 _PATIENCE: Final = Asker(timeout=1.5)
 _CLOSING: Final = Asker(timeout=0.5)
@@ -74,7 +75,7 @@ class Counts:
 class Placed:
     """The tensors of one request in a slot."""
 
-    __slots__ = ("_front", "_is_dropped", "_memory", "_placing", "_region", "_slot")
+    __slots__ = ("_front", "_is_dropped", "_memory", "_names", "_placing", "_region", "_slot")
 
     def __init__(self, memory: SharedMemory, region: Region, slot: Slot, front: Front) -> None:
         self._memory = memory
@@ -82,6 +83,7 @@ class Placed:
         self._slot = slot
         self._front = front
         self._is_dropped = False
+        self._names = "", "", ""
         self._placing = Placing(region.memory[slot.begin : slot.begin + slot.size])
 
     @property
@@ -109,6 +111,7 @@ class Placed:
         names: of model and version, and the id.
         """
         placing, memory = self._placing, self._memory
+        self._names = names
         if not memory.is_usable(self._region):
             memory.count("no_region")
             return None
@@ -128,6 +131,11 @@ class Placed:
     def released(self, is_answered: bool) -> None:
         """As `Slot.released`."""
         self._slot.released(is_answered)
+
+    def is_own(self, code: Code, text: str, is_core: bool) -> bool:
+        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`."""
+        model, version, id = self._names
+        return is_tritons_own(code, text, is_core, model=model, version=version, id=id)
 
     def is_unknown(self, text: str) -> bool:
         """Does an error say that Triton does not know the region, or not as it is? Then it has not begun with the call.
@@ -269,7 +277,7 @@ class SharedMemory:
                 self._count_registration("refused")
             self._refused(error, losses)
             return
-        self._offered, self._tried_after, self._again_at = None, -1, 0.0
+        self._offered, self._tried_after, self._again_at = None, -1, self._clock() + _PAUSE_SECONDS
         region.losses = losses
         region.slots.on_stuck = self._retire
         self._region = region

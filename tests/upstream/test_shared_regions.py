@@ -72,6 +72,7 @@ class Rig:
     async def look(self) -> list[str]:
         """What is asked in one look."""
         self.triton.asked.clear()
+        self.now += 1.0
         await self.memory.look()
         return list(self.triton.asked)
 
