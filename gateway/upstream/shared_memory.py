@@ -62,6 +62,25 @@ class SharedMemorySettings:
     least: int  # bytes of a request that is worth it
     folder: Path = FOLDER
     anywhere: bool = False  # is it tried with endpoints whose address does not say that they are on this host?
+    most: int = 1 << 62  # bytes of all regions of the upstream, of which a name may stand for any number of endpoints
+
+
+class Room:
+    """How much memory the endpoints of one upstream have for regions, and how much of it is taken. Bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    def take(self, size: int) -> bool:
+        """False: there is not so much left."""
+        if self.taken + size > self.most:
+            return False
+        self.taken += size
+        return True
+
+    def give(self, size: int) -> None:
+        self.taken -= size
 
 
 @dataclass(slots=True)
@@ -166,13 +185,19 @@ class SharedMemory:
     """What one endpoint shares with this worker."""
 
     def __init__(
-        self, endpoint: Endpoint, settings: SharedMemorySettings, clock: Callable[[], float] = time.monotonic
+        self,
+        endpoint: Endpoint,
+        settings: SharedMemorySettings,
+        room: Room | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """room: of the endpoint's upstream; its own if that is all of it."""
         self.least = settings.least
         self.counts = Counts()
         self.state = "not tried yet"
         self._endpoint = endpoint
         self._settings = settings
+        self._room = room or Room(settings.most)
         self._clock = clock
         self._offered: Region | None = None  # while Triton is asked to register it
         self._region: Region | None = None
@@ -265,6 +290,9 @@ class SharedMemory:
         losses = endpoint.connection.losses
         try:
             await self._check_version()
+            if not self._room.take(settings.size):  # others have it: it may be free at the next look
+                self.state = f"all memory of the upstream is in use ({self._room.most >> 20} MiB)"
+                return
             region = await self._made()
             request = pb.SystemSharedMemoryRegisterRequest(
                 name=region.name, key=f"/{region.name}", byte_size=settings.size
@@ -296,6 +324,7 @@ class SharedMemory:
             region = await asyncio.shield(making)  # or `close` would not get to know it
         except OSError:
             self._making = None
+            self._room.give(self._settings.size)
             raise
         self._making, self._offered = None, region
         return region
@@ -313,6 +342,7 @@ class SharedMemory:
         for region in list(self._leaving):
             if await asyncio.get_running_loop().run_in_executor(None, region.close):
                 self._leaving.remove(region)
+                self._room.give(self._settings.size)
 
     async def _check_version(self) -> None:
         """:raises CallFailed: if the server is none that was seen to keep a region that is in use."""
@@ -403,6 +433,8 @@ class SharedMemory:
             await asyncio.wait((self._making,))
             if self._making.exception() is None:
                 self._leaving.append(self._making.result())
+            else:
+                self._room.give(self._settings.size)
         for region in (self._offered, self._region, self._retired):
             if region is not None and not await self._unregister(region, _CLOSING):
                 self._let_go(region, "left")
