@@ -387,14 +387,18 @@ def _unshared(config: Config, limit: int) -> int:
 
 def shared_of(config: Config) -> int:
     """Bytes of memory that all workers share with endpoints, which count as the gateway's."""
-    total = 0
-    for upstream in config.upstreams.values():
-        shared = upstream.shared_memory
-        if isinstance(shared, ConfigSharedMemory):
-            total += shared.bytes * len(upstream.endpoints)
-        elif shared == "auto":
-            total += ConfigSharedMemory().bytes * sum(map(is_this_host, upstream.endpoints))
-    return total
+    return sum(map(_shared_of, config.upstreams.values()))
+
+
+def _shared_of(upstream: Upstream) -> int:
+    """The same of one upstream. A name, for any number of endpoints, counts as one: what there is for it is for all."""
+    shared = upstream.shared_memory
+    if isinstance(shared, ConfigSharedMemory):
+        return shared.bytes * len(upstream.endpoints)
+    if shared == "off":
+        return 0
+    here = [each for each in upstream.endpoints if each.startswith(DISCOVERED) or is_this_host(each)]
+    return ConfigSharedMemory().bytes * len(here)
 
 
 def collected_of(config: Config, limit: Callable[[], int]) -> int:
@@ -458,7 +462,8 @@ def _memory(upstream: Upstream, workers: int) -> SharedMemorySettings | None:
     if shared == "off":
         return None
     own = shared if isinstance(shared, ConfigSharedMemory) else ConfigSharedMemory()
-    return SharedMemorySettings(own.bytes // workers, LEAST_PLACED, Path(own.path), anywhere=own is shared)
+    most = _shared_of(upstream) // workers
+    return SharedMemorySettings(own.bytes // workers, LEAST_PLACED, Path(own.path), anywhere=own is shared, most=most)
 
 
 def _hosts(upstream: Upstream, found: Callable[[Name], Sequence[str]]) -> dict[str, str | None]:

@@ -194,6 +194,31 @@ def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:
     return Meaning.UNCLEAR
 
 
+_BY_APPLICATIONS: Final = frozenset(
+    {
+        *(Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.ABORTED),
+        *(Code.OUT_OF_RANGE, Code.DATA_LOSS),
+    }
+)
+"""Codes that neither gRPC's libraries nor proxies make. source: grpc `doc/statuscodes.md`, and
+`doc/http-grpc-status-mapping.md` for what comes of HTTP statuses."""
+
+_BY_TRITON_OR_PROXY: Final = (Code.INTERNAL, Code.UNIMPLEMENTED)
+
+
+def is_tritons_own(code: Code, text: str, is_core: bool, *, model: str = "", version: str = "", id: str = "") -> bool:
+    """Is a status provably Triton's own word about a call, and no proxy's before it, behind whom Triton goes on?
+
+    is_core: is the peer made with gRPC's C core, as Triton is and hardly a proxy? Then errors of models count, too,
+    but not what such a peer says if it is a proxy and has lost its server.
+    """
+    if code is OK or code in _BY_APPLICATIONS:
+        return True
+    if code is Code.UNAVAILABLE:
+        return _unavailable(text, model, version, id) is not Meaning.UNCLEAR
+    return is_core and code in _BY_TRITON_OR_PROXY
+
+
 def is_queue_full(verdict: Verdict, text: str) -> bool:
     """Does a Triton say that its model's queue is full?
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.assemble import collected_of, memory_of, upstreams_of
+from gateway.assemble import collected_of, memory_of, shared_of, upstreams_of
 from gateway.config import Config
 from gateway.upstream.channel import MOST_WITH_TWO, ChannelConnection
 
@@ -52,6 +52,18 @@ def test_memory_that_is_shared_with_servers_is_nobody_elses(shared: object, mib:
     for budget in (collected_of, memory_of):
         assert budget(config, lambda: 1 << 30) == budget(plain, lambda: (1 << 30) - (mib << 20))
         assert budget(config, lambda: 32 << 20) >= budget(plain, lambda: 16 << 20)
+
+
+@pytest.mark.parametrize("shared", ["auto", {}], ids=["auto", "all"])
+def test_a_name_has_memory_for_one_endpoint_however_many_it_stands_for(shared: object) -> None:
+    upstream = {"endpoints": ["dns:///localhost:8001", "127.0.0.1:8002"], "shared_memory": shared}
+    content = {"upstreams": {"u": upstream}, "direct": {"models": "all"}, "workers": 2}
+    config = Config.model_validate(content)
+    assert shared_of(config) == 64 << 20
+    found = upstreams_of(config, lambda name: [f"127.0.0.{number}:8001" for number in range(1, 9)])["u"]
+    assert len(found.endpoints) == 9
+    assert found.memory is not None
+    assert (found.memory.size, found.memory.most) == (16 << 20, 32 << 20)
 
 
 @pytest.mark.parametrize(("endpoints", "connections"), [(1, 2), (MOST_WITH_TWO, 2), (MOST_WITH_TWO + 1, 1)])

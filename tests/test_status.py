@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gateway.status import Code, Meaning, Origin, is_server_fault, judge, judge_in_band
+from gateway.status import Code, Meaning, Origin, is_server_fault, is_tritons_own, judge, judge_in_band
 
 # The texts are Triton's own, as probed against 2.51, of a request with the id 1 for version 9 of the model x.
 ASKED = {"model": "x", "version": "9", "id": "1"}
@@ -172,3 +172,25 @@ def test_what_may_have_been_executed_is_not_repeated_and_what_is_gone_is_left_al
 
 def test_codes_have_grpcs_names_and_numbers() -> None:
     assert {code.name: code.value for code in Code} == {code.name: code.value[0] for code in grpc.StatusCode}
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "by_core", "by_others"),
+    [
+        (Code.OK, "", True, True),
+        (Code.INVALID_ARGUMENT, "wrong shape", True, True),
+        (Code.INTERNAL, "the model failed", True, False),
+        (Code.UNIMPLEMENTED, "not supported", True, False),
+        (Code.UNKNOWN, "", False, False),
+        (Code.CANCELLED, "", False, False),
+        (Code.DEADLINE_EXCEEDED, "", False, False),
+        (Code.RESOURCE_EXHAUSTED, "", False, False),
+        (Code.PERMISSION_DENIED, "RBAC: access denied", False, False),
+        (Code.UNAVAILABLE, "Socket closed", False, False),
+        (Code.UNAVAILABLE, "[request id: 7] Exceeds maximum queue size", True, True),
+        (Code.UNAVAILABLE, "Request for unknown model: 'm' has no available versions", True, True),
+    ],
+)
+def test_what_only_triton_can_have_said(code: Code, text: str, by_core: bool, by_others: bool) -> None:
+    assert is_tritons_own(code, text, True, model="m", id="7") is by_core
+    assert is_tritons_own(code, text, False, model="m", id="7") is by_others

@@ -61,8 +61,9 @@ class SharedMemory(Section):
 
     bytes: Annotated[int, Size(1 * MIB, 64 * GIB)] = Field(
         default=32 * MIB,
-        description="How much for each endpoint, over all workers. All of it is taken at the registration, and counts "
-        "as the gateway's in the limit of a container. A request that finds no room in it is sent as bytes.",
+        description="How much for each endpoint, over all workers; for all that are behind a `dns:///` name "
+        "together. All of it is taken at the registration, and counts as the gateway's in the limit of a container. A "
+        "request that finds no room in it is sent as bytes.",
     )
     path: str = Field(
         default="/dev/shm",  # noqa: S108  (where Linux keeps shared memory; shm_overview(7))

@@ -356,7 +356,7 @@ class Call:
             forsake(client)
             return False
         client.request = request
-        client.keep_for_server(placed.released)
+        client.keep_for_server(placed.released, placed.is_own)
         if self._large is None:
             self._watch(attempt, client)
         placed.sent()

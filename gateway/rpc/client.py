@@ -13,6 +13,7 @@ from gateway.http2.engine import client_engine
 from gateway.http2.frames import (
     BOTH,
     MAX_CONCURRENT_STREAMS,
+    TRUE_BINARY_METADATA,
     EndedBy,
     EngineError,
     ErrorCode,
@@ -43,9 +44,6 @@ MOST_DROPPED: Final = 16 * MiB  # bytes of one header block, above which a conne
 DISCARD_SECONDS: Final = 0.2  # seconds after which a call that was left to finish is reset
 LOST_BY_PROXY: Final = frozenset((b"502", b"503", b"504"))  # it can't be told whether the server behind it has begun
 UNLIMITED: Final = (1 << 31) - 1  # servers that send no limit, as C-core's, have none (RFC 9113 section 6.5.2)
-
-
-_BY_OTHERS: Final = frozenset({Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED})
 
 
 def _nothing() -> None: ...
@@ -79,6 +77,7 @@ class ClientCall(Stream):
     on_unprocessed: Callable[[ClientCall], bool] | None = None
     """Called before an unprocessed call ends; True takes the call over, and it does not end."""
     on_released: Callable[[bool], None] | None = None  # see `keep_for_server`
+    is_own: Callable[[Code, str, bool], bool] | None = None  # likewise
     retried = False
     patient = False  # waits for a connection without end
     _half_closed = False
@@ -193,7 +192,7 @@ class ClientCall(Stream):
         if not self.id and self.on_released is not None:
             self.release_memory(True)
 
-    def keep_for_server(self, released: Callable[[bool], None]) -> None:
+    def keep_for_server(self, released: Callable[[bool], None], is_own: Callable[[Code, str, bool], bool]) -> None:
         """Its server may read memory of ours. To be called before it is started.
 
         It runs out unheard when it is given up, and its server is not told of its deadline: a reset and a timeout end
@@ -201,26 +200,35 @@ class ClientCall(Stream):
 
         released: called once, with True when the server is done with it, that is, has answered or never got it; with
         False when nobody can tell: the connection broke, or somebody else ended the stream.
+        is_own: is a status the server's own word, and not a proxy's? Asked with its text, and whether the peer is made
+        with gRPC's C core.
         """
         self.on_released = released
+        self.is_own = is_own
         self.runs_out = True
 
     def release_memory(self, is_answered: bool) -> None:
         """Say that the server reads no memory of ours any more, or that nobody can tell."""
         callback, self.on_released = self.on_released, None
+        self.is_own = None
         if callback is not None:
             callback(is_answered)
 
     @property
     def is_answered(self) -> bool:
-        """Has the server itself ended the stream that has closed, or never begun with it?
-
-        Not by a status that proxies and libraries make of time that has passed: then the server may still be at it.
-        """
+        """Has the server itself ended the stream that has closed, or never begun with it?"""
         if self.unprocessed:
             return True
-        statuses = [value for name, value in self.trailing if name == b"grpc-status"]
-        return self.ended_by is BOTH and bool(statuses) and from_field(statuses[-1]) not in _BY_OTHERS
+        if self.ended_by is not BOTH or self.is_own is None:
+            return False
+        code: Code | None = None
+        text = ""
+        for name, value in self.trailing:
+            if name == b"grpc-status":
+                code = from_field(value)
+            elif name == b"grpc-message":
+                text = decode_message(value)
+        return code is not None and self.is_own(code, text, cast("ClientConnection", self.connection).is_core)
 
     def _forget(self) -> None:
         self.on_head = self.on_front = self.on_started = self.on_unprocessed = None
@@ -290,6 +298,7 @@ class ClientConnection(Connection[ClientCall]):
         self.most_discarded = most_discarded
         self.discarded = 0  # calls that have ended while the server still works for them
         self.answered = False  # has the server ever sent a status?
+        self.is_core = False  # is the peer made with gRPC's C core, as its settings tell?
         self.pinged_too_often = False  # the server has sent GOAWAY "too_many_pings"
         self.on_room: Callable[[], None] = _nothing  # a call has ended, or the server allows more calls
         self.on_leave: Callable[[], None] = _nothing  # the server takes no more calls on this connection
@@ -501,6 +510,8 @@ class ClientConnection(Connection[ClientCall]):
             stream.cancel(Code.UNAVAILABLE, text, Origin.CONNECTION)
 
     def _settings(self, event: SettingsReceived) -> None:
+        if event.settings.get(TRUE_BINARY_METADATA):
+            self.is_core = True
         limit = event.settings.get(MAX_CONCURRENT_STREAMS, None if self.greeted else UNLIMITED)
         if limit is not None:
             self._server_streams = limit

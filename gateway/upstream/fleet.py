@@ -16,7 +16,7 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import Endpoint, ModelKey
 from gateway.upstream.health import Prober, ProbeSettings
 from gateway.upstream.pool import Pool, SubsetPool
-from gateway.upstream.shared_memory import SharedMemory, SharedMemorySettings
+from gateway.upstream.shared_memory import Room, SharedMemory, SharedMemorySettings
 from gateway.upstream.subset import subset_of
 
 _log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Fleet:
         self._outside: set[tuple[str, str]] = set()  # members that are not in the subset of their upstream
         self._releasing: asyncio.Task[None] | None = None
         self._members: dict[tuple[str, str], _Member] = {}
+        self._rooms: dict[str, Room] = {}  # for memory that is shared, by upstream, also with endpoints that have gone
         self._retiring: dict[asyncio.Task[None], _Member] = {}
 
     async def __aenter__(self) -> Fleet:
@@ -100,6 +101,9 @@ class Fleet:
         new = {key: Endpoint(*key, wanted[key].dial(key[1])) for key in wanted if key not in kept}
         for key, member in kept.items():
             member.prober.follow(listed[key].models, listed[key].probe)
+        for name, settings in upstreams.items():
+            if settings.memory is not None:
+                self._rooms.setdefault(name, Room(0)).most = settings.memory.most
         gone = {key: member for key, member in self._members.items() if key not in kept}
         self._members = {**kept, **{key: self._begin(new[key], wanted[key]) for key in new}}
         self._outside = self._members.keys() - wanted.keys()
@@ -175,7 +179,7 @@ class Fleet:
     def _begin(self, endpoint: Endpoint, settings: UpstreamSettings) -> _Member:
         endpoint.connection.tell_faults(endpoint.suspect)
         if settings.memory is not None:
-            endpoint.memory = SharedMemory(endpoint, settings.memory)
+            endpoint.memory = SharedMemory(endpoint, settings.memory, self._rooms[endpoint.upstream])
         prober = Prober(endpoint, settings.models, settings.probe, self._changed)
         return _Member(endpoint, prober, asyncio.ensure_future(prober.run()), settings.identity)
 

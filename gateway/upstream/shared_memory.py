@@ -32,7 +32,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.hooks import SharedMemoryNow
 from gateway.rpc.stream import Place
-from gateway.status import Code
+from gateway.status import Code, is_tritons_own
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  (where Linux keeps shared memory; shm_overview(7))
 _AGAIN_SECONDS: Final = 60.0  # until a region is tried again that could not be had, unless a connection has ended
+_PAUSE_SECONDS: Final = 1.0  # between two regions, which are work to make and whose end a model's error can bring
 _REST_SECONDS: Final = 10.0  # until the next one, after Triton has lost one while its connections lived on
 _PATIENCE: Final = Asker(timeout=1.5)
 _CLOSING: Final = Asker(timeout=0.5)
@@ -65,6 +66,25 @@ class SharedMemorySettings:
     least: int  # bytes of a request that is worth it
     folder: Path = FOLDER
     anywhere: bool = False  # is it tried with endpoints whose address does not say that they are on this host?
+    most: int = 1 << 62  # bytes of all regions of the upstream, of which a name may stand for any number of endpoints
+
+
+class Room:
+    """How much memory the endpoints of one upstream have for regions, and how much of it is taken. Bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    def take(self, size: int) -> bool:
+        """False: there is not so much left."""
+        if self.taken + size > self.most:
+            return False
+        self.taken += size
+        return True
+
+    def give(self, size: int) -> None:
+        self.taken -= size
 
 
 @dataclass(slots=True)
@@ -84,6 +104,7 @@ class Placed(Place):
         self._slot = slot
         self._front = front
         self._is_dropped = False
+        self._names = "", "", ""
         self._placing = Placing(region.memory[slot.begin : slot.begin + slot.size])
 
     @property
@@ -140,6 +161,7 @@ class Placed(Place):
         names: of model and version, and the id.
         """
         placing, memory = self._placing, self._memory
+        self._names = names
         if not memory.is_usable(self._region):
             memory.count("no_region")
             return None
@@ -159,6 +181,11 @@ class Placed(Place):
     def released(self, is_answered: bool) -> None:
         """As `Slot.released`."""
         self._slot.released(is_answered)
+
+    def is_own(self, code: Code, text: str, is_core: bool) -> bool:
+        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`."""
+        model, version, id = self._names
+        return is_tritons_own(code, text, is_core, model=model, version=version, id=id)
 
     def is_unknown(self, text: str) -> bool:
         """Does an error say that Triton does not know the region, or not as it is? Then it has not begun with the call.
@@ -208,13 +235,19 @@ class SharedMemory:
     """What one endpoint shares with this worker."""
 
     def __init__(
-        self, endpoint: Endpoint, settings: SharedMemorySettings, clock: Callable[[], float] = time.monotonic
+        self,
+        endpoint: Endpoint,
+        settings: SharedMemorySettings,
+        room: Room | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """room: of the endpoint's upstream; its own if that is all of it."""
         self.least = settings.least
         self.counts = Counts()
         self.state = "not tried yet"
         self._endpoint = endpoint
         self._settings = settings
+        self._room = room or Room(settings.most)
         self._clock = clock
         self._offered: Region | None = None  # while Triton is asked to register it
         self._region: Region | None = None
@@ -352,6 +385,9 @@ class SharedMemory:
         losses = endpoint.connection.losses
         try:
             await self._check_version()
+            if not self._room.take(settings.size):  # others have it: it may be free at the next look
+                self.state = f"all memory of the upstream is in use ({self._room.most >> 20} MiB)"
+                return
             region = await self._made()
             request = pb.SystemSharedMemoryRegisterRequest(
                 name=region.name, key=f"/{region.name}", byte_size=settings.size
@@ -364,7 +400,7 @@ class SharedMemory:
                 self._count_registration("refused")
             self._refused(error, losses)
             return
-        self._offered, self._tried_after = None, -1
+        self._offered, self._tried_after, self._again_at = None, -1, self._clock() + _PAUSE_SECONDS
         region.losses = losses
         region.slots.on_stuck = self._retire
         self._region = region
@@ -383,6 +419,7 @@ class SharedMemory:
             region = await asyncio.shield(making)  # or `close` would not get to know it
         except OSError:
             self._making = None
+            self._room.give(self._settings.size)
             raise
         self._making, self._offered = None, region
         return region
@@ -400,6 +437,7 @@ class SharedMemory:
         for region in list(self._leaving):
             if await asyncio.get_running_loop().run_in_executor(None, region.close):
                 self._leaving.remove(region)
+                self._room.give(self._settings.size)
 
     async def _check_version(self) -> None:
         """:raises CallFailed: if the server is none that was seen to keep a region that is in use."""
@@ -490,6 +528,8 @@ class SharedMemory:
             await asyncio.wait((self._making,))
             if self._making.exception() is None:
                 self._leaving.append(self._making.result())
+            else:
+                self._room.give(self._settings.size)
         for region in (self._offered, self._region, self._retired):
             if region is not None and not await self._unregister(region, _CLOSING):
                 self._let_go(region, "left")

@@ -181,7 +181,7 @@ class Placing:
     def maybe_room(self, most: int) -> memoryview | None:
         """Where the next bytes belong, at most so many; None if a tensor has to begin first. To be `filled`."""
         size = min(self._left, most)
-        return self._memory[self._at : self._at + size] if size else None
+        return self.memory[self._at : self._at + size] if size else None
 
     def filled(self, size: int) -> None:
         """The next bytes of the message are in the memory that `maybe_room` has answered."""
@@ -205,7 +205,7 @@ class Placing:
 
     def release(self) -> None:
         """The memory is not touched any more."""
-        self._memory.release()
+        self.memory.release()
 
     def raw(self) -> bytes:
         """What came of the message, from its first raw tensor on."""

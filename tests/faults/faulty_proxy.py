@@ -20,10 +20,12 @@ class FaultyProxy:
         self.corrupt = False  # a bit of each piece is another
         self.cut_after: int | None = None  # bytes, counted from when this is set, over all connections
         self.swallow = False  # connections stay open and carry nothing; new ones are accepted and carry nothing either
+        self.hold_after: int | None = None  # bytes of what goes there, over all connections; the rest waits
         self.connections = 0
 
     def heal(self) -> None:
         self.delay, self.piece, self.corrupt, self.cut_after, self.swallow = 0.0, 65_536, False, None, False
+        self.hold_after = None
 
     def cut(self) -> None:
         """Reset every connection there is."""
@@ -37,6 +39,10 @@ class FaultyProxy:
                     await asyncio.sleep(self.delay)
                 while self.swallow:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
+                while not faulty and self.hold_after is not None and self.hold_after <= 0:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+                if not faulty and self.hold_after is not None:
+                    self.hold_after -= len(data)
                 if faulty and self.corrupt:
                     data = data[:-1] + bytes([data[-1] ^ 0x20])
                 if faulty and self.cut_after is not None:

@@ -5,7 +5,8 @@ MILLISECONDS. It appends each id to BOOK as it executes it, before it answers, s
 SIGKILL too.
 
 Only then it reads the tensor, which is the id again and again (`tensor_of`), from the message or from memory that it
-shares; if that is another one by then, BOOK gets an id that nobody has. Like Triton's, memory that is in use stays.
+shares; if that is another one by then, BOOK gets an id that nobody has. As with Triton, a call that is
+cancelled is computed to its end, and memory that is in use stays.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         self._seconds = seconds
         self._regions: dict[str, mmap.mmap] = {}
         self._in_use: Counter[str] = Counter()
+        self._working: set[asyncio.Task[Any]] = set()
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
         return pb.ServerLiveResponse(live=True)
@@ -76,12 +78,20 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
         if name and name not in self._regions:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Unable to find shared memory region: '{name}'")
         os.write(self._book, f"{asked.id}\n".encode())
-        region = self._regions.get(name)
+        working = asyncio.ensure_future(self._compute(asked, name))
+        self._working.add(working)
+        working.add_done_callback(self._working.discard)
+        await asyncio.shield(working)
+        answer = pb.ModelInferResponse(model_name=asked.model_name, model_version="1", id=asked.id)
+        answer.outputs.add(name="OUT", datatype="UINT8", shape=[32])
+        answer.raw_output_contents.append(answer_to(asked.id))
+        return answer
+
+    async def _compute(self, asked: Any, name: str) -> None:
+        region, where = self._regions.get(name), asked.inputs[0].parameters
         self._in_use[name] += 1
-        try:  # a call that is cancelled ends here
-            await asyncio.sleep(self._seconds)
-        finally:
-            self._in_use[name] -= 1
+        await self.work()
+        self._in_use[name] -= 1
         if region is None:
             (tensor,) = asked.raw_input_contents
         else:
@@ -89,10 +99,10 @@ class ScriptedTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ig
             tensor = region[begin : begin + where["shared_memory_byte_size"].int64_param]
         if tensor != tensor_of(asked.id, asked.inputs[0].shape[0]):
             os.write(self._book, f"another-than-{asked.id}\n".encode())
-        answer = pb.ModelInferResponse(model_name=asked.model_name, model_version="1", id=asked.id)
-        answer.outputs.add(name="OUT", datatype="UINT8", shape=[32])
-        answer.raw_output_contents.append(answer_to(asked.id))
-        return answer
+
+    async def work(self) -> None:
+        """What a model does."""
+        await asyncio.sleep(self._seconds)
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         return await self._execute(request, context)

@@ -436,6 +436,42 @@ async def test_a_connection_that_breaks_has_the_memory_wait_for_triton(
         assert memory.now().registrations == {"registered": 2, "retired": 1, "unregistered": 1}
 
 
+@pytest.mark.parametrize(
+    ("code", "text", "is_retired"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "upstream connect error or disconnect/reset before headers", True),
+        (grpc.StatusCode.UNKNOWN, "Unexpected <class 'OSError'>", True),
+        (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size", False),
+        (grpc.StatusCode.INTERNAL, "the model failed", False),
+    ],
+)
+async def test_only_tritons_own_word_frees_a_place(
+    tmp_path: Path, code: grpc.StatusCode, text: str, is_retired: bool
+) -> None:
+    """A proxy's does not: behind it Triton may read on. What a caller can have a model say costs nobody the memory."""
+
+    async def fail(body: bytes, context: Any) -> bytes:
+        await context.abort(code, text)
+        raise AssertionError
+
+    def said(answer: Any) -> Any:
+        async def say(body: bytes, context: Any) -> bytes:
+            return bytes(answer.SerializeToString())
+
+        return say
+
+    others = {"ServerMetadata": said(pb.ServerMetadataResponse(name="triton", version="2.68.0"))}
+    for what in ("Register", "Unregister", "Status"):
+        others[f"SystemSharedMemory{what}"] = said(getattr(pb, f"SystemSharedMemory{what}Response")())
+    async with Script(infer=fail, others=others).serve() as address, gateway_to(tmp_path, address) as gateway:
+        memory = await in_use(gateway)
+        async with channel_to(gateway.listen) as through:
+            assert (await call(through, of_bytes("FP32", 602_112))).code is not grpc.StatusCode.OK
+        assert placed(memory) == 1
+        assert memory.now().registrations.get("retired", 0) == is_retired
+        await wait_until(lambda: memory.now().slots == 0)
+
+
 async def test_callers_neither_see_nor_unregister_it(gateway: Gateway, triton: LocalTriton) -> None:
     memory = memory_of(gateway)
     async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:

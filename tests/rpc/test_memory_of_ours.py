@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.http2.limits import Limits
 from gateway.rpc.client import ClientCall
 from gateway.rpc.connection import INFLATED_AT_ONCE
-from gateway.status import Code
+from gateway.status import Code, is_tritons_own
 
 OK = ("grpc-status", "0")
 
@@ -31,7 +31,7 @@ class Client(ClientUnderTest):
         call = ClientCall(b"/test.Service/Echo", (), self.deadlines, kw.get("deadline"), self.now)
         call.request = b"hello"
         call.on_done = lambda done: self.ends.append(done.code)
-        call.keep_for_server(self.told.append)
+        call.keep_for_server(self.told.append, is_tritons_own)
         self.connection.start(call)
         self.pump()
         return call
@@ -93,9 +93,16 @@ def close(client: Client, call: ClientCall) -> None:
     client.connection.close("the server died")
 
 
-def status(code: int) -> Callable[[Client, ClientCall], None]:
+CORE = b"\0\0\x06\x04\0\0\0\0\0" + b"\xfe\x03\0\0\0\x01"  # a SETTINGS frame, which h2 sends without the higher byte
+
+
+def status(code: int, text: str = "", core: bool = False) -> Callable[[Client, ClientCall], None]:
+    """core: is the peer made with gRPC's C core, as it says?"""
+
     def end(client: Client, call: ClientCall) -> None:
-        client.respond(call, ("grpc-status", str(code)), end=True)
+        if core:
+            client.connection.receive(CORE, client.now)
+        client.respond(call, ("grpc-status", str(code)), ("grpc-message", text), end=True)
 
     return end
 
@@ -115,15 +122,22 @@ def garbage(client: Client, call: ClientCall) -> None:
     [
         (status(0), True),
         (status(3), True),
-        (status(13), True),
-        (status(14), True),  # Triton's queue is full, as it says itself
+        (status(13, core=True), True),
+        (status(13), False),  # a proxy may have made it
+        (status(14, "Exceeds maximum queue size"), True),
+        (status(14, "upstream connect error or disconnect/reset before headers"), False),
+        (status(14, "failed to connect to all addresses", core=True), False),  # a proxy that is made with it, too
+        (status(2, core=True), False),
         (status(4), False),  # its gRPC library, or a proxy, made this of time that had passed
         (status(1), False),
         (reset, False),
         (page, False),
         (close, False),
     ],
-    ids=["ok", "refused", "failed", "full", "late", "cancelled", "reset", "a proxy's page", "closed"],
+    ids=[
+        *("ok", "refused", "failed", "failed, says somebody", "full", "unavailable", "unavailable, says gRPC"),
+        *("unknown", "late", "cancelled", "reset", "a proxy's page", "closed"),
+    ],
 )
 def test_only_the_servers_own_word_frees_it(
     end: Callable[[Client, ClientCall], None], is_known: bool, is_given_up: bool
@@ -200,7 +214,7 @@ def test_an_answer_that_is_too_large_frees_it() -> None:
 def test_a_call_that_was_never_sent_frees_it_at_once() -> None:
     client = Client()
     call = ClientCall(b"/test.Service/Echo", (), client.deadlines, None, client.now)
-    call.keep_for_server(client.told.append)
+    call.keep_for_server(client.told.append, is_tritons_own)
     call.cancel()
     assert client.told == [True]
 

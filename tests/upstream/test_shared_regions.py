@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.status import Code, Origin
 from gateway.upstream.connection import Answer, CallFailed
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.shared_memory import Placed, SharedMemory, SharedMemorySettings, is_this_host
+from gateway.upstream.shared_memory import Placed, Room, SharedMemory, SharedMemorySettings, is_this_host
 from gateway.v2.shared_memory import RESERVED
 
 MIB = 1 << 20
@@ -60,18 +60,21 @@ class Triton:
 
 
 class Rig:
-    def __init__(self, folder: Path, address: str = "127.0.0.1:8001", **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, address: str = "127.0.0.1:8001", room: Room | None = None, **settings: Any
+    ) -> None:
         self.triton = Triton()
         self.folder = folder
         self.now = 1000.0
         self.endpoint = Endpoint("main", address, self.triton)  # type: ignore[arg-type]
         self.memory = SharedMemory(
-            self.endpoint, SharedMemorySettings(MIB, 1, folder, **settings), clock=lambda: self.now
+            self.endpoint, SharedMemorySettings(MIB, 1, folder, **settings), room, clock=lambda: self.now
         )
 
     async def look(self) -> list[str]:
         """What is asked in one look."""
         self.triton.asked.clear()
+        self.now += 1.0
         await self.memory.look()
         return list(self.triton.asked)
 
@@ -213,6 +216,18 @@ async def test_a_refusal_is_said_once_and_tried_again_later(
     assert rig.memory.now().registrations == {"refused": 3}
 
 
+async def test_a_refusal_before_a_success_puts_off_nothing_after_it(rig: Rig) -> None:
+    """As when a Triton dies while it is asked."""
+    rig.triton.failures["SystemSharedMemoryRegister"] = CallFailed(Code.UNAVAILABLE, "gone", origin=Origin.LOST)
+    await rig.look()
+    del rig.triton.failures["SystemSharedMemoryRegister"]
+    rig.triton.losses += 1
+    assert await rig.look() == ["ServerMetadata", "Register", "Status"]
+    rig.triton.losses += 1
+    rig.triton.regions.clear()
+    assert await rig.look() == ["Status", "ServerMetadata", "Register", "Status"]
+
+
 @pytest.mark.parametrize(
     ("version", "is_used"), [("2.50.3", False), ("2.51.0", True), ("2.108", True), ("none", False)]
 )
@@ -226,6 +241,22 @@ async def test_memory_that_can_t_be_had_is_no_error(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "none")
     assert await rig.look() == ["ServerMetadata"]
     assert "can't be had" in rig.memory.now().state
+
+
+async def test_endpoints_of_one_name_have_no_more_memory_than_the_config_says(tmp_path: Path) -> None:
+    """How many there are behind a name is known to nobody before."""
+    room = Room(2 * MIB)
+    rigs = [Rig(tmp_path, room=room) for _ in range(3)]
+    for rig in rigs:
+        await rig.look()
+    assert [rig.memory.now().size for rig in rigs] == [MIB, MIB, 0]
+    assert rigs[2].memory.state == "all memory of the upstream is in use (2 MiB)"
+    await rigs[0].memory.close()
+    await rigs[2].look()
+    assert [rig.memory.now().size for rig in rigs] == [0, MIB, MIB]
+    for failing in (rigs[1], rigs[2]):
+        await failing.memory.close()
+    assert room.taken == 0
 
 
 async def test_there_is_no_other_region_while_a_call_has_a_part_of_the_last_one(rig: Rig) -> None:

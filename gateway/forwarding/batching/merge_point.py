@@ -263,7 +263,7 @@ class MergePoint:
         if client.request is None:
             placed.drop()
             return None
-        client.keep_for_server(placed.released)
+        client.keep_for_server(placed.released, placed.is_own)
         placed.sent()
         placed.drop()  # the members keep their own, and the server this one
         return placed
