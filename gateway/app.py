@@ -291,6 +291,7 @@ class Gateway:
                 self._quotas_now,
                 self._usage.counts.now if self._usage is not None else tuple,
                 self._fleet.shared_memory,
+                self._forgotten,
             )
         )
         connections = Connections(self._telemetry.connection_refused)
@@ -313,6 +314,11 @@ class Gateway:
 
         commands = RolloutCommands.of(self._takeover.config)
         return await asyncio.to_thread(ordered, commands, name, action, by)
+
+    def _forgotten(self) -> list[str]:
+        """The found models whose place was needed since it was asked last, but for those that the config names now."""
+        taken = [self._found.forgotten.popleft() for _ in range(len(self._found.forgotten))]
+        return [name for name in taken if not self._topology.now.is_known(name)]
 
     def _quotas_now(self) -> QuotasNow:
         """For the metrics. It may be called from any thread."""

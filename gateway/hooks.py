@@ -496,6 +496,8 @@ class Watched:
     quotas: Callable[[], QuotasNow] = QuotasNow
     usage: Callable[[], Sequence[UsageNow]] = tuple
     shared_memory: Callable[[], Sequence[SharedMemoryNow]] = tuple
+    forgotten: Callable[[], Sequence[str]] = tuple
+    """Models whose series end, since the last reading."""
 
 
 class CallObserver(Protocol):

@@ -197,7 +197,7 @@ class Inference:
         self.exposures = Exposures(clock)
         self.rolled = Rolled()
         self.shadows.on_compared = self.exposures.compared
-        self.found = FoundModels()
+        self.found = FoundModels(clock=clock)
         self._decided_for = current.now
         self._decisions: dict[tuple[CallerMetadata, int], Decision] = {}
 

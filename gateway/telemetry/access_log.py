@@ -39,6 +39,7 @@ class AccessLogSettings:
 
     share: float = 1.0  # part of the other calls, in [0, 1]
     slow_seconds: float = 1.0  # a call that took longer is slow
+    worker: str = "0"  # whose calls they are
 
 
 class _PerSecond:
@@ -101,7 +102,7 @@ class AccessLog(NoListener):
         if end.callers_fault and end.code is Code.RESOURCE_EXHAUSTED and not self._refusals.take():
             self._lines.leave_out()
         elif self._lines.may_write():  # before the line is made, which takes as long as refusing a call
-            self._lines.write(json.dumps(_fields(call, because, self._now())) + "\n")
+            self._lines.write(json.dumps(_fields(call, because, self._now(), self._settings.worker)) + "\n")
 
     def _reason(self, call: CallHistory) -> str:
         """Why the call is logged; "" if it is not."""
@@ -116,7 +117,7 @@ class AccessLog(NoListener):
         return "share" if share >= 1.0 or (share > 0.0 and self._draw() < share) else ""
 
 
-def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | int | float]:
+def _fields(call: CallHistory, because: str, now: datetime, worker: str) -> dict[str, str | int | float]:
     """The fields of the line, in order. JSON escapes line breaks and control characters, so the line stays one line."""
     start, end, served = call.start, call.end, call.end.served
     attempt = call.attempts[-1] if call.attempts else None
@@ -140,6 +141,7 @@ def _fields(call: CallHistory, because: str, now: datetime) -> dict[str, str | i
         "trace_id": trace_id_of(start.facts.metadata.get("traceparent", "")),
         "peer": start.peer,
         "caller": start.facts.metadata.get(CALLER, ""),
+        "worker": worker,
     }
 
 
@@ -159,8 +161,12 @@ class Stream(Protocol):
     def flush(self) -> object: ...
 
 
-def _json_gap(dropped: int) -> str:
-    return json.dumps({"logged": "gap", "dropped": dropped}) + "\n"
+def gap_of(worker: str) -> Callable[[int], str]:
+    """Makes the line that says how many lines of a worker were dropped."""
+    return lambda dropped: json.dumps({"logged": "gap", "dropped": dropped, "worker": worker}) + "\n"
+
+
+_GAP: Final = gap_of("0")
 
 
 class LineWriter:
@@ -174,7 +180,7 @@ class LineWriter:
         clock: Callable[[], float] = time.monotonic,
         *,
         what: str = "access log",
-        gap: Callable[[int], str] = _json_gap,
+        gap: Callable[[int], str] = _GAP,
     ) -> None:
         """what:       names the lines in messages about them.
         gap:        makes the line that says how many were dropped.

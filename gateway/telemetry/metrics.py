@@ -20,6 +20,7 @@ from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, exposition
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.process_collector import ProcessCollector
 
 from gateway.access.principal import REFUSALS
@@ -157,6 +158,8 @@ class Metrics:
                 if series.has_moved:
                     series.flush()
             if self._watched is not None:
+                for model in self._watched.forgotten():
+                    self._forget_model(model)
                 self._tell_now(self._watched)
                 self._tell_shadows(self._watched.shadows())
                 for answers in self._watched.answers():
@@ -387,6 +390,14 @@ class Metrics:
     def span_dropped(self) -> None:
         self._families.spans_dropped.inc()
 
+    def _forget_model(self, model: str) -> None:
+        """End its series, and give its label to another. Shared files can't: there they stay while the gateway runs."""
+        for key in [key for key in list(self._series) if key[0] == model]:
+            del self._series[key]
+        if not self._shared:
+            self._models.forget(model)
+            self._families.end(model)
+
     def _forget(self, family: Gauge, *labels: str) -> None:
         if self._shared:
             family.labels(*labels).set(math.nan)  # shared files can't remove a series
@@ -397,7 +408,17 @@ class Metrics:
 class _Families:
     """All metrics by name, labels and meaning. docs/metrics.md says more."""
 
+    def end(self, model: str) -> None:
+        """Remove all series of a model. In no file that is shared: the library can't there."""
+        for family in list(self._registry._collector_to_names):
+            if isinstance(family, MetricWrapperBase) and "model" in family._labelnames:
+                at = family._labelnames.index("model")
+                for labels in [labels for labels in list(family._metrics) if labels[at] == model]:
+                    family.remove(*labels)
+
     def __init__(self, registry: CollectorRegistry) -> None:  # noqa: PLR0915  (a table)
+        self._registry = registry
+
         def counter(name: str, help_text: str, *labels: str) -> Counter:
             return Counter(name, help_text, labels, registry=registry)
 
@@ -776,6 +797,9 @@ class _Bounded:
             return OTHER
         self._seen.add(value)
         return value
+
+    def forget(self, value: str) -> None:
+        self._seen.discard(value)
 
     def known(self, value: str) -> str:
         """Passes a value on if it has been before: callers may have invented it."""

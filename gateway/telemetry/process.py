@@ -12,7 +12,7 @@ from typing import TypeVar
 from gateway.config.serving import Telemetry
 from gateway.hooks import Hooks, Listener, Watched
 from gateway.telemetry import call_log
-from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
+from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter, gap_of
 from gateway.telemetry.capture import Captures
 from gateway.telemetry.compose import compose
 from gateway.telemetry.disagreements import Disagreements
@@ -44,9 +44,9 @@ class ProcessTelemetry:
         self._is_alone = shared is None
         self._metrics = Metrics(MetricsSettings(version, shared))
         self._parts = _Parts()
-        worker = shared.worker if shared else "0"
-        self.captures = Captures(worker)
-        self.disagreements = Disagreements(worker)
+        self._worker = shared.worker if shared else "0"
+        self.captures = Captures(self._worker)
+        self.disagreements = Disagreements(self._worker)
         self.traffic: Traffic | None = None  # None: the supervisor has it, for all workers
         self.hooks: Hooks
 
@@ -101,8 +101,9 @@ class ProcessTelemetry:
         log = self._settings.access_log
         if log.destination != "none":
             stream = sys.stdout if log.destination == "stdout" else sys.stderr
-            writer = parts.enter(LineWriter(stream, per_second=log.most_per_second), "lines of the access log")
-            listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow), writer))
+            lines = LineWriter(stream, per_second=log.most_per_second, gap=gap_of(self._worker))
+            writer = parts.enter(lines, "lines of the access log")
+            listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow, self._worker), writer))
         return listeners
 
 

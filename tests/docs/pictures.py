@@ -1,6 +1,7 @@
 """Makes the pictures of the admin page, docs/page.png and docs/shift.gif, by the demo's models and a real Chromium.
 
-Run it after a change of the page, for about two minutes: `PYTHONPATH=tests/integration python tests/docs/pictures.py`.
+Run it after a change of the page, for a quarter of an hour, since its plots have a point a minute:
+`PYTHONPATH=tests/integration python tests/docs/pictures.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import asyncio
 import contextlib
 import io
 import itertools
+import math
 import tempfile
+import time
 from pathlib import Path
 
 import grpc
@@ -49,6 +52,7 @@ models:
 LABELS = ROOT / "model_repository" / "efficientnet_lite0_onnx" / "labels.txt"
 WIDTH = 1100  # of the window, in pixels
 FRAMES, BEFORE, SECONDS = 14, 3, 5.0  # frames, those before the shift, and the time between two
+PLOTTED = 6.5 * 60  # seconds before the frames, and after them, for the plots
 
 
 async def main() -> None:
@@ -73,13 +77,14 @@ async def picture(folder: Path, triton: str, page: Browser) -> None:
         caller = asyncio.ensure_future(call(gateway.listen))
         await page.resize(WIDTH, 900)
         await page.open(f"http://{gateway.admin_address}/")
-        await asyncio.sleep(20)
+        await asyncio.sleep(PLOTTED)
         frames = []
         for number in range(FRAMES):
             if number == BEFORE:
                 write(50)
             await asyncio.sleep(SECONDS)
             frames.append(await shot(page, "document.getElementById('model-photo-labels')"))
+        await asyncio.sleep(PLOTTED)
         (ROOT / "docs" / "page.png").write_bytes(small(Image.open(io.BytesIO(await page.screenshot()))))
         caller.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -100,7 +105,7 @@ async def call(address: str) -> None:
         request = classification_pb2.ClassifyRequest(model="photo-labels", image=sample_photo(), max_labels=1)
         for number in itertools.count():
             await stub.Classify(request, metadata=[("x-user-id", f"user-{number % 500}")], timeout=30)
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.15 + 0.1 * math.sin(time.monotonic() / 60))  # more calls now, fewer then
 
 
 async def shot(page: Browser, element: str) -> Image.Image:

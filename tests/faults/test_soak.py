@@ -1,4 +1,4 @@
-"""Good, cancelled, timed-out, vanishing and malformed callers for a while, and then all is as before (bar 59)."""
+"""Good, cancelled, timed-out, vanishing and malformed callers for a while, and then all is as before."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -67,7 +68,7 @@ async def requests_counted(admin: str) -> int:
 
 
 async def test_workers_answer_together_and_one_that_dies_is_replaced(triton: LocalTriton, tmp_path: Path) -> None:
-    file = write_config(triton, tmp_path)
+    file = write_config(triton, tmp_path, telemetry={"access_log": {"destination": "stdout", "sample": 1}})
     async with command("serve", "--config", str(file), "--workers", "2", folder=tmp_path) as supervisor:
         address, admin = await supervisor.until_serving()
         await until_all_up(admin)
@@ -100,6 +101,8 @@ async def test_workers_answer_together_and_one_that_dies_is_replaced(triton: Loc
 
         supervisor.signal(signal.SIGTERM)
         assert await supervisor.wait() == 0
+    logged = [json.loads(line)["worker"] for line in supervisor.output.splitlines() if line.startswith("{")]
+    assert set(logged) == {"0", "1"}
 
 
 async def test_calls_of_connections_that_a_hanging_worker_was_handed_are_answered_by_another(

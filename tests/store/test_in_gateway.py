@@ -17,6 +17,7 @@ import pytest
 from command_line import command, free_address
 from played_triton import fails_at_once, played
 from postgres import Postgres
+from runbook import as_the_page_says
 from test_workers import until_all_up
 from traffic import OK, config, gateway, http, until, write
 from v2_calls import call, channel_to, infer, read_all, stream
@@ -251,6 +252,17 @@ async def test_a_report_reads_like_an_answer_and_a_stop_is_followed(
         assert "everybody gets 'b'" in capsys.readouterr().out
 
 
+async def test_shares_that_change_under_one_name_are_told_as_the_runbook_says(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/spring.db"
+    for arms in ({"a": 9, "b": 1}, {"a": 1, "b": 1}):
+        async with serving(tmp_path, url, arms=arms) as (running, _), channel_to(running.listen) as channel:
+            for number in range(300):
+                await ask(channel, f"user {arms['a']} {number}")
+            if arms["a"] == 1:
+                here = {"int8-in-spring": "spring", "imagenet": "net", "onnx": "a", "int8": "b"}
+                await as_the_page_says("experiment-invalid", running.admin_address, tmp_path, here, within=60)
+
+
 async def test_two_gateways_agree_and_a_database_that_restarts_loses_nothing(
     tmp_path: Path, postgres: Postgres
 ) -> None:
@@ -318,6 +330,7 @@ async def test_a_store_that_is_never_there_costs_callers_nothing_and_what_is_dro
             store = (await http(running.admin_address, "/state"))[1]["store"]
             assert store["reports_refused"] == 1000
             assert "ConnectionError" in store["away"] or "OperationalError" in store["away"]
+            await as_the_page_says("store-away", running.admin_address, tmp_path, {})
 
 
 async def store_of(admin: str) -> tuple[str | None, int, int]:

@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from played_triton import PlayedTriton, answers, fails_at_once, hangs, played, playing
+from runbook import as_the_page_says
 from traffic import OK, Traffic, config, gateway, http, traffic, until, write
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import infer
@@ -25,6 +26,9 @@ from gateway.store.database import Store
 
 STEPS = [{"share": "20%", "soak": "1s", "units": 0}, {"share": "50%", "soak": "1s", "units": 0}]
 ERRORS = {"kind": "ratio", "better": "lower", "measure": "error", "worse_by": 0.05}
+
+IN_THE_RUNBOOK = {"int8-in-spring": "spring", "'int8'": "'new'"}
+"""What its incidents name, and how it is called here."""
 
 
 def plan(old: str, new: str, url: str, *, model: dict[str, Any] | None = None, **rollout: Any) -> dict[str, Any]:
@@ -92,6 +96,7 @@ async def test_a_variant_that_fails_every_call_is_taken_back_and_nobody_fails_af
             assert await calls.more(100)
             late = [each for each in calls.since(decided + 0.5) if each.code is not OK]
             assert not late, late
+            await as_the_page_says("rollout-rolled-back", running.admin_address, tmp_path, IN_THE_RUNBOOK)
         assert {each.code for each in calls.failed} == {grpc.StatusCode.INTERNAL}
         async with gateway(file) as running, load(running) as again:
             assert {each.variant for each in await again.more(50)} == {"old"}  # it stays ended
@@ -206,6 +211,7 @@ async def test_people_move_it_by_command_and_by_the_admin_plane_and_see_where_it
             for browser in ({"Origin": f"http://{admin}"}, {"Sec-Fetch-Site": "cross-site"}):
                 assert (await post(admin, "/rollouts/spring/abort", **browser))[0] == 403
             await until_it_is(running, "paused", 5)
+            await as_the_page_says("rollout-stuck", admin, tmp_path, IN_THE_RUNBOOK)
             shown = await told("rollout", "show", "spring")
             assert "paused, step 2, 0.5 of units: pause by 127.0.0.1 (admin)" in shown
             (seen,) = (await http(admin, "/state"))[1]["rollouts"]

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 import pytest
 
 from gateway.status import Code, Meaning
-from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter
+from gateway.telemetry.access_log import AccessLog, AccessLogSettings, LineWriter, gap_of
 
 NOON = datetime(2026, 1, 2, 12, 0, tzinfo=timezone.utc)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -27,7 +27,7 @@ class Lines(list):
         self.left_out += 1
 
     def log(self, share=0.0, slow_seconds=1.0, draw=lambda: 0.5):
-        return AccessLog(AccessLogSettings(share, slow_seconds), self, draw, now=lambda: NOON, clock=lambda: 5.0)
+        return AccessLog(AccessLogSettings(share, slow_seconds, "3"), self, draw, now=lambda: NOON, clock=lambda: 5.0)
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def test_a_line_tells_the_whole_call_in_one_json_object(lines, call, fallen_back
             "trace_id": TRACE,
             "peer": "10.0.0.9:5",
             "caller": "",
+            "worker": "3",
         }
     ]
 
@@ -163,7 +164,7 @@ def test_a_stuck_stream_loses_lines_says_how_many_and_delays_nobody():
         stream.free.set()
     lines = stream.getvalue().splitlines()
     assert lines.count("later") == 5
-    assert json.loads(lines[-1]) == {"logged": "gap", "dropped": 15}
+    assert json.loads(lines[-1]) == {"logged": "gap", "dropped": 15, "worker": "0"}
 
 
 def test_a_closed_stream_is_reported_once(caplog):
@@ -188,11 +189,11 @@ def test_a_stream_that_cannot_be_written_is_complained_about_once_a_minute(caplo
 
 def test_lines_above_the_rate_are_left_out_and_counted():
     stream, now = io.StringIO(), [1000.0]
-    writer = LineWriter(stream, per_second=2, clock=lambda: now[0])
+    writer = LineWriter(stream, per_second=2, clock=lambda: now[0], gap=gap_of("1"))
     for _ in range(5):
         writer.write_nowait("line\n")
     now[0] += 1
     writer.write_nowait("later\n")
     with writer:
         pass
-    assert stream.getvalue() == 'line\nline\nlater\n{"logged": "gap", "dropped": 3}\n'
+    assert stream.getvalue() == 'line\nline\nlater\n{"logged": "gap", "dropped": 3, "worker": "1"}\n'

@@ -118,6 +118,30 @@ def test_the_time_of_a_call_is_told_apart_into_upstream_steps_and_gateway(metric
     assert scraped("gateway_overhead_duration_seconds_sum", model="photos") == pytest.approx(0.007)
 
 
+def test_the_series_of_a_model_that_is_forgotten_end_and_another_gets_its_label(call, fallen_back):
+    metrics = Metrics(MetricsSettings(max_models=2))
+    forgotten: list[str] = []
+    metrics.watch(
+        Watched(lambda: PipelinesNow((), 0, 0, {}), forgotten=lambda: [forgotten.pop() for _ in forgotten[:]])
+    )
+    for model in ("gone", "stays", "late", "late"):
+        call(model=model, attempts=fallen_back).report_to(metrics)
+    metrics.retry_refused(RetryRefused("gone"))
+    scraped = Scraped(metrics.scrape)
+    assert scraped.labels("gateway_requests_total", "model") == {"gone", "stays", "other"}
+    assert scraped("gateway_requests_total", model="other") == 2
+
+    forgotten.append("gone")
+    assert "gone" not in {sample.labels.get("model") for sample in Scraped(metrics.scrape).samples}
+    metrics.retry_refused(RetryRefused("gone"))
+    call(model="gone", known=False).report_to(metrics)  # it is nobody's name now
+    call(model="new", attempts=fallen_back).report_to(metrics)
+    scraped = Scraped(metrics.scrape)
+    assert scraped("gateway_fallbacks_total", model="new") == 1
+    assert scraped("gateway_requests_total", model="stays") == 1
+    assert scraped("gateway_requests_total", model="other") == 3
+
+
 def test_a_failed_step_is_counted(metrics, call):
     call(steps=[("decode", 0.001, "not an image")], attempts=[], code=Code.INVALID_ARGUMENT).report_to(metrics)
     assert Scraped(metrics.scrape)("gateway_step_failures_total", model="photos", step="decode") == 1
