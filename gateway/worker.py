@@ -25,6 +25,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 _MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 MIB = 1 << 20
 
+# More than the calls in flight have, so that they do not start a collection: reference counts free what a call made.
+_YOUNG_OBJECTS = 20_000
+
 _OTHER_DESCRIPTORS = 512  # for upstreams, the admin plane and files, beside callers' connections
 
 
@@ -58,6 +61,7 @@ async def serve(loaded: Loaded, load: Callable[[], Loaded], environ: Mapping[str
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     async with gateway:
         gc.freeze()  # these objects stay, so collections need not spend time on them
+        gc.set_threshold(_YOUNG_OBJECTS)
         await stop.wait()
         await gateway.drain(orphaned)  # an orphan does not wait: its supervisor, which reports readiness, has died
     if gateway.left_steps_behind:  # the interpreter's end might wait for ever for threads that their libraries made

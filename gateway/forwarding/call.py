@@ -249,7 +249,8 @@ class Call:
         work, inference, caller = self._work, self._inference, self._caller
         self._attempt = attempt
         added = self.added = inference.attempt_started(work, attempt)
-        self._fields = (*caller.metadata.passed, *self.context)
+        passed, context = caller.metadata.passed, self.context
+        self._fields = (*passed, *context) if context else passed
         if added:
             self._fields = (*self._fields, *fields_from(added))
         self._busy = attempt.endpoint

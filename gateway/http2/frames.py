@@ -196,9 +196,14 @@ class ConnectionClosed(Event):
 WINDOW_UPDATED: Final = WindowUpdated()  # the event has no attributes, so one object serves
 
 
+def frame_start(length: int, kind: int, flags: int) -> bytes:
+    """A frame header (RFC 9113 section 4.1) up to the number of its stream."""
+    return (length << 16 | kind << 8 | flags).to_bytes(5, "big")
+
+
 def frame_header(length: int, kind: int, flags: int, stream_id: int) -> bytes:
     """A frame header (RFC 9113 section 4.1)."""
-    return (length << 16 | kind << 8 | flags).to_bytes(5, "big") + stream_id.to_bytes(4, "big")
+    return frame_start(length, kind, flags) + stream_id.to_bytes(4, "big")
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:

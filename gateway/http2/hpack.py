@@ -302,6 +302,7 @@ class Encoder:
         self._capacity = TABLE_BYTES
         self._update = b""  # the size update to send at the start of the next block (section 6.3)
         self._known: dict[tuple[Field, ...], bytes] = {}
+        self._chosen: dict[tuple[Field, ...], bytes] = {}  # never indexed, so that no change of the table matters
 
     def resize(self, most_bytes: int) -> None:
         """Follow the peer's SETTINGS_HEADER_TABLE_SIZE."""
@@ -328,7 +329,7 @@ class Encoder:
         for field in fields:
             if isinstance(field, NeverIndexed):
                 keep = keep and repeats
-                parts.append(b"\x10" + _text(field[0]) + _text(field[1]))
+                parts.append(_never_indexed(field))
             else:
                 parts.append(self._plain(field))
         block = b"".join(parts)
@@ -337,6 +338,24 @@ class Encoder:
         elif keep and isinstance(fields, tuple):
             make_room(self._known, KEPT)
             self._known[fields] = block
+        return block
+
+    def encode_chosen(self, fields: Sequence[Field]) -> bytes:
+        """The rest of a block: fields that a caller chose. They are remembered if all of them are `NeverIndexed`."""
+        if not isinstance(fields, tuple):
+            return self.encode(fields)
+        known = self._chosen.get(fields)
+        if known is not None:
+            return known
+        parts: list[bytes] = []
+        for field in fields:
+            if not isinstance(field, NeverIndexed):
+                return self.encode(fields)
+            parts.append(_never_indexed(field))
+        block = b"".join(parts)
+        if len(block) <= KEPT_BYTES:
+            make_room(self._chosen, KEPT)
+            self._chosen[fields] = block
         return block
 
     def _plain(self, field: Field) -> bytes:
@@ -354,6 +373,10 @@ class Encoder:
             self._table[field] = len(self._table)
         index = _STATIC_NAMES.get(name, 0)
         return _prefixed(first, mask, index) + (b"" if index else _text(name)) + _text(value)
+
+
+def _never_indexed(field: Field) -> bytes:
+    return b"\x10" + _text(field[0]) + _text(field[1])
 
 
 def _text(data: bytes) -> bytes:

@@ -341,23 +341,26 @@ class ClientConnection(Connection[ClientCall]):
         if head is None:
             head = self._heads[path] = (*self._pseudo, (b":path", path), *self._head)
         fields = call.request_fields
+        own: Fields = ()
         if call.deadline is not None and call.on_released is None:
             left = call.deadline - self.now
             if left < LEAST_TIME and self.most_discarded and call.is_small:
                 left = LEAST_TIME
-            fields = (NeverIndexed(b"grpc-timeout", format_timeout(left)), *fields)
+            own = (NeverIndexed(b"grpc-timeout", format_timeout(left)),)
         if call.request_encoding:
-            fields = (NeverIndexed(b"grpc-encoding", call.request_encoding), *fields)
+            own = (NeverIndexed(b"grpc-encoding", call.request_encoding), *own)
         engine = self.engine
         call.connection = self
-        stream_id = call.id = engine.send_request(head, fields)
-        self.streams[stream_id] = call
-        if body is not None:
-            more = call.request_more
-            call._half_closed = not more
-            if len(body) <= SMALL and not more and not call.request_encoding:  # the common case
-                engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body, end_stream=True)
-            else:
+        more = call.request_more
+        if body is not None and len(body) <= SMALL and not more and not call.request_encoding:  # the common case
+            stream_id = call.id = engine.send_call(head, own, fields, SMALL_PREFIXES[len(body)] + body)
+            self.streams[stream_id] = call
+            call._half_closed = True
+        else:
+            stream_id = call.id = engine.send_request(head, own, fields)
+            self.streams[stream_id] = call
+            if body is not None:
+                call._half_closed = not more
                 engine.send_data(stream_id, prefix(len(body) + more, bool(call.request_encoding)))
                 engine.send_data(stream_id, body, end_stream=not more)
         if call.on_started is not None:

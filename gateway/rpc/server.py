@@ -104,17 +104,15 @@ class ServerCall(Stream):
         connection = self.server
         engine, stream_id = connection.engine, self.id
         try:
-            if not initial and not encoding:
-                engine.send_response(stream_id, RESPONSE)
+            if len(body) <= SMALL and not encoding:  # the common case
+                head = (*RESPONSE, *initial) if initial else RESPONSE
+                engine.send_answer(stream_id, head, SMALL_PREFIXES[len(body)] + body, (*OK_STATUS, *trailing))
             else:
                 extra = ((b"grpc-encoding", encoding),) if encoding else ()
                 engine.send_response(stream_id, (*RESPONSE, *initial, *extra))
-            if len(body) <= SMALL and not encoding:
-                engine.send_data(stream_id, SMALL_PREFIXES[len(body)] + body)
-            else:
                 engine.send_data(stream_id, prefix(len(body), bool(encoding)))
                 engine.send_data(stream_id, body)
-            engine.send_trailers(stream_id, (*OK_STATUS, *trailing))
+                engine.send_trailers(stream_id, (*OK_STATUS, *trailing))
         except EngineError:
             pass  # the stream has ended, which an event will report
         connection.answered(self)

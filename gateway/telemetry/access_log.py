@@ -181,10 +181,13 @@ class LineWriter:
         *,
         what: str = "access log",
         gap: Callable[[int], str] = _GAP,
+        rest: float = 0.0,
     ) -> None:
         """what:       names the lines in messages about them.
         gap:        makes the line that says how many were dropped.
         per_second: most lines accepted in one second, however fast the stream is; None is no limit.
+        rest:       seconds after a write in which lines wait for each other: to wake the thread for one costs more than
+                    the line.
         """
         self._stream = stream
         self._limit = limit
@@ -192,6 +195,7 @@ class LineWriter:
         self._clock = clock
         self._what = what
         self._gap = gap
+        self._rest = rest
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._writing: threading.Thread | None = None
         self._dropped = 0  # lines dropped since the last gap line
@@ -235,6 +239,8 @@ class LineWriter:
                 batch.append(self._lines.get())
             is_open = None not in batch
             self._write_all([line for line in batch if line is not None])
+            if self._rest and is_open and self._lines.empty():
+                time.sleep(self._rest)
 
     def _write_all(self, lines: list[str]) -> None:
         if self._dropped:

@@ -9,7 +9,6 @@ A call is remembered while it runs, and reported as a whole when it has ended. O
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -38,7 +37,7 @@ from gateway.hooks import (
     StepEnded,
 )
 from gateway.status import Code
-from gateway.types import Metadata
+from gateway.types import Facts, Metadata
 
 _log = logging.getLogger(__name__)
 
@@ -178,5 +177,8 @@ def _cares(listener: Listener, method: str) -> bool:
 
 
 def _with_traceparent(event: CallStarted, traceparent: str) -> CallStarted:
-    metadata = {**event.facts.metadata, "traceparent": traceparent}
-    return dataclasses.replace(event, facts=dataclasses.replace(event.facts, metadata=metadata))
+    facts = event.facts
+    placed = Facts({**facts.metadata, "traceparent": traceparent}, facts.parameters, facts.version)
+    return CallStarted(
+        event.method, event.model, event.known, event.request_id, event.peer, event.at, placed, event.rows
+    )

@@ -28,6 +28,7 @@ from gateway.telemetry.usage import Usage
 Entered = TypeVar("Entered")
 
 _LAST_SECONDS = 2.5  # for all last numbers and spans at the end
+_LOG_SECONDS = 0.05  # age of lines of the access log at most
 _FLUSH_SECONDS = 0.1  # age of a worker's shared numbers at most; a worker that is killed loses this much
 
 
@@ -101,7 +102,7 @@ class ProcessTelemetry:
         log = self._settings.access_log
         if log.destination != "none":
             stream = sys.stdout if log.destination == "stdout" else sys.stderr
-            lines = LineWriter(stream, per_second=log.most_per_second, gap=gap_of(self._worker))
+            lines = LineWriter(stream, per_second=log.most_per_second, gap=gap_of(self._worker), rest=_LOG_SECONDS)
             writer = parts.enter(lines, "lines of the access log")
             listeners.append(AccessLog(AccessLogSettings(log.sample, log.slow, self._worker), writer))
         return listeners

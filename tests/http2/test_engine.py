@@ -10,10 +10,10 @@ import h2.events
 import hpack
 import pytest
 from h2_peers import lenient
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.http2.engine import Engine, client_engine, server_engine
+from gateway.http2.engine import SMALL, Engine, client_engine, server_engine
 from gateway.http2.frames import (
     ACK,
     PREFACE,
@@ -177,6 +177,66 @@ def test_output_in_pieces_is_the_whole_body(size: int) -> None:
                 server.acknowledge(len(event.data), stream)
         client.receive_data(server.data_to_send())
     assert got == body
+
+
+ANSWER = [(b":status", b"200"), (b"content-type", b"application/grpc")]
+LONG = [(b"x-long", bytes(40) * 1000)]
+WHOLES = st.lists(
+    st.tuples(st.sampled_from([0, 5, 100, SMALL, SMALL + 1, 70_000]), st.sampled_from([[], LONG]), st.integers(0, 2)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=30)
+@given(WHOLES)
+@example([(5, [], 0), (SMALL, [], 1), (5, LONG, 2)])
+def test_a_whole_request_and_answer_are_what_their_frames_one_by_one_are(
+    calls: list[tuple[int, list[tuple[bytes, bytes]], int]],
+) -> None:
+    """Whatever their size, and whether the peer's windows have room for them."""
+    limits = Limits(stream_window=65_535)
+    (client, server), (other_client, other_server) = pair(limits), pair(limits)
+    heard: list[list[object]] = [[], []]
+    for size, fields, user in calls:
+        body, more = bytes(size), (NeverIndexed(b"x-user", b"%d" % user),)
+        own = [NeverIndexed(b"grpc-timeout", b"%dm" % size)]
+        stream = client.send_call(HEAD, own, more, body)
+        assert other_client.send_request([*HEAD, *own, *more]) == stream
+        other_client.send_data(stream, body, end_stream=True)
+        heard[0] += told(client, server)
+        heard[1] += told(other_client, other_server)
+        server.send_answer(stream, ANSWER, body, [(b"grpc-status", b"0"), *fields])
+        other_server.send_response(stream, ANSWER)
+        other_server.send_data(stream, body)
+        other_server.send_trailers(stream, [(b"grpc-status", b"0"), *fields])
+        with pytest.raises(EngineError):
+            server.send_data(stream, b"more")
+        heard[0] += told(server, client)
+        heard[1] += told(other_server, other_client)
+    assert heard[0] == heard[1]
+    assert not client.want_write
+    assert not server.want_write
+
+
+def told(sender: Engine, receiver: Engine) -> list[object]:
+    """What arrives, with bodies joined: headers, bytes, end of each stream."""
+    found: list[object] = []
+    while sender.want_write:
+        receiver.receive_data(sender.data_to_send())
+        for event in receiver.events():
+            if isinstance(event, DataReceived):
+                receiver.acknowledge(len(event.data), event.stream_id)
+                if found and isinstance(found[-1], bytes):
+                    found[-1] += event.data
+                else:
+                    found.append(event.data)
+                found += [event.stream_id, "end"] if event.end_stream else []
+            elif isinstance(event, RequestReceived | ResponseReceived | TrailersReceived):
+                found.append((type(event), event.stream_id, event.headers))
+        sender.receive_data(receiver.data_to_send())
+        sender.events()
+    return found
 
 
 def data_frames(output: bytes) -> list[tuple[int, int]]:

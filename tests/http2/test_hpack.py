@@ -120,6 +120,29 @@ def test_what_a_caller_chose_is_in_no_table() -> None:
     assert len(theirs.header_table.dynamic_entries) == 0
 
 
+def test_what_a_caller_chose_again_is_the_same_bytes_whatever_the_table_holds() -> None:
+    ours, theirs = Encoder(), hpack.Decoder()
+    chosen, plain = (NeverIndexed(b"x-user", b"7"),), ((b"x-user", b"7"),)
+    blocks = []
+    for n in range(3):
+        block = ours.encode_chosen(chosen)
+        (field,) = theirs.decode(ours.encode([(b"x-number", b"%d" % n)]) + block, raw=True)[1:]
+        assert isinstance(field, hpack.NeverIndexedHeaderTuple)
+        assert field == (b"x-user", b"7")
+        blocks.append(block)
+        theirs.decode(ours.encode(plain), raw=True)  # our own field, which is equal, is in the table by now
+    assert len(set(blocks)) == 1
+    assert len(theirs.header_table.dynamic_entries) == 4
+
+
+def test_our_own_field_beside_one_that_a_caller_chose_may_be_in_the_table() -> None:
+    ours, theirs = Encoder(), hpack.Decoder()
+    for n in range(3):
+        mixed = (NeverIndexed(b"x-user", b"7"), (b"x-number", b"%d" % n), (b"x-ours", b"1"))
+        block = ours.encode([(b"te", b"trailers")]) + ours.encode_chosen(mixed)
+        assert [tuple(field) for field in theirs.decode(block, raw=True)[1:]] == list(mixed)
+
+
 def test_tables_and_what_is_kept_are_bounded() -> None:
     ours, theirs = Encoder(), hpack.Decoder(max_header_list_size=1 << 20)
     reader = Decoder(1 << 20)
@@ -128,7 +151,9 @@ def test_tables_and_what_is_kept_are_bounded() -> None:
         block = ours.encode(fields)
         assert [tuple(field) for field in theirs.decode(block, raw=True)] == list(fields)
         assert reader.decode(hpack.Encoder().encode(fields)) == fields
+        ours.encode_chosen((NeverIndexed(b"x-user", b"%d" % n),))
         assert len(ours._known) <= KEPT
+        assert len(ours._chosen) <= KEPT
         assert len(ours._table) * 33 <= TABLE_BYTES
         assert len(reader._table) * 33 <= TABLE_BYTES
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from datetime import datetime, timezone
 
 import pytest
@@ -165,6 +166,29 @@ def test_a_stuck_stream_loses_lines_says_how_many_and_delays_nobody():
     lines = stream.getvalue().splitlines()
     assert lines.count("later") == 5
     assert json.loads(lines[-1]) == {"logged": "gap", "dropped": 15, "worker": "0"}
+
+
+class CountedStream(io.StringIO):
+    """Counts how often it is written to."""
+
+    writes = 0
+
+    def write(self, text):
+        self.writes += 1
+        return super().write(text)
+
+
+def test_lines_that_come_close_together_are_written_together_and_the_first_at_once():
+    stream = CountedStream()
+    with LineWriter(stream, rest=0.5) as writer:
+        writer.write_nowait("first\n")
+        while not stream.writes:
+            time.sleep(0.001)
+        for _ in range(20):
+            writer.write_nowait("later\n")
+            time.sleep(0.002)
+    assert stream.getvalue().split() == ["first", *["later"] * 20]
+    assert stream.writes <= 3
 
 
 def test_a_closed_stream_is_reported_once(caplog):
