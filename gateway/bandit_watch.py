@@ -37,6 +37,7 @@ class _Followed:
     decides: bool = False
     trouble: str = ""  # with what the store has
     judged: str = ""  # why no shares could be found
+    asked: float = 0.0  # when they were last asked for, by the store's clock
 
     @property
     def bandit(self) -> BanditPlan:
@@ -154,13 +155,14 @@ class BanditWatch(StoreWatch):
             if overdue is None or overdue < 0.0:
                 continue
             if known.known().so_far:
-                due.append((overdue, known))
+                due.append(known)
             else:
                 self._begin(known, known.bandit.even(), 0, now)
         if not due:
             self._judge.close()
         elif self._judge.is_free:
-            _, known = max(due, key=lambda each: each[0])
+            known = min(due, key=lambda each: each.asked)  # so that none whose shares can't be found is in others' way
+            known.asked = now
             settings = self._settings
             self._judge.ask(RewardQuestion(settings.url, settings.unit_key, known.plan, known.known(), now))
 

@@ -182,7 +182,7 @@ def _shares_over_time(report: Report) -> str:
             for at in (epoch.since, end):
                 points.append(f"{_LEFT + (at - first) / span * (_WIDTH - _LEFT - _RIGHT):.1f},{y:.1f}")
         lines.append(f'<polyline class="step arm{place % 3}" points="{" ".join(points)}"/>')
-        lines.append(_key(place, f"{arm}, {latest:.1%} now", at_end=True))
+        lines.append(_key(place, f"{arm}, {latest:.1%} now", at_end=True, top=_TOP + high // 3))  # between the lines
     foot = (
         f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{_day(first)}</text>'
         f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{_day(last)}</text>'
@@ -215,9 +215,9 @@ def _units_over_time(looks: Sequence[tuple[float, dict[str, int]]]) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(lines)}{foot}</svg>'
 
 
-def _key(place: int, text: str, *, at_end: bool = False) -> str:
+def _key(place: int, text: str, *, at_end: bool = False, top: int = _TOP) -> str:
     x, how = (_WIDTH - _RIGHT, "end") if at_end else (_LEFT + 10, "start")
-    at = _TOP + 14 * (place + 1)
+    at = top + 14 * (place + 1)
     return f'<text class="key arm{place % 3}" x="{x}" y="{at}" text-anchor="{how}">{escape(text)}</text>'
 
 

@@ -217,15 +217,15 @@ def _tell_arm(arms: Arms, unit: str, reason: str, variant: str) -> list[str]:
         return [f"{reason}: variant {variant}, the baseline: '{unit}' is held out, so it is in no arm"]
     if reason == arms.ended_reason:
         return [f"{reason}: variant {variant}, which everybody gets since it was stopped"]
-    begun = f"{len(arms.epochs)} of {arms.slices} epochs have begun"
+    begun = f"{len(arms.epochs)} of {arms.slices} have begun"
     if reason == arms.waiting_reason:
         return [f"{reason}: variant {variant}, the baseline: the epoch of '{unit}' is to come, {begun}"]
     number = arms.maybe_epoch(unit) if arms.slices else None
     told = arms.shares if number is None else arms.epochs[number]
     shares = ", ".join(f"{arm} {share:.4g}" for arm, share in told.items())
-    of_epoch = "" if number is None else f" of its epoch, {number + 1}: {begun}"
+    whose = "" if number is None else f", those of epoch {number + 1}, {begun}"
     hashes = [f"  {arm}: hash {found:#018x}" for arm, found in arms.hashes(unit).items()]
-    return [f"{reason}: arm {variant}, by the hash of '{unit}' in shares {shares}{of_epoch}", *hashes]
+    return [f"{reason}: arm {variant}, by the hash of '{unit}' in shares {shares}{whose}", *hashes]
 
 
 def _tell_split(route: Route, facts: Facts, draw: float, reason: str, name: str) -> list[str]:

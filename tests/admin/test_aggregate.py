@@ -139,6 +139,17 @@ def test_what_workers_tell_of_experiments_adds_up_and_a_store_is_away_if_any_wor
     assert merged_state([worker()])["store"] is None
 
 
+def test_of_bandits_the_worker_is_heard_that_decides_and_any_that_has_trouble() -> None:
+    def one(epoch: int, decides: bool, age: float, trouble: str = "") -> dict[str, Any]:
+        bandit = {"epoch": epoch, "decides": decides, "store_age_seconds": age, "trouble": trouble}
+        experiment = {"name": "spring", "model": "photos", "exposures": 1, "units": {}, "bandit": bandit}
+        return {**worker(), "experiments": [experiment]}
+
+    merged = merged_state([one(2, False, 0.1), one(3, True, 0.5), one(2, False, 9.0, "the store is away")])
+    told = {"epoch": 3, "decides": True, "store_age_seconds": 9.0, "trouble": "the store is away"}
+    assert merged["experiments"][0]["bandit"] == told
+
+
 def test_of_rollouts_the_worker_is_heard_that_decides_and_any_that_has_trouble() -> None:
     def one(decides: bool, age: float, trouble: str = "") -> dict[str, Any]:
         told = {"name": "int8", "decides": decides, "waits": ["soak"] if decides else [], "trouble": trouble}

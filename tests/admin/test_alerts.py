@@ -77,6 +77,20 @@ CALLED = ("traffic", "windows", 0, "models", "photos")
             ("warning", "model", "photos", "experiment spring is void: units do not come to its arms as planned"),
         ),
         (
+            changed(
+                "experiments",
+                to=[
+                    {
+                        "name": "spring",
+                        "model": "photos",
+                        "sample_ratio_mismatched": False,
+                        "bandit": {"trouble": "the store is away: gone"},
+                    }
+                ],
+            ),
+            ("warning", "model", "photos", "shares of experiment spring stay as they are: the store is away: gone"),
+        ),
+        (
             changed("rollouts", to=[{**ROLLOUT, "state": "rolled back", "reason": "it is slow"}]),
             ("warning", "model", "photos", "rollout int8 is rolled back: it is slow"),
         ),

@@ -148,7 +148,7 @@ INCIDENTS = (
         "certificate-expired",
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
-    *("experiment-invalid", "rollout-rolled-back", "rollout-stuck", "store-away"),
+    *("experiment-invalid", "rollout-rolled-back", "rollout-stuck", "bandit-stuck", "store-away"),
     "quota-store-away",
 )
 

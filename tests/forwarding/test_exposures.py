@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.forwarding.exposures import Exposures, Met, Running, Taken, rounded, short
 from gateway.forwarding.metadata import REPLAYED
-from gateway.routing import Key, Sticky
+from gateway.routing import Arms, Key, Sticky
 from gateway.status import Code, Meaning
 from gateway.types import Facts
 from gateway.v2.outputs import AnswerReader
@@ -60,9 +60,25 @@ def test_a_unit_is_told_of_once_for_each_arm() -> None:
     assert made.units == {"spring": 3}
 
 
+def test_a_bandits_unit_is_told_with_its_epoch_and_propensity_however_long_its_key_is() -> None:
+    made, _ = exposures()
+    arms = Arms("spring", {"a": 1.0, "b": 1.0}, "a", "l", slices=1, epochs=({"a": 0.25, "b": 0.75},))
+    made.apply([dataclasses.replace(SPRING, bandit=arms)])
+    long = "x" * 1000
+    begin(made)
+    begin(made, long, arm="b")
+    begin(made, "tester", "rule:testers", "b")
+    assert made.take().exposures == [
+        Met("spring", "a", "anna", 1000.0, False, 0, 0.25),
+        Met("spring", "b", short(long), 1000.0, False, 0, 0.75),
+        Met("spring", "b", "tester", 1000.0, True),
+    ]
+
+
 @pytest.mark.parametrize(
     ("reason", "arm", "told"),
     {
+        "its epoch of a bandit is to come": ("waiting:spring", "a", []),
         "a rule sent it to an arm: forced": ("rule:testers", "b", [True]),
         "a rule sent it elsewhere": ("rule:testers", "old", []),
         "it was held out": ("holdout:spring", "a", []),

@@ -21,7 +21,7 @@ from v2_gateways import Script, gateway_of, transparent_to
 
 from gateway.app import Gateway
 from gateway.config import load
-from gateway.hooks import GuardrailNow, RolloutNow
+from gateway.hooks import BanditNow, ExperimentNow, GuardrailNow, RolloutNow
 from gateway.telemetry.history import ModelPoint, Point
 from gateway.triton import LocalTriton
 
@@ -382,6 +382,25 @@ async def test_a_rollout_is_shown_with_its_step_its_guardrails_and_its_history(s
     assert guardrails == [["errors", "… undecided", "0.0400", "<b>at most</b>"]]
     history = await scene.page.run(f"return {table_of('History of int8-in-spring')}")
     assert [row[1:] for row in history] == [["running", "25%", "<i>"], ["running", "1%", "the variant is ready"]]
+    await scene.page.run((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
+    await scene.page.run("axe.run().then(found => { window.found = found })")
+    await scene.page.until("window.found")
+    assert await scene.page.run("return window.found.violations.map(each => each.id)") == []
+
+
+async def test_a_bandit_is_shown_with_the_shares_of_its_epochs_and_what_is_wrong(scene: Scene) -> None:
+    history = ((1.0, 0, {"onnx": 0.5, "tensorrt": 0.5}), (2.0, 1234, {"onnx": 0.125, "tensorrt": 0.875}))
+    bandit = BanditNow(2, 20, history[-1][2], 2.0, 0.0, True, 0.5, "the store is away: <b>", history)
+    told = [ExperimentNow("spring", "photos", 3, {"onnx": 100, "tensorrt": 200}, 0.5, False, "", bandit)]
+    scene.gateway.shown._experiments = lambda: told
+    await scene.open()
+    card = "document.getElementById('experiment-spring')"
+    await scene.page.until(f"{card} !== null")
+    text = await scene.page.run(f"return {card}.innerText")
+    assert "A bandit in epoch 2 of 20: better arms get more of the units that come to take part." in text
+    assert "the store is away: <b>" in text
+    epochs = await scene.page.run(f"return {table_of('Epochs of spring')}")
+    assert [[row[0], *row[2:]] for row in epochs] == [["2", "1,234", "12.5%", "87.5%"], ["1", "–", "50%", "50%"]]
     await scene.page.run((files("axe_core_python") / "axe.min.js").read_text(encoding="utf-8"))
     await scene.page.run("axe.run().then(found => { window.found = found })")
     await scene.page.until("window.found")

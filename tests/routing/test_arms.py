@@ -123,3 +123,44 @@ def test_who_asks_is_told_the_arm_and_why() -> None:
     ended = "stopped:spring: variant b, which everybody gets since it was stopped"
     assert told(route(arms(ended_with="b")), x_user="anna")[-1] == ended
     assert "experiment spring: not asked, the request has no sticky key" in told(given)
+
+
+def bandit(*shares_of_b: float, **others: object) -> Arms:
+    epochs = tuple({"a": 1.0 - share, "b": share} for share in shares_of_b)
+    return arms(slices=4, epochs=epochs, **others)
+
+
+def test_a_bandits_units_have_the_shares_of_their_epoch_and_wait_with_the_baseline_before_it() -> None:
+    found = reasons(route(bandit(0.5, 0.9)))
+    assert found["waiting:spring", "a"] == pytest.approx(2000, abs=150)
+    assert ("waiting:spring", "b") not in found
+    assert found["experiment:spring", "b"] == pytest.approx(500 + 900, abs=120)
+    before = [reason_of(route(bandit(0.5, 0.9)), x_user=user) for user in USERS]
+    after = [reason_of(route(bandit(0.5, 0.9, 0.05)), x_user=user) for user in USERS]
+    assert all(was == now for was, now in zip(before, after, strict=True) if was[0] == "experiment:spring")
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"), [({"holdout": 0.999999}, "holdout:spring"), ({"ended_with": "b"}, "stopped:spring")]
+)
+def test_a_bandit_asks_who_takes_part_first(other: dict[str, object], reason: str) -> None:
+    assert reason_of(route(bandit(0.5, **other)), x_user="anna")[0] == reason
+
+
+def test_before_the_first_epoch_all_wait() -> None:
+    assert reasons(route(bandit())) == {("waiting:spring", "a"): len(USERS)}
+
+
+def test_who_asks_is_told_the_epoch_and_its_shares() -> None:
+    given = bandit(0.5, 0.875)
+    by_epoch = {given.maybe_epoch(user): user for user in USERS}
+    unit = by_epoch[1]
+    _, where, why, *hashes = told(route(given), x_user=unit)
+    arm = reason_of(route(given), x_user=unit)[1]
+    assert where.startswith(f"experiment spring: '{unit}' is at 0.")
+    shares = "a 0.125, b 0.875, those of epoch 2, 2 of 4 have begun"
+    assert why == f"experiment:spring: arm {arm}, by the hash of '{unit}' in shares {shares}"
+    assert len(hashes) == 2
+    unit = by_epoch[None]
+    why = f"waiting:spring: variant a, the baseline: the epoch of '{unit}' is to come, 2 of 4 have begun"
+    assert told(route(given), x_user=unit)[-1] == why

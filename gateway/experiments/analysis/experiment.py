@@ -82,7 +82,7 @@ def analysed(plan: Plan, units: Units, at: float | None = None) -> Report:
 def rewards(plan: Plan, reward: OutcomeSpec, units: Units, at: float) -> list[dict[str, Tally]]:
     """What is known of a bandit's reward at that Unix time, by epoch and arm: of units whose window has passed."""
     look = _Look(plan, units, at)
-    return look.tallies(look.values(reward))
+    return look.tallies(look.weighable(reward))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +238,17 @@ class _Look:
     def _not_compared(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
         return _nothing((0, 0), NOT_COMPARED)
 
+    def weighable(self, spec: OutcomeSpec) -> Floats:
+        """Values of a mean or a proportion. Who was not compared has agreed with nobody, and is left out."""
+        value = self.values(spec)
+        if not spec.is_of_compared:
+            return value
+        compared = np.bincount(self._reports(spec.name).unit, minlength=self.count) > 0
+        return np.where(compared, np.clip(value, 0.0, 1.0), np.nan)
+
     def _weighted(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
         """Of a bandit: a mean or a proportion. Without the past, which `weighted` has no place for."""
-        value = self.values(spec)
-        if spec.is_of_compared:  # who was not compared has agreed with nobody
-            reports = self._reports(spec.name)
-            value = np.where(np.bincount(reports.unit, minlength=self.count) > 0, np.clip(value, 0.0, 1.0), np.nan)
+        value = self.weighable(spec)
         chosen = np.isfinite(value)
         arms = self._arm[chosen]
         counts = int((arms == 0).sum()), int((arms == place).sum())
