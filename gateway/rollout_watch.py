@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 PERIOD: Final = 1.0  # seconds between two looks
 _LEASE: Final = 4.0  # seconds; a leader that stopped is replaced after that
+_TELL_SECONDS: Final = 600.0  # after which counts are told again that have not changed: the store forgets who is gone
 _QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
 _HISTORY: Final = 20  # decisions that are shown
 
@@ -92,6 +93,7 @@ class RolloutWatch:
         self._plans: Mapping[str, RolloutPlan] = {}
         self._followed: dict[str, _Followed] = {}
         self._told: dict[tuple[str, str], Counts] = {}  # what the store has of this worker's counts
+        self._told_all = time.monotonic()
         self._moved: Mapping[RolloutKey, State] = {}  # what `on_moved` was told last
         self._store: RolloutStore | None = None
         self._judge = Judge()
@@ -150,6 +152,8 @@ class RolloutWatch:
         if not plans and not self._followed:
             return
         store = self._opened()
+        if time.monotonic() - self._told_all >= _TELL_SECONDS:
+            self._told, self._told_all = {}, time.monotonic()
         counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
         look = store.look(self._worker, plans, counts, _LEASE)
         self._told.update(counts)

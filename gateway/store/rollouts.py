@@ -15,7 +15,9 @@ from gateway.experiments.rollout import ENDED, Phase, RolloutPlan, State
 from gateway.store import schema
 from gateway.store.database import Store
 
-_FORGET_SECONDS: Final = 3600.0  # after which counts of a worker that says nothing more are deleted
+_FORGET_SECONDS: Final = (
+    3600.0  # after which counts are deleted of a worker that is gone: others tell theirs again earlier
+)
 
 
 class Counts(NamedTuple):
