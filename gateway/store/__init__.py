@@ -5,10 +5,11 @@ Knows `experiments` (values) and SQLAlchemy Core, and nothing of calls or of the
 """
 
 from gateway.store.recorder import Recorder, StoreSettings, StoreState
-from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, StoreFailed
+from gateway.store.rows import ExposureRow, MeasuredRow, OutcomeRow, RequestRow, Stop, StoreAway, StoreFailed
 
 __all__ = [
     "ExposureRow",
+    "MeasuredRow",
     "OutcomeRow",
     "Recorder",
     "RequestRow",
