@@ -162,6 +162,7 @@ def steps_of(config: Config, rollouts: Mapping[RolloutKey, State]) -> list[Runni
                 frozenset((plan.before, plan.after)),
                 *_measures(outcomes),
                 knows_requests=asks and any(each.measure is None for each in outcomes.values()),
+                sums=_sums(outcomes),
                 counts_variant=True,
             )
         )
@@ -187,9 +188,14 @@ def _running(model: str, arms: Arms, experiment: Experiment) -> Running:
         frozenset(arms.shares),
         *_measures(outcomes),
         knows_requests=experiment.request_ids and len(measured) < len(outcomes),
-        sums=frozenset(name for name, each in measured.items() if each.kind != "quantile"),
+        sums=_sums(outcomes),
         bandit=arms if arms.slices else None,
     )
+
+
+def _sums(outcomes: Mapping[str, OutcomeSection]) -> frozenset[str]:
+    """What the gateway measures of which a unit's mean, and of how many calls it is, are enough."""
+    return frozenset(name for name, each in outcomes.items() if each.measure is not None and each.kind != "quantile")
 
 
 def _measures(

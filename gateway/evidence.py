@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from gateway.config import Config
@@ -20,14 +20,14 @@ from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Taken
 from gateway.forwarding.shadowing import Shadows
 from gateway.hooks import BanditNow, ExperimentNow, StoreNow
-from gateway.store import ExposureRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
+from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
 from gateway.store.rows import Row
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_URL: Final = "sqlite:///experiments.db"
 _TAKE_SECONDS: Final = 0.5  # between two looks at what was seen
-_MEASURED_SECONDS: Final = 5.0  # over which calls of a unit are counted together
+_MEASURED_SECONDS: Final = 5.0  # over which calls of a unit are added up
 _LAST_SECONDS: Final = 2.0  # for what is left at the end
 
 
@@ -74,9 +74,7 @@ class Evidence:
         self._plans: Mapping[str, Plan] = {}
         self._stopped: Mapping[str, str] = {}  # the arm that everybody gets, by experiment
         self._writer = secrets.token_hex(8)
-        self._number = 0  # of the last row that was measured here
-        self._measured: dict[tuple[str, str, str, float], int] = {}
-        self._sums: dict[tuple[str, str, str], tuple[float, int]] = {}
+        self._number = 0  # of the last that was measured here
         self._measured_since = 0.0
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._reports = 0
@@ -120,28 +118,18 @@ class Evidence:
         self._recorder.state.dropped += taken.dropped
         rows: list[Row] = [ExposureRow(*met) for met in _fields(taken)]
         rows += [RequestRow(request, unit, at) for request, (unit, at) in taken.requests.items()]
-        for key, calls in taken.measured.items():
-            self._measured[key] = self._measured.get(key, 0) + calls
-        for kept, (total, number) in taken.sums.items():
-            before = self._sums.get(kept, (0.0, 0))
-            self._sums[kept] = (before[0] + total, before[1] + number)
-        if all_of_it and (self._measured or self._sums):
-            rows += self._counted()
+        if all_of_it:
+            rows += self._all_measured()
         if rows:
             self._recorder.offer(rows)
 
-    def _counted(self) -> list[Row]:
+    def _all_measured(self) -> Iterator[MeasuredRow]:
+        """The thread turns it into what is written: here it would hold up calls."""
         now, self._measured_since = time.time(), time.monotonic()
-        measured, self._measured = self._measured, {}
-        sums, self._sums = self._sums, {}
-        found = [(*key, calls) for key, calls in measured.items()]
-        found += [(*kept, total / calls, calls) for kept, (total, calls) in sums.items()]
-        rows: list[Row] = []
-        for experiment, unit, name, value, calls in found:
+        for each in self.exposures.take_measured():
             self._number += 1
-            report = f"{self._writer}{self._number:016x}"
-            rows.append(OutcomeRow(report, experiment, name, value, now, unit, times=calls, is_own=True))
-        return rows
+            writer, number = self._writer, self._number
+            yield MeasuredRow(writer, number, each.experiment, now, each.outcomes, each.tallies, each.records)
 
     # As `OutcomeSink`
 

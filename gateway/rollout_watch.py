@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_TELL_SECONDS: Final = 600.0  # after which counts are told again that have not changed: the store forgets who is gone
 _HISTORY: Final = 20  # decisions that are shown
 
 CountsOf = Callable[[], "Mapping[tuple[str, str], Counts]"]
@@ -91,6 +92,7 @@ class RolloutWatch(StoreWatch):
         self._plans: Mapping[str, RolloutPlan] = {}
         self._followed: dict[str, _Followed] = {}
         self._told: dict[tuple[str, str], Counts] = {}  # what the store has of this worker's counts
+        self._told_all = time.monotonic()
         self._moved: Mapping[RolloutKey, State] = {}  # what `on_moved` was told last
         self._store: RolloutStore | None = None
         self._judge = Judge[Judgement]()
@@ -124,6 +126,8 @@ class RolloutWatch(StoreWatch):
         if not plans and not self._followed:
             return
         store = self._opened()
+        if time.monotonic() - self._told_all >= _TELL_SECONDS:
+            self._told, self._told_all = {}, time.monotonic()
         counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
         look = store.look(self._worker, plans, counts, LEASE)
         if not look.read_only:

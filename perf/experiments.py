@@ -1,9 +1,10 @@
 """`python -m perf.experiments`: what shadows, experiments and looking at answers cost the gateway, and its store.
 
 The same calls, of a thousand users, through gateways that differ in this alone, in front of a played Triton that
-answers at once. CPU time of the gateway's process for each call, with the threads that compare and write: what is left
-of a core's throughput is its inverse. Rounds are interleaved; a ratio is taken within a round, then the median of the
-rounds, with the least and the most.
+answers at once, from 16 callers that each wait for an answer before the next call: the gateway is what is busy. Answers
+per second, and CPU time for each call of the gateway's process, with the threads that compare and write and all
+processes below it. A run takes longer than measured outcomes are added up for, so that it has its part of the writing.
+Rounds are interleaved; a ratio is taken within a round, then the median of the rounds, with the least and the most.
 
 Then 5,000 records a second for `--seconds`, outcomes reported to a gateway that writes them into PostgreSQL (Debian's
 package, started here), and how much of its memory that takes. All listens on loopback and ends with the run.
@@ -17,6 +18,7 @@ import importlib.util
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2 as pb
 
 from gateway.v1 import outcomes_pb2 as outcomes
 from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
@@ -36,7 +37,6 @@ from perf.quotas import cpu_seconds
 from perf.stack import until_ready
 
 MODEL = "net"
-CALLS = 3000
 AT_ONCE = 16
 USERS = 1000
 RATE = 5000  # records a second
@@ -88,36 +88,28 @@ def config(name: str, port: int, store: str) -> dict[str, Any]:
     return found
 
 
-def request() -> bytes:
-    asked = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[bytes(512)])
-    asked.inputs.add(name="IN", datatype="UINT8", shape=[8, 64])
-    return bytes(asked.SerializeToString())
+def calls(gateway: Child, seconds: float) -> tuple[float, int]:
+    """Call it for so long. Answers per second, and how many.
+
+    :raises NotStarted: if a call failed.
+    """
+    command = [sys.executable, "-m", "perf.users", gateway.address, MODEL, str(seconds), str(AT_ONCE), str(USERS)]
+    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=seconds + 60).stdout)
+    if told["failed"]:
+        raise NotStarted(f"calls failed: {told['failed']}")
+    return float(told["rate"]), int(told["answers"])
 
 
-async def calls(address: str, count: int) -> None:
-    body, left = request(), iter(range(count))
-    async with grpc.aio.insecure_channel(address) as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-
-        async def caller() -> None:
-            for number in left:
-                await infer(body, metadata=(("x-user-id", f"user-{number % USERS}"),), timeout=20)
-
-        await asyncio.gather(*(caller() for _ in range(AT_ONCE)))
+def measure(gateway: Child, seconds: float) -> tuple[float, float]:
+    """Answers per second, and microseconds of CPU for each."""
+    before = gateway.cpu_seconds()
+    rate, answers = calls(gateway, seconds)
+    return rate, 1e6 * (gateway.cpu_seconds() - before) / answers
 
 
-def measure(gateway: Child) -> float:
-    """Microseconds of CPU for each call."""
-    before = cpu_seconds(gateway.process.pid)
-    asyncio.run(calls(gateway.address, CALLS))
-    time.sleep(1.0)  # what is compared and written after the last answer counts too
-    return 1e6 * (cpu_seconds(gateway.process.pid) - before) / CALLS
-
-
-def costs(rounds: int, folder: Path, ports: Ports, ended: ExitStack) -> None:
+def costs(rounds: int, each: float, folder: Path, ports: Ports, ended: ExitStack) -> None:
     port = ports.take()
-    server = [sys.executable, "-m", "perf.scripted_server", str(port), "0"]
-    ended.enter_context(Child(server, port, folder / "server.log"))
+    ended.enter_context(Child([sys.executable, "-m", "perf.quick_server", str(port)], port, folder / "server.log"))
     names = [NOTHING, *SHADOWS, REPORTED, EXPOSED, ANSWERS, ALL]
     started = {}
     for name in names:
@@ -125,17 +117,22 @@ def costs(rounds: int, folder: Path, ports: Ports, ended: ExitStack) -> None:
         content = config(name, port, f"sqlite:///{folder}/{file}.db")
         started[name] = ended.enter_context(gateways.gateway(content, file, folder, (ports.take(), ports.take())))
         until_ready(started[name].address, [MODEL])
-        asyncio.run(calls(started[name].address, 2 * USERS))  # so that each unit is known
-    found: dict[str, list[float]] = {name: [] for name in names}
+        calls(started[name], 2.0)  # so that each unit is known
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            found[name].append(measure(started[name]))
-    print("| configured | CPU a call, µs | throughput that a core has left: median (least to most) |")
-    print("| --- | --- | --- |")
-    for name, each in found.items():
-        left = [nothing / cpu for cpu, nothing in zip(each, found[NOTHING], strict=True)]
-        spread = f"{statistics.median(left):.2f} ({min(left):.2f} to {max(left):.2f})"
-        print(f"| {name} | {statistics.median(each):.0f} | {spread} |")
+            found[name].append(measure(started[name], each))
+    print("| configured | answers/s | ÷ nothing: median (least to most) | CPU a call, µs | ÷ nothing |")
+    print("| --- | ---: | --- | ---: | --- |")
+    for name, runs in found.items():
+        rate, cpu = (statistics.median(run[kind] for run in runs) for kind in (0, 1))
+        rates, cpus = (_ratios(runs, found[NOTHING], kind) for kind in (0, 1))
+        print(f"| {name} | {rate:,.0f} | {rates} | {cpu:.1f} | {cpus} |")
+
+
+def _ratios(runs: list[tuple[float, float]], nothing: list[tuple[float, float]], kind: int) -> str:
+    each = [run[kind] / base[kind] for run, base in zip(runs, nothing, strict=True)]
+    return f"{statistics.median(each):.3f} ({min(each):.2f} to {max(each):.2f})"
 
 
 def postgres(ended: ExitStack) -> str:
@@ -219,8 +216,9 @@ def resident(pid: int) -> int:
 
 def into_the_store(seconds: float, folder: Path, ports: Ports, ended: ExitStack) -> None:
     port = ports.take()
-    server = [sys.executable, "-m", "perf.scripted_server", str(port), "0"]
-    ended.enter_context(Child(server, port, folder / "other-server.log"))
+    ended.enter_context(
+        Child([sys.executable, "-m", "perf.quick_server", str(port)], port, folder / "other-server.log")
+    )
     content = config(EXPOSED, port, postgres(ended))
     listening = (ports.take(), ports.take())
     gateway = ended.enter_context(gateways.gateway(content, "store", folder, listening))
@@ -232,12 +230,13 @@ def into_the_store(seconds: float, folder: Path, ports: Ports, ended: ExitStack)
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.experiments", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--each", type=float, default=6.0, help="seconds of calls in each run (default: 6)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of reports into PostgreSQL (default: 30)")
     given = parser.parse_args(arguments)
     with ExitStack() as ended:
         folder, ports = Path(ended.enter_context(tempfile.TemporaryDirectory())), Ports()
         if given.rounds:
-            costs(given.rounds, folder, ports, ended)
+            costs(given.rounds, given.each, folder, ports, ended)
     if given.seconds:
         with ExitStack() as ended:
             into_the_store(given.seconds, Path(ended.enter_context(tempfile.TemporaryDirectory())), Ports(), ended)

@@ -26,3 +26,4 @@ class Outcome(NamedTuple):
     unit: str = ""
     request_id: str = ""
     report_id: str = ""  # two reports with one id are one report; "" if it has none
+    times: int = 1  # as how many reports it counts

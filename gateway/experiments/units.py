@@ -160,32 +160,33 @@ class _Reported:
     names: set[str]
     account: Account
     ids: set[str] = field(default_factory=set)
-    rows: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
+    rows: dict[str, list[tuple[int, float, float, int]]] = field(default_factory=dict)
     end: float = -np.inf
 
     def add(self, outcome: Outcome, place: int | None, is_excluded: bool) -> None:
-        account = self.account
-        account.outcomes += 1
+        account, times = self.account, outcome.times
+        account.outcomes += times
         if outcome.report_id:
             if outcome.report_id in self.ids:
-                account.repeated_reports += 1
+                account.repeated_reports += times
                 return
             self.ids.add(outcome.report_id)
         if outcome.name not in self.names:
-            account.of_other_names += 1
+            account.of_other_names += times
         elif place is not None:
             self.end = max(self.end, outcome.at)
-            self.rows.setdefault(outcome.name, []).append((place, outcome.value, outcome.at))
+            self.rows.setdefault(outcome.name, []).append((place, outcome.value, outcome.at, times))
         elif is_excluded:
-            account.of_excluded_units += 1
+            account.of_excluded_units += times
         else:
-            account.without_exposure += 1
+            account.without_exposure += times
 
     def split(self, exposed: Floats, window: float | None) -> tuple[dict[str, Reports], dict[str, Floats]]:
         """Reports that count, and the past, by outcome."""
         reports, past = {}, {}
         for name in self.names:
-            table = np.array(self.rows.get(name, []), np.float64).reshape(-1, 3)
+            table = np.array(self.rows.get(name, []), np.float64).reshape(-1, 4)
+            table = np.repeat(table, table[:, 3].astype(np.int64), axis=0)
             unit, value, at = table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
             is_past = at < exposed[unit]
             in_time = ~is_past if window is None else ~is_past & (at <= exposed[unit] + window)

@@ -1,7 +1,7 @@
 """Which units met which arm of an experiment, and what was measured of their calls, until somebody takes it.
 
-A unit's exposure is told once, and its calls are counted per unit and value, so that repeats cost a look-up and what is
-held is bounded. Nothing here knows of a store: once in a while somebody asks `take`.
+A unit's exposure is told once, and its calls are added up per unit, so that a repeat costs a look-up and makes nothing
+that stays, and what is held is bounded. Nothing here knows of a store: once in a while somebody takes what there is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import exp, log
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.bounded import make_room
 from gateway.errors import MalformedMessage
@@ -67,26 +67,66 @@ class Met:
     propensity: float | None = None  # … and the probability with which the unit got this arm
 
 
+class Tally:
+    """What the calls of one unit have come to, outcome by outcome in their order in the `Book`."""
+
+    __slots__ = ("counts", "sums", "values")
+
+    def __init__(self, outcomes: int) -> None:
+        self.counts = [0] * outcomes  # of values that were added up
+        self.sums = [0.0] * outcomes
+        self.values: dict[tuple[int, float], int] | None = None  # calls by outcome and value, where each value counts
+
+
+class Measured(NamedTuple):
+    """What was measured of the calls of one experiment."""
+
+    experiment: str
+    outcomes: tuple[str, ...]
+    tallies: dict[str, Tally]  # by unit
+    records: int  # units, and values where each counts
+
+
 @dataclass(slots=True)
 class Taken:
-    """What has come together since it was last taken."""
+    """Whom it was that came, since it was last taken."""
 
     exposures: list[Met] = field(default_factory=list)
     requests: dict[str, tuple[str, float]] = field(default_factory=dict)  # unit and time by request id
-    measured: dict[tuple[str, str, str, float], int] = field(default_factory=dict)
-    """Calls by experiment, unit, outcome and value."""
-    sums: dict[tuple[str, str, str], tuple[float, int]] = field(default_factory=dict)
-    """Sum and number of the calls' values, by experiment, unit and outcome."""
     dropped: int = 0
+
+
+class Book:
+    """One experiment under way: its units, and what of their calls is measured."""
+
+    def __init__(self, running: Running, before: Book | None) -> None:
+        """before: of the same name, whose units were told of already."""
+        self.running = running
+        self.arms: dict[str, str] = {} if before is None else before.arms  # by unit: the one that was told last
+        self.forced: dict[tuple[str, str], None] = {} if before is None else before.forced  # units and arms
+        measures, agreements, confidences = running.measures, running.agreements, running.confidences
+        names = [*(each[0] for each in measures), *(each[0] for each in agreements), *(each[0] for each in confidences)]
+        self.outcomes = tuple(names)
+        self.latencies = [at for at, (_, measure) in enumerate(measures) if measure == "latency"]
+        self.errors = [at for at, (_, measure) in enumerate(measures) if measure == "error"]
+        self.sizes = [at for at, (_, measure) in enumerate(measures) if measure == "size"]
+        self.counts_ends = bool(measures)
+        self.agreements = [(at, *each[1:]) for at, each in enumerate(agreements, len(measures))]
+        first = len(measures) + len(agreements)
+        self.confidences = [(at, output) for at, (_, output) in enumerate(confidences, first)]
+        self.adds = [outcome in running.sums for outcome in self.outcomes]
+        self.tallies: dict[str, Tally] = {}
+        self.records = 0  # units with a tally, and values where each counts
 
 
 class Exposed:
     """One call of a unit that takes part."""
 
-    __slots__ = ("began", "running", "unit")
+    __slots__ = ("began", "book", "running", "unit")
 
-    def __init__(self, running: Running, unit: str, began: float) -> None:
-        self.running = running
+    def __init__(self, book: Book, unit: str, began: float) -> None:
+        self.book = book
+        self.running = book.running
         self.unit = unit
         self.began = began
 
@@ -101,56 +141,72 @@ class Exposures:
         self._wall = wall
         self._most = most
         self._reader = AnswerReader()
-        self._seen: dict[str, dict[tuple[str, str, bool], None]] = {}
+        self._books: dict[str, Book] = {}
+        self._replaced: list[Book] = []  # from which nothing was taken yet
         self._taken = Taken()
-        self.table: dict[str, tuple[Running, ...]] = {}
+        self._records = 0  # of all books
+        self.table: dict[str, tuple[Book, ...]] = {}
         self.units: dict[str, int] = {}  # exposures told since the start, by experiment
 
     def apply(self, running: Sequence[Running]) -> None:
-        """Put these experiments in force."""
-        table: dict[str, tuple[Running, ...]] = {}
+        """Put these experiments in force. What was measured stays to be taken."""
+        books: dict[str, Book] = {}
+        table: dict[str, tuple[Book, ...]] = {}
         for each in running:
-            table[each.model] = (*table.get(each.model, ()), each)
-        self._seen = {each.name: self._seen.get(each.name, {}) for each in running}
+            before = self._books.get(each.name)
+            book = before if before is not None and before.running == each else Book(each, before)
+            books[each.name] = book
+            table[each.model] = (*table.get(each.model, ()), book)
+        self._replaced += [book for name, book in self._books.items() if books.get(name) is not book and book.tallies]
         self.units = {each.name: self.units.get(each.name, 0) for each in running}
-        self.table = table
+        self._books, self.table = books, table
 
     def begun(  # noqa: PLR0917  (called on the hot path, where keywords cost)
         self, model: str, reason: str, arm: str, sticky: Sticky | None, facts: Facts, request_id: str
     ) -> Exposed | None:
         """A call has begun, for which the route has chosen this arm for this reason. None: nothing is measured."""
-        experiments = self.table.get(model)
-        if experiments is None or sticky is None or REPLAYED in facts.metadata:
+        books = self.table.get(model)
+        if books is None or sticky is None or REPLAYED in facts.metadata:
             return None
         is_forced = reason.startswith(_RULE)
-        for running in experiments:
+        for book in books:
+            running = book.running
             if reason == running.reason or (is_forced and arm in running.arms):
                 key = sticky.maybe_read(facts)
                 if key is None:
                     return None
-                unit = short(key)
-                self._meet(running, arm, unit, is_forced, key)
+                unit = key if len(key) <= _LONGEST else short(key)
+                if is_forced:
+                    self._meet_forced(book, arm, unit)
+                elif book.arms.get(unit) != arm:
+                    self._meet(book, arm, unit, key)
                 if request_id and running.knows_requests:
                     self._know(short(request_id), unit)
-                if not is_forced:
-                    return Exposed(running, unit, self._clock())
+                return None if is_forced else Exposed(book, unit, self._clock())
         return None
 
-    def _meet(self, running: Running, arm: str, unit: str, is_forced: bool, whole: str) -> None:
-        """whole: the unit's key, however long it is."""
-        seen = self._seen[running.name]
-        key = (unit, arm, is_forced)
-        if key in seen:
-            return
+    def _meet(self, book: Book, arm: str, unit: str, key: str) -> None:
+        """key: the unit's, however long it is."""
+        bandit = book.running.bandit
+        of_epoch = None if bandit is None else bandit.maybe_propensity(key, arm)
+        epoch, propensity = of_epoch if of_epoch is not None else (None, None)
+        if self._tell(Met(book.running.name, arm, unit, self._wall(), False, epoch, propensity)):
+            make_room(book.arms, _REMEMBERED)
+            book.arms[unit] = arm
+
+    def _meet_forced(self, book: Book, arm: str, unit: str) -> None:
+        if (unit, arm) not in book.forced and self._tell(Met(book.running.name, arm, unit, self._wall(), True)):
+            make_room(book.forced, _REMEMBERED)
+            book.forced[unit, arm] = None
+
+    def _tell(self, met: Met) -> bool:
+        """False: there is no room for it."""
         if len(self._taken.exposures) >= self._most:
             self._taken.dropped += 1
-            return
-        make_room(seen, _REMEMBERED)
-        seen[key] = None
-        self.units[running.name] += 1
-        of_epoch = None if running.bandit is None or is_forced else running.bandit.maybe_propensity(whole, arm)
-        epoch, propensity = of_epoch if of_epoch is not None else (None, None)
-        self._taken.exposures.append(Met(running.name, arm, unit, self._wall(), is_forced, epoch, propensity))
+            return False
+        self.units[met.experiment] += 1
+        self._taken.exposures.append(met)
+        return True
 
     def _know(self, request_id: str, unit: str) -> None:
         requests = self._taken.requests
@@ -170,14 +226,20 @@ class Exposures:
     ) -> None:
         """Its call has ended. meaning: of the last attempt, if that failed. stood_in: another variant has answered,
         since the arm failed or could not be asked."""
-        is_error = not callers_fault and (is_server_fault(code, meaning) or code is Code.RESOURCE_EXHAUSTED)
-        is_error = is_error or (stood_in and exposed.running.counts_variant)
-        for outcome, measure in exposed.running.measures:
-            if measure == "error":
-                if code is OK or is_error:
-                    self._count(exposed, outcome, 1.0 if is_error else 0.0)
-            elif code is OK:
-                self._count(exposed, outcome, self._clock() - exposed.began if measure == "latency" else float(size))
+        book = exposed.book
+        is_error = code is not OK and not callers_fault
+        is_error = is_error and (is_server_fault(code, meaning) or code is Code.RESOURCE_EXHAUSTED)
+        is_error = is_error or (stood_in and book.running.counts_variant)
+        if not book.counts_ends or (code is not OK and not is_error):
+            return
+        tally = self._maybe_tally(exposed)
+        for at in book.errors:
+            self._count(book, tally, at, 1.0 if is_error else 0.0)
+        if code is OK:
+            for at in book.sizes:
+                self._count(book, tally, at, float(size))
+            for at in book.latencies:
+                self._count(book, tally, at, self._clock() - exposed.began)
 
     def scored(self, exposed: Exposed, body: bytes, head: Head) -> None:
         """Its answer is here: how sure is it? What can't be read is not measured."""
@@ -187,48 +249,74 @@ class Exposures:
             answer = self._reader.read(body, head)
         except MalformedMessage:
             return
-        for outcome, output in exposed.running.confidences:
+        for at, output in exposed.book.confidences:
             score = top_score(answer, output)
             if score is not None:
-                self._count(exposed, outcome, score)
+                self._count(exposed.book, self._maybe_tally(exposed), at, score)
 
     def compared(self, exposed: Exposed, reference: str, agrees: bool) -> None:
         """Its answer was compared with this variant's."""
-        for outcome, wanted, value in exposed.running.agreements:
+        for at, wanted, value in exposed.book.agreements:
             if wanted == reference:
-                self._count(exposed, outcome, value if agrees else 1.0 - value)
+                self._count(exposed.book, self._maybe_tally(exposed), at, value if agrees else 1.0 - value)
 
-    def _count(self, exposed: Exposed, outcome: str, value: float) -> None:
-        running, taken = exposed.running, self._taken
-        if outcome in running.sums:
-            self._add(taken, (running.name, exposed.unit, outcome), value)
-            return
-        measured = taken.measured
-        key = (running.name, exposed.unit, outcome, rounded(value))
-        calls = measured.get(key)
-        if calls is None and len(measured) >= self._most:
-            taken.dropped += 1
-            return
-        measured[key] = 1 if calls is None else calls + 1
+    def _maybe_tally(self, exposed: Exposed) -> Tally | None:
+        """Of its unit; None if there is no room for one."""
+        book = exposed.book
+        tally = book.tallies.get(exposed.unit)
+        if tally is None and self._has_room(book):
+            if not book.tallies and self._books.get(book.running.name) is not book:  # the call has outlived its config
+                self._replaced.append(book)
+            tally = book.tallies[exposed.unit] = Tally(len(book.outcomes))
+        return tally
 
-    def _add(self, taken: Taken, key: tuple[str, str, str], value: float) -> None:
-        known = taken.sums.get(key)
-        if known is not None:
-            taken.sums[key] = (known[0] + value, known[1] + 1)
-        elif len(taken.sums) < self._most:
-            taken.sums[key] = (value, 1)
+    def _count(self, book: Book, tally: Tally | None, at: int, value: float) -> None:
+        if tally is None:
+            self._taken.dropped += 1
+        elif book.adds[at]:
+            tally.sums[at] += value
+            tally.counts[at] += 1
         else:
-            taken.dropped += 1
+            self._count_value(book, tally, (at, rounded(value)))
+
+    def _count_value(self, book: Book, tally: Tally, key: tuple[int, float]) -> None:
+        if tally.values is None:
+            tally.values = {}
+        calls = tally.values.get(key, 0)
+        if calls or self._has_room(book):
+            tally.values[key] = calls + 1
+        else:
+            self._taken.dropped += 1
+
+    def _has_room(self, book: Book) -> bool:
+        """For one record more, which is counted."""
+        if self._records >= self._most:
+            return False
+        self._records += 1
+        book.records += 1
+        return True
 
     def take(self) -> Taken:
-        """All of it, once."""
+        """Who came, once."""
         taken, self._taken = self._taken, Taken()
+        return taken
+
+    def take_measured(self) -> list[Measured]:
+        """What was measured, once. It is the taker's: nothing changes it any more."""
+        books, self._replaced = [*self._replaced, *self._books.values()], []
+        taken = [
+            Measured(book.running.name, book.outcomes, book.tallies, book.records) for book in books if book.tallies
+        ]
+        for book in books:
+            book.tallies, book.records = {}, 0
+        self._records = 0
         return taken
 
     def forget(self) -> None:
         """Tell exposures anew, since some that were taken are lost."""
-        for seen in self._seen.values():
-            seen.clear()
+        for book in self._books.values():
+            book.arms.clear()
+            book.forced.clear()
 
 
 def rounded(value: float) -> float:

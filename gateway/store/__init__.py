@@ -5,10 +5,20 @@ Knows `experiments` (values) and SQLAlchemy Core, and nothing of calls or of the
 """
 
 from gateway.store.recorder import Recorder, StoreSettings, StoreState
-from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, StoreFailed, StoreReadOnly
+from gateway.store.rows import (
+    ExposureRow,
+    MeasuredRow,
+    OutcomeRow,
+    RequestRow,
+    Stop,
+    StoreAway,
+    StoreFailed,
+    StoreReadOnly,
+)
 
 __all__ = [
     "ExposureRow",
+    "MeasuredRow",
     "OutcomeRow",
     "Recorder",
     "RequestRow",

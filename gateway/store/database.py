@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,18 @@ from sqlalchemy.exc import (
 from gateway.bounded import make_room
 from gateway.experiments.records import Exposure, Outcome
 from gateway.store import schema
-from gateway.store.rows import ExposureRow, OutcomeRow, RequestRow, Row, Stop, StoreAway, StoreFailed, StoreReadOnly
+from gateway.store.measured import UNITS, decoded, encoded
+from gateway.store.rows import (
+    ExposureRow,
+    MeasuredRow,
+    OutcomeRow,
+    RequestRow,
+    Row,
+    Stop,
+    StoreAway,
+    StoreFailed,
+    StoreReadOnly,
+)
 
 _CONNECT_SECONDS: Final = 3
 _STATEMENT_SECONDS: Final = 10
@@ -45,6 +57,7 @@ _READ_ONLY: Final = ("42501", "25006")  # of who writes: no right, a transaction
 _UNITS_KEPT: Final = 20_000  # whose hash is remembered: most of what is written of a unit comes at once
 _LONGEST: Final = 100  # characters of one that is
 _READ: Final = 10_000  # rows that are fetched at once
+_READ_BLOCKS: Final = 20  # likewise, of some 100 KB
 
 
 class Store:
@@ -152,6 +165,7 @@ class Store:
         exposed: dict[tuple[str, str, str, bool], dict[str, Any]] = {}
         asked: dict[str, dict[str, Any]] = {}
         reported: dict[str, dict[str, Any]] = {}
+        measured: list[dict[str, Any]] = []
         reports = 0
         for row in rows:
             if isinstance(row, ExposureRow):
@@ -162,6 +176,8 @@ class Store:
             elif isinstance(row, RequestRow):
                 request = self.hashed("request", row.request_id)
                 asked.setdefault(request, {"request": request, "unit": self._unit(row.unit), "at": row.at})
+            elif isinstance(row, MeasuredRow):
+                measured += self._blocks(row)
             else:
                 reports += 1
                 values = self._values(row)
@@ -175,6 +191,8 @@ class Store:
             if asked:
                 each = [asked[key] for key in sorted(asked)]
                 connection.execute(self.insert(schema.requests).on_conflict_do_nothing(), each)
+            if measured:
+                connection.execute(self.insert(schema.measured).on_conflict_do_nothing(), measured)
             if not reported:
                 return 0
             each = [reported[key] for key in sorted(reported)]
@@ -185,15 +203,24 @@ class Store:
 
     def _values(self, row: OutcomeRow) -> dict[str, Any]:
         return {
-            "report": row.report_id if row.is_own else self.hashed("report", row.report_id),
+            "report": self.hashed("report", row.report_id),
             "experiment": row.experiment,
             "name": row.name,
             "unit": self._unit(row.unit),
             "request": self.hashed("request", row.request_id),
             "value": row.value,
-            "times": row.times,
+            "times": 1,
             "at": row.at,
         }
+
+    def _blocks(self, row: MeasuredRow) -> Iterator[dict[str, Any]]:
+        """Rows of the store, the same each time."""
+        found = iter(row.tallies.items())
+        for block in range(-(-len(row.tallies) // UNITS)):
+            part = [(self._unit(unit), tally) for unit, tally in islice(found, UNITS)]
+            report = f"{row.writer}{row.number:011x}{block:05x}"
+            data = encoded(row.outcomes, part)
+            yield {"report": report, "experiment": row.experiment, "at": row.at, "data": data}
 
     def _earliest(self) -> Any:  # Any: an insert of either dialect
         statement = self.insert(schema.exposures)
@@ -250,7 +277,7 @@ class Store:
         """
         self.open()
         deleted = 0
-        for table in (schema.outcomes, schema.requests, schema.exposures, schema.parities):
+        for table in (schema.outcomes, schema.measured, schema.requests, schema.exposures, schema.parities):
             with self.transaction() as connection:
                 # By time and not by key: of one moment all or none go, and some thousands of moments at once.
                 border = connection.execute(
@@ -333,14 +360,18 @@ class Store:
             .select_from(schema.outcomes.outerjoin(schema.requests, table.request == request.request))
             .where(table.name.in_(list(measured)), table.experiment.in_(["", experiment, experiment.partition("/")[0]]))
         )
+        block = schema.measured.c
+        blocks = select(block.at, block.data).where(block.experiment == experiment)
         with self.transaction(reads=True) as connection:
             for of, name, value, at, whose, report, times in connection.execution_options(yield_per=_READ).execute(
                 asked
             ):
-                if measured[name] and not of:
-                    continue
-                for _ in range(times):
-                    yield Outcome(name, value, at, whose, "", report if times == 1 else "")
+                if of or not measured[name]:
+                    yield Outcome(name, value, at, whose, "", report if times == 1 else "", times)
+            for at, data in connection.execution_options(yield_per=_READ_BLOCKS).execute(blocks):
+                for whose, name, value, calls in decoded(data):
+                    if measured.get(name):
+                        yield Outcome(name, value, at, whose, times=calls)
 
 
 def why_not_there(url: str) -> str:

@@ -16,14 +16,23 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from gateway.store.rows import ExposureRow, Row, Stop, StoreAway, StoreFailed, StoreReadOnly
+from gateway.store.rows import (
+    ExposureRow,
+    MeasuredRow,
+    Row,
+    Stop,
+    StoreAway,
+    StoreFailed,
+    StoreReadOnly,
+    weight,
+)
 
 if TYPE_CHECKING:
     from gateway.store.database import Store
 
 _log = logging.getLogger(__name__)
 
-_BATCH: Final = 2000  # rows of one transaction
+_BATCH: Final = 2000  # records of one transaction, or one row with more
 _IDLE_SECONDS: Final = 1.0  # between two looks at what has stopped
 _AGAIN_SECONDS: Final = 1.0  # after the database was found away
 _RECENT_SECONDS: Final = 30.0  # within which other workers must have said how copies compare, clocks apart
@@ -39,7 +48,7 @@ class StoreSettings:
     url: str
     unit_key: str | None = None
     retention: float = 180 * 86_400.0  # seconds
-    queue: int = 100_000  # rows
+    queue: int = 100_000  # records
 
 
 @dataclass(slots=True)
@@ -50,10 +59,10 @@ class StoreState:
     is_away: bool = False
     why: str = ""  # it is away
     since: float = 0.0  # Unix time
-    waiting: int = 0  # rows
+    waiting: int = 0  # records, as all that follow
     written: int = 0
-    dropped: int = 0  # rows for which there was no room
-    refused: int = 0  # rows that the database can't hold
+    dropped: int = 0  # for which there was no room
+    refused: int = 0  # that the database can't hold
     duplicates: int = 0  # reports that were known already
     arms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # units by experiment and arm
     by_epoch: Mapping[str, Mapping[int, Mapping[str, int]]] = field(default_factory=dict)  # by bandit, epoch and arm
@@ -101,7 +110,7 @@ class Recorder:
         self.experiments: tuple[str, ...] = ()  # whose units are counted
         self.bandits: tuple[str, ...] = ()  # those of which they are counted by epoch, too
         self.state = StoreState()
-        self.offered = 0  # rows that there was room for, since the start
+        self.offered = 0  # records that there was room for, since the start
         self.done = 0  # of these, the first so many are written or refused
 
     def start(self) -> None:
@@ -119,27 +128,33 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting) + len(self._batch)
+        """Records. Each of the two numbers is changed by one thread alone."""
+        return self.offered - self.done
 
     def offer(self, rows: Iterable[Row]) -> int:
-        """Have these written. Returns how many there was room for, which are the first."""
+        """Have these written. Returns for how many records there was room, which are the first."""
         taken = lost = 0
         has_lost_exposure = False
         room = self._settings.queue - self.waiting
         for row in rows:
-            if taken < room:
-                self._waiting.append(row)
-                taken += 1
-            else:
-                lost += 1
+            records = weight(row)
+            if taken + records > room:
+                lost += records
                 has_lost_exposure |= isinstance(row, ExposureRow)
+                if not isinstance(row, MeasuredRow):
+                    continue
+                row = row.first(room - taken)  # noqa: PLW2901
+                records = row.records
+                lost -= records
+            self.offered += records
+            taken += records
+            self._waiting.append(row)
         if lost:
             self.state.dropped += lost
             self._say(f"{lost} records of experiments dropped: {self._settings.queue} wait already")
         if has_lost_exposure:
             self._on_loss()
         if taken:
-            self.offered += taken
             self._wake.set()
         return taken
 
@@ -197,16 +212,18 @@ class Recorder:
     def _write_all(self) -> None:
         store = self._opened()
         while self._batch or self._waiting:
-            while self._waiting and len(self._batch) < _BATCH:
+            size = sum(map(weight, self._batch))
+            while self._waiting and size < _BATCH:
                 self._batch.append(self._waiting.popleft())
+                size += weight(self._batch[-1])
             try:
                 self.state.duplicates += store.write(self._batch)
-                self.state.written += len(self._batch)
+                self.state.written += size
             except StoreFailed as error:
                 self._write_singly(store, str(error))
             else:
-                self.done += len(self._batch)
                 self._batch.clear()
+                self.done += size
             self._on_progress()
         self._found_there()
 
@@ -222,14 +239,15 @@ class Recorder:
     def _write_singly(self, store: Store, why: str) -> None:
         """One row that can't be written must not take the others with it."""
         while self._batch:
+            records = weight(self._batch[0])
             try:
                 self.state.duplicates += store.write(self._batch[:1])
-                self.state.written += 1
+                self.state.written += records
             except StoreFailed as error:
-                self.state.refused += 1
+                self.state.refused += records
                 why = str(error)
             del self._batch[:1]
-            self.done += 1
+            self.done += records
         self._say(f"the store can't hold a record: {why}")
 
     def _follow_stops(self) -> None:

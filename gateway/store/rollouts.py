@@ -14,7 +14,9 @@ from gateway.store import schema
 from gateway.store.leases import LeaseStore
 from gateway.store.rows import StoreReadOnly
 
-_FORGET_SECONDS: Final = 3600.0  # after which counts of a worker that says nothing more are deleted
+_FORGET_SECONDS: Final = (
+    3600.0  # after which counts are deleted of a worker that is gone: others tell theirs again earlier
+)
 
 
 class Counts(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 
 class ExposureRow(NamedTuple):
@@ -27,7 +28,7 @@ class RequestRow(NamedTuple):
 
 
 class OutcomeRow(NamedTuple):
-    """Something about a unit, once or several times. Of two with one report id the first counts."""
+    """Something that was reported of a unit. Of two with one report id the first counts."""
 
     report_id: str  # never empty
     experiment: str  # "" for all that ask for the name
@@ -36,11 +37,46 @@ class OutcomeRow(NamedTuple):
     at: float
     unit: str = ""  # one of these two says whose it is
     request_id: str = ""
-    times: int = 1
-    is_own: bool = False  # is the report's id made here, of HASH hexadecimal digits? Then it is kept as it is
 
 
-Row = ExposureRow | RequestRow | OutcomeRow
+class Tallied(Protocol):
+    """What the calls of one unit have come to, by places of outcomes."""
+
+    counts: list[int]  # of the values that were added up
+    sums: list[float]
+    values: dict[tuple[int, float], int] | None  # calls by outcome and value, where each value counts
+
+
+class MeasuredRow(NamedTuple):
+    """What was measured of the calls of many units. Written twice, it counts once."""
+
+    writer: str  # 16 hexadecimal digits that no other has
+    number: int  # that the writer gives no other one
+    experiment: str
+    at: float
+    outcomes: Sequence[str]
+    tallies: Mapping[str, Tallied]  # by unit; nothing changes them any more
+    records: int  # units, and values where each counts, by which it is weighed
+
+    def first(self, records: int) -> MeasuredRow:
+        """The first units of it, with so many records at most."""
+        kept: dict[str, Tallied] = {}
+        number = 0
+        for unit, tally in self.tallies.items():
+            more = 1 + len(tally.values or ())
+            if number + more > records:
+                break
+            number += more
+            kept[unit] = tally
+        return self._replace(tallies=kept, records=number)
+
+
+Row = ExposureRow | RequestRow | OutcomeRow | MeasuredRow
+
+
+def weight(row: Row) -> int:
+    """As how many records a row counts."""
+    return row.records if isinstance(row, MeasuredRow) else 1
 
 
 class StoreAway(Exception):

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Double,
     Index,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -167,6 +168,17 @@ epochs: Final = Table(
     PrimaryKeyConstraint("experiment", "number"),
 )
 
+measured: Final = Table(
+    "measured",  # what the gateway measured of calls of many units in some seconds; `store.measured` reads the bytes
+    metadata,
+    Column("report", String(HASH), primary_key=True),
+    Column("experiment", String(NAME), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("data", LargeBinary, nullable=False),
+)
+Index("measured_at", measured.c.at)
+Index("measured_experiment", measured.c.experiment)
+
 
 def _first(connection: Connection) -> None:
     metadata.create_all(connection, tables=[secrets, exposures, requests, outcomes, stops])
@@ -193,7 +205,11 @@ def _crowds(connection: Connection) -> None:
     metadata.create_all(connection, tables=[crowds])
 
 
-STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity, _bandits, _crowds)
+def _measured(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[measured])
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity, _bandits, _crowds, _measured)
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps

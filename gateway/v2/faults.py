@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from gateway.v2.outputs import Answer, Output, parsed_answer
+from gateway.v2.raw import few_floats
 from gateway.v2.shapes import shown
 
 NOT_FINITE: Final = "not_finite"
@@ -102,5 +103,9 @@ def _has_non_finite(datatype: str, body: bytes, at: int, stop: int) -> bool:
     kind = _FLOATS.get(datatype)
     if kind is None:
         return False
+    numbers = few_floats(datatype, body, at, stop)
+    if numbers is not None:
+        total = sum(numbers, 0.0)  # of 64 numbers of 32 bits, which is finite if they are
+        return total - total != 0.0
     name, width = kind
     return not np.isfinite(np.frombuffer(body, name, (stop - at) // width, at)).all()

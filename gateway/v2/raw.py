@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,16 @@ from gateway.v2.spec import DATATYPES, Array, dtype_of
 Buffer = bytes | bytearray | memoryview
 
 _LENGTH = struct.Struct("<I")
+_FEW: Final = 64
+_UNPACK: Final = [struct.Struct(f"<{count}f").unpack_from for count in range(_FEW + 1)]
+
+
+def few_floats(datatype: str, body: bytes, at: int, stop: int) -> tuple[float, ...] | None:
+    """The numbers of an FP32 tensor that has 64 at most, which numpy takes longer for; None of any other."""
+    if datatype != "FP32" or stop - at > 4 * _FEW or (stop - at) % 4:
+        return None
+    numbers: tuple[float, ...] = _UNPACK[(stop - at) // 4](body, at)
+    return numbers
 
 
 def to_array(name: str, datatype: str, shape: Sequence[int], raw: Buffer) -> Array:

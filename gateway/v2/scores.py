@@ -7,10 +7,9 @@ from typing import Final
 import numpy as np
 
 from gateway.v2.outputs import Answer, Output
-from gateway.v2.raw import to_array
+from gateway.v2.raw import few_floats, to_array
 
 _FLOATS: Final = ("FP16", "BF16", "FP32", "FP64")
-_FEW: Final = 64  # numbers that are sooner looked at one by one than by numpy
 
 
 def top_score(answer: Answer, name: str) -> float | None:
@@ -25,16 +24,13 @@ def top_score(answer: Answer, name: str) -> float | None:
     output, (at, stop) = found
     if output.datatype not in _FLOATS or output.size != stop - at or not output.size or not output.shape:
         return None
-    if output.elements == output.shape[-1] and output.elements <= _FEW and output.datatype == "FP32" and _IS_LITTLE:
-        numbers = memoryview(answer.body)[at:stop].cast("f")
+    numbers = few_floats(output.datatype, answer.body, at, stop) if output.elements == output.shape[-1] else None
+    if numbers is not None:
         total = sum(numbers, 0.0)  # NaN and infinity show in it, and may not in the largest
-        return float(max(numbers)) if total - total == 0.0 else None
+        return max(numbers) if total - total == 0.0 else None
     array = to_array(output.name, output.datatype, output.shape, answer.body[at:stop])
     score = float(array.max(axis=-1).mean(dtype=np.float64))
     return score if np.isfinite(score) else None
-
-
-_IS_LITTLE: Final = np.little_endian
 
 
 def _find(answer: Answer, name: str) -> tuple[Output, tuple[int, int]] | None:

@@ -45,6 +45,27 @@ def begin(made: Exposures, user: str = "anna", reason: str = "experiment:spring"
     return made.begun("photos", reason, arm, STICKY, Facts({"x-user": user}), request)
 
 
+def singly(made: Exposures) -> dict[tuple[str, str, float], int]:
+    """Calls by unit, outcome and value, to two digits, of what is counted value by value."""
+    return {
+        (unit, each.outcomes[at], round(value, 2)): calls
+        for each in made.take_measured()
+        for unit, tally in each.tallies.items()
+        for (at, value), calls in (tally.values or {}).items()
+    }
+
+
+def added(made: Exposures) -> dict[tuple[str, str], tuple[float, int]]:
+    """Sum and number of calls by unit and outcome, of what is added up."""
+    return {
+        (unit, outcome): (round(total, 6), calls)
+        for each in made.take_measured()
+        for unit, tally in each.tallies.items()
+        for outcome, total, calls in zip(each.outcomes, tally.sums, tally.counts, strict=True)
+        if calls
+    }
+
+
 def test_a_unit_is_told_of_once_for_each_arm() -> None:
     made, _ = exposures()
     for _ in range(3):
@@ -105,13 +126,13 @@ def test_calls_are_counted_by_unit_and_value() -> None:
         exposed = begin(made)
         clock.now += seconds
         made.ended(exposed, Code.OK, None, False, 300)
-    measured = made.take().measured
-    assert {(key[2], round(key[3], 2)): calls for key, calls in measured.items()} == {
-        ("latency", 0.1): 2,
-        ("latency", 4.97): 1,
-        ("errors", 0.0): 3,
-        ("bytes", 299.81): 3,
+    assert singly(made) == {
+        ("anna", "latency", 0.1): 2,
+        ("anna", "latency", 4.97): 1,
+        ("anna", "errors", 0.0): 3,
+        ("anna", "bytes", 299.81): 3,
     }
+    assert singly(made) == {}
 
 
 def test_where_a_mean_is_enough_the_calls_of_a_unit_are_added_up() -> None:
@@ -121,15 +142,33 @@ def test_where_a_mean_is_enough_the_calls_of_a_unit_are_added_up() -> None:
         exposed = begin(made, user)
         clock.now += seconds
         made.ended(exposed, Code.OK, None, False, 300)
-    taken = made.take()
-    assert {(unit, outcome): (round(total, 6), calls) for (_, unit, outcome), (total, calls) in taken.sums.items()} == {
+    (taken,) = made.take_measured()
+    assert taken.records == 2 + 2  # units, and the values of those that are counted singly
+    made._books["spring"].tallies = taken.tallies
+    assert added(made) == {
         ("anna", "latency"): (0.4, 2),
         ("anna", "errors"): (0.0, 2),
         ("ben", "latency"): (5.0, 1),
         ("ben", "errors"): (0.0, 1),
     }
-    assert {outcome for _, _, outcome, _ in taken.measured} == {"bytes"}
-    assert made.take() == Taken()
+    assert made.take_measured() == []
+
+
+def test_what_was_measured_under_another_config_is_not_lost() -> None:
+    made, _clock = exposures()
+    before, sums = begin(made), frozenset({"latency", "errors", "bytes"})
+    made.ended(begin(made), Code.OK, None, False, 300)
+    made.apply([dataclasses.replace(SPRING, measures=SPRING.measures[1:], sums=sums)])
+    made.ended(before, Code.OK, None, False, 300)
+    made.ended(begin(made), Code.OK, None, False, 300)
+    assert [(each.outcomes, each.records) for each in made.take_measured()] == [
+        (("latency", "errors", "bytes"), 1 + 3),
+        (("errors", "bytes"), 1),
+    ]
+    made.ended(before, Code.OK, None, False, 300)
+    made.apply([])
+    made.ended(before, Code.OK, None, False, 300)
+    assert [(unit, calls) for (unit, _, _), calls in singly(made).items()] == [("anna", 2)] * 3
 
 
 @pytest.mark.parametrize(
@@ -150,9 +189,9 @@ def test_an_error_is_one_that_the_arm_is_at_fault_for(
 ) -> None:
     made, _ = exposures()
     made.ended(begin(made), code, meaning, callers_fault, 0)
-    measured = made.take().measured
-    assert [value for _, _, outcome, value in measured if outcome == "errors"] == errors
-    assert any(outcome == "latency" for _, _, outcome, _ in measured) == (code is Code.OK)
+    measured = singly(made)
+    assert [value for _, outcome, value in measured if outcome == "errors"] == errors
+    assert any(outcome == "latency" for _, outcome, _ in measured) == (code is Code.OK)
 
 
 def test_a_request_is_known_by_its_unit() -> None:
@@ -170,8 +209,9 @@ def test_what_nobody_takes_is_bounded_and_a_unit_that_found_no_room_is_told_of_l
     for number in range(20):
         made.ended(begin(made, f"user {number}", request=f"r-{number}"), Code.OK, None, False, 10)
     taken = made.take()
-    assert (len(taken.exposures), len(taken.requests), len(taken.measured)) == (10, 10, 10)
-    assert taken.dropped == 10 + 10 + 50
+    assert (len(taken.exposures), len(taken.requests)) == (10, 10)
+    assert sum(each.records for each in made.take_measured()) == 10
+    assert taken.dropped == 10 + 10 + (3 - 1) + 3 * 17  # of the third unit one value of three was counted
     for number in range(20):
         begin(made, f"user {number}")
     assert [each.unit for each in made.take().exposures] == [f"user {number}" for number in range(10, 20)]
@@ -183,7 +223,7 @@ def test_what_is_added_up_is_bounded_as_well() -> None:
     for number in range(20):
         made.ended(begin(made, f"user {number}"), Code.OK, None, False, 10)
     taken = made.take()
-    assert (len(taken.sums), len(taken.measured), taken.dropped) == (10, 0, 10 + 50)
+    assert ({calls for _, calls in added(made).values()}, taken.dropped) == ({1}, 10 + 3 * 10)
 
 
 def test_all_are_told_of_again_once_some_were_lost() -> None:
@@ -216,7 +256,7 @@ def test_a_call_that_another_variant_answered_is_an_error_of_a_rollouts_arm_and_
     exposed = begin(made)
     assert exposed is not None
     made.ended(exposed, Code.OK, None, False, 10, True)
-    assert made.take().measured == {("spring", "anna", "errors", value): 1}
+    assert singly(made) == {("anna", "errors", value): 1}
 
 
 def test_agreement_with_a_reference_and_confidence_are_measured_of_the_calls_they_are_for() -> None:
@@ -237,8 +277,7 @@ def test_agreement_with_a_reference_and_confidence_are_measured_of_the_calls_the
         body = answer.SerializeToString()
         made.scored(exposed, body, peek_response(body))
     made.scored(exposed, b"\x2a", Head("", "", "", False, [], 0, 0, None, []))  # no answer
-    measured = made.take().measured
-    assert {(key[2], round(key[3], 2)): calls for key, calls in measured.items()} == {
+    assert {(outcome, value): calls for (_, outcome, value), calls in singly(made).items()} == {
         ("agrees", 1.0): 2,
         ("agrees", 0.0): 1,
         ("differs", 0.0): 2,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from postgres import Postgres
 
-from gateway.store import ExposureRow, OutcomeRow, Recorder, Stop, StoreSettings
+from gateway.forwarding.exposures import Tally
+from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, Recorder, Stop, StoreSettings
 from gateway.store.database import Store
 
 KEY = "a key that nobody guesses"
@@ -64,6 +65,27 @@ def test_what_comes_while_the_store_is_away_waits_up_to_the_bound_and_is_written
         folder.mkdir()
         until(lambda: made.waiting == 0, "all is written")
         assert (made.state.is_away, made.state.why, count(url)) == (False, "", 1000)
+
+
+def test_what_was_measured_of_many_units_takes_room_for_each(tmp_path: Path) -> None:
+    """Of one that does not fit, the first units are kept."""
+    folder = tmp_path / "later"
+    url = f"sqlite:///{folder}/e.db"
+    with recorder(url) as made:
+        until(lambda: made.state.is_away, "it is away")
+        for number in range(3):
+            tallies = {f"user {n}": Tally(1) for n in range(400)}
+            for tally in tallies.values():
+                tally.counts[0], tally.values = 1, {(0, 1.0): 1}
+            row = MeasuredRow("a" * 16, number, "spring", time.time(), ("bought",), tallies, 800)
+            assert made.offer([row]) == (800, 200, 0)[number]
+        assert (made.waiting, made.state.dropped) == (1000, 600 + 800)
+        folder.mkdir()
+        until(lambda: made.waiting == 0, "all is written")
+        assert made.state.written == 1000
+    store = Store(url, KEY)
+    assert len(list(store.outcomes("spring", {"bought": True}))) == 2 * 500
+    store.close()
 
 
 def test_a_record_that_the_database_refuses_takes_no_other_with_it(url: str) -> None:

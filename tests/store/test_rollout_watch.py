@@ -14,6 +14,7 @@ import pytest
 from postgres import Postgres
 from sqlalchemy import delete, text
 
+from gateway import rollout_watch
 from gateway.errors import CommandFailed
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
 from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
@@ -101,6 +102,31 @@ def test_it_waits_for_its_variant_and_says_so(worker: Make) -> None:
     assert one.now.waits == ("'new' is not ready",)
     one.watch.ready = frozenset({"int8"})
     assert one.look().phase is Phase.RUNNING
+
+
+def test_what_failed_at_an_idle_worker_long_ago_does_not_count_again(
+    worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store forgets workers that are gone. One that has no calls is not: its counts would come back as new ones."""
+    later, now = [0.0], RolloutStore.now_of
+    monkeypatch.setattr(RolloutStore, "now_of", lambda store, connection: now(store, connection) + later[0])
+    one, idle = worker("a"), worker("idle")
+    idle.counts = {("int8", "new"): Counts(errors=500), ("int8", "old"): Counts(good=500)}
+    state = [each.look(SLOW) for each in (one, idle, one)][-1]
+    for hours in (0.9, 1.8):
+        later[0] = 3600.0 * hours
+        monkeypatch.setattr(rollout_watch, "_TELL_SECONDS", 0.0)
+        state = one.look(SLOW)
+        idle.look(SLOW)
+        command = Command.PAUSE if state.phase is Phase.RUNNING else Command.RESUME
+        assert one.watch._opened().decide(SLOW, commanded(SLOW, state, command, "anna", state.at + later[0]))
+        one.look(SLOW)
+    assert one.now.decides
+    for calls in (1, 2, 3):
+        idle.counts["int8", "new"] = Counts(good=calls, errors=500)
+        one.counts = {("int8", "old"): Counts(good=10 * calls)}
+        idle.look(SLOW)
+        assert one.look(SLOW).phase is Phase.RUNNING
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
 from gateway.experiments.records import Exposure, Outcome
-from gateway.store import ExposureRow, OutcomeRow, RequestRow, Stop, StoreAway, database, schema
+from gateway.forwarding.exposures import Tally
+from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, RequestRow, Stop, StoreAway, database, schema
 from gateway.store.database import Store
 from gateway.store.rows import Row
 
@@ -44,6 +45,14 @@ def raw(url: str) -> Iterator[Connection]:
 
 def report(number: int, unit: str = "anna", *, at: float = 20.0, value: float = 1.0) -> OutcomeRow:
     return OutcomeRow(f"report {number}", "", "bought", value, at, unit)
+
+
+def measured(number: int, values: dict[str, list[float]]) -> MeasuredRow:
+    """Values of calls by unit, of the second of two outcomes."""
+    tallies = {unit: Tally(2) for unit in values}
+    for unit, tally in tallies.items():
+        tally.counts[1], tally.sums[1] = len(values[unit]), sum(values[unit])
+    return MeasuredRow("a" * 16, number, "spring", 20.0, ("other", "bought"), tallies, len(tallies))
 
 
 def outcomes(store: Store, name: str = "spring", measured: bool = False) -> list[Outcome]:
@@ -88,9 +97,37 @@ def test_a_report_about_a_request_is_about_its_unit_whichever_comes_first(
 
 def test_what_was_measured_is_of_its_experiment_and_counts_as_often_as_it_was_seen(store_of: Opened, url: str) -> None:
     store = store_of(url)
-    store.write([OutcomeRow("m", "spring", "bought", 0.5, 20.0, "anna", times=3), report(1)])
-    assert [each.value for each in outcomes(store, measured=True)] == [0.5] * 3
+    store.write([measured(1, {"anna": [0.5] * 3}), report(1)])
+    assert [(each.value, each.times) for each in outcomes(store, measured=True)] == [(0.5, 3)]
     assert outcomes(store, "autumn", measured=True) == []
+
+
+def test_what_was_measured_of_many_units_is_of_each_what_it_was(store_of: Opened, url: str) -> None:
+    store, units = store_of(url), {f"user {n}": [float(n), n + 1.0] for n in range(2500)}
+    store.write([measured(1, units), measured(2, {"anna": [], "ben": [7.0]})])
+    singly = Tally(2)
+    singly.values = {(0, 0.25): 2, (1, 9.0): 1}
+    store.write([MeasuredRow("b" * 16, 1, "spring", 21.0, ("bought", "other"), {"anna": singly}, 3)])
+    found = {each.unit: (each.value, each.times, each.at) for each in outcomes(store, measured=True)}
+    expected = {store.hashed("unit", unit): (sum(values) / 2, 2, 20.0) for unit, values in units.items()}
+    expected[store.hashed("unit", "ben")] = (7.0, 1, 20.0)
+    expected[store.hashed("unit", "anna")] = (0.25, 2, 21.0)
+    assert found == expected
+
+
+def test_what_was_measured_counts_once_however_often_it_is_written(store_of: Opened, url: str) -> None:
+    store, row = store_of(url), measured(1, {f"user {n}": [1.0] for n in range(1500)})
+    assert store.write([row, row]) == 0
+    assert store.write([row]) == 0
+    assert len(outcomes(store, measured=True)) == 1500
+
+
+def test_records_of_a_version_before_count_too(store_of: Opened, url: str) -> None:
+    store = store_of(url)
+    row = {"report": "0" * 32, "experiment": "spring", "name": "bought", "unit": "u", "request": ""}
+    with raw(url) as connection:
+        connection.execute(schema.outcomes.insert().values(**row, value=0.5, times=3, at=20.0))
+    assert outcomes(store, measured=True) == [Outcome("bought", 0.5, 20.0, "u", times=3)]
 
 
 def test_units_requests_and_reports_are_known_by_keyed_hashes_only(store_of: Opened, url: str) -> None:
@@ -117,13 +154,12 @@ def test_what_is_remembered_of_units_is_bounded(
     assert len(store.exposures("spring")) == 301
 
 
-def test_an_id_that_is_made_here_is_kept_and_nobody_elses_is(store_of: Opened, url: str) -> None:
-    """So a reporter who sends one that looks like it takes no record from the gateway."""
-    store, id = store_of(url), "0123456789abcdef0000000000000001"
-    own = OutcomeRow(id, "spring", "bought", 0.5, 20.0, "anna", is_own=True)
-    store.write([ExposureRow("spring", "a", "anna", 1.0, False), own])
-    assert store.write([own]) == 1
-    assert store.write([OutcomeRow(id, "spring", "bought", 1.0, 21.0, "anna")]) == 0
+def test_a_reporter_who_guesses_an_id_that_is_made_here_takes_no_record_from_the_gateway(
+    store_of: Opened, url: str
+) -> None:
+    store = store_of(url)
+    assert store.write([OutcomeRow("a" * 16 + f"{1:016x}", "spring", "bought", 1.0, 21.0, "anna")]) == 0
+    store.write([measured(1, {"anna": [0.5]})])
     assert sorted(each.value for each in outcomes(store, measured=True)) == [0.5, 1.0]
 
 

@@ -40,6 +40,8 @@ _PATH: Final = INFER.encode()
 _QUEUED: Final = 64  # copies of one model that wait for their turn …
 _QUEUED_BYTES: Final = 32 << 20  # … and their bytes, with those of answers, of all models
 _COMPARED: Final = 64  # pairs that wait to be compared, of all models
+_TOGETHER: Final = 8  # pairs that go to the thread at once: to hand one over costs as much as to compare it
+_GATHER_SECONDS: Final = 0.02  # that fewer of them wait for others
 _SHARED_MEMORY: Final = b"shared_memory_"
 _QUIET_SECONDS: Final = 60.0  # between two log lines on pairs of one shadow that can't be compared
 
@@ -155,6 +157,9 @@ class Shadows:
         self._draw = draw
         self._held = 0  # bytes of copies that wait, are under way or are compared
         self._comparing = 0
+        self._pairs: list[tuple[Copy, Pair]] = []  # that wait for the thread
+        self._gathering: asyncio.TimerHandle | None = None
+        self._is_judging = False
         self._executor: ThreadPoolExecutor | None = None
         self.table: dict[str, tuple[ModelShadow, ...]] = {}
         self.gated: dict[str, dict[str, Parity]] = {}  # by public model and variant, of those that have to agree first
@@ -202,8 +207,11 @@ class Shadows:
 
     def drawn(self, model: str) -> tuple[ModelShadow, ...]:
         """The shadows that get a copy of this call."""
-        shadows = self.table.get(model)
-        return () if shadows is None else tuple(each for each in shadows if self._draw() < each.settings.share)
+        chosen: tuple[ModelShadow, ...] = ()
+        for shadow in self.table.get(model, ()):
+            if self._draw() < shadow.settings.share:
+                chosen = (*chosen, shadow)
+        return chosen
 
     def answered(  # noqa: PLR0917  (called on the hot path, where keywords cost)
         self,
@@ -285,23 +293,47 @@ class Shadows:
         self._send_waiting(shadow)
 
     def _compare(self, copy: Copy, body: bytes) -> None:
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, "shadows")
         shadow = copy.shadow
         name = shadow.settings.variant.name
         pair = Pair(shadow.model, copy.variant, name, copy.head.id, copy.request, copy.answer, body)
         self._comparing += 1
-        future = asyncio.get_running_loop().run_in_executor(
-            self._executor, self._judge, pair, shadow.settings.comparison
-        )
-        future.add_done_callback(lambda future: self._compared(copy, None if future.cancelled() else future.result()))
+        self._pairs.append((copy, pair))
+        if self._is_judging:
+            return
+        if len(self._pairs) >= _TOGETHER:
+            self._judge_waiting()
+        elif self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._judge_waiting)
+
+    def _judge_waiting(self) -> None:
+        """Hand the pairs that wait to the thread, which has none."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, "shadows")
+        pairs, self._pairs, self._is_judging = self._pairs, [], True
+        future = asyncio.get_running_loop().run_in_executor(self._executor, self._judge_all, pairs)
+        future.add_done_callback(lambda future: self._all_judged(pairs, [] if future.cancelled() else future.result()))
+
+    def _all_judged(self, pairs: list[tuple[Copy, Pair]], judged: list[Judged]) -> None:
+        """judged: empty if the worker stops."""
+        self._is_judging = False
+        for at, (copy, _) in enumerate(pairs):
+            self._compared(copy, judged[at] if judged else None)
+        if self._pairs and judged:
+            self._judge_waiting()
+
+    def _judge_all(self, pairs: list[tuple[Copy, Pair]]) -> list[Judged]:
+        return [self._judge(pair, copy.shadow.settings.comparison) for copy, pair in pairs]
 
     def _judge(self, pair: Pair, comparison: Comparison) -> Judged:
-        judged = judge(pair, comparison)
+        judged = Judged(None, "the gateway failed to compare them")  # one pair must not take the others with it
         try:
+            judged = judge(pair, comparison)
             self.on_judged(pair, judged)
         except Exception:
-            _log.exception("model %s: a pair of answers could not be kept", pair.model)
+            _log.exception("model %s: a pair of answers could not be compared or kept", pair.model)
         return judged
 
     def _compared(self, copy: Copy, judged: Judged | None) -> None:
@@ -340,6 +372,8 @@ class Shadows:
         for shadows in self.table.values():
             for shadow in shadows:
                 shadow.waiting.clear()
+        if self._gathering is not None:
+            self._gathering.cancel()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
