@@ -26,7 +26,7 @@ def bytes_elements(elements: Sequence[bytes]) -> bytes:
 class Request:
     """A caller's request as a merge point sees it."""
 
-    body: bytes
+    source: bytes | memoryview
     head: Head
     layout: Layout
     spans: Sequence[tuple[int, int]]
