@@ -6,17 +6,14 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-ba
 
 .PHONY: run experiment test pythons coverage soak fuzz check audit sbom docs docs-versions perf setup clean
 
+# Last, while all that stays up, for half a minute and at most two: the short version of `make experiment`.
 run: setup
-	@$(BIN)/inference-gateway demo
+	@$(BIN)/inference-gateway demo --with-experiment
 
 # On real models, in about a minute and a half: INT8 goes live with evidence, and broken variants are taken back. HOW=short make
 # experiment shows one of each.
-experiment: setup $(VENV)/.experiments
+experiment: setup
 	@$(BIN)/inference-gateway demo --experiment $(HOW)
-
-$(VENV)/.experiments: $(VENV)/.installed
-	$(INSTALL) -e '.[local,experiments]'
-	@touch $@
 
 # The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand. Where npm is, the pages'
 # JavaScript is run too.
@@ -39,14 +36,15 @@ coverage: $(VENV)/.tools
 	@$(BIN)/coverage json -q -o - | $(BIN)/python .ci/coverage-by-room
 
 # What stays proven, for an hour in place of a minute: neighbours under abuse, and answers beside Triton's own; and a hundred
-# restarts, sixty killed workers and reloads, whose callers are grpc-js too where npm is.
+# restarts, sixty killed workers and reloads, whose callers are grpc-js too where npm is; and four gateways on one PostgreSQL.
 # SOAK_SECONDS=600 make soak is shorter; SOAK_SEED=7 draws as that run did, whose seed is printed. Last, the tests of properties,
 # which `make test` gives the same examples each time, with new ones.
 soak: export SOAK_SECONDS := $(or $(SOAK_SECONDS),3600)
 soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
 soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
-	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments tests/store/test_replicas.py
+	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments \
+	  tests/store/test_replicas.py tests/store/test_rollouts_of_replicas.py
 	$(BIN)/python -m pytest -q --hypothesis-profile=drawn \
 	  $$(grep -rlE --include='*.py' '^ *@given' tests | grep -vE '^tests/(neighbours|differences)/')
 

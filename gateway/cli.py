@@ -310,6 +310,11 @@ def _add_local_commands(commands: Commands) -> None:
     demo.add_argument("--listen", default="127.0.0.1:9001", metavar="HOST:PORT")
     demo.add_argument("--admin-listen", default="127.0.0.1:9002", metavar="HOST:PORT")
     demo.add_argument("--once", action="store_true", help="end after the table")
+    demo.add_argument(
+        "--with-experiment",
+        action="store_true",
+        help="after the table, beside it: --experiment short, up to two minutes",
+    )
     for each in (build, added, listed, optimise, start, demo):
         each.add_argument("--repository", type=Path, default=_REPOSITORY, metavar="FOLDER")
 
@@ -811,9 +816,11 @@ def _demo(arguments: argparse.Namespace) -> int:
         )
     if arguments.experiment is not None:
         return _demo_experiment(arguments)
+    if arguments.with_experiment and arguments.once:
+        raise WrongLine("--with-experiment comes after the table, and --once ends there")
     from gateway import demo, event_loop  # noqa: PLC0415
 
-    _log_to_stderr("warning")
+    _log_to_stderr("error" if arguments.with_experiment else "warning")  # what its variants do wrong is meant
     settings = demo.DemoSettings(
         arguments.config,
         examples,
@@ -823,6 +830,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         arguments.once,
         demo.tasks_of(arguments.task, every=arguments.all),
         arguments.input,
+        arguments.with_experiment,
     )
     demo.prepare(settings)
     return event_loop.run(demo.run(settings))

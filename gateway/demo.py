@@ -23,6 +23,7 @@ from rich.table import Table
 
 from gateway.app import Gateway, Place
 from gateway.config import Loaded, load
+from gateway.demo_experiment import MODELS, ScenarioSettings, check_installed, play
 from gateway.demo_tasks import BY_DEFAULT, EVERYTHING, TASKS, Shown, Site, Task, models_of
 from gateway.errors import CommandFailed
 from gateway.forwarding.messages import build_request, parse_response
@@ -50,6 +51,7 @@ class DemoSettings:
     config:  None is the one that serves the tasks.
     tasks:   what to show.
     given:   a file for the one task that is shown; None stands for the demo's own input.
+    with_experiment:  after the table, the short version of `demo_experiment`.
     """
 
     config: Path | None
@@ -60,6 +62,7 @@ class DemoSettings:
     once: bool
     tasks: tuple[Task, ...] = BY_DEFAULT
     given: Path | None = None
+    with_experiment: bool = False
 
     def served_by(self) -> Path:
         """The config: that of the tasks if it is one, or else that of all."""
@@ -90,6 +93,7 @@ def prepare(settings: DemoSettings) -> None:
 
     :raises CannotServe: if a port is taken.
     :raises DemoFailed: if a task needs a package that is not installed.
+    :raises NotAsExpected: if the experiment does.
     :raises LocalTritonError, FetchFailed, BuildFailed, OSError: if this host is unsuitable, or something can't be had.
     """
     for flag, address in (("--listen", settings.listen), ("--admin-listen", settings.admin_listen)):
@@ -102,9 +106,11 @@ def prepare(settings: DemoSettings) -> None:
             raise DemoFailed(
                 f"The task {task.name} needs {task.package}: pip install 'inference-gateway[tasks]', up to Python 3.12."
             )
+    if settings.with_experiment:
+        check_installed()
     console = Console(highlight=False, soft_wrap=True)
     install()
-    models = models_of(settings.tasks)
+    models = list(dict.fromkeys([*models_of(settings.tasks), *(MODELS if settings.with_experiment else ())]))
     if size := to_fetch(settings.tasks, settings.repository):
         console.print(f"[dim]models:[/] up to {size / 1e6:.0f} MB to fetch, once")
     if not build(models, settings.repository, report=lambda line: console.print(f"[dim]models:[/] {escape(line)}")):
@@ -151,10 +157,41 @@ async def _run(settings: DemoSettings, signals: Signals) -> None:
             console.print(f"[dim]gateway:[/] ready at {gateway.listen} after {time.monotonic() - began:.1f} s\n")
             await _show(console, gateway.listen, settings)
             if not settings.once:
-                _say_what_to_try(console, gateway, settings.tasks)
-                await signals.wait(triton)
+                await _stay_up(console, gateway, settings, asyncio.ensure_future(signals.wait(triton)))
                 console.print("\ndraining")
             await gateway.drain()
+
+
+async def _stay_up(console: Console, gateway: Gateway, settings: DemoSettings, asked: asyncio.Future[None]) -> None:
+    """Until somebody asks to end it. asked: once that is so, or the local Triton has ended."""
+    try:
+        if settings.with_experiment:
+            await _show_experiment(console, settings.repository, asked)
+        if not asked.done():
+            _say_what_to_try(console, gateway, settings)
+        await asked
+    finally:
+        asked.cancel()
+
+
+async def _show_experiment(console: Console, repository: Path, asked: asyncio.Future[None]) -> None:
+    """Beside all that is up, on a Triton and a gateway of its own. What becomes of it ends nothing else."""
+    console.print(
+        "\n[bold]Last[/], INT8 goes live with evidence, and a variant that answers NaN is taken back: half a minute"
+        "\non two free cores, and two at most. What is above serves meanwhile, until Ctrl-C.\n"
+    )
+    task = asyncio.ensure_future(play(ScenarioSettings(repository, "127.0.0.1:0", "127.0.0.1:0", True), console))
+    try:
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(ended, CommandFailed | OSError):
+        console.print(f"[yellow]experiment:[/] {escape(str(ended))}", soft_wrap=True)
+        console.print("            A busy machine needs longer, for which [bold]make experiment[/] waits.")
+    elif isinstance(ended, Exception):
+        raise ended
+    console.print()
 
 
 def _without_access_log(loaded: Loaded) -> Loaded:
@@ -235,7 +272,8 @@ def _by_tritonclient(address: str, photo: bytes) -> Shown:
     )
 
 
-def _say_what_to_try(console: Console, gateway: Gateway, tasks: Sequence[Task]) -> None:
+def _say_what_to_try(console: Console, gateway: Gateway, settings: DemoSettings) -> None:
+    tasks = settings.tasks
     model = _MODEL if any(task.pipeline == _PIPELINE for task in tasks) else tasks[0].pipeline
     code = (
         f"import tritonclient.grpc as t; c = t.InferenceServerClient('{gateway.listen}'); "
@@ -244,9 +282,8 @@ def _say_what_to_try(console: Console, gateway: Gateway, tasks: Sequence[Task]) 
     console.print("[bold]own[/]  ", end="")
     console.print(f"inference-gateway demo --task {tasks[0].name} --input FILE", soft_wrap=True, markup=False)
     console.print("[bold]next[/] ", end="")
-    console.print(
-        "make experiment   [dim](INT8 goes live with evidence; broken variants are taken back)[/]", soft_wrap=True
-    )
+    what = "all of it: six variants" if settings.with_experiment else "INT8 goes live with evidence"
+    console.print(f"make experiment   [dim]({what}; broken ones are taken back)[/]", soft_wrap=True)
     console.print("[bold]try[/]  ", end="")
     console.print(f'.venv/bin/python -c "{code}"', soft_wrap=True, markup=False)
     if model == _MODEL:

@@ -39,10 +39,14 @@ from gateway.triton.command import Signals
 
 _WIDTH: Final = 100  # columns
 _FP32, _INT8 = "efficientnet_lite0_onnx", "efficientnet_lite0_onnx_int8"
+MODELS: Final = (_FP32, _INT8)
+"""That must be built."""
 _EXPERIMENT, _COMPARED = "int8-or-fp32", "compared"
 _CALLERS: Final = 4
 _MOST_SECONDS: Final = 240.0
+SHORT_SECONDS: Final = 100.0  # at most, for the short version; its users need a quarter of that on two free cores
 _LOOK_SECONDS: Final = 0.5
+_QUIET_SECONDS: Final = 8.0  # after which it says for what it waits
 _IN_FORCE_SECONDS: Final = 2.0  # in which a decision is in force everywhere (docs/rollouts.md)
 _SETTLED: Final = {"promoted", "rolled back"}
 
@@ -130,10 +134,15 @@ def prepare(settings: ScenarioSettings) -> None:
     for flag, address in (("--listen", settings.listen), ("--admin-listen", settings.admin_listen)):
         with reserve(address, flag):
             pass
-    if importlib.util.find_spec("scipy") is None:
-        raise NotAsExpected("--experiment needs SciPy for its statistics: pip install 'inference-gateway[experiments]'")
+    check_installed()
     install()
-    build([_FP32, _INT8], settings.repository, report=lambda line: Console(highlight=False).print(escape(line)))
+    build(MODELS, settings.repository, report=lambda line: Console(highlight=False).print(escape(line)))
+
+
+def check_installed() -> None:
+    """:raises NotAsExpected: if the statistics' package is missing."""
+    if importlib.util.find_spec("scipy") is None:
+        raise NotAsExpected("The experiment needs SciPy for its statistics: pip install 'inference-gateway[local]'")
 
 
 async def run(settings: ScenarioSettings) -> int:
@@ -144,19 +153,26 @@ async def run(settings: ScenarioSettings) -> int:
     """
     signals = Signals()
     with signals.heard():
-        scratch = Scratch("experiment")
-        try:
-            await _run(settings, scratch.path)
-        finally:
-            scratch.close()
+        await play(settings, Console(highlight=False, width=_WIDTH))
     return 0
 
 
 # What is run
 
 
-async def _run(settings: ScenarioSettings, folder: Path) -> None:
-    console = Console(highlight=False, width=_WIDTH)
+async def play(settings: ScenarioSettings, console: Console) -> None:
+    """Run it to its end, or until it is cancelled.
+
+    :raises NotAsExpected: if anything came out otherwise than it must.
+    """
+    scratch = Scratch("experiment")
+    try:
+        await _play(settings, scratch.path, console)
+    finally:
+        scratch.close()
+
+
+async def _play(settings: ScenarioSettings, folder: Path, console: Console) -> None:
     cases = _SHORT if settings.is_short else _CASES
     models = [_FP32, *dict.fromkeys(case.model or case.name for case in cases)]
     await asyncio.to_thread(write_models, models, settings.repository, folder / "models")
@@ -174,8 +190,9 @@ async def _run(settings: ScenarioSettings, folder: Path) -> None:
             console.print(f"[dim]gateway:[/] ready at {gateway.listen}, state at http://{gateway.admin_address}/\n")
             users = Users(channel, truth.photos, truth.labels)
             scenario = Scenario(gateway, users, cases, file, lambda text: console.print(text, soft_wrap=True))
+            most = SHORT_SECONDS if settings.is_short else _MOST_SECONDS
             try:
-                await scenario.play(with_experiment=not settings.is_short)
+                await scenario.play(most, with_experiment=not settings.is_short)
             finally:
                 await users.aclose()
             show(console, scenario, truth)
@@ -259,7 +276,7 @@ def config(settings: ScenarioSettings, triton: str, folder: Path, cases: Sequenc
                 "smallest_effect": 0.1,
                 "alpha": 0.01,  # one in twenty runs of a demo should not call a chance a difference
                 "units": 600,
-                "window": "8s",  # what is measured comes to the store within six
+                "window": "10s",  # in which what is measured comes to the store
             }
         },
         "store": {"url": f"sqlite:///{folder}/experiments.db"},
@@ -300,15 +317,16 @@ class Scenario:
     ended: dict[str, float] = field(default_factory=dict)  # after how many seconds
     report: Report | None = None
     _said: dict[str, str] = field(default_factory=dict)
+    _said_at: float = 0.0  # seconds after the beginning
 
-    async def play(self, *, with_experiment: bool) -> None:
-        """Have users call until all is decided, or the time is over."""
+    async def play(self, most: float, *, with_experiment: bool) -> None:
+        """Have users call until all is decided, or the time is over. most: seconds."""
         if with_experiment:
             self.users.want(_COMPARED, _EXPERIMENT)
         for case in self.cases:
             self.users.want(case.public, case.rollout)
         self.users.start(_CALLERS)
-        while self.users.wanted and self._seconds < _MOST_SECONDS:
+        while self.users.wanted and self._seconds < most:
             await asyncio.sleep(_LOOK_SECONDS)
             self._look()
             if _COMPARED in self.users.wanted:
@@ -323,6 +341,8 @@ class Scenario:
         self.rollouts = {each["model"]: each for each in state["rollouts"]}
         for case in self.cases:
             self._follow(case, self.rollouts[case.public])
+        if self._seconds > self._said_at + _QUIET_SECONDS:
+            self._say_what_it_waits_for()
         others = set(self.users.wanted) - {case.public for case in self.cases if case.phase == "waiting"}
         if not others:
             self.users.wanted.clear()
@@ -331,7 +351,7 @@ class Scenario:
         said = f"{now['state']}, {100 * now['share']:.0f} % of users"
         if said != self._said.get(case.name):
             self._said[case.name] = said
-            self.say(f"[dim]{self._seconds:6.1f} s[/]  {case.rollout}: {said}{_because(now)}")
+            self._say(f"{case.rollout}: {said}{_because(now)}")
         if now["state"] not in _SETTLED:
             return
         seen = self.users.seen[case.public]
@@ -340,6 +360,16 @@ class Scenario:
             seen.begin_check()
         if seen.is_checked:
             self.users.wanted.pop(case.public, None)
+
+    def _say(self, text: str) -> None:
+        self._said_at = self._seconds
+        self.say(f"[dim]{self._said_at:6.1f} s[/]  {text}")
+
+    def _say_what_it_waits_for(self) -> None:
+        sent = sum(each.calls for each in self.users.seen.values())
+        open_ = [case for case in self.cases if case.public in self.users.wanted]
+        waits = (f"{case.rollout}: {wait}" for case in open_ for wait in self.rollouts[case.public]["waits"][:1])
+        self._say(f"[dim]{sent} photos; {escape('; '.join(waits)) or 'the last calls'}[/]")
 
     def _judge(self) -> None:
         try:

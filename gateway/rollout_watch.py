@@ -295,6 +295,7 @@ def _ended(counts: Sequence[Counts]) -> Crowd:
         sum(each.errors for each in counts),
         sum(each.unanswered for each in counts),
         wrong=sum(each.wrong for each in counts),
+        left_alone=sum(each.left_alone for each in counts),
     )
     return Crowd(sums, _summed(each.ended_good for each in counts), _summed(each.ended_bad for each in counts))
 

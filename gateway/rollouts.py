@@ -95,7 +95,15 @@ class Rollouts:
         found = {}
         for name, plan in self._plans.items():
             for variant, each in dict(self.rolled.table.get(plan.model, {})).items():
-                sums = (each.good, each.errors, each.unanswered, each.finite, each.not_finite, each.wrong)
+                sums = (
+                    each.good,
+                    each.errors,
+                    each.unanswered,
+                    each.finite,
+                    each.not_finite,
+                    each.wrong,
+                    each.left_alone,
+                )
                 spreads = (each.ended_by.good, each.ended_by.bad, each.seen_by.good, each.seen_by.bad)
                 found[name, variant] = Counts(*sums, *map(tuple, spreads))
         return found

@@ -27,8 +27,7 @@ _LONG: Final = 30  # looks without a call of others to this variant, after which
 class Crowd:
     """Calls of one look. good, bad: by place, and () if only sums are known; then all of them count as others'.
 
-    Calls that are in the sums and have no place are nobody's word: another variant had them, as this one was left alone
-    for what it did to others.
+    Calls for which it was left alone are nobody's word.
     """
 
     calls: Calls
@@ -37,14 +36,10 @@ class Crowd:
 
     def others(self) -> Sequence[tuple[int, int]]:
         """For each place, good and bad calls of all but those who have it."""
+        good, bad = self.calls.good, self.calls.bad - self.calls.left_alone
         if not self.good:
-            return [(self.calls.good, self.calls.bad)] * len(_ALL)
-        good, bad = sum(self.good[:PLACES]), sum(self.bad[:PLACES])
+            return [(good, bad)] * len(_ALL)
         return [(good - own, bad - his) for own, his in zip(self.good, self.bad, strict=True)]
-
-    @property
-    def was_left_alone(self) -> bool:
-        return bool(self.bad) and self.calls.bad > sum(self.bad[:PLACES])
 
     @property
     def judged(self) -> int:
@@ -90,7 +85,7 @@ class CrowdAlarm:
             if good or bad:
                 self._others[place] = moved(self._others[place], good, bad)
                 self._silent[place], self._heard[place] = 0, True
-            elif crowd.was_left_alone:
+            elif crowd.calls.left_alone:
                 self._silent[place] = 0  # they may have called
             else:
                 self._silent[place] += 1

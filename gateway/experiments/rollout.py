@@ -146,10 +146,11 @@ class Calls:
     unanswered: int = 0  # until their deadline
     not_finite: int = 0  # NaN or Inf in the answer
     wrong: int = 0  # the answer was refused for that, or since it is not what the model's metadata says
+    left_alone: int = 0  # another variant had it, as this one was left alone for what it did to others
 
     @property
     def bad(self) -> int:
-        return self.errors + self.unanswered + self.not_finite + self.wrong
+        return self.errors + self.unanswered + self.not_finite + self.wrong + self.left_alone
 
     def plus(self, other: Calls) -> Calls:
         return Calls(
@@ -158,6 +159,7 @@ class Calls:
             self.unanswered + other.unanswered,
             self.not_finite + other.not_finite,
             self.wrong + other.wrong,
+            self.left_alone + other.left_alone,
         )
 
 
@@ -207,7 +209,8 @@ class Alarm:
             (counts.errors, "errors"),
             (counts.unanswered, "unanswered"),
             (counts.not_finite, "NaN or Inf"),
-            (counts.wrong, "wrong answers: NaN, Inf or not as the model's metadata says"),
+            (counts.wrong, "wrong answers: NaN, Inf or undeclared"),
+            (counts.left_alone, "not tried after that"),
         )
         told = ", ".join(f"{count} {what}" for count, what in kinds if count)
         return f"{counts.bad} of its last {counts.bad + counts.good} calls are bad ({told})"

@@ -340,9 +340,10 @@ class Inference:
         if callers_fault or (code is OK and work.attempts.last is None):  # the answer is another call's
             return
         why = stand_in(work) if code is OK else ""
-        if not why or why not in _NO_FAULT:
-            word = None if why == UNAVAILABLE and self._is_left_alone(work) else whose(work, peer)
-            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock(), word)
+        if why == UNAVAILABLE and self._is_left_alone(work):
+            counts.passed_over()
+        elif not why or why not in _NO_FAULT:
+            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock(), whose(work, peer))
 
     def _is_left_alone(self, work: Work) -> bool:
         """Could the variant that the call was meant for have been asked, but for what became of others' calls?"""

@@ -47,8 +47,8 @@ class VariantCounts:
     """Of one variant, as the one that calls were meant for."""
 
     __slots__ = (
-        "answers", "ended_by", "errors", "finite", "good", "looks", "not_finite", "seen_by", "taken", "unanswered",
-        "wrong",
+        "answers", "ended_by", "errors", "finite", "good", "left_alone", "looks", "not_finite", "seen_by", "taken",
+        "unanswered", "wrong",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -56,6 +56,7 @@ class VariantCounts:
         self.errors = 0
         self.unanswered = 0
         self.wrong = 0
+        self.left_alone = 0
         self.ended_by = Spread()
         self.finite = 0
         self.not_finite = 0
@@ -65,12 +66,11 @@ class VariantCounts:
         self.taken: dict[int, int] = {}  # of those, by place
 
     def ended(  # noqa: PLR0917  (called on the hot path, where keywords cost)
-        self, code: Code, meaning: Meaning | None, why: str, deadline: float | None, now: float, whose: Whose | None
+        self, code: Code, meaning: Meaning | None, why: str, deadline: float | None, now: float, whose: Whose
     ) -> None:
         """A call of it has ended by nobody's fault but a server's.
 
-        meaning: of its last attempt, if that failed. why: another variant has answered; "" if none has. whose: None if
-        it was not asked, as it is left alone for what it did to others.
+        meaning: of its last attempt, if that failed. why: another variant has answered; "" if none has.
         """
         if code is OK:
             if not why:
@@ -93,8 +93,11 @@ class VariantCounts:
             self.errors += 1
         else:
             return
-        if whose is not None:
-            self.ended_by.add(whose, code is OK and not why)
+        self.ended_by.add(whose, code is OK and not why)
+
+    def passed_over(self) -> None:
+        """Another variant had a call of it, as it is left alone for what it did to others."""
+        self.left_alone += 1
 
     def answered(self, body: bytes, whose: Whose) -> None:
         """An answer of it, of which one more is wanted."""

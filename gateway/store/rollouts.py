@@ -31,6 +31,7 @@ class Counts(NamedTuple):
     finite: int = 0
     not_finite: int = 0
     wrong: int = 0
+    left_alone: int = 0
     ended_good: tuple[int, ...] = ()
     ended_bad: tuple[int, ...] = ()
     seen_good: tuple[int, ...] = ()
@@ -43,9 +44,9 @@ class Counts(NamedTuple):
         return Counts._make([*sums, *places])
 
 
-_SUMS: Final = 6  # of the fields above
+_SUMS: Final = 7  # of the fields above
 _KNOWN_BEFORE: Final = ("good", "errors", "unanswered", "finite", "not_finite")
-"""Fields that have columns: what gateways of the version before read. To them a wrong answer is an error."""
+"""Fields that have columns: what gateways of the version before read. To them what else is bad is an error."""
 
 
 def _since(now: Sequence[int], then: Sequence[int]) -> tuple[int, ...]:
@@ -180,7 +181,7 @@ class RolloutStore(LeaseStore):
 
 
 def _columns(counts: Counts) -> dict[str, int]:
-    told = counts._replace(errors=counts.errors + counts.wrong)._asdict()
+    told = counts._replace(errors=counts.errors + counts.wrong + counts.left_alone)._asdict()
     return {name: told[name] for name in _KNOWN_BEFORE}
 
 

@@ -151,7 +151,7 @@ def test_one_caller_for_whose_failures_the_variant_is_left_alone_takes_nothing_b
     lane = FastLane()
     for look in range(600):
         tried = of((0, 0, int(look % 20 == 0)), *([(1, 3, 0)] if look < 20 else []))
-        left = Crowd(tried.calls.plus(Calls(errors=30)), tried.good, tried.bad)
+        left = Crowd(tried.calls.plus(Calls(left_alone=30)), tried.good, tried.bad)
         lane.add(of((1, 9, 0), (2, 9, 0)), left)
         assert not lane.is_believed
 
@@ -161,5 +161,5 @@ def test_a_broken_variant_that_is_left_alone_is_found_by_what_it_did_before() ->
     lane.add(of((1, 9, 0), (2, 9, 0)), of((3, 0, 5), (4, 0, 4)))
     for _ in range(3):
         none = of((3, 0, 0))
-        lane.add(of((1, 9, 0), (2, 9, 0)), Crowd(Calls(errors=5), none.good, none.bad))
+        lane.add(of((1, 9, 0), (2, 9, 0)), Crowd(Calls(left_alone=5), none.good, none.bad))
     assert lane.is_believed

@@ -55,8 +55,8 @@ def test_so_many_answers_are_kept_as_are_wanted_and_no_large_one() -> None:
 
 def test_a_call_for_which_it_was_not_even_asked_is_nobodys_word_against_it() -> None:
     counts = VariantCounts()
-    counts.ended(Code.OK, None, "unavailable", None, 100.0, None)
-    assert (counts.errors, sum(counts.ended_by.bad)) == (1, 0)
+    counts.passed_over()
+    assert (counts.left_alone, counts.errors, sum(counts.ended_by.bad)) == (1, 0, 0)
 
 
 def test_one_caller_does_not_get_all_looks() -> None:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
-from command_line import command, free_address, run
+from command_line import command, descendants, free_address, is_running, run
+from rich.console import Console
+from traffic import until
+from tritonclient import grpc as triton_client
 
-from gateway import demo_experiment
+from gateway import demo, demo_experiment
 from gateway.config import load
-from gateway.demo_experiment import ScenarioSettings, config
+from gateway.demo_experiment import NotAsExpected, ScenarioSettings, config
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_int8_is_promoted_and_nan_taken_back_and_no_user_fails(tmp_path: Path) -> None:
-    addresses = ("--listen", free_address(), "--admin-listen", free_address())
-    async with command("demo", "--experiment", "short", *addresses, folder=tmp_path) as demo:
-        assert await demo.wait(280) == 0, demo.output + demo.errors
+async def test_last_of_make_run_int8_is_promoted_and_nan_taken_back_and_no_user_fails(tmp_path: Path) -> None:
+    """Beside what `make run` shows and serves, until Ctrl-C."""
+    address = free_address()
+    addresses = ("--listen", address, "--admin-listen", free_address())
+    async with command("demo", "--with-experiment", *addresses, folder=tmp_path, group=True) as demo:
+        await demo.until_said("Last, INT8 goes live", within=90)
+        assert "espresso" in demo.output
+        with triton_client.InferenceServerClient(address) as client:  # what is shown serves meanwhile
+            assert client.is_model_ready("imagenet")
+        await demo.until_said("stop Ctrl-C", within=200)
+        os.killpg(demo.pid, signal.SIGINT)
+        assert await demo.wait(15) == 0
         output, errors = demo.output, demo.errors
     assert not errors
     assert re.search(r"to-nan: rolled back, 0 % of users: 'nan' is broken", output)
@@ -30,6 +45,34 @@ async def test_int8_is_promoted_and_nan_taken_back_and_no_user_fails(tmp_path: P
     assert found
     assert float(found[1]) == pytest.approx(float(found[2]), abs=5)
     assert "\x1b" not in output
+
+
+@pytest.mark.slow
+async def test_ctrl_c_in_the_middle_of_it_ends_all(tmp_path: Path) -> None:
+    addresses = ("--listen", free_address(), "--admin-listen", free_address())
+    async with command("demo", "--with-experiment", *addresses, folder=tmp_path, group=True) as demo:
+        await demo.until_said("to-nan: waiting", within=110)
+        processes = descendants(demo.pid)
+        os.killpg(demo.pid, signal.SIGINT)
+        assert await demo.wait(20) == 0
+        assert "draining" in demo.output
+        assert "promoted" not in demo.output
+        assert not demo.errors
+        await until(lambda: not any(map(is_running, processes)), 5, "the end of every process")
+
+
+async def test_what_goes_wrong_in_it_is_told_and_the_demo_stays_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        raise NotAsExpected("Not as expected: to-int8 is running after 100 s")
+
+    monkeypatch.setattr(demo, "play", fails)
+    told = io.StringIO()
+    asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await demo._show_experiment(Console(file=told, width=100), tmp_path, asked)
+    assert "experiment: Not as expected: to-int8 is running after 100 s" in told.getvalue()
+    assert "A busy machine needs longer" in told.getvalue()
 
 
 @pytest.mark.parametrize("is_short", [False, True], ids=["whole", "short"])

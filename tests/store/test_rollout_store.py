@@ -105,16 +105,16 @@ def test_who_has_the_lease_reads_the_counts_of_all_workers(stores: Stores) -> No
 
 def test_whose_calls_they_were_is_told_too_and_a_worker_of_the_version_before_is_heard(stores: Stores) -> None:
     one, other = stores
-    whole = Counts(5, 1, 2, 3, 4, 6, (5, 0), (0, 9), (3, 0), (0, 4))
+    whole = Counts(5, 1, 2, 3, 4, 6, 7, (5, 0), (0, 9), (3, 0), (0, 4))
     look(one, "a", new=whole)
     look(other, "b", new=Counts(good=7))
     with other.transaction() as connection:
         connection.execute(text("DELETE FROM rollout_crowd WHERE worker = 'b'"))  # of which it knows nothing
         read_before = connection.execute(text("SELECT good, errors FROM rollout_calls WHERE worker = 'a'")).one()
     assert look(one, "a").counts["int8"] == {("a", "new"): whole, ("b", "new"): Counts(good=7)}
-    assert tuple(read_before) == (5, 7)
+    assert tuple(read_before) == (5, 14)
     assert whole.since(Counts(1, ended_good=(2, 0), ended_bad=(0, 1))) == Counts(
-        4, 1, 2, 3, 4, 6, (3, 0), (0, 8), (3, 0), (0, 4)
+        4, 1, 2, 3, 4, 6, 7, (3, 0), (0, 8), (3, 0), (0, 4)
     )
 
 
