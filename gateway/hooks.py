@@ -474,6 +474,7 @@ class SharedMemoryNow:
     size: int  # bytes of regions, those that are retired too
     taken: int  # bytes of them in slots
     slots: int
+    given_up: int  # requests that nobody waits for any more, and that are being computed
     requests: Mapping[str, int]  # by what became of them: `placed`, or why not
     registrations: Mapping[str, int]  # by how regions came and went
 

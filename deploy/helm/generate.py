@@ -40,6 +40,7 @@ FEATURES: Final[Mapping[str, str]] = {
     "models-pvc": '(eq .Values.models.delivery "pvc")',
     "models-object-store": '(eq .Values.models.delivery "object-store")',
     "gateway-model-files": ".Values.gateway.modelFiles",
+    "sidecar": ".Values.gateway.sidecar",
     "tensorrt-build": ".Values.tensorrt.enabled",
     "autoscale-hpa": '(eq .Values.gateway.autoscaling.by "hpa")',
     "autoscale-keda-gateway": '(eq .Values.gateway.autoscaling.by "keda")',
@@ -197,6 +198,7 @@ _GIVEN: Final[Mapping[str, Node]] = {
     "gateway.config": "",
     "gateway.autoscaling.by": "",
     "gateway.modelFiles": False,
+    "gateway.sidecar": False,
     "triton.cpu.enabled": True,
     "triton.gpu.enabled": False,
     "triton.cpu.autoscaling.enabled": False,
@@ -222,6 +224,7 @@ _CHOICES: Final = {
 _SAID: Final[Mapping[str, str]] = {
     "gateway.config": "As text: --set-file gateway.config=gateway.yaml. If empty, files/gateway.yaml.",
     "gateway.modelFiles": "Labels and tables of the models in the gateway's pods, for pipelines.",
+    "gateway.sidecar": "A Triton in each gateway's pod, by shared memory; docs/shared-memory.md (Kubernetes 1.29).",
     "gateway.gracePeriodSeconds": "At least drain_delay + drain of the config, and some to spare.",
     "gateway.callers": "Who may call: peers of a NetworkPolicy.",
     "gateway.tritons": "Whom it may call on port 8001, for Tritons that this chart does not bring.",
@@ -407,6 +410,10 @@ def _entry(key: str, base: Node, changed: _Under, indent: int) -> list[str]:
         return [f"{margin}{name}:", *(line for _, lines in _mapping(base, changed, indent + 2) for line in lines)]
     if all(isinstance(node, list) and node for node in nodes):
         return [f"{margin}{name}:", *_list(base, changed, indent)]
+    if base == [] and changed and all(isinstance(node, list) for _, node in changed):
+        some = _bare(_any_of([condition for condition, _ in changed]))
+        filled = [f"{margin}{name}:", *_list([], changed, indent)]
+        return [f"{{{{- if {some} }}}}", *filled, "{{- else }}", f"{margin}{name}: []", "{{- end }}"]
     lines = []
     for number, (condition, node) in enumerate(changed):
         lines += [f"{{{{- {'else ' if number else ''}if {_bare(condition)} }}}}", *_entry(key, node, [], indent)]

@@ -103,6 +103,7 @@ class Call:
     _leads: Flight | None = None  # for whose members it is made
     _quota: Quota | None = None  # that it must leave
     _placed: Placed | None = None  # its tensors, while it has a place in memory that its endpoint shares
+    _given_up: Placed | None = None  # the same, of an attempt that nobody waits for and that its endpoint goes on with
     _may_be_placed = True  # have its tensors not been there yet?
     _apart: Apart | None = None  # its raw tensors, while they are not in its body
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
@@ -193,7 +194,11 @@ class Call:
     def _leave_quota(self) -> None:
         if self._quota is not None:
             quota, self._quota = self._quota, None
-            quota.leave(self._answered_bytes, self._inference.clock())
+            if self._given_up is not None:
+                size, clock = self._answered_bytes, self._inference.clock
+                self._given_up.when_ended(lambda: quota.leave(size, clock()))
+            else:
+                quota.leave(self._answered_bytes, self._inference.clock())
 
     def _report(self, decision: Decision) -> CallObserver:
         if self._large is not None and self._inference.counts_rows:
@@ -393,6 +398,9 @@ class Call:
 
     def _leave_endpoint(self, client: ClientCall | None = None) -> None:
         """client: that has ended, if one has."""
+        if client is not None and client.runs_out and client.is_kept and self._placed is not None:
+            self._leave_later(self._placed)
+            return
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
             endpoint.in_flight -= 1
@@ -402,6 +410,23 @@ class Call:
         elif self._inference.gates.table and endpoint is not None and self._attempt is not None:
             variant, refused = self._attempt.variant, self._was_full(client)
             self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
+
+    def _leave_later(self, placed: Placed) -> None:
+        """It is given up, and Triton goes on: so its places stay taken, and who cancels gets no more than who waits."""
+        endpoint, self._busy = self._busy, None
+        place, self._place = self._place, None
+        attempt, gates, clock = self._attempt, self._inference.gates, self._inference.clock
+
+        def leave() -> None:
+            if endpoint is not None:
+                endpoint.in_flight -= 1
+            if place is not None:
+                place.leave(None, False, clock())
+            elif gates.table and endpoint is not None and attempt is not None:
+                gates.left(attempt.variant.upstream, attempt.variant.model, False, clock())
+
+        self._given_up = placed
+        placed.give_up(leave)
 
     def _was_full(self, client: ClientCall | None) -> bool:
         """Has the server refused it since its queue was full?"""
@@ -786,7 +811,7 @@ class Call:
     def hedge_answered(self, hedge: Hedge, client: ClientCall) -> None:
         now, first = self._inference.clock(), self._client
         self._end_timer()
-        self._leave_endpoint()
+        self._leave_endpoint(first if first is not None and first.is_kept else None)
         if first is not None:
             forsake(first)
         self._observer.attempt_ended(slower(now))

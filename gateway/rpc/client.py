@@ -215,6 +215,11 @@ class ClientCall(Stream):
             callback(is_answered)
 
     @property
+    def is_kept(self) -> bool:
+        """May its server read memory of ours yet? Then it runs out, whether it has ended here or not."""
+        return self.on_released is not None and bool(self.id) and not self.closed
+
+    @property
     def is_answered(self) -> bool:
         """Has the server itself ended the stream that has closed, or never begun with it?"""
         if self.unprocessed:

@@ -267,6 +267,7 @@ class Metrics:
             told["shared_bytes", where[0], where[1]] = shared.size
             told["shared_taken", where[0], where[1]] = shared.taken
             told["shared_slots", where[0], where[1]] = shared.slots
+            told["shared_given_up", where[0], where[1]] = shared.given_up
             for what, count in shared.requests.items():
                 self._tell_count(self._families.laid, count, *where, what)
             for what, count in shared.registrations.items():
@@ -744,6 +745,12 @@ class _Families:
             ),
             "shared_slots": gauge(
                 "gateway_shared_memory_slots", "Requests whose tensors are in it.", at_endpoint, "livesum"
+            ),
+            "shared_given_up": gauge(
+                "gateway_shared_memory_given_up",
+                "Those that nobody waits for any more, and that the endpoint still computes.",
+                at_endpoint,
+                "livesum",
             ),
             "answers": gauge("gateway_cache_answers", "Answers that are remembered.", ["model"], "livesum"),
             "answer_bytes": gauge("gateway_cache_bytes", "Memory that they take.", ["model"], "livesum"),

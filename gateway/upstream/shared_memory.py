@@ -46,6 +46,11 @@ _log = logging.getLogger(__name__)
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  (where Linux keeps shared memory; shm_overview(7))
 _AGAIN_SECONDS: Final = 60.0  # until a region is tried again that could not be had, unless a connection has ended
+MOST_GIVEN_UP: Final = 8
+"""Calls that are given up and run on in an endpoint. Once there are so many, tensors go as bytes until all of them have
+ended: what is sent so has a deadline, and Triton drops it when it is cancelled. Else a Triton with more to do than it
+can would compute what nobody waits for any more."""
+_GIVEN_UP_SECONDS: Final = 30.0  # for which a call that is given up keeps its places: its endpoint may hang
 _PAUSE_SECONDS: Final = 1.0  # between two regions, which are work to make and whose end a model's error can bring
 _REST_SECONDS: Final = 10.0  # until the next one, after Triton has lost one while its connections lived on
 _PATIENCE: Final = Asker(timeout=1.5)
@@ -104,6 +109,8 @@ class Placed(Place):
         self._slot = slot
         self._front = front
         self._is_dropped = False
+        self._ends: list[Callable[[], None]] = []  # if it is given up
+        self._timer: asyncio.TimerHandle | None = None
         self._names = "", "", ""
         self._placing = Placing(region.memory[slot.begin : slot.begin + slot.size])
 
@@ -181,6 +188,31 @@ class Placed(Place):
     def released(self, is_answered: bool) -> None:
         """As `Slot.released`."""
         self._slot.released(is_answered)
+        if self._timer is not None:
+            self._memory.given_up -= 1
+            self._timer.cancel()
+            self._end()
+
+    def give_up(self, ended: Callable[[], None]) -> None:
+        """Nobody waits for the answer any more, while Triton goes on. To be called once.
+
+        ended: called once Triton has answered, or after a while without an answer.
+        """
+        self._ends.append(ended)
+        self._memory.given_up += 1
+        self._timer = asyncio.get_running_loop().call_later(_GIVEN_UP_SECONDS, self._end)
+
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Of a call that is given up: `then` is called as `ended` is, at once if that was already."""
+        if self._ends:
+            self._ends.append(then)
+        else:
+            then()
+
+    def _end(self) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            end()
 
     def is_own(self, code: Code, text: str, is_core: bool) -> bool:
         """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`."""
@@ -244,6 +276,8 @@ class SharedMemory:
         """room: of the endpoint's upstream; its own if that is all of it."""
         self.least = settings.least
         self.counts = Counts()
+        self.given_up = 0  # calls that nobody waits for any more, and Triton has not answered
+        self._is_sparing = False  # have there been too many?
         self.state = "not tried yet"
         self._endpoint = endpoint
         self._settings = settings
@@ -275,6 +309,9 @@ class SharedMemory:
         if region is None or not self.is_usable(region):
             self.count("no_region")
             return None
+        if self._has_too_many_given_up():
+            self.count("given_up")
+            return None
         parts = read_front(front)
         if parts is None:
             self.count("unsuited")
@@ -285,10 +322,15 @@ class SharedMemory:
             return None
         return Placed(self, region, slot, parts)
 
+    def _has_too_many_given_up(self) -> bool:
+        """Too many are so until none is left."""
+        self._is_sparing = self.given_up > 0 and (self._is_sparing or self.given_up >= MOST_GIVEN_UP)
+        return self._is_sparing
+
     def maybe_hold(self, size: int) -> Held | None:
         """Memory in which tensors can be made; None if there is none now, or they are not worth it."""
         region = self._region
-        if region is None or size < self.least or not self.is_usable(region):
+        if region is None or size < self.least or not self.is_usable(region) or self._has_too_many_given_up():
             return None
         slot = region.slots.maybe_take(size)
         return None if slot is None else Held(self, region, slot)
@@ -544,6 +586,7 @@ class SharedMemory:
             sum(region.slots.size for region in regions),
             sum(region.slots.taken for region in regions),
             sum(region.slots.open for region in regions),
+            self.given_up,
             dict(self.counts.requests),
             dict(self.counts.registrations),
         )

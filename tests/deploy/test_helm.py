@@ -113,6 +113,11 @@ FEATURES: Mapping[str, tuple[Values, Sequence[str]]] = {
         ["tls-cert-manager", "gateway-api", "gateway-api-tls"],
     ),
     "traces": ({"traces": {"enabled": True}}, ["traces"]),
+    "sidecar": ({"gateway": {"sidecar": True}}, ["sidecar"]),
+    "sidecar and model files": (
+        {"gateway": {"sidecar": True, "modelFiles": True}},
+        ["sidecar", "gateway-model-files"],
+    ),
     "a store of experiments": ({"experimentStore": {"enabled": True}}, ["experiment-store"]),
 }
 

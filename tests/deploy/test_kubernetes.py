@@ -18,9 +18,11 @@ from manifests import containers, name_of, of_kind, only, pods, resolved, select
 from pod_security import violations
 from schemas import VERSIONS, check_schema
 
+from gateway.assemble import shared_of
 from gateway.cli import _parser
 from gateway.config import Loaded, load, split_endpoint
 from gateway.config.load import fingerprint
+from gateway.upstream.shared_memory import is_this_host
 
 OVERLAYS = {
     **{each.name: each for each in sorted((KUBERNETES / "overlays").iterdir())},
@@ -364,6 +366,37 @@ def test_the_pod_gets_more_time_to_end_than_the_gateway_may_take(objects: tuple[
     assert server.drain_delay >= 5, "endpoints are removed and SIGTERM is sent at the same time"
     assert spec["terminationGracePeriodSeconds"] >= server.drain_delay + server.drain + 5
     assert "lifecycle" not in spec["containers"][0], "a preStop hook would come on top"
+
+
+def test_a_sidecar_and_its_gateway_have_the_same_memory_and_user_and_nobody_else_reaches_it(composed: Compose) -> None:
+    objects = composed("sidecar")
+    template = only(objects, "Deployment", "inference-gateway")["spec"]["template"]
+    assert not list(violations(template))
+    triton = next(each for each in template["spec"]["initContainers"] if each["name"] == "triton")
+    (gateway,) = template["spec"]["containers"]
+    assert triton["restartPolicy"] == "Always", "it starts before the gateway and ends after it"
+    assert "--allow-client-shm=true" in triton["args"]
+    shared = []
+    for container in (triton, gateway):
+        (mounted,) = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == "/dev/shm"]
+        shared.append((mounted, container["securityContext"]["runAsUser"]))
+    assert shared[0] == shared[1]
+    (volume,) = [each["emptyDir"] for each in template["spec"]["volumes"] if each["name"] == shared[0][0]]
+    environ = {each["name"]: each.get("value", "") for each in gateway["env"]}
+    config = load(KUBERNETES / "base" / "config" / "gateway.yaml", environ).config
+    (endpoint,) = config.upstreams["triton"].endpoints
+    assert is_this_host(endpoint)
+    bytes_of = {"1Gi": 1 << 30}
+    assert 0 < shared_of(config) <= bytes_of[gateway["resources"]["limits"]["memory"]] // 4
+    assert volume["medium"] == "Memory"
+    assert shared_of(config) <= bytes_of[volume["sizeLimit"]] // 2, "the Python backend has its tensors there, too"
+    opened = {
+        port["port"]
+        for policy in of_kind(objects, "NetworkPolicy")
+        for rule in policy["spec"].get("ingress", ())
+        for port in rule["ports"]
+    }
+    assert opened == {"grpc", "admin"}
 
 
 def test_triton_gets_the_time_that_its_flags_promise(objects: tuple[Object, ...]) -> None:

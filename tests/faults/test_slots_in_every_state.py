@@ -26,10 +26,9 @@ from tritonclient.grpc import service_pb2_grpc
 from v2_gateways import endpoint_of, wait_until
 
 from gateway.app import Gateway
-from gateway.upstream.shared_memory import SharedMemory
+from gateway.upstream.shared_memory import MOST_GIVEN_UP, SharedMemory
 
 TIMES = max(1, int(os.environ.get("SOAK_SECONDS", "60")) // 360)
-MODEL = {"variants": {"only": {"upstream": "main", "model": "echo"}}}
 GIVEN_UP = (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
 BROKEN = (*GIVEN_UP, grpc.StatusCode.UNAVAILABLE)
 
@@ -85,16 +84,25 @@ class Rig:
         assert endpoint_of(self.running, "main").in_flight == 0
 
 
-@pytest.fixture(scope="module")
-async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
-    folder = tmp_path_factory.mktemp("slots")
+@contextlib.asynccontextmanager
+async def rigged(
+    folder: Path, size: str, variant: dict[str, object] | None = None, **more: object
+) -> AsyncIterator[Rig]:
+    """size: of the memory. variant, more: further keys of the model's variant, and of the config."""
     triton = Triton(folder / "book")
     await triton.start()
     async with faulty_proxy(int(triton.address.rpartition(":")[2])) as link:
-        main = {"endpoints": [f"127.0.0.1:{link.port}"], "probe_interval": "100ms", "shared_memory": {"bytes": "1MiB"}}
-        async with gateway(write(folder / "gateway.yaml", config({"main": main}, {"m": MODEL}))) as running:
+        main = {"endpoints": [f"127.0.0.1:{link.port}"], "probe_interval": "100ms", "shared_memory": {"bytes": size}}
+        models = {"m": {"variants": {"only": {"upstream": "main", "model": "echo", **(variant or {})}}}}
+        async with gateway(write(folder / "gateway.yaml", config({"main": main}, models, **more))) as running:
             yield Rig(triton, running, link)
     await triton.kill()
+
+
+@pytest.fixture(scope="module")
+async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+    async with rigged(tmp_path_factory.mktemp("slots"), "1MiB") as made:
+        yield made
 
 
 class Asking:
@@ -224,3 +232,54 @@ async def test_whatever_befalls_a_slot_no_call_gets_or_overwrites_anothers(
         assert all(code is OK or code in GIVEN_UP for code in codes if code is not grpc.StatusCode.UNAVAILABLE)
     await rig.is_as_before()
     rig.ledger.check([rig.triton.book])
+
+
+async def given_up(rig: Rig, way: FaultyProxy, count: int) -> None:
+    """So many calls that a model works at, and whose callers have gone."""
+    asking = [Asking(rig, way, 20.0) for _ in range(count)]
+    for each in asking:
+        await each.read()
+        each.call.cancel()
+        assert await each.ended() is grpc.StatusCode.CANCELLED
+    await wait_until(lambda: rig.memory.now().given_up == count)
+
+
+@pytest.mark.parametrize("limited", ["the model", "the caller"])
+async def test_who_cancels_has_no_more_computed_than_who_waits(tmp_path: Path, limited: str) -> None:
+    """A call that is given up keeps its places until Triton has answered."""
+    variant = {"limit": 2} if limited == "the model" else {}
+    quotas = {"caller": "x-tenant", "default": {"concurrent": 2}} if limited == "the caller" else {}
+    async with (
+        rigged(tmp_path, "16MiB", variant, quotas=quotas) as rig,
+        faulty_proxy(int(rig.running.listen.rpartition(":")[2])) as way,
+    ):
+        await rig.is_as_before()
+        await given_up(rig, way, 2)
+        assert endpoint_of(rig.running, "main").in_flight == 2
+        code = await Asking(rig, way, 0.5).ended()
+        assert code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+        rig.triton.model.may_end.set()
+        await rig.is_as_before()
+        assert await Asking(rig, way, 20.0).ended() is OK
+        assert rig.memory.now().given_up == 0
+        rig.ledger.check([rig.triton.book])
+        assert len(rig.triton.book.read_text().split()) == 3
+
+
+async def test_where_too_much_is_computed_for_nobody_tensors_go_as_bytes(tmp_path: Path) -> None:
+    """So that what is given up next ends in Triton, too."""
+    async with (
+        rigged(tmp_path, "16MiB") as rig,
+        faulty_proxy(int(rig.running.listen.rpartition(":")[2])) as way,
+    ):
+        await rig.is_as_before()
+        await given_up(rig, way, MOST_GIVEN_UP)
+        more = Asking(rig, way, 20.0)
+        await more.read()
+        assert rig.memory.now().requests == {"placed": MOST_GIVEN_UP, "given_up": 1}
+        rig.triton.model.may_end.set()
+        assert await more.ended() is OK
+        await rig.is_as_before()
+        assert await Asking(rig, way, 20.0).ended() is OK
+        assert rig.memory.now().requests["placed"] == MOST_GIVEN_UP + 1
+        rig.ledger.check([rig.triton.book])

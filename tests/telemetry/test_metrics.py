@@ -363,7 +363,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: [ROLLOUT],
             lambda: QuotasNow([("acme", "m", "requests", 2)], is_store_away=True),
             lambda: [UsageNow("acme", "m", 3, 4, 5, 6, 0.7)],
-            lambda: [SharedMemoryNow("cpu", "cpu-0:8001", "in use", 4, 3, 2, {"placed": 1}, {"registered": 1})],
+            lambda: [SharedMemoryNow("cpu", "cpu-0:8001", "in use", 4, 3, 2, 1, {"placed": 1}, {"registered": 1})],
         )
     )
     real = set()
