@@ -489,11 +489,12 @@ def _epochs(config: Config, arguments: argparse.Namespace) -> tuple[Mapping[str,
     plans = {name: plan for name, plan in bandits_of(config).items() if plan.model == arguments.model}
     if not plans:
         return {}, []
-    from gateway.evidence import settings_of  # noqa: PLC0415
+    from gateway.evidence import require_store, settings_of  # noqa: PLC0415
     from gateway.experiment_reports import Source  # noqa: PLC0415
 
     settings = settings_of(config)
     try:
+        require_store(settings)
         with Source(plans, settings.url, settings.unit_key).store() as store:
             found = store.epochs(list(plans))
     except CommandFailed as error:

@@ -11,10 +11,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import bandits_of, plans_of, rollouts_of
+from gateway.errors import CommandFailed
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Taken
@@ -36,6 +38,14 @@ def settings_of(config: Config) -> StoreSettings:
     url = DEFAULT_URL if store.url is None else store.url.get_secret_value()
     key = None if store.unit_key is None else store.unit_key.get_secret_value()
     return StoreSettings(url, key, store.retention, store.queue)
+
+
+def require_store(settings: StoreSettings) -> None:
+    """:raises CommandFailed: if the store is not there: what is written to a new one nobody reads."""
+    file = settings.url.removeprefix("sqlite:///")
+    if file != settings.url and not Path(file).exists():
+        why = "no gateway has made it yet, or it is in another working directory"
+        raise CommandFailed(f"there is no store at {Path(file).absolute()}: {why}")
 
 
 class Evidence:

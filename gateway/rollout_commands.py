@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Final
 
 from gateway.config import Config
@@ -16,7 +15,7 @@ from gateway.config.experiment_file import rollouts_of
 from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed
-from gateway.evidence import settings_of
+from gateway.evidence import require_store, settings_of
 from gateway.experiments.rollout import (
     ENDED,
     Command,
@@ -70,11 +69,8 @@ class RolloutCommands:
 
     @contextmanager
     def _store(self) -> Iterator[RolloutStore]:
-        """:raises CommandFailed: if it can't be used, or is not there: what is written to a new one nobody reads."""
-        file = self.settings.url.removeprefix("sqlite:///")
-        if file != self.settings.url and not Path(file).exists():
-            why = "no gateway has made it yet, or it is in another working directory"
-            raise CommandFailed(f"there is no store at {Path(file).absolute()}: {why}")
+        """:raises CommandFailed: if it can't be used, or is not there."""
+        require_store(self.settings)
         try:
             store = RolloutStore(self.settings.url, self.settings.unit_key)
             try:
