@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.bandit_judge import NextShares, RewardQuestion
 from gateway.experiments.epochs import Epoch, Epochs
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_AGAIN_SECONDS: Final = 60.0  # after which it is asked again for shares that could not be found; of short epochs sooner
+
 
 @dataclass(slots=True)
 class _Followed:
@@ -37,6 +39,7 @@ class _Followed:
     decides: bool = False
     trouble: str = ""  # with what the store has
     judged: str = ""  # why no shares could be found
+    waits: str = ""  # for what, though another epoch is due
     asked: float = 0.0  # when they were last asked for, by the store's clock
 
     @property
@@ -153,8 +156,8 @@ class BanditWatch(StoreWatch):
         for known in self._followed.values():
             overdue = known.overdue(now) if known.decides else None
             if overdue is None or overdue < 0.0:
-                continue
-            if known.known().so_far:
+                known.waits = ""
+            elif known.known().so_far:
                 due.append(known)
             else:
                 self._begin(known, known.bandit.even(), 0, now)
@@ -162,9 +165,10 @@ class BanditWatch(StoreWatch):
             self._judge.close()
         elif self._judge.is_free:
             known = min(due, key=lambda each: each.asked)  # so that none whose shares can't be found is in others' way
-            known.asked = now
-            settings = self._settings
-            self._judge.ask(RewardQuestion(settings.url, settings.unit_key, known.plan, known.known(), now))
+            if abs(now - known.asked) >= min(_AGAIN_SECONDS, known.bandit.epoch / 10.0):
+                known.asked = now
+                settings = self._settings
+                self._judge.ask(RewardQuestion(settings.url, settings.unit_key, known.plan, known.known(), now))
 
     def _take_answer(self, now: float) -> None:
         answer = self._judge.maybe_answer()
@@ -177,6 +181,9 @@ class BanditWatch(StoreWatch):
         known.judged = answer.trouble
         if answer.trouble:
             self._say(f"bandit {known.plan.name}: no shares can be found, so they stay: {answer.trouble}")
+        elif answer.units == question.epochs.so_far[-1].units:
+            # To open slices while nobody comes, or nobody reports, would spend them on what is known already.
+            known.waits = "no unit's reward has become known since the last epoch began"
         else:
             self._begin(known, answer.shares, answer.units, now)
 
@@ -184,6 +191,7 @@ class BanditWatch(StoreWatch):
         before = known.known()
         epochs = replace(before, so_far=(*before.so_far, Epoch(shares, now, units)))
         if self._opened().begin(known.plan.name, epochs, self._worker):
+            known.asked, known.waits = 0.0, ""
             self._put(known, epochs)
 
     # For people and metrics; from any thread
@@ -215,5 +223,6 @@ def _now(known: _Followed, now: float, age: float, why_not: str) -> BanditNow:
         known.decides,
         age,
         why_not or known.trouble or known.judged,
+        known.waits if known.decides else "",
         tuple((epoch.since, epoch.units, dict(epoch.shares)) for epoch in epochs.so_far),
     )

@@ -142,8 +142,9 @@ def _bandit(bandit: Json) -> Iterator[str]:
         f"    a bandit in epoch {bandit['epoch']} of {bandit['epochs']}, whose units have shares {shares}, "
         f"as the store said {bandit['store_age_seconds']:.0f} s ago"
     )
-    if bandit["trouble"]:
-        yield f"    {bandit['trouble']}"
+    for each in (bandit["waits"], bandit["trouble"]):
+        if each:
+            yield f"    {each}"
 
 
 def _rollout(rollout: Json) -> Iterator[str]:

@@ -366,6 +366,7 @@ class BanditNow:
     decides: bool  # does this worker?
     age: float  # seconds since the store was read
     trouble: str
+    waits: str  # for what another one waits that is due, if this worker decides
     history: Sequence[tuple[float, int, Mapping[str, float]]]  # of each epoch: when, by how many units' rewards, shares
 
 

@@ -244,6 +244,7 @@ def _bandit_state(bandit: BanditNow) -> Mapping[str, object]:
         "decides": bandit.decides,
         "store_age_seconds": round(bandit.age, 1),
         "trouble": bandit.trouble,
+        "waits": bandit.waits,
         "history": [{"at": at, "units": units, "shares": dict(shares)} for at, units, shares in bandit.history],
     }
 

@@ -390,7 +390,7 @@ async def test_a_rollout_is_shown_with_its_step_its_guardrails_and_its_history(s
 
 async def test_a_bandit_is_shown_with_the_shares_of_its_epochs_and_what_is_wrong(scene: Scene) -> None:
     history = ((1.0, 0, {"onnx": 0.5, "tensorrt": 0.5}), (2.0, 1234, {"onnx": 0.125, "tensorrt": 0.875}))
-    bandit = BanditNow(2, 20, history[-1][2], 2.0, 0.0, True, 0.5, "the store is away: <b>", history)
+    bandit = BanditNow(2, 20, history[-1][2], 2.0, 0.0, True, 0.5, "the store is away: <b>", "nobody comes", history)
     told = [ExperimentNow("spring", "photos", 3, {"onnx": 100, "tensorrt": 200}, 0.5, False, "", bandit)]
     scene.gateway.shown._experiments = lambda: told
     await scene.open()
@@ -398,6 +398,7 @@ async def test_a_bandit_is_shown_with_the_shares_of_its_epochs_and_what_is_wrong
     await scene.page.until(f"{card} !== null")
     text = await scene.page.run(f"return {card}.innerText")
     assert "A bandit in epoch 2 of 20: better arms get more of the units that come to take part." in text
+    assert "Another one is due: nobody comes." in text
     assert "the store is away: <b>" in text
     epochs = await scene.page.run(f"return {table_of('Epochs of spring')}")
     assert [[row[0], *row[2:]] for row in epochs] == [["2", "1,234", "12.5%", "87.5%"], ["1", "–", "50%", "50%"]]

@@ -137,14 +137,30 @@ def test_the_next_epoch_follows_the_rewards_and_the_last_one_ends_it(worker: Mak
     assert [units for _, units, _ in one.now.history][:2] == [0, pytest.approx(len(KEYS) / 4, rel=0.1)]
 
 
-def test_units_whose_window_has_not_passed_say_nothing_yet(worker: Make, url: str) -> None:
-    one = worker("a")
-    one.look()
+def test_units_whose_window_has_not_passed_say_nothing_yet_and_the_next_epoch_waits_for_them(
+    worker: Make, url: str
+) -> None:
+    """Nor does it begin while nobody comes, or who comes is not rewarded: slices would be opened for nothing."""
+    one, plan = worker("a"), with_bandit(epoch=1.0)
+    one.look(plan)
     seen(url, one.epochs["spring"], ago=5.0)
-    later(url, 3_600.0)
-    one.look_until(2)
-    second = one.epochs["spring"].so_far[1]
-    assert (second.shares, second.units) == ({"a": 0.5, "b": 0.5}, 0)
+    end = time.monotonic() + 60
+    while not one.now.waits:
+        assert one.look(plan) == 1
+        assert time.monotonic() < end, one.now
+        time.sleep(0.05)
+    assert (one.now.waits, one.now.overdue > 0.0) == (
+        "no unit's reward has become known since the last epoch began",
+        True,
+    )
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        for table in ("exposure", "outcome"):
+            database.execute(f"UPDATE {table} SET at = at - 300")
+    while one.look(plan) < 2:
+        assert time.monotonic() < end, one.now
+        time.sleep(0.05)
+    assert one.epochs["spring"].so_far[1].shares["b"] > 0.9
+    assert one.now.waits == ""
 
 
 def test_a_store_that_is_away_moves_nothing_and_a_new_worker_finds_what_there_was(

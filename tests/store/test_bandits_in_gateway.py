@@ -95,7 +95,9 @@ async def test_reported_rewards_move_the_shares_and_no_unit_that_takes_part(
         users = Users(channel)
         await users.come(750)
         assert set(users.arms.values()) == {"a", "b"}
-        last = await until_epoch(running.admin_address, lambda found: found["epoch"] == 3)
+        while (last := await bandit_of(running.admin_address))["epoch"] < 3:
+            await users.come(10)
+            await asyncio.sleep(0.2)
         assert last["shares"]["b"] == pytest.approx(0.95, abs=0.01), last
         assert last["history"][-1]["units"] > 200
         users.arms.clear()
@@ -235,3 +237,14 @@ async def test_while_the_store_is_away_from_the_start_all_units_have_the_baselin
         assert (found["epoch"], found["trouble"].startswith("the store is away")) == (0, True)
         state = (await http(running.admin_address, "/state"))[1]
         assert state["experiments"][0]["exposures"] == 0
+
+
+def test_explain_makes_no_store_and_says_what_units_have_without_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "gateway.yaml", plan("127.0.0.1:9", f"sqlite:///{tmp_path}/none.db"))
+    assert main(["explain", str(file), "--model", "net", "--metadata", "x-user=anna"]) == 0
+    told = capsys.readouterr().out
+    assert f"experiment spring: there is no store at {tmp_path}/none.db" in told
+    assert "waiting:spring: variant a, the baseline: the epoch of 'anna' is to come, 0 of 4 have begun" in told
+    assert not (tmp_path / "none.db").exists()

@@ -556,7 +556,7 @@ function armsTable(each, said) {
   return rows.length > 0 && table(`Arms of ${each.name}`, ["Arm", "Units", "Share seen", "Share planned"], rows);
 }
 
-function bandit(name, { epoch, epochs, shares, trouble, history }) {
+function bandit(name, { epoch, epochs, shares, trouble, waits, history }) {
   const arms = Object.keys(shares);
   const rows = history.map((each, place) =>
     row(
@@ -576,6 +576,7 @@ function bandit(name, { epoch, epochs, shares, trouble, history }) {
       epoch
         ? `A bandit in epoch ${epoch} of ${epochs}: better arms get more of the units that come to take part.`
         : "A bandit of which no epoch has begun: all units have the baseline.",
+      waits && ` Another one is due: ${waits}.`,
     ),
     trouble && h("p", { class: "bad", "data-key": "trouble" }, trouble),
     rows.length > 0 && table(`Epochs of ${name}`, ["Epoch", "Since", "By rewards of", ...arms], rows.reverse()),
