@@ -147,7 +147,8 @@ class Jwt(Section):
         default=None, description="A file with the public keys, in place of a URL. It is followed as this file is."
     )
     ca: File | None = Field(
-        default=None, description="PEM file with the authority of the issuer's own server, if the system knows it not."
+        default=None,
+        description="PEM file with the authority of the issuer's own server, if it is none that the system trusts.",
     )
     algorithms: tuple[
         Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"], ...
@@ -285,7 +286,9 @@ class Access(Section):
         description="Groups by name, with the names of their callers; beside those that tokens tell.",
         examples=[{"vision": ["team-a", "team-b"]}],
     )
-    grants: tuple[Grant, ...] = Field(default=(), max_length=10_000, description="What callers may, an entry each.")
+    grants: tuple[Grant, ...] = Field(
+        default=(), max_length=10_000, description="What callers may do. Several grants add up."
+    )
     health: Literal["open", "granted"] = Field(
         default="open",
         description="`open`: everybody may ask ServerLive, ServerReady and `grpc.health.v1.Health`, of the server as a "

@@ -43,8 +43,8 @@ class QuotaLimits(Section):
     )
     bytes: Annotated[int, Size(1, 1024 * GIB)] | None = Field(
         default=None,
-        description="Bytes per second of requests and answers. How large an answer is shows when it is there: those "
-        "that come next wait for it.",
+        description="Bytes per second of requests and answers. The size of an answer is known only when it is there: "
+        "if it is more than was left, later calls are refused for longer.",
         examples=["10MiB"],
     )
     rows: Rate | None = Field(
@@ -58,8 +58,8 @@ class QuotaLimits(Section):
     )
     burst: Annotated[float, Duration(1 * MILLISECONDS, 1 * HOURS)] = Field(
         default=1.0,
-        description="So many seconds' worth may come at once, after as long a pause. One request always may, and what "
-        "is larger than that may when nothing of it is used.",
+        description="How many seconds' worth may come at once after a pause. There is room for one request at least; "
+        "one that is larger than all of it is let in when nothing is used.",
     )
 
 
@@ -132,7 +132,7 @@ class Usage(Section):
         default=60.0, description="What a line sums up. A worker that is killed loses the interval that has not ended."
     )
     file_bytes: Annotated[int, Size(64 * KIB, 10 * GIB)] = Field(
-        default=64 * MIB, description="A file that is so large ends."
+        default=64 * MIB, description="At this size a file ends, and another begins."
     )
     file_age: Annotated[float, Duration(1 * MINUTES, 24 * HOURS)] = Field(
         default=3600.0, description="A file that is so old ends."
@@ -141,7 +141,7 @@ class Usage(Section):
         default=10_000,
         ge=2,
         le=1_000_000,
-        description="As many are kept in the folder; then the oldest is deleted. Have them collected before.",
+        description="Most files in the folder; then the oldest is deleted, so collect them before.",
     )
 
 
