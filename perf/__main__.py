@@ -109,7 +109,7 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
         bench.rounds(TINY, everyone, rounds)
         titles |= {each.name: each.title for each in TINY}
     if "merging" in groups:
-        titles |= {each.name: each.title for each in merging.measure(bench, everyone, rounds, run.samples)}
+        titles |= {each.name: each.title for each in merging.measure(bench, started, rounds, run.samples)}
     with_large = [each for each in started if each.name not in (MERGING, NULL)]
     for group, scenarios, wanted in (("large", LARGE, with_large), ("stream", STREAM, systems)):
         if group in groups:
@@ -117,7 +117,9 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
             titles |= {each.name: each.title for each in scenarios}
     gateway = _named(systems, GATEWAY)
     if "picture" in groups and gateway:
-        pictures.measure(stack, gateway, rounds, 2 * arguments.seconds, run.samples.append, miss, say)
+        sharing = _named(started, SHARING)
+        both = [gateway] if sharing is None else [gateway, sharing]
+        pictures.measure(stack, both, rounds, 2 * arguments.seconds, run.samples.append, miss, say)
     if "payload" in groups:
         bench.rounds(PAYLOAD, [each for each in systems if each.name != DIRECT], few)
         titles |= {each.name: each.title for each in PAYLOAD}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from perf.bench import Bench
 from perf.scenarios import BUSY, EFFICIENTNET, SINGLE, Scenario, open_loop
 from perf.stack import System
-from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, NULL, Sample, of
+from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, NULL, SHARING, Sample, of
 
 _LOAD = 0.8  # of what direct callers can have answered at most
 _PAIRS = 3  # times as many rounds for the single caller, of whom a difference of 3 % must be seen
@@ -28,7 +28,7 @@ def measure(bench: Bench, systems: Sequence[System], rounds: int, samples: Seque
         scenarios.append(open_loop(_LOAD * rate, f"{_LOAD:g} × what direct calls reach"))
         bench.rounds(scenarios[-1:], _named(systems, DIRECT, ENVOY, MERGING), rounds)
     bench.rounds([SINGLE], _named(systems, GATEWAY, MERGING), _PAIRS * rounds)
-    bench.rounds([EFFICIENTNET], _named(systems, DIRECT, ENVOY, MERGING), rounds)
+    bench.rounds([EFFICIENTNET], _named(systems, DIRECT, ENVOY, MERGING, SHARING), rounds)
     return [*scenarios, SINGLE, EFFICIENTNET]
 
 

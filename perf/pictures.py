@@ -1,4 +1,7 @@
-"""A typed call, JPEG in and labels out, against a KServe transformer that does the same in front of the same model."""
+"""A typed call, JPEG in and labels out, against a KServe transformer that does so in front of the same model.
+
+And with shared memory against without: its decoding step then writes where the model reads.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -41,18 +44,21 @@ _MODEL = "transformed"
 Call = Callable[[], object]
 
 
-def measure(stack: Stack, gateway: System, rounds: int, seconds: float, keep: Keep, miss: Miss, say: Say) -> None:
-    """Both in turn. The transformer has a virtual environment of its own in the cache, made the first time."""
+def measure(
+    stack: Stack, ours: Sequence[System], rounds: int, seconds: float, keep: Keep, miss: Miss, say: Say
+) -> None:
+    """All in turn. The transformer has a virtual environment of its own in the cache, made the first time."""
     photos = {PICTURE: sample_photo(), PHONE: _phone_photo()}
     with ExitStack() as ended:
-        systems: list[tuple[System, Callable[[str, bytes], Call]]] = [(gateway, _typed)]
+        systems: list[tuple[System, Callable[[str, bytes], Call]]] = [(gateway, _typed) for gateway in ours]
         try:
             systems.append((System(KSERVE, *_transformer(stack, ended, say)), _transformed))
         except (OSError, NotStarted) as error:
             miss(f"the KServe transformer: {error}")
         for number in range(rounds):
             for scenario, photo in photos.items():
-                for system, make in systems:
+                turn = number % len(systems)
+                for system, make in (*systems[turn:], *systems[:turn]):
                     try:
                         sample = _sample(scenario, system, partial(make, system.address, photo), number, seconds)
                     except OSError as error:

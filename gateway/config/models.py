@@ -299,7 +299,8 @@ class Merge(Section):
     )
     bytes: Annotated[int, Size(1 * KIB, 64 * MIB)] = Field(
         default=1 * MIB,
-        description="Most bytes of one merged request: copying a large one costs more than a request of its own.",
+        description="Most bytes of one merged request: copying a large one costs more than a request of its own. Where "
+        "tensors are put together in memory that Triton shares, 8MiB (docs/shared-memory.md).",
     )
     in_flight: Whole = Field(
         default=4,

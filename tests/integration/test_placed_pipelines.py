@@ -153,7 +153,7 @@ _FAN_OUT = """
 async def gateway_with(folder: Path, address: str, pipelines: dict[str, str]) -> AsyncIterator[Gateway]:
     (folder / "shared_filling.py").write_text(_STEPS + _SLEEP)
     sys.modules.pop("shared_filling", None)
-    called = sorted(set(re.findall(r"call: m-(\w+)", "".join(pipelines.values()))))
+    called = sorted(set(re.findall(r"call: m-(\w+)", "".join(pipelines.values()))) - {name[2:] for name in pipelines})
     models = "".join(f"  m-{name}: {{variants: {{only: {{upstream: main, model: {name}}}}}}}\n" for name in called)
     models += "".join(f"  {name}:{text}" for name, text in pipelines.items())
     file = folder / "gateway.yaml"
@@ -330,6 +330,47 @@ async def test_a_region_that_triton_forgot_costs_no_call(triton: LocalTriton, tm
         assert outcome.response.raw_output_contents[0] == made_by_step("FP32", 50_000, 5).tobytes()
         assert outcome.trailers["gateway-attempts"] == "1"
         assert memory.now().registrations == {"registered": 1, "lost": 1}
+        await nothing_held(memory)
+
+
+_LOOKED_AT = """
+    variants: {wrong: {upstream: main, model: faulty}, right: {upstream: main, model: add_one_a}}
+    split: {wrong: 1}
+    fallback: [right]
+    answers: {finite: fallback}
+    shadow: {right: {share: 1}}
+"""
+
+_LOOKED_AT_PIPELINE = """
+    pipeline:
+      inputs: [{name: seed, datatype: INT32, shape: [1]}]
+      outputs: [{name: OUT, datatype: FP32, shape: [-1]}]
+      max_batch_size: 8
+      steps:
+        - {step: "shared_filling:Sleep", with: {datatype: FP32, size: 50000}}
+        - {call: m-looked-at, inputs: {IN: x}, outputs: {OUT: OUT}}
+"""
+
+
+async def test_another_variant_and_a_shadow_get_the_same_tensor(triton: LocalTriton, tmp_path: Path) -> None:
+    """What the first one read in memory, they get as bytes."""
+    pipelines = {"m-looked-at": _LOOKED_AT, "p": _LOOKED_AT_PIPELINE}
+    async with (
+        gateway_with(tmp_path, triton.grpc_address, pipelines) as gateway,
+        channel_to(gateway.listen) as through,
+    ):
+        memory = await in_use(gateway)
+        outcome = await call(through, of_seeds("p", 5))  # which `faulty` answers as it should
+        values = np.frombuffer(outcome.response.raw_output_contents[0], np.float32)
+        assert len(values) == 50_000
+        assert (values == 6).all()
+        await wait_until(lambda: sum(each.results["agreed"] for each in gateway._shadows.now()) == 1)
+        assert placed(memory) == 1
+        outcome = await call(through, of_seeds("p", -1))  # with not a number
+        values = np.frombuffer(outcome.response.raw_output_contents[0], np.float32)
+        assert len(values) == 50_000
+        assert (values == 0).all()
+        assert outcome.trailers["gateway-attempts"] == "2"
         await nothing_held(memory)
 
 
