@@ -20,13 +20,15 @@ import errno
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.bounded import make_room
+from gateway.errors import MalformedMessage
 from gateway.hooks import SharedMemoryNow
 from gateway.rpc.stream import Place
 from gateway.status import Code
@@ -35,6 +37,7 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.region import Region, is_abandoned, sweep
 from gateway.upstream.slots import Slot
+from gateway.v2.answer_places import is_larger, requested, room_for, sizes_of, wanted, whole
 from gateway.v2.placing import Front, Placing, read_front
 from gateway.v2.shared_memory import is_reserved
 
@@ -48,6 +51,8 @@ _CLOSING: Final = Asker(timeout=0.5)
 _NOT_HERE: Final = "Unable to open shared memory region"  # Triton 2.51
 _UNKNOWN: Final = "Unable to find shared memory region"  # likewise
 _DOUBTED: Final = -1  # in the place of a count of lost connections, which it never equals
+_MODELS_KEPT: Final = 256  # whose answers' sizes are remembered
+_ANSWERS_KEPT: Final = 64  # of each
 _OLDEST: Final = (2, 51)  # Triton's version that was seen to unregister no region that is in use
 
 
@@ -103,10 +108,10 @@ class Placed(Place):
         """The first bytes of the message, at least to the tag of its first raw tensor."""
         self._placing.feed(data, self._front.raw)
 
-    def request(self, names: tuple[str, str, str]) -> bytes | None:
+    def request(self, names: tuple[str, str, str], outputs: AnswerPlace | None = None) -> bytes | None:
         """The request that names where the tensors lie; None if it must be sent as bytes after all.
 
-        names: of model and version, and the id.
+        names: of model and version, and the id. outputs: where those of the answer are to be.
         """
         placing, memory = self._placing, self._memory
         if not memory.is_usable(self._region):
@@ -114,7 +119,8 @@ class Placed(Place):
             return None
         request: bytes | None = None
         if placing.is_whole:
-            request = self._front.placed(names, self._region.name, self._slot.begin, placing.places)
+            asked = None if outputs is None else outputs.asked
+            request = self._front.placed(names, self._region.name, self._slot.begin, placing.places, asked)
         if request is None:
             memory.count("unsuited")
             return None
@@ -134,13 +140,7 @@ class Placed(Place):
 
         Only Triton's own check of a request can name the region: no model and no caller knows the name.
         """
-        if self._region.name not in text:
-            return False
-        if text.startswith(_UNKNOWN):
-            self._memory.lost(self._region)
-        else:
-            self._memory.doubt(self._region)
-        return True
+        return self._memory.is_unknown(self._region, text)
 
     def raw(self) -> bytes:
         """What came of the message, from its first raw tensor on."""
@@ -150,6 +150,58 @@ class Placed(Place):
         """The call needs the tensors no more."""
         self._is_dropped = True
         self._slot.drop()
+
+
+class AnswerPlace:
+    """Where the outputs of one answer are to be: a slot that the server writes."""
+
+    def __init__(self, memory: SharedMemory, region: Region, slot: Slot, front: Front, known: KnownAnswer) -> None:
+        self._memory = memory
+        self._region = region
+        self._slot = slot
+        self._front = front
+        self._known = known
+        self.asked = requested(known.names, known.sizes, region.name, slot.begin)
+
+    def request(self, names: tuple[str, str, str], body: bytes) -> bytes:
+        """A request, whose own tensors are bytes, for an answer there. names: of model and version, and the id."""
+        return self._front.asking(names, self.asked, body[self._front.raw :])
+
+    def sent(self) -> None:
+        """The request goes to Triton, which writes there from now on."""
+        self._memory.count("answer")
+        self._slot.sent()
+
+    def released(self, is_answered: bool) -> None:
+        """As `Slot.released`."""
+        self._slot.released(is_answered)
+
+    def is_in_vain(self, text: str) -> bool:
+        """Does an error say that the outputs can't be there, so that the request is to be sent again without?"""
+        if is_larger(text):
+            self._known.varies = True
+            self._memory.count("larger_answer")
+            return True
+        return self._memory.is_unknown(self._region, text)
+
+    def whole(self, answer: bytes) -> bytes:
+        """The answer with its outputs. raises: MalformedMessage if it is none that may be."""
+        slot = self._slot
+        place = self._region.memory[slot.begin : slot.begin + slot.size]
+        return whole(answer, self._known.names, self._known.sizes, place)
+
+    def drop(self) -> None:
+        """The call needs what is there no more."""
+        self._slot.drop()
+
+
+class KnownAnswer:
+    """How large the outputs were of the last answer to a request of the same shapes."""
+
+    def __init__(self, names: Sequence[bytes], sizes: Sequence[int]) -> None:
+        self.names = names
+        self.sizes = sizes
+        self.varies = False  # has one been larger than those before it?
 
 
 class SharedMemory:
@@ -169,6 +221,7 @@ class SharedMemory:
         self._retired: Region | None = None
         self._again_at = 0.0
         self._tried_after = -1  # lost connections, when a region could not be had
+        self._answers: dict[str, dict[tuple[bytes, ...], KnownAnswer]] = {}  # large ones, by model
         self._said = ""  # the last reason in the log, which need not be there twice
         self._is_swept = False
         if not (settings.anywhere or is_this_host(endpoint.address)):
@@ -176,6 +229,11 @@ class SharedMemory:
             self._again_at = float("inf")
 
     # On the way of calls
+
+    @property
+    def knows_answers(self) -> bool:
+        """Has it seen a large answer, for whose like there may be room?"""
+        return bool(self._answers)
 
     def maybe_place(self, front: bytes, size: int) -> Placed | None:
         """Room for the tensors of a request; None: it goes as bytes.
@@ -202,6 +260,53 @@ class SharedMemory:
 
     def count(self, what: str) -> None:
         self.counts.requests[what] = self.counts.requests.get(what, 0) + 1
+
+    def maybe_answer_place(self, model: str, version: str, front: bytes) -> AnswerPlace | None:
+        """Room for a large answer, if the size of the one to this request is known.
+
+        front: the beginning of the request, at least to its first raw tensor.
+        """
+        known = self._answers.get(model)
+        region = self._region
+        if known is None or region is None or not self.is_usable(region):
+            return None
+        parts = read_front(front)
+        found = None if parts is None else known.get((version.encode(), *parts.key))
+        if parts is None or found is None or found.varies:
+            return None
+        slot = region.slots.maybe_take(room_for(found.sizes))
+        return None if slot is None else AnswerPlace(self, region, slot, parts, found)
+
+    def learn_answer(self, model: str, version: str, front: bytes, answer: bytes) -> None:
+        """Remember how large an answer was that came as bytes. front, answer: the beginnings of both messages."""
+        parts = read_front(front)
+        if parts is None or not parts.named:
+            return
+        try:
+            names = wanted(parts.named)
+            sizes = sizes_of(answer, names) if names else None
+        except (MalformedMessage, IndexError):
+            return
+        if sizes is None:
+            return
+        if model not in self._answers:
+            make_room(self._answers, _MODELS_KEPT)
+        known = self._answers.setdefault(model, {})
+        key = (version.encode(), *parts.key)
+        last = known.get(key)
+        if last is None or (sizes != last.sizes and not last.varies):
+            make_room(known, _ANSWERS_KEPT)
+            known[key] = KnownAnswer(names, sizes)
+
+    def is_unknown(self, region: Region, text: str) -> bool:
+        """As `Placed.is_unknown`."""
+        if region.name not in text:
+            return False
+        if text.startswith(_UNKNOWN):
+            self.lost(region)
+        else:
+            self.doubt(region)
+        return True
 
     def lost(self, region: Region) -> None:
         """Triton does not know a region. Who has unregistered it is not known, so another one is not made at once."""
