@@ -28,8 +28,8 @@ from gateway.status import Code
 if TYPE_CHECKING:
     from gateway.rpc.connection import Connection
 
-CHUNK: Final = 131_072  # bytes: a body that is passed on is read to a few of so many, none of which is cleared twice
-KEPT: Final = 32_768  # bytes of a piece that is not copied
+CHUNK: Final = 131_072  # bytes of memory that bodies that are passed on are read to
+KEPT: Final = CHUNK // 2  # bytes of a piece, from which on it is not copied
 JOINED: Final = 16_384  # bytes up to which pieces are joined, so that small ones cost no more than their bytes
 
 
@@ -492,8 +492,7 @@ class _Pipe(Place):
 class _Chunks:
     """Memory to read bodies to that are passed on, one piece after the other.
 
-    Who has a piece keeps all of its chunk alive. So a small piece is copied: what is kept alive is at most CHUNK / KEPT
-    times what is used.
+    Who has a piece keeps its whole chunk alive. So a small piece is copied: what is alive is at most twice what counts.
     """
 
     def __init__(self) -> None:
