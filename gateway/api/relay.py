@@ -208,6 +208,9 @@ class WireCaller(PartsCaller):
         self._call.connection.budget.keep(size)
         self._copied += size
 
+    def keep_answer(self, size: int) -> None:
+        self._call.keep_until_closed(size)
+
     def drop_request(self) -> None:
         if self._copied:
             self._drop_copy()

@@ -55,7 +55,7 @@ from gateway.status import LATE, OK, WRONG, Code, Meaning, Origin, Verdict
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.shared_memory import Placed, SharedMemory
+from gateway.upstream.shared_memory import AnswerPlace, Kept, Placed, SharedMemory
 from gateway.v2.faults import Fault
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head, as_asked, peek_front
@@ -64,6 +64,7 @@ from gateway.v2.rows import rows_of
 _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
+_LARGE: Final = 65_536  # bytes of an answer; no endpoint's memory is worth it for a smaller one
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -103,9 +104,11 @@ class Call:
     _leads: Flight | None = None  # for whose members it is made
     _quota: Quota | None = None  # that it must leave
     _placed: Placed | None = None  # its tensors, while it has a place in memory that its endpoint shares
-    _given_up: Placed | None = None  # the same, of an attempt that nobody waits for and that its endpoint goes on with
+    _kept: Kept | None = None  # what its endpoint may read and write of that memory, for the last attempt that had some
+    _given_up: Kept | None = None  # the same, of an attempt that nobody waits for and that its endpoint goes on with
     _may_be_placed = True  # have its tensors not been there yet?
     _apart: Apart | None = None  # its raw tensors, while they are not in its body
+    _answer_place: AnswerPlace | None = None  # for its answer's tensors, while it has one there
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
     _counted: VariantCounts | None = None  # of its variant, if its model has a rollout
@@ -319,23 +322,56 @@ class Call:
 
         What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
         """
-        large = self._large
-        if self._request_bytes < memory.least or self._work.own_sequence:
+        large, is_small = self._large, self._request_bytes < memory.least
+        if self._work.own_sequence:
             return False
+        if is_small and (large is not None or not memory.knows_answers):
+            return False
+        front = self.body if large is None else large.front
+        answer = self._answer_place = self._maybe_answer_place(attempt, memory, front)
+        if is_small:
+            return answer is not None and self._send_for(attempt, answer)
         self._may_be_placed = False
         if self._apart is not None:
             placed = self._apart.maybe_place(memory, self.body)
         else:
-            placed = memory.maybe_place(self.body if large is None else large.front, self._request_bytes)
+            placed = memory.maybe_place(front, self._request_bytes)
         self._placed = placed
         if placed is None:
+            self._drop_answer_place()
             return False
         client = self._new_client(attempt)  # before the request is all there, since it keeps the time
-        if large is None:
-            if self._apart is None:
-                placed.feed_first(self.body)
-            return self._send_placed(attempt, placed, client)
-        large.place(placed, self._all_is_placed)
+        if large is not None:
+            large.place(placed, self._all_is_placed)
+            return True
+        if self._apart is None:
+            placed.feed_first(self.body)
+        return self._send_placed(attempt, placed, client)
+
+    def _maybe_answer_place(self, attempt: Attempt, memory: SharedMemory, front: bytes) -> AnswerPlace | None:
+        """Room for its answer's tensors, if nobody else looks at it, and it may run twice should it be larger."""
+        work, inference, variant = self._work, self._inference, attempt.variant
+        if not memory.knows_answers or work.sequence is not None or not work.route.retry.on or self._parts is None:
+            return None
+        if inference.checks.table or self._exposed is not None or self._point is not None or not self._parts.may_keep():
+            return None
+        return memory.maybe_answer_place(variant.model, variant.version or self.head.model_version, front)
+
+    def _names(self, attempt: Attempt) -> tuple[str, str, str]:
+        """Of model and version, and the id, as its variant's Triton must see them."""
+        variant, head, id = attempt.variant, self.head, self._work.upstream_id
+        return variant.model, variant.version or head.model_version, head.id if id is None else id
+
+    def _send_for(self, attempt: Attempt, answer: AnswerPlace) -> bool:
+        """Send it with its own tensors as bytes, for an answer whose tensors are elsewhere."""
+        self._may_be_placed = False
+        client, names = self._new_client(attempt), self._names(attempt)
+        client.request = answer.request(names, self.body)
+        kept = self._kept = answer.kept(names)
+        client.keep_for_server(kept.released, kept.is_own)
+        self._watch(attempt, client)
+        answer.sent()
+        attempt.endpoint.connection.submit(client)
         return True
 
     def _all_is_placed(self) -> None:
@@ -354,18 +390,20 @@ class Call:
 
     def _send_placed(self, attempt: Attempt, placed: Placed, client: ClientCall) -> bool:
         """Send what names where the tensors are. False: it must be sent as bytes after all."""
-        variant, head, id = attempt.variant, self.head, self._work.upstream_id
-        names = variant.model, variant.version or head.model_version, head.id if id is None else id
-        request = placed.request(names)
+        answer, names = self._answer_place, self._names(attempt)
+        request = placed.request(names, answer)
         if request is None:
             self._unplace(placed)
             forsake(client)
             return False
         client.request = request
-        client.keep_for_server(placed.released, placed.is_own)
+        kept = self._kept = placed.kept(names, answer)
+        client.keep_for_server(kept.released, kept.is_own)
         if self._large is None:
             self._watch(attempt, client)
         placed.sent()
+        if answer is not None:
+            answer.sent()
         attempt.endpoint.connection.submit(client)
         return True
 
@@ -375,20 +413,34 @@ class Call:
         A large request's place there stays its own until it ends, though it needs it no more: so no more bytes can be
         taken out of the memory, into the gateway's own, than there is memory.
         """
+        self._drop_answer_place()
         if self._large is not None:
             self._large.take_back()
         else:
             self._placed = None
             placed.drop()
 
-    def _is_sent_as_bytes(self, client: ClientCall, placed: Placed) -> bool:
-        """Does the server not know the memory, as after a restart? Then it is sent once more, which is no attempt."""
-        attempt = self._attempt
-        if self.is_over or attempt is None or not placed.is_unknown(client.text):
+    def _drop_answer_place(self) -> None:
+        if self._answer_place is not None:
+            place, self._answer_place = self._answer_place, None
+            place.drop()
+
+    def _is_sent_as_bytes(self, client: ClientCall) -> bool:
+        """Does the server not know the memory, as after a restart, or was a place there too small for its answer?
+
+        Then it is sent once more, which is no attempt.
+        """
+        attempt, placed, answer = self._attempt, self._placed, self._answer_place
+        if self.is_over or attempt is None:
+            return False
+        is_in_vain = answer is not None and answer.is_in_vain(client.text)
+        if not is_in_vain and (placed is None or not placed.is_unknown(client.text)):
             return False
         self._end_timer()
         try:
-            self._unplace(placed)
+            if placed is not None:
+                self._unplace(placed)
+            self._drop_answer_place()
             self._send(attempt)
         except Exception as error:
             self.fail_unforeseen(error)
@@ -398,8 +450,8 @@ class Call:
 
     def _leave_endpoint(self, client: ClientCall | None = None) -> None:
         """client: that has ended, if one has."""
-        if client is not None and client.runs_out and client.is_kept and self._placed is not None:
-            self._leave_later(self._placed)
+        if client is not None and client.runs_out and client.is_kept and self._kept is not None:
+            self._leave_later(self._kept)
             return
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
@@ -411,7 +463,7 @@ class Call:
             variant, refused = self._attempt.variant, self._was_full(client)
             self._inference.gates.left(variant.upstream, variant.model, refused, self._inference.clock())
 
-    def _leave_later(self, placed: Placed) -> None:
+    def _leave_later(self, kept: Kept) -> None:
         """It is given up, and Triton goes on: so its places stay taken, and who cancels gets no more than who waits."""
         endpoint, self._busy = self._busy, None
         place, self._place = self._place, None
@@ -425,13 +477,22 @@ class Call:
             elif gates.table and endpoint is not None and attempt is not None:
                 gates.left(attempt.variant.upstream, attempt.variant.model, False, clock())
 
-        self._given_up = placed
-        placed.give_up(leave)
+        self._given_up = kept
+        kept.give_up(leave)
 
     def _was_full(self, client: ClientCall | None) -> bool:
         """Has the server refused it since its queue was full?"""
         attempt = self._attempt
         return client is not None and attempt is not None and found_full(client, attempt.variant.model, self.head.id)
+
+    def _learn_answer(self, answer: bytes, size: int) -> None:
+        """Remember how large an answer is that comes as bytes, for the next one to a request like this."""
+        attempt, large = self._attempt, self._large
+        memory = None if attempt is None else attempt.endpoint.memory
+        if attempt is None or memory is None or size < memory.least or self._work.sequence is not None:
+            return
+        variant, front = attempt.variant, self.body if large is None else large.front
+        memory.learn_answer(variant.model, variant.version or self.head.model_version, front, answer)
 
     # Answer
 
@@ -441,7 +502,7 @@ class Call:
         if self.is_over or caller is None:
             return
         try:
-            if self._is_collected(client):
+            if self._is_collected(client) or (client.runs_out and self._answer_place is not None):
                 client.on_front = None
                 return
             head = peek_front(client.body)
@@ -475,6 +536,8 @@ class Call:
         if self._placed is not None:
             placed, self._placed = self._placed, None
             placed.drop()
+        self._drop_answer_place()  # of the attempt beside which a hedge has answered
+        self._learn_answer(client.body, len(client.body) + client.missing)
         work = self._work
         front = as_asked(client.body, head, work.route.model, None if work.upstream_id is None else self.head.id)
         self.served = self._who(head.model_version)[0]
@@ -483,8 +546,7 @@ class Call:
         caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
-        placed = self._placed
-        if placed is not None and client.runs_out and client.code is not OK and self._is_sent_as_bytes(client, placed):
+        if client.runs_out and client.code is not OK and self._is_sent_as_bytes(client):
             return
         self._leave_endpoint(client)
         if self._timer is not None:
@@ -511,9 +573,17 @@ class Call:
             self._end(OK, "")
             return
         body, work = client.body, self._work
+        place = self._answer_place if client.runs_out else None  # a hedge's answer is all in its message
         try:
             head = self._inference.answers.peek(body)
             renamed = as_asked(body, head, work.route.model, None if work.upstream_id is None else self.head.id)
+            if place is not None:
+                body = renamed = place.whole(renamed)
+                self._drop_answer_place()
+                if self._parts is not None:
+                    self._parts.keep_answer(len(body))
+            elif len(body) > _LARGE:
+                self._learn_answer(body, len(body))
         except MalformedMessage as error:
             client.code, client.text, client.origin = error.code, error.text, Origin.ANSWER
             self._upstream_failed(client)
@@ -644,6 +714,7 @@ class Call:
             raise inference.given_up(work)
         if self._placed is not None:
             self._unplace(self._placed)
+        self._drop_answer_place()
         return True
 
     def _wait_after(self, client: ClientCall) -> float:
@@ -735,6 +806,7 @@ class Call:
         if self._placed is not None:
             placed, self._placed = self._placed, None
             placed.drop()
+        self._drop_answer_place()
         if self._hedge is not None:
             hedge, self._hedge = self._hedge, None
             hedge.end(code, self._attempt)

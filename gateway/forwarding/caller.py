@@ -164,6 +164,10 @@ class PartsCaller(Caller):
         """Count so many bytes of the request that are kept here from now on, until `drop_request`."""
 
     @abstractmethod
+    def keep_answer(self, size: int) -> None:
+        """Count so many bytes of an answer, which is about to be given, until it has been sent."""
+
+    @abstractmethod
     def drop_request(self) -> None:
         """The call is over: drop what was kept of its request."""
 

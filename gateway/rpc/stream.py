@@ -28,8 +28,8 @@ from gateway.status import Code
 if TYPE_CHECKING:
     from gateway.rpc.connection import Connection
 
-CHUNK: Final = 131_072  # bytes: a body that is passed on is read to a few of so many, none of which is cleared twice
-KEPT: Final = 32_768  # bytes of a piece that is not copied
+CHUNK: Final = 131_072  # bytes of memory that bodies that are passed on are read to
+KEPT: Final = CHUNK // 2  # bytes of a piece, from which on it is not copied
 JOINED: Final = 16_384  # bytes up to which pieces are joined, so that small ones cost no more than their bytes
 
 
@@ -82,6 +82,7 @@ class Stream:
     _parts: list[bytes] | None = None  # parts of the message that is being collected
     _prefix = b""  # a part of the next message's prefix
     _charged = 0  # bytes that count in the budget
+    _kept = 0  # bytes that count there as copies, until the stream has closed
     # What has arrived of messages and was not read: `_unread_bytes`, from `_unread_at` in the first chunk on
     _unread: deque[bytes] | None = None
     _unread_at = 0
@@ -364,6 +365,12 @@ class Stream:
         self.on_writable = callback
         self.connection.watch(self)
 
+    def keep_until_closed(self, size: int) -> None:
+        """Count bytes that are sent from here, and that their peer may be slow to take."""
+        if not self.closed:
+            self._kept += size
+            self.connection.budget.keep(size)
+
     def reset(self, code: int = ErrorCode.CANCEL) -> None:
         """Reset the stream; its end is reported as that of any stream."""
         if not self.closed:
@@ -377,6 +384,9 @@ class Stream:
         """Drop callbacks and buffers, so that reference counts free a call's objects and no collector has to."""
         if self._charged:
             self.release()
+        if self._kept:
+            self.connection.budget.keep(-self._kept)
+            self._kept = 0
         self._parts = self._unread = None
         self.on_message = self.on_chunk = self.place = self.on_writable = None
 
@@ -482,8 +492,7 @@ class _Pipe(Place):
 class _Chunks:
     """Memory to read bodies to that are passed on, one piece after the other.
 
-    Who has a piece keeps all of its chunk alive. So a small piece is copied: what is kept alive is at most CHUNK / KEPT
-    times what is used.
+    Who has a piece keeps its whole chunk alive. So a small piece is copied: what is alive is at most twice what counts.
     """
 
     def __init__(self) -> None:

@@ -54,7 +54,8 @@ class Edge(Generic[Wire]):
         self._gone = gone
         self._stops_reading = stops_reading
         self._scheduled = False
-        self._turn_bytes = 0
+        self._turn_bytes = 0  # read in this turn of the loop
+        self._turn_spared = 0  # of these, what does not count as work
         self._rests = False  # reading is paused until the next turn of the loop
         self._full_since: float | None = None
         self._waiting = 0  # bytes that the peer had not taken at the last tick with a full socket
@@ -95,11 +96,12 @@ class Edge(Generic[Wire]):
     def filled(self, size: int) -> None:
         """So many bytes are where `wire.maybe_room` has told to read them."""
         self.wire.filled(size, self.loop.time())
-        self._has_read(size // LAID_AS)
+        self._turn_spared += size - size // LAID_AS
+        self._has_read(size)
 
     def _has_read(self, size: int) -> None:
         self._turn_bytes += size
-        if self._turn_bytes > TURN_BYTES or self.wire.turn_left <= 0:
+        if self._turn_bytes - self._turn_spared > TURN_BYTES or self.wire.turn_left <= 0:
             self._rests = True
             self.transport.pause_reading()
         if not self._scheduled and (self._rests or self.wire.has_output or self.wire.has_work):
@@ -158,7 +160,7 @@ class Edge(Generic[Wire]):
         self._scheduled = False
         if self._turn_bytes > MANY_BYTES and self.on_bytes is not None:
             self.on_bytes(self._turn_bytes)
-        self._turn_bytes = 0
+        self._turn_bytes = self._turn_spared = 0
         self.wire.advance()
         if self._closing_since is None and self.transport.is_closing():
             return  # the socket is lost, or its dialer gave up; uvloop allows no more calls on it

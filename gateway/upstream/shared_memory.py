@@ -30,6 +30,8 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
+from gateway.bounded import make_room
+from gateway.errors import MalformedMessage
 from gateway.hooks import SharedMemoryNow
 from gateway.rpc.stream import Place
 from gateway.status import Code, is_tritons_own
@@ -38,6 +40,7 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.region import Region, is_abandoned, sweep
 from gateway.upstream.slots import Slot
+from gateway.v2.answer_places import is_larger, requested, room_for, sizes_of, wanted, whole
 from gateway.v2.peek import RAW_INPUT
 from gateway.v2.placing import Buffer, Front, Placing, read_front
 from gateway.v2.shared_memory import is_reserved
@@ -60,6 +63,8 @@ _UNKNOWN: Final = "Unable to find shared memory region"  # likewise
 _FIRST_RAW: Final = bytes((RAW_INPUT,))  # with which raw tensors begin
 _MOST_GATHERED: Final = 8 << 20  # bytes of a merged request: what they take is copied on the event loop
 _DOUBTED: Final = -1  # in the place of a count of lost connections, which it never equals
+_MODELS_KEPT: Final = 256  # whose answers' sizes are remembered
+_ANSWERS_KEPT: Final = 64  # of each
 _OLDEST: Final = (2, 51)  # Triton's version that was seen to unregister no region that is in use
 
 
@@ -109,9 +114,6 @@ class Placed(Place):
         self._slot = slot
         self._front = front
         self._is_dropped = False
-        self._ends: list[Callable[[], None]] = []  # if it is given up
-        self._timer: asyncio.TimerHandle | None = None
-        self._names = "", "", ""
         self._placing = Placing(region.memory[slot.begin : slot.begin + slot.size])
 
     @property
@@ -162,19 +164,19 @@ class Placed(Place):
         """The raw tensors are in the slot already."""
         self._placing.places.extend(places)
 
-    def request(self, names: tuple[str, str, str]) -> bytes | None:
+    def request(self, names: tuple[str, str, str], outputs: AnswerPlace | None = None) -> bytes | None:
         """The request that names where the tensors lie; None if it must be sent as bytes after all.
 
-        names: of model and version, and the id.
+        names: of model and version, and the id. outputs: where those of the answer are to be.
         """
         placing, memory = self._placing, self._memory
-        self._names = names
         if not memory.is_usable(self._region):
             memory.count("no_region")
             return None
         request: bytes | None = None
         if placing.is_whole:
-            request = self._front.placed(names, self._region.name, self._slot.begin, placing.places)
+            asked = None if outputs is None else outputs.asked
+            request = self._front.placed(names, self._region.name, self._slot.begin, placing.places, asked)
         if request is None:
             memory.count("unsuited")
             return None
@@ -185,52 +187,16 @@ class Placed(Place):
         self._memory.count("placed")
         self._slot.sent()
 
-    def released(self, is_answered: bool) -> None:
-        """As `Slot.released`."""
-        self._slot.released(is_answered)
-        if self._timer is not None:
-            self._memory.given_up -= 1
-            self._timer.cancel()
-            self._end()
-
-    def give_up(self, ended: Callable[[], None]) -> None:
-        """Nobody waits for the answer any more, while Triton goes on. To be called once.
-
-        ended: called once Triton has answered, or after a while without an answer.
-        """
-        self._ends.append(ended)
-        self._memory.given_up += 1
-        self._timer = asyncio.get_running_loop().call_later(_GIVEN_UP_SECONDS, self._end)
-
-    def when_ended(self, then: Callable[[], None]) -> None:
-        """Of a call that is given up: `then` is called as `ended` is, at once if that was already."""
-        if self._ends:
-            self._ends.append(then)
-        else:
-            then()
-
-    def _end(self) -> None:
-        ends, self._ends = self._ends, []
-        for end in ends:
-            end()
-
-    def is_own(self, code: Code, text: str, is_core: bool) -> bool:
-        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`."""
-        model, version, id = self._names
-        return is_tritons_own(code, text, is_core, model=model, version=version, id=id)
+    def kept(self, names: tuple[str, str, str], outputs: AnswerPlace | None = None) -> Kept:
+        """What the server keeps while it has the call. names, outputs: as of `request`."""
+        return Kept(self._memory, [self._slot] if outputs is None else [self._slot, outputs.slot], names)
 
     def is_unknown(self, text: str) -> bool:
         """Does an error say that Triton does not know the region, or not as it is? Then it has not begun with the call.
 
         Only Triton's own check of a request can name the region: no model and no caller knows the name.
         """
-        if self._region.name not in text:
-            return False
-        if text.startswith(_UNKNOWN):
-            self._memory.lost(self._region)
-        else:
-            self._memory.doubt(self._region)
-        return True
+        return self._memory.is_unknown(self._region, text)
 
     def raw(self) -> bytes:
         """What came of the message, from its first raw tensor on."""
@@ -263,6 +229,105 @@ class Held:
         self.slot.drop()
 
 
+class AnswerPlace:
+    """Where the outputs of one answer are to be: a slot that the server writes."""
+
+    def __init__(self, memory: SharedMemory, region: Region, slot: Slot, front: Front, known: KnownAnswer) -> None:
+        self._memory = memory
+        self._region = region
+        self.slot = slot
+        self._front = front
+        self._known = known
+        self.asked = requested(known.names, known.sizes, region.name, slot.begin)
+
+    def request(self, names: tuple[str, str, str], body: bytes) -> bytes:
+        """A request, whose own tensors are bytes, for an answer there. names: of model and version, and the id."""
+        return self._front.asking(names, self.asked, body[self._front.raw :])
+
+    def sent(self) -> None:
+        """The request goes to Triton, which writes there from now on."""
+        self._memory.count("answer")
+        self.slot.sent()
+
+    def kept(self, names: tuple[str, str, str]) -> Kept:
+        """As of `Placed`, of a call whose own tensors are bytes."""
+        return Kept(self._memory, [self.slot], names)
+
+    def is_in_vain(self, text: str) -> bool:
+        """Does an error say that the outputs can't be there, so that the request is to be sent again without?"""
+        if is_larger(text):
+            self._known.varies = True
+            self._memory.count("larger_answer")
+            return True
+        return self._memory.is_unknown(self._region, text)
+
+    def whole(self, answer: bytes) -> bytes:
+        """The answer with its outputs. raises: MalformedMessage if it is none that may be."""
+        slot = self.slot
+        place = self._region.memory[slot.begin : slot.begin + slot.size]
+        return whole(answer, self._known.names, self._known.sizes, place)
+
+    def drop(self) -> None:
+        """The call needs what is there no more."""
+        self.slot.drop()
+
+
+class Kept:
+    """The parts of a region that a server may read and write for one call, until it has answered."""
+
+    def __init__(self, memory: SharedMemory, slots: Sequence[Slot], names: tuple[str, str, str]) -> None:
+        """names: of model and version, and the id, as the server gets them."""
+        self._memory = memory
+        self._slots = slots
+        self._names = names
+        self._ends: list[Callable[[], None]] = []  # if it is given up
+        self._timer: asyncio.TimerHandle | None = None
+
+    def released(self, is_answered: bool) -> None:
+        """As `Slot.released`."""
+        for slot in self._slots:
+            slot.released(is_answered)
+        if self._timer is not None:
+            self._memory.given_up -= 1
+            self._timer.cancel()
+            self._end()
+
+    def give_up(self, ended: Callable[[], None]) -> None:
+        """Nobody waits for the answer any more, while Triton goes on. To be called once.
+
+        ended: called once Triton has answered, or after a while without an answer.
+        """
+        self._ends.append(ended)
+        self._memory.given_up += 1
+        self._timer = asyncio.get_running_loop().call_later(_GIVEN_UP_SECONDS, self._end)
+
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Of a call that is given up: `then` is called as `ended` is, at once if that was already."""
+        if self._ends:
+            self._ends.append(then)
+        else:
+            then()
+
+    def _end(self) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            end()
+
+    def is_own(self, code: Code, text: str, is_core: bool) -> bool:
+        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`."""
+        model, version, id = self._names
+        return is_tritons_own(code, text, is_core, model=model, version=version, id=id)
+
+
+class KnownAnswer:
+    """How large the outputs were of the last answer to a request of the same shapes."""
+
+    def __init__(self, names: Sequence[bytes], sizes: Sequence[int]) -> None:
+        self.names = names
+        self.sizes = sizes
+        self.varies = False  # has one been larger than those before it?
+
+
 class SharedMemory:
     """What one endpoint shares with this worker."""
 
@@ -292,6 +357,7 @@ class SharedMemory:
         self._is_closed = False
         self._again_at = 0.0
         self._tried_after = -1  # lost connections, when a region could not be had
+        self._answers: dict[str, dict[tuple[bytes, ...], KnownAnswer]] = {}  # large ones, by model
         self._said = ""  # the last reason in the log, which need not be there twice
         self._is_swept = False
         if not (settings.anywhere or is_this_host(endpoint.address)):
@@ -299,6 +365,11 @@ class SharedMemory:
             self._again_at = inf
 
     # On the way of calls
+
+    @property
+    def knows_answers(self) -> bool:
+        """Has it seen a large answer, for whose like there may be room?"""
+        return bool(self._answers)
 
     def maybe_place(self, front: bytes, size: int) -> Placed | None:
         """Room for the tensors of a request; None: it goes as bytes.
@@ -378,6 +449,53 @@ class SharedMemory:
 
     def count(self, what: str) -> None:
         self.counts.requests[what] = self.counts.requests.get(what, 0) + 1
+
+    def maybe_answer_place(self, model: str, version: str, front: bytes) -> AnswerPlace | None:
+        """Room for a large answer, if the size of the one to this request is known.
+
+        front: the beginning of the request, at least to its first raw tensor.
+        """
+        known = self._answers.get(model)
+        region = self._region
+        if known is None or region is None or not self.is_usable(region) or self._has_too_many_given_up():
+            return None
+        parts = read_front(front)
+        found = None if parts is None else known.get((version.encode(), *parts.key))
+        if parts is None or found is None or found.varies:
+            return None
+        slot = region.slots.maybe_take(room_for(found.sizes))
+        return None if slot is None else AnswerPlace(self, region, slot, parts, found)
+
+    def learn_answer(self, model: str, version: str, front: bytes, answer: bytes) -> None:
+        """Remember how large an answer was that came as bytes. front, answer: the beginnings of both messages."""
+        parts = read_front(front)
+        if parts is None or not parts.named:
+            return
+        try:
+            names = wanted(parts.named)
+            sizes = sizes_of(answer, names) if names else None
+        except (MalformedMessage, IndexError):
+            return
+        if sizes is None:
+            return
+        if model not in self._answers:
+            make_room(self._answers, _MODELS_KEPT)
+        known = self._answers.setdefault(model, {})
+        key = (version.encode(), *parts.key)
+        last = known.get(key)
+        if last is None or (sizes != last.sizes and not last.varies):
+            make_room(known, _ANSWERS_KEPT)
+            known[key] = KnownAnswer(names, sizes)
+
+    def is_unknown(self, region: Region, text: str) -> bool:
+        """As `Placed.is_unknown`."""
+        if region.name not in text:
+            return False
+        if text.startswith(_UNKNOWN):
+            self.lost(region)
+        else:
+            self.doubt(region)
+        return True
 
     def lost(self, region: Region) -> None:
         """Triton does not know a region. Who has unregistered it is not known, so another one is not made at once."""

@@ -27,48 +27,69 @@ _PARAMETER, _INPUT, _OUTPUT = 0x22, 0x2A, 0x32
 _BEFORE_RAW: Final = (0x0A, 0x12, 0x1A, 0x22, 0x2A, 0x32)  # name, version, id, and these
 _CONTENTS: Final = 0x2A  # of an InferInputTensor: typed contents
 _KEY, _VALUE, _INT64, _STRING = b"\x0a", b"\x12", b"\x10", b"\x1a"
-_ENTRY: Final = b"\x22"  # of `parameters` of an InferInputTensor
+_OF_INPUT: Final = b"\x22"  # `parameters` of an InferInputTensor
 _SHARED: Final = b"shared_memory"
 
 
 class Front:
     """What of a request is before its raw tensors, in pieces."""
 
-    __slots__ = ("_after", "_before", "_inputs", "raw")
+    __slots__ = ("_before", "_inputs", "named", "raw")
 
-    def __init__(self, raw: int, before: bytes, inputs: Sequence[bytes], after: bytes) -> None:
-        """raw: where the raw tensors begin. before, after: the fields around the inputs, apart from the names."""
+    def __init__(self, raw: int, before: bytes, inputs: Sequence[bytes], named: bytes) -> None:
+        """raw: where the raw tensors begin. before: the fields before the inputs, apart from the names.
+
+        named: those after them, which name the outputs.
+        """
         self.raw = raw
         self._before = before
         self._inputs = inputs
-        self._after = after
+        self.named = named
 
     @property
     def layout(self) -> bytes:
         """All of the message that is before the raw tensors, but the names, in the order of the fields' numbers."""
         tensors = [b"\x2a" + encode_varint(len(tensor)) + tensor for tensor in self._inputs]
-        return b"".join((self._before, *tensors, self._after))
+        return b"".join((self._before, *tensors, self.named))
 
     def size_of(self, message: int) -> int:
         """Bytes of memory that are enough for the raw tensors of a message of so many bytes."""
         return message - self.raw + ALIGNMENT * len(self._inputs)
 
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """Equal for requests that differ in their names and values only."""
+        return (self.named, self._before, *self._inputs)
+
+    def asking(self, names: tuple[str, str, str], outputs: bytes, raw: bytes) -> bytes:
+        """The request with other fields `outputs`. raw: its raw tensors."""
+        model, version, id = names
+        pieces = [scalars(model, version, id), self._before]
+        for tensor in self._inputs:
+            pieces += (b"\x2a", encode_varint(len(tensor)), tensor)
+        return b"".join([*pieces, outputs, raw])
+
     def placed(
-        self, names: tuple[str, str, str], region: str, begin: int, places: Sequence[tuple[int, int]]
+        self,
+        names: tuple[str, str, str],
+        region: str,
+        begin: int,
+        places: Sequence[tuple[int, int]],
+        outputs: bytes | None = None,
     ) -> bytes | None:
         """The request as one without raw tensors; None if there is not one place for each input, with bytes in it.
 
         names: of model and version, and the id. begin: of the memory in the region. places: as in `Placing`.
+        outputs: its fields `outputs`, if they are to be others.
         """
         if len(places) != len(self._inputs) or not all(size for _, size in places):
             return None  # of a tensor without bytes Triton says that its place is none in the region (probed, 2.51)
         model, version, id = names
         pieces = [scalars(model, version, id), self._before]
         for tensor, (offset, size) in zip(self._inputs, places, strict=True):
-            where = _region(region) + _number(b"shared_memory_byte_size", size)
-            where += _number(b"shared_memory_offset", begin + offset)
+            where = extent(_OF_INPUT, region, begin + offset, size)
             pieces += (b"\x2a", encode_varint(len(tensor) + len(where)), tensor, where)
-        pieces.append(self._after)
+        pieces.append(self.named if outputs is None else outputs)
         return b"".join(pieces)
 
 
@@ -77,7 +98,7 @@ def read_front(front: bytes) -> Front | None:
 
     That is one with typed contents, with memory of its caller's own, or with very many inputs.
     """
-    before, after = b"", b""
+    before, named = b"", b""
     inputs: list[bytes] = []
     at = 0
     try:
@@ -85,7 +106,7 @@ def read_front(front: bytes) -> Front | None:
             begin = at
             tag = front[at]
             if tag == RAW_INPUT:
-                return Front(begin, before, inputs, after) if 0 < len(inputs) <= MOST_INPUTS else None
+                return Front(begin, before, inputs, named) if 0 < len(inputs) <= MOST_INPUTS else None
             if tag not in _BEFORE_RAW:
                 return None
             size, value = read_varint(front, at + 1)
@@ -100,7 +121,7 @@ def read_front(front: bytes) -> Front | None:
             elif tag == _OUTPUT:
                 if _SHARED in front[value:at]:
                     return None
-                after += front[begin:at]
+                named += front[begin:at]
             elif tag == _PARAMETER:
                 before += front[begin:at]
     except (IndexError, MalformedMessage):
@@ -220,14 +241,15 @@ class Placing:
         return b"".join(pieces)
 
 
-def _region(name: str) -> bytes:
-    return _entry(b"shared_memory_region", _STRING + encode_varint(len(name)) + name.encode())
-
-
-def _number(key: bytes, number: int) -> bytes:
-    return _entry(key, _INT64 + encode_varint(number))
+def extent(field: bytes, region: str, begin: int, size: int) -> bytes:
+    """Where in a region a tensor is. field: the tag of `parameters` in its message."""
+    parameters = (
+        _entry(b"shared_memory_region", _STRING + encode_varint(len(region)) + region.encode()),
+        _entry(b"shared_memory_byte_size", _INT64 + encode_varint(size)),
+        _entry(b"shared_memory_offset", _INT64 + encode_varint(begin)),
+    )
+    return b"".join([field + encode_varint(len(entry)) + entry for entry in parameters])
 
 
 def _entry(key: bytes, value: bytes) -> bytes:
-    entry = b"".join((_KEY, encode_varint(len(key)), key, _VALUE, encode_varint(len(value)), value))
-    return _ENTRY + encode_varint(len(entry)) + entry
+    return b"".join((_KEY, encode_varint(len(key)), key, _VALUE, encode_varint(len(value)), value))

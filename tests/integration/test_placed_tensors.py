@@ -222,6 +222,106 @@ async def test_parameters_and_requested_outputs_stay(gateway: Gateway, triton: L
     assert theirs.code is grpc.StatusCode.OK
 
 
+def answers(memory: SharedMemory) -> tuple[int, int]:
+    """How many had a place in the memory, and of how many it was too small."""
+    counts = memory.now().requests
+    return counts.get("answer", 0), counts.get("larger_answer", 0)
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+async def test_an_answer_like_the_one_before_is_taken_from_the_memory(
+    gateway: Gateway, triton: LocalTriton, dtype: str, is_large: bool
+) -> None:
+    """Of a request whose own tensors lie there too, and of one whose tensors are bytes."""
+    memory = memory_of(gateway)
+    larger = 3 * MIB + 8 if is_large else LEAST_PLACED // 2 + 800  # a larger one comes in parts, which is another way
+    sizes = (LEAST_PLACED // 2, LEAST_PLACED // 2, LEAST_PLACED // 2, larger, larger)
+    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
+        for turn, size in enumerate(sizes):
+            memory.least = 1 if is_large or turn in (0, 3) else 100 * MIB
+            request = of_bytes(dtype, size)
+            request.outputs.add(name="OUT")
+            request.id = f"turn {turn}"
+            ours, theirs = await call(through, request), await call(direct, request)
+            assert theirs.code is grpc.StatusCode.OK
+            assert (ours.code, ours.text, ours.body) == (theirs.code, theirs.text, theirs.body), turn
+    assert answers(memory) == ((0, 0) if dtype == "BYTES" else (3, 0))
+    assert memory.now().slots == memory.now().taken == 0
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+async def test_one_that_is_larger_is_asked_for_once_more_as_bytes(
+    gateway: Gateway, triton: LocalTriton, is_large: bool
+) -> None:
+    memory = memory_of(gateway)
+    memory.least = 1
+    request = of_bytes("FP32", 2 * LEAST_PLACED if is_large else LEAST_PLACED // 2)
+    request.outputs.add(name="OUT")
+    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
+        theirs = await call(direct, request)
+        assert (await call(through, request)).body == theirs.body
+        for known in memory._answers["identity_fp32"].values():
+            known.sizes = [size - 4 for size in known.sizes]  # as if the last one had been smaller
+        memory.least = 1 if is_large else 100 * MIB
+        for _ in range(3):
+            ours = await call(through, request)
+            assert (ours.code, ours.body) == (theirs.code, theirs.body)
+    assert answers(memory) == (1, 1)  # after that its size is known to vary
+    assert memory.now().slots == memory.now().taken == 0
+    assert memory.now().state == "in use"
+
+
+async def test_a_model_that_must_not_run_twice_answers_as_bytes(triton: LocalTriton, tmp_path: Path) -> None:
+    more = "models: {once: {variants: {only: {upstream: main, model: identity_fp32}}, retry: {on: []}}}"
+    async with gateway_to(tmp_path, triton.grpc_address, more=more) as gateway:
+        memory = await in_use(gateway)
+        request = of_bytes("FP32", 2 * LEAST_PLACED)
+        request.model_name = "once"
+        request.outputs.add(name="OUT")
+        async with channel_to(gateway.listen) as through:
+            for _ in range(3):
+                assert (await call(through, request)).code is grpc.StatusCode.OK
+        assert (placed(memory), answers(memory)) == (3, (0, 0))
+
+
+async def test_answers_of_many_at_once_are_never_each_others(gateway: Gateway) -> None:
+    memory = memory_of(gateway)
+    async with channel_to(gateway.listen) as through:
+
+        async def one(number: int) -> None:
+            request = infer("add_one_a", np.full((1, 300_000), number, np.float32))
+            request.outputs.add(name="OUT")
+            outcome = await call(through, request, timeout=60)
+            assert outcome.code is grpc.StatusCode.OK, outcome.text
+            values = np.frombuffer(outcome.response.raw_output_contents[0], np.float32)
+            assert (values == number + 1).all()
+
+        await one(0)
+        await asyncio.gather(*(one(number) for number in range(40)))
+    assert answers(memory)[0] > 5
+    assert memory.now().taken == 0
+
+
+async def test_an_answer_that_nobody_waits_for_keeps_its_place_until_triton_has_written_it(
+    triton_factory: TritonFactory, tmp_path: Path
+) -> None:
+    triton = await triton_factory(["slow"])
+    async with gateway_to(tmp_path, triton.grpc_address) as gateway, channel_to(gateway.listen) as through:
+        memory = await in_use(gateway)
+        memory.least = 1
+        request = infer("slow", [[1500]], "INT32")
+        request.outputs.add(name="OUT")
+        front = request.SerializeToString()
+        outcome = await call(through, request)
+        assert outcome.code is grpc.StatusCode.OK
+        memory.learn_answer("slow", "", front, outcome.body)  # itself it learns of large ones only
+        outcome = await call(through, request, timeout=0.3)
+        assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert memory.now().slots == 2
+        await wait_until(lambda: memory.now().slots == 0, 10)
+
+
 async def test_typed_contents_pass_as_before(gateway: Gateway, triton: LocalTriton) -> None:
     request = of_bytes("FP32", 2 * LEAST_PLACED)
     values = np.frombuffer(request.raw_input_contents.pop(), np.uint8).astype(np.float32)

@@ -19,6 +19,7 @@ from gateway.upstream.shared_memory import Placed, Room, SharedMemory, SharedMem
 from gateway.v2.shared_memory import RESERVED
 
 MIB = 1 << 20
+NAMES = "m", "", ""  # of a call: its model, version and id
 UNKNOWN = CallFailed(Code.NOT_FOUND, "Unable to find system shared memory region: 'it'")
 IN_USE = CallFailed(Code.INTERNAL, "Cannot unregister shared memory region 'it', it is currently in use.")
 
@@ -93,7 +94,7 @@ class Rig:
     def sent(self) -> Placed:
         placed = self.placed()
         assert placed is not None
-        assert placed.request(("m", "", "")) is not None
+        assert placed.request(NAMES) is not None
         placed.sent()
         return placed
 
@@ -136,8 +137,8 @@ async def test_a_call_of_which_nobody_knows_retires_the_region_until_triton_lets
     await rig.look()
     sent, waiting = rig.sent(), rig.placed()
     assert waiting is not None
-    sent.released(False)
-    assert waiting.request(("m", "", "")) is None  # it was being laid: it goes as bytes
+    sent.kept(NAMES).released(False)
+    assert waiting.request(NAMES) is None  # it was being laid: it goes as bytes
     assert rig.placed() is None
     rig.triton.failures["SystemSharedMemoryUnregister"] = IN_USE
     for _ in range(3):
@@ -155,11 +156,11 @@ async def test_a_call_of_which_nobody_knows_retires_the_region_until_triton_lets
 async def test_a_region_that_is_in_doubt_twice_is_retired_once(rig: Rig) -> None:
     await rig.look()
     first, second = rig.sent(), rig.sent()
-    first.released(False)
+    first.kept(NAMES).released(False)
     first.drop()
     second.drop()  # by its caller, and not by Triton
     await rig.look()
-    second.released(False)
+    second.kept(NAMES).released(False)
     assert rig.placed() is not None
     assert rig.memory.now().registrations == {"registered": 2, "retired": 1, "unregistered": 1}
 

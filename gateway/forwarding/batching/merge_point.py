@@ -259,11 +259,13 @@ class MergePoint:
         placed = memory.maybe_place_raw(batch.front(name, version, id), batch.tensors(), size)
         if placed is None:
             return None
-        client.request = placed.request((name, version, id))
+        names = name, version, id
+        client.request = placed.request(names)
         if client.request is None:
             placed.drop()
             return None
-        client.keep_for_server(placed.released, placed.is_own)
+        kept = placed.kept(names)
+        client.keep_for_server(kept.released, kept.is_own)
         placed.sent()
         placed.drop()  # the members keep their own, and the server this one
         return placed
