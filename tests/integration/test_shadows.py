@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import grpc
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
 
 from gateway.app import Gateway
-from gateway.telemetry.replay import BadCapture, read
+from gateway.cli import main
+from gateway.telemetry.replay import BadCapture, read, replay
 from gateway.triton import LocalTriton
 
 ADDERS = {
@@ -85,6 +87,28 @@ async def test_callers_get_the_variants_answer_and_differences_are_counted_and_k
     without.write_text(json.dumps({key: value for key, value in line.items() if key != "request"}) + "\n")
     with pytest.raises(BadCapture, match="line 1: the request was not kept"):
         list(read(str(without)))
+
+
+async def test_what_is_kept_in_an_object_store_is_listed_and_asked_of_another_variant(
+    triton: LocalTriton, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = {"directory": "memory://disagreements/here", "request": True}
+    file = write(
+        tmp_path / "g.yaml",
+        config({"main": triton.grpc_address}, adder(shadow={"other": {"share": 1, "keep": keep}})),
+    )
+    async with gateway(file) as running, channel_to(running.listen) as channel:
+        for _ in range(3):
+            assert (await call(channel, infer("adder"))).code is OK
+        await done(running, 3)
+    assert await asyncio.to_thread(main, ["experiment", "diffs", "adder", "--config", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("adder: 3 kept\n")
+    assert told.count("one and other: output 'OUT' differs in") == told.count("can be replayed") == 3
+    (kept,) = fsspec.filesystem("memory").ls("/disagreements/here", detail=False)
+    for variant, codes in (("add_one_b", {"OK": 3}), ("add_two", {"OK": 3}), ("add_nothing", {"NOT_FOUND": 3})):
+        asked = await replay([f"memory:/{kept}"], triton.grpc_address, model="adder", instead=variant)
+        assert asked.codes == codes
 
 
 async def test_a_shadow_that_hangs_costs_callers_nothing(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from gateway.access.api_keys import hash_of
 from gateway.app import Gateway
 from gateway.cli import main
 from gateway.experiment_reports import Unknown, disagreements
+from gateway.store import ExposureRow
 from gateway.store.database import Store
 from gateway.v1 import outcomes_pb2 as pb
 from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
@@ -291,6 +292,22 @@ async def test_two_gateways_agree_and_a_database_that_restarts_loses_nothing(
         wanted = Counter(arms.values()) + Counter(later.values())
         found = await until_seen(url, lambda found, reports: found == wanted and reports == 3)
         assert found == (wanted, 3)
+
+
+async def test_units_that_do_not_come_as_planned_raise_the_alarm_in_metrics_and_on_the_page(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/e.db"
+    store = Store(url, KEY)
+    units = [("a" if number < 300 else "b", f"user {number}") for number in range(400)]
+    store.write([ExposureRow("spring", arm, unit, time.time(), False) for arm, unit in units])
+    store.close()
+    async with serving(tmp_path, url) as (running, _):
+        name = "gateway_experiment_sample_ratio_mismatch"
+        began = time.monotonic()
+        while f'{name}{{experiment="spring"}} 1.0' not in (await http(running.admin_address, "/metrics"))[1]:
+            assert time.monotonic() - began < 30
+            await asyncio.sleep(0.2)
+        attention = (await http(running.admin_address, "/state"))[1]["attention"]
+        assert any("spring" in each["text"] for each in attention), attention
 
 
 def test_commands_say_where_they_looked_for_the_store_and_make_none(

@@ -218,6 +218,8 @@ async def test_people_move_it_by_command_and_by_the_admin_plane_and_see_where_it
             assert [each["share"] for each in seen["history"]][:2] == [0.25, 0.5]
             metrics = (await http(admin, "/metrics"))[1]
             assert 'gateway_rollout_share{rollout="spring"} 0.5' in metrics
+            assert 'gateway_rollout_overdue_seconds{rollout="spring"} 0.0' in metrics
+            assert 'gateway_rollout_store_age_seconds{rollout="spring"}' in metrics
             explained = ["explain", str(file), "--model", "net", "--metadata", "x-user=anna", "--admin", admin]
             assert await asyncio.to_thread(main, explained) == 0
             lines = capsys.readouterr().out
