@@ -148,8 +148,12 @@ class Exposures:
         make_room(seen, _REMEMBERED)
         seen[key] = None
         self.units[running.name] += 1
-        of_epoch = None if running.bandit is None or is_forced else running.bandit.maybe_propensity(whole, arm)
-        epoch, propensity = of_epoch if of_epoch is not None else (None, None)
+        epoch: int | None = None
+        propensity: float | None = None
+        if running.bandit is not None and not is_forced:
+            of_epoch = running.bandit.maybe_propensity(whole, arm)
+            if of_epoch is not None:
+                epoch, propensity = of_epoch
         self._taken.exposures.append(Met(running.name, arm, unit, self._wall(), is_forced, epoch, propensity))
 
     def _know(self, request_id: str, unit: str) -> None:
