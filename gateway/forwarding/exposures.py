@@ -187,9 +187,12 @@ class Exposures:
 
     def _meet(self, book: Book, arm: str, unit: str, key: str) -> None:
         """key: the unit's, however long it is."""
-        bandit = book.running.bandit
-        of_epoch = None if bandit is None else bandit.maybe_propensity(key, arm)
-        epoch, propensity = of_epoch if of_epoch is not None else (None, None)
+        epoch: int | None = None
+        propensity: float | None = None
+        if book.running.bandit is not None:
+            of_epoch = book.running.bandit.maybe_propensity(key, arm)
+            if of_epoch is not None:
+                epoch, propensity = of_epoch
         if self._tell(Met(book.running.name, arm, unit, self._wall(), False, epoch, propensity)):
             make_room(book.arms, _REMEMBERED)
             book.arms[unit] = arm
