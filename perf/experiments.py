@@ -1,9 +1,10 @@
 """`python -m perf.experiments`: what shadows, experiments and looking at answers cost the gateway, and its store.
 
-The same calls, of a thousand users, through gateways that differ in this alone, in front of a played Triton that
-answers at once, from 16 callers that each wait for an answer before the next call: the gateway is what is busy. Answers
-per second, and CPU time for each call of the gateway's process, with the threads that compare and write and all
-processes below it. A run takes longer than measured outcomes are added up for, so that it has its part of the writing.
+The same calls, of a thousand users, through gateways that differ in this alone, from 16 callers that each wait for an
+answer before the next call. With `--triton` they go to the local Triton, as in other runs; without to a server that
+answers at once and costs next to nothing, so that the gateway is what is busy. Answers per second, and CPU time for
+each call of the gateway's process, with the threads that compare and write and all processes below it. A run takes
+longer than measured outcomes are added up for, so that it has its part of the writing.
 Rounds are interleaved; a ratio is taken within a round, then the median of the rounds, with the least and the most.
 
 Then 5,000 records a second for `--seconds`, outcomes reported to a gateway that writes them into PostgreSQL (Debian's
@@ -31,7 +32,7 @@ import grpc
 
 from gateway.v1 import outcomes_pb2 as outcomes
 from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
-from perf import gateways
+from perf import gateways, models
 from perf.children import Child, NotStarted, Ports
 from perf.quotas import cpu_seconds
 from perf.stack import until_ready
@@ -71,7 +72,8 @@ def experiment(is_measured: bool) -> dict[str, Any]:
 
 
 def config(name: str, port: int, store: str) -> dict[str, Any]:
-    variants = {variant: {"upstream": "triton", "model": f"echo_{variant}"} for variant in ("a", "b", "c")}
+    names = {"a": models.TINY_A, "b": models.TINY_B, "c": models.TINY_A}
+    variants = {variant: {"upstream": "triton", "model": model} for variant, model in names.items()}
     model: dict[str, Any] = {"variants": variants, "split": {"a": 90, "b": 10}, "sticky": {"metadata": "x-user-id"}}
     share = SHADOWS.get(name, 0.01 if name == ALL else None)
     if share is not None:
@@ -107,9 +109,21 @@ def measure(gateway: Child, seconds: float) -> tuple[float, float]:
     return rate, 1e6 * (gateway.cpu_seconds() - before) / answers
 
 
-def costs(rounds: int, each: float, folder: Path, ports: Ports, ended: ExitStack) -> None:
+def server(is_triton: bool, folder: Path, ports: Ports, ended: ExitStack) -> int:
+    """Its port."""
+    if is_triton:
+        triton = gateways.triton(
+            models.build_tiny(folder / "models"), folder, (ports.take(), ports.take(), ports.take())
+        )
+        until_ready(ended.enter_context(triton).address, [models.TINY_A, models.TINY_B])
+        return triton.port
     port = ports.take()
-    ended.enter_context(Child([sys.executable, "-m", "perf.quick_server", str(port)], port, folder / "server.log"))
+    command = [sys.executable, "-m", "perf.quick_server", str(port)]
+    ended.enter_context(Child(command, port, folder / f"server-{port}.log"))
+    return port
+
+
+def costs(rounds: int, each: float, port: int, folder: Path, ports: Ports, ended: ExitStack) -> None:
     names = [NOTHING, *SHADOWS, REPORTED, EXPOSED, ANSWERS, ALL]
     started = {}
     for name in names:
@@ -215,10 +229,7 @@ def resident(pid: int) -> int:
 
 
 def into_the_store(seconds: float, folder: Path, ports: Ports, ended: ExitStack) -> None:
-    port = ports.take()
-    ended.enter_context(
-        Child([sys.executable, "-m", "perf.quick_server", str(port)], port, folder / "other-server.log")
-    )
+    port = server(False, folder, ports, ended)
     content = config(EXPOSED, port, postgres(ended))
     listening = (ports.take(), ports.take())
     gateway = ended.enter_context(gateways.gateway(content, "store", folder, listening))
@@ -230,13 +241,14 @@ def into_the_store(seconds: float, folder: Path, ports: Ports, ended: ExitStack)
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.experiments", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--triton", action="store_true", help="in front of the local Triton (default: a played one)")
     parser.add_argument("--each", type=float, default=6.0, help="seconds of calls in each run (default: 6)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of reports into PostgreSQL (default: 30)")
     given = parser.parse_args(arguments)
     with ExitStack() as ended:
         folder, ports = Path(ended.enter_context(tempfile.TemporaryDirectory())), Ports()
         if given.rounds:
-            costs(given.rounds, given.each, folder, ports, ended)
+            costs(given.rounds, given.each, server(given.triton, folder, ports, ended), folder, ports, ended)
     if given.seconds:
         with ExitStack() as ended:
             into_the_store(given.seconds, Path(ended.enter_context(tempfile.TemporaryDirectory())), Ports(), ended)

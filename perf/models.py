@@ -34,8 +34,7 @@ def build(repository: Path) -> Path:
 
     :raises BuildFailed, FetchFailed: if EfficientNet's weights can't be had.
     """
-    for name in (TINY_A, TINY_B):
-        _write(repository, name, 64, [TINY], [TINY], [_add("x", "y")])
+    build_tiny(repository)
     _write(repository, ECHO, 8, [-1], [-1], [_add("x", "y")])
     mean = helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2, 3], keepdims=0)
     column = helper.make_node("Reshape", ["mean", "column_shape"], ["y"])
@@ -48,6 +47,13 @@ def build(repository: Path) -> Path:
     _write(repository, SCORES, 8, PICTURE, [CLASSES], [mean, _to_column(), scores])
     shutil.copytree(_REPOSITORY / EFFICIENTNET, repository / EFFICIENTNET)
     catalogue.build([EFFICIENTNET], repository)  # does nothing if they were built before
+    return repository
+
+
+def build_tiny(repository: Path) -> Path:
+    """Likewise TINY_A and TINY_B alone."""
+    for name in (TINY_A, TINY_B):
+        _write(repository, name, 64, [TINY], [TINY], [_add("x", "y")])
     return repository
 
 

@@ -25,15 +25,15 @@ _SERVICE = "/inference.GRPCInferenceService/"
 def _answer(body: bytes) -> bytes:
     asked = pb.ModelInferRequest.FromString(body)
     answer = pb.ModelInferResponse(model_name=asked.model_name, model_version="1", id=asked.id)
-    answer.outputs.add(name="OUT", datatype="FP32", shape=[1, 8])
+    answer.outputs.add(name="y", datatype="FP32", shape=[1, 8])
     answer.raw_output_contents.append(_NUMBERS)
     return bytes(answer.SerializeToString())
 
 
 def _metadata(body: bytes) -> bytes:
     told = pb.ModelMetadataResponse(name=pb.ModelMetadataRequest.FromString(body).name, versions=["1"])
-    told.inputs.add(name="IN", datatype="UINT8", shape=[-1, 64])
-    told.outputs.add(name="OUT", datatype="FP32", shape=[-1, 8])
+    told.inputs.add(name="x", datatype="FP32", shape=[-1, 8])
+    told.outputs.add(name="y", datatype="FP32", shape=[-1, 8])
     return bytes(told.SerializeToString())
 
 

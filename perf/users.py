@@ -23,8 +23,8 @@ _INFER = b"/inference.GRPCInferenceService/ModelInfer"
 
 
 def request(model: str) -> bytes:
-    asked = pb.ModelInferRequest(model_name=model, raw_input_contents=[bytes(512)])
-    asked.inputs.add(name="IN", datatype="UINT8", shape=[8, 64])
+    asked = pb.ModelInferRequest(model_name=model, raw_input_contents=[bytes(32)])
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 8])
     return bytes(asked.SerializeToString())
 
 
