@@ -78,6 +78,9 @@ _BARS = (
     _merging("throughput ÷ direct", "rate", DIRECT, "efficientnet-8", 0.95, 1.0, at_least=True),
     _sharing("throughput ÷ direct", "rate", DIRECT, "in-1", 0.9, 1.1, at_least=True),
     _sharing("throughput ÷ direct", "rate", DIRECT, "in-8", 1.0, 1.3, at_least=True),
+    _sharing("throughput ÷ direct", "rate", DIRECT, "both-1", 1.0, 1.5, at_least=True),
+    _sharing("throughput of a small request ÷ not sharing", "rate", GATEWAY, "small", 0.98, 1.0, at_least=True),
+    _sharing("CPU per small request ÷ not sharing", "cpu", GATEWAY, "small", 1.02, 1.0),
     _sharing("CPU per request ÷ not sharing", "cpu", GATEWAY, "in-1", 0.6, 0.4),
     _sharing("CPU per request ÷ not sharing", "cpu", GATEWAY, "in-8", 0.6, 0.4),
 )
