@@ -22,7 +22,7 @@ from perf.bench import Bench, Say
 from perf.children import NotStarted
 from perf.load import LoadFailed, Loads, perf_analyzer
 from perf.report import Run
-from perf.scenarios import CONNECTIONS, LARGE, PAYLOAD, STREAM, TINY
+from perf.scenarios import CONNECTIONS, LARGE, PAYLOAD, SMALL, STREAM, TINY
 from perf.stack import Stack, System
 from perf.summary import DIRECT, ENVOY, GATEWAY, MERGING, NULL, SHARING, SYSTEMS
 
@@ -115,7 +115,10 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
         if group in groups:
             bench.rounds(scenarios, wanted, rounds)
             titles |= {each.name: each.title for each in scenarios}
-    gateway = _named(systems, GATEWAY)
+    gateway, sharing = _named(systems, GATEWAY), _named(started, SHARING)
+    if "large" in groups and gateway and sharing:
+        bench.rounds((SMALL,), [gateway, sharing], rounds)
+        titles[SMALL.name] = SMALL.title
     if "picture" in groups and gateway:
         sharing = _named(started, SHARING)
         both = [gateway] if sharing is None else [gateway, sharing]

@@ -63,6 +63,7 @@ def _many(clients: int) -> str:
 
 TINY = tuple(_tiny(clients) for clients in (1, 4, 16, 64))
 LARGE = (*_large(1), *_large(8))
+SMALL = Scenario("small", "Tiny tensors, 16 clients, with shared memory or not", models.TINY_A, Load(16))
 STREAM = (Scenario("stream-16", "One ModelStreamInfer, 16 messages in flight", models.TINY_A, Load(16, stream=True)),)
 BUSY = tuple(each for each in TINY if each.load.concurrency in (16, 64))
 SINGLE = Scenario("single", "Tiny tensors, 1 client, merging or not", models.TINY_A, Load(1))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from books import Servers, Write
+from books import Sent, Servers, Write, regions_of
 from command_line import Command, children, command, free_address
 from ledger import Ledger, calling
 from traffic import config, http, until, until_readyz, write
@@ -109,18 +109,20 @@ async def test_gateways_that_are_restarted_in_turn_lose_no_call_of_grpc_js(insta
 
 
 async def test_a_worker_that_is_killed_each_second_costs_only_its_calls_in_flight(
-    servers: Servers, write_config: Write, tmp_path: Path
+    servers: Servers, write_config: Write, sent: Sent, tmp_path: Path
 ) -> None:
     server = servers.start(5)
     address, ledger = free_address(), Ledger()
-    arguments = ("serve", "--config", str(write_config(server.address)), "--workers", "2", "--listen", address)
-    kills = 0
+    file = write_config(server.address, shared_memory=sent.shared_memory)
+    arguments = ("serve", "--config", str(file), "--workers", "2", "--listen", address)
+    kills, regions = 0, set[Path]()
     async with command(*arguments, folder=tmp_path) as supervisor:
         admin = await serving(supervisor)
         await until(lambda: supervisor.errors.count("serving gRPC") == 2, 30, "both workers")
-        async with calling(address, ledger, unary=8):
+        async with calling(address, ledger, unary=8, size=sent.size):
             for _ in range(KILLS):
                 victim = children(supervisor.pid)[kills % 2]
+                regions |= set(regions_of(victim))
                 os.kill(victim, signal.SIGKILL)
                 kills += 1
                 started = supervisor.errors.count("serving gRPC")
@@ -130,8 +132,11 @@ async def test_a_worker_that_is_killed_each_second_costs_only_its_calls_in_fligh
             last = time.monotonic()
             await asyncio.sleep(0.5)
             assert not ledger.failed(last)
+        regions |= {region for worker in children(supervisor.pid) for region in regions_of(worker)}
         supervisor.signal(signal.SIGTERM)
         assert await supervisor.wait() == 0
+    assert bool(regions) == (sent.shared_memory == "auto")
+    assert not any(region.exists() for region in regions)
     ledger.check(servers.books)
     failures = ledger.failed()
     assert {text.partition(":")[0] for text in failures} <= {"UNAVAILABLE"}, failures
