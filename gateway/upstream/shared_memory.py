@@ -63,8 +63,9 @@ _UNKNOWN: Final = "Unable to find shared memory region"  # likewise
 _FIRST_RAW: Final = bytes((RAW_INPUT,))  # with which raw tensors begin
 _MOST_GATHERED: Final = 8 << 20  # bytes of a merged request: what they take is copied on the event loop
 _DOUBTED: Final = -1  # in the place of a count of lost connections, which it never equals
-_MODELS_KEPT: Final = 256  # whose answers' sizes are remembered
-_ANSWERS_KEPT: Final = 64  # of each
+_MODELS_KEPT: Final = 64  # whose answers' sizes are remembered
+_ANSWERS_KEPT: Final = 64  # of each, by what their requests look like: callers choose that
+_LONGEST_KEPT: Final = 1024  # bytes of that
 _OLDEST: Final = (2, 51)  # Triton's version that was seen to unregister no region that is in use
 
 
@@ -469,7 +470,7 @@ class SharedMemory:
     def learn_answer(self, model: str, version: str, front: bytes, answer: bytes) -> None:
         """Remember how large an answer was that came as bytes. front, answer: the beginnings of both messages."""
         parts = read_front(front)
-        if parts is None or not parts.named:
+        if parts is None or not parts.named or sum([len(piece) for piece in parts.key]) > _LONGEST_KEPT:
             return
         try:
             names = wanted(parts.named)

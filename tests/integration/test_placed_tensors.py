@@ -26,6 +26,7 @@ from gateway.assemble import LEAST_PLACED
 from gateway.config import load
 from gateway.http2.limits import UPSTREAM
 from gateway.triton import LocalTriton
+from gateway.upstream.ask import Asker
 from gateway.upstream.shared_memory import SharedMemory
 from gateway.upstream.slots import GRAIN
 from gateway.v2.layout import SIZES
@@ -320,6 +321,32 @@ async def test_an_answer_that_nobody_waits_for_keeps_its_place_until_triton_has_
         assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert memory.now().slots == 2
         await wait_until(lambda: memory.now().slots == 0, 10)
+
+
+@pytest.mark.parametrize("is_output", [False, True])
+async def test_triton_does_not_let_go_of_memory_that_it_is_to_read_or_write(
+    triton_factory: TritonFactory, tmp_path: Path, is_output: bool
+) -> None:
+    """What the gateway relies on when it unregisters a region of which it does not know."""
+    triton = await triton_factory(["slow"])
+    request = infer("slow", [[3000]], "INT32")
+    if is_output:
+        where = request.outputs.add(name="OUT").parameters
+    else:
+        del request.raw_input_contents[:]
+        where = request.inputs[0].parameters
+    async with gateway_to(tmp_path, triton.grpc_address) as gateway, channel_to(triton.grpc_address) as direct:
+        memory = await in_use(gateway)
+        assert memory._region is not None
+        where["shared_memory_region"].string_param = memory._region.name
+        where["shared_memory_byte_size"].int64_param = 4
+        memory._region.memory[:4] = (3000).to_bytes(4, "little")
+        asked = asyncio.ensure_future(call(direct, request))
+        await asyncio.sleep(0.5)
+        assert not asked.done()
+        assert not await memory._unregister(memory._region, Asker(timeout=20.0))
+        assert (await asked).code is grpc.StatusCode.OK
+        assert await memory._unregister(memory._region, Asker(timeout=20.0))
 
 
 async def test_typed_contents_pass_as_before(gateway: Gateway, triton: LocalTriton) -> None:
