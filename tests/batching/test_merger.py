@@ -24,7 +24,7 @@ class Request:
     layout: Layout = field(default_factory=lambda: layout(1))
     head: Head = field(default_factory=lambda: Head("m", "", "", True, [], 0, 0, None, []))
     spans: Sequence[tuple[int, int]] = ()
-    source: bytes = b""
+    source: bytes | memoryview = b""
     is_over: bool = False
     carried: Fields = ()
 
