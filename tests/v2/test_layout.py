@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.forwarding.batching import Batch, Layout, Layouts
 from gateway.rpc.metadata import Fields
 from gateway.v2.peek import Head, peek_request, peek_response
+from gateway.v2.placing import read_front
 
 SIZES = {"FP32": 4, "INT64": 8, "UINT8": 1, "FP16": 2}
 
@@ -68,6 +69,27 @@ def test_a_merged_request_is_the_members_rows_one_after_the_other(rows: list[int
     assert [output.name for output in merged.outputs] == ["y"]
     for number in range(2):
         assert merged.raw_input_contents[number] == b"".join(m.raw_input_contents[number] for m in messages)
+
+
+@given(rows=st.integers(1, 4), wrong=st.integers(-5, 5))
+def test_a_request_whose_tensors_lie_elsewhere_is_read_as_one_that_has_them(rows: int, wrong: int) -> None:
+    """Or is not read, if one has not the size of its shape."""
+    layouts = Layouts(pb.ModelInferRequest)
+    message = request_message(rows)
+    message.parameters["own"].int64_param = 1
+    whole = read(layouts, message)
+    front = read_front(message.SerializeToString())
+    assert whole is not None
+    assert front is not None
+    first, second = message.raw_input_contents
+    memory = memoryview(first + bytes(64) + second + bytes(64))
+    for changed in range(2):
+        sizes = [len(first) + (wrong if changed == 0 else 0), len(second) + (wrong if changed == 1 else 0)]
+        spans = [(0, sizes[0]), (len(first) + 64, len(first) + 64 + sizes[1])]
+        found = layouts.maybe_read_apart(front.layout, memory, spans)
+        assert (found is not None) == (wrong == 0)
+        assert found is None or (found[0] is whole.layout and found[1] == spans)
+        assert layouts.maybe_read_apart(front.layout, memory, spans[:1]) is None
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.booleans())
