@@ -35,8 +35,7 @@ def config(triton: int, *, routes: int = 1, variants: int = 2, merge: bool = Fal
     routes:   public models with a split, in all (at least those of PUBLIC).
     variants: of `tiny`, the first two being 90/10 and the others sharing what one would have.
     merge:    put small requests for `tiny` and `imagenet` together on their way.
-    shared:   how much memory to share with Triton, for the tensors of large requests and of pipelines, in which those
-              for `imagenet` are put together; "" for none.
+    shared:   how much memory to share with Triton, for the tensors of large requests and of pipelines; "" for none.
     """
     public: dict[str, Any] = {}
     for model, name in PUBLIC.items():
@@ -44,8 +43,7 @@ def config(triton: int, *, routes: int = 1, variants: int = 2, merge: bool = Fal
     extra = {f"v{n}": {"upstream": "triton", "model": models.TINY_B} for n in range(2, variants)}
     public[TINY]["variants"] |= extra
     public[TINY]["split"] |= dict.fromkeys(extra, 10 / max(1, len(extra)))
-    merging = (TINY, IMAGENET) if merge else (IMAGENET,) if shared else ()
-    for name in merging:
+    for name in (TINY, IMAGENET) if merge else ():
         public[name]["merge"] = {"recheck": "10ms"}
     for n in range(routes - len(public)):
         public[f"route-{n}"] = _split([models.TINY_A, models.TINY_B])
