@@ -65,7 +65,10 @@ class Relay:
             _log.error("unforeseen failure in %s", METHOD, exc_info=error)
             self._refuse(call, Bug(BUG_TEXT))
         else:
-            caller = WireCaller(call, self.deadline_of(call))
+            deadline = self.deadline_of(call)
+            if deadline is not None and deadline != call.deadline:
+                call.limit(deadline)  # also while it waits for others that it is merged or shared with
+            caller = WireCaller(call, deadline)
             asked = Call(inference, caller, METHOD, body, head, max(0, call.missing))
             call.on_cancel = asked.cancelled
             asked.begin()

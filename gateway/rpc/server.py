@@ -175,6 +175,16 @@ class ServerCall(Stream):
             self.finish(Code.DEADLINE_EXCEEDED, "Deadline Exceeded")
             self._end(Code.DEADLINE_EXCEEDED)
 
+    def limit(self, deadline: float) -> None:
+        """Have the call end then at the latest. deadline: on the clock of `now`."""
+        deadlines = self.server._deadlines
+        if self.done or (self.deadline is not None and self.deadline <= deadline):
+            return
+        if self.deadline is not None:
+            deadlines.discard(self._deadline_key, self)
+        self.deadline = deadline
+        self._deadline_key = deadlines.add(deadline, self, self.server.now)
+
     def is_wasted(self, now: float) -> bool:
         """Would a reset now waste work, done for a client that never waited for it?"""
         age = now - self.begun

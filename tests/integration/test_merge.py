@@ -35,9 +35,10 @@ models:
 
 
 @contextlib.asynccontextmanager
-async def merging(folder: Path, *endpoints: str) -> AsyncIterator[Gateway]:
+async def merging(folder: Path, *endpoints: str, more: str = "") -> AsyncIterator[Gateway]:
+    """more: sections of the config."""
     file = folder / "gateway.yaml"
-    file.write_text(CONFIG.format(endpoints=", ".join(f'"{endpoint}"' for endpoint in endpoints)))
+    file.write_text(CONFIG.format(endpoints=", ".join(f'"{endpoint}"' for endpoint in endpoints)) + more)
     loaded = load(file, {})
     async with Gateway(loaded, lambda: load(file, {}), {}, Place("127.0.0.1:0")) as gateway:
         yield gateway
@@ -308,6 +309,40 @@ async def test_a_deadline_ends_its_own_member_only(gateway: Gateway) -> None:
             others = [outcome.code for n, outcome in enumerate(outcomes) if n != 2]
             assert others == [grpc.StatusCode.OK] * 5
             assert outcomes[2].code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OK)
+
+
+@pytest.mark.parametrize(
+    ("limits", "timeout"), [("default_deadline: 500ms", None), ("max_deadline: 500ms", 20)], ids=["default", "longest"]
+)
+async def test_the_gateway_s_own_deadlines_end_members_of_a_batch_too(
+    tmp_path: Path, limits: str, timeout: float | None
+) -> None:
+    async def infer(body: bytes, context: object) -> bytes:
+        rows = pb.ModelInferRequest.FromString(body).inputs[0].shape[0]
+        if rows > 1 or is_slow.is_set():
+            await asyncio.sleep(30)
+        answer = pb.ModelInferResponse(model_name="picky", model_version="1", raw_output_contents=[bytes(8)])
+        answer.outputs.add(name="OUT", datatype="FP32", shape=[1, 2])
+        return answer.SerializeToString()
+
+    async def statistics(body: bytes, context: object) -> bytes:
+        return pb.ModelStatisticsResponse().SerializeToString()
+
+    is_slow = asyncio.Event()
+    others = {"ModelConfig": picky_config, "ModelMetadata": picky_metadata, "ModelStatistics": statistics}
+    async with (
+        Script(infer=infer, others=others).serve() as address,
+        merging(tmp_path, address, more=f"server: {{{limits}}}\n") as gateway,
+        callers(gateway.listen, 4) as through,
+    ):
+        await call(through[0], request("picky", floats(1, 0)))
+        await asyncio.sleep(0.2)
+        is_slow.set()
+        calls = [call(channel, request("picky", floats(1, 1)), timeout=timeout) for channel in through]
+        ends = await asyncio.wait_for(asyncio.gather(*calls), 15)
+        assert [end.code for end in ends] == [grpc.StatusCode.DEADLINE_EXCEEDED] * 4
+        [endpoint] = gateway._topology.now.pools["main"].endpoints
+        await asyncio.wait_for(endpoint.wait_idle(), 5)
 
 
 async def test_when_a_triton_dies_every_member_ends_once_and_moves_on(
