@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Link(NamedTuple):
@@ -38,5 +38,6 @@ def to_line(span: FinishedSpan) -> str:
 
 def from_line(line: str | bytes) -> FinishedSpan:
     """:raises ValueError, TypeError: if `to_line` has not made the line."""
-    span = FinishedSpan(*json.loads(line))
-    return span._replace(links=[Link(*each) for each in span.links])
+    fields: list[Any] = json.loads(line)
+    *first, links, error = fields
+    return FinishedSpan._make([*first, [Link(*each) for each in links], error])

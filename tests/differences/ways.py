@@ -254,7 +254,9 @@ async def sharing(folder: Path, address: str) -> AsyncIterator[Way]:
         yield Way("in shared memory", channels)
         requests = memory.now().requests
         assert not requests or requests.get("placed"), "all went as bytes"
-        assert memory.now().registrations == {"registered": 1}
+        registrations = memory.now().registrations
+        assert registrations["registered"] == 1
+        assert set(registrations) <= {"registered", "refused"}, registrations  # in time, on a busy machine
         assert memory.now().taken == 0
 
 

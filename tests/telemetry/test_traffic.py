@@ -153,7 +153,7 @@ async def test_a_look_that_fails_is_not_the_last(monkeypatch, caplog):
         return []
 
     async with Traffic(collect):
-        for _ in range(200):
+        for _ in range(2000):
             if len(looks) >= 3:
                 break
             await asyncio.sleep(0.01)
