@@ -15,6 +15,7 @@ from typing import Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import bandits_of, plans_of, rollouts_of
+from gateway.event_loop import call_from_thread
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Taken
@@ -165,12 +166,7 @@ class Evidence:
         self._call_soon(self.exposures.forget)
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(callback)
-            except RuntimeError:  # it was closed since
-                _log.debug("the loop has ended")
+        call_from_thread(self._loop, callback)
 
     def _tell_waiters(self) -> None:
         done = self._recorder.done

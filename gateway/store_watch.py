@@ -9,10 +9,11 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
-from gateway.store import StoreAway, StoreFailed
+from gateway.store import StoreAway, StoreFailed, StoreSettings
 
 if TYPE_CHECKING:
     from gateway.store.leases import LeaseStore
@@ -24,16 +25,32 @@ LEASE: Final = 4.0  # seconds; a leader that stopped is replaced after that
 _QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
 
 
-class StoreWatch(ABC):
-    """Between `start` and `stop`. What others read of it is replaced as a whole."""
+class Followed(Protocol):
+    """What a worker knows of one thing that it follows."""
 
-    def __init__(self, what: str, worker: str) -> None:
+    decides: bool  # does this worker have its lease?
+
+    def lead_no_more(self) -> None:
+        """Nothing is decided about it here until the store is there again."""
+
+
+Plan = TypeVar("Plan")
+Known = TypeVar("Known", bound=Followed)
+
+
+class StoreWatch(ABC, Generic[Plan, Known]):
+    """From `follow` to `stop`. What others read of it is replaced as a whole."""
+
+    def __init__(self, what: str, settings: StoreSettings, worker: str) -> None:
         """
         what:    is followed, for the log.
         worker:  names this process among all that use the store.
         """
         self._what = what
+        self._settings = settings
         self._worker = worker
+        self._plans: Mapping[str, Plan] = {}
+        self._followed: dict[str, Known] = {}
         self._wake = threading.Event()
         self._ends = False
         self._thread: threading.Thread | None = None
@@ -43,9 +60,10 @@ class StoreWatch(ABC):
         self.why_away = ""
         self._why_read_only = ""
 
-    def start(self) -> None:
-        """Look now, and each second from now on; from any thread."""
-        if self._thread is None:
+    def follow(self, plans: Mapping[str, Plan]) -> None:
+        """Have these followed; the next look comes at once. From any thread."""
+        self._plans = plans
+        if plans and self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._what, daemon=True)
             self._thread.start()
         self._wake.set()
@@ -62,14 +80,6 @@ class StoreWatch(ABC):
 
         :raises StoreAway: if it can't be used; then nothing has changed.
         """
-
-    @abstractmethod
-    def _lead_no_more(self) -> None:
-        """Nothing is decided here until the store is there again."""
-
-    @abstractmethod
-    def _decides(self) -> bool:
-        """Does this worker have a lease?"""
 
     @abstractmethod
     def _close(self) -> LeaseStore | None:
@@ -94,7 +104,7 @@ class StoreWatch(ABC):
         store = self._close()
         if store is not None:
             with suppress(StoreAway, StoreFailed):
-                if self._decides():
+                if any(known.decides for known in self._followed.values()):
                     store.release(self._worker)
             store.close()
 
@@ -106,7 +116,8 @@ class StoreWatch(ABC):
 
     def _found_away(self, why: str) -> None:
         self.why_away = why
-        self._lead_no_more()
+        for known in self._followed.values():
+            known.lead_no_more()
         self._say(f"the store of {self._what} is away, and all stay as they are: {why}")
 
     def _note_read_only(self, why: str) -> None:

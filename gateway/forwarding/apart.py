@@ -12,8 +12,6 @@ from gateway.upstream.shared_memory import Held, Placed, SharedMemory
 from gateway.v2.peek import RAW_INPUT, encode_varint, with_raw
 from gateway.v2.placing import Buffer
 
-__all__ = ["Apart", "Buffer"]
-
 
 class Apart:
     """The raw tensors of one request, in the order of its inputs. They do not change while anybody has this."""
