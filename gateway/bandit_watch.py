@@ -94,7 +94,6 @@ class BanditWatch(StoreWatch[Plan, _Followed]):
         self._tell_moved()
         self._take_answer(look.now)
         self._lead(look.now)
-        self._tell_moved()
 
     def _opened(self) -> EpochStore:
         if self._store is None:
@@ -180,6 +179,7 @@ class BanditWatch(StoreWatch[Plan, _Followed]):
         if self._opened().begin(known.plan.name, epochs, self._worker):
             known.asked, known.waits = 0.0, ""
             self._put(known, epochs)
+            self._tell_moved()  # at once: to end the process that has judged can take seconds
 
     # For people and metrics; from any thread
 
