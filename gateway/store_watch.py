@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-PERIOD: Final = 1.0  # seconds between two looks
+_PERIOD: Final = 1.0  # seconds between two looks
 LEASE: Final = 4.0  # seconds; a leader that stopped is replaced after that
 _QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
 
@@ -57,7 +57,7 @@ class StoreWatch(ABC, Generic[Plan, Known]):
         self._quiet_until = 0.0
         self._looked_at = (0.0, time.monotonic())  # the store's time, and this process's then, or at its start
         self.first_look = threading.Event()
-        self.why_away = ""
+        self._why_away = ""
         self._why_read_only = ""
 
     def follow(self, plans: Mapping[str, Plan]) -> None:
@@ -100,7 +100,7 @@ class StoreWatch(ABC, Generic[Plan, Known]):
                 _log.exception("unforeseen failure while following %s", self._what)
                 self._found_away(type(error).__name__)
             self.first_look.set()
-            self._wake.wait(max(0.05, PERIOD - (time.monotonic() - began)))
+            self._wake.wait(max(0.05, _PERIOD - (time.monotonic() - began)))
         store = self._close()
         if store is not None:
             with suppress(StoreAway, StoreFailed):
@@ -109,13 +109,13 @@ class StoreWatch(ABC, Generic[Plan, Known]):
             store.close()
 
     def _found_there(self) -> None:
-        if self.why_away:
+        if self._why_away:
             _log.info("the store of %s is there again", self._what)
             self._quiet_until = 0.0
-        self.why_away = ""
+        self._why_away = ""
 
     def _found_away(self, why: str) -> None:
-        self.why_away = why
+        self._why_away = why
         for known in self._followed.values():
             known.lead_no_more()
         self._say(f"the store of {self._what} is away, and all stay as they are: {why}")
@@ -128,8 +128,8 @@ class StoreWatch(ABC, Generic[Plan, Known]):
 
     def _why_not(self) -> str:
         """Why nothing is decided here, if the store is the reason."""
-        if self.why_away:
-            return f"the store is away: {self.why_away}"
+        if self._why_away:
+            return f"the store is away: {self._why_away}"
         why = self._why_read_only
         return f"the store is followed, and nothing is decided here: {why}" if why else ""
 
