@@ -6,7 +6,7 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --progress-ba
 
 .PHONY: run experiment test pythons coverage soak fuzz check audit sbom docs docs-versions perf setup clean
 
-# Last, while all that stays up, for half a minute and at most two: the short version of `make experiment`.
+# Shows what the tasks answer; then plays the short version of `make experiment`, half a minute to two minutes; then stays up.
 run: setup
 	@$(BIN)/inference-gateway demo --with-experiment
 

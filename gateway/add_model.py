@@ -106,7 +106,7 @@ def add(new: NewModel, say: Callable[[str], None]) -> None:
 
 
 def _require_free(new: NewModel, name: str, public: str, config: Path) -> None:
-    """:raises WrongName: if the name can be none, or a model or file has it."""
+    """:raises WrongArgument: if the name can be none, or a model or file has it."""
     if not _NAME.fullmatch(name):
         raise WrongArgument(f"{name!r} can be no model's name; --name gives one of letters, digits, '_', '-' and '.'.")
     if (new.repository / name).exists():
@@ -141,7 +141,7 @@ def _put(new: NewModel, name: str, graph: Graph, most: int) -> Iterator[Path]:
 def _written(config: Path, public: str, name: str) -> Iterator[None]:
     """The gateway's config; gone again if what is done with it fails.
 
-    :raises WrongName: if the gateway refuses the public model's name.
+    :raises WrongArgument: if the gateway refuses the public model's name.
     """
     config.write_text(yaml_of(public, name), encoding="utf-8")
     try:

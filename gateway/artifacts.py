@@ -88,7 +88,7 @@ def fetch(artifact: Artifact, *, cache: Path | None = None, progress: Progress |
         return target
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home / f".{artifact.folder}.lock"):
+        with locked(home / f".{artifact.folder}.lock"):
             if not target.is_dir():
                 _fetch_into(target, artifact, progress or show)
     except OSError as e:
@@ -117,7 +117,8 @@ def _fetch_into(target: Path, artifact: Artifact, progress: Progress) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, which is made if it is not there. Waits while another process holds it."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -50,12 +50,15 @@ class _Followed:
     def known(self) -> Epochs:
         return self.epochs or Epochs(self.plan.model, self.plan.baseline, self.bandit.slices)
 
+    def lead_no_more(self) -> None:
+        self.decides = False
+
     def overdue(self, now: float) -> float | None:
         """As of the epochs; None if there will be no other."""
         return None if self.is_stopped else self.known().overdue(self.bandit, now)
 
 
-class BanditWatch(StoreWatch):
+class BanditWatch(StoreWatch[Plan, _Followed]):
     """Of bandits."""
 
     def __init__(self, settings: StoreSettings, worker: str, on_moved: Callable[[Mapping[str, Epochs]], None]) -> None:
@@ -63,22 +66,17 @@ class BanditWatch(StoreWatch):
         worker:    names this process among all that use the store.
         on_moved:  called on the thread when another epoch is known, with those of all bandits that have any.
         """
-        super().__init__("bandits", worker)
-        self._settings = settings
+        super().__init__("bandits", settings, worker)
         self._on_moved = on_moved
-        self._plans: Mapping[str, Plan] = {}
-        self._followed: dict[str, _Followed] = {}
         self._moved: Mapping[str, Epochs] = {}  # what `on_moved` was told last
         self._store: EpochStore | None = None
         self._judge = Judge[NextShares]()
 
-    def follow(self, plans: Mapping[str, Plan]) -> None:
-        """Have these experiments, which are bandits, followed from the next look on; from any thread."""
-        self._plans = plans
-        if plans or self._thread is not None:
-            self.start()
-
     # On the thread
+
+    def _close(self) -> EpochStore | None:
+        self._judge.close()
+        return self._store
 
     def look(self) -> None:
         plans = self._plans
@@ -96,7 +94,6 @@ class BanditWatch(StoreWatch):
         self._tell_moved()
         self._take_answer(look.now)
         self._lead(look.now)
-        self._tell_moved()
 
     def _opened(self) -> EpochStore:
         if self._store is None:
@@ -138,17 +135,6 @@ class BanditWatch(StoreWatch):
             self._on_moved(found)
 
     # Deciding
-
-    def _decides(self) -> bool:
-        return any(known.decides for known in self._followed.values())
-
-    def _lead_no_more(self) -> None:
-        for known in self._followed.values():
-            known.decides = False
-
-    def _close(self) -> EpochStore | None:
-        self._judge.close()
-        return self._store
 
     def _lead(self, now: float) -> None:
         """Begin the first epoch of those that have none, and ask what the next one of others shall be."""
@@ -193,6 +179,7 @@ class BanditWatch(StoreWatch):
         if self._opened().begin(known.plan.name, epochs, self._worker):
             known.asked, known.waits = 0.0, ""
             self._put(known, epochs)
+            self._tell_moved()  # at once: to end the process that has judged can take seconds
 
     # For people and metrics; from any thread
 

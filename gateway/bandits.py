@@ -6,7 +6,6 @@ Nothing is opened until the config has a bandit.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -14,14 +13,13 @@ from typing import Final
 from gateway.bandit_watch import BanditWatch
 from gateway.config import Config
 from gateway.config.experiment_file import bandits_of
+from gateway.event_loop import call_from_thread
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
 from gateway.hooks import BanditNow
 from gateway.store import StoreSettings
 
-_log = logging.getLogger(__name__)
-
-_LAST_SECONDS: Final = 2.0
+_LAST_SECONDS: Final = 2.0  # for the last look at the end
 
 
 class Bandits:
@@ -55,9 +53,4 @@ class Bandits:
     # From the watch's thread
 
     def _moved(self, epochs: Mapping[str, Epochs]) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(self._on_moved, epochs)
-            except RuntimeError:  # it was closed since
-                _log.debug("the loop has ended")
+        call_from_thread(self._loop, lambda: self._on_moved(epochs))

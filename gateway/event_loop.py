@@ -1,16 +1,18 @@
-"""I/O: the event loop of a command, from its start to the end of the process. Depends on nothing of this package.
+"""I/O: the event loop of a command, from its start to the end of the process, and calls to it from other threads.
 
-So a command that only looks after other processes, as `triton start`, has nothing else in memory.
+Depends on nothing of this package, so that a command that only looks after other processes, as `triton start`, has
+nothing else in memory.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvloop
@@ -33,6 +35,13 @@ def run(main: Coroutine[Any, Any, int]) -> int:
         return code
 
     return uvloop.run(to_its_end())  # type: ignore[no-any-return]
+
+
+def call_from_thread(loop: asyncio.AbstractEventLoop | None, callback: Callable[[], object]) -> None:
+    """Have a loop call this soon; nothing happens if there is none, or if it is closed."""
+    if loop is not None:
+        with contextlib.suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(callback)
 
 
 def _end(code: int) -> None:

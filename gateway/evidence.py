@@ -15,9 +15,10 @@ from typing import Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import bandits_of, plans_of, rollouts_of
+from gateway.event_loop import call_from_thread
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import OutcomeSpec, Plan
-from gateway.forwarding.exposures import Exposures, Taken
+from gateway.forwarding.exposures import Exposures, Met
 from gateway.forwarding.shadowing import Shadows
 from gateway.hooks import BanditNow, ExperimentNow, StoreNow
 from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
@@ -46,18 +47,18 @@ class Evidence:
         exposures: Exposures,
         settings: StoreSettings,
         on_stops: Callable[[Mapping[str, str]], None],
-        shadows: Shadows | None = None,
-        bandits: Callable[[], Mapping[str, BanditNow]] = dict,
+        shadows: Shadows,
+        bandits: Callable[[], Mapping[str, BanditNow]],
     ) -> None:
         """
         on_stops:  called on the event loop, with the arm that everybody gets by experiment that was stopped.
         shadows:   whose parity all workers find together.
         bandits:   how those are whose shares follow a reward, by experiment.
         """
-        self._bandits = bandits
+        self.exposures = exposures
         self.epochs: Mapping[str, Epochs] = {}  # of bandits
         self._shadows = shadows
-        self.exposures = exposures
+        self._bandits = bandits
         self.asked: Mapping[str, Mapping[str, OutcomeSpec]] = {}
         self.models: Mapping[str, str] = {}
         self._on_stops = on_stops
@@ -67,7 +68,7 @@ class Evidence:
             on_stops=self._stops_found,
             on_loss=self._lost,
             on_progress=self._progressed,
-            parities=dict if shadows is None else shadows.parities,
+            parities=shadows.parities,
             on_parities=self._parities_found,
         )
         self._is_started = False
@@ -116,7 +117,7 @@ class Evidence:
     def _take(self, all_of_it: bool) -> None:
         taken = self.exposures.take()
         self._recorder.state.dropped += taken.dropped
-        rows: list[Row] = [ExposureRow(*met) for met in _fields(taken)]
+        rows: list[Row] = [_exposure(met) for met in taken.exposures]
         rows += [RequestRow(request, unit, at) for request, (unit, at) in taken.requests.items()]
         if all_of_it:
             rows += self._all_measured()
@@ -157,20 +158,13 @@ class Evidence:
         self._call_soon(lambda: self._on_stops(arms))
 
     def _parities_found(self, found: Mapping[str, tuple[int, int]]) -> None:
-        shadows = self._shadows
-        if shadows is not None:
-            self._call_soon(lambda: shadows.counted_elsewhere(found))
+        self._call_soon(lambda: self._shadows.counted_elsewhere(found))
 
     def _lost(self) -> None:
         self._call_soon(self.exposures.forget)
 
     def _call_soon(self, callback: Callable[[], object]) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(callback)
-            except RuntimeError:  # it was closed since
-                _log.debug("the loop has ended")
+        call_from_thread(self._loop, callback)
 
     def _tell_waiters(self) -> None:
         done = self._recorder.done
@@ -220,10 +214,8 @@ def _shares_parity(config: Config) -> bool:
     return "url" in config.store.model_fields_set and any(shadow.parity is not None for shadow in shadows)
 
 
-def _fields(taken: Taken) -> list[tuple[str, str, str, float, bool, int | None, float | None]]:
-    return [
-        (met.experiment, met.arm, met.unit, met.at, met.is_forced, met.epoch, met.propensity) for met in taken.exposures
-    ]
+def _exposure(met: Met) -> ExposureRow:
+    return ExposureRow(met.experiment, met.arm, met.unit, met.at, met.is_forced, met.epoch, met.propensity)
 
 
 def _sample_ratio(plan: Plan, units: Mapping[str, int]) -> float | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from html import escape
 
 from gateway.experiments.analysis.distributions import Distribution
 from gateway.experiments.plan import Better, Plan
-from gateway.experiments.verdict import Effect, Report, headline, sentence
+from gateway.experiments.verdict import Effect, Report, headline, moment, sentence
 
 _WIDTH, _HEIGHT = 720, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 16, 12, 28
@@ -51,7 +50,7 @@ def _parts(plan: Plan, report: Report, looks: Sequence[Report], spread: Sequence
     yield f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
     yield f"<h1>{escape(headline(report))}</h1>"
     yield f"<p>{escape(report.advice)}</p>"
-    yield f"<p>{_day(report.at)}; public model {escape(plan.model or '-')}; unit: {escape(plan.unit)}.</p>"
+    yield f"<p>{moment(report.at)}; public model {escape(plan.model or '-')}; unit: {escape(plan.unit)}.</p>"
     for place, effect in enumerate(report.primary):
         yield f"<h2>{escape(effect.outcome)} of '{escape(effect.arm)}' less '{escape(effect.baseline)}'</h2>"
         yield f"<p>{escape(sentence(effect))}</p>"
@@ -103,8 +102,8 @@ def _effect_over_time(looks: Sequence[tuple[float, Effect]]) -> str:
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="The effect over time, with its interval">{grid}'
         f'<polygon class="band" points="{" ".join(upper + lower)}"/>'
         f'<polyline class="effect" points="{" ".join(line)}"/>'
-        f'<text x="{_LEFT}" y="{foot}">{_day(first)}</text>'
-        f'<text x="{_WIDTH - _RIGHT}" y="{foot}" text-anchor="end">{_day(last)}</text></svg>'
+        f'<text x="{_LEFT}" y="{foot}">{moment(first)}</text>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{foot}" text-anchor="end">{moment(last)}</text></svg>'
     )
 
 
@@ -184,8 +183,8 @@ def _shares_over_time(report: Report) -> str:
         lines.append(f'<polyline class="step arm{place % 3}" points="{" ".join(points)}"/>')
         lines.append(_key(place, f"{arm}, {latest:.1%} now", at_end=True, top=_TOP + high // 3))  # between the lines
     foot = (
-        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{_day(first)}</text>'
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{_day(last)}</text>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{moment(first)}</text>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{moment(last)}</text>'
         f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">100 %</text>'
         f'<text x="{_LEFT - 6}" y="{_TOP + high}" text-anchor="end">0 %</text>'
     )
@@ -207,8 +206,8 @@ def _units_over_time(looks: Sequence[tuple[float, dict[str, int]]]) -> str:
         ]
         lines.append(f'<polyline class="step arm{place % 3}" points="{" ".join(points)}"/>{_key(place, arm)}')
     foot = (
-        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{_day(first)}</text>'
-        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{_day(last)}</text>'
+        f'<text x="{_LEFT}" y="{_HEIGHT - 8}">{moment(first)}</text>'
+        f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 8}" text-anchor="end">{moment(last)}</text>'
         f'<text x="{_LEFT - 6}" y="{_TOP + 8}" text-anchor="end">{most}</text>'
     )
     label = "Units by arm over time"
@@ -237,7 +236,3 @@ def _arms(report: Report) -> str:
     label = "Units by arm beside what was planned"
     high = 30 * len(rows)
     return f'<svg viewBox="0 0 {_WIDTH} {high}" role="img" aria-label="{label}">{"".join(rows)}</svg>'
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -22,7 +21,7 @@ from gateway.errors import CommandFailed, Misused
 from gateway.evidence import settings_of
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
-from gateway.experiments.verdict import Report, shares_text
+from gateway.experiments.verdict import Report, moment, shares_text
 from gateway.store import Stop, StoreAway
 from gateway.store.database import why_not_there
 from gateway.store.epochs import EpochStore
@@ -89,7 +88,7 @@ def listed(source: Source) -> Iterator[str]:
             units = store.arms(name)
             arms = ", ".join(f"{arm} {units.get(arm, 0)}" for arm in plan.order)
             stop = stops.get(name)
-            state = f"stopped {_day(stop.at)}, everybody gets '{stop.arm}'" if stop else "running"
+            state = f"stopped {moment(stop.at)}, everybody gets '{stop.arm}'" if stop else "running"
             yield f"{name:24} {plan.model:20} {state:12} units: {arms}{_bandit(plan, epochs.get(name))}"
 
 
@@ -131,7 +130,7 @@ class Judged:
     def lines(self) -> Iterator[str]:
         yield from self.report.lines()
         if self.stop is not None:
-            yield f"  It was stopped on {_day(self.stop.at)}: everybody gets '{self.stop.arm}'."
+            yield f"  It was stopped on {moment(self.stop.at)}: everybody gets '{self.stop.arm}'."
 
     def as_json(self) -> str:
         looks = [look.as_json() for look in self.looks]
@@ -166,10 +165,6 @@ def judged(source: Source, name: str, *, history: bool) -> Judged:
     if not history:
         return Judged(plan, report, (), stop)
     return Judged(plan, report, tuple(looks(plan, units, each)), stop, tuple(distributions(plan, units)))
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def disagreements(config: str, name: str, most: int) -> Iterator[str]:

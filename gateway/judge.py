@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _NICE: Final = 10  # calls come first
 _SHARE: Final = 0.25  # of the time that it works, at most
 _LEAST_SECONDS: Final = 1.0  # between two questions
-_LAST_SECONDS: Final = 2.0
+_LAST_SECONDS: Final = 2.0  # for the process to end
 _MOST_SECONDS: Final = 600.0  # for an answer
 
 # The same modules as here, whatever is in the working directory.

@@ -71,7 +71,7 @@ class _Followed:
         self.judgement = self.evidence = None
 
 
-class RolloutWatch(StoreWatch):
+class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
     """Of rollouts."""
 
     def __init__(
@@ -85,12 +85,9 @@ class RolloutWatch(StoreWatch):
         worker:    names this process among all that use the store.
         on_moved:  called on the thread when another state is known, with those of all rollouts.
         """
-        super().__init__("rollouts", worker)
-        self._settings = settings
+        super().__init__("rollouts", settings, worker)
         self._counts = counts
         self._on_moved = on_moved
-        self._plans: Mapping[str, RolloutPlan] = {}
-        self._followed: dict[str, _Followed] = {}
         self._told: dict[tuple[str, str], Counts] = {}  # what the store has of this worker's counts
         self._told_all = time.monotonic()
         self._moved: Mapping[RolloutKey, State] = {}  # what `on_moved` was told last
@@ -98,24 +95,11 @@ class RolloutWatch(StoreWatch):
         self._judge = Judge[Judgement]()
         self.ready: frozenset[str] = frozenset()  # rollouts whose new variant can be called here
 
-    def follow(self, plans: Mapping[str, RolloutPlan]) -> None:
-        """Have these followed from the next look on; from any thread."""
-        self._plans = plans
-        if plans or self._thread is not None:
-            self.start()
-
     # On the thread
 
     def _close(self) -> RolloutStore | None:
         self._judge.close()
         return self._store
-
-    def _decides(self) -> bool:
-        return any(known.decides for known in self._followed.values())
-
-    def _lead_no_more(self) -> None:
-        for known in self._followed.values():
-            known.lead_no_more()
 
     def look(self) -> None:
         """Read the store, follow what it says, and decide what is to be decided here.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import rollouts_of
+from gateway.event_loop import call_from_thread
 from gateway.experiments.compare import non_finite
 from gateway.experiments.rollout import RolloutKey, RolloutPlan, State
 from gateway.forwarding.messages import parse_response
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 _PERIOD: Final = 0.5  # seconds between two looks at answers and at which variants are ready
 _LOOKS: Final = 10  # answers of each variant that are looked at for NaN and infinity in that time
-_LAST_SECONDS: Final = 2.0
+_LAST_SECONDS: Final = 2.0  # for the last look at the end
 
 
 class Rollouts:
@@ -109,12 +110,7 @@ class Rollouts:
         return found
 
     def _moved(self, states: Mapping[RolloutKey, State]) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(self._on_moved, states)
-            except RuntimeError:  # it was closed since
-                _log.debug("the loop has ended")
+        call_from_thread(self._loop, lambda: self._on_moved(states))
 
 
 def _look_at(taken: Sequence[tuple[VariantCounts, Sequence[tuple[bytes, Whose]]]]) -> None:

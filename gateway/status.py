@@ -194,11 +194,14 @@ def _unavailable(text: str, model: str, version: str, id: str) -> Meaning:
     return Meaning.UNCLEAR
 
 
-_BY_APPLICATIONS: Final = frozenset(
-    {
-        *(Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS, Code.FAILED_PRECONDITION, Code.ABORTED),
-        *(Code.OUT_OF_RANGE, Code.DATA_LOSS),
-    }
+_BY_APPLICATIONS: Final = (
+    Code.INVALID_ARGUMENT,
+    Code.NOT_FOUND,
+    Code.ALREADY_EXISTS,
+    Code.FAILED_PRECONDITION,
+    Code.ABORTED,
+    Code.OUT_OF_RANGE,
+    Code.DATA_LOSS,
 )
 """Codes that neither gRPC's libraries nor proxies make. source: grpc `doc/statuscodes.md`, and
 `doc/http-grpc-status-mapping.md` for what comes of HTTP statuses."""

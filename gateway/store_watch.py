@@ -9,43 +9,61 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
-from gateway.store import StoreAway, StoreFailed
+from gateway.store import StoreAway, StoreFailed, StoreSettings
 
 if TYPE_CHECKING:
     from gateway.store.leases import LeaseStore
 
 _log = logging.getLogger(__name__)
 
-PERIOD: Final = 1.0  # seconds between two looks
+_PERIOD: Final = 1.0  # seconds between two looks
 LEASE: Final = 4.0  # seconds; a leader that stopped is replaced after that
 _QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
 
 
-class StoreWatch(ABC):
-    """Between `start` and `stop`. What others read of it is replaced as a whole."""
+class Followed(Protocol):
+    """What a worker knows of one thing that it follows."""
 
-    def __init__(self, what: str, worker: str) -> None:
+    decides: bool  # does this worker have its lease?
+
+    def lead_no_more(self) -> None:
+        """Nothing is decided about it here until the store is there again."""
+
+
+Plan = TypeVar("Plan")
+Known = TypeVar("Known", bound=Followed)
+
+
+class StoreWatch(ABC, Generic[Plan, Known]):
+    """From `follow` to `stop`. What others read of it is replaced as a whole."""
+
+    def __init__(self, what: str, settings: StoreSettings, worker: str) -> None:
         """
         what:    is followed, for the log.
         worker:  names this process among all that use the store.
         """
         self._what = what
+        self._settings = settings
         self._worker = worker
+        self._plans: Mapping[str, Plan] = {}
+        self._followed: dict[str, Known] = {}
         self._wake = threading.Event()
         self._ends = False
         self._thread: threading.Thread | None = None
         self._quiet_until = 0.0
         self._looked_at = (0.0, time.monotonic())  # the store's time, and this process's then, or at its start
         self.first_look = threading.Event()
-        self.why_away = ""
+        self._why_away = ""
         self._why_read_only = ""
 
-    def start(self) -> None:
-        """Look now, and each second from now on; from any thread."""
-        if self._thread is None:
+    def follow(self, plans: Mapping[str, Plan]) -> None:
+        """Have these followed; the next look comes at once. From any thread."""
+        self._plans = plans
+        if plans and self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._what, daemon=True)
             self._thread.start()
         self._wake.set()
@@ -62,14 +80,6 @@ class StoreWatch(ABC):
 
         :raises StoreAway: if it can't be used; then nothing has changed.
         """
-
-    @abstractmethod
-    def _lead_no_more(self) -> None:
-        """Nothing is decided here until the store is there again."""
-
-    @abstractmethod
-    def _decides(self) -> bool:
-        """Does this worker have a lease?"""
 
     @abstractmethod
     def _close(self) -> LeaseStore | None:
@@ -90,23 +100,24 @@ class StoreWatch(ABC):
                 _log.exception("unforeseen failure while following %s", self._what)
                 self._found_away(type(error).__name__)
             self.first_look.set()
-            self._wake.wait(max(0.05, PERIOD - (time.monotonic() - began)))
+            self._wake.wait(max(0.05, _PERIOD - (time.monotonic() - began)))
         store = self._close()
         if store is not None:
             with suppress(StoreAway, StoreFailed):
-                if self._decides():
+                if any(known.decides for known in self._followed.values()):
                     store.release(self._worker)
             store.close()
 
     def _found_there(self) -> None:
-        if self.why_away:
+        if self._why_away:
             _log.info("the store of %s is there again", self._what)
             self._quiet_until = 0.0
-        self.why_away = ""
+        self._why_away = ""
 
     def _found_away(self, why: str) -> None:
-        self.why_away = why
-        self._lead_no_more()
+        self._why_away = why
+        for known in self._followed.values():
+            known.lead_no_more()
         self._say(f"the store of {self._what} is away, and all stay as they are: {why}")
 
     def _note_read_only(self, why: str) -> None:
@@ -117,8 +128,8 @@ class StoreWatch(ABC):
 
     def _why_not(self) -> str:
         """Why nothing is decided here, if the store is the reason."""
-        if self.why_away:
-            return f"the store is away: {self.why_away}"
+        if self._why_away:
+            return f"the store is away: {self._why_away}"
         why = self._why_read_only
         return f"the store is followed, and nothing is decided here: {why}" if why else ""
 

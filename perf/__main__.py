@@ -120,7 +120,6 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
         bench.rounds((SMALL,), [gateway, sharing], rounds)
         titles[SMALL.name] = SMALL.title
     if "picture" in groups and gateway:
-        sharing = _named(started, SHARING)
         both = [gateway] if sharing is None else [gateway, sharing]
         pictures.measure(stack, both, rounds, 2 * arguments.seconds, run.samples.append, miss, say)
     if "payload" in groups:

@@ -150,9 +150,8 @@ class WireCaller(PartsCaller):
         self.peer = call.server.peer
         self.deadline = deadline
         self.number = call.server.number
-        self._copy: (
-            list[bytes | memoryview] | None
-        ) = []  # what was passed on and not taken back; None: it could not be kept
+        # What was passed on and not taken back; None: it could not be kept.
+        self._copy: list[bytes | memoryview] | None = []
         self._copied = 0  # bytes of the copy, counted in the connection's budget
 
     @property

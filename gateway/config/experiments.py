@@ -16,7 +16,7 @@ from gateway.experiments.plan import Amount, BanditPlan, Better, Guardrail, Kind
 _PERCENT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?%", re.ASCII)
 _PART = re.compile(r"(\d{1,2}(?:\.\d{1,9})?) ?%", re.ASCII)
 _MOST_UNITS = 1_000_000_000
-_BETTER = {"latency": "lower", "error": "lower", "disagreement": "lower", "agreement": "higher"}
+_BETTER: Mapping[str, str] = {"latency": "lower", "error": "lower", "disagreement": "lower", "agreement": "higher"}
 
 
 def _amount(value: object) -> Amount:
@@ -144,9 +144,9 @@ class OutcomeSection(Section):
             raise refused(f"agreement is no {self.kind}", right)
         if self.measure == "disagreement" and self.kind not in ("binary", "numeric", "ratio"):
             raise refused(f"disagreement is no {self.kind}", "kind: binary, did any answer disagree, numeric or ratio")
-        wrong_way = _BETTER.get(self.measure or "", self.better) != self.better
-        if wrong_way:
-            raise refused(f"'{self.measure}' that is {self.better} is worse", f"better: {_BETTER[self.measure or '']}")
+        better = _BETTER.get(self.measure or "", self.better)
+        if better != self.better:
+            raise refused(f"'{self.measure}' that is {self.better} is worse", f"better: {better}")
         if self.measure == "confidence" and self.kind in ("binary", "duration"):
             raise refused(f"confidence is no {self.kind}", "kind: numeric, ratio or quantile")
 
@@ -335,15 +335,15 @@ class Experiment(Section):
         """The plan, which `problems` has nothing against. split: the model's, for arms that are not given."""
         arms = dict(self.arms or {arm: share for arm, share in (split or {}).items() if share > 0.0})
         specs = {key: each.spec(key) for key, each in self.outcomes.items()}
-        bandit, baseline = None, self.baseline or next(iter(arms))
+        bandit = None
         if self.bandit is not None:
             arms = dict.fromkeys(arms, 1.0)
-            order, reward = tuple(arms), specs[self.bandit.reward or self.primary]
-            bandit = BanditPlan(order, reward, self.bandit.floor, self.bandit.epochs, self.bandit.epoch)
+            reward = specs[self.bandit.reward or self.primary]
+            bandit = BanditPlan(tuple(arms), reward, self.bandit.floor, self.bandit.epochs, self.bandit.epoch)
         return Plan(
             name=name,
             shares=arms,
-            baseline=baseline,
+            baseline=self.baseline or next(iter(arms)),
             primary=specs[self.primary],
             smallest_effect=self.smallest_effect,
             guardrails=tuple(Guardrail(specs[key], each.worse_by) for key, each in self.guardrails.items()),

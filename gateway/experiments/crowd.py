@@ -11,35 +11,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gateway.experiments.rollout import ALARM, LOG_BAD, Alarm, Calls, moved
+from gateway.experiments.rollout import LOG_BAD, Alarm, Calls, moved
 
 PLACES: Final = 16
 KINDS: Final = 2  # units, then callers
 _ALL: Final = range(KINDS * PLACES)
 
 _SAYS: Final = 2.99 * LOG_BAD  # of all others together: as after three bad calls in a row
-_AWAY: Final = 15  # looks without a call of others to either variant, after which there is one caller alone ...
-_AT_FIRST: Final = 3  # ... and before any others were ever heard
-_LONG: Final = 30  # looks without a call of others to this variant, after which they are not waited for any more
+_AWAY: Final = 15  # looks without a call of others to either variant, after which a caller counts as alone
+_AT_FIRST: Final = 3  # the same at the beginning, when others were never heard
+_LONG: Final = 30  # looks without a call of others to this variant, after which their word is not waited for
 
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Calls of one look. good, bad: by place, and () if only sums are known; then all of them count as others'.
+    """Calls of one look. If only sums are known, all calls count as those of others.
 
-    Calls for which it was left alone are nobody's word.
+    Calls that the variant did not get, since it is left alone, say nothing of it.
     """
 
     calls: Calls
-    good: Sequence[int] = ()
-    bad: Sequence[int] = ()
+    good: Sequence[int] = ()  # by place; () if only sums are known
+    bad: Sequence[int] = ()  # likewise
 
     def others(self) -> Sequence[tuple[int, int]]:
         """For each place, good and bad calls of all but those who have it."""
         good, bad = self.calls.good, self.calls.bad - self.calls.left_alone
         if not self.good:
             return [(good, bad)] * len(_ALL)
-        return [(good - own, bad - his) for own, his in zip(self.good, self.bad, strict=True)]
+        return [(good - own_good, bad - own_bad) for own_good, own_bad in zip(self.good, self.bad, strict=True)]
 
     @property
     def judged(self) -> int:
@@ -96,4 +96,5 @@ class CrowdAlarm:
         if all(self._others[place] >= _SAYS for place in asked):
             return self.all
         heard = [self._others[place] for place in asked if self._heard[place]]
-        return replace(self.all, log_e=min(self.all.log_e, ALARM / 2.0, *heard))
+        doubted = self.all.doubted()
+        return replace(doubted, log_e=min([doubted.log_e, *heard]))

@@ -167,12 +167,12 @@ _TOLERATED: Final = 0.2  # of calls that are bad: no reason for haste, the guard
 _BROKEN: Final = 0.95
 LOG_BAD: Final = math.log(_BROKEN / _TOLERATED)
 _LOG_GOOD: Final = math.log((1.0 - _BROKEN) / (1.0 - _TOLERATED))
-ALARM: Final = math.log(1e9)
+_ALARM: Final = math.log(1e9)
 
 
 def moved(log_e: float, good: int, bad: int) -> float:
     """`Alarm.log_e` after such calls."""
-    return min(max(log_e + bad * LOG_BAD + good * _LOG_GOOD, 0.0), ALARM)
+    return min(max(log_e + bad * LOG_BAD + good * _LOG_GOOD, 0.0), _ALARM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +197,11 @@ class Alarm:
 
     @property
     def is_raised(self) -> bool:
-        return self.log_e >= ALARM
+        return self.log_e >= _ALARM
 
     def doubted(self) -> Alarm:
         """The same, of which it is not known whether it is its own fault: it is not raised, nor is all well."""
-        return replace(self, log_e=min(self.log_e, ALARM / 2.0))
+        return replace(self, log_e=min(self.log_e, _ALARM / 2.0))
 
     def __str__(self) -> str:
         counts = self.calls

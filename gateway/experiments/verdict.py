@@ -14,7 +14,6 @@ from gateway.experiments.plan import Amount, Better, Kind, OutcomeSpec, Plan
 NOT_COMPARED: Final = "not compared, since shares changed on the way: weights are for means and proportions"
 """The method of a ratio or a quantile of a bandit."""
 
-
 _EPOCHS_TOLD: Final = 24  # to people
 
 
@@ -155,7 +154,7 @@ class Report:
             yield f"  {len(self.epochs)} epochs, of which these are the last {_EPOCHS_TOLD}:"
         for number, epoch in list(enumerate(self.epochs, 1))[-_EPOCHS_TOLD:]:
             units = ", ".join(f"{arm} {count}" for arm, count in epoch.units.items())
-            yield f"  epoch {number} since {_moment(epoch.since)}: {shares_text(epoch.shares)}; units: {units}"
+            yield f"  epoch {number} since {moment(epoch.since)}: {shares_text(epoch.shares)}; units: {units}"
         for doubt in self.doubts:
             yield f"  may be wrong: {doubt}"
         left = {key.replace("_", " "): count for key, count in self.account.items() if count}
@@ -174,7 +173,7 @@ class Report:
 
 
 def shares_text(shares: Mapping[str, float]) -> str:
-    """ "fp32 0.2, int8 0.8"."""
+    """Shares for people, as in: fp32 0.2, int8 0.8."""
     return ", ".join(f"{arm} {share:.3g}" for arm, share in shares.items())
 
 
@@ -232,7 +231,8 @@ def _signed(value: float) -> str:
     return f"{value:+.4g}"
 
 
-def _moment(at: float) -> str:
+def moment(at: float) -> str:
+    """A Unix time for people, to the minute."""
     return datetime.fromtimestamp(at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 

@@ -1,4 +1,4 @@
-"""Values: a request of the gateway's own whose raw tensors are not in its message yet.
+"""A request of the gateway's own whose raw tensors are not in its message yet.
 
 A pipeline makes arrays. Where they can be laid into memory that the endpoint shares, they need not be put into a
 message first; and where they were made in such memory, nothing is copied at all.
@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from gateway.upstream.shared_memory import Held, Placed, SharedMemory
 from gateway.v2.peek import RAW_INPUT, encode_varint, with_raw
 from gateway.v2.placing import Buffer
-
-__all__ = ["Apart", "Buffer"]
 
 
 class Apart:

@@ -107,14 +107,15 @@ class Book:
         measures, agreements, confidences = running.measures, running.agreements, running.confidences
         names = [*(each[0] for each in measures), *(each[0] for each in agreements), *(each[0] for each in confidences)]
         self.outcomes = tuple(names)
+        # What is measured, by the place of the outcome in `outcomes`.
         self.latencies = [at for at, (_, measure) in enumerate(measures) if measure == "latency"]
         self.errors = [at for at, (_, measure) in enumerate(measures) if measure == "error"]
         self.sizes = [at for at, (_, measure) in enumerate(measures) if measure == "size"]
-        self.counts_ends = bool(measures)
+        self.counts_ends = bool(measures)  # is anything measured of a call's end?
         self.agreements = [(at, *each[1:]) for at, each in enumerate(agreements, len(measures))]
         first = len(measures) + len(agreements)
         self.confidences = [(at, output) for at, (_, output) in enumerate(confidences, first)]
-        self.adds = [outcome in running.sums for outcome in self.outcomes]
+        self.adds = [outcome in running.sums for outcome in self.outcomes]  # or is each value counted?
         self.tallies: dict[str, Tally] = {}
         self.records = 0  # units with a tally, and values where each counts
 

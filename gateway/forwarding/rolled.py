@@ -22,7 +22,10 @@ class Whose:
     __slots__ = ("caller", "unit")
 
     def __init__(self, unit: str, caller: str) -> None:
-        """unit: "" if none is known; then he who calls is one. Two that meet as callers need not do so as units."""
+        """unit: "" if none is known; then the caller counts as one.
+
+        Two that share a place as callers need not share one as units: other bits of the hash say which.
+        """
         hashed = crc32(caller.encode("utf-8", "surrogatepass"))
         self.unit = (crc32(unit.encode("utf-8", "surrogatepass")) if unit else hashed) % PLACES
         self.caller = PLACES + (hashed >> 16) % PLACES

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from gateway.forwarding.apart import Apart, Buffer
+from gateway.forwarding.apart import Apart
 from gateway.steps import Array
 from gateway.upstream.shared_memory import Held
-from gateway.v2.placing import ALIGNMENT, MOST_INPUTS
+from gateway.v2.placing import MOST_INPUTS, Buffer, aligned
 
 Wanted = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Shape and dtype of each array, by name."""
@@ -47,7 +47,7 @@ def size_of(wanted: Wanted) -> int:
     """Bytes of memory for all of them; 0 if one can't be in shared memory, or there are too many."""
     if not _IS_LITTLE or not 0 < len(wanted) <= MOST_INPUTS or any(dtype.kind == "O" for _, dtype in wanted.values()):
         return 0
-    return sum(_aligned(_bytes_of(shape, dtype)) for shape, dtype in wanted.values())
+    return sum(aligned(_bytes_of(shape, dtype)) for shape, dtype in wanted.values())
 
 
 def arrays_in(held: Held, wanted: Wanted) -> dict[str, Array]:
@@ -57,7 +57,7 @@ def arrays_in(held: Held, wanted: Wanted) -> dict[str, Array]:
     for name, (shape, dtype) in wanted.items():
         size = _bytes_of(shape, dtype)
         made[name] = flat[at : at + size].view(dtype).reshape(shape)
-        at += _aligned(size)
+        at += aligned(size)
     return made
 
 
@@ -88,7 +88,3 @@ def _bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     for each in shape:
         size *= each
     return size
-
-
-def _aligned(size: int) -> int:
-    return size + -size % ALIGNMENT

@@ -34,9 +34,8 @@ INITIAL_WINDOW_SIZE: Final = 4
 MAX_FRAME_SIZE: Final = 5
 MAX_HEADER_LIST_SIZE: Final = 6
 NO_RFC7540_PRIORITIES: Final = 9
-TRUE_BINARY_METADATA: Final = (
-    0xFE03  # sent by gRPC's C core alone (grpc, chttp2 `http2_settings.h`); Triton is made with it
-)
+TRUE_BINARY_METADATA: Final = 0xFE03
+"""Only gRPC's C core sends it, of which Triton is made. source: grpc, chttp2 `http2_settings.h`"""
 
 DEFAULT_WINDOW: Final = 65_535  # bytes, of the connection and of each stream, until the peer changes them
 MOST_WINDOW: Final = (1 << 31) - 1

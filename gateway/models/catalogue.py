@@ -7,17 +7,15 @@ costs a look at the stamp, and a Triton that reads the folder never sees half a 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from gateway.artifacts import Artifact, Progress, fetch
+from gateway.artifacts import Artifact, Progress, fetch, locked
 from gateway.errors import CommandFailed
 from gateway.models import (
     cn2en,
@@ -454,7 +452,7 @@ def _build(recipe: Recipe, kit: Kit, force: bool, report: Report) -> bool:
     if not force and state_of(recipe, kit.repository) is State.BUILT:
         return False
     (kit.folder / "1").mkdir(exist_ok=True)
-    with _locked(kit.folder / _LOCK):
+    with locked(kit.folder / _LOCK):
         if not force and state_of(recipe, kit.repository) is State.BUILT:  # another process has built it meanwhile
             return False
         report(f"building {recipe.name}")
@@ -485,13 +483,6 @@ def _put(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 # What is committed beside the configs

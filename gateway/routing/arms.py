@@ -82,8 +82,9 @@ class Arms:
         return None if number is None else (number, self.epochs[number].get(arm, 0.0))
 
     def hashes(self, key: str) -> Mapping[str, int]:
-        """For people: by what the unit's arm is chosen."""
-        return self._wheels[(self.maybe_epoch(key) or 0) if self.slices else 0].hashes(key)
+        """For people: by what the unit's arm is chosen. Of a bandit: of a unit whose epoch has begun."""
+        number = self.maybe_epoch(key) if self.slices else None
+        return self._wheels[number or 0].hashes(key)
 
     @property
     def reason(self) -> str:

@@ -209,7 +209,7 @@ class Store:
             "unit": self._unit(row.unit),
             "request": self.hashed("request", row.request_id),
             "value": row.value,
-            "times": 1,
+            "times": 1,  # more in rows of the version before, which wrote here what the gateway had measured
             "at": row.at,
         }
 
@@ -363,9 +363,8 @@ class Store:
         block = schema.measured.c
         blocks = select(block.at, block.data).where(block.experiment == experiment)
         with self.transaction(reads=True) as connection:
-            for of, name, value, at, whose, report, times in connection.execution_options(yield_per=_READ).execute(
-                asked
-            ):
+            found = connection.execution_options(yield_per=_READ).execute(asked)
+            for of, name, value, at, whose, report, times in found:
                 if of or not measured[name]:
                     yield Outcome(name, value, at, whose, "", report if times == 1 else "", times)
             for at, data in connection.execution_options(yield_per=_READ_BLOCKS).execute(blocks):

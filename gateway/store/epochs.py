@@ -49,7 +49,7 @@ class EpochStore(LeaseStore):
         try:
             with self.transaction() as connection:
                 now = self.now_of(connection)
-                held = frozenset(name for name in led if self.has_lease(connection, name, worker, now, seconds))
+                held = frozenset(name for name in led if self.take_lease(connection, name, worker, now, seconds))
                 return EpochsLook(now, found, stopped, held)
         except StoreReadOnly as error:
             return EpochsLook(now, found, stopped, read_only=str(error))

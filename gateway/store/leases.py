@@ -38,9 +38,13 @@ class LeaseStore(Store):
         text = "(julianday('now') - 2440587.5) * 86400.0" if is_sqlite else "extract(epoch from clock_timestamp())"
         return float(connection.execute(select(literal_column(text))).scalar_one())
 
-    def has_lease(self, connection: Connection, name: str, worker: str, now: float, seconds: float) -> bool:
-        """Take or keep the lease, if nobody else has it. One that ends later than any is taken for is no lease: since
-        it was, the clock has been put back, and whoever is there takes its own anew.
+    def take_lease(self, connection: Connection, name: str, worker: str, now: float, seconds: float) -> bool:
+        """Take or keep a lease, unless another worker has it. Returns whether this worker has it now.
+
+        now:     the database's Unix time.
+        seconds: for which the lease is.
+
+        A lease that ends later than any that is taken now is from before the clock was put back, and does not count.
         """
         table = schema.leases.c
         until = now + seconds
@@ -56,6 +60,7 @@ class LeaseStore(Store):
 
     @staticmethod
     def holds(connection: Connection, name: str, worker: str, now: float) -> bool:
+        """Does this worker have the lease?"""
         table = schema.leases.c
         found = select(table.holder).where(table.rollout == name, table.until > now)
         return bool(connection.execute(found).scalar() == worker)

@@ -14,9 +14,8 @@ from gateway.store import schema
 from gateway.store.leases import LeaseStore
 from gateway.store.rows import StoreReadOnly
 
-_FORGET_SECONDS: Final = (
-    3600.0  # after which counts are deleted of a worker that is gone: others tell theirs again earlier
-)
+_FORGET_SECONDS: Final = 3600.0
+"""After so long the counts of a worker that is gone are deleted. One that is there tells its own again earlier."""
 
 
 class Counts(NamedTuple):
@@ -99,7 +98,7 @@ class RolloutStore(LeaseStore):
             with self.transaction() as connection:
                 now = self.now_of(connection)
                 self._tell(connection, worker, counts, now)
-                held = frozenset(name for name in led if self.has_lease(connection, name, worker, now, seconds))
+                held = frozenset(name for name in led if self.take_lease(connection, name, worker, now, seconds))
                 return Look(now, decisions, held, self._counts(connection, held))
         except StoreReadOnly as error:
             return Look(now, decisions, read_only=str(error))

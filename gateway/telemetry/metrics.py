@@ -409,14 +409,6 @@ class Metrics:
 class _Families:
     """All metrics by name, labels and meaning. docs/metrics.md says more."""
 
-    def end(self, model: str) -> None:
-        """Remove all series of a model. In no file that is shared: the library can't there."""
-        for family in list(self._registry._collector_to_names):
-            if isinstance(family, MetricWrapperBase) and "model" in family._labelnames:
-                at = family._labelnames.index("model")
-                for labels in [labels for labels in list(family._metrics) if labels[at] == model]:
-                    family.remove(*labels)
-
     def __init__(self, registry: CollectorRegistry) -> None:  # noqa: PLR0915  (a table)
         self._registry = registry
 
@@ -641,6 +633,17 @@ class _Families:
             registry=registry,
             multiprocess_mode="livemax",
         )
+
+    def end(self, model: str) -> None:
+        """Remove all series of a model. Not for shared files: the library can't remove a series there.
+
+        The library has no public way to ask a registry for its families, nor a family for its labels and series.
+        """
+        for family in list(self._registry._collector_to_names):
+            if isinstance(family, MetricWrapperBase) and "model" in family._labelnames:
+                at = family._labelnames.index("model")
+                for labels in [labels for labels in list(family._metrics) if labels[at] == model]:
+                    family.remove(*labels)
 
     def _of_pipelines(self, registry: CollectorRegistry) -> dict[str, Gauge]:
         """Gauges of what `PipelinesNow`, `GateNow`, `SharedNow`, `HedgesNow`, `MemoryNow` and so on say."""

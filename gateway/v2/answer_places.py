@@ -16,7 +16,7 @@ from typing import Final
 from gateway.errors import MalformedMessage
 from gateway.v2.layout import SIZES
 from gateway.v2.peek import RAW_OUTPUT, encode_varint, fields, read_varint
-from gateway.v2.placing import ALIGNMENT, extent
+from gateway.v2.placing import aligned, extent
 from gateway.v2.shapes import ImpossibleShape, elements_of
 
 MOST_OUTPUTS: Final = 64
@@ -94,7 +94,7 @@ def _named(answer: bytes, at: int, end: int) -> tuple[bytes, int]:
 
 def room_for(sizes: Sequence[int]) -> int:
     """Bytes of memory for outputs of these sizes."""
-    return sum([size + -size % ALIGNMENT for size in sizes])
+    return sum([aligned(size) for size in sizes])
 
 
 def requested(names: Sequence[bytes], sizes: Sequence[int], region: str, begin: int) -> bytes:
@@ -103,7 +103,7 @@ def requested(names: Sequence[bytes], sizes: Sequence[int], region: str, begin: 
     for name, size in zip(names, sizes, strict=True):
         tensor = bytes((_NAME,)) + encode_varint(len(name)) + name + extent(_OWN, region, begin, size)
         pieces += (_WANTED, encode_varint(len(tensor)), tensor)
-        begin += size + -size % ALIGNMENT
+        begin += aligned(size)
     return b"".join(pieces)
 
 
@@ -116,7 +116,7 @@ def whole(answer: bytes, names: Sequence[bytes], sizes: Sequence[int], memory: m
     begin = 0
     for name, size in zip(names, sizes, strict=True):
         places[name] = (begin, size)
-        begin += size + -size % ALIGNMENT
+        begin += aligned(size)
     outputs: list[tuple[bytes, int]] = []
     empty = 0
     for tag, at, value, end in fields(answer, 0, len(answer)):

@@ -24,11 +24,17 @@ _MOST_BITS: Final = 35  # of a raw tensor's length
 _RAW: Final = bytes((RAW_INPUT,))
 
 _PARAMETER, _INPUT, _OUTPUT = 0x22, 0x2A, 0x32
+_INPUT_TAG: Final = bytes((_INPUT,))
 _BEFORE_RAW: Final = (0x0A, 0x12, 0x1A, 0x22, 0x2A, 0x32)  # name, version, id, and these
 _CONTENTS: Final = 0x2A  # of an InferInputTensor: typed contents
 _KEY, _VALUE, _INT64, _STRING = b"\x0a", b"\x12", b"\x10", b"\x1a"
 _OF_INPUT: Final = b"\x22"  # `parameters` of an InferInputTensor
 _SHARED: Final = b"shared_memory"
+
+
+def aligned(offset: int) -> int:
+    """The next offset, in bytes, at which a tensor may begin."""
+    return offset + -offset % ALIGNMENT
 
 
 class Front:
@@ -49,8 +55,7 @@ class Front:
     @property
     def layout(self) -> bytes:
         """All of the message that is before the raw tensors, but the names, in the order of the fields' numbers."""
-        tensors = [b"\x2a" + encode_varint(len(tensor)) + tensor for tensor in self._inputs]
-        return b"".join((self._before, *tensors, self.named))
+        return b"".join((*self._pieces(), self.named))
 
     def size_of(self, message: int) -> int:
         """Bytes of memory that are enough for the raw tensors of a message of so many bytes."""
@@ -64,10 +69,14 @@ class Front:
     def asking(self, names: tuple[str, str, str], outputs: bytes, raw: bytes) -> bytes:
         """The request with other fields `outputs`. raw: its raw tensors."""
         model, version, id = names
-        pieces = [scalars(model, version, id), self._before]
+        return b"".join((scalars(model, version, id), *self._pieces(), outputs, raw))
+
+    def _pieces(self) -> list[bytes]:
+        """The fields between the names and the outputs."""
+        pieces = [self._before]
         for tensor in self._inputs:
-            pieces += (b"\x2a", encode_varint(len(tensor)), tensor)
-        return b"".join([*pieces, outputs, raw])
+            pieces += (_INPUT_TAG, encode_varint(len(tensor)), tensor)
+        return pieces
 
     def placed(
         self,
@@ -88,7 +97,7 @@ class Front:
         pieces = [scalars(model, version, id), self._before]
         for tensor, (offset, size) in zip(self._inputs, places, strict=True):
             where = extent(_OF_INPUT, region, begin + offset, size)
-            pieces += (b"\x2a", encode_varint(len(tensor) + len(where)), tensor, where)
+            pieces += (_INPUT_TAG, encode_varint(len(tensor) + len(where)), tensor, where)
         pieces.append(self.named if outputs is None else outputs)
         return b"".join(pieces)
 
@@ -178,7 +187,7 @@ class Placing:
 
     def put(self, pieces: Sequence[Buffer]) -> bool:
         """The next tensor, whole, which no message has, in pieces. False: there is no room for it."""
-        begin = at = self._at + -self._at % ALIGNMENT
+        begin = at = aligned(self._at)
         for piece in pieces:
             size = len(piece)
             if at + size > len(self.memory):
@@ -216,7 +225,7 @@ class Placing:
         self._shift += 7
         if byte > 0x7F and self._shift < _MOST_BITS:
             return
-        begin = self._at + -self._at % ALIGNMENT
+        begin = aligned(self._at)
         if byte > 0x7F or begin + self._size > len(self.memory) or len(self.places) == MOST_INPUTS:
             self._odd.append(self._header)
         else:

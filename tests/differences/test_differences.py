@@ -24,9 +24,9 @@ from drawn_requests import MODELS, UNARY, Asked, Step, large_and_even, load_conf
 from hypothesis import Phase, given, settings
 from triton_fixture import FAST_START
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import Outcome, call, numbers
+from v2_calls import Outcome, batch_of, call, numbers
 from v2_gateways import Script
-from ways import ALLOWED, PUBLIC, SECONDS, Way, batch_of, direct_to, public, same, sharing, simple, transparent
+from ways import ALLOWED, PUBLIC, SECONDS, Way, direct_to, public, same, sharing, simple, transparent
 
 from gateway.triton import LocalTriton
 

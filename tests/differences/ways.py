@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from drawn_requests import MODELS, Asked
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import Outcome, call, channel_to, stream
+from v2_calls import Outcome, batch_of, call, channels_to, stream
 from v2_gateways import endpoint_of, gateway_of, transparent_to, wait_until
 
 from gateway.config import load
@@ -103,10 +103,6 @@ def under(outcome: Outcome, own: str, called: str) -> tuple[object, ...]:
     said = {key for key, _ in (*outcome.initial, *outcome.trailing) if not key.startswith(("gateway-", "x-request-id"))}
     body = _renamed(outcome.response, own, called) if outcome.body else b""
     return outcome.code, outcome.text.replace(called, own), body, said
-
-
-def batch_of(outcome: Outcome) -> int:
-    return int(outcome.trailers.get("gateway-batch", 1))
 
 
 # What may differ
@@ -213,21 +209,15 @@ _MERGING = "  {name}: {{variants: {{only: {{upstream: main, model: {model}}}}}, 
 
 
 @contextlib.asynccontextmanager
-async def callers(address: str) -> AsyncIterator[list[grpc.aio.Channel]]:
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(channel_to(address)) for _ in range(CALLERS)]
-
-
-@contextlib.asynccontextmanager
 async def direct_to(address: str) -> AsyncIterator[Way]:
-    async with callers(address) as channels:
+    async with channels_to(address, CALLERS) as channels:
         yield Way("directly", channels)
 
 
 @contextlib.asynccontextmanager
 async def transparent(address: str) -> AsyncIterator[Way]:
     """Through `serve --triton`."""
-    async with transparent_to(address) as gateway, callers(gateway.listen) as channels:
+    async with transparent_to(address) as gateway, channels_to(gateway.listen, CALLERS) as channels:
         yield Way("transparent", channels)
 
 
@@ -246,7 +236,7 @@ async def sharing(folder: Path, address: str) -> AsyncIterator[Way]:
     """As `transparent`, but each tensor that can be is laid into memory that Triton shares, however small it is."""
     file = folder / "sharing.yaml"
     file.write_text(_SHARING.format(address=address))
-    async with gateway_of(load(file, {})) as gateway, callers(gateway.listen) as channels:
+    async with gateway_of(load(file, {})) as gateway, channels_to(gateway.listen, CALLERS) as channels:
         memory = endpoint_of(gateway, "main").memory
         assert memory is not None
         await wait_until(lambda: memory.now().state == "in use", 20)
@@ -269,7 +259,7 @@ async def public(
     lines = [_PLAIN.format(name=PUBLIC[model], model=model) for model in models]
     lines += [_MERGING.format(name=MERGED[model], model=model, merge=merge) for model in models]
     file.write_text(_FRONT.format(address=address, more=more) + "".join(lines))
-    async with gateway_of(load(file, {})) as gateway, callers(gateway.listen) as channels:
+    async with gateway_of(load(file, {})) as gateway, channels_to(gateway.listen, CALLERS) as channels:
         yield Way("public", channels, PUBLIC), Way("merged", channels, MERGED)
 
 

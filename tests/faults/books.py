@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from command_line import free_address
 
 from gateway.app import Gateway
-from gateway.v2.shared_memory import RESERVED
 
 Write = Callable[..., Path]
 """Writes a config with the model `m` on the endpoints that it is given, and further sections."""
@@ -32,15 +30,6 @@ class Sent:
         """Have they been sent so?"""
         placed = sum(shared.requests.get("placed", 0) for shared in running._fleet.shared_memory())
         assert (placed > 20) == (self.shared_memory == "auto")
-
-
-def regions_of(pid: int) -> list[Path]:
-    """The files of memory that a gateway's process shares with servers."""
-    files = []
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # it is closed by now
-            files.append(fd.readlink())
-    return [file for file in files if file.name.startswith(RESERVED) and file.exists()]
 
 
 @dataclass

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from books import Sent, Servers, Write, regions_of
+from books import Sent, Servers, Write
 from command_line import Command, children, command, free_address
 from ledger import Ledger, calling
+from shared_regions import regions_of
 from traffic import config, http, until, until_readyz, write
 
 SOAK = "SOAK_SECONDS" in os.environ

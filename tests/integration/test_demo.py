@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -12,9 +11,8 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as triton_client
 from command_line import Command, command, descendants, free_address, is_running, run
+from shared_regions import regions_of
 from traffic import http, until
-
-from gateway.v2.shared_memory import RESERVED
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +24,6 @@ def arguments() -> tuple[str, ...]:
 
 def shared_memory(pid: int) -> list[Path]:
     return list(Path("/dev/shm").glob(f"inference-gateway-{pid}-*"))
-
-
-def regions(pid: int) -> list[Path]:
-    """Those that the gateway shares with its Triton."""
-    found = []
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it is closed by now
-            found.append(fd.readlink())
-    return [file for file in found if file.name.startswith(RESERVED) and file.exists()]
 
 
 async def until_nothing_is_left(demo: Command, processes: list[int]) -> None:
@@ -99,8 +88,8 @@ async def test_it_stays_up_for_other_clients_until_ctrl_c(arguments: tuple[str, 
             assert client.is_model_ready("photo-labels")
         assert (await http(admin, "/readyz"))[0] == 200
         assert f"-u {address}" in demo.output  # a line to copy
-        await until(lambda: bool(regions(demo.pid)), 20, "memory that is shared with Triton")
-        shared = regions(demo.pid)
+        await until(lambda: bool(regions_of(demo.pid)), 20, "memory that is shared with Triton")
+        shared = regions_of(demo.pid)
         os.killpg(demo.pid, signal.SIGINT)
         assert await demo.wait(15) == 0
         assert "draining" in demo.output
@@ -114,15 +103,15 @@ async def test_nothing_of_it_outlives_its_sudden_death(arguments: tuple[str, ...
         await demo.until_said("gateway: ready", within=90)
         processes = descendants(demo.pid)
         assert shared_memory(demo.pid)
-        await until(lambda: bool(regions(demo.pid)), 20, "memory that is shared with Triton")
-        shared = regions(demo.pid)
+        await until(lambda: bool(regions_of(demo.pid)), 20, "memory that is shared with Triton")
+        shared = regions_of(demo.pid)
         demo.signal(signal.SIGKILL)
         await demo.wait()
         await until_nothing_is_left(demo, processes)
     async with command(*arguments, folder=tmp_path, group=True) as following:
         await until(lambda: not any(file.exists() for file in shared), 90, "the end of the dead gateway's memory")
         await following.until_said("stop Ctrl-C", within=90)
-        shared = regions(following.pid)
+        shared = regions_of(following.pid)
         os.killpg(following.pid, signal.SIGINT)
         assert await following.wait(15) == 0
         assert not any(file.exists() for file in shared)

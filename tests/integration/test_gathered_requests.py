@@ -13,16 +13,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from test_placed_tensors import in_use, of_bytes, placed
+from shared_regions import in_use, nothing_held, of_bytes, placed
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import Outcome, call, channel_to, infer
+from v2_calls import Outcome, batch_of, call, channel_to, channels_to, infer
 from v2_gateways import gateway_of, wait_until
 
 from gateway.app import Gateway
 from gateway.config import load
 from gateway.triton import LocalTriton
-from gateway.upstream.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.integration
 
@@ -54,13 +53,6 @@ models:
         yield running
 
 
-@contextlib.asynccontextmanager
-async def callers(address: str, count: int = CALLERS) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Each on a connection of its own."""
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(channel_to(address)) for _ in range(count)]
-
-
 async def known(channels: list[grpc.aio.Channel], request: Any) -> None:
     """Have the gateway find out that the model can be merged."""
     for _ in range(50):
@@ -81,7 +73,7 @@ async def together(channels: list[grpc.aio.Channel], count: int = FLOATS, **opti
 
 
 def members(outcomes: list[Outcome]) -> list[int]:
-    return [int(outcome.trailers.get("gateway-batch", 1)) for outcome in outcomes]
+    return [batch_of(outcome) for outcome in outcomes]
 
 
 def assert_own(outcomes: list[Outcome], count: int = FLOATS) -> None:
@@ -92,14 +84,10 @@ def assert_own(outcomes: list[Outcome], count: int = FLOATS) -> None:
         assert (values == number).all()
 
 
-async def nothing_held(memory: SharedMemory) -> None:
-    await wait_until(lambda: memory.now().slots == memory.now().taken == 0, 10)
-
-
 async def test_each_gets_the_rows_that_are_its_own(triton: LocalTriton, tmp_path: Path) -> None:
     async with (
         merging(tmp_path, triton.grpc_address, "identity_fp32") as gateway,
-        callers(gateway.listen) as channels,
+        channels_to(gateway.listen, CALLERS) as channels,
     ):
         memory = await in_use(gateway)
         await known(channels, of_numbers(1))
@@ -120,7 +108,7 @@ async def test_every_datatype_is_answered_as_by_triton(triton: LocalTriton, tmp_
     model = f"identity_{dtype.lower()}"
     async with (
         merging(tmp_path, triton.grpc_address, model) as gateway,
-        callers(gateway.listen, 4) as channels,
+        channels_to(gateway.listen, 4) as channels,
         channel_to(triton.grpc_address) as direct,
     ):
         memory = await in_use(gateway)
@@ -157,7 +145,7 @@ def asked(dtype: str, size: int, number: int = 0) -> Any:
 async def test_without_room_for_all_of_them_each_goes_as_it_can(triton: LocalTriton, tmp_path: Path) -> None:
     async with (
         merging(tmp_path, triton.grpc_address, "identity_fp32", size="4MiB") as gateway,
-        callers(gateway.listen) as channels,
+        channels_to(gateway.listen, CALLERS) as channels,
     ):
         memory = await in_use(gateway)
         await known(channels, of_numbers(1))
@@ -171,7 +159,7 @@ async def test_without_room_for_all_of_them_each_goes_as_it_can(triton: LocalTri
 async def test_one_that_triton_refuses_fails_nobody_else(triton: LocalTriton, tmp_path: Path) -> None:
     async with (
         merging(tmp_path, triton.grpc_address, "picky") as gateway,
-        callers(gateway.listen) as channels,
+        channels_to(gateway.listen, CALLERS) as channels,
     ):
         memory = await in_use(gateway)
         memory.least = 1
@@ -194,7 +182,7 @@ async def test_one_that_triton_refuses_fails_nobody_else(triton: LocalTriton, tm
 async def test_memory_that_somebody_has_unregistered_costs_no_call(triton: LocalTriton, tmp_path: Path) -> None:
     async with (
         merging(tmp_path, triton.grpc_address, "identity_fp32") as gateway,
-        callers(gateway.listen) as channels,
+        channels_to(gateway.listen, CALLERS) as channels,
         channel_to(triton.grpc_address) as direct,
     ):
         memory = await in_use(gateway)
@@ -214,7 +202,7 @@ async def test_callers_who_go_away_free_nothing_that_triton_reads(
     """Triton is stopped, so that it surely has not read what was sent to it."""
     async with (
         merging(tmp_path, triton.grpc_address, "identity_fp32", more=", recheck: 1s") as gateway,
-        callers(gateway.listen) as channels,
+        channels_to(gateway.listen, CALLERS) as channels,
     ):
         memory = await in_use(gateway)
         await known(channels, of_numbers(1))
@@ -249,7 +237,7 @@ async def test_a_killed_triton_ends_them_all_and_gets_memory_again(
     triton = await triton_factory(["identity_fp32"])
     async with (
         merging(tmp_path, triton.grpc_address, "identity_fp32") as gateway,
-        callers(gateway.listen) as channels,
+        channels_to(gateway.listen, CALLERS) as channels,
     ):
         memory = await in_use(gateway)
         await known(channels, of_numbers(1))

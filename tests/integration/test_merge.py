@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from triton_fixture import TritonFactory
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import Outcome, call, channel_to
+from v2_calls import Outcome, batch_of, call, channel_to, channels_to
 from v2_gateways import Script, wait_until
 
 from gateway.app import Gateway, Place
@@ -42,13 +42,6 @@ async def merging(folder: Path, *endpoints: str, more: str = "") -> AsyncIterato
     loaded = load(file, {})
     async with Gateway(loaded, lambda: load(file, {}), {}, Place("127.0.0.1:0")) as gateway:
         yield gateway
-
-
-@contextlib.asynccontextmanager
-async def callers(address: str, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
-    """Each on a connection of its own."""
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(channel_to(address)) for _ in range(count)]
 
 
 @pytest.fixture
@@ -95,10 +88,6 @@ async def picky_metadata(body: bytes, context: object) -> bytes:
     return message.SerializeToString()
 
 
-def batch_of(outcome: Outcome) -> int:
-    return int(outcome.trailers.get("gateway-batch", 1))
-
-
 async def test_every_answer_is_the_one_that_a_request_alone_gets(gateway: Gateway, triton: LocalTriton) -> None:
     """Rows, ids, dtypes and shapes mixed by chance, and requests that can't be merged between them."""
     chance = random.Random(5)
@@ -113,7 +102,7 @@ async def test_every_answer_is_the_one_that_a_request_alone_gets(gateway: Gatewa
             message.parameters["priority"].int64_param = 0
         return message
 
-    async with callers(gateway.listen, 6) as through, channel_to(triton.grpc_address) as direct:
+    async with channels_to(gateway.listen, 6) as through, channel_to(triton.grpc_address) as direct:
 
         async def work(caller: int) -> list[Outcome]:
             outcomes = []
@@ -136,7 +125,7 @@ async def test_every_answer_is_the_one_that_a_request_alone_gets(gateway: Gatewa
 
 
 async def test_what_arrives_together_is_sent_together(gateway: Gateway) -> None:
-    async with callers(gateway.listen, 8) as through:
+    async with channels_to(gateway.listen, 8) as through:
         calls = (call(channel, request("picky", floats(1, n))) for n, channel in enumerate(through))
         outcomes = await asyncio.gather(*calls)
     assert [list(np.frombuffer(o.response.raw_output_contents[0], np.float32)) for o in outcomes] == [
@@ -146,7 +135,7 @@ async def test_what_arrives_together_is_sent_together(gateway: Gateway) -> None:
 
 
 async def test_one_callers_bad_input_fails_nobody_else(gateway: Gateway) -> None:
-    async with callers(gateway.listen, 8) as through:
+    async with channels_to(gateway.listen, 8) as through:
         for _ in range(5):
             numbers = [-1.0 if n == 3 else float(n) for n in range(8)]
             calls = (
@@ -162,7 +151,7 @@ async def test_one_callers_bad_input_fails_nobody_else(gateway: Gateway) -> None
 
 
 async def test_a_caller_that_keeps_spoiling_batches_is_left_alone_for_a_while(gateway: Gateway) -> None:
-    async with callers(gateway.listen, 4) as through:
+    async with channels_to(gateway.listen, 4) as through:
 
         async def round_of(numbers: Sequence[float]) -> list[Outcome]:
             calls = (call(c, request("picky", floats(1, number))) for number, c in zip(numbers, through, strict=True))
@@ -182,7 +171,7 @@ async def test_a_caller_that_keeps_spoiling_batches_is_left_alone_for_a_while(ga
 
 async def test_a_member_that_goes_away_takes_nobody_along(gateway: Gateway) -> None:
     chance = random.Random(7)
-    async with callers(gateway.listen, 6) as through:
+    async with channels_to(gateway.listen, 6) as through:
 
         async def work(channel: grpc.aio.Channel, stays: bool) -> None:
             for number in range(25):
@@ -228,7 +217,7 @@ async def test_a_batch_that_nobody_waits_for_is_called_back(tmp_path: Path) -> N
     async with (
         Script(infer=infer, others=others).serve() as address,
         merging(tmp_path, address) as gateway,
-        callers(gateway.listen, 4) as through,
+        channels_to(gateway.listen, 4) as through,
     ):
         await call(through[0], request("picky", floats(1, 0)))
         await asyncio.sleep(0.2)
@@ -275,7 +264,7 @@ async def test_an_answer_with_parameters_is_not_divided_and_its_model_not_merged
     async with (
         Script(infer=infer, others=others).serve() as address,
         merging(tmp_path, address) as gateway,
-        callers(gateway.listen, 8) as through,
+        channels_to(gateway.listen, 8) as through,
     ):
 
         async def all_call() -> None:
@@ -299,7 +288,7 @@ async def test_an_answer_with_parameters_is_not_divided_and_its_model_not_merged
 
 
 async def test_a_deadline_ends_its_own_member_only(gateway: Gateway) -> None:
-    async with callers(gateway.listen, 6) as through:
+    async with channels_to(gateway.listen, 6) as through:
         for _ in range(5):
             timeouts = [0.004 if n == 2 else 20 for n in range(6)]
             calls = (
@@ -351,7 +340,7 @@ async def test_when_a_triton_dies_every_member_ends_once_and_moves_on(
     first, second = await asyncio.gather(triton_factory(["picky"]), triton_factory(["picky"]))
     async with (
         merging(tmp_path, first.grpc_address, second.grpc_address) as gateway,
-        callers(gateway.listen, 8) as through,
+        channels_to(gateway.listen, 8) as through,
     ):
         stop = asyncio.Event()
         outcomes: list[Outcome] = []

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from triton_fixture import FAST_START, TritonFactory, for_the_whole_run
 from tritonclient.grpc import service_pb2 as pb
-from v2_calls import Metadata, Outcome, call, channel_to, infer
+from v2_calls import Metadata, Outcome, batch_of, call, channel_to, channels_to, infer
 from v2_gateways import wait_until
 
 from gateway.app import Gateway, Place
@@ -58,12 +58,6 @@ async def merging(folder: Path, endpoint: str, **merge: object) -> AsyncIterator
         yield gateway
 
 
-@contextlib.asynccontextmanager
-async def callers(address: str, count: int = CALLERS) -> AsyncIterator[list[grpc.aio.Channel]]:
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(channel_to(address)) for _ in range(count)]
-
-
 async def at_once(
     channels: Sequence[grpc.aio.Channel],
     rounds: int,
@@ -83,10 +77,6 @@ async def at_once(
 
     await asyncio.gather(*(work(caller) for caller in range(len(channels))))
     return wrong, rounds * len(channels), largest
-
-
-def batch_of(outcome: Outcome) -> int:
-    return int(outcome.trailers.get("gateway-batch", 1))
 
 
 def own_numbers(caller: int, number: int) -> list[list[float]]:
@@ -146,7 +136,7 @@ async def test_the_version_that_was_asked_for_answers_and_one_that_is_not_there_
             (numbers_of(outcome) == sent(message) + np.float32(added)).all()
         ) and outcome.response.model_version == outcome.trailers["gateway-model-version"] == str(added // 100)
 
-    async with merging(tmp_path, server.grpc_address) as gateway, callers(gateway.listen) as through:
+    async with merging(tmp_path, server.grpc_address) as gateway, channels_to(gateway.listen, CALLERS) as through:
         await at_once(through[1:4], 2, make, is_right)
         wrong, answers, largest = await at_once(through, 20, make, is_right)
     assert (wrong, answers) == (0, 480)
@@ -166,7 +156,7 @@ async def test_outputs_whose_first_axis_is_not_the_batch_reach_their_own_caller_
         assert outcome.code is grpc.StatusCode.OK, outcome.text
         return texts_of(outcome) == message.raw_input_contents[0][4:].split()
 
-    async with merging(tmp_path, server.grpc_address) as gateway, callers(gateway.listen) as through:
+    async with merging(tmp_path, server.grpc_address) as gateway, channels_to(gateway.listen, CALLERS) as through:
         wrong, answers, _ = await at_once(through, 20, make, is_right)
     assert (wrong, answers) == (0, 480)
 
@@ -189,7 +179,7 @@ async def test_a_model_that_stops_batching_while_it_is_called_answers_nobody_wro
 
     async with (
         merging(tmp_path, server.grpc_address, recheck="0s") as gateway,
-        callers(gateway.listen) as through,
+        channels_to(gateway.listen, CALLERS) as through,
         channel_to(server.grpc_address if way == "at Triton" else gateway.listen) as control,
     ):
         try:
@@ -223,7 +213,7 @@ async def test_a_model_that_stopped_batching_between_calls_answers_nobody_wrongl
 
     async with (
         merging(tmp_path, server.grpc_address) as gateway,
-        callers(gateway.listen) as through,
+        channels_to(gateway.listen, CALLERS) as through,
         channel_to(server.grpc_address) as control,
     ):
         try:
@@ -284,7 +274,7 @@ async def test_metadata_that_models_see_and_ids_reach_them_with_each_callers_own
         told = json.loads(texts_of(outcome)[0])
         return bool(told == {"id": message.id, "parameters": dict(metadata)} and outcome.response.id == message.id)
 
-    async with merging(tmp_path, server.grpc_address) as gateway, callers(gateway.listen) as through:
+    async with merging(tmp_path, server.grpc_address) as gateway, channels_to(gateway.listen, CALLERS) as through:
         await call(through[0], infer("per_id-m", own_numbers(0, 0)))
         wrong, answers, largest = await at_once(through, 10, make, is_right)
     assert (wrong, answers) == (0, 240)
@@ -301,7 +291,10 @@ async def test_the_keys_that_a_config_lists_must_be_equal_and_no_others(tmp_path
         return bool(told["parameters"]["x-tenant"] == metadata[0][1] and outcome.response.id == message.id)
 
     options = {"metadata": ["x-tenant"], "ignore_ids": True}
-    async with merging(tmp_path, server.grpc_address, **options) as gateway, callers(gateway.listen) as through:
+    async with (
+        merging(tmp_path, server.grpc_address, **options) as gateway,
+        channels_to(gateway.listen, CALLERS) as through,
+    ):
         wrong, _, largest = await at_once(through, 10, make, is_right)
     assert wrong == 0
     assert largest > 2
@@ -338,7 +331,7 @@ async def test_whatever_callers_send_at_once_is_answered_as_triton_answers_it_di
 
     async with (
         merging(tmp_path, server.grpc_address) as gateway,
-        callers(gateway.listen) as through,
+        channels_to(gateway.listen, CALLERS) as through,
         channel_to(server.grpc_address) as direct,
     ):
         drawn = [[draw() for _ in range(12)] for _ in through]

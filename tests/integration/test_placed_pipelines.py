@@ -14,16 +14,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from test_placed_tensors import in_use, placed
+from shared_regions import in_use, memory_of, nothing_held, placed
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, call, channel_to
-from v2_gateways import endpoint_of, gateway_of, wait_until
+from v2_gateways import gateway_of, wait_until
 
 from gateway.app import Gateway
 from gateway.config import load
 from gateway.triton import LocalTriton
-from gateway.upstream.shared_memory import SharedMemory
 
 pytestmark = pytest.mark.integration
 
@@ -209,10 +208,6 @@ async def with_and_without(gateway: Gateway, through: Any, request: Any) -> Outc
     return ours
 
 
-async def nothing_held(memory: SharedMemory) -> None:
-    await wait_until(lambda: memory.now().slots == memory.now().taken == 0, 10)
-
-
 @pytest.mark.parametrize("step", ["Fill", "Whole"])
 async def test_every_datatype_is_answered_the_same_with_it_and_without(
     triton: LocalTriton, tmp_path: Path, step: str
@@ -255,8 +250,7 @@ async def test_one_slot_that_several_calls_read_is_free_after_the_last(triton: L
         channel_to(gateway.listen) as through,
     ):
         answer = await with_and_without(gateway, through, of_seeds("fan", 3, 4))
-        memory = endpoint_of(gateway, "main").memory
-        assert memory is not None
+        memory = memory_of(gateway)
         assert placed(memory) == 4  # of two items each, or one
         assert answer.response.outputs[0].shape == [2, 4, 50_000]
 

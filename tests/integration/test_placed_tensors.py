@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from shared_regions import in_use, memory_of, of_bytes, placed
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.utils import serialize_byte_tensor
 from v2_calls import Outcome, call, channel_to, infer
 from v2_gateways import Script, endpoint_of, gateway_of, wait_until
 
@@ -57,22 +57,6 @@ async def gateway_to(folder: Path, address: str, shared: str = "auto", more: str
         yield running
 
 
-def memory_of(gateway: Gateway) -> SharedMemory:
-    memory = endpoint_of(gateway, "main").memory
-    assert memory is not None
-    return memory
-
-
-async def in_use(gateway: Gateway) -> SharedMemory:
-    memory = memory_of(gateway)
-    await wait_until(lambda: memory.now().state == "in use", 10)
-    return memory
-
-
-def placed(memory: SharedMemory) -> int:
-    return memory.now().requests.get("placed", 0)
-
-
 def files() -> set[str]:
     """Those of gateways in this process: others on this host may have some, by whom their files are locked."""
     locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
@@ -91,21 +75,6 @@ async def gateway(triton: LocalTriton, tmp_path: Path) -> AsyncIterator[Gateway]
         await in_use(running)
         yield running
     assert files() == before
-
-
-def of_bytes(dtype: str, size: int) -> Any:
-    """A request for `identity_<dtype>` whose tensor has about so many bytes."""
-    random = np.random.default_rng(size)
-    if dtype == "BYTES":
-        parts = [random.bytes(part) for part in (0, 1, max(1, size // 2), max(0, size - size // 2 - 17))]
-        raw, count = serialize_byte_tensor(np.array([parts], np.object_)).item(), len(parts)
-    else:
-        count = max(1, size // SIZES[dtype])
-        raw = random.bytes(count * SIZES[dtype])
-        raw = bytes(byte & 1 for byte in raw) if dtype == "BOOL" else raw
-    request = pb.ModelInferRequest(model_name=f"identity_{dtype.lower()}", id="mine", raw_input_contents=[raw])
-    request.inputs.add(name="IN", datatype=dtype, shape=[1, count])
-    return request
 
 
 async def both(gateway: Gateway, triton: LocalTriton, request: Any) -> tuple[Outcome, Outcome]:

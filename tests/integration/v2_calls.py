@@ -48,6 +48,18 @@ async def channel_to(address: str) -> AsyncIterator[grpc.aio.Channel]:
         yield channel
 
 
+@contextlib.asynccontextmanager
+async def channels_to(address: str, count: int) -> AsyncIterator[list[grpc.aio.Channel]]:
+    """So many, each on a connection of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(channel_to(address)) for _ in range(count)]
+
+
+def batch_of(outcome: Outcome) -> int:
+    """With how many requests this one has left as one."""
+    return int(outcome.trailers.get("gateway-batch", 1))
+
+
 async def call(
     channel: grpc.aio.Channel,
     request: Any,

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from command_line import Command, command, free_address
 from played_triton import played
-from test_in_gateway import SPRING, VARIANTS, ask, bought, tell
-from traffic import config, gateway, http, write
+from replicas import replicas
+from test_in_gateway import KEY, SPRING, VARIANTS, ask, bought, serving, tell
+from traffic import config, http, write
 from v2_calls import channel_to
 
 from gateway.app import Gateway
@@ -27,7 +25,6 @@ from gateway.cli import main
 from gateway.experiments.records import Exposure
 from gateway.store.epochs import EpochStore
 
-KEY = "a key that nobody guesses"
 RATES = {"a": 0.2, "b": 0.8}  # at which units are rewarded: no luck turns that around
 
 
@@ -78,18 +75,13 @@ class Users:
             await tell(self._channel, *reports)
 
 
-@contextlib.asynccontextmanager
-async def serving(folder: Path, url: str, **more: Any) -> AsyncIterator[tuple[Gateway, Path]]:
-    async with played() as triton:
-        file = write(folder / "gateway.yaml", plan(triton.address, url, **more))
-        async with gateway(file) as running:
-            yield running, file
-
-
 async def test_reported_rewards_move_the_shares_and_no_unit_that_takes_part(
     tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with serving(tmp_path, url, epoch="2s", epochs=3) as (running, file), channel_to(running.listen) as channel:
+    async with (
+        serving(tmp_path, url, plan, epoch="2s", epochs=3) as (running, file),
+        channel_to(running.listen) as channel,
+    ):
         first = await until_epoch(running.admin_address, lambda found: found["epoch"] >= 1)
         assert first["history"][0]["shares"] == {"a": 0.5, "b": 0.5}
         users = Users(channel)
@@ -153,31 +145,6 @@ async def moved(channel: grpc.aio.Channel, arms: Mapping[str, str]) -> list[str]
     return [user for user, arm in zip(arms, found, strict=True) if arms[user] != arm]
 
 
-@dataclass
-class Replica:
-    process: Command
-    listen: str
-    admin: str
-
-
-@contextlib.asynccontextmanager
-async def replicas(folder: Path, told: dict[str, Any], count: int = 2) -> AsyncIterator[list[Replica]]:
-    """Gateways in processes of their own."""
-    async with contextlib.AsyncExitStack() as exits:
-        found = []
-        for number in range(count):
-            (folder / f"{number}").mkdir(exist_ok=True)
-            own = {**told, "listen": free_address(), "admin": {"listen": free_address()}}
-            file = write(folder / f"{number}" / "gateway.yaml", own)
-            process = await exits.enter_async_context(
-                command("serve", "--config", str(file), folder=folder / f"{number}", cwd=Path.cwd())
-            )
-            found.append(Replica(process, own["listen"], own["admin"]["listen"]))
-        for each in found:
-            await each.process.until_serving()
-        yield found
-
-
 async def until_written(url: str) -> None:
     """Until the store has what has come, and has had it for a moment."""
     seen, end = -1, time.monotonic() + 30
@@ -223,14 +190,14 @@ async def test_two_gateways_agree_on_every_unit_also_when_who_decides_is_stopped
                 async with channel_to(leaders[0].listen) as here:
                     assert await moved(here, users.arms) == []
             history = states[0]["history"]
-        async with replicas(tmp_path, told, 1) as found, channel_to(found[0].listen) as channel:
+        async with replicas(tmp_path, told, (1,)) as found, channel_to(found[0].listen) as channel:
             state = await until_epoch(found[0].admin, lambda bandit: bandit["epoch"] == 2)
             assert state["history"] == history
             assert await moved(channel, users.arms) == []
 
 
 async def test_while_the_store_is_away_from_the_start_all_units_have_the_baseline(tmp_path: Path) -> None:
-    async with serving(tmp_path, "postgresql://gateway@127.0.0.1:9/none") as (running, _):
+    async with serving(tmp_path, "postgresql://gateway@127.0.0.1:9/none", plan) as (running, _):
         async with channel_to(running.listen) as channel:
             assert {await ask(channel, f"user {number}") for number in range(20)} == {"a"}
         found = await until_epoch(running.admin_address, lambda bandit: bandit["trouble"])

@@ -56,9 +56,12 @@ def plan(address: str, url: str, **more: Any) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path, url: str, **more: Any) -> AsyncIterator[tuple[Gateway, Path]]:
+async def serving(
+    folder: Path, url: str, made: Callable[..., dict[str, Any]] = plan, **more: Any
+) -> AsyncIterator[tuple[Gateway, Path]]:
+    """made: makes the config, of Triton's address, the store's URL and `more`."""
     async with played() as triton:
-        file = write(folder / "gateway.yaml", plan(triton.address, url, **more))
+        file = write(folder / "gateway.yaml", made(triton.address, url, **more))
         async with gateway(file) as running:
             yield running, file
 

@@ -8,15 +8,14 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from command_line import Command, command, free_address
 from played_triton import fails_at_once, played
 from postgres import Postgres
+from replicas import Replica, replicas
 from test_rollouts_in_gateway import plan, post
 from traffic import OK, Traffic, http, traffic, write
 from v2_calls import infer
@@ -27,41 +26,23 @@ COUNTS = (2, 4) if "SOAK_SECONDS" in os.environ else (2,)
 LOOKS = 20.0 if COUNTS == (2,) else 60.0  # seconds in which processes that share two cores are waited for
 
 
-@dataclass
-class Replica:
-    process: Command
-    listen: str
-    admin: str
-
-    async def rollout(self) -> dict[str, Any]:
-        found = (await http(self.admin, "/state"))[1]["rollouts"]
-        return dict(found[0]) if found else {}  # before the workers are up
-
-
 @contextlib.asynccontextmanager
-async def replicas(folder: Path, told: dict[str, Any], workers: Sequence[int] = (1, 1)) -> AsyncIterator[list[Replica]]:
-    """Gateways that run, each with so many workers."""
-    async with contextlib.AsyncExitStack() as exits:
-        found = []
-        for number, processes in enumerate(workers):
-            name = str(number)
-            (folder / name).mkdir(exist_ok=True)
-            own = {**told, "listen": free_address(), "admin": {"listen": free_address()}, "workers": processes}
-            file = write(folder / name / "gateway.yaml", own)
-            process = await exits.enter_async_context(
-                command("serve", "--config", str(file), folder=folder / name, cwd=Path.cwd())
-            )
-            found.append(Replica(process, own["listen"], own["admin"]["listen"]))
-        for each in found:
-            await each.process.until_serving()
+async def following(folder: Path, told: dict[str, Any], workers: Sequence[int]) -> AsyncIterator[list[Replica]]:
+    """Replicas whose workers know the rollout, each with so many of them."""
+    async with replicas(folder, told, workers) as found:
         await until_all(found, bool)
         yield found
+
+
+async def rollout_at(replica: Replica) -> dict[str, Any]:
+    found = (await http(replica.admin, "/state"))[1]["rollouts"]
+    return dict(found[0]) if found else {}  # before the workers are up
 
 
 async def until_all(found: list[Replica], holds: Callable[[dict[str, Any]], bool], within: float = LOOKS) -> float:
     """Wait until it holds for all of them; answers for how many seconds."""
     began = time.monotonic()
-    while not all(map(holds, seen := [await each.rollout() for each in found])):
+    while not all(map(holds, seen := [await rollout_at(each) for each in found])):
         assert time.monotonic() - began < within, (seen, [each.process.errors[-2000:] for each in found])
         await asyncio.sleep(0.05)
     return time.monotonic() - began
@@ -84,7 +65,7 @@ async def load(found: list[Replica]) -> AsyncIterator[list[Traffic]]:
 
 
 async def deciding(found: list[Replica]) -> list[Replica]:
-    return [each for each in found if (await each.rollout())["decides"]]
+    return [each for each in found if (await rollout_at(each))["decides"]]
 
 
 @pytest.mark.timeout(300)
@@ -102,7 +83,7 @@ async def test_replicas_agree_while_the_database_restarts_and_people_move_the_ro
             assert await asyncio.to_thread(main, ["rollout", *words, "spring", "--config", str(file)]) == 0
 
         workers = (2, *[1] * (count - 1))
-        async with replicas(tmp_path, told, workers) as found, load(found) as calls:
+        async with following(tmp_path, told, workers) as found, load(found) as calls:
             await until_all(found, at(0.25, "running"))
             assert len(await deciding(found)) == 1
             assert (await post(found[0].admin, "/rollouts/spring/pause"))[0] == 200  # which a worker does
@@ -130,7 +111,7 @@ async def test_replicas_agree_while_the_database_restarts_and_people_move_the_ro
             shares = [each.variants(since) for each in calls]
             assert all(each["new"] > 0 and each["old"] > 0 for each in shares), shares
             assert [each.why() for each in calls if each.failed] == []
-        async with replicas(tmp_path, told, (1,)) as found:  # after a restart of everything
+        async with following(tmp_path, told, (1,)) as found:  # after a restart of everything
             await until_all(found, at(0.5, "running"))
             await do("abort")
             await until_all(found, at(0.0, "rolled back"))
@@ -146,7 +127,7 @@ async def test_a_leader_that_was_stopped_is_replaced_and_cannot_undo_what_was_de
     async with played() as old, played() as new:
         steps = [{"share": share, "soak": f"{6 * count - 8}s", "units": 0} for share in ("40%", "60%")]
         told = plan(old.address, new.address, postgres.url, steps=steps)
-        async with replicas(tmp_path, told, [1] * count) as found, load(found) as calls:
+        async with following(tmp_path, told, [1] * count) as found, load(found) as calls:
             await until_all(found, lambda rollout: rollout["state"] == "running")
             (leader,) = await deciding(found)
             others = [each for each in found if each is not leader]

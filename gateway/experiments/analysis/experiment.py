@@ -30,6 +30,7 @@ from gateway.experiments.verdict import (
 )
 
 _DAY = 86_400.0
+_WEIGHTED: Final = "inverse propensity, asymptotic"
 
 
 def looks(plan: Plan, units: Units, each: int) -> Iterator[Report]:
@@ -97,9 +98,6 @@ class _Compared:
     relative_high: float
     log_e: float
     method: str
-
-
-_WEIGHTED: Final = "inverse propensity, asymptotic"
 
 
 def _nothing(units: tuple[int, int], method: str) -> _Compared:
@@ -436,7 +434,7 @@ class _Look:
         if effect.kind is Kind.BINARY:
             return
         if self._is_weighted:
-            yield from self._silent_where_rare(effect)
+            yield from self._silent_of_bandit(effect)
             return
         counts = np.array([effect.baseline_units, effect.units], np.float64)
         came = np.bincount(self._arm, minlength=len(plan.order)).astype(np.float64)
@@ -449,7 +447,7 @@ class _Look:
                     f"{counts[0] / came[0]:.1%} of '{effect.baseline}': who reports may differ between the arms"
                 )
 
-    def _silent_where_rare(self, effect: Effect) -> Iterator[str]:
+    def _silent_of_bandit(self, effect: Effect) -> Iterator[str]:
         """The same of a bandit, whose arms have their units at other times."""
         plan = self._plan
         place, every = plan.order.index(effect.arm), np.ones(self.count, np.bool_)

@@ -40,10 +40,8 @@ _PATH: Final = INFER.encode()
 _QUEUED: Final = 64  # copies of one model that wait for their turn …
 _QUEUED_BYTES: Final = 32 << 20  # … and their bytes, with those of answers, of all models
 _COMPARED: Final = 64  # pairs that wait to be compared, of all models
-_TOGETHER: Final = (
-    16  # pairs that go to the thread at once: to wake it, and it the loop, costs as much as to compare one
-)
-_GATHER_SECONDS: Final = 0.1  # that fewer of them wait for others
+_TOGETHER: Final = 16  # pairs for which the thread is woken at once: waking it costs as much as comparing one
+_GATHER_SECONDS: Final = 0.1  # for which fewer pairs wait for others
 _SHARED_MEMORY: Final = b"shared_memory_"
 _QUIET_SECONDS: Final = 60.0  # between two log lines on pairs of one shadow that can't be compared
 
