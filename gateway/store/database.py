@@ -368,6 +368,8 @@ class Store:
             ):
                 if of or not measured[name]:
                     yield Outcome(name, value, at, whose, "", report if times == 1 else "", times)
+            if not any(measured.values()):
+                return
             for at, data in connection.execution_options(yield_per=_READ_BLOCKS).execute(blocks):
                 for whose, name, value, calls in decoded(data):
                     if measured.get(name):
