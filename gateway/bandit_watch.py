@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS: Final = 60.0  # after which it is asked again for shares that could not be found; of short epochs sooner
+_PATIENCE: Final = 24.0  # epochs for which a due one waits for a reward; nobody at all may belong to the last slice
 
 
 @dataclass(slots=True)
@@ -56,6 +57,9 @@ class _Followed:
     def overdue(self, now: float) -> float | None:
         """As of the epochs; None if there will be no other."""
         return None if self.is_stopped else self.known().overdue(self.bandit, now)
+
+    def has_waited_enough(self, now: float) -> bool:
+        return (self.overdue(now) or 0.0) >= _PATIENCE * self.bandit.epoch
 
 
 class BanditWatch(StoreWatch[Plan, _Followed]):
@@ -167,7 +171,7 @@ class BanditWatch(StoreWatch[Plan, _Followed]):
         known.judged = answer.trouble
         if answer.trouble:
             self._say(f"bandit {known.plan.name}: no shares can be found, so they stay: {answer.trouble}")
-        elif answer.units == question.epochs.so_far[-1].units:
+        elif answer.units == question.epochs.so_far[-1].units and not known.has_waited_enough(now):
             # To open slices while nobody comes, or nobody reports, would spend them on what is known already.
             known.waits = "no unit's reward has become known since the last epoch began"
         else:

@@ -470,9 +470,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     facts = Facts(metadata, dict(arguments.parameter), arguments.version)
     draw = random.random() if arguments.draw is None else arguments.draw  # noqa: S311
     states, lines = _rollout_states(loaded.config, arguments)
-    epochs, told = _epochs(loaded.config, arguments)
+    stopped, epochs, told = _experiments(loaded.config, arguments)
     lines += told
-    routes = routes_of(loaded.config, rollouts=states, epochs=epochs)
+    routes = routes_of(loaded.config, stopped, states, epochs)
     if arguments.caller is not None:
         facts.metadata = {**metadata, CALLER: arguments.caller}
         if loaded.config.checked_access is None:
@@ -509,32 +509,38 @@ def _rollout_states(config: Config, arguments: argparse.Namespace) -> tuple[Mapp
     return states, [f"rollout {name} is {state.phase.value} at a share of {state.share:.4g}, says the store{why}"]
 
 
-def _epochs(config: Config, arguments: argparse.Namespace) -> tuple[Mapping[str, Epochs], list[str]]:
-    """The epochs of the model's bandits, as the store says, and lines about them."""
-    from gateway.config.experiment_file import bandits_of  # noqa: PLC0415
+def _experiments(
+    config: Config, arguments: argparse.Namespace
+) -> tuple[Mapping[str, str], Mapping[str, Epochs], list[str]]:
+    """Of the model's experiments, as the store says: the arms of those that were stopped, the epochs of bandits, and
+    lines about both."""
+    from gateway.config.experiment_file import plans_of  # noqa: PLC0415
 
-    plans = {name: plan for name, plan in bandits_of(config).items() if plan.model == arguments.model}
+    plans = {name: plan for name, plan in plans_of(config).items() if plan.model == arguments.model}
     if not plans:
-        return {}, []
+        return {}, {}, []
     from gateway.evidence import settings_of  # noqa: PLC0415
     from gateway.experiment_reports import Source  # noqa: PLC0415
 
     settings = settings_of(config)
     try:
         with Source(plans, settings.url, settings.unit_key).store() as store:
-            found = store.epochs(list(plans))
+            stops, found = store.stops(), store.epochs(list(plans))
     except CommandFailed as error:
-        why = "as long as nothing is known all units have the baseline"
-        return {}, [f"experiment {name}: {error}; {why}" for name in plans]
-    lines = []
+        unknown = {True: "all units have the baseline", False: "it counts as not stopped"}
+        whys = {name: unknown[plan.bandit is not None] for name, plan in plans.items()}
+        return {}, {}, [f"experiment {name}: {error}; as long as nothing is known {why}" for name, why in whys.items()]
+    stopped, lines = {name: stop.arm for name, stop in stops.items()}, []
     for name, plan in plans.items():
         epochs = found.get(name)
-        if epochs is None or not epochs.is_of(plan):
+        if name in stopped:
+            lines.append(f"experiment {name} was stopped, and everybody gets '{stopped[name]}', says the store")
+        elif plan.bandit is not None and (epochs is None or not epochs.is_of(plan)):
             lines.append(f"experiment {name} is a bandit of which no epoch has begun, says the store")
-        else:
+        elif plan.bandit is not None and epochs is not None:
             where = f"epoch {len(epochs.so_far)} of {epochs.slices}, by {epochs.so_far[-1].units} rewards"
             lines.append(f"experiment {name} is a bandit in {where}, says the store")
-    return found, lines
+    return stopped, found, lines
 
 
 def _explain_now(admin: str, model: str, caller: str) -> int:

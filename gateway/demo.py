@@ -69,6 +69,13 @@ class DemoSettings:
         configs = {task.config for task in self.tasks}
         return self.config or self.examples / (configs.pop() if len(configs) == 1 else EVERYTHING)
 
+    def served(self) -> tuple[Task, ...]:
+        """All tasks of that config, which is read as a whole, with the files that each of them needs."""
+        if self.config is not None:
+            return self.tasks
+        configs = {task.config for task in self.tasks}
+        return tuple(task for task in TASKS if task.config in configs)
+
 
 class NoSuchTask(DemoFailed):
     """The command line names a task that there is not."""
@@ -110,8 +117,8 @@ def prepare(settings: DemoSettings) -> None:
         check_installed()
     console = Console(highlight=False, soft_wrap=True)
     install()
-    models = list(dict.fromkeys([*models_of(settings.tasks), *(MODELS if settings.with_experiment else ())]))
-    if size := to_fetch(settings.tasks, settings.repository):
+    models = list(dict.fromkeys([*models_of(settings.served()), *(MODELS if settings.with_experiment else ())]))
+    if size := to_fetch(settings.served(), settings.repository):
         console.print(f"[dim]models:[/] up to {size / 1e6:.0f} MB to fetch, once")
     if not build(models, settings.repository, report=lambda line: console.print(f"[dim]models:[/] {escape(line)}")):
         console.print("[dim]models:[/] all built")

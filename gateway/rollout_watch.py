@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from gateway.experiments.crowd import Crowd
@@ -43,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 _TELL_SECONDS: Final = 600.0  # after which counts are told again that have not changed: the store forgets who is gone
 _HISTORY: Final = 20  # decisions that are shown
+_RECALLED: Final = 60  # looks of which it is known how calls ended here
 
 CountsOf = Callable[[], "Mapping[tuple[str, str], Counts]"]
 """How calls ended here since the start, by rollout and variant."""
@@ -90,6 +93,7 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
         self._on_moved = on_moved
         self._told: dict[tuple[str, str], Counts] = {}  # what the store has of this worker's counts
         self._told_all = time.monotonic()
+        self._own: deque[Mapping[tuple[str, str], Counts]] = deque(maxlen=_RECALLED + 1)  # this worker's, of each look
         self._moved: Mapping[RolloutKey, State] = {}  # what `on_moved` was told last
         self._store: RolloutStore | None = None
         self._judge = Judge[Judgement]()
@@ -109,10 +113,12 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
         plans = self._plans
         if not plans and not self._followed:
             return
+        own = self._counts()
+        self._own.append(own)
         store = self._opened()
         if time.monotonic() - self._told_all >= _TELL_SECONDS:
             self._told, self._told_all = {}, time.monotonic()
-        counts = {key: each for key, each in self._counts().items() if self._told.get(key) != each}
+        counts = {key: each for key, each in own.items() if self._told.get(key) != each}
         look = store.look(self._worker, plans, counts, LEASE)
         if not look.read_only:
             self._told.update(counts)
@@ -191,15 +197,22 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
     def _count(self, known: _Followed, counts: Mapping[tuple[str, str], Counts]) -> None:
         """Feed the alarms with what all workers have counted since the last look."""
         last, known.counted = known.counted, counts
-        if last is None:  # what came before this worker decided, others have looked at
+        if last is None:
+            self._recall(known)
             return
-        new: dict[str, list[Counts]] = {known.plan.before: [], known.plan.after: []}
-        for key, each in counts.items():
-            if key[1] in new:
-                new[key[1]].append(each.since(last[key]) if key in last else each)
-        before, after = new.values()
+        before, after = _come(known.plan, last, counts)
         known.calls.add(_ended(before), _ended(after))
         known.answers.add(_looked_at(before), _looked_at(after))
+
+    def _recall(self, known: _Followed) -> None:
+        """What came before this worker decided may have been looked at by nobody: who decided then was stopped, or the
+        store was away. By now a broken variant may be left alone, and have too few calls to be found by."""
+        plan = known.plan
+        own = [{key: each for key, each in counts.items() if key[0] == plan.name} for counts in self._own]
+        for last, counts in pairwise(own):
+            before, after = _come(plan, last, counts)
+            known.calls.recall(_ended(before), _ended(after))
+            known.answers.recall(_looked_at(before), _looked_at(after))
 
     def _evidence(self, known: _Followed, now: float) -> Evidence:
         plan, state, judgement = known.plan, known.state, known.judgement
@@ -270,6 +283,17 @@ def _followed(plan: RolloutPlan, known: _Followed | None) -> _Followed:
     if known is None or known.plan.key != plan.key:
         return _Followed(plan)
     return known if known.plan == plan else _Followed(plan, known.state, known.is_known, history=known.history)
+
+
+def _come(
+    plan: RolloutPlan, last: Mapping[tuple[str, str], Counts], counts: Mapping[tuple[str, str], Counts]
+) -> tuple[list[Counts], list[Counts]]:
+    """What has come to the old variant's counts and the new one's. The second of a key is the variant."""
+    new: dict[str, list[Counts]] = {plan.before: [], plan.after: []}
+    for key, each in counts.items():
+        if key[1] in new:
+            new[key[1]].append(each.since(last[key]) if key in last else each)
+    return new[plan.before], new[plan.after]
 
 
 def _ended(counts: Sequence[Counts]) -> Crowd:

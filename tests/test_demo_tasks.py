@@ -108,3 +108,12 @@ def test_channels_are_mixed() -> None:
 def test_a_file_that_is_no_such_recording_is_told_so(file: bytes, told: str) -> None:
     with pytest.raises(UnfitInput, match=told):
         demo_tasks.heard(file)
+
+
+@every_task
+def test_for_one_task_alone_the_models_of_its_whole_config_are_built(task: Task) -> None:
+    """Or the demo of it would not start where nothing else was built before: the config reads their files."""
+    nowhere = "127.0.0.1:0"
+    settings = demo.DemoSettings(None, EXAMPLES, CHECKOUT / "model_repository", nowhere, nowhere, True, (task,))
+    of_config = {model for each in TASKS if each.config == settings.served_by().name for model in each.models}
+    assert set(task.models) <= of_config == set(demo_tasks.models_of(settings.served()))

@@ -90,6 +90,11 @@ class CrowdAlarm:
             else:
                 self._silent[place] += 1
 
+    def recall(self, crowd: Crowd) -> None:
+        """As `add`, of calls of which only a part is known: that others are silent does not follow from them."""
+        self.add(crowd)
+        self._silent = [0 for _ in _ALL]
+
     def believed(self, away: Away) -> Alarm:
         """The alarm as far as it is not one caller's alone: neither raised by one, nor held up by one."""
         asked = [place for place in _ALL if self._silent[place] <= _LONG and not away.is_alone(place)]

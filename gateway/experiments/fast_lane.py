@@ -42,6 +42,13 @@ class FastLane:
             self._compare(before, after)
         self.is_believed = self._told >= _NEEDED and self.after.is_raised and not self.before.is_raised
 
+    def recall(self, before: Crowd, after: Crowd) -> None:
+        """What ended in a look that others may not have taken, as far as it is known. It raises alarms, and looks that
+        are still to come tell whether they are believed."""
+        self._old.recall(before)
+        self._new.recall(after)
+        self.before, self.after = self._old.believed(self._away), self._new.believed(self._away)
+
     def _compare(self, before: Crowd, after: Crowd) -> None:
         """Has the new one failed in this look and the old one not?"""
         self._silent = self._silent + 1 if before.is_empty else 0

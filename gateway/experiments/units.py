@@ -13,7 +13,7 @@ import numpy as np
 
 from gateway.experiments.analysis.mixture import Bools, Floats, Ints
 from gateway.experiments.epochs import Epoch
-from gateway.experiments.plan import Plan
+from gateway.experiments.plan import Kind, Plan
 from gateway.experiments.records import Exposure, Outcome
 
 _ROUNDED = 1e-6  # that a propensity may differ by from what its epoch says: files have them rounded
@@ -46,6 +46,7 @@ class Reports:
     unit: Ints  # its place among the units
     value: Floats
     at: Floats
+    times: Ints  # as how many reports each counts; of quantiles each counts once
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,9 @@ def join(plan: Plan, exposures: Iterable[Exposure], outcomes: Iterable[Outcome],
     for exposure in exposures:
         seen.add(exposure)
     places, arms, ats, of_epoch = seen.in_order()
-    reports = _Reported({each.name for each in plan.outcomes} | {each.over for each in plan.outcomes} - {""}, account)
+    singly = {each.name for each in plan.outcomes if each.kind is Kind.QUANTILE}
+    names = {each.name for each in plan.outcomes} | {each.over for each in plan.outcomes} - {""}
+    reports = _Reported(names, singly, account)
     for outcome in outcomes:
         unit = outcome.unit or seen.unit_of_request.get(outcome.request_id, "")
         reports.add(outcome, places.get(unit), unit in seen.excluded)
@@ -158,6 +161,7 @@ def _at(unit: tuple[float, int, str, int]) -> float:
 @dataclass(slots=True)
 class _Reported:
     names: set[str]
+    singly: set[str]  # of them, those of which each report is asked for, and not what they come to
     account: Account
     ids: set[str] = field(default_factory=set)
     rows: dict[str, list[tuple[int, float, float, int]]] = field(default_factory=dict)
@@ -186,21 +190,31 @@ class _Reported:
         reports, past = {}, {}
         for name in self.names:
             table = np.array(self.rows.get(name, []), np.float64).reshape(-1, 4)
-            table = np.repeat(table, table[:, 3].astype(np.int64), axis=0)
-            unit, value, at = table[:, 0].astype(np.int64), table[:, 1], table[:, 2]
+            if name in self.singly:
+                table = np.repeat(table, table[:, 3].astype(np.int64), axis=0)
+                table[:, 3] = 1.0
+            unit, value, at, times = (
+                table[:, 0].astype(np.int64),
+                table[:, 1],
+                table[:, 2],
+                table[:, 3].astype(np.int64),
+            )
             is_past = at < exposed[unit]
             in_time = ~is_past if window is None else ~is_past & (at <= exposed[unit] + window)
-            self.account.before_exposure += int(is_past.sum())
-            self.account.after_window += int((~is_past & ~in_time).sum())
-            reports[name] = Reports(unit[in_time], value[in_time], at[in_time])
-            past[name] = per_unit(unit[is_past], value[is_past], exposed.size)[0]
+            self.account.before_exposure += int(times[is_past].sum())
+            self.account.after_window += int(times[~is_past & ~in_time].sum())
+            reports[name] = Reports(unit[in_time], value[in_time], at[in_time], times[in_time])
+            past[name] = per_unit(unit[is_past], value[is_past], times[is_past], exposed.size)[0]
         return reports, past
 
 
-def per_unit(unit: Ints, value: Floats, units: int) -> tuple[Floats, Floats, Ints]:
-    """The mean (NaN without a report), the sum, and the number of the values of each unit."""
-    counts = np.bincount(unit, minlength=units)
-    sums: Floats = np.bincount(unit, weights=value, minlength=units).astype(np.float64)
+def per_unit(unit: Ints, value: Floats, times: Ints, units: int) -> tuple[Floats, Floats, Ints]:
+    """The mean (NaN without a report), the sum, and the number of the values of each unit.
+
+    times: as how many each counts. They are not written out: a day of calls would not fit into memory.
+    """
+    counts = np.bincount(unit, weights=times, minlength=units)
+    sums: Floats = np.bincount(unit, weights=value * times, minlength=units).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean: Floats = np.where(counts > 0, sums / counts, np.nan)
     return mean, sums, counts.astype(np.int64)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from sqlite3 import OperationalError
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -54,6 +55,7 @@ _STATEMENT_SECONDS: Final = 10
 _PURGED: Final = 10_000  # rows that one statement deletes, so that others need not wait long
 _NOT_READY: Final = ("42501", "42P01", "3F000")  # SQLSTATE: no right, no table, no schema
 _READ_ONLY: Final = ("42501", "25006")  # of who writes: no right, a transaction that only reads, as of a standby
+_WRITES_NOT: Final = "readonly database"  # as SQLite says it
 _UNITS_KEPT: Final = 20_000  # whose hash is remembered: most of what is written of a unit comes at once
 _LONGEST: Final = 100  # characters of one that is
 _READ: Final = 10_000  # rows that are fetched at once
@@ -367,6 +369,8 @@ class Store:
             for of, name, value, at, whose, report, times in found:
                 if of or not measured[name]:
                     yield Outcome(name, value, at, whose, "", report if times == 1 else "", times)
+            if not any(measured.values()):
+                return
             for at, data in connection.execution_options(yield_per=_READ_BLOCKS).execute(blocks):
                 for whose, name, value, calls in decoded(data):
                     if measured.get(name):
@@ -414,8 +418,12 @@ def _engine(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, _: object) -> None:  # Any: sqlite3's
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
-    for setting in ("journal_mode=WAL", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {setting}")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except OperationalError as error:  # a copy that can only be read, such as one of `VACUUM INTO`, is read as it is
+        if _WRITES_NOT not in str(error):
+            raise
 
 
 def _begin_sqlite(connection: Connection) -> None:
@@ -433,7 +441,7 @@ def _is_of_the_rows(error: SQLAlchemyError) -> bool:
 
 def _is_read_only(error: SQLAlchemyError) -> bool:
     cause = getattr(error, "orig", None)
-    return getattr(cause, "sqlstate", None) in _READ_ONLY or "readonly database" in str(cause)  # as SQLite says
+    return getattr(cause, "sqlstate", None) in _READ_ONLY or _WRITES_NOT in str(cause)
 
 
 def _shown(url: URL) -> str:

@@ -37,7 +37,9 @@ class Counts(NamedTuple):
     seen_bad: tuple[int, ...] = ()
 
     def since(self, last: Counts) -> Counts:
-        """What has come to it."""
+        """What has come to it; all of it if it was counted anew, as after a config that had no rollout for a moment."""
+        if any(now < then for now, then in zip(self[:_SUMS], last[:_SUMS], strict=True)):
+            return self
         sums = [now - then for now, then in zip(self[:_SUMS], last[:_SUMS], strict=True)]
         places = [_since(now, then) for now, then in zip(self[_SUMS:], last[_SUMS:], strict=True)]
         return Counts._make([*sums, *places])

@@ -6,7 +6,7 @@ import numpy as np
 
 from gateway.experiments.plan import Amount, Better, Kind, OutcomeSpec, Plan
 from gateway.experiments.records import Exposure, Outcome
-from gateway.experiments.units import join
+from gateway.experiments.units import join, per_unit
 
 BOUGHT = OutcomeSpec("bought", Kind.BINARY, Better.HIGHER)
 
@@ -59,6 +59,24 @@ def test_a_report_of_a_request_is_of_its_unit() -> None:
     )
     assert units.reports["bought"].unit.tolist() == [1]
     assert units.account.without_exposure == 1
+
+
+def test_what_many_calls_came_to_counts_as_they_would_singly_and_is_never_written_out() -> None:
+    exposures = [Exposure("a", "x", 10.0), Exposure("b", "y", 11.0)]
+    outcomes = [Outcome("bought", value, 12.0, "x", times=times) for value, times in ((1.0, 3), (0.25, 10**12))]
+    units = join(plan(), exposures, [*outcomes, Outcome("bought", 0.5, 1.0, "y", times=7)])
+    reports = units.reports["bought"]
+    mean, total, counts = per_unit(reports.unit, reports.value, reports.times, 2)
+    assert counts.tolist() == [10**12 + 3, 0]
+    np.testing.assert_allclose([mean[0], total[0]], [0.25, 3.0 + 0.25 * 10**12])
+    assert (reports.at.size, units.account.outcomes, units.account.before_exposure) == (2, 10**12 + 10, 7)
+
+
+def test_of_a_quantile_each_call_counts() -> None:
+    slow = OutcomeSpec("slow", Kind.QUANTILE, Better.LOWER, quantile=0.9)
+    asked = Plan("spring", {"a": 1.0, "b": 1.0}, "a", slow, Amount(0.02, is_relative=True))
+    units = join(asked, [Exposure("a", "x", 1.0)], [Outcome("slow", 0.5, 2.0, "x", times=3)])
+    assert (units.reports["slow"].value.tolist(), units.reports["slow"].times.tolist()) == ([0.5] * 3, [1] * 3)
 
 
 def test_what_was_reported_before_the_exposure_is_the_past() -> None:

@@ -141,8 +141,9 @@ def test_units_whose_window_has_not_passed_say_nothing_yet_and_the_next_epoch_wa
     worker: Make, url: str
 ) -> None:
     """Nor does it begin while nobody comes, or who comes is not rewarded: slices would be opened for nothing."""
-    one, plan = worker("a"), with_bandit(epoch=1.0)
+    one, plan = worker("a"), with_bandit(epoch=30.0)
     one.look(plan)
+    later(url, 31.0)
     seen(url, one.epochs["spring"], ago=5.0)
     end = time.monotonic() + 60
     while not one.now.waits:
@@ -161,6 +162,20 @@ def test_units_whose_window_has_not_passed_say_nothing_yet_and_the_next_epoch_wa
         time.sleep(0.05)
     assert one.epochs["spring"].so_far[1].shares["b"] > 0.9
     assert one.now.waits == ""
+
+
+def test_a_slice_to_which_nobody_belongs_does_not_hold_up_those_behind_it_for_ever(worker: Make, url: str) -> None:
+    """Who comes is in slices that are not open yet, so that no reward becomes known."""
+    one = worker("a")
+    one.look()
+    seen(url, one.epochs["spring"], ago=300.0)
+    later(url, 3_600.0)
+    one.look_until(2)
+    later(url, 25 * 3_600.0)
+    one.look_until(3)
+    first, second, third = one.epochs["spring"].so_far
+    assert first.units < second.units == third.units
+    assert third.shares == second.shares
 
 
 def test_a_store_that_is_away_moves_nothing_and_a_new_worker_finds_what_there_was(

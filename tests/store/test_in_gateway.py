@@ -254,6 +254,11 @@ async def test_a_report_reads_like_an_answer_and_a_stop_is_followed(
             assert time.monotonic() < end
         assert await asyncio.to_thread(main, ["experiment", "list", "--config", str(file)]) == 0
         assert "everybody gets 'b'" in capsys.readouterr().out
+        explained = ["explain", str(file), "--model", "net", "--metadata", f"x-user={losers[0]}"]
+        assert await asyncio.to_thread(main, explained) == 0
+        told = capsys.readouterr().out
+        assert "experiment spring was stopped, and everybody gets 'b', says the store" in told
+        assert "stopped:spring: variant b" in told
 
 
 async def test_shares_that_change_under_one_name_are_told_as_the_runbook_says(tmp_path: Path) -> None:

@@ -209,6 +209,46 @@ def test_calls_from_before_it_decided_count_for_nothing(worker: Make) -> None:
         assert one.look(SLOW).phase is Phase.RUNNING
 
 
+def test_what_the_next_leader_saw_before_it_was_one_counts_if_the_variant_is_bad_still(
+    worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader was stopped as the variant broke; by the end of its lease no calls are left that would tell."""
+    later, now = [0.0], RolloutStore.now_of
+    monkeypatch.setattr(RolloutStore, "now_of", lambda store, connection: now(store, connection) + later[0])
+    leader, heir = worker("a"), worker("b")
+    for each in (leader, heir):
+        each.look(SLOW)
+    bad = tuple([1] * 4 + [0] * 12) * 2  # four callers, each a unit
+
+    def calling(times: int, left_alone: int) -> dict[tuple[str, str], Counts]:
+        new = Counts(errors=4, left_alone=left_alone, ended_good=(0,) * 32, ended_bad=bad)
+        old = Counts(good=16 * times, ended_good=(times,) * 32, ended_bad=(0,) * 32)
+        return {("int8", "new"): new, ("int8", "old"): old}
+
+    for times in (1, 2, 3):
+        heir.counts = calling(times, 20 * (times - 1))
+        assert heir.look(SLOW).phase is Phase.RUNNING
+    later[0] = 60.0
+    for times in (4, 5, 6):
+        heir.counts = calling(times, 20 * (times - 1))
+        found = heir.look(SLOW)
+    assert found.phase is Phase.ROLLED_BACK
+    assert "4 errors, 100 not tried after that" in found.reason
+
+
+def test_counts_that_began_anew_are_no_calls_taken_back(worker: Make) -> None:
+    """Another worker's config had no rollout for a moment: less than before is no evidence of anything."""
+    one, other = worker("a"), worker("b")
+    for each in (one, other):
+        each.look(SLOW)
+    for good in (500, 5, 10):
+        other.counts = {("int8", variant): Counts(good=good) for variant in ("old", "new")}
+        other.look(SLOW)
+        assert one.look(SLOW).phase is Phase.RUNNING
+        assert len(one.now.waits) == 1
+        assert "soak time" in one.now.waits[0]
+
+
 def test_while_the_store_is_away_the_last_state_holds(worker: Make, tmp_path: Path) -> None:
     one = worker("a")
     one.look(SLOW)

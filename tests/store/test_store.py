@@ -14,7 +14,7 @@ from gateway.experiments.records import Exposure, Outcome
 from gateway.forwarding.exposures import Tally
 from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, RequestRow, Stop, StoreAway, database, schema
 from gateway.store.database import Store
-from gateway.store.rows import Row
+from gateway.store.rows import Row, StoreReadOnly
 
 KEY = "a key that nobody guesses"
 
@@ -216,6 +216,17 @@ def test_each_version_has_the_tables_that_are_declared(store_of: Opened, url: st
         found = inspect(connection)
         for table in schema.metadata.sorted_tables:
             assert {each["name"] for each in found.get_columns(table.name)} == set(table.columns.keys())
+
+
+def test_a_copy_that_can_only_be_read_is_read(store_of: Opened, tmp_path: Path) -> None:
+    """One of `VACUUM INTO` writes no log beside it, and cannot be made to."""
+    store_of(f"sqlite:///{tmp_path}/gateways.db").write([report(1)])
+    with raw(f"sqlite:///{tmp_path}/gateways.db") as connection:
+        connection.connection.execute(f"VACUUM INTO '{tmp_path}/copy.db'")
+    copy = store_of(f"sqlite:///file:{tmp_path}/copy.db?mode=ro&uri=true")
+    assert len(outcomes(copy)) == 1
+    with pytest.raises(StoreReadOnly):
+        copy.write([report(2)])
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ def _values(spec: OutcomeSpec, units: Units) -> tuple[Floats, Ints]:
     reports = units.reports[spec.name]
     if spec.kind is Kind.QUANTILE:
         return reports.value, units.arm[reports.unit]
-    mean, total, counts = per_unit(reports.unit, reports.value, units.arm.size)
+    mean, total, counts = per_unit(reports.unit, reports.value, reports.times, units.arm.size)
     if spec.kind is Kind.RATIO and spec.over:
         below = units.reports[spec.over]
-        _, under, _ = per_unit(below.unit, below.value, units.arm.size)
+        _, under, _ = per_unit(below.unit, below.value, below.times, units.arm.size)
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = np.where(under > 0.0, total / under, np.nan)
     value = np.where(counts > 0, total, np.nan) if spec.per_unit.value == "sum" else mean

@@ -121,7 +121,7 @@ class _Look:
     def _reports(self, name: str) -> Reports:
         known = self._units.reports[name]
         seen = (known.unit < self.count) & (known.at <= self.at)
-        return Reports(known.unit[seen], known.value[seen], known.at[seen])
+        return Reports(known.unit[seen], known.value[seen], known.at[seen], known.times[seen])
 
     def effect(self, spec: OutcomeSpec, arm: str, alpha: float, worth: Amount | None) -> Effect:
         plan = self._plan
@@ -189,7 +189,7 @@ class _Look:
     def values(self, spec: OutcomeSpec) -> Floats:
         """One value per unit, NaN for those that do not count; of a ratio a numerator only."""
         reports = self._reports(spec.name)
-        mean, total, counts = per_unit(reports.unit, reports.value, self.count)
+        mean, total, counts = per_unit(reports.unit, reports.value, reports.times, self.count)
         if spec.kind is Kind.BINARY:
             return (total > 0.0).astype(np.float64)
         value = total if spec.per_unit is PerUnit.SUM or spec.kind is Kind.RATIO else mean
@@ -198,7 +198,7 @@ class _Look:
 
     def _below(self, spec: OutcomeSpec) -> Floats:
         reports = self._reports(spec.over or spec.name)
-        _, total, counts = per_unit(reports.unit, reports.value, self.count)
+        _, total, counts = per_unit(reports.unit, reports.value, reports.times, self.count)
         return total if spec.over else counts.astype(np.float64)
 
     def _linear(self, spec: OutcomeSpec, place: int) -> tuple[Floats, Ints, bool]:
