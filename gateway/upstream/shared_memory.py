@@ -40,8 +40,8 @@ from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.region import Region, is_abandoned, sweep
 from gateway.upstream.slots import Slot
-from gateway.v2.answer_places import is_larger, requested, room_for, sizes_of, wanted, whole
-from gateway.v2.peek import RAW_INPUT
+from gateway.v2.answer_places import is_larger, maybe_places, requested, room_for, sizes_of, wanted, whole
+from gateway.v2.peek import RAW_INPUT, is_raw
 from gateway.v2.placing import Buffer, Front, Placing, read_front
 from gateway.v2.shared_memory import is_reserved
 
@@ -237,12 +237,18 @@ class AnswerPlace:
         self._memory = memory
         self._region = region
         self.slot = slot
+        self._view = region.memory[slot.begin : slot.begin + slot.size]  # which keeps it mapped
         self._front = front
         self._known = known
         self.asked = requested(known.names, known.sizes, region.name, slot.begin)
 
-    def request(self, names: tuple[str, str, str], body: bytes) -> bytes:
-        """A request, whose own tensors are bytes, for an answer there. names: of model and version, and the id."""
+    def request(self, names: tuple[str, str, str], body: bytes) -> bytes | None:
+        """A request, whose own tensors are bytes, for an answer there; None if it has more behind them.
+
+        names: of model and version, and the id.
+        """
+        if not is_raw(body, self._front.raw, RAW_INPUT):
+            return None  # what is there would count in place of these names, or be asked for beside these outputs
         return self._front.asking(names, self.asked, body[self._front.raw :])
 
     def sent(self) -> None:
@@ -262,14 +268,24 @@ class AnswerPlace:
             return True
         return self._memory.is_unknown(self._region, text)
 
+    def is_not_there(self, answer: bytes) -> bool:
+        """Are the outputs others than were to be there, as of a model that was loaded anew? Then as `is_in_vain`."""
+        try:
+            if maybe_places(answer, self._known.names, self._known.sizes) is not None:
+                return False
+        except MalformedMessage:
+            return False  # which whoever reads it finds, too
+        self._known.varies = True
+        self._memory.count("other_answer")
+        return True
+
     def whole(self, answer: bytes) -> bytes:
         """The answer with its outputs. raises: MalformedMessage if it is none that may be."""
-        slot = self.slot
-        place = self._region.memory[slot.begin : slot.begin + slot.size]
-        return whole(answer, self._known.names, self._known.sizes, place)
+        return whole(answer, self._known.names, self._known.sizes, self._view)
 
     def drop(self) -> None:
-        """The call needs what is there no more."""
+        """The call needs what is there no more. To be called once."""
+        self._view.release()
         self.slot.drop()
 
 
@@ -281,6 +297,7 @@ class Kept:
         self._memory = memory
         self._slots = slots
         self._names = names
+        self._is_over = False  # has Triton answered, or does nobody wait for that any more?
         self._ends: list[Callable[[], None]] = []  # if it is given up
         self._timer: asyncio.TimerHandle | None = None
 
@@ -291,25 +308,23 @@ class Kept:
         if self._timer is not None:
             self._memory.given_up -= 1
             self._timer.cancel()
-            self._end()
+        self._end()
 
     def give_up(self, ended: Callable[[], None]) -> None:
-        """Nobody waits for the answer any more, while Triton goes on. To be called once.
+        """Nobody waits for the answer any more, while Triton goes on. May be called again, by whoever is to be told.
 
-        ended: called once Triton has answered, or after a while without an answer.
+        ended: called once Triton has answered, or after a while without an answer; at once if that was already.
         """
+        if self._is_over:
+            ended()
+            return
         self._ends.append(ended)
-        self._memory.given_up += 1
-        self._timer = asyncio.get_running_loop().call_later(_GIVEN_UP_SECONDS, self._end)
-
-    def when_ended(self, then: Callable[[], None]) -> None:
-        """Of a call that is given up: `then` is called as `ended` is, at once if that was already."""
-        if self._ends:
-            self._ends.append(then)
-        else:
-            then()
+        if self._timer is None:
+            self._memory.given_up += 1
+            self._timer = asyncio.get_running_loop().call_later(_GIVEN_UP_SECONDS, self._end)
 
     def _end(self) -> None:
+        self._is_over = True
         ends, self._ends = self._ends, []
         for end in ends:
             end()
