@@ -323,15 +323,16 @@ class Call:
         What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
         """
         large, is_small = self._large, self._request_bytes < memory.least
-        if self._work.own_sequence:
+        is_worth_it = not is_small or (large is None and memory.knows_answers)
+        if self._work.own_sequence or not is_worth_it:
             return False
-        if is_small and (large is not None or not memory.knows_answers):
+        self._may_be_placed = is_small  # whatever becomes of it here
+        if not memory.suits(attempt.variant.model):
             return False
         front = self.body if large is None else large.front
         answer = self._answer_place = self._maybe_answer_place(attempt, memory, front)
         if is_small:
             return answer is not None and self._send_for(attempt, answer)
-        self._may_be_placed = False
         if self._apart is not None:
             placed = self._apart.maybe_place(memory, self.body)
         else:

@@ -34,7 +34,7 @@ from gateway.bounded import make_room
 from gateway.errors import MalformedMessage
 from gateway.hooks import SharedMemoryNow
 from gateway.rpc.stream import Place
-from gateway.status import Code, is_tritons_own
+from gateway.status import Code, is_of_step, is_tritons_own
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -54,6 +54,8 @@ MOST_GIVEN_UP: Final = 8
 ended: what is sent so has a deadline, and Triton drops it when it is cancelled. Else a Triton with more to do than it
 can would compute what nobody waits for any more."""
 _GIVEN_UP_SECONDS: Final = 30.0  # for which a call that is given up keeps its places: its endpoint may hang
+_STEPS_SECONDS: Final = 600.0  # for which a part stays taken that an ensemble's steps may read after it has failed
+_ENSEMBLES_KEPT: Final = 1024  # models that have failed so
 _PAUSE_SECONDS: Final = 1.0  # between two regions, which are work to make and whose end a model's error can bring
 _REST_SECONDS: Final = 10.0  # until the next one, after Triton has lost one while its connections lived on
 _PATIENCE: Final = Asker(timeout=1.5)
@@ -297,18 +299,25 @@ class Kept:
         self._memory = memory
         self._slots = slots
         self._names = names
+        self._has_steps = False  # may steps of an ensemble go on, though it has answered?
         self._is_over = False  # has Triton answered, or does nobody wait for that any more?
         self._ends: list[Callable[[], None]] = []  # if it is given up
         self._timer: asyncio.TimerHandle | None = None
 
     def released(self, is_answered: bool) -> None:
         """As `Slot.released`."""
-        for slot in self._slots:
-            slot.released(is_answered)
+        if self._has_steps:
+            asyncio.get_running_loop().call_later(self._memory.steps_seconds, self._let_go, is_answered)
+        else:
+            self._let_go(is_answered)
         if self._timer is not None:
             self._memory.given_up -= 1
             self._timer.cancel()
         self._end()
+
+    def _let_go(self, is_answered: bool) -> None:
+        for slot in self._slots:
+            slot.released(is_answered)
 
     def give_up(self, ended: Callable[[], None]) -> None:
         """Nobody waits for the answer any more, while Triton goes on. May be called again, by whoever is to be told.
@@ -330,8 +339,16 @@ class Kept:
             end()
 
     def is_own(self, code: Code, text: str, is_core: bool) -> bool:
-        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`."""
+        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`.
+
+        An ensemble answers once a step has failed, while others go on with the request's tensors, and Triton lets go of
+        a region that they read (probed, 2.51). So that is a reason neither to free a place nor to retire the region.
+        """
         model, version, id = self._names
+        if code is not Code.OK and is_of_step(text):
+            self._has_steps = True
+            self._memory.failed_in_step(model)
+            return True
         return is_tritons_own(code, text, is_core, model=model, version=version, id=id)
 
 
@@ -357,6 +374,8 @@ class SharedMemory:
         """room: of the endpoint's upstream; its own if that is all of it."""
         self.least = settings.least
         self.counts = Counts()
+        self.steps_seconds = _STEPS_SECONDS
+        self._ensembles: dict[str, None] = {}  # models that have failed in a step
         self.given_up = 0  # calls that nobody waits for any more, and Triton has not answered
         self._is_sparing = False  # have there been too many?
         self.state = "not tried yet"
@@ -386,6 +405,18 @@ class SharedMemory:
     def knows_answers(self) -> bool:
         """Has it seen a large answer, for whose like there may be room?"""
         return bool(self._answers)
+
+    def suits(self, model: str) -> bool:
+        """May tensors of this model's requests be there? Not if Triton may read on after its answer."""
+        if model in self._ensembles:
+            self.count("unsuited")
+            return False
+        return True
+
+    def failed_in_step(self, model: str) -> None:
+        """A model is an ensemble whose step has failed."""
+        make_room(self._ensembles, _ENSEMBLES_KEPT)
+        self._ensembles[model] = None
 
     def maybe_place(self, front: bytes, size: int) -> Placed | None:
         """Room for the tensors of a request; None: it goes as bytes.

@@ -317,6 +317,23 @@ async def test_a_call_that_is_given_up_for_several_reasons_counts_once(rig: Rig)
     assert (rig.memory.given_up, told[2:]) == (0, ["too late"])
 
 
+async def test_a_place_that_steps_of_a_failed_ensemble_may_read_is_free_after_a_while(rig: Rig) -> None:
+    await rig.look()
+    placed = rig.sent()
+    kept = placed.kept(NAMES)
+    rig.memory.steps_seconds = 0.05
+    assert rig.memory.suits("m")
+    assert kept.is_own(Code.UNAVAILABLE, "in ensemble 'm', who knows", False)
+    assert not rig.memory.suits("m")
+    assert rig.memory.suits("other")
+    kept.released(True)
+    placed.drop()
+    assert rig.memory.now().slots == 1
+    await asyncio.sleep(0.1)
+    assert rig.memory.now().slots == 0
+    assert rig.memory.now().state == "in use"
+
+
 async def test_making_and_removing_a_large_region_takes_none_of_the_event_loops_time(tmp_path: Path) -> None:
     """The kernel takes half a millisecond for each MiB. Time of CPUs, which is the same on a busy machine."""
     rig = Rig(tmp_path)

@@ -259,7 +259,7 @@ class MergePoint:
     def _maybe_gather(self, batch: Batch[Mergeable], client: ClientCall, id: str) -> Placed | None:
         """Lay the members' tensors together into memory that the endpoint shares, and have the call say where."""
         memory, size = self._endpoint.memory, batch.size
-        if memory is None or size < memory.least:
+        if memory is None or size < memory.least or not memory.suits(self._known.name):
             return None
         name, version = self._known.name, self._known.version
         placed = memory.maybe_place_raw(batch.front(name, version, id), batch.tensors(), size)
