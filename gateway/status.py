@@ -222,6 +222,11 @@ def is_tritons_own(code: Code, text: str, is_core: bool, *, model: str = "", ver
     return is_core and code in _BY_TRITON_OR_PROXY
 
 
+def is_of_step(text: str) -> bool:
+    """Does Triton say that a step of an ensemble has failed?"""
+    return text.startswith("in ensemble '")
+
+
 def is_queue_full(verdict: Verdict, text: str) -> bool:
     """Does a Triton say that its model's queue is full?
 

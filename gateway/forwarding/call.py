@@ -199,7 +199,7 @@ class Call:
             quota, self._quota = self._quota, None
             if self._given_up is not None:
                 size, clock = self._answered_bytes, self._inference.clock
-                self._given_up.when_ended(lambda: quota.leave(size, clock()))
+                self._given_up.give_up(lambda: quota.leave(size, clock()))
             else:
                 quota.leave(self._answered_bytes, self._inference.clock())
 
@@ -323,15 +323,16 @@ class Call:
         What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
         """
         large, is_small = self._large, self._request_bytes < memory.least
-        if self._work.own_sequence:
+        is_worth_it = not is_small or (large is None and memory.knows_answers)
+        if self._work.own_sequence or not is_worth_it:
             return False
-        if is_small and (large is not None or not memory.knows_answers):
+        self._may_be_placed = is_small  # whatever becomes of it here
+        if not memory.suits(attempt.variant.model):
             return False
         front = self.body if large is None else large.front
         answer = self._answer_place = self._maybe_answer_place(attempt, memory, front)
         if is_small:
             return answer is not None and self._send_for(attempt, answer)
-        self._may_be_placed = False
         if self._apart is not None:
             placed = self._apart.maybe_place(memory, self.body)
         else:
@@ -363,10 +364,15 @@ class Call:
         return variant.model, variant.version or head.model_version, head.id if id is None else id
 
     def _send_for(self, attempt: Attempt, answer: AnswerPlace) -> bool:
-        """Send it with its own tensors as bytes, for an answer whose tensors are elsewhere."""
+        """Send it with its own tensors as bytes, for an answer whose tensors are elsewhere. False: it can't be so."""
         self._may_be_placed = False
-        client, names = self._new_client(attempt), self._names(attempt)
-        client.request = answer.request(names, self.body)
+        names = self._names(attempt)
+        request = answer.request(names, self.body)
+        if request is None:
+            self._drop_answer_place()
+            return False
+        client = self._new_client(attempt)
+        client.request = request
         kept = self._kept = answer.kept(names)
         client.keep_for_server(kept.released, kept.is_own)
         self._watch(attempt, client)
@@ -426,14 +432,17 @@ class Call:
             place.drop()
 
     def _is_sent_as_bytes(self, client: ClientCall) -> bool:
-        """Does the server not know the memory, as after a restart, or was a place there too small for its answer?
+        """Does the server not know the memory, as after a restart, or did its answer not fit its place there?
 
         Then it is sent once more, which is no attempt.
         """
         attempt, placed, answer = self._attempt, self._placed, self._answer_place
         if self.is_over or attempt is None:
             return False
-        is_in_vain = answer is not None and answer.is_in_vain(client.text)
+        if client.code is OK:
+            is_in_vain = answer is not None and answer.is_not_there(client.body)
+        else:
+            is_in_vain = answer is not None and answer.is_in_vain(client.text)
         if not is_in_vain and (placed is None or not placed.is_unknown(client.text)):
             return False
         self._end_timer()
@@ -546,7 +555,8 @@ class Call:
         caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
-        if client.runs_out and client.code is not OK and self._is_sent_as_bytes(client):
+        may_be_in_vain = client.runs_out and (client.code is not OK or self._answer_place is not None)
+        if may_be_in_vain and self._is_sent_as_bytes(client):
             return
         self._leave_endpoint(client)
         if self._timer is not None:
@@ -580,6 +590,7 @@ class Call:
             if place is not None:
                 body = renamed = place.whole(renamed)
                 self._drop_answer_place()
+                head = self._inference.answers.peek(body)
                 if self._parts is not None:
                     self._parts.keep_answer(len(body))
             elif len(body) > _LARGE:
@@ -743,6 +754,7 @@ class Call:
         self.is_over = True
         text = "the deadline passed" if code is Code.DEADLINE_EXCEEDED else "the caller went away"
         if self._sharing is not None and self._sharing.leave(code, text):
+            self._given_up = self._sharing.given_up  # before its own quota is left
             self._end(code, text)
             return
         if self._pause is not None:
@@ -758,9 +770,12 @@ class Call:
         if self._client is not None:
             self._client.cancel()
         else:  # it waits at a merge point, or is part of a batch
-            self._leave_endpoint()
-            if self._point is not None and self.batch is not None:
-                self._point.left(self.batch)
+            point, batch = self._point, self.batch
+            kept = None if point is None or batch is None else point.maybe_given_up(batch)
+            if kept is None:
+                self._leave_endpoint()
+            else:
+                self._leave_later(kept)
         if code is Code.DEADLINE_EXCEEDED and self._attempt is not None:
             self._inference.attempt_late(self._work, self._attempt)
         self._observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, self._inference.clock()))
@@ -861,6 +876,10 @@ class Call:
     @property
     def is_queued(self) -> bool:
         return self._turn is not None
+
+    @property
+    def given_up(self) -> Kept | None:
+        return self._given_up if self.is_over else None
 
     def now(self) -> float:
         return self._inference.clock()
@@ -970,6 +989,7 @@ class Call:
         if point is None or not point.takes(self, placed):
             return False
         self._point = point
+        self._drop_answer_place()
         if placed is not None and self._client is not None:  # which kept the time while the request arrived
             client, self._client = self._client, None
             forsake(client)

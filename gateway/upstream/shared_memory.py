@@ -34,14 +34,14 @@ from gateway.bounded import make_room
 from gateway.errors import MalformedMessage
 from gateway.hooks import SharedMemoryNow
 from gateway.rpc.stream import Place
-from gateway.status import Code, is_tritons_own
+from gateway.status import Code, is_of_step, is_tritons_own
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.region import Region, is_abandoned, sweep
 from gateway.upstream.slots import Slot
-from gateway.v2.answer_places import is_larger, requested, room_for, sizes_of, wanted, whole
-from gateway.v2.peek import RAW_INPUT
+from gateway.v2.answer_places import is_larger, maybe_places, requested, room_for, sizes_of, wanted, whole
+from gateway.v2.peek import RAW_INPUT, is_raw
 from gateway.v2.placing import Buffer, Front, Placing, read_front
 from gateway.v2.shared_memory import is_reserved
 
@@ -54,6 +54,8 @@ MOST_GIVEN_UP: Final = 8
 ended: what is sent so has a deadline, and Triton drops it when it is cancelled. Else a Triton with more to do than it
 can would compute what nobody waits for any more."""
 _GIVEN_UP_SECONDS: Final = 30.0  # for which a call that is given up keeps its places: its endpoint may hang
+_STEPS_SECONDS: Final = 600.0  # for which a part stays taken that an ensemble's steps may read after it has failed
+_ENSEMBLES_KEPT: Final = 1024  # models that have failed so
 _PAUSE_SECONDS: Final = 1.0  # between two regions, which are work to make and whose end a model's error can bring
 _REST_SECONDS: Final = 10.0  # until the next one, after Triton has lost one while its connections lived on
 _PATIENCE: Final = Asker(timeout=1.5)
@@ -237,12 +239,18 @@ class AnswerPlace:
         self._memory = memory
         self._region = region
         self.slot = slot
+        self._view = region.memory[slot.begin : slot.begin + slot.size]  # which keeps it mapped
         self._front = front
         self._known = known
         self.asked = requested(known.names, known.sizes, region.name, slot.begin)
 
-    def request(self, names: tuple[str, str, str], body: bytes) -> bytes:
-        """A request, whose own tensors are bytes, for an answer there. names: of model and version, and the id."""
+    def request(self, names: tuple[str, str, str], body: bytes) -> bytes | None:
+        """A request, whose own tensors are bytes, for an answer there; None if it has more behind them.
+
+        names: of model and version, and the id.
+        """
+        if not is_raw(body, self._front.raw, RAW_INPUT):
+            return None  # what is there would count in place of these names, or be asked for beside these outputs
         return self._front.asking(names, self.asked, body[self._front.raw :])
 
     def sent(self) -> None:
@@ -262,14 +270,24 @@ class AnswerPlace:
             return True
         return self._memory.is_unknown(self._region, text)
 
+    def is_not_there(self, answer: bytes) -> bool:
+        """Are the outputs others than were to be there, as of a model that was loaded anew? Then as `is_in_vain`."""
+        try:
+            if maybe_places(answer, self._known.names, self._known.sizes) is not None:
+                return False
+        except MalformedMessage:
+            return False  # which whoever reads it finds, too
+        self._known.varies = True
+        self._memory.count("other_answer")
+        return True
+
     def whole(self, answer: bytes) -> bytes:
         """The answer with its outputs. raises: MalformedMessage if it is none that may be."""
-        slot = self.slot
-        place = self._region.memory[slot.begin : slot.begin + slot.size]
-        return whole(answer, self._known.names, self._known.sizes, place)
+        return whole(answer, self._known.names, self._known.sizes, self._view)
 
     def drop(self) -> None:
-        """The call needs what is there no more."""
+        """The call needs what is there no more. To be called once."""
+        self._view.release()
         self.slot.drop()
 
 
@@ -281,42 +299,56 @@ class Kept:
         self._memory = memory
         self._slots = slots
         self._names = names
+        self._has_steps = False  # may steps of an ensemble go on, though it has answered?
+        self._is_over = False  # has Triton answered, or does nobody wait for that any more?
         self._ends: list[Callable[[], None]] = []  # if it is given up
         self._timer: asyncio.TimerHandle | None = None
 
     def released(self, is_answered: bool) -> None:
         """As `Slot.released`."""
-        for slot in self._slots:
-            slot.released(is_answered)
+        if self._has_steps:
+            asyncio.get_running_loop().call_later(self._memory.steps_seconds, self._let_go, is_answered)
+        else:
+            self._let_go(is_answered)
         if self._timer is not None:
             self._memory.given_up -= 1
             self._timer.cancel()
-            self._end()
+        self._end()
+
+    def _let_go(self, is_answered: bool) -> None:
+        for slot in self._slots:
+            slot.released(is_answered)
 
     def give_up(self, ended: Callable[[], None]) -> None:
-        """Nobody waits for the answer any more, while Triton goes on. To be called once.
+        """Nobody waits for the answer any more, while Triton goes on. May be called again, by whoever is to be told.
 
-        ended: called once Triton has answered, or after a while without an answer.
+        ended: called once Triton has answered, or after a while without an answer; at once if that was already.
         """
+        if self._is_over:
+            ended()
+            return
         self._ends.append(ended)
-        self._memory.given_up += 1
-        self._timer = asyncio.get_running_loop().call_later(_GIVEN_UP_SECONDS, self._end)
-
-    def when_ended(self, then: Callable[[], None]) -> None:
-        """Of a call that is given up: `then` is called as `ended` is, at once if that was already."""
-        if self._ends:
-            self._ends.append(then)
-        else:
-            then()
+        if self._timer is None:
+            self._memory.given_up += 1
+            self._timer = asyncio.get_running_loop().call_later(_GIVEN_UP_SECONDS, self._end)
 
     def _end(self) -> None:
+        self._is_over = True
         ends, self._ends = self._ends, []
         for end in ends:
             end()
 
     def is_own(self, code: Code, text: str, is_core: bool) -> bool:
-        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`."""
+        """Is a status of the call provably Triton's own, so that it reads no more? See `is_tritons_own`.
+
+        An ensemble answers once a step has failed, while others go on with the request's tensors, and Triton lets go of
+        a region that they read (probed, 2.51). So that is a reason neither to free a place nor to retire the region.
+        """
         model, version, id = self._names
+        if code is not Code.OK and is_of_step(text):
+            self._has_steps = True
+            self._memory.failed_in_step(model)
+            return True
         return is_tritons_own(code, text, is_core, model=model, version=version, id=id)
 
 
@@ -342,6 +374,8 @@ class SharedMemory:
         """room: of the endpoint's upstream; its own if that is all of it."""
         self.least = settings.least
         self.counts = Counts()
+        self.steps_seconds = _STEPS_SECONDS
+        self._ensembles: dict[str, None] = {}  # models that have failed in a step
         self.given_up = 0  # calls that nobody waits for any more, and Triton has not answered
         self._is_sparing = False  # have there been too many?
         self.state = "not tried yet"
@@ -371,6 +405,18 @@ class SharedMemory:
     def knows_answers(self) -> bool:
         """Has it seen a large answer, for whose like there may be room?"""
         return bool(self._answers)
+
+    def suits(self, model: str) -> bool:
+        """May tensors of this model's requests be there? Not if Triton may read on after its answer."""
+        if model in self._ensembles:
+            self.count("unsuited")
+            return False
+        return True
+
+    def failed_in_step(self, model: str) -> None:
+        """A model is an ensemble whose step has failed."""
+        make_room(self._ensembles, _ENSEMBLES_KEPT)
+        self._ensembles[model] = None
 
     def maybe_place(self, front: bytes, size: int) -> Placed | None:
         """Room for the tensors of a request; None: it goes as bytes.

@@ -67,7 +67,7 @@ def sizes_of(front: bytes, names: Sequence[bytes]) -> Sequence[int] | None:
 
 
 def _named(answer: bytes, at: int, end: int) -> tuple[bytes, int]:
-    """An output's name, and the bytes of its raw tensor; 0 if it says no fixed size."""
+    """An output's name, and the bytes of its raw tensor; -1 if it says no fixed size."""
     name, element = b"", 0
     shape: list[int] = []
     for tag, _, begin, stop in fields(answer, at, end):
@@ -83,13 +83,13 @@ def _named(answer: bytes, at: int, end: int) -> tuple[bytes, int]:
                 number, next_at = read_varint(answer, next_at)
                 shape.append(number)
         else:
-            return name, 0  # parameters, or typed contents
-    if any(number >= _SIGN for number in shape):
-        return name, 0
+            return name, -1  # parameters, or typed contents
+    if not element or any(number >= _SIGN for number in shape):
+        return name, -1
     try:
         return name, element * elements_of(shape)
     except ImpossibleShape:
-        return name, 0
+        return name, -1
 
 
 def room_for(sizes: Sequence[int]) -> int:
@@ -107,32 +107,42 @@ def requested(names: Sequence[bytes], sizes: Sequence[int], region: str, begin: 
     return b"".join(pieces)
 
 
-def whole(answer: bytes, names: Sequence[bytes], sizes: Sequence[int], memory: memoryview) -> bytes:
-    """An answer with its raw tensors, which lie in `memory` where `requested` has said.
+def maybe_places(answer: bytes, names: Sequence[bytes], sizes: Sequence[int]) -> Sequence[tuple[int, int]] | None:
+    """Where an answer's tensors begin in the memory, and their sizes, in its order; None if they are not there.
 
-    :raises MalformedMessage: if it is none to such a request.
+    That is where it has other outputs than were asked for, or one of no fixed size, or one that has no room there.
+
+    :raises MalformedMessage: if it is no message.
     """
     places: dict[bytes, tuple[int, int]] = {}
     begin = 0
     for name, size in zip(names, sizes, strict=True):
         places[name] = (begin, size)
         begin += aligned(size)
-    outputs: list[tuple[bytes, int]] = []
+    found: list[tuple[int, int]] = []
     empty = 0
     for tag, at, value, end in fields(answer, 0, len(answer)):
         if tag == _OUTPUT:
-            outputs.append(_named(answer, value, end))
+            name, size = _named(answer, value, end)
+            offset, most = places.pop(name, (0, -1))
+            if not 0 <= size <= most:
+                return None
+            found.append((offset, size))
         elif tag == RAW_OUTPUT:
             empty += answer[at:end] == _EMPTY
-    ending = _EMPTY * len(outputs)
-    is_as_asked = empty == len(outputs) == len(places) and {name for name, _ in outputs} == places.keys()
-    if not is_as_asked or not answer.endswith(ending):
+    return found if not places and empty == len(found) and answer.endswith(_EMPTY * empty) else None
+
+
+def whole(answer: bytes, names: Sequence[bytes], sizes: Sequence[int], memory: memoryview) -> bytes:
+    """An answer with its raw tensors, which lie in `memory` where `requested` has said.
+
+    :raises MalformedMessage: if it is none to such a request.
+    """
+    found = maybe_places(answer, names, sizes)
+    if found is None:
         raise MalformedMessage("The answer has other outputs than were to be written to shared memory.")
-    pieces: list[bytes | memoryview] = [answer[: -len(ending)]]
-    for name, size in outputs:
-        offset, most = places[name]
-        if size > most:
-            raise MalformedMessage("An output is larger than its place in shared memory.")
+    pieces: list[bytes | memoryview] = [answer[: -len(_EMPTY) * len(found)]]
+    for offset, size in found:
         pieces += (_EMPTY[:1], encode_varint(size), memory[offset : offset + size])
     return b"".join(pieces)
 

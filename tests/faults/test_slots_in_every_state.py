@@ -86,14 +86,19 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rigged(
-    folder: Path, size: str, variant: dict[str, object] | None = None, **more: object
+    folder: Path,
+    size: str,
+    variant: dict[str, object] | None = None,
+    model: dict[str, object] | None = None,
+    **more: object,
 ) -> AsyncIterator[Rig]:
-    """size: of the memory. variant, more: further keys of the model's variant, and of the config."""
+    """size: of the memory. variant, model, more: further keys of the model's variant, of it, and of the config."""
     triton = Triton(folder / "book")
     await triton.start()
     async with faulty_proxy(int(triton.address.rpartition(":")[2])) as link:
         main = {"endpoints": [f"127.0.0.1:{link.port}"], "probe_interval": "100ms", "shared_memory": {"bytes": size}}
-        models = {"m": {"variants": {"only": {"upstream": "main", "model": "echo", **(variant or {})}}}}
+        variants = {"only": {"upstream": "main", "model": "echo", **(variant or {})}}
+        models = {"m": {"variants": variants, **(model or {})}}
         async with gateway(write(folder / "gateway.yaml", config({"main": main}, models, **more))) as running:
             yield Rig(triton, running, link)
     await triton.kill()
@@ -244,13 +249,14 @@ async def given_up(rig: Rig, way: FaultyProxy, count: int) -> None:
     await wait_until(lambda: rig.memory.now().given_up == count)
 
 
-@pytest.mark.parametrize("limited", ["the model", "the caller"])
+@pytest.mark.parametrize("limited", ["the model", "the caller", "who shares answers"])
 async def test_who_cancels_has_no_more_computed_than_who_waits(tmp_path: Path, limited: str) -> None:
     """A call that is given up keeps its places until Triton has answered."""
     variant = {"limit": 2} if limited == "the model" else {}
-    quotas = {"caller": "x-tenant", "default": {"concurrent": 2}} if limited == "the caller" else {}
+    quotas = {"caller": "x-tenant", "default": {"concurrent": 2}} if limited != "the model" else {}
+    model: dict[str, object] = {"share": {}} if limited == "who shares answers" else {}
     async with (
-        rigged(tmp_path, "16MiB", variant, quotas=quotas) as rig,
+        rigged(tmp_path, "16MiB", variant, model, quotas=quotas) as rig,
         faulty_proxy(int(rig.running.listen.rpartition(":")[2])) as way,
     ):
         await rig.is_as_before()

@@ -17,7 +17,7 @@ from shared_regions import in_use, nothing_held, of_bytes, placed
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, batch_of, call, channel_to, channels_to, infer
-from v2_gateways import gateway_of, wait_until
+from v2_gateways import endpoint_of, gateway_of, wait_until
 
 from gateway.app import Gateway
 from gateway.config import load
@@ -221,6 +221,8 @@ async def test_callers_who_go_away_free_nothing_that_triton_reads(
             await wait_until(lambda: memory.now().slots == CALLERS + 1 - len(gone))  # the gathered ones, and their own
             await asyncio.sleep(0.2)
             assert memory.now().slots == CALLERS + 1 - len(gone)
+            if who == "all of them":  # what Triton computes for nobody is counted, and keeps a place there
+                assert memory.now().given_up == endpoint_of(gateway, "main").in_flight == 1
         finally:
             os.kill(triton.pid, signal.SIGCONT)
         if who == "one of them":
@@ -229,6 +231,24 @@ async def test_callers_who_go_away_free_nothing_that_triton_reads(
                 assert (values == number).all()
         await nothing_held(memory)
         assert memory.now().registrations == {"registered": 1}
+        assert memory.now().given_up == endpoint_of(gateway, "main").in_flight == 0
+
+
+async def test_who_names_his_outputs_is_merged_too_after_calls_of_his_own(triton: LocalTriton, tmp_path: Path) -> None:
+    """Their answers are like ones seen before, which may come by shared memory."""
+    async with (
+        merging(tmp_path, triton.grpc_address, "identity_fp32") as gateway,
+        channels_to(gateway.listen, CALLERS) as channels,
+    ):
+        memory = await in_use(gateway)
+        request = of_numbers(1)
+        request.outputs.add(name="OUT")
+        for _ in range(5):
+            outcome = await call(channels[0], request)
+            assert outcome.code is grpc.StatusCode.OK
+            assert outcome.response.raw_output_contents == request.raw_input_contents
+        await known(channels, request)
+        await nothing_held(memory)
 
 
 async def test_a_killed_triton_ends_them_all_and_gets_memory_again(

@@ -322,7 +322,7 @@ async def test_the_gateway_s_own_deadlines_end_members_of_a_batch_too(
     async with (
         Script(infer=infer, others=others).serve() as address,
         merging(tmp_path, address, more=f"server: {{{limits}}}\n") as gateway,
-        callers(gateway.listen, 4) as through,
+        channels_to(gateway.listen, 4) as through,
     ):
         await call(through[0], request("picky", floats(1, 0)))
         await asyncio.sleep(0.2)

@@ -27,10 +27,10 @@ from gateway.config import load
 from gateway.http2.limits import UPSTREAM
 from gateway.triton import LocalTriton
 from gateway.upstream.ask import Asker
-from gateway.upstream.shared_memory import SharedMemory
+from gateway.upstream.shared_memory import KnownAnswer, SharedMemory
 from gateway.upstream.slots import GRAIN
 from gateway.v2.layout import SIZES
-from gateway.v2.placing import ALIGNMENT
+from gateway.v2.placing import ALIGNMENT, read_front
 from gateway.v2.shared_memory import RESERVED
 
 pytestmark = pytest.mark.integration
@@ -240,6 +240,48 @@ async def test_one_that_is_larger_is_asked_for_once_more_as_bytes(
     assert answers(memory) == (1, 1)  # after that its size is known to vary
     assert memory.now().slots == memory.now().taken == 0
     assert memory.now().state == "in use"
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+async def test_an_answer_of_another_datatype_than_before_is_asked_for_once_more_as_bytes(
+    gateway: Gateway, triton: LocalTriton, is_large: bool
+) -> None:
+    """As of a model that was loaded anew. Triton writes strings there too, and nothing tells how many bytes."""
+    memory = memory_of(gateway)
+    memory.least = 1 if is_large else 100 * MIB
+    request = of_bytes("BYTES", 2 * LEAST_PLACED if is_large else LEAST_PLACED // 2)
+    request.outputs.add(name="OUT")
+    front = read_front(request.SerializeToString())
+    assert front is not None
+    memory._answers["identity_bytes"] = {(b"", *front.key): KnownAnswer([b"OUT"], [4 * LEAST_PLACED])}
+    async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
+        theirs = await call(direct, request)
+        for _ in range(3):
+            ours = await call(through, request)
+            assert (ours.code, ours.body) == (theirs.code, theirs.body)
+            assert ours.trailers["gateway-attempts"] == "1"
+    assert (memory.now().requests["answer"], memory.now().requests["other_answer"]) == (1, 1)
+    assert memory.now().slots == memory.now().taken == 0
+    assert endpoint_of(gateway, "main").in_flight == 0
+
+
+async def test_fields_behind_the_tensors_of_a_small_request_are_tritons_affair(
+    triton: LocalTriton, tmp_path: Path
+) -> None:
+    """No serializer writes them there. A name there counts in place of the one in front, and Triton knows no alias."""
+    more = "models: {alias: {variants: {only: {upstream: main, model: identity_fp32}}}}"
+    async with gateway_to(tmp_path, triton.grpc_address, more=more) as gateway, channel_to(gateway.listen) as through:
+        memory = await in_use(gateway)
+        memory.least = 1
+        request = of_bytes("FP32", LEAST_PLACED // 2)
+        request.model_name = "alias"
+        request.outputs.add(name="OUT")
+        first = await call(through, request)
+        memory.least = 100 * MIB
+        odd = request.SerializeToString() + pb.ModelInferRequest(model_name="alias").SerializeToString()
+        ask = through.unary_unary("/inference.GRPCInferenceService/ModelInfer")  # bytes in and out
+        assert await ask(odd, timeout=10) == first.body
+        assert answers(memory)[0] == 0
 
 
 async def test_a_model_that_must_not_run_twice_answers_as_bytes(triton: LocalTriton, tmp_path: Path) -> None:

@@ -275,6 +275,65 @@ async def test_there_is_no_other_region_while_a_call_has_a_part_of_the_last_one(
     assert rig.memory.now().size == MIB
 
 
+async def test_an_answer_is_read_though_its_region_is_gone_meanwhile(rig: Rig) -> None:
+    """Triton may let go of a region, and say so, before an answer arrives that it has written there."""
+    await rig.look()
+    memory = rig.memory
+    request = pb.ModelInferRequest(inputs=[{"name": "x"}], outputs=[{"name": "y"}], raw_input_contents=[b"1"])
+    front = request.SerializeToString()
+    answer = pb.ModelInferResponse(outputs=[{"name": "y", "datatype": "UINT8", "shape": [3]}])
+    whole = pb.ModelInferResponse.FromString(answer.SerializeToString())
+    answer.raw_output_contents.append(b"")
+    whole.raw_output_contents.append(b"abc")
+    memory.learn_answer("m", "", front, whole.SerializeToString())
+    place = memory.maybe_answer_place("m", "", front)
+    region = memory._region
+    assert place is not None
+    assert region is not None
+    place.sent()
+    region.memory[place.slot.begin : place.slot.begin + 3] = b"abc"
+    memory.lost(region)
+    await rig.look()
+    place.slot.released(True)
+    assert place.whole(answer.SerializeToString()) == whole.SerializeToString()
+    place.drop()
+    await rig.look()  # by which its memory goes
+    rig.now += 60.0
+    assert "Register" in await rig.look()
+    assert memory.now().taken == 0
+
+
+async def test_a_call_that_is_given_up_for_several_reasons_counts_once(rig: Rig) -> None:
+    await rig.look()
+    placed = rig.sent()
+    kept = placed.kept(NAMES)
+    told: list[str] = []
+    kept.give_up(lambda: told.append("its caller has gone"))
+    kept.give_up(lambda: told.append("the connection broke"))
+    assert (rig.memory.given_up, told) == (1, [])
+    kept.released(True)
+    assert (rig.memory.given_up, told) == (0, ["its caller has gone", "the connection broke"])
+    kept.give_up(lambda: told.append("too late"))
+    assert (rig.memory.given_up, told[2:]) == (0, ["too late"])
+
+
+async def test_a_place_that_steps_of_a_failed_ensemble_may_read_is_free_after_a_while(rig: Rig) -> None:
+    await rig.look()
+    placed = rig.sent()
+    kept = placed.kept(NAMES)
+    rig.memory.steps_seconds = 0.05
+    assert rig.memory.suits("m")
+    assert kept.is_own(Code.UNAVAILABLE, "in ensemble 'm', who knows", False)
+    assert not rig.memory.suits("m")
+    assert rig.memory.suits("other")
+    kept.released(True)
+    placed.drop()
+    assert rig.memory.now().slots == 1
+    await asyncio.sleep(0.1)
+    assert rig.memory.now().slots == 0
+    assert rig.memory.now().state == "in use"
+
+
 async def test_making_and_removing_a_large_region_takes_none_of_the_event_loops_time(tmp_path: Path) -> None:
     """The kernel takes half a millisecond for each MiB. Time of CPUs, which is the same on a busy machine."""
     rig = Rig(tmp_path)

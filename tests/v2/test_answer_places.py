@@ -76,11 +76,12 @@ def test_an_answer_is_whole_byte_for_byte_whatever_the_order(
     assert whole(short, names, sizes, memoryview(memory)) == full
 
 
-def test_one_that_is_smaller_than_its_place_is_as_large_as_it_says() -> None:
-    short = answer([("y", "FP32", [2])], [b""]).SerializeToString()
+@pytest.mark.parametrize("count", [0, 2])
+def test_one_that_is_smaller_than_its_place_is_as_large_as_it_says(count: int) -> None:
+    short = answer([("y", "FP32", [count])], [b""]).SerializeToString()
     assert (
         whole(short, [b"y"], [400], memoryview(bytes(400)))
-        == answer([("y", "FP32", [2])], [bytes(8)]).SerializeToString()
+        == answer([("y", "FP32", [count])], [bytes(4 * count)]).SerializeToString()
     )
 
 
@@ -90,6 +91,8 @@ def test_one_that_is_smaller_than_its_place_is_as_large_as_it_says() -> None:
         answer([("y", "FP32", [200])], [b""]),  # larger than its place
         answer([("z", "FP32", [1])], [b""]),
         answer([("y", "FP32", [1]), ("z", "FP32", [1])], [b"", b""]),
+        answer([("y", "BYTES", [1])], [b""]),  # whose size nobody can tell
+        answer([("y", "FP32", [-1])], [b""]),
         answer([("y", "FP32", [1])], [bytes(4)]),
         answer([("y", "FP32", [1])], []),
         answer([], []),

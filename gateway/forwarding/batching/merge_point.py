@@ -42,7 +42,7 @@ from gateway.upstream.ask import ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.known import Counts, KnownModel
-from gateway.upstream.shared_memory import Placed
+from gateway.upstream.shared_memory import Kept, Placed
 from gateway.v2.names import INFER, SERVICE
 from gateway.v2.peek import Head, peek_response
 
@@ -125,12 +125,13 @@ def _point(model: str, attempt: Attempt, settings: MergeSettings, version: str) 
 class _InFlight:
     """A batch in flight, and the check of its model, if there is one."""
 
-    __slots__ = ("check", "client", "is_confirmed", "placed", "timer")
+    __slots__ = ("check", "client", "is_confirmed", "kept", "placed", "timer")
 
     def __init__(self, client: ClientCall, placed: Placed | None) -> None:
         """placed: the members' tensors together, if they are not in the request."""
         self.client = client
         self.placed = placed
+        self.kept: Kept | None = None  # of that memory
         self.check: ClientCall | None = None
         self.is_confirmed: bool | None = True  # None: the check has no answer yet
         self.timer: asyncio.TimerHandle | None = None  # runs while the answer waits for the check
@@ -236,6 +237,11 @@ class MergePoint:
         in_flight = self._in_flight[batch] = _InFlight(client, placed)
         if placed is None:
             client.request = batch.request(self._known.name, self._known.version, id)
+        else:
+            kept = in_flight.kept = placed.kept((self._known.name, self._known.version, id))
+            client.keep_for_server(kept.released, kept.is_own)
+            placed.sent()
+            placed.drop()  # the members keep their own, and the server this one
         client.on_done = lambda done: self._done(batch, merger, done, id)
         now = self._loop.time()
         check: ClientCall | None = None
@@ -253,7 +259,7 @@ class MergePoint:
     def _maybe_gather(self, batch: Batch[Mergeable], client: ClientCall, id: str) -> Placed | None:
         """Lay the members' tensors together into memory that the endpoint shares, and have the call say where."""
         memory, size = self._endpoint.memory, batch.size
-        if memory is None or size < memory.least:
+        if memory is None or size < memory.least or not memory.suits(self._known.name):
             return None
         name, version = self._known.name, self._known.version
         placed = memory.maybe_place_raw(batch.front(name, version, id), batch.tensors(), size)
@@ -264,17 +270,18 @@ class MergePoint:
         if client.request is None:
             placed.drop()
             return None
-        kept = placed.kept(names)
-        client.keep_for_server(kept.released, kept.is_own)
-        placed.sent()
-        placed.drop()  # the members keep their own, and the server this one
         return placed
 
-    def left(self, batch: Batch[Mergeable]) -> None:
-        """A member's caller has gone. Cancel the batch if all of its callers have."""
+    def maybe_given_up(self, batch: Batch[Mergeable]) -> Kept | None:
+        """A member's caller has gone. Cancel the batch if all of its callers have.
+
+        returns: what the server keeps for it, if it goes on all the same.
+        """
         in_flight = self._in_flight.get(batch)
-        if in_flight is not None and batch.is_abandoned:
-            in_flight.client.cancel()
+        if in_flight is None or not batch.is_abandoned:
+            return None
+        in_flight.client.cancel()
+        return in_flight.kept if in_flight.client.is_kept else None
 
     def _done(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None, client: ClientCall, id: str) -> None:
         """A batch has ended, with an answer or an error."""

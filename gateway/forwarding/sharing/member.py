@@ -18,6 +18,7 @@ from gateway.hooks import CallObserver
 from gateway.rpc.metadata import Fields, fields_from
 from gateway.status import Code
 from gateway.types import Served
+from gateway.upstream.shared_memory import Kept
 from gateway.v2.peek import Head, peek_response, rename_response
 
 
@@ -87,6 +88,11 @@ class Sharing:
             return False
         self._flight.left(self, code, text, self._inference.clock())
         return True
+
+    @property
+    def given_up(self) -> Kept | None:
+        """Of the flight that it was the last to leave: as of `SharedCall`."""
+        return None if self._flight is None else self._flight.call.given_up
 
     def waited(self, now: float) -> float:
         """Seconds since it joined what was under way."""

@@ -29,6 +29,7 @@ from gateway.rpc.metadata import Fields
 from gateway.status import UNKNOWN_ID, Code, Meaning
 from gateway.types import Metadata, Served, Variant
 from gateway.upstream.known import KnownModel
+from gateway.upstream.shared_memory import Kept
 from gateway.v2.peek import Head, peek_response, rename_response
 
 HIT: Final = "hit"
@@ -73,6 +74,10 @@ class SharedCall(Protocol):
     @property
     def is_queued(self) -> bool:
         """Does it wait for its turn, at a gate?"""
+
+    @property
+    def given_up(self) -> Kept | None:
+        """What its endpoint keeps for it and goes on with, if it is over all the same."""
 
     def now(self) -> float: ...
 
