@@ -237,6 +237,10 @@ ODDITIES: list[Oddity] = [
         (b"grpc-encoding", b"identity"), (b"grpc-encoding", b"br"), (b"grpc-accept-encoding", b"gzip,,"),
         (b"x-a-bin", b"AAA"), (b"x-a-bin", b"!"), (b"x-a", b""), (b"x-a", b" v "), (b"x_a", b"v"), (b"x.a", b"v"),
     ),
+    _added(
+        (b"grpc-previous-rpc-attempts", b"1"), (b"grpc-previous-rpc-attempts", b"x"), (b"grpc-status", b"x"),
+        (b"grpc-message", b"%"), (b"grpc-retry-pushback-ms", b"x"), (b"grpc-trace-bin", b"!"), (b"lb-token", b"x"),
+    ),
     _added((b":status", b"200"), (b":unknown", b"x"), (b":", b"x"), (b":protocol", b"websocket")),
     _added((b"", b"x"), (b"a:b", b"x")),
     _left_out, _left_out, _twice, _moved, _large, _many, _coded, _coded, _framed, _framed,
