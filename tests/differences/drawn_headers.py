@@ -89,8 +89,8 @@ class Drawn:
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
 
 
-def right(body: bytes) -> Drawn:
-    pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", PATH), (b":authority", b"gateway")]
+def right(body: bytes, path: bytes = PATH) -> Drawn:
+    pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"gateway")]
     return Drawn([*pseudo, (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"x-mark", b"1")], body)
 
 

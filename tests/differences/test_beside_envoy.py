@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import hpack
 import pytest
-from drawn_headers import drawn, right
+from drawn_headers import PATH, drawn, right
 from frames import END_STREAM, GOAWAY, HEADERS, RST
 
 from gateway.artifacts import fetch
@@ -37,6 +37,7 @@ MOST = 100_000  # inputs
 AT_ONCE = 300  # Envoy closes most connections a second after it has refused a call
 PATIENCE = 20.0  # seconds after which nothing becomes of a call
 RIGHT = right(request()).sent()
+NOT_UTF_8 = right(request(), PATH[:-1] + b"\xff").sent()  # ends a server on grpc.aio
 SERVED = "served"
 
 REFUSED_HERE = {
@@ -189,6 +190,7 @@ async def test_whatever_a_call_begins_with_it_gets_an_end_and_the_next_one_is_se
         found = await told(60.0, [gateway], most=400)
         assert not [each for each in found if each[1][0].what == "silent"]
         assert not [each for each in found if not each[0] and each[1][0].what != SERVED]
+        assert (await verdict(gateway, NOT_UTF_8)).what == "refused"
         assert (await verdict(gateway, RIGHT)).what == SERVED
         assert {SERVED, "refused", "reset", "cut"} <= {here.what for _, (here,) in found}
 
