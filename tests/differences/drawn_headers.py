@@ -114,7 +114,7 @@ def _added(*choices: tuple[bytes, bytes]) -> Oddity:
     def odd(drawn: Drawn, draw: random.Random) -> None:
         name, value = draw.choice(choices)
         drawn.fields.insert(draw.randint(4, len(drawn.fields)), (name, value))
-        drawn.odd.append(f"added {name[:20]!r} {value[:20]!r}")
+        drawn.odd.append(f"added {name[:30]!r} {value[:20]!r}")
 
     return odd
 
