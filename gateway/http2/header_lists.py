@@ -57,7 +57,7 @@ def checked_request(fields: tuple[Field, ...]) -> HeaderList:
             raise Malformed("CONNECT has an :authority, no :scheme and no :path")
     elif not method or not pseudo.get(b":scheme") or not path:
         raise Malformed("a request has a :method, a :scheme and a :path")
-    elif pseudo[b":scheme"].translate(None, _SCHEME_BYTES):
+    elif not pseudo[b":scheme"][:1].isalpha() or pseudo[b":scheme"].translate(None, _SCHEME_BYTES):
         raise Malformed("a bad :scheme")
     elif not path.startswith(b"/") and (path, method) != (b"*", b"OPTIONS"):
         raise Malformed("a :path begins with a slash")

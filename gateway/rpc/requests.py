@@ -26,8 +26,6 @@ _PROTOCOL_FIELDS: Final = frozenset(
     b":method :scheme :path :authority content-type te host grpc-timeout grpc-encoding grpc-accept-encoding "
     b"content-length grpc-previous-rpc-attempts".split()
 )
-_HOST_FIELDS: Final = frozenset((b":authority", b"host"))
-"""Either names the host (RFC 9113 section 8.3.1, gRFC A41): nginx can send `host` alone. Both must agree."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +65,7 @@ class RequestHeads:
     def _read(self, headers: tuple[Field, ...]) -> RequestHead:
         known: dict[bytes, bytes] = {}
         fields: list[Field] = []
-        hosts: set[bytes] = set()
+        hosts = 0
         size = 0
         illegal = False
         for field in headers:
@@ -75,8 +73,7 @@ class RequestHeads:
             size += len(name) + len(value) + 32
             if name in _PROTOCOL_FIELDS:
                 known[name] = value
-                if name in _HOST_FIELDS and value:
-                    hosts.add(value.lower())
+                hosts += name == b"host"
             else:
                 fields.append(field)
                 illegal = illegal or not is_legal(name, value)
@@ -95,13 +92,13 @@ class RequestHeads:
         return head
 
 
-def _understand(known: dict[bytes, bytes], hosts: set[bytes], fields: Fields, illegal: bool) -> RequestHead:
+def _understand(known: dict[bytes, bytes], hosts: int, fields: Fields, illegal: bool) -> RequestHead:
     refusal = b""
     if known.get(b":method") != b"POST":
         refusal = b"405"
     elif not _is_grpc(known.get(b"content-type", b"")):
         refusal = b"415"
-    elif len(hosts) > 1 or not all(map(is_authority, hosts)):
+    elif hosts and (hosts > 1 or not _may_be_host(known[b"host"], known.get(b":authority", b""))):
         refusal = b"400"
     elif illegal:
         raise CallFailed(Code.INTERNAL, "Request metadata has a key or value with characters that gRPC does not allow")
@@ -113,6 +110,14 @@ def _understand(known: dict[bytes, bytes], hosts: set[bytes], fields: Fields, il
         None if refusal else _timeout(known.get(b"grpc-timeout")),
         http_status=refusal,
     )
+
+
+def _may_be_host(host: bytes, authority: bytes) -> bool:
+    """Either names the host (RFC 9113 section 8.3.1, gRFC A41): nginx can send `host` alone. Both must agree.
+
+    More than one `host` is refused before, as gRFC A41 and RFC 9112 section 3.2 have it.
+    """
+    return is_authority(host) and (not host or not authority or host.lower() == authority.lower())
 
 
 def _timeout(value: bytes | None) -> float | None:

@@ -89,8 +89,8 @@ class Drawn:
 PATH = b"/inference.GRPCInferenceService/ModelInfer"
 
 
-def right(body: bytes) -> Drawn:
-    pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", PATH), (b":authority", b"gateway")]
+def right(body: bytes, path: bytes = PATH) -> Drawn:
+    pseudo = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"gateway")]
     return Drawn([*pseudo, (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"x-mark", b"1")], body)
 
 
@@ -114,7 +114,7 @@ def _added(*choices: tuple[bytes, bytes]) -> Oddity:
     def odd(drawn: Drawn, draw: random.Random) -> None:
         name, value = draw.choice(choices)
         drawn.fields.insert(draw.randint(4, len(drawn.fields)), (name, value))
-        drawn.odd.append(f"added {name[:20]!r} {value[:20]!r}")
+        drawn.odd.append(f"added {name[:30]!r} {value[:20]!r}")
 
     return odd
 
@@ -236,6 +236,10 @@ ODDITIES: list[Oddity] = [
         (b"grpc-timeout", b"10S"), (b"grpc-timeout", b"1"), (b"grpc-timeout", b"123456789S"), (b"grpc-timeout", b"-1S"),
         (b"grpc-encoding", b"identity"), (b"grpc-encoding", b"br"), (b"grpc-accept-encoding", b"gzip,,"),
         (b"x-a-bin", b"AAA"), (b"x-a-bin", b"!"), (b"x-a", b""), (b"x-a", b" v "), (b"x_a", b"v"), (b"x.a", b"v"),
+    ),
+    _added(
+        (b"grpc-previous-rpc-attempts", b"1"), (b"grpc-previous-rpc-attempts", b"x"), (b"grpc-status", b"x"),
+        (b"grpc-message", b"%"), (b"grpc-retry-pushback-ms", b"x"), (b"grpc-trace-bin", b"!"), (b"lb-token", b"x"),
     ),
     _added((b":status", b"200"), (b":unknown", b"x"), (b":", b"x"), (b":protocol", b"websocket")),
     _added((b"", b"x"), (b"a:b", b"x")),

@@ -55,6 +55,7 @@ MALFORMED = {
     "bad authority": with_(b":authority", b"a/b"),
     "a user in the authority": with_(b":authority", b"user@a"),
     "bad scheme": with_(b":scheme", b"http:"),
+    "scheme begins with no letter": with_(b":scheme", b"+http"),
     "pseudo twice": (*POST, (b":path", b"/s/m")),
     "pseudo after regular": (*POST[:3], (b"k", b"v"), POST[3]),
     "pseudo of a response": (*POST, (b":status", b"200")),
