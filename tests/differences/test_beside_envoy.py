@@ -42,7 +42,7 @@ SERVED = "served"
 
 REFUSED_HERE = {
     "content-type": "the gateway answers what is no gRPC by 415; Envoy passes it on to who may take it",
-    r"hpack 6  \w*(9f|5f|[01]f10)\w*": "an indexed field is another content-type",
+    r"hpack (5  0f2f\w*|6  \w*(9f|5f|[01]f10)\w*)": "an indexed field is another content-type",
     ":authority": "one that is no host is refused here",
     "host": "the gateway refuses one that differs from :authority",
     "large": "16 KiB of a header list here, 60 KiB at Envoy, 8 to 16 KiB behind either, at random",
@@ -61,6 +61,7 @@ REFUSED_THERE = {
     "grpc-encoding": f"{_AFTER}; one that nobody knows matters here to a compressed message alone",
     "x-a-bin": f"{_AFTER}; what is no base64 is refused here",
     "grpc-(previous-rpc-attempts|retry-pushback-ms|status)": f"{_AFTER}; a caller's is not passed on here",
+    r"hpack 6  \w*(a6|66|[01]f17)\w*": "an indexed field is an empty host, which here names no other than :authority",
     "frames 8": "Envoy takes one empty DATA frame in a row, the gateway more",
 }
 """The other way round.
