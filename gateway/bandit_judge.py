@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from gateway.experiments.epochs import Epochs
-from gateway.experiments.plan import Plan
-
-_WRITTEN_SECONDS: Final = 2.0  # in which what has come to a gateway is in the store
+from gateway.experiments.plan import MEASURED_SECONDS, REPORTED_SECONDS, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +34,8 @@ class RewardQuestion:
             units = join(plan, store.exposures(plan.name), reported, self.epochs.so_far)
         finally:
             store.close()
-        seen = rewards(plan, bandit.reward, units, self.asked - _WRITTEN_SECONDS)
+        written = MEASURED_SECONDS if bandit.reward.measure else REPORTED_SECONDS
+        seen = rewards(plan, bandit.reward, units, self.asked - written)
         known = sum(tally.units for each in seen for tally in each.values())
         return NextShares(self, shares(bandit, self.epochs.so_far, seen), known)
 

@@ -15,11 +15,11 @@ from gateway.config.rollout_check import check_references, check_rollouts
 from gateway.config.schema import Config
 from gateway.config.units import DISCOVERED, duration_text, is_loopback_host, split_address, split_endpoint
 from gateway.config.upstreams import Upstream
+from gateway.experiments.plan import MEASURED_SECONDS
 from gateway.steps import PartDeclaration
 
 _ANY_HOST = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound to)
 _THIS_HOST = (*_ANY_HOST, "localhost", "127.0.0.1", "::1")
-_WRITTEN_SECONDS = 10.0  # in which what is measured of a call is in the store: counted for 5 s, queued, and sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +135,9 @@ def _experiments(config: Config) -> Iterator[Problem]:
         yield from _of_model(at, experiment, config)
         yield from check_bandit(at, experiment, config)
         measured = [key for key, outcome in experiment.outcomes.items() if outcome.measure]
-        if measured and experiment.window is not None and experiment.window < _WRITTEN_SECONDS:
+        if measured and experiment.window is not None and experiment.window < MEASURED_SECONDS:
             wrong = (
-                f"'{measured[0]}' is measured by the gateway, and may be written {_WRITTEN_SECONDS:g} s after its call"
+                f"'{measured[0]}' is measured by the gateway, and may be written {MEASURED_SECONDS:g} s after its call"
             )
             right = "a longer one, or what comes later counts for nothing"
             yield Problem((*at, "window"), wrong, right, Severity.WARNING)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
+
+REPORTED_SECONDS: Final = 2.0  # after which what has been reported to a gateway is in the store
+MEASURED_SECONDS: Final = 10.0  # the same of what it measures of calls: added up for 5 s, queued, and sent
 
 
 class Kind(Enum):
