@@ -244,9 +244,8 @@ async def sharing(folder: Path, address: str) -> AsyncIterator[Way]:
         yield Way("in shared memory", channels)
         requests = memory.now().requests
         assert not requests or requests.get("placed"), "all went as bytes"
-        registrations = memory.now().registrations
-        assert registrations["registered"] == 1
-        assert set(registrations) <= {"registered", "refused"}, registrations  # in time, on a busy machine
+        # A model's error in words that may be a proxy's retires a region; another one follows.
+        assert set(memory.now().registrations) <= {"registered", "refused", "retired", "unregistered"}
         assert memory.now().taken == 0
 
 

@@ -357,7 +357,11 @@ async def test_triton_does_not_let_go_of_memory_that_it_is_to_read_or_write(
         assert not asked.done()
         assert not await memory._unregister(memory._region, Asker(timeout=20.0))
         assert (await asked).code is grpc.StatusCode.OK
-        assert await memory._unregister(memory._region, Asker(timeout=20.0))
+        for _ in range(100):  # it lets go a little after its answer
+            if is_free := await memory._unregister(memory._region, Asker(timeout=20.0)):
+                break
+            await asyncio.sleep(0.05)
+        assert is_free
 
 
 async def test_typed_contents_pass_as_before(gateway: Gateway, triton: LocalTriton) -> None:
