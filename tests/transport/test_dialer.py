@@ -169,7 +169,7 @@ async def test_a_server_that_was_restarted_is_not_dialled_by_all_in_one_instant(
                 await asyncio.sleep(0.005)
             assert {await call_code(channel) for channel in channels} == {grpc.StatusCode.OK}
     instants = Counter(int(20 * at) for at in came)  # of 50 ms
-    assert len(instants) >= 4, instants
+    assert max(instants.values()) < 0.8 * len(channels), instants
 
 
 async def test_a_connection_that_dies_ends_its_calls_and_is_replaced() -> None:
