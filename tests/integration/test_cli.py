@@ -279,6 +279,8 @@ async def test_debug_says_each_decision_of_a_call_and_json_is_json(tmp_path: Pat
             async with command("serve", "--config", str(file), *flags, folder=tmp_path) as running:
                 await running.until_said("2 workers on")
                 await until_readyz(admin, True, 30)
+                for worker in range(2):  # one is enough to be ready, and the other may not have said a word
+                    await running.until_said(f'"worker": "{worker}"' if form == "json" else rf" \[{worker}\] ")
                 async with channel_to(listen) as channel:
                     request = infer("m")
                     request.id = "r-7"
