@@ -155,21 +155,34 @@ async def test_a_restarted_server_is_found_again() -> None:
 
 
 async def test_a_server_that_was_restarted_is_not_dialled_by_all_in_one_instant() -> None:
-    """Each gateway's pause differs, though all have lost their connections together."""
+    """Each gateway's pause differs, though all have lost their connections together.
+
+    A machine that is busy at that moment makes them one crowd all the same, so it is tried again; without differing
+    pauses they are one each time.
+    """
+    crowds = []
+    for _ in range(3):
+        crowds.append(await largest_crowd_after_a_restart(callers=40))
+        if crowds[-1] < 32:
+            return
+    raise AssertionError(crowds)
+
+
+async def largest_crowd_after_a_restart(callers: int) -> int:
+    """How many of so many callers come back to a server within the same 50 ms."""
     port, came = free_port(), list[float]()
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as exits:
         async with wire_server(Service(), port=port) as (server, address):
-            channels = [await exits.enter_async_context(WireChannel(address)) for _ in range(40)]
+            channels = [await exits.enter_async_context(WireChannel(address)) for _ in range(callers)]
             assert {await call_code(channel) for channel in channels} == {grpc.StatusCode.OK}
         await asyncio.sleep(0.8)
         async with wire_server(Service(), port=port) as (server, _):
-            while len(came) < len(channels):
+            while len(came) < callers:
                 came += [loop.time()] * (server.connections - len(came))
                 await asyncio.sleep(0.005)
             assert {await call_code(channel) for channel in channels} == {grpc.StatusCode.OK}
-    instants = Counter(int(20 * at) for at in came)  # of 50 ms
-    assert max(instants.values()) < 0.8 * len(channels), instants
+    return max(Counter(int(20 * at) for at in came).values())
 
 
 async def test_a_connection_that_dies_ends_its_calls_and_is_replaced() -> None:
