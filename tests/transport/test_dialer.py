@@ -181,7 +181,7 @@ async def largest_crowd_after_a_restart(callers: int) -> int:
             while len(came) < callers:
                 came += [loop.time()] * (server.connections - len(came))
                 await asyncio.sleep(0.005)
-            assert {await call_code(channel) for channel in channels} == {grpc.StatusCode.OK}
+            assert {await call_code(channel, wait_for_ready=True) for channel in channels} == {grpc.StatusCode.OK}
     return max(Counter(int(20 * at) for at in came).values())
 
 
