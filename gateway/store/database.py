@@ -10,6 +10,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from sqlite3 import OperationalError
+from time import monotonic, sleep
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -56,6 +57,9 @@ _PURGED: Final = 10_000  # rows that one statement deletes, so that others need 
 _NOT_READY: Final = ("42501", "42P01", "3F000")  # SQLSTATE: no right, no table, no schema
 _READ_ONLY: Final = ("42501", "25006")  # of who writes: no right, a transaction that only reads, as of a standby
 _WRITES_NOT: Final = "readonly database"  # as SQLite says it
+_LOCKED: Final = "database is locked"  # likewise
+_SQLITE_WAITS_SECONDS: Final = 5.0  # for a file that others write
+_SQLITE_PAUSE_SECONDS: Final = 0.01
 _UNITS_KEPT: Final = 20_000  # whose hash is remembered: most of what is written of a unit comes at once
 _LONGEST: Final = 100  # characters of one that is
 _READ: Final = 10_000  # rows that are fetched at once
@@ -406,7 +410,7 @@ def _engine(url: str) -> Engine:
                 "application_name": "inference-gateway",
             }
             return create_engine(parsed, pool_size=1, max_overflow=1, connect_args=arguments, hide_parameters=True)
-        engine = create_engine(parsed, connect_args={"timeout": 5.0}, hide_parameters=True)
+        engine = create_engine(parsed, connect_args={"timeout": _SQLITE_WAITS_SECONDS}, hide_parameters=True)
     except ModuleNotFoundError as error:
         raise StoreAway("needs psycopg: pip install 'inference-gateway[postgresql]'") from error
     except (ArgumentError, NoSuchModuleError) as error:
@@ -419,11 +423,18 @@ def _engine(url: str) -> Engine:
 def _prepare_sqlite(connection: Any, _: object) -> None:  # Any: sqlite3's
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
     connection.execute("PRAGMA synchronous=NORMAL")
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    except OperationalError as error:  # a copy that can only be read, such as one of `VACUUM INTO`, is read as it is
-        if _WRITES_NOT not in str(error):
-            raise
+    last = monotonic() + _SQLITE_WAITS_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except OperationalError as error:
+            if _WRITES_NOT in str(error):
+                return  # a copy that can only be read, such as one of `VACUUM INTO`, is read as it is
+            # SQLite waits for no lock here, so of several who open a new file at once some are told that it is locked.
+            if _LOCKED not in str(error) or monotonic() > last:
+                raise
+        sleep(_SQLITE_PAUSE_SECONDS)
 
 
 def _begin_sqlite(connection: Connection) -> None:

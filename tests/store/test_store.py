@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,6 +228,16 @@ def test_a_copy_that_can_only_be_read_is_read(store_of: Opened, tmp_path: Path) 
     assert len(outcomes(copy)) == 1
     with pytest.raises(StoreReadOnly):
         copy.write([report(2)])
+
+
+def test_a_new_file_that_another_one_opens_too_is_waited_for(store_of: Opened, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "new.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.3, other.execute, ["COMMIT"])
+    done.start()
+    assert not store_of(f"sqlite:///{tmp_path}/new.db").exposures("spring")
+    done.join()
+    other.close()
 
 
 @pytest.mark.parametrize(
