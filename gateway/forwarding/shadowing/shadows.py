@@ -22,6 +22,7 @@ from gateway.experiments.compare import Comparison
 from gateway.forwarding.admission import Gates, Place, found_full
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
+from gateway.forwarding.shadowing.glance import Glance
 from gateway.forwarding.shadowing.judge import Judged, Pair, judge
 from gateway.forwarding.shadowing.parity import Parity, ParitySettings
 from gateway.forwarding.topology import CurrentTopology
@@ -156,6 +157,7 @@ class Shadows:
         self._clock = clock
         self._draw = draw
         self._held = 0  # bytes of copies that wait, are under way or are compared
+        self._glance = Glance()
         self._comparing = 0
         self._pairs: list[tuple[Copy, Pair]] = []  # that wait for the thread
         self._gathering: asyncio.TimerHandle | None = None
@@ -164,7 +166,9 @@ class Shadows:
         self.table: dict[str, tuple[ModelShadow, ...]] = {}
         self.gated: dict[str, dict[str, Parity]] = {}  # by public model and variant, of those that have to agree first
         self.is_saving = False  # is memory scarce?
-        self.on_judged: Callable[[Pair, Judged], None] = _nobody  # called on the thread with each pair
+        self.on_judged: Callable[[Pair, Judged], None] = (
+            _nobody  # called on the thread, with each pair that does not agree
+        )
         self.on_compared: Callable[[Exposed, str, bool], None] = _no_unit  # the unit, the shadow, do they agree
 
     def apply(self, settings: Mapping[str, tuple[ShadowSettings, ...]]) -> None:
@@ -285,12 +289,22 @@ class Shadows:
             shadow.count(FAILED)
             shadow.codes[Code(client.code).name] += 1
             self._held -= copy.size
-        elif self._comparing >= _COMPARED:
-            self._drop(copy, FULL)
         else:
-            shadow.seconds += now - copy.began
-            self._compare(copy, client.body)
+            self._answered(copy, client.body, now - copy.began)
         self._send_waiting(shadow)
+
+    def _answered(self, copy: Copy, body: bytes, seconds: float) -> None:
+        shadow = copy.shadow
+        judged = self._glance.maybe_judge(copy.answer, body, shadow.settings.comparison)
+        if judged is None and self._comparing >= _COMPARED:
+            self._drop(copy, FULL)
+            return
+        shadow.seconds += seconds
+        if judged is None:
+            self._compare(copy, body)
+        else:
+            self._held -= copy.size
+            self._count(copy, judged)
 
     def _compare(self, copy: Copy, body: bytes) -> None:
         shadow = copy.shadow
@@ -331,17 +345,20 @@ class Shadows:
         judged = Judged(None, "the gateway failed to compare them")  # one pair must not take the others with it
         try:
             judged = judge(pair, comparison)
-            self.on_judged(pair, judged)
+            if judged.agreement is None or not judged.agreement.agrees:
+                self.on_judged(pair, judged)
         except Exception:
             _log.exception("model %s: a pair of answers could not be compared or kept", pair.model)
         return judged
 
     def _compared(self, copy: Copy, judged: Judged | None) -> None:
-        shadow = copy.shadow
         self._comparing -= 1
         self._held -= copy.size
-        if judged is None:  # the worker stops
-            return
+        if judged is not None:  # the worker does not stop
+            self._count(copy, judged)
+
+    def _count(self, copy: Copy, judged: Judged) -> None:
+        shadow = copy.shadow
         shadow.wrong += bool(judged.wrong)
         shadow.wrong_here += bool(judged.wrong_here)
         if judged.agreement is None:
