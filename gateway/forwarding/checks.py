@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -112,7 +111,7 @@ class CheckedModel:
     def __init__(self, name: str, settings: CheckSettings, reader: AnswerReader) -> None:
         self.name = name
         self.settings = settings
-        self.counts: Counter[tuple[str, str]] = Counter()  # answers by variant and result
+        self.counts: dict[tuple[str, str], int] = {}  # answers by variant and result
         self._reader = reader
         self._quiet_until = 0.0
 
@@ -120,8 +119,12 @@ class CheckedModel:
         """Is an answer of so many bytes looked at? One that is not is counted."""
         if size <= self.settings.most:
             return True
-        self.counts[attempt.variant.name, UNCHECKED] += 1
+        self._count(attempt, UNCHECKED)
         return False
+
+    def _count(self, attempt: Attempt, result: str) -> None:
+        key = (attempt.variant.name, result)
+        self.counts[key] = self.counts.get(key, 0) + 1
 
     def look(self, attempt: Attempt, body: bytes, head: Head, asked: bytes, judged: Judged) -> None:
         """Look at an answer.
@@ -168,7 +171,7 @@ class CheckedModel:
     def _tell(self, attempt: Attempt, fault: Fault | None, judged: Judged) -> None:
         if fault is not None and self._is_ignored(fault):
             fault = None
-        self.counts[attempt.variant.name, FINE if fault is None else fault.kind] += 1
+        self._count(attempt, FINE if fault is None else fault.kind)
         if fault is not None:
             self._say(attempt, fault)
         judged(fault)
@@ -216,7 +219,7 @@ class Checks:
     def now(self) -> list[AnswersNow]:
         """May be asked from any thread."""
         return [
-            AnswersNow(model.name, variant, {result: counts[variant, result] for result in RESULTS})
+            AnswersNow(model.name, variant, {result: counts.get((variant, result), 0) for result in RESULTS})
             for model in list(self.table.values())
             for counts in (model.counts.copy(),)
             for variant in sorted({variant for variant, _ in counts})

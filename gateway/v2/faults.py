@@ -46,7 +46,8 @@ def maybe_not_finite(answer: Answer) -> Fault | None:
     if len(spans) != len(outputs):
         return Fault(CONTRACT, f"it has {len(spans)} raw contents for {len(outputs)} outputs")
     for number in range(len(spans)):  # rather than `zip`, which costs small answers more than the rest of this
-        output, (at, stop) = outputs[number], spans[number]
+        output = outputs[number]
+        at, stop = spans[number]
         if output.fault:
             return Fault(CONTRACT, output.fault)
         if output.size >= 0 and stop - at != output.size:
@@ -97,10 +98,10 @@ def _not_finite(output: Output) -> Fault:
 
 def has_non_finite(answer: Answer, number: int) -> bool:
     """Has this output, whose contents are as long as its description says, NaN or infinity among its numbers?"""
-    few = answer.few(number)
-    if few is not None:
-        return not few.are_finite
-    datatype, body, (at, stop) = answer.outputs[number].datatype, answer.body, answer.spans[number]
+    if answer.few(number) is not None:
+        return not answer.has_few_finite(number)
+    datatype, body = answer.outputs[number].datatype, answer.body
+    at, stop = answer.spans[number]
     exponent = _EXPONENTS.get(datatype)
     if exponent is not None:
         bits = np.frombuffer(body, "<u2", (stop - at) // 2, at)

@@ -38,39 +38,34 @@ class Output:
     is_typed: bool = False  # has it contents of its own beside the raw ones, or in their place?
 
 
-class Numbers:
-    """The numbers of one small output, and whether all of them are finite."""
-
-    __slots__ = ("are_finite", "values")
-
-    def __init__(self, values: tuple[float, ...]) -> None:
-        total = sum(values, 0.0)  # of 64 numbers of 32 bits, which is finite if they are
-        self.values = values
-        self.are_finite = total - total == 0.0
-
-
 class Answer:
     """An answer, taken apart."""
 
-    __slots__ = ("_few", "body", "outputs", "spans")
+    __slots__ = ("_are_finite", "_number", "_values", "body", "outputs", "spans")
 
     def __init__(self, body: bytes, outputs: tuple[Output, ...], spans: list[tuple[int, int]]) -> None:
         """spans: of raw contents."""
         self.body = body
         self.outputs = outputs
         self.spans = spans
-        self._few: dict[int, Numbers | None] | None = None
+        self._number = -1  # of the output that was asked for last …
+        self._values: tuple[float, ...] | None = None  # … its numbers, if they are few …
+        self._are_finite = False  # … and whether all of them are finite
 
-    def few(self, number: int) -> Numbers | None:
+    def few(self, number: int) -> tuple[float, ...] | None:
         """The numbers of this output, of which there is a span; None if they are many, or no FP32."""
-        if self._few is None:
-            self._few = {}
-        elif number in self._few:
-            return self._few[number]
-        at, stop = self.spans[number]
-        values = few_floats(self.outputs[number].datatype, self.body, at, stop)
-        found = self._few[number] = None if values is None else Numbers(values)
-        return found
+        if self._number != number:
+            at, stop = self.spans[number]
+            values = self._values = few_floats(self.outputs[number].datatype, self.body, at, stop)
+            self._number = number
+            if values is not None:
+                total = sum(values, 0.0)  # of 64 numbers of 32 bits, which is finite if they are
+                self._are_finite = total - total == 0.0
+        return self._values
+
+    def has_few_finite(self, number: int) -> bool:
+        """Are there few numbers, and all of them finite?"""
+        return self.few(number) is not None and self._are_finite
 
 
 class AnswerReader:
@@ -79,6 +74,8 @@ class AnswerReader:
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[Output, ...]] = {}
         self._last: Answer | None = None
+        self._head: Head | None = None  # of the last answer whose description was known …
+        self._outputs: tuple[Output, ...] = ()  # … which is this
 
     def read(self, body: bytes, head: Head) -> Answer:
         """An answer's outputs and where their contents are. head: its own, or one that it shares.
@@ -97,14 +94,19 @@ class AnswerReader:
         if spans is None:  # some other serializer's order
             spans = [(at, stop) for tag, _, at, stop in fields(body, 0, len(body)) if tag == RAW_OUTPUT]
             return Answer(body, tuple(map(_output, parsed_answer(body).outputs)), spans)
-        text = body[head.front : head.raw]
+        if head is not self._head:
+            self._outputs = self._described(body[head.front : head.raw])
+            self._head = head
+        return Answer(body, self._outputs, spans)
+
+    def _described(self, text: bytes) -> tuple[Output, ...]:
         found = self._known.get(text)
         if found is None:
             found = tuple(map(_output, parsed_answer(text).outputs))
             if len(text) <= _LONGEST:
                 make_room(self._known, _KEPT)
                 self._known[text] = found
-        return Answer(body, found, spans)
+        return found
 
 
 def parsed_answer(text: bytes) -> Any:

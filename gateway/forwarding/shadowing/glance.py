@@ -13,7 +13,7 @@ from gateway.errors import GatewayError
 from gateway.experiments.compare import Agreement, Classification, Comparison, Tensors
 from gateway.forwarding.shadowing.judge import Judged
 from gateway.v2.faults import has_non_finite
-from gateway.v2.outputs import Answer, AnswerReader, Numbers
+from gateway.v2.outputs import Answer, AnswerReader
 from gateway.v2.peek import RAW_OUTPUT, KnownHeads, peek_response
 
 _MOST: Final = 1 << 14  # bytes of an answer
@@ -58,7 +58,8 @@ def _is_plain(answer: Answer) -> bool:
         return False
     names: set[str] = set()
     for number in range(len(outputs)):
-        output, (at, stop) = outputs[number], spans[number]
+        output = outputs[number]
+        at, stop = spans[number]
         if output.is_typed or output.elements == 0 or output.size != stop - at:
             return False
         names.add(output.name)
@@ -87,8 +88,10 @@ def _of_tensors(reference: Answer, candidate: Answer, comparison: Tensors) -> Ag
             if has_non_finite(reference, number):
                 return None
             continue
+        if not reference.has_few_finite(number) or not candidate.has_few_finite(number):
+            return None
         a, b = reference.few(number), candidate.few(number)
-        if a is None or b is None or not a.are_finite or not b.are_finite or not worst.add(a, b, comparison):
+        if a is None or b is None or not worst.add(a, b, comparison):
             return None
     if worst.cosine < comparison.cosine:
         return None
@@ -96,7 +99,8 @@ def _of_tensors(reference: Answer, candidate: Answer, comparison: Tensors) -> Ag
 
 
 def _are_equal(reference: Answer, candidate: Answer, number: int) -> bool:
-    (at, stop), (begin, end) = reference.spans[number], candidate.spans[number]
+    at, stop = reference.spans[number]
+    begin, end = candidate.spans[number]
     return reference.body[at:stop] == candidate.body[begin:end]
 
 
@@ -110,9 +114,9 @@ class Worst:
         self.relative = 0.0
         self.cosine = 1.0
 
-    def add(self, a: Numbers, b: Numbers, comparison: Tensors) -> bool:
+    def add(self, values: tuple[float, ...], others: tuple[float, ...], comparison: Tensors) -> bool:
         """False: two of them are too far apart."""
-        absolute, relative, values, others = comparison.absolute, comparison.relative, a.values, b.values
+        absolute, relative = comparison.absolute, comparison.relative
         both = own = other = 0.0
         for at in range(len(values)):
             x, y = values[at], others[at]
