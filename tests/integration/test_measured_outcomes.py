@@ -10,7 +10,7 @@ import pytest
 from traffic import OK, config, gateway, until, write
 from v2_calls import call, channel_to, infer, stream_all
 
-from gateway.experiment_reports import judged, source_of
+from gateway.experimentation.reports import judged, source_of
 from gateway.store.database import Store
 from gateway.triton import LocalTriton
 

@@ -14,14 +14,14 @@ import pytest
 from postgres import Postgres
 from sqlalchemy import delete, text
 
-from gateway import rollout_watch
 from gateway.errors import CommandFailed
+from gateway.experimentation import rollout_watch
+from gateway.experimentation.analysis_process import Judge
+from gateway.experimentation.rollout_analysis import Judgement, Question
+from gateway.experimentation.rollout_commands import RolloutCommands
+from gateway.experimentation.rollout_watch import RolloutWatch
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
 from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
-from gateway.judge import Judge
-from gateway.rollout_commands import RolloutCommands
-from gateway.rollout_judge import Judgement, Question
-from gateway.rollout_watch import RolloutWatch
 from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings, schema
 from gateway.store.rollouts import Counts, RolloutStore
 

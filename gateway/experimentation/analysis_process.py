@@ -26,7 +26,8 @@ _MOST_SECONDS: Final = 600.0  # for an answer
 
 # The same modules as here, whatever is in the working directory.
 _START: Final = (
-    "import sys; number = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; from gateway.judge import serve; serve(number)"
+    "import sys; number = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; "
+    "from gateway.experimentation.analysis_process import serve; serve(number)"
 )
 
 

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from gateway.experimentation.analysis_process import Judge
+from gateway.experimentation.rollout_analysis import Judgement, Question
+from gateway.experimentation.store_watch import LEASE, StoreWatch
 from gateway.experiments.crowd import Crowd
 from gateway.experiments.fast_lane import FastLane
 from gateway.experiments.rollout import (
@@ -33,10 +36,7 @@ from gateway.experiments.rollout import (
 )
 from gateway.experiments.verdict import GuardrailState, amount, sentence
 from gateway.hooks import GuardrailNow, RolloutNow
-from gateway.judge import Judge
-from gateway.rollout_judge import Judgement, Question
 from gateway.store import StoreAway, StoreFailed, StoreSettings
-from gateway.store_watch import LEASE, StoreWatch
 
 if TYPE_CHECKING:
     from gateway.store.rollouts import Counts, Decision, Look, RolloutStore

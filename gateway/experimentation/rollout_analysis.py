@@ -1,4 +1,4 @@
-"""I/O: what the store has of a rollout's step, judged; by a process of its own (`judge`)."""
+"""I/O: what the store has of a rollout's step, judged; by a process of its own (`analysis_process`)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from gateway.config.experiment_file import rollouts_of
 from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
-from gateway.evidence import settings_of
+from gateway.experimentation.evidence import settings_of
+from gateway.experimentation.rollout_analysis import Judgement, Question, judged
 from gateway.experiments.rollout import (
     ENDED,
     Command,
@@ -31,7 +32,6 @@ from gateway.experiments.rollout import (
     waits_for,
 )
 from gateway.experiments.verdict import Guard, amount, sentence
-from gateway.rollout_judge import Judgement, Question, judged
 from gateway.store import StoreAway, StoreSettings
 from gateway.store.database import why_not_there
 from gateway.store.rollouts import Decision, RolloutStore

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from gateway.bandit_judge import NextShares, RewardQuestion
+from gateway.experimentation.analysis_process import Judge
+from gateway.experimentation.bandit_analysis import NextShares, RewardQuestion
+from gateway.experimentation.store_watch import LEASE, StoreWatch
 from gateway.experiments.epochs import Epoch, Epochs
 from gateway.experiments.plan import BanditPlan, Plan
 from gateway.experiments.verdict import shares_text
 from gateway.hooks import BanditNow
-from gateway.judge import Judge
 from gateway.store import StoreSettings
-from gateway.store_watch import LEASE, StoreWatch
 
 if TYPE_CHECKING:
     from gateway.store.epochs import EpochStore

@@ -18,7 +18,7 @@ from gateway.config.experiment_file import load_experiments
 from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
-from gateway.evidence import settings_of
+from gateway.experimentation.evidence import settings_of
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report, moment, shares_text

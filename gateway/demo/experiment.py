@@ -26,9 +26,9 @@ from rich.table import Table
 
 from gateway.app import Gateway, Place
 from gateway.config import load
-from gateway.demo_users import CORRECTED, NEVER_CONTENT, UNIT, Floats, Users, is_shown, photos, scores_of
+from gateway.demo.users import CORRECTED, NEVER_CONTENT, UNIT, Floats, Users, is_shown, photos, scores_of
 from gateway.errors import CommandFailed
-from gateway.experiment_reports import judged, source_of
+from gateway.experimentation.reports import judged, source_of
 from gateway.experiments.verdict import Answer, Report
 from gateway.models import broken
 from gateway.models.catalogue import build
