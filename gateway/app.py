@@ -210,7 +210,7 @@ class Gateway:
             inference.exposures, settings_of(config), self._experiments_stopped, inference.shadows, self._bandits.now
         )
         self._shared_quotas = shared_quotas_of(config)
-        self._shadows.on_judged = self._telemetry.disagreements.take
+        self._shadows.on_pair = self._telemetry.disagreements.take
         self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)

@@ -641,10 +641,10 @@ def _experiment_list(arguments: argparse.Namespace) -> int:
 
 def _experiment_report(arguments: argparse.Namespace) -> int:
     from gateway.experimentation.report_page import page  # noqa: PLC0415
-    from gateway.experimentation.reports import judged, source_of  # noqa: PLC0415
+    from gateway.experimentation.reports import source_of, stored_report  # noqa: PLC0415
 
     source = source_of(arguments.config, arguments.store)
-    found = judged(source, arguments.name, history=arguments.json or arguments.html is not None)
+    found = stored_report(source, arguments.name, history=arguments.json or arguments.html is not None)
     if arguments.html is not None:
         Path(arguments.html).write_text(page(found.plan, found.report, found.looks, found.spread), encoding="utf-8")
     _say(found.as_json() if arguments.json else "\n".join(found.lines()))

@@ -58,7 +58,7 @@ def serve(number: int) -> None:
             pipe.send(answer)
 
 
-class Judge(Generic[Answer]):
+class AnalysisProcess(Generic[Answer]):
     """The other end of that process. Of one thread; nothing here waits for an answer."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Judge(Generic[Answer]):
         return Connection(ours.detach())
 
     def _lost(self, error: BaseException) -> None:
-        _log.warning("a process that judges has ended: %s", type(error).__name__)
+        _log.warning("the process that analyses experiments has ended: %s", type(error).__name__)
         self.close()
         self._rests_until = time.monotonic() + 10 * _LEAST_SECONDS
 
