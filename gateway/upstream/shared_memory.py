@@ -33,8 +33,9 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.bounded import make_room
 from gateway.errors import MalformedMessage
 from gateway.hooks import SharedMemoryNow
-from gateway.rpc.stream import Place
+from gateway.rpc.places import Place
 from gateway.status import Code, is_of_step, is_tritons_own
+from gateway.types import Buffer
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -42,7 +43,7 @@ from gateway.upstream.region import Region, is_abandoned, sweep
 from gateway.upstream.slots import Slot
 from gateway.v2.answer_places import is_larger, maybe_places, requested, room_for, sizes_of, wanted, whole
 from gateway.v2.peek import RAW_INPUT, is_raw
-from gateway.v2.placing import Buffer, Front, Placing, read_front
+from gateway.v2.placing import Front, Placing, read_front
 from gateway.v2.shared_memory import is_reserved
 
 _log = logging.getLogger(__name__)
