@@ -53,9 +53,12 @@ from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, metadata_from
 from gateway.status import LATE, OK, WRONG, Code, Meaning, Origin, Verdict
 from gateway.types import Metadata, Served
+from gateway.upstream.answer_place import AnswerPlace
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.shared_memory import AnswerPlace, Kept, Placed, SharedMemory
+from gateway.upstream.kept import Kept
+from gateway.upstream.placed import Placed
+from gateway.upstream.shared_memory import SharedMemory
 from gateway.v2.faults import Fault
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head, as_asked, peek_front
@@ -323,7 +326,7 @@ class Call:
         What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
         """
         large, is_small = self._large, self._request_bytes < memory.least
-        is_worth_it = not is_small or (large is None and memory.knows_answers)
+        is_worth_it = not is_small or (large is None and memory.answers)
         if self._work.own_sequence or not is_worth_it:
             return False
         self._may_be_placed = is_small  # whatever becomes of it here
@@ -352,7 +355,7 @@ class Call:
     def _maybe_answer_place(self, attempt: Attempt, memory: SharedMemory, front: bytes) -> AnswerPlace | None:
         """Room for its answer's tensors, if nobody else looks at it, and it may run twice should it be larger."""
         work, inference, variant = self._work, self._inference, attempt.variant
-        if not memory.knows_answers or work.sequence is not None or not work.route.retry.on or self._parts is None:
+        if not memory.answers or work.sequence is not None or not work.route.retry.on or self._parts is None:
             return None
         if inference.checks.table or self._exposed is not None or self._point is not None or not self._parts.may_keep():
             return None
@@ -501,7 +504,7 @@ class Call:
         if attempt is None or memory is None or size < memory.least or self._work.sequence is not None:
             return
         variant, front = attempt.variant, self.body if large is None else large.front
-        memory.learn_answer(variant.model, variant.version or self.head.model_version, front, answer)
+        memory.answers.learn(variant.model, variant.version or self.head.model_version, front, answer)
 
     # Answer
 

@@ -17,7 +17,7 @@ import numpy as np
 from gateway.forwarding.apart import Apart
 from gateway.steps import Array
 from gateway.types import Buffer
-from gateway.upstream.shared_memory import Held
+from gateway.upstream.placed import Held
 from gateway.v2.placing import MOST_INPUTS, aligned
 
 Wanted = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
