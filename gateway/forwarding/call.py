@@ -171,7 +171,7 @@ class Call:
             if inference.exposures.table:
                 self._exposed = inference.exposed(work, decision.request_id)
             if inference.rolled.table:
-                self._counted = inference.rolled.maybe(work.route.model, work.attempts.chosen)
+                self._counted = inference.rolled_begun(work, self._caller.peer)
             if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
