@@ -458,7 +458,7 @@ class UsageNow:
 class MemoryNow:
     """The memory of the container, or of this process where nothing limits it, and what is done about it."""
 
-    step: int  # `gateway.ladder.Step`
+    step: int  # `gateway.process.ladder.Step`
     refuses: str  # what that means, for people
     used: int  # bytes
     limit: int
