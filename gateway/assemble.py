@@ -71,7 +71,7 @@ from gateway.upstream.endpoint import ModelKey
 from gateway.upstream.fleet import UpstreamSettings
 from gateway.upstream.health import ProbeSettings
 from gateway.upstream.inference_probe import ProbeInference
-from gateway.upstream.shared_memory import SharedMemorySettings, is_this_host
+from gateway.upstream.room import SharedMemorySettings, is_this_host
 
 MOST_COLLECTED: Final = 512 << 20  # bytes: by default, two of the largest messages that callers may send
 LEAST_COLLECTED: Final = 16 << 20

@@ -28,6 +28,7 @@ from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.assemble import admin_of
 from gateway.config import Config, split_address
+from gateway.experimentation.verdicts import Verdicts
 from gateway.scratch import Scratch
 from gateway.stopping import Stop, StopSignals
 from gateway.telemetry.metrics import Scrape
@@ -37,7 +38,6 @@ from gateway.telemetry.traffic import Traffic
 from gateway.transport.handover import Handover
 from gateway.transport.listener import BACKLOG, LAST_SECONDS
 from gateway.transport.sockets import bind
-from gateway.verdicts import Verdicts
 
 _log = logging.getLogger(__name__)
 

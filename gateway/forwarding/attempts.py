@@ -61,6 +61,7 @@ class Attempts:
         "_tried_here",
         "chosen",
         "is_sample",
+        "is_witness",
         "last",
         "made",
         "reason",
@@ -73,6 +74,7 @@ class Attempts:
         self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
         self.chosen = self._last  # the name of the variant that is meant to answer
         self.is_sample = False
+        self.is_witness = False
         self._pools = pools
         self._most = most
         self._index = 0
@@ -122,6 +124,11 @@ class Attempts:
         self._put_off = (first,)
         self._targets = (*self._targets, first)
         self._next_variant()
+
+    def ask_though_left_alone(self) -> None:
+        """Begin with the first variant also where all its endpoints are ejected."""
+        self.is_witness = True
+        self._put_off = (self._targets[0],)
 
     def maybe_hedge(self, first: Attempt) -> Attempt | None:
         """A second attempt of the same variant while the first is under way, if another endpoint can have it."""

@@ -19,10 +19,7 @@ from typing import Any, Final
 
 from gateway.bounded import make_room
 from gateway.errors import BadRequest, GatewayError, MalformedMessage
-from gateway.types import Parameter
-
-Buffer = bytes | memoryview
-"""A complete message. A memoryview must be one of unsigned bytes (format "B")."""
+from gateway.types import Buffer, Parameter
 
 MAX_FIELDS: Final = 16_384
 """Top-level fields of one message. Models have at most hundreds of tensors; this many take 2 to 20 ms to scan."""
@@ -377,12 +374,12 @@ def stream_response(body: Buffer, extra: bytes = b"") -> bytes:
     return b"".join((b"\x12", encode_varint(len(body) + len(extra)), body, extra))
 
 
-def with_raw(front: bytes, tag: int, raw: Sequence[bytes | bytearray | memoryview]) -> bytes:
+def with_raw(front: bytes, tag: int, raw: Sequence[Buffer]) -> bytes:
     """The message `front` with raw tensors added. They are copied once; protobuf would copy them three times.
 
     tag: RAW_INPUT or RAW_OUTPUT.
     """
-    parts: list[bytes | bytearray | memoryview] = [front]
+    parts: list[Buffer] = [front]
     for each in raw:
         parts += (bytes((tag,)), encode_varint(len(each)), each)
     return b"".join(parts)
