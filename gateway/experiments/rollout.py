@@ -277,7 +277,9 @@ def waits_for(plan: RolloutPlan, state: State, evidence: Evidence | None, now: f
     if state.phase in ENDED:
         return
     if state.phase is Phase.PAUSED:
+        # However long its soak time and whatever its guardrails, it goes on by a person alone.
         yield f"it is paused ({state.reason}): resume, promote or abort it"
+        return
     if evidence is None or evidence.step != state.step or abs(now - evidence.at) > FRESH_SECONDS:
         yield "nothing new is known of this step"
         return
