@@ -35,6 +35,14 @@ class Guard(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What was reported of units before their exposure, by which an interval was adjusted (CUPED)."""
+
+    units: int  # that have one, of both arms together
+    removed: float  # the part of the difference's variance that it took away; 0.4 is 40 %
+
+
+@dataclass(frozen=True, slots=True)
 class Effect:
     """A treatment less the baseline, for one outcome. The intervals hold at all looks at once, at level alpha."""
 
@@ -57,6 +65,7 @@ class Effect:
     alpha: float
     method: str
     judgement: Judgement
+    past: Past | None = None  # None: there was none to adjust by, or the kind of outcome has no use for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +223,16 @@ def sentence(effect: Effect, *, is_judged: bool = True) -> str:
     relative = f"{_percent(effect.relative)} [{_percent(effect.relative_low)}, {_percent(effect.relative_high)}]"
     return (
         f"{what}: {values}{judgement}; difference {interval}, {relative}, at {1 - effect.alpha:.4g} "
-        f"confidence at every look, p = {effect.p_value:.2g}"
+        f"confidence at every look, p = {effect.p_value:.2g}{_adjusted(effect)}"
     )
+
+
+def _adjusted(effect: Effect) -> str:
+    past = effect.past
+    if past is None:
+        return ""
+    units = effect.units + effect.baseline_units
+    return f"; the past of {past.units} of {units} units takes {past.removed * 100:.3g} % of the variance away (CUPED)"
 
 
 def amount(given: Amount) -> str:
