@@ -51,6 +51,7 @@ from gateway.telemetry.capture import Captures
 from gateway.telemetry.disagreements import Disagreements
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.fleet import Fleet
+from gateway.verdicts import Verdicts
 
 _LOOK_UPS_SECONDS: Final = 3.0  # how long a config waits for its names to be looked up before it comes into force
 
@@ -79,6 +80,7 @@ class Takeover:
         evidence: Evidence | None = None,
         rollouts: Rollouts | None = None,
         bandits: Bandits | None = None,
+        verdicts: Verdicts | None = None,
         disagreements: Disagreements,
         events: EventLog,
         pipeline: PipelineMaker,
@@ -106,6 +108,7 @@ class Takeover:
         self._evidence = evidence
         self._rollouts = rollouts
         self._bandits = bandits
+        self._verdicts = verdicts
         self._stopped: Mapping[str, str] = {}  # experiments, and the arm that everybody gets
         self._states: Mapping[RolloutKey, State] = {}  # of rollouts
         self._epochs: Mapping[str, Epochs] = {}  # of bandits
@@ -209,6 +212,8 @@ class Takeover:
             self._rollouts.apply(config)
         if self._bandits is not None:
             self._bandits.apply(config)
+        if self._verdicts is not None:
+            self._verdicts.apply(config)
         self._tell_experiments()
         self._events.config_in_force(loaded, notices)
         self._changed()

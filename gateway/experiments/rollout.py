@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Final
 
 from gateway.experiments.plan import Guardrail, Plan
-from gateway.experiments.verdict import Guard, GuardrailState, amount, good, sentence
+from gateway.experiments.verdict import Guard, GuardrailState, guardrail_sentence
 
 FRESH_SECONDS: Final = 10.0  # older evidence moves nothing on
 
@@ -303,13 +303,6 @@ def _missing(plan: RolloutPlan, step: Step, evidence: Evidence, seconds: float) 
                 yield f"guardrail '{guardrail.outcome.name}' is not decided"
 
 
-def distance(guardrail: GuardrailState) -> float:
-    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached."""
-    effect, limit = guardrail.effect, guardrail.worse_by
-    interval = (effect.relative_low, effect.relative_high) if limit.is_relative else (effect.low, effect.high)
-    return good(*interval, effect.better)[1] + limit.size
-
-
 def _harm(plan: RolloutPlan, evidence: Evidence) -> str:
     """Why all units must go back; "" if nothing says so.
 
@@ -319,8 +312,7 @@ def _harm(plan: RolloutPlan, evidence: Evidence) -> str:
         return f"'{plan.after}' is broken: {evidence.after}"
     for each in evidence.guardrails:
         if each.state is Guard.BREACHED:
-            told = sentence(each.effect, is_judged=False)
-            return f"guardrail breached: {told} (at most {amount(each.worse_by)} worse)"
+            return f"guardrail breached: {guardrail_sentence(each)}"
     return ""
 
 
