@@ -497,7 +497,7 @@ def _rollout_states(config: Config, arguments: argparse.Namespace) -> tuple[Mapp
     model = config.models.get(arguments.model)
     if model is None or model.rollout is None:
         return {}, []
-    from gateway.rollout_commands import RolloutCommands  # noqa: PLC0415
+    from gateway.experimentation.rollout_commands import RolloutCommands  # noqa: PLC0415
 
     name, key = model.rollout.name, model.rollout.plan(arguments.model).key
     try:
@@ -519,8 +519,8 @@ def _experiments(
     plans = {name: plan for name, plan in plans_of(config).items() if plan.model == arguments.model}
     if not plans:
         return {}, {}, []
-    from gateway.evidence import settings_of  # noqa: PLC0415
-    from gateway.experiment_reports import Source  # noqa: PLC0415
+    from gateway.experimentation.evidence import settings_of  # noqa: PLC0415
+    from gateway.experimentation.reports import Source  # noqa: PLC0415
 
     settings = settings_of(config)
     try:
@@ -615,7 +615,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_analyse(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_files import analyse, plan_of  # noqa: PLC0415
+    from gateway.experimentation.files import analyse, plan_of  # noqa: PLC0415
 
     plan = plan_of(arguments.config, arguments.name)
     lines = analyse(
@@ -632,7 +632,7 @@ def _experiment_analyse(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_list(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_reports import listed, source_of  # noqa: PLC0415
+    from gateway.experimentation.reports import listed, source_of  # noqa: PLC0415
 
     for line in listed(source_of(arguments.config, arguments.store)):
         _say(line)
@@ -640,11 +640,11 @@ def _experiment_list(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_report(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_page import page  # noqa: PLC0415
-    from gateway.experiment_reports import judged, source_of  # noqa: PLC0415
+    from gateway.experimentation.report_page import page  # noqa: PLC0415
+    from gateway.experimentation.reports import source_of, stored_report  # noqa: PLC0415
 
     source = source_of(arguments.config, arguments.store)
-    found = judged(source, arguments.name, history=arguments.json or arguments.html is not None)
+    found = stored_report(source, arguments.name, history=arguments.json or arguments.html is not None)
     if arguments.html is not None:
         Path(arguments.html).write_text(page(found.plan, found.report, found.looks, found.spread), encoding="utf-8")
     _say(found.as_json() if arguments.json else "\n".join(found.lines()))
@@ -652,14 +652,14 @@ def _experiment_report(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_stop(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_reports import source_of, stop  # noqa: PLC0415
+    from gateway.experimentation.reports import source_of, stop  # noqa: PLC0415
 
     _say(stop(source_of(arguments.config, arguments.store), arguments.name, arguments.winner))
     return 0
 
 
 def _experiment_diffs(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_reports import disagreements  # noqa: PLC0415
+    from gateway.experimentation.reports import disagreements  # noqa: PLC0415
 
     for line in disagreements(arguments.config, arguments.name, arguments.most):
         _say(line)
@@ -667,7 +667,7 @@ def _experiment_diffs(arguments: argparse.Namespace) -> int:
 
 
 def _rollout_list(arguments: argparse.Namespace) -> int:
-    from gateway.rollout_commands import commands_of  # noqa: PLC0415
+    from gateway.experimentation.rollout_commands import commands_of  # noqa: PLC0415
 
     for line in commands_of(arguments.config, arguments.store).listed():
         _say(line)
@@ -675,7 +675,7 @@ def _rollout_list(arguments: argparse.Namespace) -> int:
 
 
 def _rollout_show(arguments: argparse.Namespace) -> int:
-    from gateway.rollout_commands import commands_of  # noqa: PLC0415
+    from gateway.experimentation.rollout_commands import commands_of  # noqa: PLC0415
 
     for line in commands_of(arguments.config, arguments.store).shown(arguments.name):
         _say(line)
@@ -685,8 +685,8 @@ def _rollout_show(arguments: argparse.Namespace) -> int:
 def _rollout_do(arguments: argparse.Namespace) -> int:
     import getpass  # noqa: PLC0415
 
+    from gateway.experimentation.rollout_commands import commands_of  # noqa: PLC0415
     from gateway.experiments.rollout import Command  # noqa: PLC0415
-    from gateway.rollout_commands import commands_of  # noqa: PLC0415
 
     try:
         who = getpass.getuser()
@@ -824,35 +824,37 @@ def _demo(arguments: argparse.Namespace) -> int:
         return _demo_experiment(arguments)
     if arguments.with_experiment and arguments.once:
         raise WrongLine("--with-experiment comes after the table, and --once ends there")
-    from gateway import demo, event_loop  # noqa: PLC0415
+    from gateway import event_loop  # noqa: PLC0415
+    from gateway.demo import showcase  # noqa: PLC0415
 
     _log_to_stderr("error" if arguments.with_experiment else "warning")  # what its variants do wrong is meant
-    settings = demo.DemoSettings(
+    settings = showcase.DemoSettings(
         arguments.config,
         examples,
         arguments.repository,
         arguments.listen,
         arguments.admin_listen,
         arguments.once,
-        demo.tasks_of(arguments.task, every=arguments.all),
+        showcase.tasks_of(arguments.task, every=arguments.all),
         arguments.input,
         arguments.with_experiment,
     )
-    demo.prepare(settings)
-    return event_loop.run(demo.run(settings))
+    showcase.prepare(settings)
+    return event_loop.run(showcase.run(settings))
 
 
 def _demo_experiment(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         raise WrongLine("--experiment has a config of its own, so --config says nothing")
-    from gateway import demo_experiment, event_loop  # noqa: PLC0415
+    from gateway import event_loop  # noqa: PLC0415
+    from gateway.demo import experiment  # noqa: PLC0415
 
     _log_to_stderr("error")
-    settings = demo_experiment.ScenarioSettings(
+    settings = experiment.ScenarioSettings(
         arguments.repository, arguments.listen, arguments.admin_listen, arguments.experiment == "short"
     )
-    demo_experiment.prepare(settings)
-    return event_loop.run(demo_experiment.run(settings))
+    experiment.prepare(settings)
+    return event_loop.run(experiment.run(settings))
 
 
 def _say(text: str) -> None:

@@ -24,12 +24,14 @@ from gateway.assemble import (
     steps_of,
     upstreams_of,
 )
-from gateway.bandits import Bandits
 from gateway.config import Config, Finding, Loaded
 from gateway.container import memory_limit
 from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
-from gateway.evidence import Evidence
+from gateway.experimentation.bandits import Bandits
+from gateway.experimentation.evidence import Evidence
+from gateway.experimentation.rollouts import Rollouts
+from gateway.experimentation.verdicts import Verdicts
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission import Gates
@@ -42,7 +44,6 @@ from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.quotas import Quotas, SharedBuckets
-from gateway.rollouts import Rollouts
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.steps import Pipeline
@@ -51,7 +52,6 @@ from gateway.telemetry.capture import Captures
 from gateway.telemetry.disagreements import Disagreements
 from gateway.upstream.discovery import Discovery
 from gateway.upstream.fleet import Fleet
-from gateway.verdicts import Verdicts
 
 _LOOK_UPS_SECONDS: Final = 3.0  # how long a config waits for its names to be looked up before it comes into force
 

@@ -64,10 +64,10 @@ from gateway.status import (
     Meaning,
     Origin,
     Verdict,
+    classify,
     code_of,
     is_queue_full,
     is_unknown_sequence,
-    judge,
 )
 from gateway.types import Facts, Metadata, Parameter, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
@@ -657,7 +657,7 @@ class Inference:
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
         asked = (variant.model, variant.version or maybe_version(work.head.model_version) or "")
         if verdict is None:
-            verdict = judge(
+            verdict = classify(
                 failure.code, failure.text, failure.origin, model=asked[0], version=asked[1], id=work.head.id
             )
         code = code_of(failure.code)

@@ -95,6 +95,18 @@ async def _until_scraped(admin: str, what: str) -> str:
     raise AssertionError(f"no {what} in a minute")
 
 
+async def _until_attention(admin: str) -> str:
+    """What is said of a guardrail where people look first; the supervisor asks workers every few seconds."""
+    for _ in range(600):
+        attention = (await http(admin, "/state"))[1]["attention"]
+        found = [str(each["text"]) for each in attention if "guardrail" in each["text"]]
+        if found:
+            assert len(found) == 1
+            return found[0]
+        await asyncio.sleep(0.1)
+    raise AssertionError("nothing is said of it in a minute")
+
+
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 async def test_an_experiment_is_on_the_page_with_its_verdict_and_guardrails(tmp_path: Path) -> None:
     async with serving(tmp_path) as (running, _), browser(tmp_path) as page:
@@ -167,8 +179,7 @@ async def test_a_breached_guardrail_is_on_every_scrape_of_several_workers_and_in
             age = re.search(r'gateway_experiment_verdict_age_seconds{experiment="spring"} (\S+)', scraped)
             assert age is not None
             assert float(age[1]) < 120.0
-            state = (await http(content["admin"]["listen"], "/state"))[1]
-            (notice,) = [each["text"] for each in state["attention"] if "guardrail" in each["text"]]
+            notice = await _until_attention(content["admin"]["listen"])
             assert notice.startswith("experiment spring: guardrail breached: latency of 'int8': ")
             assert (started.output + started.errors).count(
                 "experiment spring: guardrail breached: latency of 'int8'"

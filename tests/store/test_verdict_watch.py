@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from gateway.experimentation.verdict_watch import VerdictWatch
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec, Plan
 from gateway.store import ExposureRow, OutcomeRow, Stop, StoreSettings
 from gateway.store.database import Store
 from gateway.store.verdicts import Verdict, VerdictStore, mark_of
-from gateway.verdict_watch import VerdictWatch
 
 LATENCY = OutcomeSpec("latency", Kind.DURATION, Better.LOWER)
 PLAN = Plan(
@@ -61,7 +61,7 @@ class Worker:
 
     @property
     def is_asked(self) -> bool:
-        return self.watch._judge.is_asked
+        return self.watch._analyses.is_asked
 
     def end(self) -> None:
         store = self.watch._close()
@@ -133,7 +133,7 @@ def test_one_worker_finds_a_verdict_and_all_know_it(worker: Make, url: str) -> N
         assert (guardrail.arm, guardrail.outcome, guardrail.state) == ("b", "latency", "breached")
         assert guardrail.distance < 0.0
         assert each.now.age < 60.0
-    assert one.watch._judge._process is None  # it is not kept until the next one is due
+    assert one.watch._analyses._process is None  # it is not kept until the next one is due
 
 
 def test_a_breach_is_told_once_by_whoever_finds_it_first(
@@ -172,7 +172,7 @@ def test_nothing_is_started_while_nobody_takes_part(worker: Make) -> None:
     one = worker("a")
     assert one.look() == {"name": "spring", "trouble": "nobody takes part yet"}
     assert not one.is_asked
-    assert one.watch._judge._process is None
+    assert one.watch._analyses._process is None
     assert (one.now.judgements, one.now.guardrails) == ((), ())
     assert one.now.age < 60.0
 
@@ -226,7 +226,7 @@ def test_without_scipy_it_says_so_once_and_knows_what_others_find(
     worker: Make, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(url, slower=-0.2)
-    monkeypatch.setattr("gateway.verdict_watch.find_spec", lambda name: None)
+    monkeypatch.setattr("gateway.experimentation.verdict_watch.find_spec", lambda name: None)
     without = worker("a")
     assert "pip install 'inference-gateway[experiments]'" in without.look()["trouble"]
     assert without.watch.now() == {}  # so that no verdict is missed where none is to be
@@ -252,7 +252,7 @@ def test_a_process_that_ends_without_an_answer_is_trouble_and_leaves_the_verdict
     fill(url, count=10)
     one = worker("a")
     one.look()
-    process = one.watch._judge._process
+    process = one.watch._analyses._process
     assert process is not None
     process.kill()
     assert "has ended" in one.look_until_told()["trouble"]
@@ -266,7 +266,7 @@ def test_a_process_that_ends_without_an_answer_is_trouble_and_leaves_the_verdict
     one.watch._rests_until, known.asked = 0.0, 0.0
     later(url, 3_600.0)
     one.look()
-    process = one.watch._judge._process
+    process = one.watch._analyses._process
     assert process is not None
     process.kill()
     while one.is_asked:

@@ -36,7 +36,7 @@ from gateway.forwarding.batching import (
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from
-from gateway.status import OK, Meaning, judge
+from gateway.status import OK, Meaning, classify
 from gateway.types import Metadata
 from gateway.upstream.ask import ask
 from gateway.upstream.connection import CallFailed
@@ -385,7 +385,7 @@ class MergePoint:
 
     def _batch_failed(self, batch: Batch[Mergeable], client: ClientCall) -> None:
         known = self._known
-        verdict = judge(client.code, client.text, client.origin, model=known.name, version=known.version)
+        verdict = classify(client.code, client.text, client.origin, model=known.name, version=known.version)
         if verdict.meaning in _MEMBERS_FAULT:
             self._one_by_one(batch.members)
             return

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
+from gateway.experimentation.analysis_process import AnalysisProcess
+from gateway.experimentation.store_watch import StoreWatch
+from gateway.experimentation.verdict_analysis import NO_SCIPY, NewVerdict, VerdictQuestion
 from gateway.experiments.plan import Plan
 from gateway.experiments.standing import Json, first_breaches, following, nothing
 from gateway.hooks import ArmGuardrailNow, VerdictNow
-from gateway.judge import Judge
 from gateway.store import StoreSettings
-from gateway.store_watch import StoreWatch
-from gateway.verdict_judge import NO_SCIPY, NewVerdict, VerdictQuestion
 
 if TYPE_CHECKING:
     from gateway.store.verdicts import Verdict, VerdictStore
@@ -72,16 +72,16 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
         super().__init__("verdicts", settings, worker)
         self._is_scarce = is_scarce
         self._store: VerdictStore | None = None
-        self._judge = Judge[NewVerdict]()
+        self._analyses = AnalysisProcess[NewVerdict]()
         self._asked: VerdictQuestion | None = None  # of which the answer is to come
         self._asked_at = 0.0  # on the monotonic clock
         self._rests_until = 0.0  # likewise
-        self._can_judge: bool | None = None  # is SciPy here? None: nobody has looked
+        self._can_analyse: bool | None = None  # is SciPy here? None: nobody has looked
 
     # On the thread
 
     def _close(self) -> VerdictStore | None:
-        self._judge.close()
+        self._analyses.close()
         return self._store
 
     def look(self) -> None:
@@ -111,11 +111,11 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
         return self._store
 
     def _has_scipy(self) -> bool:
-        if self._can_judge is None:
-            self._can_judge = find_spec("scipy") is not None
-            if not self._can_judge:
+        if self._can_analyse is None:
+            self._can_analyse = find_spec("scipy") is not None
+            if not self._can_analyse:
                 _log.warning("no verdicts of experiments are found here, and no guardrail is watched: %s", NO_SCIPY)
-        return self._can_judge
+        return self._can_analyse
 
     # Deciding
 
@@ -133,7 +133,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
             self._put(known, NewVerdict(self._question(known, now), nothing(plan.name, "nobody takes part yet")))
             return
         self._asked, self._asked_at = self._question(known, now), time.monotonic()
-        self._judge.ask(self._asked)
+        self._analyses.ask(self._asked)
 
     def _question(self, known: _Followed, now: float) -> VerdictQuestion:
         verdict, settings = known.verdict, self._settings
@@ -144,14 +144,14 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
         question = self._asked
         if question is None:
             return
-        answer = self._judge.maybe_answer()
-        if answer is None and self._judge.is_asked:
+        answer = self._analyses.maybe_answer()
+        if answer is None and self._analyses.is_asked:
             return
         if answer is None:
             took = time.monotonic() - self._asked_at
             answer = NewVerdict(question, cost=took, trouble="the process that makes it has ended")
         self._asked = None
-        self._judge.close()  # it would keep 80 MB until the next one is due
+        self._analyses.close()  # it would keep 80 MB until the next one is due
         self._rests_until = time.monotonic() + _REST * answer.cost
         known = self._followed.get(question.plan.name)
         if known is None or known.plan != question.plan or not known.decides:
@@ -186,7 +186,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
         known = self._followed.get(name)
         if known is not None and known.verdict is not None:
             return known.verdict.data
-        if self._can_judge is False:
+        if self._can_analyse is False:
             return nothing(name, NO_SCIPY)
         why_not = self._why_not()
         return nothing(name, why_not) if why_not else None
@@ -197,7 +197,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
         return {
             name: _now(known, now)
             for name, known in self._followed.items()
-            if known.verdict is not None or self._can_judge
+            if known.verdict is not None or self._can_analyse
         }
 
 

@@ -12,10 +12,10 @@ from typing import Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import plans_of
+from gateway.experimentation.verdict_watch import VerdictWatch
 from gateway.experiments.standing import Json
 from gateway.hooks import VerdictNow
 from gateway.store import StoreSettings
-from gateway.verdict_watch import VerdictWatch
 
 _LAST_SECONDS: Final = 2.0  # for the last look at the end
 

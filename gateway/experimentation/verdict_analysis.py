@@ -1,4 +1,4 @@
-"""I/O: what an experiment says so far, as the store has it. Asked in a process of its own (`judge`)."""
+"""I/O: what an experiment says so far, as the store has it. Asked in a process of its own (`analysis_process`)."""
 
 from __future__ import annotations
 
