@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.experiments.compare import Classification, Comparison, Ranking, Tensors, Texts
-from gateway.forwarding.shadowing import Judged, Pair, judge
+from gateway.forwarding.shadowing import Compared, Pair, compare
 from gateway.forwarding.shadowing.glance import Glance
 from gateway.steps import datatype_of
 from gateway.v2.raw import to_raw
@@ -35,12 +35,12 @@ def floats(*values: Any) -> Any:
     return np.array([values], np.float32)
 
 
-def glance(one: bytes, other: bytes, comparison: Comparison) -> Judged | None:
-    return Glance().maybe_judge(one, other, comparison)
+def glance(one: bytes, other: bytes, comparison: Comparison) -> Compared | None:
+    return Glance().maybe_compare(one, other, comparison)
 
 
-def thorough(one: bytes, other: bytes, comparison: Comparison) -> Judged:
-    return judge(Pair("m", "a", "b", "", b"", one, other), comparison)
+def thorough(one: bytes, other: bytes, comparison: Comparison) -> Compared:
+    return compare(Pair("m", "a", "b", "", b"", one, other), comparison)
 
 
 NUMBER = st.sampled_from([0.0, -0.0, 1.0, 1.00001, -1.0, 1.1, 3e38, 1e-45, NAN, INFINITY, 255.0])

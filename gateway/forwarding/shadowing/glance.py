@@ -1,7 +1,7 @@
 """Do two small answers agree, as can be seen at a glance? Pure, and quick enough for the event loop.
 
-Of small answers all that `judge` needs to begin costs a hundred times what there is to compare: protobuf messages,
-arrays, and a thread that is woken for it. What is said here is what `judge` would say; most copies agree.
+Of small answers all that `compare` needs to begin costs many times what there is to compare: protobuf messages, arrays,
+and a thread that is woken for it. What is said here is what `compare` would say; most copies agree.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.experiments.compare import Agreement, Classification, Comparison, Tensors
-from gateway.forwarding.shadowing.judge import Judged
+from gateway.forwarding.shadowing.comparison import Compared
 from gateway.v2.faults import has_non_finite
 from gateway.v2.outputs import Answer, AnswerReader
 from gateway.v2.peek import RAW_OUTPUT, KnownHeads, peek_response
@@ -28,12 +28,11 @@ class Glance:
         self._heads = KnownHeads(peek_response, RAW_OUTPUT)
         self._reader = AnswerReader()
 
-    def maybe_judge(self, answer: bytes, copy: bytes, comparison: Comparison) -> Judged | None:
+    def maybe_compare(self, answer: bytes, copy: bytes, comparison: Comparison) -> Compared | None:
         """What became of a pair of which the two agree, and have neither NaN nor infinity; None: look closer."""
         if len(answer) > _MOST or len(copy) > _MOST:
             return None
-        is_numbers, is_classes = isinstance(comparison, Tensors), isinstance(comparison, Classification)
-        if not is_numbers and not is_classes:
+        if type(comparison) is not Tensors and type(comparison) is not Classification:  # a subclass may do otherwise
             return None
         try:
             reference = self._reader.read(answer, self._heads.peek(answer))
@@ -48,7 +47,7 @@ class Glance:
         else:
             assert isinstance(comparison, Tensors)  # noqa: S101  (one of the two)
             agreement = _of_tensors(reference, candidate, comparison)
-        return None if agreement is None else Judged(agreement, "")
+        return None if agreement is None else Compared(agreement, "")
 
 
 def _is_plain(answer: Answer) -> bool:
