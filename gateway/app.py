@@ -36,7 +36,6 @@ from gateway.api.v2 import V2Service
 from gateway.assemble import admin_of, collected_of, routes_of, server_of, shared_quotas_of, store_of, usage_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
-from gateway.container import MemoryGauge, memory_limit
 from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.experimentation.bandits import Bandits
@@ -57,7 +56,8 @@ from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ConnectionFull, QuotasNow, Watched
 from gateway.memory_watch import MemoryWatch
-from gateway.notifier import Changes
+from gateway.process.container import MemoryGauge, memory_limit
+from gateway.process.notifier import Changes
 from gateway.quota_store import QuotaStore
 from gateway.quotas import Quotas
 from gateway.readiness import Readiness

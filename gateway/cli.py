@@ -391,9 +391,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(
         signal.SIGHUP, signal.SIG_IGN
     )  # SIGHUP asks for a reload, and must not end a process that does not listen for it yet
-    from gateway import event_loop, scratch, supervisor, worker  # noqa: PLC0415
+    from gateway import supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import load, transparent  # noqa: PLC0415
+    from gateway.process import event_loop, scratch  # noqa: PLC0415
     from gateway.telemetry.process_log import name_process  # noqa: PLC0415
 
     _log_to_stderr(arguments.log_level, arguments.log_format)
@@ -438,9 +439,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _check_fitting(loaded: Loaded) -> int:
-    from gateway import event_loop  # noqa: PLC0415
     from gateway.config import Severity  # noqa: PLC0415
     from gateway.fitting import fitting  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
 
     found: list[Finding] = []
 
@@ -591,7 +592,7 @@ def _protos(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from gateway import event_loop  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
     from gateway.telemetry.replay import replay  # noqa: PLC0415
 
     if arguments.instead is not None and arguments.model is None:
@@ -771,8 +772,9 @@ def _require_repository(folder: Path, models: Sequence[str] = ()) -> None:
 
 
 def _models_optimise(arguments: argparse.Namespace) -> int:
-    from gateway import event_loop, optimise  # noqa: PLC0415
+    from gateway import optimise  # noqa: PLC0415
     from gateway.models.catalogue import build  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
     from gateway.triton import install  # noqa: PLC0415
 
     shapes = [word for shape in arguments.shape for word in ("--shape", shape)]
@@ -794,7 +796,7 @@ def _models_optimise(arguments: argparse.Namespace) -> int:
 
 
 def _triton_start(arguments: argparse.Namespace) -> int:
-    from gateway import event_loop  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
     from gateway.triton import LocalTriton, install  # noqa: PLC0415
     from gateway.triton.command import stay_up  # noqa: PLC0415
 
@@ -824,8 +826,8 @@ def _demo(arguments: argparse.Namespace) -> int:
         return _demo_experiment(arguments)
     if arguments.with_experiment and arguments.once:
         raise WrongLine("--with-experiment comes after the table, and --once ends there")
-    from gateway import event_loop  # noqa: PLC0415
     from gateway.demo import showcase  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
 
     _log_to_stderr("error" if arguments.with_experiment else "warning")  # what its variants do wrong is meant
     settings = showcase.DemoSettings(
@@ -846,8 +848,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _demo_experiment(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         raise WrongLine("--experiment has a config of its own, so --config says nothing")
-    from gateway import event_loop  # noqa: PLC0415
     from gateway.demo import experiment  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
 
     _log_to_stderr("error")
     settings = experiment.ScenarioSettings(

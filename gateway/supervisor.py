@@ -28,8 +28,8 @@ from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.assemble import admin_of
 from gateway.config import Config, split_address
-from gateway.scratch import Scratch
-from gateway.stopping import Stop, StopSignals
+from gateway.process.scratch import Scratch
+from gateway.process.stopping import Stop, StopSignals
 from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended

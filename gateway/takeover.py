@@ -25,7 +25,6 @@ from gateway.assemble import (
     upstreams_of,
 )
 from gateway.config import Config, Finding, Loaded
-from gateway.container import memory_limit
 from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
 from gateway.experimentation.bandits import Bandits
@@ -43,6 +42,7 @@ from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.process.container import memory_limit
 from gateway.quotas import Quotas, SharedBuckets
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget

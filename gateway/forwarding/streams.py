@@ -321,7 +321,7 @@ class StreamSession(StreamOwner):
             if inference.exposures.table:
                 message.exposed = inference.exposed(work, decided.request_id)
             if inference.rolled.table:
-                message.counted = inference.rolled.maybe(work.route.model, work.attempts.chosen)
+                message.counted = inference.rolled_begun(work, self._opening.peer)
             self._send(message)
         except GatewayError as error:
             self._fail_message(message, error)

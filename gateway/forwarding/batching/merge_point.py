@@ -41,8 +41,9 @@ from gateway.types import Metadata
 from gateway.upstream.ask import ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.kept import Kept
 from gateway.upstream.known import Counts, KnownModel
-from gateway.upstream.shared_memory import Kept, Placed
+from gateway.upstream.placed import Placed
 from gateway.v2.names import INFER, SERVICE
 from gateway.v2.peek import Head, peek_response
 
