@@ -102,7 +102,7 @@ class Attempts:
                 why = self._why()
                 self.made += 1
                 self._returns = False
-                self._tried_here = (*self._tried_here, endpoint)
+                self._tried_here = (*self._tried_here, endpoint) if self._tried_here else (endpoint,)
                 instead_of = self._last if why == "fallback" else ""
                 self._last = variant.name
                 self.last = Attempt(variant, endpoint, self.made, why, instead_of)
@@ -185,7 +185,7 @@ class Attempts:
         pool = self._pools.get(variant.upstream)
         if pool is None:
             return None
-        tried = (*self._tried_here, *self._avoid)
+        tried = (*self._tried_here, *self._avoid) if self._avoid else self._tried_here
         if variant in self._put_off:  # all the others have been asked: even an endpoint that fails most calls may do
             return pool.maybe_pick(variant.model, variant.version, tried, desperate=True)
         return pool.maybe_pick(variant.model, variant.version, tried)

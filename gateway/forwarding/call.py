@@ -726,11 +726,10 @@ class Call:
             deadline, peer = self._caller.deadline, self._caller.peer
             self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline, peer)
         if self._is_reported:
-            sizes = self._request_bytes, self._answered_bytes
-            now = self._inference.clock()
+            size, answered, now = self._request_bytes, self._answered_bytes, self._inference.clock()
             if sharing is not None:
                 self._waited += sharing.waited(now)
-            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, self._waited))
+            self._observer.ended(CallEnded(code, text, self.served, size, answered, now, callers_fault, self._waited))
 
     # Sharing, as `Sharer`
 

@@ -305,7 +305,8 @@ def rename_request(
     if head.fronts is not None and id is None and not extra:
         beginning = head.fronts.get((model_name, model_version))
         if beginning is not None:
-            return beginning + body[head.raw :]
+            rest: bytes = body[head.raw :] if isinstance(body, bytes) else bytes(body[head.raw :])
+            return beginning + rest
     front = scalars(
         head.model_name if model_name is None else model_name,
         head.model_version if model_version is None else model_version,
@@ -325,7 +326,7 @@ def as_asked(body: bytes, head: Head, model_name: str, id: str | None) -> bytes:
     """An answer with the model's name and the id that its caller used. id: None if the answer has it."""
     if id is None and head.model_name == model_name:
         return body
-    return rename_response(body, head, model_name=model_name, id=id)
+    return rename_request(body, head, model_name=model_name, id=id)
 
 
 def peek_stream_response(body: Buffer) -> StreamHead:
