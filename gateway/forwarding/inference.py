@@ -469,14 +469,14 @@ class Inference:
             self._tell_breaker(work, first, now)
         if admitted or not is_open or not self.topology.is_available(work.attempts.targets[1]):
             return True
-        return breaker.is_untried and not self._is_known_to_fail(first, _scopes(work))
+        return breaker.is_untried and self._may_show_it(first, _scopes(work))
 
-    def _is_known_to_fail(self, variant: Variant, scopes: Scopes) -> bool:
-        """Has the variant failed this caller or user? Else his calls may be those that show that it is well."""
+    def _may_show_it(self, variant: Variant, scopes: Scopes) -> bool:
+        """Is the variant on trial after calls of others? Then those of this caller may be the first that go well."""
         pool = self.topology.pools.get(variant.upstream)
         endpoints = pool.endpoints if pool is not None else ()
-        records = [each.records.get((variant.model, variant.version)) for each in endpoints]
-        return any(record is not None and record.is_known_to_fail(scopes) for record in records)
+        records = [each.record(variant.model, variant.version) for each in endpoints]
+        return any(each.is_ejected() for each in records) and not any(each.is_known_to_fail(scopes) for each in records)
 
     def _went_past(self, work: Work, first: Variant) -> None:
         """The chosen variant could not take the call, which goes to its fallback."""
