@@ -2,7 +2,8 @@
 
 Every method returns at once and never raises: telemetry must not be able to fail or delay a call. Instants are seconds
 on the clock of `time.monotonic()`. What is reported of every call is not frozen, since that makes it three times as
-expensive to make; nobody changes it. It writes its `__init__` itself, since only then it is compiled.
+expensive to make; nobody changes it. It writes its `__init__` itself, since only then it is compiled, and says that it
+is no part of a cycle, so that the collector need not know it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gateway.types import Facts, Metadata, Served
 _NO_FACTS: Final = Facts()
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class CallStarted:
     """A call, or one message of a ModelStreamInfer, has arrived, and the model that it names has been read."""
@@ -53,6 +55,7 @@ class CallStarted:
         self.facts = facts
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class AttemptStarted:
     """A call is about to be sent to one endpoint."""
@@ -101,6 +104,7 @@ class AttemptMerged:
     carrier: str  # traceparent of the attempt, of this or another call, that the server saw
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class AttemptEnded:
     """The endpoint of an attempt has answered or failed."""
@@ -128,6 +132,7 @@ class StepEnded:
     error: str = ""
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class CallEnded:
     """A call has ended. This is reported once for each call."""
@@ -458,7 +463,7 @@ class UsageNow:
 class MemoryNow:
     """The memory of the container, or of this process where nothing limits it, and what is done about it."""
 
-    step: int  # `gateway.ladder.Step`
+    step: int  # `gateway.process.ladder.Step`
     refuses: str  # what that means, for people
     used: int  # bytes
     limit: int

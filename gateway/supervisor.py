@@ -28,8 +28,9 @@ from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.assemble import admin_of
 from gateway.config import Config, split_address
-from gateway.scratch import Scratch
-from gateway.stopping import Stop, StopSignals
+from gateway.experimentation.verdicts import Verdicts
+from gateway.process.scratch import Scratch
+from gateway.process.stopping import Stop, StopSignals
 from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
@@ -37,7 +38,6 @@ from gateway.telemetry.traffic import Traffic
 from gateway.transport.handover import Handover
 from gateway.transport.listener import BACKLOG, LAST_SECONDS
 from gateway.transport.sockets import bind
-from gateway.verdicts import Verdicts
 
 _log = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from gateway.assemble import (
     steps_of,
     upstreams_of,
 )
-from gateway.bandits import Bandits
 from gateway.config import Config, Finding, Loaded
-from gateway.container import memory_limit
 from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
-from gateway.evidence import Evidence
+from gateway.experimentation.bandits import Bandits
+from gateway.experimentation.evidence import Evidence
+from gateway.experimentation.rollouts import Rollouts
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission import Gates
@@ -41,8 +41,8 @@ from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.process.container import memory_limit
 from gateway.quotas import Quotas, SharedBuckets
-from gateway.rollouts import Rollouts
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget
 from gateway.steps import Pipeline

@@ -12,8 +12,8 @@ from typing import Final
 from gateway.status import Meaning, Verdict
 from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.failures import NOBODY_KNOWN
 from gateway.upstream.pool import Pool
-from gateway.upstream.witnesses import NOBODY_KNOWN
 
 UNAVAILABLE: Final = "unavailable"  # why a fallback is asked: no endpoint that could serve the variant was known
 RETRY: Final = "retry"  # why an attempt is made: another one of the same variant failed
@@ -62,6 +62,7 @@ class Attempts:
         "_tried_here",
         "chosen",
         "is_sample",
+        "is_witness",
         "last",
         "made",
         "reason",
@@ -76,6 +77,7 @@ class Attempts:
         self.chosen = self._last  # the name of the variant that is meant to answer
         self.is_sample = False
         self.scopes = NOBODY_KNOWN  # of the call, as far as endpoints are ejected for some calls only
+        self.is_witness = False
         self._pools = pools
         self._most = most
         self._index = 0
@@ -103,7 +105,7 @@ class Attempts:
                 why = self._why()
                 self.made += 1
                 self._returns = False
-                self._tried_here = (*self._tried_here, endpoint)
+                self._tried_here = (*self._tried_here, endpoint) if self._tried_here else (endpoint,)
                 instead_of = self._last if why == "fallback" else ""
                 self._last = variant.name
                 self.last = Attempt(variant, endpoint, self.made, why, instead_of)
@@ -125,6 +127,11 @@ class Attempts:
         self._put_off = (first,)
         self._targets = (*self._targets, first)
         self._next_variant()
+
+    def ask_though_left_alone(self) -> None:
+        """Begin with the first variant also where all its endpoints are ejected."""
+        self.is_witness = True
+        self._put_off = (self._targets[0],)
 
     def maybe_hedge(self, first: Attempt) -> Attempt | None:
         """A second attempt of the same variant while the first is under way, if another endpoint can have it."""
@@ -181,7 +188,7 @@ class Attempts:
         pool = self._pools.get(variant.upstream)
         if pool is None:
             return None
-        tried = (*self._tried_here, *self._avoid)
+        tried = (*self._tried_here, *self._avoid) if self._avoid else self._tried_here
         if variant in self._put_off:  # all the others have been asked: even an endpoint that fails most calls may do
             return pool.maybe_pick(variant.model, variant.version, tried, self.scopes, desperate=True)
         return pool.maybe_pick(variant.model, variant.version, tried, self.scopes)

@@ -64,17 +64,17 @@ from gateway.status import (
     Meaning,
     Origin,
     Verdict,
+    classify,
     code_of,
     is_queue_full,
     is_unknown_sequence,
-    judge,
 )
 from gateway.types import Facts, Metadata, Parameter, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes, scopes_of
 from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
 from gateway.upstream.pool import MOST_REACHED, Pool, Reached, SubsetPool
-from gateway.upstream.witnesses import NOBODY_KNOWN, Scopes, scopes_of
 from gateway.v2.peek import (
     RAW_INPUT,
     RAW_OUTPUT,
@@ -342,6 +342,23 @@ class Inference:
         """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in."""
         return not exposed.running.counts_variant or not stand_in(work)
 
+    def rolled_begun(self, work: Work, peer: str) -> VariantCounts | None:
+        """A call of a model with a rollout has begun. The counts of the variant that it is meant for, if it is one of
+        the two.
+
+        It may become a witness of the new one, if that is left alone.
+        """
+        attempts = work.attempts
+        counts = self.rolled.maybe(work.route.model, attempts.chosen)
+        if counts is None or counts.witnesses is None or not self._breakers or work.sequence is not None:
+            return counts
+        first = attempts.targets[0]
+        if first.name != attempts.chosen or not self._breakers_of(work, first):
+            return counts
+        if self.topology.is_available(first) and counts.witnesses.maybe_one(whose(work, peer), self.clock()):
+            attempts.ask_though_left_alone()
+        return counts
+
     def rolled_ended(
         self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None, peer: str
     ) -> None:
@@ -427,7 +444,8 @@ class Inference:
             if work.sequence is not None:
                 return attempts.maybe_next()
             first = attempts.targets[0]
-            if (self._breakers and not self._admits(work, first)) or (self._doubted and self._is_sample(work)):
+            is_kept_away = self._breakers and not attempts.is_witness and not self._admits(work, first)
+            if is_kept_away or (self._doubted and self._is_sample(work)):
                 attempts.put_off_first()
             else:
                 found = attempts.maybe_next()
@@ -451,12 +469,14 @@ class Inference:
         """Does the variant get this call, as far as its breakers are concerned?"""
         if len(work.attempts.targets) < 2:  # a caller may want this variant and no other
             return True
-        scopes = _scopes(work)
-        for depth in range(1, len(scopes) + 1):
-            breaker = self._breakers.get((work.route.model, first.name, scopes[:depth]))
-            if breaker is not None and not self._admitted(work, first, scopes[:depth], breaker):
-                return False
-        return True
+        return all(self._admitted(work, first, *each) for each in self._breakers_of(work, first))
+
+    def _breakers_of(self, work: Work, variant: Variant) -> Sequence[tuple[Scopes, Breaker]]:
+        """Those that keep this call from the variant, with whose calls they are for."""
+        scopes, model = _scopes(work), work.route.model
+        around = [scopes[:depth] for depth in range(1, len(scopes) + 1)]
+        found = [(whose, self._breakers.get((model, variant.name, whose))) for whose in around]
+        return [(whose, breaker) for whose, breaker in found if breaker is not None]
 
     def _admitted(self, work: Work, first: Variant, whose: Scopes, breaker: Breaker) -> bool:
         now, before = self.clock(), breaker.state
@@ -598,11 +618,8 @@ class Inference:
             seconds = now - last.began if last.began else 0.0
             endpoint = last.endpoint
             if self._breakers:
-                scopes = _scopes(work)
-                for depth in range(1, len(scopes) + 1):
-                    breaker = self._breakers.get((work.route.model, variant.name, scopes[:depth]))
-                    if breaker is not None:
-                        breaker.succeeded()
+                for _, breaker in self._breakers_of(work, variant):
+                    breaker.succeeded()
             scopes = _scopes(work) if endpoint.has_ejections else NOBODY_KNOWN
             if endpoint.succeeded(variant.model, variant.version, now, seconds, scopes):
                 self._tell_ejection(last, now)
@@ -720,7 +737,7 @@ class Inference:
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
         asked = (variant.model, variant.version or maybe_version(work.head.model_version) or "")
         if verdict is None:
-            verdict = judge(
+            verdict = classify(
                 failure.code, failure.text, failure.origin, model=asked[0], version=asked[1], id=work.head.id
             )
         code = code_of(failure.code)

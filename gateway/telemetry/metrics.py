@@ -25,7 +25,6 @@ from prometheus_client.process_collector import ProcessCollector
 
 from gateway.access.principal import REFUSALS
 from gateway.forwarding.metadata import REPLAYED
-from gateway.garbage import no_collections
 from gateway.hooks import (
     AttemptEnded,
     AttemptStarted,
@@ -43,6 +42,7 @@ from gateway.hooks import (
     UsageNow,
     Watched,
 )
+from gateway.process.garbage import no_collections
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from gateway.upstream.witnesses import Scopes
+from gateway.upstream.failures import Scopes
 
 FIRST_SECONDS: Final = 5.0  # out for so long, and twice as long each time
 MOST_SECONDS: Final = 300.0

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 from gateway.bounded import make_room
 from gateway.status import Meaning, Verdict
 from gateway.upstream.connection import Connection
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes
 from gateway.upstream.known import MOST_KNOWN, KnownModel
 from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import Record, Standing
-from gateway.upstream.witnesses import NOBODY_KNOWN, Scopes
 
 if TYPE_CHECKING:
     from gateway.upstream.shared_memory import SharedMemory

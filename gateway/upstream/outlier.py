@@ -16,7 +16,7 @@ told from a variant that is broken, before it costs anybody his variant.
 Input that is bad at one variant only, or too slow there for who sent it, looks like a broken variant to whoever sends
 it, and to nobody else. So the failures of one caller keep away his own calls alone, those of one user of a caller that
 user's; others find the endpoint as it is. Once calls of several callers fail there it is ejected for all. For how long,
-and what lets calls back, is said in `ejection`; whose the failures are, in `witnesses`. Instants are seconds on one
+and what lets calls back, is said in `ejection`; whose the failures are, in `failures`. Instants are seconds on one
 clock, and arguments.
 """
 
@@ -29,8 +29,8 @@ from enum import Enum
 from typing import Final
 
 from gateway.upstream.ejection import MOST_SECONDS, MOST_SHARED_SECONDS, Ejection
+from gateway.upstream.failures import EVERYBODY, NOBODY_KNOWN, Failures, Scopes
 from gateway.upstream.latency import Latency
-from gateway.upstream.witnesses import EVERYBODY, NOBODY_KNOWN, Scopes, Witnesses
 
 WINDOW: Final = 5.0  # seconds of which calls are remembered, at least; at most twice as long
 SURE: Final = 13.8  # -ln of a millionth
@@ -107,10 +107,10 @@ class Record:
         "_began",
         "_calls",
         "_failed",
+        "_failures",
         "_run",
         "_turned_at",
         "_well_at",
-        "_witnesses",
         "ejections",
         "ever",
         "ever_failed",
@@ -120,7 +120,7 @@ class Record:
     def __init__(self) -> None:
         self.ejections: dict[int, Ejection] = {}  # by the last of their scopes; also those on trial
         self.latency = Latency()
-        self._witnesses = Witnesses()
+        self._failures = Failures()
         self._well_at = 0.0  # when a call went well, last
         self._run = 0  # failures since the last success
         self._began: tuple[Counts, Counts] = ((0, 0), (0, 0))  # of peers and of others, when the run began
@@ -178,7 +178,7 @@ class Record:
         self._calls += 1
         self._failed += 1
         self._run += 1
-        self._witnesses.add(now, scopes)
+        self._failures.add(now, scopes)
 
     def standards(
         self, peers: Sequence[Counts], peers_ever: Counts, others: Sequence[Counts], others_ever: Counts
@@ -238,14 +238,14 @@ class Record:
     def _is_said_by_others(self, within: Scopes, standards: Sequence[Standard], now: float) -> bool:
         """Is there evidence also without the one who had most failures?"""
         calls, failed = self.counts(now)
-        run, lately = self._witnesses.others(within, self._run, self._before_at)
+        run, lately = self._failures.others(within, self._run, self._before_at)
         return max((each.against(calls - failed + lately, lately, run) for each in standards), default=0.0) >= CONFIRMED
 
     def _worst(self, now: float) -> Scopes:
         """The one who had most failures, and of his users the one."""
         whose: Scopes = NOBODY_KNOWN
         while True:
-            narrower = self._witnesses.worst(whose, self._run, self._before_at)
+            narrower = self._failures.worst(whose, self._run, self._before_at)
             if narrower == whose:
                 return whose
             whose = narrower
@@ -265,13 +265,13 @@ class Record:
         others, they still have to prove that theirs go well.
         """
         depth = len(whose)
-        known = {scopes[: depth + 1] for scopes in (by, *self._witnesses.within(whose))}
+        known = {scopes[: depth + 1] for scopes in (by, *self._failures.within(whose))}
         known.discard(whose)
         for each in known:
             self._eject(each, now, MOST_SECONDS)
         seconds = self._eject(whose, now, MOST_SHARED_SECONDS if known else MOST_SECONDS)
         calls, failed = self.counts(now)
-        self._run, lately = self._witnesses.forget(whose, self._run, self._before_at)
+        self._run, lately = self._failures.forget(whose, self._run, self._before_at)
         self._calls, self._failed = calls - failed + lately, lately
         self._before_calls = self._before_failed = 0
         return seconds
@@ -286,7 +286,7 @@ class Record:
 
     def pardon(self, now: float) -> None:
         """It was started anew, it seems: have it tried soon, and judged by what it does from now on."""
-        self._witnesses.clear()
+        self._failures.clear()
         self._run = self._calls = self._failed = self._before_calls = self._before_failed = 0
         for each in self.ejections.values():
             each.pardon(now)

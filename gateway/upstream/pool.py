@@ -11,8 +11,8 @@ from mypy_extensions import mypyc_attr
 
 from gateway.status import Verdict
 from gateway.upstream.endpoint import Endpoint, ModelKey, State
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes
 from gateway.upstream.outlier import Counts, Standing
-from gateway.upstream.witnesses import NOBODY_KNOWN, Scopes
 
 _READY: Final = State.READY  # see `status.OK`
 _DOWN: Final = State.DOWN

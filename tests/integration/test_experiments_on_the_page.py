@@ -21,9 +21,9 @@ from traffic import config, http, until, write
 
 from gateway.app import Gateway, Place
 from gateway.config import load
+from gateway.experimentation.verdicts import Verdicts
 from gateway.store import ExposureRow, OutcomeRow, Stop
 from gateway.store.database import Store
-from gateway.verdicts import Verdicts
 
 KEY = "a key that nobody guesses"
 SPRING = {

@@ -25,7 +25,7 @@ from v2_calls import call, channel_to, infer, read_all, stream
 from gateway.access.api_keys import hash_of
 from gateway.app import Gateway
 from gateway.cli import main
-from gateway.experiment_reports import Unknown, disagreements
+from gateway.experimentation.reports import Unknown, disagreements
 from gateway.store import ExposureRow
 from gateway.store.database import Store
 from gateway.v1 import outcomes_pb2 as pb

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.upstream.ejection import FIRST_SECONDS, MOST_SECONDS, MOST_SHARED_SECONDS, TRIAL_CALLS, TRIAL_GAP
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes, scopes_of
 from gateway.upstream.outlier import SURE, Record, Standard, Standing, evidence, expected_share
-from gateway.upstream.witnesses import NOBODY_KNOWN, Scopes, scopes_of
 
 GOOD_PEERS = [Standard(0.02)]
 ANN, BOB, EVE = (scopes_of(name, None) for name in ("ann", "bob", "eve"))

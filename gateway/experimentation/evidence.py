@@ -15,12 +15,12 @@ from typing import Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import bandits_of, plans_of, rollouts_of
-from gateway.event_loop import call_from_thread
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Met
 from gateway.forwarding.shadowing import Shadows
 from gateway.hooks import BanditNow, ExperimentNow, StoreNow
+from gateway.process.event_loop import call_from_thread
 from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
 from gateway.store.rows import Row
 

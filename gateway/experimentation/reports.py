@@ -18,7 +18,7 @@ from gateway.config.experiment_file import load_experiments
 from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
-from gateway.evidence import settings_of
+from gateway.experimentation.evidence import settings_of
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report, moment, shares_text
@@ -118,7 +118,7 @@ def stop(source: Source, name: str, winner: str | None) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class StoredReport:
     """A report now, and what it was on the way here."""
 
     plan: Plan
@@ -138,7 +138,7 @@ class Judged:
         return json.dumps(self.report.as_json() | {"looks": looks, "stopped": stopped}, indent=2)
 
 
-def judged(source: Source, name: str, *, history: bool) -> Judged:
+def stored_report(source: Source, name: str, *, history: bool) -> StoredReport:
     """history: also what the report was on the way here.
 
     :raises CommandFailed: if there are no units yet, or SciPy is missing.
@@ -163,8 +163,8 @@ def judged(source: Source, name: str, *, history: bool) -> Judged:
     each = max(1, units.at.size // _LOOKS)
     report = analysed(plan, units, max(units.end, time.time()))
     if not history:
-        return Judged(plan, report, (), stop)
-    return Judged(plan, report, tuple(looks(plan, units, each)), stop, tuple(distributions(plan, units)))
+        return StoredReport(plan, report, (), stop)
+    return StoredReport(plan, report, tuple(looks(plan, units, each)), stop, tuple(distributions(plan, units)))
 
 
 def disagreements(config: str, name: str, most: int) -> Iterator[str]:

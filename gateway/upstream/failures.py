@@ -27,7 +27,7 @@ def scopes_of(caller: str, user: str | None) -> Scopes:
     return (EVERYBODY, own) if user is None else (EVERYBODY, own, hash((caller, user)))
 
 
-class Witnesses:
+class Failures:
     """The last failures on one endpoint, and whose they were."""
 
     __slots__ = ("_failures",)
