@@ -35,6 +35,7 @@ from gateway.upstream.latency import Latency
 WINDOW: Final = 5.0  # seconds of which calls are remembered, at least; at most twice as long
 SURE: Final = 13.8  # -ln of a millionth
 LIKELY: Final = 1.0  # -ln of 1 in 3: enough against an endpoint on trial, as one failure is beside one good call
+ENOUGH: Final = 7.0  # -ln of 1 in 1,000: enough for a caller's own calls, where another variant answers them meanwhile
 CONFIRMED: Final = 6.0  # -ln of 1 in 400: enough of a second caller, where it is sure for a first one
 MOST_EJECTIONS: Final = 256  # of one model on one endpoint, for different callers
 MEANWHILE: Final = 20  # calls of the peers, from which on a run is judged by them
@@ -82,15 +83,32 @@ class Standing(Enum):
     TRIAL = "trial"  # this call should go there, to see whether it has recovered
 
 
+def surprise(run: int, peers: Counts) -> float:
+    """-ln of the probability that so many calls in a row fail, if each does as likely as each of these few did.
+
+    How likely that is they tell by a uniform prior, so the more failures are asked for, the fewer the peers' calls are:
+    the product of (failed + 1 + i) / (calls + 2 + i) for i below `run`. 0 if none of the peers' calls went well.
+    """
+    calls, failed = peers
+    if failed >= calls:
+        return 0.0
+    lgamma = math.lgamma
+    return lgamma(failed + 1) - lgamma(failed + 1 + run) + lgamma(calls + 2 + run) - lgamma(calls + 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Standard:
-    """What a failing endpoint is measured by: how its peers do, or the variants that may stand in for its own."""
+    """What a failing endpoint is measured by: how its peers do, or variants that may stand in for its own."""
 
     lately: float  # share of their calls that failed in their windows, within (0, 1)
     meanwhile: float = 1.0  # the same since the endpoint's last failures in a row began; 1: too few to tell
+    samples: Sequence[Counts] = ()  # of those who get few calls: they are measured by these alone
+    enough: float = SURE  # evidence, for a single caller's or user's calls
 
     def against(self, calls: int, failed: int, run: int) -> float:
         """Evidence against an endpoint that failed so many calls of its window, and so many in a row since."""
+        if self.samples:
+            return max(surprise(run, sample) for sample in self.samples)
         found = 0.0
         if calls and failed / calls - self.lately >= MARGIN:
             found = max(evidence(calls, failed, self.lately), evidence(run, run, self.lately))
@@ -196,8 +214,9 @@ class Record:
             meanwhile = _MUCH * (failed + 1) / (calls + 2) + MARGIN if calls >= MEANWHILE else 1.0
             found.append(Standard(expected_share(peers), meanwhile))
         if others:
-            calls, failed = _since(others_ever, self._began[1])
-            found.append(Standard(expected_share(others), (failed + 1) / (calls + 2) if calls else 1.0))
+            lately = (sum(each[0] for each in others), sum(each[1] for each in others))
+            samples = (lately, _since(others_ever, self._began[1]))
+            found.append(Standard(expected_share(others), samples=samples, enough=ENOUGH))
         return found
 
     def condemned_by(self, scopes: Scopes, standards: Sequence[Standard], now: float) -> Scopes | None:
@@ -209,7 +228,8 @@ class Record:
         if found:
             return self._condemned_again(found, standards, now)
         calls, failed = self.counts(now)
-        against = max((each.against(calls, failed, self._run) for each in standards), default=0.0)
+        found_by = [(each.against(calls, failed, self._run), each.enough) for each in standards]
+        against = max((each[0] for each in found_by), default=0.0)
         if against < CONFIRMED:
             return None
         for depth in range(1, max(len(scopes), 2)):
@@ -221,7 +241,7 @@ class Record:
                 return within  # another one has found so already
             if against >= SURE and self._is_said_by_others(within, standards, now):
                 return within
-        return self._worst(now) if against >= SURE else None
+        return self._worst(now) if any(found >= enough for found, enough in found_by) else None
 
     def _condemned_again(self, found: Sequence[Ejection], standards: Sequence[Standard], now: float) -> Scopes | None:
         """A call of a trial has failed, or one that was begun before. found: the ejections that it comes under."""

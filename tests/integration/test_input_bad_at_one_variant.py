@@ -1,4 +1,4 @@
-"""Input that fails at one variant only, at a real Triton: it is his alone who sends it, however quiet it is otherwise."""
+"""Input that fails at one variant only, at a real Triton: that is its sender's affair alone, however quiet it is."""
 
 from __future__ import annotations
 
