@@ -72,6 +72,11 @@ class AnalysisProcess(Generic[Answer]):
         """May another question be asked now?"""
         return not self._asked and time.monotonic() >= self._rests_until
 
+    @property
+    def is_asked(self) -> bool:
+        """Is an answer to come? If none comes any more, the process has ended."""
+        return bool(self._asked)
+
     def ask(self, question: Question[Answer]) -> None:
         if self._pipe is None:
             self._pipe = self._start()
