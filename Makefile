@@ -28,8 +28,9 @@ pythons: $(VENV)/.installed
 
 # Which lines of each room its tests run, on the sources. Nothing holds it to a figure; ROOMS=tests make coverage takes all
 # tests, of which those that bound CPU time may fail, since counting costs.
-ROOMS := tests/admin tests/api tests/batching tests/config tests/forwarding tests/http2 tests/routing tests/rpc tests/smoke \
-  tests/steps tests/telemetry tests/transport tests/upstream tests/v2 $(wildcard tests/test_*.py)
+ROOMS := tests/admin tests/api tests/batching tests/config tests/demo tests/forwarding tests/http2 tests/process \
+  tests/routing tests/rpc tests/smoke tests/steps tests/telemetry tests/transport tests/upstream tests/v2 \
+  $(wildcard tests/test_*.py)
 coverage: export GATEWAY_NO_EXTENSIONS := 1
 coverage: $(VENV)/.tools
 	-$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report= $(ROOMS)

@@ -131,7 +131,7 @@ def compile_modules(root: Path, modules: Sequence[str]) -> Sequence[Path]:
         # Here the packages that are imported need not be installed. `make check` has judged the types with them.
         options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent", "--python-version=3.10"]
         # One C file for each module: a file of all takes three times the CPU, and only one core can work on it.
-        made = mypycify([*options, *modules], opt_level="1", debug_level="0", multi_file=True, group_name="gateway")
+        made = mypycify([*options, *modules], opt_level="2", debug_level="0", multi_file=True, group_name="gateway")
         command = _build_ext()(Distribution({"name": "gateway", "ext_modules": made}))
         command.inplace, command.force, command.parallel = True, True, min(os.cpu_count() or 1, _MOST_COMPILERS)
         command.ensure_finalized()

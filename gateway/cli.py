@@ -391,9 +391,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     signal.signal(
         signal.SIGHUP, signal.SIG_IGN
     )  # SIGHUP asks for a reload, and must not end a process that does not listen for it yet
-    from gateway import event_loop, scratch, supervisor, worker  # noqa: PLC0415
+    from gateway import supervisor, worker  # noqa: PLC0415
     from gateway.app import Place  # noqa: PLC0415
     from gateway.config import load, transparent  # noqa: PLC0415
+    from gateway.process import event_loop, scratch  # noqa: PLC0415
     from gateway.telemetry.process_log import name_process  # noqa: PLC0415
 
     _log_to_stderr(arguments.log_level, arguments.log_format)
@@ -438,9 +439,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _check_fitting(loaded: Loaded) -> int:
-    from gateway import event_loop  # noqa: PLC0415
     from gateway.config import Severity  # noqa: PLC0415
     from gateway.fitting import fitting  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
 
     found: list[Finding] = []
 
@@ -497,7 +498,7 @@ def _rollout_states(config: Config, arguments: argparse.Namespace) -> tuple[Mapp
     model = config.models.get(arguments.model)
     if model is None or model.rollout is None:
         return {}, []
-    from gateway.rollout_commands import RolloutCommands  # noqa: PLC0415
+    from gateway.experimentation.rollout_commands import RolloutCommands  # noqa: PLC0415
 
     name, key = model.rollout.name, model.rollout.plan(arguments.model).key
     try:
@@ -519,8 +520,8 @@ def _experiments(
     plans = {name: plan for name, plan in plans_of(config).items() if plan.model == arguments.model}
     if not plans:
         return {}, {}, []
-    from gateway.evidence import settings_of  # noqa: PLC0415
-    from gateway.experiment_reports import Source  # noqa: PLC0415
+    from gateway.experimentation.evidence import settings_of  # noqa: PLC0415
+    from gateway.experimentation.reports import Source  # noqa: PLC0415
 
     settings = settings_of(config)
     try:
@@ -591,7 +592,7 @@ def _protos(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from gateway import event_loop  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
     from gateway.telemetry.replay import replay  # noqa: PLC0415
 
     if arguments.instead is not None and arguments.model is None:
@@ -615,7 +616,7 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_analyse(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_files import analyse, plan_of  # noqa: PLC0415
+    from gateway.experimentation.files import analyse, plan_of  # noqa: PLC0415
 
     plan = plan_of(arguments.config, arguments.name)
     lines = analyse(
@@ -632,7 +633,7 @@ def _experiment_analyse(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_list(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_reports import listed, source_of  # noqa: PLC0415
+    from gateway.experimentation.reports import listed, source_of  # noqa: PLC0415
 
     for line in listed(source_of(arguments.config, arguments.store)):
         _say(line)
@@ -640,11 +641,11 @@ def _experiment_list(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_report(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_page import page  # noqa: PLC0415
-    from gateway.experiment_reports import judged, source_of  # noqa: PLC0415
+    from gateway.experimentation.report_page import page  # noqa: PLC0415
+    from gateway.experimentation.reports import source_of, stored_report  # noqa: PLC0415
 
     source = source_of(arguments.config, arguments.store)
-    found = judged(source, arguments.name, history=arguments.json or arguments.html is not None)
+    found = stored_report(source, arguments.name, history=arguments.json or arguments.html is not None)
     if arguments.html is not None:
         Path(arguments.html).write_text(page(found.plan, found.report, found.looks, found.spread), encoding="utf-8")
     _say(found.as_json() if arguments.json else "\n".join(found.lines()))
@@ -652,14 +653,14 @@ def _experiment_report(arguments: argparse.Namespace) -> int:
 
 
 def _experiment_stop(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_reports import source_of, stop  # noqa: PLC0415
+    from gateway.experimentation.reports import source_of, stop  # noqa: PLC0415
 
     _say(stop(source_of(arguments.config, arguments.store), arguments.name, arguments.winner))
     return 0
 
 
 def _experiment_diffs(arguments: argparse.Namespace) -> int:
-    from gateway.experiment_reports import disagreements  # noqa: PLC0415
+    from gateway.experimentation.reports import disagreements  # noqa: PLC0415
 
     for line in disagreements(arguments.config, arguments.name, arguments.most):
         _say(line)
@@ -667,7 +668,7 @@ def _experiment_diffs(arguments: argparse.Namespace) -> int:
 
 
 def _rollout_list(arguments: argparse.Namespace) -> int:
-    from gateway.rollout_commands import commands_of  # noqa: PLC0415
+    from gateway.experimentation.rollout_commands import commands_of  # noqa: PLC0415
 
     for line in commands_of(arguments.config, arguments.store).listed():
         _say(line)
@@ -675,7 +676,7 @@ def _rollout_list(arguments: argparse.Namespace) -> int:
 
 
 def _rollout_show(arguments: argparse.Namespace) -> int:
-    from gateway.rollout_commands import commands_of  # noqa: PLC0415
+    from gateway.experimentation.rollout_commands import commands_of  # noqa: PLC0415
 
     for line in commands_of(arguments.config, arguments.store).shown(arguments.name):
         _say(line)
@@ -685,8 +686,8 @@ def _rollout_show(arguments: argparse.Namespace) -> int:
 def _rollout_do(arguments: argparse.Namespace) -> int:
     import getpass  # noqa: PLC0415
 
+    from gateway.experimentation.rollout_commands import commands_of  # noqa: PLC0415
     from gateway.experiments.rollout import Command  # noqa: PLC0415
-    from gateway.rollout_commands import commands_of  # noqa: PLC0415
 
     try:
         who = getpass.getuser()
@@ -771,8 +772,9 @@ def _require_repository(folder: Path, models: Sequence[str] = ()) -> None:
 
 
 def _models_optimise(arguments: argparse.Namespace) -> int:
-    from gateway import event_loop, optimise  # noqa: PLC0415
+    from gateway import optimise  # noqa: PLC0415
     from gateway.models.catalogue import build  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
     from gateway.triton import install  # noqa: PLC0415
 
     shapes = [word for shape in arguments.shape for word in ("--shape", shape)]
@@ -794,7 +796,7 @@ def _models_optimise(arguments: argparse.Namespace) -> int:
 
 
 def _triton_start(arguments: argparse.Namespace) -> int:
-    from gateway import event_loop  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
     from gateway.triton import LocalTriton, install  # noqa: PLC0415
     from gateway.triton.command import stay_up  # noqa: PLC0415
 
@@ -824,35 +826,37 @@ def _demo(arguments: argparse.Namespace) -> int:
         return _demo_experiment(arguments)
     if arguments.with_experiment and arguments.once:
         raise WrongLine("--with-experiment comes after the table, and --once ends there")
-    from gateway import demo, event_loop  # noqa: PLC0415
+    from gateway.demo import showcase  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
 
     _log_to_stderr("error" if arguments.with_experiment else "warning")  # what its variants do wrong is meant
-    settings = demo.DemoSettings(
+    settings = showcase.DemoSettings(
         arguments.config,
         examples,
         arguments.repository,
         arguments.listen,
         arguments.admin_listen,
         arguments.once,
-        demo.tasks_of(arguments.task, every=arguments.all),
+        showcase.tasks_of(arguments.task, every=arguments.all),
         arguments.input,
         arguments.with_experiment,
     )
-    demo.prepare(settings)
-    return event_loop.run(demo.run(settings))
+    showcase.prepare(settings)
+    return event_loop.run(showcase.run(settings))
 
 
 def _demo_experiment(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         raise WrongLine("--experiment has a config of its own, so --config says nothing")
-    from gateway import demo_experiment, event_loop  # noqa: PLC0415
+    from gateway.demo import experiment  # noqa: PLC0415
+    from gateway.process import event_loop  # noqa: PLC0415
 
     _log_to_stderr("error")
-    settings = demo_experiment.ScenarioSettings(
+    settings = experiment.ScenarioSettings(
         arguments.repository, arguments.listen, arguments.admin_listen, arguments.experiment == "short"
     )
-    demo_experiment.prepare(settings)
-    return event_loop.run(demo_experiment.run(settings))
+    experiment.prepare(settings)
+    return event_loop.run(experiment.run(settings))
 
 
 def _say(text: str) -> None:

@@ -2,7 +2,8 @@
 
 Every method returns at once and never raises: telemetry must not be able to fail or delay a call. Instants are seconds
 on the clock of `time.monotonic()`. What is reported of every call is not frozen, since that makes it three times as
-expensive to make; nobody changes it. It writes its `__init__` itself, since only then it is compiled.
+expensive to make; nobody changes it. It writes its `__init__` itself, since only then it is compiled, and says that it
+is no part of a cycle, so that the collector need not know it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gateway.types import Facts, Metadata, Served
 _NO_FACTS: Final = Facts()
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class CallStarted:
     """A call, or one message of a ModelStreamInfer, has arrived, and the model that it names has been read."""
@@ -53,6 +55,7 @@ class CallStarted:
         self.facts = facts
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class AttemptStarted:
     """A call is about to be sent to one endpoint."""
@@ -101,6 +104,7 @@ class AttemptMerged:
     carrier: str  # traceparent of the attempt, of this or another call, that the server saw
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class AttemptEnded:
     """The endpoint of an attempt has answered or failed."""
@@ -128,6 +132,7 @@ class StepEnded:
     error: str = ""
 
 
+@mypyc_attr(acyclic=True)
 @dataclass(init=False, slots=True)
 class CallEnded:
     """A call has ended. This is reported once for each call."""
@@ -371,6 +376,27 @@ class BanditNow:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmGuardrailNow:
+    """A guardrail of an experiment, of one of its arms."""
+
+    arm: str
+    outcome: str
+    state: str  # "held", "breached", "undecided"
+    distance: float  # what is left until it is breached, as its limit is stated; NaN if nothing can be told
+    text: str  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictNow:
+    """What an experiment says so far, as this worker knows it."""
+
+    age: float  # seconds since it was found, or since this worker looks for one
+    decides: bool  # does this worker find it?
+    judgements: Sequence[tuple[str, str, str]] = ()  # of the primary outcome: arm, outcome, word
+    guardrails: Sequence[ArmGuardrailNow] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ExperimentNow:
     """An experiment of the config, now."""
 
@@ -382,6 +408,7 @@ class ExperimentNow:
     is_mismatched: bool  # is it an alarm?
     stopped_with: str = ""  # the arm that everybody gets since it was stopped
     bandit: BanditNow | None = None  # None: shares stay
+    verdict: VerdictNow | None = None  # None: it was stopped, or none is found anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,7 +485,7 @@ class UsageNow:
 class MemoryNow:
     """The memory of the container, or of this process where nothing limits it, and what is done about it."""
 
-    step: int  # `gateway.ladder.Step`
+    step: int  # `gateway.process.ladder.Step`
     refuses: str  # what that means, for people
     used: int  # bytes
     limit: int

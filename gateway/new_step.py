@@ -19,7 +19,7 @@ _FOLDER: Final = Path(__file__).with_name("templates") / "step"
 _NAME: Final = re.compile(r"[a-z](?:[a-z0-9_-]{0,48}[a-z0-9])?")
 
 
-class WrongName(Misused):
+class UnfitStepName(Misused):
     """No step can have this name; the text says why, and what would do."""
 
 
@@ -28,7 +28,7 @@ def new_step(name: str, folder: Path | None = None) -> list[Path]:
 
     name:    of the step; the module's has `_` where it has `-`.
     folder:  to be made; None is one of the module's name here.
-    :raises WrongName: if it can be no module's name, or another module or step has it.
+    :raises UnfitStepName: if it can be no module's name, or another module or step has it.
     :raises CommandFailed: if the folder is there and has files.
     :raises OSError: if it cannot be written.
     """
@@ -48,26 +48,28 @@ def new_step(name: str, folder: Path | None = None) -> list[Path]:
 
 
 def module_of(name: str, example: dict[str, str]) -> str:
-    """:raises WrongName: if it is not of the form of a name, or a word that Python or the step's code uses."""
+    """:raises UnfitStepName: if it is not of the form of a name, or a word that Python or the step's code uses."""
     such = f"such as '{_EXAMPLE}'"
     if not _NAME.fullmatch(name):
-        raise WrongName(f"'{name}' cannot be a step's name; it has lower-case letters, digits, '_' and '-', {such}")
+        raise UnfitStepName(f"'{name}' cannot be a step's name; it has lower-case letters, digits, '_' and '-', {such}")
     module = name.replace("-", "_")
     used = set(re.findall(r"\b[A-Z]\w+", example[f"{_EXAMPLE}.py"])) - {
         _class_of(_EXAMPLE),
         f"{_class_of(_EXAMPLE)}Params",
     }
     if keyword.iskeyword(module) or {_class_of(module), f"{_class_of(module)}Params"} & used:
-        raise WrongName(f"'{name}' cannot be a step's name: its code already means something else by it")
+        raise UnfitStepName(f"'{name}' cannot be a step's name: its code already means something else by it")
     return module
 
 
 def _require_free(name: str, module: str) -> None:
-    """:raises WrongName: if a step or a module has the name, which would be found in place of the new one."""
+    """:raises UnfitStepName: if a step or a module has the name, which would be found in place of the new one."""
     if module in SHIPPED:
-        raise WrongName(f"the gateway has a step '{module}'; choose another name than '{name}'")
+        raise UnfitStepName(f"the gateway has a step '{module}'; choose another name than '{name}'")
     if importlib.util.find_spec(module) is not None:
-        raise WrongName(f"Python has a module '{module}', which would be imported in its place; choose another name")
+        raise UnfitStepName(
+            f"Python has a module '{module}', which would be imported in its place; choose another name"
+        )
 
 
 def _example() -> dict[str, str]:

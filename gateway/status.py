@@ -153,7 +153,7 @@ _BY_PEER: Final = {  # codes whose meaning differs if they were made from a rese
 }
 
 
-def judge(
+def classify(
     code: int, text: str, origin: Origin = Origin.SERVER, *, model: str = "", version: str = "", id: str = ""
 ) -> Verdict:
     """What an upstream's failure means.
@@ -259,14 +259,14 @@ def is_unknown_sequence(code: int, text: str) -> bool:
     return code == Code.INVALID_ARGUMENT and text.endswith(_NO_START)
 
 
-def judge_in_band(text: str, *, by_model: bool, model: str, version: str = "", id: str = "") -> tuple[Code, Verdict]:
+def classify_in_band(text: str, *, by_model: bool, model: str, version: str = "", id: str = "") -> tuple[Code, Verdict]:
     """What an error inside a ModelStreamInfer means, and the code that the error has in a unary call.
 
     Such an error has no code, so its author decides: Triton names the model in errors of the model or its queue, and
     does not in its own refusals before that. So no model can make an error look like such a refusal.
 
     by_model:            does the response beside the text name a model?
-    model, version, id:  as in `judge`.
+    model, version, id:  as in `classify`.
     """
     sentence = _own_words(text, model, id)
     in_step = text.startswith(

@@ -12,6 +12,9 @@ MetadataValue = str | bytes
 Metadata = Sequence[tuple[str, MetadataValue]]
 """gRPC metadata in order; keys are lower case, `-bin` keys have bytes."""
 
+Buffer = bytes | bytearray | memoryview
+"""Bytes wherever they lie. A memoryview must be one of unsigned bytes (format "B")."""
+
 Parameter = bool | int | float | str
 """A value of the V2 protocol's `InferParameter`."""
 

@@ -100,6 +100,7 @@ def _run(stack: Stack, run: Run, arguments: argparse.Namespace, say: Say) -> dic
 
     loads = Loads(stack.triton.address, stack.work, arguments.seconds)
     bench = Bench(stack, loads, run.samples.append, miss, say)
+    say(f"Python {machine.python()}")
     say("starting the proxies and the gateway")
     started = stack.systems(arguments.systems)
     everyone = [each for each in started if each.name != SHARING]

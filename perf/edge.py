@@ -21,7 +21,7 @@ from typing import Final
 
 import grpc
 
-from gateway.demo_tasks import EVERYTHING, TASKS, Site, Task, models_of
+from gateway.demo.tasks import EVERYTHING, TASKS, Site, Task, models_of
 from gateway.models.catalogue import build
 from gateway.triton import LocalTriton
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from gateway.status import Code, Meaning, Origin, is_server_fault, is_tritons_own, judge, judge_in_band
+from gateway.status import Code, Meaning, Origin, classify, classify_in_band, is_server_fault, is_tritons_own
 
 # The texts are Triton's own, as probed against 2.51, of a request with the id 1 for version 9 of the model x.
 ASKED = {"model": "x", "version": "9", "id": "1"}
@@ -70,7 +70,7 @@ STATUSES = {
 
 @pytest.mark.parametrize(("code", "text", "meaning"), STATUSES.values(), ids=STATUSES)
 def test_a_servers_status_means(code: int, text: str, meaning: Meaning) -> None:
-    assert judge(code, text, **ASKED).meaning is meaning
+    assert classify(code, text, **ASKED).meaning is meaning
 
 
 SENTENCES = {
@@ -92,25 +92,25 @@ def test_a_text_that_only_contains_a_sentence_of_tritons_says_nothing_of_the_ser
     code: Code, text: str, around: str
 ) -> None:
     quoted = around.format(text)
-    verdict = judge(code, quoted, **ASKED)
+    verdict = classify(code, quoted, **ASKED)
     assert (verdict.elsewhere, verdict.ejects) == (False, False)
     for by_model in (True, False):
-        _, verdict = judge_in_band(quoted, by_model=by_model, **ASKED)
+        _, verdict = classify_in_band(quoted, by_model=by_model, **ASKED)
         assert (verdict.elsewhere, verdict.ejects) == (False, False)
 
 
 @pytest.mark.parametrize("text", ["failed to connect to all addresses", QUEUE_FULL, STOPPING])
 def test_a_status_that_the_transport_made_means_unreachable_whatever_its_text(text: str) -> None:
-    assert judge(Code.UNAVAILABLE, text, Origin.CONNECTION).meaning is Meaning.UNREACHABLE
+    assert classify(Code.UNAVAILABLE, text, Origin.CONNECTION).meaning is Meaning.UNREACHABLE
 
 
 def test_an_answer_larger_than_we_take_would_be_so_anywhere() -> None:
-    verdict = judge(Code.RESOURCE_EXHAUSTED, "Received message larger than max", Origin.ANSWER)
+    verdict = classify(Code.RESOURCE_EXHAUSTED, "Received message larger than max", Origin.ANSWER)
     assert (verdict.meaning, verdict.elsewhere) == (Meaning.SERVER, False)
 
 
 def test_calls_that_find_no_room_before_a_connection_are_tried_elsewhere() -> None:
-    verdict = judge(Code.RESOURCE_EXHAUSTED, "", Origin.QUEUE)
+    verdict = classify(Code.RESOURCE_EXHAUSTED, "", Origin.QUEUE)
     assert (verdict.meaning, verdict.elsewhere) == (Meaning.OVERLOADED, True)
 
 
@@ -137,7 +137,7 @@ IN_BAND = {
 
 @pytest.mark.parametrize(("text", "by_model", "code", "meaning"), IN_BAND.values(), ids=IN_BAND)
 def test_an_error_inside_a_stream_means(text: str, by_model: bool, code: Code, meaning: Meaning) -> None:
-    found, verdict = judge_in_band(text, by_model=by_model, **ASKED)
+    found, verdict = classify_in_band(text, by_model=by_model, **ASKED)
     assert (found, verdict.meaning) == (code, meaning)
 
 
@@ -163,9 +163,9 @@ TREATMENT = {  # may another be tried, is the endpoint left alone
 def test_what_may_have_been_executed_is_not_repeated_and_what_is_gone_is_left_alone() -> None:
     met = {}
     for code, text, _ in STATUSES.values():
-        verdict = judge(code, text, **ASKED)
+        verdict = classify(code, text, **ASKED)
         met[verdict.meaning] = (verdict.elsewhere, verdict.ejects)
-    unreachable = judge(Code.UNAVAILABLE, "", Origin.CONNECTION)
+    unreachable = classify(Code.UNAVAILABLE, "", Origin.CONNECTION)
     met[unreachable.meaning] = (unreachable.elsewhere, unreachable.ejects)
     assert met == TREATMENT
 

@@ -157,10 +157,19 @@ def _experiments(states: Sequence[Json]) -> list[Json]:
         {
             **max(each, key=lambda one: sum(one["units"].values())),
             "exposures": sum(one["exposures"] for one in each),
+            **_verdict([one["verdict"] for one in each if one.get("verdict")]),
             **_bandit([one["bandit"] for one in each if one.get("bandit")]),
         }
         for each in found.values()
     ]
+
+
+def _verdict(verdicts: Sequence[Json]) -> Json:
+    """All read one, and who has read it last knows it best."""
+    if not verdicts:
+        return {}
+    told = min(verdicts, key=lambda one: (not one["judgements"], one["age_seconds"]))
+    return {"verdict": {**told, "decides": any(one["decides"] for one in verdicts)}}
 
 
 def _bandit(bandits: Sequence[Json]) -> Json:

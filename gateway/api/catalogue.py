@@ -18,7 +18,7 @@ from gateway.errors import BadRequest, GatewayError, NoTarget, UnknownModel, sho
 from gateway.forwarding.pipelines import PIPELINE_VERSION, PipelineModel
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.routing import Route, plan
-from gateway.status import Code, Meaning, judge
+from gateway.status import Code, Meaning, classify
 from gateway.types import Facts, Variant
 from gateway.upstream.ask import NOBODY, Asker, as_error, ask, usable
 from gateway.upstream.connection import CallFailed
@@ -403,6 +403,6 @@ _OF_ONE_SERVER: Final = (Meaning.SERVER, Meaning.UNCLEAR)
 
 def _raise_if_callers_fault(failure: CallFailed, name: str, version: str) -> None:
     """:raises UpstreamFailed: if every endpoint would fail alike. name, version: those that were asked about."""
-    verdict = judge(failure.code, failure.text, failure.origin, model=name, version=version)
+    verdict = classify(failure.code, failure.text, failure.origin, model=name, version=version)
     if not verdict.elsewhere and verdict.meaning not in _OF_ONE_SERVER:
         raise as_error(failure) from failure

@@ -22,10 +22,10 @@ from gateway.forwarding.retry_info import pushback_fields, quota_answer, quota_f
 from gateway.forwarding.topology import CurrentTopology
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields
+from gateway.rpc.places import lay, pipe
 from gateway.rpc.server import ServerCall
-from gateway.rpc.stream import lay, pipe
 from gateway.status import Code
-from gateway.upstream.shared_memory import Placed
+from gateway.upstream.placed import Placed
 from gateway.v2.peek import Head, peek_front
 
 _log = logging.getLogger(__name__)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.upstream.shared_memory import Held, Placed, SharedMemory
+from gateway.types import Buffer
+from gateway.upstream.placed import Held, Placed
+from gateway.upstream.shared_memory import SharedMemory
 from gateway.v2.peek import RAW_INPUT, encode_varint, with_raw
-from gateway.v2.placing import Buffer
 
 
 class Apart:

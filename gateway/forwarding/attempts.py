@@ -61,6 +61,7 @@ class Attempts:
         "_tried_here",
         "chosen",
         "is_sample",
+        "is_witness",
         "last",
         "made",
         "reason",
@@ -73,6 +74,7 @@ class Attempts:
         self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
         self.chosen = self._last  # the name of the variant that is meant to answer
         self.is_sample = False
+        self.is_witness = False
         self._pools = pools
         self._most = most
         self._index = 0
@@ -100,7 +102,7 @@ class Attempts:
                 why = self._why()
                 self.made += 1
                 self._returns = False
-                self._tried_here = (*self._tried_here, endpoint)
+                self._tried_here = (*self._tried_here, endpoint) if self._tried_here else (endpoint,)
                 instead_of = self._last if why == "fallback" else ""
                 self._last = variant.name
                 self.last = Attempt(variant, endpoint, self.made, why, instead_of)
@@ -122,6 +124,11 @@ class Attempts:
         self._put_off = (first,)
         self._targets = (*self._targets, first)
         self._next_variant()
+
+    def ask_though_left_alone(self) -> None:
+        """Begin with the first variant also where all its endpoints are ejected."""
+        self.is_witness = True
+        self._put_off = (self._targets[0],)
 
     def maybe_hedge(self, first: Attempt) -> Attempt | None:
         """A second attempt of the same variant while the first is under way, if another endpoint can have it."""
@@ -178,7 +185,7 @@ class Attempts:
         pool = self._pools.get(variant.upstream)
         if pool is None:
             return None
-        tried = (*self._tried_here, *self._avoid)
+        tried = (*self._tried_here, *self._avoid) if self._avoid else self._tried_here
         if variant in self._put_off:  # all the others have been asked: even an endpoint that fails most calls may do
             return pool.maybe_pick(variant.model, variant.version, tried, desperate=True)
         return pool.maybe_pick(variant.model, variant.version, tried)

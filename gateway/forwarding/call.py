@@ -7,9 +7,9 @@ Whatever has a say in a call has its place in that life:
     before deciding    `begin`, before it asks for a decision: is it within its caller's and its model's quotas?
     deciding           `Inference.decision`, once for all requests that are alike; `Inference.begin`, for each
     before attempts    `_share`, where a request that was or is being answered gets the same answer
-    beside an attempt  `_send`, where `_lay` lays large tensors into memory that the endpoint shares
-                       `_begin_attempt`, where `_merged` lets it travel with others
-                       `_send`, where a `Hedge` may go to another endpoint as well
+    beside an attempt  `send`, where `Laid` lays large tensors into memory that the endpoint shares
+                       `_begin_attempt`, where `merged` lets it travel with others
+                       `send`, where a `Hedge` may go to another endpoint as well
     between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
     before the answer  `_is_looked_at`, where one that is wrong is told from one that is right
     after              `_reply`, whose answer `Shadows` compare with another variant's; `_end`, whatever the end was,
@@ -39,6 +39,7 @@ from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, stand_in, whose, why_not
+from gateway.forwarding.laid import Laid
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
@@ -55,7 +56,9 @@ from gateway.status import LATE, OK, WRONG, Code, Meaning, Origin, Verdict
 from gateway.types import Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.shared_memory import AnswerPlace, Kept, Placed, SharedMemory
+from gateway.upstream.kept import Kept
+from gateway.upstream.placed import Placed
+from gateway.upstream.shared_memory import SharedMemory
 from gateway.v2.faults import Fault
 from gateway.v2.names import INFER
 from gateway.v2.peek import Head, as_asked, peek_front
@@ -103,12 +106,10 @@ class Call:
     _hedge: Hedge | None = None  # if its model's slow calls are sent a second time
     _leads: Flight | None = None  # for whose members it is made
     _quota: Quota | None = None  # that it must leave
-    _placed: Placed | None = None  # its tensors, while it has a place in memory that its endpoint shares
-    _kept: Kept | None = None  # what its endpoint may read and write of that memory, for the last attempt that had some
+    kept: Kept | None = None
     _given_up: Kept | None = None  # the same, of an attempt that nobody waits for and that its endpoint goes on with
-    _may_be_placed = True  # have its tensors not been there yet?
-    _apart: Apart | None = None  # its raw tensors, while they are not in its body
-    _answer_place: AnswerPlace | None = None  # for its answer's tensors, while it has one there
+    apart: Apart | None = None
+    _laid: Laid | None = None  # its tensors in memory that its endpoint shares, if some have been there
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
     _counted: VariantCounts | None = None  # of its variant, if its model has a rollout
@@ -141,7 +142,7 @@ class Call:
             assert self._parts is not None  # noqa: S101  (no other has a request that is not here whole)
             self.body, self._large = b"", LargeRequest(self._parts, body)
         if apart is not None:
-            self._apart = apart
+            self.apart = apart
             self._request_bytes += apart.size
 
     def begin(self, observer: CallObserver | None = None) -> None:
@@ -170,7 +171,7 @@ class Call:
             if inference.exposures.table:
                 self._exposed = inference.exposed(work, decision.request_id)
             if inference.rolled.table:
-                self._counted = inference.rolled.maybe(work.route.model, work.attempts.chosen)
+                self._counted = inference.rolled_begun(work, self._caller.peer)
             if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
@@ -265,21 +266,21 @@ class Call:
         attempt.endpoint.in_flight += 1
         if self._leads is not None:
             self._leads.sent(attempt)
-        if self._large is not None or not self._merged(attempt):
-            self._send(attempt)
+        if self._large is not None or not self.merged(attempt, None):
+            self.send(attempt)
 
-    def _send(self, attempt: Attempt) -> None:
+    def send(self, attempt: Attempt) -> None:
         memory = attempt.endpoint.memory
-        if memory is not None and self._may_be_placed and self._lay(attempt, memory):
+        if memory is not None and self._lay(attempt, memory):
             return
         self._join()
         variant, connection, large = attempt.variant, attempt.endpoint.connection, self._large
         id, sequence = self._work.upstream_id, self._work.own_sequence
         request = request_for(variant, self.body, self.head, id=id, extra=sequence) if large is None else b""
-        client = self._new_client(attempt)
+        client = self.new_client(attempt)
         if large is None:
             client.request = request
-            self._watch(attempt, client)
+            self.watch(attempt, client)
         # A request with a sequence id of its caller's own is not one of these: `Relay._wants_whole` has it collected.
         elif large.put_into(client, variant, self.head, id):
             attempt.began = 0.0  # how long it takes is its caller's affair too
@@ -287,17 +288,17 @@ class Call:
 
     def _join(self) -> None:
         """Have its raw tensors in its body, for whoever needs it whole."""
-        if self._apart is not None:
-            self.body, self._apart = self._apart.after(self.body), None
+        if self.apart is not None:
+            self.body, self.apart = self.apart.after(self.body), None
 
-    def _new_client(self, attempt: Attempt) -> ClientCall:
+    def new_client(self, attempt: Attempt) -> ClientCall:
         client = self._client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
         client.on_done = self._upstream_done
         if self._parts is not None and not self._shadows:
             client.on_front = self._answer_front
         return client
 
-    def _watch(self, attempt: Attempt, client: ClientCall) -> None:
+    def watch(self, attempt: Attempt, client: ClientCall) -> None:
         """Limit the time of an attempt whose request is here whole, and have a second one follow if it is slow."""
         seconds = attempt.variant.attempt_timeout
         if seconds:
@@ -315,152 +316,44 @@ class Call:
             self._timer.cancel()
             self._timer = None
 
-    # Tensors in memory that the endpoint shares
+    # Tensors in memory that the endpoint shares, as `Layable`
 
     def _lay(self, attempt: Attempt, memory: SharedMemory) -> bool:
-        """Lay its tensors into memory, where that is worth it and can be. False: it must be sent as bytes.
-
-        What is sent again goes as bytes: it is whole by then, and its endpoint may have forgotten the memory.
-        """
-        large, is_small = self._large, self._request_bytes < memory.least
-        is_worth_it = not is_small or (large is None and memory.knows_answers)
-        if self._work.own_sequence or not is_worth_it:
+        """Lay its tensors into memory, where that is worth it and can be. False: it must be sent as bytes."""
+        work, large, laid = self._work, self._large, self._laid
+        is_small = self._request_bytes < memory.least  # so that at most its answer is worth it
+        if work.own_sequence or (is_small and (large is not None or not memory.answers.knows(attempt.variant.model))):
             return False
-        self._may_be_placed = is_small  # whatever becomes of it here
-        if not memory.suits(attempt.variant.model):
-            return False
-        front = self.body if large is None else large.front
-        answer = self._answer_place = self._maybe_answer_place(attempt, memory, front)
-        if is_small:
-            return answer is not None and self._send_for(attempt, answer)
-        if self._apart is not None:
-            placed = self._apart.maybe_place(memory, self.body)
-        else:
-            placed = memory.maybe_place(front, self._request_bytes)
-        self._placed = placed
-        if placed is None:
-            self._drop_answer_place()
-            return False
-        client = self._new_client(attempt)  # before the request is all there, since it keeps the time
-        if large is not None:
-            large.place(placed, self._all_is_placed)
-            return True
-        if self._apart is None:
-            placed.feed_first(self.body)
-        return self._send_placed(attempt, placed, client)
+        if laid is None:
+            laid = self._laid = Laid(self, self._inference, work, self._parts, large, self._request_bytes)
+        return laid.is_sent(attempt, memory, self._exposed is None and self._point is None)
 
-    def _maybe_answer_place(self, attempt: Attempt, memory: SharedMemory, front: bytes) -> AnswerPlace | None:
-        """Room for its answer's tensors, if nobody else looks at it, and it may run twice should it be larger."""
-        work, inference, variant = self._work, self._inference, attempt.variant
-        if not memory.knows_answers or work.sequence is not None or not work.route.retry.on or self._parts is None:
-            return None
-        if inference.checks.table or self._exposed is not None or self._point is not None or not self._parts.may_keep():
-            return None
-        return memory.maybe_answer_place(variant.model, variant.version or self.head.model_version, front)
-
-    def _names(self, attempt: Attempt) -> tuple[str, str, str]:
-        """Of model and version, and the id, as its variant's Triton must see them."""
-        variant, head, id = attempt.variant, self.head, self._work.upstream_id
-        return variant.model, variant.version or head.model_version, head.id if id is None else id
-
-    def _send_for(self, attempt: Attempt, answer: AnswerPlace) -> bool:
-        """Send it with its own tensors as bytes, for an answer whose tensors are elsewhere. False: it can't be so."""
-        self._may_be_placed = False
-        names = self._names(attempt)
-        request = answer.request(names, self.body)
-        if request is None:
-            self._drop_answer_place()
-            return False
-        client = self._new_client(attempt)
-        client.request = request
-        kept = self._kept = answer.kept(names)
-        client.keep_for_server(kept.released, kept.is_own)
-        self._watch(attempt, client)
-        answer.sent()
-        attempt.endpoint.connection.submit(client)
-        return True
-
-    def _all_is_placed(self) -> None:
-        """All of a large request has arrived."""
-        placed, attempt, client = self._placed, self._attempt, self._client
-        if self.is_over or placed is None or attempt is None or client is None:
-            return
-        try:
-            attempt.began = self._inference.clock()
-            if self._inference.current.now.merges and self._merged(attempt, placed):
-                return
-            if not self._send_placed(attempt, placed, client):
-                self._send(attempt)
-        except Exception as error:
-            self.fail_by(error)
-
-    def _send_placed(self, attempt: Attempt, placed: Placed, client: ClientCall) -> bool:
-        """Send what names where the tensors are. False: it must be sent as bytes after all."""
-        answer, names = self._answer_place, self._names(attempt)
-        request = placed.request(names, answer)
-        if request is None:
-            self._unplace(placed)
-            forsake(client)
-            return False
-        client.request = request
-        kept = self._kept = placed.kept(names, answer)
-        client.keep_for_server(kept.released, kept.is_own)
-        if self._large is None:
-            self._watch(attempt, client)
-        placed.sent()
-        if answer is not None:
-            answer.sent()
-        attempt.endpoint.connection.submit(client)
-        return True
-
-    def _unplace(self, placed: Placed) -> None:
-        """It goes on as bytes.
-
-        A large request's place there stays its own until it ends, though it needs it no more: so no more bytes can be
-        taken out of the memory, into the gateway's own, than there is memory.
-        """
-        self._drop_answer_place()
-        if self._large is not None:
-            self._large.take_back()
-        else:
-            self._placed = None
-            placed.drop()
-
-    def _drop_answer_place(self) -> None:
-        if self._answer_place is not None:
-            place, self._answer_place = self._answer_place, None
-            place.drop()
+    def maybe_under_way(self) -> tuple[Attempt, ClientCall] | None:
+        attempt, client = self._attempt, self._client
+        return None if attempt is None or client is None else (attempt, client)
 
     def _is_sent_as_bytes(self, client: ClientCall) -> bool:
-        """Does the server not know the memory, as after a restart, or did its answer not fit its place there?
-
-        Then it is sent once more, which is no attempt.
-        """
-        attempt, placed, answer = self._attempt, self._placed, self._answer_place
-        if self.is_over or attempt is None:
-            return False
-        if client.code is OK:
-            is_in_vain = answer is not None and answer.is_not_there(client.body)
-        else:
-            is_in_vain = answer is not None and answer.is_in_vain(client.text)
-        if not is_in_vain and (placed is None or not placed.is_unknown(client.text)):
+        """Could the server do nothing with its tensors' places? Then it is sent once more, which is no attempt."""
+        laid, attempt = self._laid, self._attempt
+        if self.is_over or laid is None or attempt is None or not laid.is_in_vain(client):
             return False
         self._end_timer()
         try:
-            if placed is not None:
-                self._unplace(placed)
-            self._drop_answer_place()
-            self._send(attempt)
+            laid.take_back()
+            self.send(attempt)
         except Exception as error:
             self.fail_unforeseen(error)
         return True
+
+    def _has_answer_place(self) -> bool:
+        return self._laid is not None and self._laid.answer is not None
 
     # Places at endpoints and gates
 
     def _leave_endpoint(self, client: ClientCall | None = None) -> None:
         """client: that has ended, if one has."""
-        if client is not None and client.runs_out and client.is_kept and self._kept is not None:
-            self._leave_later(self._kept)
+        if client is not None and client.runs_out and client.is_kept and self.kept is not None:
+            self._leave_later(self.kept)
             return
         endpoint, self._busy = self._busy, None
         if endpoint is not None:
@@ -501,7 +394,7 @@ class Call:
         if attempt is None or memory is None or size < memory.least or self._work.sequence is not None:
             return
         variant, front = attempt.variant, self.body if large is None else large.front
-        memory.learn_answer(variant.model, variant.version or self.head.model_version, front, answer)
+        memory.answers.learn(variant.model, variant.version or self.head.model_version, front, answer)
 
     # Answer
 
@@ -511,7 +404,7 @@ class Call:
         if self.is_over or caller is None:
             return
         try:
-            if self._is_collected(client) or (client.runs_out and self._answer_place is not None):
+            if self._is_collected(client) or (client.runs_out and self._has_answer_place()):
                 client.on_front = None
                 return
             head = peek_front(client.body)
@@ -542,10 +435,8 @@ class Call:
             place, self._place = self._place, None
             place.leave_answered(self._inference.clock())
         client.release_memory(True)  # the server has read its tensors, and a slow reader of the answer holds none
-        if self._placed is not None:
-            placed, self._placed = self._placed, None
-            placed.drop()
-        self._drop_answer_place()  # of the attempt beside which a hedge has answered
+        if self._laid is not None:
+            self._laid.drop()  # its answer's place too, of the attempt beside which a hedge has answered
         self._learn_answer(client.body, len(client.body) + client.missing)
         work = self._work
         front = as_asked(client.body, head, work.route.model, None if work.upstream_id is None else self.head.id)
@@ -555,7 +446,7 @@ class Call:
         caller.pass_answer(client, front, _answer_fields(client.initial))
 
     def _upstream_done(self, client: ClientCall) -> None:
-        may_be_in_vain = client.runs_out and (client.code is not OK or self._answer_place is not None)
+        may_be_in_vain = client.runs_out and (client.code is not OK or self._has_answer_place())
         if may_be_in_vain and self._is_sent_as_bytes(client):
             return
         self._leave_endpoint(client)
@@ -583,13 +474,14 @@ class Call:
             self._end(OK, "")
             return
         body, work = client.body, self._work
-        place = self._answer_place if client.runs_out else None  # a hedge's answer is all in its message
+        laid = self._laid if client.runs_out else None  # a hedge's answer is all in its message
+        place = None if laid is None else laid.answer
         try:
             head = self._inference.answers.peek(body)
             renamed = as_asked(body, head, work.route.model, None if work.upstream_id is None else self.head.id)
-            if place is not None:
+            if laid is not None and place is not None:
                 body = renamed = place.whole(renamed)
-                self._drop_answer_place()
+                laid.drop_answer_place()
                 head = self._inference.answers.peek(body)
                 if self._parts is not None:
                     self._parts.keep_answer(len(body))
@@ -723,9 +615,8 @@ class Call:
         if self._is_passed_on or (self._large is not None and not self._large.can_be_resent()):
             # Part of the answer is out, or part of the request is gone: it can't be sent again.
             raise inference.given_up(work)
-        if self._placed is not None:
-            self._unplace(self._placed)
-        self._drop_answer_place()
+        if self._laid is not None:
+            self._laid.take_back()
         return True
 
     def _wait_after(self, client: ClientCall) -> float:
@@ -815,13 +706,12 @@ class Call:
         if self._quota is not None:
             self._leave_quota()
         self.tell_answered()
-        self._apart = None
+        self.apart = None
         if self._large is not None:
             self._large.drop()
-        if self._placed is not None:
-            placed, self._placed = self._placed, None
-            placed.drop()
-        self._drop_answer_place()
+        if self._laid is not None:
+            laid, self._laid = self._laid, None  # which refers to this call
+            laid.drop()
         if self._hedge is not None:
             hedge, self._hedge = self._hedge, None
             hedge.end(code, self._attempt)
@@ -836,11 +726,10 @@ class Call:
             deadline, peer = self._caller.deadline, self._caller.peer
             self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline, peer)
         if self._is_reported:
-            sizes = self._request_bytes, self._answered_bytes
-            now = self._inference.clock()
+            size, answered, now = self._request_bytes, self._answered_bytes, self._inference.clock()
             if sharing is not None:
                 self._waited += sharing.waited(now)
-            self._observer.ended(CallEnded(code, text, self.served, *sizes, now, callers_fault, self._waited))
+            self._observer.ended(CallEnded(code, text, self.served, size, answered, now, callers_fault, self._waited))
 
     # Sharing, as `Sharer`
 
@@ -978,7 +867,7 @@ class Call:
 
     # Merging, as `Mergeable`
 
-    def _merged(self, attempt: Attempt, placed: Placed | None = None) -> bool:
+    def merged(self, attempt: Attempt, placed: Placed | None) -> bool:
         """Leave the request to a merge point, if it is one that can be merged. placed: where all of its tensors are."""
         self._point = None  # of an attempt before, at another model
         settings = self._inference.current.now.merges.get(self._work.route.model)
@@ -989,7 +878,8 @@ class Call:
         if point is None or not point.takes(self, placed):
             return False
         self._point = point
-        self._drop_answer_place()
+        if self._laid is not None:
+            self._laid.drop_answer_place()
         if placed is not None and self._client is not None:  # which kept the time while the request arrived
             client, self._client = self._client, None
             forsake(client)
@@ -1015,10 +905,11 @@ class Call:
     def send_alone(self, ended: Callable[[bool], None]) -> None:
         self.batch = None
         self._tell_alone = ended
-        attempt, placed = self._attempt, self._placed
+        attempt, laid = self._attempt, self._laid
+        placed = None if laid is None or self._large is None else laid.placed
         assert attempt is not None  # noqa: S101  (an attempt brought it to the merge point)
-        if self._large is None or placed is None or not self._send_placed(attempt, placed, self._new_client(attempt)):
-            self._send(attempt)
+        if laid is None or placed is None or not laid.is_sent_placed(attempt, placed, self.new_client(attempt)):
+            self.send(attempt)
 
     def answered(self, body: bytes, head: Head, client: ClientCall, members: int) -> None:
         self._leave_endpoint(client)

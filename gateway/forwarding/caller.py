@@ -21,7 +21,7 @@ from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from, legal_fields, text_of
 from gateway.rpc.requests import RequestHead
 from gateway.types import Facts, Metadata
-from gateway.upstream.shared_memory import Placed
+from gateway.upstream.placed import Placed
 from gateway.v2.peek import Head, parameters_of
 
 

@@ -64,10 +64,10 @@ from gateway.status import (
     Meaning,
     Origin,
     Verdict,
+    classify,
     code_of,
     is_queue_full,
     is_unknown_sequence,
-    judge,
 )
 from gateway.types import Facts, Metadata, Parameter, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
@@ -333,6 +333,23 @@ class Inference:
         """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in."""
         return not exposed.running.counts_variant or not stand_in(work)
 
+    def rolled_begun(self, work: Work, peer: str) -> VariantCounts | None:
+        """A call of a model with a rollout has begun. The counts of the variant that it is meant for, if it is one of
+        the two.
+
+        It may become a witness of the new one, if that is left alone.
+        """
+        attempts = work.attempts
+        counts = self.rolled.maybe(work.route.model, attempts.chosen)
+        if counts is None or counts.witnesses is None or not self._breakers or work.sequence is not None:
+            return counts
+        first = attempts.targets[0]
+        if first.name != attempts.chosen or (work.route.model, first.name) not in self._breakers:
+            return counts
+        if self.topology.is_available(first) and counts.witnesses.maybe_one(whose(work, peer), self.clock()):
+            attempts.ask_though_left_alone()
+        return counts
+
     def rolled_ended(
         self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None, peer: str
     ) -> None:
@@ -416,7 +433,8 @@ class Inference:
             if work.sequence is not None:
                 return attempts.maybe_next()
             first = attempts.targets[0]
-            if (self._breakers and not self._admits(work, first)) or (self._doubted and self._is_sample(attempts)):
+            is_kept_away = self._breakers and not attempts.is_witness and not self._admits(work, first)
+            if is_kept_away or (self._doubted and self._is_sample(attempts)):
                 attempts.put_off_first()
             else:
                 found = attempts.maybe_next()
@@ -657,7 +675,7 @@ class Inference:
         # The version that was asked for: a caller who invents one must not make the model itself count as gone.
         asked = (variant.model, variant.version or maybe_version(work.head.model_version) or "")
         if verdict is None:
-            verdict = judge(
+            verdict = classify(
                 failure.code, failure.text, failure.origin, model=asked[0], version=asked[1], id=work.head.id
             )
         code = code_of(failure.code)

@@ -16,7 +16,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import BadInput, BadRequest, MalformedMessage
 from gateway.forwarding.beside import beside
-from gateway.steps import Array, Buffer, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
+from gateway.steps import Array, Tensors, WrongAnswer, datatype_of, dtype_of, raw_view, to_array
+from gateway.types import Buffer
 from gateway.v2.peek import RAW_INPUT, RAW_OUTPUT, with_raw
 from gateway.v2.shapes import ImpossibleShape, elements_of, shown
 from gateway.v2.weight import (

@@ -25,7 +25,7 @@ from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import Fields, metadata_from
 from gateway.status import Code
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.shared_memory import Held
+from gateway.upstream.placed import Held
 from gateway.v2.peek import Head
 
 _log = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ from gateway.steps import (
     take,
 )
 from gateway.types import Served
-from gateway.upstream.shared_memory import Held
+from gateway.upstream.placed import Held
 from gateway.v2 import weight
 from gateway.v2.versions import read_version
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from gateway.forwarding.caller import PartsCaller
 from gateway.rpc.client import ClientCall
 from gateway.types import Variant
-from gateway.upstream.shared_memory import Placed
+from gateway.upstream.placed import Placed
 from gateway.v2.peek import Head, rename_request, tail
 
 

@@ -5,6 +5,7 @@ Numbers only grow, and are read from another thread. Nothing here knows of a sto
 
 from __future__ import annotations
 
+import math
 from typing import Final
 from zlib import crc32
 
@@ -13,6 +14,11 @@ from gateway.status import OK, Code, Meaning, is_server_fault
 
 _MOST_BYTES: Final = 1 << 20  # of an answer that is looked at
 _MOST_OF_ONE: Final = 3  # answers to one unit, or one caller, of those that are looked at; or one took all
+_WITNESSES: Final = 8  # in so many seconds, at most, at one worker
+_WITNESS_SECONDS: Final = 60.0
+_WITNESS_GAP: Final = 0.2  # seconds between two, so that what lasts a moment is no more than that
+_WITNESSES_OF_UNIT: Final = 1  # of those: of one place, of which there are `PLACES` of each kind
+_WITNESSES_OF_CALLER: Final = 3
 _CLOSE_SECONDS: Final = 0.1  # before its deadline; callers who wait no longer cancel a moment before it passes here
 
 
@@ -46,15 +52,46 @@ class Spread:
         counts[whose.caller] += 1
 
 
+class Witnesses:
+    """Calls that a variant gets although it is left alone, so that it becomes known for whom it is broken.
+
+    It may be left alone after very few calls, or those of one caller, whose word takes nothing back; and from then on
+    nobody else's calls would tell. So a few have their say, of different units and callers: three of a caller, as so
+    many others are what an alarm needs, whoever is left out.
+    """
+
+    __slots__ = ("_began", "_last", "_number", "_of")
+
+    def __init__(self) -> None:
+        self._began = self._last = -math.inf
+        self._number = 0  # since `_began`
+        self._of: dict[int, int] = {}  # likewise, by place
+
+    def maybe_one(self, whose: Whose, now: float) -> bool:
+        """Shall this call be one?"""
+        if now - self._last < _WITNESS_GAP:
+            return False
+        if now - self._began >= _WITNESS_SECONDS:
+            self._began, self._number, self._of = now, 0, {}
+        of_unit, of_caller = self._of.get(whose.unit, 0), self._of.get(whose.caller, 0)
+        if self._number >= _WITNESSES or of_unit >= _WITNESSES_OF_UNIT or of_caller >= _WITNESSES_OF_CALLER:
+            return False
+        self._of[whose.unit], self._of[whose.caller] = of_unit + 1, of_caller + 1
+        self._last = now
+        self._number += 1
+        return True
+
+
 class VariantCounts:
     """Of one variant, as the one that calls were meant for."""
 
     __slots__ = (
         "answers", "ended_by", "errors", "finite", "good", "left_alone", "looks", "not_finite", "seen_by", "taken",
-        "unanswered", "wrong",
+        "unanswered", "witnesses", "wrong",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, witnesses: Witnesses | None = None) -> None:
+        """witnesses: of the variant that units move to."""
         self.good = 0
         self.errors = 0
         self.unanswered = 0
@@ -67,6 +104,7 @@ class VariantCounts:
         self.looks = 0  # answers that are still wanted
         self.answers: list[tuple[bytes, Whose]] = []  # to be looked at
         self.taken: dict[int, int] = {}  # of those, by place
+        self.witnesses = witnesses
 
     def ended(  # noqa: PLR0917  (called on the hot path, where keywords cost)
         self, code: Code, meaning: Meaning | None, why: str, deadline: float | None, now: float, whose: Whose
@@ -132,11 +170,14 @@ class Rolled:
         self.table: dict[str, dict[str, VariantCounts]] = {}
 
     def apply(self, variants: dict[str, tuple[str, str]]) -> None:
-        """Count calls of these models' variants; what is counted already stays."""
-        self.table = {
-            model: {name: self.table.get(model, {}).get(name) or VariantCounts() for name in names}
-            for model, names in variants.items()
-        }
+        """Count calls of these models' old and new variants; what is counted already stays."""
+        before, self.table = self.table, {}
+        for model, (old, new) in variants.items():
+            known = before.get(model, {})
+            self.table[model] = {
+                old: known.get(old) or VariantCounts(),
+                new: known.get(new) or VariantCounts(Witnesses()),
+            }
 
     def maybe(self, model: str, variant: str) -> VariantCounts | None:
         counts = self.table.get(model)

@@ -16,8 +16,9 @@ import numpy as np
 
 from gateway.forwarding.apart import Apart
 from gateway.steps import Array
-from gateway.upstream.shared_memory import Held
-from gateway.v2.placing import MOST_INPUTS, Buffer, aligned
+from gateway.types import Buffer
+from gateway.upstream.placed import Held
+from gateway.v2.placing import MOST_INPUTS, aligned
 
 Wanted = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 """Shape and dtype of each array, by name."""

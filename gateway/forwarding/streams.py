@@ -29,7 +29,7 @@ from gateway.forwarding.upstream_streams import Message, StreamOwner, UpstreamSt
 from gateway.hooks import AttemptEnded, CallEnded, CallStarted
 from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import metadata_from
-from gateway.status import WRONG, Code, Meaning, Origin, Verdict, code_of, judge_in_band
+from gateway.status import WRONG, Code, Meaning, Origin, Verdict, classify_in_band, code_of
 from gateway.types import Facts, Metadata, Served
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
@@ -321,7 +321,7 @@ class StreamSession(StreamOwner):
             if inference.exposures.table:
                 message.exposed = inference.exposed(work, decided.request_id)
             if inference.rolled.table:
-                message.counted = inference.rolled.maybe(work.route.model, work.attempts.chosen)
+                message.counted = inference.rolled_begun(work, self._opening.peer)
             self._send(message)
         except GatewayError as error:
             self._fail_message(message, error)
@@ -575,7 +575,7 @@ class StreamSession(StreamOwner):
         attempt, head = message.attempt, message.head
         variant = attempt.variant if attempt is not None else None
         asked = (variant.model, variant.version or head.model_version) if variant else (head.model_name, "")
-        return judge_in_band(text, by_model=by_model, model=asked[0], version=asked[1], id=head.id)
+        return classify_in_band(text, by_model=by_model, model=asked[0], version=asked[1], id=head.id)
 
     # The end of upstream streams, and retries
 

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from gateway.bounded import make_room
 from gateway.http2.frames import (
     ACK,
@@ -65,7 +67,7 @@ from gateway.http2.frames import (
     TrailersReceived,
     frame,
     frame_header,
-    frame_start,
+    frame_starts,
     goaway_frame,
     number,
     printable,
@@ -103,16 +105,17 @@ from gateway.http2.states import (
     HALF_CLOSED_REMOTE,
     HEAD,
     HEAD_END,
-    NEXT,
     OPEN,
     TRAILERS,
     Strays,
+    after,
     fault_text,
 )
 from gateway.http2.strangers import NotHttp2, maybe_not_http2, not_http2
 
 WRITE_SIZE: Final = 262_144  # bytes; one call of `data_to_send` returns little more
 SMALL: Final = 4096 + 5  # bytes of a body that is framed at once, without taking turns
+SMALL_BLOCK: Final = 1024  # bytes of a header block, up to which it may be framed in one piece with others
 FRAME_BYTES: Final = 65_536  # payload of a frame that is sent; streams take turns by the frame
 MOST_RECEIVED: Final = 1 << 20  # payload of a frame that is taken: a large body may come in one, read in few pieces
 MOST_OTHER: Final = 65_536  # likewise, of a client's frame that is no DATA: such a one must be here whole
@@ -125,9 +128,14 @@ _FLOW: Final = ErrorCode.FLOW_CONTROL_ERROR
 _WRONG_LENGTH: Final = "a body whose length is not its content-length"
 _CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
 _WITHIN_BLOCK: Final = "a frame came between the frames of a header block"
+_HEADS: Final = frame_starts(SMALL_BLOCK, HEADERS, END_HEADERS)
+_ENDS: Final = frame_starts(SMALL_BLOCK, HEADERS, END_HEADERS | END_STREAM)
+_BODIES: Final = frame_starts(SMALL, DATA, 0)
+_LAST_BODIES: Final = frame_starts(SMALL, DATA, END_STREAM)
 _DROPPED: Final = b"\x80"  # stands for a block that was dropped; it is not a valid block
 
 
+@mypyc_attr(acyclic=True)
 class _Stream:
     """What the engine knows of one stream."""
 
@@ -582,7 +590,7 @@ class Engine:
             if ends:
                 self._move(stream, HEAD_END)
             else:
-                stream.state = NEXT[stream.state + HEAD]
+                stream.state = after(stream.state, HEAD)
 
     def _last_list(self, stream: _Stream, block: bytes, ends: bool) -> None:
         head = self._header_list(self._known_trailers, block, is_trailers=True)
@@ -790,7 +798,7 @@ class Engine:
             raise EngineError(ErrorCode.STREAM_CLOSED, fault_text(stream.state, what))
 
     def _move(self, stream: _Stream, what: int) -> None:
-        state = stream.state = NEXT[stream.state + what]
+        state = stream.state = after(stream.state, what)
         if state == CLOSED:
             self._close(stream, 0)
         elif (
@@ -848,14 +856,12 @@ class Engine:
         stream = self._new_stream()
         block = self._request_block(head, own, more)
         size = len(body)
-        if len(block) > self._frame_most or not self._fits(stream, size):
+        if len(block) > SMALL_BLOCK or not self._fits(stream, size):
             self._send_block(stream, block, False)
             self.send_data(stream.id, body, end_stream=True)
         else:
             of = stream.id.to_bytes(4, "big")
-            frames = [frame_start(len(block), HEADERS, END_HEADERS), of, block, frame_start(size, DATA, END_STREAM), of]
-            frames.append(body)
-            self._send_whole(stream, frames, size)
+            self._send_whole(stream, [_HEADS[len(block)], of, block, _LAST_BODIES[size], of, body], size)
         return stream.id
 
     def _new_stream(self) -> _Stream:
@@ -872,28 +878,31 @@ class Engine:
             block += self._encoder.encode(own)
         return block + self._encoder.encode_chosen(more) if more else block
 
-    def send_answer(self, stream_id: int, head: Sequence[Field], body: bytes, trailers: Sequence[Field]) -> None:
-        """Send a whole answer: its header list, its body, its end. raises: EngineError if the stream is not open.
+    def send_answer(
+        self, stream_id: int, head: Sequence[Field], body: bytes, status: Sequence[Field], own: Sequence[Field] = ()
+    ) -> None:
+        """Send a whole answer: its header list, its body, its trailers. raises: EngineError if the stream is not open.
 
-        A small one is framed in one piece, which costs half of what its three frames cost one by one.
+        status, own: trailers of every answer like this, and of this one. A small answer is framed in one piece, which
+        costs half of what its three frames cost one by one.
         """
         stream = self._open(stream_id)
         size = len(body)
         if not self._fits(stream, size):
             self.send_response(stream_id, head)
             self.send_data(stream_id, body)
-            self.send_trailers(stream_id, trailers)
+            self.send_trailers(stream_id, (*status, *own))
             return
-        first, last = self._encoder.encode(head), self._encoder.encode(trailers)
-        most = self._frame_most
-        if len(first) > most or len(last) > most:
+        first, last = self._encoder.encode(head), self._encoder.encode(status)
+        if own:
+            last += self._encoder.encode(own)
+        if len(first) > SMALL_BLOCK or len(last) > SMALL_BLOCK:
             self._send_block(stream, first, False)
             self.send_data(stream_id, body)
             self._send_block(stream, last, True)
             return
         of = stream_id.to_bytes(4, "big")
-        frames = [frame_start(len(first), HEADERS, END_HEADERS), of, first, frame_start(size, DATA, 0), of, body]
-        frames += (frame_start(len(last), HEADERS, END_HEADERS | END_STREAM), of, last)
+        frames = [_HEADS[len(first)], of, first, _BODIES[size], of, body, _ENDS[len(last)], of, last]
         self._send_whole(stream, frames, size)
 
     def send_response(
@@ -972,6 +981,8 @@ class Engine:
             self._update_window(0, self._unacknowledged)
             self._receive_window += self._unacknowledged
             self._unacknowledged = 0
+        if not stream_id:
+            return
         stream = self._streams.get(stream_id)
         if stream is not None and stream.state < HALF_CLOSED_REMOTE:
             stream.unacknowledged += amount

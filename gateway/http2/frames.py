@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from gateway.http2.hpack import Field
 
 HEADER: Final = 9  # bytes of a frame header
@@ -86,11 +88,15 @@ class EndedBy(Enum):
 
 BOTH: Final = EndedBy.BOTH  # a global is faster than an enum's attribute, and nearly every stream ends so
 
+# None of these is part of a cycle, so the collector of cycles need not know them, which makes them cheaper.
 
+
+@mypyc_attr(acyclic=True)
 class Event:
     """Something that happened on a connection."""
 
 
+@mypyc_attr(acyclic=True)
 class HeadersEvent(Event):
     """A header list arrived."""
 
@@ -100,18 +106,22 @@ class HeadersEvent(Event):
         self.end_stream = end_stream
 
 
+@mypyc_attr(acyclic=True)
 class RequestReceived(HeadersEvent):
     """A request's header list."""
 
 
+@mypyc_attr(acyclic=True)
 class ResponseReceived(HeadersEvent):
     """A response's header list. Informational ones (1xx) cause no event."""
 
 
+@mypyc_attr(acyclic=True)
 class TrailersReceived(HeadersEvent):
     """A stream's trailers."""
 
 
+@mypyc_attr(acyclic=True)
 class HeadersDropped(Event):
     """A header list is larger than `limit` bytes. Its stream will end or be reset when all of the list has arrived.
 
@@ -125,6 +135,7 @@ class HeadersDropped(Event):
         self.size = size
 
 
+@mypyc_attr(acyclic=True)
 class DataReceived(Event):
     """A part of a body. The owner returns its bytes with `Engine.acknowledge`, or the peer runs out of window."""
 
@@ -134,10 +145,12 @@ class DataReceived(Event):
         self.end_stream = end_stream
 
 
+@mypyc_attr(acyclic=True)
 class TinyReceived(DataReceived):
     """A part of a body from a frame below `prices.TINY` bytes, which has a price unless it completes a message."""
 
 
+@mypyc_attr(acyclic=True)
 class StreamReset(Event):
     """The peer reset a stream. `StreamClosed` follows."""
 
@@ -146,6 +159,7 @@ class StreamReset(Event):
         self.error_code = error_code
 
 
+@mypyc_attr(acyclic=True)
 class StreamClosed(Event):
     """A stream is closed.
 
@@ -160,18 +174,22 @@ class StreamClosed(Event):
         self.fault = fault
 
 
+@mypyc_attr(acyclic=True)
 class WindowUpdated(Event):
     """The peer sent a WINDOW_UPDATE."""
 
 
+@mypyc_attr(acyclic=True)
 class PingReceived(Event):
     """The peer sent a PING. The engine has answered it."""
 
 
+@mypyc_attr(acyclic=True)
 class PingAcknowledged(Event):
     """The peer answered our PING."""
 
 
+@mypyc_attr(acyclic=True)
 class SettingsReceived(Event):
     """The peer sent SETTINGS. The engine has acknowledged them."""
 
@@ -179,6 +197,7 @@ class SettingsReceived(Event):
         self.settings = settings
 
 
+@mypyc_attr(acyclic=True)
 class GoAwayReceived(Event):
     """The peer sent a GOAWAY: it ignores streams beyond `last_stream_id`."""
 
@@ -188,6 +207,7 @@ class GoAwayReceived(Event):
         self.debug_data = debug_data
 
 
+@mypyc_attr(acyclic=True)
 class ConnectionClosed(Event):
     """A GOAWAY was sent or received, and the last stream has closed."""
 
@@ -198,6 +218,11 @@ WINDOW_UPDATED: Final = WindowUpdated()  # the event has no attributes, so one o
 def frame_start(length: int, kind: int, flags: int) -> bytes:
     """A frame header (RFC 9113 section 4.1) up to the number of its stream."""
     return (length << 16 | kind << 8 | flags).to_bytes(5, "big")
+
+
+def frame_starts(most: int, kind: int, flags: int) -> list[bytes]:
+    """All of up to `most` bytes, by length: it costs ten times as much to make one as to look it up."""
+    return [frame_start(length, kind, flags) for length in range(most + 1)]
 
 
 def frame_header(length: int, kind: int, flags: int, stream_id: int) -> bytes:

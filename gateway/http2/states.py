@@ -48,6 +48,18 @@ NEXT: Final[dict[int, int]] = {
 }
 """The next state, by state + input."""
 
+_NOTHING: Final = 0xFF
+_TABLE: Final = bytes(NEXT.get(key, _NOTHING) for key in range(CLOSED + 0x10))  # every frame asks it
+
+
+def after(state: int, what: int) -> int:
+    """The next state. raises: KeyError if the input is illegal."""
+    found = _TABLE[state + what]
+    if found == _NOTHING:
+        raise KeyError(fault_text(state, what))
+    return found
+
+
 STATES: Final = {
     AWAITING: "open and has no head yet",
     AWAITING_HALF_CLOSED: "half-closed (local) and has no head yet",

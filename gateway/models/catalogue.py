@@ -53,7 +53,7 @@ class BuildFailed(CommandFailed):
     """A model could not be built; the text says why and what to do. (`FetchFailed` and `OSError` pass.)"""
 
 
-class WrongName(BuildFailed):
+class NothingToBuild(BuildFailed):
     """No model that can be built has this name, or the folder is not the model repository."""
 
     exit_code = 2
@@ -357,11 +357,11 @@ BY_DEFAULT = tuple(recipe for recipe in RECIPES if not recipe.needs_gpu and not 
 
 
 def find(name: str) -> Recipe:
-    """:raises WrongName: if there is no such model; the text names those that there are."""
+    """:raises NothingToBuild: if there is no such model; the text names those that there are."""
     for recipe in RECIPES:
         if recipe.name == name:
             return recipe
-    raise WrongName(f"There is no model {name!r} to build; known models: {', '.join(r.name for r in RECIPES)}.")
+    raise NothingToBuild(f"There is no model {name!r} to build; known models: {', '.join(r.name for r in RECIPES)}.")
 
 
 # Looking
@@ -437,7 +437,7 @@ def build(
     recipes = [find(name) for name in names] or list(BY_DEFAULT)
     for recipe in recipes:
         if not (repository / recipe.name / "config.pbtxt").is_file():
-            raise WrongName(
+            raise NothingToBuild(
                 f"{repository} has no {recipe.name}/config.pbtxt, so it is not the model repository, which is part of "
                 "the project's checkout and not of its package. Run it there, or say --repository FOLDER."
             )

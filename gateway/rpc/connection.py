@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 from gateway.http2.engine import WRITE_SIZE, Engine
@@ -332,7 +332,7 @@ class Connection(ABC, Generic[AnyStream]):
         events = engine.events()
         if events:
             if self._deferred:
-                self._deferred = list(self._worth_handling([*self._deferred, *events]))
+                self._deferred = self._worth_handling([*self._deferred, *events])
             else:
                 self._handle(events if len(events) <= MANY_EVENTS else self._worth_handling(events))
         if engine.decoded:
@@ -397,24 +397,23 @@ class Connection(ABC, Generic[AnyStream]):
 
     # Events
 
-    def _handle(self, events: Sequence[Event]) -> None:
-        streams = self.streams
+    def _handle(self, events: list[Event]) -> None:
         control = 0.0
         for at, event in enumerate(events):
             if self.closed:
                 return  # an event may have closed the connection
             if self.turn_left <= 0:
-                self._deferred = list(events[at:])
+                self._deferred = events[at:]
                 self.wake()
                 break
             kind = type(event)
             try:
                 if kind is _DATA:
                     self.turn_left -= 1
-                    self._data(streams.get(event.stream_id), event)  # type: ignore[attr-defined, arg-type]
+                    self._data(event)  # type: ignore[arg-type]
                 elif kind is _TINY:
                     self.turn_left -= 1
-                    self._tiny_data(streams.get(event.stream_id), event)  # type: ignore[attr-defined, arg-type]
+                    self._tiny_data(event)  # type: ignore[arg-type]
                 elif kind is _CLOSED:
                     self.turn_left -= 1
                     self._stream_closed(event)  # type: ignore[arg-type]
@@ -434,15 +433,16 @@ class Connection(ABC, Generic[AnyStream]):
         if control and not self._control.take(control, self.now):
             self.break_off(ErrorCode.ENHANCE_YOUR_CALM, "too many control frames")
 
-    def _data(self, stream: AnyStream | None, event: DataReceived) -> None:
-        data = event.data
+    def _data(self, event: DataReceived) -> AnyStream | None:
+        """Answers whose it is, if anybody takes it."""
+        stream, data = self.streams.get(event.stream_id), event.data
         # The dropped bytes go back to the connection's window, and to the stream's only if it has to run on to its end.
         if stream is None or stream.done or stream.discarding:
             is_awaited = stream is not None and (not stream.done or stream.runs_out)
             self.give_back(len(data), event.stream_id if is_awaited else 0)
             if event.end_stream:
                 self.tiny += LATE_END
-            return
+            return None
         try:
             size = len(data) - PREFIX
             if (
@@ -454,7 +454,7 @@ class Connection(ABC, Generic[AnyStream]):
             ):  # the common case: the one message of a unary call, whole
                 stream.body = data[PREFIX:]
                 stream.missing = 0
-                self.engine.acknowledge(len(data), event.stream_id)
+                self.engine.acknowledge(len(data), 0 if event.end_stream else event.stream_id)
             else:
                 stream._data(data)
             self._data_taken(stream, event.end_stream)
@@ -463,11 +463,11 @@ class Connection(ABC, Generic[AnyStream]):
         except Exception as error:  # a bug behind one callback must not end other calls
             self.on_bug(error)
             self._call_failed(stream, CallFailed(Code.INTERNAL, BUG_TEXT))
+        return stream
 
-    def _tiny_data(self, stream: AnyStream | None, event: DataReceived) -> None:
-        is_late = stream is None or stream.done or stream.discarding
-        self._data(stream, event)
-        if is_late or stream is None or stream.left_incomplete(len(event.data)):
+    def _tiny_data(self, event: DataReceived) -> None:
+        stream = self._data(event)
+        if stream is None or stream.left_incomplete(len(event.data)):
             self.tiny += TINY_DATA
 
     def give_back(self, size: int, stream_id: int) -> None:
@@ -534,7 +534,7 @@ class Connection(ABC, Generic[AnyStream]):
 
     # Overridden by the roles
 
-    def _worth_handling(self, events: Sequence[Event]) -> Sequence[Event]:
+    def _worth_handling(self, events: list[Event]) -> list[Event]:
         """The events of a large read, without those that need no work."""
         return events
 

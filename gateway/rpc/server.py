@@ -6,7 +6,7 @@ Source: grpc `doc/PROTOCOL-HTTP2.md`; RFC 9113 section 8.3.1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,7 +106,7 @@ class ServerCall(Stream):
         try:
             if len(body) <= SMALL and not encoding:  # the common case
                 head = (*RESPONSE, *initial) if initial else RESPONSE
-                engine.send_answer(stream_id, head, SMALL_PREFIXES[len(body)] + body, (*OK_STATUS, *trailing))
+                engine.send_answer(stream_id, head, SMALL_PREFIXES[len(body)] + body, OK_STATUS, trailing)
             else:
                 extra = ((b"grpc-encoding", encoding),) if encoding else ()
                 engine.send_response(stream_id, (*RESPONSE, *initial, *extra))
@@ -279,7 +279,7 @@ class ServerConnection(Connection[ServerCall]):
 
     # Requests
 
-    def _worth_handling(self, events: Sequence[Event]) -> Sequence[Event]:
+    def _worth_handling(self, events: list[Event]) -> list[Event]:
         """All but the requests that the same read also resets ("rapid reset"): those do not begin."""
         gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
         return [e for e in events if not (isinstance(e, RequestReceived) and e.stream_id in gone)]

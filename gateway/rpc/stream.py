@@ -4,7 +4,8 @@ A stream takes what arrives in one of three ways:
 - *collected*: `body` gets the one message of a unary call. The window is returned at once. Until the call is answered,
   the bytes count in `Connection.budget`.
 - *passed on*: once `on_chunk` is set, it gets the rest of that message as it arrives. Whoever consumes the bytes
-  returns their window with `consume`. With a `place`, bytes may also be read from the socket to where they belong.
+  returns their window with `consume`. `put_into` does that with a `Place`, where bytes may be
+  read to from the socket.
 - *message by message*: `on_message` (streaming calls) gets one message whenever the reader wants one, and a turn of
   the loop delivers only as many as the connection allows. Unread bytes stay as they came, and their window is not
   returned. So a sender can be one window ahead of a slow reader, however small the messages are.
@@ -12,46 +13,21 @@ A stream takes what arrives in one of three ways:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
-
-from mypy_extensions import mypyc_attr
 
 from gateway.http2.frames import BOTH, EngineError, ErrorCode
 from gateway.http2.prices import LEAST_WAITING, MESSAGE_END
 from gateway.rpc.codes import CallFailed
 from gateway.rpc.framing import PREFIX, SMALL, prefix, read_prefix
+from gateway.rpc.places import Place
 from gateway.status import Code
 
 if TYPE_CHECKING:
     from gateway.rpc.connection import Connection
 
-CHUNK: Final = 131_072  # bytes of memory that bodies that are passed on are read to
-KEPT: Final = CHUNK // 2  # bytes of a piece, from which on it is not copied
 JOINED: Final = 16_384  # bytes up to which pieces are joined, so that small ones cost no more than their bytes
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class Place(ABC):
-    """Where the rest of a message belongs."""
-
-    @abstractmethod
-    def feed(self, data: bytes) -> None:
-        """The next bytes of the message."""
-
-    @abstractmethod
-    def feed_view(self, view: memoryview) -> None:
-        """As `feed`, of bytes that may change once this has returned."""
-
-    @abstractmethod
-    def maybe_room(self, most: int) -> memoryview | None:
-        """The memory that the next bytes belong to, at most so many; None: they have to be fed. It must not raise."""
-
-    @abstractmethod
-    def filled(self, size: int) -> None:
-        """The next `size` bytes are in the memory that `maybe_room` has just answered."""
 
 
 class Stream:
@@ -199,6 +175,12 @@ class Stream:
             self.connection.tiny += MESSAGE_END
         elif self.missing < 0:
             raise CallFailed(Code.UNIMPLEMENTED, "A unary call has exactly one message")
+
+    def put_into(self, place: Place) -> None:
+        """Have the rest of the message in its place, as it arrives."""
+        self.consume(self._unacknowledged)
+        self.on_chunk, self.place = place.feed, place
+        self.connection.on_laid()
 
     def _is_passed_on(self) -> bool:
         return self.on_chunk is not None  # a method: compiled code would not read the attribute again after a callback
@@ -407,115 +389,6 @@ class Stream:
         self._last_taken = taken
         self._last_unsent = unsent
         return self._stalled_ticks >= write_ticks
-
-
-def pipe(source: Stream, sink: Stream, copy: Callable[[bytes | memoryview], None] | None = None) -> None:
-    """Pass the rest of `source`'s message on to `sink` as it arrives; while `sink` can't send, `source` waits.
-
-    copy: gets every piece too. In place of another sink, which has ended: what that one took no more is not owed.
-    """
-    _put(source, _Pipe(source, sink, copy))
-
-
-def lay(source: Stream, place: Place) -> None:
-    """Have the rest of `source`'s message in its place, which has room for all of it, as it arrives; nobody waits."""
-    _put(source, _Laying(source, place))
-
-
-def _put(source: Stream, place: Place) -> None:
-    source.consume(source._unacknowledged)
-    source.on_chunk, source.place = place.feed, place
-    source.connection.on_laid()
-
-
-class _Laying(Place):
-    """A place that returns the window of what has come at once."""
-
-    def __init__(self, source: Stream, place: Place) -> None:
-        self._source = source
-        self._place = place
-
-    def feed(self, data: bytes) -> None:
-        self._place.feed(data)
-        self._source.consume(len(data))
-
-    def feed_view(self, view: memoryview) -> None:
-        self._place.feed_view(view)
-        self._source.consume(len(view))
-
-    def maybe_room(self, most: int) -> memoryview | None:
-        return self._place.maybe_room(most)
-
-    def filled(self, size: int) -> None:
-        self._place.filled(size)
-        self._source.consume(size)
-
-
-class _Pipe(Place):
-    """What comes belongs to a sink, which sends it from where it was read to."""
-
-    def __init__(self, source: Stream, sink: Stream, copy: Callable[[bytes | memoryview], None] | None) -> None:
-        self._source = source
-        self._sink = sink
-        self._copy = copy
-        self._limit = source.connection.limits.unsent_bytes
-        self._owed = 0  # bytes that have come, and whose window is not returned
-
-    def feed(self, data: bytes) -> None:
-        self._pass(data)
-
-    def feed_view(self, view: memoryview) -> None:
-        self._pass(bytes(view))
-
-    def maybe_room(self, most: int) -> memoryview | None:
-        return _chunks.room(most)
-
-    def filled(self, size: int) -> None:
-        self._pass(_chunks.take(size))
-
-    def _pass(self, data: bytes | memoryview) -> None:
-        sink = self._sink
-        if self._copy is not None:
-            self._copy(data)
-        sink.send_chunk(data)
-        self._owed += len(data)
-        if sink.unsent <= self._limit:
-            self._taken()
-        elif sink.on_writable is None:
-            sink.when_writable(self._taken)
-
-    def _taken(self) -> None:
-        size, self._owed = self._owed, 0
-        self._source.consume(size)
-
-
-class _Chunks:
-    """Memory to read bodies to that are passed on, one piece after the other.
-
-    Who has a piece keeps its whole chunk alive. So a small piece is copied: what is alive is at most twice what counts.
-    """
-
-    def __init__(self) -> None:
-        self._chunk = memoryview(b"")
-        self._at = 0  # what is before it is in use
-
-    def room(self, most: int) -> memoryview:
-        """Memory for up to so many bytes. Whoever asks takes what he has put there before anybody else asks."""
-        if len(self._chunk) - self._at < KEPT:
-            self._chunk, self._at = memoryview(bytearray(CHUNK)), 0
-        return self._chunk[self._at : self._at + most]
-
-    def take(self, size: int) -> bytes | memoryview:
-        """The first `size` bytes of that memory."""
-        begin = self._at
-        piece = self._chunk[begin : begin + size]
-        if size < KEPT:
-            return bytes(piece)
-        self._at = begin + size
-        return piece
-
-
-_chunks: Final = _Chunks()  # for all connections
 
 
 def _append(pieces: list[bytes] | deque[bytes], piece: bytes) -> None:

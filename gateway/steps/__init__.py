@@ -12,7 +12,7 @@ from gateway.steps.pipeline import ModelCall, Part, Pipeline
 from gateway.steps.rows import Batch, Column, Columns, Ragged, batches, column_of, take
 from gateway.steps.running import LocalStep, Work
 from gateway.steps.step import BadTensor, Params, Read, RowStep, SplitStep, Step, StepError, StepFailed, WrongAnswer
-from gateway.v2.raw import Buffer, raw_view, to_array, to_raw
+from gateway.v2.raw import raw_view, to_array, to_raw
 from gateway.v2.spec import DATATYPES, Array, Datatype, Tensors, TensorSpec, datatype_of, dtype_of
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Array",
     "BadTensor",
     "Batch",
-    "Buffer",
     "Column",
     "Columns",
     "Datatype",

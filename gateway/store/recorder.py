@@ -85,7 +85,8 @@ class Recorder:
     ) -> None:
         """
         on_stops:  called on the thread when other experiments have been stopped than before.
-        on_loss:   called when exposures were lost, on the event loop or the thread.
+        on_loss:   called on the thread if exposures were lost, once all that waited is written, since to tell them
+                   earlier would lose them again.
         on_progress:  called on the thread when `done` has grown.
         parities:  how copies of requests have compared here, by gate; asked on the thread.
         on_parities:  called on the thread with what all other workers say of these gates.
@@ -107,6 +108,7 @@ class Recorder:
         self._stops: Mapping[str, Stop] | None = None
         self._store: Store | None = None
         self._quiet_until = 0.0
+        self._has_lost_exposure = False  # set on the event loop, and cleared on the thread before it is told
         self.experiments: tuple[str, ...] = ()  # whose units are counted
         self.bandits: tuple[str, ...] = ()  # those of which they are counted by epoch, too
         self.state = StoreState()
@@ -152,8 +154,7 @@ class Recorder:
         if lost:
             self.state.dropped += lost
             self._say(f"{lost} records of experiments dropped: {self._settings.queue} wait already")
-        if has_lost_exposure:
-            self._on_loss()
+        self._has_lost_exposure |= has_lost_exposure
         if taken:
             self._wake.set()
         return taken
@@ -226,6 +227,9 @@ class Recorder:
                 self.done += size
             self._on_progress()
         self._found_there()
+        if self._has_lost_exposure:
+            self._has_lost_exposure = False
+            self._on_loss()
 
     def _write_and_follow(self) -> None:
         """What was stopped is followed also where nothing can be written."""

@@ -160,7 +160,8 @@ class _Call(CallHistory):
 
     def attempt_ended(self, event: AttemptEnded) -> None:
         self.outcomes.append(event)
-        self.owner.tell(self.observers or (), "attempt_ended", event)
+        if self.observers is not None:
+            self.owner.tell(self.observers, "attempt_ended", event)
 
     def step_ended(self, event: StepEnded) -> None:
         self.steps = (*self.steps, event)
@@ -168,7 +169,8 @@ class _Call(CallHistory):
 
     def ended(self, event: CallEnded) -> None:
         self.end = event
-        self.owner.tell(self.observers or (), "ended", event)
+        if self.observers is not None:
+            self.owner.tell(self.observers, "ended", event)
         self.owner.tell_ended(self)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from gateway.config import Config
 from gateway.config.shadowing import Keep
-from gateway.forwarding.shadowing import Judged, Pair
+from gateway.forwarding.shadowing import Compared, Pair
 from gateway.telemetry.ring import Ring, RingSettings
 
 _log = logging.getLogger(__name__)
@@ -66,18 +66,18 @@ class Disagreements:
         settings = RingSettings("shadow", model, keep.directory, keep.file_bytes, _FILE_SECONDS, keep.files)
         return Ring(settings, self._writer)
 
-    def take(self, pair: Pair, judged: Judged) -> None:
+    def take(self, pair: Pair, compared: Compared) -> None:
         """Keep the pair if its answers disagree, or could not be compared."""
         keep, ring = self._kept.get((pair.model, pair.shadow), (None, None))
         if keep is None or ring is None or ring.is_quiet:
             return
-        if judged.agreement is not None and judged.agreement.agrees:
+        if compared.agreement is not None and compared.agreement.agrees:
             return
         at = datetime.now(timezone.utc)
-        ring.write(json.dumps(_fields(pair, judged, keep, at)).encode() + b"\n", at)
+        ring.write(json.dumps(_fields(pair, compared, keep, at)).encode() + b"\n", at)
 
 
-def _fields(pair: Pair, judged: Judged, keep: Keep, at: datetime) -> Mapping[str, Any]:
+def _fields(pair: Pair, compared: Compared, keep: Keep, at: datetime) -> Mapping[str, Any]:
     fields: dict[str, Any] = {
         "time": at.isoformat(timespec="milliseconds"),
         "method": "ModelInfer",
@@ -87,9 +87,9 @@ def _fields(pair: Pair, judged: Judged, keep: Keep, at: datetime) -> Mapping[str
         "redacted": [],
         "variant": pair.variant,
         "shadow": pair.shadow,
-        "why": judged.why,
-        "measures": {} if judged.agreement is None else dict(judged.agreement.measures),
-        "not_finite": list(judged.wrong),
+        "why": compared.why,
+        "measures": {} if compared.agreement is None else dict(compared.agreement.measures),
+        "not_finite": list(compared.wrong),
     }
     for name, body, is_kept in (
         ("request", pair.request, keep.request),

@@ -5,8 +5,6 @@ Counting only ever adds, and `flush` only reads and remembers how far it came, s
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 from prometheus_client import Counter, Histogram
 
 
@@ -35,14 +33,19 @@ class Times:
     def __init__(self, child: Histogram) -> None:
         # The library can't add many observations at once, so `flush` writes to private parts of the child.
         self._child = child
-        self._bounds = child._upper_bounds
+        self._bounds: list[float] = list(child._upper_bounds)
         self._counts = [0] * len(self._bounds)
         self._flushed = [0] * len(self._bounds)
         self._sum = 0.0
         self._flushed_sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(self._bounds, seconds)] += 1
+        number = 0
+        for bound in self._bounds:  # few are passed, and a library's search costs more, since it is called from outside
+            if seconds <= bound:
+                break
+            number += 1
+        self._counts[number] += 1
         self._sum += seconds
 
     def flush(self) -> None:

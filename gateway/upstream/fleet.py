@@ -16,7 +16,8 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.endpoint import Endpoint, ModelKey
 from gateway.upstream.health import Prober, ProbeSettings
 from gateway.upstream.pool import Pool, SubsetPool
-from gateway.upstream.shared_memory import Room, SharedMemory, SharedMemorySettings
+from gateway.upstream.room import Room, SharedMemorySettings
+from gateway.upstream.shared_memory import SharedMemory
 from gateway.upstream.subset import subset_of
 
 _log = logging.getLogger(__name__)

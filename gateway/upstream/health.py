@@ -94,7 +94,7 @@ class Prober:
                 self._first.set()
             await self._look_again()
             if self.endpoint.memory is not None and self.endpoint.state is State.READY:
-                self.endpoint.memory.look_soon()
+                self.endpoint.memory.registration.look_soon()
             now = (self.endpoint.state, self.endpoint.reason, dict(self.endpoint.models), dict(self.endpoint.probed))
             if now != self._told and self.endpoint.state is not State.UNPROBED:
                 self._told = now

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.status import Code, Meaning, judge
+from gateway.status import Code, Meaning, classify
 from gateway.upstream.ask import Asker, ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint, ModelKey
@@ -90,7 +90,7 @@ class InferenceProbe:
         try:
             await ask(self._endpoint, "ModelInfer", await self._request(asker), pb.ModelInferResponse, asker)
         except CallFailed as failure:
-            verdict = judge(failure.code, failure.text, failure.origin, model=name, version=version, id="")
+            verdict = classify(failure.code, failure.text, failure.origin, model=name, version=version, id="")
             if verdict.meaning is Meaning.CALLER:
                 _log.warning("model '%s' refuses its probe's request: %s", name, failure.text)
                 return ""

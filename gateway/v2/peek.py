@@ -19,10 +19,7 @@ from typing import Any, Final
 
 from gateway.bounded import make_room
 from gateway.errors import BadRequest, GatewayError, MalformedMessage
-from gateway.types import Parameter
-
-Buffer = bytes | memoryview
-"""A complete message. A memoryview must be one of unsigned bytes (format "B")."""
+from gateway.types import Buffer, Parameter
 
 MAX_FIELDS: Final = 16_384
 """Top-level fields of one message. Models have at most hundreds of tensors; this many take 2 to 20 ms to scan."""
@@ -308,7 +305,8 @@ def rename_request(
     if head.fronts is not None and id is None and not extra:
         beginning = head.fronts.get((model_name, model_version))
         if beginning is not None:
-            return beginning + body[head.raw :]
+            rest: bytes = body[head.raw :] if isinstance(body, bytes) else bytes(body[head.raw :])
+            return beginning + rest
     front = scalars(
         head.model_name if model_name is None else model_name,
         head.model_version if model_version is None else model_version,
@@ -328,7 +326,7 @@ def as_asked(body: bytes, head: Head, model_name: str, id: str | None) -> bytes:
     """An answer with the model's name and the id that its caller used. id: None if the answer has it."""
     if id is None and head.model_name == model_name:
         return body
-    return rename_response(body, head, model_name=model_name, id=id)
+    return rename_request(body, head, model_name=model_name, id=id)
 
 
 def peek_stream_response(body: Buffer) -> StreamHead:
@@ -376,12 +374,12 @@ def stream_response(body: Buffer, extra: bytes = b"") -> bytes:
     return b"".join((b"\x12", encode_varint(len(body) + len(extra)), body, extra))
 
 
-def with_raw(front: bytes, tag: int, raw: Sequence[bytes | bytearray | memoryview]) -> bytes:
+def with_raw(front: bytes, tag: int, raw: Sequence[Buffer]) -> bytes:
     """The message `front` with raw tensors added. They are copied once; protobuf would copy them three times.
 
     tag: RAW_INPUT or RAW_OUTPUT.
     """
-    parts: list[bytes | bytearray | memoryview] = [front]
+    parts: list[Buffer] = [front]
     for each in raw:
         parts += (bytes((tag,)), encode_varint(len(each)), each)
     return b"".join(parts)

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from gateway.errors import MalformedMessage
+from gateway.types import Buffer
 from gateway.v2.peek import RAW_INPUT, encode_varint, fields, read_varint, scalars
-
-Buffer = bytes | bytearray | memoryview
-"""One raw tensor. A memoryview must be one of unsigned bytes."""
 
 ALIGNMENT: Final = 64  # bytes: what tensors begin on, for vector instructions
 MOST_INPUTS: Final = 64  # of a request that is placed

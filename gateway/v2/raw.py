@@ -15,10 +15,9 @@ import numpy.typing as npt
 from ml_dtypes import bfloat16
 
 from gateway.errors import BadInput
+from gateway.types import Buffer
 from gateway.v2.shapes import ImpossibleShape, elements_of
 from gateway.v2.spec import DATATYPES, Array, dtype_of
-
-Buffer = bytes | bytearray | memoryview
 
 _LENGTH = struct.Struct("<I")
 _FEW: Final = 64

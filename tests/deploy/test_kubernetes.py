@@ -22,7 +22,7 @@ from gateway.assemble import shared_of
 from gateway.cli import _parser
 from gateway.config import Loaded, load, split_endpoint
 from gateway.config.load import fingerprint
-from gateway.upstream.shared_memory import is_this_host
+from gateway.upstream.room import is_this_host
 
 OVERLAYS = {
     **{each.name: each for each in sorted((KUBERNETES / "overlays").iterdir())},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simulated
 
-from gateway.experiment_page import page
+from gateway.experimentation.report_page import page
 from gateway.experiments.analysis import mixture, sample_ratio, weighted
 from gateway.experiments.analysis.distributions import distributions
 from gateway.experiments.analysis.experiment import analysed, looks, rewards

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from gateway.cli import main
-from gateway.experiment_files import BadFile, plan_of, read_exposures, read_outcomes
+from gateway.experimentation.files import BadFile, plan_of, read_exposures, read_outcomes
 
 PLAN = """\
 experiments:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from gateway.experiment_page import page
+from gateway.experimentation.report_page import page
 from gateway.experiments.analysis.distributions import distributions
 from gateway.experiments.analysis.experiment import analysed, looks
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec, PerUnit, Plan

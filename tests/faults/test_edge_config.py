@@ -18,7 +18,7 @@ import pytest
 from command_line import command, free_address
 from memory_groups import MemoryGroup, memory_group, needs_cgroup
 
-from gateway.demo_tasks import TASKS, Site, Task
+from gateway.demo.tasks import TASKS, Site, Task
 from gateway.models.catalogue import build
 from perf.edge import EDGE, EDGE_ENVIRONMENT, edge_models, first_call
 

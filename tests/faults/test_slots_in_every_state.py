@@ -26,7 +26,8 @@ from tritonclient.grpc import service_pb2_grpc
 from v2_gateways import endpoint_of, wait_until
 
 from gateway.app import Gateway
-from gateway.upstream.shared_memory import MOST_GIVEN_UP, SharedMemory
+from gateway.upstream.kept import MOST_GIVEN_UP
+from gateway.upstream.shared_memory import SharedMemory
 
 TIMES = max(1, int(os.environ.get("SOAK_SECONDS", "60")) // 360)
 GIVEN_UP = (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)

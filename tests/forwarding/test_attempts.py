@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from gateway.forwarding.attempts import Attempts
-from gateway.status import Code, Origin, judge
+from gateway.status import Code, Origin, classify
 from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
-UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
-DRAINING = judge(Code.UNAVAILABLE, STOPPING)
-OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'x' is not found", model="x")
+UNREACHABLE = classify(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+DRAINING = classify(Code.UNAVAILABLE, STOPPING)
+OVERLOADED = classify(Code.UNAVAILABLE, "Exceeds maximum queue size")
+MODEL_GONE = classify(Code.NOT_FOUND, "Request for unknown model: 'x' is not found", model="x")
 
 
 def pool(name: str, *addresses: str) -> Pool:

@@ -15,8 +15,10 @@ from gateway.rpc.client import ClientCall
 from gateway.rpc.deadlines import Deadlines
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.placed import Placed
 from gateway.upstream.region import Region
-from gateway.upstream.shared_memory import Placed, SharedMemory, SharedMemorySettings
+from gateway.upstream.room import SharedMemorySettings
+from gateway.upstream.shared_memory import SharedMemory
 from gateway.v2.peek import Head, peek_front
 from gateway.v2.placing import read_front
 

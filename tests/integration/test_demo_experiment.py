@@ -16,9 +16,9 @@ from rich.console import Console
 from traffic import until
 from tritonclient import grpc as triton_client
 
-from gateway import demo, demo_experiment
 from gateway.config import load
-from gateway.demo_experiment import NotAsExpected, ScenarioSettings, config
+from gateway.demo import experiment, showcase
+from gateway.demo.experiment import NotAsExpected, ScenarioSettings, config
 
 
 @pytest.mark.slow
@@ -67,10 +67,10 @@ async def test_what_goes_wrong_in_it_is_told_and_the_demo_stays_up(
     async def fails(*_: object) -> None:
         raise NotAsExpected("Not as expected: to-int8 is running after 100 s")
 
-    monkeypatch.setattr(demo, "play", fails)
+    monkeypatch.setattr(showcase, "play", fails)
     told = io.StringIO()
     asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    await demo._show_experiment(Console(file=told, width=100), tmp_path, asked)
+    await showcase._show_experiment(Console(file=told, width=100), tmp_path, asked)
     assert "experiment: Not as expected: to-int8 is running after 100 s" in told.getvalue()
     assert "A busy machine needs longer" in told.getvalue()
 
@@ -79,7 +79,7 @@ async def test_what_goes_wrong_in_it_is_told_and_the_demo_stays_up(
 def test_check_has_nothing_to_say_of_its_config(tmp_path: Path, is_short: bool) -> None:
     settings = ScenarioSettings(tmp_path, "127.0.0.1:0", "127.0.0.1:0", is_short)
     file = tmp_path / "gateway.yaml"
-    file.write_text(yaml.safe_dump(dict(config(settings, "127.0.0.1:9", tmp_path, demo_experiment._CASES))), "utf-8")
+    file.write_text(yaml.safe_dump(dict(config(settings, "127.0.0.1:9", tmp_path, experiment._CASES))), "utf-8")
     assert not load(file, {}).warnings
 
 

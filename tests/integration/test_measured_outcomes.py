@@ -10,7 +10,7 @@ import pytest
 from traffic import OK, config, gateway, until, write
 from v2_calls import call, channel_to, infer, stream_all
 
-from gateway.experiment_reports import judged, source_of
+from gateway.experimentation.reports import source_of, stored_report
 from gateway.store.database import Store
 from gateway.triton import LocalTriton
 
@@ -64,7 +64,7 @@ async def test_an_experiment_is_decided_by_what_the_gateway_measures(triton: Loc
     assert Counter(each.name for each in found) == dict.fromkeys(MEASURED, 301)
     assert {(by_unit[each.unit], each.value) for each in found if each.name == "agrees"} == {("same", 1), ("other", 0)}
     assert {(by_unit[each.unit], each.value) for each in found if each.name == "differs"} == {("same", 0), ("other", 1)}
-    report = judged(source_of(str(file), None), "spring", history=False).report
+    report = stored_report(source_of(str(file), None), "spring", history=False).report
     (differs,), (sure, _, _) = report.primary, report.secondary
     assert (report.answer.value, differs.judgement.value) == ("baseline", "worse")
     assert (sure.judgement.value, round(sure.difference)) == ("better", 1)

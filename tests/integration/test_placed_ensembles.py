@@ -98,7 +98,7 @@ async def test_what_a_step_reads_after_its_ensemble_has_failed_is_not_overwritte
         assert seen.read_text().split() == ["1", "2", "3"]
         assert placed(memory) == 3
         assert not memory.suits("both")  # it is not asked again: Triton 2.51 may never answer such a call
-        memory.failed_in_step("works")
+        memory.unheard.failed_in_step("works")
         assert (await call(channel, of("works", 4))).code is grpc.StatusCode.OK
         assert placed(memory) == 3
         assert memory.now().slots == 1

@@ -26,8 +26,9 @@ from gateway.assemble import LEAST_PLACED
 from gateway.config import load
 from gateway.http2.limits import UPSTREAM
 from gateway.triton import LocalTriton
+from gateway.upstream.answer_place import KnownAnswer
 from gateway.upstream.ask import Asker
-from gateway.upstream.shared_memory import KnownAnswer, SharedMemory
+from gateway.upstream.shared_memory import SharedMemory
 from gateway.upstream.slots import GRAIN
 from gateway.v2.layout import SIZES
 from gateway.v2.placing import ALIGNMENT, read_front
@@ -231,7 +232,7 @@ async def test_one_that_is_larger_is_asked_for_once_more_as_bytes(
     async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
         theirs = await call(direct, request)
         assert (await call(through, request)).body == theirs.body
-        for known in memory._answers["identity_fp32"].values():
+        for known in memory.answers._models["identity_fp32"].values():
             known.sizes = [size - 4 for size in known.sizes]  # as if the last one had been smaller
         memory.least = 1 if is_large else 100 * MIB
         for _ in range(3):
@@ -253,7 +254,7 @@ async def test_an_answer_of_another_datatype_than_before_is_asked_for_once_more_
     request.outputs.add(name="OUT")
     front = read_front(request.SerializeToString())
     assert front is not None
-    memory._answers["identity_bytes"] = {(b"", *front.key): KnownAnswer([b"OUT"], [4 * LEAST_PLACED])}
+    memory.answers._models["identity_bytes"] = {(b"", *front.key): KnownAnswer([b"OUT"], [4 * LEAST_PLACED])}
     async with channel_to(gateway.listen) as through, channel_to(triton.grpc_address) as direct:
         theirs = await call(direct, request)
         for _ in range(3):
@@ -327,7 +328,7 @@ async def test_an_answer_that_nobody_waits_for_keeps_its_place_until_triton_has_
         front = request.SerializeToString()
         outcome = await call(through, request)
         assert outcome.code is grpc.StatusCode.OK
-        memory.learn_answer("slow", "", front, outcome.body)  # itself it learns of large ones only
+        memory.answers.learn("slow", "", front, outcome.body)  # itself it learns of large ones only
         outcome = await call(through, request, timeout=0.3)
         assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert memory.now().slots == 2
@@ -348,17 +349,17 @@ async def test_triton_does_not_let_go_of_memory_that_it_is_to_read_or_write(
         where = request.inputs[0].parameters
     async with gateway_to(tmp_path, triton.grpc_address) as gateway, channel_to(triton.grpc_address) as direct:
         memory = await in_use(gateway)
-        assert memory._region is not None
-        where["shared_memory_region"].string_param = memory._region.name
+        assert memory.registration._region is not None
+        where["shared_memory_region"].string_param = memory.registration._region.name
         where["shared_memory_byte_size"].int64_param = 4
-        memory._region.memory[:4] = (3000).to_bytes(4, "little")
+        memory.registration._region.memory[:4] = (3000).to_bytes(4, "little")
         asked = asyncio.ensure_future(call(direct, request))
         await asyncio.sleep(0.5)
         assert not asked.done()
-        assert not await memory._unregister(memory._region, Asker(timeout=20.0))
+        assert not await memory.registration._unregister(memory.registration._region, Asker(timeout=20.0))
         assert (await asked).code is grpc.StatusCode.OK
         for _ in range(100):  # it lets go a little after its answer
-            if is_free := await memory._unregister(memory._region, Asker(timeout=20.0)):
+            if is_free := await memory.registration._unregister(memory.registration._region, Asker(timeout=20.0)):
                 break
             await asyncio.sleep(0.05)
         assert is_free

@@ -13,7 +13,7 @@ import fsspec
 import grpc
 import numpy as np
 import pytest
-from played_triton import hangs, played
+from played_triton import PlayedTriton, hangs, played, playing
 from test_upstream_faults import infer as large_infer
 from traffic import OK, config, gateway, http, until, write
 from tritonclient.grpc import service_pb2 as pb
@@ -87,6 +87,40 @@ async def test_callers_get_the_variants_answer_and_differences_are_counted_and_k
     without.write_text(json.dumps({key: value for key, value in line.items() if key != "request"}) + "\n")
     with pytest.raises(BadCapture, match="line 1: the request was not kept"):
         list(read(str(without)))
+
+
+class OfNothing(PlayedTriton):
+    """Answers with NaN."""
+
+    async def infer(self, body: bytes, context: Any) -> bytes:
+        answer = pb.ModelInferResponse.FromString(await super().infer(body, context))
+        answer.outputs[0].datatype = "FP32"
+        answer.raw_output_contents[0] = np.float32("nan").tobytes()
+        return bytes(answer.SerializeToString())
+
+
+async def test_answers_with_nan_are_counted_by_whose_they_are(tmp_path: Path) -> None:
+    async with played() as well, playing(OfNothing()) as nan:
+        variants = {"well": {"upstream": "well", "model": "net"}, "nan": {"upstream": "nan", "model": "net"}}
+        models = {
+            name: {"variants": variants, "split": {asked: 1}, "fallback": "forbid", "shadow": {other: {"share": 1}}}
+            for name, asked, other in (("shadows", "well", "nan"), ("callers", "nan", "well"))
+        }
+        file = write(tmp_path / "gateway.yaml", config({"well": well.address, "nan": nan.address}, models))
+        async with gateway(file) as running, channel_to(running.listen) as channel:
+            for _ in range(3):
+                for name in models:
+                    assert (await call(channel, infer(name))).code is OK
+            await done(running, 6)
+            metrics = (await http(running.admin_address, "/metrics"))[1]
+    for name, variant, whose, count in (
+        ("shadows", "nan", "shadow", 3),
+        ("shadows", "nan", "caller", 0),
+        ("callers", "well", "shadow", 0),
+        ("callers", "well", "caller", 3),
+    ):
+        labels = f'{{model="{name}",variant="{variant}",whose="{whose}"}}'
+        assert f"gateway_not_finite_answers_total{labels} {count}.0" in metrics
 
 
 async def test_what_is_kept_in_an_object_store_is_listed_and_asked_of_another_variant(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.demo_users import is_shown, photos, scores_of
+from gateway.demo.users import is_shown, photos, scores_of
 from gateway.models import broken
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from gateway.http2.frames import frame
 from gateway.http2.limits import UPSTREAM, Limits, MiB
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import fields_from
-from gateway.status import Code, Meaning, Origin, judge
+from gateway.status import Code, Meaning, Origin, classify
 
 OK = ("grpc-status", "0")
 LARGE, SMALL = b"h" * 4097, b"hello"
@@ -502,7 +502,7 @@ def test_a_server_that_takes_nothing_of_a_request_is_unreachable_and_not_an_answ
         client.connection.tick(client.now + second)
     client.pump()
     assert (call.code, call.origin, call.from_server) == (Code.UNAVAILABLE, Origin.CONNECTION, False)
-    assert judge(call.code, call.text, call.origin).meaning is Meaning.UNREACHABLE
+    assert classify(call.code, call.text, call.origin).meaning is Meaning.UNREACHABLE
     assert any(isinstance(event, h2.events.StreamReset) and event.error_code == 8 for event in client.events)
     assert client.connection.streams == {}
 
@@ -583,7 +583,7 @@ def test_who_ended_a_call_is_a_fact_and_decides_what_it_means(
     client.pump()
     assert call.done
     assert call.origin is origin
-    assert judge(call.code, call.text, call.origin).meaning is meaning
+    assert classify(call.code, call.text, call.origin).meaning is meaning
 
 
 def test_an_answer_too_large_is_refused_here_and_never_repeated() -> None:
@@ -593,7 +593,7 @@ def test_an_answer_too_large_is_refused_here_and_never_repeated() -> None:
     client.h2.send_data(call.id, b"\0\0\1\0\0")
     client.pump()
     assert (call.code, call.origin) == (Code.RESOURCE_EXHAUSTED, Origin.ANSWER)
-    assert judge(call.code, call.text, call.origin).elsewhere is False
+    assert classify(call.code, call.text, call.origin).elsewhere is False
 
 
 def test_a_server_whose_clock_is_ahead_does_not_turn_a_deadline_into_a_cancelled_call() -> None:
@@ -705,7 +705,7 @@ def test_an_answer_with_too_large_a_header_list_ends_its_own_call_and_no_other(
         assert call.code is Code.RESOURCE_EXHAUSTED
         what = "trailers" if part == "trailers" else "headers"
         assert call.text == f"The {what} of the server's answer are larger than the limit of 65536 bytes"
-        verdict = judge(call.code, call.text, call.origin)
+        verdict = classify(call.code, call.text, call.origin)
         assert (verdict.meaning, verdict.elsewhere, verdict.ejects) == (Meaning.SERVER, False, False)
     client.respond(neighbour, ("x-new", str(calls[0].id)))
     client.h2.send_data(neighbour.id, message(b"world"))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.http2.limits import Limits
 from gateway.rpc.connection import LEAST_VIEW
+from gateway.rpc.places import Place, lay
 from gateway.rpc.server import ServerCall
-from gateway.rpc.stream import Place, lay
 
 LIMITS = Limits(stream_window=8 << 20, connection_window=64 << 20)
 

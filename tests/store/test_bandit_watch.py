@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.bandit_watch import BanditWatch
+from gateway.experimentation.bandit_watch import BanditWatch
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Amount, BanditPlan, Better, Kind, OutcomeSpec, Plan
 from gateway.routing import Arms

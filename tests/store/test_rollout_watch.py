@@ -14,14 +14,14 @@ import pytest
 from postgres import Postgres
 from sqlalchemy import delete, text
 
-from gateway import rollout_watch
 from gateway.errors import CommandFailed
+from gateway.experimentation import rollout_watch
+from gateway.experimentation.analysis_process import AnalysisProcess
+from gateway.experimentation.rollout_analysis import StepAnalysis, StepQuestion
+from gateway.experimentation.rollout_commands import RolloutCommands
+from gateway.experimentation.rollout_watch import RolloutWatch
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec
 from gateway.experiments.rollout import Command, Phase, RolloutPlan, State, Step, commanded
-from gateway.judge import Judge
-from gateway.rollout_commands import RolloutCommands
-from gateway.rollout_judge import Judgement, Question
-from gateway.rollout_watch import RolloutWatch
 from gateway.store import ExposureRow, OutcomeRow, StoreAway, StoreSettings, schema
 from gateway.store.rollouts import Counts, RolloutStore
 
@@ -73,7 +73,7 @@ def worker(url: str) -> Iterator[Callable[[str], Worker]]:
 
     yield make
     for each in made:
-        each.watch._judge.close()
+        each.watch._analyses.close()
         each.watch._opened().close()
 
 
@@ -329,7 +329,7 @@ def test_of_several_rollouts_each_is_judged_in_its_turn(worker: Make) -> None:
     one.watch.ready = frozenset(plans)
     one.watch._plans = plans
     asked = []
-    one.watch._judge.ask = lambda question: asked.append(question.rollout)  # type: ignore[method-assign, attr-defined]
+    one.watch._analyses.ask = lambda question: asked.append(question.rollout)  # type: ignore[method-assign, attr-defined]
     for _ in range(7):
         one.watch.look()
         time.sleep(0.002)
@@ -360,13 +360,13 @@ def until(worker: Worker, holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_step_is_judged_in_another_process_and_a_breach_takes_all_back(worker: Make, url: str) -> None:
+def test_a_step_is_analysed_in_another_process_and_a_breach_takes_all_back(worker: Make, url: str) -> None:
     filled(url, 2)
     one = worker("a")
     until(one, lambda: one.now.phase == "rolled back")
     assert "guardrail breached: bought of 'new': 0.2 against 0.8" in one.now.reason
     one.look(GUARDED)
-    assert one.watch._judge._process is None  # which nothing needs any more
+    assert one.watch._analyses._process is None  # which nothing needs any more
 
 
 def test_what_was_judged_is_shown_with_its_distance(worker: Make, url: str) -> None:
@@ -397,22 +397,19 @@ def test_a_state_that_a_person_asked_for_is_followed(worker: Make, url: str) -> 
     assert store.decide(SLOW, commanded(SLOW, state, Command.PAUSE, "anna", store.now()))
     store.close()
     assert one.look(SLOW).phase is Phase.PAUSED
-    assert one.now.waits == (
-        "it is paused (pause by anna): resume, promote or abort it",
-        "3600 s of its soak time are left",
-    )
+    assert one.now.waits == ("it is paused (pause by anna): resume, promote or abort it",)
 
 
-# The process that judges
+# The process of the analyses
 
 
-def question(url: str, **more: Any) -> Question:
-    return replace(Question(url, None, "int8/1", "int8", 1, 100.0, GUARDED.experiment(FIRST)), **more)
+def question(url: str, **more: Any) -> StepQuestion:
+    return replace(StepQuestion(url, None, "int8/1", "int8", 1, 100.0, GUARDED.experiment(FIRST)), **more)
 
 
-def answer(judge: Judge) -> Judgement:
+def answer(process: AnalysisProcess) -> StepAnalysis:
     end = time.monotonic() + 60
-    while (found := judge.maybe_answer()) is None:
+    while (found := process.maybe_answer()) is None:
         assert time.monotonic() < end
         time.sleep(0.02)
     return found
@@ -420,42 +417,42 @@ def answer(judge: Judge) -> Judgement:
 
 def test_without_guardrails_units_are_counted(url: str) -> None:
     filled(url, 8)
-    judge = Judge[Judgement]()
-    judge.ask(question(url, plan=None))
-    assert answer(judge).units == {"old": 200, "new": 200}
-    judge.close()
+    process = AnalysisProcess[StepAnalysis]()
+    process.ask(question(url, plan=None))
+    assert answer(process).units == {"old": 200, "new": 200}
+    process.close()
 
 
 def test_a_question_that_can_t_be_answered_says_why(tmp_path: Path) -> None:
-    judge = Judge[Judgement]()
-    judge.ask(question(f"sqlite:///{tmp_path}/none/x.db"))
-    assert "StoreAway" in answer(judge).trouble
-    judge.close()
+    process = AnalysisProcess[StepAnalysis]()
+    process.ask(question(f"sqlite:///{tmp_path}/none/x.db"))
+    assert "StoreAway" in answer(process).trouble
+    process.close()
 
 
 def test_a_process_that_was_killed_is_started_again(url: str) -> None:
     filled(url, 8)
-    judge = Judge[Judgement]()
-    judge.ask(question(url))
-    assert judge._process is not None
-    os.kill(judge._process.pid, signal.SIGKILL)
+    process = AnalysisProcess[StepAnalysis]()
+    process.ask(question(url))
+    assert process._process is not None
+    os.kill(process._process.pid, signal.SIGKILL)
     end = time.monotonic() + 30
-    while judge._process is not None:
-        assert judge.maybe_answer() is None
+    while process._process is not None:
+        assert process.maybe_answer() is None
         assert time.monotonic() < end
         time.sleep(0.02)
-    judge.ask(question(url))
-    assert answer(judge).guardrails
-    judge.close()
+    process.ask(question(url))
+    assert answer(process).guardrails
+    process.close()
 
 
 def test_it_ends_with_whoever_asks(url: str) -> None:
-    judge = Judge[Judgement]()
-    judge.ask(question(url, plan=None))
-    assert judge._pipe is not None
-    assert judge._process is not None
-    judge._pipe.close()
-    assert judge._process.wait(30) == 0
+    process = AnalysisProcess[StepAnalysis]()
+    process.ask(question(url, plan=None))
+    assert process._pipe is not None
+    assert process._process is not None
+    process._pipe.close()
+    assert process._process.wait(30) == 0
 
 
 @pytest.mark.parametrize("kind", ["a user who may only read", "a standby"])
@@ -482,7 +479,7 @@ def test_what_can_only_be_read_is_followed_and_says_so(
             assert time.monotonic() - began < 30
         assert not other.now.trouble.startswith("the store is away")
         other.watch._opened().close()
-    one.watch._judge.close()
+    one.watch._analyses.close()
     one.watch._opened().close()
 
 

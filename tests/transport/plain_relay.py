@@ -7,8 +7,8 @@ from collections.abc import Callable
 from gateway.http2.hpack import Field, NeverIndexed
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import is_metadata
+from gateway.rpc.places import pipe
 from gateway.rpc.server import ServerCall
-from gateway.rpc.stream import pipe
 from gateway.status import Code
 from gateway.transport.dialer import WireChannel
 from gateway.transport.listener import ForwardMethod

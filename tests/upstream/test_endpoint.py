@@ -7,17 +7,17 @@ import asyncio
 import pytest
 from scripted import ScriptedConnection
 
-from gateway.status import Code, Origin, Verdict, judge
+from gateway.status import Code, Origin, Verdict, classify
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.known import MOST_KNOWN
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
-UNREACHABLE = judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
-DRAINING = judge(Code.UNAVAILABLE, STOPPING)
-OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
-MODEL_GONE = judge(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", model="m")
-UNCLEAR = judge(Code.UNAVAILABLE, "the feature store is gone")
-CALLERS = judge(Code.INVALID_ARGUMENT, "bad")
+UNREACHABLE = classify(Code.UNAVAILABLE, "no connection", Origin.CONNECTION)
+DRAINING = classify(Code.UNAVAILABLE, STOPPING)
+OVERLOADED = classify(Code.UNAVAILABLE, "Exceeds maximum queue size")
+MODEL_GONE = classify(Code.NOT_FOUND, "Request for unknown model: 'm' is not found", model="m")
+UNCLEAR = classify(Code.UNAVAILABLE, "the feature store is gone")
+CALLERS = classify(Code.INVALID_ARGUMENT, "bad")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_how_calls_went_is_kept_of_so_many_models_and_no_more() -> None:
 
 
 def test_the_calls_that_end_with_a_server_s_death_are_one_failure(endpoint: Endpoint) -> None:
-    lost = judge(Code.UNAVAILABLE, "gone", Origin.LOST)
+    lost = classify(Code.UNAVAILABLE, "gone", Origin.LOST)
     for _ in range(50):
         endpoint.counts_against("m", "", lost, 1.0)
         endpoint.failed(("m", ""), lost, "gone")
@@ -98,7 +98,7 @@ def test_the_calls_that_end_with_a_server_s_death_are_one_failure(endpoint: Endp
 
 def test_a_server_that_was_started_again_is_judged_anew(endpoint: Endpoint) -> None:
     for _ in range(9):
-        endpoint.counts_against("m", "", judge(Code.INTERNAL, "CUDA error"), 1.0)
+        endpoint.counts_against("m", "", classify(Code.INTERNAL, "CUDA error"), 1.0)
     endpoint.pardon(2.0)
     assert endpoint.record("m", "").counts(2.0) == (0, 0)
     assert not endpoint.record("m", "").is_doubtful

@@ -8,7 +8,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.status import Code, Origin, judge
+from gateway.status import Code, Origin, classify
 from gateway.upstream.endpoint import Endpoint
 from gateway.upstream.known import MOST_KNOWN, KnownModel
 
@@ -79,7 +79,7 @@ def test_what_users_keep_ends_with_the_model_and_whoever_must_act_is_told_once()
 def test_all_models_of_an_endpoint_that_can_not_be_reached_are_forgotten() -> None:
     endpoint = Endpoint("u", "t:1", UNUSED)
     known = endpoint.known("m", "")
-    endpoint.failed(("m", ""), judge(Code.UNAVAILABLE, "no connection", Origin.CONNECTION), "no connection")
+    endpoint.failed(("m", ""), classify(Code.UNAVAILABLE, "no connection", Origin.CONNECTION), "no connection")
     assert not known.is_current
 
 

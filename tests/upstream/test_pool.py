@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from scripted import ScriptedConnection
 
-from gateway.status import Code, Verdict, judge
+from gateway.status import Code, Verdict, classify
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
 
@@ -28,8 +28,8 @@ def picks(of: Pool, times: int) -> list[str]:
     return [endpoint.address if (endpoint := of.maybe_pick("m", "")) else "-" for _ in range(times)]
 
 
-INTERNAL = judge(Code.INTERNAL, "CUDA error: an illegal memory access was encountered")
-OVERLOADED = judge(Code.UNAVAILABLE, "Exceeds maximum queue size")
+INTERNAL = classify(Code.INTERNAL, "CUDA error: an illegal memory access was encountered")
+OVERLOADED = classify(Code.UNAVAILABLE, "Exceeds maximum queue size")
 READY, UNPROBED, SUSPECT, DOWN = State.READY, State.UNPROBED, State.SUSPECT, State.DOWN
 
 
@@ -88,7 +88,7 @@ def test_a_fast_failure_weighs_like_a_call_in_flight() -> None:
     assert set(picks(of, 30)) == {"b"}
 
 
-@pytest.mark.parametrize("verdict", [judge(Code.INVALID_ARGUMENT, ""), judge(Code.CANCELLED, ""), OVERLOADED])
+@pytest.mark.parametrize("verdict", [classify(Code.INVALID_ARGUMENT, ""), classify(Code.CANCELLED, ""), OVERLOADED])
 def test_what_callers_do_wrong_and_what_is_full_ejects_nobody(verdict: Verdict) -> None:
     of = pool(READY, READY)
     for _ in range(100):

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 from scripted import REFUSED, TIMED_OUT, ScriptedConnection
 
-from gateway.status import Code, Origin, judge
+from gateway.status import Code, Origin, classify
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.health import Prober, ProbeSettings
 
 OFTEN = ProbeSettings(interval=0.001, timeout=0.5, slow_probes_to_fail=2)
 SELDOM = ProbeSettings(interval=3600)
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
-DRAINING = judge(Code.UNAVAILABLE, STOPPING)
+DRAINING = classify(Code.UNAVAILABLE, STOPPING)
 
 
 @dataclass
@@ -144,7 +144,7 @@ async def test_a_failed_call_brings_the_next_probe_forward() -> None:
         assert probed.prober is not None
         await probed.prober.wait_first()
         probed.connection.failure = REFUSED
-        probed.endpoint.failed(("m", ""), judge(Code.UNAVAILABLE, "", Origin.CONNECTION), "broken pipe")
+        probed.endpoint.failed(("m", ""), classify(Code.UNAVAILABLE, "", Origin.CONNECTION), "broken pipe")
         assert probed.endpoint.state is State.SUSPECT
         await probed.until(lambda: probed.endpoint.state is State.DOWN)
 
@@ -154,7 +154,7 @@ async def test_reasons_to_probe_are_no_storm() -> None:
     async with probing(SELDOM) as probed:
         assert probed.prober is not None
         await probed.prober.wait_first()
-        unclear = judge(Code.UNAVAILABLE, "the feature store is gone")
+        unclear = classify(Code.UNAVAILABLE, "the feature store is gone")
         end = time.monotonic() + 0.55
         while time.monotonic() < end:
             probed.endpoint.failed(("m", ""), unclear, "the feature store is gone")

@@ -15,7 +15,10 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.status import Code, Origin
 from gateway.upstream.connection import Answer, CallFailed
 from gateway.upstream.endpoint import Endpoint
-from gateway.upstream.shared_memory import Placed, Room, SharedMemory, SharedMemorySettings, is_this_host
+from gateway.upstream.kept import Unheard
+from gateway.upstream.placed import Placed
+from gateway.upstream.room import Room, SharedMemorySettings, is_this_host
+from gateway.upstream.shared_memory import SharedMemory
 from gateway.v2.shared_memory import RESERVED
 
 MIB = 1 << 20
@@ -76,7 +79,7 @@ class Rig:
         """What is asked in one look."""
         self.triton.asked.clear()
         self.now += 1.0
-        await self.memory.look()
+        await self.memory.registration.look()
         return list(self.triton.asked)
 
     @property
@@ -285,14 +288,14 @@ async def test_an_answer_is_read_though_its_region_is_gone_meanwhile(rig: Rig) -
     whole = pb.ModelInferResponse.FromString(answer.SerializeToString())
     answer.raw_output_contents.append(b"")
     whole.raw_output_contents.append(b"abc")
-    memory.learn_answer("m", "", front, whole.SerializeToString())
+    memory.answers.learn("m", "", front, whole.SerializeToString())
     place = memory.maybe_answer_place("m", "", front)
-    region = memory._region
+    region = memory.registration._region
     assert place is not None
     assert region is not None
     place.sent()
     region.memory[place.slot.begin : place.slot.begin + 3] = b"abc"
-    memory.lost(region)
+    memory.registration.lost(region)
     await rig.look()
     place.slot.released(True)
     assert place.whole(answer.SerializeToString()) == whole.SerializeToString()
@@ -310,18 +313,18 @@ async def test_a_call_that_is_given_up_for_several_reasons_counts_once(rig: Rig)
     told: list[str] = []
     kept.give_up(lambda: told.append("its caller has gone"))
     kept.give_up(lambda: told.append("the connection broke"))
-    assert (rig.memory.given_up, told) == (1, [])
+    assert (rig.memory.unheard.count, told) == (1, [])
     kept.released(True)
-    assert (rig.memory.given_up, told) == (0, ["its caller has gone", "the connection broke"])
+    assert (rig.memory.unheard.count, told) == (0, ["its caller has gone", "the connection broke"])
     kept.give_up(lambda: told.append("too late"))
-    assert (rig.memory.given_up, told[2:]) == (0, ["too late"])
+    assert (rig.memory.unheard.count, told[2:]) == (0, ["too late"])
 
 
 async def test_a_place_that_steps_of_a_failed_ensemble_may_read_is_free_after_a_while(rig: Rig) -> None:
     await rig.look()
     placed = rig.sent()
     kept = placed.kept(NAMES)
-    rig.memory.steps_seconds = 0.05
+    rig.memory.unheard.steps_seconds = 0.05
     assert rig.memory.suits("m")
     assert kept.is_own(Code.UNAVAILABLE, "in ensemble 'm', who knows", False)
     assert not rig.memory.suits("m")
@@ -334,10 +337,19 @@ async def test_a_place_that_steps_of_a_failed_ensemble_may_read_is_free_after_a_
     assert rig.memory.now().state == "in use"
 
 
+def test_ensembles_that_have_failed_are_forgotten_once_there_are_very_many() -> None:
+    unheard = Unheard()
+    for number in range(2000):
+        unheard.failed_in_step(f"m{number}")
+    kept = sum(unheard.has_steps(f"m{number}") for number in range(2000))
+    assert 800 < kept <= 1024
+    assert unheard.has_steps("m1999")
+
+
 async def test_making_and_removing_a_large_region_takes_none_of_the_event_loops_time(tmp_path: Path) -> None:
     """The kernel takes half a millisecond for each MiB. Time of CPUs, which is the same on a busy machine."""
     rig = Rig(tmp_path)
-    rig.memory._settings = SharedMemorySettings(64 * MIB, 1, Path("/dev/shm"))
+    rig.memory.registration._settings = SharedMemorySettings(64 * MIB, 1, Path("/dev/shm"))
     whole, loops = time.process_time(), time.thread_time()
     await rig.look()
     assert rig.memory.state == "in use"
@@ -360,7 +372,7 @@ async def test_an_end_while_a_region_is_made_leaves_nothing(rig: Rig, monkeypatc
         monkeypatch.setattr(os, "posix_fallocate", slowly)
     else:
         rig.triton.hangs_at = "SystemSharedMemoryRegister"
-    rig.memory.look_soon()
+    rig.memory.registration.look_soon()
     await asyncio.to_thread(begun.wait, 10) if at == "the memory is allocated" else await rig.triton.hangs.wait()
     assert len(rig.files) == 1
     closing = asyncio.ensure_future(rig.memory.close())

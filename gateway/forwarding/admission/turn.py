@@ -9,7 +9,7 @@ from gateway.forwarding.admission.gate import Gate
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.caller import Caller
 from gateway.rpc.client import ClientCall
-from gateway.status import OK, Code, is_queue_full, judge
+from gateway.status import OK, Code, classify, is_queue_full
 
 _MAY_BE_FULL: Final = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
@@ -94,4 +94,4 @@ def found_full(client: ClientCall, model: str, id: str) -> bool:
     """Has a server refused this request, of this id and model, since its queue was full?"""
     if client.code not in _MAY_BE_FULL:
         return False
-    return is_queue_full(judge(client.code, client.text, client.origin, model=model, id=id), client.text)
+    return is_queue_full(classify(client.code, client.text, client.origin, model=model, id=id), client.text)

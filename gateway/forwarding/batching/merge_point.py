@@ -36,13 +36,14 @@ from gateway.forwarding.batching import (
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import Fields, fields_from
-from gateway.status import OK, Meaning, judge
+from gateway.status import OK, Meaning, classify
 from gateway.types import Metadata
 from gateway.upstream.ask import ask
 from gateway.upstream.connection import CallFailed
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.kept import Kept
 from gateway.upstream.known import Counts, KnownModel
-from gateway.upstream.shared_memory import Kept, Placed
+from gateway.upstream.placed import Placed
 from gateway.v2.names import INFER, SERVICE
 from gateway.v2.peek import Head, peek_response
 
@@ -385,7 +386,7 @@ class MergePoint:
 
     def _batch_failed(self, batch: Batch[Mergeable], client: ClientCall) -> None:
         known = self._known
-        verdict = judge(client.code, client.text, client.origin, model=known.name, version=known.version)
+        verdict = classify(client.code, client.text, client.origin, model=known.name, version=known.version)
         if verdict.meaning in _MEMBERS_FAULT:
             self._one_by_one(batch.members)
             return

@@ -22,7 +22,7 @@ from gateway.experiments.compare import Comparison
 from gateway.forwarding.admission import Gates, Place, found_full
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
-from gateway.forwarding.shadowing.judge import Judged, Pair, judge
+from gateway.forwarding.shadowing.comparison import Compared, Pair, compare
 from gateway.forwarding.shadowing.parity import Parity, ParitySettings
 from gateway.forwarding.topology import CurrentTopology
 from gateway.hooks import ShadowNow
@@ -159,12 +159,12 @@ class Shadows:
         self._comparing = 0
         self._pairs: list[tuple[Copy, Pair]] = []  # that wait for the thread
         self._gathering: asyncio.TimerHandle | None = None
-        self._is_judging = False
+        self._is_comparing = False
         self._executor: ThreadPoolExecutor | None = None
         self.table: dict[str, tuple[ModelShadow, ...]] = {}
         self.gated: dict[str, dict[str, Parity]] = {}  # by public model and variant, of those that have to agree first
         self.is_saving = False  # is memory scarce?
-        self.on_judged: Callable[[Pair, Judged], None] = _nobody  # called on the thread with each pair
+        self.on_pair: Callable[[Pair, Compared], None] = _nobody  # called on the thread with each pair
         self.on_compared: Callable[[Exposed, str, bool], None] = _no_unit  # the unit, the shadow, do they agree
 
     def apply(self, settings: Mapping[str, tuple[ShadowSettings, ...]]) -> None:
@@ -298,61 +298,63 @@ class Shadows:
         pair = Pair(shadow.model, copy.variant, name, copy.head.id, copy.request, copy.answer, body)
         self._comparing += 1
         self._pairs.append((copy, pair))
-        if self._is_judging:
+        if self._is_comparing:
             return
         if len(self._pairs) >= _TOGETHER:
-            self._judge_waiting()
+            self._compare_waiting()
         elif self._gathering is None:
-            self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._judge_waiting)
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._compare_waiting)
 
-    def _judge_waiting(self) -> None:
+    def _compare_waiting(self) -> None:
         """Hand the pairs that wait to the thread, which has none."""
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "shadows")
-        pairs, self._pairs, self._is_judging = self._pairs, [], True
-        future = asyncio.get_running_loop().run_in_executor(self._executor, self._judge_all, pairs)
-        future.add_done_callback(lambda future: self._all_judged(pairs, [] if future.cancelled() else future.result()))
+        pairs, self._pairs, self._is_comparing = self._pairs, [], True
+        future = asyncio.get_running_loop().run_in_executor(self._executor, self._compare_all, pairs)
+        future.add_done_callback(
+            lambda future: self._all_compared(pairs, [] if future.cancelled() else future.result())
+        )
 
-    def _all_judged(self, pairs: list[tuple[Copy, Pair]], judged: list[Judged]) -> None:
-        """judged: empty if the worker stops."""
-        self._is_judging = False
+    def _all_compared(self, pairs: list[tuple[Copy, Pair]], compared: list[Compared]) -> None:
+        """compared: empty if the worker stops."""
+        self._is_comparing = False
         for at, (copy, _) in enumerate(pairs):
-            self._compared(copy, judged[at] if judged else None)
-        if self._pairs and judged:
-            self._judge_waiting()
+            self._compared(copy, compared[at] if compared else None)
+        if self._pairs and compared:
+            self._compare_waiting()
 
-    def _judge_all(self, pairs: list[tuple[Copy, Pair]]) -> list[Judged]:
-        return [self._judge(pair, copy.shadow.settings.comparison) for copy, pair in pairs]
+    def _compare_all(self, pairs: list[tuple[Copy, Pair]]) -> list[Compared]:
+        return [self._compare_pair(pair, copy.shadow.settings.comparison) for copy, pair in pairs]
 
-    def _judge(self, pair: Pair, comparison: Comparison) -> Judged:
-        judged = Judged(None, "the gateway failed to compare them")  # one pair must not take the others with it
+    def _compare_pair(self, pair: Pair, comparison: Comparison) -> Compared:
+        compared = Compared(None, "the gateway failed to compare them")  # one pair must not take the others with it
         try:
-            judged = judge(pair, comparison)
-            self.on_judged(pair, judged)
+            compared = compare(pair, comparison)
+            self.on_pair(pair, compared)
         except Exception:
             _log.exception("model %s: a pair of answers could not be compared or kept", pair.model)
-        return judged
+        return compared
 
-    def _compared(self, copy: Copy, judged: Judged | None) -> None:
+    def _compared(self, copy: Copy, compared: Compared | None) -> None:
         shadow = copy.shadow
         self._comparing -= 1
         self._held -= copy.size
-        if judged is None:  # the worker stops
+        if compared is None:  # the worker stops
             return
-        shadow.wrong += bool(judged.wrong)
-        shadow.wrong_here += bool(judged.wrong_here)
-        if judged.agreement is None:
+        shadow.wrong += bool(compared.wrong)
+        shadow.wrong_here += bool(compared.wrong_here)
+        if compared.agreement is None:
             shadow.count(NOT_COMPARED)
-            self._say_not_compared(shadow, judged.why)
+            self._say_not_compared(shadow, compared.why)
             return
-        agrees = judged.agreement.agrees
-        shadow.count(AGREED if agrees else DIFFERED, agrees=agrees and not judged.wrong)
+        agrees = compared.agreement.agrees
+        shadow.count(AGREED if agrees else DIFFERED, agrees=agrees and not compared.wrong)
         if copy.exposed is not None:
-            self.on_compared(copy.exposed, shadow.settings.variant.name, agrees and not judged.wrong_here)
-        for name, value in judged.agreement.measures.items():
+            self.on_compared(copy.exposed, shadow.settings.variant.name, agrees and not compared.wrong_here)
+        for name, value in compared.agreement.measures.items():
             count, total = shadow.measures.get(name, (0, 0.0))
             shadow.measures[name] = count + 1, total + value
 
@@ -378,7 +380,7 @@ class Shadows:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _nobody(pair: Pair, judged: Judged) -> None: ...
+def _nobody(pair: Pair, compared: Compared) -> None: ...
 
 
 def _no_unit(exposed: Exposed, shadow: str, agrees: bool) -> None: ...

@@ -18,7 +18,7 @@ from gateway.hooks import CallObserver
 from gateway.rpc.metadata import Fields, fields_from
 from gateway.status import Code
 from gateway.types import Served
-from gateway.upstream.shared_memory import Kept
+from gateway.upstream.kept import Kept
 from gateway.v2.peek import Head, peek_response, rename_response
 
 

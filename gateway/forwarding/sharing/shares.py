@@ -28,8 +28,8 @@ from gateway.hooks import (
 from gateway.rpc.metadata import Fields
 from gateway.status import UNKNOWN_ID, Code, Meaning
 from gateway.types import Metadata, Served, Variant
+from gateway.upstream.kept import Kept
 from gateway.upstream.known import KnownModel
-from gateway.upstream.shared_memory import Kept
 from gateway.v2.peek import Head, peek_response, rename_response
 
 HIT: Final = "hit"

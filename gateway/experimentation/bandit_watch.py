@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from gateway.bandit_judge import NextShares, RewardQuestion
+from gateway.experimentation.analysis_process import AnalysisProcess
+from gateway.experimentation.bandit_analysis import NextShares, RewardQuestion
+from gateway.experimentation.store_watch import LEASE, StoreWatch
 from gateway.experiments.epochs import Epoch, Epochs
 from gateway.experiments.plan import BanditPlan, Plan
 from gateway.experiments.verdict import shares_text
 from gateway.hooks import BanditNow
-from gateway.judge import Judge
 from gateway.store import StoreSettings
-from gateway.store_watch import LEASE, StoreWatch
 
 if TYPE_CHECKING:
     from gateway.store.epochs import EpochStore
@@ -39,7 +39,7 @@ class _Followed:
     is_stopped: bool = False
     decides: bool = False
     trouble: str = ""  # with what the store has
-    judged: str = ""  # why no shares could be found
+    no_shares: str = ""  # why no shares could be found
     waits: str = ""  # for what, though another epoch is due
     asked: float = 0.0  # when they were last asked for, by the store's clock
 
@@ -74,12 +74,12 @@ class BanditWatch(StoreWatch[Plan, _Followed]):
         self._on_moved = on_moved
         self._moved: Mapping[str, Epochs] = {}  # what `on_moved` was told last
         self._store: EpochStore | None = None
-        self._judge = Judge[NextShares]()
+        self._analyses = AnalysisProcess[NextShares]()
 
     # On the thread
 
     def _close(self) -> EpochStore | None:
-        self._judge.close()
+        self._analyses.close()
         return self._store
 
     def look(self) -> None:
@@ -152,23 +152,23 @@ class BanditWatch(StoreWatch[Plan, _Followed]):
             else:
                 self._begin(known, known.bandit.even(), 0, now)
         if not due:
-            self._judge.close()
-        elif self._judge.is_free:
+            self._analyses.close()
+        elif self._analyses.is_free:
             known = min(due, key=lambda each: each.asked)  # so that none whose shares can't be found is in others' way
             if abs(now - known.asked) >= min(_AGAIN_SECONDS, known.bandit.epoch / 10.0):
                 known.asked = now
                 settings = self._settings
-                self._judge.ask(RewardQuestion(settings.url, settings.unit_key, known.plan, known.known(), now))
+                self._analyses.ask(RewardQuestion(settings.url, settings.unit_key, known.plan, known.known(), now))
 
     def _take_answer(self, now: float) -> None:
-        answer = self._judge.maybe_answer()
+        answer = self._analyses.maybe_answer()
         if answer is None:
             return
         question = answer.question
         known = self._followed.get(question.plan.name)
         if known is None or not known.decides or (known.plan, known.known()) != (question.plan, question.epochs):
             return
-        known.judged = answer.trouble
+        known.no_shares = answer.trouble
         if answer.trouble:
             self._say(f"bandit {known.plan.name}: no shares can be found, so they stay: {answer.trouble}")
         elif answer.units == question.epochs.so_far[-1].units and not known.has_waited_enough(now):
@@ -183,7 +183,7 @@ class BanditWatch(StoreWatch[Plan, _Followed]):
         if self._opened().begin(known.plan.name, epochs, self._worker):
             known.asked, known.waits = 0.0, ""
             self._put(known, epochs)
-            self._tell_moved()  # at once: to end the process that has judged can take seconds
+            self._tell_moved()  # at once: to end the process of the analyses can take seconds
 
     # For people and metrics; from any thread
 
@@ -213,7 +213,7 @@ def _now(known: _Followed, now: float, age: float, why_not: str) -> BanditNow:
         max(0.0, known.overdue(now) or 0.0) if epochs.so_far else 0.0,
         known.decides,
         age,
-        why_not or known.trouble or known.judged,
+        why_not or known.trouble or known.no_shares,
         known.waits if known.decides else "",
         tuple((epoch.since, epoch.units, dict(epoch.shares)) for epoch in epochs.so_far),
     )

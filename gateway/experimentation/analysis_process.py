@@ -26,7 +26,8 @@ _MOST_SECONDS: Final = 600.0  # for an answer
 
 # The same modules as here, whatever is in the working directory.
 _START: Final = (
-    "import sys; number = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; from gateway.judge import serve; serve(number)"
+    "import sys; number = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; "
+    "from gateway.experimentation.analysis_process import serve; serve(number)"
 )
 
 
@@ -57,7 +58,7 @@ def serve(number: int) -> None:
             pipe.send(answer)
 
 
-class Judge(Generic[Answer]):
+class AnalysisProcess(Generic[Answer]):
     """The other end of that process. Of one thread; nothing here waits for an answer."""
 
     def __init__(self) -> None:
@@ -70,6 +71,11 @@ class Judge(Generic[Answer]):
     def is_free(self) -> bool:
         """May another question be asked now?"""
         return not self._asked and time.monotonic() >= self._rests_until
+
+    @property
+    def is_asked(self) -> bool:
+        """Is an answer to come? If none comes any more, the process has ended."""
+        return bool(self._asked)
 
     def ask(self, question: Question[Answer]) -> None:
         if self._pipe is None:
@@ -110,7 +116,7 @@ class Judge(Generic[Answer]):
         return Connection(ours.detach())
 
     def _lost(self, error: BaseException) -> None:
-        _log.warning("a process that judges has ended: %s", type(error).__name__)
+        _log.warning("the process that analyses experiments has ended: %s", type(error).__name__)
         self.close()
         self._rests_until = time.monotonic() + 10 * _LEAST_SECONDS
 

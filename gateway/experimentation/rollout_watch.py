@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
+from gateway.experimentation.analysis_process import AnalysisProcess
+from gateway.experimentation.rollout_analysis import StepAnalysis, StepQuestion
+from gateway.experimentation.store_watch import LEASE, StoreWatch
 from gateway.experiments.crowd import Crowd
 from gateway.experiments.fast_lane import FastLane
 from gateway.experiments.rollout import (
@@ -27,16 +30,12 @@ from gateway.experiments.rollout import (
     RolloutPlan,
     State,
     decided,
-    distance,
     step_name,
     waits_for,
 )
-from gateway.experiments.verdict import GuardrailState, amount, sentence
+from gateway.experiments.verdict import GuardrailState, distance, guardrail_sentence
 from gateway.hooks import GuardrailNow, RolloutNow
-from gateway.judge import Judge
-from gateway.rollout_judge import Judgement, Question
 from gateway.store import StoreAway, StoreFailed, StoreSettings
-from gateway.store_watch import LEASE, StoreWatch
 
 if TYPE_CHECKING:
     from gateway.store.rollouts import Counts, Decision, Look, RolloutStore
@@ -63,15 +62,15 @@ class _Followed:
     calls: FastLane = field(default_factory=FastLane)  # how they end
     answers: FastLane = field(default_factory=FastLane)  # those that were looked at, for NaN and infinity
     counted: Mapping[tuple[str, str], Counts] | None = None  # all workers', at the last look; None: none yet
-    judgement: Judgement | None = None  # of the state in force
-    asked: float = 0.0  # when it was last to be judged, by the store's clock
+    analysis: StepAnalysis | None = None  # of the state in force
+    asked: float = 0.0  # when its analysis was last asked for, by the store's clock
     evidence: Evidence | None = None
     history: tuple[tuple[float, str, float, str], ...] = ()
 
     def lead_no_more(self) -> None:
         self.decides, self.counted = False, None
         self.calls, self.answers = FastLane(), FastLane()
-        self.judgement = self.evidence = None
+        self.analysis = self.evidence = None
 
 
 class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
@@ -96,13 +95,13 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
         self._own: deque[Mapping[tuple[str, str], Counts]] = deque(maxlen=_RECALLED + 1)  # this worker's, of each look
         self._moved: Mapping[RolloutKey, State] = {}  # what `on_moved` was told last
         self._store: RolloutStore | None = None
-        self._judge = Judge[Judgement]()
+        self._analyses = AnalysisProcess[StepAnalysis]()
         self.ready: frozenset[str] = frozenset()  # rollouts whose new variant can be called here
 
     # On the thread
 
     def _close(self) -> RolloutStore | None:
-        self._judge.close()
+        self._analyses.close()
         return self._store
 
     def look(self) -> None:
@@ -161,7 +160,7 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
 
     def _put(self, known: _Followed, state: State) -> None:
         name, is_first = known.plan.name, not known.is_known
-        was, known.state, known.judgement, known.evidence = known.state, state, None, None
+        was, known.state, known.analysis, known.evidence = known.state, state, None, None
         if not state.version:
             if was.version:
                 _log.error("rollout %s: the store knows nothing of it any more, so it begins anew", name)
@@ -215,57 +214,59 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
             known.answers.recall(_looked_at(before), _looked_at(after))
 
     def _evidence(self, known: _Followed, now: float) -> Evidence:
-        plan, state, judgement = known.plan, known.state, known.judgement
+        plan, state, analysis = known.plan, known.state, known.analysis
         before, after = known.calls.evidence
         if known.answers.is_believed:  # where the old variant's answers have NaN as well, that is how they are
             after = known.answers.after
         seen = now
         if self._asks(known):
-            seen = judgement.question.asked if judgement is not None and not judgement.trouble else -math.inf
+            seen = analysis.question.asked if analysis is not None and not analysis.trouble else -math.inf
         return Evidence(
             state.step,
             seen,
             plan.name in self.ready,
-            judgement.units.get(plan.after, 0) if judgement is not None else 0,
-            judgement.guardrails if judgement is not None else (),
-            judgement.is_mismatched if judgement is not None else False,
+            analysis.units.get(plan.after, 0) if analysis is not None else 0,
+            analysis.guardrails if analysis is not None else (),
+            analysis.is_mismatched if analysis is not None else False,
             before,
             after,
         )
 
     @staticmethod
     def _asks(known: _Followed) -> bool:
-        """Is there something to be judged about its step?"""
+        """Is there something to analyse about its step?"""
         plan, state = known.plan, known.state
         if state.phase not in (Phase.RUNNING, Phase.PAUSED) or state.step >= len(plan.steps):
             return False
         return bool(plan.guardrails) or plan.steps[state.step].units > 0
 
     def _ask_next(self, now: float) -> None:
-        """Have the rollout judged that has waited longest for it, if any needs it."""
+        """Have the rollout's step analysed that has waited longest for it, if any needs it."""
         waiting = [known for known in self._followed.values() if known.decides and self._asks(known)]
         if not waiting:
-            self._judge.close()
-        elif self._judge.is_free:
+            self._analyses.close()
+        elif self._analyses.is_free:
             known = min(waiting, key=lambda each: each.asked)
             known.asked = now
             plan, state, settings = known.plan, known.state, self._settings
             name, compared = step_name(plan.name, state.step), plan.experiment(state)
-            self._judge.ask(Question(settings.url, settings.unit_key, name, plan.name, state.version, now, compared))
+            self._analyses.ask(
+                StepQuestion(settings.url, settings.unit_key, name, plan.name, state.version, now, compared)
+            )
 
     def _take_answer(self) -> None:
-        judgement = self._judge.maybe_answer()
-        if judgement is None:
+        analysis = self._analyses.maybe_answer()
+        if analysis is None:
             return
-        question = judgement.question
+        question = analysis.question
         known = self._followed.get(question.rollout)
         if known is None or known.state.version != question.version:
             return
-        if judgement.trouble:
-            self._say(f"rollout {question.rollout} can't be judged: {judgement.trouble}")
-            if known.judgement is not None:
+        if analysis.trouble:
+            self._say(f"rollout {question.rollout} can't be analysed: {analysis.trouble}")
+            if known.analysis is not None:
                 return  # which still takes back, and gets old
-        known.judgement = judgement
+        known.analysis = analysis
 
     # For people and metrics; from any thread
 
@@ -319,9 +320,9 @@ def _summed(places: Iterable[Sequence[int]]) -> Sequence[int]:
 
 
 def _now(known: _Followed, now: float, age: float, why_not: str) -> RolloutNow:
-    plan, state, judgement = known.plan, known.state, known.judgement
+    plan, state, analysis = known.plan, known.state, known.analysis
     waits = tuple(waits_for(plan, state, known.evidence, now)) if known.decides else ()
-    trouble = why_not or known.trouble or (judgement.trouble if judgement is not None else "")
+    trouble = why_not or known.trouble or (analysis.trouble if analysis is not None else "")
     soak = plan.steps[state.step].soak if state.step < len(plan.steps) else 0.0
     is_open = known.is_known and state.phase not in ENDED and state.version > 0
     return RolloutNow(
@@ -336,8 +337,8 @@ def _now(known: _Followed, now: float, age: float, why_not: str) -> RolloutNow:
         state.since,
         state.reason,
         waits,
-        tuple(map(guardrail_now, judgement.guardrails)) if judgement is not None else (),
-        judgement.units.get(plan.after, 0) if judgement is not None else 0,
+        tuple(map(guardrail_now, analysis.guardrails)) if analysis is not None else (),
+        analysis.units.get(plan.after, 0) if analysis is not None else 0,
         known.decides,
         age,
         max(0.0, now - state.since - soak) if is_open else 0.0,
@@ -348,5 +349,5 @@ def _now(known: _Followed, now: float, age: float, why_not: str) -> RolloutNow:
 
 def guardrail_now(guardrail: GuardrailState) -> GuardrailNow:
     """As it is shown."""
-    text = f"{sentence(guardrail.effect, is_judged=False)} (at most {amount(guardrail.worse_by)} worse)"
-    return GuardrailNow(guardrail.effect.outcome, guardrail.state.value, distance(guardrail), text)
+    name, state = guardrail.effect.outcome, guardrail.state.value
+    return GuardrailNow(name, state, distance(guardrail), guardrail_sentence(guardrail))

@@ -1,4 +1,4 @@
-"""What two answers to one request are worth beside each other. Runs on a thread: tensors are parsed here. Pure."""
+"""Compares two answers to one request. Runs on a thread: tensors are parsed here. Pure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Compared:
     """What became of a pair. `agreement` is None if it could not be compared; then `why` says why."""
 
     agreement: Agreement | None
@@ -35,21 +35,21 @@ class Judged:
     wrong_here: Sequence[str] = ()  # outputs of the caller's answer with them
 
 
-def judge(pair: Pair, comparison: Comparison) -> Judged:
+def compare(pair: Pair, comparison: Comparison) -> Compared:
     """Compare the two answers. Whatever a user's comparison throws is told in `why`."""
     try:
         reference, candidate = _outputs(pair.answer), _outputs(pair.copy)
     except WrongAnswer as error:
-        return Judged(None, str(error))
+        return Compared(None, str(error))
     wrong, wrong_here = non_finite(candidate), non_finite(reference)
     try:
         agreement = comparison(reference, candidate)
     except CannotCompare as error:
-        return Judged(None, str(error), wrong, wrong_here)
+        return Compared(None, str(error), wrong, wrong_here)
     except BaseException as error:  # a user's code may raise anything, `SystemExit` too
         text = f"the comparison failed: {type(error).__name__}: {error}"
-        return Judged(None, text[:_MOST_TEXT], wrong, wrong_here)
-    return Judged(agreement, agreement.why, wrong, wrong_here)
+        return Compared(None, text[:_MOST_TEXT], wrong, wrong_here)
+    return Compared(agreement, agreement.why, wrong, wrong_here)
 
 
 def _outputs(answer: bytes) -> Outputs:

@@ -26,13 +26,13 @@ from rich.table import Table
 
 from gateway.app import Gateway, Place
 from gateway.config import load
-from gateway.demo_users import CORRECTED, NEVER_CONTENT, UNIT, Floats, Users, is_shown, photos, scores_of
+from gateway.demo.users import CORRECTED, NEVER_CONTENT, UNIT, Floats, Users, is_shown, photos, scores_of
 from gateway.errors import CommandFailed
-from gateway.experiment_reports import judged, source_of
+from gateway.experimentation.reports import source_of, stored_report
 from gateway.experiments.verdict import Answer, Report
 from gateway.models import broken
 from gateway.models.catalogue import build
-from gateway.scratch import Scratch
+from gateway.process.scratch import Scratch
 from gateway.supervisor import reserve
 from gateway.triton import LocalTriton, install
 from gateway.triton.command import Signals
@@ -373,7 +373,7 @@ class Scenario:
 
     def _judge(self) -> None:
         try:
-            self.report = judged(source_of(str(self.file), None), _EXPERIMENT, history=False).report
+            self.report = stored_report(source_of(str(self.file), None), _EXPERIMENT, history=False).report
         except CommandFailed:  # nobody has taken part yet
             return
         if self.report.answer is not Answer.UNDECIDED:

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from gateway.app import Gateway, Place
 from gateway.config import Loaded, load
-from gateway.demo_experiment import MODELS, ScenarioSettings, check_installed, play
-from gateway.demo_tasks import BY_DEFAULT, EVERYTHING, TASKS, Shown, Site, Task, models_of
+from gateway.demo.experiment import MODELS, ScenarioSettings, check_installed, play
+from gateway.demo.tasks import BY_DEFAULT, EVERYTHING, TASKS, Shown, Site, Task, models_of
 from gateway.errors import CommandFailed
 from gateway.forwarding.messages import build_request, parse_response
 from gateway.models.catalogue import State, build, find, state_of
@@ -51,7 +51,7 @@ class DemoSettings:
     config:  None is the one that serves the tasks.
     tasks:   what to show.
     given:   a file for the one task that is shown; None stands for the demo's own input.
-    with_experiment:  after the table, the short version of `demo_experiment`.
+    with_experiment:  after the table, the short version of `experiment`.
     """
 
     config: Path | None

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from gateway import demo, demo_tasks
-from gateway.demo_tasks import BY_DEFAULT, EVERYTHING, TASKS, Task, UnfitInput
+from gateway.demo import showcase, tasks
+from gateway.demo.tasks import BY_DEFAULT, EVERYTHING, TASKS, Task, UnfitInput
 from gateway.models import catalogue
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 EXAMPLES = CHECKOUT / "deploy/examples"
 
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -40,28 +40,30 @@ def test_a_task_s_config_serves_what_it_calls_with_models_that_it_builds(task: T
 
 def test_one_config_serves_every_task_with_the_models_that_they_build() -> None:
     _, models = served(EVERYTHING)
-    assert models <= set(demo_tasks.models_of(TASKS))
+    assert models <= set(tasks.models_of(TASKS))
 
 
 def test_what_is_shown_by_default_is_what_is_built_by_default() -> None:
     by_default = {recipe.name for recipe in catalogue.BY_DEFAULT}
-    assert set(demo_tasks.models_of(BY_DEFAULT)) <= by_default
+    assert set(tasks.models_of(BY_DEFAULT)) <= by_default
     assert not [task.name for task in TASKS if task not in BY_DEFAULT and set(task.models) <= by_default]
 
 
 def test_what_must_be_fetched_is_said_once_for_models_of_one_package(tmp_path: Path) -> None:
     shutil.copytree(CHECKOUT / "model_repository", tmp_path / "models", ignore=shutil.ignore_patterns("[0-9]*"))
-    (reading,) = demo.tasks_of("reading", every=False)
+    (reading,) = showcase.tasks_of("reading", every=False)
     (artifact,) = {artifact for model in reading.models for artifact in catalogue.find(model).sources}
-    assert demo.to_fetch([reading], tmp_path / "models") == artifact.size
-    assert demo.to_fetch([], tmp_path / "models") == 0
+    assert showcase.to_fetch([reading], tmp_path / "models") == artifact.size
+    assert showcase.to_fetch([], tmp_path / "models") == 0
 
 
 def test_a_task_that_is_not_there_is_answered_with_those_that_are() -> None:
-    with pytest.raises(demo.DemoFailed, match=re.escape("no task 'ocr'; tasks: photo, language, file-type, reading")):
-        demo.tasks_of("ocr", every=False)
-    assert demo.tasks_of(None, every=False) == BY_DEFAULT
-    assert demo.tasks_of(None, every=True) == TASKS
+    with pytest.raises(
+        showcase.DemoFailed, match=re.escape("no task 'ocr'; tasks: photo, language, file-type, reading")
+    ):
+        showcase.tasks_of("ocr", every=False)
+    assert showcase.tasks_of(None, every=False) == BY_DEFAULT
+    assert showcase.tasks_of(None, every=True) == TASKS
 
 
 # Recordings
@@ -83,17 +85,17 @@ def tone(rate: int, hertz: float = 440.0) -> np.ndarray:
 
 
 def test_a_recording_as_it_must_be_is_left_as_it_is() -> None:
-    assert (demo_tasks.heard(recording(tone(16_000), 16_000)) == tone(16_000)).all()
+    assert (tasks.heard(recording(tone(16_000), 16_000)) == tone(16_000)).all()
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 24_000, 44_100, 48_000])
 def test_a_recording_at_another_rate_becomes_the_same_sound(rate: int) -> None:
-    assert np.abs(demo_tasks.heard(recording(tone(rate), rate)) - tone(16_000)).max() <= 2
+    assert np.abs(tasks.heard(recording(tone(rate), rate)) - tone(16_000)).max() <= 2
 
 
 def test_channels_are_mixed() -> None:
     both = np.column_stack([tone(16_000), np.zeros(16_000)])
-    assert np.abs(demo_tasks.heard(recording(both, 16_000, channels=2)) - tone(16_000) / 2).max() <= 1
+    assert np.abs(tasks.heard(recording(both, 16_000, channels=2)) - tone(16_000) / 2).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -107,13 +109,13 @@ def test_channels_are_mixed() -> None:
 )
 def test_a_file_that_is_no_such_recording_is_told_so(file: bytes, told: str) -> None:
     with pytest.raises(UnfitInput, match=told):
-        demo_tasks.heard(file)
+        tasks.heard(file)
 
 
 @every_task
 def test_for_one_task_alone_the_models_of_its_whole_config_are_built(task: Task) -> None:
     """Or the demo of it would not start where nothing else was built before: the config reads their files."""
     nowhere = "127.0.0.1:0"
-    settings = demo.DemoSettings(None, EXAMPLES, CHECKOUT / "model_repository", nowhere, nowhere, True, (task,))
+    settings = showcase.DemoSettings(None, EXAMPLES, CHECKOUT / "model_repository", nowhere, nowhere, True, (task,))
     of_config = {model for each in TASKS if each.config == settings.served_by().name for model in each.models}
-    assert set(task.models) <= of_config == set(demo_tasks.models_of(settings.served()))
+    assert set(task.models) <= of_config == set(tasks.models_of(settings.served()))

@@ -15,7 +15,8 @@ from gateway.config.experiment_file import rollouts_of
 from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
-from gateway.evidence import settings_of
+from gateway.experimentation.evidence import settings_of
+from gateway.experimentation.rollout_analysis import StepAnalysis, StepQuestion, analyse_step
 from gateway.experiments.rollout import (
     ENDED,
     Command,
@@ -26,12 +27,10 @@ from gateway.experiments.rollout import (
     RolloutPlan,
     State,
     commanded,
-    distance,
     step_name,
     waits_for,
 )
-from gateway.experiments.verdict import Guard, amount, sentence
-from gateway.rollout_judge import Judgement, Question, judged
+from gateway.experiments.verdict import Guard, distance, guardrail_sentence
 from gateway.store import StoreAway, StoreSettings
 from gateway.store.database import why_not_there
 from gateway.store.rollouts import Decision, RolloutStore
@@ -111,22 +110,22 @@ class RolloutCommands:
                     yield f"{name}: {error}"
 
     def shown(self, name: str) -> Iterator[str]:
-        """All that is known of one, judged anew."""
+        """All that is known of one, analysed anew."""
         plan = self.plan(name)
         with self._store() as store:
             history = store.history(name)
             state, now = _of(plan, history), store.now()
         yield _line(plan, state)
         yield f"  from '{plan.before}' to '{plan.after}' of model '{plan.model}'"
-        judgement = self._judged(plan, state, now)
-        if judgement is not None:
-            yield from _evidence(plan, state, judgement, now)
+        analysis = self._analysed(plan, state, now)
+        if analysis is not None:
+            yield from _evidence(plan, state, analysis, now)
         for each in history:
             what = each.state
             step = f"step {what.step + 1}, " if what.phase not in ENDED else ""
             yield f"  {_when(what.at)}  {what.phase.value}, {step}{what.share:g} of units: {what.reason}"
 
-    def _judged(self, plan: RolloutPlan, state: State, now: float) -> Judgement | None:
+    def _analysed(self, plan: RolloutPlan, state: State, now: float) -> StepAnalysis | None:
         if state.version == 0 or state.step >= len(plan.steps):
             return None
         compared = plan.experiment(state)
@@ -134,7 +133,9 @@ class RolloutCommands:
             compared = None
         settings, name = self.settings, step_name(plan.name, state.step)
         try:
-            return judged(Question(settings.url, settings.unit_key, name, plan.name, state.version, now, compared))
+            return analyse_step(
+                StepQuestion(settings.url, settings.unit_key, name, plan.name, state.version, now, compared)
+            )
         except StoreAway as error:
             raise CommandFailed(f"the store can't be used: {error}") from error
 
@@ -191,17 +192,16 @@ def _line(plan: RolloutPlan, state: State) -> str:
     return f"{plan.name}: {state.phase.value}, {where}{state.share:.4g} of units get '{plan.after}'{reason}"
 
 
-def _evidence(plan: RolloutPlan, state: State, judgement: Judgement, now: float) -> Iterator[str]:
-    counts = ", ".join(f"{name} {judgement.units.get(name, 0)}" for name in (plan.before, plan.after))
+def _evidence(plan: RolloutPlan, state: State, analysis: StepAnalysis, now: float) -> Iterator[str]:
+    counts = ", ".join(f"{name} {analysis.units.get(name, 0)}" for name in (plan.before, plan.after))
     yield f"  units in this step: {counts}"
-    for each in judgement.guardrails:
+    for each in analysis.guardrails:
         left = f"{distance(each):.3g} left" if each.state is not Guard.BREACHED else "breached"
-        told = sentence(each.effect, is_judged=False)
-        yield f"  guardrail {each.state.value}, {left}: {told} (at most {amount(each.worse_by)} worse)"
-    if judgement.is_mismatched:
+        yield f"  guardrail {each.state.value}, {left}: {guardrail_sentence(each)}"
+    if analysis.is_mismatched:
         yield "  units do not come to variants as planned"
     if state.phase in (Phase.RUNNING, Phase.PAUSED):
-        evidence = Evidence(state.step, now, units=judgement.units.get(plan.after, 0), guardrails=judgement.guardrails)
+        evidence = Evidence(state.step, now, units=analysis.units.get(plan.after, 0), guardrails=analysis.guardrails)
         for reason in waits_for(plan, state, evidence, now):
             yield f"  waits: {reason}"
 

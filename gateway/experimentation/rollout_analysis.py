@@ -1,4 +1,4 @@
-"""I/O: what the store has of a rollout's step, judged; by a process of its own (`judge`)."""
+"""I/O: what the store has of a rollout's step, analysed, by a process of its own (`analysis_process`)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is to be judged of one step."""
+class StepQuestion:
+    """What one step is to be analysed by."""
 
     url: str
     unit_key: str | None
@@ -25,38 +25,38 @@ class Question:
     asked: float  # when, by the store's clock
     plan: Plan | None  # None: units are counted, and nothing is compared
 
-    def answered(self) -> Judgement:
-        return judged(self)
+    def answered(self) -> StepAnalysis:
+        return analyse_step(self)
 
-    def failed(self, trouble: str) -> Judgement:
-        return Judgement(self, trouble=trouble)
+    def failed(self, trouble: str) -> StepAnalysis:
+        return StepAnalysis(self, trouble=trouble)
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class StepAnalysis:
     """What was found."""
 
-    question: Question
+    question: StepQuestion
     units: Mapping[str, int] = field(default_factory=dict)  # by variant
     guardrails: tuple[GuardrailState, ...] = ()
     is_mismatched: bool = False
     trouble: str = ""  # why nothing was found
 
 
-def judged(question: Question) -> Judgement:
+def analyse_step(question: StepQuestion) -> StepAnalysis:
     """:raises StoreAway: if the store can't be used. ImportError: without SciPy."""
     from gateway.store.database import Store  # noqa: PLC0415  (SQLAlchemy, which takes 14 MB)
 
     store = Store(question.url, question.unit_key)
     try:
         if question.plan is None:
-            return Judgement(question, store.arms(question.name))
+            return StepAnalysis(question, store.arms(question.name))
         return _compared(store, question, question.plan)
     finally:
         store.close()
 
 
-def _compared(store: Store, question: Question, plan: Plan) -> Judgement:
+def _compared(store: Store, question: StepQuestion, plan: Plan) -> StepAnalysis:
     import numpy as np  # noqa: PLC0415
 
     from gateway.experiments.analysis.experiment import analysed  # noqa: PLC0415
@@ -64,9 +64,9 @@ def _compared(store: Store, question: Question, plan: Plan) -> Judgement:
 
     units = join(plan, store.exposures(question.name), store.outcomes(question.name, plan.measured))
     if not units.at.size:
-        return Judgement(question)
+        return StepAnalysis(question)
     # What a unit did before this step it may have done on the new variant already: it is no past to adjust by.
     units = replace(units, past={name: np.full_like(past, np.nan) for name, past in units.past.items()})
     report = analysed(plan, units, max(units.end, question.asked))
     counts = dict(zip(plan.order, map(int, np.bincount(units.arm, minlength=len(plan.order))), strict=True))
-    return Judgement(question, counts, report.guardrails, report.sample_ratio.is_mismatched)
+    return StepAnalysis(question, counts, report.guardrails, report.sample_ratio.is_mismatched)
