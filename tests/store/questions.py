@@ -1,4 +1,4 @@
-"""Questions for the process that judges, whose answers are known."""
+"""Questions for the process that analyses, whose answers are known."""
 
 from __future__ import annotations
 
