@@ -237,7 +237,7 @@ def read_files(logs: Path, captured: Path, written: Written) -> None:
         written.add("captures", file.read_bytes())
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_no_secret_comes_out_whatever_happens(tmp_path: Path) -> None:
     written = Written()
     authority = Authority(tmp_path)
@@ -403,7 +403,7 @@ async def commands_about_it(setting: Guarded, admin: str, key_file: Path, writte
         written.add(f"command {arguments[0]}", done.stdout + done.stderr)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_no_credential_of_access_comes_out_whoever_shows_it_and_wherever_it_is_written(tmp_path: Path) -> None:
     """Keys, tokens and passwords: in calls, in the config, in configs that are wrong, on the admin plane."""
     written = Written()
