@@ -16,9 +16,9 @@ experiment: setup
 	@$(BIN)/inference-gateway demo --experiment $(HOW)
 
 # The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand. Where npm is, the pages'
-# JavaScript is run too.
+# JavaScript is run too. Half of the tests' time is waiting, so two cores have four workers; tests/conftest.py says in what order.
 test: $(VENV)/.tools $(VENV)/.compiled $(if $(shell command -v npm),$(VENV)/grpc-js)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 3 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
 	  tests/forwarding tests/routing tests/telemetry tests/test_compiled.py
 
@@ -28,8 +28,9 @@ pythons: $(VENV)/.installed
 
 # Which lines of each room its tests run, on the sources. Nothing holds it to a figure; ROOMS=tests make coverage takes all
 # tests, of which those that bound CPU time may fail, since counting costs.
-ROOMS := tests/admin tests/api tests/batching tests/config tests/demo tests/forwarding tests/http2 tests/routing tests/rpc \
-  tests/smoke tests/steps tests/telemetry tests/transport tests/upstream tests/v2 $(wildcard tests/test_*.py)
+ROOMS := tests/admin tests/api tests/batching tests/config tests/demo tests/forwarding tests/http2 tests/process \
+  tests/routing tests/rpc tests/smoke tests/steps tests/telemetry tests/transport tests/upstream tests/v2 \
+  $(wildcard tests/test_*.py)
 coverage: export GATEWAY_NO_EXTENSIONS := 1
 coverage: $(VENV)/.tools
 	-$(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report= $(ROOMS)

@@ -36,7 +36,6 @@ from gateway.api.v2 import V2Service
 from gateway.assemble import admin_of, collected_of, routes_of, server_of, shared_quotas_of, store_of, usage_of
 from gateway.compiled import is_compiled
 from gateway.config import Finding, Loaded, Watcher
-from gateway.container import MemoryGauge, memory_limit
 from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.experimentation.bandits import Bandits
@@ -57,7 +56,8 @@ from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import ConnectionFull, QuotasNow, Watched
 from gateway.memory_watch import MemoryWatch
-from gateway.notifier import Changes
+from gateway.process.container import MemoryGauge, memory_limit
+from gateway.process.notifier import Changes
 from gateway.quota_store import QuotaStore
 from gateway.quotas import Quotas
 from gateway.readiness import Readiness
@@ -140,6 +140,7 @@ class Gateway:
         exits.push_async_callback(self._rollouts.aclose)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._rollouts.run()))
         exits.push_async_callback(self._bandits.aclose)
+        exits.push_async_callback(self._verdicts.aclose)
         await self._takeover.begin(self._first)
         await self._enter_admin(exits)
         exits.push_async_callback(_cancel, asyncio.ensure_future(self._contracts.run()))
@@ -206,8 +207,14 @@ class Gateway:
         self._shadows, self._checks = inference.shadows, inference.checks
         self._rollouts = Rollouts(inference.rolled, settings_of(config), self._is_available, self._rollouts_moved)
         self._bandits = Bandits(settings_of(config), self._epochs_began)
+        self._verdicts = Verdicts(settings_of(config), is_scarce=lambda: self._memory.now().step > 0)
         self._evidence = Evidence(
-            inference.exposures, settings_of(config), self._experiments_stopped, inference.shadows, self._bandits.now
+            inference.exposures,
+            settings_of(config),
+            self._experiments_stopped,
+            inference.shadows,
+            bandits=self._bandits.now,
+            verdicts=self._verdicts.now,
         )
         self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_pair = self._telemetry.disagreements.take
@@ -242,6 +249,7 @@ class Gateway:
             evidence=self._evidence,
             rollouts=self._rollouts,
             bandits=self._bandits,
+            verdicts=self._verdicts,
             disagreements=self._telemetry.disagreements,
             events=self._events,
             pipeline=self._pipeline,
@@ -302,7 +310,7 @@ class Gateway:
             connections,
             admin_of(self._first.config),
             order=self._order,
-            verdicts=Verdicts(self._first.source, self._environ, is_scarce=lambda: self._memory.now().step > 0),
+            verdicts=self._verdicts.latest,
             history=traffic.history if traffic else None,
         )
         await exits.enter_async_context(admin)

@@ -28,7 +28,6 @@ from gateway.config.rollouts import Rollout
 from gateway.config.upstreams import SharedMemory as ConfigSharedMemory
 from gateway.config.upstreams import Tls as ConfigTls
 from gateway.config.upstreams import Upstream
-from gateway.container import memory_limit
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
 from gateway.experiments.rollout import Phase, RolloutKey, State, step_name
@@ -39,6 +38,7 @@ from gateway.forwarding.exposures import Running
 from gateway.forwarding.hedging import HedgeSettings
 from gateway.forwarding.shadowing import ParitySettings, ShadowSettings
 from gateway.forwarding.sharing import ShareSettings
+from gateway.process.container import memory_limit
 from gateway.quota_store import StoreSettings
 from gateway.quotas import CallerQuota, Limits, Quotas, QuotaSettings, SharedBuckets
 from gateway.quotas.usage import UsageCounts

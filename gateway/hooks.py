@@ -376,6 +376,27 @@ class BanditNow:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmGuardrailNow:
+    """A guardrail of an experiment, of one of its arms."""
+
+    arm: str
+    outcome: str
+    state: str  # "held", "breached", "undecided"
+    distance: float  # what is left until it is breached, as its limit is stated; NaN if nothing can be told
+    text: str  # for people
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictNow:
+    """What an experiment says so far, as this worker knows it."""
+
+    age: float  # seconds since it was found, or since this worker looks for one
+    decides: bool  # does this worker find it?
+    judgements: Sequence[tuple[str, str, str]] = ()  # of the primary outcome: arm, outcome, word
+    guardrails: Sequence[ArmGuardrailNow] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ExperimentNow:
     """An experiment of the config, now."""
 
@@ -387,6 +408,7 @@ class ExperimentNow:
     is_mismatched: bool  # is it an alarm?
     stopped_with: str = ""  # the arm that everybody gets since it was stopped
     bandit: BanditNow | None = None  # None: shares stay
+    verdict: VerdictNow | None = None  # None: it was stopped, or none is found anywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -463,7 +485,7 @@ class UsageNow:
 class MemoryNow:
     """The memory of the container, or of this process where nothing limits it, and what is done about it."""
 
-    step: int  # `gateway.ladder.Step`
+    step: int  # `gateway.process.ladder.Step`
     refuses: str  # what that means, for people
     used: int  # bytes
     limit: int

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from gateway.container import Memory, give_memory_back
 from gateway.forwarding.admission import Gates
 from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.hooks import MemoryNow
-from gateway.ladder import FROM, REFUSED, Step, step_of
+from gateway.process.container import Memory, give_memory_back
+from gateway.process.ladder import FROM, REFUSED, Step, step_of
 from gateway.rpc.budget import Budget
 from gateway.steps.budget import MEMORY
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gateway.notifier import Changes
+from gateway.process.notifier import Changes
 
 
 class Readiness:

@@ -13,14 +13,17 @@ from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import (
     AnswersNow,
+    ArmGuardrailNow,
     BanditNow,
     ExperimentNow,
     GateNow,
+    GuardrailNow,
     MemoryNow,
     PipelinesNow,
     RolloutNow,
     ShadowNow,
     StoreNow,
+    VerdictNow,
 )
 from gateway.quotas import QuotaNow, Quotas
 from gateway.readiness import Readiness
@@ -230,8 +233,22 @@ def _experiment_state(experiment: ExperimentNow) -> Mapping[str, object]:
         "sample_ratio_p_value": experiment.sample_ratio,
         "sample_ratio_mismatched": experiment.is_mismatched,
         "stopped_with": experiment.stopped_with or None,
+        "verdict": None if experiment.verdict is None else _verdict_state(experiment.verdict),
         "bandit": None if experiment.bandit is None else _bandit_state(experiment.bandit),
     }
+
+
+def _verdict_state(verdict: VerdictNow) -> Mapping[str, object]:
+    return {
+        "age_seconds": round(verdict.age, 1),
+        "decides": verdict.decides,
+        "judgements": [{"arm": arm, "outcome": outcome, "verdict": word} for arm, outcome, word in verdict.judgements],
+        "guardrails": [_guardrail_state(each) for each in verdict.guardrails],
+    }
+
+
+def _guardrail_state(guardrail: ArmGuardrailNow | GuardrailNow) -> Mapping[str, object]:
+    return {**asdict(guardrail), "distance": guardrail.distance if isfinite(guardrail.distance) else None}
 
 
 def _bandit_state(bandit: BanditNow) -> Mapping[str, object]:
@@ -262,10 +279,7 @@ def _rollout_state(rollout: RolloutNow) -> Mapping[str, object]:
         "since": rollout.since,
         "reason": rollout.reason,
         "waits": list(rollout.waits),
-        "guardrails": [
-            {**asdict(each), "distance": each.distance if isfinite(each.distance) else None}
-            for each in rollout.guardrails
-        ],
+        "guardrails": [_guardrail_state(each) for each in rollout.guardrails],
         "units": rollout.units,
         "decides": rollout.decides,
         "store_age_seconds": round(rollout.age, 1),
@@ -343,7 +357,12 @@ def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
             for (name, version), record in list(endpoint.records.items())
             if record.latency.seconds
         },
-        "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.is_ejected],
+        "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.ejections],
+        "ejected_for": {
+            name: "all" if record.is_ejected() else f"{len(record.ejections)} of its callers"
+            for (name, _), record in list(endpoint.records.items())
+            if record.ejections
+        },
         "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
         "probed": {
             f"{name}:{version}" if version else name: why or "well"

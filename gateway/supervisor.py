@@ -28,9 +28,8 @@ from gateway.api.listener import CannotServe
 from gateway.app import VERSION, Place
 from gateway.assemble import admin_of
 from gateway.config import Config, split_address
-from gateway.experimentation.verdicts import Verdicts
-from gateway.scratch import Scratch
-from gateway.stopping import Stop, StopSignals
+from gateway.process.scratch import Scratch
+from gateway.process.stopping import Stop, StopSignals
 from gateway.telemetry.metrics import Scrape
 from gateway.telemetry.process import numbers_of_pod
 from gateway.telemetry.shared_values import SharedDirectory, prepare_directory, worker_ended
@@ -160,7 +159,7 @@ class Supervisor:
                         self._config.admin.listen,
                         scrape.render,
                         access=admin_of(self._config),
-                        verdicts=Verdicts(self._source, self._environ),
+                        verdicts=self._verdicts,
                         order=self._order,
                         history=self._traffic.history,
                     ) as admin,
@@ -320,6 +319,20 @@ class Supervisor:
                 worker.ready, worker.reasons = False, (f"does not answer: {type(error).__name__}",)
                 if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
                     self._heard_nothing(worker)
+
+    async def _verdicts(self) -> Sequence[Mapping[str, object]]:
+        """As a worker knows them: all follow one store."""
+        timeout = aiohttp.ClientTimeout(total=_ASK_SECONDS)
+        for worker in (each for each in self._workers if each.gets_calls):
+            connector = aiohttp.UnixConnector(str(_socket(self._runtime, worker.slot)))
+            with contextlib.suppress(aiohttp.ClientError, OSError, ValueError, TimeoutError, asyncio.TimeoutError):
+                async with (
+                    aiohttp.ClientSession("http://worker", connector=connector, timeout=timeout) as session,
+                    session.get("/verdicts") as answer,
+                ):
+                    told: Sequence[Mapping[str, object]] = (await answer.json())["verdicts"]
+                    return told
+        return ()
 
     async def _order(self, name: str, action: str, by: str) -> tuple[int, Mapping[str, object]]:
         """Have a worker do something to a rollout: workers follow the config, and this process does not."""

@@ -25,12 +25,12 @@ from gateway.assemble import (
     upstreams_of,
 )
 from gateway.config import Config, Finding, Loaded
-from gateway.container import memory_limit
 from gateway.entrance import Entrance, prepared
 from gateway.event_log import EventLog
 from gateway.experimentation.bandits import Bandits
 from gateway.experimentation.evidence import Evidence
 from gateway.experimentation.rollouts import Rollouts
+from gateway.experimentation.verdicts import Verdicts
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.rollout import RolloutKey, State
 from gateway.forwarding.admission import Gates
@@ -42,6 +42,7 @@ from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.threads import Threads
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.process.container import memory_limit
 from gateway.quotas import Quotas, SharedBuckets
 from gateway.routing import Routes
 from gateway.rpc.budget import Budget
@@ -79,6 +80,7 @@ class Takeover:
         evidence: Evidence | None = None,
         rollouts: Rollouts | None = None,
         bandits: Bandits | None = None,
+        verdicts: Verdicts | None = None,
         disagreements: Disagreements,
         events: EventLog,
         pipeline: PipelineMaker,
@@ -106,6 +108,7 @@ class Takeover:
         self._evidence = evidence
         self._rollouts = rollouts
         self._bandits = bandits
+        self._verdicts = verdicts
         self._stopped: Mapping[str, str] = {}  # experiments, and the arm that everybody gets
         self._states: Mapping[RolloutKey, State] = {}  # of rollouts
         self._epochs: Mapping[str, Epochs] = {}  # of bandits
@@ -209,6 +212,8 @@ class Takeover:
             self._rollouts.apply(config)
         if self._bandits is not None:
             self._bandits.apply(config)
+        if self._verdicts is not None:
+            self._verdicts.apply(config)
         self._tell_experiments()
         self._events.config_in_force(loaded, notices)
         self._changed()

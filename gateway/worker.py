@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from gateway.app import Gateway, Place
 from gateway.config import Loaded
-from gateway.stopping import Stop, StopSignals
+from gateway.process.stopping import Stop, StopSignals
 
 _log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.container import Memory
 from gateway.errors import Overloaded
 from gateway.forwarding.admission import AdmissionSettings, Gates
 from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.memory_watch import MemoryWatch
+from gateway.process.container import Memory
 from gateway.routing import Routes
 from gateway.rpc.budget import SMALL_MESSAGE, Budget
 from gateway.rpc.codes import CallFailed

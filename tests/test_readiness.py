@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.notifier import Changes
+from gateway.process.notifier import Changes
 from gateway.readiness import Readiness
 
 

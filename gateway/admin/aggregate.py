@@ -157,10 +157,19 @@ def _experiments(states: Sequence[Json]) -> list[Json]:
         {
             **max(each, key=lambda one: sum(one["units"].values())),
             "exposures": sum(one["exposures"] for one in each),
+            **_verdict([one["verdict"] for one in each if one.get("verdict")]),
             **_bandit([one["bandit"] for one in each if one.get("bandit")]),
         }
         for each in found.values()
     ]
+
+
+def _verdict(verdicts: Sequence[Json]) -> Json:
+    """All read one, and who has read it last knows it best."""
+    if not verdicts:
+        return {}
+    told = min(verdicts, key=lambda one: (not one["judgements"], one["age_seconds"]))
+    return {"verdict": {**told, "decides": any(one["decides"] for one in verdicts)}}
 
 
 def _bandit(bandits: Sequence[Json]) -> Json:
@@ -281,11 +290,17 @@ def _endpoint(found: Sequence[Json]) -> Json:
         **worst,
         "in_flight": sum(each["in_flight"] for each in found),
         "ejected": sorted({model for each in found for model in each.get("ejected", ())}),
+        "ejected_for": _by_name([{"ejected_for": {}, **each} for each in found], "ejected_for", _most_callers),
         "models": _all_ready(each["models"] for each in found),
         "warmth": min(each.get("warmth", 1.0) for each in found),
         "latency_seconds": _by_name([{_LATENCY: {}, **each} for each in found], _LATENCY, max),
         "probed": _by_name([{"probed": {}, **each} for each in found], "probed", _worst_probe),
     }
+
+
+def _most_callers(found: Sequence[str]) -> str:
+    """Each worker counts those that it has met."""
+    return "all" if "all" in found else max(found, key=lambda each: int(each.split()[0]))
 
 
 def _worst_probe(found: Sequence[str]) -> str:

@@ -146,6 +146,10 @@ def _experiments(state: Json) -> Iterator[Notice]:
         if experiment["sample_ratio_mismatched"]:
             told = f"experiment {experiment['name']} is void: units do not come to its arms as planned"
             yield Notice("warning", "model", experiment["model"], told)
+        for each in (experiment.get("verdict") or {}).get("guardrails", ()):
+            if each["state"] == "breached":
+                told = f"experiment {experiment['name']}: guardrail breached: {each['text']}"
+                yield Notice("warning", "model", experiment["model"], told)
         bandit = experiment.get("bandit")
         if bandit and bandit["trouble"]:
             told = f"shares of experiment {experiment['name']} stay as they are: {bandit['trouble']}"

@@ -5,7 +5,7 @@ GET /healthz   200 while the process is healthy, 503 when it should be restarted
 GET /readyz    200 when it should get traffic, else 503; JSON: {"ready": …, "reasons": [what is not ready]}
 GET /metrics   OpenMetrics or Prometheus text, by the Accept header
 GET /config    JSON: the config in force by digest and source, the findings of the last refused one, recent changes
-GET /verdicts  JSON: what experiments say so far; made a while after it was asked for first
+GET /verdicts  JSON: what experiments say so far; found about once a minute
 GET /history   JSON: the last hour of models that were called, a point a minute
 GET /state     JSON: public models → variants → endpoints, with their current state, and what needs attention
 POST /rollouts/NAME/ACTION   promote, pause, resume or abort a rollout; JSON: {"done": …} or {"error": …}
@@ -81,14 +81,8 @@ Order = Callable[[str, str, str], Awaitable[tuple[int, Mapping[str, object]]]]
 """Does something to a rollout: its name, what, and who asks; answers an HTTP status and JSON values."""
 
 
-class VerdictSource(Protocol):
-    """Says how experiments stand."""
-
-    def latest(self, names: Sequence[str]) -> Sequence[Mapping[str, object]]:
-        """JSON values of those of these experiments that something is known of. Returns at once."""
-        ...
-
-    async def aclose(self) -> None: ...
+Verdicts = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
+"""Says how experiments stand: JSON values of those of which something is known."""
 
 
 GUARD: Final = "guard"
@@ -111,7 +105,7 @@ class Admin:
         access: AdminAccess | None = None,
         *,
         order: Order | None = None,
-        verdicts: VerdictSource | None = None,
+        verdicts: Verdicts | None = None,
         history: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         """
@@ -120,7 +114,7 @@ class Admin:
         connections: limits their number and time.
         access:      who may read it; None: everybody who gets here.
         order:       does something to a rollout; None: nothing can be done here.
-        verdicts:    of experiments; closed at the exit.
+        verdicts:    of experiments; None: there are none here.
         history:     JSON values of the last hour; None if another process has them.
         raises:      ValueError if `listen` is neither form.
         """
@@ -171,8 +165,6 @@ class Admin:
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
         runner, self._runner = self._runner, None
-        if self._verdicts is not None:
-            await self._verdicts.aclose()
         if runner:
             self._server.close()
             await runner.cleanup()
@@ -240,9 +232,7 @@ class Admin:
         return _json(config)
 
     async def _say_verdicts(self, request: web.Request) -> web.Response:
-        experiments = self._source.state().get("experiments")
-        names = [str(each["name"]) for each in experiments] if isinstance(experiments, list) else []
-        return _json({"verdicts": list(self._verdicts.latest(names)) if self._verdicts is not None else []})
+        return _json({"verdicts": list(await self._verdicts()) if self._verdicts is not None else []})
 
     async def _last_hour(self, request: web.Request) -> web.Response:
         return await asyncio.to_thread(

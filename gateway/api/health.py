@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.api.calls import Context, access_of
 from gateway.api.catalogue import Catalogue
 from gateway.errors import GatewayError
-from gateway.notifier import Changes
+from gateway.process.notifier import Changes
 from gateway.v2.peek import MAX_NAME
 
 _Status = health_pb2.HealthCheckResponse

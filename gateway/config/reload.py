@@ -16,7 +16,7 @@ from gateway.config.findings import ConfigError, Finding, Severity, show
 from gateway.config.load import Loaded, fingerprint
 from gateway.config.schema import Config
 from gateway.config.section import Section
-from gateway.garbage import no_collections
+from gateway.process.garbage import no_collections
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from gateway.experimentation.reports import source_of, stored_report
 from gateway.experiments.verdict import Answer, Report
 from gateway.models import broken
 from gateway.models.catalogue import build
-from gateway.scratch import Scratch
+from gateway.process.scratch import Scratch
 from gateway.supervisor import reserve
 from gateway.triton import LocalTriton, install
 from gateway.triton.command import Signals

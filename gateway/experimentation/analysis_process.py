@@ -53,6 +53,8 @@ def serve(number: int) -> None:
             question = pipe.recv()
             try:
                 answer = question.answered()
+            except ImportError as error:
+                answer = question.failed(f"needs {error.name}: pip install 'inference-gateway[experiments]'")
             except Exception as error:  # told, in place of a traceback that nobody reads
                 answer = question.failed(f"{type(error).__name__}: {error}"[:300])
             pipe.send(answer)
@@ -71,6 +73,11 @@ class AnalysisProcess(Generic[Answer]):
     def is_free(self) -> bool:
         """May another question be asked now?"""
         return not self._asked and time.monotonic() >= self._rests_until
+
+    @property
+    def is_asked(self) -> bool:
+        """Is an answer to come? If none comes any more, the process has ended."""
+        return bool(self._asked)
 
     def ask(self, question: Question[Answer]) -> None:
         if self._pipe is None:

@@ -12,11 +12,11 @@ from typing import Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import bandits_of
-from gateway.event_loop import call_from_thread
 from gateway.experimentation.bandit_watch import BanditWatch
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
 from gateway.hooks import BanditNow
+from gateway.process.event_loop import call_from_thread
 from gateway.store import StoreSettings
 
 _LAST_SECONDS: Final = 2.0  # for the last look at the end

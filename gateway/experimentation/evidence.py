@@ -15,12 +15,12 @@ from typing import Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import bandits_of, plans_of, rollouts_of
-from gateway.event_loop import call_from_thread
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import OutcomeSpec, Plan
 from gateway.forwarding.exposures import Exposures, Met
 from gateway.forwarding.shadowing import Shadows
-from gateway.hooks import BanditNow, ExperimentNow, StoreNow
+from gateway.hooks import BanditNow, ExperimentNow, StoreNow, VerdictNow
+from gateway.process.event_loop import call_from_thread
 from gateway.store import ExposureRow, MeasuredRow, OutcomeRow, Recorder, RequestRow, Stop, StoreSettings
 from gateway.store.rows import Row
 
@@ -48,17 +48,21 @@ class Evidence:
         settings: StoreSettings,
         on_stops: Callable[[Mapping[str, str]], None],
         shadows: Shadows,
+        *,
         bandits: Callable[[], Mapping[str, BanditNow]],
+        verdicts: Callable[[], Mapping[str, VerdictNow]],
     ) -> None:
         """
         on_stops:  called on the event loop, with the arm that everybody gets by experiment that was stopped.
         shadows:   whose parity all workers find together.
         bandits:   how those are whose shares follow a reward, by experiment.
+        verdicts:  what experiments say so far.
         """
         self.exposures = exposures
         self.epochs: Mapping[str, Epochs] = {}  # of bandits
         self._shadows = shadows
         self._bandits = bandits
+        self._verdicts = verdicts
         self.asked: Mapping[str, Mapping[str, OutcomeSpec]] = {}
         self.models: Mapping[str, str] = {}
         self._on_stops = on_stops
@@ -195,6 +199,7 @@ class Evidence:
     def now(self) -> list[ExperimentNow]:
         state, told, stopped = self._recorder.state, dict(self.exposures.units), self._stopped
         arms, by_epoch, epochs, bandits = dict(state.arms), dict(state.by_epoch), self.epochs, self._bandits()
+        verdicts = self._verdicts()
         found = []
         for name, plan in dict(self._plans).items():
             units, bandit = arms.get(name, {}), bandits.get(name)
@@ -204,7 +209,11 @@ class Evidence:
                 ratio = _ratio_of_epochs(plan, by_epoch.get(name, {}), epochs.get(name))
             is_mismatched = ratio is not None and ratio <= plan.sample_ratio_alpha
             ended = stopped.get(name, "")
-            found.append(ExperimentNow(name, plan.model, told.get(name, 0), units, ratio, is_mismatched, ended, bandit))
+            verdict = None if ended else verdicts.get(name)  # all have one arm by then, and nothing is to be done
+            exposures = told.get(name, 0)
+            found.append(
+                ExperimentNow(name, plan.model, exposures, units, ratio, is_mismatched, ended, bandit, verdict)
+            )
         return found
 
 

@@ -19,6 +19,7 @@ from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
 from gateway.experimentation.evidence import settings_of
+from gateway.experimentation.verdict_analysis import NO_SCIPY, seen_of
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
 from gateway.experiments.verdict import Report, moment, shares_text
@@ -28,7 +29,6 @@ from gateway.store.epochs import EpochStore
 
 if TYPE_CHECKING:
     from gateway.experiments.analysis.distributions import Distribution
-    from gateway.experiments.units import Units
 
 _LOOKS = 60  # points of a plot
 
@@ -145,21 +145,12 @@ def stored_report(source: Source, name: str, *, history: bool) -> StoredReport:
     """
     plan = source.plan(name)
     if importlib.util.find_spec("scipy") is None:
-        raise CommandFailed("needs SciPy for its statistics: pip install 'inference-gateway[experiments]'")
+        raise CommandFailed(NO_SCIPY)
     from gateway.experiments.analysis.distributions import distributions  # noqa: PLC0415
     from gateway.experiments.analysis.experiment import analysed, looks  # noqa: PLC0415
-    from gateway.experiments.units import join  # noqa: PLC0415
 
     with source.store() as store:
-        stop = store.stops().get(name)
-        exposures = [each for each in store.exposures(name) if stop is None or each.at <= stop.at]
-        epochs = store.epochs([name]).get(name)
-        if epochs is not None and not epochs.is_of(plan):
-            raise CommandFailed(f"{name}: the store has it with other arms, or another baseline or model")
-        so_far = () if epochs is None else epochs.so_far
-        units: Units = join(plan, exposures, store.outcomes(name, plan.measured), so_far)
-    if not units.at.size:
-        raise CommandFailed(f"{name}: nobody takes part yet")
+        units, stop = seen_of(store, plan)
     each = max(1, units.at.size // _LOOKS)
     report = analysed(plan, units, max(units.end, time.time()))
     if not history:

@@ -27,11 +27,10 @@ from gateway.experiments.rollout import (
     RolloutPlan,
     State,
     commanded,
-    distance,
     step_name,
     waits_for,
 )
-from gateway.experiments.verdict import Guard, amount, sentence
+from gateway.experiments.verdict import Guard, distance, guardrail_sentence
 from gateway.store import StoreAway, StoreSettings
 from gateway.store.database import why_not_there
 from gateway.store.rollouts import Decision, RolloutStore
@@ -198,8 +197,7 @@ def _evidence(plan: RolloutPlan, state: State, analysis: StepAnalysis, now: floa
     yield f"  units in this step: {counts}"
     for each in analysis.guardrails:
         left = f"{distance(each):.3g} left" if each.state is not Guard.BREACHED else "breached"
-        told = sentence(each.effect, is_judged=False)
-        yield f"  guardrail {each.state.value}, {left}: {told} (at most {amount(each.worse_by)} worse)"
+        yield f"  guardrail {each.state.value}, {left}: {guardrail_sentence(each)}"
     if analysis.is_mismatched:
         yield "  units do not come to variants as planned"
     if state.phase in (Phase.RUNNING, Phase.PAUSED):

@@ -30,11 +30,10 @@ from gateway.experiments.rollout import (
     RolloutPlan,
     State,
     decided,
-    distance,
     step_name,
     waits_for,
 )
-from gateway.experiments.verdict import GuardrailState, amount, sentence
+from gateway.experiments.verdict import GuardrailState, distance, guardrail_sentence
 from gateway.hooks import GuardrailNow, RolloutNow
 from gateway.store import StoreAway, StoreFailed, StoreSettings
 
@@ -350,5 +349,5 @@ def _now(known: _Followed, now: float, age: float, why_not: str) -> RolloutNow:
 
 def guardrail_now(guardrail: GuardrailState) -> GuardrailNow:
     """As it is shown."""
-    text = f"{sentence(guardrail.effect, is_judged=False)} (at most {amount(guardrail.worse_by)} worse)"
-    return GuardrailNow(guardrail.effect.outcome, guardrail.state.value, distance(guardrail), text)
+    name, state = guardrail.effect.outcome, guardrail.state.value
+    return GuardrailNow(name, state, distance(guardrail), guardrail_sentence(guardrail))

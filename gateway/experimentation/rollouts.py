@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.config import Config
 from gateway.config.experiment_file import rollouts_of
-from gateway.event_loop import call_from_thread
 from gateway.experimentation.rollout_watch import RolloutWatch
 from gateway.experiments.compare import non_finite
 from gateway.experiments.rollout import RolloutKey, RolloutPlan, State
 from gateway.forwarding.messages import parse_response
 from gateway.forwarding.rolled import Rolled, VariantCounts, Whose
 from gateway.hooks import RolloutNow
+from gateway.process.event_loop import call_from_thread
 from gateway.steps import WrongAnswer
 from gateway.store import StoreSettings
 

@@ -1,4 +1,4 @@
-"""A thread that looks at the store each second, and decides what is to be decided here. What of, subclasses say.
+"""A thread that looks at the store each second or so, and decides what is to be decided here. What of, subclasses say.
 
 While the store is away what was known last holds, and nothing is decided. One that can only be read is followed.
 """
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PERIOD: Final = 1.0  # seconds between two looks
 LEASE: Final = 4.0  # seconds; a leader that stopped is replaced after that
 _QUIET_SECONDS: Final = 60.0  # between two log lines on the same trouble
 
@@ -40,6 +39,8 @@ Known = TypeVar("Known", bound=Followed)
 
 class StoreWatch(ABC, Generic[Plan, Known]):
     """From `follow` to `stop`. What others read of it is replaced as a whole."""
+
+    period = 1.0  # seconds between two looks
 
     def __init__(self, what: str, settings: StoreSettings, worker: str) -> None:
         """
@@ -100,7 +101,7 @@ class StoreWatch(ABC, Generic[Plan, Known]):
                 _log.exception("unforeseen failure while following %s", self._what)
                 self._found_away(type(error).__name__)
             self.first_look.set()
-            self._wake.wait(max(0.05, _PERIOD - (time.monotonic() - began)))
+            self._wake.wait(max(0.05, self.period - (time.monotonic() - began)))
         store = self._close()
         if store is not None:
             with suppress(StoreAway, StoreFailed):

@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Final
 
 from gateway.experiments.plan import Guardrail, Plan
-from gateway.experiments.verdict import Guard, GuardrailState, amount, good, sentence
+from gateway.experiments.verdict import Guard, GuardrailState, guardrail_sentence
 
 FRESH_SECONDS: Final = 10.0  # older evidence moves nothing on
 
@@ -277,7 +277,9 @@ def waits_for(plan: RolloutPlan, state: State, evidence: Evidence | None, now: f
     if state.phase in ENDED:
         return
     if state.phase is Phase.PAUSED:
+        # However long its soak time and whatever its guardrails, it goes on by a person alone.
         yield f"it is paused ({state.reason}): resume, promote or abort it"
+        return
     if evidence is None or evidence.step != state.step or abs(now - evidence.at) > FRESH_SECONDS:
         yield "nothing new is known of this step"
         return
@@ -301,13 +303,6 @@ def _missing(plan: RolloutPlan, step: Step, evidence: Evidence, seconds: float) 
                 yield f"guardrail '{guardrail.outcome.name}' is not decided"
 
 
-def distance(guardrail: GuardrailState) -> float:
-    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached."""
-    effect, limit = guardrail.effect, guardrail.worse_by
-    interval = (effect.relative_low, effect.relative_high) if limit.is_relative else (effect.low, effect.high)
-    return good(*interval, effect.better)[1] + limit.size
-
-
 def _harm(plan: RolloutPlan, evidence: Evidence) -> str:
     """Why all units must go back; "" if nothing says so.
 
@@ -317,8 +312,7 @@ def _harm(plan: RolloutPlan, evidence: Evidence) -> str:
         return f"'{plan.after}' is broken: {evidence.after}"
     for each in evidence.guardrails:
         if each.state is Guard.BREACHED:
-            told = sentence(each.effect, is_judged=False)
-            return f"guardrail breached: {told} (at most {amount(each.worse_by)} worse)"
+            return f"guardrail breached: {guardrail_sentence(each)}"
     return ""
 
 

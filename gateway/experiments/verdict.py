@@ -35,6 +35,14 @@ class Guard(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What was reported of units before their exposure, by which an interval was adjusted (CUPED)."""
+
+    units: int  # that have one, of both arms together
+    removed: float  # the part of the difference's variance that it took away; 0.4 is 40 %
+
+
+@dataclass(frozen=True, slots=True)
 class Effect:
     """A treatment less the baseline, for one outcome. The intervals hold at all looks at once, at level alpha."""
 
@@ -57,6 +65,7 @@ class Effect:
     alpha: float
     method: str
     judgement: Judgement
+    past: Past | None = None  # None: there was none to adjust by, or the kind of outcome has no use for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """For machines. What is not finite is null."""
-        made: dict[str, Any] = _plain(asdict(self))
+        made: dict[str, Any] = plain(asdict(self))
         made["sample_ratio"]["is_mismatched"] = self.sample_ratio.is_mismatched
         return made
 
@@ -135,8 +144,7 @@ class Report:
         for effect in self.primary:
             yield f"  {sentence(effect)}"
         for guardrail in self.guardrails:
-            told, most = sentence(guardrail.effect, is_judged=False), amount(guardrail.worse_by)
-            yield f"  guardrail {guardrail.state.value}: {told} (at most {most} worse)"
+            yield f"  guardrail {guardrail.state.value}: {guardrail_sentence(guardrail)}"
         for effect in self.secondary:
             yield f"  also: {sentence(effect)}"
         if self.secondary:
@@ -177,15 +185,16 @@ def shares_text(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{arm} {share:.3g}" for arm, share in shares.items())
 
 
-def _plain(value: Any) -> Any:  # Any: JSON
+def plain(value: Any) -> Any:  # Any: JSON
+    """As JSON has it; what is not finite is None."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return value
 
 
@@ -214,8 +223,21 @@ def sentence(effect: Effect, *, is_judged: bool = True) -> str:
     relative = f"{_percent(effect.relative)} [{_percent(effect.relative_low)}, {_percent(effect.relative_high)}]"
     return (
         f"{what}: {values}{judgement}; difference {interval}, {relative}, at {1 - effect.alpha:.4g} "
-        f"confidence at every look, p = {effect.p_value:.2g}"
+        f"confidence at every look, p = {effect.p_value:.2g}{_adjusted(effect)}"
     )
+
+
+def _adjusted(effect: Effect) -> str:
+    past = effect.past
+    if past is None:
+        return ""
+    units = effect.units + effect.baseline_units
+    return f"; the past of {past.units} of {units} units takes {past.removed * 100:.3g} % of the variance away (CUPED)"
+
+
+def guardrail_sentence(guardrail: GuardrailState) -> str:
+    """Its effect, and what is allowed."""
+    return f"{sentence(guardrail.effect, is_judged=False)} (at most {amount(guardrail.worse_by)} worse)"
 
 
 def amount(given: Amount) -> str:
@@ -268,6 +290,13 @@ def guarded(effect: Effect, worse_by: Amount) -> Guard:
     if most < -worse_by.size:
         return Guard.BREACHED
     return Guard.HELD if least > -worse_by.size else Guard.UNDECIDED
+
+
+def distance(guardrail: GuardrailState) -> float:
+    """How much the best that is plausible is above the limit, as the limit is stated; below 0 it is breached."""
+    effect, limit = guardrail.effect, guardrail.worse_by
+    interval = (effect.relative_low, effect.relative_high) if limit.is_relative else (effect.low, effect.high)
+    return good(*interval, effect.better)[1] + limit.size
 
 
 def decided(

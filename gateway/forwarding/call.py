@@ -167,7 +167,7 @@ class Call:
             self._refuse(Bug(BUG_TEXT))
             return
         try:
-            work = self._work = inference.begin(decision, self._observer)
+            work = self._work = inference.begin(decision, self._observer, self._caller.peer)
             if inference.shadows.table and self._large is None and work.sequence is None:
                 self._shadows = inference.shadows.drawn(work.route.model)
             if inference.exposures.table:

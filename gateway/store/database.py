@@ -283,7 +283,8 @@ class Store:
         """
         self.open()
         deleted = 0
-        for table in (schema.outcomes, schema.measured, schema.requests, schema.exposures, schema.parities):
+        kept = (schema.outcomes, schema.measured, schema.requests, schema.exposures, schema.parities, schema.verdicts)
+        for table in kept:
             with self.transaction() as connection:
                 # By time and not by key: of one moment all or none go, and some thousands of moments at once.
                 border = connection.execute(

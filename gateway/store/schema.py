@@ -112,7 +112,7 @@ decisions: Final = Table(
 leases: Final = Table(
     "rollout_lease",
     metadata,
-    Column("rollout", String(NAME), primary_key=True),  # or an experiment that is a bandit
+    Column("rollout", String(NAME), primary_key=True),  # or a bandit; of an experiment's verdict `verdicts.lease_of`
     Column("holder", String(NAME), nullable=False),
     Column("until", Double, nullable=False),
 )
@@ -180,6 +180,17 @@ Index("measured_at", measured.c.at)
 Index("measured_experiment", measured.c.experiment)
 
 
+verdicts: Final = Table(
+    "verdict",  # what an experiment says so far, the latest alone; found anew whenever it is due
+    metadata,
+    Column("experiment", String(NAME), primary_key=True),
+    Column("plan", String(HASH), nullable=False),  # of which plan it is
+    Column("at", Double, nullable=False),
+    Column("cost", Double, nullable=False),  # seconds of CPU time
+    Column("data", Text, nullable=False),  # JSON
+)
+
+
 def _first(connection: Connection) -> None:
     metadata.create_all(connection, tables=[secrets, exposures, requests, outcomes, stops])
 
@@ -209,7 +220,19 @@ def _measured(connection: Connection) -> None:
     metadata.create_all(connection, tables=[measured])
 
 
-STEPS: Final[Sequence[Callable[[Connection], None]]] = (_first, _rollouts, _parity, _bandits, _crowds, _measured)
+def _verdicts(connection: Connection) -> None:
+    metadata.create_all(connection, tables=[verdicts])
+
+
+STEPS: Final[Sequence[Callable[[Connection], None]]] = (
+    _first,
+    _rollouts,
+    _parity,
+    _bandits,
+    _crowds,
+    _measured,
+    _verdicts,
+)
 """The n-th takes a store of version n to version n + 1."""
 
 _LOCK: Final = 0x67617465  # of PostgreSQL, "gate": one at a time takes steps

@@ -25,7 +25,6 @@ from prometheus_client.process_collector import ProcessCollector
 
 from gateway.access.principal import REFUSALS
 from gateway.forwarding.metadata import REPLAYED
-from gateway.garbage import no_collections
 from gateway.hooks import (
     AttemptEnded,
     AttemptStarted,
@@ -41,8 +40,10 @@ from gateway.hooks import (
     ShadowNow,
     StepEnded,
     UsageNow,
+    VerdictNow,
     Watched,
 )
+from gateway.process.garbage import no_collections
 from gateway.status import OK, Code, Meaning, is_server_fault
 from gateway.telemetry.shared_values import SharedDirectory, SharedValues, keep_values_in
 from gateway.telemetry.tally import Count, Times
@@ -699,6 +700,30 @@ class _Families:
                 ["experiment"],
                 "livemax",
             ),
+            "verdict": gauge(
+                "gateway_experiment_verdict",
+                "1 for what is known of an arm beside the baseline, by the outcome that decides.",
+                ["experiment", "arm", "outcome", "verdict"],
+                "livemostrecent",
+            ),
+            "guardrail_state": gauge(
+                "gateway_experiment_guardrail_state",
+                "1 for the state that a guardrail of an arm is in.",
+                ["experiment", "arm", "outcome", "state"],
+                "livemostrecent",
+            ),
+            "guardrail_distance": gauge(
+                "gateway_experiment_guardrail_distance",
+                "What is left until a guardrail of an arm is breached, as its limit is stated.",
+                ["experiment", "arm", "outcome"],
+                "livemostrecent",
+            ),
+            "verdict_age": gauge(
+                "gateway_experiment_verdict_age_seconds",
+                "How long ago it was found what an experiment says so far; of the worker that is furthest behind.",
+                ["experiment"],
+                "livemax",
+            ),
             "rollout_state": gauge(
                 "gateway_rollout_state",
                 "1 for the state that a rollout is in.",
@@ -820,6 +845,8 @@ def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:
     told: dict[tuple[str, ...], float] = {}
     for experiment in watched.experiments():
         told["mismatched", experiment.name] = int(experiment.is_mismatched)
+        if experiment.verdict is not None:
+            told.update(_of_verdict(experiment.name, experiment.verdict))
         bandit = experiment.bandit
         if bandit is not None:
             told["epoch", experiment.name] = bandit.epoch
@@ -830,6 +857,17 @@ def _of_experiments(watched: Watched) -> dict[tuple[str, ...], float]:
     if store is not None:
         told["store_away",] = int(store.is_away)
         told["store_waiting",] = store.waiting
+    return told
+
+
+def _of_verdict(experiment: str, verdict: VerdictNow) -> dict[tuple[str, ...], float]:
+    told: dict[tuple[str, ...], float] = {("verdict_age", experiment): verdict.age}
+    for arm, outcome, word in verdict.judgements:
+        told["verdict", experiment, arm, outcome, word] = 1
+    for each in verdict.guardrails:
+        told["guardrail_state", experiment, each.arm, each.outcome, each.state] = 1
+        if math.isfinite(each.distance):
+            told["guardrail_distance", experiment, each.arm, each.outcome] = each.distance
     return told
 
 

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from gateway.errors import INTERRUPTED, CommandFailed
-from gateway.stopping import Stop, StopSignals
+from gateway.process.stopping import Stop, StopSignals
 from gateway.triton.server import LocalTriton, StartFailed
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gateway.artifacts import Progress
-from gateway.scratch import Scratch, left_over
+from gateway.process.scratch import Scratch, left_over
 from gateway.triton.host import Installation, LocalTritonError, has_gpu, install
 from gateway.triton.keeper import remove_leftovers
 

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.api.catalogue import Catalogue
 from gateway.api.health import HealthService
 from gateway.forwarding.topology import CurrentTopology, Topology
-from gateway.notifier import Changes
+from gateway.process.notifier import Changes
 from gateway.routing import Route, Routes, Split
 from gateway.types import Variant
 from gateway.upstream.endpoint import Endpoint, State

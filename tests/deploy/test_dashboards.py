@@ -37,7 +37,7 @@ INCIDENTS = {
     "gateways-gone", "gpu-pool-gone", "one-triton-slow", "one-triton-fails", "probe-fails",
     "bad-model-version", "pipeline-broken", "overload", "memory-scarce",
     "certificate-expired", "config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew",
-    "experiment-invalid", "rollout-rolled-back", "rollout-stuck", "bandit-stuck", "store-away",
+    "experiment-invalid", "experiment-guardrail", "rollout-rolled-back", "rollout-stuck", "bandit-stuck", "store-away",
     "quota-store-away",
 }  # fmt: skip
 

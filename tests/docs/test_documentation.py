@@ -149,7 +149,7 @@ INCIDENTS = (
     ),
     *("config-rejected", "sequence-lost", "triton-restart-loop", "disk-full", "clock-skew"),
     *("experiment-invalid", "rollout-rolled-back", "rollout-stuck", "bandit-stuck", "store-away"),
-    "quota-store-away",
+    *("experiment-guardrail", "quota-store-away"),
 )
 
 

@@ -219,6 +219,35 @@ def test_arms_that_differ_by_less_than_is_worth_knowing_are_equivalent() -> None
     assert analysed(spring, seen(spring, 6_000)).answer is Answer.EQUIVALENT
 
 
+def test_a_report_says_what_the_past_took_away_and_of_how_many_units() -> None:
+    """Half of the units have one, and all that varies in their values is in it: half of the variance goes."""
+    spring, rng = plan(SCORE, secondary=(BOUGHT,)), np.random.default_rng(9)
+    exposures, outcomes = [], []
+    for place in range(2_000):
+        unit, at, usual = str(place), 100.0 + place, float(rng.normal())
+        exposures.append(Exposure(spring.order[place % 2], unit, at))
+        outcomes.append(Outcome("score", 5.0 + usual, at + 1.0, unit=unit))
+        if place % 4 < 2:
+            outcomes.append(Outcome("score", 9.0 + usual, at - 1.0, unit=unit))
+    report = analysed(spring, join(spring, exposures, outcomes))
+    [effect], [secondary] = report.primary, report.secondary
+    assert effect.past is not None
+    assert effect.past.units == 1_000
+    assert effect.past.removed == pytest.approx(0.5, abs=0.05)
+    percent = f"{100 * effect.past.removed:.3g}"
+    told = [line for line in report.lines() if "CUPED" in line]
+    assert [line.partition("; the ")[2] for line in told] == [
+        f"past of 1000 of 2000 units takes {percent} % of the variance away (CUPED)"
+    ]
+    assert report.as_json()["primary"][0]["past"] == {"units": 1_000, "removed": effect.past.removed}
+    assert secondary.past is None
+    alone = [each for each in outcomes if each.at > 100.0 + float(each.unit)]
+    without = analysed(spring, join(spring, exposures, alone))
+    assert without.primary[0].past is None
+    assert not any("CUPED" in line for line in without.lines())
+    assert without.as_json()["primary"][0]["past"] is None
+
+
 def test_an_open_experiment_says_how_long_it_will_take() -> None:
     report = analysed(plan(), seen(plan(), 600))
     assert report.answer is Answer.UNDECIDED

@@ -27,11 +27,10 @@ from gateway.experiments.rollout import (
     Step,
     commanded,
     decided,
-    distance,
     waits_for,
 )
 from gateway.experiments.units import join
-from gateway.experiments.verdict import Effect, Guard, GuardrailState, Judgement
+from gateway.experiments.verdict import Effect, Guard, GuardrailState, Judgement, distance
 
 ERRORS = OutcomeSpec("errors", Kind.BINARY, Better.LOWER)
 P99 = OutcomeSpec("p99", Kind.QUANTILE, Better.LOWER, quantile=0.99)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -17,12 +18,11 @@ from browser import MISSING, Browser, browser
 from command_line import command, free_address
 from played_triton import played
 from test_workers import until_all_up
-from traffic import config, http, until, write
+from traffic import config, http, write
 
 from gateway.app import Gateway, Place
 from gateway.config import load
-from gateway.experimentation.verdicts import Verdicts
-from gateway.store import ExposureRow, OutcomeRow, Stop
+from gateway.store import ExposureRow, OutcomeRow
 from gateway.store.database import Store
 
 KEY = "a key that nobody guesses"
@@ -43,8 +43,8 @@ BEGAN = time.time() - 14 * 86_400.0  # within `store.retention`, and a unit ever
 ARTICLE = "document.getElementById('experiment-spring')"
 
 
-def fill(url: str) -> None:
-    """Units of whom those on int8 buy more, and wait as long as the others."""
+def fill(url: str, slower: float = 0.0) -> None:
+    """Units of whom those on int8 buy more, and wait as long as the others, or longer."""
     draw, store = random.Random(3), Store(url, KEY)
     rows: list[Any] = []
     for number in range(UNITS):
@@ -52,7 +52,8 @@ def fill(url: str) -> None:
         rows.append(ExposureRow("spring", arm, unit, at, False))
         bought = float(draw.random() < (0.2 if arm == "fp32" else 0.35))
         rows.append(OutcomeRow(f"b{number}", "spring", "bought", bought, at + 1.0, unit))
-        rows.append(OutcomeRow(f"l{number}", "spring", "latency", draw.lognormvariate(-3, 0.3), at + 1.0, unit))
+        waited = draw.lognormvariate(-3, 0.3) * (1.0 + slower * (arm == "int8"))
+        rows.append(OutcomeRow(f"l{number}", "spring", "latency", waited, at + 1.0, unit))
     store.write(rows)
     store.close()
 
@@ -84,9 +85,26 @@ async def until_told(running: Gateway) -> dict[str, Any]:
     raise AssertionError("no verdict in a minute")
 
 
-async def told(verdicts: Verdicts) -> dict[str, Any]:
-    await until(lambda: bool(verdicts.latest(["spring"])), 60, "a verdict", lambda: "")
-    return dict(verdicts.latest(["spring"])[0])
+async def _until_scraped(admin: str, what: str) -> str:
+    """The first scrape with this in it: workers look at what one of them has found."""
+    for _ in range(600):
+        scraped = str((await http(admin, "/metrics"))[1])
+        if what in scraped:
+            return scraped
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"no {what} in a minute")
+
+
+async def _until_attention(admin: str) -> str:
+    """What is said of a guardrail where people look first; the supervisor asks workers every few seconds."""
+    for _ in range(600):
+        attention = (await http(admin, "/state"))[1]["attention"]
+        found = [str(each["text"]) for each in attention if "guardrail" in each["text"]]
+        if found:
+            assert len(found) == 1
+            return found[0]
+        await asyncio.sleep(0.1)
+    raise AssertionError("nothing is said of it in a minute")
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -123,8 +141,8 @@ async def _is_drawn(page: Browser) -> None:
         assert box["bottom"] <= outer["bottom"]
 
 
-async def test_a_verdict_tells_how_it_ended_and_goes_with_its_experiment(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (running, url):
+async def test_a_verdict_tells_the_way_to_it_and_its_guardrails(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (running, _):
         verdict = await until_told(running)
         assert verdict["trouble"] is None
         assert (verdict["answer"], verdict["arm"], verdict["units"]) == ("treatment", "int8", UNITS)
@@ -133,19 +151,11 @@ async def test_a_verdict_tells_how_it_ended_and_goes_with_its_experiment(tmp_pat
         times = [point[0] for point in verdict["primary"][0]["path"]]
         assert times == sorted(times)
         assert len(times) > 10
-        store = Store(url, KEY)
-        store.stop(Stop("spring", "int8", BEGAN + 600.0 * UNITS))
-        store.close()
-        verdicts = Verdicts(str(tmp_path / "gateway.yaml"), os.environ)
-        found = await told(verdicts)
-        assert found["stopped"]["arm"] == "int8"
-        assert verdicts.latest(["another"]) == []
-        await verdicts.aclose()
 
 
-async def test_of_several_workers_the_supervisor_has_it_made(tmp_path: Path) -> None:
+async def test_a_breached_guardrail_is_on_every_scrape_of_several_workers_and_in_the_log_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/seen.db"
-    fill(url)
+    fill(url, slower=0.5)
     async with played() as triton:
         content = config_of(triton.address, url)
         content |= {"listen": free_address(), "admin": {"listen": free_address()}, "workers": 2}
@@ -158,19 +168,21 @@ async def test_of_several_workers_the_supervisor_has_it_made(tmp_path: Path) -> 
                 if found:
                     break
                 await asyncio.sleep(0.1)
-            assert [(each["trouble"], each["arm"]) for each in found] == [(None, "int8")]
+            assert [(each["trouble"], each["arm"]) for each in found] == [(None, "fp32")]
+            assert found[0]["guardrails"][0]["breached_at"] is not None
+            scraped = await _until_scraped(content["admin"]["listen"], 'state="breached"} 1.0')
+            of_arm = 'experiment="spring",outcome="latency"'
+            assert f'gateway_experiment_guardrail_state{{arm="int8",{of_arm},state="breached"}} 1.0' in scraped
+            assert f'gateway_experiment_guardrail_distance{{arm="int8",{of_arm}}} -0.' in scraped
+            of_arm = 'experiment="spring",outcome="bought"'
+            assert f'gateway_experiment_verdict{{arm="int8",{of_arm},verdict="better"}} 1.0' in scraped
+            age = re.search(r'gateway_experiment_verdict_age_seconds{experiment="spring"} (\S+)', scraped)
+            assert age is not None
+            assert float(age[1]) < 120.0
+            notice = await _until_attention(content["admin"]["listen"])
+            assert notice.startswith("experiment spring: guardrail breached: latency of 'int8': ")
+            assert (started.output + started.errors).count(
+                "experiment spring: guardrail breached: latency of 'int8'"
+            ) == 1
             started.signal(signal.SIGTERM)
             assert await started.wait() == 0
-
-
-async def test_what_is_wrong_is_told_in_place_of_a_verdict_and_none_is_made_while_memory_is_scarce(
-    tmp_path: Path,
-) -> None:
-    verdicts = Verdicts(str(tmp_path / "nowhere.yaml"), os.environ)
-    found = await told(verdicts)
-    assert found["name"] == "spring"
-    assert "nowhere.yaml" in found["trouble"]
-    await verdicts.aclose()
-    scarce = Verdicts("", os.environ, is_scarce=lambda: True)
-    assert scarce.latest(["spring"]) == []
-    assert scarce._task is None

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2_grpc
 from upstreams import FakeTriton
 
 from gateway.app import Gateway
-from gateway.container import Memory
+from gateway.process.container import Memory
 from gateway.v1 import prediction_pb2, prediction_pb2_grpc
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

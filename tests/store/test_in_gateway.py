@@ -132,6 +132,12 @@ async def test_reports_count_once_by_unit_or_request_early_late_or_again(tmp_pat
         assert reports == 3
         store = (await http(running.admin_address, "/state"))[1]["store"]
         assert (store["reports"], store["duplicates"]) == (12, 8)
+        scraped = (await http(running.admin_address, "/metrics"))[1]
+        for result, count in (("accepted", 12), ("duplicate", 8), ("refused", 0)):
+            assert f'gateway_experiment_reports_total{{result="{result}"}} {count}.0' in scraped
+        for reason in ("full", "refused"):
+            assert f'gateway_experiment_records_dropped_total{{reason="{reason}"}} 0.0' in scraped
+        assert 'gateway_experiment_exposures_total{experiment="spring"} 2.0' in scraped
 
 
 async def test_a_stream_of_reports_goes_on_after_a_wrong_one(tmp_path: Path, url: str) -> None:
@@ -356,6 +362,27 @@ async def test_a_store_that_is_never_there_costs_callers_nothing_and_what_is_dro
             assert store["reports_refused"] == 1000
             assert "ConnectionError" in store["away"] or "OperationalError" in store["away"]
             await as_the_page_says("store-away", running.admin_address, tmp_path, {})
+            assert not await tell(channel, *many[500:980])  # there is room for these, and then for few exposures
+            for number in range(40):
+                await ask(channel, f"another user {number}")
+            await until_dropped(running.admin_address, 30)
+            scraped = (await http(running.admin_address, "/metrics"))[1]
+            assert 'gateway_experiment_reports_total{result="accepted"} 980.0' in scraped
+            assert 'gateway_experiment_reports_total{result="refused"} 1000.0' in scraped
+            assert "gateway_store_waiting 1000.0" in scraped
+            assert "gateway_store_away 1.0" in scraped
+
+
+async def until_dropped(admin: str, count: int) -> None:
+    """Until at least so many records were, as the scrape and /state say alike."""
+    end = time.monotonic() + 30
+    while True:
+        scraped = (await http(admin, "/metrics"))[1]
+        dropped = (await http(admin, "/state"))[1]["store"]["dropped"]["full"]
+        if dropped >= count and f'gateway_experiment_records_dropped_total{{reason="full"}} {dropped}.0' in scraped:
+            return
+        assert time.monotonic() < end, scraped
+        await asyncio.sleep(0.1)
 
 
 async def store_of(admin: str) -> tuple[str | None, int, int]:

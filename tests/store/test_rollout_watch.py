@@ -397,10 +397,7 @@ def test_a_state_that_a_person_asked_for_is_followed(worker: Make, url: str) -> 
     assert store.decide(SLOW, commanded(SLOW, state, Command.PAUSE, "anna", store.now()))
     store.close()
     assert one.look(SLOW).phase is Phase.PAUSED
-    assert one.now.waits == (
-        "it is paused (pause by anna): resume, promote or abort it",
-        "3600 s of its soak time are left",
-    )
+    assert one.now.waits == ("it is paused (pause by anna): resume, promote or abort it",)
 
 
 # The process of the analyses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -306,6 +307,35 @@ async def test_each_bad_variant_is_caught_by_what_is_meant_for_it_while_calls_go
             assert {each.variant for each in await sent.more(20)} == {"old"}
             assert {each.code for each in sent.since(after)} == {OK}
         assert not [calls[name].why() for name in ("slow", "nan", "masked") if calls[name].failed]
+
+
+async def test_a_scrape_has_the_distance_of_each_guardrail_as_the_page_does(tmp_path: Path, url: str) -> None:
+    guardrails = {"errors": {**ERRORS, "kind": "binary", "worse_by": 0.2}, "latency": {**SLOW, "worse_by": "10000%"}}
+    async with tritons() as (old, new):
+        steps = [{"share": "50%", "soak": "10m"}]
+        told = plan(old.address, new.address, url, steps=steps, guardrails=guardrails, units=300)
+        file = write(tmp_path / "gateway.yaml", told)
+        async with gateway(file) as running:
+            async with load(running, callers=2, pause=0.005) as calls:
+                await until_it_is(running, "running")
+                await calls.more(600)
+            scraped = await until_alike(running.admin_address)
+    assert scraped["errors"] == pytest.approx(0.2, abs=0.15)  # nothing fails, and 0.2 more would be a breach
+    assert scraped["latency"] > 0.0
+
+
+async def until_alike(admin: str) -> dict[str, float]:
+    """The distances of both guardrails, once what was seen has been judged and the scrape and /state say the same."""
+    end = time.monotonic() + 60
+    while True:
+        metrics, state = str((await http(admin, "/metrics"))[1]), (await http(admin, "/state"))[1]
+        lines = re.findall(r'gateway_rollout_guardrail_distance{guardrail="(\w+)",rollout="spring"} (\S+)', metrics)
+        scraped = {name: float(value) for name, value in lines}
+        shown = {each["name"]: each["distance"] for each in state["rollouts"][0]["guardrails"]}
+        if len(scraped) == 2 and scraped == shown:
+            return scraped
+        assert time.monotonic() < end, (scraped, shown)
+        await asyncio.sleep(0.2)
 
 
 def told(running: Gateway) -> list[tuple[str, ...]]:

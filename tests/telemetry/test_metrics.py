@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pro
 
 from gateway.hooks import (
     AnswersNow,
+    ArmGuardrailNow,
     BanditNow,
     BreakerChanged,
     CallStarted,
@@ -38,6 +39,7 @@ from gateway.hooks import (
     StepNow,
     StoreNow,
     UsageNow,
+    VerdictNow,
     Watched,
 )
 from gateway.status import Code, Meaning
@@ -331,6 +333,7 @@ def test_a_model_that_is_no_longer_tried_out_has_no_metric_of_it(metrics: Metric
 
 
 BANDIT = BanditNow(2, 20, {"a": 0.25, "b": 0.75}, 1.0, 0.5, True, 0.5, "", "", ())
+VERDICT = VerdictNow(5.0, True, [("b", "bought", "better")], [ArmGuardrailNow("b", "latency", "breached", -0.1, "")])
 ROLLOUT = RolloutNow(
     "int8", "m", "fp32", "int8", "running", 2, 3, 0.1, 1.0, "the step has passed", (),
     [GuardrailNow("errors", "held", 0.04, "")], 500, True, 0.5, 7.0, "", (),
@@ -360,7 +363,7 @@ def test_the_documentation_names_every_metric_and_label_and_no_other(metrics, ca
             lambda: [AnswersNow("m", "int8", {"fine": 3, "not_finite": 1})],
             lambda: MemoryNow(1, "large messages", 9, 10, 2),
             lambda: {"m": 7},
-            lambda: [ExperimentNow("spring", "m", 3, {"a": 2, "b": 1}, 0.5, False, "", BANDIT)],
+            lambda: [ExperimentNow("spring", "m", 3, {"a": 2, "b": 1}, 0.5, False, "", BANDIT, VERDICT)],
             lambda: StoreNow("sqlite", False, "", 1, 2, {"full": 1}, 3, 1, 1),
             lambda: [ROLLOUT],
             lambda: QuotasNow([("acme", "m", "requests", 2)], is_store_away=True),

@@ -535,7 +535,7 @@ function experiment(each, verdict) {
 }
 
 function verdictText(verdict) {
-  if (!verdict) return "A report is being made, which takes a while.";
+  if (!verdict) return "No verdict yet: one is found about once a minute.";
   if (verdict.trouble) return `No report: ${verdict.trouble}`;
   return `${verdict.advice} As of ${when(verdict.at * 1000)}, after ${number.format(verdict.units)} units.`;
 }
@@ -598,10 +598,15 @@ function primary(effect) {
       { class: "note" },
       `${effect.outcome} of ${effect.arm} less ${effect.baseline}: ${interval}, ${relative}, `,
       `at ${confidence} confidence at every look; ${effect.judgement}.`,
+      effect.past && ` ${pastText(effect.past)}`,
     ),
     effectOverTime(effect.path, `${effect.outcome} of ${effect.arm} less ${effect.baseline} over time, with its interval`),
   );
 }
+
+/** By how much a unit's past has made the interval narrower (CUPED). */
+const pastText = ({ units, removed }) =>
+  `The past of ${number.format(units)} units takes ${number.format(100 * removed)}\u00a0% of the variance away (CUPED).`;
 
 function guardrailsTable(name, guardrails) {
   const rows = guardrails.map((each) => {
@@ -616,7 +621,7 @@ function guardrailsTable(name, guardrails) {
     return row(
       `${each.outcome} ${each.arm}`,
       `${each.outcome} of ${each.arm}`,
-      badge(state, each.state),
+      [badge(state, each.state), each.breached_at ? ` first known ${when(each.breached_at * 1000)}` : ""],
       `${told(ends[1])} [${told(ends[0])}, ${told(ends[2])}]`,
       told(bound),
       left,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,6 +20,7 @@ from gateway.experiments.verdict import (
     Effect,
     GuardrailState,
     Judgement,
+    Past,
     Report,
     SampleRatio,
     SharesOfEpoch,
@@ -98,6 +99,19 @@ class _Compared:
     relative_high: float
     log_e: float
     method: str
+    past: Past | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A value per unit of two arms, of which the arms' means are the outcome."""
+
+    value: Floats
+    arm: Ints
+    past: Past | None  # by which they were adjusted
+
+    def of(self, arm: int) -> means.Arm:
+        return means.arm_of_values(self.value[self.arm == arm])
 
 
 def _nothing(units: tuple[int, int], method: str) -> _Compared:
@@ -156,6 +170,7 @@ class _Look:
             alpha=alpha,
             method=found.method,
             judgement=judged(found.low, found.high, (found.relative_low, found.relative_high), spec, worth),
+            past=found.past,
         )
 
     def _of_pair(self, place: int) -> Bools:
@@ -201,8 +216,7 @@ class _Look:
         _, total, counts = per_unit(reports.unit, reports.value, reports.times, self.count)
         return total if spec.over else counts.astype(np.float64)
 
-    def _linear(self, spec: OutcomeSpec, place: int) -> tuple[Floats, Ints, bool]:
-        """A value per unit of two arms, of which the arms' means are the outcome; their arms; was the past used?"""
+    def _linear(self, spec: OutcomeSpec, place: int) -> _Linear:
         value = self.values(spec)
         under = self._below(spec) if spec.kind is Kind.RATIO else None
         chosen = self._of_pair(place) & np.isfinite(value) & (True if under is None else under > 0.0)
@@ -214,12 +228,18 @@ class _Look:
                 own = arms == arm
                 if own.any():
                     value[own] = means.linearised(value[own], under[own])
-        adjusted = means.adjusted(value, self._units.past[spec.name][: self.count][chosen], arms)
-        return adjusted, arms, adjusted is not value
+        past = self._units.past[spec.name][: self.count][chosen]
+        plain, adjusted = _Linear(value, arms, None), means.adjusted(value, past, arms)
+        if adjusted is value:
+            return plain
+        made = _Linear(adjusted, arms, None)
+        was, left = (means.variance_of_difference(each.of(0), each.of(place)) for each in (plain, made))
+        removed = 1.0 - left / was if was > 0.0 else 0.0
+        return replace(made, past=Past(int(np.isfinite(past).sum()), removed))
 
     def _means(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
-        value, arms, has_past = self._linear(spec, place)
-        before, after = means.arm_of_values(value[arms == 0]), means.arm_of_values(value[arms == place])
+        linear = self._linear(spec, place)
+        before, after = linear.of(0), linear.of(place)
         found = means.difference(before, after, alpha, rho2)
         method = "delta method, asymptotic" if spec.kind is Kind.RATIO else "asymptotic"
         return _Compared(
@@ -230,7 +250,8 @@ class _Look:
             float(found.relative_low),
             float(found.relative_high),
             float(found.log_e),
-            method + (", adjusted by the past (CUPED)" if has_past else ""),
+            method + (", adjusted by the past (CUPED)" if linear.past is not None else ""),
+            linear.past,
         )
 
     def _not_compared(self, spec: OutcomeSpec, place: int, alpha: float, rho2: float) -> _Compared:
@@ -471,7 +492,8 @@ class _Look:
             pair = self._of_pair(place)
             value, arms = self.values(spec)[pair], self._arm[pair]
         else:
-            value, arms, _ = self._linear(spec, place)
+            linear = self._linear(spec, place)
+            value, arms = linear.value, linear.arm
         half = value.size // 2
         parts = []
         for part in (slice(0, half), slice(half, None)):

@@ -120,6 +120,12 @@ def difference(baseline: Arm, treatment: Arm, alpha: float, rho2: float) -> Diff
         )
 
 
+def variance_of_difference(baseline: Arm, treatment: Arm) -> float:
+    """By which the interval is made. NaN of arms with fewer than two units."""
+    v0, v1 = _variances(baseline, treatment)
+    return float(v0 + v1)
+
+
 def _variances(baseline: Arm, treatment: Arm) -> tuple[Floats, Floats]:
     """Variance of both means. An arm with fewer units than the other is not believed to vary less than that one does.
 

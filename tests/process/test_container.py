@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.container import Memory, MemoryGauge, memory_limit
+from gateway.process.container import Memory, MemoryGauge, memory_limit
 
 MIB = 1 << 20
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.garbage import no_collections
+from gateway.process.garbage import no_collections
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.notifier import Changes
+from gateway.process.notifier import Changes
 
 
 async def test_a_change_wakes_all_who_wait_and_not_who_comes_later() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ladder import FROM, REFUSED, REST, Step, step_of
+from gateway.process.ladder import FROM, REFUSED, REST, Step, step_of
 
 LIMIT = 1000
 N, SPARING, SHEDDING, RESETTING = Step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.stopping import Stop, StopSignals
+from gateway.process.stopping import Stop, StopSignals
 
 DRAIN, AGAIN, NOW = Stop.DRAIN, Stop.AGAIN, Stop.NOW
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.scratch import Scratch, clear
+from gateway.process.scratch import Scratch, clear
 
 KILLED = """
 import os, signal
-from gateway.scratch import Scratch
+from gateway.process.scratch import Scratch
 print(Scratch("a").path, Scratch("b").path, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
