@@ -45,7 +45,7 @@ soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
 soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
 	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments \
-	  tests/store/test_replicas.py tests/store/test_rollouts_of_replicas.py
+	  tests/store/test_replicas.py tests/store/test_agreement_of_replicas.py
 	$(BIN)/python -m pytest -q --hypothesis-profile=drawn \
 	  $$(grep -rlE --include='*.py' '^ *@given' tests | grep -vE '^tests/(neighbours|differences)/')
 
