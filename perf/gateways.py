@@ -68,7 +68,7 @@ _PHOTO: Config = {
         {"name": "label", "datatype": "BYTES", "shape": [-1]},
         {"name": "score", "datatype": "FP32", "shape": [-1]},
     ],
-    "max_batch_size": 16,
+    "max_batch_size": 8,  # as the model that it calls
     "steps": [
         {"step": "decode_image", "with": {"size": 224, "resize": 256}},
         {"call": "scores", "inputs": {"x": "image"}, "outputs": {"y": "scores"}},
