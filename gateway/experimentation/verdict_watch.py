@@ -64,12 +64,16 @@ class _Followed:
 class VerdictWatch(StoreWatch[Plan, _Followed]):
     """Of verdicts."""
 
-    def __init__(self, settings: StoreSettings, worker: str, is_scarce: Callable[[], bool]) -> None:
+    def __init__(
+        self, settings: StoreSettings, worker: str, is_scarce: Callable[[], bool], first_after: float = 5.0
+    ) -> None:
         """
         worker:     names this process among all that use the store.
         is_scarce:  is there no memory for one more process now? From any thread.
+        first_after: seconds until the first look, as a worker that starts has more urgent work with the store.
         """
         super().__init__("verdicts", settings, worker)
+        self._first_at = time.monotonic() + first_after
         self._is_scarce = is_scarce
         self._store: VerdictStore | None = None
         self._analyses = AnalysisProcess[NewVerdict]()
@@ -86,7 +90,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
 
     def look(self) -> None:
         plans = self._plans
-        if not plans and not self._followed:
+        if (not plans and not self._followed) or time.monotonic() < self._first_at:
             return
         store = self._opened()
         followed = self._followed

@@ -75,6 +75,7 @@ from gateway.upstream.failures import NOBODY_KNOWN, Scopes, scopes_of
 from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
 from gateway.upstream.pool import MOST_REACHED, Pool, Reached, SubsetPool
+from gateway.v2.outputs import AnswerReader
 from gateway.v2.peek import (
     RAW_INPUT,
     RAW_OUTPUT,
@@ -200,9 +201,10 @@ class Inference:
         self.gates = Gates(quotas=self.quotas)
         self.shares = Shares()
         self.hedges = Hedges()
-        self.checks = Checks()
+        reader = AnswerReader()
+        self.checks = Checks(reader)
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
-        self.exposures = Exposures(clock)
+        self.exposures = Exposures(clock, reader=reader)
         self.rolled = Rolled()
         self.shadows.on_compared = self.exposures.compared
         self.found = FoundModels(clock=clock)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.experimentation.bandit_watch import BanditWatch
-from gateway.experiments.epochs import Epochs
+from gateway.experiments.epochs import WITHOUT_SHARES, Epochs
 from gateway.experiments.plan import Amount, BanditPlan, Better, Kind, OutcomeSpec, Plan
 from gateway.routing import Arms
 from gateway.store import ExposureRow, OutcomeRow, Stop, StoreAway, StoreSettings
@@ -243,4 +243,28 @@ def test_without_shares_that_can_be_found_they_stay_and_it_is_told(
         time.sleep(0.05)
     assert "StoreAway" in one.now.trouble
     assert (one.now.epoch, one.now.overdue > 90.0) == (1, True)
-    assert "no shares can be found, so they stay" in caplog.text
+    assert "no further epoch begins" in caplog.text
+
+
+def test_without_scipy_the_first_epoch_is_all_there_is(
+    worker: Make, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only in the process that needs it, which has this one's path."""
+    missing = tmp_path / "without" / "scipy"
+    missing.mkdir(parents=True)
+    (missing / "__init__.py").write_text("raise ModuleNotFoundError('none here', name='scipy')")
+    monkeypatch.syspath_prepend(missing.parent)
+    one = worker("a")
+    one.look()
+    later(url, 3_700.0)
+    end = time.monotonic() + 60
+    while not one.now.trouble:
+        one.look()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    first = one.epochs["spring"].so_far[0]
+    assert (one.now.epoch, first.shares) == (1, {"a": 0.5, "b": 0.5})
+    assert one.now.trouble == f"{WITHOUT_SHARES}: needs scipy: pip install 'inference-gateway[experiments]'"
+    arms = Arms("spring", PLAN.shares, "a", "l", slices=4, epochs=(first.shares,))
+    assigned = [arms.maybe_assign(key) or ("", "") for key in KEYS]
+    assert {arm for reason, arm in assigned if reason != arms.reason} == {"a"}

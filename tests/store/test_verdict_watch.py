@@ -39,7 +39,7 @@ class Worker:
     def __init__(self, url: str, name: str) -> None:
         self.name = name
         self.is_scarce = False
-        self.watch = VerdictWatch(StoreSettings(url), name, lambda: self.is_scarce)
+        self.watch = VerdictWatch(StoreSettings(url), name, lambda: self.is_scarce, first_after=0.0)
 
     def look(self, *plans: Plan) -> Any:
         """What is known of the first plan; None: nothing yet."""
