@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.experimentation.bandit_analysis import NextShares, RewardQuestion
 from gateway.experimentation.bandit_watch import BanditWatch
 from gateway.experiments.epochs import WITHOUT_SHARES, Epochs
 from gateway.experiments.plan import Amount, BanditPlan, Better, Kind, OutcomeSpec, Plan
@@ -268,3 +269,52 @@ def test_without_scipy_the_first_epoch_is_all_there_is(
     arms = Arms("spring", PLAN.shares, "a", "l", slices=4, epochs=(first.shares,))
     assigned = [arms.maybe_assign(key) or ("", "") for key in KEYS]
     assert {arm for reason, arm in assigned if reason != arms.reason} == {"a"}
+
+
+class Here:
+    """Answers at once, in this process, in place of one that takes seconds to start."""
+
+    is_free = True
+
+    def __init__(self) -> None:
+        self._answer: NextShares | None = None
+
+    def ask(self, question: RewardQuestion) -> None:
+        self._answer = question.answered()
+
+    def maybe_answer(self) -> NextShares | None:
+        answer, self._answer = self._answer, None
+        return answer
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("users", [4, 12, 60])
+def test_however_few_come_all_epochs_begin_and_each_slice_of_nobody_costs_25_at_most(
+    worker: Make, url: str, users: int
+) -> None:
+    """Hours are simulated. The same users come each hour, to twelve slices; their rewards are all that is known."""
+    slices, hours, plan = 12, 0, with_bandit(slices=12)
+    one, store = worker("a"), Store(url)
+    one.watch._analyses = Here()  # type: ignore[assignment]
+    places = Arms("spring", PLAN.shares, "a", "l", slices=slices, epochs=(PLAN.shares,) * slices)
+    empty = set(range(slices)) - {places.maybe_epoch(key) for key in KEYS[:users]}
+    met: dict[str, str] = {}
+    while one.look(plan) < slices:  # which takes the answer to the question of the look before
+        arms = replace(places, epochs=tuple(each.shares for each in one.epochs["spring"].so_far))
+        for key in KEYS[:users]:
+            reason, arm = arms.maybe_assign(key) or ("", "")
+            assert met.get(key, arm) == arm
+            of_epoch = arms.maybe_propensity(key, arm)
+            if reason == arms.reason and key not in met and of_epoch is not None:
+                met[key] = arm
+                store.write([ExposureRow("spring", arm, key, time.time(), False, *of_epoch)])
+        hours += 1
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+            for table, column in (("bandit_epoch", "since"), ("exposure", "at")):
+                database.execute(f"UPDATE {table} SET {column} = {column} - 3600")
+        one.watch._followed["spring"].asked = 0.0  # which is on the real clock
+        one.look(plan)
+    store.close()
+    assert len(met) == users - sum(places.maybe_epoch(key) == slices - 1 for key in KEYS[:users])
+    assert hours <= slices + 25 * len(empty)
