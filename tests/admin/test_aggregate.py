@@ -160,6 +160,16 @@ def test_of_bandits_the_worker_is_heard_that_decides_and_any_that_has_trouble() 
     assert merged["experiments"][0]["bandit"] == told
 
 
+def test_of_a_verdict_the_worker_is_heard_that_has_read_it_last() -> None:
+    def one(age: float, decides: bool, judgements: list[str]) -> dict[str, Any]:
+        verdict = {"age_seconds": age, "decides": decides, "judgements": judgements}
+        experiment = {"name": "spring", "model": "photos", "exposures": 1, "units": {}, "verdict": verdict}
+        return {**worker(), "experiments": [experiment]}
+
+    merged = merged_state([one(60.0, True, ["old"]), one(2.0, False, ["new"]), one(1.0, False, []), worker()])
+    assert merged["experiments"][0]["verdict"] == {"age_seconds": 2.0, "decides": True, "judgements": ["new"]}
+
+
 def test_of_rollouts_the_worker_is_heard_that_decides_and_any_that_has_trouble() -> None:
     def one(decides: bool, age: float, trouble: str = "") -> dict[str, Any]:
         told = {"name": "int8", "decides": decides, "waits": ["soak"] if decides else [], "trouble": trouble}

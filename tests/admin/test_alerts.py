@@ -91,6 +91,30 @@ CALLED = ("traffic", "windows", 0, "models", "photos")
             ("warning", "model", "photos", "shares of experiment spring stay as they are: the store is away: gone"),
         ),
         (
+            changed(
+                "experiments",
+                to=[
+                    {
+                        "name": "spring",
+                        "model": "photos",
+                        "sample_ratio_mismatched": False,
+                        "verdict": {
+                            "guardrails": [
+                                {"state": "held", "text": "errors of 'trt'"},
+                                {"state": "breached", "text": "latency of 'trt': 2 against 1"},
+                            ]
+                        },
+                    }
+                ],
+            ),
+            (
+                "warning",
+                "model",
+                "photos",
+                "experiment spring: guardrail breached: latency of 'trt': 2 against 1",
+            ),
+        ),
+        (
             changed("rollouts", to=[{**ROLLOUT, "state": "rolled back", "reason": "it is slow"}]),
             ("warning", "model", "photos", "rollout int8 is rolled back: it is slow"),
         ),
