@@ -275,7 +275,7 @@ async def test_a_pipelines_shadow_that_answers_nan_is_counted_and_nobody_else_ha
         found = (await done(running, 20))["copy"]
         assert (found.results["differed"], found.wrong, found.wrong_here) == (20, 20, 0)
         metrics = (await http(running.admin_address, "/metrics"))[1]
-        assert 'gateway_not_finite_answers_total{model="numbers",variant="copy"} 20.0' in metrics
+        assert 'gateway_not_finite_answers_total{model="numbers",variant="copy",whose="shadow"} 20.0' in metrics
 
 
 async def test_messages_of_streams_are_copied(kept: tuple[Gateway, Path]) -> None:
