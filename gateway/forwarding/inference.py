@@ -668,7 +668,7 @@ class Inference:
         """An ejection has begun, or has ended."""
         endpoint, model = attempt.endpoint, attempt.variant.model
         record = endpoint.record(model, attempt.variant.version)
-        where, seconds = f"{endpoint.upstream}/{endpoint.address}", record.seconds_left(now)
+        where, seconds = f"{endpoint.upstream}/{endpoint.address}", round(record.seconds_left(now), 1)
         if seconds:
             whose = "all" if record.is_ejected() else f"{len(record.ejections)} of those who call it"
             _log.warning(

@@ -46,7 +46,7 @@ BARREN_SECONDS: Final = 1.0  # without a success, after which a whole variant ma
 DOUBTFUL_RUN: Final = 5  # failures in a row, after which it should be known how a fallback does with such calls
 DOUBT_SECONDS: Final = 60.0  # for which it is asked, by calls of whom the last of these failed
 SAMPLED: Final = 0.5  # share of these calls that it gets for that ...
-SAMPLE_CALLS: Final = 20  # ... until it had so many in the window, whatever anybody does to keep the doubt alive
+SAMPLE_CALLS: Final = 8  # ... until it had so many in the window, whatever anybody does to keep the doubt alive
 
 Counts = tuple[int, int]
 """Calls, and how many of them failed."""
