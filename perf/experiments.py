@@ -8,9 +8,9 @@ calls them in turns, a fraction of a second each, so that whatever else the mach
 is written once in five seconds is in few of the turns, so a median has little of it.
 A ratio is taken within a round, then the median of the rounds, with its quartiles.
 
-Then for `--seconds` 5,000 outcomes a second are reported to a gateway that writes them into PostgreSQL (Debian's
-package, started here), while 5,000 new users a second call it, whose exposures it writes, too, with what it measures of
-their calls; and how much of its memory that takes. All listens on loopback and ends with the run.
+Then 5,000 records a second for `--seconds`: half are outcomes, reported to a gateway that writes them into PostgreSQL
+(Debian's package, started here), and half are exposures of new users who call it. It writes what it measures of their
+calls, too; and how much of its memory that takes. All listens on loopback and ends with the run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from perf.users import Users
 MODEL = "net"
 AT_ONCE = 16
 USERS = 1000
-RATE = 5000  # outcomes a second, and exposures
+RATE = 2500  # outcomes a second, and as many exposures
 PER_REPORT = 50  # outcomes of one request
 NOTHING, ANSWERS, ALL = "nothing", "answers looked at", "all of it, 1 % shadowed"
 REPORTED, EXPOSED = "an experiment, reported", "an experiment, four outcomes measured"
@@ -247,7 +247,7 @@ async def watched(address: str, admin: int, pid: int, seconds: float) -> None:
     store = (await asyncio.to_thread(state, admin))["store"]
     print(
         f"\n{accepted:,} outcomes in {took:.1f} s, with the wait for the last answer: {accepted / took:,.0f} a second, "
-        f"{refused} refused; {called['answers']:,} calls of as many users, {sum(called['failed'].values())} failed; "
+        f"{refused} refused; {called['answers']:,} calls of as many users, failed: {called['failed'] or 'none'}; "
         f"{store['written']:,} records written since the start, {sum(store['dropped'].values())} "
         f"dropped, {store['waiting']} wait, at most {max(waiting):,} did; memory {memory[0] >> 20} MiB before, "
         f"{max(memory) >> 20} MiB at most; {cpu:.0%} of a core"

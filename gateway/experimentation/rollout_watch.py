@@ -156,6 +156,8 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
         known.trouble = trouble
         if state != known.state or not known.is_known:
             self._put(known, state)
+        elif state.version and (not known.history or known.history[-1][0] != state.at):
+            self._read_history(known)
         known.is_known = True
 
     def _put(self, known: _Followed, state: State) -> None:
@@ -170,7 +172,12 @@ class RolloutWatch(StoreWatch[RolloutPlan, _Followed]):
         step = f"step {state.step + 1} of {len(known.plan.steps)}"
         seen = " (as stored)" if is_first else ""
         tell("rollout %s is %s%s, %s, %g of units: %s", name, state.phase.value, seen, step, state.share, state.reason)
-        with suppress(StoreAway, StoreFailed):  # for people, so that the state itself is in force without it
+        self._read_history(known)
+
+    def _read_history(self, known: _Followed) -> None:
+        """For people, so that the state itself is in force without it; then it is read at the next look."""
+        name = known.plan.name
+        with suppress(StoreAway, StoreFailed):
             history = self._opened().history(name)[-_HISTORY:]
             known.history = tuple(
                 (each.state.at, each.state.phase.value, each.state.share, each.state.reason) for each in history

@@ -446,7 +446,7 @@ class Inference:
             if work.sequence is not None:
                 return attempts.maybe_next()
             first = attempts.targets[0]
-            is_kept_away = self._breakers and not attempts.is_witness and not self._admits(work, first)
+            is_kept_away = bool(self._breakers) and not attempts.is_witness and not self._admits(work, first)
             if is_kept_away or (self._doubted and self._is_sample(work)):
                 attempts.put_off_first()
             else:

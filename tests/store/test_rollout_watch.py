@@ -288,6 +288,8 @@ def test_a_state_is_in_force_also_if_the_store_goes_before_its_history_is_read(w
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(own, "history", failing)
         assert one.look(SLOW).share == 0.0
+    one.look(SLOW)
+    assert [phase for _, phase, _, _ in one.now.history] == ["running", "rolled back"]
 
 
 def failing(name: str) -> None:
