@@ -17,6 +17,7 @@ PROBE_SHARE: Final = 0.1  # of the calls
 PROBE_CALLS: Final = 3  # that must go well first; as many as let an ejected endpoint in
 RAMP_SECONDS: Final = 10.0  # from the first probe to all calls, if it was away for long
 CALM_SECONDS: Final = 30.0  # between losing most calls and having most of them again
+IDLE_SECONDS: Final = 60.0
 _MOST_BEFORE: Final = 0.5
 
 
@@ -29,18 +30,20 @@ class BreakerState(Enum):
 
 
 class Breaker:
-    """Of one variant of one public model that has a fallback."""
+    """Of one variant of one public model that has a fallback; for the calls of one scope, as those of an `Ejection`."""
 
-    __slots__ = ("_lost_at", "_probing_since", "_well", "state")
+    __slots__ = ("_asked_at", "_lost_at", "_probing_since", "_well", "state")
 
     def __init__(self) -> None:
         self.state = BreakerState.ADMITTING
+        self._asked_at = 0.0
         self._lost_at = 0.0  # when most of its calls were taken from it
         self._probing_since = 0.0
         self._well = 0  # calls that went well since then
 
     def trip(self, now: float) -> None:
         """Nothing of the variant can take a call."""
+        self._asked_at = now
         if self.state is BreakerState.ADMITTING or (
             self.state is BreakerState.PROBING and self.share(now) > _MOST_BEFORE
         ):
@@ -49,6 +52,7 @@ class Breaker:
 
     def admits(self, now: float, draw: float, is_open: bool) -> bool:
         """Should the variant get this call? draw: within [0, 1). is_open: could anything of it take one?"""
+        self._asked_at = now
         if not is_open:
             self.trip(now)
             return False
@@ -69,6 +73,10 @@ class Breaker:
             return PROBE_SHARE
         share = PROBE_SHARE + (1.0 - PROBE_SHARE) * (now - self._probing_since) / RAMP_SECONDS
         return min(share, 1.0 if now - self._lost_at >= CALM_SECONDS else _MOST_BEFORE)
+
+    def is_idle(self, now: float) -> bool:
+        """Has no call come for so long that nobody waits for the variant?"""
+        return now - self._asked_at >= IDLE_SECONDS
 
     @property
     def is_untried(self) -> bool:

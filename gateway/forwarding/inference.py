@@ -168,6 +168,7 @@ class Work:
 
 _MOST_RETURNS: Final = 3
 _NO_FAULT: Final = ("", LIMITED, SAMPLE)  # of a variant that another one stands in for
+_LOOK_SECONDS: Final = 10.0
 _LEAST_FIRST: Final = (BreakerState.TRIPPED, BreakerState.PROBING, BreakerState.ADMITTING)
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
@@ -193,6 +194,7 @@ class Inference:
         self._breakers: dict[tuple[str, str, Scopes], Breaker] = {}  # of variants that some do not send all their calls
         self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name
         self._doubted: dict[tuple[Variant, Scopes], float] = {}  # until when fallbacks get a sample of whose calls
+        self._look_at = 0.0  # when to look for breakers that nobody needs
         self._has_ejections = False  # may some endpoint be ejected for some calls?
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
@@ -488,7 +490,7 @@ class Inference:
         if breaker.state is BreakerState.ADMITTING:
             del self._breakers[work.route.model, first.name, whose]
         if breaker.state is not before:
-            self._tell_breaker(work, first, now)
+            self._tell_breaker(work.route.model, first.name, now)
         if admitted or not is_open or not self.topology.is_available(work.attempts.targets[1]):
             return True
         return breaker.is_untried and self._may_show_it(first, _scopes(work))
@@ -512,13 +514,24 @@ class Inference:
                 make_room(self._breakers, _DECISIONS_KEPT)
                 breaker = self._breakers[key] = Breaker()
                 breaker.trip(now)
-                self._tell_breaker(work, first, now)
+                self._tell_breaker(work.route.model, first.name, now)
                 return
 
-    def _tell_breaker(self, work: Work, variant: Variant, now: float) -> None:
-        model, state = work.route.model, self.breaker_state(work.route.model, variant.name)
-        _log.info("variant '%s' of model '%s' is %s", variant.name, model, state)
-        self.hooks.breaker_changed(BreakerChanged(model, variant.name, state, now))
+    def _tell_breaker(self, model: str, variant: str, now: float) -> None:
+        state = self.breaker_state(model, variant)
+        _log.info("variant '%s' of model '%s' is %s", variant, model, state)
+        self.hooks.breaker_changed(BreakerChanged(model, variant, state, now))
+
+    def _drop_idle_breakers(self, now: float) -> None:
+        """Those of single callers who have gone: they must not look for ever as if the variant had not its calls."""
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        idle = [key for key, each in self._breakers.items() if key[2] != NOBODY_KNOWN and each.is_idle(now)]
+        for key in idle:
+            del self._breakers[key]
+        for model, variant in {key[:2] for key in idle}:
+            self._tell_breaker(model, variant, now)
 
     def breaker_state(self, model: str, variant: str) -> str:
         """For people: does this variant get its calls? Where callers differ, of those who send it least."""
@@ -622,6 +635,7 @@ class Inference:
             if self._breakers:
                 for _, breaker in self._breakers_of(work, variant):
                     breaker.succeeded()
+                self._drop_idle_breakers(now)
             scopes = _scopes(work) if endpoint.has_ejections else NOBODY_KNOWN
             if endpoint.succeeded(variant.model, variant.version, now, seconds, scopes):
                 self._tell_ejection(last, now)

@@ -38,6 +38,7 @@ LIKELY: Final = 1.0  # -ln of 1 in 3: enough against an endpoint on trial, as on
 ENOUGH: Final = 7.0  # -ln of 1 in 1,000: enough for a caller's own calls, where another variant answers them meanwhile
 CONFIRMED: Final = 6.0  # -ln of 1 in 400: enough of a second caller, where it is sure for a first one
 MOST_EJECTIONS: Final = 256  # of one model on one endpoint, for different callers
+_LOOK_SECONDS: Final = 10.0  # between two looks for ejections that may be forgotten
 MEANWHILE: Final = 20  # calls of the peers, from which on a run is judged by them
 _MUCH: Final = 2.0  # times the share that failed of these: they are few, and chance may have favoured them
 MARGIN: Final = 0.1  # by so much a larger share must fail than at the peers: a sure difference may still be a small one
@@ -126,6 +127,7 @@ class Record:
         "_calls",
         "_failed",
         "_failures",
+        "_look_at",
         "_run",
         "_turned_at",
         "_well_at",
@@ -139,6 +141,7 @@ class Record:
         self.ejections: dict[int, Ejection] = {}  # by the last of their scopes; also those on trial
         self.latency = Latency()
         self._failures = Failures()
+        self._look_at = 0.0  # when to look for ejections that may be forgotten
         self._well_at = 0.0  # when a call went well, last
         self._run = 0  # failures since the last success
         self._began: tuple[Counts, Counts] = ((0, 0), (0, 0))  # of peers and of others, when the run began
@@ -179,8 +182,10 @@ class Record:
                 del self.ejections[each.whose[-1]]
                 for narrower in self._within(each.whose):
                     narrower.pardon(now)
-        for scope in [scope for scope, each in self.ejections.items() if scope and each.is_forgotten(now)]:
-            del self.ejections[scope]
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            for scope in [scope for scope, each in self.ejections.items() if scope and each.is_forgotten(now)]:
+                del self.ejections[scope]
         return len(self.ejections) < before
 
     def failed(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> None:

@@ -182,6 +182,20 @@ def test_a_variant_that_is_well_again_gets_its_calls_back(callers: int) -> None:
     assert ended.count("gpu") == len(ended)
 
 
+def test_what_became_of_a_caller_who_has_gone_does_not_look_like_a_variant_without_calls() -> None:
+    world = World(5)
+    good = Caller("10.0.0.1", 0.5)
+    for _ in world.run([Caller("10.0.0.9", 10.0, at_first), good], 30.0):
+        pass
+    assert world.inference.breaker_state("m", "gpu") != "admitting"
+    for _ in world.run([good], 120.0):
+        pass
+    assert world.inference.breaker_state("m", "gpu") == "admitting"
+    for _ in world.run([good], 900.0):
+        pass
+    assert not world.endpoints["gpu"].has_ejections
+
+
 def test_input_that_is_bad_at_every_variant_ejects_none() -> None:
     world = World(4)
     bad = [Caller(f"10.0.0.{number}", 3.0, anywhere) for number in range(3)]

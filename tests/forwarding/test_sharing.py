@@ -280,6 +280,19 @@ def test_a_deadline_ends_its_own_call_only_and_newcomers_do_not_wait_for_what_is
     assert follower.body == asked_for("", b"old")
 
 
+def test_a_deadline_that_passes_speaks_against_the_server_if_it_is_his_for_whom_it_was_asked() -> None:
+    """Others who leave less time for the same request must not make it look slow for him."""
+    world = SharingWorld()
+    leader, _ = world.ask(request())
+    hurried, _ = world.ask(request(), number=2)
+    failures = lambda: sum(each.record("net", "").ever_failed for each in world.endpoints)  # noqa: E731
+    world.now += 1.0
+    hurried.cancelled(Code.DEADLINE_EXCEEDED)
+    assert failures() == 0
+    leader.cancelled(Code.DEADLINE_EXCEEDED)
+    assert failures() == 1
+
+
 def test_a_failure_is_all_members_and_names_each_ones_own_id_and_is_not_remembered() -> None:
     world = SharingWorld()
     _, first = world.ask(request(id="one"))

@@ -87,7 +87,7 @@ class SharedCall(Protocol):
     def cancelled(self, code: Code) -> None: ...
 
     def late(self) -> None:
-        """A member's deadline has passed while an endpoint had the request."""
+        """The deadline of who asked first has passed while an endpoint had the request."""
 
 
 class Flight(Caller):
@@ -157,9 +157,10 @@ class Flight(Caller):
         if self._hears is member:
             self._hears = None
             member.observer.attempt_ended(AttemptEnded(code, text, Meaning.ENDED, now))
-        if code is Code.DEADLINE_EXCEEDED and not self._is_late:
+        if code is Code.DEADLINE_EXCEEDED:
             self._is_late = True
-            self.call.late()
+            if member is self._leader:  # as whose it counts: he is not to answer for another's haste
+                self.call.late()
         if not self._members:
             self._model.landed(self._key, self)
             self.call.cancelled(Code.CANCELLED)
