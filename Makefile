@@ -16,9 +16,10 @@ experiment: setup
 	@$(BIN)/inference-gateway demo --experiment $(HOW)
 
 # The hot path compiled, where a C compiler is, and then its rooms once more as the sources stand. Where npm is, the pages'
-# JavaScript is run too.
+# JavaScript is run too. Tests wait half of their time: four workers keep two cores busy, in the order of tests/conftest.py.
 test: $(VENV)/.tools $(VENV)/.compiled $(if $(shell command -v npm),$(VENV)/grpc-js)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	@$(BIN)/python -m compileall -q gateway  # also where PYTHONDONTWRITEBYTECODE is set: tests start it hundreds of times
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 	GATEWAY_NO_EXTENSIONS=1 $(BIN)/python -m pytest -q -n 3 tests/http2 tests/rpc tests/transport tests/v2 tests/batching \
 	  tests/forwarding tests/routing tests/telemetry tests/test_compiled.py
 
@@ -45,7 +46,7 @@ soak: export SOAK_SEED := $(or $(SOAK_SEED),$(shell date +%s))
 soak: $(VENV)/.tools $(if $(shell command -v npm),$(VENV)/grpc-js)
 	@echo "SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED)"
 	$(BIN)/python -m pytest -rA tests/neighbours tests/differences tests/faults tests/experiments \
-	  tests/store/test_replicas.py tests/store/test_rollouts_of_replicas.py
+	  tests/store/test_replicas.py tests/store/test_agreement_of_replicas.py
 	$(BIN)/python -m pytest -q --hypothesis-profile=drawn \
 	  $$(grep -rlE --include='*.py' '^ *@given' tests | grep -vE '^tests/(neighbours|differences)/')
 

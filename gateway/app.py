@@ -205,9 +205,17 @@ class Gateway:
         inference.counts_rows = self._usage is not None
         self._gates, self._shares, self._hedges = inference.gates, inference.shares, inference.hedges
         self._shadows, self._checks = inference.shadows, inference.checks
+        self._memory = MemoryWatch(
+            MemoryGauge(config.workers).read,
+            collected=self._collected,
+            shares=self._shares,
+            gates=self._gates,
+            shadows=self._shadows,
+            workers=config.workers,
+        )
         self._rollouts = Rollouts(inference.rolled, settings_of(config), self._is_available, self._rollouts_moved)
         self._bandits = Bandits(settings_of(config), self._epochs_began)
-        self._verdicts = Verdicts(settings_of(config), is_scarce=lambda: self._memory.now().step > 0)
+        self._verdicts = Verdicts(settings_of(config), self._memory.now)
         self._evidence = Evidence(
             inference.exposures,
             settings_of(config),
@@ -223,14 +231,6 @@ class Gateway:
         self._contracts = Contracts(self._topology)
         self._found, self._index = inference.found, ModelIndex(self._topology, inference.found)
         self._rooms = Rooms(self._topology, self._gates)
-        self._memory = MemoryWatch(
-            MemoryGauge(config.workers).read,
-            collected=self._collected,
-            shares=self._shares,
-            gates=self._gates,
-            shadows=self._shadows,
-            workers=config.workers,
-        )
         self._control = Control(self._topology, ControlPolicy(config.server.control))
         self._entrance = Entrance(self._telemetry.call_refused)
         self._takeover = Takeover(

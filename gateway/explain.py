@@ -240,7 +240,8 @@ def _endpoints(state: Json, variant: Json) -> Iterator[str]:
         elif not endpoint["models"].get(key, True):
             why = "has the model not ready"
         elif variant["model"] in endpoint["ejected"]:
-            why = "is ejected: it fails calls that its peers answer"
+            whose = endpoint.get("ejected_for", {}).get(variant["model"], "all")
+            why = f"is ejected for {whose}: it fails calls that its peers answer"
         else:
             continue
         yield f"{variant['upstream']}/{endpoint['address']} {why}"

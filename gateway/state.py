@@ -357,7 +357,12 @@ def _endpoint_state(endpoint: Endpoint) -> Mapping[str, object]:
             for (name, version), record in list(endpoint.records.items())
             if record.latency.seconds
         },
-        "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.is_ejected],
+        "ejected": [name for (name, _), record in list(endpoint.records.items()) if record.ejections],
+        "ejected_for": {
+            name: "all" if record.is_ejected() else f"{len(record.ejections)} of its callers"
+            for (name, _), record in list(endpoint.records.items())
+            if record.ejections
+        },
         "models": {f"{name}:{version}" if version else name: ok for (name, version), ok in endpoint.models.items()},
         "probed": {
             f"{name}:{version}" if version else name: why or "well"

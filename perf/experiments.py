@@ -3,12 +3,14 @@
 The same calls, of a thousand users, through gateways that differ in this alone, from 16 callers that each wait for an
 answer before the next call. With `--triton` they go to the local Triton, as in other runs; without to a server that
 answers at once and costs next to nothing, so that the gateway is what is busy. Answers per second, and CPU time for
-each call of the gateway's process, with the threads that compare and write and all processes below it. A run takes
-longer than measured outcomes are added up for, so that it has its part of the writing.
-Rounds are interleaved; a ratio is taken within a round, then the median of the rounds, with the least and the most.
+each call of the gateway's process, with the threads that compare and write and all processes below it. One client
+calls them in turns, a fraction of a second each, so that whatever else the machine does meets all of them alike. What
+is written once in five seconds is in few of the turns, so a median has little of it.
+A ratio is taken within a round, then the median of the rounds, with its quartiles.
 
-Then 5,000 records a second for `--seconds`, outcomes reported to a gateway that writes them into PostgreSQL (Debian's
-package, started here), and how much of its memory that takes. All listens on loopback and ends with the run.
+Then for `--seconds` 5,000 outcomes a second are reported to a gateway that writes them into PostgreSQL (Debian's
+package, started here), while 5,000 new users a second call it, whose exposures it writes, too, with what it measures of
+their calls; and how much of its memory that takes. All listens on loopback and ends with the run.
 """
 
 from __future__ import annotations
@@ -19,28 +21,30 @@ import importlib.util
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
+import uvloop
 
+from gateway.transport.dialer import ChannelOptions, WireChannel
 from gateway.v1 import outcomes_pb2 as outcomes
 from gateway.v1.outcomes_pb2_grpc import OutcomeServiceStub
 from perf import gateways, models
 from perf.children import Child, NotStarted, Ports
 from perf.quotas import cpu_seconds
 from perf.stack import until_ready
+from perf.users import Users
 
 MODEL = "net"
 AT_ONCE = 16
 USERS = 1000
-RATE = 5000  # records a second
+RATE = 5000  # outcomes a second, and exposures
 PER_REPORT = 50  # outcomes of one request
 NOTHING, ANSWERS, ALL = "nothing", "answers looked at", "all of it, 1 % shadowed"
 REPORTED, EXPOSED = "an experiment, reported", "an experiment, four outcomes measured"
@@ -90,23 +94,34 @@ def config(name: str, port: int, store: str) -> dict[str, Any]:
     return found
 
 
-def calls(gateway: Child, seconds: float) -> tuple[float, int]:
-    """Call it for so long. Answers per second, and how many.
+class Load:
+    """Callers of one gateway. `with` connects them."""
 
-    :raises NotStarted: if a call failed.
-    """
-    command = [sys.executable, "-m", "perf.users", gateway.address, MODEL, str(seconds), str(AT_ONCE), str(USERS)]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=seconds + 60).stdout)
-    if told["failed"]:
-        raise NotStarted(f"calls failed: {told['failed']}")
-    return float(told["rate"]), int(told["answers"])
+    def __init__(self, gateway: Child) -> None:
+        self._gateway = gateway
+        self._channel = WireChannel(gateway.address, ChannelOptions(connections=4, together=8))
+        self._users = Users(self._channel, MODEL, USERS)
 
+    async def __aenter__(self) -> Load:
+        await self._channel.__aenter__()
+        await self._users.call(2.0, AT_ONCE)  # so that each unit is known
+        return self
 
-def measure(gateway: Child, seconds: float) -> tuple[float, float]:
-    """Answers per second, and microseconds of CPU for each."""
-    before = gateway.cpu_seconds()
-    rate, answers = calls(gateway, seconds)
-    return rate, 1e6 * (gateway.cpu_seconds() - before) / answers
+    async def __aexit__(self, *reason: object) -> None:
+        await self._channel.__aexit__(*reason)
+
+    async def measure(self, seconds: float) -> tuple[float, float]:
+        """Call it for so long. Answers per second, and microseconds of CPU for each.
+
+        :raises NotStarted: if a call failed.
+        """
+        self._users.answers = 0
+        before, began = self._gateway.busy_seconds(), time.monotonic()
+        await self._users.call(seconds, AT_ONCE)
+        took, busy = time.monotonic() - began, self._gateway.busy_seconds() - before
+        if self._users.failed:
+            raise NotStarted(f"calls failed: {self._users.failed}")
+        return self._users.answers / took, 1e6 * busy / self._users.answers
 
 
 def server(is_triton: bool, folder: Path, ports: Ports, ended: ExitStack) -> int:
@@ -131,22 +146,30 @@ def costs(rounds: int, each: float, port: int, folder: Path, ports: Ports, ended
         content = config(name, port, f"sqlite:///{folder}/{file}.db")
         started[name] = ended.enter_context(gateways.gateway(content, file, folder, (ports.take(), ports.take())))
         until_ready(started[name].address, [MODEL])
-        calls(started[name], 2.0)  # so that each unit is known
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            found[name].append(measure(started[name], each))
-    print("| configured | answers/s | ÷ nothing: median (least to most) | CPU a call, µs | ÷ nothing |")
-    print("| --- | ---: | --- | ---: | --- |")
+    found = uvloop.run(in_turns(started, rounds, each))
+    print("| configured | CPU a call, µs | ÷ nothing: median (quartiles) | answers/s ÷ nothing |")
+    print("| --- | ---: | --- | --- |")
     for name, runs in found.items():
-        rate, cpu = (statistics.median(run[kind] for run in runs) for kind in (0, 1))
         rates, cpus = (_ratios(runs, found[NOTHING], kind) for kind in (0, 1))
-        print(f"| {name} | {rate:,.0f} | {rates} | {cpu:.1f} | {cpus} |")
+        print(f"| {name} | {statistics.median(run[1] for run in runs):.1f} | {cpus} | {rates} |")
+
+
+async def in_turns(started: dict[str, Child], rounds: int, each: float) -> dict[str, list[tuple[float, float]]]:
+    names = list(started)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    async with AsyncExitStack() as ended:
+        loads = {name: await ended.enter_async_context(Load(gateway)) for name, gateway in started.items()}
+        for number in range(rounds):
+            order = names[number % len(names) :] + names[: number % len(names)]
+            for name in order if number % 2 else reversed(order):
+                found[name].append(await loads[name].measure(each))
+    return found
 
 
 def _ratios(runs: list[tuple[float, float]], nothing: list[tuple[float, float]], kind: int) -> str:
     each = [run[kind] / base[kind] for run, base in zip(runs, nothing, strict=True)]
-    return f"{statistics.median(each):.3f} ({min(each):.2f} to {max(each):.2f})"
+    lower, median, upper = statistics.quantiles(each, n=4)
+    return f"{median:.2f} ({lower:.2f} to {upper:.2f})"
 
 
 def postgres(ended: ExitStack) -> str:
@@ -198,6 +221,18 @@ async def watched(address: str, admin: int, pid: int, seconds: float) -> None:
     waiting: list[int] = []
     memory = [resident(pid)]
     before, began = cpu_seconds(pid), time.monotonic()
+    users = [
+        sys.executable,
+        "-m",
+        "perf.users",
+        address,
+        MODEL,
+        str(seconds),
+        "0",
+        str(int(2 * RATE * seconds)),
+        str(RATE),
+    ]
+    calling = await asyncio.create_subprocess_exec(*users, stdout=asyncio.subprocess.PIPE)
     reporting = asyncio.ensure_future(report(address, seconds))
     while not reporting.done():
         await asyncio.sleep(0.5)
@@ -206,12 +241,14 @@ async def watched(address: str, admin: int, pid: int, seconds: float) -> None:
         memory.append(resident(pid))
     took = time.monotonic() - began
     accepted, refused = reporting.result()
+    called = json.loads((await calling.communicate())[0])
     cpu = (cpu_seconds(pid) - before) / took
-    await asyncio.sleep(3.0)  # until what waits is written
+    await asyncio.sleep(8.0)  # until what waits is written, and what was measured, too
     store = (await asyncio.to_thread(state, admin))["store"]
     print(
         f"\n{accepted:,} outcomes in {took:.1f} s, with the wait for the last answer: {accepted / took:,.0f} a second, "
-        f"{refused} refused; {store['written']:,} records written since the start, {sum(store['dropped'].values())} "
+        f"{refused} refused; {called['answers']:,} calls of as many users, {sum(called['failed'].values())} failed; "
+        f"{store['written']:,} records written since the start, {sum(store['dropped'].values())} "
         f"dropped, {store['waiting']} wait, at most {max(waiting):,} did; memory {memory[0] >> 20} MiB before, "
         f"{max(memory) >> 20} MiB at most; {cpu:.0%} of a core"
     )
@@ -240,9 +277,9 @@ def into_the_store(seconds: float, folder: Path, ports: Ports, ended: ExitStack)
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.experiments", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--triton", action="store_true", help="in front of the local Triton (default: a played one)")
-    parser.add_argument("--each", type=float, default=6.0, help="seconds of calls in each run (default: 6)")
+    parser.add_argument("--each", type=float, default=0.3, help="seconds of calls in each turn (default: 0.3)")
     parser.add_argument("--seconds", type=float, default=30.0, help="of reports into PostgreSQL (default: 30)")
     given = parser.parse_args(arguments)
     with ExitStack() as ended:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ _PHOTO: Config = {
         {"name": "label", "datatype": "BYTES", "shape": [-1]},
         {"name": "score", "datatype": "FP32", "shape": [-1]},
     ],
-    "max_batch_size": 16,
+    "max_batch_size": 8,  # as the model that it calls
     "steps": [
         {"step": "decode_image", "with": {"size": 224, "resize": 256}},
         {"call": "scores", "inputs": {"x": "image"}, "outputs": {"y": "scores"}},
@@ -78,11 +78,18 @@ _PHOTO: Config = {
 
 
 def gateway(
-    config: Config, name: str, folder: Path, ports: tuple[int, int], sink: str = "", traced: float = 0.01
+    config: Config,
+    name: str,
+    folder: Path,
+    ports: tuple[int, int],
+    sink: str = "",
+    traced: float = 0.01,
+    under: Sequence[str] = (),
 ) -> Child:
     """Its process, not yet entered.
 
     ports: gRPC and admin. sink: where traces go (OTLP over HTTP). traced: the part of the calls that has one.
+    under: the command of a program that runs it, such as valgrind.
     """
     file = folder / f"{name}.yaml"
     listening = {"listen": f"127.0.0.1:{ports[0]}", "admin": {"listen": f"127.0.0.1:{ports[1]}"}, "workers": 1}
@@ -93,9 +100,14 @@ def gateway(
         "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
         "OTEL_TRACES_SAMPLER_ARG": str(traced),
     }
-    command = [sys.executable, "-m", "gateway", "serve", "--config", str(file), "--log-level", "warning"]
+    command = [*under, sys.executable, "-m", "gateway", "serve", "--config", str(file), "--log-level", "warning"]
     return Child(
-        command, ports[0], folder / f"{name}.log", environment=traces if sink else {}, stdout=subprocess.DEVNULL
+        command,
+        ports[0],
+        folder / f"{name}.log",
+        environment=traces if sink else {},
+        stdout=subprocess.DEVNULL,
+        patience=600.0 if under else 90.0,
     )
 
 

@@ -1,4 +1,6 @@
-"""Calls of many users in a closed loop: `python -m perf.users ADDRESS MODEL SECONDS CALLERS USERS`.
+"""Calls of many users in a closed loop: `python -m perf.users ADDRESS MODEL SECONDS CALLERS USERS [RATE]`.
+
+With a RATE the loop is open: so many calls a second, whether others are answered or not.
 
 On the gateway's own transport, which costs a fifth of what Google's library does, so that the gateway is what is busy.
 No call has a deadline, as perf_analyzer's have none: the heads of a user's calls are equal. Prints JSON: answers per
@@ -49,6 +51,19 @@ class Users:
             self._next()
         await self._done
 
+    async def come(self, seconds: float, rate: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._done, self._until, began = loop.create_future(), 0.0, time.monotonic()
+        self._open = 1  # this one
+        while (elapsed := time.monotonic() - began) < seconds:
+            while self._number < rate * elapsed:
+                self._open += 1
+                self._next()
+            await asyncio.sleep(0.002)
+        self._open -= 1
+        if self._open:
+            await self._done
+
     def _next(self) -> None:
         call = self._channel.call(_INFER, self._fields[self._number % len(self._fields)])
         self._number += 1
@@ -69,12 +84,12 @@ class Users:
             self._done.set_result(None)
 
 
-async def main(address: str, model: str, seconds: str, callers: str, users: str) -> None:
+async def main(address: str, model: str, seconds: str, callers: str, users: str, rate: str = "") -> None:
     async with WireChannel(address, ChannelOptions(connections=4, together=8)) as channel:
         load, began = Users(channel, model, int(users)), time.monotonic()
-        await load.call(float(seconds), int(callers))
-        rate = load.answers / (time.monotonic() - began)
-    print(json.dumps({"rate": rate, "answers": load.answers, "failed": load.failed}))
+        await (load.come(float(seconds), float(rate)) if rate else load.call(float(seconds), int(callers)))
+        answered = load.answers / (time.monotonic() - began)
+    print(json.dumps({"rate": answered, "answers": load.answers, "failed": load.failed}))
 
 
 if __name__ == "__main__":

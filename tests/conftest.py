@@ -1,7 +1,9 @@
 """Fixtures for every test."""
 
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from triton_fixture import triton, triton_factory, triton_repository
 
@@ -14,6 +16,28 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("repeated", _PATIENT, derandomize=True)
 settings.register_profile("drawn", _PATIENT)
 settings.load_profile("repeated")
+
+
+# Workers get whole files, so those that take longest are dealt out first: else one of them keeps one worker at the end.
+_LONGEST_FIRST = (
+    "integration/test_cli.py",
+    "store/test_rollouts_in_gateway.py",
+    "faults/test_life_cycle.py",
+    "integration/test_faults.py",
+    "store/test_bandits_in_gateway.py",
+    "faults/test_broken_upstreams.py",
+    "store/test_in_gateway.py",
+    "differences/test_differences.py",
+    "integration/test_v2_sequences.py",
+    "integration/test_typed_api.py",
+    "deploy/test_kubernetes.py",
+    "deploy/test_helm.py",
+)
+_PLACES = {Path(__file__).parent / file: place for place, file in enumerate(_LONGEST_FIRST)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _PLACES.get(item.path, len(_PLACES)))
 
 
 def pytest_configure() -> None:

@@ -42,7 +42,7 @@ def test_what_stands_between_a_call_and_an_answer_is_told() -> None:
         {"upstream": "gpu", "model": "b"},
     ]
     state["upstreams"]["gpu"] = [
-        {**ENDPOINT, "address": "t-0", "ejected": ["a"]},
+        {**ENDPOINT, "address": "t-0", "ejected": ["a"], "ejected_for": {"a": "2 of its callers"}},
         {**ENDPOINT, "address": "t-1", "state": "down", "reason": "refused"},
         {**ENDPOINT, "address": "t-2", "probed": {"a": "CUDA error"}},
         {**ENDPOINT, "address": "t-3", "models": {"a": False}},
@@ -52,7 +52,7 @@ def test_what_stands_between_a_call_and_an_answer_is_told() -> None:
         "now: photos is ready; retries: 3 left (of the worker that has the fewest)",
         "  variant trt: ready, its breaker is probing",
         "    at most 4 calls in flight: 4 are, 2 wait; 21 ms an answer; refused since the start: 5 queue_full, 1 late",
-        "    gpu/t-0 is ejected: it fails calls that its peers answer",
+        "    gpu/t-0 is ejected for 2 of its callers: it fails calls that its peers answer",
         "    gpu/t-1 is down: refused",
         "    gpu/t-2 fails probe inferences: CUDA error",
         "    gpu/t-3 has the model not ready",

@@ -290,11 +290,17 @@ def _endpoint(found: Sequence[Json]) -> Json:
         **worst,
         "in_flight": sum(each["in_flight"] for each in found),
         "ejected": sorted({model for each in found for model in each.get("ejected", ())}),
+        "ejected_for": _by_name([{"ejected_for": {}, **each} for each in found], "ejected_for", _most_callers),
         "models": _all_ready(each["models"] for each in found),
         "warmth": min(each.get("warmth", 1.0) for each in found),
         "latency_seconds": _by_name([{_LATENCY: {}, **each} for each in found], _LATENCY, max),
         "probed": _by_name([{"probed": {}, **each} for each in found], "probed", _worst_probe),
     }
+
+
+def _most_callers(found: Sequence[str]) -> str:
+    """Each worker counts those that it has met."""
+    return "all" if "all" in found else max(found, key=lambda each: int(each.split()[0]))
 
 
 def _worst_probe(found: Sequence[str]) -> str:

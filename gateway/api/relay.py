@@ -41,6 +41,7 @@ class Relay:
         self._topology = topology
         self._models = models
         self._limits = limits
+        self._limits_time = limits.default_deadline is not None or limits.longest_deadline is not None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, call: ServerCall) -> None:
@@ -99,11 +100,11 @@ class Relay:
 
     def deadline_of(self, call: ServerCall) -> float | None:
         """When a call must end, on the event loop's clock; None: no limit."""
-        limits, deadline = self._limits, call.deadline
-        if limits.default_deadline is None and limits.longest_deadline is None:
+        deadline = call.deadline
+        if not self._limits_time:
             return deadline
         now = call.connection.now
-        seconds = limits.apply(None if deadline is None else deadline - now)
+        seconds = self._limits.apply(None if deadline is None else deadline - now)
         return None if seconds is None else now + seconds
 
     def _answer_in_task(self, call: ServerCall, body: bytes, head: Head) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from gateway.config.experiments import Experiment, too_high
 from gateway.config.findings import Path, Problem, Severity
 from gateway.config.schema import Config
+from gateway.experiments.epochs import WITHOUT_SHARES
 
 
 def check_bandit(at: Path, experiment: Experiment, config: Config) -> Iterator[Problem]:
@@ -27,7 +28,7 @@ def check_bandit(at: Path, experiment: Experiment, config: Config) -> Iterator[P
             right = "kind: binary, numeric or duration"
             yield Problem((*at, "secondary", index), wrong, right, Severity.WARNING)
     if find_spec("scipy") is None:
-        wrong = "needs SciPy, which is not installed here; without it shares stay even"
+        wrong = f"needs SciPy, which is not installed here; after the first epoch {WITHOUT_SHARES}"
         yield Problem((*at, "bandit"), wrong, "pip install 'inference-gateway[experiments]'", Severity.WARNING)
     whole = bandit.epoch * bandit.epochs + (experiment.window or 0.0)
     if config.store.retention < whole:

@@ -85,7 +85,7 @@ def _evidence(at: Path, rollout: Rollout, model: Model) -> Iterator[Problem]:
         wrong = "without 'sticky' a caller's calls go to both variants in turn"
         yield Problem(at, wrong, right, Severity.WARNING)
     if rollout.guardrails and find_spec("scipy") is None:
-        wrong = "need SciPy, which is not installed here; without it the rollout stays where it is"
+        wrong = "need SciPy, which is not installed here; it stays in its first step, without guardrails"
         yield Problem((*at, "guardrails"), wrong, "pip install 'inference-gateway[experiments]'", Severity.WARNING)
     if any(step.must_hold for step in rollout.steps):
         for name, guardrail in rollout.guardrails.items():

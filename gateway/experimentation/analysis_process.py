@@ -53,6 +53,8 @@ def serve(number: int) -> None:
             question = pipe.recv()
             try:
                 answer = question.answered()
+            except ImportError as error:
+                answer = question.failed(f"needs {error.name}: pip install 'inference-gateway[experiments]'")
             except Exception as error:  # told, in place of a traceback that nobody reads
                 answer = question.failed(f"{type(error).__name__}: {error}"[:300])
             pipe.send(answer)

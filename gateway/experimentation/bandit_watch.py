@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.experimentation.analysis_process import AnalysisProcess
 from gateway.experimentation.bandit_analysis import NextShares, RewardQuestion
 from gateway.experimentation.store_watch import LEASE, StoreWatch
-from gateway.experiments.epochs import Epoch, Epochs
+from gateway.experiments.epochs import WITHOUT_SHARES, Epoch, Epochs
 from gateway.experiments.plan import BanditPlan, Plan
 from gateway.experiments.verdict import shares_text
 from gateway.hooks import BanditNow
@@ -168,9 +168,9 @@ class BanditWatch(StoreWatch[Plan, _Followed]):
         known = self._followed.get(question.plan.name)
         if known is None or not known.decides or (known.plan, known.known()) != (question.plan, question.epochs):
             return
-        known.no_shares = answer.trouble
+        known.no_shares = f"{WITHOUT_SHARES}: {answer.trouble}" if answer.trouble else ""
         if answer.trouble:
-            self._say(f"bandit {known.plan.name}: no shares can be found, so they stay: {answer.trouble}")
+            self._say(f"bandit {known.plan.name}: {known.no_shares}")
         elif answer.units == question.epochs.so_far[-1].units and not known.has_waited_enough(now):
             # To open slices while nobody comes, or nobody reports, would spend them on what is known already.
             known.waits = "no unit's reward has become known since the last epoch began"

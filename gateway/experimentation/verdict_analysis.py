@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import CommandFailed
@@ -31,12 +34,15 @@ class VerdictQuestion:
     plan: Plan
     asked: float  # when, by the store's clock
     is_first: bool  # then also the way to it is found, by what was known at earlier times
+    room: int = 1 << 40  # bytes that it may take, beside what it takes to start
 
     def answered(self) -> NewVerdict:
         """:raises StoreAway: if the store can't be used. ImportError: without SciPy."""
         from gateway.experiments.analysis.experiment import analysed  # noqa: PLC0415
         from gateway.store.epochs import EpochStore  # noqa: PLC0415  (SQLAlchemy, which takes 14 MB)
 
+        with suppress(OSError, ValueError):  # a system that has no such limit
+            _limit_memory(self.room)
         store = EpochStore(self.url, self.unit_key)
         try:
             units, stop = seen_of(store, self.plan)
@@ -51,6 +57,8 @@ class VerdictQuestion:
         return self._new(standing(report, way, stopped))
 
     def failed(self, trouble: str) -> NewVerdict:
+        if trouble.startswith(MemoryError.__name__):
+            trouble = f"it takes more memory than the {self.room >> 20} MiB that can be spared for it"
         return NewVerdict(self, cost=time.process_time(), trouble=trouble)
 
     def _new(self, told: Json) -> NewVerdict:
@@ -86,6 +94,13 @@ def seen_of(store: EpochStore, plan: Plan) -> tuple[Units, Stop | None]:
     if not units.at.size:
         raise CommandFailed(f"{name}: nobody takes part yet")
     return units, stop
+
+
+def _limit_memory(room: int) -> None:
+    """Have this process, which is asked once, raise MemoryError before it takes so many bytes more."""
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[5])  # proc_pid_statm(5): data and stack
+    most = pages * resource.getpagesize() + room
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _way(plan: Plan, units: Units, took: float) -> Sequence[Report]:

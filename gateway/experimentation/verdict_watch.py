@@ -33,6 +33,7 @@ _STOPPED_SECONDS: Final = 600.0  # likewise of one that was stopped: only late r
 _REST: Final = 30.0  # times as long as a verdict took, at least, until the next one
 _LOOK_SECONDS: Final = 5.0  # between two looks at what others have found
 _BUSY_SECONDS: Final = 1.0  # the same while one is being found here
+_LEAST_ROOM: Final = 150_000_000  # bytes, without which none is started: 90 MB are taken whatever it is asked
 _LEASE: Final = 15.0  # seconds; a leader that stopped is replaced after that
 
 
@@ -64,13 +65,15 @@ class _Followed:
 class VerdictWatch(StoreWatch[Plan, _Followed]):
     """Of verdicts."""
 
-    def __init__(self, settings: StoreSettings, worker: str, is_scarce: Callable[[], bool]) -> None:
+    def __init__(self, settings: StoreSettings, worker: str, room: Callable[[], int], first_after: float = 5.0) -> None:
         """
         worker:     names this process among all that use the store.
-        is_scarce:  is there no memory for one more process now? From any thread.
+        room:       how many bytes a process beside this one may take now. From any thread.
+        first_after: seconds until the first look, as a worker that starts has more urgent work with the store.
         """
         super().__init__("verdicts", settings, worker)
-        self._is_scarce = is_scarce
+        self._first_at = time.monotonic() + first_after
+        self._room = room
         self._store: VerdictStore | None = None
         self._analyses = AnalysisProcess[NewVerdict]()
         self._asked: VerdictQuestion | None = None  # of which the answer is to come
@@ -86,7 +89,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
 
     def look(self) -> None:
         plans = self._plans
-        if not plans and not self._followed:
+        if (not plans and not self._followed) or time.monotonic() < self._first_at:
             return
         store = self._opened()
         followed = self._followed
@@ -121,7 +124,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
 
     def _ask_next(self, now: float) -> None:
         """Ask for the verdict that has waited longest, if any is due."""
-        if self._asked is not None or time.monotonic() < self._rests_until or self._is_scarce():
+        if self._asked is not None or time.monotonic() < self._rests_until or self._room() < _LEAST_ROOM:
             return
         due = [each for each in self._followed.values() if each.decides and each.is_due(now)]
         if not due:
@@ -138,7 +141,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
     def _question(self, known: _Followed, now: float) -> VerdictQuestion:
         verdict, settings = known.verdict, self._settings
         is_first = verdict is None or bool(verdict.data["trouble"])
-        return VerdictQuestion(settings.url, settings.unit_key, known.plan, now, is_first)
+        return VerdictQuestion(settings.url, settings.unit_key, known.plan, now, is_first, self._room())
 
     def _take_answer(self) -> None:
         question = self._asked

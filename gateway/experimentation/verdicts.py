@@ -14,7 +14,8 @@ from gateway.config import Config
 from gateway.config.experiment_file import plans_of
 from gateway.experimentation.verdict_watch import VerdictWatch
 from gateway.experiments.standing import Json
-from gateway.hooks import VerdictNow
+from gateway.hooks import MemoryNow, VerdictNow
+from gateway.process.ladder import FROM, Step
 from gateway.store import StoreSettings
 
 _LAST_SECONDS: Final = 2.0  # for the last look at the end
@@ -23,9 +24,9 @@ _LAST_SECONDS: Final = 2.0  # for the last look at the end
 class Verdicts:
     """Until `aclose`."""
 
-    def __init__(self, settings: StoreSettings, is_scarce: Callable[[], bool]) -> None:
-        """is_scarce: is there no memory for one more process now? From any thread."""
-        self._watch = VerdictWatch(settings, secrets.token_hex(8), is_scarce)
+    def __init__(self, settings: StoreSettings, memory: Callable[[], MemoryNow]) -> None:
+        """memory: how it stands; from any thread."""
+        self._watch = VerdictWatch(settings, secrets.token_hex(8), lambda: _room(memory()))
 
     def apply(self, config: Config) -> None:
         """Follow a config."""
@@ -41,3 +42,8 @@ class Verdicts:
     async def latest(self) -> Sequence[Json]:
         """For the page."""
         return self._watch.latest()
+
+
+def _room(memory: MemoryNow) -> int:
+    """Half of what is left until anything is done without: calls come first, and their load may rise meanwhile."""
+    return max(0, int((FROM[Step.SPARING] * memory.limit - memory.used) / 2))

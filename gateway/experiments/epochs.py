@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.experiments.plan import BanditPlan, Plan
+
+WITHOUT_SHARES: Final = "no further epoch begins, and units of those to come keep the baseline"
+"""What follows where no shares can be found for the next one. The first one is even, and needs none."""
 
 
 @dataclass(frozen=True, slots=True)

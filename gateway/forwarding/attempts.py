@@ -12,6 +12,7 @@ from typing import Final
 from gateway.status import Meaning, Verdict
 from gateway.types import Plan, Variant
 from gateway.upstream.endpoint import Endpoint
+from gateway.upstream.failures import NOBODY_KNOWN
 from gateway.upstream.pool import Pool
 
 UNAVAILABLE: Final = "unavailable"  # why a fallback is asked: no endpoint that could serve the variant was known
@@ -65,6 +66,7 @@ class Attempts:
         "last",
         "made",
         "reason",
+        "scopes",
     )
 
     def __init__(self, plan: Plan, pools: Mapping[str, Pool], most: int) -> None:
@@ -74,6 +76,7 @@ class Attempts:
         self._last = plan.instead_of or plan.targets[0].name  # the variant tried last, or meant to be the first
         self.chosen = self._last  # the name of the variant that is meant to answer
         self.is_sample = False
+        self.scopes = NOBODY_KNOWN  # of the call, as far as endpoints are ejected for some calls only
         self.is_witness = False
         self._pools = pools
         self._most = most
@@ -187,8 +190,8 @@ class Attempts:
             return None
         tried = (*self._tried_here, *self._avoid) if self._avoid else self._tried_here
         if variant in self._put_off:  # all the others have been asked: even an endpoint that fails most calls may do
-            return pool.maybe_pick(variant.model, variant.version, tried, desperate=True)
-        return pool.maybe_pick(variant.model, variant.version, tried)
+            return pool.maybe_pick(variant.model, variant.version, tried, self.scopes, desperate=True)
+        return pool.maybe_pick(variant.model, variant.version, tried, self.scopes)
 
     def _can_serve(self, variant: Variant) -> bool:
         """Could a variant that is not tried yet be? Asks without taking the pool's turn, as picking would."""

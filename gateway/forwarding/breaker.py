@@ -70,6 +70,11 @@ class Breaker:
         share = PROBE_SHARE + (1.0 - PROBE_SHARE) * (now - self._probing_since) / RAMP_SECONDS
         return min(share, 1.0 if now - self._lost_at >= CALM_SECONDS else _MOST_BEFORE)
 
+    @property
+    def is_untried(self) -> bool:
+        """Is the variant back, and it is not known yet whether calls go well?"""
+        return self.state is BreakerState.PROBING and self._well < PROBE_CALLS
+
     def succeeded(self) -> None:
         """The variant has answered a call."""
         if self.state is BreakerState.PROBING:

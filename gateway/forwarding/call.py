@@ -27,6 +27,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from gateway.bounded import make_room
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, QuotaExceeded, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
 from gateway.forwarding.apart import Apart
@@ -68,6 +69,7 @@ _log = logging.getLogger(__name__)
 
 _PATH: Final = INFER.encode()
 _LARGE: Final = 65_536  # bytes of an answer; no endpoint's memory is worth it for a smaller one
+_FIELDS_KEPT: Final = 256
 _CALLERS_FAULT: Final = (Code.INVALID_ARGUMENT, Code.INTERNAL, Code.UNKNOWN)
 
 
@@ -165,7 +167,7 @@ class Call:
             self._refuse(Bug(BUG_TEXT))
             return
         try:
-            work = self._work = inference.begin(decision, self._observer)
+            work = self._work = inference.begin(decision, self._observer, self._caller.peer)
             if inference.shadows.table and self._large is None and work.sequence is None:
                 self._shadows = inference.shadows.drawn(work.route.model)
             if inference.exposures.table:
@@ -940,10 +942,16 @@ class Call:
             self._fail(Bug(BUG_TEXT))
 
 
-@lru_cache(256)
+_known_fields: Final[dict[Fields, Fields]] = {}  # a plain dict, since two are looked up on every call
+
+
 def _answer_fields(fields: Fields) -> Fields:
     """What of an upstream's headers or trailers the caller gets."""
-    return tuple(field for field in fields if is_field_passed_on(field[0]))
+    found = _known_fields.get(fields)
+    if found is None:
+        make_room(_known_fields, _FIELDS_KEPT)
+        found = _known_fields[fields] = tuple([field for field in fields if is_field_passed_on(field[0])])
+    return found
 
 
 @lru_cache(4096)

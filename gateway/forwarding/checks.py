@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -29,7 +28,7 @@ from gateway.v2.faults import (
     maybe_misfit,
     maybe_not_finite,
 )
-from gateway.v2.outputs import Answer, AnswerReader
+from gateway.v2.outputs import Answer, AnswerReader, Output
 from gateway.v2.peek import Head
 
 _log = logging.getLogger(__name__)
@@ -63,6 +62,7 @@ class Outputs:
 
     def __init__(self, endpoint: Endpoint, model: str, version: str) -> None:
         self.declared: Declared | None = None  # None: not known yet
+        self.fitting: tuple[Output, ...] | None = None  # outputs of an answer that are as declared
         self._endpoint = endpoint
         self._model = model
         self._version = version
@@ -86,7 +86,7 @@ class Outputs:
     async def _ask_until_told(self) -> None:
         while True:
             waiting, self._waiting = self._waiting, []  # whoever comes while it is asked wants a later answer
-            self.declared = await self._maybe_declared()
+            self.declared, self.fitting = await self._maybe_declared(), None
             if self.declared is None:
                 self._ask_at = asyncio.get_running_loop().time() + _ASK_AGAIN_SECONDS
             for then in waiting:
@@ -108,19 +108,23 @@ class Outputs:
 class CheckedModel:
     """One public model in one worker."""
 
-    def __init__(self, name: str, settings: CheckSettings) -> None:
+    def __init__(self, name: str, settings: CheckSettings, reader: AnswerReader) -> None:
         self.name = name
         self.settings = settings
-        self.counts: Counter[tuple[str, str]] = Counter()  # answers by variant and result
-        self._reader = AnswerReader()
+        self.counts: dict[tuple[str, str], int] = {}  # answers by variant and result
+        self._reader = reader
         self._quiet_until = 0.0
 
     def takes(self, attempt: Attempt, size: int) -> bool:
         """Is an answer of so many bytes looked at? One that is not is counted."""
         if size <= self.settings.most:
             return True
-        self.counts[attempt.variant.name, UNCHECKED] += 1
+        self._count(attempt, UNCHECKED)
         return False
+
+    def _count(self, attempt: Attempt, result: str) -> None:
+        key = (attempt.variant.name, result)
+        self.counts[key] = self.counts.get(key, 0) + 1
 
     def look(self, attempt: Attempt, body: bytes, head: Head, asked: bytes, judged: Judged) -> None:
         """Look at an answer.
@@ -132,14 +136,23 @@ class CheckedModel:
             answer = self._reader.read(body, head)
             fault = maybe_not_finite(answer) if self.settings.finite != IGNORE else None
             outputs = self._outputs(attempt, head) if self.settings.contract != IGNORE else None
-            if outputs is not None and outputs.declared is not None and answer.outputs:
-                misfit = maybe_misfit(answer.outputs, outputs.declared, asked)
-                if misfit is not None:
-                    outputs.ask_anew(lambda declared: self._again(attempt, answer, declared, asked, fault, judged))
-                    return
+            if outputs is not None and not self._fits(answer, outputs, asked):
+                outputs.ask_anew(lambda declared: self._again(attempt, answer, declared, asked, fault, judged))
+                return
         except MalformedMessage as error:
             fault = Fault(CONTRACT, error.text)
         self._tell(attempt, fault, judged)
+
+    @staticmethod
+    def _fits(answer: Answer, outputs: Outputs, asked: bytes) -> bool:
+        """Are the answer's outputs as declared, as far as that is known? Answers that are alike share descriptions."""
+        found, declared = answer.outputs, outputs.declared
+        if found is outputs.fitting or declared is None or not found:
+            return True
+        if maybe_misfit(found, declared, b"") is None:
+            outputs.fitting = found
+            return True
+        return maybe_misfit(found, declared, asked) is None
 
     def _again(  # noqa: PLR0917  (what the question was about)
         self,
@@ -158,7 +171,7 @@ class CheckedModel:
     def _tell(self, attempt: Attempt, fault: Fault | None, judged: Judged) -> None:
         if fault is not None and self._is_ignored(fault):
             fault = None
-        self.counts[attempt.variant.name, FINE if fault is None else fault.kind] += 1
+        self._count(attempt, FINE if fault is None else fault.kind)
         if fault is not None:
             self._say(attempt, fault)
         judged(fault)
@@ -188,21 +201,25 @@ class CheckedModel:
 class Checks:
     """By public model. `table` is empty, and false, when no answer is looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: AnswerReader | None = None) -> None:
+        """reader: of others who look at the same answers."""
+        self._reader = AnswerReader() if reader is None else reader
         self.table: dict[str, CheckedModel] = {}
 
     def apply(self, settings: Mapping[str, CheckSettings]) -> None:
         """Put a config in force. What was counted of a model stays while its settings do."""
         before = self.table
         self.table = {
-            name: before[name] if name in before and before[name].settings == each else CheckedModel(name, each)
+            name: before[name]
+            if name in before and before[name].settings == each
+            else CheckedModel(name, each, self._reader)
             for name, each in settings.items()
         }
 
     def now(self) -> list[AnswersNow]:
         """May be asked from any thread."""
         return [
-            AnswersNow(model.name, variant, {result: counts[variant, result] for result in RESULTS})
+            AnswersNow(model.name, variant, {result: counts.get((variant, result), 0) for result in RESULTS})
             for model in list(self.table.values())
             for counts in (model.counts.copy(),)
             for variant in sorted({variant for variant, _ in counts})

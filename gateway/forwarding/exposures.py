@@ -136,12 +136,17 @@ class Exposures:
     """By public model. `table` is empty, and false, when no experiment is under way."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time, most: int = _WAITING
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        most: int = _WAITING,
+        reader: AnswerReader | None = None,
     ) -> None:
+        """reader: of others who look at the same answers."""
         self._clock = clock
         self._wall = wall
         self._most = most
-        self._reader = AnswerReader()
+        self._reader = AnswerReader() if reader is None else reader
         self._books: dict[str, Book] = {}
         self._replaced: list[Book] = []  # from which nothing was taken yet
         self._taken = Taken()

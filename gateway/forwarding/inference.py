@@ -71,9 +71,11 @@ from gateway.status import (
 )
 from gateway.types import Facts, Metadata, Parameter, Plan, Served, Variant
 from gateway.upstream.connection import CallFailed
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes, scopes_of
 from gateway.upstream.latency import SLOWER
 from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
 from gateway.upstream.pool import MOST_REACHED, Pool, Reached, SubsetPool
+from gateway.v2.outputs import AnswerReader
 from gateway.v2.peek import (
     RAW_INPUT,
     RAW_OUTPUT,
@@ -125,6 +127,8 @@ class Work:
     repeats: int  # times that it was sent again although it may have been executed
     refused: Refused | None  # by the gate of the last variant that had no room for it, if any
     returns: int  # times that it came back from a server whose queue was full, to wait for its turn
+    peer: str  # of its caller
+    scopes: Scopes | None  # once somebody has asked for them
 
     def __init__(
         self,
@@ -137,6 +141,7 @@ class Work:
         pin: Pin | None = None,
         upstream_id: str | None = None,
         failures: Sequence[tuple[Attempt, CallFailed, Verdict]] = (),
+        peer: str = "",
     ) -> None:
         self.route = route
         self.head = head
@@ -151,6 +156,8 @@ class Work:
         self.repeats = 0
         self.refused = None
         self.returns = 0
+        self.peer = peer
+        self.scopes = None
 
     def in_callers_words(self, text: str) -> str:
         """A text of Triton's with its sequence's id as the caller knows it."""
@@ -161,6 +168,7 @@ class Work:
 
 _MOST_RETURNS: Final = 3
 _NO_FAULT: Final = ("", LIMITED, SAMPLE)  # of a variant that another one stands in for
+_LEAST_FIRST: Final = (BreakerState.TRIPPED, BreakerState.PROBING, BreakerState.ADMITTING)
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
@@ -182,9 +190,10 @@ class Inference:
         self.sequences = sequences
         self.clock = clock
         self.draw = draw
-        self._breakers: dict[tuple[str, str], Breaker] = {}  # by model and variant, of those that do not get all calls
+        self._breakers: dict[tuple[str, str, Scopes], Breaker] = {}  # of variants that some do not send all their calls
         self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name
-        self._doubted: dict[Variant, float] = {}  # until when their fallbacks get a sample of calls
+        self._doubted: dict[tuple[Variant, Scopes], float] = {}  # until when fallbacks get a sample of whose calls
+        self._has_ejections = False  # may some endpoint be ejected for some calls?
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self.quotas = quotas or Quotas()
@@ -192,9 +201,10 @@ class Inference:
         self.gates = Gates(quotas=self.quotas)
         self.shares = Shares()
         self.hedges = Hedges()
-        self.checks = Checks()
+        reader = AnswerReader()
+        self.checks = Checks(reader)
         self.shadows = Shadows(current, self.gates, clock=clock, draw=draw)
-        self.exposures = Exposures(clock)
+        self.exposures = Exposures(clock, reader=reader)
         self.rolled = Rolled()
         self.shadows.on_compared = self.exposures.compared
         self.found = FoundModels(clock=clock)
@@ -296,8 +306,8 @@ class Inference:
         request_id = head.id or facts.metadata.get(REQUEST_ID, "")
         return Decision(head, facts, route, topology.is_known(model), request_id, chosen, owner)
 
-    def begin(self, decision: Decision, observer: CallObserver) -> Work:
-        """Decide where a request may go.
+    def begin(self, decision: Decision, observer: CallObserver, peer: str) -> Work:
+        """Decide where a request may go. peer: of its caller.
 
         :raises UnknownModel: if no such model may be called.
         :raises BadRequest: if nobody is to be called, and what the caller asks for is no version.
@@ -316,7 +326,8 @@ class Inference:
             raise UnknownModel(route.model, read_version(facts.version))
         if self.shadows.gated:
             chosen = self.shadows.without_strangers(route.model, chosen)
-        return Work(route, head, facts, Attempts(chosen, self.current.now.pools, route.attempts), observer)
+        attempts = Attempts(chosen, self.current.now.pools, route.attempts)
+        return Work(route, head, facts, attempts, observer, peer=peer)
 
     def exposed(self, work: Work, request_id: str) -> Exposed | None:
         """Tell that a unit has met its arm, if the model has an experiment."""
@@ -344,7 +355,7 @@ class Inference:
         if counts is None or counts.witnesses is None or not self._breakers or work.sequence is not None:
             return counts
         first = attempts.targets[0]
-        if first.name != attempts.chosen or (work.route.model, first.name) not in self._breakers:
+        if first.name != attempts.chosen or not self._breakers_of(work, first):
             return counts
         if self.topology.is_available(first) and counts.witnesses.maybe_one(whose(work, peer), self.clock()):
             attempts.ask_though_left_alone()
@@ -429,12 +440,14 @@ class Inference:
         may_retry: at the variant of the last one.
         """
         attempts = work.attempts
+        if self._has_ejections and work.sequence is None:
+            attempts.scopes = _scopes(work)
         if not attempts.made:
             if work.sequence is not None:
                 return attempts.maybe_next()
             first = attempts.targets[0]
             is_kept_away = self._breakers and not attempts.is_witness and not self._admits(work, first)
-            if is_kept_away or (self._doubted and self._is_sample(attempts)):
+            if is_kept_away or (self._doubted and self._is_sample(work)):
                 attempts.put_off_first()
             else:
                 found = attempts.maybe_next()
@@ -455,41 +468,62 @@ class Inference:
         return attempt
 
     def _admits(self, work: Work, first: Variant) -> bool:
-        """Does the variant get this call, as far as its breaker is concerned?"""
-        breaker = self._breakers.get((work.route.model, first.name))
-        if breaker is None or len(work.attempts.targets) < 2:  # a caller may want this variant and no other
+        """Does the variant get this call, as far as its breakers are concerned?"""
+        if len(work.attempts.targets) < 2:  # a caller may want this variant and no other
             return True
+        return all(self._admitted(work, first, *each) for each in self._breakers_of(work, first))
+
+    def _breakers_of(self, work: Work, variant: Variant) -> Sequence[tuple[Scopes, Breaker]]:
+        """Those that keep this call from the variant, with whose calls they are for."""
+        scopes, model = _scopes(work), work.route.model
+        around = [scopes[:depth] for depth in range(1, len(scopes) + 1)]
+        found = [(whose, self._breakers.get((model, variant.name, whose))) for whose in around]
+        return [(whose, breaker) for whose, breaker in found if breaker is not None]
+
+    def _admitted(self, work: Work, first: Variant, whose: Scopes, breaker: Breaker) -> bool:
         now, before = self.clock(), breaker.state
         pool = self.topology.pools.get(first.upstream)
-        is_open = pool is not None and pool.is_open(first.model, first.version, now)
+        is_open = pool is not None and pool.is_open(first.model, first.version, now, whose)
         admitted = breaker.admits(now, self.draw(), is_open)
-        if breaker.state is not before:
-            self._tell_breaker(work, first, breaker, now)
         if breaker.state is BreakerState.ADMITTING:
-            del self._breakers[work.route.model, first.name]
-        targets = work.attempts.targets
-        return admitted or not is_open or not self.topology.is_available(targets[1])
+            del self._breakers[work.route.model, first.name, whose]
+        if breaker.state is not before:
+            self._tell_breaker(work, first, now)
+        if admitted or not is_open or not self.topology.is_available(work.attempts.targets[1]):
+            return True
+        return breaker.is_untried and self._may_show_it(first, _scopes(work))
+
+    def _may_show_it(self, variant: Variant, scopes: Scopes) -> bool:
+        """Is the variant on trial after calls of others? Then those of this caller may be the first that go well."""
+        pool = self.topology.pools.get(variant.upstream)
+        endpoints = pool.endpoints if pool is not None else ()
+        records = [each.record(variant.model, variant.version) for each in endpoints]
+        return any(each.is_ejected() for each in records) and not any(each.is_known_to_fail(scopes) for each in records)
 
     def _went_past(self, work: Work, first: Variant) -> None:
         """The chosen variant could not take the call, which goes to its fallback."""
-        key, now = (work.route.model, first.name), self.clock()
+        scopes, now = _scopes(work), self.clock()
         pool = self.topology.pools.get(first.upstream)
-        if key in self._breakers or (pool is not None and pool.is_open(first.model, first.version, now)):
-            return
-        make_room(self._breakers, _DECISIONS_KEPT)
-        breaker = self._breakers[key] = Breaker()
-        breaker.trip(now)
-        self._tell_breaker(work, first, breaker, now)
+        for depth in range(1, len(scopes) + 1):
+            key = (work.route.model, first.name, scopes[:depth])
+            if key in self._breakers:
+                return
+            if pool is None or not pool.is_open(first.model, first.version, now, scopes[:depth]):
+                make_room(self._breakers, _DECISIONS_KEPT)
+                breaker = self._breakers[key] = Breaker()
+                breaker.trip(now)
+                self._tell_breaker(work, first, now)
+                return
 
-    def _tell_breaker(self, work: Work, variant: Variant, breaker: Breaker, now: float) -> None:
-        model, state = work.route.model, breaker.state.value
+    def _tell_breaker(self, work: Work, variant: Variant, now: float) -> None:
+        model, state = work.route.model, self.breaker_state(work.route.model, variant.name)
         _log.info("variant '%s' of model '%s' is %s", variant.name, model, state)
         self.hooks.breaker_changed(BreakerChanged(model, variant.name, state, now))
 
     def breaker_state(self, model: str, variant: str) -> str:
-        """For people: does this variant get its calls?"""
-        breaker = self._breakers.get((model, variant))
-        return (BreakerState.ADMITTING if breaker is None else breaker.state).value
+        """For people: does this variant get its calls? Where callers differ, of those who send it least."""
+        found = [each.state for key, each in list(self._breakers.items()) if key[:2] == (model, variant)]
+        return next((state.value for state in _LEAST_FIRST if state in found), _LEAST_FIRST[-1].value)
 
     def retries_left(self) -> dict[str, int]:
         """How many requests may be sent again now, by public model. May be asked from any thread."""
@@ -504,19 +538,28 @@ class Inference:
             found = self._retries[route.model] = RetryBudget()
         return found
 
-    def _is_sample(self, attempts: Attempts) -> bool:
-        """Should a fallback get this call, so that it is known how it does with calls that the first variant fails?"""
-        targets = attempts.targets
-        until = self._doubted.get(targets[0])
+    def _is_sample(self, work: Work) -> bool:
+        """Should a fallback get this call, so that it is known how it does with calls that the first variant fails?
+
+        Only of whom that variant has failed calls: those of others may go well there.
+        """
+        targets = work.attempts.targets
+        doubted = (targets[0], _scopes(work))
+        until = self._doubted.get(doubted)
         if until is None or len(targets) < 2:
             return False
         now = self.clock()
-        if now >= until:
-            del self._doubted[targets[0]]
+        if now >= until or not self._is_doubtful(targets[0]):
+            del self._doubted[doubted]
             return False
         if self.draw() >= SAMPLED or not self.topology.is_available(targets[1]):
             return False
         return sum(calls for calls, _ in self._counts(targets[1], now)) < SAMPLE_CALLS
+
+    def _is_doubtful(self, variant: Variant) -> bool:
+        pool = self.topology.pools.get(variant.upstream)
+        endpoints = pool.endpoints if pool is not None else ()
+        return any(each.record(variant.model, variant.version).is_doubtful for each in endpoints)
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
@@ -575,12 +618,13 @@ class Inference:
         if last is not None:
             variant = last.variant
             seconds = now - last.began if last.began else 0.0
+            endpoint = last.endpoint
             if self._breakers:
-                breaker = self._breakers.get((work.route.model, variant.name))
-                if breaker is not None:
+                for _, breaker in self._breakers_of(work, variant):
                     breaker.succeeded()
-            if last.endpoint.succeeded(variant.model, variant.version, now, seconds):
-                self._tell_ejection(last, 0.0, now)
+            scopes = _scopes(work) if endpoint.has_ejections else NOBODY_KNOWN
+            if endpoint.succeeded(variant.model, variant.version, now, seconds, scopes):
+                self._tell_ejection(last, now)
 
     def _count_failure(self, work: Work, attempt: Attempt, verdict: Verdict, now: float) -> None:
         """Compare an endpoint with its peers, by calls that may go to any of them.
@@ -592,29 +636,49 @@ class Inference:
         if work.sequence is not None or pool is None:
             return
         others = [v for v in work.attempts.targets if v.upstream != variant.upstream or v.model != variant.model]
-        record = attempt.endpoint.record(variant.model, variant.version)
+        record, scopes = attempt.endpoint.record(variant.model, variant.version), _scopes(work)
         elsewhere: Sequence[Counts] = ()
-        if others and record.may_be_broken(now):
+        if others and record.may_be_broken(now, scopes):
             elsewhere = [counts for v in others for counts in self._counts(v, now)]
-        seconds = pool.failed(attempt.endpoint, variant.model, variant.version, verdict, now, elsewhere=elsewhere)
-        if seconds:
-            self._tell_ejection(attempt, seconds, now)
+        ever = [
+            self.topology.pools[v.upstream].ever(v.model, v.version)
+            for v in others
+            if v.upstream in self.topology.pools
+        ]
+        if pool.failed(
+            attempt.endpoint,
+            variant.model,
+            variant.version,
+            verdict,
+            now,
+            scopes=scopes,
+            elsewhere=elsewhere,
+            elsewhere_ever=(sum(e[0] for e in ever), sum(e[1] for e in ever)),
+        ):
+            self._tell_ejection(attempt, now)
         elif others and record.is_doubtful:
             make_room(self._doubted, _DECISIONS_KEPT)
-            self._doubted[variant] = now + DOUBT_SECONDS
+            self._doubted[variant, scopes] = now + DOUBT_SECONDS
 
     def _counts(self, variant: Variant, now: float) -> Sequence[Counts]:
         pool = self.topology.pools.get(variant.upstream)
         return pool.counts(variant.model, variant.version, now) if pool is not None else ()
 
-    def _tell_ejection(self, attempt: Attempt, seconds: float, now: float) -> None:
+    def _tell_ejection(self, attempt: Attempt, now: float) -> None:
+        """An ejection has begun, or has ended."""
         endpoint, model = attempt.endpoint, attempt.variant.model
-        where = f"{endpoint.upstream}/{endpoint.address}"
+        record = endpoint.record(model, attempt.variant.version)
+        where, seconds = f"{endpoint.upstream}/{endpoint.address}", round(record.seconds_left(now), 1)
         if seconds:
-            _log.warning("endpoint %s fails '%s', its peers do not: left alone for %g s", where, model, seconds)
-        else:
+            whose = "all" if record.is_ejected() else f"{len(record.ejections)} of those who call it"
+            _log.warning(
+                "endpoint %s fails '%s', its peers do not: left alone by %s for %g s", where, model, whose, seconds
+            )
+        elif not record.ejections:
             _log.info("endpoint %s answers '%s' again", where, model)
         self.hooks.endpoint_ejected(EndpointEjected(endpoint.upstream, endpoint.address, model, seconds, now))
+        pools = self.topology.pools.values()
+        self._has_ejections = any(each.has_ejections for pool in pools for each in pool.endpoints)
 
     def attempt_failed(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None) -> None:
         """Report a failed attempt, and learn from it.
@@ -818,9 +882,24 @@ def stand_in(work: Work) -> str:
 
 def whose(work: Work, peer: str) -> Whose:
     """Whose call it is: which unit's, and which caller's, who is known by his name or else by his host."""
-    facts, sticky = work.facts, work.route.sticky
-    unit = sticky.maybe_read(facts) if sticky is not None else None
-    return Whose(unit or "", facts.metadata.get(CALLER) or peer.rpartition(":")[0])
+    return Whose(_unit(work) or "", _caller(work, peer))
+
+
+def _scopes(work: Work) -> Scopes:
+    """The same, as endpoints are judged by it."""
+    scopes = work.scopes
+    if scopes is None:
+        scopes = work.scopes = scopes_of(_caller(work, work.peer), _unit(work))
+    return scopes
+
+
+def _unit(work: Work) -> str | None:
+    sticky = work.route.sticky
+    return sticky.maybe_read(work.facts) if sticky is not None else None
+
+
+def _caller(work: Work, peer: str) -> str:
+    return work.facts.metadata.get(CALLER) or peer.rpartition(":")[0]
 
 
 def _last_meaning(work: Work, code: Code) -> Meaning | None:

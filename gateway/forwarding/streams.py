@@ -314,7 +314,7 @@ class StreamSession(StreamOwner):
             self._start_pipeline(message, pipeline)
             return
         try:
-            work = message.work = inference.begin(decided, observer)
+            work = message.work = inference.begin(decided, observer, self._opening.peer)
             if inference.shadows.table and work.sequence is None:
                 message.shadows = inference.shadows.drawn(work.route.model)
                 message.copied = body if message.shadows else b""

@@ -974,8 +974,12 @@ class Engine:
         self._out.append(frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
         self._close(stream, code, EndedBy.US)
 
-    def acknowledge(self, amount: int, stream_id: int) -> None:
-        """Return `amount` consumed bytes to the window of the connection and, while it is open, of the stream."""
+    def acknowledge(self, amount: int, stream_id: int, missing: int = -1) -> None:
+        """Return `amount` consumed bytes to the window of the connection and, while it is open, of the stream.
+
+        missing: bytes that are still to come of all that the stream is to bring; negative: nobody knows. What needs no
+        more window gets none: an update costs one side a write and the other a read.
+        """
         self._unacknowledged += amount
         if self._unacknowledged >= self._update_at:
             self._update_window(0, self._unacknowledged)
@@ -986,7 +990,7 @@ class Engine:
         stream = self._streams.get(stream_id)
         if stream is not None and stream.state < HALF_CLOSED_REMOTE:
             stream.unacknowledged += amount
-            if stream.unacknowledged >= self._update_stream_at:
+            if stream.unacknowledged >= self._update_stream_at and not 0 <= missing <= stream.receive_window:
                 self._update_window(stream_id, stream.unacknowledged)
                 stream.receive_window += stream.unacknowledged
                 stream.unacknowledged = 0

@@ -470,10 +470,10 @@ class Connection(ABC, Generic[AnyStream]):
         if stream is None or stream.left_incomplete(len(event.data)):
             self.tiny += TINY_DATA
 
-    def give_back(self, size: int, stream_id: int) -> None:
-        """Return the window of `size` bytes to the peer."""
+    def give_back(self, size: int, stream_id: int, missing: int = -1) -> None:
+        """Return the window of `size` bytes to the peer. missing: as of `Engine.acknowledge`."""
         if size:
-            self.engine.acknowledge(size, stream_id)
+            self.engine.acknowledge(size, stream_id, missing)
             if self.engine.want_write:
                 self.wake()
 

@@ -92,7 +92,7 @@ class Stream:
             self._count(size)
             self.on_chunk(data)
         else:
-            self.connection.give_back(size, self.id)
+            self.connection.give_back(size, self.id, self.missing - size)
             self._collect(data)
 
     def _view(self, view: memoryview) -> None:
@@ -301,7 +301,7 @@ class Stream:
         """Return the window of `size` bytes: the reader has consumed them."""
         size = min(size, self._unacknowledged)  # a stream that has closed has returned everything
         self._unacknowledged -= size
-        self.connection.give_back(size, self.id)
+        self.connection.give_back(size, self.id, self.missing)
 
     def feed(self) -> None:
         """Message by message: ask for the next one. It never comes before this returns."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 from gateway.bounded import make_room
 from gateway.status import Meaning, Verdict
 from gateway.upstream.connection import Connection
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes
 from gateway.upstream.known import MOST_KNOWN, KnownModel
 from gateway.upstream.latency import SLOWER
-from gateway.upstream.outlier import Record
+from gateway.upstream.outlier import Record, Standing
 
 if TYPE_CHECKING:
     from gateway.upstream.shared_memory import SharedMemory
@@ -54,14 +55,6 @@ _COSTS_NOTHING: Final = frozenset({Meaning.CALLER, Meaning.ENDED})
 """What does not make an endpoint less worth a call."""
 
 
-class Standing(Enum):
-    """May an endpoint be used for a model, as far as its peers are better at it?"""
-
-    IN = "in"
-    OUT = "out"  # it is left alone
-    TRIAL = "trial"  # this call should go there, to see whether it has recovered
-
-
 class Endpoint:
     """One endpoint of one upstream. Lives on one event loop."""
 
@@ -74,7 +67,7 @@ class Endpoint:
         self.in_flight = 0  # calls under way: who sends one counts it, until it has ended
         self.is_limited = False  # has it failed calls lately, is it ejected for some model, or warming up?
         self.records: dict[ModelKey, Record] = {}  # of how calls went; see `outlier`
-        self._ejections = 0  # records that are ejected
+        self._ejections = 0  # records with any
         self._penalty = 0.0  # calls that it failed, as if they were still in flight
         self._penalty_at = 0.0
         self.warmth = 1.0  # as of the last `settle`: the share of calls that it gets, of what it would get for good
@@ -124,48 +117,57 @@ class Endpoint:
         found = self.records.get((model, version))
         if found is None:
             make_room(self.records, MOST_KNOWN)
-            self._ejections = sum(each.is_ejected for each in self.records.values())
+            self._count_ejections()
             found = self.records[model, version] = Record()
         return found
 
-    def standing(self, model: str, version: str, now: float) -> Standing:
+    def _count_ejections(self) -> None:
+        self._ejections = sum(bool(each.ejections) for each in self.records.values())
+
+    @property
+    def has_ejections(self) -> bool:
+        """Of any model, for anybody's calls?"""
+        return self._ejections > 0
+
+    def standing(self, model: str, version: str, now: float, scopes: Scopes = NOBODY_KNOWN) -> Standing:
         """TRIAL is answered to one call, and to the next one after a while. To be asked if it is limited."""
         record = self.records.get((model, version))
-        if record is None or not record.is_ejected:
-            return Standing.IN
-        return Standing.TRIAL if record.may_try(now) else Standing.OUT
+        return Standing.IN if record is None else record.standing(now, scopes)
 
-    def is_ejected(self, model: str, version: str) -> bool:
-        if not self._ejections:
-            return False
-        record = self.records.get((model, version))
-        return record is not None and record.is_ejected
+    def is_ejected(self, model: str, version: str, scopes: Scopes = NOBODY_KNOWN) -> bool:
+        """Also while it is on trial."""
+        record = self.records.get((model, version)) if self._ejections else None
+        return record is not None and record.is_ejected(scopes)
 
-    def is_out(self, model: str, version: str, now: float) -> bool:
-        """Is it left alone by all calls of this model, those for a trial too?"""
-        if not self._ejections:
-            return False
-        record = self.records.get((model, version))
-        return record is not None and record.is_out(now)
+    def is_out(self, model: str, version: str, now: float, scopes: Scopes = NOBODY_KNOWN) -> bool:
+        """Is it left alone by these calls of this model, those for a trial too?"""
+        record = self.records.get((model, version)) if self._ejections else None
+        return record is not None and record.is_out(now, scopes)
 
-    def eject(self, model: str, version: str, now: float) -> float:
-        """Leave it alone with this model. Answers for how many seconds."""
-        record = self.record(model, version)
-        if not record.is_ejected:
-            self._ejections += 1
+    def eject(
+        self, model: str, version: str, now: float, whose: Scopes = NOBODY_KNOWN, by: Scopes = NOBODY_KNOWN
+    ) -> float:
+        """Have those of a scope leave it alone with this model. Answers for how many seconds."""
+        seconds = self.record(model, version).eject(now, whose, by)
+        self._count_ejections()
         self.is_limited = True
-        return record.eject(now)
+        return seconds
 
-    def succeeded(self, model: str, version: str, now: float, seconds: float = 0.0) -> bool:
-        """Count a call that went well. True: it is no longer ejected. seconds: that it took; 0 if that says nothing."""
+    def succeeded(
+        self, model: str, version: str, now: float, seconds: float = 0.0, scopes: Scopes = NOBODY_KNOWN
+    ) -> bool:
+        """Count a call that went well. True: an ejection has ended.
+
+        seconds: that it took; 0 if that says nothing. scopes: of the call, if there are ejections.
+        """
         record = self.records.get((model, version))
         if record is None:
             record = self.record(model, version)
         if seconds > 0.0:
             record.latency.observe(seconds, now)
-        if not record.succeeded(now):
+        if not record.succeeded(now, scopes):
             return False
-        self._ejections -= 1
+        self._count_ejections()
         return True
 
     def is_better(self, other: Endpoint, key: ModelKey) -> bool:
@@ -235,7 +237,9 @@ class Endpoint:
         self.forget()  # it may have been started again
         self.on_suspicion()
 
-    def counts_against(self, model: str, version: str, verdict: Verdict, now: float) -> bool:
+    def counts_against(
+        self, model: str, version: str, verdict: Verdict, now: float, scopes: Scopes = NOBODY_KNOWN
+    ) -> bool:
         """Weigh a failed call. True: it speaks against the endpoint, if its peers do better."""
         if verdict.meaning not in _COSTS_NOTHING:
             self._burden(now)
@@ -243,7 +247,9 @@ class Endpoint:
             return False
         if verdict.ejects and self.state is not State.READY:
             return False  # it has just died: all its calls end then, which is one failure and not as many
-        self.record(model, version).failed(now)
+        if verdict.meaning is Meaning.UNREACHABLE:
+            scopes = NOBODY_KNOWN  # no caller can bring that about
+        self.record(model, version).failed(now, scopes)
         return True
 
     def failed(self, model: ModelKey, verdict: Verdict, text: str) -> None:

@@ -10,39 +10,43 @@ its calls of the last seconds, or by the unbroken run of failures at their end b
 it does not matter how many calls went well before it broke.
 
 Where a whole pool fails and other variants of the model may stand in for it, these are the peers. As they have no calls
-while all goes to the first, they get a share of them first, for a sample: so input that is bad everywhere is told from
-a variant that is broken, before it costs anybody his variant. Input that is bad at one variant only, or too slow there
-for who sent it, is told by the calls of others, which go well all the same: while any do, the variant stays.
+while all goes to the first, they get a share of those that fail first, for a sample: so input that is bad everywhere is
+told from a variant that is broken, before it costs anybody his variant.
 
-An ejected endpoint is left alone for some seconds, longer each time. Then single calls, some way apart, go there for a
-trial: some that go well let it back in, failures send it off again. Instants are seconds on one clock, and arguments.
+Input that is bad at one variant only, or too slow there for who sent it, looks like a broken variant to whoever sends
+it, and to nobody else. So the failures of one caller keep away his own calls alone, those of one user of a caller that
+user's; others find the endpoint as it is. Once calls of several callers fail there it is ejected for all. For how long,
+and what lets calls back, is said in `ejection`; whose the failures are, in `failures`. Instants are seconds on one
+clock, and arguments.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
+from gateway.upstream.ejection import MOST_SECONDS, MOST_SHARED_SECONDS, Ejection
+from gateway.upstream.failures import EVERYBODY, NOBODY_KNOWN, Failures, Scopes
 from gateway.upstream.latency import Latency
 
 WINDOW: Final = 5.0  # seconds of which calls are remembered, at least; at most twice as long
 SURE: Final = 13.8  # -ln of a millionth
-LIKELY: Final = 3.0  # -ln of 1 in 20: enough against an endpoint on trial
+LIKELY: Final = 1.0  # -ln of 1 in 3: enough against an endpoint on trial, as one failure is beside one good call
+ENOUGH: Final = 7.0  # -ln of 1 in 1,000: enough for a caller's own calls, where another variant answers them meanwhile
+CONFIRMED: Final = 6.0  # -ln of 1 in 400: enough of a second caller, where it is sure for a first one
+MOST_EJECTIONS: Final = 256  # of one model on one endpoint, for different callers
 MEANWHILE: Final = 20  # calls of the peers, from which on a run is judged by them
 _MUCH: Final = 2.0  # times the share that failed of these: they are few, and chance may have favoured them
 MARGIN: Final = 0.1  # by so much a larger share must fail than at the peers: a sure difference may still be a small one
-FIRST_SECONDS: Final = 5.0  # out for so long, and twice as long each time
-MOST_SECONDS: Final = 300.0
-FORGIVEN_SECONDS: Final = 60.0  # each such time without an ejection takes one of the doublings back
-TRIAL_GAP: Final = 0.2  # seconds between two calls to an endpoint on trial
-TRIAL_CALLS: Final = 3  # that must go well
 
 BARREN_SECONDS: Final = 1.0  # without a success, after which a whole variant may be compared with others
 DOUBTFUL_RUN: Final = 5  # failures in a row, after which it should be known how a fallback does with such calls
-DOUBT_SECONDS: Final = 5.0  # for which it is asked
-SAMPLED: Final = 0.2  # share of the calls that it gets for that ...
-SAMPLE_CALLS: Final = 20  # ... until it had so many in the window, whatever others do to keep the doubt alive
+DOUBT_SECONDS: Final = 60.0  # for which it is asked, by calls of whom the last of these failed
+SAMPLED: Final = 0.5  # share of these calls that it gets for that ...
+SAMPLE_CALLS: Final = 8  # ... until it had so many in the window, whatever anybody does to keep the doubt alive
 
 Counts = tuple[int, int]
 """Calls, and how many of them failed."""
@@ -71,43 +75,76 @@ def expected_share(peers: Sequence[Counts]) -> float:
     return (failed + 1) / (calls + 2)
 
 
+class Standing(Enum):
+    """May an endpoint be used for a model, as far as its peers are better at it?"""
+
+    IN = "in"
+    OUT = "out"  # it is left alone
+    TRIAL = "trial"  # this call should go there, to see whether it has recovered
+
+
+def surprise(run: int, peers: Counts) -> float:
+    """-ln of the probability that so many calls in a row fail, if each does as likely as each of these few did.
+
+    How likely that is they tell by a uniform prior, so the more failures are asked for, the fewer the peers' calls are:
+    the product of (failed + 1 + i) / (calls + 2 + i) for i below `run`. 0 if none of the peers' calls went well.
+    """
+    calls, failed = peers
+    if failed >= calls:
+        return 0.0
+    lgamma = math.lgamma
+    return lgamma(failed + 1) - lgamma(failed + 1 + run) + lgamma(calls + 2 + run) - lgamma(calls + 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What a failing endpoint is measured by: how its peers do, or variants that may stand in for its own."""
+
+    lately: float  # share of their calls that failed in their windows, within (0, 1)
+    meanwhile: float = 1.0  # the same since the endpoint's last failures in a row began; 1: too few to tell
+    samples: Sequence[Counts] = ()  # of those who get few calls: they are measured by these alone
+    enough: float = SURE  # evidence, for a single caller's or user's calls
+
+    def against(self, calls: int, failed: int, run: int) -> float:
+        """Evidence against an endpoint that failed so many calls of its window, and so many in a row since."""
+        if self.samples:
+            return max(surprise(run, sample) for sample in self.samples)
+        found = 0.0
+        if calls and failed / calls - self.lately >= MARGIN:
+            found = max(evidence(calls, failed, self.lately), evidence(run, run, self.lately))
+        return found if self.meanwhile >= 1.0 else max(found, evidence(run, run, self.meanwhile))
+
+
 class Record:
-    """How the calls of one model went on one endpoint lately, and whether it is left alone by them."""
+    """How the calls of one model went on one endpoint lately, and whose calls leave it alone by them."""
 
     __slots__ = (
+        "_before_at",
         "_before_calls",
         "_before_failed",
-        "_beside",
+        "_began",
         "_calls",
-        "_ejected_at",
         "_failed",
-        "_out_until",
+        "_failures",
         "_run",
-        "_seconds",
         "_turned_at",
-        "_well",
         "_well_at",
+        "ejections",
         "ever",
         "ever_failed",
-        "is_ejected",
-        "is_on_trial",
         "latency",
     )
 
     def __init__(self) -> None:
-        self.is_ejected = False  # also while it is on trial
-        self.is_on_trial = False
+        self.ejections: dict[int, Ejection] = {}  # by the last of their scopes; also those on trial
         self.latency = Latency()
-        self._out_until = 0.0  # on trial: until when the next call must wait
-        self._ejected_at = 0.0
-        self._seconds = 0.0  # of the last ejection, less what was forgiven since
-        self._well = 0  # calls of the trial that went well
+        self._failures = Failures()
         self._well_at = 0.0  # when a call went well, last
         self._run = 0  # failures since the last success
-        self._beside: Counts = (0, 0)  # of the peers, when the run began
+        self._began: tuple[Counts, Counts] = ((0, 0), (0, 0))  # of peers and of others, when the run began
         self.ever = self.ever_failed = 0  # calls
         self._calls = self._failed = self._before_calls = self._before_failed = 0
-        self._turned_at = 0.0
+        self._turned_at = self._before_at = 0.0
 
     def counts(self, now: float) -> Counts:
         """Of the window."""
@@ -122,97 +159,197 @@ class Record:
         self._before_calls = self._calls if is_recent else 0
         self._before_failed = self._failed if is_recent else 0
         self._calls = self._failed = 0
+        self._before_at = self._turned_at if is_recent else now
         self._turned_at = now
 
-    def succeeded(self, now: float) -> bool:
-        """A call went well. True: that lets the endpoint back in."""
+    def succeeded(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> bool:
+        """A call went well. True: that ends an ejection. scopes: of the call; not asked for if there is none."""
         if now - self._turned_at >= WINDOW:
             self._turn(now)
         self._calls += 1
         self.ever += 1
         self._run = 0
         self._well_at = now
-        if not self.is_on_trial:
-            return False
-        self._well += 1
-        if self._well < TRIAL_CALLS:
-            return False
-        self.is_ejected = self.is_on_trial = False
-        return True
+        return bool(self.ejections) and self._tried_well(scopes, now)
 
-    def failed(self, now: float) -> None:
+    def _tried_well(self, scopes: Scopes, now: float) -> bool:
+        before = len(self.ejections)
+        for each in self._of(scopes):
+            if each.is_on_trial and each.went_well():
+                del self.ejections[each.whose[-1]]
+                for narrower in self._within(each.whose):
+                    narrower.pardon(now)
+        for scope in [scope for scope, each in self.ejections.items() if scope and each.is_forgotten(now)]:
+            del self.ejections[scope]
+        return len(self.ejections) < before
+
+    def failed(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> None:
+        """A call has failed. Of those who leave the endpoint alone only their trials count, and only for themselves."""
         self._turn(now)
-        self._calls += 1
-        self._failed += 1
         self.ever += 1
         self.ever_failed += 1
+        found = self._of(scopes)
+        if found:
+            if found[-1].is_on_trial:
+                found[-1].went_wrong()
+            return
+        self._calls += 1
+        self._failed += 1
         self._run += 1
+        self._failures.add(now, scopes)
 
-    def is_alone(self, beside: Counts) -> bool:
-        """To be asked after each failure: has it failed one call after the other, and its peers did not meanwhile?
+    def standards(
+        self, peers: Sequence[Counts], peers_ever: Counts, others: Sequence[Counts], others_ever: Counts
+    ) -> Sequence[Standard]:
+        """What it is measured by, to be asked after each failure.
 
-        beside: their calls ever, and those that failed.
+        peers: of the endpoints of its pool; others: of the variants that may stand in. Those that none may be measured
+        by are empty. ever: all their calls, and those that failed, also of who has left the pool by now.
         """
         if self._run <= 1:
-            self._beside = beside
-        calls, failed = beside[0] - self._beside[0], beside[1] - self._beside[1]
-        if self.is_ejected or calls < MEANWHILE:  # fewer also where a peer has left
-            return False
-        expected = _MUCH * (max(failed, 0) + 1) / (calls + 2) + MARGIN
-        return expected < 1.0 and evidence(self._run, self._run, expected) >= SURE
+            self._began = (peers_ever, others_ever)
+        found = []
+        if peers:
+            calls, failed = _since(peers_ever, self._began[0])
+            meanwhile = _MUCH * (failed + 1) / (calls + 2) + MARGIN if calls >= MEANWHILE else 1.0
+            found.append(Standard(expected_share(peers), meanwhile))
+        if others:
+            lately = (sum(each[0] for each in others), sum(each[1] for each in others))
+            samples = (lately, _since(others_ever, self._began[1]))
+            found.append(Standard(expected_share(others), samples=samples, enough=ENOUGH))
+        return found
 
-    def is_outlier(self, expected: float, now: float) -> bool:
-        """Does it do worse than it should? Never of one that is out: what comes then was begun before.
+    def condemned_by(self, scopes: Scopes, standards: Sequence[Standard], now: float) -> Scopes | None:
+        """After a failure: who should leave the endpoint alone for it. None: nobody, or who does so already.
 
-        expected: share of failures, of its peers'.
+        scopes: of the call that failed. What fails for one of a kind is held against the endpoint by him alone.
         """
-        if self.is_ejected and not self.is_on_trial:
-            return False
-        bound = LIKELY if self.is_on_trial else SURE
+        found = self._of(scopes)
+        if found:
+            return self._condemned_again(found, standards, now)
         calls, failed = self.counts(now)
-        if not calls or failed / calls - expected < MARGIN:
-            return False
-        return max(evidence(calls, failed, expected), evidence(self._run, self._run, expected)) >= bound
+        found_by = [(each.against(calls, failed, self._run), each.enough) for each in standards]
+        against = max((each[0] for each in found_by), default=0.0)
+        if against < CONFIRMED:
+            return None
+        for depth in range(1, max(len(scopes), 2)):
+            within = scopes[:depth]
+            if any(
+                each.whose[:-1][:depth] == within and each.whose[: depth + 1] != scopes[: depth + 1]
+                for each in self.ejections.values()
+            ):
+                return within  # another one has found so already
+            if against >= SURE and self._is_said_by_others(within, standards, now):
+                return within
+        return self._worst(now) if any(found >= enough for found, enough in found_by) else None
 
-    def may_be_broken(self, now: float) -> bool:
+    def _condemned_again(self, found: Sequence[Ejection], standards: Sequence[Standard], now: float) -> Scopes | None:
+        """A call of a trial has failed, or one that was begun before. found: the ejections that it comes under."""
+        own = found[-1]
+        if not own.is_on_trial or not own.failed:
+            return None
+        calls = own.well + own.failed
+        if standards and max(each.against(calls, own.failed, own.run) for each in standards) < LIKELY:
+            return None  # if there is nobody to compare it with now, what was found before holds
+        for wider in found[:-1]:
+            wider.was_hindered(now)
+        return own.whose
+
+    def _is_said_by_others(self, within: Scopes, standards: Sequence[Standard], now: float) -> bool:
+        """Is there evidence also without the one who had most failures?"""
+        calls, failed = self.counts(now)
+        run, lately = self._failures.others(within, self._run, self._before_at)
+        return max((each.against(calls - failed + lately, lately, run) for each in standards), default=0.0) >= CONFIRMED
+
+    def _worst(self, now: float) -> Scopes:
+        """The one who had most failures, and of his users the one."""
+        whose: Scopes = NOBODY_KNOWN
+        while True:
+            narrower = self._failures.worst(whose, self._run, self._before_at)
+            if narrower == whose:
+                return whose
+            whose = narrower
+
+    def may_be_broken(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> bool:
         """Does nothing go well any more? What fails only some calls may be what these ask for."""
-        return self.is_on_trial or now - self._well_at >= BARREN_SECONDS
+        return now - self._well_at >= BARREN_SECONDS or any(each.is_on_trial for each in self._of(scopes))
 
     @property
     def is_doubtful(self) -> bool:
-        return self._run >= DOUBTFUL_RUN and not self.is_ejected
+        return self._run >= DOUBTFUL_RUN and EVERYBODY not in self.ejections
 
-    def eject(self, now: float) -> float:
-        """Leave it alone. Answers for how many seconds."""
-        forgiven = (now - self._ejected_at - self._seconds) / FORGIVEN_SECONDS
-        before = self._seconds / math.pow(2.0, min(max(forgiven, 0.0), 64.0))
-        self._seconds = seconds = min(max(2.0 * before, FIRST_SECONDS), MOST_SECONDS)
-        self._ejected_at = now
-        self._out_until = now + seconds
-        self.is_ejected = True
-        self._begin_anew()
+    def eject(self, now: float, whose: Scopes = NOBODY_KNOWN, by: Scopes = NOBODY_KNOWN) -> float:
+        """Have those of a scope leave it alone. Answers for how many seconds. by: whose call was the last to fail.
+
+        Those of them who are known to fail have an ejection of their own beside it: once it has ended by the calls of
+        others, they still have to prove that theirs go well.
+        """
+        depth = len(whose)
+        known = {scopes[: depth + 1] for scopes in (by, *self._failures.within(whose))}
+        known.discard(whose)
+        for each in known:
+            self._eject(each, now, MOST_SECONDS)
+        seconds = self._eject(whose, now, MOST_SHARED_SECONDS if known else MOST_SECONDS)
+        calls, failed = self.counts(now)
+        self._run, lately = self._failures.forget(whose, self._run, self._before_at)
+        self._calls, self._failed = calls - failed + lately, lately
+        self._before_calls = self._before_failed = 0
         return seconds
+
+    def _eject(self, whose: Scopes, now: float, most: float) -> float:
+        found = self.ejections.get(whose[-1])
+        if found is None:
+            if len(self.ejections) >= MOST_EJECTIONS:
+                del self.ejections[next(scope for scope in self.ejections if scope != EVERYBODY)]
+            found = self.ejections[whose[-1]] = Ejection(whose)
+        return found.begin(now, most)
 
     def pardon(self, now: float) -> None:
         """It was started anew, it seems: have it tried soon, and judged by what it does from now on."""
-        if not self.is_ejected:
-            self._begin_anew()
-        elif not self.is_on_trial:
-            self._out_until = min(self._out_until, now)
+        self._failures.clear()
+        self._run = self._calls = self._failed = self._before_calls = self._before_failed = 0
+        for each in self.ejections.values():
+            each.pardon(now)
 
-    def is_out(self, now: float) -> bool:
-        """Is it left alone, and not even on trial?"""
-        return self.is_ejected and not self.is_on_trial and now < self._out_until
+    def standing(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> Standing:
+        """TRIAL is answered to one call, and to the next one after a while."""
+        found = self._of(scopes)
+        if not found:
+            return Standing.IN
+        own = found[-1]
+        for each in found:
+            if each.must_wait(now, is_known=each is not own):
+                return Standing.OUT
+        for each in found:
+            each.try_once(now)
+        return Standing.TRIAL
 
-    def may_try(self, now: float) -> bool:
-        """May the next call go there for a trial? Those after it have to wait then."""
-        if now < self._out_until:
-            return False
-        self.is_on_trial = True
-        self._out_until = now + TRIAL_GAP
-        return True
+    def is_out(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> bool:
+        """Is it left alone by these, and not even on trial?"""
+        return any(each.is_out(now) for each in self._of(scopes))
 
-    def _begin_anew(self) -> None:
-        self.is_on_trial = False
-        self._well = self._run = 0
-        self._calls = self._failed = self._before_calls = self._before_failed = 0
+    def is_ejected(self, scopes: Scopes = NOBODY_KNOWN) -> bool:
+        """Also while it is on trial."""
+        return bool(self._of(scopes))
+
+    def is_known_to_fail(self, scopes: Scopes) -> bool:
+        """Have these had it ejected themselves?"""
+        return bool(self._of(scopes[-1:]))
+
+    def seconds_left(self, now: float) -> float:
+        """Of the longest of its ejections, until a call may go there for a trial."""
+        return max((each.seconds_left(now) for each in self.ejections.values()), default=0.0)
+
+    def _of(self, scopes: Scopes) -> Sequence[Ejection]:
+        """The ejections that a call comes under, from the widest."""
+        ejections = self.ejections
+        return [ejections[scope] for scope in scopes if scope in ejections] if ejections else ()
+
+    def _within(self, whose: Scopes) -> Sequence[Ejection]:
+        """Those of parts of a scope."""
+        return [each for each in self.ejections.values() if each.whose[:-1][: len(whose)] == whose]
+
+
+def _since(now: Counts, then: Counts) -> Counts:
+    """What was counted meanwhile; fewer where one of those counted has left."""
+    return max(now[0] - then[0], 0), max(now[1] - then[1], 0)

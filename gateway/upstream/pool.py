@@ -10,8 +10,9 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from gateway.status import Verdict
-from gateway.upstream.endpoint import Endpoint, ModelKey, Standing, State
-from gateway.upstream.outlier import Counts, Record, expected_share
+from gateway.upstream.endpoint import Endpoint, ModelKey, State
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes
+from gateway.upstream.outlier import Counts, Standing
 
 _READY: Final = State.READY  # see `status.OK`
 _DOWN: Final = State.DOWN
@@ -51,22 +52,29 @@ class Pool:
                 return True
         return False
 
-    def is_open(self, model: str, version: str, now: float) -> bool:
-        """Could an endpoint take a call, be it for a trial?"""
+    def is_open(self, model: str, version: str, now: float, scopes: Scopes = NOBODY_KNOWN) -> bool:
+        """Could an endpoint take a call of these, be it for a trial?"""
         for endpoint in self.endpoints:
-            if endpoint.can_serve(model, version) and not endpoint.is_out(model, version, now):
+            if endpoint.can_serve(model, version) and not endpoint.is_out(model, version, now, scopes):
                 return True
         return False
 
     def maybe_pick(
-        self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
+        self,
+        model: str,
+        version: str,
+        tried: Container[Endpoint] = (),
+        scopes: Scopes = NOBODY_KNOWN,
+        *,
+        desperate: bool = False,
     ) -> Endpoint | None:
         """The endpoint with the least load of those in the best state, or None.
 
         Of a large pool two are drawn and compared, which comes close to the least loaded one of all (M. Mitzenmacher,
         The Power of Two Choices in Randomized Load Balancing, 2001); few are all compared. See `Endpoint.is_better`.
 
-        desperate: also one that is ejected, since there is nothing else.
+        scopes: of the call, as far as ejections depend on that. desperate: also one that is ejected, since there is
+        nothing else.
         """
         endpoints = self.endpoints
         count = len(endpoints)
@@ -76,16 +84,16 @@ class Pool:
             only = endpoints[0]
             if only in tried or not only.can_serve(model, version):
                 return None
-            if only.is_limited and not desperate and only.standing(model, version, self._clock()) is Standing.OUT:
-                return None
-            return only
+            if not only.has_ejections or desperate:
+                return only
+            return None if only.standing(model, version, self._clock(), scopes) is Standing.OUT else only
         key = (model, version)
         if count > MOST_COMPARED:
-            found = self._best(self._two(key, tried), key, tried, desperate)
+            found = self._best(self._two(key, tried), key, tried, scopes, desperate)
             if found is not None:
                 return found
         turn = int(random.random() * count)  # noqa: S311  (spread, not secrecy)
-        return self._best((*endpoints[turn:], *endpoints[:turn]), key, tried, desperate)
+        return self._best((*endpoints[turn:], *endpoints[:turn]), key, tried, scopes, desperate)
 
     def _two(self, key: ModelKey, tried: Container[Endpoint]) -> Sequence[Endpoint]:
         """Two ready endpoints by chance; none if not even several draws find them, as when most are gone."""
@@ -101,7 +109,12 @@ class Pool:
         return ()
 
     def _best(
-        self, order: Sequence[Endpoint], key: ModelKey, tried: Container[Endpoint], desperate: bool
+        self,
+        order: Sequence[Endpoint],
+        key: ModelKey,
+        tried: Container[Endpoint],
+        scopes: Scopes,
+        desperate: bool,
     ) -> Endpoint | None:
         """The best one; of equals the first, so that their order, which is drawn, decides.
 
@@ -114,7 +127,7 @@ class Pool:
                 continue
             if endpoint.is_limited:
                 now = self._clock()
-                standing = Standing.IN if desperate else endpoint.standing(key[0], key[1], now)
+                standing = Standing.IN if desperate else endpoint.standing(key[0], key[1], now, scopes)
                 if standing is Standing.TRIAL:
                     return endpoint
                 if standing is Standing.OUT:
@@ -140,48 +153,50 @@ class Pool:
         verdict: Verdict,
         now: float,
         *,
+        scopes: Scopes = NOBODY_KNOWN,
         elsewhere: Sequence[Counts] = (),
+        elsewhere_ever: Counts = (0, 0),
     ) -> float:
         """Count a call that went wrong. Answers for how many seconds that ejects the endpoint, if it does.
 
-        elsewhere: how calls went where they may go without this pool; then all of it may be ejected.
+        scopes: of the call. elsewhere: how calls went where they may go without this pool; then all of it may be
+        ejected.
         """
-        if not endpoint.counts_against(model, version, verdict, now):
+        if not endpoint.counts_against(model, version, verdict, now, scopes):
             return 0.0
         record = endpoint.record(model, version)
-        peers = [
-            each.record(model, version).counts(now)
-            for each in self.endpoints
-            if each is not endpoint and each.can_serve(model, version) and not each.is_ejected(model, version)
-        ]
-        is_alone = record.is_alone(self._beside(endpoint, model, version))
-        is_outlier = bool(peers) and self._may_eject(record, model, version)
-        is_outlier = is_outlier and (is_alone or record.is_outlier(expected_share(peers), now))
-        if not is_outlier and elsewhere:
-            is_outlier = record.is_outlier(expected_share(elsewhere), now)
-        return endpoint.eject(model, version, now) if is_outlier else 0.0
+        peers: Sequence[Counts] = ()
+        if self._may_eject(endpoint, model, version, scopes):
+            peers = [
+                each.record(model, version).counts(now)
+                for each in self.endpoints
+                if each is not endpoint and each.can_serve(model, version) and not each.is_ejected(model, version)
+            ]
+        beside = self.ever(model, version, endpoint)
+        whose = record.condemned_by(scopes, record.standards(peers, beside, elsewhere, elsewhere_ever), now)
+        return 0.0 if whose is None else endpoint.eject(model, version, now, whose, scopes)
 
-    def _beside(self, endpoint: Endpoint, model: str, version: str) -> Counts:
-        """The calls of the others, ever."""
+    def ever(self, model: str, version: str, but: Endpoint | None = None) -> Counts:
+        """All calls of its endpoints, but for one of these, and those of them that failed."""
         calls = failed = 0
         for each in self.endpoints:
             record = each.records.get((model, version))
-            if record is not None and each is not endpoint:
+            if record is not None and each is not but:
                 calls += record.ever
                 failed += record.ever_failed
         return calls, failed
 
-    def _may_eject(self, record: Record, model: str, version: str) -> bool:
-        """Would at most half of the pool be out?"""
-        out = sum(each.is_ejected(model, version) for each in self.endpoints)
-        return record.is_ejected or 2 * (out + 1) <= len(self.endpoints)
+    def _may_eject(self, endpoint: Endpoint, model: str, version: str, scopes: Scopes) -> bool:
+        """Would at most half of the pool be out for any of these?"""
+        out = sum(each.is_ejected(model, version, scopes) for each in self.endpoints)
+        return endpoint.is_ejected(model, version, scopes) or 2 * (out + 1) <= len(self.endpoints)
 
     def counts(self, model: str, version: str, now: float) -> list[Counts]:
         """How calls went lately on those endpoints that had any and can serve."""
         found = []
         for each in self.endpoints:
             record = each.records.get((model, version))
-            if record is not None and not record.is_ejected and each.can_serve(model, version):
+            if record is not None and not record.is_ejected() and each.can_serve(model, version):
                 counts = record.counts(now)
                 if counts[0]:
                     found.append(counts)
@@ -201,7 +216,13 @@ class Ranked(Pool):
     """The first endpoint in the given order, of those in the best state: for who must find the same one again."""
 
     def maybe_pick(
-        self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
+        self,
+        model: str,
+        version: str,
+        tried: Container[Endpoint] = (),
+        scopes: Scopes = NOBODY_KNOWN,
+        *,
+        desperate: bool = False,
     ) -> Endpoint | None:
         able = [e for e in self.endpoints if e not in tried and e.can_serve(model, version)]
         able = [e for e in able if e.state is not State.SUSPECT] or able
@@ -247,7 +268,13 @@ class Reached(Pool):
         self._maybe_reach = maybe_reach
 
     def maybe_pick(
-        self, model: str, version: str, tried: Container[Endpoint] = (), *, desperate: bool = False
+        self,
+        model: str,
+        version: str,
+        tried: Container[Endpoint] = (),
+        scopes: Scopes = NOBODY_KNOWN,
+        *,
+        desperate: bool = False,
     ) -> Endpoint | None:
         for address in self._order:
             endpoint = self._maybe_reach(address)

@@ -16,6 +16,7 @@ def endpoint(address: str, state: str = "ready", in_flight: int = 0, **models: b
         "reason": reason,
         "in_flight": in_flight,
         "ejected": [],
+        "ejected_for": {},
         "models": models,
         "warmth": 1.0,
         "latency_seconds": {},
@@ -41,6 +42,15 @@ def worker(*endpoints: dict[str, Any], ready: bool = True, trt: bool = True) -> 
 def test_an_endpoint_is_as_bad_as_any_worker_finds_it_and_its_calls_add_up():
     merged = merged_state([worker(endpoint("t:1", "ready", 2, m=True)), worker(endpoint("t:1", "down", 3, m=False))])
     assert merged["upstreams"] == {"gpu": [endpoint("t:1", "down", 5, m=False)]}
+
+
+def test_an_endpoint_is_ejected_for_as_many_as_any_worker_finds():
+    """Workers have met different callers."""
+    found = [{"a": "2 of its callers"}, {"a": "10 of its callers", "b": "1 of its callers"}, {"b": "all"}]
+    workers = [worker({**endpoint("t:1"), "ejected": list(each), "ejected_for": each}) for each in found]
+    [seen] = merged_state(workers)["upstreams"]["gpu"]
+    assert seen["ejected"] == ["a", "b"]
+    assert seen["ejected_for"] == {"a": "10 of its callers", "b": "all"}
 
 
 def test_what_each_worker_finds_out_by_itself_is_shown_as_the_worst_of_them():

@@ -333,3 +333,10 @@ def test_check_warns_of_what_a_bandit_does_not_tell_or_forgets(tmp_path: Path) -
     found = "\n".join(map(str, of_gateway(tmp_path, told).warnings))
     assert "experiments.one.secondary[0]: 'slow' is a quantile, which is not compared where shares move" in found
     assert "store.retention: is over before all epochs of 'one' are" in found
+
+
+def test_check_says_what_a_bandit_does_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.config.bandit_check.find_spec", lambda name: None)
+    [warning] = of_gateway(tmp_path, f"  one: {{{BANDIT}, bandit: {{epoch: 1h}}}}\n").warnings
+    assert "after the first epoch no further epoch begins, and units of those to come keep the baseline" in str(warning)
+    assert "pip install 'inference-gateway[experiments]'" in str(warning)

@@ -181,7 +181,7 @@ def port_of(child: Child) -> int:
     return int(child.address.rpartition(":")[2])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_whatever_a_call_begins_with_it_gets_an_end_and_the_next_one_is_served(tmp_path: Path) -> None:
     ports = Ports()
     with ExitStack() as ended:

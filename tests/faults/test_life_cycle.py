@@ -30,7 +30,7 @@ RELOADS = 60 if SOAK else 3
 HERE = Path(__file__).parent
 GRPC_JS = Path(os.environ.get("GRPC_JS", HERE.parents[1] / ".venv/grpc-js/node_modules/@grpc/grpc-js"))
 
-pytestmark = pytest.mark.timeout(1800 if SOAK else 180)
+pytestmark = pytest.mark.timeout(1800 if SOAK else 300)
 
 
 async def serving(running: Command) -> str:

@@ -48,7 +48,7 @@ KiB, MiB = 1 << 10, 1 << 20
 LIMIT = 512 * MiB
 STREAM = INFER.replace(b"ModelInfer", b"ModelStreamInfer")
 
-pytestmark = [needs_cgroup, pytest.mark.timeout(SECONDS + 120)]
+pytestmark = [needs_cgroup, pytest.mark.timeout(SECONDS + 300)]
 
 
 # Who keeps the gateway busy. Each has a connection of its own, and takes another one when it is closed.

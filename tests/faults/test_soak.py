@@ -27,7 +27,7 @@ SLOPE = 1.0  # MiB in ten minutes
 ROOM = 8.0  # MiB besides, for what an allocator keeps for next time
 LAG = 0.05  # seconds that timers may be late when all is over; under load that is what else the machine does
 
-pytestmark = pytest.mark.timeout(SECONDS + 120)
+pytestmark = pytest.mark.timeout(SECONDS + 300)
 
 
 def memory(pid: int) -> float:

@@ -59,19 +59,19 @@ def test_a_caller_who_gives_too_little_time_says_nothing_of_a_server(patience: f
         call = world.begin_at(world.endpoint)
         world.pass_time(patience)
         call.cancelled(Code.DEADLINE_EXCEEDED)
-    assert not world.endpoint.is_ejected("net", "")
+    assert not world.endpoint.has_ejections
 
 
 def test_a_server_that_hangs_is_left_alone_by_the_deadlines_that_pass_there() -> None:
     world = Timed()
     calls = 0
-    while not world.endpoint.is_ejected("net", ""):
+    while not world.endpoint.has_ejections:
         call = world.begin_at(world.endpoint)
         world.pass_time(10 * USUAL)
         call.cancelled(Code.DEADLINE_EXCEEDED)
         calls += 1
         assert calls < 40
-    assert not world.both[1].is_ejected("net", "")
+    assert not world.both[1].has_ejections
 
 
 def test_who_goes_away_says_nothing_of_a_server() -> None:
@@ -80,7 +80,7 @@ def test_who_goes_away_says_nothing_of_a_server() -> None:
         call = world.begin_at(world.endpoint)
         world.pass_time(10 * USUAL)
         call.cancelled(Code.CANCELLED)
-    assert not world.endpoint.is_ejected("net", "")
+    assert not world.endpoint.has_ejections
 
 
 def test_a_deadline_that_passes_while_a_request_is_sent_says_nothing_of_a_server() -> None:
@@ -93,4 +93,4 @@ def test_a_deadline_that_passes_while_a_request_is_sent_says_nothing_of_a_server
         attempt.began = 0.0
         world.pass_time(10 * USUAL)
         call.cancelled(Code.DEADLINE_EXCEEDED)
-    assert not world.endpoint.is_ejected("net", "")
+    assert not world.endpoint.has_ejections

@@ -102,6 +102,17 @@ def test_window_is_not_given_back_before_it_is_acknowledged() -> None:
     assert client.queued_body_size(stream) == 0
 
 
+def test_a_stream_gets_no_window_that_what_is_left_of_it_does_not_need() -> None:
+    client, server = pair(Limits(stream_window=100_000, connection_window=1_000_000))
+    stream = client.send_request(HEAD)
+    client.send_data(stream, bytes(80_000))
+    exchange(client, server)
+    server.acknowledge(80_000, stream, missing=20_000)
+    assert not server.data_to_send()
+    server.acknowledge(0, stream, missing=20_001)
+    assert server.data_to_send()
+
+
 def with_bytes_not_yet_given_back(limits: Limits | None = None) -> tuple[Engine, int]:
     """A server that has taken ten bytes of a request, too few for a WINDOW_UPDATE; and the request's stream."""
     client, server = pair(limits)

@@ -44,11 +44,11 @@ class Command:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def wait(self, within: float = 30) -> int:
+    async def wait(self, within: float = 120) -> int:
         """Its exit code."""
         return await asyncio.wait_for(self.process.wait(), within)
 
-    async def until_said(self, what: str, within: float = 20) -> re.Match[str]:
+    async def until_said(self, what: str, within: float = 120) -> re.Match[str]:
         """Wait until a regular expression is found in what it has written, on either stream."""
         pattern = re.compile(what)
 

@@ -77,34 +77,34 @@ async def serving(folder: Path) -> AsyncIterator[tuple[Gateway, str]]:
 
 
 async def until_told(running: Gateway) -> dict[str, Any]:
-    for _ in range(600):
+    for _ in range(1000):
         found = (await http(running.admin_address, "/verdicts"))[1]["verdicts"]
         if found:
             return dict(found[0])
         await asyncio.sleep(0.1)
-    raise AssertionError("no verdict in a minute")
+    raise AssertionError("no verdict in time")
 
 
 async def _until_scraped(admin: str, what: str) -> str:
     """The first scrape with this in it: workers look at what one of them has found."""
-    for _ in range(600):
+    for _ in range(1000):
         scraped = str((await http(admin, "/metrics"))[1])
         if what in scraped:
             return scraped
         await asyncio.sleep(0.1)
-    raise AssertionError(f"no {what} in a minute")
+    raise AssertionError(f"no {what} in time")
 
 
 async def _until_attention(admin: str) -> str:
     """What is said of a guardrail where people look first; the supervisor asks workers every few seconds."""
-    for _ in range(600):
+    for _ in range(1000):
         attention = (await http(admin, "/state"))[1]["attention"]
         found = [str(each["text"]) for each in attention if "guardrail" in each["text"]]
         if found:
             assert len(found) == 1
             return found[0]
         await asyncio.sleep(0.1)
-    raise AssertionError("nothing is said of it in a minute")
+    raise AssertionError("nothing is said of it in time")
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -153,6 +153,7 @@ async def test_a_verdict_tells_the_way_to_it_and_its_guardrails(tmp_path: Path) 
         assert len(times) > 10
 
 
+@pytest.mark.timeout(300)  # three waits, of which each may be long where the machine has other work
 async def test_a_breached_guardrail_is_on_every_scrape_of_several_workers_and_in_the_log_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/seen.db"
     fill(url, slower=0.5)
@@ -163,7 +164,7 @@ async def test_a_breached_guardrail_is_on_every_scrape_of_several_workers_and_in
         async with command("serve", "--config", str(file), folder=tmp_path) as started:
             await started.until_serving()
             await until_all_up(content["admin"]["listen"])
-            for _ in range(600):
+            for _ in range(1000):
                 found = (await http(content["admin"]["listen"], "/verdicts"))[1]["verdicts"]
                 if found:
                     break

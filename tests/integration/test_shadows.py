@@ -16,6 +16,7 @@ import pytest
 from played_triton import PlayedTriton, hangs, played, playing
 from test_upstream_faults import infer as large_infer
 from traffic import OK, config, gateway, http, until, write
+from triton_fixture import TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import call, channel_to, infer
 
@@ -203,6 +204,78 @@ async def test_a_pipelines_model_is_copied(triton: LocalTriton, tmp_path: Path) 
         answer = await call(channel, infer("piped", [[1.0, 2.0, 3.0, 4.0]], "FP32"))
         assert answer.code is OK
         assert (await done(running, 1))["again"].results["agreed"] == 1
+
+
+def piped(datatype: str, triton: LocalTriton, model: str, copy: str, **shadow: Any) -> dict[str, Any]:
+    """A pipeline of one call, of which another model gets a copy."""
+    tensor = {"datatype": datatype, "shape": [1]}
+    pipeline = {
+        "inputs": [{"name": "IN", **tensor}],
+        "outputs": [{"name": "OUT", **tensor}],
+        "max_batch_size": 1,
+        "steps": [{"call": "numbers", "inputs": {"IN": "IN"}, "outputs": {"OUT": "OUT"}}],
+    }
+    variants = {"only": {"upstream": "main", "model": model}, "copy": {"upstream": "main", "model": copy}}
+    numbers = {"variants": variants, "split": {"only": 1}, "fallback": "forbid"}
+    models = {"numbers": {**numbers, "shadow": {"copy": {"share": 1, **shadow}}}, "piped": {"pipeline": pipeline}}
+    return config({"main": triton.grpc_address}, models)
+
+
+async def answers_of_pipeline(channel: grpc.aio.Channel, number: float, datatype: str, calls: int) -> set[bytes]:
+    """What one caller got, call after call."""
+    got = set()
+    for _ in range(calls):
+        answer = await call(channel, infer("piped", [[number]], datatype))
+        assert answer.code is OK, answer.text
+        got.add(pb.ModelInferResponse.FromString(answer.body).raw_output_contents[0])
+    return got
+
+
+async def test_a_pipelines_shadow_that_hangs_holds_up_neither_its_callers_nor_the_end(
+    triton_factory: TritonFactory, tmp_path: Path
+) -> None:
+    """It sleeps for a minute. Its copies end by their own deadline, and what has no room is dropped."""
+    triton = await triton_factory(["identity_int32", "slow"])
+    calls, milliseconds = 80, 60_000
+    for timeout in ("60s", "500ms"):
+        told = piped("INT32", triton, "identity_int32", "slow", in_flight=1, timeout=timeout)
+        async with gateway(write(tmp_path / "g.yaml", told)) as running, channel_to(running.listen) as channel:
+            expected = {np.int32(milliseconds).tobytes()}
+            assert await answers_of_pipeline(channel, milliseconds, "INT32", calls) == expected
+            if timeout == "60s":
+                assert not shadows(running)["copy"].results[
+                    "failed"
+                ]  # each caller had his answer before any copy ended
+                assert shadows(running)["copy"].dropped["full"] == calls - 64 - 1
+            else:
+                await until(lambda: shadows(running)["copy"].results["failed"] >= 3, 20, "copies have ended")
+                codes = running._shadows.table["numbers"][0].codes
+                assert set(codes) == {"DEADLINE_EXCEEDED"}
+                assert await answers_of_pipeline(channel, milliseconds, "INT32", 3) == expected
+            assert running._shadows.table["numbers"][0].in_flight == 1
+            await asyncio.wait_for(running.drain(), 20)  # it waits for calls, of which copies are none
+
+
+async def test_a_pipelines_shadow_that_is_slow_is_compared_by_and_by(triton: LocalTriton, tmp_path: Path) -> None:
+    told = piped("INT32", triton, "identity_int32", "slow", in_flight=1)
+    async with gateway(write(tmp_path / "g.yaml", told)) as running, channel_to(running.listen) as channel:
+        assert await answers_of_pipeline(channel, 100, "INT32", 20) == {np.int32(100).tobytes()}
+        shadow = running._shadows.table["numbers"][0]
+        assert len(shadow.waiting) > 0  # callers were faster
+        assert (await done(running, 20))["copy"].results["agreed"] == 20
+        assert shadow.seconds >= 20 * 0.1
+
+
+async def test_a_pipelines_shadow_that_answers_nan_is_counted_and_nobody_else_has_it(
+    triton: LocalTriton, tmp_path: Path
+) -> None:
+    told = piped("FP32", triton, "add_one_a", "faulty")
+    async with gateway(write(tmp_path / "g.yaml", told)) as running, channel_to(running.listen) as channel:
+        assert await answers_of_pipeline(channel, -1.0, "FP32", 20) == {np.float32(0.0).tobytes()}
+        found = (await done(running, 20))["copy"]
+        assert (found.results["differed"], found.wrong, found.wrong_here) == (20, 20, 0)
+        metrics = (await http(running.admin_address, "/metrics"))[1]
+        assert 'gateway_not_finite_answers_total{model="numbers",variant="copy"} 20.0' in metrics
 
 
 async def test_messages_of_streams_are_copied(kept: tuple[Gateway, Path]) -> None:

@@ -107,7 +107,7 @@ class Traffic:
         """Wait for a condition while calls go on; answers how long it took, in seconds."""
         return await until(holds, within, what, lambda: f"{self.variants()} {self.why()}")
 
-    async def more(self, count: int, within: float = 20.0) -> list[Ended]:
+    async def more(self, count: int, within: float = 120.0) -> list[Ended]:
         """Wait until so many calls that begin from now on have ended, and answer them."""
         now = time.monotonic()
         await self.until(lambda: len(self.since(now)) >= count, within, f"{count} calls")

@@ -66,7 +66,7 @@ async def call(
     method: str = "ModelInfer",
     *,
     metadata: Metadata = (),
-    timeout: float | None = 20,
+    timeout: float | None = 60,
     compression: grpc.Compression | None = None,
 ) -> Outcome:
     """Call one V2 method. request: a message, or its bytes."""
@@ -81,7 +81,7 @@ async def call(
     return Outcome(grpc.StatusCode.OK, "", answer, initial, trailing)
 
 
-def stream(channel: grpc.aio.Channel, metadata: Metadata = (), timeout: float | None = 30) -> Any:
+def stream(channel: grpc.aio.Channel, metadata: Metadata = (), timeout: float | None = 60) -> Any:
     """Begin a ModelStreamInfer of typed messages."""
     method = channel.stream_stream(
         SERVICE + "ModelStreamInfer",

@@ -34,7 +34,7 @@ def endpoint_of(gateway: Gateway, upstream: str) -> Endpoint:
     return gateway._topology.now.pools[upstream].endpoints[0]
 
 
-async def wait_until(is_so: Callable[[], bool], seconds: float = 5) -> None:
+async def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
     """Return when it is so. raises: AssertionError if it is not in time."""
     end = time.monotonic() + seconds
     while not is_so():

@@ -12,6 +12,7 @@ from perf import gateways
 from perf.__main__ import some_of
 from perf.bars import lines
 from perf.children import Child, NotStarted, Ports
+from perf.instructions import read, table
 from perf.load import Found, LoadFailed, believe, late, slope
 from perf.merging import most
 from perf.null import quoted, requests_in
@@ -207,3 +208,26 @@ def test_a_child_that_ends_early_shows_its_last_words(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     with pytest.raises(NotStarted, match="no such model"), Child(command, Ports().take(), tmp_path / "log"):
         pass
+
+
+def test_what_a_function_costs_is_told_from_what_it_calls() -> None:
+    """In callgrind's file a line after `calls=` has the cost of all of these calls; a name stands there once."""
+    told = """\
+fn=(1) PyObject_Vectorcall
+0 30
+cfn=(2) CPyDef_call___Call___begin
+calls=10 0
+0 5000
+fn=(2)
+0 1000
+cfn=(3) PyDict_GetItem
+calls=40 0
+0 4000
+fn=(3)
+0 4000
+"""
+    costs = read(told.splitlines())
+    assert costs.own == {"PyObject_Vectorcall": 30, "CPyDef_call___Call___begin": 1000, "PyDict_GetItem": 4000}
+    first, _, slowest, *_ = table(costs, 3)
+    assert first == "10 calls, 503 instructions each"
+    assert slowest.split() == ["4.00", "400", "400", "PyDict_GetItem"]

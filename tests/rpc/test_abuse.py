@@ -304,14 +304,17 @@ def test_control_frames_beyond_what_work_explains_are_cut(kind: int, payload: by
 
 @pytest.mark.parametrize("replies", ["read", "unread"])
 def test_one_turn_full_of_pings_costs_less_than_a_stall(replies: str) -> None:
-    attacker = Attacker()
     flood = frame(PING, 0, 0, bytes(8)) * (256 * KiB // 17)  # all that one read can bring
-    started = time.thread_time()
-    attacker.server.connection.receive(flood, attacker.server.now)
-    if replies == "read":
-        attacker.server.read()
-    assert time.thread_time() - started < 0.05
-    assert attacker.cut
+    took = []
+    for _ in range(5):  # the least counts: what else runs on the machine makes the same work cost more CPU time
+        attacker = Attacker()
+        started = time.thread_time()
+        attacker.server.connection.receive(flood, attacker.server.now)
+        if replies == "read":
+            attacker.server.read()
+        took.append(time.thread_time() - started)
+        assert attacker.cut
+    assert min(took) < 0.05
 
 
 @pytest.mark.parametrize(

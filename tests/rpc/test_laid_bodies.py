@@ -173,6 +173,32 @@ def test_its_window_is_returned() -> None:
     assert laid.whole == [stream]
 
 
+@pytest.mark.parametrize("is_laid", [True, False])
+def test_a_body_within_its_window_has_nothing_returned_and_one_that_padding_makes_larger_has(is_laid: bool) -> None:
+    """A WINDOW_UPDATE costs both sides a system call; but a peer that pads must never wait for one in vain."""
+    laid = Laid()
+    server = ServerUnderTest(laid.accept, Limits(stream_window=1 << 20))
+    if not is_laid:  # every other call is
+        server.call(b"first")
+    for padding in (None, 255):
+        stream, sent = server.open(REQUEST), 0
+        before = window = server.h2.local_flow_control_window(stream)
+        body = message(bytes(before - 5))
+        while sent < len(body):
+            part = body[sent : sent + min(4096, window - (0 if padding is None else padding + 1))]
+            assert part, "the window is not returned"
+            sent += len(part)
+            server.h2.send_data(stream, part, end_stream=False, pad_length=padding)
+            receive(server, server.h2.data_to_send(), [65_536])
+            server.pump()
+            window = server.h2.local_flow_control_window(stream)
+        assert padding is not None or window == 0
+        server.h2.end_stream(stream)
+        receive(server, server.h2.data_to_send(), [65_536])
+        assert laid.bodies[stream] == body[5:]
+        server.call(b"between")
+
+
 def test_one_whose_laying_throws_ends_alone() -> None:
     laid = Laid(fault=300_000)
     server = ServerUnderTest(laid.accept, LIMITS)

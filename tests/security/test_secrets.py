@@ -137,7 +137,7 @@ async def calls_of_every_kind(setting: Setting, written: Written) -> None:
 
     async with setting.channel() as channel:
         for name in ("good", "bad", "slow", "gone", "nobody"):
-            heard(await call(channel, infer(name), metadata=CREDENTIALS, timeout=0.4 if name == "slow" else 10))
+            heard(await call(channel, infer(name), metadata=CREDENTIALS, timeout=0.4 if name == "slow" else 60))
         heard(await call(channel, b"\xff\xff", metadata=CREDENTIALS))
         for method in ("ServerLive", "ModelReady", "ModelConfig", "RepositoryIndex", "LogSettings", "NoSuchMethod"):
             heard(await call(channel, b"", method, metadata=CREDENTIALS))
@@ -155,7 +155,7 @@ async def calls_of_every_kind(setting: Setting, written: Written) -> None:
         for model in ("good", "nobody"):
             body = prediction_pb2.PredictRequest(model=model).SerializeToString()
             try:
-                written.add("answers", await predict(body, metadata=CREDENTIALS, timeout=10))
+                written.add("answers", await predict(body, metadata=CREDENTIALS, timeout=60))
             except grpc.aio.AioRpcError as error:
                 written.add("answers", repr(error))
 
@@ -218,7 +218,7 @@ async def reloads(setting: Setting, running: Command, written: Written) -> None:
     ):
         setting.write({**setting.content, key: value})
         os.kill(running.pid, signal.SIGHUP)
-        await until(lambda n=number: running.errors.count("gateway.yaml") > n, 20, "a refusal")
+        await until(lambda n=number: running.errors.count("gateway.yaml") > n, 120, "a refusal")
     setting.file.write_text(f"upstreams: [&{WRONG_URL} ! {url} : '")
     with pytest.raises(ConfigError) as refused:
         load(setting.file, {})
@@ -237,7 +237,7 @@ def read_files(logs: Path, captured: Path, written: Written) -> None:
         written.add("captures", file.read_bytes())
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 async def test_no_secret_comes_out_whatever_happens(tmp_path: Path) -> None:
     written = Written()
     authority = Authority(tmp_path)
@@ -252,14 +252,14 @@ async def test_no_secret_comes_out_whatever_happens(tmp_path: Path) -> None:
         arguments = ("serve", "--config", str(setting.file), "--log-level", "debug")
         async with command(*arguments, folder=out, environ=setting.environ) as running:
             _, admin = await running.until_serving()
-            await until_readyz(admin, True, within=20)
+            await until_readyz(admin, True, within=120)
             await calls_of_every_kind(setting, written)
             await odd_bytes(setting, admin, written)
             await all_of_the_admin_plane(admin, written)
-            await until(lambda: "nothing of bad is kept in" in running.errors, 20, "a store that is away")
-            await until(lambda: written.places.get("traces"), 20, "spans")
+            await until(lambda: "nothing of bad is kept in" in running.errors, 120, "a store that is away")
+            await until(lambda: written.places.get("traces"), 120, "spans")
             await calls_of_every_kind(setting, written)
-            await until(lambda: len(written.places["traces"]) >= 2, 20, "spans of the later calls, which are refused")
+            await until(lambda: len(written.places["traces"]) >= 2, 120, "spans of the later calls, which are refused")
             await reloads(setting, running, written)
             await all_of_the_admin_plane(admin, written)
             for line in listed_processes(running):
@@ -359,7 +359,7 @@ async def calls_of_callers(setting: Guarded, tokens: Sequence[str], written: Wri
     async with setting.channel() as channel:
         for credentials in (*by_key, *by_bearer, both, (("authorization", f"Basic {WRONG_KEY}"),)):
             for name in ("good", "bad", "bad", "gone", "nobody"):
-                outcome = await call(channel, infer(name), metadata=[*credentials, ("x-user", "u")], timeout=10)
+                outcome = await call(channel, infer(name), metadata=[*credentials, ("x-user", "u")], timeout=60)
                 written.add("answers", repr((outcome.text, outcome.initial, outcome.trailing)))
             for method in ("ModelConfig", "LogSettings", "NoSuchMethod"):
                 outcome = await call(channel, b"", method, metadata=credentials)
@@ -403,7 +403,7 @@ async def commands_about_it(setting: Guarded, admin: str, key_file: Path, writte
         written.add(f"command {arguments[0]}", done.stdout + done.stderr)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_no_credential_of_access_comes_out_whoever_shows_it_and_wherever_it_is_written(tmp_path: Path) -> None:
     """Keys, tokens and passwords: in calls, in the config, in configs that are wrong, on the admin plane."""
     written = Written()
@@ -422,17 +422,17 @@ async def test_no_credential_of_access_comes_out_whoever_shows_it_and_wherever_i
         async with command(*arguments, folder=out, environ=setting.environ) as running:
             await running.until_said("admin on", within=90)
             _, admin = await running.until_serving()
-            await until_readyz(admin, True, within=60)
-            await until(lambda: "the store of quotas is away" in running.errors, 60, "the store of quotas")
-            await until(lambda: "could not be fetched" in running.errors, 60, "the keys of an issuer")
+            await until_readyz(admin, True, within=120)
+            await until(lambda: "the store of quotas is away" in running.errors, 120, "the store of quotas")
+            await until(lambda: "could not be fetched" in running.errors, 120, "the keys of an issuer")
             await calls_of_callers(setting, tokens, written)
             await admin_plane_by_token(admin, written)
             await commands_about_it(setting, admin, key_file, written)
-            await until(lambda: len(written.places.get("traces", ())) >= 1, 60, "spans")
+            await until(lambda: len(written.places.get("traces", ())) >= 1, 120, "spans")
             for number, wrong in enumerate(setting.wrong_ones()):
                 setting.write({**setting.content, **wrong})
                 os.kill(running.pid, signal.SIGHUP)
-                await until(lambda n=number: running.errors.count("new config is refused") > n, 60, "a refusal")
+                await until(lambda n=number: running.errors.count("new config is refused") > n, 120, "a refusal")
             await admin_plane_by_token(admin, written)
             for line in listed_processes(running):
                 written.add("ps", line)

@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 from postgres import BINARIES, Postgres
 
+
+@pytest.fixture(autouse=True)
+def _analysed_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process who analyses does not rest between two questions; `test_analysis_process` is about that."""
+    if request.path.name != "test_analysis_process.py":
+        monkeypatch.setattr("gateway.experimentation.analysis_process._SHARE", 1.0)
+        monkeypatch.setattr("gateway.experimentation.analysis_process._LEAST_SECONDS", 0.01)
+
+
 KINDS = ["sqlite", "postgresql"]
 
 

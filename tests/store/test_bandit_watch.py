@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from watches import Looking, workers
 
+from gateway.experimentation.bandit_analysis import NextShares, RewardQuestion
 from gateway.experimentation.bandit_watch import BanditWatch
-from gateway.experiments.epochs import Epochs
+from gateway.experiments.epochs import WITHOUT_SHARES, Epochs
 from gateway.experiments.plan import Amount, BanditPlan, Better, Kind, OutcomeSpec, Plan
 from gateway.routing import Arms
 from gateway.store import ExposureRow, OutcomeRow, Stop, StoreAway, StoreSettings
@@ -233,4 +234,77 @@ def test_without_shares_that_can_be_found_they_stay_and_it_is_told(
         time.sleep(0.05)
     assert "StoreAway" in one.now.trouble
     assert (one.now.epoch, one.now.overdue > 90.0) == (1, True)
-    assert "no shares can be found, so they stay" in caplog.text
+    assert "no further epoch begins" in caplog.text
+
+
+def test_without_scipy_the_first_epoch_is_all_there_is(
+    worker: Make, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only in the process that needs it, which has this one's path."""
+    missing = tmp_path / "without" / "scipy"
+    missing.mkdir(parents=True)
+    (missing / "__init__.py").write_text("raise ModuleNotFoundError('none here', name='scipy')")
+    monkeypatch.syspath_prepend(missing.parent)
+    one = worker("a")
+    one.look()
+    later(url, 3_700.0)
+    end = time.monotonic() + 60
+    while not one.now.trouble:
+        one.look()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    first = one.epochs["spring"].so_far[0]
+    assert (one.now.epoch, first.shares) == (1, {"a": 0.5, "b": 0.5})
+    assert one.now.trouble == f"{WITHOUT_SHARES}: needs scipy: pip install 'inference-gateway[experiments]'"
+    arms = Arms("spring", PLAN.shares, "a", "l", slices=4, epochs=(first.shares,))
+    assigned = [arms.maybe_assign(key) or ("", "") for key in KEYS]
+    assert {arm for reason, arm in assigned if reason != arms.reason} == {"a"}
+
+
+class Here:
+    """Answers at once, in this process, in place of one that takes seconds to start."""
+
+    is_free = True
+
+    def __init__(self) -> None:
+        self._answer: NextShares | None = None
+
+    def ask(self, question: RewardQuestion) -> None:
+        self._answer = question.answered()
+
+    def maybe_answer(self) -> NextShares | None:
+        answer, self._answer = self._answer, None
+        return answer
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("users", [4, 12, 60])
+def test_however_few_come_all_epochs_begin_and_each_slice_of_nobody_costs_25_at_most(
+    worker: Make, url: str, users: int
+) -> None:
+    """Hours are simulated. The same users come each hour, to twelve slices; their rewards are all that is known."""
+    slices, hours, plan = 12, 0, with_bandit(slices=12)
+    one, store = worker("a"), Store(url)
+    one.watch._analyses = Here()  # type: ignore[assignment]
+    places = Arms("spring", PLAN.shares, "a", "l", slices=slices, epochs=(PLAN.shares,) * slices)
+    empty = set(range(slices)) - {places.maybe_epoch(key) for key in KEYS[:users]}
+    met: dict[str, str] = {}
+    while one.look(plan) < slices:  # which takes the answer to the question of the look before
+        arms = replace(places, epochs=tuple(each.shares for each in one.epochs["spring"].so_far))
+        for key in KEYS[:users]:
+            reason, arm = arms.maybe_assign(key) or ("", "")
+            assert met.get(key, arm) == arm
+            of_epoch = arms.maybe_propensity(key, arm)
+            if reason == arms.reason and key not in met and of_epoch is not None:
+                met[key] = arm
+                store.write([ExposureRow("spring", arm, key, time.time(), False, *of_epoch)])
+        hours += 1
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+            for table, column in (("bandit_epoch", "since"), ("exposure", "at")):
+                database.execute(f"UPDATE {table} SET {column} = {column} - 3600")
+        one.watch._followed["spring"].asked = 0.0  # which is on the real clock
+        one.look(plan)
+    store.close()
+    assert len(met) == users - sum(places.maybe_epoch(key) == slices - 1 for key in KEYS[:users])
+    assert hours <= slices + 25 * len(empty)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
+from sqlalchemy.exc import IntegrityError
 
 from gateway.experiments.records import Exposure, Outcome
 from gateway.forwarding.exposures import Tally
@@ -129,6 +131,63 @@ def test_records_of_a_version_before_count_too(store_of: Opened, url: str) -> No
     with raw(url) as connection:
         connection.execute(schema.outcomes.insert().values(**row, value=0.5, times=3, at=20.0))
     assert outcomes(store, measured=True) == [Outcome("bought", 0.5, 20.0, "u", times=3)]
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.STEPS)))
+def test_what_a_gateway_of_an_earlier_version_writes_beside_new_ones_is_read_once_with_theirs(
+    store_of: Opened, url: str, version: int
+) -> None:
+    """It made the store, and goes on after another one has brought that up to date; what it repeats is known."""
+    with raw(url) as connection:
+        schema.version.create(connection)
+        for step in schema.STEPS[:version]:
+            step(connection)
+        connection.execute(schema.version.insert().values(number=version))
+        connection.execute(schema.secrets.insert().values(name="unit_key", value="a key of the store's own"))
+    known = Store(url, "a key of the store's own")
+    units = {unit: known.hashed("unit", unit) for unit in ("anna", "ben", "carl")}
+    known.close()
+
+    def as_before(number: int, unit: str) -> None:
+        """Three calls of a unit, as rows were before `measured`."""
+        met = {"experiment": "spring", "unit": units[unit], "arm": "a", "forced": False, "at": 10.0 + number}
+        told = {
+            "report": f"{number:032d}",
+            "experiment": "spring",
+            "name": "bought",
+            "unit": units[unit],
+            "request": "",
+        }
+        with raw(url) as connection, contextlib.suppress(IntegrityError):
+            connection.execute(schema.outcomes.insert().values(**told, value=0.5, times=3, at=20.0))
+            connection.execute(schema.exposures.insert().values(**met))
+
+    as_before(1, "anna")
+    store = store_of(url, None)
+    assert version_of(url) == len(schema.STEPS)
+    store.write([ExposureRow("spring", "a", unit, 12.0, False) for unit in ("anna", "carl")])
+    store.write([measured(1, {"anna": [1.0, 1.0], "carl": [1.0]})])
+    as_before(1, "anna")  # again
+    as_before(2, "ben")
+    assert {each.unit: each.at for each in store.exposures("spring")} == {
+        units["anna"]: 11.0,
+        units["ben"]: 12.0,
+        units["carl"]: 12.0,
+    }
+    calls: Counter[tuple[str, float]] = Counter()
+    for each in outcomes(store, measured=True):
+        calls[each.unit, each.value] += each.times
+    assert calls == {
+        (units["anna"], 0.5): 3,
+        (units["anna"], 1.0): 2,
+        (units["ben"], 0.5): 3,
+        (units["carl"], 1.0): 1,
+    }
+
+
+def version_of(url: str) -> int:
+    with raw(url) as connection:
+        return schema.version_of(connection)
 
 
 def test_units_requests_and_reports_are_known_by_keyed_hashes_only(store_of: Opened, url: str) -> None:

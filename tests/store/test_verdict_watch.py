@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,8 +41,8 @@ class Worker(Looking):
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
-        self.is_scarce = False
-        self.watch = VerdictWatch(StoreSettings(url), name, lambda: self.is_scarce)
+        self.room = 1 << 30  # bytes
+        self.watch = VerdictWatch(StoreSettings(url), name, lambda: self.room, first_after=0.0)
 
     def look(self, *plans: Plan) -> Any:
         """What is known of the first plan; None: nothing yet."""
@@ -232,10 +234,28 @@ def test_without_scipy_it_says_so_once_and_knows_what_others_find(
 def test_nothing_is_started_while_memory_is_scarce(worker: Make, url: str) -> None:
     fill(url, count=10)
     one = worker("a")
-    one.is_scarce = True
+    one.room = 100_000_000
     assert (one.look(), one.is_asked) == (None, False)
-    one.is_scarce = False
+    one.room = 1 << 30
     assert one.look_until_told()["units"] == 10
+
+
+def test_what_would_take_the_memory_of_calls_ends_and_says_so(url: str) -> None:
+    """A report holds all units; the kernel would end whoever has most."""
+    fill(url, count=3_000)
+    code = f"""
+from gateway.experimentation.verdict_analysis import VerdictQuestion
+from test_verdict_watch import PLAN
+question = VerdictQuestion({url!r}, None, PLAN, 2e9, False, {1 << 20})
+try:
+    question.answered()
+except Exception as error:
+    print(question.failed(f"{{type(error).__name__}}: {{error}}").trouble)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
+    )
+    assert done.stdout == "it takes more memory than the 1 MiB that can be spared for it\n"
 
 
 def test_a_process_that_ends_without_an_answer_is_trouble_and_leaves_the_verdict_before(

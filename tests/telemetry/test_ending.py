@@ -43,7 +43,10 @@ def collector(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_a_collector_that_is_gone_delays_the_end_by_five_seconds_at_most(
     collector: str, tmp_path: Path, workers: str
 ) -> None:
-    """The promise is one of time, so the bound is too, with 3 s more for a busy machine; it was 27 to 41 s."""
+    """The promise is one of time, so the bound is too, with 3 s more, or on a busy machine as long as the start took.
+
+    It was 27 to 41 s.
+    """
     environ = {
         **os.environ,
         "OTEL_TRACES_EXPORTER": "otlp",
@@ -68,18 +71,20 @@ def test_a_collector_that_is_gone_delays_the_end_by_five_seconds_at_most(
     )
     errors = tmp_path / "errors"
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(file)]
+    begun = time.monotonic()
     with errors.open("wb") as written, subprocess.Popen(command, env=environ, stderr=written) as process:
         try:
             until(lambda: errors.read_text().count("serving gRPC on") == int(workers))
+            start = time.monotonic() - begun
             call_once(listen)
             time.sleep(1)  # so that an export is under way, which nothing announces
             process.send_signal(signal.SIGTERM)
             told = time.monotonic()
-            assert process.wait(30) == 0
+            assert process.wait(100) == 0
             took = time.monotonic() - told
         finally:
             process.kill()
-    assert took < 5 + 3, errors.read_text()
+    assert took < 5 + max(3, start), errors.read_text()
     assert "Traceback" not in errors.read_text()
 
 
@@ -92,11 +97,11 @@ def call_once(address: str) -> None:
         )
         for _ in range(4):
             with pytest.raises(grpc.RpcError):
-                method(service_pb2.ModelInferRequest(model_name="m"), timeout=5)
+                method(service_pb2.ModelInferRequest(model_name="m"), timeout=30)
 
 
 def until(holds) -> None:
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < give_up
         time.sleep(0.05)

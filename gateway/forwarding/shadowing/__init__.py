@@ -1,7 +1,7 @@
 """shadowing: copies of a share of a model's requests go to another variant, whose answers only the gateway sees.
 
-`shadows` sends them, `comparison` compares their answers with the callers', `parity` whether the variant may stand
-in for others.
+`shadows` sends them, `comparison` compares their answers with the callers', `glance` those that are small and agree,
+`parity` whether the variant may stand in for others.
 """
 
 from gateway.forwarding.shadowing.comparison import Compared, Pair, compare

@@ -23,6 +23,7 @@ from gateway.forwarding.admission import Gates, Place, found_full
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.shadowing.comparison import Compared, Pair, compare
+from gateway.forwarding.shadowing.glance import Glance
 from gateway.forwarding.shadowing.parity import Parity, ParitySettings
 from gateway.forwarding.topology import CurrentTopology
 from gateway.hooks import ShadowNow
@@ -156,6 +157,7 @@ class Shadows:
         self._clock = clock
         self._draw = draw
         self._held = 0  # bytes of copies that wait, are under way or are compared
+        self._glance = Glance()
         self._comparing = 0
         self._pairs: list[tuple[Copy, Pair]] = []  # that wait for the thread
         self._gathering: asyncio.TimerHandle | None = None
@@ -164,7 +166,7 @@ class Shadows:
         self.table: dict[str, tuple[ModelShadow, ...]] = {}
         self.gated: dict[str, dict[str, Parity]] = {}  # by public model and variant, of those that have to agree first
         self.is_saving = False  # is memory scarce?
-        self.on_pair: Callable[[Pair, Compared], None] = _nobody  # called on the thread with each pair
+        self.on_pair: Callable[[Pair, Compared], None] = _nobody  # called on the thread with each pair that comes there
         self.on_compared: Callable[[Exposed, str, bool], None] = _no_unit  # the unit, the shadow, do they agree
 
     def apply(self, settings: Mapping[str, tuple[ShadowSettings, ...]]) -> None:
@@ -285,12 +287,22 @@ class Shadows:
             shadow.count(FAILED)
             shadow.codes[Code(client.code).name] += 1
             self._held -= copy.size
-        elif self._comparing >= _COMPARED:
-            self._drop(copy, FULL)
         else:
-            shadow.seconds += now - copy.began
-            self._compare(copy, client.body)
+            self._answered(copy, client.body, now - copy.began)
         self._send_waiting(shadow)
+
+    def _answered(self, copy: Copy, body: bytes, seconds: float) -> None:
+        shadow = copy.shadow
+        compared = self._glance.maybe_compare(copy.answer, body, shadow.settings.comparison)
+        if compared is None and self._comparing >= _COMPARED:
+            self._drop(copy, FULL)
+            return
+        shadow.seconds += seconds
+        if compared is None:
+            self._compare(copy, body)
+        else:
+            self._held -= copy.size
+            self._count(copy, compared)
 
     def _compare(self, copy: Copy, body: bytes) -> None:
         shadow = copy.shadow
@@ -339,11 +351,13 @@ class Shadows:
         return compared
 
     def _compared(self, copy: Copy, compared: Compared | None) -> None:
-        shadow = copy.shadow
         self._comparing -= 1
         self._held -= copy.size
-        if compared is None:  # the worker stops
-            return
+        if compared is not None:  # the worker does not stop
+            self._count(copy, compared)
+
+    def _count(self, copy: Copy, compared: Compared) -> None:
+        shadow = copy.shadow
         shadow.wrong += bool(compared.wrong)
         shadow.wrong_here += bool(compared.wrong_here)
         if compared.agreement is None:
