@@ -114,13 +114,6 @@ class KeysAwaited(GatewayError):
     code = Code.UNAVAILABLE
 
 
-class Unsupported(GatewayError):
-    """The method exists, but not for this kind of model."""
-
-    code = Code.UNIMPLEMENTED
-    is_callers = True
-
-
 class DeadlineExceeded(GatewayError):
     """The caller's time was used up here."""
 

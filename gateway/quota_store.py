@@ -68,15 +68,12 @@ class StoreSettings:
 class QuotaStore:
     """Reports until `run` is cancelled. `run` ends by nothing else."""
 
-    def __init__(self, settings: StoreSettings, shared: SharedBuckets, run: Run | None = None) -> None:
+    def __init__(self, settings: StoreSettings, shared: SharedBuckets) -> None:
         """:raises CommandFailed: if the client is not installed."""
         self._settings = settings
         self._shared = shared
-        self._run = run
-        self._client: Any = None
-        if run is None:
-            self._client = client_of(settings)
-            self._run = _runner(self._client)
+        self._client = client_of(settings)
+        self._run_script = _runner(self._client)
         self._poked = asyncio.Event()
         self._told_away = False
         shared.on_hungry = self._poked.set
@@ -92,9 +89,8 @@ class QuotaStore:
                     await self._until_due(began)
         finally:
             self._shared.went_away()
-            if self._client is not None:
-                with contextlib.suppress(Exception):
-                    await self._client.aclose()
+            with contextlib.suppress(Exception):
+                await self._client.aclose()
 
     async def _until_due(self, began: float) -> None:
         """Return when a lease is used up, a period after a report if there is another, or for a sign of life."""
@@ -149,8 +145,7 @@ class QuotaStore:
 
         :raises TimeoutError: if no answer comes in time.
         """
-        assert self._run is not None  # noqa: S101  (made in `__init__`)
-        asking = asyncio.ensure_future(self._run(keys, arguments))
+        asking = asyncio.ensure_future(self._run_script(keys, arguments))
         asking.add_done_callback(_retrieved)
         try:
             await asyncio.wait({asking}, timeout=self._settings.timeout)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gateway.access.principal import NOBODY, Principal
-from gateway.access.rpcs import HEALTH, REFLECTION
+from gateway.access.rpcs import HEALTH
 from gateway.errors import BadRequest
 from gateway.types import Parameter
 
@@ -137,9 +137,6 @@ class Policy:
             return self._scope(tuple(mine))
         mine = [grant for grant in mine if rpc in grant.rpcs]
         return self._scope(tuple(mine)) if mine else None
-
-    def may_reflect(self, principal: Principal) -> bool:
-        return self.maybe_scope(principal, REFLECTION) is not None
 
 
 def check_parameters(names: Mapping[str, Parameter], allowed: frozenset[str]) -> None:

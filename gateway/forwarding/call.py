@@ -30,7 +30,6 @@ from typing import Any, Final
 from gateway.bounded import make_room
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, QuotaExceeded, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
-from gateway.forwarding.apart import Apart
 from gateway.forwarding.attempts import RETRY, Attempt
 from gateway.forwarding.backoff import NEVER, pushback, wait_before
 from gateway.forwarding.batching import Batch, Layout
@@ -42,6 +41,7 @@ from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
 from gateway.forwarding.inference import Decision, Inference, Work, stand_in, whose, why_not
 from gateway.forwarding.laid import Laid
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
+from gateway.forwarding.raw_tensors import RawTensors
 from gateway.forwarding.replay import LargeRequest
 from gateway.forwarding.retry_info import pushback_fields
 from gateway.forwarding.rolled import VariantCounts
@@ -110,7 +110,7 @@ class Call:
     _quota: Quota | None = None  # that it must leave
     kept: Kept | None = None
     _given_up: Kept | None = None  # the same, of an attempt that nobody waits for and that its endpoint goes on with
-    apart: Apart | None = None
+    raw: RawTensors | None = None
     _laid: Laid | None = None  # its tensors in memory that its endpoint shares, if some have been there
     _shadows: tuple[ModelShadow, ...] = ()  # that get a copy of it once it is answered
     _exposed: Exposed | None = None  # if its unit takes part in an experiment
@@ -125,11 +125,11 @@ class Call:
         body: bytes,
         head: Head,
         missing: int = 0,
-        apart: Apart | None = None,
+        raw: RawTensors | None = None,
     ) -> None:
         """method: the RPC that the caller used, for telemetry. body: whole, or all but `missing` bytes of it.
 
-        missing: 0 unless the caller is a `PartsCaller`. apart: its raw tensors, if the body is what is before them.
+        missing: 0 unless the caller is a `PartsCaller`. raw: its raw tensors, if the body is what is before them.
         """
         self._inference = inference
         self._caller = caller
@@ -143,9 +143,9 @@ class Call:
         if missing > 0:
             assert self._parts is not None  # noqa: S101  (no other has a request that is not here whole)
             self.body, self._large = b"", LargeRequest(self._parts, body)
-        if apart is not None:
-            self.apart = apart
-            self._request_bytes += apart.size
+        if raw is not None:
+            self.raw = raw
+            self._request_bytes += raw.size
 
     def begin(self, observer: CallObserver | None = None) -> None:
         """Decide where it may go, and make the first attempt.
@@ -290,8 +290,8 @@ class Call:
 
     def _join(self) -> None:
         """Have its raw tensors in its body, for whoever needs it whole."""
-        if self.apart is not None:
-            self.body, self.apart = self.apart.after(self.body), None
+        if self.raw is not None:
+            self.body, self.raw = self.raw.after(self.body), None
 
     def new_client(self, attempt: Attempt) -> ClientCall:
         client = self._client = attempt.endpoint.connection.call(_PATH, self._fields, self._caller.deadline)
@@ -708,7 +708,7 @@ class Call:
         if self._quota is not None:
             self._leave_quota()
         self.tell_answered()
-        self.apart = None
+        self.raw = None
         if self._large is not None:
             self._large.drop()
         if self._laid is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.deadline import Deadline
-from gateway.forwarding.apart import Apart
 from gateway.forwarding.caller import NO_METADATA, CallerMetadata
+from gateway.forwarding.raw_tensors import RawTensors
 from gateway.types import Metadata, Served, Variant
 from gateway.v2.peek import Head, rename_request
 
@@ -15,16 +15,16 @@ from gateway.v2.peek import Head, rename_request
 class Request:
     """One ModelInferRequest."""
 
-    body: bytes  # whole, or all that is before its raw tensors if these are `apart`
+    body: bytes  # whole, or all that is before its raw tensors if these are in `raw`
     metadata: CallerMetadata = NO_METADATA
     deadline: Deadline | None = None
     peer: str = ""
     method: str = "ModelInfer"  # the RPC that the caller used, for telemetry
-    apart: Apart | None = None
+    raw: RawTensors | None = None
 
     def whole(self) -> bytes:
         """The whole message."""
-        return self.body if self.apart is None else self.apart.after(self.body)
+        return self.body if self.raw is None else self.raw.after(self.body)
 
 
 @dataclass(slots=True)

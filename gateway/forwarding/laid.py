@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gateway.forwarding.apart import Apart
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.caller import PartsCaller
 from gateway.forwarding.hedging.hedge import forsake
 from gateway.forwarding.inference import Inference, Work
+from gateway.forwarding.raw_tensors import RawTensors
 from gateway.forwarding.replay import LargeRequest
 from gateway.rpc.client import ClientCall
 from gateway.status import OK
@@ -29,7 +29,7 @@ class Layable(Protocol):
     body: bytes
     head: Head
     is_over: bool
-    apart: Apart | None  # its raw tensors, while they are not in its body
+    raw: RawTensors | None  # its raw tensors, while they are not in its body
     kept: Kept | None  # what its endpoint may read and write, for the last attempt that had some
 
     def new_client(self, attempt: Attempt) -> ClientCall:
@@ -94,8 +94,8 @@ class Laid:
         answer = self.answer = self._maybe_answer_place(attempt, memory, front) if is_own else None
         if is_small:
             return answer is not None and self._send_for(attempt, answer)
-        if call.apart is not None:
-            placed = call.apart.maybe_place(memory, call.body)
+        if call.raw is not None:
+            placed = call.raw.maybe_place(memory, call.body)
         else:
             placed = memory.maybe_place(front, self._size)
         self.placed = placed
@@ -106,7 +106,7 @@ class Laid:
         if large is not None:
             large.place(placed, self._all_is_placed)
             return True
-        if call.apart is None:
+        if call.raw is None:
             placed.feed_first(call.body)
         return self.is_sent_placed(attempt, placed, client)
 

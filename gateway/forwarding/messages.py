@@ -179,12 +179,12 @@ def build_request(
     id: str = "",
     parameters: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """A serialized ModelInferRequest with raw contents. Arguments as of `request_apart`."""
-    front, raw = request_apart(model, tensors, outputs=outputs, version=version, id=id, parameters=parameters)
+    """A serialized ModelInferRequest with raw contents. Arguments as of `request_parts`."""
+    front, raw = request_parts(model, tensors, outputs=outputs, version=version, id=id, parameters=parameters)
     return with_raw(front, RAW_INPUT, raw)
 
 
-def request_apart(
+def request_parts(
     model: str,
     tensors: Tensors,
     *,

@@ -57,7 +57,7 @@ class Models:
         head = self.inference.requests.peek(request.body)
         pipeline = self.inference.topology.pipelines.get(head.model_name)
         if pipeline is not None:
-            whole = request if request.apart is None else replace(request, body=request.whole(), apart=None)
+            whole = request if request.raw is None else replace(request, body=request.whole(), raw=None)
             return await pipeline.infer(whole, observer)
         return await self._call(request, head, observer)
 
@@ -91,7 +91,7 @@ class Models:
 
     async def _call(self, request: Request, head: Head, observer: CallObserver | None) -> Reply:
         caller = AwaitingCaller(request)
-        call = Call(self.inference, caller, request.method, request.body, head, apart=request.apart)
+        call = Call(self.inference, caller, request.method, request.body, head, raw=request.raw)
         caller.start(call, observer)
         try:
             return await caller.pending()

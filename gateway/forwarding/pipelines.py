@@ -18,10 +18,10 @@ from gateway.forwarding.beside import beside
 from gateway.forwarding.caller import unchecked
 from gateway.forwarding.complaints import Complaints
 from gateway.forwarding.exchange import Reply, Request, Timings
-from gateway.forwarding.messages import build_response, read_request, read_response, request_apart, tensors_of
+from gateway.forwarding.messages import build_response, read_request, read_response, request_parts, tensors_of
 from gateway.forwarding.metadata import REQUEST_ID, served_trailers
 from gateway.forwarding.room import Share
-from gateway.forwarding.shared_arrays import apart, arrays_in, size_of
+from gateway.forwarding.shared_arrays import arrays_in, raw_tensors, size_of
 from gateway.forwarding.threads import Owner, Threads
 from gateway.hooks import CallObserver, StepEnded
 from gateway.status import Code
@@ -442,13 +442,13 @@ class PipelineModel:
         """What the model answers to these rows."""
         is_much = sum(column.nbytes for column in arguments.values()) > _MUCH
         sent = await beside(not is_much, partial(take, arguments, batch))
-        build = partial(request_apart, part.model, sent, outputs=part.requested, id=run.id, parameters=run.parameters)
+        build = partial(request_parts, part.model, sent, outputs=part.requested, id=run.id, parameters=run.parameters)
         front, raw = await beside(_is_brief(sent), build)
         came = run.request
         metadata = unchecked(came.metadata)
         try:
             reply = await self._call(
-                Request(front, metadata, came.deadline, came.peer, came.method, apart(raw)), run.observer
+                Request(front, metadata, came.deadline, came.peer, came.method, raw_tensors(raw)), run.observer
             )
         except BadTensor as exc:  # the called model is a pipeline whose step found a fault in the caller's data
             if exc.row is None or exc.row >= len(batch):

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gateway.forwarding.apart import Apart
+from gateway.forwarding.raw_tensors import RawTensors
 from gateway.steps import Array
 from gateway.types import Buffer
 from gateway.upstream.placed import Held
@@ -62,13 +62,13 @@ def arrays_in(held: Held, wanted: Wanted) -> dict[str, Array]:
     return made
 
 
-def apart(raw: Sequence[Buffer]) -> Apart:
+def raw_tensors(raw: Sequence[Buffer]) -> RawTensors:
     """The raw tensors of a request, with where they lie if all of them are in one part of shared memory."""
     grounds = [_maybe_ground(each) for each in raw]
     first = grounds[0] if grounds else None
     if first is None or any(ground is not first for ground in grounds):
-        return Apart(raw)
-    return Apart(raw, first.held, [(_address(each) - first.at, len(each)) for each in raw])
+        return RawTensors(raw)
+    return RawTensors(raw, first.held, [(_address(each) - first.at, len(each)) for each in raw])
 
 
 def _maybe_ground(raw: Buffer) -> _Ground | None:

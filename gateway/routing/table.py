@@ -50,9 +50,6 @@ class Route:
     rollout: Rolling | None = None  # that moves units; then nobody is in experiments
     default_reason: str = "only"  # why `only_variant` is chosen, for the plan: "only", "version" or "direct"
 
-    # Which facts of a request the rules and the sticky keys need
-    needs_metadata: frozenset[str] = field(init=False, repr=False, compare=False)
-    needs_parameters: bool = field(init=False, repr=False, compare=False)
     # Precomputed: the only variant with a share, the stable split, and the plans for when all variants are available
     only_variant: str | None = field(init=False, repr=False, compare=False)
     rendezvous: Rendezvous | None = field(init=False, repr=False, compare=False)
@@ -62,16 +59,12 @@ class Route:
 
     def __post_init__(self) -> None:
         self._validate()
-        keys = [condition.key for rule in self.rules for condition in rule.conditions]
-        keys += self.sticky.keys if self.sticky else ()
         shares = self.split.shares
         only_variant = next(iter(shares)) if len(shares) == 1 else None
         wheel = Rendezvous(shares, self.sticky.salt) if self.sticky and not only_variant else None
         draws = self.split if self.rollout is None else self.rollout.of_split(self.split)
         object.__setattr__(self, "draws", draws)
         prepared = {
-            "needs_metadata": frozenset(key.name for key in keys if key.source == "metadata"),
-            "needs_parameters": any(key.source == "parameter" for key in keys),
             "only_variant": only_variant,
             "rendezvous": wheel,
             "plans": self._prepare_plans(),

@@ -129,7 +129,6 @@ class WireServer:
         self._edges: set[ServerEdge] = set()
         self._shaking: set[Any] = set()  # accepted connections that have no protocol yet: TLS shakes hands first
         self._empty = asyncio.Event()
-        self._stopped = asyncio.Event()
         self._alarm: Alarm
         self._ticker: asyncio.TimerHandle | None = None
         self._servicing = Servicing(self.limits)
@@ -224,15 +223,6 @@ class WireServer:
         if self._ticker is not None:
             self._ticker.cancel()
             self._alarm.stop()
-        self._stopped.set()
-
-    async def wait_for_termination(self, timeout: float | None = None) -> bool:
-        """Wait until the server has stopped. Returns whether `timeout` (seconds) came first, as grpc.aio's does."""
-        try:
-            await asyncio.wait_for(self._stopped.wait(), timeout)
-        except asyncio.TimeoutError:
-            return True
-        return False
 
     # Connections
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.artifacts import Artifact, Progress, cache_folder, fetch
+from gateway.artifacts import Artifact, cache_folder, fetch
 from gateway.errors import CommandFailed
 
 TRITON = Artifact(
@@ -81,7 +81,7 @@ class Installation:
         return {"PATH": os.pathsep.join(path), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
 
 
-def install(*, cache: Path | None = None, progress: Progress | None = None) -> Installation:
+def install() -> Installation:
     """Fetch and prepare the parts that are missing. Blocks.
 
     :raises UnsuitableHost: if this system or this Python cannot run it.
@@ -89,9 +89,9 @@ def install(*, cache: Path | None = None, progress: Progress | None = None) -> I
     """
     _require_system(platform.system(), platform.machine(), platform.libc_ver())
     _require_python(sys.implementation.name, sys.version_info.minor)
-    home = cache_folder() if cache is None else cache
-    root = fetch(TRITON, cache=home, progress=progress)
-    numpy = fetch(_numpy(sys.version_info.minor), cache=home, progress=progress)
+    home = cache_folder()
+    root = fetch(TRITON)
+    numpy = fetch(_numpy(sys.version_info.minor))
     server = root / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / f"3.{sys.version_info.minor}" / "triton_python_backend_stub"
     libraries = (root / "nvidia_pytriton.libs", *_python_library(stub, root / "nvidia_pytriton.libs", home))

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from gateway.artifacts import Progress
 from gateway.process.scratch import Scratch, left_over
 from gateway.triton.host import Installation, LocalTritonError, has_gpu, install
 from gateway.triton.keeper import remove_leftovers
@@ -64,8 +63,6 @@ class LocalTriton:
         extra: Sequence[str] = (),
         log: Path | None = None,
         exit_seconds: int = 3,
-        cache: Path | None = None,
-        progress: Progress | None = None,
     ) -> None:
         """Only remembers; `start` acts.
 
@@ -74,7 +71,6 @@ class LocalTriton:
         extra:         further arguments for tritonserver; the last one of a kind wins.
         log:           file that the server's output is added to; None keeps it only as long as this object.
         exit_seconds:  what requests in flight get when the server is asked to stop.
-        cache, progress: for fetching the server, see `gateway.artifacts.fetch`.
         """
         self.repository = repository
         self.host = host
@@ -86,8 +82,6 @@ class LocalTriton:
         self._extra = tuple(extra)
         self._log_path = log
         self._exit_seconds = exit_seconds
-        self._cache = cache
-        self._progress = progress
         self._log: BinaryIO | None = None
         self._log_start = 0
         self._shm_prefix = ""
@@ -130,7 +124,7 @@ class LocalTriton:
         """
         if self.is_running:
             raise RuntimeError(f"{self!r} runs already")
-        installation = await asyncio.to_thread(install, cache=self._cache, progress=self._progress)
+        installation = await asyncio.to_thread(install)
         models = self.models if self.models is not None else await asyncio.to_thread(self._servable)
         asked = (self.grpc_port, self.http_port, self.metrics_port)
         for tries_left in reversed(range(_TRIES)):

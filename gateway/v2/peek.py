@@ -352,14 +352,13 @@ def rename_stream_response(
     head: StreamHead,
     *,
     model_name: str | None = None,
-    model_version: str | None = None,
     id: str | None = None,
 ) -> bytes:
     """A message with some scalars of its `infer_response` replaced, as `rename_request` does."""
     error = _string(_STREAM_ERROR, head.error)
     if head.response is None:
         return error + head.rest
-    inner = rename_response(body, head.response, model_name=model_name, model_version=model_version, id=id)
+    inner = rename_response(body, head.response, model_name=model_name, id=id)
     renamed = stream_response(inner)
     return b"".join((error, renamed, head.rest)) if error or head.rest else renamed
 

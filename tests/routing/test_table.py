@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.routing import Condition, Direct, Exact, Key, Route, Routes, Rule, Split, Sticky, plan
+from gateway.routing import Condition, Direct, Exact, Key, Route, Routes, Rule, Split, plan
 from gateway.routing.table import MAX_NAME
 from gateway.types import Facts, Variant
 
@@ -100,16 +100,6 @@ def test_only_names_from_the_config_are_known() -> None:
 def test_names_are_the_public_ones_first_and_then_the_variants_own() -> None:
     assert Routes([NET]).names == ["net", "net_trt", "net_onnx"]
     assert Routes([NET], direct=Direct.NONE).names == ["net"]
-
-
-def test_a_route_says_which_facts_it_needs() -> None:
-    sticky = Sticky((Key("metadata", "x-user"), Key("parameter", "session")), "s")
-    by_metadata = Rule("qa", (Condition(Key("metadata", "x-qa"), Exact("1")),), "cpu")
-
-    assert (NET.needs_metadata, NET.needs_parameters) == (frozenset(), False)
-    both = replace(NET, sticky=sticky, rules=(by_metadata,))
-    assert (both.needs_metadata, both.needs_parameters) == (frozenset({"x-user", "x-qa"}), True)
-    assert replace(NET, rules=(TESTER,)).needs_parameters
 
 
 @pytest.mark.parametrize(

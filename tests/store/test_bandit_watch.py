@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watches import Looking, workers
 
 from gateway.experimentation.bandit_analysis import NextShares, RewardQuestion
 from gateway.experimentation.bandit_watch import BanditWatch
@@ -38,7 +39,7 @@ def with_bandit(**changed: Any) -> Plan:
     return replace(PLAN, bandit=replace(PLAN.bandit, **changed))
 
 
-class Worker:
+class Worker(Looking):
     """A watch whose looks the test makes, and what it was told."""
 
     def __init__(self, url: str, name: str) -> None:
@@ -51,8 +52,7 @@ class Worker:
 
     def look(self, plan: Plan = PLAN) -> int:
         """How many epochs it knows."""
-        self.watch._plans = {plan.name: plan}  # as `follow` says, without a thread
-        self.watch.look()
+        self.look_at(plan)
         return len(self.epochs[plan.name].so_far) if plan.name in self.epochs else 0
 
     def look_until(self, count: int) -> None:
@@ -67,27 +67,17 @@ class Worker:
         return found
 
 
+Make = Callable[[str], Worker]
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/bandits.db"
 
 
 @pytest.fixture
-def worker(url: str) -> Iterator[Callable[[str], Worker]]:
-    made: list[Worker] = []
-
-    def make(name: str) -> Worker:
-        made.append(Worker(url, name))
-        return made[-1]
-
-    yield make
-    for each in made:
-        store = each.watch._close()
-        if store is not None:
-            store.close()
-
-
-Make = Callable[[str], Worker]
+def worker(url: str) -> Iterator[Make]:
+    yield from workers(lambda name: Worker(url, name))
 
 
 def later(url: str, seconds: float) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from postgres import Postgres
 from sqlalchemy import delete, text
+from watches import Looking, workers
 
 from gateway.errors import CommandFailed
 from gateway.experimentation import rollout_watch
@@ -35,7 +36,7 @@ GUARDED = replace(
 FIRST = State(Phase.RUNNING, 0, 0.5, version=1)
 
 
-class Worker:
+class Worker(Looking):
     """A watch whose looks the test makes, and what it was told."""
 
     def __init__(self, url: str, name: str) -> None:
@@ -48,8 +49,7 @@ class Worker:
         self.states = states
 
     def look(self, plan: RolloutPlan = PLAN) -> State:
-        self.watch._plans = {plan.name: plan}  # as `follow` says, without a thread
-        self.watch.look()
+        self.look_at(plan)
         return self.states[plan.key]
 
     @property
@@ -58,26 +58,17 @@ class Worker:
         return found
 
 
+Make = Callable[[str], Worker]
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/rollouts.db"
 
 
 @pytest.fixture
-def worker(url: str) -> Iterator[Callable[[str], Worker]]:
-    made: list[Worker] = []
-
-    def make(name: str) -> Worker:
-        made.append(Worker(url, name))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.watch._analyses.close()
-        each.watch._opened().close()
-
-
-Make = Callable[[str], Worker]
+def worker(url: str) -> Iterator[Make]:
+    yield from workers(lambda name: Worker(url, name))
 
 
 def often(times: int, counts: Counts) -> Counts:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watches import Looking, workers
 
 from gateway.experimentation.verdict_watch import VerdictWatch
 from gateway.experiments.plan import Amount, Better, Guardrail, Kind, OutcomeSpec, Plan
@@ -35,7 +36,7 @@ PLAN = Plan(
 BREACHED = "experiment spring: guardrail breached: latency of 'b': "
 
 
-class Worker:
+class Worker(Looking):
     """A watch whose looks the test makes."""
 
     def __init__(self, url: str, name: str) -> None:
@@ -46,8 +47,7 @@ class Worker:
     def look(self, *plans: Plan) -> Any:
         """What is known of the first plan; None: nothing yet."""
         given = plans or (PLAN,)
-        self.watch._plans = {plan.name: plan for plan in given}  # as `follow` says, without a thread
-        self.watch.look()
+        self.look_at(*given)
         return next((each for each in self.watch.latest() if each["name"] == given[0].name), None)
 
     def look_until_told(self, *plans: Plan) -> Any:
@@ -72,25 +72,17 @@ class Worker:
             store.close()
 
 
+Make = Callable[[str], Worker]
+
+
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/verdicts.db"
 
 
 @pytest.fixture
-def worker(url: str) -> Iterator[Callable[[str], Worker]]:
-    made: list[Worker] = []
-
-    def make(name: str) -> Worker:
-        made.append(Worker(url, name))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.end()
-
-
-Make = Callable[[str], Worker]
+def worker(url: str) -> Iterator[Make]:
+    yield from workers(lambda name: Worker(url, name))
 
 
 def fill(url: str, slower: float = 0.5, count: int = 400, name: str = "spring") -> None:

@@ -1,4 +1,4 @@
-"""A request of the gateway's own whose raw tensors are not in its message yet.
+"""The raw tensors of a request of the gateway's own, while they are in no message.
 
 A pipeline makes arrays. Where they can be laid into memory that the endpoint shares, they need not be put into a
 message first; and where they were made in such memory, nothing is copied at all.
@@ -14,8 +14,8 @@ from gateway.upstream.shared_memory import SharedMemory
 from gateway.v2.peek import RAW_INPUT, encode_varint, with_raw
 
 
-class Apart:
-    """The raw tensors of one request, in the order of its inputs. They do not change while anybody has this."""
+class RawTensors:
+    """Those of one request, in the order of its inputs. They do not change while anybody has this."""
 
     __slots__ = ("_held", "_places", "_raw", "size")
 
