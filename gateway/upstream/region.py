@@ -23,7 +23,7 @@ from typing import Final
 from gateway.upstream.slots import Slots
 from gateway.v2.shared_memory import RESERVED
 
-_TRIES: Final = 5  # to make a file that no gateway, which starts at the same moment, removes as a dead one's
+_TRIES: Final = 100  # to make a file that no gateway, which starts at the same moment, removes as a dead one's
 _STEP: Final = 64 << 20  # bytes that are allocated before it is asked again whether they are wanted
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
