@@ -115,7 +115,7 @@ class LocalTriton:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def start(self, *, timeout: float = 60.0) -> None:
+    async def start(self, *, timeout: float = 120.0) -> None:
         """Fetch the server if need be, start it, and return when it and its models are ready.
 
         timeout: seconds from the process' start to readiness.

@@ -17,6 +17,7 @@ import pytest
 from browser import MISSING, Browser, browser
 from command_line import command, free_address
 from played_triton import played
+from runbook import as_the_page_says
 from test_workers import until_all_up
 from traffic import config, http, write
 
@@ -185,5 +186,7 @@ async def test_a_breached_guardrail_is_on_every_scrape_of_several_workers_and_in
             assert (started.output + started.errors).count(
                 "experiment spring: guardrail breached: latency of 'int8'"
             ) == 1
+            here = {"int8-in-spring": "spring", "'onnx'": "'fp32'"}
+            await as_the_page_says("experiment-guardrail", content["admin"]["listen"], tmp_path, here, within=60)
             started.signal(signal.SIGTERM)
             assert await started.wait() == 0

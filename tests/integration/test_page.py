@@ -120,7 +120,7 @@ async def test_models_that_nobody_configured_are_shown_where_all_may_be_called(
         await chromium.until(f"{table_of(label)}.length > 5")
         rows = {row[0]: row for row in await chromium.run(f"return {table_of(label)}")}
         assert rows["add_one_a"][1] == "✓ ready"
-        assert rows["add_one_a"][4].endswith("ms")
+        assert rows["add_one_a"][4].endswith("s")  # ms, or s on a busy machine
         assert rows["add_one_b"][1:4] == ["✓ ready", "0", "–"]
         assert [row[0] for row in await chromium.run(f"return {table_of('Called by other names')}")] == ["other"]
         assert "No public model" not in await chromium.text()
