@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _LEAST_SECONDS: Final = 60.0  # between two verdicts of one experiment
 _STOPPED_SECONDS: Final = 600.0  # likewise of one that was stopped: only late reports still come to it
 _REST: Final = 30.0  # times as long as a verdict took, at least, until the next one
+_MOST_LOST: Final = 60.0  # seconds that count of a process without an answer, which may have waited and not worked
 _LOOK_SECONDS: Final = 5.0  # between two looks at what others have found
 _BUSY_SECONDS: Final = 1.0  # the same while one is being found here
 _LEAST_ROOM: Final = 150_000_000  # bytes, without which none is started: 90 MB are taken whatever it is asked
@@ -151,7 +152,7 @@ class VerdictWatch(StoreWatch[Plan, _Followed]):
         if answer is None and self._analyses.is_asked:
             return
         if answer is None:
-            took = time.monotonic() - self._asked_at
+            took = min(time.monotonic() - self._asked_at, _MOST_LOST)
             answer = NewVerdict(question, cost=took, trouble="the process that makes it has ended")
         self._asked = None
         self._analyses.close()  # it would keep 80 MB until the next one is due

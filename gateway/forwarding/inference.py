@@ -650,9 +650,11 @@ class Inference:
         if work.sequence is not None or pool is None:
             return
         others = [v for v in work.attempts.targets if v.upstream != variant.upstream or v.model != variant.model]
-        record, scopes = attempt.endpoint.record(variant.model, variant.version), _scopes(work)
+        scopes = _scopes(work)
+        # A name that a caller makes up has no others, and no record: those of real models would make room for it.
+        record = attempt.endpoint.record(variant.model, variant.version) if others else None
         elsewhere: Sequence[Counts] = ()
-        if others and record.may_be_broken(now, scopes):
+        if record is not None and record.may_be_broken(now, scopes):
             elsewhere = [counts for v in others for counts in self._counts(v, now)]
         ever = [
             self.topology.pools[v.upstream].ever(v.model, v.version)
@@ -670,7 +672,7 @@ class Inference:
             elsewhere_ever=(sum(e[0] for e in ever), sum(e[1] for e in ever)),
         ):
             self._tell_ejection(attempt, now)
-        elif others and record.is_doubtful:
+        elif record is not None and record.is_doubtful:
             make_room(self._doubted, _DECISIONS_KEPT)
             self._doubted[variant, scopes] = now + DOUBT_SECONDS
 

@@ -41,6 +41,7 @@ MOST_EJECTIONS: Final = 256  # of one model on one endpoint, for different calle
 _LOOK_SECONDS: Final = 10.0  # between two looks for ejections that may be forgotten
 MEANWHILE: Final = 20  # calls of the peers, from which on a run is judged by them
 _MUCH: Final = 2.0  # times the share that failed of these: they are few, and chance may have favoured them
+_COMPARABLE: Final = 4  # times as many failures as a sample has calls: of more, most were other calls than these
 MARGIN: Final = 0.1  # by so much a larger share must fail than at the peers: a sure difference may still be a small one
 
 BARREN_SECONDS: Final = 1.0  # without a success, after which a whole variant may be compared with others
@@ -89,10 +90,14 @@ def surprise(run: int, peers: Counts) -> float:
 
     How likely that is they tell by a uniform prior, so the more failures are asked for, the fewer the peers' calls are:
     the product of (failed + 1 + i) / (calls + 2 + i) for i below `run`. 0 if none of the peers' calls went well.
+
+    A run may have begun long before the few came: input that fails everywhere, of whom nobody else was calling then,
+    makes the longest. So no more of it counts than what may have come beside them.
     """
     calls, failed = peers
     if failed >= calls:
         return 0.0
+    run = min(run, _COMPARABLE * calls)
     lgamma = math.lgamma
     return lgamma(failed + 1) - lgamma(failed + 1 + run) + lgamma(calls + 2 + run) - lgamma(calls + 2)
 

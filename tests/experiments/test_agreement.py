@@ -54,6 +54,19 @@ class TestTensors:
         assert found.agrees
         assert found.measures["absolute"] == pytest.approx(120_000, rel=1e-3)
 
+    def test_what_is_equal_reaches_a_cosine_of_one(self) -> None:
+        """Whose rounding makes it a little less."""
+        y = floats(0.0, 0.6097578, -1.1726854, 1.0093691)
+        assert Tensors(cosine=1.0)({"y": y}, {"y": y.copy()}).agrees
+
+    def test_whole_numbers_of_64_bits_that_a_float_can_t_tell_apart_differ(self) -> None:
+        one, other = np.array([2**53]), np.array([2**53 + 1])
+        found = Tensors(0.0, 0.0)({"y": one}, {"y": other})
+        assert not found.agrees
+        assert found.measures["absolute"] == 1.0
+        assert Tensors(0.0, 0.0)({"y": other}, {"y": other.copy()}).agrees
+        assert Tensors(1.0, 0.0)({"y": one}, {"y": other}).agrees
+
     def test_directions_may_count_in_place_of_values(self) -> None:
         rule = Tensors(absolute=1e9, cosine=0.99)
         assert rule({"y": floats(1, 2)}, {"y": floats(2, 4)}).agrees

@@ -7,6 +7,7 @@ import logging
 import random
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import NoHooks, NoObserver
-from gateway.routing import Key, Route, Routes, Split, Sticky
+from gateway.routing import Direct, Key, Route, Routes, Split, Sticky
 from gateway.rpc.requests import RequestHead
 from gateway.status import Code, Origin
 from gateway.types import Variant
@@ -121,6 +122,26 @@ def elsewhere(seed: int, bad: list[Caller], good: Caller, seconds: float = 600.0
     ended = [variant for _, caller, variant in world.run([*bad, good], seconds) if caller is good]
     assert len(ended) > 5
     return sum(variant != "gpu" for variant in ended) / len(ended)
+
+
+def test_names_that_callers_make_up_take_no_room_among_what_is_known_of_models() -> None:
+    """There is room for some thousands, and what is known longest goes for them: an ejection among it."""
+    world = World(1)
+    routes, pools = Routes(direct=Direct.ALL, default_upstream="gpu"), {"gpu": Pool("gpu", [world.endpoints["gpu"]])}
+    world.inference.current.now = Topology(routes, pools)
+    inference, metadata = world.inference, metadata_of(RequestHead(b"/", (), b"", b"", None))
+    for number in range(10):
+        body = pb.ModelInferRequest(model_name=f"no {number}").SerializeToString()
+        work = inference.begin(
+            inference.decision(metadata, inference.requests.peek(body)), NoObserver(), "ipv4:10.0.0.1:50000"
+        )
+        attempt = inference.maybe_next(work)
+        assert attempt is not None
+        inference.attempt_started(work, attempt)
+        text = f"Request for unknown model: 'no {number}' is not found"
+        with suppress(GatewayError):
+            inference.attempt_failed(work, attempt, CallFailed(Code.NOT_FOUND, text, origin=Origin.SERVER))
+    assert not world.endpoints["gpu"].records
 
 
 @pytest.mark.parametrize("good", [0.05, 1.0, 10.0])

@@ -17,7 +17,10 @@ from gateway.steps import datatype_of
 from gateway.v2.raw import to_raw
 
 NAN, INFINITY = float("nan"), float("inf")
-COMPARISONS = (Tensors(), Tensors(0.0, 0.0), Tensors(0.5, 0.0, 0.9), Tensors(INFINITY, 0.0), Classification(score=0.1))
+COMPARISONS = (
+    Tensors(), Tensors(0.0, 0.0), Tensors(0.0, 0.0, 1.0), Tensors(0.5, 0.0, 0.9), Tensors(INFINITY, 0.0),
+    Classification(score=0.1),
+)  # fmt: skip
 KINDS = {"FP32": np.float32, "FP64": np.float64, "FP16": np.float16, "INT32": np.int32, "BOOL": np.bool_}
 
 

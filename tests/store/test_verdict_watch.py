@@ -289,6 +289,19 @@ def test_a_process_that_ends_without_an_answer_is_trouble_and_leaves_the_verdict
     assert any("no verdict on experiment spring can be found" in each.getMessage() for each in caplog.records)
 
 
+def test_a_process_that_hung_keeps_verdicts_away_for_no_hours(worker: Make, url: str) -> None:
+    """It is given up after ten minutes, in which it may have waited for the store: guardrails must be watched on."""
+    fill(url, count=10)
+    one = worker("a")
+    one.look()
+    process = one.watch._analyses._process
+    assert process is not None
+    process.kill()
+    one.watch._asked_at -= 600.0
+    one.look_until_told()
+    assert one.watch._rests_until - time.monotonic() <= 1800.0
+
+
 def test_who_has_lost_the_lease_writes_nothing(worker: Make, url: str) -> None:
     store = VerdictStore(url)
     store.look("b", {"spring": None}, 15.0)

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.upstream.ejection import FIRST_SECONDS, MOST_SECONDS, MOST_SHARED_SECONDS, TRIAL_CALLS, TRIAL_GAP
 from gateway.upstream.failures import NOBODY_KNOWN, Scopes, scopes_of
-from gateway.upstream.outlier import SURE, Record, Standard, Standing, evidence, expected_share
+from gateway.upstream.outlier import ENOUGH, SURE, Record, Standard, Standing, evidence, expected_share
 
 GOOD_PEERS = [Standard(0.02)]
 ANN, BOB, EVE = (scopes_of(name, None) for name in ("ann", "bob", "eve"))
@@ -38,6 +38,15 @@ def test_what_is_expected_is_what_the_better_half_of_the_peers_does() -> None:
     assert expected_share([(98, 0), (500, 500)]) == 0.01
     assert expected_share([(48, 4), (50, 5), (70, 70)]) == 0.1
     assert expected_share([(0, 0)]) == 0.5
+
+
+def test_however_long_a_run_a_fallback_s_first_good_answers_among_bad_ones_say_little() -> None:
+    """Input that fails everywhere came in thousands before whoever's calls go well."""
+    for failed in (7, 6):
+        assert Standard(0.5, samples=[(8, failed)]).against(1000, 1000, 1000) < ENOUGH
+    assert Standard(0.5, samples=[(20, 17)]).against(1000, 1000, 1000) < ENOUGH
+    assert Standard(0.5, samples=[(8, 0)]).against(5, 5, 5) >= ENOUGH
+    assert Standard(0.5, samples=[(8, 4)]).against(1000, 1000, 1000) >= ENOUGH
 
 
 def fails(record: Record, now: float, scopes: Scopes = NOBODY_KNOWN, peers: Sequence[Standard] = GOOD_PEERS) -> bool:

@@ -126,6 +126,8 @@ class Worst:
             if size > 0.0:
                 self.relative = max(self.relative, apart / size)
             both, own, other = both + x * y, own + x * x, other + y * y
+        if both == own == other:  # as they are equal; rounding would make it a little less than 1
+            return True
         length = sqrt(own) * sqrt(other)
-        self.cosine = min(self.cosine, both / length if length > 0.0 else float(own == other))
+        self.cosine = min(self.cosine, both / length if length > 0.0 else 0.0)
         return True
