@@ -120,6 +120,7 @@ FRAME_BYTES: Final = 65_536  # payload of a frame that is sent; streams take tur
 MOST_RECEIVED: Final = 1 << 20  # payload of a frame that is taken: a large body may come in one, read in few pieces
 MOST_OTHER: Final = 65_536  # likewise, of a client's frame that is no DATA: such a one must be here whole
 MOST_RESIZED: Final = 20_000  # stream windows that the peer's SETTINGS may change between two outputs: some ms of work
+MOST_PADDING: Final = 256  # bytes of a frame, the length of its padding with it (RFC 9113 section 6.1)
 
 _OF_CONNECTION: Final = frozenset((SETTINGS, PING, GOAWAY))
 _PROTOCOL: Final = ErrorCode.PROTOCOL_ERROR
@@ -990,7 +991,8 @@ class Engine:
         stream = self._streams.get(stream_id)
         if stream is not None and stream.state < HALF_CLOSED_REMOTE:
             stream.unacknowledged += amount
-            if stream.unacknowledged >= self._update_stream_at and not 0 <= missing <= stream.receive_window:
+            suffices = 0 <= missing <= stream.receive_window - MOST_PADDING
+            if stream.unacknowledged >= self._update_stream_at and not suffices:
                 self._update_window(stream_id, stream.unacknowledged)
                 stream.receive_window += stream.unacknowledged
                 stream.unacknowledged = 0

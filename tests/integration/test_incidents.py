@@ -277,6 +277,9 @@ async def test_sequence_lost(site: Site, gpu: LocalTriton) -> None:
                     "sequence 4711 of model 'speech' is lost",
                 )
                 if not number:
+                    await until(
+                        lambda: "4711 of model 'speech' is lost" in site.process.output, 60, "the access log's line"
+                    )
                     await site.runs("sequence-lost")
         finally:
             await gpu.start()
