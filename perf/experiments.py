@@ -49,6 +49,7 @@ PER_REPORT = 50  # outcomes of one request
 NOTHING, ANSWERS, ALL = "nothing", "answers looked at", "all of it, 1 % shadowed"
 REPORTED, EXPOSED = "an experiment, reported", "an experiment, four outcomes measured"
 SHADOWS = {f"shadow of {share:.0%}": share for share in (0.0, 0.01, 0.1, 1.0)}
+NAMES = [NOTHING, *SHADOWS, REPORTED, EXPOSED, ANSWERS, ALL]
 
 _POSTGRES = Path(__file__).parents[1] / "tests" / "store" / "postgres.py"
 
@@ -139,9 +140,8 @@ def server(is_triton: bool, folder: Path, ports: Ports, ended: ExitStack) -> int
 
 
 def costs(rounds: int, each: float, port: int, folder: Path, ports: Ports, ended: ExitStack) -> None:
-    names = [NOTHING, *SHADOWS, REPORTED, EXPOSED, ANSWERS, ALL]
     started = {}
-    for name in names:
+    for name in NAMES:
         file = "".join(letter if letter.isalnum() else "-" for letter in name)
         content = config(name, port, f"sqlite:///{folder}/{file}.db")
         started[name] = ended.enter_context(gateways.gateway(content, file, folder, (ports.take(), ports.take())))

@@ -3,6 +3,7 @@
 On a busy machine CPU time says little, and nothing of a change of a hundredth; what is executed hardly varies. The
 gateway under callgrind is fifty times slower, so it finds many requests at once: system calls and wake-ups are not in
 these figures, and many calls share what a read and a write cost. They are for comparing a change with what was before.
+With `--experiments NAME` the gateway has that config of `perf.experiments`, and the calls are of a hundred users.
 
 source: valgrind's manual, "Callgrind Format Specification".
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 import uvloop
 
 from gateway.transport.dialer import ChannelOptions, WireChannel
-from perf import gateways, machine
+from perf import experiments, gateways, machine
 from perf.children import Child, NotStarted, Ports
 from perf.stack import until_ready
 from perf.users import Users
@@ -32,6 +33,7 @@ from perf.users import Users
 _PATIENCE = 300.0  # seconds until a gateway under valgrind is ready
 _WARM = 3.0  # seconds of calls before it is counted
 _NAMED = re.compile(r"\((\d+)\)(?: (.*))?$")
+_USERS = 100  # so few that all are known once it is counted
 _CALL = "CPyDef_call___Call___begin"  # runs once for each call; only if the hot path is compiled
 
 
@@ -87,8 +89,10 @@ def table(costs: Costs, rows: int) -> Iterable[str]:
         yield f"{costs.calls[function] / calls:12.2f} {own / calls:8,.0f} {whole:15,.0f}  {function}"
 
 
-async def count(answers: int, callers: int, folder: Path) -> Path:
+async def count(answers: int, callers: int, folder: Path, name: str | None) -> Path:
     """Answers callgrind's file.
+
+    name: of a config of `perf.experiments`; None: a plain one.
 
     :raises NotStarted: if valgrind is missing or the gateway does not start.
     """
@@ -100,16 +104,20 @@ async def count(answers: int, callers: int, folder: Path) -> Path:
         port = ports.take()
         server = [sys.executable, "-m", "perf.quick_server", str(port)]
         ended.enter_context(Child(server, port, folder / "server.log"))
-        config = gateways.config(port)
-        config["telemetry"]["access_log"]["sample"] = 0.0
+        model, users = (gateways.TINY, 1) if name is None else (experiments.MODEL, _USERS)
+        if name is None:
+            config = gateways.config(port)
+            config["telemetry"]["access_log"]["sample"] = 0.0
+        else:
+            config = experiments.config(name, port, f"sqlite:///{folder}/experiments.db")
         under = [valgrind, "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}"]
         child = gateways.gateway(config, "gateway", folder, (ports.take(), ports.take()), under=under)
         ended.enter_context(child)
-        until_ready(child.address, [gateways.TINY], _PATIENCE)
+        until_ready(child.address, [model], _PATIENCE)
         async with WireChannel(child.address, ChannelOptions(connections=4, together=8)) as channel:
-            await Users(channel, gateways.TINY, 1).call(_WARM, callers)
+            await Users(channel, model, users).call(_WARM, callers)
             _control(child, "--instr=on")
-            load = Users(channel, gateways.TINY, 1)
+            load = Users(channel, model, users)
             while load.answers < answers:
                 await load.call(1.0, callers)
             _control(child, "--instr=off")
@@ -126,10 +134,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--answers", type=int, default=2000, help="at least (default: 2000)")
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--rows", type=int, default=60, help="functions to show (default: 60)")
+    parser.add_argument(
+        "--experiments", metavar="NAME", choices=experiments.NAMES, help="a config of `perf.experiments`"
+    )
     given = parser.parse_args(arguments)
     print(f"Python {machine.python()}")
     with tempfile.TemporaryDirectory() as folder:
-        found = uvloop.run(count(given.answers, given.callers, Path(folder)))
+        found = uvloop.run(count(given.answers, given.callers, Path(folder), given.experiments))
         costs = read(found.read_text().splitlines())
     print(*table(costs, given.rows), sep="\n")
 

@@ -171,7 +171,7 @@ class Call:
             if inference.shadows.table and self._large is None and work.sequence is None:
                 self._shadows = inference.shadows.drawn(work.route.model)
             if inference.exposures.table:
-                self._exposed = inference.exposed(work, decision.request_id)
+                self._exposed = inference.exposed(work, decision)
             if inference.rolled.table:
                 self._counted = inference.rolled_begun(work, self._caller.peer)
             if not inference.shares.table or not self._share(work):

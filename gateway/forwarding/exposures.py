@@ -1,7 +1,8 @@
 """Which units met which arm of an experiment, and what was measured of their calls, until somebody takes it.
 
 A unit's exposure is told once, and its calls are added up per unit, so that a repeat costs a look-up and makes nothing
-that stays, and what is held is bounded. Nothing here knows of a store: once in a while somebody takes what there is.
+that stays, and what is held is bounded. Whoever remembers what was decided for a call remembers its `Member` with that,
+and even the look-up is saved. Nothing here knows of a store: once in a while somebody takes what there is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from math import exp, log
 from typing import Final, NamedTuple
+
+from mypy_extensions import mypyc_attr
 
 from gateway.bounded import make_room
 from gateway.errors import MalformedMessage
@@ -28,6 +31,8 @@ _WAITING: Final = 100_000  # records of one kind that wait for `take`
 _STEPS: Final = 1.0 / log(1.02)  # measured values of one call are rounded to steps of 2 %, so that alike ones are one
 _LONGEST: Final = 64  # characters of a unit or request that are kept as they are
 _RULE: Final = "rule:"
+_LATENCY: Final = "latency"  # what of a call's end is measured …
+_ERROR: Final = "error"
 _MOST_READ: Final = 1 << 20  # bytes of an answer whose confidence is measured
 
 
@@ -67,15 +72,84 @@ class Met:
     propensity: float | None = None  # … and the probability with which the unit got this arm
 
 
+class Layout:
+    """Which outcomes are measured at a call's end, by their places."""
+
+    def __init__(self, measures: Sequence[tuple[str, str]], sums: frozenset[str]) -> None:
+        """sums: outcomes that are added up; of the others each value counts."""
+        added, singly = list[tuple[int, str]](), list[tuple[int, str]]()
+        for at, (outcome, measure) in enumerate(measures):
+            (added if outcome in sums else singly).append((at, measure))
+        self.added = added
+        self.singly = singly
+        self.is_timed = any(measure == _LATENCY for _, measure in measures)
+        self.at_errors = sum(1 for _, measure in measures if measure == _ERROR)  # that any call's end counts for
+        self.outcomes = len(measures)
+
+
 class Tally:
-    """What the calls of one unit have come to, outcome by outcome in their order in the `Book`."""
+    """What the calls of one unit have come to.
 
-    __slots__ = ("counts", "sums", "values")
+    What every call adds to are numbers of their own, which compiled code holds without an object for each.
+    """
 
-    def __init__(self, outcomes: int) -> None:
-        self.counts = [0] * outcomes  # of values that were added up
-        self.sums = [0.0] * outcomes
+    __slots__ = (
+        "_counts",
+        "_layout",
+        "_outcomes",
+        "_sums",
+        "answered",
+        "bytes",
+        "ended",
+        "failed",
+        "seconds",
+        "values",
+    )
+
+    def __init__(self, outcomes: int, layout: Layout | None = None) -> None:
+        self._outcomes = outcomes
+        self._layout = layout
+        self._counts: list[int] | None = None
+        self._sums: list[float] | None = None
+        self.ended = 0  # calls that were answered, or failed by an error that counts
+        self.failed = 0
+        self.answered = 0
+        self.bytes = 0  # of answers …
+        self.seconds = 0.0  # … and until them
         self.values: dict[tuple[int, float], int] | None = None  # calls by outcome and value, where each value counts
+
+    def add(self, at: int, value: float) -> None:
+        """A value of an outcome that is not measured at a call's end."""
+        counts, sums = self._added()
+        counts[at] += 1
+        sums[at] += value
+
+    def _added(self) -> tuple[list[int], list[float]]:
+        counts, sums = self._counts, self._sums
+        if counts is None or sums is None:
+            counts, sums = self._counts, self._sums = [0] * self._outcomes, [0.0] * self._outcomes
+        return counts, sums
+
+    @property
+    def counts(self) -> list[int]:
+        """Of values that were added up, outcome by outcome in their order in the `Book`."""
+        counts, _ = self._added()
+        if self._layout is not None:
+            for at, measure in self._layout.added:
+                counts[at] = self.ended if measure == _ERROR else self.answered
+        return counts
+
+    @property
+    def sums(self) -> list[float]:
+        """Of the same values."""
+        _, sums = self._added()
+        if self._layout is not None:
+            for at, measure in self._layout.added:
+                if measure == _ERROR:
+                    sums[at] = float(self.failed)
+                else:
+                    sums[at] = self.seconds if measure == _LATENCY else float(self.bytes)
+        return sums
 
 
 class Measured(NamedTuple):
@@ -107,10 +181,8 @@ class Book:
         measures, agreements, confidences = running.measures, running.agreements, running.confidences
         names = [*(each[0] for each in measures), *(each[0] for each in agreements), *(each[0] for each in confidences)]
         self.outcomes = tuple(names)
-        # What is measured, by the place of the outcome in `outcomes`.
-        self.latencies = [at for at, (_, measure) in enumerate(measures) if measure == "latency"]
-        self.errors = [at for at, (_, measure) in enumerate(measures) if measure == "error"]
-        self.sizes = [at for at, (_, measure) in enumerate(measures) if measure == "size"]
+        self.is_measured = bool(self.outcomes)  # anything, of any call?
+        self.layout = Layout(measures, running.sums)
         self.counts_ends = bool(measures)  # is anything measured of a call's end?
         self.agreements = [(at, *each[1:]) for at, each in enumerate(agreements, len(measures))]
         first = len(measures) + len(agreements)
@@ -118,17 +190,34 @@ class Book:
         self.adds = [outcome in running.sums for outcome in self.outcomes]  # or is each value counted?
         self.tallies: dict[str, Tally] = {}
         self.records = 0  # units with a tally, and values where each counts
+        self.taken = 0  # times that they were
 
 
+class Member:
+    """What is known of the calls of one unit that are decided alike, until what is known has changed."""
+
+    __slots__ = ("arm", "book", "changes", "reason", "taken", "tally", "unit")
+
+    def __init__(self, changes: int, reason: str, arm: str) -> None:
+        self.changes = changes
+        self.reason = reason
+        self.arm = arm
+        self.book: Book | None = None  # None: nothing is measured
+        self.unit = ""
+        self.tally: Tally | None = None  # the unit's …
+        self.taken = 0  # … as long as the book was taken from so many times
+
+
+@mypyc_attr(acyclic=True)
 class Exposed:
-    """One call of a unit that takes part."""
+    """One call of a unit that takes part, of which something is measured."""
 
-    __slots__ = ("began", "book", "running", "unit")
+    __slots__ = ("began", "book", "member", "running")
 
-    def __init__(self, book: Book, unit: str, began: float) -> None:
+    def __init__(self, book: Book, member: Member, began: float) -> None:
         self.book = book
         self.running = book.running
-        self.unit = unit
+        self.member = member
         self.began = began
 
 
@@ -151,6 +240,7 @@ class Exposures:
         self._replaced: list[Book] = []  # from which nothing was taken yet
         self._taken = Taken()
         self._records = 0  # of all books
+        self._changes = 0  # after each of which it is asked anew who takes part, and was told of
         self.table: dict[str, tuple[Book, ...]] = {}
         self.units: dict[str, int] = {}  # exposures told since the start, by experiment
 
@@ -166,47 +256,83 @@ class Exposures:
         self._replaced += [book for name, book in self._books.items() if books.get(name) is not book and book.tallies]
         self.units = {each.name: self.units.get(each.name, 0) for each in running}
         self._books, self.table = books, table
+        self._changes += 1
 
     def begun(  # noqa: PLR0917  (called on the hot path, where keywords cost)
         self, model: str, reason: str, arm: str, sticky: Sticky | None, facts: Facts, request_id: str
     ) -> Exposed | None:
         """A call has begun, for which the route has chosen this arm for this reason. None: nothing is measured."""
+        return self.measured(self.member(model, reason, arm, sticky, facts, request_id)[0])
+
+    def holds(self, member: Member, reason: str, arm: str) -> bool:
+        """Would `member` say the same, of a call that differs in this alone?"""
+        return member.changes == self._changes and member.reason == reason and member.arm == arm
+
+    def measured(self, member: Member) -> Exposed | None:
+        """A call has begun. None: nothing of it is measured."""
+        book = member.book
+        if book is None:
+            return None
+        return Exposed(book, member, self._clock() if book.layout.is_timed else 0.0)
+
+    def member(  # noqa: PLR0917  (as `begun`)
+        self, model: str, reason: str, arm: str, sticky: Sticky | None, facts: Facts, request_id: str
+    ) -> tuple[Member, bool]:
+        """Tell that a call's unit has met its arm, if it was not told yet.
+
+        returns: what is to be measured; and does it hold for the next call, too, with nothing to tell?
+        """
+        member = Member(self._changes, reason, arm)
         books = self.table.get(model)
         if books is None or sticky is None or REPLAYED in facts.metadata:
-            return None
+            return member, True
         is_forced = reason.startswith(_RULE)
         for book in books:
             running = book.running
             if reason == running.reason or (is_forced and arm in running.arms):
                 key = sticky.maybe_read(facts)
                 if key is None:
-                    return None
+                    return member, True
                 unit = key if len(key) <= _LONGEST else short(key)
                 if is_forced:
-                    self._meet_forced(book, arm, unit)
-                elif book.arms.get(unit) != arm:
-                    self._meet(book, arm, unit, key)
+                    is_told = self._meet_forced(book, arm, unit)
+                else:
+                    is_told = book.arms.get(unit) == arm or self._meet(book, arm, unit, key)
                 if request_id and running.knows_requests:
                     self._know(short(request_id), unit)
-                return None if is_forced else Exposed(book, unit, self._clock())
-        return None
+                    is_told = False
+                if not is_forced and book.is_measured:
+                    member.book, member.unit = book, unit
+                member.changes = self._changes  # of which one may be that room was made
+                return member, is_told
+        return member, True
 
-    def _meet(self, book: Book, arm: str, unit: str, key: str) -> None:
-        """key: the unit's, however long it is."""
+    def _meet(self, book: Book, arm: str, unit: str, key: str) -> bool:
+        """key: the unit's, however long it is. False: there was no room to tell it."""
         epoch: int | None = None
         propensity: float | None = None
         if book.running.bandit is not None:
             of_epoch = book.running.bandit.maybe_propensity(key, arm)
             if of_epoch is not None:
                 epoch, propensity = of_epoch
-        if self._tell(Met(book.running.name, arm, unit, self._wall(), False, epoch, propensity)):
-            make_room(book.arms, _REMEMBERED)
-            book.arms[unit] = arm
+        if not self._tell(Met(book.running.name, arm, unit, self._wall(), False, epoch, propensity)):
+            return False
+        if unit in book.arms or len(book.arms) >= _REMEMBERED:
+            self._changes += 1  # what was known of a unit that has another arm now, or is forgotten, holds no more
+        make_room(book.arms, _REMEMBERED)
+        book.arms[unit] = arm
+        return True
 
-    def _meet_forced(self, book: Book, arm: str, unit: str) -> None:
-        if (unit, arm) not in book.forced and self._tell(Met(book.running.name, arm, unit, self._wall(), True)):
-            make_room(book.forced, _REMEMBERED)
-            book.forced[unit, arm] = None
+    def _meet_forced(self, book: Book, arm: str, unit: str) -> bool:
+        if (unit, arm) in book.forced:
+            return True
+        if not self._tell(Met(book.running.name, arm, unit, self._wall(), True)):
+            return False
+        if len(book.forced) >= _REMEMBERED:
+            self._changes += 1
+        make_room(book.forced, _REMEMBERED)
+        book.forced[unit, arm] = None
+        return True
 
     def _tell(self, met: Met) -> bool:
         """False: there is no room for it."""
@@ -242,13 +368,25 @@ class Exposures:
         if not book.counts_ends or (code is not OK and not is_error):
             return
         tally = self._maybe_tally(exposed)
-        for at in book.errors:
-            self._count(book, tally, at, 1.0 if is_error else 0.0)
+        layout = book.layout
+        if tally is None:
+            self._taken.dropped += layout.outcomes if code is OK else layout.at_errors
+            return
+        tally.ended += 1
+        if is_error:
+            tally.failed += 1
+        seconds = 0.0
         if code is OK:
-            for at in book.sizes:
-                self._count(book, tally, at, float(size))
-            for at in book.latencies:
-                self._count(book, tally, at, self._clock() - exposed.began)
+            tally.answered += 1
+            tally.bytes += size
+            if layout.is_timed:
+                seconds = self._clock() - exposed.began
+                tally.seconds += seconds
+        for at, measure in layout.singly:
+            if measure == _ERROR:
+                self._count_value(book, tally, (at, 1.0 if is_error else 0.0))
+            elif code is OK:
+                self._count_value(book, tally, (at, rounded(seconds if measure == _LATENCY else float(size))))
 
     def scored(self, exposed: Exposed, body: bytes, head: Head) -> None:
         """Its answer is here: how sure is it? What can't be read is not measured."""
@@ -271,20 +409,24 @@ class Exposures:
 
     def _maybe_tally(self, exposed: Exposed) -> Tally | None:
         """Of its unit; None if there is no room for one."""
-        book = exposed.book
-        tally = book.tallies.get(exposed.unit)
-        if tally is None and self._has_room(book):
+        book, member = exposed.book, exposed.member
+        if member.tally is not None and member.taken == book.taken:
+            return member.tally
+        tally = book.tallies.get(member.unit)
+        if tally is None:
+            if not self._has_room(book):
+                return None
             if not book.tallies and self._books.get(book.running.name) is not book:  # the call has outlived its config
                 self._replaced.append(book)
-            tally = book.tallies[exposed.unit] = Tally(len(book.outcomes))
+            tally = book.tallies[member.unit] = Tally(len(book.outcomes), book.layout)
+        member.tally, member.taken = tally, book.taken
         return tally
 
     def _count(self, book: Book, tally: Tally | None, at: int, value: float) -> None:
         if tally is None:
             self._taken.dropped += 1
         elif book.adds[at]:
-            tally.sums[at] += value
-            tally.counts[at] += 1
+            tally.add(at, value)
         else:
             self._count_value(book, tally, (at, rounded(value)))
 
@@ -318,6 +460,7 @@ class Exposures:
         ]
         for book in books:
             book.tallies, book.records = {}, 0
+            book.taken += 1
         self._records = 0
         return taken
 
@@ -326,6 +469,7 @@ class Exposures:
         for book in self._books.values():
             book.arms.clear()
             book.forced.clear()
+        self._changes += 1
 
 
 def rounded(value: float) -> float:

@@ -33,7 +33,7 @@ from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.checks import Checks
 from gateway.forwarding.correlation import traced_id, with_own_id
-from gateway.forwarding.exposures import Exposed, Exposures
+from gateway.forwarding.exposures import Exposed, Exposures, Member
 from gateway.forwarding.found_models import FoundModels
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
@@ -108,6 +108,7 @@ class Decision:
     request_id: str
     plan: Plan | None  # None: it depends on more than that
     owner: str = ""  # whose own its sequence's id is; "": it is nobody's, and Triton gets it as it is
+    member: Member | None = None  # of an experiment, once a call has found out
 
 
 @dataclass(init=False, slots=True)
@@ -331,10 +332,15 @@ class Inference:
         attempts = Attempts(chosen, self.current.now.pools, route.attempts)
         return Work(route, head, facts, attempts, observer, peer=peer)
 
-    def exposed(self, work: Work, request_id: str) -> Exposed | None:
-        """Tell that a unit has met its arm, if the model has an experiment."""
-        attempts, route = work.attempts, work.route
-        return self.exposures.begun(route.model, attempts.reason, attempts.chosen, route.sticky, work.facts, request_id)
+    def exposed(self, work: Work, decision: Decision) -> Exposed | None:
+        """Tell that a unit has met its arm, if the model has an experiment. None: nothing of the call is measured."""
+        exposures, attempts, member = self.exposures, work.attempts, decision.member
+        reason, arm = attempts.reason, attempts.chosen
+        if member is None or not exposures.holds(member, reason, arm):
+            route = work.route
+            member, is_kept = exposures.member(route.model, reason, arm, route.sticky, work.facts, decision.request_id)
+            decision.member = member if is_kept else None
+        return exposures.measured(member)
 
     def exposed_ended(self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int) -> None:
         """The call of such a unit has ended."""

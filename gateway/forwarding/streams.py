@@ -319,7 +319,7 @@ class StreamSession(StreamOwner):
                 message.shadows = inference.shadows.drawn(work.route.model)
                 message.copied = body if message.shadows else b""
             if inference.exposures.table:
-                message.exposed = inference.exposed(work, decided.request_id)
+                message.exposed = inference.exposed(work, decided)
             if inference.rolled.table:
                 message.counted = inference.rolled_begun(work, self._opening.peer)
             self._send(message)

@@ -42,8 +42,11 @@ class OutcomeRow(NamedTuple):
 class Tallied(Protocol):
     """What the calls of one unit have come to, by places of outcomes."""
 
-    counts: list[int]  # of the values that were added up
-    sums: list[float]
+    @property
+    def counts(self) -> list[int]: ...  # of the values that were added up
+    @property
+    def sums(self) -> list[float]: ...
+
     values: dict[tuple[int, float], int] | None  # calls by outcome and value, where each value counts
 
 

@@ -12,12 +12,14 @@ from gateway.forwarding.attempts import Attempt, Attempts
 from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.batching.merge_point import maybe_merge_point
 from gateway.forwarding.caller import CallerMetadata, metadata_from_pairs, metadata_of
+from gateway.forwarding.exposures import Running
 from gateway.forwarding.inference import Inference, Work
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.hooks import NoHooks, NoObserver
-from gateway.routing import Route, Routes, Split
+from gateway.routing import Arms, Key, Route, Routes, Split, Sticky
 from gateway.rpc.requests import RequestHead
+from gateway.status import Code
 from gateway.types import Facts, Plan, Variant
 from gateway.upstream.endpoint import Endpoint, State
 from gateway.upstream.pool import Pool
@@ -56,6 +58,31 @@ def test_a_decision_is_shared_by_requests_with_one_head(inference: Inference) ->
     first, second = (inference.decision(one, inference.requests.peek(request())) for _ in range(2))
     assert second is first
     assert inference.decision(said(), inference.requests.peek(request())) is not first
+
+
+def test_what_a_unit_of_an_experiment_met_is_looked_up_once_for_a_decision(
+    inference: Inference, current: CurrentTopology
+) -> None:
+    variants = tuple(Variant(name, "u", name) for name in "ab")
+    arms, sticky = Arms("spring", {"a": 1.0, "b": 1.0}, "a", "l"), Sticky((Key("metadata", "x-user"),), "salt")
+    current.now = Topology(Routes([Route("m", variants, Split.all_to("a"), sticky, experiments=(arms,))]), {})
+    running = Running("spring", "m", arms.reason, frozenset("ab"), (("errors", "error"),))
+    inference.exposures.apply([running])
+    anna = metadata_of(RequestHead(b"/", ((b"x-user", b"anna"),), b"", b"", None))
+
+    def call() -> None:
+        decision = inference.decision(anna, inference.requests.peek(request()))
+        exposed = inference.exposed(inference.begin(decision, NoObserver(), ""), decision)
+        assert exposed is not None
+        inference.exposures.ended(exposed, Code.OK, None, False, 10)
+
+    for _ in range(3):
+        call()
+    assert [each.unit for each in inference.exposures.take().exposures] == ["anna"]
+    assert [each.tallies["anna"].values for each in inference.exposures.take_measured()] == [{(0, 0.0): 3}]
+    inference.exposures.forget()
+    call()
+    assert [each.unit for each in inference.exposures.take().exposures] == ["anna"]
 
 
 def test_routing_is_asked_once_about_a_request_that_has_no_likes(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.forwarding.exposures import Exposures, Met, Running, Taken, rounded, short
+from gateway.forwarding.exposures import Exposures, Member, Met, Running, Taken, rounded, short
 from gateway.forwarding.metadata import REPLAYED
 from gateway.routing import Arms, Key, Sticky
 from gateway.status import Code, Meaning
@@ -233,6 +233,39 @@ def test_all_are_told_of_again_once_some_were_lost() -> None:
     made.forget()
     begin(made)
     assert len(made.take().exposures) == 1
+
+
+def test_what_is_remembered_of_a_unit_holds_until_what_is_known_has_changed() -> None:
+    made, clock = exposures(most=2)
+    made.apply([dataclasses.replace(SPRING, sums=frozenset({"latency", "errors", "bytes"}))])
+
+    def asked(user: str, arm: str, request: str = "") -> tuple[Member, bool]:
+        return made.member("photos", SPRING.reason, arm, STICKY, Facts({"x-user": user}), request)
+
+    anna, is_kept = asked("anna", "a")
+    assert is_kept
+    assert made.holds(anna, SPRING.reason, "a")
+    assert not made.holds(anna, SPRING.reason, "b")
+    assert not made.holds(anna, "rule:testers", "a")
+    assert not asked("anna", "a", "r-1")[1], "each request of its own id is told"
+    for seconds in (1.0, 2.0):
+        exposed = made.measured(anna)
+        assert exposed is not None
+        clock.now += seconds
+        made.ended(exposed, Code.OK, None, False, 300)
+        expected = {"latency": seconds, "errors": 0.0, "bytes": 300.0}
+        assert added(made) == {("anna", outcome): (value, 1) for outcome, value in expected.items()}
+
+    asked("ben", "b")
+    assert made.holds(anna, SPRING.reason, "a"), "another unit changes nothing for it"
+    assert not asked("carl", "b")[1], "there was no room to tell of it"
+    assert [each.unit for each in made.take().exposures] == ["anna", "ben"]
+    asked("anna", "b")
+    assert not made.holds(anna, SPRING.reason, "a"), "it has met another arm since"
+    for change in (made.forget, lambda: made.apply([SPRING])):
+        member, _ = asked("ben", "b")
+        change()
+        assert not made.holds(member, SPRING.reason, "b")
 
 
 @pytest.mark.parametrize("value", [1e-6, 0.0123, 0.5, 1.0, 17.3, 4e9])
