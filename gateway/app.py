@@ -39,8 +39,9 @@ from gateway.config import Finding, Loaded, Watcher
 from gateway.entrance import Entrance
 from gateway.event_log import EventLog
 from gateway.experimentation.bandits import Bandits
-from gateway.experimentation.evidence import Evidence, settings_of
+from gateway.experimentation.evidence import Evidence
 from gateway.experimentation.rollouts import Rollouts
+from gateway.experimentation.store_settings import store_settings_of
 from gateway.experimentation.verdicts import Verdicts
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.rollout import RolloutKey, State
@@ -213,12 +214,12 @@ class Gateway:
             shadows=self._shadows,
             workers=config.workers,
         )
-        self._rollouts = Rollouts(inference.rolled, settings_of(config), self._is_available, self._rollouts_moved)
-        self._bandits = Bandits(settings_of(config), self._epochs_began)
-        self._verdicts = Verdicts(settings_of(config), self._memory.now)
+        self._rollouts = Rollouts(inference.rolled, store_settings_of(config), self._is_available, self._rollouts_moved)
+        self._bandits = Bandits(store_settings_of(config), self._epochs_began)
+        self._verdicts = Verdicts(store_settings_of(config), self._memory.now)
         self._evidence = Evidence(
             inference.exposures,
-            settings_of(config),
+            store_settings_of(config),
             self._experiments_stopped,
             inference.shadows,
             bandits=self._bandits.now,

@@ -102,10 +102,10 @@ def _experiments(
     plans = {name: plan for name, plan in plans_of(config).items() if plan.model == arguments.model}
     if not plans:
         return {}, {}, []
-    from gateway.experimentation.evidence import settings_of  # noqa: PLC0415
     from gateway.experimentation.reports import Source  # noqa: PLC0415
+    from gateway.experimentation.store_settings import store_settings_of  # noqa: PLC0415
 
-    settings = settings_of(config)
+    settings = store_settings_of(config)
     try:
         with Source(plans, settings.url, settings.unit_key).store() as store:
             stops, found = store.stops(), store.epochs(list(plans))

@@ -26,17 +26,9 @@ from gateway.store.rows import Row
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_URL: Final = "sqlite:///experiments.db"
 _TAKE_SECONDS: Final = 0.5  # between two looks at what was seen
 _MEASURED_SECONDS: Final = 5.0  # over which calls of a unit are added up
 _LAST_SECONDS: Final = 2.0  # for what is left at the end
-
-
-def settings_of(config: Config) -> StoreSettings:
-    store = config.store
-    url = DEFAULT_URL if store.url is None else store.url.get_secret_value()
-    key = None if store.unit_key is None else store.unit_key.get_secret_value()
-    return StoreSettings(url, key, store.retention, store.queue)
 
 
 class Evidence:

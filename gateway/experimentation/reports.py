@@ -18,7 +18,7 @@ from gateway.config.experiment_file import load_experiments
 from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
-from gateway.experimentation.evidence import settings_of
+from gateway.experimentation.store_settings import store_settings_of
 from gateway.experimentation.verdict_analysis import NO_SCIPY, seen_of
 from gateway.experiments.epochs import Epochs
 from gateway.experiments.plan import Plan
@@ -76,7 +76,7 @@ def source_of(config: str, url: str | None) -> Source:
     plans = load_experiments(config, os.environ)
     if url is not None:
         return Source(plans, url, None)
-    settings = settings_of(load(config, os.environ).config)
+    settings = store_settings_of(load(config, os.environ).config)
     return Source(plans, settings.url, settings.unit_key)
 
 

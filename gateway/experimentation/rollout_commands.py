@@ -15,8 +15,8 @@ from gateway.config.experiment_file import rollouts_of
 from gateway.config.findings import known
 from gateway.config.load import load
 from gateway.errors import CommandFailed, Misused
-from gateway.experimentation.evidence import settings_of
 from gateway.experimentation.rollout_analysis import StepAnalysis, StepQuestion, analyse_step
+from gateway.experimentation.store_settings import store_settings_of
 from gateway.experiments.rollout import (
     ENDED,
     Command,
@@ -56,7 +56,7 @@ class RolloutCommands:
     @classmethod
     def of(cls, config: Config, url: str | None = None) -> RolloutCommands:
         """url: of the store, instead of the config's."""
-        settings = settings_of(config)
+        settings = store_settings_of(config)
         return cls(rollouts_of(config), settings if url is None else replace(settings, url=url))
 
     def plan(self, name: str) -> RolloutPlan:

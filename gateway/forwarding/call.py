@@ -10,7 +10,7 @@ Whatever has a say in a call has its place in that life:
     beside an attempt  `send`, where `Laid` lays large tensors into memory that the endpoint shares
                        `_begin_attempt`, where `merged` lets it travel with others
                        `send`, where a `Hedge` may go to another endpoint as well
-    between attempts   `_upstream_failed`: `Inference.attempt_failed` judges and learns, `Attempts` says who is next
+    between attempts   `_upstream_failed`: `Inference.attempt_failed` classifies and learns, `Attempts` says who is next
     before the answer  `_is_looked_at`, where one that is wrong is told from one that is right
     after              `_reply`, whose answer `Shadows` compare with another variant's; `_end`, whatever the end was,
                        where `Exposures` count it if it is of an experiment
@@ -522,7 +522,7 @@ class Call:
             return False
         settings = checked.settings
 
-        def judged(fault: Fault | None) -> None:
+        def on_found(fault: Fault | None) -> None:
             if self.is_over or self._attempt is not attempt:  # while the model was asked
                 return
             try:
@@ -536,7 +536,7 @@ class Call:
                 self.fail_by(error)
 
         asked = self.body[: self.head.raw] if self._large is None else self._large.front
-        checked.look(attempt, body, head, asked, judged)
+        checked.look(attempt, body, head, asked, on_found)
         return True
 
     def _answer_is_wrong(self, fault: Fault) -> None:

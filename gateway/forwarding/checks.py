@@ -41,7 +41,7 @@ _ASK_AGAIN_SECONDS: Final = 5.0  # after a model's metadata could not be read
 _ASKER: Final = Asker(timeout=1.0)  # answers may wait for this
 _QUIET_SECONDS: Final = 60.0  # between two log lines on one model's faults
 
-Judged = Callable[[Fault | None], None]
+OnFound = Callable[[Fault | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +126,22 @@ class CheckedModel:
         key = (attempt.variant.name, result)
         self.counts[key] = self.counts.get(key, 0) + 1
 
-    def look(self, attempt: Attempt, body: bytes, head: Head, asked: bytes, judged: Judged) -> None:
+    def look(self, attempt: Attempt, body: bytes, head: Head, asked: bytes, on_found: OnFound) -> None:
         """Look at an answer.
 
         body, head: as its server gave it. asked: the request, or its beginning.
-        judged: called with what is wrong with it: at once, unless the model's metadata must be asked for first.
+        on_found: called with what is wrong with it: at once, unless the model's metadata must be asked for first.
         """
         try:
             answer = self._reader.read(body, head)
             fault = maybe_not_finite(answer) if self.settings.finite != IGNORE else None
             outputs = self._outputs(attempt, head) if self.settings.contract != IGNORE else None
             if outputs is not None and not self._fits(answer, outputs, asked):
-                outputs.ask_anew(lambda declared: self._again(attempt, answer, declared, asked, fault, judged))
+                outputs.ask_anew(lambda declared: self._again(attempt, answer, declared, asked, fault, on_found))
                 return
         except MalformedMessage as error:
             fault = Fault(CONTRACT, error.text)
-        self._tell(attempt, fault, judged)
+        self._tell(attempt, fault, on_found)
 
     @staticmethod
     def _fits(answer: Answer, outputs: Outputs, asked: bytes) -> bool:
@@ -161,20 +161,20 @@ class CheckedModel:
         declared: Declared | None,
         asked: bytes,
         fault: Fault | None,
-        judged: Judged,
+        on_found: OnFound,
     ) -> None:
         """An answer did not fit what was known of its model, which has been asked since."""
         misfit = None if declared is None else maybe_misfit(answer.outputs, declared, asked)
         is_worse = fault is not None and self.settings.fails(fault)  # where a misfit is only counted
-        self._tell(attempt, fault if is_worse or misfit is None else misfit, judged)
+        self._tell(attempt, fault if is_worse or misfit is None else misfit, on_found)
 
-    def _tell(self, attempt: Attempt, fault: Fault | None, judged: Judged) -> None:
+    def _tell(self, attempt: Attempt, fault: Fault | None, on_found: OnFound) -> None:
         if fault is not None and self._is_ignored(fault):
             fault = None
         self._count(attempt, FINE if fault is None else fault.kind)
         if fault is not None:
             self._say(attempt, fault)
-        judged(fault)
+        on_found(fault)
 
     def _is_ignored(self, fault: Fault) -> bool:
         return fault.kind == CONTRACT and self.settings.contract == IGNORE

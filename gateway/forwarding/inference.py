@@ -353,10 +353,9 @@ class Inference:
         return not exposed.running.counts_variant or not stand_in(work)
 
     def rolled_begun(self, work: Work, peer: str) -> VariantCounts | None:
-        """A call of a model with a rollout has begun. The counts of the variant that it is meant for, if it is one of
-        the two.
+        """A call of a model with a rollout has begun. It may become a witness of a new variant that is left alone.
 
-        It may become a witness of the new one, if that is left alone.
+        returns: the counts of the variant that it is meant for, if that is one of the rollout's two.
         """
         attempts = work.attempts
         counts = self.rolled.maybe(work.route.model, attempts.chosen)

@@ -505,7 +505,7 @@ class StreamSession(StreamOwner):
             return False
         stream.remove(message)
 
-        def judged(fault: Fault | None) -> None:
+        def on_found(fault: Fault | None) -> None:
             if self._is_over:
                 return
             try:
@@ -516,7 +516,7 @@ class StreamSession(StreamOwner):
             except Exception as error:
                 self.fail(error)
 
-        checked.look(attempt, answer, inference.answers.peek(answer), asked, judged)
+        checked.look(attempt, answer, inference.answers.peek(answer), asked, on_found)
         return True
 
     def _answer_is_wrong(self, message: Message, fault: Fault) -> None:
@@ -556,7 +556,7 @@ class StreamSession(StreamOwner):
         if message.work is not None:
             text = message.work.in_callers_words(text)
         by_model = response is not None and response.model_name != ""
-        code, verdict = self._judge(message, text, by_model=by_model)
+        code, verdict = self._classify(message, text, by_model=by_model)
         if last:
             stream.remove(message)
             if self._retried(message, CallFailed(code, text), verdict):
@@ -571,7 +571,7 @@ class StreamSession(StreamOwner):
         self._answer(message, renamed, last=last, in_turn=last, code=code, text=text)
 
     @staticmethod
-    def _judge(message: Message, text: str, *, by_model: bool) -> tuple[Code, Verdict]:
+    def _classify(message: Message, text: str, *, by_model: bool) -> tuple[Code, Verdict]:
         attempt, head = message.attempt, message.head
         variant = attempt.variant if attempt is not None else None
         asked = (variant.model, variant.version or head.model_version) if variant else (head.model_name, "")

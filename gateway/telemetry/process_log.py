@@ -16,8 +16,6 @@ _STDERR: Final = 2
 _QUEUED_LINES: Final = 2000  # fewer than in the access log, as stacks make them longer
 _MOST_OF_ID: Final = 200  # characters of a caller's request id
 
-FORMATS: Final = ("text", "json")
-
 _worker = "0"
 
 
@@ -117,5 +115,5 @@ def _gap_as_json(dropped: int) -> str:
 
 
 def log_to_stderr(level: str, form: str = "text") -> None:
-    """form: one of `FORMATS`."""
+    """form: "text" or "json"."""
     logging.basicConfig(level=level.upper(), handlers=[QueuedHandler(as_json=form == "json")])

@@ -15,9 +15,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from prometheus_client import Metric as Family
 
+from gateway.telemetry.families import ADDRESS, OVERHEAD_SECONDS, SECONDS
 from gateway.telemetry.history import SECONDS as POINT_SECONDS
 from gateway.telemetry.history import History, ModelPoint, Point
-from gateway.telemetry.metrics import ADDRESS, OVERHEAD_SECONDS, SECONDS
 
 _log = logging.getLogger(__name__)
 
