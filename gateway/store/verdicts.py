@@ -18,7 +18,7 @@ from gateway.store.rows import StoreReadOnly
 
 
 def lease_of(experiment: str) -> str:
-    """The name of its lease: that of the experiment is the bandit's, and no name of a config has such a character."""
+    """The name of its lease. The experiment's name alone is the bandit's lease, and no name in a config has a `!`."""
     return f"{experiment}!"
 
 
