@@ -27,7 +27,7 @@ class Scratch:
         clear(kind)
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", suffix=f"-{kind}"))
-            self.lock = _maybe_lock(self.path)
+            self.lock = _maybe_lock(self.path, waits=True)  # for who looked at it meanwhile, and may remove it
             if self.path.exists():
                 return
             self.close()  # another process removed it before it was locked
@@ -59,14 +59,17 @@ def left_over(kind: str) -> Iterator[Path]:
             os.close(lock)
 
 
-def _maybe_lock(path: Path) -> int | None:
-    """A descriptor with the lock of a folder; None if the folder is gone, of another user, or locked."""
+def _maybe_lock(path: Path, waits: bool = False) -> int | None:
+    """A descriptor with the lock of a folder; None if the folder is gone, of another user, or locked.
+
+    waits: until it is not locked any more.
+    """
     try:
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
         return None

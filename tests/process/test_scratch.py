@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,20 @@ def test_what_a_killed_owner_left_goes_when_the_next_one_comes_and_nothing_else(
     new = Scratch("a")
     assert not of_the_dead.exists()
     assert all(path.exists() for path in (of_another_kind, mine.path, new.path, foreign))
+
+
+def test_owners_that_come_at_once_take_no_folder_from_each_other(temp: Path) -> None:
+    def come() -> None:
+        for _ in range(50):
+            mine = Scratch("a")
+            kept.append(mine.lock is not None and mine.path.exists())
+            mine.close()
+
+    kept: list[bool] = []
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kept == [True] * 400
+    assert not list(temp.iterdir())
