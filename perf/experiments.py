@@ -79,7 +79,7 @@ def experiment(is_measured: bool) -> dict[str, Any]:
 def config(name: str, port: int, store: str) -> dict[str, Any]:
     names = {"a": models.TINY_A, "b": models.TINY_B, "c": models.TINY_A}
     variants = {variant: {"upstream": "triton", "model": model} for variant, model in names.items()}
-    model: dict[str, Any] = {"variants": variants, "split": {"a": 90, "b": 10}, "sticky": {"metadata": "x-user-id"}}
+    model: dict[str, Any] = {"variants": variants, "split": {"a": 50, "b": 50}, "sticky": {"metadata": "x-user-id"}}
     share = SHADOWS.get(name, 0.01 if name == ALL else None)
     if share is not None:
         model["shadow"] = {"c": {"share": share, "in_flight": 16}}
