@@ -482,18 +482,18 @@ class Inference:
 
     def _breakers_of(self, work: Work, variant: Variant) -> Sequence[tuple[Scopes, Breaker]]:
         """Those that keep this call from the variant, with whose calls they are for."""
-        scopes, model = _scopes(work), work.route.model
-        around = [scopes[:depth] for depth in range(1, len(scopes) + 1)]
-        found = [(whose, self._breakers.get((model, variant.name, whose))) for whose in around]
-        return [(whose, breaker) for whose, breaker in found if breaker is not None]
+        own, model = _scopes(work), work.route.model
+        around = [own[:depth] for depth in range(1, len(own) + 1)]
+        found = [(scopes, self._breakers.get((model, variant.name, scopes))) for scopes in around]
+        return [(scopes, breaker) for scopes, breaker in found if breaker is not None]
 
-    def _admitted(self, work: Work, first: Variant, whose: Scopes, breaker: Breaker) -> bool:
+    def _admitted(self, work: Work, first: Variant, scopes: Scopes, breaker: Breaker) -> bool:
         now, before = self.clock(), breaker.state
         pool = self.topology.pools.get(first.upstream)
-        is_open = pool is not None and pool.is_open(first.model, first.version, now, whose)
+        is_open = pool is not None and pool.is_open(first.model, first.version, now, scopes)
         admitted = breaker.admits(now, self.draw(), is_open)
         if breaker.state is BreakerState.ADMITTING:
-            del self._breakers[work.route.model, first.name, whose]
+            del self._breakers[work.route.model, first.name, scopes]
         if breaker.state is not before:
             self._tell_breaker(work.route.model, first.name, now)
         if admitted or not is_open or not self.topology.is_available(work.attempts.targets[1]):
@@ -691,9 +691,9 @@ class Inference:
         record = endpoint.record(model, attempt.variant.version)
         where, seconds = f"{endpoint.upstream}/{endpoint.address}", round(record.seconds_left(now), 1)
         if seconds:
-            whose = "all" if record.is_ejected() else f"{len(record.ejections)} of those who call it"
+            callers = "all" if record.is_ejected() else f"{len(record.ejections)} of those who call it"
             _log.warning(
-                "endpoint %s fails '%s', its peers do not: left alone by %s for %g s", where, model, whose, seconds
+                "endpoint %s fails '%s', its peers do not: left alone by %s for %g s", where, model, callers, seconds
             )
         elif not record.ejections:
             _log.info("endpoint %s answers '%s' again", where, model)

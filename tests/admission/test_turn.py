@@ -28,10 +28,10 @@ class Asking(Caller):
         return self.latest
 
     def reply(self, body: bytes, initial: object, trailing: object) -> None:
-        raise NotImplementedError
+        raise AssertionError("a turn answers nobody")
 
     def fail(self, error: object, trailing: object) -> None:
-        raise NotImplementedError
+        raise AssertionError("a turn answers nobody")
 
 
 class Call:
