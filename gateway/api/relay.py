@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.access.door import Access
@@ -211,8 +211,17 @@ class WireCaller(PartsCaller):
         self._call.connection.budget.keep(size)
         self._copied += size
 
-    def keep_answer(self, size: int) -> None:
-        self._call.keep_until_closed(size)
+    def reply_in_pieces(
+        self, pieces: Sequence[bytes | memoryview], size: int, initial: Fields, trailing: Fields
+    ) -> None:
+        call = self._call
+        call.keep_until_closed(size)
+        call.send_headers(initial)
+        front, *rest = pieces
+        call.send_front(front, size - len(front))
+        for piece in rest:
+            call.send_chunk(piece)
+        call.finish(Code.OK, "", trailing)
 
     def drop_request(self) -> None:
         if self._copied:

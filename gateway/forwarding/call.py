@@ -478,20 +478,20 @@ class Call:
         body, work = client.body, self._work
         laid = self._laid if client.runs_out else None  # a hedge's answer is all in its message
         place = None if laid is None else laid.answer
+        pieces: Sequence[bytes | memoryview] = ()
         try:
             head = self._inference.answers.peek(body)
             renamed = as_asked(body, head, work.route.model, None if work.upstream_id is None else self.head.id)
             if laid is not None and place is not None:
-                body = renamed = place.whole(renamed)
-                laid.drop_answer_place()
-                head = self._inference.answers.peek(body)
-                if self._parts is not None:
-                    self._parts.keep_answer(len(body))
+                pieces = laid.answer_pieces(place, renamed)
             elif len(body) > _LARGE:
                 self._learn_answer(body, len(body))
         except MalformedMessage as error:
             client.code, client.text, client.origin = error.code, error.text, Origin.ANSWER
             self._upstream_failed(client)
+            return
+        if pieces:
+            self._give_in_pieces(client, pieces, head)
             return
         if self._inference.checks.table and self._is_looked_at(client, body, head, renamed, ()):
             return
@@ -509,6 +509,17 @@ class Call:
         self._answered = self._inference.attempt_answered(self._work)
         self._score(body, None)
         self._reply(client, body, head, more)
+
+    def _give_in_pieces(self, client: ClientCall, pieces: Sequence[bytes | memoryview], head: Head) -> None:
+        """Give an answer that is not in one piece, of a model whose answers nobody looks at before they are given."""
+        assert self._parts is not None  # noqa: S101  (nobody else gets such an answer)
+        self._answered = self._inference.attempt_answered(self._work)
+        self._answered_bytes = sum([len(piece) for piece in pieces])
+        trailing = self._trailing(client, head.model_version)
+        self._parts.reply_in_pieces(pieces, self._answered_bytes, _answer_fields(client.initial), trailing)
+        if self._shadows or (self._counted is not None and self._counted.looks > 0):
+            self._tell_of(b"".join(pieces))
+        self._end(OK, "")
 
     # Answers that are looked at first
 
@@ -556,6 +567,12 @@ class Call:
         self._answered_bytes = len(body)
         trailing = self._trailing(client, head.model_version)
         self._caller.reply(body, _answer_fields(client.initial), (*trailing, *more) if more else trailing)
+        if self._shadows or self._counted is not None:
+            self._tell_of(body)
+        self._end(OK, "")
+
+    def _tell_of(self, body: bytes) -> None:
+        """Those hear of an answer who compare it with another variant's, or count how many are wrong."""
         if self._shadows and self.served is not None:
             self._join()
             passed = self._caller.metadata.passed
@@ -565,7 +582,6 @@ class Call:
             shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body, unit)
         if self._counted is not None and self._counted.looks > 0 and not stand_in(self._work):
             self._counted.answered(body, whose(self._work, self._caller.peer))
-        self._end(OK, "")
 
     def _score(self, body: bytes, head: Head | None) -> None:
         """Measure how sure the answer is, if its unit's experiment asks for that. head: its own, if it is known."""

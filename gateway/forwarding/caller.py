@@ -6,7 +6,7 @@ A call gives its answer to a `Caller`: one on the wire (`api.relay`), or a corou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -164,8 +164,13 @@ class PartsCaller(Caller):
         """Count so many bytes of the request that are kept here from now on, until `drop_request`."""
 
     @abstractmethod
-    def keep_answer(self, size: int) -> None:
-        """Count so many bytes of an answer, which is about to be given, until it has been sent."""
+    def reply_in_pieces(
+        self, pieces: Sequence[bytes | memoryview], size: int, initial: Fields, trailing: Fields
+    ) -> None:
+        """As `reply`, of an answer of `size` bytes, which counts as a copy of it until it has been sent.
+
+        Views among the pieces are not kept for long: what the caller is slow to take is copied.
+        """
 
     @abstractmethod
     def drop_request(self) -> None:

@@ -6,6 +6,7 @@ have forgotten the memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.forwarding.attempts import Attempt
@@ -204,6 +205,12 @@ class Laid:
         else:
             placed, self.placed = self.placed, None
             placed.drop()
+
+    def answer_pieces(self, answer: AnswerPlace, message: bytes) -> Sequence[bytes | memoryview]:
+        """The answer whose tensors came to `answer`, as of `AnswerPlace.pieces`. message: what Triton sent of it."""
+        pieces = answer.pieces(message)
+        self.answer = None  # it is those pieces' now
+        return pieces
 
     def drop_answer_place(self) -> None:
         if self.answer is not None:

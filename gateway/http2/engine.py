@@ -1025,6 +1025,12 @@ class Engine:
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.queued
 
+    def copy_queued(self, stream_id: int) -> None:
+        """Keep no memory of others for what a stream's peer has not taken yet."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and stream.queue is not None:
+            stream.queue = deque([bytes(chunk) for chunk in stream.queue])
+
     def ping(self) -> None:
         self._out.append(frame(PING, 0, 0, bytes(8)))
 

@@ -321,7 +321,7 @@ class Stream:
             self.send_chunk(prefix(len(body), compressed))
             self.send_chunk(body)
 
-    def send_front(self, front: bytes, missing: int, compressed: bool = False) -> None:
+    def send_front(self, front: bytes | memoryview, missing: int, compressed: bool = False) -> None:
         """Begin a message with `front`; `send_chunk` has to send the `missing` bytes."""
         self.send_chunk(prefix(len(front) + missing, compressed))
         self.send_chunk(front)
@@ -383,6 +383,8 @@ class Stream:
     def _tick(self, write_ticks: int, min_rate: int) -> bool:
         """Once a second. Has the peer taken less than `min_rate` bytes per second of what waits, for `write_ticks`?"""
         unsent = self.unsent
+        if unsent and self._last_unsent:  # for a second or two
+            self.connection.engine.copy_queued(self.id)
         taken = self._queued - unsent
         slow = unsent > 0 and taken - self._last_taken < min(min_rate, self._last_unsent)
         self._stalled_ticks = self._stalled_ticks + 1 if slow else 0

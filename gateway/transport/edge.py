@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
+import os
 import ssl
 import sys
 import termios
@@ -26,6 +28,8 @@ LAID_AS: Final = 4  # so many bytes that are read straight to where they belong 
 MANY_BYTES: Final = 16_384  # read in a turn of the loop, from which on `on_bytes` hears of them
 
 LAID_SECONDS: Final = 2.0  # seconds without a body to be laid, after which reads are bytes again
+
+MOST_PIECES: Final = 1024  # of one write (IOV_MAX of Linux)
 
 LINGER_SECONDS: Final = 5.0  # seconds for the last bytes of a connection that is closing
 
@@ -61,6 +65,7 @@ class Edge(Generic[Wire]):
         self._waiting = 0  # bytes that the peer had not taken at the last tick with a full socket
         self._closing_since: float | None = None
         self._is_in_place = False  # is the socket read by `InPlace`?
+        self._fd = -1  # of the socket, if what it takes is written as it is
         self._laid_at = 0.0  # when a body was last to be laid where it belongs
 
     # Called by asyncio
@@ -79,6 +84,7 @@ class Edge(Generic[Wire]):
         self.wire.on_bug = _log_bug
         if tls is None:  # with it all bytes are copied anyway
             self.wire.on_laid = self._lay
+            self._fd = transport.get_extra_info("socket").fileno()
         self.wire.elsewhere = inflate_elsewhere
         if tls is not None and tls.selected_alpn_protocol() != "h2":
             self.wire.not_chosen()
@@ -172,7 +178,7 @@ class Edge(Generic[Wire]):
             if self.wire.has_large_output:
                 pieces, size = self.wire.large_output()
                 if size:
-                    self.transport.writelines(pieces)
+                    self._write(pieces, size)
                     continue
             data = self.wire.output()
             if data:
@@ -186,6 +192,18 @@ class Edge(Generic[Wire]):
                 self.transport.abort()
             else:
                 self.transport.close()  # closes when all is written
+
+    def _write(self, pieces: list[bytes | memoryview], size: int) -> None:
+        """Write what the socket takes at once, and leave a copy of the rest to the transport.
+
+        Else that would keep the pieces until its peer has read them, and they may be memory that others wait for.
+        """
+        taken, transport = 0, self.transport
+        if self._fd >= 0 and not transport.get_write_buffer_size() and not transport.is_closing():
+            with contextlib.suppress(OSError):  # it is full, or the transport finds out what is wrong with it
+                taken = os.writev(self._fd, pieces[:MOST_PIECES])
+        if taken < size:
+            transport.write(b"".join(pieces)[taken:])
 
     # Called by the owner
 

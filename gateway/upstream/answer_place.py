@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 from gateway.bounded import make_room
 from gateway.errors import MalformedMessage
 from gateway.upstream.kept import Kept
+from gateway.upstream.lent import lend
 from gateway.upstream.region import Region
 from gateway.upstream.slots import Slot
-from gateway.v2.answer_places import is_larger, maybe_places, requested, sizes_of, wanted, whole
+from gateway.v2.answer_places import is_larger, maybe_places, pieces, places, requested, sizes_of, wanted
 from gateway.v2.peek import RAW_INPUT, is_raw
 from gateway.v2.placing import Front, read_front
 
@@ -121,9 +122,20 @@ class AnswerPlace:
         self._memory.count("other_answer")
         return True
 
-    def whole(self, answer: bytes) -> bytes:
-        """The answer with its outputs. raises: MalformedMessage if it is none that may be."""
-        return whole(answer, self._known.names, self._known.sizes, self._view)
+    def pieces(self, answer: bytes) -> Sequence[bytes | memoryview]:
+        """The answer with its outputs, which are views of the slot: it is in use until nobody has one of them any more.
+
+        Where much of the region is in use it is one copy, so that those who are slow to take their answers hold half of
+        it at most. To be called in place of `drop`, unless it raises.
+
+        :raises MalformedMessage: if it is none that may be.
+        """
+        found = places(answer, self._known.names, self._known.sizes)
+        if not self._region.slots.is_half_taken:
+            return pieces(answer, found, lend(self._view, self.drop))
+        copy = b"".join(pieces(answer, found, self._view))
+        self.drop()
+        return [copy]
 
     def drop(self) -> None:
         """The call needs what is there no more. To be called once."""

@@ -29,6 +29,11 @@ class Slots:
     def __repr__(self) -> str:
         return f"<Slots {self.open} open, {self.stuck} stuck, {self.taken} of {self.size} bytes>"
 
+    @property
+    def is_half_taken(self) -> bool:
+        """Is at least half of the region in use?"""
+        return 2 * self.taken >= self.size
+
     def maybe_take(self, size: int) -> Slot | None:
         """A slot of at least so many bytes; None if there is no room for it in one piece."""
         size += -size % GRAIN

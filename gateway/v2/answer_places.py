@@ -1,7 +1,7 @@
 """v2 (pure): a ModelInferResponse whose tensors a server writes to memory that it shares, in place of into the message.
 
 `wanted` says which outputs a request names, `sizes_of` how large they were in an answer to one like it, `requested` is
-what the request has to say for its next one, and `whole` is the answer as the server would have sent it.
+what the request has to say for its next one, and `pieces` are the answer as the server would have sent it.
 
 Only requests that name their outputs are answered so: of others nobody can tell which outputs the model has by then.
 An answer has an empty raw tensor for each output that is elsewhere (probed, Triton 2.51), so it is whole once these are
@@ -133,18 +133,22 @@ def maybe_places(answer: bytes, names: Sequence[bytes], sizes: Sequence[int]) ->
     return found if not places and empty == len(found) and answer.endswith(_EMPTY * empty) else None
 
 
-def whole(answer: bytes, names: Sequence[bytes], sizes: Sequence[int], memory: memoryview) -> bytes:
-    """An answer with its raw tensors, which lie in `memory` where `requested` has said.
-
-    :raises MalformedMessage: if it is none to such a request.
-    """
+def places(answer: bytes, names: Sequence[bytes], sizes: Sequence[int]) -> Sequence[tuple[int, int]]:
+    """As `maybe_places`, where they must be there. raises: MalformedMessage if they are not."""
     found = maybe_places(answer, names, sizes)
     if found is None:
         raise MalformedMessage("The answer has other outputs than were to be written to shared memory.")
-    pieces: list[bytes | memoryview] = [answer[: -len(_EMPTY) * len(found)]]
-    for offset, size in found:
-        pieces += (_EMPTY[:1], encode_varint(size), memory[offset : offset + size])
-    return b"".join(pieces)
+    return found
+
+
+def pieces(answer: bytes, found: Sequence[tuple[int, int]], memory: memoryview) -> list[bytes | memoryview]:
+    """An answer with its raw tensors, which are parts of `memory`. found: as of `places`."""
+    head = answer[: -len(_EMPTY) * len(found)]
+    made: list[bytes | memoryview] = []
+    for begin, size in found:
+        made += (head + _EMPTY[:1] + encode_varint(size), memory[begin : begin + size])
+        head = b""
+    return made
 
 
 def is_larger(text: str) -> bool:

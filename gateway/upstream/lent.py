@@ -1,0 +1,30 @@
+"""I/O: memory that is lent to whoever sends it, and comes back by itself once nobody has a part of it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+
+
+def lend(memory: memoryview, returned: Callable[[], None]) -> memoryview:
+    """The same memory. `returned` is called by the event loop once neither it nor a slice of it is anywhere any more.
+
+    A slice of a memoryview keeps alive what the first one is of, and nothing tells when it goes. So that is an array,
+    which does.
+    """
+    array = np.frombuffer(memory, np.uint8)
+    back = weakref.finalize(array, _call_soon, asyncio.get_running_loop(), threading.get_ident(), returned)
+    back.atexit = False
+    return array.data
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, returned: Callable[[], None]) -> None:
+    """Never at once: this may be any moment at which Python looks for cycles, and any thread."""
+    call_soon = loop.call_soon if threading.get_ident() == thread else loop.call_soon_threadsafe
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        call_soon(returned)
