@@ -1025,6 +1025,13 @@ class Engine:
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.queued
 
+    def drop_output(self) -> None:
+        """Nothing is sent any more: keep nothing that was to be."""
+        self._out.clear()
+        self._queued = 0
+        for stream in self._streams.values():
+            stream.queue, stream.queued = None, 0
+
     def copy_queued(self, stream_id: int) -> None:
         """Keep no memory of others for what a stream's peer has not taken yet."""
         stream = self._streams.get(stream_id)

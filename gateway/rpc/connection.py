@@ -613,6 +613,7 @@ class Connection(ABC, Generic[AnyStream]):
         self.reason = reason
         self._deferred.clear()
         self.engine.is_behind = False
+        self.engine.drop_output()  # now, and not when Python next looks for cycles
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.ended_by = EndedBy.CONNECTION

@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from h2.connection import H2Connection
+from h2.events import DataReceived, StreamEnded
 from shared_regions import in_use, memory_of, of_bytes, placed
 from triton_fixture import DTYPES, TritonFactory
 from tritonclient.grpc import service_pb2 as pb
@@ -499,6 +501,112 @@ async def test_who_reads_his_answer_slowly_holds_no_memory(gateway: Gateway) -> 
         assert not given_up.done()
         given_up.cancel()
     assert memory.now().state == "in use"
+
+
+class Unhurried:
+    """A caller who takes 64 KiB of an answer, and the rest of it when he is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._wire = H2Connection()
+        self._wire.initiate_connection()
+
+    async def ask(self, request: Any) -> None:
+        wire, message = self._wire, request.SerializeToString()
+        path = "/inference.GRPCInferenceService/ModelInfer"
+        wire.send_headers(
+            1,
+            [
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":path", path),
+                (":authority", "x"),
+                ("te", "trailers"),
+                ("content-type", "application/grpc"),
+            ],
+        )
+        body = b"\0" + len(message).to_bytes(4, "big") + message
+        while body:
+            most = min(wire.local_flow_control_window(1), wire.max_outbound_frame_size)
+            wire.send_data(1, body[:most], end_stream=most >= len(body))
+            body = body[most:]
+            self._writer.write(wire.data_to_send())
+            if not wire.local_flow_control_window(1):
+                wire.receive_data(await self._reader.read(65_536))
+
+    async def take(self) -> bytes:
+        """The answer."""
+        body = b""
+        while True:
+            for event in self._wire.receive_data(await self._reader.read(65_536)):
+                if isinstance(event, DataReceived):
+                    body += event.data
+                    self._wire.acknowledge_received_data(event.flow_controlled_length, 1)
+                elif isinstance(event, StreamEnded):
+                    return body[5:]
+            self._writer.write(self._wire.data_to_send())
+
+    def reset(self) -> None:
+        self._wire.reset_stream(1)
+        self._writer.write(self._wire.data_to_send())
+
+    def break_off(self) -> None:
+        self._writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def unhurried(address: str) -> AsyncIterator[Unhurried]:
+    caller = Unhurried(*await asyncio.open_connection(*address.split(":")))
+    yield caller
+    caller.break_off()
+
+
+def asked(number: int) -> Any:
+    """A request whose answer has as many bytes as others', which are its own."""
+    request = pb.ModelInferRequest(model_name="identity_uint8", id=f"number {number}")
+    request.inputs.add(name="IN", datatype="UINT8", shape=[1, 2 * MIB])
+    request.outputs.add(name="OUT")
+    request.raw_input_contents.append(np.random.default_rng(number).bytes(2 * MIB))
+    return request
+
+
+async def test_an_answer_that_is_read_slowly_keeps_its_place_for_a_moment_and_stays_its_own(
+    gateway: Gateway, triton: LocalTriton
+) -> None:
+    """It is sent from where Triton has written it. What its caller has not taken after a second or two is copied."""
+    memory = memory_of(gateway)
+    async with (
+        unhurried(gateway.listen) as slow,
+        channel_to(gateway.listen) as through,
+        channel_to(triton.grpc_address) as direct,
+    ):
+        theirs = [(await call(direct, asked(number))).body for number in range(5)]
+        assert [(await call(through, asked(number))).body for number in (0, 1)] == theirs[:2]
+        assert answers(memory) == (1, 0)
+        await slow.ask(asked(2))
+        await wait_until(lambda: answers(memory) == (2, 0) and memory.now().slots == 1)
+        assert [(await call(through, asked(number))).body for number in (3, 4)] == theirs[3:]
+        await wait_until(lambda: memory.now().slots == 0)
+        assert [(await call(through, asked(number))).body for number in (3, 4)] == theirs[3:]
+        assert await slow.take() == theirs[2]
+    assert answers(memory) == (6, 0)
+    assert memory.now().taken == 0
+
+
+@pytest.mark.parametrize("end", [Unhurried.reset, Unhurried.break_off])
+async def test_an_answer_that_nobody_wants_any_more_leaves_its_place(
+    gateway: Gateway, end: Callable[[Unhurried], None]
+) -> None:
+    memory = memory_of(gateway)
+    async with unhurried(gateway.listen) as slow, channel_to(gateway.listen) as through:
+        for number in range(2):
+            await call(through, asked(number))
+        await slow.ask(asked(2))
+        await wait_until(lambda: answers(memory) == (2, 0) and memory.now().slots == 1)
+        end(slow)
+        await wait_until(lambda: memory.now().slots == 0)
+    assert memory.now().taken == 0
 
 
 @pytest.mark.parametrize("end", ["the caller goes away", "its time ends here"])

@@ -305,6 +305,38 @@ async def test_an_answer_is_read_though_its_region_is_gone_meanwhile(rig: Rig) -
     assert memory.now().taken == 0
 
 
+async def test_an_answers_place_is_in_use_as_long_as_somebody_has_a_part_of_it(rig: Rig) -> None:
+    """Where less than half of the region is: else it is copied, so that slow readers hold no more than that."""
+    await rig.look()
+    memory = rig.memory
+    size = 300 * 1024
+    request = pb.ModelInferRequest(inputs=[{"name": "x"}], outputs=[{"name": "y"}], raw_input_contents=[b"1"])
+    front = request.SerializeToString()
+    answer = pb.ModelInferResponse(outputs=[{"name": "y", "datatype": "UINT8", "shape": [size]}])
+    whole = pb.ModelInferResponse.FromString(answer.SerializeToString())
+    answer.raw_output_contents.append(b"")
+    whole.raw_output_contents.append(bytes(size))
+    memory.answers.learn("m", "", front, whole.SerializeToString())
+
+    def answered() -> list[bytes | memoryview]:
+        place = memory.maybe_answer_place("m", "", front)
+        assert place is not None
+        place.sent()
+        place.slot.released(True)
+        return list(place.pieces(answer.SerializeToString()))
+
+    first, second = answered(), answered()
+    assert b"".join(first) == b"".join(second) == whole.SerializeToString()
+    assert memory.now().slots == 1
+    part = memoryview(first[-1])[10:20]
+    first.clear()
+    await asyncio.sleep(0)
+    assert memory.now().slots == 1
+    del part
+    await asyncio.sleep(0)
+    assert memory.now().slots == memory.now().taken == 0
+
+
 async def test_a_call_that_is_given_up_for_several_reasons_counts_once(rig: Rig) -> None:
     await rig.look()
     placed = rig.sent()
