@@ -129,7 +129,7 @@ class Work:
     refused: Refused | None  # by the gate of the last variant that had no room for it, if any
     returns: int  # times that it came back from a server whose queue was full, to wait for its turn
     peer: str  # of its caller
-    scopes: Scopes | None  # once somebody has asked for them
+    _scopes: Scopes | None  # once somebody has asked for them
 
     def __init__(
         self,
@@ -158,7 +158,15 @@ class Work:
         self.refused = None
         self.returns = 0
         self.peer = peer
-        self.scopes = None
+        self._scopes = None
+
+    @property
+    def scopes(self) -> Scopes:
+        """Whose call it is, as endpoints are judged by it and budgets are shared by it."""
+        scopes = self._scopes
+        if scopes is None:
+            scopes = self._scopes = scopes_of(_caller(self, self.peer), _unit(self))
+        return scopes
 
     def in_callers_words(self, text: str) -> str:
         """A text of Triton's with its sequence's id as the caller knows it."""
@@ -448,7 +456,7 @@ class Inference:
         """
         attempts = work.attempts
         if self._has_ejections and work.sequence is None:
-            attempts.scopes = _scopes(work)
+            attempts.scopes = work.scopes
         if not attempts.made:
             if work.sequence is not None:
                 return attempts.maybe_next()
@@ -466,10 +474,10 @@ class Inference:
             return None  # other workers, who see the same health, would look for it where it should have begun
         now = self.clock()
         retries = self._budget(work.route)
-        has_budget = retries.has_some(now)
+        has_budget = retries.has_some(now, work.scopes)
         attempt = attempts.maybe_next(may_retry=may_retry and has_budget)
         if attempt is not None and attempt.why == RETRY:
-            retries.take(now)
+            retries.take(now, work.scopes)
         elif not has_budget and may_retry:
             self.hooks.retry_refused(RetryRefused(work.route.model))
         return attempt
@@ -482,7 +490,7 @@ class Inference:
 
     def _breakers_of(self, work: Work, variant: Variant) -> Sequence[tuple[Scopes, Breaker]]:
         """Those that keep this call from the variant, with whose calls they are for."""
-        own, model = _scopes(work), work.route.model
+        own, model = work.scopes, work.route.model
         around = [own[:depth] for depth in range(1, len(own) + 1)]
         found = [(scopes, self._breakers.get((model, variant.name, scopes))) for scopes in around]
         return [(scopes, breaker) for scopes, breaker in found if breaker is not None]
@@ -498,7 +506,7 @@ class Inference:
             self._tell_breaker(work.route.model, first.name, now)
         if admitted or not is_open or not self.topology.is_available(work.attempts.targets[1]):
             return True
-        return breaker.is_untried and self._may_show_it(first, _scopes(work))
+        return breaker.is_untried and self._may_show_it(first, work.scopes)
 
     def _may_show_it(self, variant: Variant, scopes: Scopes) -> bool:
         """Is the variant on trial after calls of others? Then those of this caller may be the first that go well."""
@@ -509,7 +517,7 @@ class Inference:
 
     def _went_past(self, work: Work, first: Variant) -> None:
         """The chosen variant could not take the call, which goes to its fallback."""
-        scopes, now = _scopes(work), self.clock()
+        scopes, now = work.scopes, self.clock()
         pool = self.topology.pools.get(first.upstream)
         for depth in range(1, len(scopes) + 1):
             key = (work.route.model, first.name, scopes[:depth])
@@ -562,7 +570,7 @@ class Inference:
         Only of whom that variant has failed calls: those of others may go well there.
         """
         targets = work.attempts.targets
-        doubted = (targets[0], _scopes(work))
+        doubted = (targets[0], work.scopes)
         until = self._doubted.get(doubted)
         if until is None or len(targets) < 2:
             return False
@@ -641,7 +649,7 @@ class Inference:
                 for _, breaker in self._breakers_of(work, variant):
                     breaker.succeeded()
                 self._drop_idle_breakers(now)
-            scopes = _scopes(work) if endpoint.has_ejections else NOBODY_KNOWN
+            scopes = work.scopes if endpoint.has_ejections else NOBODY_KNOWN
             if endpoint.succeeded(variant.model, variant.version, now, seconds, scopes):
                 self._tell_ejection(last, now)
 
@@ -655,7 +663,7 @@ class Inference:
         if work.sequence is not None or pool is None:
             return
         others = [v for v in work.attempts.targets if v.upstream != variant.upstream or v.model != variant.model]
-        scopes = _scopes(work)
+        scopes = work.scopes
         # A name that a caller makes up has no others, and no record: those of real models would make room for it.
         record = attempt.endpoint.record(variant.model, variant.version) if others else None
         elsewhere: Sequence[Counts] = ()
@@ -832,7 +840,7 @@ class Inference:
             return False
         if not work.route.retry.on:
             return False
-        if not self._budget(work.route).has_some(self.clock()):
+        if not self._budget(work.route).has_some(self.clock(), work.scopes):
             return False  # which `maybe_next` has told
         work.returns += 1
         work.attempts.again(last)
@@ -904,14 +912,6 @@ def stand_in(work: Work) -> str:
 def whose(work: Work, peer: str) -> Whose:
     """Whose call it is: which unit's, and which caller's, who is known by his name or else by his host."""
     return Whose(_unit(work) or "", _caller(work, peer))
-
-
-def _scopes(work: Work) -> Scopes:
-    """The same, as endpoints are judged by it."""
-    scopes = work.scopes
-    if scopes is None:
-        scopes = work.scopes = scopes_of(_caller(work, work.peer), _unit(work))
-    return scopes
 
 
 def _unit(work: Work) -> str | None:

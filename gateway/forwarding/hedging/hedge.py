@@ -77,7 +77,7 @@ class Hedge:
         """The first attempt has taken longer than most."""
         self._timer = None
         first, inference, now = self._call.maybe_slow(), self._inference, self._inference.clock()
-        if first is None or not self._model.may(now):
+        if first is None or not self._model.may(now, self._work.scopes):
             return
         gate = inference.gates.table.get((first.variant.upstream, first.variant.model))
         if gate is not None and not gate.maybe_enter():
@@ -87,7 +87,7 @@ class Hedge:
             if gate is not None:
                 gate.leave(now)
             return
-        self._model.began(now)
+        self._model.began(now, self._work.scopes)
         self.attempt, self._sent_at, self._lives = second, now, second.endpoint.lives
         self.place = Place(gate, now) if gate is not None else None
         second.endpoint.in_flight += 1
