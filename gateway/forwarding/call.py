@@ -173,7 +173,7 @@ class Call:
             if inference.exposures.table:
                 self._exposed = inference.exposed(work, decision)
             if inference.rolled.table:
-                self._counted = inference.rolled_begun(work, self._caller.peer)
+                self._counted = inference.rolled_begun(work)
             if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
@@ -564,7 +564,7 @@ class Call:
                 unit = None
             shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body, unit)
         if self._counted is not None and self._counted.looks > 0 and not stand_in(self._work):
-            self._counted.answered(body, whose(self._work, self._caller.peer))
+            self._counted.answered(body, whose(self._work))
         self._end(OK, "")
 
     def _score(self, body: bytes, head: Head | None) -> None:
@@ -725,8 +725,8 @@ class Call:
         if self._exposed is not None:
             self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, self._answered_bytes)
         if self._counted is not None:
-            deadline, peer = self._caller.deadline, self._caller.peer
-            self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline, peer)
+            deadline = self._caller.deadline
+            self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline)
         if self._is_reported:
             size, answered, now = self._request_bytes, self._answered_bytes, self._inference.clock()
             if sharing is not None:

@@ -165,7 +165,7 @@ class Work:
         """Whose call it is, as endpoints are judged by it and budgets are shared by it."""
         scopes = self._scopes
         if scopes is None:
-            scopes = self._scopes = scopes_of(_caller(self, self.peer), _unit(self))
+            scopes = self._scopes = scopes_of(_caller(self), _unit(self))
         return scopes
 
     def in_callers_words(self, text: str) -> str:
@@ -331,7 +331,9 @@ class Inference:
         if chosen is None:
             sequence = facts.parameters.get(ID)
             if sequence:
-                return self._begin_sequence_of(decision.owner, route, head, facts, observer, sequence)
+                work = self._begin_sequence_of(decision.owner, route, head, facts, observer, sequence)
+                work.peer = peer
+                return work
             chosen = drawn(route, facts, self.draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
@@ -360,7 +362,7 @@ class Inference:
         """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in."""
         return not exposed.running.counts_variant or not stand_in(work)
 
-    def rolled_begun(self, work: Work, peer: str) -> VariantCounts | None:
+    def rolled_begun(self, work: Work) -> VariantCounts | None:
         """A call of a model with a rollout has begun. It may become a witness of a new variant that is left alone.
 
         returns: the counts of the variant that it is meant for, if that is one of the rollout's two.
@@ -372,12 +374,12 @@ class Inference:
         first = attempts.targets[0]
         if first.name != attempts.chosen or not self._breakers_of(work, first):
             return counts
-        if self.topology.is_available(first) and counts.witnesses.maybe_one(whose(work, peer), self.clock()):
+        if self.topology.is_available(first) and counts.witnesses.maybe_one(whose(work), self.clock()):
             attempts.ask_though_left_alone()
         return counts
 
     def rolled_ended(
-        self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None, peer: str
+        self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None
     ) -> None:
         """The call of a model with a rollout has ended. counts: of the variant that it was meant for."""
         if callers_fault or (code is OK and work.attempts.last is None):  # the answer is another call's
@@ -386,7 +388,7 @@ class Inference:
         if why == UNAVAILABLE and self._is_left_alone(work):
             counts.passed_over()
         elif not why or why not in _NO_FAULT:
-            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock(), whose(work, peer))
+            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock(), whose(work))
 
     def _is_left_alone(self, work: Work) -> bool:
         """Could the variant that the call was meant for have been asked, but for what became of others' calls?"""
@@ -909,9 +911,9 @@ def stand_in(work: Work) -> str:
     return "" if last is None or last.variant.name == chosen else why_not(work, chosen)
 
 
-def whose(work: Work, peer: str) -> Whose:
+def whose(work: Work) -> Whose:
     """Whose call it is: which unit's, and which caller's, who is known by his name or else by his host."""
-    return Whose(_unit(work) or "", _caller(work, peer))
+    return Whose(_unit(work) or "", _caller(work))
 
 
 def _unit(work: Work) -> str | None:
@@ -919,8 +921,8 @@ def _unit(work: Work) -> str | None:
     return sticky.maybe_read(work.facts) if sticky is not None else None
 
 
-def _caller(work: Work, peer: str) -> str:
-    return work.facts.metadata.get(CALLER) or peer.rpartition(":")[0]
+def _caller(work: Work) -> str:
+    return work.facts.metadata.get(CALLER) or work.peer.rpartition(":")[0]
 
 
 def _last_meaning(work: Work, code: Code) -> Meaning | None:
