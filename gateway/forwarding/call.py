@@ -38,7 +38,7 @@ from gateway.forwarding.caller import Caller, PartsCaller
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
-from gateway.forwarding.inference import Decision, Inference, Work, stand_in, whose, why_not
+from gateway.forwarding.inference import Decision, Inference
 from gateway.forwarding.laid import Laid
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.raw_tensors import RawTensors
@@ -48,6 +48,7 @@ from gateway.forwarding.rolled import VariantCounts
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
+from gateway.forwarding.work import Work, stand_in, whose, why_not
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.quotas import Quota

@@ -22,10 +22,11 @@ from gateway.forwarding.answer_order import AnswerOrder, HeldBytes
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request, request_for
-from gateway.forwarding.inference import Inference, Work, served_by
+from gateway.forwarding.inference import Inference
 from gateway.forwarding.metadata import echoed, served_trailers
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.upstream_streams import Message, StreamOwner, UpstreamStream, UpstreamStreams
+from gateway.forwarding.work import Work, served_by
 from gateway.hooks import AttemptEnded, CallEnded, CallStarted
 from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import metadata_from

@@ -13,9 +13,10 @@ from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.batching.merge_point import maybe_merge_point
 from gateway.forwarding.caller import CallerMetadata, metadata_from_pairs, metadata_of
 from gateway.forwarding.exposures import Running
-from gateway.forwarding.inference import Inference, Work
+from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.forwarding.work import Work
 from gateway.hooks import NoHooks, NoObserver
 from gateway.routing import Arms, Key, Route, Routes, Split, Sticky
 from gateway.rpc.requests import RequestHead
@@ -165,11 +166,11 @@ def test_a_call_that_wants_its_variant_and_no_other_gets_it_whatever_the_breaker
 
     endpoints["gpu"].state = State.DOWN
     assert first(gpu, cpu) == "cpu"
-    assert inference.breaker_state("m", "gpu") == "tripped"
+    assert inference.circuits.breaker_state("m", "gpu") == "tripped"
     assert first(gpu) == "none"
     endpoints["gpu"].state = State.READY
     assert first(gpu, cpu) == "cpu"  # it is probing, and this call was not drawn
-    assert inference.breaker_state("m", "gpu") == "probing"
+    assert inference.circuits.breaker_state("m", "gpu") == "probing"
     assert first(gpu) == "gpu"
     endpoints["cpu"].state = State.DOWN
     assert first(gpu, cpu) == "gpu"

@@ -9,7 +9,8 @@ from typing import Final, Protocol
 from gateway.forwarding.admission import Place, found_full
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.hedging.hedges import HedgedModel
-from gateway.forwarding.inference import Inference, Work
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.work import Work
 from gateway.hooks import AttemptEnded
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import metadata_from
