@@ -27,6 +27,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from gateway.access.door import CALLER
 from gateway.bounded import make_room
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, QuotaExceeded, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
@@ -897,6 +898,10 @@ class Call:
     def context(self) -> Fields:
         """Its caller's own place in a trace, for upstream."""
         return () if self._inference.hooks.traces else self._caller.metadata.trace
+
+    @property
+    def blamed(self) -> Hashable:
+        return self._caller.metadata.values.get(CALLER) or self.caller
 
     @property
     def upstream_id(self) -> str | None:
