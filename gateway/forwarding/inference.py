@@ -413,11 +413,17 @@ class Inference:
         return {model: budget.left(now) for model, budget in list(self._retries.items()) if model in public}
 
     def _budget(self, route: Route) -> RetryBudget:
-        """One for each model: where one is repeated in vain, the calls of the others need theirs."""
+        """One for each model: where one is repeated in vain, the calls of the others need theirs.
+
+        Names that may be made up have one together, so that no caller makes the budgets of models be forgotten.
+        """
         found = self._retries.get(route.model)
         if found is None:
-            make_room(self._retries, _DECISIONS_KEPT)
-            found = self._retries[route.model] = RetryBudget()
+            model = route.model if self.is_known(route.model, None) else ""
+            found = self._retries.get(model)
+            if found is None:
+                make_room(self._retries, _DECISIONS_KEPT)
+                found = self._retries[model] = RetryBudget()
         return found
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:

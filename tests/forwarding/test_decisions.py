@@ -18,7 +18,7 @@ from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import CurrentTopology, Topology
 from gateway.forwarding.work import Work
 from gateway.hooks import NoHooks, NoObserver
-from gateway.routing import Arms, Key, Route, Routes, Split, Sticky
+from gateway.routing import Arms, Direct, Key, Route, Routes, Split, Sticky
 from gateway.rpc.requests import RequestHead
 from gateway.status import Code
 from gateway.types import Facts, Plan, Variant
@@ -127,6 +127,31 @@ def test_a_reload_ends_all_decisions(current: CurrentTopology, inference: Infere
     after = inference.decision(one, head)
     assert [each.plan.targets[0].model for each in (before, after) if each.plan] == ["first", "second"]
     assert len(inference._decisions) == 1
+
+
+def test_names_that_a_caller_makes_up_do_not_make_a_model_s_budget_for_retries_be_forgotten(
+    inference: Inference, current: CurrentTopology
+) -> None:
+    """Else whoever spoils it would have it anew, and its servers would get more retries than they should."""
+    endpoint = Endpoint("u", "t:1", UNUSED)
+    endpoint.state = State.READY
+    known = [Route("m", (Variant("only", "u", "net"),), Split.all_to("only"))]
+    current.now = Topology(Routes(known, direct=Direct.ALL, default_upstream="u"), {"u": Pool("u", [endpoint])})
+    inference.clock, metadata = lambda: 1000.0, said()
+
+    def call(model: str) -> None:
+        body = bytes(pb.ModelInferRequest(model_name=model).SerializeToString())
+        work = inference.begin(inference.decision(metadata, inference.requests.peek(body)), NoObserver(), "")
+        attempt = inference.maybe_next(work)
+        assert attempt is not None
+        inference.attempt_started(work, attempt)
+
+    for _ in range(1000):
+        call("m")
+    before = inference.retries_left()
+    for number in range(3000):
+        call(f"no {number}")
+    assert inference.retries_left() == before == {"m": 300}
 
 
 async def test_public_models_before_one_triton_model_are_merged_by_their_own_settings() -> None:
