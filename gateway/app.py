@@ -227,7 +227,7 @@ class Gateway:
         )
         self._shared_quotas = shared_quotas_of(config)
         self._shadows.on_pair = self._telemetry.disagreements.take
-        self._breaker, self._retries_left = inference.breaker_state, inference.retries_left
+        self._breaker, self._retries_left = inference.circuits.breaker_state, inference.retries_left
         self._models = Models(inference)
         self._contracts = Contracts(self._topology)
         self._found, self._index = inference.found, ModelIndex(self._topology, inference.found)

@@ -102,7 +102,7 @@ def explain_now(state: Json, model: str) -> list[str]:
     if found is None:
         return [f"now: the gateway has no public model {model!r}"]
     left = found.get("retries_left")
-    retries = "none was needed yet" if left is None else f"{left} left (of the worker that has the fewest)"
+    retries = "none was needed yet" if left is None else f"{left} left (of the worker and the caller with the fewest)"
     lines = [f"now: {model} is {'ready' if found['ready'] else 'not ready'}; retries: {retries}"]
     lines += [line for each in state.get("rollouts", ()) if each["model"] == model for line in _rollout(each)]
     for name, variant in found["variants"].items():

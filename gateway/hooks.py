@@ -236,7 +236,7 @@ class EndpointEjected:
 
 @dataclass(frozen=True, slots=True)
 class RetryRefused:
-    """A call was not sent again, because the retry budget is used up."""
+    """A call was not sent again, because the retry budget, or its caller's part of it, is used up."""
 
     model: str  # the public name
 

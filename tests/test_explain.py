@@ -49,7 +49,7 @@ def test_what_stands_between_a_call_and_an_answer_is_told() -> None:
         ENDPOINT,
     ]
     assert explain_now(state, "photos") == [
-        "now: photos is ready; retries: 3 left (of the worker that has the fewest)",
+        "now: photos is ready; retries: 3 left (of the worker and the caller with the fewest)",
         "  variant trt: ready, its breaker is probing",
         "    at most 4 calls in flight: 4 are, 2 wait; 21 ms an answer; refused since the start: 5 queue_full, 1 late",
         "    gpu/t-0 is ejected for 2 of its callers: it fails calls that its peers answer",

@@ -66,7 +66,7 @@ def _models(state: Json) -> Iterator[Notice]:
                 yield Notice("warning", "model", name, f"variant {variant} ({share:.0%}) is unavailable; {others}")
         yield from _breakers(name, model)
         if model.get("retries_left") == 0:
-            yield Notice("warning", "model", name, "retries are used up: calls that fail are not sent again for now")
+            yield Notice("warning", "model", name, "retries are used up: a caller's failed calls are not sent again")
 
 
 def _breakers(name: str, model: Json) -> Iterator[Notice]:

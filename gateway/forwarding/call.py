@@ -27,6 +27,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from gateway.access.door import CALLER
 from gateway.bounded import make_room
 from gateway.errors import BUG_TEXT, Bug, GatewayError, MalformedMessage, QuotaExceeded, UpstreamFailed
 from gateway.forwarding.admission import Place, Refused, Turn, found_full
@@ -38,7 +39,7 @@ from gateway.forwarding.caller import Caller, PartsCaller
 from gateway.forwarding.exchange import request_for
 from gateway.forwarding.exposures import Exposed
 from gateway.forwarding.hedging.hedge import Hedge, forsake, maybe_hedge, slower
-from gateway.forwarding.inference import Decision, Inference, Work, stand_in, whose, why_not
+from gateway.forwarding.inference import Decision, Inference
 from gateway.forwarding.laid import Laid
 from gateway.forwarding.metadata import failed_trailers, is_field_passed_on, passed_on, served_trailers
 from gateway.forwarding.raw_tensors import RawTensors
@@ -48,6 +49,7 @@ from gateway.forwarding.rolled import VariantCounts
 from gateway.forwarding.shadowing import ModelShadow
 from gateway.forwarding.sharing import Flight
 from gateway.forwarding.sharing.member import Sharing
+from gateway.forwarding.work import Work, stand_in, whose, why_not
 from gateway.hooks import AttemptEnded, AttemptMerged, CallEnded, CallObserver
 from gateway.http2.hpack import NeverIndexed
 from gateway.quotas import Quota
@@ -173,7 +175,7 @@ class Call:
             if inference.exposures.table:
                 self._exposed = inference.exposed(work, decision)
             if inference.rolled.table:
-                self._counted = inference.rolled_begun(work, self._caller.peer)
+                self._counted = inference.rolled_begun(work)
             if not inference.shares.table or not self._share(work):
                 self._try_next()
         except Exception as error:
@@ -581,7 +583,7 @@ class Call:
                 unit = None
             shadows.answered(self._shadows, self.served.variant, self.body, self.head, passed, body, unit)
         if self._counted is not None and self._counted.looks > 0 and not stand_in(self._work):
-            self._counted.answered(body, whose(self._work, self._caller.peer))
+            self._counted.answered(body, whose(self._work))
 
     def _score(self, body: bytes, head: Head | None) -> None:
         """Measure how sure the answer is, if its unit's experiment asks for that. head: its own, if it is known."""
@@ -741,8 +743,8 @@ class Call:
         if self._exposed is not None:
             self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, self._answered_bytes)
         if self._counted is not None:
-            deadline, peer = self._caller.deadline, self._caller.peer
-            self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline, peer)
+            deadline = self._caller.deadline
+            self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline)
         if self._is_reported:
             size, answered, now = self._request_bytes, self._answered_bytes, self._inference.clock()
             if sharing is not None:
@@ -912,6 +914,10 @@ class Call:
     def context(self) -> Fields:
         """Its caller's own place in a trace, for upstream."""
         return () if self._inference.hooks.traces else self._caller.metadata.trace
+
+    @property
+    def blamed(self) -> Hashable:
+        return self._caller.metadata.values.get(CALLER) or self.caller
 
     @property
     def upstream_id(self) -> str | None:

@@ -6,15 +6,13 @@ serialized V2 messages whose tensors are never parsed.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
-from gateway.access.door import CALLER, Access
+from gateway.access.door import Access
 from gateway.access.policy import ALL, SHARED_MEMORY, check_parameters, not_allowed
 from gateway.bounded import make_room
 from gateway.deadline import Deadline
@@ -29,28 +27,27 @@ from gateway.errors import (
 )
 from gateway.forwarding.admission import TOO_LATE, Gates, Refused
 from gateway.forwarding.attempts import LIMITED, RETRY, SAMPLE, UNAVAILABLE, Attempt, Attempts
-from gateway.forwarding.breaker import Breaker, BreakerState
 from gateway.forwarding.caller import CallerMetadata
 from gateway.forwarding.checks import Checks
+from gateway.forwarding.circuits import Circuits
 from gateway.forwarding.correlation import traced_id, with_own_id
 from gateway.forwarding.exposures import Exposed, Exposures, Member
 from gateway.forwarding.found_models import FoundModels
 from gateway.forwarding.hedging import Hedges
 from gateway.forwarding.metadata import REQUEST_ID, trace_context
 from gateway.forwarding.retry_budget import RetryBudget
-from gateway.forwarding.rolled import Rolled, VariantCounts, Whose
+from gateway.forwarding.rolled import Rolled, VariantCounts
 from gateway.forwarding.sequences import ID, Pin, SequenceKey, Sequences, draw_for, id_of, text_of
 from gateway.forwarding.shadowing import Shadows
 from gateway.forwarding.sharing import Shares
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.forwarding.work import Work, last_asked, stand_in, whose, why_not
 from gateway.hooks import (
     AttemptEnded,
     AttemptStarted,
-    BreakerChanged,
     CallEnded,
     CallObserver,
     CallStarted,
-    EndpointEjected,
     Hooks,
     RetryRefused,
 )
@@ -69,11 +66,9 @@ from gateway.status import (
     is_queue_full,
     is_unknown_sequence,
 )
-from gateway.types import Facts, Metadata, Parameter, Plan, Served, Variant
+from gateway.types import Facts, Metadata, Parameter, Plan, Variant
 from gateway.upstream.connection import CallFailed
-from gateway.upstream.failures import NOBODY_KNOWN, Scopes, scopes_of
 from gateway.upstream.latency import SLOWER
-from gateway.upstream.outlier import DOUBT_SECONDS, SAMPLE_CALLS, SAMPLED, Counts
 from gateway.upstream.pool import MOST_REACHED, Pool, Reached, SubsetPool
 from gateway.v2.outputs import AnswerReader
 from gateway.v2.peek import (
@@ -88,8 +83,6 @@ from gateway.v2.peek import (
 from gateway.v2.rows import rows_of
 from gateway.v2.shared_memory import uses_shared_memory
 from gateway.v2.versions import maybe_version, read_version
-
-_log = logging.getLogger(__name__)
 
 _ALL: Final = Direct.ALL  # a global is faster than an enum's attribute
 
@@ -111,66 +104,8 @@ class Decision:
     member: Member | None = None  # of an experiment, once a call has found out
 
 
-@dataclass(init=False, slots=True)
-class Work:
-    """One request on its way: what was decided for it, and what came of the attempts so far."""
-
-    route: Route
-    head: Head
-    facts: Facts
-    attempts: Attempts
-    observer: CallObserver
-    sequence: SequenceKey | None
-    pin: Pin | None  # where its sequence has been living, if that is known
-    own_sequence: bytes  # to append to the request, if Triton knows its sequence by another id than its caller
-    upstream_id: str | None  # of the attempt under way, if it is traced
-    failures: Sequence[tuple[Attempt, CallFailed, Verdict]]
-    repeats: int  # times that it was sent again although it may have been executed
-    refused: Refused | None  # by the gate of the last variant that had no room for it, if any
-    returns: int  # times that it came back from a server whose queue was full, to wait for its turn
-    peer: str  # of its caller
-    scopes: Scopes | None  # once somebody has asked for them
-
-    def __init__(
-        self,
-        route: Route,
-        head: Head,
-        facts: Facts,
-        attempts: Attempts,
-        observer: CallObserver,
-        sequence: SequenceKey | None = None,
-        pin: Pin | None = None,
-        upstream_id: str | None = None,
-        failures: Sequence[tuple[Attempt, CallFailed, Verdict]] = (),
-        peer: str = "",
-    ) -> None:
-        self.route = route
-        self.head = head
-        self.facts = facts
-        self.attempts = attempts
-        self.observer = observer
-        self.sequence = sequence
-        self.pin = pin
-        self.own_sequence = b""
-        self.upstream_id = upstream_id
-        self.failures = failures
-        self.repeats = 0
-        self.refused = None
-        self.returns = 0
-        self.peer = peer
-        self.scopes = None
-
-    def in_callers_words(self, text: str) -> str:
-        """A text of Triton's with its sequence's id as the caller knows it."""
-        if not self.own_sequence or self.sequence is None:
-            return text
-        return text.replace(str(self.sequence[1]), str(self.facts.parameters[ID]), 1)
-
-
 _MOST_RETURNS: Final = 3
 _NO_FAULT: Final = ("", LIMITED, SAMPLE)  # of a variant that another one stands in for
-_LOOK_SECONDS: Final = 10.0
-_LEAST_FIRST: Final = (BreakerState.TRIPPED, BreakerState.PROBING, BreakerState.ADMITTING)
 _DECISIONS_KEPT: Final = 1024  # callers choose what is decided about
 
 
@@ -192,11 +127,8 @@ class Inference:
         self.sequences = sequences
         self.clock = clock
         self.draw = draw
-        self._breakers: dict[tuple[str, str, Scopes], Breaker] = {}  # of variants that some do not send all their calls
         self._retries: dict[str, RetryBudget] = {}  # by public model, or variant's own name
-        self._doubted: dict[tuple[Variant, Scopes], float] = {}  # until when fallbacks get a sample of whose calls
-        self._look_at = 0.0  # when to look for breakers that nobody needs
-        self._has_ejections = False  # may some endpoint be ejected for some calls?
+        self.circuits = Circuits(current, hooks, clock, draw)
         self.requests = KnownHeads(peek_request, RAW_INPUT)
         self.answers = KnownHeads(peek_response, RAW_OUTPUT)
         self.quotas = quotas or Quotas()
@@ -323,7 +255,9 @@ class Inference:
         if chosen is None:
             sequence = facts.parameters.get(ID)
             if sequence:
-                return self._begin_sequence_of(decision.owner, route, head, facts, observer, sequence)
+                work = self._begin_sequence_of(decision, route, observer, sequence)
+                work.peer = peer
+                return work
             chosen = drawn(route, facts, self.draw())
         if not chosen.targets:
             raise UnknownModel(route.model, read_version(facts.version))
@@ -352,24 +286,24 @@ class Inference:
         """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in."""
         return not exposed.running.counts_variant or not stand_in(work)
 
-    def rolled_begun(self, work: Work, peer: str) -> VariantCounts | None:
+    def rolled_begun(self, work: Work) -> VariantCounts | None:
         """A call of a model with a rollout has begun. It may become a witness of a new variant that is left alone.
 
         returns: the counts of the variant that it is meant for, if that is one of the rollout's two.
         """
         attempts = work.attempts
         counts = self.rolled.maybe(work.route.model, attempts.chosen)
-        if counts is None or counts.witnesses is None or not self._breakers or work.sequence is not None:
+        if counts is None or counts.witnesses is None or not self.circuits.breakers or work.sequence is not None:
             return counts
         first = attempts.targets[0]
-        if first.name != attempts.chosen or not self._breakers_of(work, first):
+        if first.name != attempts.chosen or not self.circuits.breakers_of(work, first):
             return counts
-        if self.topology.is_available(first) and counts.witnesses.maybe_one(whose(work, peer), self.clock()):
+        if self.topology.is_available(first) and counts.witnesses.maybe_one(whose(work), self.clock()):
             attempts.ask_though_left_alone()
         return counts
 
     def rolled_ended(
-        self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None, peer: str
+        self, counts: VariantCounts, work: Work, code: Code, callers_fault: bool, deadline: float | None
     ) -> None:
         """The call of a model with a rollout has ended. counts: of the variant that it was meant for."""
         if callers_fault or (code is OK and work.attempts.last is None):  # the answer is another call's
@@ -378,16 +312,15 @@ class Inference:
         if why == UNAVAILABLE and self._is_left_alone(work):
             counts.passed_over()
         elif not why or why not in _NO_FAULT:
-            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock(), whose(work, peer))
+            counts.ended(code, _last_meaning(work, code), why, deadline, self.clock(), whose(work))
 
     def _is_left_alone(self, work: Work) -> bool:
         """Could the variant that the call was meant for have been asked, but for what became of others' calls?"""
         chosen = work.attempts.chosen
         return any(variant.name == chosen and self.topology.is_available(variant) for variant in work.attempts.targets)
 
-    def _begin_sequence_of(
-        self, owner: str, route: Route, head: Head, facts: Facts, observer: CallObserver, id: Parameter
-    ) -> Work:
+    def _begin_sequence_of(self, decision: Decision, route: Route, observer: CallObserver, id: Parameter) -> Work:
+        owner, head, facts = decision.owner, decision.head, decision.facts
         if not owner:
             return self._begin_sequence(route, head, facts, observer, (route.model, id))
         own = id_of(owner, id)
@@ -446,102 +379,33 @@ class Inference:
 
         may_retry: at the variant of the last one.
         """
-        attempts = work.attempts
-        if self._has_ejections and work.sequence is None:
-            attempts.scopes = _scopes(work)
+        attempts, circuits = work.attempts, self.circuits
+        if circuits.has_ejections and work.sequence is None:
+            attempts.scopes = work.scopes
         if not attempts.made:
             if work.sequence is not None:
                 return attempts.maybe_next()
             first = attempts.targets[0]
-            is_kept_away = bool(self._breakers) and not attempts.is_witness and not self._admits(work, first)
-            if is_kept_away or (self._doubted and self._is_sample(work)):
+            is_kept_away = bool(circuits.breakers) and not attempts.is_witness and not circuits.admits(work, first)
+            if is_kept_away or (circuits.doubted and circuits.is_sample(work)):
                 attempts.put_off_first()
             else:
                 found = attempts.maybe_next()
                 if found is not None and found.variant is not first:
-                    self._went_past(work, first)
+                    circuits.went_past(work, first)
                 return found
             return attempts.maybe_next()
         if work.sequence is not None and work.failures[-1][2].meaning is Meaning.OVERLOADED:
             return None  # other workers, who see the same health, would look for it where it should have begun
         now = self.clock()
         retries = self._budget(work.route)
-        has_budget = retries.has_some(now)
+        has_budget = retries.has_some(now, work.scopes)
         attempt = attempts.maybe_next(may_retry=may_retry and has_budget)
         if attempt is not None and attempt.why == RETRY:
-            retries.take(now)
+            retries.take(now, work.scopes)
         elif not has_budget and may_retry:
             self.hooks.retry_refused(RetryRefused(work.route.model))
         return attempt
-
-    def _admits(self, work: Work, first: Variant) -> bool:
-        """Does the variant get this call, as far as its breakers are concerned?"""
-        if len(work.attempts.targets) < 2:  # a caller may want this variant and no other
-            return True
-        return all(self._admitted(work, first, *each) for each in self._breakers_of(work, first))
-
-    def _breakers_of(self, work: Work, variant: Variant) -> Sequence[tuple[Scopes, Breaker]]:
-        """Those that keep this call from the variant, with whose calls they are for."""
-        own, model = _scopes(work), work.route.model
-        around = [own[:depth] for depth in range(1, len(own) + 1)]
-        found = [(scopes, self._breakers.get((model, variant.name, scopes))) for scopes in around]
-        return [(scopes, breaker) for scopes, breaker in found if breaker is not None]
-
-    def _admitted(self, work: Work, first: Variant, scopes: Scopes, breaker: Breaker) -> bool:
-        now, before = self.clock(), breaker.state
-        pool = self.topology.pools.get(first.upstream)
-        is_open = pool is not None and pool.is_open(first.model, first.version, now, scopes)
-        admitted = breaker.admits(now, self.draw(), is_open)
-        if breaker.state is BreakerState.ADMITTING:
-            del self._breakers[work.route.model, first.name, scopes]
-        if breaker.state is not before:
-            self._tell_breaker(work.route.model, first.name, now)
-        if admitted or not is_open or not self.topology.is_available(work.attempts.targets[1]):
-            return True
-        return breaker.is_untried and self._may_show_it(first, _scopes(work))
-
-    def _may_show_it(self, variant: Variant, scopes: Scopes) -> bool:
-        """Is the variant on trial after calls of others? Then those of this caller may be the first that go well."""
-        pool = self.topology.pools.get(variant.upstream)
-        endpoints = pool.endpoints if pool is not None else ()
-        records = [each.record(variant.model, variant.version) for each in endpoints]
-        return any(each.is_ejected() for each in records) and not any(each.is_known_to_fail(scopes) for each in records)
-
-    def _went_past(self, work: Work, first: Variant) -> None:
-        """The chosen variant could not take the call, which goes to its fallback."""
-        scopes, now = _scopes(work), self.clock()
-        pool = self.topology.pools.get(first.upstream)
-        for depth in range(1, len(scopes) + 1):
-            key = (work.route.model, first.name, scopes[:depth])
-            if key in self._breakers:
-                return
-            if pool is None or not pool.is_open(first.model, first.version, now, scopes[:depth]):
-                make_room(self._breakers, _DECISIONS_KEPT)
-                breaker = self._breakers[key] = Breaker()
-                breaker.trip(now)
-                self._tell_breaker(work.route.model, first.name, now)
-                return
-
-    def _tell_breaker(self, model: str, variant: str, now: float) -> None:
-        state = self.breaker_state(model, variant)
-        _log.info("variant '%s' of model '%s' is %s", variant, model, state)
-        self.hooks.breaker_changed(BreakerChanged(model, variant, state, now))
-
-    def _drop_idle_breakers(self, now: float) -> None:
-        """Those of single callers who have gone: they must not look for ever as if the variant had not its calls."""
-        if now < self._look_at:
-            return
-        self._look_at = now + _LOOK_SECONDS
-        idle = [key for key, each in self._breakers.items() if key[2] != NOBODY_KNOWN and each.is_idle(now)]
-        for key in idle:
-            del self._breakers[key]
-        for model, variant in {key[:2] for key in idle}:
-            self._tell_breaker(model, variant, now)
-
-    def breaker_state(self, model: str, variant: str) -> str:
-        """For people: does this variant get its calls? Where callers differ, of those who send it least."""
-        found = [each.state for key, each in list(self._breakers.items()) if key[:2] == (model, variant)]
-        return next((state.value for state in _LEAST_FIRST if state in found), _LEAST_FIRST[-1].value)
 
     def retries_left(self) -> dict[str, int]:
         """How many requests may be sent again now, by public model. May be asked from any thread."""
@@ -549,35 +413,18 @@ class Inference:
         return {model: budget.left(now) for model, budget in list(self._retries.items()) if model in public}
 
     def _budget(self, route: Route) -> RetryBudget:
-        """One for each model: where one is repeated in vain, the calls of the others need theirs."""
+        """One for each model: where one is repeated in vain, the calls of the others need theirs.
+
+        Names that may be made up have one together, so that no caller makes the budgets of models be forgotten.
+        """
         found = self._retries.get(route.model)
         if found is None:
-            make_room(self._retries, _DECISIONS_KEPT)
-            found = self._retries[route.model] = RetryBudget()
+            model = route.model if self.is_known(route.model, None) else ""
+            found = self._retries.get(model)
+            if found is None:
+                make_room(self._retries, _DECISIONS_KEPT)
+                found = self._retries[model] = RetryBudget()
         return found
-
-    def _is_sample(self, work: Work) -> bool:
-        """Should a fallback get this call, so that it is known how it does with calls that the first variant fails?
-
-        Only of whom that variant has failed calls: those of others may go well there.
-        """
-        targets = work.attempts.targets
-        doubted = (targets[0], _scopes(work))
-        until = self._doubted.get(doubted)
-        if until is None or len(targets) < 2:
-            return False
-        now = self.clock()
-        if now >= until or not self._is_doubtful(targets[0]):
-            del self._doubted[doubted]
-            return False
-        if self.draw() >= SAMPLED or not self.topology.is_available(targets[1]):
-            return False
-        return sum(calls for calls, _ in self._counts(targets[1], now)) < SAMPLE_CALLS
-
-    def _is_doubtful(self, variant: Variant) -> bool:
-        pool = self.topology.pools.get(variant.upstream)
-        endpoints = pool.endpoints if pool is not None else ()
-        return any(each.record(variant.model, variant.version).is_doubtful for each in endpoints)
 
     def attempt_started(self, work: Work, attempt: Attempt) -> Metadata:
         """Report it; answers the metadata to add upstream."""
@@ -621,7 +468,7 @@ class Inference:
         """Learn from an attempt that went well. Answers the report."""
         now = self.clock()
         if work.sequence is None:
-            self._count_success(work, now)
+            self.circuits.succeeded(work, now)
         elif work.facts.parameters.get("sequence_end") is True:
             self.sequences.end(work.sequence)
         topology = self.current.now
@@ -630,76 +477,6 @@ class Inference:
             if model not in self.found.states and not topology.is_known(model):
                 self.found.answered(model)
         return AttemptEnded(OK, "", None, now)
-
-    def _count_success(self, work: Work, now: float) -> None:
-        last = work.attempts.last
-        if last is not None:
-            variant = last.variant
-            seconds = now - last.began if last.began else 0.0
-            endpoint = last.endpoint
-            if self._breakers:
-                for _, breaker in self._breakers_of(work, variant):
-                    breaker.succeeded()
-                self._drop_idle_breakers(now)
-            scopes = _scopes(work) if endpoint.has_ejections else NOBODY_KNOWN
-            if endpoint.succeeded(variant.model, variant.version, now, seconds, scopes):
-                self._tell_ejection(last, now)
-
-    def _count_failure(self, work: Work, attempt: Attempt, verdict: Verdict, now: float) -> None:
-        """Compare an endpoint with its peers, by calls that may go to any of them.
-
-        Callers choose where a sequence goes, by its id: what fails there is no evidence.
-        """
-        variant = attempt.variant
-        pool = self.topology.pools.get(variant.upstream)
-        if work.sequence is not None or pool is None:
-            return
-        others = [v for v in work.attempts.targets if v.upstream != variant.upstream or v.model != variant.model]
-        scopes = _scopes(work)
-        # A name that a caller makes up has no others, and no record: those of real models would make room for it.
-        record = attempt.endpoint.record(variant.model, variant.version) if others else None
-        elsewhere: Sequence[Counts] = ()
-        if record is not None and record.may_be_broken(now, scopes):
-            elsewhere = [counts for v in others for counts in self._counts(v, now)]
-        ever = [
-            self.topology.pools[v.upstream].ever(v.model, v.version)
-            for v in others
-            if v.upstream in self.topology.pools
-        ]
-        if pool.failed(
-            attempt.endpoint,
-            variant.model,
-            variant.version,
-            verdict,
-            now,
-            scopes=scopes,
-            elsewhere=elsewhere,
-            elsewhere_ever=(sum(e[0] for e in ever), sum(e[1] for e in ever)),
-        ):
-            self._tell_ejection(attempt, now)
-        elif record is not None and record.is_doubtful:
-            make_room(self._doubted, _DECISIONS_KEPT)
-            self._doubted[variant, scopes] = now + DOUBT_SECONDS
-
-    def _counts(self, variant: Variant, now: float) -> Sequence[Counts]:
-        pool = self.topology.pools.get(variant.upstream)
-        return pool.counts(variant.model, variant.version, now) if pool is not None else ()
-
-    def _tell_ejection(self, attempt: Attempt, now: float) -> None:
-        """An ejection has begun, or has ended."""
-        endpoint, model = attempt.endpoint, attempt.variant.model
-        record = endpoint.record(model, attempt.variant.version)
-        where, seconds = f"{endpoint.upstream}/{endpoint.address}", round(record.seconds_left(now), 1)
-        if seconds:
-            callers = "all" if record.is_ejected() else f"{len(record.ejections)} of those who call it"
-            _log.warning(
-                "endpoint %s fails '%s', its peers do not: left alone by %s for %g s", where, model, callers, seconds
-            )
-        elif not record.ejections:
-            _log.info("endpoint %s answers '%s' again", where, model)
-        self.hooks.endpoint_ejected(EndpointEjected(endpoint.upstream, endpoint.address, model, seconds, now))
-        pools = self.topology.pools.values()
-        self._has_ejections = any(each.has_ejections for pool in pools for each in pool.endpoints)
 
     def attempt_failed(self, work: Work, attempt: Attempt, failure: CallFailed, verdict: Verdict | None = None) -> None:
         """Report a failed attempt, and learn from it.
@@ -765,7 +542,7 @@ class Inference:
             )
         code = code_of(failure.code)
         now = self.clock()
-        self._count_failure(work, attempt, verdict, now)
+        self.circuits.failed(work, attempt, verdict, now)
         attempt.endpoint.failed(asked, verdict, failure.text)
         return failure, verdict, AttemptEnded(code, failure.text, verdict.meaning, now)
 
@@ -780,7 +557,7 @@ class Inference:
         if pool is None or not attempt.began:
             return
         if now - attempt.began >= SLOWER * pool.fastest(variant.model, variant.version):
-            self._count_failure(work, attempt, LATE, now)
+            self.circuits.failed(work, attempt, LATE, now)
 
     @staticmethod
     def _may_go_elsewhere(work: Work, failure: CallFailed, verdict: Verdict) -> bool:
@@ -832,7 +609,7 @@ class Inference:
             return False
         if not work.route.retry.on:
             return False
-        if not self._budget(work.route).has_some(self.clock()):
+        if not self._budget(work.route).has_some(self.clock(), work.scopes):
             return False  # which `maybe_next` has told
         work.returns += 1
         work.attempts.again(last)
@@ -885,61 +662,8 @@ def _check_payload(allowed: frozenset[str], head: Head, facts: Facts, body: byte
         raise not_allowed("shared memory", SHARED_MEMORY)
 
 
-def why_not(work: Work, variant: str) -> str:
-    """Why another variant is asked in the place of this one."""
-    for attempt, _, verdict in reversed(work.failures):
-        if attempt.variant.name == variant:
-            return verdict.meaning.value
-    if work.attempts.is_sample:
-        return SAMPLE
-    return LIMITED if work.refused is not None else UNAVAILABLE
-
-
-def stand_in(work: Work) -> str:
-    """Why another variant than the one that the call was meant for has answered it; "" if none has."""
-    last, chosen = work.attempts.last, work.attempts.chosen
-    return "" if last is None or last.variant.name == chosen else why_not(work, chosen)
-
-
-def whose(work: Work, peer: str) -> Whose:
-    """Whose call it is: which unit's, and which caller's, who is known by his name or else by his host."""
-    return Whose(_unit(work) or "", _caller(work, peer))
-
-
-def _scopes(work: Work) -> Scopes:
-    """The same, as endpoints are judged by it."""
-    scopes = work.scopes
-    if scopes is None:
-        scopes = work.scopes = scopes_of(_caller(work, work.peer), _unit(work))
-    return scopes
-
-
-def _unit(work: Work) -> str | None:
-    sticky = work.route.sticky
-    return sticky.maybe_read(work.facts) if sticky is not None else None
-
-
-def _caller(work: Work, peer: str) -> str:
-    return work.facts.metadata.get(CALLER) or peer.rpartition(":")[0]
-
-
 def _last_meaning(work: Work, code: Code) -> Meaning | None:
     return work.failures[-1][2].meaning if work.failures and code is not OK else None
-
-
-def last_asked(error: GatewayError, work: Work) -> GatewayError:
-    """The error, with who was asked last, if anybody was."""
-    last = work.attempts.last
-    if last is not None:
-        error.served = served_by(work, last, last.variant.version)
-    return error
-
-
-def served_by(work: Work, attempt: Attempt, model_version: str) -> Served:
-    return _served(work.route.model, attempt.variant.name, model_version, attempt.endpoint.address, attempt.number)
-
-
-_served = lru_cache(4096)(Served)  # names of the config, addresses of its upstreams, versions that these have told
 
 
 def _shown(code: Code, failure: CallFailed) -> str:

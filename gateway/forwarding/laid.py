@@ -12,9 +12,10 @@ from typing import Protocol
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.caller import PartsCaller
 from gateway.forwarding.hedging.hedge import forsake
-from gateway.forwarding.inference import Inference, Work
+from gateway.forwarding.inference import Inference
 from gateway.forwarding.raw_tensors import RawTensors
 from gateway.forwarding.replay import LargeRequest
+from gateway.forwarding.work import Work
 from gateway.rpc.client import ClientCall
 from gateway.status import OK
 from gateway.upstream.answer_place import AnswerPlace

@@ -4,17 +4,29 @@ A fifth of the calls of the last ten seconds, and ten more each second, whatever
 figures: Finagle's `RetryBudget` (20 %, 10 per second, 10 s). A fallback to another variant is no retry, since its
 servers are others; nor is what the transport sends once more because the server says that it has not looked at it.
 
+One caller whose calls always fail would use up all of it, and when a server dies the others' calls would not be sent
+again. So a caller has at most four fifths of what the others leave, as by the dynamic thresholds of shared memory in
+switches (Choudhury and Hahne, IEEE/ACM Transactions on Networking 6/2, 1998). One alone has four fifths, two who want
+more have four ninths each, and who has spent nothing finds some left. The users of one caller share his part alike.
+Only what is sent again is counted by caller, so a call that goes well costs nothing for it.
+
 Instants are seconds on one clock, and arguments.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter, deque
 from typing import Final
+
+from gateway.bounded import make_room
+from gateway.upstream.failures import NOBODY_KNOWN, Scopes
 
 SHARE: Final = 0.2  # of calls
 PER_SECOND: Final = 10
 SECONDS: Final = 10  # for which a call counts
+MOST_OF_ONE: Final = 0.8  # share of one caller, of what is left and what he has spent himself
+MOST_KNOWN: Final = 256  # callers and users whose retries of one second are remembered
 
 _SLOTS: Final = SECONDS
 
@@ -22,7 +34,9 @@ _SLOTS: Final = SECONDS
 class RetryBudget:
     """Of one model, in one worker."""
 
-    __slots__ = ("_calls", "_calls_before", "_least", "_second", "_share", "_slot", "_spent", "_spent_before")
+    __slots__ = (
+        "_calls", "_calls_before", "_least", "_second", "_share", "_slot", "_spent", "_spent_before", "_spent_by",
+    )  # fmt: skip
 
     def __init__(self, share: float = SHARE, per_second: float = PER_SECOND) -> None:
         self._share = share
@@ -34,6 +48,8 @@ class RetryBudget:
         self._second = 0.0  # when the current slot ends
         self._calls = 0
         self._spent = 0
+        # By scope, but for everybody's: of each second, also the current one, which is the last.
+        self._spent_by: deque[dict[int, int]] = _nothing_spent()
 
     def began(self, now: float) -> None:
         """A call has come."""
@@ -49,24 +65,38 @@ class RetryBudget:
         return self._share * calls + self._least - self._spent - sum(self._spent_before)
 
     def left(self, now: float) -> int:
-        """As `balance`, for people: changes nothing, so that any thread may ask."""
+        """As `balance`, but of the caller who has fewest, for people: changes nothing, so that any thread may ask."""
         gone = max(0, math.floor(now - self._second) + 1)  # seconds that have ended since it was used last
         if gone > _SLOTS:
             return int(self._least)
         kept = [(self._slot + n) % _SLOTS for n in range(gone, _SLOTS)]
         calls = self._calls + sum([self._calls_before[n] for n in kept])
         spent = self._spent + sum([self._spent_before[n] for n in kept])
-        return max(0, int(self._share * calls + self._least - spent))
+        left = self._share * calls + self._least - spent
+        by: Counter[int] = Counter()
+        for each in list(self._spent_by)[gone:]:
+            by.update(each.copy())
+        return max(0, int(_part(left, max(by.values())) if by else left))
 
-    def has_some(self, now: float) -> bool:
-        """May one request be sent again?"""
-        return self.balance(now) >= 1.0
+    def has_some(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> bool:
+        """May a request of these be sent again?"""
+        left = self.balance(now)
+        if left < 1.0:
+            return False
+        for scope in scopes[1:]:
+            left = _part(left, sum([each.get(scope, 0) for each in self._spent_by]))
+        return left > 0.0
 
-    def take(self, now: float) -> None:
+    def take(self, now: float, scopes: Scopes = NOBODY_KNOWN) -> None:
         """One is."""
         if now >= self._second:
             self._turn(now)
         self._spent += 1
+        spent_by = self._spent_by[-1]
+        for scope in scopes[1:]:
+            spent = spent_by.pop(scope, 0)  # and put in again behind the others: those who spend are not forgotten
+            make_room(spent_by, MOST_KNOWN)
+            spent_by[scope] = spent + 1
 
     def _turn(self, now: float) -> None:
         past = now - self._second
@@ -74,6 +104,7 @@ class RetryBudget:
             self._calls_before = [0] * _SLOTS
             self._spent_before = [0] * _SLOTS
             self._calls = self._spent = 0
+            self._spent_by = _nothing_spent()
             self._second = now + 1.0
             return
         while now >= self._second:
@@ -81,4 +112,14 @@ class RetryBudget:
             self._spent_before[self._slot] = self._spent
             self._slot = (self._slot + 1) % _SLOTS
             self._calls = self._spent = 0
+            self._spent_by.append({})
             self._second += 1.0
+
+
+def _nothing_spent() -> deque[dict[int, int]]:
+    return deque([{} for _ in range(_SLOTS + 1)], maxlen=_SLOTS + 1)
+
+
+def _part(left: float, spent: int) -> float:
+    """What one may still have of what is left to all, who has spent so much."""
+    return MOST_OF_ONE * (left + spent) - spent

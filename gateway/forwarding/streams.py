@@ -22,10 +22,11 @@ from gateway.forwarding.answer_order import AnswerOrder, HeldBytes
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.correlation import with_own_id
 from gateway.forwarding.exchange import Request, request_for
-from gateway.forwarding.inference import Inference, Work, served_by
+from gateway.forwarding.inference import Inference
 from gateway.forwarding.metadata import echoed, served_trailers
 from gateway.forwarding.pipelines import PipelineModel
 from gateway.forwarding.upstream_streams import Message, StreamOwner, UpstreamStream, UpstreamStreams
+from gateway.forwarding.work import Work, served_by
 from gateway.hooks import AttemptEnded, CallEnded, CallStarted
 from gateway.rpc.budget import Budget
 from gateway.rpc.metadata import metadata_from
@@ -321,7 +322,7 @@ class StreamSession(StreamOwner):
             if inference.exposures.table:
                 message.exposed = inference.exposed(work, decided)
             if inference.rolled.table:
-                message.counted = inference.rolled_begun(work, self._opening.peer)
+                message.counted = inference.rolled_begun(work)
             self._send(message)
         except GatewayError as error:
             self._fail_message(message, error)
@@ -727,8 +728,7 @@ class StreamSession(StreamOwner):
             size = message.answer_bytes
             self._inference.exposed_ended(message.exposed, message.work, code, message.callers_fault, size)
         if message.counted is not None and message.work is not None:
-            callers_fault, peer = message.callers_fault, self._opening.peer
-            self._inference.rolled_ended(message.counted, message.work, code, callers_fault, None, peer)
+            self._inference.rolled_ended(message.counted, message.work, code, message.callers_fault, None)
         now, sizes = self._inference.clock(), (message.size, message.answer_bytes)
         if message.quota is not None:
             quota, message.quota = message.quota, None

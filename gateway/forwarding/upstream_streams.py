@@ -20,9 +20,9 @@ from typing import Final
 from gateway.forwarding.answer_order import OrderedRequest
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.exposures import Exposed
-from gateway.forwarding.inference import Work
 from gateway.forwarding.rolled import VariantCounts
 from gateway.forwarding.shadowing import ModelShadow
+from gateway.forwarding.work import Work
 from gateway.hooks import CallObserver
 from gateway.quotas import Quota
 from gateway.status import Code, Origin, Verdict

@@ -292,7 +292,7 @@ class Families:
             ),
             "retries_left": gauge(
                 "gateway_retries_left",
-                "Calls that may be sent to another endpoint of their variant now; of the worker that may the fewest.",
+                "Calls that may go to another endpoint of their variant now; of the worker and caller with the fewest.",
                 ["model"],
                 "livemin",
             ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -53,6 +54,17 @@ _WORTH_ASKING: Final = (Meaning.UNCLEAR, Meaning.DRAINING)
 
 _COSTS_NOTHING: Final = frozenset({Meaning.CALLER, Meaning.ENDED})
 """What does not make an endpoint less worth a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCall:
+    """What an endpoint is judged by."""
+
+    model: str
+    version: str
+    verdict: Verdict
+    at: float
+    scopes: Scopes = NOBODY_KNOWN
 
 
 class Endpoint:
@@ -237,19 +249,18 @@ class Endpoint:
         self.forget()  # it may have been started again
         self.on_suspicion()
 
-    def counts_against(
-        self, model: str, version: str, verdict: Verdict, now: float, scopes: Scopes = NOBODY_KNOWN
-    ) -> bool:
+    def counts_against(self, failed: FailedCall) -> bool:
         """Weigh a failed call. True: it speaks against the endpoint, if its peers do better."""
+        verdict, scopes = failed.verdict, failed.scopes
         if verdict.meaning not in _COSTS_NOTHING:
-            self._burden(now)
+            self._burden(failed.at)
         if verdict.meaning not in _AT_FAULT:
             return False
         if verdict.ejects and self.state is not State.READY:
             return False  # it has just died: all its calls end then, which is one failure and not as many
         if verdict.meaning is Meaning.UNREACHABLE:
             scopes = NOBODY_KNOWN  # no caller can bring that about
-        self.record(model, version).failed(now, scopes)
+        self.record(failed.model, failed.version).failed(failed.at, scopes)
         return True
 
     def failed(self, model: ModelKey, verdict: Verdict, text: str) -> None:

@@ -54,6 +54,17 @@ Counts = tuple[int, int]
 """Calls, and how many of them failed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """How calls went where an endpoint's own could have gone."""
+
+    lately: Sequence[Counts] = ()  # in the windows of each; none: there is nothing to measure the endpoint by
+    ever: Counts = (0, 0)  # of all together, also of who has left by now
+
+
+NOWHERE: Final = Elsewhere()
+
+
 def evidence(calls: int, failed: int, expected: float) -> float:
     """-ln of a bound on the probability that chance makes so many of the calls fail. expected: share, within (0, 1)."""
     share = failed / calls if calls else 0.0
@@ -208,25 +219,22 @@ class Record:
         self._run += 1
         self._failures.add(now, scopes)
 
-    def standards(
-        self, peers: Sequence[Counts], peers_ever: Counts, others: Sequence[Counts], others_ever: Counts
-    ) -> Sequence[Standard]:
+    def standards(self, peers: Elsewhere, others: Elsewhere) -> Sequence[Standard]:
         """What it is measured by, to be asked after each failure.
 
-        peers: of the endpoints of its pool; others: of the variants that may stand in. Those that none may be measured
-        by are empty. ever: all their calls, and those that failed, also of who has left the pool by now.
+        peers: the endpoints of its pool; others: the variants that may stand in.
         """
         if self._run <= 1:
-            self._began = (peers_ever, others_ever)
+            self._began = (peers.ever, others.ever)
         found = []
-        if peers:
-            calls, failed = _since(peers_ever, self._began[0])
+        if peers.lately:
+            calls, failed = _since(peers.ever, self._began[0])
             meanwhile = _MUCH * (failed + 1) / (calls + 2) + MARGIN if calls >= MEANWHILE else 1.0
-            found.append(Standard(expected_share(peers), meanwhile))
-        if others:
-            lately = (sum(each[0] for each in others), sum(each[1] for each in others))
-            samples = (lately, _since(others_ever, self._began[1]))
-            found.append(Standard(expected_share(others), samples=samples, enough=ENOUGH))
+            found.append(Standard(expected_share(peers.lately), meanwhile))
+        if others.lately:
+            lately = (sum(each[0] for each in others.lately), sum(each[1] for each in others.lately))
+            samples = (lately, _since(others.ever, self._began[1]))
+            found.append(Standard(expected_share(others.lately), samples=samples, enough=ENOUGH))
         return found
 
     def condemned_by(self, scopes: Scopes, standards: Sequence[Standard], now: float) -> Scopes | None:

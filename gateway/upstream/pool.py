@@ -9,10 +9,9 @@ from typing import Final
 
 from mypy_extensions import mypyc_attr
 
-from gateway.status import Verdict
-from gateway.upstream.endpoint import Endpoint, ModelKey, State
+from gateway.upstream.endpoint import Endpoint, FailedCall, ModelKey, State
 from gateway.upstream.failures import NOBODY_KNOWN, Scopes
-from gateway.upstream.outlier import Counts, Standing
+from gateway.upstream.outlier import NOWHERE, Counts, Elsewhere, Standing
 
 _READY: Final = State.READY  # see `status.OK`
 _DOWN: Final = State.DOWN
@@ -145,25 +144,14 @@ class Pool:
             return cold if best is None or cold.is_better(best, key) else best
         return best
 
-    def failed(
-        self,
-        endpoint: Endpoint,
-        model: str,
-        version: str,
-        verdict: Verdict,
-        now: float,
-        *,
-        scopes: Scopes = NOBODY_KNOWN,
-        elsewhere: Sequence[Counts] = (),
-        elsewhere_ever: Counts = (0, 0),
-    ) -> float:
+    def failed(self, endpoint: Endpoint, failed: FailedCall, others: Elsewhere = NOWHERE) -> float:
         """Count a call that went wrong. Answers for how many seconds that ejects the endpoint, if it does.
 
-        scopes: of the call. elsewhere: how calls went where they may go without this pool; then all of it may be
-        ejected.
+        others: how calls went where they may go without this pool; then all of it may be ejected.
         """
-        if not endpoint.counts_against(model, version, verdict, now, scopes):
+        if not endpoint.counts_against(failed):
             return 0.0
+        model, version, now, scopes = failed.model, failed.version, failed.at, failed.scopes
         record = endpoint.record(model, version)
         peers: Sequence[Counts] = ()
         if self._may_eject(endpoint, model, version, scopes):
@@ -172,8 +160,8 @@ class Pool:
                 for each in self.endpoints
                 if each is not endpoint and each.can_serve(model, version) and not each.is_ejected(model, version)
             ]
-        beside = self.ever(model, version, endpoint)
-        whose = record.condemned_by(scopes, record.standards(peers, beside, elsewhere, elsewhere_ever), now)
+        beside = Elsewhere(peers, self.ever(model, version, endpoint))
+        whose = record.condemned_by(scopes, record.standards(beside, others), now)
         return 0.0 if whose is None else endpoint.eject(model, version, now, whose, scopes)
 
     def ever(self, model: str, version: str, but: Endpoint | None = None) -> Counts:

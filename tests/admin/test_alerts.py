@@ -157,7 +157,7 @@ CALLED = ("traffic", "windows", 0, "models", "photos")
         ),
         (
             changed("models", "photos", "retries_left", to=0),
-            ("warning", "model", "photos", "retries are used up: calls that fail are not sent again for now"),
+            ("warning", "model", "photos", "retries are used up: a caller's failed calls are not sent again"),
         ),
         (
             changed("limits", to=[{"upstream": "gpu", "model": "a", "limit": 2, "waiting": 3}]),

@@ -23,6 +23,7 @@ from gateway.upstream.endpoint import Endpoint
 from gateway.v2.peek import Head, peek_request
 
 BROKEN = "this member is broken"
+BAD = 99  # a row that the model refuses
 
 
 class Server:
@@ -64,13 +65,17 @@ class Server:
             call.code = Code.OK
             if call.path.endswith(b"ModelInfer"):
                 call.body = echo(call.request or b"")
+                call.code = Code.OK if call.body else Code.INVALID_ARGUMENT
             else:
                 call.body = self.config().SerializeToString()
             call.on_done(call)
 
 
 def echo(body: bytes) -> bytes:
+    """b"" where a row is bad."""
     asked = pb.ModelInferRequest.FromString(body)
+    if BAD in asked.raw_input_contents[0]:
+        return b""
     answer = pb.ModelInferResponse(model_name="net", model_version="1")
     answer.outputs.add(name="OUT", datatype="UINT8", shape=asked.inputs[0].shape)
     answer.raw_output_contents.extend(asked.raw_input_contents)
@@ -98,6 +103,7 @@ class Caller:
         self.body = message.SerializeToString()
         self.head = peek_request(self.body)
         self.caller: Hashable = number
+        self.blamed: Hashable = number
         self.number = number
         self.got: list[object] = []
         self._server = server
@@ -112,8 +118,11 @@ class Caller:
         call.request = self.body
 
         def done(client: ClientCall) -> None:
-            ended(False)
+            ended(client.code is not Code.OK)
             assert self.point is not None
+            if client.code is not Code.OK:
+                self._end(client.code)
+                return
             head = Head("net", "1", "", True, [], 0, 0, None, [])
             self.point.learn(self, client.body, head)
             self._end(bytes((client.body[-1],)))
@@ -226,3 +235,21 @@ async def test_when_the_look_at_its_side_shows_another_model_a_merged_answer_is_
     assert [member.got for member in members] == [[b"\0"], [b"\1"], [b"\2"], [b"\3"]]
     assert len(merged) == 1 + 1 + 3  # the first alone, the batch, and its members once more
     assert not point.takes(Caller(server, 9))
+
+
+@pytest.mark.parametrize("blamed", ["eve", None], ids=["a name", "a connection each"])
+async def test_who_has_spoilt_three_batches_is_sent_alone_by_whatever_connection_he_comes(blamed: str | None) -> None:
+    server = Server()
+    point = await point_of(server)
+    for number in range(3):
+        first, good, bad = Caller(server, 0), Caller(server, 1), Caller(server, BAD)
+        bad.caller = 100 + number
+        bad.blamed = blamed or bad.caller
+        submit(point, first, good, bad)
+        await run(server)
+        assert [member.got for member in (first, good, bad)] == [[b"\0"], [b"\1"], [Code.INVALID_ARGUMENT]]
+    another = Caller(server, BAD)
+    another.caller = 103
+    another.blamed = blamed or another.caller
+    assert point.takes(another) is (blamed is None)
+    assert point.takes(Caller(server, 1))

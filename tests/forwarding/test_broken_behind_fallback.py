@@ -35,11 +35,9 @@ class Rollout(TwoVariants):
 
     def __init__(self, seed: int, hosts: Sequence[float], is_broken: Callable[[int], bool]) -> None:
         """hosts: how much each of them calls, beside each other. is_broken: for callers of this host."""
-        super().__init__()
         self.now, self._draw = 1000.0, random.Random(seed)
+        super().__init__(lambda: self.now, self._draw.random)
         self._hosts, self._is_broken = hosts, is_broken
-        self.inference.clock = lambda: self.now
-        self.inference.draw = self._draw.random
         variants = (Variant("new", "u", "net"), Variant("old", "v", "net"))
         kept = {"sticky": Sticky((Key("metadata", USER),), "m"), "retry": Retry(frozenset({Meaning.SERVER}))}
         routes = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -151,7 +153,9 @@ class BrokenRoutes(Routes):
 
 
 class World:
-    def __init__(self, fault: str = "") -> None:
+    def __init__(
+        self, fault: str = "", clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random
+    ) -> None:
         self.connection = Connection(fault)
         self.endpoint = Endpoint("u", "t:1", self.connection)
         self.endpoint.state = State.READY
@@ -159,7 +163,7 @@ class World:
         routes = kind([Route("m", (Variant("größe 1", "u", "net"),), Split.all_to("größe 1"))])
         self.hooks = Hooks(fault)
         topology = CurrentTopology(Topology(routes, {"u": Pool("u", [self.endpoint])}))
-        self.inference = Inference(topology, self.hooks, Sequences(idle=1, most=1))
+        self.inference = Inference(topology, self.hooks, Sequences(idle=1, most=1), clock=clock, draw=draw)
         self.caller = Asking(fault)
 
     def begin(self, missing: int = 0) -> Call:

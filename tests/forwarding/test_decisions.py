@@ -13,11 +13,12 @@ from gateway.forwarding.batching import MergeSettings
 from gateway.forwarding.batching.merge_point import maybe_merge_point
 from gateway.forwarding.caller import CallerMetadata, metadata_from_pairs, metadata_of
 from gateway.forwarding.exposures import Running
-from gateway.forwarding.inference import Inference, Work
+from gateway.forwarding.inference import Inference
 from gateway.forwarding.sequences import Sequences
 from gateway.forwarding.topology import CurrentTopology, Topology
+from gateway.forwarding.work import Work
 from gateway.hooks import NoHooks, NoObserver
-from gateway.routing import Arms, Key, Route, Routes, Split, Sticky
+from gateway.routing import Arms, Direct, Key, Route, Routes, Split, Sticky
 from gateway.rpc.requests import RequestHead
 from gateway.status import Code
 from gateway.types import Facts, Plan, Variant
@@ -128,6 +129,31 @@ def test_a_reload_ends_all_decisions(current: CurrentTopology, inference: Infere
     assert len(inference._decisions) == 1
 
 
+def test_names_that_a_caller_makes_up_do_not_make_a_model_s_budget_for_retries_be_forgotten(
+    inference: Inference, current: CurrentTopology
+) -> None:
+    """Else whoever spoils it would have it anew, and its servers would get more retries than they should."""
+    endpoint = Endpoint("u", "t:1", UNUSED)
+    endpoint.state = State.READY
+    known = [Route("m", (Variant("only", "u", "net"),), Split.all_to("only"))]
+    current.now = Topology(Routes(known, direct=Direct.ALL, default_upstream="u"), {"u": Pool("u", [endpoint])})
+    inference.clock, metadata = lambda: 1000.0, said()
+
+    def call(model: str) -> None:
+        body = bytes(pb.ModelInferRequest(model_name=model).SerializeToString())
+        work = inference.begin(inference.decision(metadata, inference.requests.peek(body)), NoObserver(), "")
+        attempt = inference.maybe_next(work)
+        assert attempt is not None
+        inference.attempt_started(work, attempt)
+
+    for _ in range(1000):
+        call("m")
+    before = inference.retries_left()
+    for number in range(3000):
+        call(f"no {number}")
+    assert inference.retries_left() == before == {"m": 300}
+
+
 async def test_public_models_before_one_triton_model_are_merged_by_their_own_settings() -> None:
     endpoint = Endpoint("u", "t:1", UNUSED)
     attempt = Attempt(Variant("only", "u", "net"), endpoint, 1, "only", "")
@@ -165,11 +191,11 @@ def test_a_call_that_wants_its_variant_and_no_other_gets_it_whatever_the_breaker
 
     endpoints["gpu"].state = State.DOWN
     assert first(gpu, cpu) == "cpu"
-    assert inference.breaker_state("m", "gpu") == "tripped"
+    assert inference.circuits.breaker_state("m", "gpu") == "tripped"
     assert first(gpu) == "none"
     endpoints["gpu"].state = State.READY
     assert first(gpu, cpu) == "cpu"  # it is probing, and this call was not drawn
-    assert inference.breaker_state("m", "gpu") == "probing"
+    assert inference.circuits.breaker_state("m", "gpu") == "probing"
     assert first(gpu) == "gpu"
     endpoints["cpu"].state = State.DOWN
     assert first(gpu, cpu) == "gpu"

@@ -208,10 +208,10 @@ def test_what_became_of_a_caller_who_has_gone_does_not_look_like_a_variant_witho
     good = Caller("10.0.0.1", 0.5)
     for _ in world.run([Caller("10.0.0.9", 10.0, at_first), good], 30.0):
         pass
-    assert world.inference.breaker_state("m", "gpu") != "admitting"
+    assert world.inference.circuits.breaker_state("m", "gpu") != "admitting"
     for _ in world.run([good], 120.0):
         pass
-    assert world.inference.breaker_state("m", "gpu") == "admitting"
+    assert world.inference.circuits.breaker_state("m", "gpu") == "admitting"
     for _ in world.run([good], 900.0):
         pass
     assert not world.endpoints["gpu"].has_ejections

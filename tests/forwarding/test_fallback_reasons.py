@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -42,8 +45,8 @@ class Telling(NoHooks):
 class TwoVariants(World):
     """`gpu`, and `cpu` in its place."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
+        super().__init__("", clock, draw)
         self.other = Endpoint("v", "t:2", self.connection)
         self.other.state = State.READY
         route = Route("m", (Variant("gpu", "u", "net"), Variant("cpu", "v", "net")), Split.all_to("gpu"))
@@ -73,7 +76,7 @@ def test_the_chosen_variants_answer_tells_of_no_fallback() -> None:
 
 @pytest.mark.parametrize("why", ["unavailable", "limited", "sample"])
 def test_a_fallback_tells_in_whose_place_it_answered_and_why(why: str) -> None:
-    world = TwoVariants()
+    world = TwoVariants(draw=lambda: 0.0)
     if why == "unavailable":
         world.endpoint.state = State.DOWN
     elif why == "limited":
@@ -89,7 +92,6 @@ def test_a_fallback_tells_in_whose_place_it_answered_and_why(why: str) -> None:
             world.answer_last(Code.INTERNAL, "CUDA error")
         world.told.attempts.clear()
         world.told.ends.clear()
-        world.inference.draw = lambda: 0.0
     world.begin()
     world.answer_last()
     assert trailers(world) == (b"cpu", b"gpu", why.encode())

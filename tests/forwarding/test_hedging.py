@@ -69,6 +69,12 @@ class HedgingWorld(World):
     def sent(self) -> list[ClientCall]:
         return self.connection.sent
 
+    def another(self, host: str) -> None:
+        """A call of somebody else."""
+        caller = Asking("")
+        caller.peer = f"ipv4:{host}:5"
+        Call(self.inference, caller, "ModelInfer", REQUEST, self.inference.requests.peek(REQUEST)).begin()
+
     async def hedged(self) -> Call:
         call = self.begin()
         await self.until_sent(2)
@@ -177,13 +183,25 @@ async def test_a_call_is_hedged_once_it_is_slower_than_most() -> None:
 
 async def test_second_attempts_have_a_budget() -> None:
     world = HedgingWorld()
-    for _ in range(100):  # one in ten, and ten more
-        call = Call(world.inference, Asking(""), "ModelInfer", REQUEST, world.inference.requests.peek(REQUEST))
-        call.begin()
+    for number in range(100):  # one in ten, and ten more
+        world.another(f"10.0.0.{number}")
     await world.until_sent(120)
     await asyncio.sleep(0.1)
     assert world.counts == (20, 0, 80)
     assert world.in_flight == 120
+
+
+async def test_one_caller_whose_calls_are_all_slow_leaves_a_part_of_it_to_others() -> None:
+    world = HedgingWorld()
+    for _ in range(100):
+        world.another("10.0.0.1")
+    await world.until_sent(116)
+    await asyncio.sleep(0.1)
+    assert world.counts == (16, 0, 84)
+    for number in range(2, 6):
+        world.another(f"10.0.0.{number}")
+    await world.until_sent(124)
+    assert world.counts == (20, 0, 84)
 
 
 async def test_a_second_attempt_takes_no_place_that_others_wait_for() -> None:

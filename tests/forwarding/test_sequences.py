@@ -115,3 +115,29 @@ def test_a_sequence_that_begins_anew_elsewhere_goes_on_there_and_not_where_it_li
     assert ask(True) is first  # where every worker looks for it
     second.state = State.SUSPECT
     assert ask(False) is first
+
+
+def test_a_caller_whose_sequences_never_begin_leaves_the_others_what_sends_theirs_elsewhere() -> None:
+    world = World()
+    ends = [Endpoint("u", f"t:{number}", world.connection) for number in range(2)]
+    world.inference.clock = lambda: 1000.0
+    world.inference.sequences = Sequences(idle=60, most=10)
+    world.inference.current.now = replace(world.inference.current.now, pools={"u": Pool("u", ends)})
+
+    def attempts(host: str, id: int) -> int:
+        """Of a sequence's first request, which no server can be asked for."""
+        asked = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x"])
+        asked.parameters["sequence_id"].int64_param = id
+        asked.parameters["sequence_start"].bool_param = True
+        body = asked.SerializeToString()
+        world.connection.sent.clear()
+        caller = Asking("")
+        caller.peer = f"ipv4:{host}:5"
+        Call(world.inference, caller, "ModelInfer", body, world.inference.requests.peek(body)).begin()
+        for client in world.connection.sent:  # which has another one once the first has ended
+            client.end(Code.UNAVAILABLE, "connection refused", Origin.CONNECTION)
+        assert caller.ends == [Code.UNAVAILABLE]
+        return len(world.connection.sent)
+
+    assert {attempts("10.0.0.1", id) for id in range(1, 200)} == {1, 2}
+    assert [attempts("10.0.0.2", id) for id in range(1, 6)] == [2] * 5

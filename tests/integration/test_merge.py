@@ -11,11 +11,13 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import yaml
 from triton_fixture import TritonFactory
 from tritonclient.grpc import service_pb2 as pb
 from v2_calls import Outcome, batch_of, call, channel_to, channels_to
 from v2_gateways import Script, wait_until
 
+from gateway.access.api_keys import hash_of
 from gateway.app import Gateway, Place
 from gateway.config import load
 from gateway.triton import LocalTriton
@@ -167,6 +169,54 @@ async def test_a_caller_that_keeps_spoiling_batches_is_left_alone_for_a_while(ga
             assert batch_of(outcomes[3]) == 1
             largest = max(largest, *map(batch_of, good))
         assert largest > 1  # they are merged again, since nobody spoils it
+
+
+async def test_a_caller_with_a_name_is_left_alone_by_whatever_connection_he_comes(tmp_path: Path) -> None:
+    """On a scripted server, which tells how many of its requests were spoilt."""
+    spoilt: list[int] = []  # their rows
+
+    async def infer(body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        asked = pb.ModelInferRequest.FromString(body)
+        await asyncio.sleep(0.01)
+        if min(np.frombuffer(asked.raw_input_contents[0], np.float32)) < 0:
+            spoilt.extend([asked.inputs[0].shape[0]] if asked.inputs[0].shape[0] > 1 else [])
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a number is negative")
+        answer = pb.ModelInferResponse(model_name="picky", model_version="1")
+        answer.outputs.add(name="OUT", datatype="FP32", shape=asked.inputs[0].shape)
+        answer.raw_output_contents.extend(asked.raw_input_contents)
+        return answer.SerializeToString()
+
+    async def statistics(body: bytes, context: object) -> bytes:
+        return pb.ModelStatisticsResponse().SerializeToString()
+
+    keys = {name: f"igk_{name}-{'0' * 40}" for name in ("eve", "ann")}
+    ann, eve = ([("authorization", f"Bearer {keys[name]}")] for name in ("ann", "eve"))
+    api_keys = [{"caller": name, "sha256": hash_of(key).hex()} for name, key in keys.items()]
+    access = yaml.safe_dump({"access": {"api_keys": api_keys, "grants": [{"callers": list(keys), "models": ["*"]}]}})
+    others = {"ModelConfig": picky_config, "ModelMetadata": picky_metadata, "ModelStatistics": statistics}
+    async with (
+        Script(infer=infer, others=others).serve() as address,
+        merging(tmp_path, address, more=access) as gateway,
+        channels_to(gateway.listen, 3) as through,
+        channels_to(gateway.listen, 20) as hers,
+    ):
+        await asyncio.gather(*(channel.channel_ready() for channel in (*through, *hers)))
+        await call(through[0], request("picky", floats(1, 0)), metadata=ann)
+        await asyncio.sleep(0.2)
+
+        async def come(channel: grpc.aio.Channel) -> None:
+            calls = [call(each, request("picky", floats(1, n)), metadata=ann) for n, each in enumerate(through)]
+            *good, bad = await asyncio.gather(*calls, call(channel, request("picky", floats(1, -5)), metadata=eve))
+            assert {outcome.code for outcome in good} == {grpc.StatusCode.OK}
+            assert bad.code is grpc.StatusCode.INVALID_ARGUMENT
+
+        for channel in hers[:10] * 20:
+            await come(channel)
+            if len(spoilt) == 3:
+                break
+        for channel in hers[10:]:
+            await come(channel)
+        assert len(spoilt) == 3, spoilt
 
 
 async def test_a_member_that_goes_away_takes_nobody_along(gateway: Gateway) -> None:

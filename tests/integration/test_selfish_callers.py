@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from played_triton import Behaviour, PlayedTriton, hangs, played
-from traffic import OK, config, gateway, traffic, until, write
+from traffic import OK, config, gateway, http, traffic, until, write
 from v2_calls import call, channel_to
 
+from gateway.access.api_keys import hash_of
 from gateway.app import Gateway
 
 
@@ -90,6 +92,48 @@ async def test_a_model_whose_servers_refuse_all_uses_up_no_other_model_s_retries
             await full.more(600)
             outcomes = await asyncio.gather(*(call(channel, infer()) for _ in range(40)))
             assert one.executed.total() > 0
+            assert {outcome.code for outcome in outcomes} == {OK}, outcomes
+
+
+async def fails_bad(request: Any, context: grpc.aio.ServicerContext) -> None:
+    if request.id == "bad":
+        await context.abort(grpc.StatusCode.INTERNAL, "this shape has no engine")
+    await asyncio.sleep(0.005)
+
+
+async def fails_all(request: Any, context: grpc.aio.ServicerContext) -> None:
+    await context.abort(grpc.StatusCode.INTERNAL, "CUDA error")
+
+
+@pytest.mark.parametrize("who", ["a caller", "a user"])
+async def test_a_caller_whose_calls_always_fail_does_not_use_up_what_repeats_the_calls_of_others(
+    tmp_path: Path, who: str
+) -> None:
+    """The last calls are sent before a server is found to fail, and each of these needs the other one."""
+    net: dict[str, Any] = {"variants": {"only": {"upstream": "all", "model": "net"}}, "retry": {"on": ["server"]}}
+    more: dict[str, Any] = {}
+    if who == "a caller":
+        keys = {name: f"igk_{name}-{'0' * 40}" for name in ("eve", "ann")}
+        named = {name: [("authorization", f"Bearer {key}")] for name, key in keys.items()}
+        api_keys = [{"caller": name, "sha256": hash_of(key).hex()} for name, key in keys.items()]
+        more["access"] = {"api_keys": api_keys, "grants": [{"callers": list(keys), "models": ["*"]}]}
+    else:
+        named = {name: [("x-user", name)] for name in ("eve", "ann")}
+        net["sticky"] = {"metadata": "x-user"}
+    async with played(fails_bad) as one, played(fails_bad) as two:
+        file = write(tmp_path / "g.yaml", config({"all": [one.address, two.address]}, {"net": net}, **more))
+        async with (
+            gateway(file) as running,
+            channel_to(running.listen) as channel,
+            traffic(running.listen, infer("bad"), callers=8, pause=0, metadata=lambda _: named["eve"]) as bad,
+        ):
+            await bad.more(800)
+            assert (await call(channel, infer("good"), metadata=named["ann"])).code is OK
+            metrics = (await http(running.admin_address, "/metrics"))[1]
+            assert 'gateway_retries_refused_total{model="net"}' in metrics
+            one.behaviour = fails_all
+            outcomes = await asyncio.gather(*(call(channel, infer("last"), metadata=named["ann"]) for _ in range(10)))
+            assert one.executed["last"] > 0
             assert {outcome.code for outcome in outcomes} == {OK}, outcomes
 
 

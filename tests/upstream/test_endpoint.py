@@ -8,7 +8,7 @@ import pytest
 from scripted import ScriptedConnection
 
 from gateway.status import Code, Origin, Verdict, classify
-from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.endpoint import Endpoint, FailedCall, State
 from gateway.upstream.known import MOST_KNOWN
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
@@ -91,14 +91,14 @@ def test_how_calls_went_is_kept_of_so_many_models_and_no_more() -> None:
 def test_the_calls_that_end_with_a_server_s_death_are_one_failure(endpoint: Endpoint) -> None:
     lost = classify(Code.UNAVAILABLE, "gone", Origin.LOST)
     for _ in range(50):
-        endpoint.counts_against("m", "", lost, 1.0)
+        endpoint.counts_against(FailedCall("m", "", lost, 1.0))
         endpoint.failed(("m", ""), lost, "gone")
     assert endpoint.record("m", "").counts(1.0) == (1, 1)
 
 
 def test_a_server_that_was_started_again_is_judged_anew(endpoint: Endpoint) -> None:
     for _ in range(9):
-        endpoint.counts_against("m", "", classify(Code.INTERNAL, "CUDA error"), 1.0)
+        endpoint.counts_against(FailedCall("m", "", classify(Code.INTERNAL, "CUDA error"), 1.0))
     endpoint.pardon(2.0)
     assert endpoint.record("m", "").counts(2.0) == (0, 0)
     assert not endpoint.record("m", "").is_doubtful

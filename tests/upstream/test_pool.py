@@ -10,7 +10,8 @@ import pytest
 from scripted import ScriptedConnection
 
 from gateway.status import Code, Verdict, classify
-from gateway.upstream.endpoint import Endpoint, State
+from gateway.upstream.endpoint import Endpoint, FailedCall, State
+from gateway.upstream.outlier import Elsewhere
 from gateway.upstream.pool import Pool
 
 
@@ -45,7 +46,7 @@ def test_no_caller_can_tell_whose_turn_is_next() -> None:
 
 def failed(of: Pool, number: int, times: int, now: float, verdict: Verdict = INTERNAL) -> float:
     """Answers for how long that ejects it."""
-    return max(of.failed(of.endpoints[number], "m", "", verdict, now) for _ in range(times))
+    return max(of.failed(of.endpoints[number], FailedCall("m", "", verdict, now)) for _ in range(times))
 
 
 def test_an_endpoint_that_fails_what_its_peer_answers_is_left_alone_and_then_tried() -> None:
@@ -106,7 +107,7 @@ def test_what_a_model_does_wrong_on_all_endpoints_ejects_none() -> None:
             now = number / 2000
             endpoint = chance.choice(of.endpoints)
             if chance.random() < share:
-                ejected += of.failed(endpoint, "m", "", INTERNAL, now)
+                ejected += of.failed(endpoint, FailedCall("m", "", INTERNAL, now))
             else:
                 endpoint.succeeded("m", "", now)
         assert not ejected, share
@@ -134,7 +135,7 @@ def test_of_two_servers_of_which_one_fails_every_call_at_once_hardly_any_call_fa
                 endpoint.succeeded("m", "", now)
             else:
                 failures += now > well_for + 2
-                of.failed(endpoint, "m", "", INTERNAL, now)
+                of.failed(endpoint, FailedCall("m", "", INTERNAL, now))
         endpoint = doing[caller] = of.maybe_pick("m", "") or good
         endpoint.in_flight += 1
         well = endpoint is good or now < well_for
@@ -152,7 +153,7 @@ def test_a_burst_of_what_a_model_does_wrong_ejects_none_however_well_all_went_be
             now += 1 / 2000
             endpoint = chance.choice(of.endpoints)
             if number % 2000 < 300 and chance.random() < share:
-                ejected += of.failed(endpoint, "m", "", INTERNAL, now)
+                ejected += of.failed(endpoint, FailedCall("m", "", INTERNAL, now))
             else:
                 endpoint.succeeded("m", "", now)
         assert not ejected, share
@@ -181,7 +182,7 @@ class Simulated:
                 endpoints[number].in_flight -= 1
                 self.times.append(took)
                 if number in self.refuses:
-                    self.pool.failed(endpoints[number], "m", "", OVERLOADED, self.now)
+                    self.pool.failed(endpoints[number], FailedCall("m", "", OVERLOADED, self.now))
                 else:
                     endpoints[number].succeeded("m", "", self.now, took)
             picked = self.pool.maybe_pick("m", "")
@@ -330,7 +331,7 @@ def test_a_whole_pool_may_be_ejected_where_its_fallback_does_better(size: int) -
     of = Pool("main", pool(*[READY] * size).endpoints, clock=lambda: now)
     for endpoint in of.endpoints:
         for _ in range(30):
-            of.failed(endpoint, "m", "", INTERNAL, now, elsewhere=[(10, 0)])
+            of.failed(endpoint, FailedCall("m", "", INTERNAL, now), Elsewhere([(10, 0)]))
     assert of.maybe_pick("m", "") is None
     assert of.maybe_pick("m", "", desperate=True) is not None
     assert of.counts("m", "", now) == []
@@ -341,5 +342,5 @@ def test_a_whole_pool_may_be_ejected_where_its_fallback_does_better(size: int) -
 def test_a_whole_pool_stays_where_its_fallback_fails_as_much() -> None:
     of = pool(READY)
     for _ in range(1000):
-        of.failed(of.endpoints[0], "m", "", INTERNAL, 1.0, elsewhere=[(200, 199)])
+        of.failed(of.endpoints[0], FailedCall("m", "", INTERNAL, 1.0), Elsewhere([(200, 199)]))
     assert of.maybe_pick("m", "") is not None

@@ -76,6 +76,10 @@ class Mergeable(Member, Protocol):
         """The caller's own trace context, if the gateway traces nothing."""
 
     @property
+    def blamed(self) -> Hashable:
+        """Who is to blame if it makes a batch fail: its caller's name, or if that is not known his connection."""
+
+    @property
     def upstream_id(self) -> str | None:
         """The request id used upstream; None if the request is not traced here."""
 
@@ -164,7 +168,7 @@ class MergePoint:
         # The bytes of a ModelConfigRequest too, which has the same fields.
         self._question = pb.ModelStatisticsRequest(name=known.name, version=known.version).SerializeToString()
         self._in_flight: dict[Batch[Mergeable], _InFlight] = {}
-        # Callers whose requests failed batches: how many, and the instant until which they are sent alone.
+        # Who is to blame for batches that failed: how many, and the instant until which his requests are sent alone.
         self._offenders: dict[Hashable, tuple[int, float]] = {}
 
     def takes(self, member: Mergeable, placed: Placed | None = None) -> bool:
@@ -177,7 +181,7 @@ class MergePoint:
             self._ask()
             return False
         if (member.head.id and not self.settings.ignore_ids) or (
-            self._offenders and self._is_sent_alone(member.caller)
+            self._offenders and self._is_sent_alone(member.blamed)
         ):
             return False
         if placed is None:
@@ -417,27 +421,27 @@ class MergePoint:
                     self._each([member], _break)
 
     def _judge_alone(self, member: Mergeable) -> Callable[[bool], None]:
-        caller = member.caller
+        blamed = member.blamed
 
         def ended(at_fault: bool) -> None:
-            count, until = self._offenders.get(caller, (0, 0.0))
+            count, until = self._offenders.get(blamed, (0, 0.0))
             if at_fault:
                 count += 1
                 if count >= _MOST_FAILED:
                     until = self._loop.time() + _ALONE_SECONDS
-                if caller not in self._offenders:
+                if blamed not in self._offenders:
                     make_room(self._offenders, _MOST_OFFENDERS)
-                self._offenders[caller] = (count, until)
+                self._offenders[blamed] = (count, until)
 
         return ended
 
-    def _is_sent_alone(self, caller: Hashable) -> bool:
-        count, until = self._offenders.get(caller, (0, 0.0))
+    def _is_sent_alone(self, blamed: Hashable) -> bool:
+        count, until = self._offenders.get(blamed, (0, 0.0))
         if count < _MOST_FAILED:
             return False
         if self._loop.time() < until:
             return True
-        del self._offenders[caller]
+        del self._offenders[blamed]
         return False
 
     def _ended(self, batch: Batch[Mergeable], merger: Merger[Mergeable] | None) -> None:

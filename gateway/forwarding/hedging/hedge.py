@@ -9,7 +9,8 @@ from typing import Final, Protocol
 from gateway.forwarding.admission import Place, found_full
 from gateway.forwarding.attempts import Attempt
 from gateway.forwarding.hedging.hedges import HedgedModel
-from gateway.forwarding.inference import Inference, Work
+from gateway.forwarding.inference import Inference
+from gateway.forwarding.work import Work
 from gateway.hooks import AttemptEnded
 from gateway.rpc.client import ClientCall
 from gateway.rpc.metadata import metadata_from
@@ -77,7 +78,7 @@ class Hedge:
         """The first attempt has taken longer than most."""
         self._timer = None
         first, inference, now = self._call.maybe_slow(), self._inference, self._inference.clock()
-        if first is None or not self._model.may(now):
+        if first is None or not self._model.may(now, self._work.scopes):
             return
         gate = inference.gates.table.get((first.variant.upstream, first.variant.model))
         if gate is not None and not gate.maybe_enter():
@@ -87,7 +88,7 @@ class Hedge:
             if gate is not None:
                 gate.leave(now)
             return
-        self._model.began(now)
+        self._model.began(now, self._work.scopes)
         self.attempt, self._sent_at, self._lives = second, now, second.endpoint.lives
         self.place = Place(gate, now) if gate is not None else None
         second.endpoint.in_flight += 1

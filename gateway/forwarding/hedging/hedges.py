@@ -13,6 +13,7 @@ from typing import Final
 from gateway.forwarding.hedging.latency import Latency
 from gateway.forwarding.retry_budget import RetryBudget
 from gateway.hooks import HedgesNow
+from gateway.upstream.failures import Scopes
 
 SHARE: Final = 0.1  # of a model's calls …
 PER_SECOND: Final = 1.0  # … and so many each second, whatever there are
@@ -43,15 +44,15 @@ class HedgedModel:
         self.budget.began(now)
         return self.settings.seconds or self.latency.quantile(now)
 
-    def may(self, now: float) -> bool:
-        """Is there budget for one?"""
-        if self.budget.has_some(now):
+    def may(self, now: float, scopes: Scopes) -> bool:
+        """Is there budget for one, of a call of these?"""
+        if self.budget.has_some(now, scopes):
             return True
         self.refused += 1
         return False
 
-    def began(self, now: float) -> None:
-        self.budget.take(now)
+    def began(self, now: float, scopes: Scopes) -> None:
+        self.budget.take(now, scopes)
         self.sent += 1
 
     def now(self) -> HedgesNow:

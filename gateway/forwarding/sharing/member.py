@@ -9,11 +9,12 @@ from typing import Protocol
 from gateway.errors import GatewayError
 from gateway.forwarding.batching import carried
 from gateway.forwarding.caller import Caller
-from gateway.forwarding.inference import Inference, Work
+from gateway.forwarding.inference import Inference
 from gateway.forwarding.metadata import served_trailers
 from gateway.forwarding.sharing.answer_cache import Answer
 from gateway.forwarding.sharing.key import maybe_key
 from gateway.forwarding.sharing.shares import HIT, Flight, SharedCall, SharedModel
+from gateway.forwarding.work import Work
 from gateway.hooks import CallObserver
 from gateway.rpc.metadata import Fields, fields_from
 from gateway.status import Code
