@@ -44,6 +44,11 @@ def problems(quotas: object, **more: object) -> list[str]:
             "at most 5",
         ),
         (
+            {**CALLER, "callers": {"other": {"rows": 5}}},
+            "quotas.callers.other: is what metrics call all callers together who are not named here, whose numbers it "
+            "would share; another name",
+        ),
+        (
             {"shared": {"url": "redis://x:6379"}, "default": {"concurrent": 3}},
             "quotas.shared: has no effect: no quota has a rate; requests, bytes or rows",
         ),
