@@ -14,9 +14,11 @@ from gateway.config.access import Access, is_safe_url
 from gateway.config.findings import Path, Problem, Severity, known, show
 from gateway.config.schema import Config
 from gateway.config.units import is_loopback_host, split_address
+from gateway.rpc.metadata import is_metadata
 
 _AT: Path = ("access",)
 _MOST = 20  # findings of one kind
+_OF_ONE_HOP = ("traceparent", "tracestate", "user-agent")  # beside those of the protocol
 
 
 def problems(config: Config) -> Iterator[Problem]:
@@ -99,6 +101,9 @@ def _unknowable(config: Config, access: Access) -> Iterator[Problem]:
     if named is not None and (tls is None or tls.client_ca is None):
         wrong = "no client shows a certificate, since none is asked for"
         yield Problem((*_AT, "certificates"), wrong, "server.tls.client_ca", Severity.WARNING)
+    if access.tell_upstream is not None and not _reaches_triton(access.tell_upstream):
+        wrong = f"has no effect: the gateway sends Triton no metadata '{access.tell_upstream}'"
+        yield Problem((*_AT, "tell_upstream"), wrong, "another key, such as x-caller", Severity.WARNING)
     has_keys = bool(access.api_keys) or access.api_key_file is not None
     if not has_keys and not access.jwt and named is None and not any(grant.anonymous for grant in access.grants):
         wrong = "nobody can call: there is no way to say who is calling"
@@ -116,6 +121,10 @@ def _unknowable(config: Config, access: Access) -> Iterator[Problem]:
         if others and not (what == "certificates" and named is not None and named.name == "spiffe"):
             wrong = f"{what} and {others[0]} can give the same name to different callers"
             yield Problem(_AT, wrong, f"a 'prefix' of its own for {what}", Severity.WARNING)
+
+
+def _reaches_triton(key: str) -> bool:
+    return is_metadata(key.encode()) and not key.startswith("gateway-") and key not in _OF_ONE_HOP
 
 
 def _grants(config: Config, access: Access, by_key: set[str]) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ import pytest
 from gateway.access.api_keys import hash_of
 from gateway.cli import main
 from gateway.config import ConfigError, load
+from gateway.forwarding.metadata import _DROPPED, is_passed_on
 
 HASH = hash_of("igk_secret").hex()
 BASE = "upstreams: {cpu: {endpoints: [triton:8001]}}\nmodels: {m: {variants: {a: {upstream: cpu, model: x}}}}\n"
@@ -99,6 +100,13 @@ def said(folder: Path, text: str, **files: str) -> list[str]:
 )  # fmt: skip
 def test_access_is_checked_as_a_whole(tmp_path: Path, text: str, findings: list[str]) -> None:
     assert said(tmp_path, text) == findings
+
+
+@pytest.mark.parametrize("key", [*sorted(_DROPPED), "gateway-caller", "x-caller"])
+def test_a_name_is_told_triton_only_under_a_key_that_gets_there(tmp_path: Path, key: str) -> None:
+    text = "access:\n" + KEYS + f"  tell_upstream: {key}\n  grants: [{{callers: [ada], models: [m]}}]\n"
+    wrong = f"access.tell_upstream: has no effect: the gateway sends Triton no metadata '{key}'"
+    assert said(tmp_path, text) == ([] if is_passed_on(key) else [wrong])
 
 
 def test_files_are_checked_and_no_finding_shows_what_is_in_them(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class ShareSettings:
     cache_bytes: int = 0  # of one worker; 0: nothing is remembered
     seconds: float = 60.0  # for which an answer is remembered
     metadata: frozenset[str] | None = None  # keys that must be equal; None: all, without those that differ by nature
+    caller: bytes = b""  # the key under which the gateway itself tells Triton who calls
 
 
 class Member(Protocol):
