@@ -85,7 +85,7 @@ from gateway.v2.peek import (
     peek_request,
     peek_response,
 )
-from gateway.v2.rows import rows_of
+from gateway.v2.rows import believable, rows_of
 from gateway.v2.shared_memory import uses_shared_memory
 from gateway.v2.versions import maybe_version, read_version
 
@@ -263,7 +263,11 @@ class Inference:
         if access is not None and not self.current.seen_by(access).can_be_called(model):
             model = ""
         quota = quotas.of(metadata.values, model)
-        quota.enter(size, rows_of(body, head) if quotas.counts_rows else 1, self.clock())
+        rows = rows_of(body, head) if quotas.counts_rows else 1
+        if rows > size:
+            allowed = frozenset({ALL}) if access is None else _allowed(access, model, self.current.seen_by(access))
+            rows = believable(rows, body, size, may_share_memory=not allowed.isdisjoint((SHARED_MEMORY, ALL)))
+        quota.enter(size, rows, self.clock())
         return quota
 
     def decision(self, metadata: CallerMetadata, head: Head, body: bytes = b"") -> Decision:
@@ -874,6 +878,11 @@ class Inference:
         if remaining <= 0:
             raise DeadlineExceeded("The deadline passed before an answer came.")
         return remaining
+
+
+def _allowed(access: Access, model: str, topology: Topology) -> frozenset[str]:
+    """What may be in a caller's requests for a model. topology: as he sees it."""
+    return access.scope.allowed(model, model in topology.routes.public or model in topology.pipelines)
 
 
 def _check_payload(allowed: frozenset[str], head: Head, facts: Facts, body: bytes) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.errors import MalformedMessage
-from gateway.v2.peek import Head, read_varint
+from gateway.v2.peek import MAX_FIELDS, Head, fields, read_varint
 
 _INPUT: Final = 0x2A
 _SHAPE_PACKED, _SHAPE = 0x1A, 0x18
-_MOST_FIELDS: Final = 64  # that are looked through for the first tensor, and in it: serializers write few before it
+_NO_END: Final = 1 << 40  # more bytes than any message has: the end of one that has not arrived whole
 _MOST: Final = 1 << 31
+_MOST_ELSEWHERE: Final = 1 << 16  # rows that are believed of tensors in shared memory, of which a message has no bytes
+_SHARED_MEMORY: Final = b"shared_memory"
 
 
 def rows_of(body: bytes, head: Head) -> int:
@@ -32,34 +34,28 @@ def rows_of(body: bytes, head: Head) -> int:
     return rows
 
 
+def believable(rows: int, body: bytes, size: int, *, may_share_memory: bool) -> int:
+    """As many of these rows as a request of `size` bytes can have, since a row takes a byte at least.
+
+    Who only says that he has more would use up what others share, by a request that no server takes.
+    may_share_memory: may its tensors be elsewhere, in memory that Triton shares?
+    """
+    if rows <= size:
+        return rows
+    return min(rows, _MOST_ELSEWHERE) if may_share_memory and _SHARED_MEMORY in body else max(1, size)
+
+
 def _first_dimension(body: bytes) -> int:
-    at = 0
-    for _ in range(_MOST_FIELDS):
-        tag, at = read_varint(body, at)
-        if tag & 7 != 2:  # the scalars, parameters and tensors all have a length
-            return 1
-        size, at = read_varint(body, at)
+    """Whatever comes before the first input: else who puts much there had one row for each request."""
+    for tag, _, at, stop in fields(body, 0, _NO_END, 2 * MAX_FIELDS):  # as many again may be in groups
         if tag == _INPUT:
-            return _first_of_shape(body, at, min(at + size, len(body)))
-        at += size
+            return _first_of_shape(body, at, stop)
     return 1
 
 
 def _first_of_shape(body: bytes, at: int, end: int) -> int:
-    for _ in range(_MOST_FIELDS):
-        if at >= end:
-            return 1
-        tag, at = read_varint(body, at)
-        value, at = read_varint(body, at)
-        if tag == _SHAPE_PACKED:
-            if not value:
-                return 1  # a shape without dimensions: one element
-            value, at = read_varint(body, at)
-        elif tag != _SHAPE:
-            if tag & 7 == 2:
-                at += value
-            elif tag & 7 != 0:
-                return 1
-            continue
-        return value if 0 < value < _MOST else 1
+    for tag, _, begin, stop in fields(body, at, end):
+        if tag == _SHAPE or (tag == _SHAPE_PACKED and stop > begin):
+            value, _ = read_varint(body, begin)
+            return value if 0 < value < _MOST else 1
     return 1
