@@ -303,8 +303,7 @@ class Inference:
         topology, model = self.current.seen_by(access), head.model_name
         route, owner = topology.routes.lookup(model), ""
         if access is not None and (route is not None or model in topology.pipelines):
-            is_public = model in topology.routes.public or model in topology.pipelines
-            allowed = access.scope.allowed(model, is_public)
+            allowed = _allowed(access, model, topology)
             _check_payload(allowed, head, facts, body)
             owner = "" if ALL in allowed else access.name
         chosen: Plan | None = None
@@ -346,15 +345,20 @@ class Inference:
             decision.member = member if is_kept else None
         return exposures.measured(member)
 
-    def exposed_ended(self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int) -> None:
-        """The call of such a unit has ended."""
-        stood_in = code is OK and stand_in(work) not in _NO_FAULT
+    def exposed_ended(
+        self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int, why: str = ""
+    ) -> None:
+        """The call of such a unit has ended. why: as of `is_measured`."""
+        stood_in = code is OK and (why or stand_in(work)) not in _NO_FAULT
         self.exposures.ended(exposed, code, _last_meaning(work, code), callers_fault, size, stood_in)
 
     @staticmethod
-    def is_measured(exposed: Exposed, work: Work) -> bool:
-        """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in."""
-        return not exposed.running.counts_variant or not stand_in(work)
+    def is_measured(exposed: Exposed, work: Work, why: str = "") -> bool:
+        """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in.
+
+        why: that has, if its answer is another call's.
+        """
+        return not exposed.running.counts_variant or not (why or stand_in(work))
 
     def rolled_begun(self, work: Work, peer: str) -> VariantCounts | None:
         """A call of a model with a rollout has begun. It may become a witness of a new variant that is left alone.
