@@ -13,6 +13,7 @@ from gateway.v2.peek import MAX_FIELDS, Head, fields, read_varint
 
 _INPUT: Final = 0x2A
 _SHAPE_PACKED, _SHAPE = 0x1A, 0x18
+_LEN: Final = 2  # the wire type of what has a length
 _NO_END: Final = 1 << 40  # more bytes than any message has: the end of one that has not arrived whole
 _MOST: Final = 1 << 31
 _MOST_ELSEWHERE: Final = 1 << 16  # rows that are believed of tensors in shared memory, of which a message has no bytes
@@ -46,16 +47,28 @@ def believable(rows: int, body: bytes, size: int, *, may_share_memory: bool) -> 
 
 
 def _first_dimension(body: bytes) -> int:
-    """Whatever comes before the first input: else who puts much there had one row for each request."""
-    for tag, _, at, stop in fields(body, 0, _NO_END, 2 * MAX_FIELDS):  # as many again may be in groups
-        if tag == _INPUT:
-            return _first_of_shape(body, at, stop)
-    return 1
+    tensor = _maybe_first(body, 0, _NO_END, _INPUT, _INPUT)
+    shape = None if tensor is None else _maybe_first(body, tensor[0], tensor[1], _SHAPE_PACKED, _SHAPE)
+    if shape is None:
+        return 1
+    value, _ = read_varint(body, shape[0])
+    return value if 0 < value < _MOST else 1
 
 
-def _first_of_shape(body: bytes, at: int, end: int) -> int:
-    for tag, _, begin, stop in fields(body, at, end):
-        if tag == _SHAPE or (tag == _SHAPE_PACKED and stop > begin):
-            value, _ = read_varint(body, begin)
-            return value if 0 < value < _MOST else 1
-    return 1
+def _maybe_first(body: bytes, at: int, end: int, tag: int, other: int) -> tuple[int, int] | None:
+    """Where the first field with one of two tags begins and ends, whatever is before it: nobody is to hide his rows.
+
+    A list without numbers does not count.
+    """
+    for _ in range(MAX_FIELDS):
+        if at >= end:
+            return None
+        found, begin = read_varint(body, at)
+        if found & 7 == _LEN:
+            size, begin = read_varint(body, begin)
+            at = begin + size
+        else:
+            _, _, begin, at = next(fields(body, at, end))
+        if found in (tag, other) and (begin < at or found == _INPUT):
+            return begin, at
+    return None
