@@ -67,6 +67,15 @@ def test_findings(quotas: object, said: str) -> None:
     assert problems(quotas) == [said]
 
 
+def test_whoever_may_have_a_grant_may_have_a_quota() -> None:
+    name = "Zoë of café"
+    access = {
+        "api_keys": [{"caller": name, "sha256": "0" * 64}],
+        "grants": [{"callers": [name], "models": ["photos"]}],
+    }
+    assert problems({"callers": {name: {"requests": 5}}}, access=access) == []
+
+
 def test_what_is_too_small_for_its_workers_is_told() -> None:
     found = problems({"default": {"concurrent": 2, "requests": 1}}, workers=4)
     assert found == [
