@@ -142,6 +142,8 @@ def _grants(config: Config, access: Access, by_key: set[str]) -> Iterator[Proble
     for index, grant in enumerate(access.grants):
         at = (*_AT, "grants", index)
         yield from _models(config, at, grant.models)
+        yield from _stars(at, "models", grant.models)
+        yield from _stars(at, "direct", grant.direct)
         rpcs = named_by(grant.rpcs)
         if config.server.control == "none" and not rpcs.isdisjoint(CONTROL):
             wrong = "has RPCs that change servers, which server.control keeps from everybody"
@@ -157,9 +159,21 @@ def _grants(config: Config, access: Access, by_key: set[str]) -> Iterator[Proble
 def _models(config: Config, at: Path, patterns: tuple[str, ...]) -> Iterator[Problem]:
     for number, pattern in enumerate(patterns):
         names = Names.of([pattern])
-        if pattern != "*" and not any(model in names for model in config.models):
+        is_met = pattern == "*" or any(model in names for model in config.models)
+        if not is_met and not _has_star_within(pattern):
             right = known(tuple(config.models), pattern)
             yield Problem((*at, "models", number), f"no public model {show(pattern)}", right, Severity.WARNING)
+
+
+def _stars(at: Path, key: str, patterns: tuple[str, ...]) -> Iterator[Problem]:
+    for number, pattern in enumerate(patterns):
+        if _has_star_within(pattern):
+            wrong = f"{show(pattern)} has a '*' that is not at its end, where it stands for itself"
+            yield Problem((*at, key, number), wrong, "the beginning of names, and one '*'", Severity.WARNING)
+
+
+def _has_star_within(pattern: str) -> bool:
+    return "*" in pattern[:-1]
 
 
 def _unmet(access: Access, callers: set[str]) -> Iterator[Problem]:

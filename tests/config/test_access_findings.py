@@ -69,6 +69,13 @@ def said(folder: Path, text: str, **files: str) -> list[str]:
                 "access.certificates: no client shows a certificate, since none is asked for",
             ],
         ),
+        (
+            "access:\n" + KEYS + "  grants: [{callers: [ada], models: [m, '*m'], direct: ['x*', 'a*b']}]\n",
+            [
+                "access.grants[0].direct[1]: 'a*b' has a '*' that is not at its end, where it stands for itself",
+                "access.grants[0].models[1]: '*m' has a '*' that is not at its end, where it stands for itself",
+            ],
+        ),
         ("access:\n" + KEYS + "  grants: [{models: [m]}]\n", ["access.grants[0]: is for nobody"]),
         ("access:\n" + KEYS + "  open: true\n", ["access: is 'open', so nothing else here has an effect"]),
         ("access: {api_keys: [{caller: ada, sha256: igk_secret}]}\n", ["access.api_keys[0].sha256: is no SHA-256"]),
