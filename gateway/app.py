@@ -402,7 +402,14 @@ class Gateway:
 
         models = self._models
         return PipelineModel(
-            pipeline, self._threads, models.call, is_ready, before, shared=self._totals, hold=models.maybe_hold
+            pipeline,
+            self._threads,
+            models.call,
+            is_ready,
+            before,
+            shared=self._totals,
+            hold=models.maybe_hold,
+            turn_of=models.inference.gates.turn_of,
         )
 
     # Reactions to changes

@@ -231,10 +231,17 @@ def merges_of(config: Config) -> dict[str, MergeSettings]:
             None if m.metadata is None else frozenset(m.metadata),
             m.ignore_ids,
             m.recheck,
+            _told_caller(config),
         )
         for name, m in merges.items()
         if m is not None
     }
+
+
+def _told_caller(config: Config) -> bytes:
+    """The metadata key under which the gateway tells Triton who calls; b"": it does not."""
+    access = config.checked_access
+    return b"" if access is None or access.tell_upstream is None else access.tell_upstream.encode()
 
 
 def shares_of(config: Config) -> dict[str, ShareSettings]:
@@ -246,6 +253,7 @@ def shares_of(config: Config) -> dict[str, ShareSettings]:
             (s.cache or 0) // config.workers,
             s.ttl,
             None if s.metadata is None else frozenset(s.metadata),
+            _told_caller(config),
         )
         for name, s in shares.items()
         if s is not None

@@ -89,7 +89,7 @@ class Relay:
         if model in topology.pipelines or model in inference.shares.table or model in inference.shadows.table:
             return True
         limited = inference.gates.table
-        route = topology.routes.public.get(model) if limited else None
+        route = topology.routes.lookup(model) if limited else None
         return route is not None and any((each.upstream, each.model) in limited for each in route.variants)
 
     def _refuse(self, call: ServerCall, error: GatewayError) -> None:

@@ -14,9 +14,11 @@ from gateway.config.access import Access, is_safe_url
 from gateway.config.findings import Path, Problem, Severity, known, show
 from gateway.config.schema import Config
 from gateway.config.units import is_loopback_host, split_address
+from gateway.rpc.metadata import is_metadata
 
 _AT: Path = ("access",)
 _MOST = 20  # findings of one kind
+_OF_ONE_HOP = ("traceparent", "tracestate", "user-agent")  # beside those of the protocol
 
 
 def problems(config: Config) -> Iterator[Problem]:
@@ -99,6 +101,9 @@ def _unknowable(config: Config, access: Access) -> Iterator[Problem]:
     if named is not None and (tls is None or tls.client_ca is None):
         wrong = "no client shows a certificate, since none is asked for"
         yield Problem((*_AT, "certificates"), wrong, "server.tls.client_ca", Severity.WARNING)
+    if access.tell_upstream is not None and not _reaches_triton(access.tell_upstream):
+        wrong = f"has no effect: the gateway sends Triton no metadata '{access.tell_upstream}'"
+        yield Problem((*_AT, "tell_upstream"), wrong, "another key, such as x-caller", Severity.WARNING)
     has_keys = bool(access.api_keys) or access.api_key_file is not None
     if not has_keys and not access.jwt and named is None and not any(grant.anonymous for grant in access.grants):
         wrong = "nobody can call: there is no way to say who is calling"
@@ -118,6 +123,10 @@ def _unknowable(config: Config, access: Access) -> Iterator[Problem]:
             yield Problem(_AT, wrong, f"a 'prefix' of its own for {what}", Severity.WARNING)
 
 
+def _reaches_triton(key: str) -> bool:
+    return is_metadata(key.encode()) and not key.startswith("gateway-") and key not in _OF_ONE_HOP
+
+
 def _grants(config: Config, access: Access, by_key: set[str]) -> Iterator[Problem]:
     is_closed_set = not access.jwt and access.certificates is None
     if is_closed_set:
@@ -133,6 +142,8 @@ def _grants(config: Config, access: Access, by_key: set[str]) -> Iterator[Proble
     for index, grant in enumerate(access.grants):
         at = (*_AT, "grants", index)
         yield from _models(config, at, grant.models)
+        yield from _stars(at, "models", grant.models)
+        yield from _stars(at, "direct", grant.direct)
         rpcs = named_by(grant.rpcs)
         if config.server.control == "none" and not rpcs.isdisjoint(CONTROL):
             wrong = "has RPCs that change servers, which server.control keeps from everybody"
@@ -148,9 +159,21 @@ def _grants(config: Config, access: Access, by_key: set[str]) -> Iterator[Proble
 def _models(config: Config, at: Path, patterns: tuple[str, ...]) -> Iterator[Problem]:
     for number, pattern in enumerate(patterns):
         names = Names.of([pattern])
-        if pattern != "*" and not any(model in names for model in config.models):
+        is_met = pattern == "*" or any(model in names for model in config.models)
+        if not is_met and not _has_star_within(pattern):
             right = known(tuple(config.models), pattern)
             yield Problem((*at, "models", number), f"no public model {show(pattern)}", right, Severity.WARNING)
+
+
+def _stars(at: Path, key: str, patterns: tuple[str, ...]) -> Iterator[Problem]:
+    for number, pattern in enumerate(patterns):
+        if _has_star_within(pattern):
+            wrong = f"{show(pattern)} has a '*' that is not at its end, where it stands for itself"
+            yield Problem((*at, key, number), wrong, "the beginning of names, and one '*'", Severity.WARNING)
+
+
+def _has_star_within(pattern: str) -> bool:
+    return "*" in pattern[:-1]
 
 
 def _unmet(access: Access, callers: set[str]) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from gateway.config.findings import Path, Problem, Severity, known
 from gateway.config.quotas import CallerLimits, QuotaLimits, SharedQuotas
 from gateway.config.schema import Config
 from gateway.config.units import duration_text
+from gateway.quotas import OTHERS
 
 _RATES = ("requests", "bytes", "rows")
 
@@ -24,6 +25,9 @@ def check_quotas(config: Config) -> Iterator[Problem]:
         wrong = f"lets each caller choose whose quota he uses, since clients themselves say '{quotas.caller}'"
         right = "leave it out, so that a caller is who access knows him to be; keep it if a proxy sets it"
         yield Problem(("quotas", "caller"), wrong, right, Severity.WARNING)
+    if OTHERS in quotas.callers:
+        wrong = "is what metrics call all callers together who are not named here, whose numbers it would share"
+        yield Problem(("quotas", "callers", OTHERS), wrong, "another name", Severity.WARNING)
     callers: dict[Path, CallerLimits] = {("quotas", "default"): quotas.default}
     callers |= {("quotas", "callers", name): caller for name, caller in quotas.callers.items()}
     for path, caller in callers.items():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
+from gateway.config import access
 from gateway.config.section import Section
 from gateway.config.units import (
     GIB,
@@ -28,8 +29,10 @@ from gateway.config.units import (
 MOST_CALLERS: Final = 10_000
 STORES: Final = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
-CallerName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[!-~](?:[ -~]*[!-~])?$")]
-"""As it comes in metadata, which has no spaces at its ends."""
+CallerName = Annotated[
+    access.CallerName,
+    WithJsonSchema({"type": "string", "x-kind": "caller", "x-range": "1 to 200 printable characters"}),
+]
 Rate = Annotated[Number, Field(gt=0, le=1e9)]
 
 

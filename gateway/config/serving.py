@@ -184,7 +184,9 @@ class Pipelines(Section):
         ge=0,
         le=100_000,
         description="Requests of one pipeline that may wait for a thread; one more gets RESOURCE_EXHAUSTED at once, "
-        "which is better for everybody than an answer after the caller's deadline.",
+        "which is better for everybody than an answer after the caller's deadline. Callers take turns, as "
+        "`admission.caller` says who they are, and whoever has the most that wait gives up the last one for another "
+        "caller's.",
     )
     memory: Annotated[int, Size(16 * MIB, 1024 * GIB)] | None = Field(
         default=None,

@@ -590,7 +590,7 @@ class Call:
         exposed = self._exposed
         if exposed is None or not exposed.running.confidences:
             return
-        if self._inference.is_measured(exposed, self._work):
+        if self._inference.is_measured(exposed, self._work, self._stood_in()):
             self._inference.exposures.scored(exposed, body, head or self._inference.answers.peek(body))
 
     def _trailing(self, client: ClientCall, model_version: str) -> Fields:
@@ -741,7 +741,8 @@ class Call:
         if self._leads is not None:  # the flight refers to this call, so that both stay until they are collected
             self.body = b""
         if self._exposed is not None:
-            self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, self._answered_bytes)
+            size, why = self._answered_bytes, self._stood_in()
+            self._inference.exposed_ended(self._exposed, self._work, code, callers_fault, size, why)
         if self._counted is not None:
             deadline = self._caller.deadline
             self._inference.rolled_ended(self._counted, self._work, code, callers_fault, deadline)
@@ -776,6 +777,10 @@ class Call:
         self._score(body, None)
         self._caller.reply(body, initial, (*trailing, *self._caller.metadata.echo))
         self._end(OK, "")
+
+    def _stood_in(self) -> str:
+        """Why another variant than its own has answered it, as far as that is told; "" if none has."""
+        return self.served.fallback_reason if self.served is not None else ""
 
     # Sharing, as `SharedCall`
 

@@ -80,7 +80,7 @@ from gateway.v2.peek import (
     peek_request,
     peek_response,
 )
-from gateway.v2.rows import rows_of
+from gateway.v2.rows import believable, rows_of
 from gateway.v2.shared_memory import uses_shared_memory
 from gateway.v2.versions import maybe_version, read_version
 
@@ -195,7 +195,11 @@ class Inference:
         if access is not None and not self.current.seen_by(access).can_be_called(model):
             model = ""
         quota = quotas.of(metadata.values, model)
-        quota.enter(size, rows_of(body, head) if quotas.counts_rows else 1, self.clock())
+        rows = rows_of(body, head) if quotas.counts_rows else 1
+        if rows > size:
+            allowed = frozenset({ALL}) if access is None else _allowed(access, model, self.current.seen_by(access))
+            rows = believable(rows, body, size, may_share_memory=not allowed.isdisjoint((SHARED_MEMORY, ALL)))
+        quota.enter(size, rows, self.clock())
         return quota
 
     def decision(self, metadata: CallerMetadata, head: Head, body: bytes = b"") -> Decision:
@@ -231,8 +235,7 @@ class Inference:
         topology, model = self.current.seen_by(access), head.model_name
         route, owner = topology.routes.lookup(model), ""
         if access is not None and (route is not None or model in topology.pipelines):
-            is_public = model in topology.routes.public or model in topology.pipelines
-            allowed = access.scope.allowed(model, is_public)
+            allowed = _allowed(access, model, topology)
             _check_payload(allowed, head, facts, body)
             owner = "" if ALL in allowed else access.name
         chosen: Plan | None = None
@@ -276,15 +279,20 @@ class Inference:
             decision.member = member if is_kept else None
         return exposures.measured(member)
 
-    def exposed_ended(self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int) -> None:
-        """The call of such a unit has ended."""
-        stood_in = code is OK and stand_in(work) not in _NO_FAULT
+    def exposed_ended(
+        self, exposed: Exposed, work: Work, code: Code, callers_fault: bool, size: int, why: str = ""
+    ) -> None:
+        """The call of such a unit has ended. why: as of `is_measured`."""
+        stood_in = code is OK and (why or stand_in(work)) not in _NO_FAULT
         self.exposures.ended(exposed, code, _last_meaning(work, code), callers_fault, size, stood_in)
 
     @staticmethod
-    def is_measured(exposed: Exposed, work: Work) -> bool:
-        """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in."""
-        return not exposed.running.counts_variant or not stand_in(work)
+    def is_measured(exposed: Exposed, work: Work, why: str = "") -> bool:
+        """Does its answer tell of its arm? Of a rollout's it does not if another variant has stood in.
+
+        why: that has, if its answer is another call's.
+        """
+        return not exposed.running.counts_variant or not (why or stand_in(work))
 
     def rolled_begun(self, work: Work) -> VariantCounts | None:
         """A call of a model with a rollout has begun. It may become a witness of a new variant that is left alone.
@@ -651,6 +659,11 @@ class Inference:
         if remaining <= 0:
             raise DeadlineExceeded("The deadline passed before an answer came.")
         return remaining
+
+
+def _allowed(access: Access, model: str, topology: Topology) -> frozenset[str]:
+    """What may be in a caller's requests for a model. topology: as he sees it."""
+    return access.scope.allowed(model, model in topology.routes.public or model in topology.pipelines)
 
 
 def _check_payload(allowed: frozenset[str], head: Head, facts: Facts, body: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -216,8 +216,10 @@ class PipelineModel:
         *,
         shared: SharedTotals | None = None,
         hold: Hold = lambda model, size: None,
+        turn_of: Callable[[Mapping[str, str], Hashable], Hashable] = lambda metadata, connection: connection,
     ) -> None:
         """
+        turn_of:   whose turn a request with this metadata, of this connection, waits for.
         hold:      memory in which the tensors of a call can be made.
         is_ready:  can a public model be called now?
         before:    the pipeline that this one replaces, whose statistics go on here.
@@ -230,6 +232,7 @@ class PipelineModel:
         self._is_model_ready = is_ready
         self._shared = shared
         self._hold = hold
+        self._turn_of = turn_of
         self._totals: _Totals = before._totals if before else _Totals(*(shared.own(self.name) if shared else ()))
         self._complaints = Complaints(pipeline.name)
         self._not_brief: dict[str, int] = {}  # how often a step that declares itself brief was not
@@ -390,7 +393,9 @@ class PipelineModel:
             if work.is_brief and self._not_brief.get(part.name, 0) < _MOST_NOT_BRIEF:
                 made = self._run_brief(part, work)
             else:
-                made = await self._threads.run(work, Owner(self.name, part.name), run.request.deadline)
+                request = run.request
+                turn = self._turn_of(request.metadata.values, request.peer)
+                made = await self._threads.run(work, Owner(self.name, part.name), request.deadline, turn)
             self._refused.pop(part.name, None)
             return made
         except GatewayError as exc:

@@ -2,6 +2,7 @@
 
 - Each pipeline has a queue of its own. A pipeline that has no thread gets one even when all are taken, so that the
   steps of one pipeline never hold up those of another.
+- In a queue callers take turns, and whoever has filled it makes room for others, so that no caller holds up another's.
 - A call waits for a thread until its deadline at most. The end of the process waits for no thread: they are daemons,
   which the interpreter leaves behind. (`concurrent.futures` joins its threads at exit.)
 """
@@ -13,7 +14,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -56,8 +57,10 @@ class _Batch:
     """The tasks of one step of one request. `over` gets the first error, or None once all tasks are done."""
 
     owner: Owner
+    turn: Hashable  # whose it is: equal for requests that share their turns
     left: int
     over: asyncio.Future[GatewayError | Exception | None]
+    has_begun: bool = False
 
     def end(self, error: Exception | None) -> None:
         if not self.over.done():
@@ -75,9 +78,9 @@ class Threads:
         self.threads = threads
         self._queue_size = queue_size
         self._under_way: dict[str, int] = {}  # steps by pipeline
-        # Tasks that wait, by pipeline; the pipeline that was served last comes last. They are not in the queue of the
-        # threads, so that a task whose caller has gone is dropped at once, with its tensors.
-        self._waiting: dict[str, dict[_Task, None]] = {}
+        # Tasks that wait, by pipeline and by whose they are; what was served last comes last. They are not in the queue
+        # of the threads, so that a task whose caller has gone is dropped at once, with its tensors.
+        self._waiting: dict[str, dict[Hashable, dict[_Task, None]]] = {}
         self._running: dict[_Task, None] = {}
         self._handed: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._idle = 0  # threads without a task
@@ -92,7 +95,7 @@ class Threads:
     async def __aexit__(self, *exc_info: object) -> None:
         """Stop, without waiting for threads that run a step."""
         self._is_closed = True
-        for task in [task for tasks in self._waiting.values() for task in tasks]:
+        for task in self._all_waiting():
             task.batch.over.cancel()
         self._waiting.clear()
         for _ in range(self._idle):
@@ -106,33 +109,33 @@ class Threads:
                 usage.oldest,
             )
 
-    async def run(self, work: Work[T], owner: Owner = NOBODY, deadline: Deadline | None = None) -> T:
+    async def run(
+        self, work: Work[T], owner: Owner = NOBODY, deadline: Deadline | None = None, turn: Hashable = None
+    ) -> T:
         """Run all tasks of a step and return its result; the first error ends the step.
 
-        :raises Overloaded: if the pipeline's queue is full.
+        turn: equal for steps that share their turns.
+        :raises Overloaded: if the pipeline's queue is full, or was and others had fewer places in it.
         :raises DeadlineExceeded: shortly before the deadline, with the name of the step. A task that has begun can't be
             stopped, so its thread stays taken until the task ends.
         """
         under_way = self._under_way.get(owner.pipeline, 0)
         if under_way >= self.threads + self._queue_size:
-            raise Overloaded(
-                f"the pipeline has {under_way} requests whose local steps run or wait, and may have no more: "
-                f"pipelines.threads is {self.threads} and pipelines.queue {self._queue_size}"
-            )
-        batch = _Batch(owner, len(work.tasks), self._loop.create_future())
+            self._free_a_place(owner.pipeline, turn)
+        batch = _Batch(owner, turn, len(work.tasks), self._loop.create_future())
         tasks = [_Task(act, batch) for act in work.tasks]
         timer = (
             self._loop.call_later(_time_left(deadline), self._expire, batch, tasks) if deadline is not None else None
         )
         self._under_way[owner.pipeline] = under_way + 1
         try:
-            self._waiting.setdefault(owner.pipeline, {}).update(dict.fromkeys(tasks))
+            self._waiting.setdefault(owner.pipeline, {}).setdefault(turn, {}).update(dict.fromkeys(tasks))
             self._hand_out()
             error = await batch.over
         finally:
             if timer is not None:
                 timer.cancel()
-            self._withdraw(owner.pipeline, tasks)
+            self._withdraw(batch, tasks)
             self._under_way[owner.pipeline] -= 1
             if not self._under_way[owner.pipeline]:
                 del self._under_way[owner.pipeline]
@@ -150,10 +153,9 @@ class Threads:
         for task in list(self._running):
             running, waiting, oldest = found.get(task.batch.owner, (0, 0, 0.0))
             found[task.batch.owner] = running + 1, waiting, max(oldest, now - task.since)
-        for tasks in list(self._waiting.values()):
-            for task in list(tasks):
-                running, waiting, oldest = found.get(task.batch.owner, (0, 0, 0.0))
-                found[task.batch.owner] = running, waiting + 1, oldest
+        for task in self._all_waiting():
+            running, waiting, oldest = found.get(task.batch.owner, (0, 0, 0.0))
+            found[task.batch.owner] = running, waiting + 1, oldest
         return [StepNow(owner.pipeline, owner.step, *numbers) for owner, numbers in found.items()]
 
     def _expire(self, batch: _Batch, tasks: list[_Task]) -> None:
@@ -170,22 +172,54 @@ class Threads:
             if usage.pipeline == pipeline and usage.running:
                 yield f"'{usage.step}' has run for {usage.oldest:.1f} s"
 
-    def _withdraw(self, pipeline: str, tasks: list[_Task]) -> None:
-        """Drop the tasks that have not begun."""
-        waiting = self._waiting.get(pipeline, {})
+    def _all_waiting(self) -> list[_Task]:
+        """May be asked from any thread."""
+        callers = [tasks for each in list(self._waiting.values()) for tasks in list(each.values())]
+        return [task for tasks in callers for task in list(tasks)]
+
+    def _free_a_place(self, pipeline: str, turn: Hashable) -> None:
+        """Have whoever waits with the most steps give up the last one of them.
+
+        :raises Overloaded: if nobody has more than the one who asks.
+        """
+        error = Overloaded(
+            f"the pipeline has {self._under_way[pipeline]} requests whose local steps run or wait, and may have no "
+            f"more: pipelines.threads is {self.threads} and pipelines.queue {self._queue_size}"
+        )
+        waiting = {
+            each: list(dict.fromkeys(task.batch for task in tasks if not task.batch.has_begun))
+            for each, tasks in self._waiting.get(pipeline, {}).items()
+        }
+        most = max(waiting.values(), key=len, default=[])
+        if len(most) <= len(waiting.get(turn, ())) + 1:
+            raise error
+        last = most[-1]
+        self._withdraw(last, [task for task in self._waiting[pipeline][last.turn] if task.batch is last])
+        last.end(error)
+
+    def _withdraw(self, batch: _Batch, tasks: Iterable[_Task]) -> None:
+        """Drop those of its tasks that have not begun."""
+        callers = self._waiting.get(batch.owner.pipeline, {})
+        waiting = callers.get(batch.turn, {})
         for task in tasks:
             waiting.pop(task, None)
         if not waiting:
-            self._waiting.pop(pipeline, None)
+            callers.pop(batch.turn, None)
+        if not callers:
+            self._waiting.pop(batch.owner.pipeline, None)
 
     def _hand_out(self) -> None:
         """Start all tasks that may run now."""
         while (pipeline := self._maybe_next()) is not None:
-            tasks = self._waiting.pop(pipeline)
+            callers = self._waiting.pop(pipeline)
+            turn = next(iter(callers))
+            tasks = callers.pop(turn)
             task = next(iter(tasks))
             del tasks[task]
             if tasks:
-                self._waiting[pipeline] = tasks
+                callers[turn] = tasks
+            if callers:
+                self._waiting[pipeline] = callers
             self._begin(task)
 
     def _maybe_next(self) -> str | None:
@@ -198,6 +232,7 @@ class Threads:
 
     def _begin(self, task: _Task) -> None:
         task.since = time.monotonic()
+        task.batch.has_begun = True
         if self._idle:
             self._idle -= 1
         else:

@@ -55,6 +55,10 @@ class Bucket:
         """Units that may be used now; below 0 if more were used."""
         return (self.tolerance - max(0.0, self._due - now)) * self.rate
 
+    def leave(self, units: float, now: float) -> None:
+        """Have so many units left now."""
+        self._due = now + self.tolerance - units * self.interval
+
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class SharedBuckets:
@@ -65,17 +69,19 @@ class SharedBuckets:
         self.share = share
         self.period = period
         self.is_away = True  # does the store not answer? Before it has, it does not
-        self.returns = 0  # times that it came back: what a lease knew before counts no more
+        self.turns = 0  # times that it came back or went away, after which leases are counted in another way
         self.leases: dict[str, Lease] = {}  # by key in the store: those with something to report or to ask
         self.on_hungry: Callable[[], None] | None = None  # a lease is used up: report at once
 
     def came_back(self) -> None:
-        self.is_away = False
-        self.returns += 1
-        self.leases.clear()
+        self._turn(is_away=False)
 
     def went_away(self) -> None:
-        self.is_away = True
+        self._turn(is_away=True)
+
+    def _turn(self, *, is_away: bool) -> None:
+        self.turns += self.is_away is not is_away
+        self.is_away = is_away
         self.leases.clear()
 
     def report(self, lease: Lease) -> None:
@@ -94,7 +100,8 @@ class Lease(Bucket):
     No call waits for the store. What was used is reported in the background, all of it, so that the store's account is
     exact; the answer says how full the bucket is, and this process's share of that is the next lease. What others
     don't use stays in the bucket and makes the next leases larger, so that one busy process among idle ones gets
-    nearly all. While the store is away, the process has its share of the rate.
+    nearly all. While the store is away, the process has its share of the rate. What is left stays left when the store
+    goes or comes back: one that does so again and again must not give a burst each time.
     """
 
     def __init__(self, key: str, rate: float, burst: float, shared: SharedBuckets) -> None:
@@ -106,15 +113,16 @@ class Lease(Bucket):
         self.used = 0.0  # units, that the store has not heard of
         self._credit = self.capacity * shared.share  # units that may be used before it answers next
         self._ahead = 0.0  # seconds by which the store's bucket was ahead of its rate when it last answered
-        self._heard_at = 0.0
-        self._returns = shared.returns
+        self._heard_at = self._credit_at = 0.0
+        self._turns = shared.turns
+        self._was_away = shared.is_away
 
     def wait(self, units: float, now: float) -> float:
         shared = self._shared
+        if self._turns != shared.turns:
+            self._carry_over(now)
         if shared.is_away:
             return self._local_bucket().wait(units, now)
-        if self._returns != shared.returns:
-            self._begin_anew()
         need = min(units, self.capacity * shared.share)
         if self._credit + _ROUNDING >= need:
             return 0.0
@@ -126,6 +134,8 @@ class Lease(Bucket):
         return max(shared.period, (need - self._credit) / (shared.share * self.rate))
 
     def take(self, units: float, now: float) -> None:
+        if self._turns != self._shared.turns:
+            self._carry_over(now)
         if self._shared.is_away:
             self._local_bucket().take(units, now)
             return
@@ -147,16 +157,22 @@ class Lease(Bucket):
         self._ahead, self._heard_at = ahead, now
         self._reckon(now)
 
-    def _begin_anew(self) -> None:
-        """The store was away: what was used meanwhile came of the local share."""
-        self._returns = self._shared.returns
-        self.used = self._ahead = 0.0
-        self._credit = self.capacity * self._shared.share
+    def _carry_over(self, now: float) -> None:
+        """The store has gone or come back. What is missing in one account is missing in the other."""
+        shared, was_away, full = self._shared, self._was_away, self.capacity * self._shared.share
+        self._turns, self._was_away = shared.turns, shared.is_away
+        if was_away and not shared.is_away:
+            self.used = 0.0  # what was used while it was away came of the local share
+            left = full - (self._local.capacity - self._local.left(now))
+            self.heard(self.tolerance - left / (shared.share * self.rate), now)
+        elif shared.is_away and not was_away:
+            local = self._local_bucket()
+            local.leave(local.capacity - (full - self._credit), self._credit_at)
 
     def _reckon(self, now: float) -> None:
         """The lease, if nobody has used anything since the store answered."""
         ahead = max(0.0, self._ahead - (now - self._heard_at))
-        self._credit = self._shared.share * (self.tolerance - ahead) * self.rate - self.used
+        self._credit, self._credit_at = self._shared.share * (self.tolerance - ahead) * self.rate - self.used, now
 
     def _local_bucket(self) -> Bucket:
         if self._local_share != self._shared.share:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from gateway.bounded import make_room
@@ -23,7 +24,7 @@ _MOST_OTHERS: Final = 10_000  # callers that the config does not name
 _MOST_ACCOUNTS: Final = 40_000  # of all of them, as far as those still are _LEAST_OTHERS; each takes about 800 bytes
 _LEAST_OTHERS: Final = 1000
 _MOST_NAME: Final = 200  # characters of a caller's name; longer ones that begin alike are one
-_MOST_TEXTS: Final = 16  # of refusals, that an account remembers
+_MOST_TEXTS: Final = 1024  # of refusals, that are remembered
 _BUSY_SECONDS: Final = 0.1  # after which to try again when all places are taken: nobody knows when one is free
 REASONS: Final = ("requests", "bytes", "rows", "concurrent")
 _UNITS: Final = ("requests per second", "bytes per second", "rows per second", "calls at a time")
@@ -115,6 +116,13 @@ def _rounded_up(seconds: float) -> float:
     return _TIMES[at] if at < len(_TIMES) else seconds
 
 
+@lru_cache(_MOST_TEXTS)
+def _refusal(whose: str, limit: float, short: int, seconds: float) -> tuple[str, str]:
+    """The text of a refusal, and the limit in words. Of all accounts together, since callers may invent their names."""
+    told = f"{limit:.15g} {_UNITS[short]}"
+    return f"The quota of {whose} is used up: {told}; try again in {seconds:.2g} s", told
+
+
 class Account:
     """One quota."""
 
@@ -134,7 +142,6 @@ class Account:
         subject = (f"caller:{shown(caller)}" if caller else "", f"model:{model}" if model else "")
         self._subject = ",".join(part for part in subject if part)
         self._short = 0  # of which reason there was too little, when there last was
-        self._told: dict[tuple[float, int], tuple[str, str]] = {}  # text and limit of refusals, by time and reason
 
     def limit(self, limits: Limits, workers: int, shared: SharedBuckets | None) -> None:
         """Put limits in force. Buckets whose limit has changed begin full."""
@@ -143,7 +150,6 @@ class Account:
         if before == limits:
             return
         self.limits = limits
-        self._told.clear()
         rates = mine if shared is None else limits
         self._requests = self._bucket("requests", rates.requests, limits.burst, shared)
         self._bytes = self._bucket("bytes", rates.bytes, limits.burst, shared)
@@ -195,19 +201,10 @@ class Account:
         """The error for a call that would have to wait so many seconds. It is counted."""
         reason = REASONS[self._short]
         self.refused[reason] = self.refused.get(reason, 0) + 1
-        seconds = _rounded_up(wait)
-        told = self._told.get((seconds, self._short))
-        if told is None:
-            limit = self._limit_text(self._short)
-            text = f"The quota of {self._whose} is used up: {limit}; try again in {seconds:.2g} s"
-            make_room(self._told, _MOST_TEXTS)
-            told = self._told[seconds, self._short] = (text, limit)
-        return QuotaExceeded(told[0], seconds, self._subject, reason, told[1])
-
-    def _limit_text(self, short: int) -> str:
-        limits = self.limits
-        limit = (limits.requests, limits.bytes, limits.rows, float(limits.concurrent))[short]
-        return f"{limit:.15g} {_UNITS[short]}"
+        seconds, limits = _rounded_up(wait), self.limits
+        limit = (limits.requests, limits.bytes, limits.rows, float(limits.concurrent))[self._short]
+        text, told = _refusal(self._whose, limit, self._short, seconds)
+        return QuotaExceeded(text, seconds, self._subject, reason, told)
 
     def now(self, now: float) -> QuotaNow:
         buckets = {"requests": self._requests, "bytes": self._bytes, "rows": self._rows}

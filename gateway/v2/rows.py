@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import Final
 
 from gateway.errors import MalformedMessage
-from gateway.v2.peek import Head, read_varint
+from gateway.v2.peek import MAX_FIELDS, Head, fields, read_varint
 
 _INPUT: Final = 0x2A
 _SHAPE_PACKED, _SHAPE = 0x1A, 0x18
-_MOST_FIELDS: Final = 64  # that are looked through for the first tensor, and in it: serializers write few before it
+_LEN: Final = 2  # the wire type of what has a length
+_NO_END: Final = 1 << 40  # more bytes than any message has: the end of one that has not arrived whole
 _MOST: Final = 1 << 31
+_MOST_ELSEWHERE: Final = 1 << 16  # rows that are believed of tensors in shared memory, of which a message has no bytes
+_SHARED_MEMORY: Final = b"shared_memory"
 
 
 def rows_of(body: bytes, head: Head) -> int:
@@ -32,34 +35,40 @@ def rows_of(body: bytes, head: Head) -> int:
     return rows
 
 
+def believable(rows: int, body: bytes, size: int, *, may_share_memory: bool) -> int:
+    """As many of these rows as a request of `size` bytes can have, since a row takes a byte at least.
+
+    Who only says that he has more would use up what others share, by a request that no server takes.
+    may_share_memory: may its tensors be elsewhere, in memory that Triton shares?
+    """
+    if rows <= size:
+        return rows
+    return min(rows, _MOST_ELSEWHERE) if may_share_memory and _SHARED_MEMORY in body else max(1, size)
+
+
 def _first_dimension(body: bytes) -> int:
-    at = 0
-    for _ in range(_MOST_FIELDS):
-        tag, at = read_varint(body, at)
-        if tag & 7 != 2:  # the scalars, parameters and tensors all have a length
-            return 1
-        size, at = read_varint(body, at)
-        if tag == _INPUT:
-            return _first_of_shape(body, at, min(at + size, len(body)))
-        at += size
-    return 1
+    tensor = _maybe_first(body, 0, _NO_END, _INPUT, _INPUT)
+    shape = None if tensor is None else _maybe_first(body, tensor[0], tensor[1], _SHAPE_PACKED, _SHAPE)
+    if shape is None:
+        return 1
+    value, _ = read_varint(body, shape[0])
+    return value if 0 < value < _MOST else 1
 
 
-def _first_of_shape(body: bytes, at: int, end: int) -> int:
-    for _ in range(_MOST_FIELDS):
+def _maybe_first(body: bytes, at: int, end: int, tag: int, other: int) -> tuple[int, int] | None:
+    """Where the first field with one of two tags begins and ends, whatever is before it: nobody is to hide his rows.
+
+    A list without numbers does not count.
+    """
+    for _ in range(MAX_FIELDS):
         if at >= end:
-            return 1
-        tag, at = read_varint(body, at)
-        value, at = read_varint(body, at)
-        if tag == _SHAPE_PACKED:
-            if not value:
-                return 1  # a shape without dimensions: one element
-            value, at = read_varint(body, at)
-        elif tag != _SHAPE:
-            if tag & 7 == 2:
-                at += value
-            elif tag & 7 != 0:
-                return 1
-            continue
-        return value if 0 < value < _MOST else 1
-    return 1
+            return None
+        found, begin = read_varint(body, at)
+        if found & 7 == _LEN:
+            size, begin = read_varint(body, begin)
+            at = begin + size
+        else:
+            _, _, begin, at = next(fields(body, at, end))
+        if found in (tag, other) and (begin < at or found == _INPUT):
+            return begin, at
+    return None

@@ -33,9 +33,9 @@ def gate_of(limit: int) -> Gate:
     return Gate(0.0, adaptive=AdaptiveLimit(limit, 0.0), fixed=limit)
 
 
-def enter_many(gate: Gate, calls: int) -> None:
+def enter_many(gate: Gate, calls: int, turn: str = "a") -> None:
     for _ in range(calls):
-        gate.enter(Call(), False, 0.0)
+        gate.enter(Call(turn), False, 0.0)
 
 
 def test_calls_up_to_the_limit_go_and_the_next_ones_wait_for_their_places() -> None:
@@ -122,6 +122,58 @@ def test_a_queue_is_bounded_and_says_when_to_try_again() -> None:
     assert refused.value.reason == FULL
     assert refused.value.retry_after > 0
     assert gate.now("upstream", "model").refused == {FULL: 1, TOO_LATE: 0}
+
+
+def crowded() -> tuple[Gate, list[Call]]:
+    """A gate with as many in flight and waiting as there may be, of one caller; and those that wait."""
+    gate, many = gate_of(2000), [Call("many", until=float(n)) for n in range(1000, 2000)]
+    for _ in range(2000):
+        gate.enter(Call("many"), False, 0.0)
+    for call in many:
+        assert not gate.enter(call, False, 0.0)
+    return gate, many
+
+
+def test_one_caller_who_fills_the_queue_refuses_himself_and_nobody_else() -> None:
+    gate, many = crowded()
+    with pytest.raises(Refused):
+        gate.enter(Call("many"), False, 0.0)
+    others = [Call(str(number)) for number in range(10)]
+    for call in others:
+        assert not gate.enter(call, False, 0.0)
+    assert [call.told for call in many[-10:]] == [[FULL]] * 10  # those that would have gone last
+    assert not any(call.told for call in many[:-10])
+    assert gate.refusals[FULL] == 11
+    assert gate.now("u", "m").waiting == 1000
+    for _ in range(20):
+        gate.leave(0.0)
+    assert [call.told for call in others] == [["admitted"]] * 10
+
+
+def test_callers_who_share_a_full_queue_alike_are_refused_alike() -> None:
+    gate = gate_of(2000)
+    enter_many(gate, 2000)
+    for number in range(1000):
+        assert not gate.enter(Call(str(number % 10)), False, 0.0)
+    for number in range(10):
+        with pytest.raises(Refused):
+            gate.enter(Call(str(number)), False, 0.0)
+
+
+def test_calls_of_the_batch_class_take_no_room_from_others() -> None:
+    gate, batch = gate_of(2000), [Call("batch") for _ in range(1000)]
+    enter_many(gate, 2000)
+    for call in batch:
+        assert not gate.enter(call, True, 0.0)
+    with pytest.raises(Refused):
+        gate.enter(Call("batch"), True, 0.0)
+    assert not gate.enter(Call("other"), True, 0.0)
+    for _ in range(990):
+        assert not gate.enter(Call("one"), False, 0.0)
+    assert [call.told for call in batch].count([FULL]) == 991
+    enter_many(gate, 1)
+    with pytest.raises(Refused):  # nothing of the batch class is left to make room
+        enter_many(gate, 10, "one")
 
 
 def test_after_a_servers_refusal_nobody_else_is_sent_before_an_answer_has_come() -> None:

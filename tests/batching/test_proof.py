@@ -142,6 +142,13 @@ def test_by_default_all_metadata_must_be_equal_but_that_of_single_calls() -> Non
     ]
 
 
+def test_the_name_that_the_gateway_gives_a_caller_keeps_callers_apart_under_any_key() -> None:
+    told = (*FIELDS, (b"x-forwarded-user", b"ada"))
+    assert (b"x-forwarded-user", b"ada") not in carried(told, None)
+    assert carried(told, None, b"x-forwarded-user")[-1] == (b"x-forwarded-user", b"ada")
+    assert (b"x-forwarded-for", b"a") not in carried(told, None, b"x-forwarded-user")
+
+
 def test_nobody_travels_on_anothers_key_for_a_restricted_protocol_whatever_the_config_lists() -> None:
     assert [name for name, _ in carried(FIELDS, frozenset({"x-request-id"}))] == [
         b"x-request-id",

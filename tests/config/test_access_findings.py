@@ -9,6 +9,7 @@ import pytest
 from gateway.access.api_keys import hash_of
 from gateway.cli import main
 from gateway.config import ConfigError, load
+from gateway.forwarding.metadata import _DROPPED, is_passed_on
 
 HASH = hash_of("igk_secret").hex()
 BASE = "upstreams: {cpu: {endpoints: [triton:8001]}}\nmodels: {m: {variants: {a: {upstream: cpu, model: x}}}}\n"
@@ -68,6 +69,13 @@ def said(folder: Path, text: str, **files: str) -> list[str]:
                 "access.certificates: no client shows a certificate, since none is asked for",
             ],
         ),
+        (
+            "access:\n" + KEYS + "  grants: [{callers: [ada], models: [m, '*m'], direct: ['x*', 'a*b']}]\n",
+            [
+                "access.grants[0].direct[1]: 'a*b' has a '*' that is not at its end, where it stands for itself",
+                "access.grants[0].models[1]: '*m' has a '*' that is not at its end, where it stands for itself",
+            ],
+        ),
         ("access:\n" + KEYS + "  grants: [{models: [m]}]\n", ["access.grants[0]: is for nobody"]),
         ("access:\n" + KEYS + "  open: true\n", ["access: is 'open', so nothing else here has an effect"]),
         ("access: {api_keys: [{caller: ada, sha256: igk_secret}]}\n", ["access.api_keys[0].sha256: is no SHA-256"]),
@@ -99,6 +107,13 @@ def said(folder: Path, text: str, **files: str) -> list[str]:
 )  # fmt: skip
 def test_access_is_checked_as_a_whole(tmp_path: Path, text: str, findings: list[str]) -> None:
     assert said(tmp_path, text) == findings
+
+
+@pytest.mark.parametrize("key", [*sorted(_DROPPED), "gateway-caller", "x-caller"])
+def test_a_name_is_told_triton_only_under_a_key_that_gets_there(tmp_path: Path, key: str) -> None:
+    text = "access:\n" + KEYS + f"  tell_upstream: {key}\n  grants: [{{callers: [ada], models: [m]}}]\n"
+    wrong = f"access.tell_upstream: has no effect: the gateway sends Triton no metadata '{key}'"
+    assert said(tmp_path, text) == ([] if is_passed_on(key) else [wrong])
 
 
 def test_files_are_checked_and_no_finding_shows_what_is_in_them(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ def problems(quotas: object, **more: object) -> list[str]:
             "at most 5",
         ),
         (
+            {**CALLER, "callers": {"other": {"rows": 5}}},
+            "quotas.callers.other: is what metrics call all callers together who are not named here, whose numbers it "
+            "would share; another name",
+        ),
+        (
             {"shared": {"url": "redis://x:6379"}, "default": {"concurrent": 3}},
             "quotas.shared: has no effect: no quota has a rate; requests, bytes or rows",
         ),
@@ -60,6 +65,15 @@ def problems(quotas: object, **more: object) -> list[str]:
 )
 def test_findings(quotas: object, said: str) -> None:
     assert problems(quotas) == [said]
+
+
+def test_whoever_may_have_a_grant_may_have_a_quota() -> None:
+    name = "Zoë of café"
+    access = {
+        "api_keys": [{"caller": name, "sha256": "0" * 64}],
+        "grants": [{"callers": [name], "models": ["photos"]}],
+    }
+    assert problems({"callers": {name: {"requests": 5}}}, access=access) == []
 
 
 def test_what_is_too_small_for_its_workers_is_told() -> None:

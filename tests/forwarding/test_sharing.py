@@ -13,9 +13,10 @@ from gateway.forwarding.admission import AdmissionSettings
 from gateway.forwarding.call import Call
 from gateway.forwarding.caller import metadata_from_pairs
 from gateway.forwarding.exchange import Request
+from gateway.forwarding.exposures import Running
 from gateway.forwarding.models import Models
 from gateway.forwarding.sharing import ShareSettings
-from gateway.routing import Route, Routes, Rule, Split
+from gateway.routing import Route, Routes, Rule, Split, Sticky
 from gateway.routing.match import AnyOf, Condition, Key
 from gateway.rpc.client import ClientCall
 from gateway.status import Code, Meaning, Origin
@@ -318,10 +319,31 @@ def test_a_fallbacks_answer_is_all_members_and_remembered_as_its_own() -> None:
     sent = len(world.sent)
     _, tester = world.ask(request(), [("x-tester", "1")])
     assert (tester.body, len(world.sent)) == (asked_for("", b"b"), sent)
+    assert second.trailing[b"gateway-fallback-from"] == b"a"
+    assert b"gateway-fallback-from" not in tester.trailing  # he is meant for it
     for endpoint in world.endpoints:
         endpoint.models = {}
     world.ask(request())  # the first variant's own answer is not known
     assert len(world.sent) == sent + 1
+
+
+def test_a_rollout_learns_of_each_member_that_another_variant_has_answered() -> None:
+    """Else a herd of identical requests hides a variant that can't answer."""
+    world = SharingWorld(ShareSettings(metadata=frozenset()))
+    [route] = world.inference.current.now.routes.public.values()
+    routes = Routes([replace(route, sticky=Sticky((Key("metadata", "x-user"),), ""))])
+    world.inference.current.now = replace(world.inference.current.now, routes=routes)
+    measures = (("errors", "error"),)
+    running = Running("r", "m", "only", frozenset("ab"), measures, sums=frozenset({"errors"}), counts_variant=True)
+    world.inference.exposures.apply([running])
+    for endpoint in world.endpoints:
+        endpoint.models = {("net", ""): False}
+    for user in "123":
+        world.ask(request(), [("x-user", user)])
+    assert len(world.sent) == 1
+    world.answer()
+    [book] = world.inference.exposures.table["m"]
+    assert {unit: (tally.failed, tally.ended) for unit, tally in book.tallies.items()} == dict.fromkeys("123", (1, 1))
 
 
 @pytest.mark.parametrize("what", ["load", "suspicion", "closing"])
@@ -412,6 +434,18 @@ def test_a_call_that_waits_for_anothers_turn_is_not_waited_for() -> None:
     world.answer(2)
     assert hog.ends == same.ends == other.ends == [Code.OK]
     assert world.counts[0] == 3
+
+
+def test_callers_who_ask_by_turns_wait_for_their_own_turn_once_each() -> None:
+    world = SharingWorld()
+    world.inference.gates.apply(AdmissionSettings({("u", "net"): 1}), world.now)
+    world.ask(request(raw=b"busybusy"))
+    callers = [world.ask(request(), number=number)[1] for number in (1, 2, 1, 2, 1, 2)]
+    for number in range(3):
+        world.answer(number)
+    assert [each.ends for each in callers] == [[Code.OK]] * 6
+    assert world.counts[0] == len(world.sent) == 3
+    assert not world.inference.shares.table["m"]._flights
 
 
 def test_a_short_deadline_is_not_why_others_are_shed() -> None:

@@ -94,6 +94,39 @@ async def test_as_many_steps_as_threads_and_queue_are_taken_and_one_more_is_refu
     assert gate.began == threads + queue + 1
 
 
+async def test_callers_take_turns_and_one_who_fills_the_queue_makes_room_for_others(gate: Gate) -> None:
+    ran: list[str] = []
+    async with threads_of(gate, 1, 3) as pool:
+
+        def ask(turn: str, *tasks: Callable[[], None]) -> asyncio.Task[Any]:
+            done = (lambda: ran.append(turn),)
+            return asyncio.ensure_future(pool.run(work(*(tasks or done)), turn=turn))
+
+        first = ask("hog", gate.task)
+        await gate.wait_begun(1)
+        many = [ask("hog") for _ in range(3)]
+        await asyncio.sleep(0)
+        one, too_many = ask("one"), ask("hog")
+        with pytest.raises(Overloaded):
+            await too_many
+        with pytest.raises(Overloaded):
+            await many[2]
+        assert sum(step.waiting for step in pool.usage()) == 3
+        gate.open()
+        await asyncio.gather(first, *many[:2], one)
+    assert ran == ["hog", "one", "hog"]
+
+
+async def test_a_step_that_has_begun_makes_room_for_nobody(gate: Gate) -> None:
+    async with threads_of(gate, 1, 1) as pool:
+        both = [asyncio.ensure_future(pool.run(work(gate.task, gate.task), turn="hog")) for _ in range(2)]
+        await gate.wait_begun(1)
+        with pytest.raises(Overloaded):
+            await pool.run(work(gate.task), turn="one")  # the hog has one step that waits, and no more
+        gate.open()
+        await asyncio.gather(*both)
+
+
 async def test_a_batch_counts_as_one_step_however_many_tasks_it_has(gate: Gate) -> None:
     async with threads_of(gate, 2, 0) as threads:
         batches = [begin(threads, gate.task, gate.task) for _ in range(2)]

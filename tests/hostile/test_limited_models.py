@@ -29,8 +29,9 @@ def served() -> Iterator[Served]:
         yield running
 
 
-def test_slow_uploads_keep_no_places(served: Served) -> None:
-    body = message(infer_request(size=400_000))
+@pytest.mark.parametrize("model", ["m", "a"], ids=["public", "direct"])
+def test_slow_uploads_keep_no_places(served: Served, model: str) -> None:
+    body = message(infer_request(size=400_000, model=model))
     uploads = [served.connect() for _ in range(3)]
     for upload in uploads:
         upload.send(head(INFER))

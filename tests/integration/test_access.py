@@ -15,6 +15,9 @@ import grpc
 import pytest
 from access_gateways import ACCESS, KEYS, MARK, CountingTriton, closed_gateway, counting, key_of, request
 from grpc_health.v1 import health_pb2
+from played_triton import played
+from traffic import config, write
+from traffic import gateway as gateway_of
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from v2_calls import channel_to
@@ -577,6 +580,25 @@ async def test_the_caller_s_name_is_a_fact_for_rules_and_goes_upstream_if_that_i
         assert metadata["x-caller"] == "user"
         known = [decision.facts.metadata for decision in running._models.inference._decisions.values()]
         assert [facts["gateway-caller"] for facts in known] == ["user"]
+
+
+async def test_a_name_that_goes_upstream_keeps_callers_apart_who_share_answers(tmp_path: Path) -> None:
+    """Whatever its key is, also one that differs from call to call where others set it."""
+    told: list[Any] = []
+
+    async def note(asked: Any, context: Any) -> None:
+        told.append(dict(context.invocation_metadata()).get("x-forwarded-user"))
+
+    keys = [{"caller": name, "sha256": hash_of(key).hex()} for name, key in KEYS.items()]
+    access = {"api_keys": keys, "grants": [{"everybody": True, "models": ["adder"]}]}
+    access["tell_upstream"] = "x-forwarded-user"
+    async with played(note) as triton:
+        models = {"adder": {"variants": {"only": {"upstream": "main", "model": "add_one"}}, "share": {}}}
+        file = write(tmp_path / "gateway.yaml", config({"main": triton.address}, models, access=access))
+        async with gateway_of(file) as running, channel_to(running.listen) as channel:
+            for name in ("user", "other"):
+                await infer(channel, request("adder"), (*key_of(name), ("x-forwarded-user", "admin")))
+    assert told == ["user", "other"]
 
 
 async def test_refused_calls_are_counted_by_reason(gateway: Gateway, channel: grpc.aio.Channel) -> None:

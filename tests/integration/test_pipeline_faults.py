@@ -48,6 +48,11 @@ class Panics(Base):
 class Briefly(Exit):
     def is_brief(self, tensors): return True
 
+class Slow(Base):
+    def __call__(self, tensors):
+        time.sleep(0.5)
+        return dict(tensors)
+
 class Sleeps(Base):
     def __call__(self, tensors): time.sleep(100_000)
 """
@@ -82,6 +87,7 @@ MODELS = {
     "exits": pipeline("Exit"),
     "panics": pipeline("Panics"),
     "briefly": pipeline("Briefly"),
+    "slow": pipeline("Slow"),
     "sleeps": pipeline("Sleeps"),
     "misnamed": calling({"logit": "scores"}, max_batch_size=8),
     "greedy": calling({"OUT": "OUT"}, max_batch_size=4096),
@@ -126,6 +132,22 @@ async def test_no_step_ends_the_gateway_or_leaves_a_caller_without_an_answer(
         assert "The gateway failed unexpectedly" not in gateway.errors
         assert gateway.errors.count("pipeline 'exits'") < 10
         assert len(gateway.errors) < 40_000
+
+
+async def test_a_caller_who_fills_a_pipelines_queue_refuses_himself_and_nobody_else(
+    triton: LocalTriton, tmp_path: Path
+) -> None:
+    hog, other = (("x-tenant", "hog"),), (("x-tenant", "other"),)
+    limits = {"pipelines": {"threads": 1, "queue": 3}, "admission": {"caller": "x-tenant"}}
+    async with served(written(tmp_path, triton, **limits)) as gateway:
+        address, _ = await gateway.until_serving()
+        async with channel_to(address) as channel:
+            many = [asyncio.ensure_future(call(channel, infer("slow"), metadata=hog)) for _ in range(10)]
+            await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED)  # one was refused
+            answered = await call(channel, infer("slow"), metadata=other)
+            codes = {outcome.code for outcome in await asyncio.gather(*many)}
+    assert answered.code is grpc.StatusCode.OK
+    assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 async def test_a_step_that_sleeps_for_ever_holds_up_neither_others_nor_the_end(

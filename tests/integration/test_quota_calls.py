@@ -79,6 +79,15 @@ async def test_a_caller_over_his_quota_is_refused_and_told_whose_it_is_and_when_
     assert sum(triton.executed.values()) == 1 + sum(each.code is grpc.StatusCode.OK for each in outcomes)
 
 
+async def test_a_caller_who_only_says_that_he_has_many_rows_uses_up_nobodys_quota(tmp_path: Path) -> None:
+    async with served(tmp_path, {"models": {"net": {"rows": 1000, "burst": "60s"}}}) as (_, channel, _):
+        lie = request()
+        lie.inputs[0].shape[0] = (1 << 31) - 1
+        await call(channel, lie)
+        answered = await call(channel, request(), metadata=ACME)
+    assert answered.code is grpc.StatusCode.OK
+
+
 async def test_whoever_comes_when_he_was_told_to_is_answered(tmp_path: Path) -> None:
     async with served(tmp_path, {"callers": {"acme": {"requests": 5, "burst": "200ms"}}}) as (_, channel, _):
         await call(channel, request(), metadata=ACME)
@@ -245,7 +254,7 @@ async def test_the_usage_log_survives_a_kill_with_at_most_an_interval_lost(tmp_p
 async def test_two_gateways_share_a_quota_and_serve_without_the_store(tmp_path: Path) -> None:
     with running_store() as store:
         shared = {"url": store.url, "gateways": 2, "timeout": "300ms"}
-        quotas = {"callers": {"acme": {"requests": 0.1, "burst": "5m"}}, "shared": shared}  # 30 at once
+        quotas = {"default": {"requests": 0.1, "burst": "5m"}, "shared": shared}  # 30 at once
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()
         async with served(tmp_path / "a", quotas) as (a, at_a, _), served(tmp_path / "b", quotas) as (b, at_b, _):
@@ -263,7 +272,12 @@ async def test_two_gateways_share_a_quota_and_serve_without_the_store(tmp_path: 
             assert "gateway_quota_store_away 0.0" in metrics
             store.stop()
             await until(lambda: all(each is not None and each.is_away for each in quotas_of), 10, "it is away")
-            assert (await call(at_a, request(), metadata=ACME)).code is grpc.StatusCode.OK  # of its own share
+            others = await call(at_a, request(), metadata=(("x-tenant", "beta"),))
+            assert others.code is grpc.StatusCode.OK  # of its own share
+            again = [await call(channel, request(), metadata=ACME) for channel in (at_a, at_b) for _ in range(15)]
+            assert (
+                sum(each.code is grpc.StatusCode.OK for each in again) < 10
+            )  # what is used up stays so: ten take 100 s
             _, metrics = await http(a.admin_address, "/metrics")
             assert "gateway_quota_store_away 1.0" in metrics
             _, state = await http(a.admin_address, "/state")

@@ -118,6 +118,43 @@ def test_while_the_store_is_away_each_has_its_share_and_afterwards_it_begins_ane
     assert lease.left(10.0) == pytest.approx(0.25 * 75)
 
 
+@pytest.mark.parametrize("burst", [1.0, 60.0])
+def test_a_store_that_goes_and_comes_back_again_and_again_gives_no_burst_each_time(burst: float) -> None:
+    """Twice the rate at most: what is used while it is away it does not hear of."""
+    shared, store, let_in = SharedBuckets(0.5, 0.1), Store(10.0, burst), 0.0
+    lease = Lease("k", 10.0, burst, shared)
+    for second in range(100):
+        shared.came_back()
+        for now in (second + 0.0, second + 0.1):
+            let_in += used(lease, [now] * 1000)
+            lease.heard(store.charge(lease.reported(), now), now)
+        shared.went_away()
+        let_in += used(lease, [second + 0.2] * 1000)
+        shared.went_away()
+    assert let_in <= 10.0 * (burst + 2 * 100)
+
+
+def test_what_is_owed_is_owed_when_the_store_goes_and_when_it_comes_back() -> None:
+    shared = SharedBuckets(0.5, 0.1)
+    lease = Lease("k", 10.0, 1.0, shared)
+    lease.take(55.0, 0.0)
+    shared.came_back()
+    assert lease.wait(1.0, 0.0) > 0
+    assert lease.left(0.0) == pytest.approx(-50)
+    shared.went_away()
+    assert lease.wait(1.0, 10.0) > 0
+    assert lease.wait(1.0, 10.3) == 0
+
+
+def test_a_share_below_one_request_is_not_refused_for_the_stores_going() -> None:
+    shared = SharedBuckets(0.25, 0.1)
+    shared.came_back()
+    lease = Lease("k", 1.0, 1.0, shared)
+    assert lease.wait(1.0, 100.0) == 0
+    shared.went_away()
+    assert lease.wait(1.0, 100.0) == 0
+
+
 def test_a_lease_that_is_used_up_asks_at_once() -> None:
     asked: list[bool] = []
     shared = SharedBuckets(0.5, 0.05)

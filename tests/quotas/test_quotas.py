@@ -9,6 +9,7 @@ import pytest
 from gateway.errors import Overloaded, QuotaExceeded
 from gateway.forwarding.admission import AdmissionSettings, Gates
 from gateway.quotas import CallerQuota, Limits, Quota, Quotas, QuotaSettings, SharedBuckets
+from gateway.quotas.quotas import _refusal
 
 KEY = "x-tenant"
 
@@ -32,6 +33,14 @@ def entered(quota: Quota, times: int, size: int = 0, rows: int = 1, now: float =
             continue
         count += 1
     return count
+
+
+def test_what_refusals_say_is_remembered_of_all_callers_together_who_may_invent_their_names() -> None:
+    quotas = quotas_of(default=CallerQuota(Limits(requests=1)))
+    for number in range(200):
+        for tenths in range(10):
+            entered(quota(quotas, str(number)), 2, now=tenths / 10)
+    assert _refusal.cache_info().currsize <= 1024
 
 
 def test_without_quotas_nothing_is_on() -> None:

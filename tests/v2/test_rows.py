@@ -6,7 +6,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.v2.peek import RAW_INPUT, KnownHeads, peek_front, peek_request
-from gateway.v2.rows import rows_of
+from gateway.v2.rows import believable, rows_of
 
 
 def request(*shape: int, raw: bool = True) -> bytes:
@@ -52,3 +52,29 @@ def test_the_front_of_a_large_request_is_enough() -> None:
     head = peek_front(front)
     assert head is not None
     assert rows_of(front, head) == 5
+
+
+@pytest.mark.parametrize("before", [b"\x22\x00" * 100, b"\xa8\x06\x01", b"\xab\x06\xa8\x06\x01\xac\x06"])
+def test_what_is_before_the_first_input_hides_no_rows(before: bytes) -> None:
+    """A hundred parameters, an unknown number, an unknown group."""
+    body = before + request(8, 1)
+    pb.ModelInferRequest.FromString(body)
+    assert rows_of(body, peek_request(body)) == 8
+
+
+def test_what_is_before_a_shape_hides_no_rows() -> None:
+    shape = b"\x1a\x00" + b"\x1a\x01\x08" + b"\x18\x09"  # nothing, eight and nine
+    tensor = b"\x22\x00" * 100 + shape
+    body = b"\x0a\x03net\x2a\xcf\x01" + tensor
+    assert list(pb.ModelInferRequest.FromString(body).inputs[0].shape) == [8, 9]
+    assert rows_of(body, peek_request(body)) == 8
+
+
+def test_no_more_rows_are_believed_than_a_request_can_have() -> None:
+    body = request(8, 1)
+    assert believable(8, body, len(body), may_share_memory=False) == 8
+    assert believable(1 << 30, body, 500, may_share_memory=True) == 500
+    shared = body + b"shared_memory_region"
+    assert believable(1000, shared, 500, may_share_memory=True) == 1000
+    assert believable(1 << 30, shared, 500, may_share_memory=True) == 65_536
+    assert believable(1000, shared, 500, may_share_memory=False) == 500

@@ -73,6 +73,11 @@ class FairQueue:
         self.size -= 1
         return waiting, since
 
+    def maybe_last(self, own: int) -> Waiting | None:
+        """The call that would go last of the caller with the most; None if nobody has more than `own`."""
+        places = max(self._by_caller.values(), key=len, default=None)
+        return None if places is None or len(places) <= own else max(places)[3]
+
     def discard(self, waiting: Waiting) -> bool:
         """Take one out, if it is here."""
         places = self._by_caller.get(waiting.turn, [])

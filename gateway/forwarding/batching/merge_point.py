@@ -193,7 +193,7 @@ class MergePoint:
         if found is None or found[0].rows >= merger.limits.rows:
             return False
         member.layout, member.spans = found
-        member.carried = carried(member.passed, self.settings.metadata)
+        member.carried = carried(member.passed, self.settings.metadata, self.settings.caller)
         return True
 
     def submit(self, member: Mergeable) -> None:

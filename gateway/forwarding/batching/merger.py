@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from gateway.forwarding.batching.concurrency_limit import ConcurrencyLimit
 from gateway.rpc.metadata import Fields
 from gateway.v2.layout import Layout, split_rows
 from gateway.v2.peek import Head, encode_varint, scalars
+
+Key: TypeAlias = bytes
+"""Of metadata, as it is on the wire; `bytes` is a field below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class MergeSettings:
     metadata: frozenset[str] | None = None  # keys whose values must be equal; None: all keys but `proof.PER_CALL`
     ignore_ids: bool = False  # merge requests that have an id too; their ids do not reach Triton
     recheck: float = 0.0  # seconds for which a check that the model has not changed stays valid
+    caller: Key = b""  # the metadata key under which the gateway itself tells Triton who calls
 
 
 @dataclass(frozen=True, slots=True)

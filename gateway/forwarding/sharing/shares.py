@@ -8,7 +8,7 @@ himself, such as leaving too little time, never becomes the others' failure; wha
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from gateway.errors import GatewayError, UpstreamFailed
@@ -45,6 +45,7 @@ class ShareSettings:
     cache_bytes: int = 0  # of one worker; 0: nothing is remembered
     seconds: float = 60.0  # for which an answer is remembered
     metadata: frozenset[str] | None = None  # keys that must be equal; None: all, without those that differ by nature
+    caller: bytes = b""  # the key under which the gateway itself tells Triton who calls
 
 
 class Member(Protocol):
@@ -122,7 +123,7 @@ class Flight(Caller):
         self._known: KnownModel | None = None  # what is asked now, as it is known
         self._is_counted = False  # would it be seen if that is loaded anew from now on?
         self._is_late = False
-        self._turn = turn
+        self.turn = turn
         self._id = leader.head.id
         own = asked_by.metadata
         self.metadata = CallerMetadata(own.values, sent, own.trace, ())
@@ -143,7 +144,7 @@ class Flight(Caller):
         """
         if self._is_late or (self._known is not None and not self._known.is_current):
             return False
-        return turn == self._turn or not self.call.is_queued
+        return turn == self.turn or not self.call.is_queued
 
     def join(self, member: Member) -> None:
         self._members[member] = None
@@ -185,7 +186,8 @@ class Flight(Caller):
         answer = Answer(body, initial, theirs, served)
         known.answered(served.model_version)
         if self._is_counted:
-            self._model.answered(variant, self._digest, answer, known, self.call.now())
+            own = answer if not served.fallback_from else replace(answer, served=_as_chosen(served))
+            self._model.answered(variant, self._digest, own, known, self.call.now())
         for member in self._leaving():
             if member is self._leader:
                 member.share_answered(answer, "", trailing)
@@ -233,13 +235,18 @@ class Flight(Caller):
         """Each member's end is reported as its own."""
 
 
+def _as_chosen(served: Served) -> Served:
+    """Who gave a fallback's answer, for those whom it is remembered for: they are meant for that variant."""
+    return replace(served, fallback_from="", fallback_reason="")
+
+
 class SharedModel:
     """Of one public model: its requests in flight by key, and its remembered answers."""
 
     def __init__(self, name: str, settings: ShareSettings) -> None:
         self._name = name
         self.settings = settings
-        self._flights: dict[Hashable, Flight] = {}
+        self._flights: dict[Hashable, Flight] = {}  # by key, the latest; and by key and turn
         self._cache = AnswerCache(settings.cache_bytes, settings.seconds)
         self.hits = 0
         self.coalesced = 0
@@ -253,19 +260,22 @@ class SharedModel:
         return found
 
     def maybe_flight(self, key: Hashable, turn: Hashable) -> Flight | None:
-        """What a request may wait for."""
+        """What a request may wait for: the latest flight, or the one that waits for the same turn."""
         flight = self._flights.get(key)
+        if flight is not None and not flight.takes(turn):
+            flight = self._flights.get((key, turn))
         return flight if flight is not None and flight.takes(turn) else None
 
     def began(self, key: Hashable, flight: Flight) -> None:
         self.executed += 1
         if self.settings.coalesce:
-            self._flights[key] = flight
+            self._flights[key] = self._flights[key, flight.turn] = flight
 
     def landed(self, key: Hashable, flight: Flight) -> None:
         """It takes no more members."""
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+        for each in (key, (key, flight.turn)):
+            if self._flights.get(each) is flight:
+                del self._flights[each]
 
     def answered(self, variant: Variant, digest: bytes, answer: Answer, known: KnownModel, now: float) -> None:
         """variant: that answered, which may be a fallback: what it said is remembered as its own."""
