@@ -13,7 +13,7 @@ import grpc
 import pytest
 from played_triton import SERVICE, PlayedTriton, fails_at_once, hangs, played, processes
 from runbook import as_the_page_says
-from traffic import OK, UNAVAILABLE, Traffic, config, gateway, http, traffic, write
+from traffic import OK, UNAVAILABLE, Traffic, config, gateway, http, patient, traffic, write
 from v2_calls import call, channel_to
 
 from gateway.app import Gateway
@@ -314,7 +314,7 @@ async def gpu_and_cpu(tmp_path: Path) -> AsyncIterator[tuple[Gateway, PlayedTrit
     """A model on one server, with another one as its fallback."""
     async with played() as gpu, played() as cpu:
         variants = {name: {"upstream": name, "model": "net"} for name in ("gpu", "cpu")}
-        upstreams = {"gpu": gpu.address, "cpu": cpu.address}
+        upstreams = {"gpu": patient(gpu.address), "cpu": patient(cpu.address)}
         async with gateway(write(tmp_path / "g.yaml", config(upstreams, {"net": {"variants": variants}}))) as running:
             yield running, gpu, cpu
 

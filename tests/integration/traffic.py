@@ -42,6 +42,11 @@ def config(upstreams: dict[str, Any], models: dict[str, Any], **more: Any) -> di
     }
 
 
+def patient(*addresses: str) -> dict[str, Any]:
+    """An upstream whose servers are not taken for dead, however late a busy machine lets them answer probes."""
+    return {"endpoints": list(addresses), "probe_timeout": "30s", "slow_probes_to_fail": 100}
+
+
 def write(file: Path, content: dict[str, Any]) -> Path:
     """Replace the file in one step, as editors and deployments do."""
     partial = file.with_suffix(".partial")
