@@ -68,6 +68,7 @@ async def test_a_task_answers_the_user_s_own_file(arguments: tuple[str, ...], tm
         (("--task", "ocr"), 2, "no task 'ocr'"),
         (("--input", "own.txt"), 2, "usage: inference-gateway demo "),
         (("--task", "language", "--input", "nowhere.txt"), 2, "nowhere.txt"),
+        (("--config", "nowhere.yaml"), 2, "nowhere.yaml"),
     ],
 )
 async def test_what_cannot_be_shown_is_told_before_anything_starts(
